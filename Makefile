@@ -1,0 +1,32 @@
+# Every target sets up what it needs. `make demo` shows the whole thing; `make test` checks it.
+PY := .venv/bin/python
+ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
+
+.PHONY: setup demo test test-long bench lint clean
+demo: setup
+	$(PY) -m tests.system.demo
+
+setup:
+	@deploy/setup.sh
+
+test: setup lint
+	$(PY) -m pytest
+
+test-long: setup
+	$(PY) -m tests.long
+
+bench: setup
+	$(PY) -m tests.bench
+
+lint:
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+build/capture.bpf.o: agent/bpf/capture.bpf.c
+	@mkdir -p build
+	clang -O2 -g -Wall -Werror -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -I/usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
+
+clean:
+	rm -rf build .venv
