@@ -6,13 +6,16 @@
     ├── DeadlineError       US3xx   exit 4   it did not happen in time
     └── UnhealthyError      US4xx   exit 5   the system cannot do it now
         ├── DeviceError             a block device or the kernel's capture
-        ├── PeerError               the other end of a connection broke the protocol, or was refused
+        ├── PeerError               the other end of a connection (US42x, US45x, US46x)
+        │   ├── LocalProtocolError  our fault
+        │   ├── RemoteProtocolError the peer's fault: frames, versions, order of batches
+        │   └── TlsError            certificates, roles, bytes that are not TLS
         ├── StorageError            blob storage or a local disk
         │   └── TransientError      worth another try (the only class that anything retries)
         └── IntegrityError          data is not what it must be: digest, key, order
 
-Codes are unique across the tree (a unit test checks it): a subclass with its own `code` is one kind of failure.
-Foreign exceptions are translated to these at the edge where they appear.
+Codes are unique across the tree (a unit test checks it): a subclass with its own `code` is one kind of
+failure. Foreign exceptions are translated to these at the edge where they appear.
 """
 
 from __future__ import annotations
@@ -23,14 +26,16 @@ from typing import ClassVar
 class UnderstudyError(Exception):
     """What failed, why, and what to do about it.
 
-    `what` names the failed operation and its object; `cause` the reason as far as it is known; `action` what the
-    reader should do. A subclass may give defaults for cause and action.
+    `what` names the failed operation and its object; `cause` the reason as far as it is known; `action` what
+    the reader should do. A subclass may give defaults for cause and action.
     """
 
     code: ClassVar[str] = "US000"
     exit_code: ClassVar[int] = 1
     default_cause: ClassVar[str] = ""
     default_action: ClassVar[str] = ""
+    ends_epoch: ClassVar[bool] = False
+    """Continuity of the stream is lost: no retry helps, the agent must begin a new epoch."""
 
     def __init__(self, what: str, *, cause: str = "", action: str = "") -> None:
         self.what = what
@@ -52,9 +57,85 @@ class UsageError(UnderstudyError):
     exit_code = 2
 
 
+class ConfigError(UsageError):
+    code = "US101"
+    default_action = "Correct it and start again."
+
+
+class ListenError(UsageError):
+    code = "US102"
+    default_action = "Stop what uses this address (ss -ltnp shows it), or configure another port."
+
+
+class EnrolmentError(UsageError):
+    """A request for a certificate that is refused. Subclasses say why."""
+
+    code = "US120"
+    default_action = "Create a new token (understudy token create ROLE NAME) and enrol with it."
+
+
+class TokenUnknownError(EnrolmentError):
+    code = "US121"
+    default_cause = "the config server never issued this token"
+    default_action = "Check that it was copied whole and belongs to this config server, or create a new one."
+
+
+class TokenUsedError(EnrolmentError):
+    code = "US122"
+    default_cause = "the token was used before, and each works only once"
+
+
+class TokenExpiredError(EnrolmentError):
+    code = "US123"
+    default_cause = "the token has expired"
+
+
+class TokenMalformedError(EnrolmentError):
+    code = "US124"
+    default_cause = "this is not an enrolment token"
+    default_action = "Copy it whole, as `understudy token create` printed it."
+
+
+class RequestError(UsageError):
+    """A request to the config server's API that it does not understand."""
+
+    code = "US125"
+    default_action = "Correct the request; the API is described in shared/api.py."
+
+
+class AccessError(UsageError):
+    """Who asks is not known, or may not do this."""
+
+    code = "US126"
+    default_action = "Use the operator token of this config server (option --token-file)."
+
+
+class LabError(UsageError):
+    code = "US130"
+
+
 class NotFoundError(UnderstudyError):
     code = "US200"
     exit_code = 3
+
+
+class MachineNotFoundError(NotFoundError):
+    code = "US201"
+    default_cause = "no machine of this name is known"
+    default_action = "`understudy machine list` shows those that are."
+
+
+class JobNotFoundError(NotFoundError):
+    code = "US202"
+
+
+class CommandNotFoundError(NotFoundError):
+    code = "US203"
+
+
+class LabNotFoundError(NotFoundError):
+    code = "US204"
+    default_action = "Give the folder of a lab (--dir or --lab), or start one: understudy lab up."
 
 
 class DeadlineError(UnderstudyError):
@@ -67,12 +148,170 @@ class UnhealthyError(UnderstudyError):
     exit_code = 5
 
 
+class DaemonError(UnhealthyError):
+    """A daemon of a lab that did not start, or did not stop."""
+
+    code = "US470"
+
+
+class DisconnectedError(UnhealthyError):
+    """A daemon that reported before and does not any more."""
+
+    code = "US471"
+    default_action = "Check that it runs and reaches the config server; capture goes on meanwhile."
+
+
+class RpoThresholdError(UnhealthyError):
+    code = "US472"
+    default_action = "Look at the hops of `understudy machine watch` for the one that is behind."
+
+
+class ClockSkewError(UnhealthyError):
+    code = "US473"
+    default_action = "Synchronise the clocks (NTP): recovery times are those of the machine's own clock."
+
+
+class RestoreError(UnhealthyError):
+    code = "US474"
+
+
 class DeviceError(UnhealthyError):
     code = "US410"
 
 
 class PeerError(UnhealthyError):
     code = "US420"
+
+
+class LocalProtocolError(PeerError):
+    """Our fault: this end wanted to send what the session does not allow."""
+
+    code = "US421"
+    default_action = "This is a bug on this side; the connection is closed and made anew, nothing is lost."
+
+
+class RemoteProtocolError(PeerError):
+    """The peer's fault: it broke the protocol. The connection is closed; the rest is sent again."""
+
+    code = "US422"
+    default_action = (
+        "The connection is closed, nothing is lost; if it repeats, compare the versions of both ends."
+    )
+
+
+class NotAFrameError(RemoteProtocolError):
+    code = "US423"
+    default_cause = "the bytes do not begin like a frame of this protocol"
+    default_action = "Something else talks to this port, or a proxy changes the stream. Nothing is lost."
+
+
+class OversizedFrameError(RemoteProtocolError):
+    code = "US424"
+    default_action = "The frame was refused before any memory was used for it. Nothing is lost."
+
+
+class VersionSkewError(RemoteProtocolError):
+    code = "US425"
+    default_action = "Upgrade the older end; until then the agent keeps what it has."
+
+
+class TruncatedFrameError(RemoteProtocolError):
+    code = "US426"
+    default_cause = "the connection ended inside a frame"
+    default_action = "The sender connects again and repeats what was not acknowledged."
+
+
+class MalformedFrameError(RemoteProtocolError):
+    code = "US427"
+
+
+class UnexpectedFrameError(RemoteProtocolError):
+    code = "US428"
+
+
+class BatchGapError(RemoteProtocolError):
+    code = "US429"
+    default_action = "The sender connects again and continues behind the last acknowledged batch."
+
+
+class BatchConflictError(RemoteProtocolError):
+    """A batch that is here already came again with other content."""
+
+    code = "US450"
+    ends_epoch = True
+    default_action = "The machine was reverted or cloned: a new epoch begins with a resync."
+
+
+class ContinuityError(RemoteProtocolError):
+    """The sender's history is not the one that is stored here."""
+
+    code = "US451"
+    ends_epoch = True
+    default_action = "The machine was reverted, cloned or lost its state: a new epoch begins with a resync."
+
+
+class RefusedError(PeerError):
+    """The peer sent a Fault. `cause` and `action` are the peer's words."""
+
+    code = "US452"
+
+
+class SilentPeerError(PeerError):
+    code = "US453"
+    default_action = "Check the network between the two hosts. The agent connects again by itself."
+
+
+class SupersededError(PeerError):
+    code = "US454"
+    default_cause = "the same machine has opened a newer session"
+    default_action = "If this repeats, two agents run under one name: enrol a cloned machine anew."
+
+
+class StoppingError(PeerError):
+    code = "US455"
+    default_cause = "it is shutting down"
+    default_action = "The agent connects again by itself."
+
+
+class TlsError(PeerError):
+    code = "US460"
+    default_action = "Check the certificates of both ends; they must come from one installation."
+
+
+class NotTlsError(TlsError):
+    code = "US461"
+    default_action = "Something that does not speak TLS uses this port: find it by the address."
+
+
+class CertificateMissingError(TlsError):
+    code = "US462"
+    default_cause = "it showed no certificate"
+    default_action = "Only enrolled daemons may connect: enrol it with the config server."
+
+
+class CertificateExpiredError(TlsError):
+    code = "US463"
+    default_action = "Check the clocks of both hosts; if they are right, renew the certificate."
+
+
+class UnknownAuthorityError(TlsError):
+    code = "US464"
+    default_action = "Both ends must be enrolled with the same config server."
+
+
+class WrongHostError(TlsError):
+    code = "US465"
+    default_action = "Connect by a name or address that the server's certificate carries."
+
+
+class WrongRoleError(TlsError):
+    code = "US466"
+    default_action = "Use the certificate that was issued for this role and name."
+
+
+class UnreachableError(PeerError):
+    code = "US467"
+    default_action = "Check that the other end runs and that the network lets this port through."
 
 
 class StorageError(UnhealthyError):

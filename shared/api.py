@@ -1,0 +1,172 @@
+"""The config server's REST API, declared once: which operation is where, and who may call it.
+
+The server binds a handler to each route (config_server/binding.py) and the client calls the same objects
+(shared/rest.py), so a path, a body and a permission exist in one place only. Bodies are the structs of
+shared/messages.py as JSON. A failed call answers with a `Failure`; its HTTP status follows from the class of
+the error (shared/errors.py).
+
+PUBLIC: anybody who reaches the port. OPERATOR: who sends the operator token as a bearer token. DAEMON: who
+presents a certificate of the config server's CA, whose common name is `ROLE:NAME`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from shared.messages import (
+    AuditList,
+    CaCertificate,
+    Certificate,
+    CommandView,
+    DaemonList,
+    EnrolRequest,
+    EventList,
+    EventQuery,
+    FlushReply,
+    FlushRequest,
+    Health,
+    JobList,
+    JobProgress,
+    JobView,
+    Limit,
+    MachineList,
+    MachineView,
+    Nothing,
+    PointList,
+    PointRequest,
+    Policy,
+    Protection,
+    RenewRequest,
+    RestoreGrant,
+    RestoreRequest,
+    StatusReply,
+    Token,
+    TokenRequest,
+)
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class Access(enum.Enum):
+    PUBLIC = "public"
+    OPERATOR = "operator"
+    DAEMON = "daemon"
+
+
+@dataclass(frozen=True)
+class Route(Generic[Q, R]):
+    """One operation: `request` is the body (the query string for GET), `response` the body of a success."""
+
+    name: str
+    method: str
+    path: str
+    access: Access
+    request: type[Q]
+    response: type[R]
+    summary: str
+    roles: tuple[str, ...] = ()
+    """For DAEMON: the roles that may call it; empty means all."""
+
+
+HEALTH = Route("health", "GET", "/v1/health", Access.PUBLIC, Nothing, Health, "Is it up, and which version")
+CA = Route("ca", "GET", "/v1/ca", Access.PUBLIC, Nothing, CaCertificate, "The CA's certificate")
+ENROL = Route(
+    "enrol", "POST", "/v1/enrol", Access.PUBLIC, EnrolRequest, Certificate, "Token and CSR for a certificate"
+)
+RENEW = Route(
+    "renew", "POST", "/v1/certificates/renew", Access.DAEMON, RenewRequest, Certificate, "A new certificate"
+)
+STATUS = Route(
+    "status",
+    "POST",
+    "/v1/status",
+    Access.DAEMON,
+    msgspec.Struct,  # the struct in shared/status.py for the caller's role
+    StatusReply,
+    "Report status, fetch commands",
+    ("agent", "process-server", "master-target"),
+)
+TOKEN_CREATE = Route(
+    "token_create", "POST", "/v1/tokens", Access.OPERATOR, TokenRequest, Token, "Create an enrolment token"
+)
+POLICY = Route("policy", "GET", "/v1/policy", Access.OPERATOR, Nothing, Policy, "The default policy")
+POLICY_SET = Route(
+    "policy_set", "PUT", "/v1/policy", Access.OPERATOR, Policy, Policy, "Change the default policy"
+)
+MACHINES = Route("machines", "GET", "/v1/machines", Access.OPERATOR, Nothing, MachineList, "All machines")
+MACHINE = Route(
+    "machine", "GET", "/v1/machines/{machine}", Access.OPERATOR, Nothing, MachineView, "One machine"
+)
+PROTECT = Route(
+    "protect",
+    "PUT",
+    "/v1/machines/{machine}/protection",
+    Access.OPERATOR,
+    Protection,
+    MachineView,
+    "Protect disks of a machine",
+)
+UNPROTECT = Route(
+    "unprotect",
+    "DELETE",
+    "/v1/machines/{machine}/protection",
+    Access.OPERATOR,
+    Nothing,
+    MachineView,
+    "Stop protecting a machine",
+)
+POINTS = Route(
+    "points", "GET", "/v1/machines/{machine}/points", Access.OPERATOR, Nothing, PointList, "Recovery points"
+)
+POINT_CREATE = Route(
+    "point_create",
+    "POST",
+    "/v1/machines/{machine}/points",
+    Access.OPERATOR,
+    PointRequest,
+    CommandView,
+    "Ask for a point of now",
+)
+FLUSH = Route(
+    "flush",
+    "POST",
+    "/v1/machines/{machine}/flush",
+    Access.OPERATOR,
+    FlushRequest,
+    FlushReply,
+    "Have everything spooled uploaded",
+)
+RESTORE = Route(
+    "restore",
+    "POST",
+    "/v1/machines/{machine}/restores",
+    Access.OPERATOR,
+    RestoreRequest,
+    RestoreGrant,
+    "Open a restore job, get access to the storage",
+)
+COMMAND = Route(
+    "command", "GET", "/v1/commands/{id}", Access.OPERATOR, Nothing, CommandView, "A command and its result"
+)
+JOBS = Route("jobs", "GET", "/v1/jobs", Access.OPERATOR, Limit, JobList, "Jobs, newest first")
+JOB = Route("job", "GET", "/v1/jobs/{id}", Access.OPERATOR, Nothing, JobView, "One job")
+JOB_UPDATE = Route(
+    "job_update", "PUT", "/v1/jobs/{id}", Access.OPERATOR, JobProgress, JobView, "Report a job's progress"
+)
+EVENTS = Route("events", "GET", "/v1/events", Access.OPERATOR, EventQuery, EventList, "Events, newest first")
+DAEMONS = Route(
+    "daemons", "GET", "/v1/daemons", Access.OPERATOR, Nothing, DaemonList, "Daemons that reported"
+)
+AUDIT = Route(
+    "audit", "GET", "/v1/audit", Access.OPERATOR, Limit, AuditList, "Who changed what, newest first"
+)
+
+ROUTES: Final[tuple[Route[Any, Any], ...]] = (
+    HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, POLICY, POLICY_SET, MACHINES, MACHINE, PROTECT, UNPROTECT,
+    POINTS, POINT_CREATE, FLUSH, RESTORE, COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
+)  # fmt: skip

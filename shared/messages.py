@@ -1,0 +1,348 @@
+"""What is said over the config server's REST API: request and response bodies (JSON), as typed data.
+
+Routes that carry them are in shared/api.py; what daemons report is in shared/status.py. Times that people
+read are RFC 3339 in UTC with nanoseconds; sizes end in `_b` (bytes), durations in `_s` (seconds).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+PORT: Final = 443
+API_VERSION: Final = 1
+MAX_BODY_B: Final = 4 << 20
+"""Larger request bodies are refused."""
+
+ROLES: Final = ("agent", "process-server", "master-target", "config-server", "storage")
+"""Roles that a certificate can name. `storage` is an emulator of blob storage on this site (a lab's
+Azurite)."""
+
+
+class Nothing(msgspec.Struct):
+    """An empty body."""
+
+
+class Failure(msgspec.Struct):
+    """The body of every answer that is not a success."""
+
+    code: str
+    what: str
+    cause: str = ""
+    action: str = ""
+    exit_code: int = 1
+
+
+class Health(msgspec.Struct):
+    name: str
+    version: str
+    api: int = API_VERSION
+
+
+class CaCertificate(msgspec.Struct):
+    """The CA's certificate (PEM) and its SHA-256 fingerprint, which every enrolment token carries."""
+
+    pem: str
+    fingerprint: str
+
+
+class TokenRequest(msgspec.Struct, kw_only=True):
+    """Asks for a one-time token with which ROLE:NAME can enrol; `hosts` are the DNS names and addresses that
+    a server's certificate will be valid for."""
+
+    role: str
+    name: str
+    hosts: list[str] = []
+    ttl_s: int = 3600
+
+
+class Token(msgspec.Struct):
+    token: str
+    role: str
+    name: str
+    expires: str
+
+
+class EnrolRequest(msgspec.Struct):
+    """`csr` is a PEM certificate request; only its public key is used: names come from the token."""
+
+    token: str
+    csr: str
+
+
+class RenewRequest(msgspec.Struct):
+    csr: str
+
+
+class Certificate(msgspec.Struct):
+    certificate: str
+    ca: str
+    name: str
+    """The common name, ROLE:NAME."""
+    not_after: str
+
+
+class Command(msgspec.Struct):
+    """Something that a daemon shall do. It is repeated in every status reply until its result was
+    reported."""
+
+    id: str
+    kind: str
+    """mark | flush | protect | unprotect"""
+    args: dict[str, Any] = {}
+
+
+class StatusReply(msgspec.Struct):
+    commands: list[Command] = []
+    received_ns: int = 0
+
+
+class CommandView(msgspec.Struct):
+    id: str
+    target: str
+    kind: str
+    args: dict[str, Any]
+    state: str
+    """pending | done | failed"""
+    result: dict[str, Any]
+    created: str
+
+
+class Policy(msgspec.Struct, kw_only=True):
+    """Replication policy. `rpo_threshold_s` only raises an event; it never changes replication."""
+
+    point_interval_s: float = 300.0
+    rpo_threshold_s: float = 900.0
+
+
+class ErrorView(msgspec.Struct, omit_defaults=True):
+    code: str
+    what: str
+    cause: str = ""
+    action: str = ""
+    severity: str = "error"
+    object: str = ""
+    source: str = ""
+    """Who reported it: `agent:lab`, or `config-server`."""
+
+
+class DiskView(msgspec.Struct):
+    name: str
+    device: str
+    size_b: int
+    mode: str
+    mode_cause: str
+    state: str
+    progress: float | None
+    serial: str = ""
+
+
+class RingView(msgspec.Struct):
+    used_b: int
+    size_b: int
+
+
+class HopView(msgspec.Struct):
+    """One hop of the data path: capture, stream, spool, upload, apply. `state`: ok | waiting | error |
+    unknown."""
+
+    name: str
+    where: str
+    state: str
+    detail: str
+    seen_s: float | None
+    """Age of what is known about it."""
+
+
+class PointView(msgspec.Struct, omit_defaults=True):
+    id: str
+    time: str
+    epoch: int
+    batch: int
+    consistency: str
+    state: str
+    """logged | snapshotted"""
+    marks: list[str] = []
+    suspect: bool = False
+    unreadable: list[list[int]] = []
+    """Source ranges (disk, sector, sectors) that could not be read."""
+
+
+class GapView(msgspec.Struct):
+    """A period without points: order was not kept."""
+
+    since: str
+    until: str | None
+    cause: str
+
+
+class PointList(msgspec.Struct):
+    machine: str
+    points: list[PointView]
+    gaps: list[GapView] = []
+
+
+class MachineView(msgspec.Struct, kw_only=True):
+    name: str
+    state: str
+    """ordered | initial-replication | bitmap | catching-up | resync | disconnected | not-connected |
+    unprotected | as reported"""
+    cause: str
+    protected: bool
+    mode: str
+    mode_cause: str
+    epoch: int
+    epochs: int | None
+    rounds: int | None
+    rpo_s: float | None
+    """Now − the time of the newest ordered write-state that blob storage holds; null while there is none."""
+    last_seen_s: float | None
+    process_server: str
+    disks: list[DiskView]
+    ring: RingView
+    rates: dict[str, float]
+    audit: dict[str, Any]
+    last_point: PointView | None
+    hops: list[HopView]
+    errors: list[ErrorView]
+    policy: Policy
+
+
+class MachineList(msgspec.Struct):
+    machines: list[MachineView]
+
+
+class Protection(msgspec.Struct, kw_only=True):
+    disks: list[str]
+    """Device paths on the machine."""
+    policy: Policy | None = None
+
+
+class PointRequest(msgspec.Struct, kw_only=True):
+    """Asks for a recovery point of now. `id` makes the request idempotent: the same id is the same point."""
+
+    id: str = ""
+    consistency: str = "crash"
+
+
+class FlushRequest(msgspec.Struct, kw_only=True):
+    wait_s: float = 10.0
+
+
+class FlushReply(msgspec.Struct):
+    """Process servers that have uploaded everything they held when asked, and those that did not in time."""
+
+    flushed: list[str]
+    missing: list[str]
+
+
+class RestoreRequest(msgspec.Struct, kw_only=True):
+    point: str = "latest"
+    to: str = ""
+    host: str = ""
+    dry_run: bool = False
+
+
+class StorageGrant(msgspec.Struct, kw_only=True):
+    """Access to the blob storage that holds the machine. `account_key` is empty when the reader must use its
+    own identity."""
+
+    url: str
+    container: str
+    account_key: str = ""
+    ca_pem: str = ""
+
+
+class RestoreGrant(msgspec.Struct, kw_only=True):
+    """What a restore needs, and the job under which it reports. The vault's master keys never leave the
+    config server."""
+
+    job: str
+    storage: StorageGrant
+    key_id: str
+    machine_key: str
+    """The machine's data key, base64."""
+
+
+class JobProgress(msgspec.Struct, kw_only=True):
+    state: str = "running"
+    """running | done | failed | cancelled"""
+    progress: float | None = None
+    detail: str = ""
+    error: Failure | None = None
+    result: dict[str, Any] | None = None
+
+
+class JobView(msgspec.Struct, kw_only=True):
+    id: str
+    kind: str
+    machine: str
+    state: str
+    progress: float | None
+    detail: str
+    args: dict[str, Any]
+    result: dict[str, Any] | None
+    error: Failure | None
+    created: str
+    updated: str
+
+
+class JobList(msgspec.Struct):
+    jobs: list[JobView]
+
+
+class EventQuery(msgspec.Struct, kw_only=True):
+    object: str = ""
+    open: bool = False
+    limit: int = 200
+
+
+class EventView(msgspec.Struct, kw_only=True):
+    id: int
+    kind: str
+    severity: str
+    object: str
+    code: str
+    what: str
+    cause: str
+    action: str
+    source: str
+    first: str
+    last: str
+    count: int
+    resolved: str | None
+
+
+class EventList(msgspec.Struct):
+    events: list[EventView]
+
+
+class DaemonView(msgspec.Struct, kw_only=True):
+    role: str
+    name: str
+    state: str
+    connected: bool
+    seen_s: float | None
+    skew_s: float
+    report: dict[str, Any]
+
+
+class DaemonList(msgspec.Struct):
+    daemons: list[DaemonView]
+
+
+class AuditView(msgspec.Struct, kw_only=True):
+    time: str
+    who: str
+    action: str
+    object: str
+    detail: dict[str, Any]
+
+
+class AuditList(msgspec.Struct):
+    entries: list[AuditView]
+
+
+class Limit(msgspec.Struct):
+    limit: int = 200
