@@ -1,0 +1,98 @@
+"""Logging: one structured line per thing that happened, on stderr.
+
+On a terminal the lines are for people, else they are JSON objects (for journald and collectors). Every line
+has `time` (UTC), `level`, `service` and `event`; what is bound (machine, epoch, session) follows. An error is
+logged as its four parts (`**error.as_dict()`): code, what, cause, action. Lines of other libraries (asyncio,
+azure) pass through the same pipeline, from warning up.
+
+Secrets do not belong into a log call. As a second line of defence, fields named in `SECRET_FIELDS` are
+blanked (I9).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Final, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+SECRET_FIELDS: Final = frozenset(
+    {"token", "password", "secret", "authorization", "account_key", "data_key", "master_key", "private_key"}
+)
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+_FOREIGN_HANDLER: Final = "understudy"
+
+
+def configure(
+    service: str, *, level: str = "info", json: bool | None = None, stream: TextIO | None = None
+) -> None:
+    """Set up logging of this process; once, at its start.
+
+    `json` None means: text on a terminal, JSON otherwise. Raises KeyError for a level that is not in LEVELS.
+    """
+    threshold = LEVELS[level]
+    out = stream if stream is not None else sys.stderr
+    as_json = json if json is not None else not out.isatty()
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _add_service(service),
+        _blank_secrets,
+    ]
+    renderer: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=out.isatty(), timestamp_key="time")]
+    )
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        # Not cached: tests, and a second configure(), must reach loggers that modules made at import.
+        cache_logger_on_first_use=False,
+    )
+    _bridge_standard_library(out, shared, renderer, max(threshold, logging.WARNING))
+
+
+def get(**bound: object) -> FilteringBoundLogger:
+    """A logger with these fields on every line. Cheap; modules make theirs at import."""
+    return cast(FilteringBoundLogger, structlog.get_logger(**bound))
+
+
+def _add_service(service: str) -> Processor:
+    def add(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event.setdefault("service", service)
+        return event
+
+    return add
+
+
+def _blank_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    for name in SECRET_FIELDS.intersection(event):
+        event[name] = "[blanked]"
+    return event
+
+
+def _bridge_standard_library(
+    out: TextIO, shared: list[Processor], renderer: list[Processor], threshold: int
+) -> None:
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+    )
+    handler: logging.StreamHandler[Any] = logging.StreamHandler(out)
+    handler.set_name(_FOREIGN_HANDLER)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    for earlier in [h for h in root.handlers if h.get_name() == _FOREIGN_HANDLER]:
+        root.removeHandler(earlier)
+    root.addHandler(handler)
+    root.setLevel(threshold)

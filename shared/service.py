@@ -1,0 +1,131 @@
+"""The skeleton of a daemon: signals, exit codes, the service manager, configuration files.
+
+A daemon's `__main__` is:  configuration → `run_service(name, main)`.  `main` gets an event that the first
+SIGTERM or SIGINT sets: its head stage stops, the others drain, and it returns. A second signal cancels it:
+the hard stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import tomllib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from shared import logging
+from shared.errors import ConfigError, UnderstudyError
+
+_log = logging.get()
+_T = TypeVar("_T")
+
+
+async def run_service(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+    """Run `main` until it returns or fails; the process's exit code.
+
+    An UnderstudyError (also inside exception groups) becomes one log line and its exit code. Anything else is
+    a bug: it is logged with its traceback, exit code 1.
+    """
+    stop = asyncio.Event()
+    task = asyncio.ensure_future(main(stop))
+    loop = asyncio.get_running_loop()
+
+    def on_signal(received: signal.Signals) -> None:
+        if stop.is_set():
+            _log.warning("stopping hard", signal=received.name)
+            task.cancel()
+            return
+        _log.info("stopping", signal=received.name)
+        notify("STOPPING=1")
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    _log.info("started", daemon=name, pid=os.getpid())
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        return 1
+    except Exception as exc:  # noqa: BLE001 - the outermost frame: nothing above could tell
+        return _report(exc)
+    else:
+        _log.info("stopped", daemon=name)
+        return 0
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def notify(state: str) -> None:
+    """Tell the service manager (sd_notify): READY=1, STATUS=…, WATCHDOG=1, STOPPING=1. Does nothing without
+    one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):  # an abstract socket
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect(address)
+            sock.sendall(state.encode())
+    except OSError as exc:
+        _log.warning("the service manager could not be told", state=state, cause=str(exc))
+
+
+def watchdog_interval_s() -> float | None:
+    """How often the service manager wants WATCHDOG=1 (half of its limit, so that one may be late)."""
+    limit_us = os.environ.get("WATCHDOG_USEC", "")
+    pid = os.environ.get("WATCHDOG_PID", "")
+    if not limit_us.isdecimal() or (pid and pid != str(os.getpid())):
+        return None
+    return int(limit_us) / 2_000_000
+
+
+def load_config(path: Path, type_: type[_T]) -> _T:
+    """The TOML file at `path` as a `type_` (a msgspec.Struct; Path fields are strings in the file).
+
+    Raises ConfigError, which names the file, the key and the type that is expected there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"Configuration file {path} could not be read", cause=str(exc)) from exc
+    try:
+        return msgspec.convert(tomllib.loads(text), type_, dec_hook=_decode_extra)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
+        raise ConfigError(f"Configuration file {path} is not valid", cause=_readable(exc)) from exc
+
+
+def _decode_extra(type_: type[Any], value: object) -> object:
+    if issubclass(type_, Path) and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"Expected `str` (a path), got `{type(value).__name__}`")
+
+
+def _readable(exc: Exception) -> str:
+    # msgspec calls the document "$" and says "Object" for a table; TOML users know neither.
+    return str(exc).replace("$.", "").replace("Object ", "The table ").replace("`$`", "the top level")
+
+
+def _report(exc: BaseException) -> int:
+    leaves = _leaves(exc)
+    for leaf in leaves:
+        if isinstance(leaf, UnderstudyError):
+            _log.error("failed", **leaf.as_dict())
+        else:
+            _log.error("crashed: this is a bug", exc_info=leaf)
+    known = [leaf for leaf in leaves if isinstance(leaf, UnderstudyError)]
+    return known[0].exit_code if len(known) == len(leaves) else 1
+
+
+def _leaves(exc: BaseException) -> list[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        return [leaf for inner in exc.exceptions for leaf in _leaves(inner)]
+    return [exc]

@@ -1,0 +1,154 @@
+"""TLS between the parts: version 1.3 only, both ends authenticated by certificates of the config server's CA.
+
+A certificate's common name is ROLE:NAME, for example `agent:web1` or `process-server:ps1`. The TLS library
+proves that the CA signed it; what a role may do is decided by whoever asked for `peer_name`. Servers'
+certificates also carry DNS names or addresses, which clients check.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from shared.errors import (
+    CertificateExpiredError,
+    CertificateMissingError,
+    ConfigError,
+    NotTlsError,
+    PeerError,
+    TlsError,
+    UnknownAuthorityError,
+    UnreachableError,
+    WrongHostError,
+    WrongRoleError,
+)
+
+
+class TlsFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """PEM files of one daemon: its certificate (with chain), its private key, and the CA of its peers."""
+
+    cert: Path
+    key: Path
+    ca: Path
+
+
+def server_context(files: TlsFiles, require_client: bool = True) -> ssl.SSLContext:
+    """For a listening port. Raises ConfigError when a file is missing or does not fit.
+
+    With `require_client` False a client may come without a certificate (enrolment); one that it does show
+    must still be the CA's."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _load(context, files)
+    context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
+    # No resumption: every session shows its certificate, so that an expired one cannot live on in a ticket.
+    context.num_tickets = 0
+    return context
+
+
+def client_context(files: TlsFiles) -> ssl.SSLContext:
+    """For connecting as this daemon; checks the server's certificate and host name. Raises ConfigError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _load(context, files)
+    return context
+
+
+def peer_name(ssl_object: ssl.SSLObject | ssl.SSLSocket | None) -> str:
+    """The common name in the peer's verified certificate, ROLE:NAME; "" when it showed none."""
+    certificate = ssl_object.getpeercert() if ssl_object is not None else None
+    for relative_name in (certificate or {}).get("subject", ()):
+        for field in relative_name:
+            # getpeercert() is a loosely typed structure: ((("commonName", "agent:web1"),), …)
+            if isinstance(field, tuple) and len(field) == 2 and field[0] == "commonName":
+                return str(field[1])
+    return ""
+
+
+def require_name(name: str, *expected: str) -> str:
+    """`name`, when it is one of `expected`: "ROLE:NAME" for one peer, "ROLE:*" for any of a role.
+
+    Raises WrongRoleError."""
+    for pattern in expected:
+        if name == pattern or (
+            pattern.endswith(":*") and name.startswith(pattern[:-1]) and name != pattern[:-1]
+        ):
+            return name
+    raise WrongRoleError(
+        f"A peer with the certificate '{name or '(none)'}' was refused",
+        cause=f"here only {' or '.join(expected)} is admitted",
+    )
+
+
+# https://www.openssl.org/docs/man3.0/man1/openssl-verification-options.html (X509_V_ERR_*)
+_EXPIRED: Final = {9, 10}
+_UNKNOWN_CA: Final = {2, 18, 19, 20, 21, 24, 26, 79}
+_WRONG_HOST: Final = {62, 64}
+_NOT_TLS_REASONS: Final = {
+    "HTTP_REQUEST",
+    "HTTPS_PROXY_REQUEST",
+    "WRONG_VERSION_NUMBER",
+    "RECORD_LAYER_FAILURE",
+    "PACKET_LENGTH_TOO_LONG",
+    "UNKNOWN_PROTOCOL",
+    "UNEXPECTED_MESSAGE",
+    "BAD_RECORD_TYPE",
+    "INVALID_ALERT",
+}
+
+
+def translate(exc: BaseException, what: str) -> PeerError:
+    """The named error for what `ssl`, asyncio or the socket raised while connecting or talking TLS.
+
+    `what` names the failed operation and the peer."""
+    if isinstance(exc, PeerError):
+        return exc
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        cause = f"its certificate was not accepted: {exc.verify_message}"
+        if exc.verify_code in _EXPIRED:
+            return CertificateExpiredError(what, cause=cause)
+        if exc.verify_code in _UNKNOWN_CA:
+            return UnknownAuthorityError(what, cause=cause)
+        if exc.verify_code in _WRONG_HOST:
+            return WrongHostError(what, cause=cause)
+        return TlsError(what, cause=cause)
+    if isinstance(exc, ssl.SSLError):
+        return _translate_ssl(exc, what)
+    if isinstance(exc, TimeoutError):
+        return UnreachableError(what, cause="no answer in time")
+    return UnreachableError(what, cause=str(exc) or type(exc).__name__)
+
+
+def _translate_ssl(exc: ssl.SSLError, what: str) -> PeerError:
+    reason = (exc.reason or "").upper()
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE" or "CERTIFICATE_REQUIRED" in reason:
+        return CertificateMissingError(what)
+    if "ALERT_UNKNOWN_CA" in reason:
+        return UnknownAuthorityError(what, cause="the peer does not know the CA of our certificate")
+    if "ALERT_CERTIFICATE_EXPIRED" in reason:
+        return CertificateExpiredError(what, cause="the peer says that our certificate has expired")
+    if reason in _NOT_TLS_REASONS:
+        return NotTlsError(what, cause=f"the bytes are not TLS 1.3 ({reason.lower().replace('_', ' ')})")
+    if isinstance(exc, ssl.SSLEOFError):
+        return UnreachableError(what, cause="the peer closed the connection without a word")
+    return TlsError(what, cause=reason.lower().replace("_", " ") or str(exc))
+
+
+def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    for path in (files.cert, files.key, files.ca):
+        if not path.is_file():
+            raise ConfigError(
+                f"TLS file {path} does not exist",
+                action="Enrol this daemon, or correct the path in its configuration.",
+            )
+    try:
+        context.load_cert_chain(files.cert, files.key)
+        context.load_verify_locations(cafile=str(files.ca))
+    except (ssl.SSLError, OSError) as exc:
+        raise ConfigError(
+            f"TLS files {files.cert}, {files.key} and {files.ca} could not be used",
+            cause=str(exc),
+            action="The key must belong to the certificate, and all must be PEM. Enrol this daemon again.",
+        ) from exc
