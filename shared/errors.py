@@ -12,6 +12,7 @@
         │   └── TlsError            certificates, roles, bytes that are not TLS
         ├── StorageError            blob storage or a local disk
         │   └── TransientError      worth another try (the only class that anything retries)
+        ├── ContinuityError         the epoch cannot go on: the agent begins a new one
         └── IntegrityError          data is not what it must be: digest, key, order
 
 Codes are unique across the tree (a unit test checks it): a subclass with its own `code` is one kind of
@@ -320,7 +321,99 @@ class StorageError(UnhealthyError):
 
 class TransientError(StorageError):
     code = "US431"
+    default_action = "It is tried again; if it lasts, check the network and the storage account."
+
+
+class StorageRefusedError(StorageError):
+    """Storage answers, but does not let us in: key, role, certificate, firewall, or the account itself."""
+
+    code = "US432"
+    default_action = "Check the storage account's URL, its key or role assignment, and its certificate."
+
+
+class BlobExistsError(StorageError):
+    code = "US433"
+
+
+class BlobNotFoundError(StorageError):
+    code = "US434"
+
+
+class PreconditionError(StorageError):
+    """A conditional request found the blob changed (ETag, append position, sequence number)."""
+
+    code = "US435"
+
+
+class LeaseHeldError(StorageError):
+    """Somebody else holds the lease."""
+
+    code = "US436"
+
+
+class LeaseLostError(StorageError):
+    """The lease that the request named is not, or no longer, the blob's lease."""
+
+    code = "US437"
+
+
+class FencedError(StorageError):
+    """Another process server has taken the machine's log: this one may write no more of it."""
+
+    code = "US438"
+    default_action = "Nothing: the agent goes on with the newer process server. If two fight, look for a cloned machine."
+
+
+class SpoolError(StorageError):
+    """The process server's cache disk failed; what was not durable was not acknowledged and is sent again."""
+
+    code = "US439"
+    default_action = "Check the cache disk (dmesg, smartctl); the agent sends what was not acknowledged again."
+
+
+class SpoolFullError(SpoolError):
+    code = "US461"
+    default_action = "Free space on the cache disk or enlarge it; nothing was lost, the agent waits and sends again."
+
+
+class ContinuityError(UnhealthyError):
+    """The epoch's stream cannot go on. The way out is always the same: the agent begins a new epoch and resynchronises."""
+
+    code = "US450"
+    default_action = "The agent begins a new epoch by itself and resynchronises; recovery points made until then stay valid."
+
+
+class StorageForgotError(ContinuityError):
+    code = "US451"
+    default_cause = "storage has lost data that it had acknowledged"
+
+
+class EpochRefusedError(ContinuityError):
+    code = "US452"
 
 
 class IntegrityError(UnhealthyError):
     code = "US440"
+
+
+class SegmentMissingError(IntegrityError):
+    code = "US441"
+    default_action = "Recovery points behind it cannot be restored from the log; use an earlier point or one with snapshots."
+
+
+class SegmentTruncatedError(SegmentMissingError):
+    code = "US442"
+
+
+class SegmentAlteredError(SegmentMissingError):
+    code = "US443"
+
+
+class WrongKeyError(IntegrityError):
+    code = "US444"
+    default_action = "Use the key file that the process server used (its vault), or a backup of it."
+
+
+class IndexDamagedError(IntegrityError):
+    code = "US445"
+    default_action = "The log behind the damage cannot be used; restore an earlier point and resynchronise the machine."
