@@ -12,7 +12,6 @@
         │   └── TlsError            certificates, roles, bytes that are not TLS
         ├── StorageError            blob storage or a local disk
         │   └── TransientError      worth another try (the only class that anything retries)
-        ├── ContinuityError         the epoch cannot go on: the agent begins a new one
         └── IntegrityError          data is not what it must be: digest, key, order
 
 Codes are unique across the tree (a unit test checks it): a subclass with its own `code` is one kind of
@@ -372,24 +371,25 @@ class SpoolError(StorageError):
 
 
 class SpoolFullError(SpoolError):
-    code = "US461"
+    code = "US480"
     default_action = "Free space on the cache disk or enlarge it; nothing was lost, the agent waits and sends again."
 
 
-class ContinuityError(UnhealthyError):
-    """The epoch's stream cannot go on. The way out is always the same: the agent begins a new epoch and resynchronises."""
+class StorageForgotError(StorageError):
+    """Acknowledged data is gone from storage: the log has a hole that nobody here can fill."""
 
-    code = "US450"
-    default_action = "The agent begins a new epoch by itself and resynchronises; recovery points made until then stay valid."
-
-
-class StorageForgotError(ContinuityError):
-    code = "US451"
+    code = "US481"
+    ends_epoch = True
     default_cause = "storage has lost data that it had acknowledged"
+    default_action = "A new epoch begins by itself with a resync; look for restores or failovers of the storage account."
 
 
-class EpochRefusedError(ContinuityError):
-    code = "US452"
+class EpochRefusedError(StorageError):
+    """The agent's epoch is not the newest of its machine, or storage never heard of it."""
+
+    code = "US482"
+    ends_epoch = True
+    default_action = "A new epoch begins by itself with a resync; if it repeats, look for a clone of the machine."
 
 
 class IntegrityError(UnhealthyError):
