@@ -360,19 +360,21 @@ class FencedError(StorageError):
     """Another process server has taken the machine's log: this one may write no more of it."""
 
     code = "US438"
-    default_action = "Nothing: the agent goes on with the newer process server. If two fight, look for a cloned machine."
+    default_action = (
+        "Nothing: the agent goes on with the newer process server. If it repeats, look for a clone."
+    )
 
 
 class SpoolError(StorageError):
     """The process server's cache disk failed; what was not durable was not acknowledged and is sent again."""
 
     code = "US439"
-    default_action = "Check the cache disk (dmesg, smartctl); the agent sends what was not acknowledged again."
+    default_action = "Check the cache disk (dmesg, smartctl); the agent repeats what was not acknowledged."
 
 
 class SpoolFullError(SpoolError):
     code = "US480"
-    default_action = "Free space on the cache disk or enlarge it; nothing was lost, the agent waits and sends again."
+    default_action = "Free space on the cache disk; nothing was lost, the agent waits and sends again."
 
 
 class StorageForgotError(StorageError):
@@ -381,7 +383,7 @@ class StorageForgotError(StorageError):
     code = "US481"
     ends_epoch = True
     default_cause = "storage has lost data that it had acknowledged"
-    default_action = "A new epoch begins by itself with a resync; look for restores or failovers of the storage account."
+    default_action = "A new epoch begins by itself with a resync; look for a failover of the storage account."
 
 
 class EpochRefusedError(StorageError):
@@ -389,7 +391,7 @@ class EpochRefusedError(StorageError):
 
     code = "US482"
     ends_epoch = True
-    default_action = "A new epoch begins by itself with a resync; if it repeats, look for a clone of the machine."
+    default_action = "A new epoch begins by itself with a resync; if it repeats, look for a clone."
 
 
 class IntegrityError(UnhealthyError):
@@ -398,7 +400,7 @@ class IntegrityError(UnhealthyError):
 
 class SegmentMissingError(IntegrityError):
     code = "US441"
-    default_action = "Recovery points behind it cannot be restored from the log; use an earlier point or one with snapshots."
+    default_action = "Restore a point before it, or a later one that has snapshots of its own."
 
 
 class SegmentTruncatedError(SegmentMissingError):
@@ -416,4 +418,4 @@ class WrongKeyError(IntegrityError):
 
 class IndexDamagedError(IntegrityError):
     code = "US445"
-    default_action = "The log behind the damage cannot be used; restore an earlier point and resynchronise the machine."
+    default_action = "The log behind it cannot be used: restore an earlier point, resynchronise the machine."
