@@ -114,6 +114,18 @@ class LabError(UsageError):
     code = "US130"
 
 
+class PointReferenceError(UsageError):
+    """What was given to name a recovery point is not one of the forms that do."""
+
+    code = "US140"
+    default_action = "Give latest, latest-processed, a point's id (`point list`), or an RFC 3339 time with offset."
+
+
+class RestoreFolderError(UsageError):
+    code = "US141"
+    default_action = "Give a folder that does not exist, is empty, or holds an unfinished restore of the same point."
+
+
 class NotFoundError(UnderstudyError):
     code = "US200"
     exit_code = 3
@@ -136,6 +148,18 @@ class CommandNotFoundError(NotFoundError):
 class LabNotFoundError(NotFoundError):
     code = "US204"
     default_action = "Give the folder of a lab (--dir or --lab), or start one: understudy lab up."
+
+
+class PointNotFoundError(NotFoundError):
+    """There is no recovery point at this position or time; the cause names the nearest ones."""
+
+    code = "US210"
+    default_action = "Choose one of the points named here, or see `understudy point list`."
+
+
+class NoPointsError(PointNotFoundError):
+    code = "US211"
+    default_action = "Wait until the machine's first replication has completed: understudy machine watch."
 
 
 class DeadlineError(UnderstudyError):
@@ -394,6 +418,20 @@ class EpochRefusedError(StorageError):
     default_action = "A new epoch begins by itself with a resync; if it repeats, look for a clone."
 
 
+class ImageFileError(StorageError):
+    """A disk image on a local file system: full, I/O error, too short."""
+
+    code = "US490"
+    default_action = "Make room or repair the file system that holds it; the work then resumes where it stopped."
+
+
+class SeedDiskError(StorageError):
+    """A seed disk is not in the state that its own records promise, or its source disk does not fit it."""
+
+    code = "US491"
+    default_action = "Look for another writer of this disk; a new epoch (resync) makes it whole again."
+
+
 class IntegrityError(UnhealthyError):
     code = "US440"
 
@@ -419,3 +457,17 @@ class WrongKeyError(IntegrityError):
 class IndexDamagedError(IntegrityError):
     code = "US445"
     default_action = "The log behind it cannot be used: restore an earlier point, resynchronise the machine."
+
+
+class LogGapError(IntegrityError):
+    """The log index does not lead from where we are to where we must be."""
+
+    code = "US492"
+    default_action = "Choose another point: what this one needs was pruned or lost. See `understudy point verify`."
+
+
+class SnapshotError(IntegrityError):
+    """A snapshot that a recovery point names is missing, or does not name the point's position."""
+
+    code = "US493"
+    default_action = "The point can still be restored from the log while that is retained."
