@@ -1,21 +1,24 @@
 """What the two ends of a session say to each other, as typed values. Byte layout: FORMAT.md.
 
-The small messages are msgpack maps; fields that a receiver does not know are ignored, fields that are absent take
-their default, so that a field can be added without a new protocol version.
+The small messages are msgpack maps; fields that a receiver does not know are ignored, fields that are absent
+take their default, so that a field can be added without a new protocol version.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from shared.batch import Buffer
 from shared.errors import UnderstudyError
+
+_M = TypeVar("_M", bound=msgspec.Struct)
 
 PROTOCOL: Final = 1
 """The protocol version that this code speaks; Hello offers a range."""
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 MachineName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
 """A machine's name is used in blob names, file names and certificates."""
@@ -116,9 +119,10 @@ def pack(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
-def unpack(body: bytes | bytearray | memoryview, type_: type[Any]) -> Any:
+def unpack(body: Buffer, type_: type[_M]) -> _M:
     """Raises msgspec.DecodeError (ValidationError included) when `body` is not one `type_`."""
-    return _decoders[type_].decode(body)
+    message: _M = _decoders[type_].decode(body)
+    return message
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
