@@ -126,9 +126,20 @@ class RestoreFolderError(UsageError):
     default_action = "Give a folder that does not exist, is empty, or holds an unfinished restore of the same point."
 
 
+class NotADiskError(UsageError):
+    """The path names something other than a whole disk."""
+
+    code = "US150"
+
+
 class NotFoundError(UnderstudyError):
     code = "US200"
     exit_code = 3
+
+
+class DeviceNotFoundError(NotFoundError):
+    code = "US220"
+    default_action = "`lsblk` lists the block devices of this machine."
 
 
 class MachineNotFoundError(NotFoundError):
@@ -201,6 +212,43 @@ class RestoreError(UnhealthyError):
 
 class DeviceError(UnhealthyError):
     code = "US410"
+
+
+class CaptureUnavailableError(DeviceError):
+    """This machine, or this process, cannot capture with BPF."""
+
+    code = "US411"
+    default_action = "`python -m agent preflight DEVICE` says what this machine lacks."
+
+
+class BpfError(DeviceError):
+    """The kernel or libbpf refused a call; `number` is its errno."""
+
+    code = "US412"
+    default_action = "`python -m agent preflight DEVICE` says whether this kernel can capture."
+
+    def __init__(self, what: str, *, cause: str = "", action: str = "", number: int = 0) -> None:
+        super().__init__(what, cause=cause, action=action)
+        self.number = number
+
+
+class PinnedElsewhereError(DeviceError):
+    """Capture is pinned for other disks, or by another version of the agent."""
+
+    code = "US413"
+    default_action = "Detach that capture first (`python -m agent detach --config FILE`); then a new epoch begins."
+
+
+class DetachError(DeviceError):
+    """Something of a capture stayed in the kernel."""
+
+    code = "US414"
+
+
+class UnsuitableDiskError(DeviceError):
+    """A disk that cannot be protected as it is."""
+
+    code = "US415"
 
 
 class PeerError(UnhealthyError):
@@ -416,6 +464,20 @@ class EpochRefusedError(StorageError):
     code = "US482"
     ends_epoch = True
     default_action = "A new epoch begins by itself with a resync; if it repeats, look for a clone."
+
+
+class CacheQuotaError(StorageError):
+    """A machine has used up its part of the process server's cache; its credit is 0 until some is uploaded."""
+
+    code = "US483"
+    default_action = "Storage takes less than the machine writes: check the upload, or raise the quota."
+
+
+class CacheLowError(StorageError):
+    """The cache as a whole has no room above its floor; all machines are throttled."""
+
+    code = "US484"
+    default_action = "Check the upload to storage, or make room on the cache disk."
 
 
 class ImageFileError(StorageError):
