@@ -1,0 +1,102 @@
+"""Page blobs of the container: seed disks. Part of `shared.blob.BlobStore`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from shared.blob_client import BlobCore
+
+if TYPE_CHECKING:
+    from azure.storage.blob import PageRange
+
+PAGE: Final = 512
+PAGE_WRITE_MAX_B: Final = 4 * 1024 * 1024
+"""Azure refuses larger page writes (Azurite does not)."""
+
+
+class PageBlobs(BlobCore):
+    """All offsets and lengths are bytes and multiples of 512.
+
+    A write that carries `sequence_number` happens only while the blob's sequence number is still that one:
+    a delayed request of an earlier try cannot land later. PreconditionError otherwise; LeaseLostError when
+    `lease` is no longer the blob's.
+    """
+
+    async def page_create(self, name: str, size_b: int, metadata: Mapping[str, str] | None = None) -> None:
+        """A new, empty (all zeroes) page blob. BlobExistsError if there is a blob of this name."""
+        from azure.core import MatchConditions
+
+        await self._call(
+            f"create page blob {name}",
+            lambda: self._blob(name).create_page_blob(
+                size_b, metadata=dict(metadata or {}), match_condition=MatchConditions.IfMissing
+            ),
+        )
+
+    async def page_write(
+        self,
+        name: str,
+        offset: int,
+        data: bytes,
+        lease: str | None = None,
+        sequence_number: int | None = None,
+    ) -> None:
+        """Writes at most PAGE_WRITE_MAX_B at `offset`. Repeating it is harmless."""
+        await self._call(
+            f"write {len(data)} bytes at {offset} of {name}",
+            lambda: self._blob(name).upload_page(data, offset, len(data), **_fence(lease, sequence_number)),
+            size_b=len(data),
+        )
+
+    async def page_clear(
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        lease: str | None = None,
+        sequence_number: int | None = None,
+    ) -> None:
+        """Makes the range read as zeroes and cost nothing."""
+        await self._call(
+            f"clear {length} bytes at {offset} of {name}",
+            lambda: self._blob(name).clear_page(offset, length, **_fence(lease, sequence_number)),
+        )
+
+    async def page_resize(self, name: str, size_b: int, lease: str | None = None) -> None:
+        await self._call(f"resize {name}", lambda: self._blob(name).resize_blob(size_b, **_fence(lease)))
+
+    async def set_sequence_number(self, name: str, number: int, lease: str | None = None) -> None:
+        """Raises the blob's sequence number to `number`; never lowers it, also when a delayed request comes
+        late.
+        """
+        from azure.storage.blob import SequenceNumberAction
+
+        await self._call(
+            f"set the sequence number of {name}",
+            lambda: self._blob(name).set_sequence_number(
+                SequenceNumberAction.MAX, str(number), **_fence(lease)
+            ),
+        )
+
+    async def page_ranges(self, name: str, snapshot: str | None = None) -> list[tuple[int, int]]:
+        """(offset, length) of the written ranges, in order; the rest reads as zeroes."""
+
+        async def read() -> list[PageRange]:
+            return [r async for r in self._blob(name, snapshot).list_page_ranges()]
+
+        ranges = await self._call(f"list the pages of {name}", read)
+        return [
+            (r.start, r.end - r.start + 1)
+            for r in ranges
+            if not r.cleared and r.start is not None and r.end is not None
+        ]
+
+
+def _fence(lease: str | None, sequence_number: int | None = None) -> dict[str, Any]:
+    fence: dict[str, Any] = {}
+    if lease is not None:
+        fence["lease"] = lease
+    if sequence_number is not None:
+        fence["if_sequence_number_eq"] = sequence_number
+    return fence

@@ -1,0 +1,182 @@
+"""A real blob service for tests: Azurite over HTTPS, with a certificate and an account key made on the fly.
+
+`azurite` is one server for the whole test session, in memory; `blob_config` is a container of its own in it
+for each test, `store` a connected BlobStore on it. Tests about persistence or outages start an `Azurite` of
+their own.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import ipaddress
+import os
+import re
+import secrets
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Final, Self
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from shared.blob import BlobConfig, BlobStore
+
+_ROOT: Final = Path(__file__).parent.parent
+_MAIN: Final = _ROOT / "build/azurite/node_modules/azurite/dist/src/blob/main.js"
+_START_S: Final = 30.0
+
+
+class Azurite:
+    """One server process. `folder` holds certificate, key and log, and the blobs if `persistent`."""
+
+    def __init__(self, folder: Path, *, persistent: bool = False, port: int = 0) -> None:
+        if not _MAIN.exists():
+            raise RuntimeError("Azurite is not installed: run `make setup`")
+        self.folder = folder
+        self.persistent = persistent
+        self.port = port
+        """0 until the first start; from then on the same over restarts."""
+        self.account = "understudytest"
+        self._key = base64.b64encode(secrets.token_bytes(32)).decode()
+        self.key_file = folder / "account.key"
+        self.ca_file = folder / "azurite.pem"
+        self._tls_key_file = folder / "azurite.key"
+        self._process: subprocess.Popen[str] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.key_file.write_text(self._key)
+        self.key_file.chmod(0o600)
+        self._make_certificate()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}/{self.account}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def config(self, container: str) -> BlobConfig:
+        return BlobConfig(
+            url=self.url, container=container, account_key_file=self.key_file, ca_file=self.ca_file
+        )
+
+    def start(self) -> None:
+        command = ["node", str(_MAIN), "--silent", "--skipApiVersionCheck", "--disableProductStyleUrl"]
+        command += ["--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
+        command += ["--cert", str(self.ca_file), "--key", str(self._tls_key_file)]
+        command += ["--location", str(self.folder)] if self.persistent else ["--inMemoryPersistence"]
+        self._process = subprocess.Popen(
+            command,
+            env=os.environ | {"AZURITE_ACCOUNTS": f"{self.account}:{self._key}"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+        )
+        self.port = self._await_port()
+
+    def stop(self) -> None:
+        """Ends it gracefully, so that a persistent one writes what it holds."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it at once: a persistent one loses what it acknowledged in the last seconds."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, with_signal: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(with_signal)
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
+
+    def _await_port(self) -> int:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        said = ""
+        deadline = time.monotonic() + _START_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while time.monotonic() < deadline and selector.select(deadline - time.monotonic()):
+                line = self._process.stdout.readline()
+                if not line:
+                    break
+                said += line
+                if found := re.search(r"successfully listens on https://[^:]+:(\d+)", line):
+                    return int(found[1])
+        self.kill()
+        raise RuntimeError(f"Azurite did not start: {said}")
+
+    def _make_certificate(self) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "azurite")])
+        now = dt.datetime.now(dt.UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName(
+                    [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+                ),
+                critical=False,
+            )
+            .sign(key, hashes.SHA256())
+        )
+        self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        self._tls_key_file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        self._tls_key_file.chmod(0o600)
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """The session's server: in memory, ended by its pid when the session ends."""
+    with Azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture
+def blob_config(azurite: Azurite) -> BlobConfig:
+    """A container of the test's own (not created yet)."""
+    return azurite.config(f"test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+async def store(blob_config: BlobConfig) -> AsyncIterator[BlobStore]:
+    """A connected store on the test's own, existing container."""
+    async with BlobStore.connect(blob_config) as connected:
+        await connected.ensure_container()
+        yield connected

@@ -1,0 +1,5 @@
+"""Fixtures of all test layers."""
+
+from tests.azurite import azurite, blob_config, store
+
+__all__ = ["azurite", "blob_config", "store"]
