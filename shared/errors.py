@@ -467,7 +467,8 @@ class EpochRefusedError(StorageError):
 
 
 class CacheQuotaError(StorageError):
-    """A machine has used up its part of the process server's cache; its credit is 0 until some is uploaded."""
+    """A machine has used up its part of the process server's cache; its credit is 0 until some is
+    uploaded."""
 
     code = "US483"
     default_action = "Storage takes less than the machine writes: check the upload, or raise the quota."

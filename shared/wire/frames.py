@@ -80,7 +80,8 @@ def parse_header(data: Buffer) -> tuple[FrameType, int]:
     view = memoryview(data)
     magic, type_number, version, reserved, length = _FIELDS.unpack_from(view)
     if magic != MAGIC:
-        raise NotAFrameError(f"{bytes(view[:16])!r} was received where a frame should begin")
+        # The bytes themselves are not shown: they could be a piece of somebody's disk.
+        raise NotAFrameError("Bytes were received where a frame should begin")
     # The check comes before the version: a later version keeps these 16 bytes, else the skew could not be
     # named.
     if _CHECK.unpack_from(view, _FIELDS.size)[0] != zlib.crc32(view[: _FIELDS.size]):

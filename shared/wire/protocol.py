@@ -236,7 +236,7 @@ class Connection:
         self._sent = number
         self._in_flight.append((number, length))
         self._in_flight_b += length
-        return [head, *parts]
+        return [head, *filter(len, parts)]  # an empty write confuses OpenSSL
 
     def send_ack(self, ack: Ack) -> list[Buffer]:
         """Raises LocalProtocolError for an Ack that goes back, or beyond what was received (I5)."""

@@ -1,0 +1,169 @@
+"""One TLS connection with an agent: asyncio around a wire `Connection`. It moves bytes and keeps time; it
+decides nothing.
+
+Bytes are decrypted straight into the buffer that the wire's reader offers, so a batch is written into memory
+once. Keepalive: a side that has sent nothing for PING_S sends PING; a peer that was silent for SILENCE_S,
+while we were reading, is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+from shared import tls
+from shared.batch import Buffer
+from shared.errors import RefusedError, SilentPeerError, UnderstudyError
+from shared.wire.protocol import Connection, Ended, Event, Failed, Faulted, Side, State, fault_for
+
+PING_S: Final = 10.0
+SILENCE_S: Final = 30.0
+HELLO_S: Final = 10.0
+"""How long a peer may take from the end of the handshake to its HELLO."""
+HANDSHAKE_S: Final = 10.0
+CLOSE_S: Final = 3.0
+"""How long a polite close (flush, the peer's goodbye) may take before the connection is cut."""
+_DISCARD: Final = memoryview(bytearray(64 * 1024))
+"""Where bytes go that nobody wants any more; shared, since nobody reads it."""
+
+
+class Channel(asyncio.BufferedProtocol):
+    """The process server's end of one connection.
+
+    `on_event` gets every wire event but Failed and Ended; `on_over` is called once, when the session is over
+    for whatever reason: None means that the agent closed between two frames. `closed` is set when the socket
+    is gone.
+    """
+
+    def __init__(
+        self, on_event: Callable[[Event], None], on_over: Callable[[UnderstudyError | None], None]
+    ) -> None:
+        self.wire = Connection(Side.SERVER)
+        self.peer = ""
+        """The common name in the agent's certificate."""
+        self.address = "?"
+        self.closed = asyncio.Event()
+        self._on_event = on_event
+        self._on_over = on_over
+        self._over = False
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._heard_at = self._sent_at = self._connected_at = self._loop.time()
+
+    # ---- for the session ----
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Write what a `wire.send_…` returned. After the end of the session it goes nowhere."""
+        if self._transport is not None and buffers:
+            self._sent_at = self._loop.time()
+            self._transport.writelines(buffers)
+
+    def fail(self, error: UnderstudyError) -> None:
+        """End the session from this side: tell the agent why, then close."""
+        if not self._over:
+            self.send(self.wire.send_fault(fault_for(error)))
+            self._end(error, linger=True)
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._paused and not self._over:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and self._paused and not self._over:
+            self._paused = False
+            self._heard_at = self._loop.time()  # what was not read does not count as silence
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Cut the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ---- for asyncio ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.peer = tls.peer_name(cast("ssl.SSLObject | None", transport.get_extra_info("ssl_object")))
+        self._heard_at = self._sent_at = self._connected_at = self._loop.time()
+        self._keep_alive()
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return _DISCARD if self._over else self.wire.get_buffer()
+
+    def buffer_updated(self, count: int) -> None:
+        if self._over:
+            return
+        self._heard_at = self._loop.time()
+        for event in self.wire.buffer_updated(count):
+            self._handle(event)
+
+    def eof_received(self) -> None:
+        for event in self.wire.receive_eof():
+            self._handle(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            self._end(tls.translate(exc, f"The connection with {self.address} broke"))
+        self.eof_received()
+        self._end(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        self.closed.set()
+
+    # ---- inside ----
+
+    def _handle(self, event: Event) -> None:
+        if self._over:
+            return
+        match event:
+            case Failed(error, reply):
+                self.send(reply)
+                self._end(error, linger=bool(reply))
+            case Ended():
+                self._end(None)
+            case Faulted(fault):
+                self._end(
+                    RefusedError(f"The agent gave up: {fault.what}", cause=fault.cause, action=fault.action)
+                )
+            case _:
+                self._on_event(event)
+
+    def _end(self, error: UnderstudyError | None, *, linger: bool = False) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.resume_reading()  # a paused TLS transport would never see the peer's goodbye
+            if linger:
+                # A close with unread bytes makes the kernel reset the connection, and the peer may then never
+                # read the FAULT. So what still comes is read and dropped until the peer has closed.
+                self._timer = self._loop.call_later(CLOSE_S, self._transport.abort)
+            else:
+                self._transport.close()
+        self._on_over(error)
+
+    def _keep_alive(self) -> None:
+        """Ping if due, give a silent peer up, and come again when either may next be due."""
+        now = self._loop.time()
+        if self.wire.state is State.IDLE and now - self._connected_at >= HELLO_S:
+            self.fail(SilentPeerError(f"{self.address} sent no HELLO", cause=f"for {HELLO_S:.0f} s"))
+            return
+        # Only an open session: before WELCOME it is this side's turn to speak.
+        if self.wire.state is State.OPEN and not self._paused and now - self._heard_at >= SILENCE_S:
+            self.abort()
+            self._end(
+                SilentPeerError(f"The agent at {self.address} is silent", cause=f"for {SILENCE_S:.0f} s")
+            )
+            return
+        if now - self._sent_at >= PING_S:
+            self.send(self.wire.send_ping())
+            self._sent_at = now
+        self._timer = self._loop.call_later(1.0, self._keep_alive)

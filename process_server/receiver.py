@@ -1,0 +1,299 @@
+"""The listening end: admits agents, keeps one session per machine, shares out the cache.
+
+Input: TLS connections on port 9443. Output: a `Session` per connection, which feeds the machine's log.
+Nothing here blocks: handshakes, hellos and appends are tasks; a machine whose log is slow waits alone.
+
+One session per machine, and why WELCOME's position is exact. A HELLO first closes the machine's earlier
+session: its wire takes no further batch. Then it waits, under the machine's lock, until the batches of that
+session that are on their way are settled, and only then asks the log to begin. So no append runs while the
+log says where it stands, and none that was begun before can be counted later. Of several waiting sessions
+only the newest goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from process_server.channel import HANDSHAKE_S, Channel
+from process_server.credit import CacheSpace, CreditGate, CreditPolicy
+from process_server.session import MachineLog, Session
+from shared import logging, tls
+from shared.errors import ListenError, StoppingError, SupersededError, UnderstudyError
+from shared.status import Problem, StreamReport
+from shared.wire.messages import Hello
+
+_log = logging.get()
+
+REFRESH_S: Final = 0.25
+"""How often free space and credit are looked at when nothing else makes them move."""
+MAX_HANDSHAKES: Final = 64
+STOP_S: Final = 20.0
+"""How long batches in flight may take at a stop; what is not durable then was not acknowledged."""
+
+OpenLog = Callable[[Hello], Awaitable[MachineLog]]
+
+
+class Machine:
+    """What this process server knows of one machine; lives as long as the process."""
+
+    def __init__(self, name: str, policy: CreditPolicy) -> None:
+        self.name: Final = name
+        self.gate: Final = CreditGate(policy)
+        self.lock: Final = asyncio.Lock()
+        self.log: MachineLog | None = None
+        self.session: Session | None = None
+        """The last session that was admitted; its connection may be over."""
+        self.newest: Session | None = None
+        """The last session that asked to be admitted."""
+        self.holder: Session | None = None
+        """Who has the lock."""
+        self.problem: UnderstudyError | None = None
+        """Why the last session ended; None once a newer one is open."""
+        self.received_b = 0
+        """Bytes of batches in sessions before `session`."""
+        self.ordered_captured_ns = 0
+
+    @property
+    def connected(self) -> bool:
+        return self.session is not None and self.session.connected
+
+    def admit(self, session: Session) -> None:
+        if self.session is not None:
+            self.received_b += self.session.received_b
+            self.ordered_captured_ns = self.session.ordered_captured_ns or self.ordered_captured_ns
+        self.session = session
+
+
+class Receiver:
+    """Listens, admits, shares out. `start`, then `stop`; both once."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        context: ssl.SSLContext,
+        open_log: OpenLog,
+        *,
+        policy: CreditPolicy,
+        cache: Callable[[], CacheSpace],
+    ) -> None:
+        self.machines: dict[str, Machine] = {}
+        self._address = address
+        self._context = context
+        self._open_log = open_log
+        self._policy = policy
+        self._measure_cache = cache
+        self.cache = cache()
+        self._listener: socket.socket | None = None
+        self._sessions: set[Session] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(MAX_HANDSHAKES)
+        self._loop_tasks: list[asyncio.Task[None]] = []
+        self._ids = itertools.count(1)
+        self._run_id = secrets.token_hex(3)
+        self._stopping = False
+
+    @property
+    def port(self) -> int:
+        """The port that it really listens on (the configured one may be 0)."""
+        assert self._listener is not None
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    async def start(self) -> None:
+        """Bind and begin to accept. Raises ListenError."""
+        host, port = self._address
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, port), family=family, backlog=256)
+        except OSError as exc:
+            raise ListenError(
+                f"The process server cannot listen on {host}:{port}", cause=exc.strerror or str(exc)
+            ) from exc
+        self._listener.setblocking(False)
+        self._loop_tasks = [
+            asyncio.create_task(self._accept(self._listener), name="accept"),
+            asyncio.create_task(self._refresh_regularly(), name="refresh"),
+        ]
+        _log.info("listening", host=host, port=self.port)
+
+    async def stop(self) -> None:
+        """Accept nothing more, make durable and acknowledge what came, close every session."""
+        self._stopping = True
+        for task in self._loop_tasks:
+            task.cancel()
+        await asyncio.gather(*self._loop_tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+        stops = [asyncio.create_task(session.stop(), name=f"stop {session.id}") for session in self._sessions]
+        if stops:
+            _, late = await asyncio.wait(stops, timeout=STOP_S)
+            for task in late:
+                _log.warning("a session did not drain in time", task=task.get_name())
+                task.cancel()
+        for session in list(self._sessions):
+            session.channel.abort()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*stops, *self._tasks, return_exceptions=True)
+
+    def refresh(self) -> None:
+        """Measure the cache again, and let every session acknowledge what has moved."""
+        self.cache = self._measure_cache()
+        for machine in self.machines.values():
+            if machine.session is not None:
+                machine.session.refresh()
+
+    # ---- for sessions (session.Host) ----
+
+    async def claim(self, session: Session, hello: Hello) -> MachineLog:
+        tls.require_name(session.channel.peer, f"agent:{hello.machine}")
+        machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
+        session.machine = machine.name
+        machine.newest = session
+        superseded = SupersededError(f"The session of {machine.name} was closed")
+        if machine.session is not None:
+            machine.session.fail(superseded)
+        await machine.lock.acquire()
+        machine.holder = session
+        if machine.newest is not session or not session.waiting:
+            raise superseded
+        if machine.session is not None:
+            await _settled(machine.session)
+        machine.admit(session)
+        if machine.log is None:
+            machine.log = await self._open_log(hello)
+        return machine.log
+
+    def release(self, session: Session) -> None:
+        machine = self.machines.get(session.machine)
+        if machine is None or machine.holder is not session:
+            return
+        if session.connected:
+            machine.problem = None
+        machine.holder = None
+        machine.lock.release()
+
+    def credit_b(self, session: Session) -> int:
+        machine = self.machines[session.machine]
+        before = machine.gate.problem
+        credit_b = machine.gate.update(
+            machine.name,
+            pending_b=machine.log.pending_b if machine.log is not None else 0,
+            disks=session.disks,
+            cache=self.cache,
+            sharers=sum(other.connected for other in self.machines.values()),
+        )
+        problem = machine.gate.problem
+        if problem is not None and type(problem) is not type(before):
+            _log.warning("machine throttled", machine=machine.name, **problem.as_dict())
+        elif problem is None and before is not None:
+            _log.info("throttling ended", machine=machine.name, credit_b=credit_b)
+        return credit_b
+
+    def over(self, session: Session) -> None:
+        machine = self.machines.get(session.machine)
+        if machine is not None and session is machine.session:
+            machine.problem = session.problem
+
+    # ---- inside ----
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._slots.acquire()
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as exc:
+                self._slots.release()
+                _log.error("connections cannot be accepted", cause=exc.strerror or str(exc))
+                await asyncio.sleep(1.0)  # out of file descriptors, say: trying at once would only spin
+                continue
+            except BaseException:
+                self._slots.release()
+                raise
+            name = f"{address[0]}:{address[1]}"
+            task = asyncio.create_task(self._admit(sock, name), name=f"connection {name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _admit(self, sock: socket.socket, address: str) -> None:
+        """The handshake, then the life of the session."""
+        session = Session(self, f"{self._run_id}-{next(self._ids)}", address)
+        try:
+            await self._handshake(sock, session.channel)
+        except (OSError, TimeoutError) as exc:
+            sock.close()
+            error = tls.translate(exc, f"A connection from {address} was refused")
+            _log.warning("connection refused", address=address, **error.as_dict())
+            return
+        finally:
+            self._slots.release()
+        self._sessions.add(session)
+        try:
+            if self._stopping:
+                session.fail(StoppingError("The process server takes no session"))
+            await session.channel.closed.wait()
+            await session.settled()
+        finally:
+            self._sessions.discard(session)
+
+    async def _handshake(self, sock: socket.socket, channel: Channel) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: channel,
+            sock,
+            ssl=self._context,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=1.0,
+        )
+
+    async def _refresh_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            self.refresh()
+
+
+class RateMeter:
+    """Bytes per second between two looks at a counter that only grows."""
+
+    def __init__(self) -> None:
+        self._at_s = time.monotonic()
+        self._total = 0
+
+    def rate(self, total: int) -> float:
+        now = time.monotonic()
+        elapsed, self._at_s = max(now - self._at_s, 1e-3), now
+        grown, self._total = total - self._total, total
+        return round(grown / elapsed, 1)
+
+
+def report(machine: Machine) -> StreamReport:
+    """What the status report says of one machine."""
+    position = machine.log.position if machine.log is not None else None
+    problems = [error for error in (machine.gate.problem, machine.problem) if error is not None]
+    session = machine.session
+    return StreamReport(
+        epoch=position.epoch if position else 0,
+        connected=machine.connected,
+        spooled=position.spooled if position else 0,
+        uploaded=position.uploaded if position else 0,
+        ordered_captured_ns=(session.ordered_captured_ns if session else 0) or machine.ordered_captured_ns,
+        pending_b=machine.log.pending_b if machine.log is not None else 0,
+        credit_b=machine.gate.credit_b,
+        errors=[Problem(**error.as_dict(), object=machine.name) for error in problems],
+    )
+
+
+async def _settled(session: Session) -> None:
+    while True:
+        try:
+            async with asyncio.timeout(10.0):
+                return await session.settled()
+        except TimeoutError:
+            _log.warning("batches of the earlier session are still on their way", machine=session.machine)

@@ -1,0 +1,327 @@
+"""One agent's session: its batches go to the machine's log, its acknowledgements come from there.
+
+Input: wire events of one Channel. Output: `MachineLog.append`, and ACK frames. It never blocks: batches that
+the log has not made durable yet are tasks in flight, bounded by the credit that was granted (and by reading
+no further beyond that).
+
+Why an ACK implies durability (I5). `spooled` in an ACK is `self._spooled`, which has one writer, `_settle`.
+That moves it from n to n + 1 only when the task of `append(n + 1)` has returned without an error, and
+`append` returns only after the batch has been fdatasynced; tasks are settled in the order of their numbers,
+and after the first failure never again in this session. The wire hands over batches as one gapless chain
+behind WELCOME's position, which the log itself recovered from durable data. So by induction every batch at or
+below `spooled` is durable whenever an ACK is made. `uploaded` is the log's own word, taken only while it is
+not ahead of `spooled`; the log moves it after the index entry is in storage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, Final, NamedTuple, Protocol
+
+from process_server.channel import Channel
+from shared import logging
+from shared.batch import Batch, Buffer, StreamState
+from shared.errors import StoppingError, SupersededError, UnderstudyError
+from shared.wire.frames import MAX_BATCH_B
+from shared.wire.messages import Ack, Hello, Welcome
+from shared.wire.protocol import BatchReceived, DuplicateReceived, Event, FlushReceived, HelloReceived, State
+
+_log = logging.get()
+
+
+class Position(Protocol):
+    """Where a machine's log stands; values of WELCOME and ACK (shared/wire/FORMAT.md)."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the agent has said HELLO and waits for WELCOME."""
+        return self.channel.wire.state is State.GREETED
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def spooled(self) -> int: ...
+    @property
+    def spooled_seq(self) -> int: ...
+    @property
+    def spooled_digest(self) -> bytes: ...
+    @property
+    def uploaded(self) -> int: ...
+    @property
+    def uploaded_seq(self) -> int: ...
+
+
+class MachineLog(Protocol):
+    """What a session needs of a machine's log (process_server/spool.py)."""
+
+    @property
+    def position(self) -> Position: ...
+
+    @property
+    def pending_b(self) -> int:
+        """Bytes in the cache that are not uploaded yet."""
+
+    async def begin(self, hello: Hello) -> Position:
+        """Recover, or take over, or begin the epoch that `hello` asks for."""
+
+    async def append(self, encoded: Buffer, batch: Batch, digest: bytes) -> None:
+        """Returns when the batch is durable. Calls are taken in the order in which they were made."""
+
+    async def flush(self) -> None:
+        """Returns when everything appended before is uploaded."""
+
+
+class Host(Protocol):
+    """What a session needs of the receiver."""
+
+    async def claim(self, session: Session, hello: Hello) -> MachineLog:
+        """The machine's log, when this is its only session and no batch of an earlier one is in flight."""
+
+    def release(self, session: Session) -> None:
+        """The claim is settled: the next session of the machine may begin."""
+
+    def credit_b(self, session: Session) -> int: ...
+
+    def over(self, session: Session) -> None: ...
+
+
+class _InFlight(NamedTuple):
+    batch: Batch
+    size_b: int
+    task: asyncio.Task[None]
+
+
+class Session:
+    """The life of one connection: greeted, open, over. Made before the TLS handshake."""
+
+    def __init__(self, host: Host, id_: str, address: str) -> None:
+        self.id: Final = id_
+        self.machine = ""
+        self.disks = 1
+        self.received_b = 0
+        self.problem: UnderstudyError | None = None
+        """Why the session ended."""
+        self.ordered_captured_ns = 0
+        """`captured_ns` of the newest batch of this session that is ordered and uploaded."""
+        self._host = host
+        self._log = _log.bind(session=id_, address=address)
+        self.channel = Channel(self._on_event, self._on_over)
+        self.channel.address = address
+        self._machine_log: MachineLog | None = None
+        self._spooled = self._spooled_seq = 0
+        self._acked = Ack(spooled=0, spooled_seq=0, uploaded=0, uploaded_seq=0, credit_b=0)
+        self._ack_due = self._ack_again = False
+        self._failed = False
+        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight_b = 0
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._ordered: deque[tuple[int, int]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def connected(self) -> bool:
+        """Whether batches can come."""
+        return self.channel.wire.state is State.OPEN
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the agent has said HELLO and waits for WELCOME."""
+        return self.channel.wire.state is State.GREETED
+
+    @property
+    def epoch(self) -> int:
+        welcome = self.channel.wire.welcome
+        return welcome.epoch if welcome is not None else 0
+
+    def fail(self, error: UnderstudyError) -> None:
+        """End the session; the agent is told why. Batches in flight go on: wait for `settled`."""
+        self.channel.fail(error)
+
+    async def settled(self) -> None:
+        """Until no batch of this session is on its way into the log. Ends for good once the session is
+        over."""
+        await self._settled.wait()
+
+    async def stop(self) -> None:
+        """Take no more, make durable what came, acknowledge it, and say goodbye."""
+        self.channel.pause_reading()
+        await self.settled()
+        self._ack()
+        self.fail(StoppingError("The process server ends the session"))
+        await self.channel.closed.wait()
+
+    def refresh(self) -> None:
+        """The log's position or the credit may have moved: acknowledge soon if so."""
+        if not self._ack_due and self._machine_log is not None:
+            self._ack_due = True
+            self._loop.call_soon(self._ack)
+
+    # ---- events ----
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case BatchReceived():
+                self._take(event)
+            case DuplicateReceived():
+                self._ack_again = True  # the agent seems not to know
+                self.refresh()
+            case FlushReceived():
+                self._spawn(self._flush(), "flush")
+            case HelloReceived(hello):
+                self._spawn(self._begin(hello), "begin")
+
+    def _on_over(self, error: UnderstudyError | None) -> None:
+        self.problem = error
+        fields: dict[str, Any] = {
+            "epoch": self.epoch,
+            "spooled": self._spooled,
+            "received_b": self.received_b,
+        }
+        if error is None or isinstance(error, SupersededError | StoppingError):
+            self._log.info("session ended", **fields, **(error.as_dict() if error else {}))
+        else:
+            self._log.warning("session failed", **fields, **error.as_dict())
+        for task in self._tasks:
+            if task.get_name().startswith("flush"):
+                task.cancel()
+        self._host.over(self)
+
+    async def _begin(self, hello: Hello) -> None:
+        self._log = self._log.bind(machine=hello.machine)
+        try:
+            log = await self._host.claim(self, hello)
+            position = await log.begin(hello)
+            self._open(hello, log, position)
+        except Exception as exc:  # noqa: BLE001 - every kind must end the session, and tell both ends
+            self._fail_for("The session could not be opened", exc)
+        finally:
+            self._host.release(self)
+
+    def _open(self, hello: Hello, log: MachineLog, position: Position) -> None:
+        if not self.waiting:
+            return  # the agent went away meanwhile
+        self.disks = len(hello.disks)
+        self._spooled, self._spooled_seq = position.spooled, position.spooled_seq
+        self._machine_log = log
+        welcome = Welcome(
+            epoch=position.epoch,
+            spooled=position.spooled,
+            spooled_seq=position.spooled_seq,
+            spooled_digest=position.spooled_digest,
+            uploaded=position.uploaded,
+            uploaded_seq=position.uploaded_seq,
+            credit_b=self._host.credit_b(self),
+            session=self.id,
+        )
+        self.channel.send(self.channel.wire.send_welcome(welcome))
+        self._acked = Ack(
+            spooled=welcome.spooled,
+            spooled_seq=welcome.spooled_seq,
+            uploaded=welcome.uploaded,
+            uploaded_seq=welcome.uploaded_seq,
+            credit_b=welcome.credit_b,
+        )
+        self._log = self._log.bind(epoch=position.epoch)
+        self._log.info(
+            "session opened",
+            spooled=position.spooled,
+            uploaded=position.uploaded,
+            credit_b=welcome.credit_b,
+            new_epoch_reason=hello.reason if hello.epoch == 0 else None,
+        )
+
+    # ---- batches in, acknowledgements out ----
+
+    def _take(self, event: BatchReceived) -> None:
+        assert self._machine_log is not None
+        batch, size_b = event.batch, len(event.encoded)
+        task = self._loop.create_task(
+            self._machine_log.append(event.encoded, batch, event.digest),
+            name=f"append {self.machine} {batch.number}",
+        )
+        self._in_flight.append(_InFlight(batch, size_b, task))
+        self._in_flight_b += size_b
+        self.received_b += size_b
+        self._settled.clear()
+        task.add_done_callback(self._settle)
+        if self._in_flight_b > self._acked.credit_b + MAX_BATCH_B:
+            # An agent that keeps to its credit never comes here. One that does not costs no memory.
+            self.channel.pause_reading()
+
+    def _settle(self, _task: asyncio.Task[None]) -> None:
+        """Account for the appends that have ended, in order. The only place that moves `_spooled` (see
+        above)."""
+        while self._in_flight and self._in_flight[0].task.done():
+            batch, size_b, task = self._in_flight.popleft()
+            self._in_flight_b -= size_b
+            error = _outcome(task)
+            if error is not None and not self._failed:
+                self._failed = True
+                self._fail_for(f"Batch {batch.number} could not be stored", error)
+            if not self._failed:
+                self._spooled, self._spooled_seq = batch.number, batch.last_seq
+                if batch.state is StreamState.ORDERED:
+                    self._ordered.append((batch.number, batch.captured_ns))
+        if not self._in_flight:
+            self._settled.set()
+        if self._in_flight_b <= self._acked.credit_b:
+            self.channel.resume_reading()
+        self.refresh()
+
+    def _ack(self) -> None:
+        self._ack_due = False
+        log = self._machine_log
+        if log is None or not self.connected:
+            return
+        position = log.position
+        uploaded, uploaded_seq = position.uploaded, position.uploaded_seq
+        if uploaded > self._spooled:
+            # A segment can be listed before the tasks of its last appends were settled here; they come at
+            # once.
+            uploaded, uploaded_seq = self._acked.uploaded, self._acked.uploaded_seq
+        ack = Ack(
+            spooled=self._spooled,
+            spooled_seq=self._spooled_seq,
+            uploaded=uploaded,
+            uploaded_seq=uploaded_seq,
+            credit_b=self._host.credit_b(self),
+        )
+        while self._ordered and self._ordered[0][0] <= ack.uploaded:
+            self.ordered_captured_ns = self._ordered.popleft()[1]
+        if ack != self._acked or self._ack_again:
+            self._acked, self._ack_again = ack, False
+            # Every batch up to `spooled` has been fdatasynced: the argument is at the top of this module.
+            self.channel.send(self.channel.wire.send_ack(ack))
+
+    async def _flush(self) -> None:
+        assert self._machine_log is not None
+        last = self._in_flight[-1].task if self._in_flight else None
+        if last is not None:
+            await asyncio.wait({last})
+        try:
+            await self._machine_log.flush()
+        except UnderstudyError as exc:
+            # Nothing is lost and the session is sound: the agent sees no progress and its caller's deadline
+            # decides.
+            self._log.warning("flush failed", **exc.as_dict())
+        self.refresh()
+
+    def _fail_for(self, what: str, error: BaseException) -> None:
+        if isinstance(error, UnderstudyError):
+            self.fail(error)
+            return
+        self._log.error("session failed: this is a bug", what=what, exc_info=error)
+        self.fail(UnderstudyError(what, cause=repr(error)))
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=f"{name} {self.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _outcome(task: asyncio.Task[None]) -> BaseException | None:
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
