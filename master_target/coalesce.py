@@ -1,16 +1,18 @@
-"""Coalescing: from the batches of an interval to the fewest non-overlapping writes and clears per disk. Pure; numpy only.
+"""Coalescing: from the batches of an interval to the fewest non-overlapping writes and clears per disk.
+Pure; numpy only.
 
-What must hold: applying the runs of an interval, in any order, leaves every disk exactly as applying all its extents in
-stream order would.
+What must hold: applying the runs of an interval, in any order, leaves every disk exactly as applying all
+its extents in stream order would.
 
-Why it does. The ends of all extents of a disk cut it into *cells*; an extent covers a cell whole or not at all, so the cell's
-content after the interval is that of the last extent that covers it: its *owner*. Each covered cell is emitted once, with its
-owner's data (or as a clear), and cells are disjoint: so the order of runs is free, and applying any of them twice changes nothing.
+Why it does. The ends of all extents of a disk cut it into *cells*; an extent covers a cell whole or not at
+all, so the cell's content after the interval is that of the last extent that covers it: its *owner*. Each
+covered cell is emitted once, with its owner's data (or as a clear), and cells are disjoint: so the order of
+runs is free, and applying any of them twice changes nothing.
 
-Owners are found for n extents in O(n log n) without a loop over extents, whatever their lengths (a discard may span terabytes):
-extent i covers cells [lo, hi), the union of two windows of 2**k cells with 2**k ≤ hi − lo. Every window is noted at its level k
-with i; then levels are pushed down, from a window to its two halves, keeping the larger number. At level 0 each cell holds the
-largest, hence last, i that covers it.
+Owners are found for n extents in O(n log n) without a loop over extents, whatever their lengths (a discard
+may span terabytes): extent i covers cells [lo, hi), the union of two windows of 2**k cells with 2**k ≤ hi −
+lo. Every window is noted at its level k with i; then levels are pushed down, from a window to its two
+halves, keeping the larger number. At level 0 each cell holds the largest, hence last, i that covers it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class DiskRuns(msgspec.Struct, frozen=True):
-    """What an interval does to one disk. Rows of `writes` and `clears` are (first sector, sectors), ascending, disjoint.
+    """What an interval does to one disk. Rows of `writes` and `clears` are (first sector, sectors),
+    ascending, disjoint.
 
     `data` holds the sectors of all writes back to back, in the order of `writes`.
     """
@@ -52,7 +55,7 @@ class DiskRuns(msgspec.Struct, frozen=True):
 
     def __iter__(self) -> Iterator[Run]:
         """The writes, each with its data (a view, no copy)."""
-        view = memoryview(self.data).cast("B") if len(self.data) else memoryview(b"")
+        view = self.data.reshape(-1).data
         at = 0
         for sector, sectors in self.writes.tolist():
             yield Run(sector * SECTOR, view[at : at + sectors * SECTOR])
@@ -66,13 +69,15 @@ class DiskRuns(msgspec.Struct, frozen=True):
 
 
 def coalesce(batches: Sequence[Batch], max_run_sectors: int = MAX_RUN_SECTORS) -> dict[int, DiskRuns]:
-    """The runs of each disk that `batches`, consecutive and in stream order, change. Disks without extents do not appear.
+    """The runs of each disk that `batches`, consecutive and in stream order, change. Disks without extents
+    do not appear.
 
-    Copies each surviving payload sector twice at most: once to join the batches, once to bring them in disk order.
+    Copies each surviving payload sector twice at most: once to join the batches, once to bring them in disk
+    order.
     """
-    extents: Extents = np.concatenate([b.extents for b in batches]) if batches else np.empty(0)
-    if not len(extents):
+    if not any(len(b.extents) for b in batches):
         return {}
+    extents: Extents = np.concatenate([b.extents for b in batches])
     payload = np.concatenate([np.frombuffer(b.payload, np.uint8) for b in batches]).reshape(-1, SECTOR)
     source = payload_offsets(extents) // SECTOR
     return {
@@ -96,7 +101,7 @@ def _coalesce_disk(
     has_data = has_payload(extents)[owner]
     clears = _merge(start[~has_data], length[~has_data])
     start, length, owner = start[has_data], length[has_data], owner[has_data]
-    rows = expand(source[owner] + (start - first[owner]), length)
+    rows: Ints = expand(source[owner] + (start - first[owner]), length)
     return DiskRuns(
         disk, split(_merge(start, length), max_run_sectors), clears, np.take(payload, rows, axis=0)
     )
@@ -110,7 +115,8 @@ def _last_cover(lo: Ints, hi: Ints, cells: int) -> Ints:
         i = np.flatnonzero(level_of == level)
         np.maximum.at(cover, lo[i], i)
         np.maximum.at(cover, hi[i] - (1 << level), i)
-        if level:  # a window's first half begins where it begins, so `cover` stays; its second half begins `half` later
+        if level:
+            # A window's first half begins where the window does: nothing moves. Its second, `half` later.
             half = 1 << (level - 1)
             cover[half:] = np.maximum(cover[half:], cover[:-half])
     return cover
@@ -133,8 +139,10 @@ def split(ranges: Ints, most: int) -> Ints:
 
 
 def expand(first: Ints, length: Ints) -> Ints:
-    """first[0], first[0] + 1, … (length[0] numbers), first[1], …: the members of all ranges, one after the other."""
+    """first[0], first[0] + 1, … (length[0] numbers), first[1], …: the members of all ranges, one after the
+    other.
+    """
     ends = np.cumsum(length)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(first - (ends - length), length)
-
+    shift: Ints = np.repeat(first - (ends - length), length)
+    return np.arange(total, dtype=np.int64) + shift

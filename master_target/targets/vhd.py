@@ -1,8 +1,9 @@
 """Fixed VHD: raw disk data, then one footer of 512 bytes. Pure. Layout in FORMAT.md beside this file.
 
-Azure imports a page blob as a managed disk when it is a fixed VHD whose size without the footer is a whole number of mebibytes.
-Two readers of a VHD disagree about its size: Virtual PC goes by the geometry field (cylinders × heads × sectors, which rounds down),
-Hyper-V, Azure and disk2vhd by the current-size field. qemu chooses by the creator application; `win ` makes it, too, use the size field.
+Azure imports a page blob as a managed disk when it is a fixed VHD whose size without the footer is a whole
+number of mebibytes. Two readers of a VHD disagree about its size: Virtual PC goes by the geometry field
+(cylinders × heads × sectors, which rounds down), Hyper-V, Azure and disk2vhd by the current-size field.
+qemu chooses by the creator application; `win ` makes it, too, use the size field.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def capacity_b(disk_b: int) -> int:
 
 
 def geometry(disk_b: int) -> tuple[int, int, int]:
-    """(cylinders, heads, sectors per track) by the algorithm of the VHD specification, appendix "CHS Calculation"."""
+    """(cylinders, heads, sectors per track) by the algorithm of the VHD specification, appendix "CHS
+    Calculation".
+    """
     sectors = min(disk_b // 512, 65535 * 16 * 255)
     if sectors >= 65535 * 16 * 63:
         per_track, heads = 255, 16
@@ -47,7 +50,9 @@ def geometry(disk_b: int) -> tuple[int, int, int]:
 
 
 def footer(disk_b: int, name: str) -> bytes:
-    """The footer of a disk of `disk_b` bytes (a multiple of 512). The same for the same size and name, whenever it is made."""
+    """The footer of a disk of `disk_b` bytes (a multiple of 512). The same for the same size and name,
+    whenever it is made.
+    """
     fields = (
         b"conectix",
         2,  # features: the reserved bit, always set
@@ -67,7 +72,9 @@ def footer(disk_b: int, name: str) -> bytes:
 
 
 def disk_size_b(data: bytes) -> int:
-    """The disk size that a footer states. Raises IntegrityError when it is no footer of a fixed VHD, or a damaged one."""
+    """The disk size that a footer states. Raises IntegrityError when it is no footer of a fixed VHD, or a
+    damaged one.
+    """
     if len(data) != FOOTER_SIZE or not data.startswith(b"conectix"):
         raise _bad("there is no VHD footer at its end")
     fields = _FOOTER.unpack(data)

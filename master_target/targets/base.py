@@ -1,0 +1,70 @@
+"""The one interface of everything that disks are applied to. Implementations: page_blob.py, image_file.py.
+
+A target is owned by whoever opened it, until `close`: page blobs by a lease, image files by a lock. The
+order of calls is that of targets/state.py: `begin`, any number of concurrent `write`, `clear` and `read`,
+`finish`; `snapshot` only in between. Offsets and lengths are bytes, multiples of 512, within the source
+disk's size. Every method raises StorageError (also LeaseLostError, when another owner took over) and
+SeedDiskError.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from master_target.targets.state import DiskState
+from shared.recovery.position import Position
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """`position` is what the snapshot itself names; None when it names none, or was taken in mid-interval."""
+
+    id: str
+    position: Position | None
+    taken_s: float
+    """Unix time by the clock of whoever keeps the snapshot."""
+
+
+class Target(Protocol):
+    @property
+    def kind(self) -> str:
+        """`page-blob` or `image`, as point documents name it."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The disk's name."""
+        ...
+
+    @property
+    def state(self) -> DiskState: ...
+
+    async def begin(self, start: Position, end: Position, disk_b: int) -> None:
+        """Record that (start, end] is being applied. At the start of an epoch the disk also gets the size
+        for `disk_b`.
+        """
+
+    async def write(self, offset_b: int, data: memoryview) -> None:
+        """At most 4 MiB."""
+
+    async def clear(self, offset_b: int, length_b: int) -> None: ...
+
+    async def read(self, offset_b: int, length_b: int) -> bytes: ...
+
+    async def finish(self) -> None:
+        """Record that the begun interval is on the disk, durably; its data is durable before."""
+
+    async def snapshot(self) -> str:
+        """Freeze the state at the cursor; the snapshot names that position. Raises SeedDiskError in
+        mid-interval.
+        """
+        ...
+
+    async def snapshots(self) -> list[Snapshot]: ...
+
+    async def delete_snapshot(self, snapshot: str) -> None:
+        """Harmless when it is gone already."""
+
+    async def close(self) -> None:
+        """Give up ownership."""

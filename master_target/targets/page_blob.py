@@ -1,0 +1,205 @@
+"""A seed disk in blob storage: one page blob, laid out as a fixed VHD (vhd.py), its state in the blob's
+metadata (state.py).
+
+One writer (I7). The owner holds the blob's lease, and every request that changes the blob carries its id:
+once somebody else has the lease, nothing of an earlier owner lands. What remains are *strays*: requests of
+this very owner that were given up (time-out) and repeated, and whose first try lands later.
+- A stray page write or clear carries the sequence number of its interval. The next interval raises the
+  number before its first write, so the stray fails. If it lands earlier, it repeats what it wrote already,
+  since the runs of an interval are disjoint: harmless.
+- A stray raise of the sequence number does nothing: it never lowers it.
+- A stray change of metadata carries the ETag from before the change. The repeated try changed the ETag: the
+  stray fails.
+- A stray snapshot carries the ETag that was current when the metadata named the position. If it lands,
+  nothing was written since: it is a second, valid snapshot; nobody refers to it, and it is removed as an
+  orphan.
+
+Order in `begin`: metadata (pending = end, new sequence number), then the blob's sequence number, then
+pages. The number comes from the metadata, which change only forwards under If-Match; so a number is never
+used twice, also over crashes between the two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from master_target.targets import vhd
+from master_target.targets.base import Snapshot
+from master_target.targets.state import DiskState, decode
+from shared import logging
+from shared.blob import BlobInfo, BlobStore, Lease
+from shared.errors import (
+    BlobExistsError,
+    LeaseLostError,
+    PreconditionError,
+    SeedDiskError,
+    UnderstudyError,
+)
+from shared.recovery.position import Position, parse_rfc3339
+from shared.recovery.seed import seed_blob, shown_position
+
+_log = logging.get()
+
+LEASE_S: Final = 60
+_RENEW_S: Final = 20
+_RELEASE_S: Final = 5
+_TRIES: Final = 5
+_CLEAR_MAX_B: Final = 1 << 30
+
+
+class PageBlobTarget:
+    """Make it with `open`. See base.Target."""
+
+    kind: Final = "page-blob"
+
+    def __init__(self, store: BlobStore, disk: str, blob: str, lease: Lease, info: BlobInfo) -> None:
+        self.name = disk
+        self._store = store
+        self._blob = blob
+        self._lease = lease
+        self._etag = info.etag
+        self._state = decode(info.metadata, blob)
+        self._size_b = info.size_b
+        self._renewal = asyncio.create_task(self._keep_lease(), name=f"lease {blob}")
+
+    @classmethod
+    async def open(cls, store: BlobStore, machine: str, disk: str, disk_b: int) -> PageBlobTarget:
+        """Take the disk's lease; create the blob, all zeroes, when there is none. Raises LeaseHeldError."""
+        blob = seed_blob(machine, disk)
+        size_b = vhd.capacity_b(disk_b) + vhd.FOOTER_SIZE
+        try:
+            await store.page_create(blob, size_b, DiskState(disk_b=disk_b).encode())
+        except BlobExistsError:
+            _log.debug("seed disk exists", blob=blob)
+        lease = await store.acquire_lease(blob, LEASE_S)
+        try:
+            # Looked up under the lease: from here on nobody else changes it.
+            return cls(store, disk, blob, lease, await store.properties(blob))
+        except BaseException:
+            await lease.release()
+            raise
+
+    @property
+    def state(self) -> DiskState:
+        return self._state
+
+    async def begin(self, start: Position, end: Position, disk_b: int) -> None:
+        await self._record(self._state.begin(start, end, disk_b))
+        await self._store.set_sequence_number(self._blob, self._state.sequence, self._lease.id)
+        if start.batch == 0:
+            await self._shape()
+
+    async def write(self, offset_b: int, data: memoryview) -> None:
+        await self._store.page_write(self._blob, offset_b, bytes(data), self._lease.id, self._state.sequence)
+
+    async def clear(self, offset_b: int, length_b: int) -> None:
+        for at in range(offset_b, offset_b + length_b, _CLEAR_MAX_B):
+            length = min(_CLEAR_MAX_B, offset_b + length_b - at)
+            await self._store.page_clear(self._blob, at, length, self._lease.id, self._state.sequence)
+
+    async def read(self, offset_b: int, length_b: int) -> bytes:
+        return await self._store.read(self._blob, offset_b, length_b)
+
+    async def finish(self) -> None:
+        await self._record(self._state.finish())
+
+    async def snapshot(self) -> str:
+        if not self._state.settled:
+            raise SeedDiskError(
+                f"No snapshot of {self._blob} was taken", cause="an interval is being applied to it"
+            )
+        for _ in range(_TRIES):
+            try:
+                return await self._store.snapshot(self._blob, self._lease.id, self._etag)
+            except PreconditionError:
+                # A stray page write of the finished interval (harmless), or something worse: look.
+                await self._look_again(self._state)
+        raise self._unstable()
+
+    async def snapshots(self) -> list[Snapshot]:
+        found = []
+        async for info in self._store.list(self._blob, snapshots=True):
+            if info.name == self._blob and info.snapshot is not None:
+                position = shown_position(info.metadata)
+                found.append(Snapshot(info.snapshot, position, _taken_s(info.snapshot)))
+        return found
+
+    async def delete_snapshot(self, snapshot: str) -> None:
+        await self._store.delete(self._blob, snapshot)
+
+    async def close(self) -> None:
+        self._renewal.cancel()
+        await asyncio.gather(self._renewal, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_RELEASE_S):
+                await self._lease.release()
+        except (LeaseLostError, TimeoutError) as exc:
+            _log.info("lease not given back: it ends by itself", blob=self._blob, cause=str(exc))
+
+    async def _record(self, new: DiskState) -> None:
+        """Make `new` the blob's metadata. Afterwards ETag and state are known exactly."""
+        metadata = new.encode()
+        for _ in range(_TRIES):
+            try:
+                self._etag = await self._store.set_metadata(self._blob, metadata, self._lease.id, self._etag)
+            except PreconditionError:
+                # Page writes change the ETag; or this is the repetition of a try that had succeeded.
+                if await self._look_again(self._state, new) != new:
+                    continue
+            self._state = new
+            return
+        raise self._unstable()
+
+    async def _look_again(self, *expected: DiskState) -> DiskState:
+        """Read ETag and state; the state must be one of `expected`, else there is another writer:
+        SeedDiskError.
+        """
+        info = await self._store.properties(self._blob)
+        found = decode(info.metadata, self._blob)
+        if found not in expected:
+            raise SeedDiskError(
+                f"Seed disk {self._blob} was changed by somebody else",
+                cause=f"it says cursor {found.cursor}, pending {found.pending}; we left it at "
+                f"{self._state.cursor}, {self._state.pending}",
+            )
+        self._etag = info.etag
+        return found
+
+    async def _shape(self) -> None:
+        """Give the blob the size, padding and footer for the source disk's size. Idempotent; only at the
+        start of an epoch.
+        """
+        disk_b = self._state.disk_b
+        capacity_b = vhd.capacity_b(disk_b)
+        size_b = capacity_b + vhd.FOOTER_SIZE
+        if self._size_b != size_b:
+            await self._store.page_resize(self._blob, size_b, self._lease.id)
+            self._size_b = size_b
+        if capacity_b > disk_b:
+            await self.clear(disk_b, capacity_b - disk_b)
+        await self.write(capacity_b, memoryview(vhd.footer(capacity_b, self._blob)))
+
+    async def _keep_lease(self) -> None:
+        """Renew until closed. A lost lease needs no action here: every request then fails with
+        LeaseLostError.
+        """
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            try:
+                await self._lease.renew()
+            except UnderstudyError as exc:
+                _log.warning("lease not renewed", blob=self._blob, **exc.as_dict())
+
+    def _unstable(self) -> SeedDiskError:
+        return SeedDiskError(
+            f"Seed disk {self._blob} could not be settled",
+            cause="it changed again and again while we held its lease",
+        )
+
+
+def _taken_s(snapshot: str) -> float:
+    """Snapshot ids are their times. One that is none counts as just taken, so that nobody removes it."""
+    taken_ns = parse_rfc3339(snapshot)
+    return time.time() if taken_ns is None else taken_ns / 1e9

@@ -1,0 +1,105 @@
+"""What a seed disk records of itself, and the rules for changing it. Pure.
+
+A disk is at `cursor`: it holds exactly the log of that epoch up to and with that batch. An interval (start,
+end] is applied in three steps: *begun* (`pending` = end is recorded; only then may the first page be
+written), written, *finished* (cursor = end).
+
+Why every crash is recovered. Between begun and finished the disk holds the state at `start` with an
+arbitrary part of the interval's runs on top. Let s be any sector. If the interval touches s, its final
+content comes from the interval alone (master_target/coalesce.py) and writing it again gives the same; if it
+does not, nobody wrote s. So applying the whole of (start, end] again gives the state at `end`, however much
+of it was there already, and it does not matter how often or where the earlier tries stopped. Applying a
+longer interval (start, end'] with end' >= end does too, by the same argument; a shorter one does not:
+sectors written by the part behind it would stay in the future. Hence the rules checked here: an interval
+starts at the cursor, ends at or behind `pending`, and the disk may be snapshotted only when `cursor` =
+`pending`.
+
+A new epoch begins with a full replication, which writes every sector that a later point can show. So an
+interval may also start at batch 0 of an epoch above both `cursor` and `pending`, whatever was on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from shared.errors import SeedDiskError
+from shared.recovery.position import NOWHERE, Position
+
+
+class DiskState(msgspec.Struct, frozen=True, kw_only=True):
+    """`disk_b`: size of the source disk in bytes. `sequence`: number of the last begun interval's fence;
+    only grows.
+    """
+
+    disk_b: int
+    cursor: Position = NOWHERE
+    pending: Position = NOWHERE
+    sequence: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the disk is exactly at its cursor."""
+        return self.cursor == self.pending
+
+    @property
+    def restart(self) -> Position:
+        """Where the interval that ends at `pending` starts."""
+        if self.cursor.epoch == self.pending.epoch:
+            return self.cursor
+        return Position.of(self.pending.epoch, 0)
+
+    def begin(self, start: Position, end: Position, disk_b: int) -> DiskState:
+        """The state in which the runs of (start, end] may be written. Raises SeedDiskError when they may
+        not.
+        """
+        same_epoch = start == self.cursor and end.epoch == start.epoch and end >= self.pending
+        new_epoch = start.batch == 0 and start.epoch >= self.pending.epoch and start.epoch > self.cursor.epoch
+        reaches = end.epoch == start.epoch and end > start and end >= self.pending
+        if not reaches or not (same_epoch or new_epoch):
+            raise SeedDiskError(
+                f"The interval from {start} to {end} was not applied",
+                cause=f"the seed disk is at {self.cursor}, with an interval to {self.pending} begun",
+            )
+        if same_epoch and disk_b != self.disk_b:
+            raise SeedDiskError(
+                f"The interval from {start} to {end} was not applied",
+                cause=f"the source disk's size changed from {self.disk_b} to {disk_b} bytes within an epoch",
+            )
+        return msgspec.structs.replace(self, pending=end, disk_b=disk_b, sequence=self.sequence + 1)
+
+    def finish(self) -> DiskState:
+        """The state after all runs of the begun interval are on the disk."""
+        return msgspec.structs.replace(self, cursor=self.pending)
+
+    def encode(self) -> dict[str, str]:
+        """As blob metadata."""
+        return {
+            "cursor": str(self.cursor),
+            "pending": str(self.pending),
+            "disk_b": str(self.disk_b),
+            "sequence": str(self.sequence),
+        }
+
+
+def decode(metadata: Mapping[str, str], disk: str) -> DiskState:
+    """The state in a seed disk's metadata, or in its snapshot's. Raises SeedDiskError when it is not there
+    or garbled.
+    """
+    try:
+        cursor, pending = Position.parse(metadata["cursor"]), Position.parse(metadata["pending"])
+        disk_b, sequence = int(metadata["disk_b"]), int(metadata["sequence"])
+    except (KeyError, ValueError) as exc:
+        raise _garbled(disk, f"its metadata lack {exc}") from exc
+    if cursor is None or pending is None:
+        raise _garbled(disk, f"its metadata name the positions {metadata['cursor']}, {metadata['pending']}")
+    return DiskState(disk_b=disk_b, cursor=cursor, pending=pending, sequence=sequence)
+
+
+def _garbled(disk: str, cause: str) -> SeedDiskError:
+    return SeedDiskError(
+        f"The state of seed disk {disk} could not be read",
+        cause=cause,
+        action="Something else wrote it. Delete it: the next full replication (a new epoch) makes it again.",
+    )
