@@ -1,0 +1,48 @@
+"""The process server's configuration file (TOML).
+
+```toml
+name = "ps1"
+control_url = "https://config.example.com"
+spool_dir = "/var/lib/understudy/spool"
+vault_file = "/etc/understudy/vault.json"
+tls = {cert = "…/ps1.pem", key = "…/ps1.key", ca = "…/ca.pem"}
+blob = {url = "https://account.blob.core.windows.net", container = "understudy"}
+credit = {quota_per_disk_b = 8589934592}
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from process_server.credit import CreditPolicy
+from shared.blob import BlobConfig
+from shared.tls import TlsFiles
+
+PORT: Final = 9443
+
+
+class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    name: str
+    """Its certificate is `process-server:<name>`."""
+    tls: TlsFiles
+    spool_dir: Path
+    """The cache: on a disk of its own if possible."""
+    vault_file: Path
+    """Master keys that wrap the machines' keys."""
+    blob: BlobConfig
+    control_url: str = ""
+    """The config server, e.g. https://config.example.com; without it nothing is reported."""
+    listen: str = "0.0.0.0"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = PORT
+    cache_b: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Size of the cache; None: the whole file system that holds `spool_dir`."""
+    credit: CreditPolicy = CreditPolicy()
+    segment_bytes: Annotated[int, msgspec.Meta(ge=4096, le=4 << 30)] = 32 << 20
+    """A segment is closed and uploaded at this size …"""
+    segment_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
+    """… or at this age, which is the floor of the RPO."""
+    log_level: str = "info"
