@@ -254,15 +254,21 @@ class StorageGrant(msgspec.Struct, kw_only=True):
     ca_pem: str = ""
 
 
+class MachineKeyGrant(msgspec.Struct, kw_only=True):
+    """A machine's data key, unwrapped; `wrapped` and `key` are base64."""
+
+    key_id: str
+    wrapped: str
+    key: str
+
+
 class RestoreGrant(msgspec.Struct, kw_only=True):
     """What a restore needs, and the job under which it reports. The vault's master keys never leave the
     config server."""
 
     job: str
     storage: StorageGrant
-    key_id: str
-    machine_key: str
-    """The machine's data key, base64."""
+    key: MachineKeyGrant
 
 
 class JobProgress(msgspec.Struct, kw_only=True):

@@ -1,0 +1,35 @@
+"""The audit log: who changed what, and who was given access. Entries are never changed or removed."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from config_server.clock import rfc3339
+from shared.messages import AuditView
+
+
+def add(
+    db: sqlite3.Connection, who: str, action: str, object_: str, detail: dict[str, Any], now_ns: int
+) -> None:
+    """`who` is an operator (`operator:admin`) or a daemon (ROLE:NAME). `detail` holds no secrets."""
+    db.execute(
+        "INSERT INTO audit (time_ns, who, action, object, detail) VALUES (?, ?, ?, ?, ?)",
+        (now_ns, who, action, object_, msgspec.json.encode(detail).decode()),
+    )
+
+
+def newest(db: sqlite3.Connection, limit: int) -> list[AuditView]:
+    rows = db.execute("SELECT * FROM audit ORDER BY id DESC LIMIT ?", (limit,))
+    return [
+        AuditView(
+            time=rfc3339(row["time_ns"]),
+            who=row["who"],
+            action=row["action"],
+            object=row["object"],
+            detail=msgspec.json.decode(row["detail"]),
+        )
+        for row in rows
+    ]

@@ -1,0 +1,197 @@
+"""Binds handlers to the routes of shared/api.py: authentication, decoding, errors. Decides nothing else.
+
+A daemon is who its certificate says (TLS has verified it against the CA); an operator is who sends a token
+whose hash is stored. What a handler raises becomes an HTTP status and a `Failure` body; only an error that
+is not an UnderstudyError is a bug, and is logged with its traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from shared import logging, tls
+from shared.api import ROUTES, Access, Route
+from shared.errors import (
+    AccessError,
+    DeadlineError,
+    NotFoundError,
+    RequestError,
+    UnderstudyError,
+    UnhealthyError,
+    UsageError,
+    WrongRoleError,
+)
+from shared.messages import MAX_BODY_B, Failure, Nothing
+
+_log = logging.get()
+_Q = TypeVar("_Q", bound=msgspec.Struct)
+_R = TypeVar("_R", bound=msgspec.Struct)
+_Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_MAX_WAIT_S: Final = 30.0
+_HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError], int], ...]] = (
+    (AccessError, 401),
+    (WrongRoleError, 403),
+    (UsageError, 400),
+    (NotFoundError, 404),
+    (DeadlineError, 504),
+    (UnhealthyError, 503),
+    (UnderstudyError, 500),
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who calls, and what stands in the path."""
+
+    who: str
+    """`operator:NAME`, ROLE:NAME of a daemon, or "" on a public route."""
+    path: dict[str, str]
+    body: bytes
+    wait_s: float
+    """How long the caller lets the answer be held (Prefer: wait=N)."""
+    hosts: tuple[str, ...] = ()
+    """DNS names and addresses in the caller's certificate."""
+
+    @property
+    def role(self) -> str:
+        return self.who.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        return self.who.partition(":")[2]
+
+
+class Binder:
+    """Collects one handler per route, then makes the application."""
+
+    def __init__(self, operator_of: Callable[[str], Awaitable[str | None]]) -> None:
+        self._operator_of = operator_of
+        self._endpoints: dict[str, _Endpoint] = {}
+
+    def on(self, route: Route[_Q, _R], handler: Callable[[Call, _Q], Awaitable[_R]]) -> None:
+        """`handler` does `route`. Its types are the route's."""
+
+        async def endpoint(request: web.Request) -> web.StreamResponse:
+            try:
+                call, body = await self._receive(request, route)
+                return _answer(200, await handler(call, body))
+            except UnderstudyError as exc:
+                return _refuse(request, route, exc)
+            except asyncio.CancelledError:
+                raise
+            except web.HTTPRequestEntityTooLarge:
+                return _refuse(
+                    request, route, RequestError("The request was refused", cause="its body is too large")
+                )
+            except Exception as exc:  # noqa: BLE001 - the outermost frame of a request
+                _log.error("request failed: this is a bug", route=route.name, exc_info=exc)
+                bug = UnderstudyError(
+                    f"The operation '{route.name}' failed",
+                    cause="an error inside the config server",
+                    action="See its log, and report it.",
+                )
+                return _refuse(request, route, bug)
+
+        self._endpoints[route.name] = endpoint
+
+    def application(self) -> web.Application:
+        """Raises LookupError when a route has no handler: that is a bug in this program."""
+        app = web.Application(client_max_size=MAX_BODY_B)
+        for route in ROUTES:
+            app.router.add_route(route.method, route.path, self._endpoints[route.name])
+        app.router.add_route("*", "/{rest:.*}", _unknown)
+        return app
+
+    async def _receive(self, request: web.Request, route: Route[_Q, _R]) -> tuple[Call, _Q]:
+        # First who, then what: nothing of a stranger's body is looked at.
+        who = await self._authenticate(request, route)
+        raw = await request.read()
+        call = Call(who, dict(request.match_info), raw, _wait_s(request), _peer_hosts(request))
+        return call, _decode(request, route, raw)
+
+    async def _authenticate(self, request: web.Request, route: Route[Any, Any]) -> str:
+        if route.access is Access.PUBLIC:
+            return ""
+        if route.access is Access.DAEMON:
+            roles = [f"{role}:*" for role in route.roles]
+            name = tls.peer_name(_ssl_object(request))
+            if not name:
+                raise AccessError(
+                    f"The call '{route.name}' was refused",
+                    cause="it came without a certificate",
+                    action="Enrol this host: understudy token create, then python -m shared.enrol.",
+                )
+            return tls.require_name(name, *roles) if roles else name
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise AccessError(
+                f"The call '{route.name}' was refused", cause="it needs the operator token, and none was sent"
+            )
+        operator = await self._operator_of(token.strip())
+        if operator is None:
+            raise AccessError(
+                f"The call '{route.name}' was refused",
+                cause="the operator token is not valid on this config server",
+            )
+        return f"operator:{operator}"
+
+
+def _ssl_object(request: web.Request) -> ssl.SSLObject | None:
+    return request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+
+
+def _peer_hosts(request: web.Request) -> tuple[str, ...]:
+    ssl_object = _ssl_object(request)
+    certificate = ssl_object.getpeercert() if ssl_object is not None else None
+    # getpeercert() is a loosely typed structure: (("DNS", "ps1.example.com"), ("IP Address", "192.0.2.1"), …)
+    names: Any = (certificate or {}).get("subjectAltName", ())
+    return tuple(str(value) for kind, value in names if kind in ("DNS", "IP Address"))
+
+
+def _decode(request: web.Request, route: Route[_Q, _R], raw: bytes) -> _Q:
+    try:
+        if route.request is msgspec.Struct:
+            return route.request()  # the handler decodes Call.body: its type depends on the caller
+        if route.method == "GET":
+            return msgspec.convert(dict(request.query), route.request, strict=False)
+        if not raw and route.request is Nothing:
+            return route.request()
+        return msgspec.json.decode(raw, type=route.request)
+    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+        raise RequestError(f"The call '{route.name}' was not understood", cause=str(exc)) from exc
+
+
+def _wait_s(request: web.Request) -> float:
+    preference = request.headers.get("Prefer", "")
+    try:
+        wanted = float(preference.removeprefix("wait=")) if preference.startswith("wait=") else 0.0
+    except ValueError:
+        return 0.0
+    return min(_MAX_WAIT_S, max(0.0, wanted))
+
+
+def _answer(status: int, body: msgspec.Struct) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")
+
+
+def _refuse(request: web.Request, route: Route[Any, Any], exc: UnderstudyError) -> web.Response:
+    status = next(status for cls, status in _HTTP_STATUS if isinstance(exc, cls))
+    if isinstance(exc, (AccessError, WrongRoleError)):
+        _log.warning("access refused", route=route.name, remote=request.remote, **exc.as_dict())
+    return _answer(status, Failure(**exc.as_dict(), exit_code=exc.exit_code))
+
+
+async def _unknown(request: web.Request) -> web.StreamResponse:
+    exc = NotFoundError(
+        f"There is no {request.method} {request.path} on the config server",
+        action="The API is described in shared/api.py; the client may be of another version.",
+    )
+    return _answer(404, Failure(**exc.as_dict(), exit_code=exc.exit_code))

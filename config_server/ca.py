@@ -1,0 +1,190 @@
+"""The certificate authority: one EC P-256 key, which signs the certificates of all daemons.
+
+A certificate's common name is ROLE:NAME (shared/tls.py). Servers get the hosts as subject alternative names.
+Only the public key of a request is used, after its signature proved that the requester holds the private
+key; all names come from the enrolment token or, on renewal, from the certificate that is renewed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from shared import durable
+from shared.errors import ConfigError, RequestError
+
+_CA_LIFE: Final = dt.timedelta(days=3650)
+_BACKDATED: Final = dt.timedelta(minutes=5)
+"""Certificates begin a little in the past: hosts' clocks differ."""
+
+
+class CertificateAuthority:
+    """Issues certificates. `pem` is its own certificate."""
+
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self._certificate = certificate
+        self._key = key
+        self.pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
+        self.der = certificate.public_bytes(serialization.Encoding.DER)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The CA in `folder` (`ca.pem`, `ca.key`), made when there is none. Raises ConfigError."""
+        key_file, certificate_file = folder / "ca.key", folder / "ca.pem"
+        if not certificate_file.exists():
+            # The certificate is written last: a key without one is from a start that was interrupted.
+            key, certificate = _make_ca()
+            durable.replace_file(key_file, _key_pem(key), mode=0o600)
+            durable.replace_file(
+                certificate_file, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644
+            )
+        try:
+            loaded = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+            certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
+            raise ConfigError(
+                f"The CA in {folder} could not be opened",
+                cause=str(exc),
+                action="Restore ca.key and ca.pem from a backup; without them all enrol again.",
+            ) from exc
+        if (
+            not isinstance(loaded, ec.EllipticCurvePrivateKey)
+            or loaded.public_key() != certificate.public_key()
+        ):
+            raise ConfigError(
+                f"The CA in {folder} could not be opened", cause="ca.key does not belong to ca.pem"
+            )
+        return cls(certificate, loaded)
+
+    def public_key_of(self, csr_pem: str) -> ec.EllipticCurvePublicKey:
+        """The key that a certificate request asks to certify. Raises RequestError."""
+        try:
+            request = x509.load_pem_x509_csr(csr_pem.encode())
+            key = request.public_key()
+            valid = request.is_signature_valid
+        except (ValueError, InvalidSignature, UnsupportedAlgorithm) as exc:
+            raise RequestError("The certificate request could not be read", cause=str(exc)) from exc
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise RequestError("The certificate request was refused", cause="its key is not EC P-256")
+        if not valid:
+            raise RequestError("The certificate request was refused", cause="its signature is not valid")
+        return key
+
+    def issue(
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        role: str,
+        name: str,
+        hosts: Sequence[str],
+        life: dt.timedelta,
+        now: dt.datetime,
+    ) -> x509.Certificate:
+        """A certificate for ROLE:NAME that is valid until now + `life`."""
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{role}:{name}")]))
+            .issuer_name(self._certificate.subject)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(min(now, now + life) - _BACKDATED)
+            .not_valid_after(now + life)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(sign_certificates=False), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
+        )
+        if hosts:
+            names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+            builder = builder.add_extension(names, critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+def pem_of(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def hosts_of(certificate: x509.Certificate) -> list[str]:
+    """The DNS names and addresses that a certificate is valid for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [
+        *names.get_values_for_type(x509.DNSName),
+        *(str(address) for address in names.get_values_for_type(x509.IPAddress)),
+    ]
+
+
+def check_host(host: str) -> str:
+    """`host`, when a certificate can carry it. Raises RequestError."""
+    try:
+        _general_name(host)
+    except ValueError as exc:
+        raise RequestError(f"The host name '{host}' cannot be in a certificate", cause=str(exc)) from exc
+    return host
+
+
+def _make_ca() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    # The random part keeps two installations' CAs apart wherever names are compared.
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Understudy CA {secrets.token_hex(4)}")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATED)
+        .not_valid_after(now + _CA_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return key, certificate
+
+
+def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        key_cert_sign=sign_certificates,
+        crl_sign=sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        if not host or len(host) > 253 or any(c.isspace() or c in "/:@" for c in host):
+            raise ValueError("it is neither an address nor a DNS name") from None
+        return x509.DNSName(host)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

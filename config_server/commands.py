@@ -1,0 +1,118 @@
+"""Commands to daemons: added by an operator, handed out with status replies until a result is reported.
+
+A daemon may get a command more than once (it, or this server, may die in between), so commands are harmless
+to repeat, and the id says that it is the same one. `add` with an id that exists is the same command too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections import defaultdict
+from typing import Any, Final
+
+import msgspec
+
+from config_server.clock import SECOND_NS, rfc3339
+from shared.errors import CommandNotFoundError, RequestError
+from shared.messages import Command, CommandView
+
+_KEPT_NS: Final = 7 * 86_400 * SECOND_NS
+
+
+def add(
+    db: sqlite3.Connection, id_: str, target: str, kind: str, args: dict[str, Any], now_ns: int
+) -> CommandView:
+    """Queue a command for `target` (ROLE:NAME). Raises RequestError when the id is another command's."""
+    db.execute("DELETE FROM commands WHERE done_ns < ?", (now_ns - _KEPT_NS,))
+    db.execute(
+        "INSERT OR IGNORE INTO commands VALUES (?, ?, ?, ?, ?, 'pending', '{}', NULL)",
+        (id_, target, kind, msgspec.json.encode(args).decode(), now_ns),
+    )
+    view = get(db, id_)
+    if (view.target, view.kind) != (target, kind):
+        raise RequestError(
+            f"The command id '{id_}' could not be used",
+            cause=f"it is the id of another command ({view.kind} for {view.target})",
+        )
+    return view
+
+
+def pending(db: sqlite3.Connection, target: str) -> list[Command]:
+    """What waits for `target`, oldest first."""
+    rows = db.execute(
+        "SELECT * FROM commands WHERE target = ? AND state = 'pending' ORDER BY created_ns, id", (target,)
+    )
+    return [Command(row["id"], row["kind"], msgspec.json.decode(row["args"])) for row in rows]
+
+
+def finish(db: sqlite3.Connection, target: str, results: dict[str, dict[str, Any]], now_ns: int) -> list[str]:
+    """Store the results that `target` reported; the ids that were pending. Others are ignored: known
+    already."""
+    finished = []
+    for id_, result in results.items():
+        state = "failed" if "error" in result else "done"
+        changed = db.execute(
+            "UPDATE commands SET state = ?, result = ?, done_ns = ?"
+            " WHERE id = ? AND target = ? AND state = 'pending'",
+            (state, msgspec.json.encode(result).decode(), now_ns, id_, target),
+        )
+        if changed.rowcount:
+            finished.append(id_)
+    return finished
+
+
+def withdraw(db: sqlite3.Connection, id_: str, now_ns: int) -> None:
+    """Stop handing out a command for which nobody waits any more."""
+    db.execute(
+        "UPDATE commands SET state = 'withdrawn', done_ns = ? WHERE id = ? AND state = 'pending'",
+        (now_ns, id_),
+    )
+
+
+def get(db: sqlite3.Connection, id_: str) -> CommandView:
+    """Raises CommandNotFoundError."""
+    row = db.execute("SELECT * FROM commands WHERE id = ?", (id_,)).fetchone()
+    if row is None:
+        raise CommandNotFoundError(f"Command '{id_}' was not found")
+    return CommandView(
+        id=row["id"],
+        target=row["target"],
+        kind=row["kind"],
+        args=msgspec.json.decode(row["args"]),
+        state=row["state"],
+        result=msgspec.json.decode(row["result"]),
+        created=rfc3339(row["created_ns"]),
+    )
+
+
+class Bell:
+    """Wakes those who wait for something about a name: a daemon for commands, an operator for results."""
+
+    def __init__(self) -> None:
+        self._rung: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._closed = False
+
+    def ring(self, name: str) -> None:
+        self._rung.pop(name, asyncio.Event()).set()
+
+    def close(self) -> None:
+        """Wake everybody; nobody waits from now on."""
+        self._closed = True
+        for name in list(self._rung):
+            self.ring(name)
+
+    def listen(self, name: str) -> asyncio.Event:
+        """An event that the next ring sets. Take it before looking, so that no ring is missed."""
+        if self._closed:
+            event = asyncio.Event()
+            event.set()
+            return event
+        return self._rung[name]
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Until the event is set or the time is over."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)

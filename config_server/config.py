@@ -1,0 +1,26 @@
+"""The config server's configuration file (TOML)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from shared.blob import BlobConfig
+from shared.messages import PORT
+
+
+class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    data_dir: Path
+    """CA, database and operator token. Back it up; it holds private keys."""
+    name: str = "cs1"
+    listen: str = "0.0.0.0"
+    port: int = PORT
+    hosts: list[str] = []
+    """DNS names and addresses under which clients reach it, besides localhost and its host name."""
+    blob: BlobConfig | None = None
+    """Where the machines' logs and points are; without it there are no points and no restore grants."""
+    vault_file: Path | None = None
+    certificate_days: float = 30.0
+    """Life of the certificates that it issues; daemons renew when a third is left."""
+    log_level: str = "info"

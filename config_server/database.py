@@ -1,0 +1,135 @@
+"""SQLite in one thread: the only writer, so that transactions never wait for each other or fail as busy.
+
+Work is given as plain functions of a connection (`tokens.redeem`, `jobs.get`, …); each runs in one
+transaction, which is committed when it returns and rolled back when it raises. With WAL and synchronous=FULL
+a commit is on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+from shared.errors import ConfigError, StorageError
+
+_T = TypeVar("_T")
+
+MIGRATIONS: Final[tuple[str, ...]] = (
+    """
+    CREATE TABLE operators (name TEXT PRIMARY KEY, hash BLOB NOT NULL, created_ns INTEGER NOT NULL);
+    CREATE TABLE tokens (
+        hash BLOB PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, hosts TEXT NOT NULL,
+        created_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL, used_ns INTEGER);
+    CREATE TABLE certificates (
+        serial TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL,
+        issued_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL);
+    CREATE TABLE machines (
+        name TEXT PRIMARY KEY, protected INTEGER NOT NULL, disks TEXT NOT NULL, policy TEXT,
+        created_ns INTEGER NOT NULL);
+    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE reports (
+        role TEXT NOT NULL, name TEXT NOT NULL, received_ns INTEGER NOT NULL, report TEXT NOT NULL,
+        PRIMARY KEY (role, name));
+    CREATE TABLE commands (
+        id TEXT PRIMARY KEY, target TEXT NOT NULL, kind TEXT NOT NULL, args TEXT NOT NULL,
+        created_ns INTEGER NOT NULL, state TEXT NOT NULL, result TEXT NOT NULL, done_ns INTEGER);
+    CREATE INDEX commands_pending ON commands (target) WHERE state = 'pending';
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, severity TEXT NOT NULL, source TEXT NOT
+        NULL, object TEXT NOT NULL, code TEXT NOT NULL, what TEXT NOT NULL, cause TEXT NOT NULL, action TEXT
+        NOT NULL, first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL, count INTEGER NOT NULL, resolved_ns
+        INTEGER);
+    CREATE UNIQUE INDEX events_open ON events (source, object, code) WHERE resolved_ns IS NULL;
+    CREATE TABLE jobs (
+        id TEXT PRIMARY KEY, kind TEXT NOT NULL, machine TEXT NOT NULL, state TEXT NOT NULL, progress REAL,
+        detail TEXT NOT NULL, args TEXT NOT NULL, result TEXT, error TEXT,
+        created_ns INTEGER NOT NULL, updated_ns INTEGER NOT NULL);
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, time_ns INTEGER NOT NULL, who TEXT NOT NULL, action TEXT NOT
+        NULL, object TEXT NOT NULL, detail TEXT NOT NULL);
+    """,
+)
+"""Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
+
+
+def connect(path: Path | str) -> sqlite3.Connection:
+    """An open, migrated database. Raises ConfigError when it is from a newer version, StorageError
+    otherwise."""
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if version > len(MIGRATIONS):
+            connection.close()
+            raise ConfigError(
+                f"The database {path} could not be opened",
+                cause=f"its schema has version {version}, this program knows {len(MIGRATIONS)}",
+                action="Install the newer version of Understudy again, or restore a backup.",
+            )
+        for step in range(version, len(MIGRATIONS)):
+            # One transaction per step: a database is never between two versions.
+            connection.executescript(f"BEGIN;{MIGRATIONS[step]};PRAGMA user_version = {step + 1};COMMIT;")
+    except sqlite3.Error as exc:
+        raise _translated(exc, path) from exc
+    return connection
+
+
+class Database:
+    """An open database; all work is done in its one thread."""
+
+    def __init__(self, path: Path, executor: ThreadPoolExecutor, connection: sqlite3.Connection) -> None:
+        self._path = path
+        self._executor = executor
+        self._connection = connection
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+        try:
+            connection = await asyncio.get_running_loop().run_in_executor(executor, connect, path)
+        except BaseException:
+            executor.shutdown(wait=False)
+            raise
+        return cls(path, executor, connection)
+
+    async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """The result of `work` in a transaction. Raises what it raises, and StorageError for SQLite's own
+        errors.
+
+        The transaction runs to its end even when the caller is cancelled.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._transact, work)
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._connection.close)
+        self._executor.shutdown()
+
+    def _transact(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(self._connection)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as exc:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise _translated(exc, self._path) from exc
+        return result
+
+
+def _translated(exc: sqlite3.Error, path: Path | str) -> StorageError:
+    return StorageError(
+        f"The database {path} could not be used",
+        cause=str(exc),
+        action="Check that its disk has space and is writable; if the file is damaged, restore a backup.",
+    )

@@ -1,0 +1,108 @@
+"""Events: what went wrong (open until it is over) and what happened.
+
+A problem is one event as long as its reporter, object and code stay the same, however often it is reported:
+it opens when it first appears, is updated when its words change, and is resolved when it is not reported any
+more.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import Final
+
+from config_server.clock import SECOND_NS, rfc3339
+from shared.messages import EventView
+from shared.status import Problem
+
+_KEPT_NS: Final = 90 * 86_400 * SECOND_NS
+_REFRESH_NS: Final = 60 * SECOND_NS
+"""An open event's time of last sight is stored at most this often."""
+
+
+def reconcile(
+    db: sqlite3.Connection, source: str, problems: Iterable[Problem], now_ns: int
+) -> list[EventView]:
+    """Make the open events of `source` those that `problems` say; the events that were opened or resolved."""
+    now_open: dict[tuple[str, str], Problem] = {(p.object, p.code): p for p in problems}
+    changed: list[int] = []
+    rows = db.execute("SELECT * FROM events WHERE source = ? AND resolved_ns IS NULL", (source,)).fetchall()
+    for row in rows:
+        problem = now_open.pop((row["object"], row["code"]), None)
+        if problem is None:
+            db.execute("UPDATE events SET resolved_ns = ? WHERE id = ?", (now_ns, row["id"]))
+            changed.append(row["id"])
+        elif (problem.what, problem.cause) != (row["what"], row["cause"]):
+            db.execute(
+                "UPDATE events SET what = ?, cause = ?, action = ?, last_ns = ?, count = count + 1"
+                " WHERE id = ?",
+                (problem.what, problem.cause, problem.action, now_ns, row["id"]),
+            )
+        elif now_ns - row["last_ns"] > _REFRESH_NS:
+            db.execute("UPDATE events SET last_ns = ? WHERE id = ?", (now_ns, row["id"]))
+    changed.extend(_insert(db, "problem", source, problem, now_ns, None) for problem in now_open.values())
+    return [_view(db.execute("SELECT * FROM events WHERE id = ?", (id_,)).fetchone()) for id_ in changed]
+
+
+def note(db: sqlite3.Connection, kind: str, source: str, happened: Problem, now_ns: int) -> None:
+    """Something that happened and is over: a state that changed, a job that ended."""
+    _insert(db, kind, source, happened, now_ns, now_ns)
+
+
+def trim(db: sqlite3.Connection, now_ns: int) -> None:
+    db.execute("DELETE FROM events WHERE resolved_ns < ?", (now_ns - _KEPT_NS,))
+
+
+def find(db: sqlite3.Connection, object_: str, only_open: bool, limit: int) -> list[EventView]:
+    """Newest first. `object_` "" means all; "web1" also finds its disks ("web1/sda")."""
+    rows = db.execute(
+        "SELECT * FROM events WHERE (? = '' OR object = ? OR object LIKE ? ESCAPE '!')"
+        " AND (NOT ? OR resolved_ns IS NULL) ORDER BY id DESC LIMIT ?",
+        (object_, object_, f"{_escaped(object_)}/%", only_open, limit),
+    )
+    return [_view(row) for row in rows]
+
+
+def _insert(
+    db: sqlite3.Connection, kind: str, source: str, problem: Problem, now_ns: int, resolved_ns: int | None
+) -> int:
+    cursor = db.execute(
+        "INSERT INTO events (kind, severity, source, object, code, what, cause, action, first_ns, last_ns,"
+        " count, resolved_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
+        (
+            kind,
+            problem.severity,
+            source,
+            problem.object,
+            problem.code,
+            problem.what,
+            problem.cause,
+            problem.action,
+            now_ns,
+            now_ns,
+            resolved_ns,
+        ),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def _view(row: sqlite3.Row) -> EventView:
+    return EventView(
+        id=row["id"],
+        kind=row["kind"],
+        severity=row["severity"],
+        object=row["object"],
+        code=row["code"],
+        what=row["what"],
+        cause=row["cause"],
+        action=row["action"],
+        source=row["source"],
+        first=rfc3339(row["first_ns"]),
+        last=rfc3339(row["last_ns"]),
+        count=row["count"],
+        resolved=None if row["resolved_ns"] is None else rfc3339(row["resolved_ns"]),
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")

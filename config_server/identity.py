@@ -1,0 +1,127 @@
+"""Handlers of identity: enrolment tokens, certificates, their renewal."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sqlite3
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from config_server import audit, tokens
+from config_server.binding import Binder, Call
+from config_server.ca import check_host, pem_of
+from config_server.clock import SECOND_NS, rfc3339
+from config_server.control import Control, check_name
+from shared import api, enrol, logging
+from shared.errors import RequestError
+from shared.messages import (
+    ROLES,
+    CaCertificate,
+    Certificate,
+    EnrolRequest,
+    Nothing,
+    RenewRequest,
+    Token,
+    TokenRequest,
+)
+
+_log = logging.get()
+_LONGEST_TTL_S: Final = 30 * 86_400
+
+
+class Identity:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def bind(self, binder: Binder) -> None:
+        binder.on(api.CA, self.ca)
+        binder.on(api.ENROL, self.enrol)
+        binder.on(api.RENEW, self.renew)
+        binder.on(api.TOKEN_CREATE, self.create_token)
+
+    async def ca(self, _call: Call, _body: Nothing) -> CaCertificate:
+        ca = self._control.ca
+        return CaCertificate(pem=ca.pem, fingerprint=enrol.fingerprint(ca.der).hex())
+
+    async def create_token(self, call: Call, body: TokenRequest) -> Token:
+        if body.role not in ROLES or body.role == "config-server":
+            raise RequestError(
+                f"A token for the role '{body.role}' cannot be made",
+                cause=f"the roles are {', '.join(role for role in ROLES if role != 'config-server')}",
+            )
+        if not 0 < body.ttl_s <= _LONGEST_TTL_S:
+            raise RequestError("A token must expire after 1 second to 30 days")
+        grant = tokens.Grant(
+            body.role, check_name(body.name, body.role), tuple(check_host(h) for h in body.hosts)
+        )
+        token, hash_ = enrol.new_token(self._control.ca.der)
+        now_ns = self._control.now_ns()
+        expires_ns = now_ns + body.ttl_s * SECOND_NS
+        subject = f"{grant.role}:{grant.name}"
+
+        def work(db: sqlite3.Connection) -> None:
+            tokens.add(db, hash_, grant, now_ns, expires_ns)
+            audit.add(db, call.who, "token.create", subject, {"expires": rfc3339(expires_ns)}, now_ns)
+
+        await self._control.db.run(work)
+        return Token(token=token, role=grant.role, name=grant.name, expires=rfc3339(expires_ns))
+
+    async def enrol(self, _call: Call, body: EnrolRequest) -> Certificate:
+        hash_ = enrol.token_hash(enrol.parse_token(body.token).secret)
+        now_ns = self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> tuple[tokens.Grant, x509.Certificate]:
+            # The token first: who has none learns nothing about requests. A bad request rolls its use back.
+            grant = tokens.redeem(db, hash_, now_ns)
+            public_key = self._control.ca.public_key_of(body.csr)
+            certificate = self._issue(db, public_key, grant, now_ns)
+            subject = f"{grant.role}:{grant.name}"
+            audit.add(db, subject, "enrol", subject, {"serial": f"{certificate.serial_number:x}"}, now_ns)
+            return grant, certificate
+
+        grant, certificate = await self._control.db.run(work)
+        _log.info("enrolled", name=f"{grant.role}:{grant.name}", not_after=certificate.not_valid_after_utc)
+        return self._answer(certificate, grant)
+
+    async def renew(self, call: Call, body: RenewRequest) -> Certificate:
+        public_key = self._control.ca.public_key_of(body.csr)
+        grant = tokens.Grant(call.role, call.name, call.hosts)
+        now_ns = self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> x509.Certificate:
+            certificate = self._issue(db, public_key, grant, now_ns)
+            audit.add(
+                db,
+                call.who,
+                "certificate.renew",
+                call.who,
+                {"serial": f"{certificate.serial_number:x}"},
+                now_ns,
+            )
+            return certificate
+
+        return self._answer(await self._control.db.run(work), grant)
+
+    def _issue(
+        self,
+        db: sqlite3.Connection,
+        public_key: ec.EllipticCurvePublicKey,
+        grant: tokens.Grant,
+        now_ns: int,
+    ) -> x509.Certificate:
+        now = dt.datetime.fromtimestamp(now_ns // SECOND_NS, dt.UTC)
+        life = self._control.certificate_life
+        certificate = self._control.ca.issue(public_key, grant.role, grant.name, grant.hosts, life, now)
+        expires_ns = int(certificate.not_valid_after_utc.timestamp()) * SECOND_NS
+        tokens.note_certificate(db, certificate.serial_number, grant.role, grant.name, now_ns, expires_ns)
+        return certificate
+
+    def _answer(self, certificate: x509.Certificate, grant: tokens.Grant) -> Certificate:
+        return Certificate(
+            certificate=pem_of(certificate),
+            ca=self._control.ca.pem,
+            name=f"{grant.role}:{grant.name}",
+            not_after=certificate.not_valid_after_utc.isoformat(),
+        )

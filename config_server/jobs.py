@@ -1,0 +1,90 @@
+"""Jobs: long operations that somebody started and can look at, here restores that a CLI runs."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final
+
+import msgspec
+
+from config_server.clock import SECOND_NS, rfc3339
+from shared.errors import JobNotFoundError, RequestError, RestoreError
+from shared.messages import Failure, JobProgress, JobView
+
+STATES: Final = ("running", "done", "failed", "cancelled")
+_SILENT_NS: Final = 120 * SECOND_NS
+"""A running job whose worker says nothing for so long has lost it."""
+
+
+def create(
+    db: sqlite3.Connection, id_: str, kind: str, machine: str, args: dict[str, Any], now_ns: int
+) -> JobView:
+    db.execute(
+        "INSERT INTO jobs VALUES (?, ?, ?, 'running', NULL, '', ?, NULL, NULL, ?, ?)",
+        (id_, kind, machine, msgspec.json.encode(args).decode(), now_ns, now_ns),
+    )
+    return get(db, id_)
+
+
+def update(db: sqlite3.Connection, id_: str, report: JobProgress, now_ns: int) -> JobView:
+    """Raises JobNotFoundError, RequestError for an unknown state. An ended job stays as it ended."""
+    if report.state not in STATES:
+        raise RequestError(f"The job state '{report.state}' does not exist")
+    get(db, id_)
+    db.execute(
+        "UPDATE jobs SET state = ?, progress = ?, detail = ?, result = ?, error = ?, updated_ns = ?"
+        " WHERE id = ? AND state = 'running'",
+        (
+            report.state,
+            report.progress,
+            report.detail,
+            None if report.result is None else msgspec.json.encode(report.result).decode(),
+            None if report.error is None else msgspec.json.encode(report.error).decode(),
+            now_ns,
+            id_,
+        ),
+    )
+    return get(db, id_)
+
+
+def fail_silent(db: sqlite3.Connection, now_ns: int) -> list[JobView]:
+    """End the jobs whose worker is gone; those that were ended."""
+    rows = db.execute(
+        "SELECT id FROM jobs WHERE state = 'running' AND updated_ns < ?", (now_ns - _SILENT_NS,)
+    ).fetchall()
+    error = RestoreError(
+        "The job was given up",
+        cause="the command that ran it has said nothing for two minutes",
+        action="Run the same command again: it continues where the other stopped.",
+    )
+    report = JobProgress(state="failed", error=Failure(**error.as_dict(), exit_code=error.exit_code))
+    return [update(db, row["id"], report, now_ns) for row in rows]
+
+
+def get(db: sqlite3.Connection, id_: str) -> JobView:
+    """Raises JobNotFoundError."""
+    row = db.execute("SELECT * FROM jobs WHERE id = ?", (id_,)).fetchone()
+    if row is None:
+        raise JobNotFoundError(f"Job '{id_}' was not found")
+    return _view(row)
+
+
+def newest(db: sqlite3.Connection, limit: int) -> list[JobView]:
+    rows = db.execute("SELECT * FROM jobs ORDER BY created_ns DESC, id LIMIT ?", (limit,))
+    return [_view(row) for row in rows]
+
+
+def _view(row: sqlite3.Row) -> JobView:
+    return JobView(
+        id=row["id"],
+        kind=row["kind"],
+        machine=row["machine"],
+        state=row["state"],
+        progress=row["progress"],
+        detail=row["detail"],
+        args=msgspec.json.decode(row["args"]),
+        result=None if row["result"] is None else msgspec.json.decode(row["result"]),
+        error=None if row["error"] is None else msgspec.json.decode(row["error"], type=Failure),
+        created=rfc3339(row["created_ns"]),
+        updated=rfc3339(row["updated_ns"]),
+    )

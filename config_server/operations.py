@@ -1,0 +1,270 @@
+"""Handlers of machines and what is done with them: protection, policy, points, flush, restore jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from config_server import audit, commands, events, inventory, jobs, view
+from config_server.binding import Binder, Call
+from config_server.control import Control, check_name, new_id
+from config_server.inventory import Machine
+from shared import api
+from shared.errors import DisconnectedError, RequestError, UnderstudyError
+from shared.messages import (
+    CommandView,
+    FlushReply,
+    FlushRequest,
+    JobList,
+    JobProgress,
+    JobView,
+    Limit,
+    MachineList,
+    MachineView,
+    Nothing,
+    PointList,
+    PointRequest,
+    PointView,
+    Policy,
+    Protection,
+    RestoreGrant,
+    RestoreRequest,
+)
+from shared.status import Problem
+
+_CONSISTENCIES = ("crash",)
+
+
+class Operations:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def bind(self, binder: Binder) -> None:
+        binder.on(api.POLICY, self.policy)
+        binder.on(api.POLICY_SET, self.set_policy)
+        binder.on(api.MACHINES, self.machines)
+        binder.on(api.MACHINE, self.machine)
+        binder.on(api.PROTECT, self.protect)
+        binder.on(api.UNPROTECT, self.unprotect)
+        binder.on(api.POINTS, self.points)
+        binder.on(api.POINT_CREATE, self.create_point)
+        binder.on(api.FLUSH, self.flush)
+        binder.on(api.RESTORE, self.restore)
+        binder.on(api.JOBS, self.jobs)
+        binder.on(api.JOB, self.job)
+        binder.on(api.JOB_UPDATE, self.update_job)
+
+    # ---- policy and protection
+
+    async def policy(self, _call: Call, _body: Nothing) -> Policy:
+        return await self._control.db.run(inventory.default_policy)
+
+    async def set_policy(self, call: Call, body: Policy) -> Policy:
+        _check_policy(body)
+        now_ns = self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> None:
+            inventory.set_default_policy(db, body)
+            audit.add(db, call.who, "policy.set", "default", msgspec.to_builtins(body), now_ns)
+
+        await self._control.db.run(work)
+        return body
+
+    async def machines(self, _call: Call, _body: Nothing) -> MachineList:
+        found = await self._control.db.run(inventory.machines)
+        return MachineList(machines=[await self._view(machine) for machine in found])
+
+    async def machine(self, call: Call, _body: Nothing) -> MachineView:
+        return await self._view(await self._known(call))
+
+    async def protect(self, call: Call, body: Protection) -> MachineView:
+        """Record what shall be protected; a connected agent that protects other disks is told."""
+        name = check_name(call.path["machine"], "machine")
+        if not body.disks or any(not disk.startswith("/dev/") for disk in body.disks):
+            raise RequestError(
+                f"The protection of '{name}' was refused", cause="it needs the paths of its disks, /dev/NAME"
+            )
+        if body.policy is not None:
+            _check_policy(body.policy)
+        now_ns = self._control.now_ns()
+        facts = view.facts_of(self._control.presence, name)
+        target = f"agent:{name}"
+        reported = None
+        if facts.agent is not None and not facts.agent[0].is_silent(now_ns):
+            reported = {disk.device or f"/dev/{disk.name}" for disk in facts.agent[1].disks}
+
+        def work(db: sqlite3.Connection) -> Machine:
+            machine = inventory.protect(db, name, body.disks, body.policy, now_ns)
+            audit.add(db, call.who, "machine.protect", name, msgspec.to_builtins(body), now_ns)
+            if reported is not None and reported != set(body.disks):
+                commands.add(db, new_id(), target, "protect", {"disks": body.disks}, now_ns)
+            return machine
+
+        machine = await self._control.db.run(work)
+        self._control.bell.ring(target)
+        return await self._view(machine)
+
+    async def unprotect(self, call: Call, _body: Nothing) -> MachineView:
+        known = await self._known(call)
+        target = f"agent:{known.name}"
+        now_ns = self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> Machine:
+            machine = inventory.unprotect(db, known.name)
+            audit.add(db, call.who, "machine.unprotect", known.name, {}, now_ns)
+            if self._control.presence.agent(known.name) is not None:
+                commands.add(db, new_id(), target, "unprotect", {}, now_ns)
+            return machine
+
+        machine = await self._control.db.run(work)
+        self._control.bell.ring(target)
+        return await self._view(machine)
+
+    # ---- points
+
+    async def points(self, call: Call, _body: Nothing) -> PointList:
+        return await self._control.storage.points((await self._known(call)).name)
+
+    async def create_point(self, call: Call, body: PointRequest) -> CommandView:
+        """Have the agent place a mark. The command's result says at which position it stands: that is the
+        point."""
+        machine = await self._known(call)
+        if body.consistency not in _CONSISTENCIES:
+            raise RequestError(
+                f"A point with consistency '{body.consistency}' cannot be made",
+                cause="only 'crash' is there yet",
+            )
+        if not machine.protected:
+            raise RequestError(f"A point of '{machine.name}' cannot be made", cause="it is not protected")
+        now_ns = self._control.now_ns()
+        facts = view.facts_of(self._control.presence, machine.name)
+        if facts.agent is None or facts.agent[0].is_silent(now_ns):
+            raise DisconnectedError(
+                f"A point of '{machine.name}' cannot be made now", cause="its agent does not report"
+            )
+        id_ = check_name(body.id, "point request") if body.id else new_id()
+        target = f"agent:{machine.name}"
+        args = {"id": id_, "consistency": body.consistency}
+
+        def work(db: sqlite3.Connection) -> CommandView:
+            audit.add(db, call.who, "point.create", machine.name, args, now_ns)
+            return commands.add(db, id_, target, "mark", args, now_ns)
+
+        queued = await self._control.db.run(work)
+        self._control.bell.ring(target)
+        return queued
+
+    async def flush(self, call: Call, body: FlushRequest) -> FlushReply:
+        """Ask the process servers that hold the machine's stream to upload what they have, and wait for
+        them."""
+        machine = await self._known(call)
+        now_ns = self._control.now_ns()
+        asked: dict[str, str] = {}
+        missing: list[str] = []
+        for seen, _stream in self._control.presence.streams(machine.name):
+            if seen.is_silent(now_ns):
+                missing.append(seen.name)
+                continue
+            id_ = asked[seen.name] = new_id()
+            args = {"machine": machine.name}
+            await self._control.db.run(
+                lambda db, seen=seen, id_=id_, args=args: commands.add(  # type: ignore[misc]
+                    db, id_, seen.source, "flush", args, now_ns
+                )
+            )
+            self._control.bell.ring(seen.source)
+        wait_s = max(0.0, min(body.wait_s, 60.0))
+        done = await asyncio.gather(*(self._finished(id_, wait_s) for id_ in asked.values()))
+        flushed = [name for name, ok in zip(asked, done, strict=True) if ok]
+        return FlushReply(flushed=flushed, missing=missing + [name for name in asked if name not in flushed])
+
+    async def _finished(self, id_: str, wait_s: float) -> bool:
+        """Whether the command's result came in time and is no failure."""
+        rung = self._control.bell.listen(id_)
+        if (await self._control.db.run(lambda db: commands.get(db, id_))).state == "pending":
+            await commands.wait_for(rung, wait_s)
+        now_ns = self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> str:
+            commands.withdraw(db, id_, now_ns)
+            return commands.get(db, id_).state
+
+        return await self._control.db.run(work) == "done"
+
+    # ---- restore jobs
+
+    async def restore(self, call: Call, body: RestoreRequest) -> RestoreGrant:
+        """Give access to the machine's points. Every grant is in the audit log, whether or not it is used."""
+        machine = await self._known(call)
+        storage, key = await self._control.storage.access(machine.name)
+        now_ns = self._control.now_ns()
+        id_ = new_id()
+        args: dict[str, Any] = msgspec.to_builtins(body)
+
+        def work(db: sqlite3.Connection) -> None:
+            audit.add(db, call.who, "restore.grant", machine.name, {"job": id_, **args}, now_ns)
+            if not body.dry_run:
+                jobs.create(db, id_, "restore", machine.name, args, now_ns)
+
+        await self._control.db.run(work)
+        return RestoreGrant(job="" if body.dry_run else id_, storage=storage, key=key)
+
+    async def jobs(self, _call: Call, body: Limit) -> JobList:
+        return JobList(jobs=await self._control.db.run(lambda db: jobs.newest(db, min(body.limit, 10_000))))
+
+    async def job(self, call: Call, _body: Nothing) -> JobView:
+        return await self._control.db.run(lambda db: jobs.get(db, call.path["id"]))
+
+    async def update_job(self, call: Call, body: JobProgress) -> JobView:
+        now_ns = self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> JobView:
+            before = jobs.get(db, call.path["id"])
+            after = jobs.update(db, before.id, body, now_ns)
+            if before.state == "running" and after.state != "running":
+                note_ended(db, after, call.who, now_ns)
+            return after
+
+        return await self._control.db.run(work)
+
+    # ---- common
+
+    async def _known(self, call: Call) -> Machine:
+        name = call.path["machine"]
+        # An agent that has just reported for the first time is known before its machine is stored.
+        if self._control.presence.agent(name) is not None:
+            await self._control.db.run(lambda db: inventory.ensure_machine(db, name, self._control.now_ns()))
+        return await self._control.db.run(lambda db: inventory.machine(db, name))
+
+    async def _view(self, machine: Machine) -> MachineView:
+        facts = view.facts_of(self._control.presence, machine.name)
+        return view.machine_view(machine, facts, await self._last_point(machine.name), self._control.now_ns())
+
+    async def _last_point(self, machine: str) -> PointView | None:
+        try:
+            return await self._control.storage.last_point(machine)
+        except UnderstudyError:
+            # Storage that cannot be read is the daemons' error to report; a machine can be shown without its
+            # points.
+            return None
+
+
+def note_ended(db: sqlite3.Connection, job: JobView, who: str, now_ns: int) -> None:
+    error = job.error
+    happened = Problem(
+        code=error.code if error else "",
+        what=f"The {job.kind} of {job.machine} to {job.args.get('to', '')} is {job.state}",
+        cause=error.cause if error else "",
+        action=error.action if error else "",
+        severity="error" if error else "info",
+        object=job.machine,
+    )
+    events.note(db, "job", who, happened, now_ns)
+
+
+def _check_policy(policy: Policy) -> None:
+    if policy.point_interval_s < 1 or policy.rpo_threshold_s < 1:
+        raise RequestError("The policy was refused", cause="intervals and thresholds are at least one second")

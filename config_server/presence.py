@@ -1,0 +1,125 @@
+"""Who has reported, when, and what: the latest report of every daemon, in memory.
+
+Reports come every two seconds and are worth nothing when they are old, so they are stored (by the caller)
+only now and then: after a restart of the config server they tell which daemons there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from config_server.clock import SECOND_NS
+from shared.errors import RequestError
+from shared.status import (
+    AgentReport,
+    ApplyReport,
+    MasterTargetReport,
+    Problem,
+    ProcessServerReport,
+    Report,
+    StreamReport,
+)
+
+SILENT_S: Final = 15.0
+"""A daemon that has not reported for so long counts as disconnected."""
+
+_TYPES: Final[dict[str, type[Report]]] = {
+    "agent": AgentReport,
+    "process-server": ProcessServerReport,
+    "master-target": MasterTargetReport,
+}
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A daemon's last report, and when it came (this host's clock)."""
+
+    role: str
+    name: str
+    received_ns: int
+    report: Report
+    raw: bytes
+
+    @property
+    def source(self) -> str:
+        return f"{self.role}:{self.name}"
+
+    @property
+    def skew_ns(self) -> int:
+        """How much this host's clock is ahead of the daemon's, travel time included; 0 when it did not tell
+        its time."""
+        return self.received_ns - self.report.sent_ns if self.report.sent_ns else 0
+
+    def age_s(self, now_ns: int) -> float:
+        return max(0.0, (now_ns - self.received_ns) / SECOND_NS)
+
+    def is_silent(self, now_ns: int) -> bool:
+        return self.age_s(now_ns) > SILENT_S
+
+
+class Presence:
+    """The latest report per daemon."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], Seen] = {}
+
+    def learn(self, role: str, name: str, raw: bytes, received_ns: int) -> Seen:
+        """Take in a report. Raises RequestError, with the path of the field, when it is not what the role
+        reports."""
+        seen = Seen(role, name, received_ns, decode(role, raw), raw)
+        self._seen[role, name] = seen
+        return seen
+
+    def all(self) -> list[Seen]:
+        return [self._seen[key] for key in sorted(self._seen)]
+
+    def agent(self, machine: str) -> tuple[Seen, AgentReport] | None:
+        """The report of the machine's agent: its certificate names the machine."""
+        seen = self._seen.get(("agent", machine))
+        return (seen, seen.report) if seen is not None and isinstance(seen.report, AgentReport) else None
+
+    def streams(self, machine: str) -> Iterator[tuple[Seen, StreamReport]]:
+        """The process servers that know the machine."""
+        for seen in self.all():
+            if isinstance(seen.report, ProcessServerReport) and machine in seen.report.machines:
+                yield seen, seen.report.machines[machine]
+
+    def applies(self, machine: str) -> Iterator[tuple[Seen, ApplyReport]]:
+        """The master targets that follow the machine."""
+        for seen in self.all():
+            if isinstance(seen.report, MasterTargetReport) and machine in seen.report.machines:
+                yield seen, seen.report.machines[machine]
+
+    def names(self, role: str) -> Iterable[str]:
+        return [name for known, name in sorted(self._seen) if known == role]
+
+
+def problems_of(seen: Seen) -> Iterator[Problem]:
+    """The problems in a report, each with the object that it touches: a machine (`web1`), a disk
+    (`web1/sda`), or the daemon itself (`process-server:ps1`)."""
+    report = seen.report
+    if isinstance(report, AgentReport):
+        for problem in report.errors:
+            object_ = f"{seen.name}/{problem.object}" if problem.object not in ("", seen.name) else seen.name
+            yield msgspec.structs.replace(problem, object=object_)
+        return
+    for problem in report.errors:
+        yield problem if problem.object else msgspec.structs.replace(problem, object=seen.source)
+    if isinstance(report, (ProcessServerReport, MasterTargetReport)):
+        for machine, part in report.machines.items():
+            for problem in part.errors:
+                object_ = machine if problem.object in ("", machine) else f"{machine}/{problem.object}"
+                yield msgspec.structs.replace(problem, object=object_)
+
+
+def decode(role: str, raw: bytes) -> Report:
+    try:
+        return msgspec.json.decode(raw, type=_TYPES[role])
+    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+        raise RequestError(
+            f"The status of a daemon of role '{role}' was refused",
+            cause=str(exc),
+            action="The fields are described in shared/status.py; install the same version everywhere.",
+        ) from exc

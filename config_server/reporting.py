@@ -1,0 +1,149 @@
+"""Handlers of what daemons report, and of what operators read of it: status, commands, events, daemons,
+audit."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final
+
+import msgspec
+
+from config_server import audit, commands, events, inventory
+from config_server.binding import Binder, Call
+from config_server.clock import SECOND_NS
+from config_server.control import Control, check_name
+from config_server.presence import Seen, problems_of
+from shared import api, logging
+from shared.messages import (
+    AuditList,
+    Command,
+    CommandView,
+    DaemonList,
+    DaemonView,
+    EventList,
+    EventQuery,
+    EventView,
+    Limit,
+    Nothing,
+    StatusReply,
+)
+from shared.status import AgentReport, Problem
+
+_log = logging.get()
+_SAVE_NS: Final = 15 * SECOND_NS
+"""How often a report is stored: it only has to tell, after a restart, which daemons there are."""
+
+
+class Reporting:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._saved_ns: dict[str, int] = {}
+
+    def bind(self, binder: Binder) -> None:
+        binder.on(api.STATUS, self.status)
+        binder.on(api.COMMAND, self.command)
+        binder.on(api.EVENTS, self.events)
+        binder.on(api.DAEMONS, self.daemons)
+        binder.on(api.AUDIT, self.audit)
+
+    async def status(self, call: Call, _body: msgspec.Struct) -> StatusReply:
+        """Take a daemon's report and hand out its commands; with `Prefer: wait` only when there is one, or
+        at the end."""
+        now_ns = self._control.now_ns()
+        before = next((seen for seen in self._control.presence.all() if seen.source == call.who), None)
+        seen = self._control.presence.learn(call.role, check_name(call.name, call.role), call.body, now_ns)
+        rung = self._control.bell.listen(call.who)
+
+        def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], list[Command]]:
+            finished = commands.finish(db, call.who, seen.report.results, now_ns)
+            changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
+            self._note_state(db, before, seen, now_ns)
+            if now_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS:
+                if call.role == "agent":
+                    inventory.ensure_machine(db, call.name, now_ns)
+                inventory.save_report(
+                    db, inventory.StoredReport(call.role, call.name, now_ns, _without_results(seen))
+                )
+                self._saved_ns[call.who] = now_ns
+            return finished, changed, commands.pending(db, call.who)
+
+        finished, changed, waiting = await self._control.db.run(work)
+        for id_ in finished:
+            self._control.bell.ring(id_)
+        log_changes(changed)
+        if not waiting and call.wait_s > 0:
+            await commands.wait_for(rung, call.wait_s)
+            waiting = await self._control.db.run(lambda db: commands.pending(db, call.who))
+        return StatusReply(commands=waiting, received_ns=now_ns)
+
+    async def command(self, call: Call, _body: Nothing) -> CommandView:
+        """A command; with `Prefer: wait` when its result is there, or at the end of the wait."""
+        id_ = call.path["id"]
+        rung = self._control.bell.listen(id_)
+        view = await self._control.db.run(lambda db: commands.get(db, id_))
+        if view.state == "pending" and call.wait_s > 0:
+            await commands.wait_for(rung, call.wait_s)
+            view = await self._control.db.run(lambda db: commands.get(db, id_))
+        return view
+
+    async def events(self, _call: Call, body: EventQuery) -> EventList:
+        found = await self._control.db.run(
+            lambda db: events.find(db, body.object, body.open, min(body.limit, 10_000))
+        )
+        return EventList(events=found)
+
+    async def daemons(self, _call: Call, _body: Nothing) -> DaemonList:
+        now_ns = self._control.now_ns()
+        return DaemonList(daemons=[_daemon_view(seen, now_ns) for seen in self._control.presence.all()])
+
+    async def audit(self, _call: Call, body: Limit) -> AuditList:
+        found = await self._control.db.run(lambda db: audit.newest(db, min(body.limit, 10_000)))
+        return AuditList(entries=found)
+
+    def _note_state(self, db: sqlite3.Connection, before: Seen | None, seen: Seen, now_ns: int) -> None:
+        if not isinstance(seen.report, AgentReport):
+            return
+        old = before.report.state if before is not None else "not-connected"
+        if seen.report.state == old:
+            return
+        happened = Problem(
+            code="",
+            what=f"{seen.name} went from {old} to {seen.report.state}",
+            cause=seen.report.cause,
+            severity="info",
+            object=seen.name,
+        )
+        events.note(db, "state", seen.source, happened, now_ns)
+        _log.info("machine state", machine=seen.name, old=old, new=seen.report.state, cause=seen.report.cause)
+
+
+def log_changes(changed: list[EventView]) -> None:
+    for event in changed:
+        _log.info(
+            "event opened" if event.resolved is None else "event resolved",
+            id=event.id,
+            object=event.object,
+            code=event.code,
+            what=event.what,
+            cause=event.cause,
+            source=event.source,
+        )
+
+
+def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
+    report: dict[str, Any] = msgspec.json.decode(seen.raw)
+    return DaemonView(
+        role=seen.role,
+        name=seen.name,
+        state=seen.report.state,
+        connected=not seen.is_silent(now_ns),
+        seen_s=seen.age_s(now_ns),
+        skew_s=seen.skew_ns / SECOND_NS,
+        report=report,
+    )
+
+
+def _without_results(seen: Seen) -> bytes:
+    report: dict[str, Any] = msgspec.json.decode(seen.raw)
+    report.pop("results", None)
+    return msgspec.json.encode(report)

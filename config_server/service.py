@@ -1,0 +1,184 @@
+"""Wiring of the config server: files → database and CA → port → READY; and what it does by itself every few
+seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import socket
+import sqlite3
+import ssl
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from config_server import audit, events, inventory, jobs, tokens, view
+from config_server.binding import Binder, Call
+from config_server.ca import CertificateAuthority, hosts_of, pem_of
+from config_server.commands import wait_for
+from config_server.config import ConfigServerConfig
+from config_server.control import Control
+from config_server.database import Database
+from config_server.identity import Identity
+from config_server.operations import Operations, note_ended
+from config_server.reporting import Reporting, log_changes
+from config_server.storage import Storage
+from shared import api, durable, enrol, logging, service, tls
+from shared.errors import ConfigError, ListenError
+from shared.messages import EventView, Health, Nothing
+from shared.status import Problem
+
+_log = logging.get()
+
+VERSION: Final = "0.1.0"
+OPERATOR: Final = "admin"
+TOKEN_FILE: Final = "operator.token"
+_SWEEP_S: Final = 5.0
+_SHUTDOWN_S: Final = 3.0
+
+
+async def run(config: ConfigServerConfig, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Raises ConfigError, ListenError, StorageError."""
+    folder = config.data_dir
+    _make_private(folder)
+    ca = CertificateAuthority.open(folder)
+    files = _own_certificate(config, ca)
+    context = tls.server_context(files, require_client=False)
+    db = await Database.open(folder / "state.db")
+    storage = Storage(config.blob, config.vault_file)
+    control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
+    try:
+        await _recover(control, folder)
+        runner = web.AppRunner(
+            _application(control, config.name), access_log=None, shutdown_timeout=_SHUTDOWN_S
+        )
+        await runner.setup()
+        try:
+            await _listen(runner, config, context)
+            _log.info("listening", host=config.listen, port=config.port, name=config.name)
+            service.notify("READY=1")
+            async with asyncio.TaskGroup() as tasks:
+                sweeper = tasks.create_task(_sweep(control, config, context, stop), name="sweeper")
+                await stop.wait()
+                await sweeper
+        finally:
+            control.bell.close()  # held answers go out, so that their connections can close
+            await runner.cleanup()
+    finally:
+        await storage.close()
+        await db.close()
+
+
+def _application(control: Control, name: str) -> web.Application:
+    binder = Binder(lambda token: control.db.run(lambda db: tokens.operator_of(db, token)))
+
+    async def health(_call: Call, _body: Nothing) -> Health:
+        return Health(name=name, version=VERSION)
+
+    binder.on(api.HEALTH, health)
+    for part in (Identity(control), Reporting(control), Operations(control)):
+        part.bind(binder)
+    return binder.application()
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise ConfigError(f"The data folder {folder} could not be made", cause=str(exc)) from exc
+
+
+async def _recover(control: Control, folder: Path) -> None:
+    """Bring back what was known before the last stop; make an operator token when there is none."""
+    for stored in await control.db.run(inventory.reports):
+        control.presence.learn(stored.role, stored.name, stored.report, stored.received_ns)
+    token_file = folder / TOKEN_FILE
+    if token_file.exists():
+        return
+    # No file: the first start, or an administrator deleted it to have a new token. The old one ends with it.
+    token = tokens.new_operator_token()
+    now_ns = control.now_ns()
+
+    def work(db: sqlite3.Connection) -> None:
+        tokens.set_operator(db, OPERATOR, token, now_ns)
+        audit.add(db, "config-server", "operator.token", OPERATOR, {}, now_ns)
+
+    # First the database: a file whose token does not work would never be replaced.
+    await control.db.run(work)
+    durable.replace_file(token_file, token.encode() + b"\n", mode=0o600)
+    _log.info("operator token written", file=str(token_file))
+
+
+async def _listen(runner: web.AppRunner, config: ConfigServerConfig, context: ssl.SSLContext) -> None:
+    site = web.TCPSite(runner, config.listen, config.port, ssl_context=context)
+    try:
+        await site.start()
+    except OSError as exc:
+        raise ListenError(
+            f"The config server could not listen on {config.listen}:{config.port}",
+            cause=exc.strerror or str(exc),
+        ) from exc
+
+
+def _own_certificate(config: ConfigServerConfig, ca: CertificateAuthority) -> tls.TlsFiles:
+    """The server's own key and certificate, made anew when they are missing, due, or for other hosts."""
+    folder = config.data_dir
+    files = tls.TlsFiles(cert=folder / "server.pem", key=folder / "server.key", ca=folder / "ca.pem")
+    hosts = ["localhost", "127.0.0.1", "::1", socket.gethostname(), *config.hosts]
+    hosts = list(dict.fromkeys(hosts))
+    if not files.key.exists():
+        durable.replace_file(files.key, enrol.new_key_pem(), mode=0o600)
+    if files.cert.exists() and not enrol.renewal_is_due(files.cert):
+        certificate = x509.load_pem_x509_certificate(files.cert.read_bytes())
+        if sorted(hosts_of(certificate)) == sorted(hosts):
+            return files
+    key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"The server key {files.key} could not be used", cause="it is not an EC key")
+    certificate = ca.issue(
+        key.public_key(),
+        "config-server",
+        config.name,
+        hosts,
+        dt.timedelta(days=config.certificate_days),
+        dt.datetime.now(dt.UTC),
+    )
+    durable.replace_file(files.cert, pem_of(certificate).encode(), mode=0o644)
+    return files
+
+
+async def _sweep(
+    control: Control, config: ConfigServerConfig, context: ssl.SSLContext, stop: asyncio.Event
+) -> None:
+    """Every few seconds: problems that nobody reports of himself, jobs that were left, the own
+    certificate."""
+    while not stop.is_set():
+        await _sweep_once(control)
+        files = _own_certificate(config, control.ca)
+        # Loading what is loaded already is harmless; a renewed certificate serves new connections from here
+        # on.
+        context.load_cert_chain(files.cert, files.key)
+        known = control.presence.all()
+        service.notify(f"STATUS={len(known)} daemons known")
+        await wait_for(stop, _SWEEP_S)
+
+
+async def _sweep_once(control: Control) -> None:
+    now_ns = control.now_ns()
+
+    def work(db: sqlite3.Connection) -> list[EventView]:
+        problems: list[Problem] = []
+        for machine in inventory.machines(db):
+            facts = view.facts_of(control.presence, machine.name)
+            problems += view.derived_problems(machine, facts, now_ns)
+        changed = events.reconcile(db, view.SELF, problems, now_ns)
+        for job in jobs.fail_silent(db, now_ns):
+            note_ended(db, job, view.SELF, now_ns)
+        events.trim(db, now_ns)
+        return changed
+
+    log_changes(await control.db.run(work))

@@ -1,0 +1,107 @@
+"""What the config server reads from blob storage: points for display, and the keys that a restore is granted.
+
+It never writes there. Storage that is away makes these calls fail, and nothing else: state and health come
+from reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from pathlib import Path
+from typing import Final
+
+from config_server import points
+from shared.blob import BlobConfig, BlobStore, Retry
+from shared.errors import BlobNotFoundError, ConfigError, NotFoundError
+from shared.messages import MachineKeyGrant, PointList, PointView, StorageGrant
+from shared.vault import FileVault, machine_key
+
+_FRESH_S: Final = 3.0
+"""A list of points is read again when it is older: `machine watch` of several people costs storage no more
+than of one."""
+_DEADLINE: Final = Retry(deadline_s=8.0)
+
+
+class Storage:
+    """Read access to the vault's container; connects when first used."""
+
+    def __init__(self, config: BlobConfig | None, vault_file: Path | None) -> None:
+        self._config = config
+        self._vault_file = vault_file
+        self._store: BlobStore | None = None
+        self._lists: dict[str, tuple[float, PointList]] = {}
+        self._reading: dict[str, asyncio.Task[PointList]] = {}
+
+    async def close(self) -> None:
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
+
+    async def points(self, machine: str) -> PointList:
+        """The machine's points, and the periods without any. Raises StorageError, ConfigError."""
+        store = self._connected()
+        running = self._reading.get(machine)
+        if running is None:
+            running = asyncio.create_task(points.read(store, machine), name=f"points of {machine}")
+            self._reading[machine] = running
+            running.add_done_callback(lambda _task: self._reading.pop(machine, None))
+        found = await asyncio.shield(running)
+        self._lists[machine] = (time.monotonic(), found)
+        return found
+
+    async def last_point(self, machine: str) -> PointView | None:
+        """The newest point, at most a few seconds old. Raises StorageError."""
+        if self._config is None:
+            return None
+        at, found = self._lists.get(machine, (-1e9, None))
+        if found is None or time.monotonic() - at > _FRESH_S:
+            found = await self.points(machine)
+        return found.points[-1] if found.points else None
+
+    async def access(self, machine: str) -> tuple[StorageGrant, MachineKeyGrant]:
+        """What somebody needs to restore the machine. Raises NotFoundError when storage holds nothing of
+        it."""
+        store = self._connected()
+        if self._config is None or self._vault_file is None:
+            raise ConfigError("Restores cannot be granted here", cause="no vault file is configured")
+        try:
+            key = await machine_key(store, FileVault(self._vault_file), machine)
+        except BlobNotFoundError as exc:
+            raise NotFoundError(
+                f"Nothing of '{machine}' is in blob storage yet",
+                cause="its process server has not written anything",
+                action="See `understudy machine show` for what it waits for.",
+            ) from exc
+        grant = StorageGrant(
+            url=self._config.url,
+            container=self._config.container,
+            account_key=_text_of(self._config.account_key_file),
+            ca_pem=_text_of(self._config.ca_file),
+        )
+        return grant, MachineKeyGrant(
+            key_id=key.key_id,
+            wrapped=base64.b64encode(key.wrapped).decode(),
+            key=base64.b64encode(key.key).decode(),
+        )
+
+    def _connected(self) -> BlobStore:
+        if self._config is None:
+            raise ConfigError(
+                "Points cannot be read",
+                cause="no blob storage is configured",
+                action="Add [blob] to the config server's configuration.",
+            )
+        if self._store is None:
+            self._store = BlobStore.connect(self._config).with_retry(_DEADLINE)
+        return self._store
+
+
+def _text_of(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text().strip()
+    except OSError as exc:
+        raise ConfigError(f"The file {path} could not be read", cause=exc.strerror or str(exc)) from exc

@@ -1,0 +1,81 @@
+"""Who may call: the operator token, and one-time enrolment tokens. Only hashes are stored.
+
+An enrolment token is single use: `redeem` marks it in the transaction that checks it, and the database has
+one writer, so of two simultaneous uses one is refused. A token whose request was refused for another reason
+(a bad certificate request) stays usable, because that transaction is rolled back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import sqlite3
+from typing import Final
+
+import msgspec
+
+from shared.errors import TokenExpiredError, TokenUnknownError, TokenUsedError
+
+OPERATOR_PREFIX: Final = "uso1."
+_WHAT: Final = "The enrolment was refused"
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """What an enrolment token entitles to."""
+
+    role: str
+    name: str
+    hosts: tuple[str, ...]
+
+
+def new_operator_token() -> str:
+    return OPERATOR_PREFIX + secrets.token_urlsafe(32)
+
+
+def set_operator(db: sqlite3.Connection, name: str, token: str, now_ns: int) -> None:
+    """From now on `token` is the only one of operator `name`."""
+    db.execute("INSERT OR REPLACE INTO operators VALUES (?, ?, ?)", (name, _operator_hash(token), now_ns))
+
+
+def operator_of(db: sqlite3.Connection, token: str) -> str | None:
+    """The operator to whom `token` belongs."""
+    given = _operator_hash(token)
+    for row in db.execute("SELECT name, hash FROM operators"):
+        if hmac.compare_digest(given, row["hash"]):
+            return str(row["name"])
+    return None
+
+
+def add(db: sqlite3.Connection, token_hash: bytes, grant: Grant, now_ns: int, expires_ns: int) -> None:
+    """Register an enrolment token; forgets those that are long over."""
+    db.execute("DELETE FROM tokens WHERE expires_ns < ?", (now_ns - 30 * 86_400 * 1_000_000_000,))
+    db.execute(
+        "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)",
+        (token_hash, grant.role, grant.name, msgspec.json.encode(grant.hosts).decode(), now_ns, expires_ns),
+    )
+
+
+def redeem(db: sqlite3.Connection, token_hash: bytes, now_ns: int) -> Grant:
+    """Use the token up. Raises TokenUnknownError, TokenUsedError or TokenExpiredError."""
+    row = db.execute("SELECT * FROM tokens WHERE hash = ?", (token_hash,)).fetchone()
+    if row is None:
+        raise TokenUnknownError(_WHAT)
+    if row["used_ns"] is not None:
+        raise TokenUsedError(_WHAT)
+    if row["expires_ns"] <= now_ns:
+        raise TokenExpiredError(_WHAT)
+    db.execute("UPDATE tokens SET used_ns = ? WHERE hash = ?", (now_ns, token_hash))
+    return Grant(row["role"], row["name"], msgspec.json.decode(row["hosts"], type=tuple[str, ...]))
+
+
+def note_certificate(
+    db: sqlite3.Connection, serial: int, role: str, name: str, issued_ns: int, expires_ns: int
+) -> None:
+    db.execute(
+        "INSERT INTO certificates VALUES (?, ?, ?, ?, ?)", (f"{serial:x}", role, name, issued_ns, expires_ns)
+    )
+
+
+def _operator_hash(token: str) -> bytes:
+    return hashlib.sha256(b"understudy operator\0" + token.encode()).digest()

@@ -1,0 +1,237 @@
+"""What the reports mean for a machine: its state, RPO, hops and errors, as people see them. Pure.
+
+State, the first that applies:
+    unprotected      nobody asked for protection
+    not-connected    its agent has never reported
+    disconnected     its agent has not reported for SILENT_S; capture may well go on, nobody can tell
+    as reported      ordered | initial-replication | bitmap | catching-up | resync | …
+
+RPO = now − the time of the newest ordered state that the log index lists, that is, which a restore would
+bring back. Both the process server and the agent know it; the newer one counts. That time is of the
+machine's clock: the agent's skew is taken out, so that a wrong clock does not show as a wrong RPO (it shows
+as an error of its own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from config_server.clock import SECOND_NS
+from config_server.inventory import Machine
+from config_server.presence import Presence, Seen, problems_of
+from shared.batch import SECTOR
+from shared.errors import ClockSkewError, DisconnectedError, RpoThresholdError, UnhealthyError
+from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
+from shared.status import AgentReport, ApplyReport, Problem, StreamReport
+
+SKEW_LIMIT_S: Final = 5.0
+SELF: Final = "config-server"
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What is known of a machine from reports."""
+
+    agent: tuple[Seen, AgentReport] | None
+    stream: tuple[Seen, StreamReport] | None
+    """Of the process server with the newest epoch and batch."""
+    apply: tuple[Seen, ApplyReport] | None
+
+
+def facts_of(presence: Presence, machine: str) -> Facts:
+    streams = sorted(presence.streams(machine), key=lambda s: (s[1].epoch, s[1].spooled, s[0].received_ns))
+    applies = sorted(presence.applies(machine), key=lambda a: (a[1].epoch, a[1].applied, a[0].received_ns))
+    return Facts(presence.agent(machine), streams[-1] if streams else None, applies[-1] if applies else None)
+
+
+def machine_view(machine: Machine, facts: Facts, last_point: PointView | None, now_ns: int) -> MachineView:
+    seen, report = facts.agent if facts.agent else (None, AgentReport())
+    state, cause = _state(machine, facts, now_ns)
+    return MachineView(
+        name=machine.name,
+        state=state,
+        cause=cause,
+        protected=machine.protected,
+        mode=report.mode or _worst_mode(report),
+        mode_cause=report.mode_cause,
+        epoch=report.epoch or (facts.stream[1].epoch if facts.stream else 0),
+        epochs=report.epochs,
+        rounds=report.rounds,
+        rpo_s=rpo_s(facts, now_ns),
+        last_seen_s=None if seen is None else seen.age_s(now_ns),
+        process_server=facts.stream[0].name if facts.stream else "",
+        disks=[
+            DiskView(
+                name=disk.name,
+                device=disk.device or f"/dev/{disk.name}",
+                size_b=disk.sectors * SECTOR,
+                mode=disk.mode,
+                mode_cause=disk.mode_cause,
+                state=disk.state or report.state,
+                progress=disk.progress,
+                serial=disk.serial,
+            )
+            for disk in report.disks
+        ],
+        ring=RingView(used_b=report.ring_used_b, size_b=report.ring_b),
+        rates=report.rates,
+        audit=report.audit,
+        last_point=last_point,
+        hops=list(_hops(facts, now_ns)),
+        errors=errors_of(machine, facts, now_ns),
+        policy=machine.policy,
+    )
+
+
+def rpo_s(facts: Facts, now_ns: int) -> float | None:
+    """Seconds of work that a disaster now would cost; None while nothing ordered is in storage."""
+    held = [facts.stream[1].ordered_captured_ns] if facts.stream else []
+    skew_ns = 0
+    if facts.agent is not None:
+        held.append(facts.agent[1].uploaded_captured_ns)
+        skew_ns = facts.agent[0].skew_ns
+    newest_ns = max(held, default=0)
+    return max(0.0, (now_ns - newest_ns - skew_ns) / SECOND_NS) if newest_ns else None
+
+
+def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
+    """What the daemons report about the machine, and what follows from their reports."""
+    found = [(SELF, problem) for problem in derived_problems(machine, facts, now_ns)]
+    for side in (facts.agent, facts.stream, facts.apply):
+        if side is not None and not side[0].is_silent(now_ns):
+            # What ails a whole daemon ails the machines that it serves too.
+            found += [
+                (side[0].source, problem)
+                for problem in problems_of(side[0])
+                if problem.object in (machine.name, side[0].source)
+                or problem.object.startswith(f"{machine.name}/")
+            ]
+    return [
+        ErrorView(
+            code=problem.code,
+            what=problem.what,
+            cause=problem.cause,
+            action=problem.action,
+            severity=problem.severity,
+            object=problem.object,
+            source=source,
+        )
+        for source, problem in found
+    ]
+
+
+def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Problem]:
+    """What no daemon can report of itself: silence, RPO over the threshold, clocks that differ."""
+    if not machine.protected:
+        return
+    if facts.agent is not None:
+        seen = facts.agent[0]
+        if seen.is_silent(now_ns):
+            yield problem_of(silence(seen, now_ns), machine.name)
+        elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
+            ahead = "behind" if seen.skew_ns > 0 else "ahead of"
+            yield problem_of(
+                ClockSkewError(
+                    f"The clock of {machine.name} is wrong, or the config server's is",
+                    cause=f"it is {abs(seen.skew_ns) / SECOND_NS:.0f} s {ahead} the config server's",
+                ),
+                machine.name,
+                "warning",
+            )
+    for side in (facts.stream, facts.apply):
+        if side is not None and side[0].is_silent(now_ns):
+            yield problem_of(silence(side[0], now_ns), side[0].source)
+    rpo = rpo_s(facts, now_ns)
+    if rpo is not None and rpo > machine.policy.rpo_threshold_s:
+        yield problem_of(
+            RpoThresholdError(
+                f"The RPO of {machine.name} is over its threshold",
+                # Coarse, so that the event's words do not change with every look.
+                cause=f"{machine.policy.rpo_threshold_s:.0f} s of its writes, or more, are not in storage",
+            ),
+            machine.name,
+            "warning",
+        )
+
+
+def silence(seen: Seen, now_ns: int) -> DisconnectedError:
+    minutes = int(seen.age_s(now_ns) // 60)
+    since = f"more than {minutes} min" if minutes else "15 seconds"
+    return DisconnectedError(
+        f"{seen.role} '{seen.name}' does not report", cause=f"nothing was heard of it for {since}"
+    )
+
+
+def problem_of(exc: UnhealthyError, object_: str, severity: str = "error") -> Problem:
+    return Problem(**exc.as_dict(), severity=severity, object=object_)
+
+
+def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
+    if not machine.protected:
+        return "unprotected", "nobody asked for its protection, or it was ended"
+    if facts.agent is None:
+        return "not-connected", "its agent has not reported yet"
+    seen, report = facts.agent
+    if seen.is_silent(now_ns):
+        return "disconnected", silence(seen, now_ns).cause
+    return report.state, report.cause
+
+
+def _worst_mode(report: AgentReport) -> str:
+    order: Sequence[str] = ("scan", "bitmap", "ordered")
+    modes = {disk.mode for disk in report.disks}
+    return next((mode for mode in order if mode in modes), "")
+
+
+def _hops(facts: Facts, now_ns: int) -> Iterator[HopView]:
+    """The data path, hop by hop, so that the one that is behind can be seen."""
+    agent_seen, agent = facts.agent if facts.agent else (None, AgentReport())
+    stream_seen, stream = facts.stream if facts.stream else (None, StreamReport())
+    apply_seen, apply = facts.apply if facts.apply else (None, ApplyReport())
+    used = agent.ring_used_b / agent.ring_b if agent.ring_b else 0.0
+    yield _hop(
+        "capture",
+        agent_seen,
+        now_ns,
+        ok=agent.state == "ordered",
+        detail=f"{agent.state}, ring {used:.0%} of {_mib(agent.ring_b)}",
+    )
+    sending = agent.connected is not False and (stream_seen is None or stream.connected)
+    yield _hop(
+        "stream",
+        agent_seen,
+        now_ns,
+        ok=sending,
+        detail=f"batch {agent.sent} sent, {agent.spooled} spooled"
+        + ("" if sending else "; no session with a process server"),
+    )
+    yield _hop(
+        "upload",
+        stream_seen,
+        now_ns,
+        ok=not stream.errors,
+        detail=f"batch {stream.spooled} spooled, {stream.uploaded} uploaded,"
+        f" {_mib(stream.pending_b)} pending",
+    )
+    behind = max(0, stream.uploaded - apply.applied) if apply.epoch == stream.epoch else stream.uploaded
+    yield _hop(
+        "apply",
+        apply_seen,
+        now_ns,
+        ok=not apply.errors,
+        detail=f"batch {apply.applied} applied, {behind} batches behind"
+        + (f", {apply.lag_s:.0f} s" if apply.lag_s is not None else ""),
+    )
+
+
+def _hop(name: str, seen: Seen | None, now_ns: int, *, ok: bool, detail: str) -> HopView:
+    if seen is None:
+        return HopView(name=name, where="", state="unknown", detail="nothing reported yet", seen_s=None)
+    state = "error" if seen.is_silent(now_ns) else "ok" if ok else "waiting"
+    return HopView(name=name, where=seen.source, state=state, detail=detail, seen_s=seen.age_s(now_ns))
+
+
+def _mib(size_b: int) -> str:
+    return f"{size_b / (1 << 20):.0f} MiB"

@@ -1,0 +1,196 @@
+"""How a host gets and keeps its certificate: key, certificate request, token, renewal.
+
+An enrolment token is one word that an administrator carries to the host:
+
+    usy1.<secret>.<fingerprint>      secret: 24 random bytes; fingerprint: first 16 bytes of the SHA-256 of
+    the CA's certificate (DER)
+
+both in URL-safe base64. The secret proves to the config server who asks; the fingerprint proves to the host
+that it talks to the right config server before it has any certificate. `python -m shared.enrol --server URL
+--token-file FILE --dir DIR` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import binascii
+import hashlib
+import secrets
+import ssl
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from shared import durable
+from shared.errors import (
+    ConfigError,
+    TokenMalformedError,
+    UnderstudyError,
+    UnknownAuthorityError,
+)
+from shared.messages import Certificate
+from shared.tls import TlsFiles
+
+TOKEN_PREFIX: Final = "usy1"
+_SECRET_B: Final = 24
+_FINGERPRINT_B: Final = 16
+
+
+class TokenParts(msgspec.Struct, frozen=True):
+    secret: bytes
+    fingerprint: bytes
+
+
+def new_token(ca_der: bytes) -> tuple[str, bytes]:
+    """A fresh token for the CA with this certificate, and the hash under which the config server keeps it."""
+    secret = secrets.token_bytes(_SECRET_B)
+    token = ".".join((TOKEN_PREFIX, _b64(secret), _b64(fingerprint(ca_der))))
+    return token, token_hash(secret)
+
+
+def parse_token(token: str) -> TokenParts:
+    """Raises TokenMalformedError when `token` is not whole."""
+    words = token.strip().split(".")
+    try:
+        if len(words) != 3 or words[0] != TOKEN_PREFIX:
+            raise ValueError("it does not have three parts")
+        parts = TokenParts(_unb64(words[1]), _unb64(words[2]))
+        if len(parts.secret) != _SECRET_B or len(parts.fingerprint) != _FINGERPRINT_B:
+            raise ValueError("its parts are too short or too long")
+    except (ValueError, binascii.Error) as exc:
+        raise TokenMalformedError("The enrolment token could not be read", cause=str(exc)) from exc
+    return parts
+
+
+def token_hash(secret: bytes) -> bytes:
+    """What is stored: the secret has 192 random bits, so a plain hash cannot be searched."""
+    return hashlib.sha256(b"understudy token\0" + secret).digest()
+
+
+def fingerprint(ca_der: bytes) -> bytes:
+    return hashlib.sha256(ca_der).digest()[:_FINGERPRINT_B]
+
+
+def files_in(folder: Path) -> TlsFiles:
+    """Where `enrol` puts a daemon's three files."""
+    return TlsFiles(cert=folder / "cert.pem", key=folder / "key.pem", ca=folder / "ca.pem")
+
+
+async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
+    """Make a key (kept when there is one), have it certified, and write key, certificate and CA into
+    `folder`.
+
+    The key never leaves the host. Raises TokenMalformedError, UnknownAuthorityError when the server's CA is
+    not the token's, the EnrolmentError that the server answered with, or PeerError.
+    """
+    from shared import api, rest
+    from shared.messages import EnrolRequest, Nothing
+
+    parts = parse_token(token)
+    files = _prepare(folder)
+    # Not yet verified: this asks only for the CA's certificate, which the fingerprint in the token then
+    # proves.
+    unverified = ssl.create_default_context()
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    async with rest.RestClient(url, unverified) as client:
+        ca = await client.call(api.CA, Nothing())
+    if fingerprint(ssl.PEM_cert_to_DER_cert(ca.pem)) != parts.fingerprint:
+        raise UnknownAuthorityError(
+            f"Enrolment with {url} was stopped",
+            cause="the server's CA is not the one that the token belongs to",
+            action="Something answers in the config server's place, or the token is another installation's.",
+        )
+    verified = ssl.create_default_context(cadata=ca.pem)
+    verified.minimum_version = ssl.TLSVersion.TLSv1_3
+    async with rest.RestClient(url, verified) as client:
+        answer = await client.call(api.ENROL, EnrolRequest(token=token.strip(), csr=request_of(files)))
+    durable.replace_file(files.ca, answer.ca.encode(), mode=0o644)
+    write_certificate(files, answer)
+    return files
+
+
+def _prepare(folder: Path) -> TlsFiles:
+    """The folder, with a private key in it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    files = files_in(folder)
+    if not files.key.exists():
+        durable.replace_file(files.key, new_key_pem(), mode=0o600)
+    return files
+
+
+def new_key_pem() -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def request_of(files: TlsFiles) -> str:
+    """A certificate request (PEM) for the key in `files`. It names nobody: the config server knows who
+    asks."""
+    try:
+        key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise ConfigError(f"Private key {files.key} could not be used", cause=str(exc)) from exc
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"Private key {files.key} could not be used", cause="it is not an EC key")
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def write_certificate(files: TlsFiles, answer: Certificate) -> None:
+    durable.replace_file(files.cert, answer.certificate.encode(), mode=0o644)
+
+
+def renewal_is_due(cert: Path, now_s: float | None = None) -> bool:
+    """Whether less than a third of the certificate's life is left. Raises ConfigError when it cannot be
+    read."""
+    try:
+        certificate = x509.load_pem_x509_certificate(cert.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"Certificate {cert} could not be read", cause=str(exc)) from exc
+    begin = certificate.not_valid_before_utc.timestamp()
+    end = certificate.not_valid_after_utc.timestamp()
+    return (time.time() if now_s is None else now_s) > end - (end - begin) / 3
+
+
+def _b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _unb64(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m shared.enrol", description="Enrol this host.")
+    parser.add_argument("--server", required=True, help="URL of the config server, https://HOST[:PORT]")
+    parser.add_argument(
+        "--token-file", required=True, type=Path, help="file with the token (never on the command line)"
+    )
+    parser.add_argument("--dir", required=True, type=Path, help="where key.pem, cert.pem and ca.pem go")
+    args = parser.parse_args(argv)
+    try:
+        files = asyncio.run(enrol(args.server, args.token_file.read_text(), args.dir))
+    except UnderstudyError as exc:
+        sys.stderr.write(f"{exc.code}: {exc}\n")
+        return exc.exit_code
+    except OSError as exc:
+        sys.stderr.write(f"The token could not be read: {exc}\n")
+        return 2
+    sys.stdout.write(f"enrolled: {files.cert}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

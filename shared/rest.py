@@ -1,0 +1,387 @@
+"""Clients of the config server's REST API.
+
+`RestClient` makes typed calls over the routes of shared/api.py: the request's and the answer's types come
+from the route. `ControlClient` is what a daemon uses: it reports status, fetches commands, and keeps the
+daemon's certificate fresh.
+
+Every failure is an UnderstudyError: the server's own errors arrive as the class that was raised there, with
+its words; what goes wrong on the way becomes a PeerError. Nothing is retried here, except that
+`ControlClient.serve` reports again and again: a daemon does its work whether or not the config server is
+there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+
+from shared import api, enrol, logging, tls
+from shared.errors import PeerError, UnderstudyError, UnreachableError
+from shared.messages import Command, Failure, Nothing, RenewRequest, StatusReply
+
+_log = logging.get()
+_Q = TypeVar("_Q", bound=msgspec.Struct)
+_R = TypeVar("_R", bound=msgspec.Struct)
+
+REPORT_INTERVAL_S: Final = 2.0
+_RETRY_LIMIT_S: Final = 5.0
+_TIMEOUT_S: Final = 15.0
+_RENEWAL_CHECK_S: Final = 60.0
+
+Results = dict[str, dict[str, Any]]
+
+
+class RestClient:
+    """Typed calls to one config server. `token` is the operator token; a daemon's certificate is in
+    `context`.
+
+    An async context manager; `close` when done. Calls may run concurrently.
+    """
+
+    def __init__(
+        self, url: str, context: ssl.SSLContext, *, token: str = "", timeout_s: float = _TIMEOUT_S
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._context = context
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def call(
+        self, route: api.Route[_Q, _R], body: _Q | None = None, /, *, wait_s: float = 0.0, **path: str
+    ) -> _R:
+        """Call `route`; `path` fills in the names in its path. For GET the body's fields become the query
+        string. `wait_s` > 0: the server may hold its answer so long, until there is something to say.
+
+        Raises the UnderstudyError that the server answered with, or a PeerError when it could not be asked.
+        """
+        plain = None if body is None or isinstance(body, Nothing) else msgspec.to_builtins(body)
+        return await self.call_plain(route, plain, path, wait_s)
+
+    async def call_plain(
+        self,
+        route: api.Route[_Q, _R],
+        body: Mapping[str, Any] | None,
+        path: Mapping[str, str],
+        wait_s: float,
+    ) -> _R:
+        """Like `call`, with a body of plain JSON values."""
+        url = self.url + route.path.format(**{name: quote(value, safe="") for name, value in path.items()})
+        what = f"The call '{route.name}' to the config server {self.url} failed"
+        query, data = {}, None
+        if route.method == "GET":
+            query = {name: _query_value(value) for name, value in (body or {}).items()}
+        elif body is not None:
+            data = msgspec.json.encode(body)
+        headers = {"Prefer": f"wait={wait_s:g}"} if wait_s > 0 else {}
+        async with (
+            _translated(what),
+            self._open().request(
+                route.method,
+                url,
+                params=query,
+                data=data,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s + wait_s),
+            ) as answer,
+        ):
+            content = await answer.read()
+            status = answer.status
+        if status >= 400:
+            raise _failure(content, status, what)
+        try:
+            return msgspec.json.decode(content, type=route.response)
+        except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+            raise PeerError(what, cause=f"its answer is not what this version expects: {exc}") from exc
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(ssl=self._context, limit=8)
+            headers = {"Content-Type": "application/json", **self._headers}
+            self._session = aiohttp.ClientSession(connector=connector, headers=headers)
+        return self._session
+
+
+class ControlClient:
+    """A daemon's line to the config server.
+
+    A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` is called after the
+    certificate file was replaced: reload what holds it (`ssl.SSLContext.load_cert_chain` works on a context
+    in use).
+    """
+
+    def __init__(
+        self, url: str, files: tls.TlsFiles, *, on_renewed: Callable[[], None] | None = None
+    ) -> None:
+        self._files = files
+        self._context = tls.client_context(files)
+        self._client = RestClient(url, self._context)
+        self._on_renewed = on_renewed
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def report(self, status: Mapping[str, Any], *, wait_s: float = 0.0) -> list[Command]:
+        """Send `status` (shared/status.py says which fields) and return the commands that wait for this
+        daemon.
+
+        A command comes again in every reply until a status carried its result: `{"results": {id: {...}}}`.
+        With `wait_s` the server answers at once when there is a command, else after that time. Raises
+        UnderstudyError.
+        """
+        body = {**status, "sent_ns": time.time_ns()}
+        reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
+        return reply.commands
+
+    async def serve(
+        self,
+        status: Callable[[], Mapping[str, Any]],
+        handle: Callable[[Command], Awaitable[dict[str, Any]]],
+        stop: asyncio.Event,
+        *,
+        interval_s: float = REPORT_INTERVAL_S,
+    ) -> None:
+        """Report `status()` every `interval_s` and run commands, until `stop` is set.
+
+        `handle` runs each command once in this process, concurrently with others; what it returns, or the
+        UnderstudyError that it raises, is reported as the result at once. A config server that is away is
+        logged once and tried again with backoff. Returns soon after `stop`; commands still running are
+        cancelled.
+        """
+        desk = _CommandDesk(handle)
+        link = _Link(self._client.url)
+        renew_at = time.monotonic()
+        try:
+            while not stop.is_set():
+                if time.monotonic() >= renew_at:
+                    renew_at = time.monotonic() + _RENEWAL_CHECK_S
+                    await self._renew_quietly()
+                sent = desk.results()
+                # While commands run the server would answer at once (it repeats them), so the wait is here
+                # then.
+                wait_s = 0.0 if desk.busy else interval_s
+                began = time.monotonic()
+                try:
+                    report = self.report({**status(), "results": sent}, wait_s=wait_s)
+                    commands = await _unless(stop, report)
+                except UnderstudyError as exc:
+                    await _sleep_or(stop, link.failed(exc))
+                    continue
+                if commands is None:
+                    break
+                link.works()
+                desk.reported(sent)
+                desk.take(commands)
+                # A server that does not hold its answer must not make this a busy loop.
+                pause_s = interval_s if desk.busy else min(interval_s, 0.05) if commands else interval_s
+                await desk.wait(stop, max(0.0, pause_s - (time.monotonic() - began)))
+        finally:
+            await desk.close()
+
+    async def renew_if_due(self) -> bool:
+        """Get a new certificate when less than a third of this one's life is left. The key stays the same,
+        so that one atomic replacement of the certificate's file is all. Raises UnderstudyError."""
+        if not enrol.renewal_is_due(self._files.cert):
+            return False
+        answer = await self._client.call(api.RENEW, RenewRequest(csr=enrol.request_of(self._files)))
+        enrol.write_certificate(self._files, answer)
+        self._context.load_cert_chain(self._files.cert, self._files.key)
+        if self._on_renewed is not None:
+            self._on_renewed()
+        _log.info("certificate renewed", name=answer.name, not_after=answer.not_after)
+        return True
+
+    async def _renew_quietly(self) -> None:
+        try:
+            await self.renew_if_due()
+        except UnderstudyError as exc:
+            # Two thirds of its life have passed, one is left to try in: not yet an error.
+            _log.warning("the certificate could not be renewed yet", **exc.as_dict())
+
+
+class _CommandDesk:
+    """The commands of one `serve`: which run, which are finished and not yet reported."""
+
+    def __init__(self, handle: Callable[[Command], Awaitable[dict[str, Any]]]) -> None:
+        self._handle = handle
+        self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._done: Results = {}
+        self._forgotten: set[str] = set()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    def take(self, commands: list[Command]) -> None:
+        """Start those that are new here."""
+        listed = {command.id for command in commands}
+        self._forgotten &= listed  # the server does not repeat them any more
+        for command in commands:
+            if command.id in self._running or command.id in self._done or command.id in self._forgotten:
+                continue
+            _log.info("command", id=command.id, kind=command.kind, args=command.args)
+            self._running[command.id] = asyncio.create_task(
+                self._run(command), name=f"command {command.kind} {command.id}"
+            )
+
+    def results(self) -> Results:
+        for id_, task in list(self._running.items()):
+            if task.done():
+                self._done[id_] = task.result()
+                del self._running[id_]
+        return dict(self._done)
+
+    def reported(self, sent: Results) -> None:
+        """The server has these results."""
+        for id_ in sent:
+            self._done.pop(id_, None)
+            self._forgotten.add(id_)
+
+    async def wait(self, stop: asyncio.Event, seconds: float) -> None:
+        """Until a command has finished, `stop` is set, or the time is over."""
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait(
+                {stopping, *self._running.values()}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            stopping.cancel()
+
+    async def close(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def _run(self, command: Command) -> dict[str, Any]:
+        try:
+            return await self._handle(command)
+        except UnderstudyError as exc:
+            return {"error": exc.as_dict()}
+        except Exception as exc:  # noqa: BLE001 - reported as the result, with its traceback in the log
+            _log.error("command failed: this is a bug", id=command.id, kind=command.kind, exc_info=exc)
+            error = UnderstudyError(f"The command '{command.kind}' failed", cause=repr(exc))
+            return {"error": error.as_dict()}
+
+
+class _Link:
+    """Whether the config server can be reached: logs the changes only, and says how long to wait."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._failures = 0
+
+    def works(self) -> None:
+        if self._failures:
+            _log.info("config server reached again", url=self._url)
+        self._failures = 0
+
+    def failed(self, exc: UnderstudyError) -> float:
+        if not self._failures:
+            _log.warning("config server not reached; work goes on", url=self._url, **exc.as_dict())
+        self._failures += 1
+        return min(_RETRY_LIMIT_S, 0.5 * float(2 ** min(self._failures, 5))) * random.uniform(0.5, 1.0)
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[list[Command]]) -> list[Command] | None:
+    """The result of `work`, or None when `stop` was set first (then the work is cancelled)."""
+    task = asyncio.ensure_future(work)
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        stopping.cancel()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, UnderstudyError):
+            await task
+
+
+async def _sleep_or(stop: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
+
+
+@contextlib.asynccontextmanager
+async def _translated(what: str) -> AsyncIterator[None]:
+    """aiohttp's and the operating system's errors as PeerErrors."""
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as exc:
+        raise tls.translate(exc.certificate_error, what) from exc
+    except aiohttp.ServerDisconnectedError as exc:
+        raise UnreachableError(what, cause="it closed the connection without an answer") from exc
+    except aiohttp.ClientError as exc:
+        raise tls.translate(_root_cause(exc), what) from exc
+    except (OSError, TimeoutError) as exc:
+        raise tls.translate(exc, what) from exc
+
+
+def _root_cause(exc: BaseException) -> BaseException:
+    """The ssl or OS error inside aiohttp's, when there is one."""
+    inner: BaseException | None = exc
+    while inner is not None:
+        if isinstance(inner, ssl.SSLError):
+            return inner
+        if isinstance(inner, aiohttp.ClientConnectorError):
+            return inner.os_error
+        inner = inner.__cause__ or inner.__context__
+    return exc
+
+
+def _query_value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _failure(content: bytes, status: int, what: str) -> UnderstudyError:
+    try:
+        failure = msgspec.json.decode(content, type=Failure)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        text = content[:200].decode(errors="replace").strip()
+        return PeerError(what, cause=f"HTTP status {status}: {text or 'no explanation'}")
+    return error_of(failure)
+
+
+def error_of(failure: Failure) -> UnderstudyError:
+    """The error that `failure` describes, as the class with its code; of the nearest class when the code is
+    not known."""
+    classes = _all_errors()
+    fallback = next(
+        (cls for cls in UnderstudyError.__subclasses__() if cls.exit_code == failure.exit_code),
+        UnderstudyError,
+    )
+    cls = classes.get(failure.code, fallback)
+    # The class' defaults must not fill in what the server left empty on purpose; it sent its own words.
+    return cls(failure.what, cause=failure.cause, action=failure.action)
+
+
+def _all_errors() -> dict[str, type[UnderstudyError]]:
+    found: dict[str, type[UnderstudyError]] = {}
+    todo: list[type[UnderstudyError]] = [UnderstudyError]
+    while todo:
+        cls = todo.pop()
+        found.setdefault(cls.code, cls)
+        todo.extend(cls.__subclasses__())
+    return found
