@@ -1,0 +1,208 @@
+"""What a block device is, from sysfs, and whether it can be protected.
+
+Pure reading: nothing is opened for writing, nothing is changed. `sysfs` is a parameter so that every kind
+of disk can be tested.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
+
+SYSFS: Final = Path("/sys")
+MIN_SECTORS: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A whole disk. Bound by `diskseq` within a boot, by `serial` across boots."""
+
+    path: Path
+    """As the user named it; stays usable."""
+    name: str
+    """The kernel's name, for example "loop0"."""
+    major: int
+    minor: int
+    diskseq: int
+    """Grows whenever a device number is given to another disk; 0 on kernels before 5.15."""
+    sectors: int
+    serial: str
+    """WWN, serial number or the like; empty when the disk has none."""
+    bio_based: bool
+    """Takes bios without requests (md, dm, zram, nvme multipath heads); decides which hooks see its
+    writes."""
+    read_only: bool
+    iostats: bool
+    """The kernel counts its sectors: the audit needs that."""
+    dax: bool
+    zoned: bool
+    slaves: tuple[str, ...]
+    """Kernel names of the disks right below it."""
+    multipath_holder: str
+    """The multipath device that this disk is a path of, or empty."""
+
+    @property
+    def bytes(self) -> int:
+        return self.sectors * 512
+
+
+def find_disk(path: Path, *, sysfs: Path = SYSFS) -> Disk:
+    """The disk that `path` names. Raises DeviceNotFoundError, NotADiskError."""
+    try:
+        status = path.stat()
+    except OSError as exc:
+        raise DeviceNotFoundError(f"{path} does not exist", cause=exc.strerror or str(exc)) from exc
+    if not stat.S_ISBLK(status.st_mode):
+        raise NotADiskError(
+            f"{path} cannot be protected",
+            cause="it is not a block device",
+            action="Name the disk, for example /dev/sdb.",
+        )
+    major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
+    return describe(path, (sysfs / f"dev/block/{major}:{minor}").resolve(), major, minor)
+
+
+def describe(path: Path, folder: Path, major: int, minor: int) -> Disk:
+    """The disk whose sysfs folder is `folder`. Raises NotADiskError for a partition, DeviceNotFoundError
+    when it is gone."""
+    if not folder.is_dir():
+        raise DeviceNotFoundError(f"{path} does not exist", cause=f"the kernel has no device {major}:{minor}")
+    if (folder / "partition").exists():
+        raise NotADiskError(
+            f"{path} cannot be protected",
+            cause="it is a partition",
+            action=f"Protect the whole disk, /dev/{folder.parent.name}.",
+        )
+    slaves = folder / "slaves"
+    return Disk(
+        path=path,
+        name=folder.name.replace("!", "/"),
+        major=major,
+        minor=minor,
+        diskseq=int(_text(folder / "diskseq") or 0),
+        sectors=int(_text(folder / "size") or 0),
+        serial=_serial(folder),
+        bio_based=not (folder / "mq").is_dir(),
+        read_only=_text(folder / "ro") == "1",
+        iostats=_text(folder / "queue/iostats") != "0",
+        dax=_text(folder / "queue/dax") == "1",
+        zoned=_text(folder / "queue/zoned") not in ("", "none"),
+        slaves=tuple(sorted(entry.name for entry in slaves.iterdir())) if slaves.is_dir() else (),
+        multipath_holder=_multipath_holder(folder),
+    )
+
+
+def check(disk: Disk) -> None:
+    """Raises UnsuitableDiskError if the disk cannot be protected as it is."""
+    for wrong, cause, action in (
+        (
+            disk.sectors < MIN_SECTORS,
+            "its size is zero",
+            "Attach a medium, or a file in the case of a loop device.",
+        ),
+        (
+            disk.read_only,
+            "it is read-only",
+            "What is never written needs no protection; make it writable, or leave it out.",
+        ),
+        (
+            disk.dax,
+            "it is accessed directly (DAX), past the block layer",
+            "Use it through a namespace without DAX.",
+        ),
+        (
+            disk.zoned,
+            "it is a zoned disk, whose writes choose their own place",
+            "Only conventional disks can be protected.",
+        ),
+        (
+            bool(disk.multipath_holder),
+            f"it is one path of the multipath device {disk.multipath_holder}",
+            f"Protect /dev/{disk.multipath_holder}.",
+        ),
+    ):
+        if wrong:
+            raise UnsuitableDiskError(f"{disk.path} cannot be protected", cause=cause, action=action)
+
+
+def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS) -> None:
+    """Raises UsageError if the disks cannot be protected together: named twice, or one lies on another."""
+    seen: dict[str, Disk] = {}
+    for disk in disks:
+        check(disk)
+        if disk.name in seen:
+            raise UsageError(
+                f"{disk.path} and {seen[disk.name].path} are the same disk", action="Name each disk once."
+            )
+        seen[disk.name] = disk
+    for disk in disks:
+        for below in sorted(_all_below(disk.name, sysfs) & seen.keys()):
+            raise UsageError(
+                f"{disk.path} and {seen[below].path} cannot be protected together",
+                cause=f"{disk.name} lies on {below}: its writes would be captured twice",
+                action="Protect either the upper or the lower one.",
+            )
+
+
+def is_present(disk: Disk, *, sysfs: Path = SYSFS) -> bool:
+    """Whether the disk is still the one that it was (same diskseq, same size)."""
+    folder = sysfs / f"block/{disk.name.replace('/', '!')}"
+    return (
+        int(_text(folder / "diskseq") or 0) == disk.diskseq
+        and int(_text(folder / "size") or 0) == disk.sectors
+    )
+
+
+def _all_below(name: str, sysfs: Path) -> set[str]:
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        slaves = sysfs / f"block/{waiting.pop().replace('/', '!')}/slaves"
+        if slaves.is_dir():
+            for entry in slaves.iterdir():
+                # a slave can be a partition; its disk is the folder above
+                real = entry.resolve()
+                below = (real.parent if (real / "partition").exists() else real).name.replace("!", "/")
+                if below not in found:
+                    found.add(below)
+                    waiting.append(below)
+    return found
+
+
+def _multipath_holder(folder: Path) -> str:
+    holders = folder / "holders"
+    if holders.is_dir():
+        for holder in sorted(holders.iterdir()):
+            if _text(holder / "dm/uuid").startswith("mpath-"):
+                return holder.name
+    return ""
+
+
+def _serial(folder: Path) -> str:
+    for source in (
+        "wwid",
+        "device/wwid",
+        "serial",
+        "device/serial",
+        "dm/uuid",
+        "md/uuid",
+        "loop/backing_file",
+    ):
+        if text := _text(folder / source):
+            return text
+    return ""
+
+
+def _text(file: Path) -> str:
+    """The file's text, stripped; empty if it is not there. (Attributes of a disk come and go with kernels
+    and drivers.)"""
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return ""
