@@ -93,11 +93,11 @@ def _coalesce_disk(
     extents, source = extents[mine], source[mine]
     first = extents["sector"].astype(np.int64)
     after = first + extents["sectors"].astype(np.int64)
-    edges = np.unique(np.concatenate([first, after]))
+    edges: Ints = np.unique(np.concatenate([first, after]))
     owner = _last_cover(np.searchsorted(edges, first), np.searchsorted(edges, after), max(len(edges) - 1, 0))
 
     covered = owner >= 0
-    owner, start, length = owner[covered], edges[:-1][covered], np.diff(edges)[covered]
+    owner, start, length = owner[covered], edges[:-1][covered], (edges[1:] - edges[:-1])[covered]
     has_data = has_payload(extents)[owner]
     clears = _merge(start[~has_data], length[~has_data])
     start, length, owner = start[has_data], length[has_data], owner[has_data]

@@ -27,15 +27,14 @@ class SparseFile:
     """An open image of exactly `size_b` bytes. Offsets and lengths: bytes. Methods raise ImageFileError."""
 
     def __init__(self, path: Path, size_b: int, *, create: bool = True) -> None:
-        """Opens `path`, or creates it; a size that differs is corrected (cut, or extended by a hole)."""
+        """Opens `path`, or creates it, and gives it that size."""
         self.path = path
         self.size_b = size_b
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
-            if os.fstat(self._fd).st_size != size_b:
-                os.ftruncate(self._fd, size_b)
         except OSError as exc:
             raise self._error("opened", exc) from exc
+        self.resize(size_b)
 
     def __enter__(self) -> SparseFile:
         return self
@@ -49,6 +48,15 @@ class SparseFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def resize(self, size_b: int) -> None:
+        """Cut it, or extend it by a hole."""
+        try:
+            if os.fstat(self._fd).st_size != size_b:
+                os.ftruncate(self._fd, size_b)
+        except OSError as exc:
+            raise self._error("resized", exc) from exc
+        self.size_b = size_b
 
     def fileno(self) -> int:
         return self._fd

@@ -1,0 +1,182 @@
+"""A seed disk as a sparse image file, its state in a small document beside it (state.py): a local vault.
+
+    <folder>/<machine>/<disk>.img                     the disk, exactly as large as its source
+    <folder>/<machine>/<disk>.state.json              its state
+    <folder>/<machine>/<disk>@<epoch>-<batch>-<n>.img  a snapshot; its state beside it, written last
+
+One writer (I7): the image is locked (flock) while it is open. The kernel has no stray requests: a write has
+happened when it returns, or never happens. Order is made by fdatasync: `finish` syncs the data before the
+state that claims it, and the state is replaced as a whole (shared/durable.py). A power cut in mid-interval
+is as a crash.
+
+Snapshots are clones (FICLONE: xfs, btrfs) where the file system has them, else sparse copies. A clone
+without state document is one whose making was cut off: it shows no position, and goes as an orphan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from master_target.targets.base import Snapshot
+from master_target.targets.state import DiskState, decode
+from shared import durable
+from shared.crashpoints import reach
+from shared.errors import ImageFileError, LeaseHeldError, SeedDiskError
+from shared.recovery.position import Position
+from shared.recovery.seed import shown_position
+from shared.recovery.sparse import SparseFile
+
+_FICLONE: Final = 0x40049409
+_COPY_B: Final = 4 * 1024 * 1024
+
+
+class ImageTarget:
+    """Make it with `open`. See base.Target."""
+
+    kind: Final = "image"
+
+    def __init__(self, path: Path, image: SparseFile, state: DiskState) -> None:
+        self.name = path.stem
+        self._path = path
+        self._image = image
+        self._state = state
+
+    @classmethod
+    async def open(cls, folder: Path, machine: str, disk: str, disk_b: int) -> ImageTarget:
+        """Lock the disk's image; create it, all zeroes, when there is none. Raises LeaseHeldError,
+        ImageFileError.
+        """
+        return await asyncio.to_thread(cls._open, folder / machine / f"{disk}.img", disk_b)
+
+    @classmethod
+    def _open(cls, path: Path, disk_b: int) -> ImageTarget:
+        with _translated(path, "opened"):
+            durable.make_folder(path.parent)
+        image = SparseFile(path, disk_b if not path.exists() else path.stat().st_size)
+        try:
+            fcntl.flock(image.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            state_path = path.with_suffix(".state.json")
+            if state_path.exists():
+                return cls(path, image, decode(_read_state(state_path), path.name))
+            state = DiskState(disk_b=disk_b)
+            _write_state(state_path, state)
+            return cls(path, image, state)
+        except BlockingIOError as exc:
+            image.close()
+            raise LeaseHeldError(
+                f"Disk image {path} could not be locked", cause="another master target uses it"
+            ) from exc
+        except BaseException:
+            image.close()
+            raise
+
+    @property
+    def state(self) -> DiskState:
+        return self._state
+
+    async def begin(self, start: Position, end: Position, disk_b: int) -> None:
+        await asyncio.to_thread(self._record, self._state.begin(start, end, disk_b))
+        if start.batch == 0:
+            await asyncio.to_thread(self._image.resize, disk_b)
+
+    async def write(self, offset_b: int, data: memoryview) -> None:
+        await asyncio.to_thread(self._image.write, offset_b, data)
+
+    async def clear(self, offset_b: int, length_b: int) -> None:
+        await asyncio.to_thread(self._image.clear, offset_b, length_b)
+
+    async def read(self, offset_b: int, length_b: int) -> bytes:
+        return await asyncio.to_thread(self._image.read, offset_b, length_b)
+
+    async def finish(self) -> None:
+        await asyncio.to_thread(self._image.sync)
+        await asyncio.to_thread(self._record, self._state.finish())
+
+    async def snapshot(self) -> str:
+        if not self._state.settled:
+            raise SeedDiskError(
+                f"No snapshot of {self._path} was taken", cause="an interval is being applied to it"
+            )
+        return await asyncio.to_thread(self._snapshot)
+
+    async def snapshots(self) -> list[Snapshot]:
+        return await asyncio.to_thread(self._snapshots)
+
+    async def delete_snapshot(self, snapshot: str) -> None:
+        path = self._path.with_name(snapshot)
+        with _translated(path, "deleted"):
+            # The state first: an image without one shows no position.
+            durable.remove_file(path.with_suffix(".state.json"))
+            durable.remove_file(path)
+
+    async def close(self) -> None:
+        self._image.close()
+
+    def _record(self, state: DiskState) -> None:
+        _write_state(self._path.with_suffix(".state.json"), state)
+        self._state = state
+
+    def _snapshot(self) -> str:
+        base = f"{self._path.stem}@{self._state.cursor}"
+        taken = {p.name for p in self._path.parent.glob(f"{base}-*.img")}
+        name = next(n for i in range(len(taken) + 1) if (n := f"{base}-{i}.img") not in taken)
+        path = self._path.with_name(name)
+        with SparseFile(path, self._image.size_b) as copy:
+            if not _clone(self._image, copy):
+                for start, length in self._image.data_ranges():
+                    for at in range(start, start + length, _COPY_B):
+                        copy.write(at, self._image.read(at, min(_COPY_B, start + length - at)))
+            copy.sync()
+        reach("image.before-snapshot-state")
+        _write_state(path.with_suffix(".state.json"), self._state)
+        return name
+
+    def _snapshots(self) -> list[Snapshot]:
+        found = []
+        with _translated(self._path, "listed"):
+            for path in sorted(self._path.parent.glob(f"{self._path.stem}@*.img")):
+                state = path.with_suffix(".state.json")
+                position = shown_position(_read_state(state)) if state.exists() else None
+                found.append(Snapshot(path.name, position, path.stat().st_mtime))
+        return found
+
+
+def _clone(source: SparseFile, target: SparseFile) -> bool:
+    """Whether the file system could make `target` share all blocks of `source`."""
+    try:
+        fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+    except OSError as exc:
+        if exc.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
+            return False
+        raise ImageFileError(f"A snapshot of {source.path} could not be made", cause=str(exc)) from exc
+    return True
+
+
+def _read_state(path: Path) -> dict[str, str]:
+    try:
+        with _translated(path, "read"):
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except msgspec.DecodeError as exc:
+        raise SeedDiskError(f"The state document {path} could not be read", cause=str(exc)) from exc
+
+
+def _write_state(path: Path, state: DiskState) -> None:
+    with _translated(path, "written"):
+        durable.replace_file(path, msgspec.json.encode(state.encode()))
+
+
+@contextlib.contextmanager
+def _translated(path: Path, verb: str) -> Iterator[None]:
+    """OSError → ImageFileError that names `path`."""
+    try:
+        yield
+    except OSError as exc:
+        raise ImageFileError(f"{path} could not be {verb}", cause=str(exc)) from exc
