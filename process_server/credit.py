@@ -88,7 +88,7 @@ def _is_tight(room_b: int, limit_b: int, window_b: int, *, was: bool) -> bool:
     """Whether there is too little room: it ends at a quarter of the limit (or a window), begins at a quarter
     of that."""
     enough_b = min(window_b, limit_b // 4)
-    return room_b < enough_b if was else room_b <= enough_b // 4
+    return room_b <= 0 or (room_b < enough_b if was else room_b <= enough_b // 4)
 
 
 def _gib(size_b: int) -> str:

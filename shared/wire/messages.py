@@ -120,8 +120,11 @@ def pack(message: Message) -> bytes:
 
 
 def unpack(body: Buffer, type_: type[_M]) -> _M:
-    """Raises msgspec.DecodeError (ValidationError included) when `body` is not one `type_`."""
-    message: _M = _decoders[type_].decode(body)
+    """Raises ValueError when `body` is not one `type_`."""
+    try:
+        message: _M = _decoders[type_].decode(body)
+    except (msgspec.MsgspecError, RecursionError) as exc:  # others, as UnicodeDecodeError, are ValueErrors
+        raise ValueError(str(exc)) from exc
     return message
 
 

@@ -340,6 +340,10 @@ class Connection:
             batch, digest = batches.decode(frame.body)
         except IntegrityError as exc:
             raise MalformedFrameError("A batch was refused", cause=exc.cause) from exc
+        except RecursionError as exc:
+            raise MalformedFrameError(
+                "A batch was refused", cause="its meta part is nested too deeply"
+            ) from exc
         if self._sequence.take(batch, digest):
             return BatchReceived(batch, frame.body, digest)
         return DuplicateReceived(batch.number)
@@ -427,5 +431,5 @@ def _frame(type_: FrameType, message: Message) -> list[Buffer]:
 def _unpack(frame: Frame, type_: type[_M]) -> _M:
     try:
         return unpack(frame.body, type_)
-    except msgspec.DecodeError as exc:
+    except ValueError as exc:
         raise MalformedFrameError(f"A {frame.type.name} frame could not be read", cause=str(exc)) from exc

@@ -1,0 +1,84 @@
+"""Log lines: form, secrets, foreign libraries."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging as standard
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from shared import logging
+from shared.errors import ConfigError
+
+
+@pytest.fixture
+def out() -> Iterator[io.StringIO]:
+    before = structlog.get_config()
+    root = standard.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield io.StringIO()
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def lines(out: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_a_line_has_time_level_service_event_and_what_is_bound(out: io.StringIO) -> None:
+    log = logging.get(machine="lab")
+    logging.configure("agent", stream=out)
+    log.info("batch sent", number=3)
+    [line] = lines(out)
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "info",
+        "service": "agent",
+        "event": "batch sent",
+        "machine": "lab",
+        "number": 3,
+    }
+
+
+def test_an_error_is_its_four_parts(out: io.StringIO) -> None:
+    logging.configure("agent", stream=out)
+    logging.get().error("failed", **ConfigError("X", cause="Y").as_dict())
+    [line] = lines(out)
+    assert (line["code"], line["what"], line["cause"]) == ("US101", "X", "Y")
+    assert line["action"]
+
+
+def test_lines_below_the_level_are_dropped(out: io.StringIO) -> None:
+    logging.configure("agent", level="warning", stream=out)
+    logging.get().info("no")
+    logging.get().warning("yes")
+    assert [line["event"] for line in lines(out)] == ["yes"]
+
+
+def test_secrets_are_blanked(out: io.StringIO) -> None:
+    logging.configure("agent", stream=out)
+    logging.get().info("enrolled", token="hunter2", name="a")
+    assert "hunter2" not in out.getvalue()
+    assert lines(out)[0]["token"] == "[blanked]"
+
+
+def test_other_libraries_log_through_the_same_pipeline_once(out: io.StringIO) -> None:
+    logging.configure("agent", stream=out)
+    logging.configure("agent", stream=out)
+    standard.getLogger("asyncio").warning("slow %s", "callback")
+    standard.getLogger("asyncio").info("not shown")
+    [line] = lines(out)
+    assert (line["event"], line["service"], line["logger"]) == ("slow callback", "agent", "asyncio")
+
+
+def test_a_terminal_gets_text(out: io.StringIO) -> None:
+    logging.configure("agent", json=False, stream=out)
+    logging.get().info("hello there", number=1)
+    assert "hello there" in out.getvalue()
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(out.getvalue())

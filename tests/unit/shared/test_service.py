@@ -1,0 +1,150 @@
+"""The daemon skeleton: exit codes, signals, the service manager, configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+
+from shared import service
+from shared.errors import ConfigError, DeviceError, NotFoundError
+
+
+async def test_a_daemon_that_returns_exits_with_0() -> None:
+    async def main(_stop: asyncio.Event) -> None:
+        return
+
+    assert await service.run_service("x", main) == 0
+
+
+async def test_a_named_error_is_one_clear_line_and_its_exit_code() -> None:
+    async def main(_stop: asyncio.Event) -> None:
+        raise NotFoundError("No disk", cause="it was pulled", action="Push it back.")
+
+    with capture_logs() as logs:
+        assert await service.run_service("x", main) == 3
+    errors = [line for line in logs if line["log_level"] == "error"]
+    assert [(e["event"], e["code"], e["what"], e["cause"], e["action"]) for e in errors] == [
+        ("failed", "US200", "No disk", "it was pulled", "Push it back.")
+    ]
+
+
+async def test_named_errors_are_found_inside_task_groups() -> None:
+    async def fail() -> None:
+        raise DeviceError("gone")
+
+    async def main(_stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            group.create_task(asyncio.Event().wait())
+
+    assert await service.run_service("x", main) == 5
+
+
+async def test_anything_else_is_a_bug_with_a_traceback() -> None:
+    async def main(_stop: asyncio.Event) -> None:
+        raise ZeroDivisionError
+
+    with capture_logs() as logs:
+        assert await service.run_service("x", main) == 1
+    assert [line for line in logs if line.get("exc_info")]
+
+
+async def test_sigterm_sets_the_stop_event_and_the_daemon_drains() -> None:
+    drained = []
+
+    async def main(stop: asyncio.Event) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        drained.append(True)
+
+    assert await service.run_service("x", main) == 0
+    assert drained
+
+
+async def test_a_second_signal_stops_hard() -> None:
+    async def main(stop: asyncio.Event) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+
+    assert await service.run_service("x", main) == 1
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+    name = f"\0understudy-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name)
+        monkeypatch.setenv("NOTIFY_SOCKET", name.replace("\0", "@"))
+        service.notify("READY=1")
+        assert manager.recv(100) == b"READY=1"
+
+
+def test_without_a_service_manager_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    service.notify("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    with capture_logs() as logs:
+        service.notify("READY=1")
+    assert [line["log_level"] for line in logs] == ["warning"]
+
+
+def test_the_watchdog_interval_is_half_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    assert service.watchdog_interval_s() == 15.0
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert service.watchdog_interval_s() is None
+    monkeypatch.delenv("WATCHDOG_USEC")
+    assert service.watchdog_interval_s() is None
+
+
+class Inner(msgspec.Struct, forbid_unknown_fields=True):
+    size_b: int = 1
+
+
+class Example(msgspec.Struct, forbid_unknown_fields=True):
+    folder: Path
+    inner: Inner = msgspec.field(default_factory=Inner)
+    optional: Path | None = None
+
+
+def test_a_configuration_file_becomes_a_struct(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('folder = "/a"\noptional = "/b"\n[inner]\nsize_b = 5\n')
+    assert service.load_config(file, Example) == Example(Path("/a"), Inner(5), Path("/b"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("folder = 1", ["folder", "str"]),
+        ('folder = "/a"\n[inner]\nsize_b = "much"', ["inner.size_b", "int"]),
+        ('folder = "/a"\nsurprise = 1', ["surprise"]),
+        ('folder = "/a"\n[inner]\nsurprise = 1', ["surprise", "inner"]),
+        ("", ["folder"]),
+        ("folder = = 1", ["line 1"]),
+    ],
+)
+def test_a_bad_configuration_names_file_key_and_type(tmp_path: Path, text: str, says: list[str]) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        service.load_config(file, Example)
+    for word in [str(file), *says]:
+        assert word in str(caught.value)
+
+
+def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        service.load_config(tmp_path / "none.toml", Example)
+    assert "none.toml" in str(caught.value)
+    assert caught.value.exit_code == 2
