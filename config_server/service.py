@@ -8,6 +8,7 @@ import datetime as dt
 import socket
 import sqlite3
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +25,12 @@ from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import Database
 from config_server.identity import Identity
+from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
 from config_server.reporting import Reporting, log_changes
 from config_server.storage import Storage
 from shared import api, durable, enrol, logging, service, tls
-from shared.errors import ConfigError, ListenError
+from shared.errors import ConfigError, RequestError
 from shared.messages import EventView, Health, Nothing
 from shared.status import Problem
 
@@ -41,8 +43,13 @@ _SWEEP_S: Final = 5.0
 _SHUTDOWN_S: Final = 3.0
 
 
-async def run(config: ConfigServerConfig, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set. Raises ConfigError, ListenError, StorageError."""
+async def run(
+    config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[[int], None] = lambda _port: None
+) -> None:
+    """Serve until `stop` is set; `ready` is called with the port once calls are answered.
+
+    Raises ConfigError, ListenError, StorageError.
+    """
     folder = config.data_dir
     _make_private(folder)
     ca = CertificateAuthority.open(folder)
@@ -58,13 +65,17 @@ async def run(config: ConfigServerConfig, stop: asyncio.Event) -> None:
         )
         await runner.setup()
         try:
-            await _listen(runner, config, context)
-            _log.info("listening", host=config.listen, port=config.port, name=config.name)
-            service.notify("READY=1")
+            if runner.server is None:
+                raise RuntimeError("the runner was set up, so it has a server")
+            listener = Listener.open(config.listen, config.port, runner.server, context)
             async with asyncio.TaskGroup() as tasks:
-                sweeper = tasks.create_task(_sweep(control, config, context, stop), name="sweeper")
+                accepting = tasks.create_task(listener.run(), name="listener")
+                tasks.create_task(_sweep(control, config, context, stop), name="sweeper")
+                _log.info("listening", host=config.listen, port=listener.port, name=config.name)
+                service.notify("READY=1")
+                ready(listener.port)
                 await stop.wait()
-                await sweeper
+                accepting.cancel()
         finally:
             control.bell.close()  # held answers go out, so that their connections can close
             await runner.cleanup()
@@ -95,7 +106,11 @@ def _make_private(folder: Path) -> None:
 async def _recover(control: Control, folder: Path) -> None:
     """Bring back what was known before the last stop; make an operator token when there is none."""
     for stored in await control.db.run(inventory.reports):
-        control.presence.learn(stored.role, stored.name, stored.report, stored.received_ns)
+        try:
+            control.presence.learn(stored.role, stored.name, stored.report, stored.received_ns)
+        except RequestError as exc:
+            # Stored by another version of this program; the daemon's next report replaces it.
+            _log.warning("a stored report was dropped", role=stored.role, name=stored.name, cause=exc.cause)
     token_file = folder / TOKEN_FILE
     if token_file.exists():
         return
@@ -111,17 +126,6 @@ async def _recover(control: Control, folder: Path) -> None:
     await control.db.run(work)
     durable.replace_file(token_file, token.encode() + b"\n", mode=0o600)
     _log.info("operator token written", file=str(token_file))
-
-
-async def _listen(runner: web.AppRunner, config: ConfigServerConfig, context: ssl.SSLContext) -> None:
-    site = web.TCPSite(runner, config.listen, config.port, ssl_context=context)
-    try:
-        await site.start()
-    except OSError as exc:
-        raise ListenError(
-            f"The config server could not listen on {config.listen}:{config.port}",
-            cause=exc.strerror or str(exc),
-        ) from exc
 
 
 def _own_certificate(config: ConfigServerConfig, ca: CertificateAuthority) -> tls.TlsFiles:

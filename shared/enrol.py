@@ -26,12 +26,13 @@ from typing import Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from shared import durable
 from shared.errors import (
+    CertificateExpiredError,
     ConfigError,
     TokenMalformedError,
     UnderstudyError,
@@ -162,6 +163,26 @@ def renewal_is_due(cert: Path, now_s: float | None = None) -> bool:
     begin = certificate.not_valid_before_utc.timestamp()
     end = certificate.not_valid_after_utc.timestamp()
     return (time.time() if now_s is None else now_s) > end - (end - begin) / 3
+
+
+def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
+    """Raises CertificateExpiredError or UnknownAuthorityError when our own certificate cannot be accepted by
+    anybody, ConfigError when it cannot be read. A server that refuses a certificate may just cut the
+    connection."""
+    what = f"The certificate {files.cert} cannot be used"
+    try:
+        certificate = x509.load_pem_x509_certificate(files.cert.read_bytes())
+        ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise ConfigError(what, cause=str(exc)) from exc
+    if certificate.not_valid_after_utc.timestamp() < (time.time() if now_s is None else now_s):
+        raise CertificateExpiredError(
+            what, cause=f"it expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
+        )
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature) as exc:
+        raise UnknownAuthorityError(what, cause=f"the CA {files.ca} did not sign it") from exc
 
 
 def _b64(data: bytes) -> str:

@@ -153,7 +153,12 @@ class ControlClient:
         UnderstudyError.
         """
         body = {**status, "sent_ns": time.time_ns()}
-        reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
+        try:
+            reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
+        except UnreachableError:
+            # A server that refuses a certificate cuts the connection; the reason can be seen on this side.
+            enrol.check_certificate(self._files)
+            raise
         return reply.commands
 
     async def serve(

@@ -1,0 +1,252 @@
+"""Enrolment, certificates and access, against a real config server over HTTPS."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from config_server.ca import CertificateAuthority, pem_of
+from shared import api, enrol, tls
+from shared.errors import (
+    AccessError,
+    CertificateExpiredError,
+    ListenError,
+    RequestError,
+    TokenExpiredError,
+    TokenMalformedError,
+    TokenUnknownError,
+    TokenUsedError,
+    UnknownAuthorityError,
+    UnreachableError,
+    WrongRoleError,
+)
+from shared.messages import AuditList, EnrolRequest, Limit, Nothing, RenewRequest, TokenRequest
+from shared.rest import ControlClient, RestClient
+from tests.config_parts import ConfigServer, config_for, daemon, running
+from tests.pki import TestCa
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ConfigServer]:
+    async with running(config_for(tmp_path)) as started:
+        yield started
+
+
+async def test_a_token_is_exchanged_for_a_certificate_that_opens_the_daemon_api(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    async with daemon(server, files) as client:
+        assert await client.report({"machine": "web1", "state": "ordered"}) == []
+    certificate = x509.load_pem_x509_certificate(files.cert.read_bytes())
+    assert certificate.subject.rfc4514_string() == "CN=agent:web1"
+    assert stat.S_IMODE(files.key.stat().st_mode) == 0o600
+
+
+async def test_a_token_works_only_once(server: ConfigServer, tmp_path: Path) -> None:
+    token = (await server.token("agent", "web1")).token
+    await enrol.enrol(server.url, token, tmp_path / "first")
+    with pytest.raises(TokenUsedError, match="used before"):
+        await enrol.enrol(server.url, token, tmp_path / "second")
+
+
+async def test_of_simultaneous_uses_of_a_token_one_succeeds(server: ConfigServer, tmp_path: Path) -> None:
+    token = (await server.token("agent", "web1")).token
+    tries = [enrol.enrol(server.url, token, tmp_path / str(i)) for i in range(5)]
+    results = await asyncio.gather(*tries, return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["TlsFiles"] + ["TokenUsedError"] * 4
+
+
+async def test_a_token_that_was_never_issued_is_refused(server: ConfigServer, tmp_path: Path) -> None:
+    ca = CertificateAuthority.open(server.config.data_dir)
+    invented, _ = enrol.new_token(ca.der)
+    with pytest.raises(TokenUnknownError, match="never issued"):
+        await enrol.enrol(server.url, invented, tmp_path / "agent")
+
+
+async def test_an_expired_token_is_refused(server: ConfigServer, tmp_path: Path) -> None:
+    token = await server.token("agent", "web1", ttl_s=1)
+    expires = dt.datetime.fromisoformat(token.expires)
+    # Real time has to pass here: the token is judged by the server's clock.
+    await asyncio.sleep((expires - dt.datetime.now(dt.UTC)).total_seconds() + 0.01)
+    with pytest.raises(TokenExpiredError, match="expired"):
+        await enrol.enrol(server.url, token.token, tmp_path / "agent")
+
+
+@pytest.mark.parametrize("token", ["", "hello", "usy1.abc.def", "usy1.!!.??"])
+async def test_what_is_no_token_is_named_as_such(server: ConfigServer, tmp_path: Path, token: str) -> None:
+    with pytest.raises(TokenMalformedError):
+        await enrol.enrol(server.url, token, tmp_path / "agent")
+
+
+async def test_a_token_of_another_installation_stops_the_enrolment_before_it_is_sent(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    async with running(config_for(tmp_path / "other")) as other:
+        token = (await other.token("agent", "web1")).token
+        with pytest.raises(UnknownAuthorityError, match="not the one that the token belongs to"):
+            await enrol.enrol(server.url, token, tmp_path / "agent")
+        # It was not used up: it still works where it belongs.
+        await enrol.enrol(other.url, token, tmp_path / "agent")
+
+
+async def test_a_bad_certificate_request_does_not_use_up_the_token(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    token = (await server.token("agent", "web1")).token
+    async with RestClient(server.url, server.anonymous_context()) as client:
+        with pytest.raises(RequestError, match="certificate request"):
+            await client.call(api.ENROL, EnrolRequest(token=token, csr="nonsense"))
+    await enrol.enrol(server.url, token, tmp_path / "agent")
+
+
+async def test_without_a_certificate_there_is_no_daemon_api(server: ConfigServer) -> None:
+    async with RestClient(server.url, server.anonymous_context(), token=server.operator_token) as client:
+        with pytest.raises(AccessError, match="without a certificate"):
+            await client.call_plain(api.STATUS, {"state": "ordered"}, {}, 0)
+
+
+async def test_a_certificate_of_a_foreign_ca_gets_nowhere(server: ConfigServer, tmp_path: Path) -> None:
+    foreign = TestCa(tmp_path, "foreign").issue("agent:web1")
+    files = tls.TlsFiles(cert=foreign.cert, key=foreign.key, ca=server.config.data_dir / "ca.pem")
+    async with daemon(server, files) as client:
+        with pytest.raises(UnknownAuthorityError, match="did not sign it"):
+            await client.report({"state": "ordered"})
+
+
+async def test_an_expired_certificate_gets_nowhere(server: ConfigServer, tmp_path: Path) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    expired = CertificateAuthority.open(server.config.data_dir).issue(
+        key.public_key(), "agent", "web1", [], dt.timedelta(hours=-1), dt.datetime.now(dt.UTC)
+    )
+    files.cert.write_text(pem_of(expired))
+    async with daemon(server, files) as client:
+        with pytest.raises(CertificateExpiredError):
+            await client.report({"state": "ordered"})
+
+
+async def test_a_server_of_a_foreign_ca_is_not_trusted(server: ConfigServer, tmp_path: Path) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    async with running(config_for(tmp_path / "other")) as other, daemon(other, files) as client:
+        with pytest.raises(UnknownAuthorityError):
+            await client.report({"state": "ordered"})
+
+
+async def test_a_role_that_has_no_status_is_refused(server: ConfigServer, tmp_path: Path) -> None:
+    files = await server.enrolled("storage", "azurite", tmp_path / "azurite")
+    async with daemon(server, files) as client:
+        with pytest.raises(WrongRoleError, match="storage:azurite"):
+            await client.report({"state": "running"})
+
+
+async def test_a_certificate_is_no_operator_token(server: ConfigServer, tmp_path: Path) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    async with RestClient(server.url, tls.client_context(files)) as client:
+        with pytest.raises(AccessError, match="none was sent"):
+            await client.call(api.MACHINES, Nothing())
+
+
+async def test_a_wrong_operator_token_is_refused(server: ConfigServer) -> None:
+    wrong = server.operator_token[:-4] + "AAAA"
+    async with RestClient(server.url, server.anonymous_context(), token=wrong) as client:
+        with pytest.raises(AccessError, match="not valid"):
+            await client.call(api.MACHINES, Nothing())
+
+
+async def test_a_certificate_is_renewed_with_the_same_name_and_hosts(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    files = await server.enrolled("process-server", "ps1", tmp_path / "ps")
+    before = x509.load_pem_x509_certificate(files.cert.read_bytes())
+    async with RestClient(server.url, tls.client_context(files)) as client:
+        answer = await client.call(api.RENEW, RenewRequest(csr=enrol.request_of(files)))
+    after = x509.load_pem_x509_certificate(answer.certificate.encode())
+    assert answer.name == "process-server:ps1"
+    assert after.serial_number != before.serial_number
+    wanted = before.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert after.extensions.get_extension_for_class(x509.SubjectAlternativeName).value == wanted
+
+
+async def test_a_daemon_renews_by_itself_when_a_third_of_the_life_is_left(tmp_path: Path) -> None:
+    # The life is one second: at the second report more than two thirds are over.
+    async with running(config_for(tmp_path)) as server:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+        key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        soon = CertificateAuthority.open(server.config.data_dir).issue(
+            key.public_key(), "agent", "web1", [], dt.timedelta(seconds=100), dt.datetime.now(dt.UTC)
+        )
+        files.cert.write_text(pem_of(soon))
+        renewed: list[bool] = []
+        client = ControlClient(server.url, files, on_renewed=lambda: renewed.append(True))
+        assert await client.renew_if_due()
+        assert not await client.renew_if_due()
+        assert renewed == [True]
+        assert await client.report({"state": "ordered"}) == []
+        await client.close()
+
+
+async def test_only_known_roles_and_plain_names_get_tokens(server: ConfigServer) -> None:
+    async with server.operator() as client:
+        for role, name in [("admin", "x"), ("config-server", "cs2"), ("agent", "../x"), ("agent", "")]:
+            with pytest.raises(RequestError):
+                await client.call(api.TOKEN_CREATE, TokenRequest(role=role, name=name))
+        with pytest.raises(RequestError, match="host name"):
+            await client.call(api.TOKEN_CREATE, TokenRequest(role="agent", name="a", hosts=["a b"]))
+
+
+async def test_enrolment_is_audited_and_no_secret_is_stored(server: ConfigServer, tmp_path: Path) -> None:
+    token = (await server.token("agent", "web1")).token
+    await enrol.enrol(server.url, token, tmp_path / "agent")
+    async with server.operator() as client:
+        log: AuditList = await client.call(api.AUDIT, Limit())
+    assert [(e.who, e.action, e.object) for e in log.entries[:2]] == [
+        ("agent:web1", "enrol", "agent:web1"),
+        ("operator:admin", "token.create", "agent:web1"),
+    ]
+    secret = token.split(".")[1].encode()
+    for file in server.config.data_dir.glob("state.db*"):
+        content = file.read_bytes()
+        assert secret not in content
+        assert server.operator_token.encode() not in content
+
+
+async def test_the_operator_token_survives_a_restart_and_a_deleted_one_is_replaced(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    async with running(config) as first:
+        token = first.operator_token
+    async with running(config) as second:
+        assert second.operator_token == token
+        async with second.operator() as client:
+            await client.call(api.MACHINES, Nothing())
+    (config.data_dir / "operator.token").unlink()
+    async with running(config) as third:
+        assert third.operator_token != token
+        assert stat.S_IMODE((config.data_dir / "operator.token").stat().st_mode) == 0o600
+        async with RestClient(third.url, third.anonymous_context(), token=token) as client:
+            with pytest.raises(AccessError):
+                await client.call(api.MACHINES, Nothing())
+
+
+async def test_a_port_in_use_is_named(server: ConfigServer, tmp_path: Path) -> None:
+    with pytest.raises(ListenError, match=str(server.port)):
+        async with running(config_for(tmp_path / "second", port=server.port)):
+            pass
+
+
+async def test_a_config_server_that_is_away_is_an_unreachable_peer(tmp_path: Path) -> None:
+    async with running(config_for(tmp_path)) as server:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    async with daemon(server, files) as client:
+        with pytest.raises(UnreachableError, match=str(server.port)):
+            await client.report({"state": "ordered"})
