@@ -1,0 +1,40 @@
+"""Named points at which a test can kill the process, as a power cut would.
+
+`UNDERSTUDY_CRASH_AT=name` kills (SIGKILL) at the first `reach(name)`, `name:3` at the third. Otherwise
+`reach` does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+_NAME, _, _COUNT = os.environ.get("UNDERSTUDY_CRASH_AT", "").partition(":")
+_left: dict[str, int] = {_NAME: int(_COUNT or "1")} if _NAME else {}
+
+POINTS: Final = (
+    "spool.before-write",
+    "spool.before-fdatasync",
+    "spool.after-fdatasync",
+    "spool.before-footer",
+    "spool.after-footer",
+    "upload.before-create",
+    "upload.after-create",
+    "index.before-append",
+    "index.after-append",
+    "index.after-rotation",
+    "upload.before-delete",
+    "take.after-term",
+    "take.after-claim",
+    "epoch.after-create",
+)
+"""The points of the process server's data path, in its order; a crash test visits each."""
+
+
+def reach(name: str) -> None:
+    if name not in _left:
+        return
+    _left[name] -= 1
+    if _left[name] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,104 @@
+"""What survives a power cut on a local disk. The only module that renames, and that syncs folders.
+
+A file's bytes are durable after fdatasync of the file; that it exists under its name, after fsync of the
+folder. A document is replaced as a whole: written under a temporary name in the same folder, synced,
+renamed over the old one, folder synced. So a reader, now or after a crash, finds the old or the new
+document, never a mixture.
+
+All functions block, and raise OSError; callers say what it means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from shared.batch import Buffer
+
+_IOV_MAX = 512
+"""Buffers per writev; Linux takes at most 1024."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes durable which names the folder holds."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_data(fd: int) -> None:
+    """Makes the file's bytes and size durable. After an error nothing that was written since the last
+    success may be trusted.
+    """
+    os.fdatasync(fd)
+
+
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """Creates the folder and its parents, durably."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, mode)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode)
+    sync_folder(folder.parent)
+
+
+def replace_file(path: Path, data: Buffer, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Puts `data` under `path`, whole or not at all. Without `durable` the old document may come back after
+    a power cut.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        _write_new(temporary, data, mode, durable=durable)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def create_file(path: Path, data: Buffer, *, mode: int = 0o600) -> None:
+    """Puts `data` under `path`, durably, whole or not at all. FileExistsError when something is there."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        _write_new(temporary, data, mode, durable=True)
+        path.hardlink_to(temporary)  # unlike a rename, this fails if the name is taken
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Removes it if it is there. Not synced: whoever removes a file can live with its return after a power
+    cut.
+    """
+    path.unlink(missing_ok=True)
+
+
+def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+    """Writes the buffers one after the other from `offset` on."""
+    views = [memoryview(b).cast("B") for b in buffers if len(b)]
+    while views:
+        written = os.pwritev(fd, views[:_IOV_MAX], offset)
+        offset += written
+        while views and written >= len(views[0]):
+            written -= len(views[0])
+            del views[0]
+        if written:
+            views[0] = views[0][written:]
+
+
+def _write_new(path: Path, data: Buffer, mode: int, *, durable: bool) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        write_all(fd, [data], 0)
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)

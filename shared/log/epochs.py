@@ -1,0 +1,98 @@
+"""Epochs of a machine: integers, allocated in storage by a conditional create of their document. The
+highest is the machine's epoch.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+from shared.blob import BlobStore
+from shared.crashpoints import reach
+from shared.errors import BlobExistsError, BlobNotFoundError, IndexDamagedError
+from shared.log import names
+
+
+class EpochDisk(msgspec.Struct, frozen=True):
+    """A disk as the epoch's batches refer to it."""
+
+    number: Annotated[int, msgspec.Meta(ge=0)]
+    name: str
+    """The kernel's name on the source."""
+    serial: str
+    sectors: int
+    """Size in 512-byte sectors."""
+
+
+class EpochInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`epoch.json`."""
+
+    v: int = 1
+    machine: str
+    epoch: int
+    disks: tuple[EpochDisk, ...]
+    reason: str
+    """Why it began, for people."""
+    agent_id: str = ""
+    created_ns: int
+    claim: str
+    """Random: tells who made it when the answer to the create was lost."""
+
+
+async def newest_epoch(store: BlobStore, machine: str) -> int:
+    """The machine's epoch; 0 if it has none."""
+    return max(await epoch_numbers(store, machine), default=0)
+
+
+async def epoch_numbers(store: BlobStore, machine: str) -> list[int]:
+    folders = await store.list_folders(names.machine_logs(machine))
+    return sorted(int(folder) for folder in folders if folder.isdecimal())
+
+
+async def read_epoch(store: BlobStore, machine: str, epoch: int) -> EpochInfo:
+    """Raises BlobNotFoundError, IndexDamagedError."""
+    name = names.epoch_document(machine, epoch)
+    data = await store.read(name)
+    try:
+        return msgspec.json.decode(data, type=EpochInfo)
+    except msgspec.DecodeError as exc:
+        raise IndexDamagedError(f"The epoch document {name} cannot be read", cause=str(exc)) from exc
+
+
+async def read_epochs(store: BlobStore, machine: str) -> list[EpochInfo]:
+    """All epochs of the machine, oldest first. A folder whose document is gone (half deleted) is no epoch."""
+    found = []
+    for epoch in await epoch_numbers(store, machine):
+        try:
+            found.append(await read_epoch(store, machine, epoch))
+        except BlobNotFoundError:
+            continue
+    return found
+
+
+async def allocate_epoch(
+    store: BlobStore, machine: str, *, disks: Sequence[EpochDisk], reason: str, agent_id: str
+) -> EpochInfo:
+    """The machine's next epoch. Two callers at a time get different ones."""
+    while True:
+        info = EpochInfo(
+            machine=machine,
+            epoch=await newest_epoch(store, machine) + 1,
+            disks=tuple(disks),
+            reason=reason,
+            agent_id=agent_id,
+            created_ns=time.time_ns(),
+            claim=secrets.token_hex(8),
+        )
+        name = names.epoch_document(machine, info.epoch)
+        try:
+            await store.create(name, msgspec.json.encode(info))
+        except BlobExistsError:
+            if (await read_epoch(store, machine, info.epoch)).claim != info.claim:
+                continue
+        reach("epoch.after-create")
+        return info

@@ -1,0 +1,175 @@
+"""The log index: which segments count, in which order, and who may add more. Lines and their rules; pure.
+Layout in FORMAT.md.
+
+The index of an epoch is a chain of append blobs, `index-000001`, `index-000002`, … of JSON lines. Three
+kinds of line:
+
+- *claim*: a process server takes the log with a term; from here on only lines of this term, or of a higher
+one, count;
+- *segment*: a segment counts from here on;
+- *closed*: this blob is full, the chain goes on in the next one.
+
+`Fold` says what a reader makes of the lines. Its rules hold for every reader, and for every writer that
+takes over:
+
+1. A line of a lower term than one before it is ignored.
+2. A segment's first batch follows the last batch before it, and names its digest. Else the index is damaged.
+
+How writers keep to it: shared/log/writer.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from shared.batch import NO_DIGEST
+from shared.errors import IndexDamagedError
+from shared.log.segment import Footer, MarkRow, ordered_ranges
+
+
+class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segment", tag_field="kind"):
+    """One segment of the log."""
+
+    v: int = 1
+    term: int
+    blob: str
+    """The segment's full blob name."""
+    bytes: int
+    digest: str
+    """xxh3-128 (hex) of all bytes of the segment before its footer."""
+    plain_b: int
+    """Bytes of its batches when opened."""
+    first: int
+    last: int
+    """Batch numbers, inclusive."""
+    first_captured_ns: int
+    last_captured_ns: int
+    last_seq: int
+    predecessor: str
+    """Digest (hex) of batch `first` - 1."""
+    last_digest: str
+    """Digest (hex) of batch `last`."""
+    ordered: tuple[tuple[int, int], ...]
+    """Runs of batch numbers, inclusive, after each of which the stream was ordered."""
+    marks: tuple[MarkRow, ...] = ()
+    cause: str = ""
+    """Why it was not always ordered."""
+    written_ns: int
+    """Wall clock of the process server."""
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim", tag_field="kind"):
+    v: int = 1
+    term: int
+    owner: str
+    """Which process server, for people."""
+    after: int
+    """The last batch before the claim."""
+    written_ns: int
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed", tag_field="kind"):
+    v: int = 1
+    term: int
+    next: int
+    """Number of the blob in which the index goes on."""
+
+
+Line = IndexEntry | Claim | Closed
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(Line)
+
+
+def encode_lines(lines: Sequence[Line]) -> bytes:
+    return b"".join(_encoder.encode(line) + b"\n" for line in lines)
+
+
+def decode_lines(data: bytes, name: str) -> list[Line]:
+    """The lines of a piece of an index blob. IndexDamagedError when it is not whole lines of known kinds."""
+    if data and not data.endswith(b"\n"):
+        raise IndexDamagedError(f"Log index {name} is damaged", cause="its last line is not whole")
+    try:
+        return [_decoder.decode(line) for line in data.splitlines()]
+    except msgspec.DecodeError as exc:
+        raise IndexDamagedError(f"Log index {name} is damaged", cause=str(exc)) from exc
+
+
+class Fold:
+    """What the lines read so far say, in order."""
+
+    def __init__(self, epoch: str) -> None:
+        self._epoch = epoch
+        """For messages."""
+        self.entries: list[IndexEntry] = []
+        self.term = 0
+        """The highest term that any line carried."""
+        self.last = 0
+        """The last batch that counts; 0 = none."""
+        self.last_seq = 0
+        self.last_digest = NO_DIGEST.hex()
+        self.number = 1
+        """The blob of the chain in which the next line stands."""
+
+    def add(self, line: Line) -> bool:
+        """Whether the line counts. IndexDamagedError when it should but does not fit."""
+        if line.term < self.term:
+            return False
+        self.term = line.term
+        if isinstance(line, Closed):
+            self.number = line.next
+        elif isinstance(line, IndexEntry):
+            self._add_segment(line)
+        return True
+
+    def expect(self, entries: Sequence[IndexEntry]) -> None:
+        """Raises IndexDamagedError unless the entries can be added one after the other."""
+        last, digest = self.last, self.last_digest
+        for entry in entries:
+            self._check(entry, last, digest)
+            last, digest = entry.last, entry.last_digest
+
+    def _add_segment(self, entry: IndexEntry) -> None:
+        self._check(entry, self.last, self.last_digest)
+        self.entries.append(entry)
+        self.last, self.last_seq, self.last_digest = entry.last, entry.last_seq, entry.last_digest
+
+    def _check(self, entry: IndexEntry, last: int, last_digest: str) -> None:
+        if entry.first != last + 1 or entry.last < entry.first:
+            raise IndexDamagedError(
+                f"The log index of {self._epoch} is damaged",
+                cause=f"segment {entry.blob} begins at batch {entry.first}, the one before ends at {last}",
+            )
+        if entry.predecessor != last_digest:
+            raise IndexDamagedError(
+                f"The log index of {self._epoch} is damaged",
+                cause=f"segment {entry.blob} names another digest for batch {last} than that batch has",
+            )
+
+
+def entry_for(
+    footer: Footer, *, blob: str, size_b: int, digest: bytes, predecessor: str, term: int, written_ns: int
+) -> IndexEntry:
+    """The index entry of the segment that has this footer."""
+    rows = footer.rows
+    return IndexEntry(
+        term=term,
+        blob=blob,
+        bytes=size_b,
+        digest=digest.hex(),
+        plain_b=sum(row.plain_b for row in rows),
+        first=rows[0].number,
+        last=rows[-1].number,
+        first_captured_ns=rows[0].captured_ns,
+        last_captured_ns=rows[-1].captured_ns,
+        last_seq=rows[-1].last_seq,
+        predecessor=predecessor,
+        last_digest=rows[-1].digest,
+        ordered=tuple(ordered_ranges(rows)),
+        marks=footer.marks,
+        cause=footer.cause,
+        written_ns=written_ns,
+    )

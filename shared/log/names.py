@@ -1,0 +1,61 @@
+"""Names of the blobs of a machine's log, and back. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from shared.errors import UsageError
+
+_MACHINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+
+
+def check_machine(machine: str) -> str:
+    """The name itself. UsageError if it cannot stand in blob and file names."""
+    if not _MACHINE.match(machine):
+        raise UsageError(
+            f"{machine!r} is not a machine name",
+            cause="1 to 63 letters, digits, dots, dashes, underscores; the first a letter or digit",
+            action="Choose another name.",
+        )
+    return machine
+
+
+def machine_document(machine: str) -> str:
+    return f"machines/{check_machine(machine)}.json"
+
+
+def machine_logs(machine: str) -> str:
+    """The folder of all epochs of a machine, with its slash."""
+    return f"logs/{check_machine(machine)}/"
+
+
+def epoch_folder(machine: str, epoch: int) -> str:
+    """The folder of one epoch, with its slash."""
+    return f"{machine_logs(machine)}{epoch:08d}/"
+
+
+def epoch_document(machine: str, epoch: int) -> str:
+    return f"{epoch_folder(machine, epoch)}epoch.json"
+
+
+def term_prefix(machine: str, epoch: int) -> str:
+    return f"{epoch_folder(machine, epoch)}term-"
+
+
+def term_document(machine: str, epoch: int, term: int) -> str:
+    return f"{term_prefix(machine, epoch)}{term:08d}.json"
+
+
+def term_of(name: str) -> int:
+    """The term whose document has this name."""
+    return int(name.rsplit("term-", 1)[1].removesuffix(".json"))
+
+
+def index(machine: str, epoch: int, number: int) -> str:
+    """The `number`-th (1, 2, 3…) append blob of the epoch's index."""
+    return f"{epoch_folder(machine, epoch)}index-{number:06d}"
+
+
+def segment(machine: str, epoch: int, term: int, first: int) -> str:
+    return f"{epoch_folder(machine, epoch)}{term:08d}/{first:012d}.seg"

@@ -1,0 +1,196 @@
+"""Reading a machine's log: what the index lists, and the batches of its segments, checked against each other.
+
+One LogReader serves one machine and remembers the index, so that polling costs one small request per epoch.
+Nothing here trusts storage: a segment must have the length and digest that the index says, and its batches
+must open with the machine's key and be what index and footer say of them. What is wrong is an
+IntegrityError that names segment and batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import os
+from typing import Final
+
+from shared.batch import Batch, StreamState
+from shared.blob import BlobStore
+from shared.errors import (
+    BlobNotFoundError,
+    SegmentAlteredError,
+    SegmentMissingError,
+    SegmentTruncatedError,
+    WrongKeyError,
+)
+from shared.log import epochs, segment
+from shared.log.chain import IndexChain
+from shared.log.epochs import EpochInfo
+from shared.log.index import IndexEntry
+from shared.log.segment import BatchRow, FileHeader
+from shared.sealing import FileKey, MachineKey
+from shared.vault import Vault, machine_key, machine_key_of
+
+_TAIL_B: Final = 64 * 1024
+"""Holds the footer of nearly every segment."""
+_HEAD_B: Final = 4096
+_THREADS: Final = max(2, min(8, os.cpu_count() or 1))
+
+
+class LogReader:
+    """Methods raise StorageErrors of the store; StorageForgotError when the index became shorter; and
+    IntegrityErrors.
+    """
+
+    def __init__(self, store: BlobStore, machine: str) -> None:
+        self._store = store
+        self.machine = machine
+        self._chains: dict[int, IndexChain] = {}
+
+    async def epochs(self) -> list[EpochInfo]:
+        """All epochs of the machine, oldest first. The last one is the machine's current one."""
+        return await epochs.read_epochs(self._store, self.machine)
+
+    async def entries(self, epoch: int, after: int = 0) -> list[IndexEntry]:
+        """The segments that count and hold batches behind `after`, in order, without gaps."""
+        chain = self._chains.get(epoch)
+        if chain is None:
+            chain = self._chains[epoch] = IndexChain(self._store, self.machine, epoch)
+        await chain.read_on()
+        found = chain.fold.entries
+        return found[bisect.bisect_right(found, after, key=lambda entry: entry.last) :]
+
+    async def key(self, vault: Vault, entry: IndexEntry | None = None) -> MachineKey:
+        """The machine's key; if the machine document is gone, and a segment is given, from the segment's
+        header.
+        """
+        try:
+            return await machine_key(self._store, vault, self.machine)
+        except BlobNotFoundError:
+            if entry is None:
+                raise
+        header, _ = segment.decode_file_header(await self._read(entry, 0, _HEAD_B), entry.blob)
+        return machine_key_of(vault, self.machine, header.key_id, header.wrapped_key)
+
+    async def footer(self, entry: IndexEntry) -> list[BatchRow]:
+        """What the segment's footer says of its batches, compared with the index entry."""
+        at = max(0, entry.bytes - _TAIL_B)
+        tail = await self._read(entry, at, entry.bytes - at)
+        body_b, _ = segment.decode_trailer(tail, entry.bytes, entry.blob)
+        if body_b < at:
+            tail = await self._read(entry, body_b, entry.bytes - body_b)
+        rows = list(segment.decode_footer(tail, entry.bytes, entry.blob).rows)
+        _check_rows(entry, rows)
+        return rows
+
+    async def batches(
+        self, entry: IndexEntry, key: MachineKey, first: int | None = None, last: int | None = None
+    ) -> list[Batch]:
+        """The segment's batches from number `first` to `last` (inclusive; None: all), in order.
+
+        All of them are in memory at a time: `entry.plain_b` bytes, which the writer bounds to a few times
+        the segment's size.
+        """
+        data = await self._read(entry, 0, entry.bytes)
+        header, rows, file_key = await asyncio.to_thread(_verify, entry, data, key)
+        wanted = [r for r in rows if (first or 0) <= r.number and (last is None or r.number <= last)]
+        size = -(-len(wanted) // _THREADS) or 1
+        groups = [wanted[i : i + size] for i in range(0, len(wanted), size)]
+        opened = await asyncio.gather(
+            *(asyncio.to_thread(_open_all, data, group, file_key, header, entry, key) for group in groups)
+        )
+        found = [batch for group in opened for batch in group]
+        _check_chain(entry, rows, found)
+        return found
+
+    async def _read(self, entry: IndexEntry, offset: int, length: int) -> bytes:
+        try:
+            data = await self._store.read(entry.blob, offset, length)
+        except BlobNotFoundError as exc:
+            raise SegmentMissingError(
+                f"Segment {entry.blob} is missing",
+                cause=f"the index lists it with batches {entry.first} to {entry.last}, but storage has no such blob",
+            ) from exc
+        if len(data) < min(length, entry.bytes - offset):
+            raise SegmentTruncatedError(
+                f"Segment {entry.blob} is truncated",
+                cause=f"the index says {entry.bytes} bytes, storage has {offset + len(data)}",
+            )
+        return data
+
+
+def _verify(
+    entry: IndexEntry, data: bytes, key: MachineKey
+) -> tuple[FileHeader, tuple[BatchRow, ...], FileKey]:
+    """Header, rows and file key of a whole segment that is what its entry says, as far as one can say
+    without opening it.
+    """
+    header, _ = segment.decode_file_header(data, entry.blob)
+    footer = segment.check_body(data, entry.blob)
+    body_b, digest = segment.decode_trailer(data, len(data), entry.blob)
+    if digest.hex() != entry.digest:
+        raise SegmentAlteredError(
+            f"Segment {entry.blob} was altered", cause="its bytes are not those that the index names"
+        )
+    _check_rows(entry, footer.rows)
+    if footer.rows[-1].offset + footer.rows[-1].length != body_b:
+        raise SegmentAlteredError(f"Segment {entry.blob} was altered", cause="its batches do not fill it")
+    return header, footer.rows, key.file_key(header.salt_bytes)
+
+
+def _check_rows(entry: IndexEntry, rows: list[BatchRow] | tuple[BatchRow, ...]) -> None:
+    numbers = [row.number for row in rows]
+    if numbers != list(range(entry.first, entry.last + 1)):
+        raise SegmentAlteredError(
+            f"Segment {entry.blob} was altered",
+            cause=f"its footer does not list batches {entry.first} to {entry.last}",
+        )
+    if tuple(segment.ordered_ranges(rows)) != entry.ordered or rows[-1].digest != entry.last_digest:
+        raise SegmentAlteredError(
+            f"Segment {entry.blob} was altered", cause="its footer and the index contradict each other"
+        )
+
+
+def _open_all(
+    data: bytes,
+    rows: list[BatchRow],
+    file_key: FileKey,
+    header: FileHeader,
+    entry: IndexEntry,
+    key: MachineKey,
+) -> list[Batch]:
+    view = memoryview(data)
+    opened = []
+    for row in rows:
+        try:
+            batch = segment.open_frame(
+                file_key, header, view[row.offset : row.offset + row.length], entry.blob
+            )
+        except SegmentAlteredError as exc:
+            if header.wrapped_key == key.wrapped:
+                raise
+            raise WrongKeyError(
+                f"Segment {entry.blob} does not open",
+                cause=f"it was sealed under vault key {header.key_id}, and the key given is of {key.key_id}",
+            ) from exc
+        if (batch.number, batch.state) != (row.number, row.state):
+            raise SegmentAlteredError(
+                f"Segment {entry.blob} was altered", cause=f"batch {row.number} is not what the footer says"
+            )
+        opened.append(batch)
+    return opened
+
+
+def _check_chain(entry: IndexEntry, rows: tuple[BatchRow, ...], found: list[Batch]) -> None:
+    """Each batch names the one before it, also across segments. (Rows before the first opened one are not
+    authenticated.)
+    """
+    digests = {row.number: row.digest for row in rows} | {entry.first - 1: entry.predecessor}
+    for batch in found:
+        if batch.predecessor.hex() != digests[batch.number - 1]:
+            raise SegmentAlteredError(
+                f"Segment {entry.blob} was altered",
+                cause=f"batch {batch.number} does not continue batch {batch.number - 1}",
+            )
+
+
+__all__ = ["BatchRow", "EpochInfo", "IndexEntry", "LogReader", "StreamState"]

@@ -1,0 +1,293 @@
+"""Writing a machine's log index: one writer at a time, and none that was replaced (I7).
+
+The index only grows by appends that are conditional on its exact size (`x-ms-blob-condition-appendpos`),
+and storage serves the appends to a blob one after the other. So the index is a compare-and-swap log: an
+append succeeds only if its writer has seen everything that stands before it. Why a stale writer can never
+make `uploaded` advance:
+
+- A new owner takes the next term t (conditional create of `term-t.json`), reads the index to its end, and
+appends its *claim* at
+  that end. Until the append succeeds it owns nothing; when it fails, it reads what was added and tries again.
+- Let W be an earlier owner, with term s < t, and A one of its appends. Either A stands before the claim:
+then the new owner has read it before its
+  claim succeeded, and counts it. Or W makes A after the claim stands: then A's expected size is not the
+  blob's size, A fails, W reads the rest, sees the claim and stops (FencedError). There is no third case. W
+  reports `uploaded` only after A succeeded.
+- A doubtful append (no answer) is repeated with the same condition. If it had happened, exactly these
+bytes, which carry W's term, stand at
+  the expected place: `BlobStore.append` recognises them. The claim of another never looks like them.
+- The chain: `closed` is an appended line like any other, so it is the last one of its blob for everybody:
+whoever knows the blob's size
+  has read it, and goes on in the next blob. No two writers can disagree about which blob is the current one.
+- Readers also ignore lines of a lower term after a higher one (shared/log/index.py). By the above there are
+none; the rule guards
+  against storage that breaks its promise.
+
+The lease. The current index blob is under an endless lease of its writer, broken by the next owner between
+term and claim. The argument above does not need it: the lease turns a stale writer away sooner, and keeps
+the blob from being deleted by accident. It is on the index itself, because a lease on another blob would
+stop nobody. It needs no renewal, hence there is no moment at which it runs out unseen.
+
+Storage that forgot: before each claim, after each failed append, and on `check`, a blob shorter than what
+was acknowledged, or a listed segment that is gone, is StorageForgotError, which ends the epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+import msgspec
+
+from shared import logging
+from shared.blob import FOR_EVER, BlobStore, Lease
+from shared.crashpoints import reach
+from shared.errors import (
+    BlobExistsError,
+    BlobNotFoundError,
+    FencedError,
+    IndexDamagedError,
+    LeaseHeldError,
+    LeaseLostError,
+    PreconditionError,
+    TransientError,
+)
+from shared.log import names
+from shared.log.chain import IndexChain
+from shared.log.index import Claim, Closed, Fold, IndexEntry, decode_lines, encode_lines
+
+MAX_BLOCKS: Final = 40_000
+"""Appends to one blob; Azure allows 50,000."""
+_TRIES: Final = 20
+"""Each try means that another writer did something meanwhile; so many at a time is a fight."""
+_VERIFIED: Final = 4
+"""How many of the newest segments are looked up when the log is taken or checked."""
+
+_log = logging.get()
+
+
+class TermDocument(msgspec.Struct, frozen=True, kw_only=True):
+    v: int = 1
+    term: int
+    owner: str
+    claim: str
+    """Random: tells who made it when the answer to the create was lost."""
+    after: int
+    """The last batch that the owner knew when it took the term."""
+    created_ns: int
+
+
+class IndexWriter:
+    """The right to append to one epoch's index. Not for concurrent use: one call at a time.
+
+    `fold` is the index as it is known to be. Every method raises FencedError once a newer owner was seen,
+    StorageForgotError when acknowledged data is gone, and other StorageErrors as the store's retry policy
+    lets them through.
+    """
+
+    def __init__(self, store: BlobStore, machine: str, epoch: int, owner: str, max_blocks: int) -> None:
+        self._store = store
+        self._chain = IndexChain(store, machine, epoch)
+        self._owner = owner
+        self._max_blocks = max_blocks
+        self._lease: Lease | None = None
+        self._name = f"the log of machine {machine}, epoch {epoch}"
+        self.machine = machine
+        self.epoch = epoch
+        self.term = 0
+
+    @property
+    def fold(self) -> Fold:
+        return self._chain.fold
+
+    @classmethod
+    async def take(
+        cls,
+        store: BlobStore,
+        machine: str,
+        epoch: int,
+        owner: str,
+        *,
+        known_last: int = 0,
+        max_blocks: int = MAX_BLOCKS,
+    ) -> IndexWriter:
+        """Takes the log of an epoch from whoever has it. `owner` (a name for people) knows that batch
+        `known_last` was listed once.
+        """
+        writer = cls(store, machine, epoch, owner, max_blocks)
+        await writer._chain.read_on()
+        writer.term = await writer._take_term()
+        reach("take.after-term")
+        await writer._claim()
+        reach("take.after-claim")
+        if writer.fold.last < known_last:
+            raise writer._chain.forgot(
+                f"its index ends at batch {writer.fold.last}, and batch {known_last} was listed"
+            )
+        await writer._check_segments()
+        _log.info(
+            "log taken", machine=machine, epoch=epoch, term=writer.term, owner=owner, last=writer.fold.last
+        )
+        return writer
+
+    async def append(self, entries: Sequence[IndexEntry]) -> None:
+        """Lists the segments. When it returns, they count: durably, for every reader."""
+        self.fold.expect(entries)
+        if self._chain.lines >= self._max_blocks:
+            await self._rotate()
+        reach("index.before-append")
+        await self._append(encode_lines(entries))
+        for entry in entries:
+            self.fold.add(entry)
+        reach("index.after-append")
+
+    async def check(self) -> None:
+        """Raises FencedError or StorageForgotError if the log is not ours any more, or not what it was."""
+        await self._raise_if_newer_term()
+        if await self._size() != self._chain.size_b:
+            await self._explain_other_size()
+        await self._check_segments()
+
+    async def release(self) -> None:
+        """Gives the lease back, so that the blob can be deleted. The term stays taken."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            await _give_back(lease)
+
+    # ---- taking ----
+
+    async def _take_term(self) -> int:
+        while True:
+            taken = await terms(self._store, self.machine, self.epoch)
+            term = max(*taken, self.fold.term, 0) + 1
+            document = TermDocument(
+                term=term,
+                owner=self._owner,
+                claim=secrets.token_hex(8),
+                after=self.fold.last,
+                created_ns=time.time_ns(),
+            )
+            name = names.term_document(self.machine, self.epoch, term)
+            data = msgspec.json.encode(document)
+            try:
+                await self._store.create(name, data)
+            except BlobExistsError:
+                if await self._store.read(name) != data:
+                    continue
+            return term
+
+    async def _claim(self) -> None:
+        for _ in range(_TRIES):
+            await self._chain.read_on()
+            if self.fold.term > self.term:
+                raise self._fenced(self.fold.term)
+            claim = Claim(term=self.term, owner=self._owner, after=self.fold.last, written_ns=time.time_ns())
+            try:
+                self._lease = await self._take_lease()
+                await self._append_once(encode_lines([claim]))
+            except (PreconditionError, LeaseLostError, LeaseHeldError):
+                continue  # somebody wrote or took the lease meanwhile
+            self.fold.add(claim)
+            return
+        raise TransientError(f"Could not take {self._name}", cause="other process servers keep taking it")
+
+    async def _take_lease(self) -> Lease:
+        try:
+            await self._store.append_create(self._chain.blob)
+        except (BlobExistsError, LeaseHeldError):
+            await self._store.break_lease(self._chain.blob)
+        return await self._store.acquire_lease(self._chain.blob, FOR_EVER)
+
+    # ---- appending ----
+
+    async def _append(self, data: bytes) -> None:
+        for _ in range(_TRIES):
+            try:
+                await self._append_once(data)
+            except PreconditionError:
+                await self._explain_other_size()
+            except BlobNotFoundError as exc:
+                raise self._chain.forgot(f"index blob {self._chain.blob} is gone") from exc
+            except (LeaseLostError, LeaseHeldError):
+                # Broken by somebody who is about to claim with a higher term, or who lost that race against
+                # us.
+                await self._raise_if_newer_term()
+                self._lease = await self._take_lease()
+            else:
+                return
+        raise TransientError(
+            f"Could not write the index of {self._name}", cause="its lease keeps being taken"
+        )
+
+    async def _append_once(self, data: bytes) -> None:
+        lease_id = None if self._lease is None else self._lease.id
+        chain = self._chain
+        chain.size_b = await self._store.append(chain.blob, data, lease_id, chain.size_b)
+        chain.lines += data.count(b"\n")
+
+    async def _rotate(self) -> None:
+        old_lease = self._lease
+        closed = Closed(term=self.term, next=self.fold.number + 1)
+        await self._append(encode_lines([closed]))
+        self.fold.add(closed)
+        self._chain.next_blob()
+        reach("index.after-rotation")
+        await self._claim()
+        if old_lease is not None:
+            await _give_back(old_lease)
+
+    # ---- what went wrong ----
+
+    async def _size(self) -> int:
+        try:
+            return (await self._store.properties(self._chain.blob)).size_b
+        except BlobNotFoundError as exc:
+            raise self._chain.forgot(f"index blob {self._chain.blob} is gone") from exc
+
+    async def _explain_other_size(self) -> NoReturn:
+        """The current blob is not as long as we left it: why."""
+        blob, known_b = self._chain.blob, self._chain.size_b
+        size_b = await self._size()
+        if size_b < known_b:
+            raise self._chain.forgot(f"{blob} has {size_b} bytes and had {known_b}")
+        for line in decode_lines(await self._store.read(blob, known_b), blob):
+            if line.term > self.term:
+                raise self._fenced(line.term)
+        raise IndexDamagedError(
+            f"Log index {blob} is damaged", cause="it holds lines that no owner of the log wrote"
+        )
+
+    async def _raise_if_newer_term(self) -> None:
+        newest = max(await terms(self._store, self.machine, self.epoch), default=0)
+        if newest > self.term:
+            raise self._fenced(newest)
+        if newest < self.term:
+            raise self._chain.forgot(f"the document of term {self.term} is gone")
+
+    async def _check_segments(self) -> None:
+        for entry in self.fold.entries[-_VERIFIED:]:
+            try:
+                size_b = (await self._store.properties(entry.blob)).size_b
+            except BlobNotFoundError as exc:
+                raise self._chain.forgot(f"segment {entry.blob} is listed but gone") from exc
+            if size_b != entry.bytes:
+                raise self._chain.forgot(f"segment {entry.blob} has {size_b} bytes and had {entry.bytes}")
+
+    def _fenced(self, term: int) -> FencedError:
+        return FencedError(
+            f"{self._name.capitalize()} is not ours any more",
+            cause=f"term {term} was taken after our term {self.term}",
+        )
+
+
+async def _give_back(lease: Lease) -> None:
+    with contextlib.suppress(LeaseLostError, BlobNotFoundError):  # then a newer owner has it
+        await lease.release()
+
+
+async def terms(store: BlobStore, machine: str, epoch: int) -> list[int]:
+    """All terms ever taken in the epoch."""
+    return [names.term_of(blob.name) async for blob in store.list(names.term_prefix(machine, epoch))]

@@ -1,0 +1,178 @@
+"""Who holds the keys that wrap the machines' data keys: a vault. Today a file; a key vault service has the
+same two operations.
+
+A data key lies in storage only wrapped: in the machine document `machines/<machine>.json`, and again in
+each segment's header, so that storage and the vault file alone are enough to read everything.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from shared import durable, sealing
+from shared.blob import BlobStore
+from shared.errors import BlobExistsError, BlobNotFoundError, IntegrityError, UsageError, WrongKeyError
+from shared.log import names
+from shared.sealing import MachineKey
+
+_NONCE_B: Final = 12
+
+
+class WrappedKey(msgspec.Struct, frozen=True):
+    key_id: str
+    """Which vault key wrapped it."""
+    wrapped: bytes
+
+
+class Vault(Protocol):
+    def wrap(self, data_key: bytes, context: str) -> WrappedKey:
+        """The data key, encrypted under the vault's current key. `context` (the machine) must be given
+        again to unwrap.
+        """
+
+    def unwrap(self, wrapped: WrappedKey, context: str) -> bytes:
+        """The data key. Raises WrongKeyError when this vault did not wrap it, or not for this context."""
+
+
+class _VaultKey(msgspec.Struct, frozen=True):
+    id: str
+    key: bytes
+
+
+class _VaultFile(msgspec.Struct, frozen=True):
+    v: int
+    current: str
+    keys: tuple[_VaultKey, ...]
+
+
+class FileVault:
+    """Vault keys in a file that only its owner can read. Lose the file, and no log can be read any more:
+    back it up.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file. UsageError when it is missing, readable by others, or not a vault file."""
+        self.path: Final = path
+        try:
+            mode = path.stat().st_mode
+            data = path.read_bytes()
+        except OSError as exc:
+            raise UsageError(
+                f"The vault file {path} could not be read",
+                cause=exc.strerror or str(exc),
+                action="Give the vault file of this installation, or a backup of it.",
+            ) from exc
+        if stat.S_IMODE(mode) & 0o077:
+            raise UsageError(
+                f"The vault file {path} is readable by others",
+                cause=f"its mode is {stat.S_IMODE(mode):o}; everybody who can read it can read all disks",
+                action=f"chmod 600 {path}, and consider its keys known to others.",
+            )
+        try:
+            content = msgspec.json.decode(data, type=_VaultFile)
+        except msgspec.DecodeError as exc:
+            raise UsageError(
+                f"{path} is not a vault file", cause=str(exc), action="Give the right file, or restore it."
+            ) from exc
+        self._current: Final = content.current
+        self._keys: Final = {k.id: AESGCM(k.key) for k in content.keys}
+
+    @classmethod
+    def create(cls, path: Path) -> FileVault:
+        """A new vault file with one new key. UsageError if there is a file already: a vault is never
+        overwritten.
+        """
+        key = _VaultKey(id=secrets.token_hex(8), key=sealing.new_key())
+        content = _VaultFile(v=1, current=key.id, keys=(key,))
+        try:
+            durable.create_file(path, msgspec.json.encode(content), mode=0o600)
+        except FileExistsError as exc:
+            raise UsageError(
+                f"The vault file {path} exists already",
+                cause="overwriting it would make all logs under its keys unreadable",
+                action="Use it, or choose another path.",
+            ) from exc
+        return cls(path)
+
+    def wrap(self, data_key: bytes, context: str) -> WrappedKey:
+        nonce = os.urandom(_NONCE_B)
+        sealed = self._keys[self._current].encrypt(nonce, data_key, _associated(self._current, context))
+        return WrappedKey(self._current, nonce + sealed)
+
+    def unwrap(self, wrapped: WrappedKey, context: str) -> bytes:
+        vault_key = self._keys.get(wrapped.key_id)
+        if vault_key is None:
+            raise WrongKeyError(
+                f"The key of machine {context} cannot be unwrapped",
+                cause=f"it was wrapped by vault key {wrapped.key_id}, which {self.path} does not hold",
+            )
+        data = wrapped.wrapped
+        try:
+            return vault_key.decrypt(data[:_NONCE_B], data[_NONCE_B:], _associated(wrapped.key_id, context))
+        except (InvalidTag, ValueError) as exc:
+            raise WrongKeyError(
+                f"The key of machine {context} cannot be unwrapped",
+                cause=f"vault key {wrapped.key_id} of {self.path} does not open it, or it was altered",
+            ) from exc
+
+
+def _associated(key_id: str, context: str) -> bytes:
+    return f"understudy wrap 1\0{key_id}\0{context}".encode()
+
+
+class MachineDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """`machines/<machine>.json`: which key the machine's logs are sealed with."""
+
+    v: int = 1
+    machine: str
+    key_id: str
+    wrapped: str
+    """Base64."""
+
+
+def machine_key_of(vault: Vault, machine: str, key_id: str, wrapped: bytes) -> MachineKey:
+    """The machine's key from its wrapped form, as a segment's header has it. Raises WrongKeyError."""
+    return MachineKey(key_id, wrapped, vault.unwrap(WrappedKey(key_id, wrapped), machine))
+
+
+async def machine_key(store: BlobStore, vault: Vault, machine: str, *, create: bool = False) -> MachineKey:
+    """The machine's key, from its document in storage. With `create`, a first one is made if there is none.
+
+    Raises BlobNotFoundError (without `create`), WrongKeyError, IntegrityError for a document that cannot be
+    read.
+    """
+    name = names.machine_document(machine)
+    while True:
+        try:
+            data = await store.read(name)
+        except BlobNotFoundError:
+            if not create:
+                raise
+        else:
+            try:
+                found = msgspec.json.decode(data, type=MachineDocument)
+                wrapped = base64.b64decode(found.wrapped, validate=True)
+            except ValueError as exc:
+                raise IntegrityError(
+                    f"The machine document {name} cannot be read",
+                    cause=str(exc),
+                    action="Restore it; its key also stands in the header of each of the machine's segments.",
+                ) from exc
+            return machine_key_of(vault, machine, found.key_id, wrapped)
+        key = vault.wrap(sealing.new_key(), machine)
+        document = MachineDocument(
+            machine=machine, key_id=key.key_id, wrapped=base64.b64encode(key.wrapped).decode()
+        )
+        try:
+            await store.create(name, msgspec.json.encode(document))
+        except BlobExistsError:
+            continue  # another process server was faster: its key is the machine's key
