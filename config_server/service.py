@@ -30,7 +30,7 @@ from config_server.operations import Operations, note_ended
 from config_server.reporting import Reporting, log_changes
 from config_server.storage import Storage
 from shared import api, durable, enrol, logging, service, tls
-from shared.errors import ConfigError, RequestError
+from shared.errors import ConfigError, RequestError, UnderstudyError
 from shared.messages import EventView, Health, Nothing
 from shared.status import Problem
 
@@ -161,11 +161,15 @@ async def _sweep(
     """Every few seconds: problems that nobody reports of himself, jobs that were left, the own
     certificate."""
     while not stop.is_set():
-        await _sweep_once(control)
-        files = _own_certificate(config, control.ca)
-        # Loading what is loaded already is harmless; a renewed certificate serves new connections from here
-        # on.
-        context.load_cert_chain(files.cert, files.key)
+        try:
+            await _sweep_once(control)
+            files = _own_certificate(config, control.ca)
+            # Loading what is loaded already is harmless; a renewed one serves new connections from here on.
+            context.load_cert_chain(files.cert, files.key)
+        except (UnderstudyError, OSError) as exc:
+            # A full disk, say. Who reports or asks is answered as well as it goes; the next sweep tries
+            # again.
+            _log.error("sweep failed", cause=str(exc))
         known = control.presence.all()
         service.notify(f"STATUS={len(known)} daemons known")
         await wait_for(stop, _SWEEP_S)

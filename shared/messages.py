@@ -170,10 +170,13 @@ class PointView(msgspec.Struct, omit_defaults=True):
 
 
 class GapView(msgspec.Struct):
-    """A period without points: order was not kept."""
+    """A period without points, because order was not kept: after point `after`, until point `until`; null
+    where it has no such end. The times are those of the two."""
 
-    since: str
+    after: str | None
     until: str | None
+    since_time: str | None
+    until_time: str | None
     cause: str
 
 

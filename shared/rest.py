@@ -28,6 +28,7 @@ import msgspec
 from shared import api, enrol, logging, tls
 from shared.errors import PeerError, UnderstudyError, UnreachableError
 from shared.messages import Command, Failure, Nothing, RenewRequest, StatusReply
+from shared.status import Report
 
 _log = logging.get()
 _Q = TypeVar("_Q", bound=msgspec.Struct)
@@ -38,6 +39,7 @@ _RETRY_LIMIT_S: Final = 5.0
 _TIMEOUT_S: Final = 15.0
 _RENEWAL_CHECK_S: Final = 60.0
 
+Status = Mapping[str, Any] | Report
 Results = dict[str, dict[str, Any]]
 
 
@@ -144,7 +146,7 @@ class ControlClient:
     async def close(self) -> None:
         await self._client.close()
 
-    async def report(self, status: Mapping[str, Any], *, wait_s: float = 0.0) -> list[Command]:
+    async def report(self, status: Status, *, wait_s: float = 0.0) -> list[Command]:
         """Send `status` (shared/status.py says which fields) and return the commands that wait for this
         daemon.
 
@@ -152,7 +154,7 @@ class ControlClient:
         With `wait_s` the server answers at once when there is a command, else after that time. Raises
         UnderstudyError.
         """
-        body = {**status, "sent_ns": time.time_ns()}
+        body = {**_plain(status), "sent_ns": time.time_ns()}
         try:
             reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
         except UnreachableError:
@@ -163,7 +165,7 @@ class ControlClient:
 
     async def serve(
         self,
-        status: Callable[[], Mapping[str, Any]],
+        status: Callable[[], Status],
         handle: Callable[[Command], Awaitable[dict[str, Any]]],
         stop: asyncio.Event,
         *,
@@ -190,7 +192,7 @@ class ControlClient:
                 wait_s = 0.0 if desk.busy else interval_s
                 began = time.monotonic()
                 try:
-                    report = self.report({**status(), "results": sent}, wait_s=wait_s)
+                    report = self.report({**_plain(status()), "results": sent}, wait_s=wait_s)
                     commands = await _unless(stop, report)
                 except UnderstudyError as exc:
                     await _sleep_or(stop, link.failed(exc))
@@ -354,6 +356,13 @@ def _root_cause(exc: BaseException) -> BaseException:
             return inner.os_error
         inner = inner.__cause__ or inner.__context__
     return exc
+
+
+def _plain(status: Status) -> Mapping[str, Any]:
+    if isinstance(status, Report):
+        plain: dict[str, Any] = msgspec.to_builtins(status)
+        return plain
+    return status
 
 
 def _query_value(value: object) -> str:
