@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from master_target.bridge import BridgeSettings, bridge
-from master_target.coalesce import DiskRuns, Run, coalesce
+from shared.recovery.coalesce import DiskRuns, Run, coalesce
 from master_target.targets.base import Target
 from master_target.targets.state import DiskState
 from shared.batch import SECTOR, Batch

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from master_target.coalesce import MAX_RUN_SECTORS, DiskRuns, Ints
+from shared.recovery.coalesce import MAX_RUN_SECTORS, DiskRuns, Ints
 from shared.batch import SECTOR
 
 Bools = npt.NDArray[np.bool_]

@@ -6,7 +6,7 @@ written), written, *finished* (cursor = end).
 
 Why every crash is recovered. Between begun and finished the disk holds the state at `start` with an
 arbitrary part of the interval's runs on top. Let s be any sector. If the interval touches s, its final
-content comes from the interval alone (master_target/coalesce.py) and writing it again gives the same; if it
+content comes from the interval alone (shared/recovery/coalesce.py) and writing it again gives the same; if it
 does not, nobody wrote s. So applying the whole of (start, end] again gives the state at `end`, however much
 of it was there already, and it does not matter how often or where the earlier tries stopped. Applying a
 longer interval (start, end'] with end' >= end does too, by the same argument; a shorter one does not:

@@ -11,15 +11,21 @@ again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
 
+from shared import logging
 from shared.blob import BlobStore
 from shared.errors import BlobExistsError, BlobNotFoundError, IntegrityError
+from shared.recovery.parallel import parallel
 from shared.recovery.position import Position, format_ns
 
+_log = logging.get()
+
 FORMAT_VERSION: Final = 1
+_WIDTH: Final = 8
 PointState = Literal["logged", "snapshotted"]
 Range = tuple[int, int, int]
 """(disk number, first sector, sectors)."""
@@ -117,10 +123,23 @@ async def read(store: BlobStore, machine: str, position: Position) -> PointDoc |
 
 
 async def list_docs(store: BlobStore, machine: str) -> list[PointDoc]:
-    """All point documents of a machine, in log order. One that vanishes meanwhile (retention) is left out."""
-    positions = [position_of(info.name) async for info in store.list(prefix(machine))]
-    docs = [await read(store, machine, position) for position in sorted(p for p in positions if p)]
-    return [doc for doc in docs if doc]
+    """All point documents of a machine, in log order. One that vanishes meanwhile (retention) is left out; so is, with a
+    warning, one that cannot be read: it must not keep people from the others.
+    """
+    positions = sorted([p async for info in store.list(prefix(machine)) if (p := position_of(info.name))])
+    found: dict[Position, PointDoc] = {}
+
+    async def fetch(position: Position) -> None:
+        try:
+            doc = await read(store, machine, position)
+        except IntegrityError as exc:
+            _log.warning("point document left out", machine=machine, **exc.as_dict())
+            return
+        if doc is not None:
+            found[position] = doc
+
+    await parallel((partial(fetch, position) for position in positions), _WIDTH)
+    return [found[position] for position in positions if position in found]
 
 
 async def delete(store: BlobStore, machine: str, position: Position) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 
 from master_target.bridge import BridgeSettings, bridge
-from master_target.coalesce import MAX_RUN_SECTORS, DiskRuns, Ints
+from shared.recovery.coalesce import MAX_RUN_SECTORS, DiskRuns, Ints
 from shared.batch import SECTOR
 
 pieces = st.lists(

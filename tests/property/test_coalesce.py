@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given, settings
 
-from master_target.coalesce import MAX_RUN_SECTORS, DiskRuns, coalesce
+from shared.recovery.coalesce import MAX_RUN_SECTORS, DiskRuns, coalesce
 from shared.batch import SECTOR, Batch, BatchNumber, Epoch, Op, Seq, StreamState, make_extents
 
 DISK_SECTORS = 40

@@ -1,0 +1,170 @@
+"""What can be recovered of a machine, from storage alone: its epochs, its log index, its point documents.
+
+Any ordered batch that the index lists is a recovery point; `points()` are those that were asked for by a mark. A reference to a
+point is one of:
+
+    latest              the last ordered batch of the log: lowest RPO
+    latest-processed    the newest point with snapshots: lowest RTO
+    <epoch>-<batch>     that ordered batch
+    RFC 3339 time       the last ordered batch captured at or before it
+
+A time is refused where it would give something else than the machine's state then: before the first ordered batch, in the
+future, and in a period in which order was not kept. Such a period begins right after the last ordered batch before it (order
+was lost some time after it, nobody knows when) and ends with the next ordered batch. "Newest" goes by position, never by time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from shared.batch import StreamState
+from shared.blob import BlobStore
+from shared.errors import MachineNotFoundError, NoPointsError, PointNotFoundError, PointReferenceError
+from shared.log.epochs import EpochInfo
+from shared.log.index import IndexEntry
+from shared.log.reader import LogReader
+from shared.log.segment import BatchRow
+from shared.recovery import history, points
+from shared.recovery.history import Gap
+from shared.recovery.points import PointDoc
+from shared.recovery.position import Position, format_ns, parse_rfc3339
+
+
+class Catalog:
+    """A reading of storage at one moment. `epochs` are oldest first; `history` is in log order."""
+
+    def __init__(
+        self,
+        reader: LogReader,
+        machine: str,
+        epochs: Sequence[EpochInfo],
+        entries: history.History,
+        docs: Sequence[PointDoc],
+        now_ns: int,
+    ) -> None:
+        self.reader = reader
+        self.machine = machine
+        self.epochs = epochs
+        self.history = entries
+        self.runs = history.ordered_runs(entries)
+        self.docs = {doc.position: doc for doc in docs}
+        self.now_ns = now_ns
+
+    @classmethod
+    async def load(cls, store: BlobStore, machine: str) -> Catalog:
+        """Raises MachineNotFoundError when storage has no epoch of this machine."""
+        reader = LogReader(store, machine)
+        # Documents first: whatever they name is then in the index, which is read after them.
+        docs = await points.list_docs(store, machine)
+        epochs = await reader.epochs()
+        if not epochs:
+            raise MachineNotFoundError(
+                f"There is nothing to recover of machine '{machine}'", cause="storage holds no log of it"
+            )
+        entries = [(e.epoch, entry) for e in epochs for entry in await reader.entries(e.epoch)]
+        return cls(reader, machine, epochs, entries, docs, time.time_ns())
+
+    def epoch(self, number: int) -> EpochInfo:
+        return next(e for e in self.epochs if e.epoch == number)
+
+    def entries(self, epoch: int) -> list[IndexEntry]:
+        return [entry for e, entry in self.history if e == epoch]
+
+    def points(self) -> list[PointDoc]:
+        """All points that marks asked for, in log order: those with a document, and those that have none yet."""
+        found = {doc.position: doc for doc in history.marked_points(self.machine, self.history)}
+        return [doc for _, doc in sorted({**found, **self.docs}.items())]
+
+    def gaps(self) -> list[Gap]:
+        """The periods without points, in log order."""
+        return history.gaps(self.history, {e.epoch: e.reason for e in self.epochs})
+
+    async def resolve(self, reference: str) -> Position:
+        """The position that `reference` means. Raises PointReferenceError, PointNotFoundError, NoPointsError."""
+        if reference == "latest":
+            return self._latest()
+        if reference == "latest-processed":
+            return self._latest_processed()
+        if position := Position.parse(reference):
+            if not history.contains(self.runs, position):
+                raise await self._no_point(
+                    f"at position {position}", position, "no ordered batch is listed there"
+                )
+            return position
+        if (at_ns := parse_rfc3339(reference)) is not None:
+            return await self._at_time(at_ns)
+        raise PointReferenceError(
+            f"'{reference}' does not name a recovery point",
+            cause="it is no known word, no point id, and no RFC 3339 time with offset like 2024-01-31T12:00:00+01:00",
+        )
+
+    async def captured_ns(self, position: Position) -> int:
+        """When the newest write in the image at `position` was made, by the machine's clock, Unix ns."""
+        entry = next(
+            i for e, i in self.history if e == position.epoch and i.first <= position.batch <= i.last
+        )
+        return next(r for r in await self.reader.footer(entry) if r.number == position.batch).captured_ns
+
+    def _latest(self) -> Position:
+        if not self.runs:
+            raise NoPointsError(
+                f"Machine '{self.machine}' has no recovery point yet",
+                cause="its log holds no ordered batch: the first replication is not complete",
+            )
+        return self.runs[-1].last
+
+    def _latest_processed(self) -> Position:
+        ready = [position for position, doc in self.docs.items() if doc.state == "snapshotted"]
+        if not ready:
+            raise NoPointsError(
+                f"Machine '{self.machine}' has no processed recovery point yet",
+                cause="no point of it has been applied to the seed disks",
+                action="Wait for the master target, or restore `latest`, which needs the log only.",
+            )
+        return max(ready)
+
+    async def _at_time(self, at_ns: int) -> Position:
+        asked = f"at {format_ns(at_ns)}"
+        rows = await self._rows_around(at_ns)
+        captured = [i for i, (_, row) in enumerate(rows) if row.captured_ns <= at_ns]
+        if not captured:
+            raise await self._no_point(asked, rows[0][0], "the log begins later")
+        exact = [p for p, r in rows if r.captured_ns == at_ns and r.state == StreamState.ORDERED]
+        if exact:
+            return exact[-1]
+        last = captured[-1]
+        if last == len(rows) - 1 and at_ns > self.now_ns:
+            raise await self._no_point(asked, rows[last][0], "this time is in the future")
+        if any(row.state != StreamState.ORDERED for _, row in rows[last : last + 2]):
+            raise await self._no_point(asked, rows[last][0], "order was not kept at that time")
+        return rows[last][0]
+
+    async def _rows_around(self, at_ns: int) -> list[tuple[Position, BatchRow]]:
+        """Batches in log order, among them the last one captured at or before the time, and the next one if there is one.
+
+        Raises NoPointsError for an empty log.
+        """
+        started = [i for i, (_, entry) in enumerate(self.history) if entry.first_captured_ns <= at_ns]
+        at = started[-1] if started else 0
+        rows = [
+            (Position.of(epoch, row.number), row)
+            for epoch, entry in self.history[at : at + 2]
+            for row in await self.reader.footer(entry)
+        ]
+        if not rows:
+            self._latest()
+        return rows
+
+    async def _no_point(self, asked: str, position: Position, cause: str) -> PointNotFoundError:
+        """The error for a reference that means no point, with the ordered positions next to `position`."""
+        said = [cause]
+        for word, near in (
+            ("nearest earlier", history.at_or_before(self.runs, position)),
+            ("nearest later", history.at_or_after(self.runs, position)),
+        ):
+            when = f"{near} of {format_ns(await self.captured_ns(near))}" if near else "none"
+            said.append(f"{word} point: {when}")
+        return PointNotFoundError(
+            f"Machine '{self.machine}' has no recovery point {asked}", cause="; ".join(said)
+        )

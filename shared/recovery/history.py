@@ -1,0 +1,133 @@
+"""What a machine's log index says about order: which batches are recovery points, which periods have none. Pure.
+
+A *history* is the index entries of all epochs in log order, each with its epoch. All questions are answered from its *ordered
+runs*: the maximal runs of consecutive batches of one epoch after each of which the stream was ordered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from shared.log.index import IndexEntry
+from shared.recovery.points import PointDoc, logged_point
+from shared.recovery.position import Position
+
+History = Sequence[tuple[int, IndexEntry]]
+"""(epoch, entry), in log order."""
+
+_CONSISTENCIES: Final = ("crash", "app")
+"""From the weakest to the strongest."""
+
+
+class OrderedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """Batches `first` to `last` of one epoch. Times are bounds that the index gives: the first batch was captured at or before
+    `from_ns`, the last one at or after `to_ns`.
+    """
+
+    first: Position
+    last: Position
+    from_ns: int
+    to_ns: int
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """A period without points, because order was not kept."""
+
+    after: Position | None
+    """The last ordered position before it; None: there was none yet."""
+    until: Position | None
+    """The first ordered position behind it; None: it lasts."""
+    since_ns: int | None
+    until_ns: int | None
+    cause: str
+
+
+def ordered_runs(history: History) -> list[OrderedRun]:
+    runs: list[OrderedRun] = []
+    for epoch, entry in history:
+        for first, last in entry.ordered:
+            run = OrderedRun(
+                first=Position.of(epoch, first),
+                last=Position.of(epoch, last),
+                from_ns=entry.first_captured_ns if first == entry.first else entry.last_captured_ns,
+                to_ns=entry.last_captured_ns if last == entry.last else entry.first_captured_ns,
+            )
+            if runs and runs[-1].last == Position.of(epoch, first - 1):
+                before = runs.pop()
+                run = msgspec.structs.replace(run, first=before.first, from_ns=before.from_ns)
+            runs.append(run)
+    return runs
+
+
+def contains(runs: Sequence[OrderedRun], position: Position) -> bool:
+    """Whether `position` is an ordered batch."""
+    return any(run.first <= position <= run.last for run in runs)
+
+
+def at_or_before(runs: Sequence[OrderedRun], position: Position) -> Position | None:
+    """The last ordered position that is not behind `position`."""
+    found = [min(run.last, position) for run in runs if run.first <= position]
+    return max(found, default=None)
+
+
+def at_or_after(runs: Sequence[OrderedRun], position: Position) -> Position | None:
+    """The first ordered position that is not before `position`."""
+    found = [max(run.first, position) for run in runs if run.last >= position]
+    return min(found, default=None)
+
+
+def gaps(history: History, reasons: dict[int, str]) -> list[Gap]:
+    """The periods without points. `reasons`: why each epoch began, for all epochs, also those without a batch."""
+    runs = ordered_runs(history)
+    end = max([Position.of(epoch, 0) for epoch in reasons] + [Position.of(e, i.last) for e, i in history])
+    found = []
+    for before, behind in zip([None, *runs], [*runs, None], strict=True):
+        if behind is None and before is not None and before.last == end:
+            continue  # ordered to the end of the log
+        found.append(
+            Gap(
+                after=before.last if before else None,
+                until=behind.first if behind else None,
+                since_ns=before.to_ns if before else None,
+                until_ns=behind.from_ns if behind else None,
+                cause=_cause(history, reasons, before, behind),
+            )
+        )
+    return found
+
+
+def _cause(
+    history: History, reasons: dict[int, str], before: OrderedRun | None, behind: OrderedRun | None
+) -> str:
+    """What the stream itself said last in that period, else why the epoch began in which it ended."""
+    said = [
+        entry.cause
+        for epoch, entry in history
+        if entry.cause
+        and (before is None or Position.of(epoch, entry.last) > before.last)
+        and (behind is None or Position.of(epoch, entry.first) < behind.first)
+    ]
+    epoch = behind.first.epoch if behind else max(reasons)
+    return said[-1] if said else reasons.get(epoch, "")
+
+
+def marked_points(machine: str, history: History) -> Iterator[PointDoc]:
+    """The points that marks asked for and that the index made real: those at ordered batches, in log order."""
+    for epoch, entry in history:
+        for batch in sorted({mark.batch for mark in entry.marks}):
+            if any(first <= batch <= last for first, last in entry.ordered):
+                marks = [mark for mark in entry.marks if mark.batch == batch]
+                yield logged_point(
+                    machine,
+                    Position.of(epoch, batch),
+                    marks[0].captured_ns,
+                    max((mark.consistency for mark in marks), key=_strength),
+                    [mark.id for mark in marks],
+                )
+
+
+def _strength(consistency: str) -> int:
+    return _CONSISTENCIES.index(consistency) if consistency in _CONSISTENCIES else -1
