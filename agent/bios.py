@@ -62,13 +62,13 @@ def assemble(
 
     index = np.flatnonzero(valid)
     bio, piece, last = bio[index], piece[index], last[index]
-    ids, which = np.unique(bio, return_inverse=True)
-    stand_of = np.full(len(ids), _OPEN, np.int64)
+    which, bios = _group(bio, headers["time_ns"][index])
+    stand_of = np.full(bios, _OPEN, np.int64)
     stand_of[which[last]] = index[last] + first_seq
-    first_of = np.full(len(ids), _OPEN, np.int64)
+    first_of = np.full(bios, _OPEN, np.int64)
     np.minimum.at(first_of, which, index + first_seq)
-    pieces_of = np.bincount(which, minlength=len(ids))
-    length_of = np.zeros(len(ids), np.int64)
+    pieces_of = np.bincount(which, minlength=bios)
+    length_of = np.zeros(bios, np.int64)
     length_of[which[last]] = piece[last].astype(np.int64) + 1
     whole = pieces_of == length_of
     is_open = (stand_of == _OPEN) & (first_of >= dead_before)
@@ -115,6 +115,18 @@ def _is_in_order(
     follows = (bio[1:] == bio[:-1]) & (piece[1:] == piece[:-1] + 1)
     begins = piece[1:] == 0
     return bool(piece[0] == 0 and last[-1] and np.where(last[:-1], begins, follows).all())
+
+
+def _group(bio: npt.NDArray[np.uint64], time_ns: npt.NDArray[np.uint64]) -> tuple[Indices, int]:
+    """Numbers the bios of a window: for each record the number of its bio, and how many there are. The kernel uses a bio's address
+    again for a later one, so only address and time of submission together name it."""
+    order = np.lexsort((time_ns, bio))
+    if not len(order):
+        return _EMPTY, 0
+    differs = (np.diff(bio[order]) != 0) | (np.diff(time_ns[order]) != 0)
+    which = np.empty(len(order), np.int64)
+    which[order] = np.concatenate(([0], np.cumsum(differs)))
+    return which, int(differs.sum()) + 1
 
 
 _OPEN: Final = np.iinfo(np.int64).max

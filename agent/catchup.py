@@ -268,8 +268,9 @@ class CatchUp:
             self.lose_order()
         return lost
 
-    def todo_granules(self) -> int:
-        return sum(int(np.bitwise_count(words).sum()) for words in self._todo)
+    def todo_by_disk(self) -> list[int]:
+        """How many granules of each disk are to do or not uploaded yet."""
+        return [int(np.bitwise_count(words).sum()) for words in self._todo]
 
     # -- the rules -------------------------------------------------------------------------------------------
 
@@ -315,7 +316,9 @@ def _with_mask(chunk: Chunk, mask: int) -> Chunk:
     return Chunk(chunk.disk, chunk.word, mask, chunk.first_sector, chunk.sectors)
 
 
-def _set_ranges(bits: npt.NDArray[np.uint8], sector: npt.NDArray[np.uint64], sectors: npt.NDArray[np.uint32]) -> None:
+def _set_ranges(
+    bits: npt.NDArray[np.uint8], sector: npt.NDArray[np.uint64], sectors: npt.NDArray[np.uint32]
+) -> None:
     """Sets the bits of the ranges. Long ranges (a discard of gigabytes) are set slice by slice, short ones all at once."""
     start = sector.astype(np.int64)
     length = sectors.astype(np.int64)

@@ -192,7 +192,14 @@ class Model:
         self.catchup.uploaded(self.uploaded)
 
     def step(self) -> None:
-        weights = {self.submit: 30, self.complete: 25, self.free: 5, self.cut: 17, self.catch_up: 20, self.upload: 3}
+        weights = {
+            self.submit: 30,
+            self.complete: 25,
+            self.free: 5,
+            self.cut: 17,
+            self.catch_up: 20,
+            self.upload: 3,
+        }
         self.rng.choices(list(weights), list(weights.values()))[0]()
 
     def quiesce(self) -> None:

@@ -1,0 +1,175 @@
+"""Wiring of the agent: capture → stream → sender, with the audit, the marks and the status beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from agent import disks
+from agent.auditor import Auditor
+from agent.capture import Capture
+from agent.catchup import CatchUp
+from agent.config import AgentConfig
+from agent.sender import Sender, disk_infos
+from agent.state import AgentState, Reason, Word
+from agent.status import report
+from agent.stream import Stream
+from agent.sync_reader import SyncReader
+from shared import logging
+from shared.batch import Mark, StreamState
+from shared.errors import AgentRunningError, DeadlineError, UsageError
+from shared.messages import Command
+from shared.rest import ControlClient
+from shared.service import notify, watchdog_interval_s
+from shared.wire.messages import Hello
+
+_log = logging.get()
+
+MARK_DEADLINE_S: Final = 110.0
+"""How long a requested point waits for the stream to be ordered."""
+
+
+class Agent:
+    """The parts of a running agent."""
+
+    def __init__(self, config: AgentConfig, capture: Capture) -> None:
+        self.config = config
+        self.capture = capture
+        self.state = AgentState(capture.state)
+        self.catchup = CatchUp(
+            [disk.sectors for disk in capture.disks], [capture.todo(i) for i in range(len(capture.disks))]
+        )
+        self.reader = SyncReader([str(disk.path) for disk in capture.disks], self.catchup)
+        self.stream = Stream(capture, self.state, self.catchup, self.reader)
+        self.sender = Sender(self.stream, self.state, self._hello, config.address, config.tls)
+        self.auditor = Auditor(capture, self.state, self.stream)
+        self._id = secrets.token_hex(8)
+
+    def _hello(self) -> Hello:
+        epoch = self.state[Word.EPOCH]
+        infos = disk_infos([(disk.name, disk.serial, disk.sectors) for disk in self.capture.disks])
+        return Hello(
+            machine=self.config.machine,
+            epoch=epoch,
+            reason=self.state.reason.text,
+            agent_id=self._id,
+            disks=infos,
+            held_from=self.state[Word.FREED] + 1 if epoch else 1,
+            last_sent=self.state[Word.LAST_CUT] if epoch else 0,
+        )
+
+    async def handle(self, command: Command) -> dict[str, Any]:
+        """Carries out a command of the config server; what it returns is the command's result."""
+        if command.kind == "mark":
+            mark = Mark(command.id, str(command.args.get("consistency", "crash")))
+            return await self._place(mark)
+        if command.kind == "resync":
+            self.state.want_epoch(Reason.MANUAL)
+            return {}
+        raise UsageError(f"The agent knows no command '{command.kind}'")
+
+    async def _place(self, mark: Mark) -> dict[str, Any]:
+        self.stream.mark(mark)
+        deadline = time.monotonic() + MARK_DEADLINE_S
+        while mark.id not in self.stream.placed:
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"No recovery point could be made within {MARK_DEADLINE_S:.0f} s",
+                    cause=self.stream.cause or "there is no session with the process server",
+                    action="See `understudy machine show` for what holds replication up, then try again.",
+                )
+            await asyncio.sleep(0.05)
+        self.sender.flush()
+        epoch, batch = self.stream.placed[mark.id]
+        return {"epoch": epoch, "batch": batch}
+
+    async def place_points(self) -> None:
+        """A crash-consistent mark every point interval, while the stream is ordered: no order, no point."""
+        while True:
+            await asyncio.sleep(self.config.point_interval_s)
+            if self.stream.state == StreamState.ORDERED:
+                self.stream.mark(Mark(secrets.token_hex(8)))
+            else:
+                _log.warning("no recovery point: the stream is not in order", cause=self.stream.cause)
+
+
+async def run(config: AgentConfig, stop: asyncio.Event) -> None:
+    """The daemon. SIGTERM ends it and leaves capture attached: only `detach` removes that."""
+    async with _running(config) as agent:
+        control = ControlClient(config.control_url, config.tls, on_renewed=agent.sender.reload_certificate)
+        notify("READY=1")
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(agent.auditor.run(), name="audit"),
+                group.create_task(agent.place_points(), name="points"),
+                group.create_task(_watchdog(agent), name="watchdog"),
+            ]
+            group.create_task(
+                control.serve(lambda: msgspec.to_builtins(report(agent)), agent.handle, stop), name="control"
+            )
+            await agent.sender.run(stop)
+            for task in beside:
+                task.cancel()
+        await control.close()
+
+
+@asynccontextmanager
+async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
+    with _only_one(config.state_dir):
+        found = [disks.find_disk(Path(path)) for path in config.disks]
+        capture = Capture.attach(config.pin_dir, found, config.ring_mib << 20)
+        try:
+            agent = Agent(config, capture)
+            _log.info(
+                "capture attached" if capture.fresh else "capture continued",
+                machine=config.machine,
+                disks=[disk.name for disk in capture.disks],
+                mode=capture.mode,
+                cause=capture.mode_cause,
+            )
+            await agent.stream.recover()
+            try:
+                yield agent
+            finally:
+                await agent.reader.close()
+        finally:
+            capture.close()
+
+
+@contextlib.contextmanager
+def _only_one(state_dir: Path) -> Any:
+    """Two agents on one capture would both free the ring."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    path = state_dir / "agent.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno != errno.EWOULDBLOCK:
+                raise
+            raise AgentRunningError(f"The agent was not started: {path} is locked") from exc
+        yield
+    finally:
+        os.close(fd)
+
+
+async def _watchdog(agent: Agent) -> None:
+    """Tells the service manager that the pipeline moves: the event loop turns, and what was cut last is told in STATUS."""
+    interval_s = watchdog_interval_s() or 10.0
+    while True:
+        notify(
+            f"WATCHDOG=1\nSTATUS={agent.stream.state.name.lower().replace('_', ' ')}, batch {agent.sender.sent}"
+        )
+        await asyncio.sleep(interval_s)

@@ -1,0 +1,90 @@
+"""What the agent says of itself to the config server: `shared.status.AgentReport`, from the parts of a running agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent.catchup import GRANULE_SECTORS
+from agent.state import Word
+from shared.batch import SECTOR, StreamState
+from shared.status import AgentDisk, AgentReport, Problem
+
+if TYPE_CHECKING:
+    from agent.service import Agent
+
+STATE_NAMES: Final = {
+    StreamState.ORDERED: "ordered",
+    StreamState.INITIAL_REPLICATION: "initial-replication",
+    StreamState.BITMAP: "bitmap",
+    StreamState.CATCHING_UP: "catching-up",
+    StreamState.RESYNC: "resync",
+}
+
+
+def report(agent: Agent) -> AgentReport:
+    capture, stream, sender, state = agent.capture, agent.stream, agent.sender, agent.state
+    name = STATE_NAMES[stream.state]
+    todo = agent.catchup.todo_by_disk()
+    disks = [
+        AgentDisk(
+            name=disk.name,
+            device=str(disk.path),
+            sectors=disk.sectors,
+            serial=disk.serial,
+            mode=capture.mode,
+            mode_cause=capture.mode_cause,
+            state=name,
+            progress=None if name == "ordered" else 1 - min(1.0, todo[slot] * GRANULE_SECTORS / disk.sectors),
+            todo_b=todo[slot] * GRANULE_SECTORS * SECTOR,
+        )
+        for slot, disk in enumerate(capture.disks)
+    ]
+    counters = [capture.counters(slot) for slot in range(len(capture.disks))]
+    problems = [*agent.auditor.problems]
+    if sender.problem is not None:
+        problems.append(Problem(**sender.problem.as_dict()))
+    if name == "bitmap":
+        problems.append(
+            Problem(
+                code="US418",
+                what="Writes were not captured in order; their blocks are known and will be copied",
+                cause=stream.cause,
+                action="None: catch-up restores order by itself. If it recurs, give the ring more memory.",
+                severity="warning",
+            )
+        )
+    if stream.unreadable:
+        sectors = sum(stream.unreadable.values())
+        problems.append(
+            Problem(
+                code="US419",
+                what=f"{sectors} sectors of the source could not be read",
+                cause="the medium returned errors; recovery points name these sectors",
+                action="Replace the disk, or rewrite the sectors.",
+                severity="warning",
+            )
+        )
+    return AgentReport(
+        machine=agent.config.machine,
+        state=name,
+        cause=stream.cause,
+        mode=capture.mode,
+        mode_cause=capture.mode_cause,
+        epoch=state[Word.EPOCH],
+        epochs=state[Word.EPOCHS_BEGUN],
+        rounds=state[Word.ROUNDS],
+        disks=disks,
+        ring_used_b=capture.ring.used_b,
+        ring_b=capture.ring.size_b,
+        rates=agent.auditor.rates(
+            captured_b=sum(c.seen_sectors for c in counters) * SECTOR, sent_b=sender.sent_b
+        ),
+        audit=agent.auditor.summary(),
+        process_server=agent.config.process_server,
+        connected=sender.connected,
+        sent=sender.sent,
+        spooled=sender.spooled,
+        uploaded=sender.uploaded,
+        uploaded_captured_ns=sender.uploaded_ordered_ns,
+        errors=problems,
+    )

@@ -1,0 +1,417 @@
+"""The machine's one stream: cuts batches from the ring's records and from what catch-up reads.
+
+Input: ring records (`agent.capture`), chunks (`agent.sync_reader`). Output: `cut()`, encoded batches for `agent.sender`, which tells back
+what became durable (`acknowledged`) and where to go on after a break (`resume`). Nothing here waits for anything but
+`begin_round_if_due`, whose bitmap swap waits for an RCU grace period in a thread.
+
+The ring is the retransmit buffer. A batch that was cut is remembered by its positions only; if it has to be sent again, its records are
+read from the ring again, perhaps into other batches, and its SYNC chunks are read from the disk again in a new round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.bios import assemble, to_extents
+from agent.capture import Capture
+from agent.catchup import CatchUp
+from agent.state import AgentState, Reason, Word
+from agent.sync_reader import ReadChunk, SyncReader
+from shared.batch import (
+    Batch,
+    BatchMeta,
+    BatchNumber,
+    Buffer,
+    Epoch,
+    Extents,
+    Mark,
+    Seq,
+    StreamState,
+    encode,
+)
+
+MAX_RECORDS: Final = 1024
+"""Ring records in a batch: 4 MiB of data at most."""
+MAX_CHUNKS: Final = 4
+"""Catch-up chunks in a batch: 4 MiB of data at most."""
+HEARTBEAT_S: Final = 5.0
+"""An ordered stream without writes still says so this often: that is what the RPO of an idle machine rests on."""
+_PLACED_KEPT: Final = 256
+LOSS_QUIET_S: Final = 0.5
+"""A round begins when nothing was lost for this long…"""
+LOSS_WAIT_S: Final = 5.0
+"""…or after this long, so that a machine under lasting overload is at least roughly followed."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    number: int
+    free_seq: int
+    """Ring positions below this one are not needed any more once the batch is safe."""
+    size_b: int
+    marks: tuple[Mark, ...]
+
+
+@dataclass(slots=True)
+class _PendingMark:
+    mark: Mark
+    after_seq: int
+    """Producer position when the mark was asked for: what had completed by then stands below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutBatch:
+    batch: Batch
+    parts: list[Buffer]
+    size_b: int
+
+
+class Stream:
+    def __init__(self, capture: Capture, state: AgentState, catchup: CatchUp, reader: SyncReader) -> None:
+        self._capture = capture
+        self._ring = capture.ring
+        self._state = state
+        self.catchup = catchup
+        self._reader = reader
+        self._emitted_to = self._hold_from = self._ring.consumer_seq
+        self._dead_before = 0
+        self._dead_later = (0, 0)
+        """(Pg, P0) of the newest round: once all below P0 is parsed, open bios with a piece below Pg are orphans."""
+        self._number = 0
+        self._predecessor = bytes(16)
+        self._sent: deque[_Sent] = deque()
+        self._marks: list[_PendingMark] = []
+        self._last_state: StreamState | None = None
+        self._last_cut = 0.0
+        self._loss_seen = capture.loss_count()
+        self._loss_seen_at = self._unordered_at = time.monotonic()
+        self._start_ns = 0
+        """Boot-clock time just after P0 of the newest round was sampled."""
+        self._looked_once = False
+        self._cause = ""
+        self.unreadable: dict[tuple[int, int], int] = {}
+        """Source ranges that could not be read: (disk, sector) → sectors."""
+        self.placed: dict[str, tuple[Epoch, BatchNumber]] = {}
+        """Where recent marks were placed, by mark id."""
+
+    # -- start and resumption ----------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Takes up the pinned state after a start: both bitmaps go into the to-do, and order is believed only if nothing is to do,
+        and nothing was lost since it was declared."""
+        self.catchup.settled = bool(self._state[Word.SETTLED])
+        self._harvest()
+        before_grace = self._ring.producer_seq
+        await self._swap()
+        self._dead_later = (before_grace, self._ring.producer_seq)
+        self._harvest()
+        still = (
+            self._state[Word.ORDERED]
+            and not any(self.catchup.todo_by_disk())
+            and self._state[Word.LOSS_AT_ORDER] == self._capture.loss_count()
+        )
+        if still:
+            self.catchup.loss_at_order = self._state[Word.LOSS_AT_ORDER]
+            self.catchup.ordered_from = self._state[Word.ORDERED_FROM]
+        else:
+            self._lose_order("the agent was restarted while the stream was not in order")
+
+    async def begin_epoch(self, epoch: Epoch) -> None:
+        """Every granule is to do; the ring goes on where it is (what it holds is repeated by the full replication)."""
+        await self._reader.cancel()
+        self.catchup.mark_everything()
+        self._state.begin_epoch(epoch)
+        self._number, self._predecessor = 0, bytes(16)
+        self._sent.clear()
+        self._last_state = None
+        self._cause = self._state.reason.text
+        self._unordered_at = 0.0
+
+    async def resume(self, spooled: int, spooled_seq: int, digest: bytes, uploaded: int) -> None:
+        """Goes on behind batch `spooled`, whose records end below ring position `spooled_seq`."""
+        void = self.catchup.resume(spooled)
+        if self._sent and self._sent[-1].number > spooled and self.catchup.round is not None:
+            # Records below P0 may have to be emitted again: chunks read already must not go before them.
+            self.catchup.round = None
+            void = True
+        while self._sent and self._sent[-1].number > spooled:
+            lost = self._sent.pop()
+            self._marks[:0] = [_PendingMark(mark, 0) for mark in lost.marks]
+            for mark in lost.marks:
+                self.placed.pop(mark.id, None)
+        if void:
+            await self._reader.cancel()
+            self._lose_order("batches were lost with the connection while catching up")
+        self._emitted_to = spooled_seq if spooled else self._ring.consumer_seq
+        self._hold_from = self._find_hold()
+        self._number, self._predecessor = spooled, digest
+        self._state[Word.LAST_CUT] = spooled
+        if spooled and (not self._sent or self._sent[-1].number < spooled):
+            self._sent.append(_Sent(spooled, self._hold_from, 0, ()))
+        self.acknowledged(spooled, uploaded)
+
+    def _find_hold(self) -> int:
+        first = self._ring.consumer_seq
+        self._ring.rewind_to(first)
+        window = self._ring.peek(self._emitted_to - first)
+        return assemble(window.headers, window.valid, first, self._emitted_to, self._dead_before).hold_from
+
+    # -- cutting -------------------------------------------------------------------------------------------
+
+    def mark(self, mark: Mark) -> None:
+        """Puts a bookmark at the first ordered boundary behind everything that has completed until now."""
+        if all(pending.mark.id != mark.id for pending in self._marks) and mark.id not in self.placed:
+            self._marks.append(_PendingMark(mark, self._ring.producer_seq))
+
+    def cut(self) -> CutBatch | None:
+        """The next batch, or None when there is nothing to say yet."""
+        sampled_ns = time.time_ns()
+        producer = self._ring.producer_seq
+        extents, payload, newest_ns = self._take_records()
+        drained = self._emitted_to >= producer
+        sync, sync_payload, chunks, unreadable = self._take_chunks()
+        self._finish_round_if_read()
+
+        ordered = self.catchup.is_ordered(self._emitted_to)
+        state = StreamState.ORDERED if ordered else self._unordered_state()
+        marks = self._due_marks() if ordered else ()
+        quiet_s = time.monotonic() - self._last_cut
+        if not (
+            len(extents)
+            or chunks
+            or marks
+            or state != self._last_state
+            or (ordered and quiet_s > HEARTBEAT_S)
+        ):
+            return None
+        captured_ns = max(self._state[Word.CAPTURED_NS], sampled_ns if drained else newest_ns)
+        self._state[Word.CAPTURED_NS] = captured_ns
+        number = BatchNumber(self._number + 1)
+        batch = Batch(
+            epoch=Epoch(self._state[Word.EPOCH]),
+            number=number,
+            last_seq=Seq(self._emitted_to),
+            captured_ns=captured_ns,
+            state=state,
+            predecessor=self._predecessor,
+            extents=np.concatenate((extents, *sync)) if sync else extents,
+            payload=_joined(payload, sync_payload),
+            meta=BatchMeta(marks=marks, unreadable=tuple(unreadable), cause="" if ordered else self._cause),
+        )
+        parts, digest = encode(batch)
+        for read in chunks:
+            self._reader.release(read)
+        size_b = sum(len(part) for part in parts)
+        self._state.cut(number, digest)
+        self._number, self._predecessor = number, digest
+        self._sent.append(_Sent(number, self._hold_from, size_b, marks))
+        for mark in marks:
+            self.placed[mark.id] = (batch.epoch, number)
+        while len(self.placed) > _PLACED_KEPT:
+            del self.placed[next(iter(self.placed))]
+        self._last_state, self._last_cut = state, time.monotonic()
+        if ordered and not self._state[Word.EVER_ORDERED]:
+            self._state[Word.EVER_ORDERED] = 1
+        return CutBatch(batch, parts, size_b)
+
+    def _take_records(self) -> tuple[Extents, npt.NDArray[np.uint8], int]:
+        """Emits what the ring holds, up to a batch's worth: extents, payload, and the wall-clock time of the newest record."""
+        self._ring.rewind_to(self._hold_from)
+        window = self._ring.peek(self._emitted_to + MAX_RECORDS - self._hold_from)
+        first = self._hold_from
+        end = self._ordered_end(window.headers, window.valid, first)
+        count = end - first
+        headers = window.headers[:count]
+        got = assemble(headers, window.valid[:count], first, self._emitted_to, self._dead_before)
+        extents, stands, payload = to_extents(headers, window.data[:count], got)
+        self.catchup.records_emitted(extents, stands)
+        newest_ns = int(headers["time_ns"].max()) + _boot_offset_ns() if count else 0
+        self._emitted_to, self._hold_from = end, got.hold_from
+        dead_before, parsed_to = self._dead_later
+        if self._emitted_to >= parsed_to:
+            self._dead_before = dead_before
+        return extents, payload, newest_ns
+
+    def _ordered_end(self, headers: npt.NDArray[np.void], valid: npt.NDArray[np.bool_], first: int) -> int:
+        """Where this batch has to end: an ordered stream is cut before the first record of another loss count."""
+        end = max(first + len(headers), self._emitted_to)
+        expected = self.catchup.loss_at_order
+        if expected is None:
+            return end
+        new = self._emitted_to - first
+        moved = np.flatnonzero(valid[new:] & (headers["loss"][new:] != np.uint64(expected)))
+        if len(moved) and moved[0] == 0:
+            self._lose_order(self._capture.loss_cause())
+        elif len(moved):
+            return self._emitted_to + int(moved[0])
+        elif end == self._emitted_to and self._capture.loss_count() != expected:
+            self._lose_order(self._capture.loss_cause())
+        return end
+
+    def _take_chunks(
+        self,
+    ) -> tuple[list[Extents], list[npt.NDArray[np.uint8]], list[ReadChunk], list[tuple[int, int, int]]]:
+        """Emits what catch-up has read: only now is it decided which sectors of it go out."""
+        sync: list[Extents] = []
+        payload: list[npt.NDArray[np.uint8]] = []
+        unreadable: list[tuple[int, int, int]] = []
+        if self.catchup.round is None:
+            return sync, payload, [], unreadable
+        if not self._reader.running and self.catchup.may_begin_reading(self._emitted_to):
+            self._reader.start(self._open_from_before)
+        chunks = self._reader.take(MAX_CHUNKS)
+        for read in chunks:
+            for sector, sectors in read.unreadable:
+                self.unreadable[read.chunk.disk, sector] = sectors
+                unreadable.append((read.chunk.disk, sector, sectors))
+            extents, parts = self.catchup.emit(read.chunk, read.data)
+            sync.append(extents)
+            payload += parts
+        if chunks:
+            self.catchup.sent(self._number + 1, [read.chunk for read in chunks])
+        return sync, payload, chunks, unreadable
+
+    def _finish_round_if_read(self) -> None:
+        if self.catchup.round is None or not self._reader.finished:
+            return
+        self._reader.end()
+        self._looked_once = True
+        end_seq = self._ring.producer_seq
+        if self.catchup.finish_reading(end_seq, self._capture.loss_count()):
+            self._state.set_ordered(self.catchup.loss_at_order or 0, end_seq)
+
+    def _due_marks(self) -> tuple[Mark, ...]:
+        due = tuple(pending.mark for pending in self._marks if pending.after_seq <= self._emitted_to)
+        self._marks = [pending for pending in self._marks if pending.after_seq > self._emitted_to]
+        return due
+
+    def _unordered_state(self) -> StreamState:
+        if not self._state[Word.EVER_ORDERED]:
+            return (
+                StreamState.INITIAL_REPLICATION
+                if self._state.reason == Reason.INITIAL
+                else StreamState.RESYNC
+            )
+        return StreamState.BITMAP if self.catchup.needs_round else StreamState.CATCHING_UP
+
+    # -- acknowledgements ------------------------------------------------------------------------------------
+
+    def acknowledged(self, spooled: int, uploaded: int) -> None:
+        """Frees ring space: behind what is uploaded while the ring is under half full, else behind what is spooled. So a machine can
+        move to another process server without a resync as long as the ring has room for what is not uploaded yet."""
+        self.catchup.uploaded(uploaded)
+        safe = uploaded if self._ring.used_b * 2 < self._ring.size_b else spooled
+        free_seq = 0
+        while self._sent and self._sent[0].number <= safe:
+            free_seq = self._sent[0].free_seq
+            self._state[Word.FREED] = self._sent.popleft().number
+        if free_seq > self._ring.consumer_seq:
+            self._ring.free_to(free_seq)
+
+    def unspooled_b(self, spooled: int) -> int:
+        """Bytes of batches that were cut and are not spooled yet."""
+        return sum(sent.size_b for sent in self._sent if sent.number > spooled)
+
+    # -- rounds ------------------------------------------------------------------------------------------------
+
+    async def begin_round_if_due(self) -> bool:
+        """Begins the next round once losses have calmed down. The order of the steps is rule 1 and 2 of catch-up."""
+        now = time.monotonic()
+        loss = self._capture.loss_count()
+        if loss != self._loss_seen:
+            self._loss_seen, self._loss_seen_at = loss, now
+        calm = now - self._loss_seen_at >= LOSS_QUIET_S or now - self._unordered_at >= LOSS_WAIT_S
+        if not (self.catchup.needs_round and calm and not self._waits_to_settle()):
+            return False
+        loss = self._capture.loss_count()
+        before_grace = self._ring.producer_seq
+        await self._swap()
+        start_seq = self._ring.producer_seq
+        self._start_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._harvest()
+        self._dead_later = (before_grace, start_seq)
+        self.catchup.begin_round(loss, start_seq)
+        self._state[Word.ROUNDS] += 1
+        self._unordered_at = time.monotonic()
+        return True
+
+    def _waits_to_settle(self) -> bool:
+        """After a first look at everything, a round is only worth its reads once no write from before capture can be in flight."""
+        return not self.catchup.settled and self._looked_once
+
+    def settle(self) -> None:
+        """No write from before capture was attached is in flight any more: what is read from now on is final."""
+        self.catchup.settled = True
+        self._state[Word.SETTLED] = 1
+
+    def _open_from_before(self) -> npt.NDArray[np.void]:
+        opened = self._capture.open_writes()
+        result: npt.NDArray[np.void] = opened[opened["since_ns"] <= self._start_ns]
+        return result
+
+    async def _swap(self) -> None:
+        await asyncio.to_thread(self._capture.swap_dirty)
+
+    def _harvest(self) -> None:
+        """Moves the inactive bitmaps into the to-do: first or, then clear, so that a kill between the two repeats but never loses."""
+        for disk in range(len(self._capture.disks)):
+            inactive = self._capture.inactive_dirty(disk)
+            if inactive.any():
+                self.catchup.harvest(disk, inactive)
+                inactive[:] = 0
+
+    def _lose_order(self, cause: str) -> None:
+        if self.catchup.loss_at_order is not None:
+            self._cause = cause
+            self._unordered_at = time.monotonic()
+        self._state.set_unordered()
+        self.catchup.lose_order()
+
+    async def give_up_round(self, pause_s: float) -> None:
+        """The round failed: its granules stay to do, and the next begins after a pause."""
+        await self._reader.cancel()
+        self.catchup.round = None
+        self._unordered_at = self._loss_seen_at = time.monotonic() + pause_s
+
+    # -- for status ----------------------------------------------------------------------------------------
+
+    @property
+    def cause(self) -> str:
+        """Why the stream is not ordered, for people; empty when it is."""
+        return "" if self.state == StreamState.ORDERED else self._cause
+
+    @property
+    def state(self) -> StreamState:
+        """The stream's state now, which a loss changes even while nothing can be sent."""
+        expected = self.catchup.loss_at_order
+        if expected is None:
+            return self._unordered_state()
+        if self._capture.loss_count() != expected:
+            self._cause = self._capture.loss_cause()
+            return StreamState.BITMAP
+        return StreamState.ORDERED if self.catchup.is_ordered(self._emitted_to) else self._unordered_state()
+
+    @property
+    def catching_up(self) -> bool:
+        return self._reader.running
+
+    @property
+    def wakeup(self) -> asyncio.Event:
+        return self._reader.wakeup
+
+
+def _boot_offset_ns() -> int:
+    """What to add to the kernel's boot clock to get Unix time."""
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _joined(payload: npt.NDArray[np.uint8], more: list[npt.NDArray[np.uint8]]) -> memoryview:
+    """One contiguous payload that refers to no read buffer."""
+    return (np.concatenate((payload, *more)) if more else payload).data
