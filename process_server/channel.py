@@ -152,6 +152,8 @@ class Channel(asyncio.BufferedProtocol):
 
     def _keep_alive(self) -> None:
         """Ping if due, give a silent peer up, and come again when either may next be due."""
+        if self._timer is not None:
+            self._timer.cancel()
         now = self._loop.time()
         if self.wire.state is State.IDLE and now - self._connected_at >= HELLO_S:
             self.fail(SilentPeerError(f"{self.address} sent no HELLO", cause=f"for {HELLO_S:.0f} s"))

@@ -35,11 +35,6 @@ class Position(Protocol):
     """Where a machine's log stands; values of WELCOME and ACK (shared/wire/FORMAT.md)."""
 
     @property
-    def waiting(self) -> bool:
-        """Whether the agent has said HELLO and waits for WELCOME."""
-        return self.channel.wire.state is State.GREETED
-
-    @property
     def epoch(self) -> int: ...
     @property
     def spooled(self) -> int: ...

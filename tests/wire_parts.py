@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from shared.batch import (
@@ -21,11 +21,20 @@ from shared.batch import (
     encode,
     make_extents,
 )
-from shared.errors import ContinuityError, UnderstudyError
+from shared.errors import ContinuityError
 from shared.wire.messages import Ack, DiskInfo, Fault, Hello, Welcome
-from shared.wire.protocol import Acked, Connection, Ended, Event, Faulted, Side, Welcomed
+from shared.wire.protocol import Acked, Connection, Event, Faulted, Side, Welcomed
 
 T = TypeVar("T")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Lets the loop run until `condition` holds; gives up after 10 s."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - conditions of other code's state have no event
+            await asyncio.sleep(0)
+
+
 DISKS = (DiskInfo(number=0, name="loop0", serial="S0", sectors=1 << 20),)
 
 
@@ -164,6 +173,10 @@ class Agent:
         self.write(self.wire.send_hello(message))
         return (await self.expect(Welcomed)).welcome
 
+    async def open_rest(self) -> Welcome:
+        """After a HELLO that was written by hand."""
+        return (await self.expect(Welcomed)).welcome
+
     def write(self, buffers: Sequence[Buffer]) -> None:
         self._writer.writelines(buffers)
 
@@ -211,10 +224,3 @@ class Agent:
     async def _read(self) -> None:
         data = await self._reader.read(1 << 18)
         self.events += self.wire.receive_data(data) if data else self.wire.receive_eof()
-
-
-def error_codes(errors: Sequence[UnderstudyError]) -> list[str]:
-    return [error.code for error in errors]
-
-
-__all__ = ["Agent", "Chain", "Ended", "MemoryLog", "error_codes", "hello"]

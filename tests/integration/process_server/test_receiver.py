@@ -1,0 +1,455 @@
+"""The receiver over real TLS on loopback, with a machine log in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from process_server import channel as channels
+from process_server.credit import MIB, CacheSpace, CreditPolicy
+from process_server.receiver import Receiver, report
+from shared import tls
+from shared.batch import StreamState
+from shared.errors import (
+    CacheQuotaError,
+    ListenError,
+    SpoolFullError,
+    StoppingError,
+    StorageForgotError,
+    SupersededError,
+    WrongRoleError,
+)
+from shared.wire import frames
+from shared.wire.frames import FrameType
+from shared.wire.messages import Hello
+from shared.wire.protocol import Connection
+from tests.pki import TestCa
+from tests.wire_parts import Agent, Chain, MemoryLog, hello, until
+
+ContextOf = Callable[..., ssl.SSLContext]
+
+
+class Site:
+    """A receiver, its logs, and certificates for its agents."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca = TestCa(folder)
+        self.logs: dict[str, MemoryLog] = {}
+        self.policy = CreditPolicy(window_b=MIB, quota_per_disk_b=64 * MIB)
+        self.space = CacheSpace(total_b=1 << 40, free_b=1 << 40)
+        self.opened: list[str] = []
+
+    async def start(self) -> None:
+        self.receiver = Receiver(
+            ("127.0.0.1", 0),
+            tls.server_context(self.ca.issue("process-server:ps1")),
+            self._open_log,
+            policy=self.policy,
+            cache=lambda: self.space,
+        )
+        await self.receiver.start()
+
+    def log(self, machine: str = "lab") -> MemoryLog:
+        return self.logs.setdefault(machine, MemoryLog())
+
+    def agent(self, machine: str = "lab") -> contextlib.AbstractAsyncContextManager[Agent]:
+        return Agent.connect(self.receiver.port, tls.client_context(self.ca.issue(f"agent:{machine}")))
+
+    async def _open_log(self, message: Hello) -> MemoryLog:
+        self.opened.append(message.machine)
+        return self.log(message.machine)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    site = Site(tmp_path)
+    await site.start()
+    yield site
+    await site.receiver.stop()
+
+
+async def test_batches_reach_the_log_unchanged_and_are_acknowledged(site: Site) -> None:
+    async with site.agent() as agent:
+        welcome = await agent.open(hello())
+        assert (welcome.epoch, welcome.spooled, welcome.credit_b) == (1, 0, MIB)
+        chain = Chain.after(welcome)
+        sent = [chain.next(sectors=8 * n) for n in range(1, 20)]
+        for batch in sent:
+            await agent.send(batch)
+        ack = await agent.acked(19)
+        assert ack.spooled_seq == 19
+    assert site.log().durable == {b.number: b"".join(b.parts) for b in sent}
+
+
+async def test_an_ack_is_not_sent_before_append_has_returned(site: Site) -> None:
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        log = site.log()
+        log.gate.clear()
+        await agent.send(chain.next())
+        await agent.send(chain.next())
+        await until(lambda: log.running == 2)
+        site.receiver.refresh()
+        # An answer to a duplicate is an Ack too: it must not run ahead either.
+        first = Chain.after(agent.wire.welcome) if agent.wire.welcome else chain
+        again = first.next()
+        agent.write([frames.header(FrameType.BATCH, again.size_b), *filter(len, again.parts)])
+        assert (await agent.acked(0)).spooled == 0
+        log.gate.set()
+        assert (await agent.acked(2)).spooled == 2
+
+
+async def test_uploads_are_acknowledged_as_the_log_reports_them(site: Site) -> None:
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        await agent.send(chain.next())
+        assert (await agent.acked(1)).uploaded == 0
+        site.log().upload()
+        ack = await agent.acked(1, uploaded=1)
+        assert ack.uploaded_seq == 1
+
+
+async def test_flush_waits_for_what_came_before_it(site: Site) -> None:
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        log = site.log()
+        log.gate.clear()
+        await agent.send(chain.next())
+        agent.write(agent.wire.send_flush())
+        await log.begun.wait()
+        assert log.flushes == 0
+        log.gate.set()
+        await agent.acked(1, uploaded=1)
+        assert log.flushes == 1
+
+
+async def test_a_broken_connection_loses_nothing_and_the_next_session_goes_on(site: Site) -> None:
+    log = site.log()
+    async with site.agent() as agent:
+        welcome = await agent.open(hello())
+        chain = Chain.after(welcome)
+        await agent.send(chain.next())
+        await agent.acked(1)
+        log.gate.clear()
+        log.begun.clear()
+        await agent.send(chain.next())
+        await log.begun.wait()
+        agent.cut()
+    async with site.agent() as agent:
+        agent.write(agent.wire.send_hello(hello(epoch=1, last_sent=2)))
+        await until(lambda: site.receiver.machines["lab"].newest is not site.receiver.machines["lab"].session)
+        assert log.running == 1
+        log.gate.set()
+        # The batch that was on its way counts: the position is exact.
+        welcome = await agent.open_rest()
+        assert welcome.spooled == 2
+        await agent.send(Chain.after(welcome).next())
+        await agent.acked(3)
+    assert sorted(log.durable) == [1, 2, 3]
+
+
+async def test_a_new_session_closes_the_old_one_before_it_is_welcomed(site: Site) -> None:
+    log = site.log()
+    async with site.agent() as old, site.agent() as new:
+        chain = Chain.after(await old.open(hello()))
+        log.gate.clear()
+        await old.send(chain.next())
+        await log.begun.wait()
+        new.write(new.wire.send_hello(hello(epoch=1, last_sent=1)))
+        assert (await old.fault()).code == SupersededError.code
+        # What the old agent sends after that goes nowhere.
+        late = chain.next()
+        old.write([frames.header(FrameType.BATCH, late.size_b), *filter(len, late.parts)])
+        log.gate.set()
+        assert (await new.open_rest()).spooled == 1
+        await old.close()
+        assert sorted(log.durable) == [1]
+
+
+async def test_of_many_waiting_sessions_only_the_newest_is_welcomed(site: Site) -> None:
+    log = site.log()
+    log.begin_gate.clear()
+    async with site.agent() as a, site.agent() as b, site.agent() as c:
+        sessions = []
+        for agent in (a, b, c):
+            agent.write(agent.wire.send_hello(hello()))
+            await until(lambda: len(site.receiver.machines) == 1)
+            machine = site.receiver.machines["lab"]
+            await until(lambda: machine.newest is not None and machine.newest not in sessions)  # noqa: B023
+            sessions.append(machine.newest)
+        log.begin_gate.set()
+        assert (await c.open_rest()).spooled == 0
+        assert (await b.fault()).code == SupersededError.code
+        assert (await a.fault()).code == SupersededError.code
+    assert site.opened == ["lab"]
+
+
+async def test_machines_do_not_wait_for_one_another(site: Site) -> None:
+    site.log("slow").gate.clear()
+    async with site.agent("slow") as slow, site.agent("quick") as quick:
+        await slow.send(Chain.after(await slow.open(hello("slow"))).next())
+        await quick.send(Chain.after(await quick.open(hello("quick"))).next())
+        await quick.acked(1)
+        assert site.log("slow").running == 1
+        site.log("slow").gate.set()
+        await slow.acked(1)
+
+
+async def test_an_agent_may_only_speak_for_its_own_machine(site: Site) -> None:
+    async with site.agent("evil") as agent:
+        agent.write(agent.wire.send_hello(hello("lab")))
+        fault = await agent.fault()
+        assert fault.code == WrongRoleError.code
+        assert "agent:lab" in fault.cause
+        await agent.close()
+    assert site.opened == []
+
+
+@pytest.mark.parametrize("role", ["master-target:lab", "operator", "agent:lab2"])
+async def test_no_other_role_may_send(site: Site, role: str) -> None:
+    context = tls.client_context(site.ca.issue(role))
+    async with Agent.connect(site.receiver.port, context) as agent:
+        agent.write(agent.wire.send_hello(hello("lab")))
+        assert (await agent.fault()).code == WrongRoleError.code
+
+
+async def test_an_error_at_begin_is_told_and_the_next_session_may_succeed(site: Site) -> None:
+    async with site.agent() as agent:
+        agent.write(agent.wire.send_hello(hello(epoch=7)))
+        fault = await agent.fault()
+        assert fault.new_epoch
+    assert [p.code for p in report(site.receiver.machines["lab"]).errors] == [fault.code]
+    async with site.agent() as agent:
+        await agent.open(hello())
+        assert report(site.receiver.machines["lab"]).errors == []
+
+
+async def test_a_server_that_is_ahead_of_the_agent_asks_for_a_new_epoch(site: Site) -> None:
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        for _ in range(3):
+            await agent.send(chain.next())
+        await agent.acked(3)
+    async with site.agent() as agent:
+        agent.write(agent.wire.send_hello(hello(epoch=1, last_sent=2)))
+        assert (await agent.fault()).new_epoch
+
+
+async def test_a_full_cache_disk_is_told_and_nothing_is_lost(site: Site) -> None:
+    log = site.log()
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        first, second, third = chain.next(), chain.next(), chain.next()
+        log.fail_from = (2, SpoolFullError("The cache disk is full", cause="ENOSPC"))
+        log.gate.clear()
+        for batch in (first, second, third):
+            await agent.send(batch)
+        await until(lambda: log.running == 3)
+        with capture_logs() as lines:
+            log.gate.set()
+            fault = await agent.fault()
+        assert fault.code == SpoolFullError.code
+        assert not fault.new_epoch
+        assert fault.action
+    warnings = [line for line in lines if line["log_level"] == "warning"]
+    assert [(line["event"], line["code"], line["machine"]) for line in warnings] == [
+        ("session failed", SpoolFullError.code, "lab")
+    ]
+    log.fail_from = None
+    async with site.agent() as agent:
+        assert (await agent.open(hello(epoch=1, last_sent=3))).spooled == 1
+        for batch in (second, third):
+            await agent.send(batch)
+        await agent.acked(3)
+    assert sorted(log.durable) == [1, 2, 3]
+
+
+async def test_storage_that_forgot_asks_for_a_new_epoch(site: Site) -> None:
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        site.log().fail_from = (1, StorageForgotError("Epoch 1 of lab has a hole"))
+        await agent.send(chain.next())
+        assert (await agent.fault()).new_epoch
+
+
+async def test_a_bug_in_the_log_ends_the_session_and_not_the_server(site: Site) -> None:
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        site.log().fail_from = (1, ZeroDivisionError())
+        with capture_logs() as lines:
+            await agent.send(chain.next())
+            assert (await agent.fault()).code == "US000"
+        assert [line for line in lines if line.get("exc_info")]
+    site.log().fail_from = None
+    async with site.agent() as agent:
+        await agent.open(hello(epoch=1, last_sent=1))
+
+
+async def test_a_used_up_quota_takes_the_credit_away_until_room_is_made(site: Site) -> None:
+    log = site.log()
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        log.pending_b = 64 * MIB
+        with capture_logs() as lines:
+            await agent.send(chain.next())
+            assert (await agent.acked(1)).credit_b == 0
+        assert [line["code"] for line in lines] == [CacheQuotaError.code]
+        assert not agent.wire.may_send(1)
+        status = report(site.receiver.machines["lab"])
+        assert [problem.code for problem in status.errors] == [CacheQuotaError.code]
+        assert status.credit_b == 0
+        log.upload()
+        ack = await agent.acked(1, uploaded=1)
+        while ack.credit_b == 0:
+            ack = await agent.acked(1)
+        assert report(site.receiver.machines["lab"]).errors == []
+
+
+async def test_a_cache_that_fills_up_stops_the_agent_and_freeing_it_lets_it_go_on(site: Site) -> None:
+    async with site.agent() as agent:
+        await agent.open(hello())
+        site.space = CacheSpace(total_b=1 << 40, free_b=0)
+        assert (await agent.acked(0)).credit_b == 0
+        site.space = CacheSpace(total_b=1 << 40, free_b=1 << 40)
+        assert (await agent.acked(0)).credit_b == MIB
+
+
+async def test_an_agent_that_ignores_its_credit_costs_no_memory(site: Site) -> None:
+    log = site.log()
+    log.keep = False
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        log.gate.clear()
+        total = 0
+        transport = agent._writer.transport
+        transport.set_write_buffer_limits(high=1 << 30)
+        for _ in range(30):
+            batch = chain.next(sectors=4096)
+            total += batch.size_b
+            agent.write([frames.header(FrameType.BATCH, batch.size_b), *filter(len, batch.parts)])
+        session = site.receiver.machines["lab"].session
+        assert session is not None
+        await until(lambda: session.channel._paused)
+        assert session._in_flight_b < MIB + frames.MAX_BATCH_B + 3 * MIB < total
+        log.gate.set()
+        await until(lambda: log.position.spooled == 30)
+
+
+async def test_ordered_uploads_are_reported_with_their_time(site: Site) -> None:
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        await agent.send(chain.next())
+        await agent.send(chain.next(state=StreamState.CATCHING_UP))
+        await agent.acked(2)
+        assert report(site.receiver.machines["lab"]).ordered_captured_ns == 0
+        site.log().upload()
+        await agent.acked(2, uploaded=2)
+        status = report(site.receiver.machines["lab"])
+        assert (status.ordered_captured_ns, status.connected) == (1, True)
+        assert (status.epoch, status.spooled, status.uploaded) == (1, 2, 2)
+
+
+async def test_a_stop_makes_durable_and_acknowledges_what_came(site: Site) -> None:
+    log = site.log()
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        log.gate.clear()
+        await agent.send(chain.next())
+        await log.begun.wait()
+        stopping = asyncio.create_task(site.receiver.stop())
+        await until(lambda: site.receiver._listener is not None and site.receiver._listener.fileno() < 0)
+        log.gate.set()
+        await agent.acked(1)
+        fault = await agent.fault()
+        assert fault.code == StoppingError.code
+        await agent.close()
+        await stopping
+    assert sorted(log.durable) == [1]
+
+
+async def test_a_port_in_use_is_a_clear_error(site: Site) -> None:
+    second = Receiver(
+        ("127.0.0.1", site.receiver.port),
+        tls.server_context(site.ca.issue("process-server:ps2")),
+        site._open_log,
+        policy=site.policy,
+        cache=lambda: site.space,
+    )
+    with pytest.raises(ListenError) as caught:
+        await second.start()
+    assert str(site.receiver.port) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+async def test_both_ends_ping_when_there_is_nothing_to_say(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pings = 0
+
+    def counted(self: Connection) -> list[bytes]:
+        nonlocal pings
+        pings += 1
+        return original(self)  # type: ignore[return-value]
+
+    original = Connection.send_ping
+    monkeypatch.setattr(Connection, "send_ping", counted)
+    async with site.agent() as agent:
+        await agent.open(hello())
+        agent.write(original(agent.wire))
+        monkeypatch.setattr(channels, "PING_S", 0.0)
+        session = site.receiver.machines["lab"].session
+        assert session is not None
+        session.channel._keep_alive()
+        assert pings == 1
+        batch = Chain().next()
+        await agent.send(batch)
+        await agent.acked(1)  # the ping before it was understood
+
+
+async def test_a_silent_agent_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with site.agent() as agent:
+        await agent.open(hello())
+        session = site.receiver.machines["lab"].session
+        assert session is not None
+        monkeypatch.setattr(session.channel, "_heard_at", session.channel._heard_at - channels.SILENCE_S)
+        with capture_logs() as lines:
+            session.channel._keep_alive()
+        assert [line["code"] for line in lines] == ["US453"]
+        await session.channel.closed.wait()
+    assert not site.receiver.machines["lab"].connected
+
+
+async def test_time_in_which_nothing_was_read_is_not_silence(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site.agent() as agent:
+        await agent.open(hello())
+        session = site.receiver.machines["lab"].session
+        assert session is not None
+        session.channel.pause_reading()
+        monkeypatch.setattr(session.channel, "_heard_at", session.channel._heard_at - channels.SILENCE_S)
+        session.channel._keep_alive()
+        session.channel.resume_reading()
+        session.channel._keep_alive()
+        assert session.connected
+
+
+async def test_a_peer_that_says_nothing_after_the_handshake_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "HELLO_S", 0.0)
+    async with site.agent() as agent:
+        assert (await agent.fault()).code == "US453"
+
+
+def test_the_magic_of_a_frame_is_no_tls_record() -> None:
+    # Plain wire on the TLS port must fail in the handshake, and TLS bytes on the wire must fail as a frame.
+    assert frames.MAGIC[0] not in (20, 21, 22, 23)
+    assert struct.calcsize("<4sBBHI") + 4 == frames.HEADER_SIZE
