@@ -6,7 +6,7 @@ from config_server.clock import rfc3339
 from shared.blob import BlobStore
 from shared.errors import MachineNotFoundError
 from shared.messages import GapView, PointList, PointView
-from shared.recovery.catalog import Catalog, Gap
+from shared.recovery.catalog import Catalog
 from shared.recovery.points import PointDoc
 
 
@@ -25,7 +25,16 @@ def listing(catalog: Catalog) -> PointList:
     return PointList(
         machine=catalog.machine,
         points=[view(doc) for doc in catalog.points()],
-        gaps=[_gap(gap) for gap in catalog.gaps()],
+        gaps=[
+            GapView(
+                after=None if gap.after is None else str(gap.after),
+                until=None if gap.until is None else str(gap.until),
+                since_time=None if gap.since_ns is None else rfc3339(gap.since_ns),
+                until_time=None if gap.until_ns is None else rfc3339(gap.until_ns),
+                cause=gap.cause,
+            )
+            for gap in catalog.gaps()
+        ],
     )
 
 
@@ -40,14 +49,4 @@ def view(doc: PointDoc) -> PointView:
         marks=list(doc.marks),
         suspect=doc.suspect,
         unreadable=[list(piece) for piece in doc.unreadable],
-    )
-
-
-def _gap(gap: Gap) -> GapView:
-    return GapView(
-        after=None if gap.after is None else str(gap.after),
-        until=None if gap.until is None else str(gap.until),
-        since_time=None if gap.since_ns is None else rfc3339(gap.since_ns),
-        until_time=None if gap.until_ns is None else rfc3339(gap.until_ns),
-        cause=gap.cause,
     )

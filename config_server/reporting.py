@@ -71,7 +71,7 @@ class Reporting:
         for id_ in finished:
             self._control.bell.ring(id_)
         log_changes(changed)
-        if not waiting and call.wait_s > 0:
+        if call.wait_s > 0 and {command.id for command in waiting} <= set(seen.report.running):
             await commands.wait_for(rung, call.wait_s)
             waiting = await self._control.db.run(lambda db: commands.pending(db, call.who))
         return StatusReply(commands=waiting, received_ns=now_ns)

@@ -187,24 +187,21 @@ class ControlClient:
                     renew_at = time.monotonic() + _RENEWAL_CHECK_S
                     await self._renew_quietly()
                 sent = desk.results()
-                # While commands run the server would answer at once (it repeats them), so the wait is here
-                # then.
-                wait_s = 0.0 if desk.busy else interval_s
+                body = {**_plain(status()), "results": sent, "running": desk.running}
                 began = time.monotonic()
                 try:
-                    report = self.report({**_plain(status()), "results": sent}, wait_s=wait_s)
-                    commands = await _unless(stop, report)
+                    # Cut short when a command finishes: its result is reported at once.
+                    commands = await desk.unless_finished(stop, self.report(body, wait_s=interval_s))
                 except UnderstudyError as exc:
                     await _sleep_or(stop, link.failed(exc))
                     continue
                 if commands is None:
-                    break
+                    continue
                 link.works()
                 desk.reported(sent)
-                desk.take(commands)
-                # A server that does not hold its answer must not make this a busy loop.
-                pause_s = interval_s if desk.busy else min(interval_s, 0.05) if commands else interval_s
-                await desk.wait(stop, max(0.0, pause_s - (time.monotonic() - began)))
+                if not desk.take(commands):
+                    # The server holds its answer for the interval; should it not, this is no busy loop.
+                    await desk.wait(stop, max(0.0, began + interval_s - time.monotonic()))
         finally:
             await desk.close()
 
@@ -239,22 +236,24 @@ class _CommandDesk:
         self._forgotten: set[str] = set()
 
     @property
-    def busy(self) -> bool:
-        return bool(self._running)
+    def running(self) -> list[str]:
+        return list(self._running)
 
-    def take(self, commands: list[Command]) -> None:
-        """Start those that are new here."""
+    def take(self, commands: list[Command]) -> bool:
+        """Start those that are new here; whether there were any."""
         listed = {command.id for command in commands}
         self._forgotten &= listed  # the server does not repeat them any more
-        for command in commands:
-            if command.id in self._running or command.id in self._done or command.id in self._forgotten:
-                continue
+        known = self._running.keys() | self._done.keys() | self._forgotten
+        new = [command for command in commands if command.id not in known]
+        for command in new:
             _log.info("command", id=command.id, kind=command.kind, args=command.args)
             self._running[command.id] = asyncio.create_task(
                 self._run(command), name=f"command {command.kind} {command.id}"
             )
+        return bool(new)
 
     def results(self) -> Results:
+        """Of commands that have finished and were not reported yet."""
         for id_, task in list(self._running.items()):
             if task.done():
                 self._done[id_] = task.result()
@@ -267,13 +266,28 @@ class _CommandDesk:
             self._done.pop(id_, None)
             self._forgotten.add(id_)
 
-    async def wait(self, stop: asyncio.Event, seconds: float) -> None:
-        """Until a command has finished, `stop` is set, or the time is over."""
-        stopping = asyncio.create_task(stop.wait(), name="stop")
+    async def unless_finished(
+        self, stop: asyncio.Event, work: Awaitable[list[Command]]
+    ) -> list[Command] | None:
+        """The result of `work`, or None when a command finished or `stop` was set first: then it is
+        cancelled."""
+        task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait(
-                {stopping, *self._running.values()}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            await self.wait(stop, None, task)
+            return await task if task.done() else None
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, UnderstudyError):
+                await task
+
+    async def wait(
+        self, stop: asyncio.Event, seconds: float | None, *also: asyncio.Future[list[Command]]
+    ) -> None:
+        """Until a command has finished, `stop` is set, one of `also` is done, or the time is over."""
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        waited: set[asyncio.Future[Any]] = {stopping, *self._running.values(), *also}
+        try:
+            await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
 
@@ -310,20 +324,6 @@ class _Link:
             _log.warning("config server not reached; work goes on", url=self._url, **exc.as_dict())
         self._failures += 1
         return min(_RETRY_LIMIT_S, 0.5 * float(2 ** min(self._failures, 5))) * random.uniform(0.5, 1.0)
-
-
-async def _unless(stop: asyncio.Event, work: Awaitable[list[Command]]) -> list[Command] | None:
-    """The result of `work`, or None when `stop` was set first (then the work is cancelled)."""
-    task = asyncio.ensure_future(work)
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
-    finally:
-        stopping.cancel()
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, UnderstudyError):
-            await task
 
 
 async def _sleep_or(stop: asyncio.Event, seconds: float) -> None:

@@ -37,6 +37,8 @@ class Report(msgspec.Struct, kw_only=True):
     """The sender's clock when it sent this; ControlClient fills it in. The difference to the receiver's is
     the clock skew."""
     errors: list[Problem] = []
+    running: list[str] = []
+    """Ids of commands that it works on: an answer may be held although they are pending."""
     results: dict[str, dict[str, Any]] = {}
     """Command id → result object. `{"error": {code, what, cause, action}}` when the command failed."""
 
