@@ -231,8 +231,9 @@ def read_row(data: Buffer, at: int, name: str) -> BatchRow | None:
 
 
 def open_frame(key: FileKey, header: FileHeader, frame: Buffer, name: str) -> Batch:
-    """The batch in a frame (header and sealed part, whole). Raises SegmentAlteredError when anything about
-    it is not as sealed.
+    """The batch in a frame (header and sealed part, whole).
+
+    SegmentAlteredError or SegmentTruncatedError when anything about it is not as it was sealed.
     """
     view = memoryview(frame)
     row = read_row(view, 0, name)

@@ -119,14 +119,14 @@ class IndexWriter:
         """
         writer = cls(store, machine, epoch, owner, max_blocks)
         await writer._chain.read_on()
-        writer.term = await writer._take_term()
-        reach("take.after-term")
-        await writer._claim()
-        reach("take.after-claim")
         if writer.fold.last < known_last:
             raise writer._chain.forgot(
                 f"its index ends at batch {writer.fold.last}, and batch {known_last} was listed"
             )
+        writer.term = await writer._take_term()
+        reach("take.after-term")
+        await writer._claim()
+        reach("take.after-claim")
         await writer._check_segments()
         _log.info(
             "log taken", machine=machine, epoch=epoch, term=writer.term, owner=owner, last=writer.fold.last

@@ -1,0 +1,269 @@
+"""Index writer and reader against real blob storage: terms, fences, rotation, storage that forgot, damaged
+segments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from shared.blob import BlobStore
+from shared.errors import (
+    BlobNotFoundError,
+    FencedError,
+    IndexDamagedError,
+    IntegrityError,
+    SegmentAlteredError,
+    SegmentMissingError,
+    SegmentTruncatedError,
+    StorageForgotError,
+    WrongKeyError,
+)
+from shared.log import names
+from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
+from shared.log.reader import LogReader
+from shared.log.writer import IndexWriter
+from shared.vault import FileVault, machine_key
+from tests.logs import KEY, OTHER_KEY, Made, make_chain, put_segment
+
+M, E = "m1", 1
+
+
+async def test_what_one_owner_lists_a_reader_reads(store: BlobStore) -> None:
+    chain = make_chain(7)
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    reader = LogReader(store, M)
+    assert await reader.entries(E) == []
+    first = await put_segment(store, chain[:3])
+    second = await put_segment(store, chain[3:])
+    await writer.append([first])
+    assert await reader.entries(E) == [first]
+    await writer.append([second])
+    assert await reader.entries(E) == [first, second]
+    assert await reader.entries(E, after=3) == [second]
+    assert await reader.entries(E, after=2) == [first, second]
+    assert await reader.entries(E, after=7) == []
+    assert [b.number for b in await reader.batches(second, KEY)] == [4, 5, 6, 7]
+    some = await reader.batches(second, KEY, first=5, last=6)
+    assert [(b.number, bytes(b.payload)) for b in some] == [
+        (m.batch.number, bytes(m.batch.payload)) for m in chain[4:6]
+    ]
+    assert [row.number for row in await reader.footer(first)] == [1, 2, 3]
+
+
+async def test_a_stale_owner_is_fenced_and_the_new_one_continues(store: BlobStore) -> None:
+    chain = make_chain(6)
+    old = await IndexWriter.take(store, M, E, "ps1")
+    await old.append([await put_segment(store, chain[:2], term=old.term)])
+    new = await IndexWriter.take(store, M, E, "ps2", known_last=2)
+    assert (old.term, new.term, new.fold.last) == (1, 2, 2)
+    late = await put_segment(store, chain[2:4], term=old.term)
+    with pytest.raises(FencedError):
+        await old.append([late])
+    with pytest.raises(FencedError):
+        await old.check()
+    await new.append([await put_segment(store, chain[2:6], term=new.term)])
+    with pytest.raises(FencedError):
+        await old.append([late])
+    entries = await LogReader(store, M).entries(E)
+    assert [(e.term, e.first, e.last) for e in entries] == [(1, 1, 2), (2, 3, 6)]
+    await new.check()
+
+
+async def test_an_owner_that_lost_its_lease_but_not_its_term_goes_on(store: BlobStore) -> None:
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    await store.break_lease(names.index(M, E, 1))
+    await writer.append([await put_segment(store, make_chain(1))])
+    assert len(await LogReader(store, M).entries(E)) == 1
+
+
+async def test_of_many_owners_at_once_every_listed_segment_has_one_history(store: BlobStore) -> None:
+    """Eight owners take the log at the same time and append until they are fenced: no entry is lost, none
+    doubled.
+    """
+    listed: list[tuple[int, int]] = []
+
+    async def own(owner: int) -> None:
+        writer = await IndexWriter.take(store, M, E, f"ps{owner}", max_blocks=7)
+        for _ in range(3):
+            last = writer.fold.last
+            predecessor = bytes.fromhex(writer.fold.last_digest)
+            made = make_chain(2, first=last + 1, predecessor=predecessor, seed=owner)
+            entry = await put_segment(store, made, term=writer.term)
+            await writer.append([entry])
+            listed.append((writer.term, entry.last))  # what `uploaded` would say
+
+    results = await asyncio.gather(*(own(i) for i in range(8)), return_exceptions=True)
+    assert all(r is None or isinstance(r, FencedError) for r in results), results
+    entries = await LogReader(store, M).entries(E)
+    assert [(e.term, e.last) for e in entries] == sorted(listed, key=lambda item: item[1])
+    assert [e.term for e in entries] == sorted(e.term for e in entries)
+    assert any(r is None for r in results)
+
+
+async def test_the_index_goes_on_in_the_next_blob(store: BlobStore) -> None:
+    chain = make_chain(12)
+    reader = LogReader(store, M)
+    writer = await IndexWriter.take(store, M, E, "ps1", max_blocks=4)
+    for i in range(12):
+        if i == 7:
+            writer = await IndexWriter.take(store, M, E, "ps2", max_blocks=4)
+        await writer.append([await put_segment(store, chain[i : i + 1], term=writer.term)])
+        assert [e.last for e in await reader.entries(E)] == list(range(1, i + 2))
+    blobs = [b async for b in store.list(names.epoch_folder(M, E) + "index-")]
+    assert len(blobs) >= 4
+    assert [b.leased for b in blobs] == [False] * (len(blobs) - 1) + [True]
+    assert [e.last for e in await LogReader(store, M).entries(E)] == list(range(1, 13))
+    await writer.release()
+    assert not (await store.properties(blobs[-1].name)).leased
+
+
+async def test_an_owner_that_died_between_closing_and_the_next_blob_is_succeeded(store: BlobStore) -> None:
+    writer = await IndexWriter.take(store, M, E, "ps1", max_blocks=2)
+    chain = make_chain(3)
+    for made in chain[:2]:
+        await writer.append([await put_segment(store, [made])])
+    await store.break_lease(names.index(M, E, 2))
+    await store.delete(names.index(M, E, 2))  # as if it had never been created
+    # (its one entry goes with it: what is left is the closed first blob)
+    successor = await IndexWriter.take(store, M, E, "ps2")
+    assert (successor.fold.last, successor.fold.number) == (1, 2)
+
+
+async def test_an_append_that_does_not_continue_the_log_is_refused_before_it_is_written(
+    store: BlobStore,
+) -> None:
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    with pytest.raises(IndexDamagedError):
+        await writer.append([await put_segment(store, make_chain(2, first=5))])
+    assert await LogReader(store, M).entries(E) == []
+
+
+async def test_storage_that_forgot_index_entries_is_noticed(store: BlobStore) -> None:
+    chain = make_chain(4)
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    index = names.index(M, E, 1)
+    before = await store.read(index)
+    await writer.append([await put_segment(store, chain[:2])])
+    reader = LogReader(store, M)
+    await reader.entries(E)
+    await store.break_lease(index)
+    await store.delete(index)
+    await store.append_create(index)
+    await store.append(index, before, None, 0)
+    with pytest.raises(StorageForgotError):
+        await writer.check()
+    with pytest.raises(StorageForgotError):
+        await writer.append([await put_segment(store, chain[2:])])
+    with pytest.raises(StorageForgotError):
+        await reader.entries(E)
+    with pytest.raises(StorageForgotError):
+        await IndexWriter.take(store, M, E, "ps1", known_last=2)
+    await store.break_lease(index)
+    await store.delete(index)
+    with pytest.raises(StorageForgotError):
+        await writer.check()
+
+
+async def test_storage_that_forgot_a_listed_segment_or_the_terms_is_noticed(store: BlobStore) -> None:
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    entry = await put_segment(store, make_chain(2))
+    await writer.append([entry])
+    await writer.check()
+    await store.delete(entry.blob)
+    with pytest.raises(StorageForgotError, match="listed but gone"):
+        await writer.check()
+    with pytest.raises(StorageForgotError):
+        await IndexWriter.take(store, M, E, "ps1")
+    await store.create(entry.blob, b"short")
+    with pytest.raises(StorageForgotError):
+        await IndexWriter.take(store, M, E, "ps1")
+    for term in (1, 2, 3):
+        await store.delete(names.term_document(M, E, term))
+    with pytest.raises(StorageForgotError):
+        await writer.check()
+
+
+async def test_epochs_are_allocated_one_by_one(store: BlobStore) -> None:
+    disks = [EpochDisk(number=0, name="sda", serial="s", sectors=8)]
+    made = await asyncio.gather(
+        *(allocate_epoch(store, M, disks=disks, reason=f"test {i}", agent_id="a") for i in range(5))
+    )
+    assert sorted(info.epoch for info in made) == [1, 2, 3, 4, 5]
+    assert await newest_epoch(store, M) == 5
+    assert await newest_epoch(store, "other") == 0
+    found = await LogReader(store, M).epochs()
+    assert found == sorted(made, key=lambda info: info.epoch)
+
+
+async def damaged(
+    store: BlobStore, made: list[Made], change: bytes | None
+) -> tuple[LogReader, IntegrityError]:
+    """What a reader says of a segment whose blob was replaced by `change` (None: deleted)."""
+    entry = await put_segment(store, made)
+    await store.delete(entry.blob)
+    if change is not None:
+        await store.create(entry.blob, change)
+    reader = LogReader(store, M)
+    with pytest.raises(IntegrityError) as caught:
+        await reader.batches(entry, KEY)
+    return reader, caught.value
+
+
+async def test_a_missing_a_truncated_and_an_altered_segment_are_told_apart_by_name(store: BlobStore) -> None:
+    made = make_chain(3)
+    entry = await put_segment(store, made)
+    data = await store.read(entry.blob)
+    await store.delete(entry.blob)
+    for change, kind in (
+        (None, SegmentMissingError),
+        (data[:-100], SegmentTruncatedError),
+        (b"", SegmentTruncatedError),
+        (data[:500] + b"\x00" + data[501:], SegmentAlteredError),
+        (bytes(len(data)), IntegrityError),
+    ):
+        await store.delete(entry.blob)
+        _, error = await damaged(store, made, change)
+        assert isinstance(error, kind)
+        assert entry.blob in error.what
+        assert error.cause
+        assert error.action
+        await store.delete(entry.blob)
+    other = await put_segment(store, make_chain(3, seed=9))  # whole, but not the one that the index lists
+    with pytest.raises(SegmentAlteredError):
+        await LogReader(store, M).batches(entry, KEY)
+    assert other.blob == entry.blob
+
+
+async def test_a_wrong_key_is_named_as_such(store: BlobStore) -> None:
+    entry = await put_segment(store, make_chain(2))
+    with pytest.raises(WrongKeyError) as caught:
+        await LogReader(store, M).batches(entry, OTHER_KEY)
+    assert "vault-key-1" in caught.value.cause
+    assert "vault-key-2" in caught.value.cause
+
+
+async def test_a_large_footer_is_read_whole(store: BlobStore) -> None:
+    entry = await put_segment(store, make_chain(900, sectors=0))
+    reader = LogReader(store, M)
+    assert len(await reader.footer(entry)) == 900
+    assert len(await reader.batches(entry, KEY)) == 900
+
+
+async def test_the_machine_key_is_made_once_and_can_be_had_from_a_segment(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    vault = FileVault.create(tmp_path / "vault")
+    with pytest.raises(BlobNotFoundError):
+        await machine_key(store, vault, M)
+    keys = await asyncio.gather(*(machine_key(store, vault, M, create=True) for _ in range(4)))
+    assert len({key.key for key in keys}) == 1
+    entry = await put_segment(store, make_chain(1), key=keys[0])
+    await store.delete(names.machine_document(M))
+    reader = LogReader(store, M)
+    key = await reader.key(vault, entry)
+    assert [b.number for b in await reader.batches(entry, key)] == [1]
+    with pytest.raises(WrongKeyError):
+        await reader.key(FileVault.create(tmp_path / "other"), entry)

@@ -1,0 +1,67 @@
+"""Keys: wrapping, the vault file, and that nothing prints them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared import sealing
+from shared.errors import UsageError, WrongKeyError
+from shared.sealing import MachineKey, SealError
+from shared.vault import FileVault, WrappedKey
+
+
+def test_a_wrapped_key_comes_back_only_from_its_vault_and_for_its_machine(tmp_path: Path) -> None:
+    vault, other = FileVault.create(tmp_path / "a"), FileVault.create(tmp_path / "b")
+    key = sealing.new_key()
+    wrapped = vault.wrap(key, "m1")
+    assert key not in wrapped.wrapped
+    assert FileVault(tmp_path / "a").unwrap(wrapped, "m1") == key
+    with pytest.raises(WrongKeyError, match="m2"):
+        vault.unwrap(wrapped, "m2")
+    with pytest.raises(WrongKeyError, match="does not hold"):
+        other.unwrap(wrapped, "m1")
+    for bad in (b"", wrapped.wrapped[:-1], bytes(60)):
+        with pytest.raises(WrongKeyError):
+            vault.unwrap(WrappedKey(wrapped.key_id, bad), "m1")
+
+
+def test_a_vault_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "vault"
+    FileVault.create(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="exists already"):
+        FileVault.create(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["vault"]
+
+
+def test_a_vault_file_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "vault"
+    with pytest.raises(UsageError, match="No such file"):
+        FileVault(path)
+    path.write_text("{}")
+    path.chmod(0o600)
+    with pytest.raises(UsageError, match="not a vault file"):
+        FileVault(path)
+    path.chmod(0o644)
+    with pytest.raises(UsageError, match="readable by others"):
+        FileVault(path)
+
+
+def test_a_key_is_not_printed() -> None:
+    key = MachineKey("id", b"wrapped", b"K" * 32)
+    assert "KKK" not in repr(key)
+    assert "KKK" not in f"{key}"
+
+
+def test_decompression_never_makes_more_than_was_said() -> None:
+    packed = sealing.compress(bytes(1_000_000))
+    assert sealing.decompress(packed, 1_000_000) == bytes(1_000_000)
+    for wrong in (999_999, 1_000_001, 0):
+        with pytest.raises(SealError):
+            sealing.decompress(packed, wrong)
+    with pytest.raises(SealError):
+        sealing.decompress(b"garbage", 10)
