@@ -77,6 +77,9 @@ def notify(state: str) -> None:
             sock.sendall(state.encode())
     except OSError as exc:
         _log.warning("the service manager could not be told", state=state, cause=str(exc))
+        if isinstance(exc, (ConnectionRefusedError, FileNotFoundError)):
+            # Who started us listened for READY only, and is gone: one line is enough.
+            del os.environ["NOTIFY_SOCKET"]
 
 
 def watchdog_interval_s() -> float | None:
