@@ -33,7 +33,7 @@ _log = logging.get()
 
 REFRESH_S: Final = 0.25
 """How often free space and credit are looked at when nothing else makes them move."""
-MAX_HANDSHAKES: Final = 64
+MAX_HANDSHAKES: Final = 256
 STOP_S: Final = 20.0
 """How long batches in flight may take at a stop; what is not durable then was not acknowledged."""
 

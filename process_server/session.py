@@ -147,6 +147,9 @@ class Session:
         await self.settled()
         self._ack()
         self.fail(StoppingError("The process server ends the session"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.channel.closed.wait()
 
     def refresh(self) -> None:

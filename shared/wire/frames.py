@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -115,7 +116,10 @@ def parse_header(data: Buffer) -> tuple[FrameType, int]:
 class FrameReader:
     """Cuts a byte stream into frames; bytes arrive in pieces of any size."""
 
-    def __init__(self) -> None:
+    def __init__(self, admit: Callable[[FrameType], object] = lambda _type: None) -> None:
+        """`admit` is asked with the header, before anything is allocated; it raises when it wants no such
+        frame."""
+        self._admit = admit
         self._header = bytearray(HEADER_SIZE)
         self._type: FrameType | None = None
         self._target = memoryview(self._header)
@@ -136,14 +140,16 @@ class FrameReader:
     def advance(self, count: int) -> Frame | None:
         """Note that `count` bytes were put into `buffer()`; the frame that they complete, if any.
 
-        Raises the errors of `parse_header`; the reader must not be used after one.
+        Raises the errors of `parse_header` and of `admit`; the reader must not be used after one.
         """
         self._filled += count
         if self._filled < len(self._target):
             return None
         self._filled = 0
         if self._type is None:
-            self._type, length = parse_header(self._header)
+            type_, length = parse_header(self._header)
+            self._admit(type_)
+            self._type = type_
             self._body = bytearray(length)  # the length is within the type's limit: parse_header saw to it
             self._target = memoryview(self._body)
             return None

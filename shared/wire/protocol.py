@@ -158,7 +158,7 @@ class Connection:
         self.hello: Hello | None = None
         self.welcome: Welcome | None = None
         self._peer: Final = Side.SERVER if side is Side.AGENT else Side.AGENT
-        self._reader = FrameReader()
+        self._reader = FrameReader(self._admit)
         self._sequence: Sequence | None = None
         # Server: the last Ack sent. Agent: the last one received. Both begin at Welcome's values.
         self._acked = Ack(spooled=0, spooled_seq=0, uploaded=0, uploaded_seq=0, credit_b=0)
@@ -287,12 +287,18 @@ class Connection:
 
     # ---- inside ----
 
-    def _receive(self, frame: Frame) -> list[Event]:
-        following = TRANSITIONS.get((self.state, self._peer, frame.type))
+    def _admit(self, type_: FrameType) -> State:
+        """The state after the peer's frame of this type. Raises UnexpectedFrameError when it has no place
+        now."""
+        following = TRANSITIONS.get((self.state, self._peer, type_))
         if following is None:
             raise UnexpectedFrameError(
-                f"The {self._peer.value} sent {frame.type.name}", cause=f"the session is {self.state.value}"
+                f"The {self._peer.value} sent {type_.name}", cause=f"the session is {self.state.value}"
             )
+        return following
+
+    def _receive(self, frame: Frame) -> list[Event]:
+        following = self._admit(frame.type)  # again: this end may have sent something since the header came
         match frame.type:
             case FrameType.BATCH:
                 event = self._receive_batch(frame)

@@ -214,6 +214,14 @@ def test_what_the_table_does_not_allow_is_refused_by_both_ends(
     assert fault.fault.code == UnexpectedFrameError.code
 
 
+def test_a_frame_that_has_no_place_now_is_refused_by_its_header() -> None:
+    """A batch of 17 MiB costs a server that has not welcomed anybody no memory."""
+    server = Connection(Side.SERVER)
+    failed = failure(server.receive_data(frames.header(FrameType.BATCH, frames.MAX_BATCH_B)))
+    assert isinstance(failed.error, UnexpectedFrameError)
+    assert len(server.get_buffer()) == frames.HEADER_SIZE
+
+
 def test_frames_before_a_bad_one_still_count() -> None:
     agent, server = opened()
     batch = Chain().next()
