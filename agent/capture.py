@@ -21,6 +21,7 @@ import mmap
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,23 @@ _PINNED_MAPS: Final = {
     "dirty": "dirty",
 }
 _STATE: Final = "state"
+_FORGOTTEN: Final = 6
+"""Of the counters' words that are user space's: completed sectors that only `forget_open` knows of. The
+others are the audit's."""
 _ALWAYS: Final = ("us_rq_complete", "us_bio_complete", "us_rq_issue")
 _FOR_REQUESTS: Final = ("us_backmerge", "us_frontmerge", "us_getrq")
 _FOR_BIOS: Final = ("us_queue",)
+
+_SWAPS_AT_ONCE: Final = 8
+_LOSSES: Final = (
+    ("ring_full", "the ring was full: the process server did not keep up"),
+    ("failed", "writes failed on the disk"),
+    ("unreadable", "the data of writes could not be read"),
+    ("unsupported", "writes of a kind that cannot be captured"),
+    ("passthrough", "commands past the block layer"),
+    ("unknown_range", "a disk was replaced or grew"),
+)
+"""Fields of `Incidents` that raise the loss count, and what they mean."""
 
 detach = pins.detach
 Words = npt.NDArray[np.uint64]
@@ -92,8 +107,21 @@ class Incidents:
     resynchronised."""
     unknown_range: int
     """Something was written and nobody knows where: the machine must be resynchronised."""
+    late: int
+    """Completions that were missed, and noticed when the bio's memory was used again; their ranges are
+    marked."""
     recursion_misses: int
     """Runs of our programs that the kernel skipped: each may be a write that was not seen."""
+
+
+def describe_loss(now: Incidents, before: Incidents | None) -> str:
+    """What happened between the two, for people; empty if nothing did. Pure."""
+
+    def count(name: str) -> int:
+        return int(getattr(now, name)) - (int(getattr(before, name)) if before else 0)
+
+    happened = sorted(((count(name), text) for name, text in _LOSSES), reverse=True)
+    return "; ".join(text for times, text in happened if times)
 
 
 class Capture:
@@ -119,6 +147,7 @@ class Capture:
             self._todo.append(todo)
         self.state: Final[Words] = _mapped(self._open(folder / _STATE), np.dtype("<u8"), layout.STATE_WORDS)
         """4096 words that live as long as the capture; agent.state owns their meaning."""
+        self._incidents_at_swap: Incidents | None = None
         # Ids, not descriptors: a process that holds a program open would keep it alive after a detach.
         self._programs = tuple(pins.program_ids(folder).values())
 
@@ -170,19 +199,13 @@ class Capture:
         return int(self._control["loss"])
 
     def loss_cause(self) -> str:
-        """Why writes were lost since the attachment, most frequent cause first; for people."""
+        """Why writes were lost since the last swap (or, if none was, since the attachment), most frequent
+        first; for people."""
         if self.mode == "bitmap":
             return f"data cannot be captured on this machine: {self.mode_cause}"
-        now = self.incidents()
-        causes = (
-            (now.ring_full, "the ring was full (the process server did not keep up)"),
-            (now.failed, "writes failed on the disk"),
-            (now.unreadable, "the data of writes could not be read"),
-            (now.unsupported, "operations that cannot be captured"),
-            (now.passthrough, "commands past the block layer"),
-            (now.unknown_range, "a disk was replaced or grew"),
+        return describe_loss(self.incidents(), self._incidents_at_swap) or describe_loss(
+            self.incidents(), None
         )
-        return "; ".join(text for count, text in sorted(causes, key=lambda pair: -pair[0]) if count)
 
     def incidents(self) -> Incidents:
         control = self._control
@@ -194,6 +217,7 @@ class Capture:
             open_missed=int(control["open_missed"]),
             passthrough=int(control["passthrough"]),
             unknown_range=int(control["unknown_range"]),
+            late=int(control["late"]),
             recursion_misses=self.recursion_misses(),
         )
 
@@ -214,9 +238,15 @@ class Capture:
     def swap_dirty(self) -> None:
         """Makes the inactive bitmap of every disk the active one. On return, no program writes to the
         former any more."""
-        for slot, pair in enumerate(self._dirty):
-            # The kernel waits for a grace period in this call.
-            libbpf.update(self._fds["dirty"], _key(slot), _key(pair[1 - self._active(slot)].fd))
+        self._incidents_at_swap = self.incidents()
+        with ThreadPoolExecutor(
+            _SWAPS_AT_ONCE
+        ) as pool:  # each waits for a grace period, which they can share
+            list(pool.map(self._swap, range(len(self._dirty))))
+
+    def _swap(self, slot: int) -> None:
+        inactive = self._dirty[slot][1 - self._active(slot)]
+        libbpf.update(self._fds["dirty"], _key(slot), _key(inactive.fd))
 
     def inactive_dirty(self, disk: int) -> Words:
         """The bitmap that no program writes to; bit i of word w is granule 64 w + i. Clear it before the
@@ -245,15 +275,17 @@ class Capture:
 
     def forget_open(self, until_ns: int) -> npt.NDArray[np.void]:
         """Drops the open writes from `until_ns` (boot clock) or before, for a caller who knows that they
-        have completed; returns them.
+        have completed.
 
-        Whether they failed is unknown: their ranges should be read again in the next round.
+        Returns them: whether they failed is unknown, so their ranges should be read again in the next round.
         """
         keys, values = libbpf.read_hash(self._fds["open"], np.dtype("<u8"), layout.OPEN_WRITE)
-        old = values["since_ns"] <= np.uint64(until_ns)
-        for key in keys[old]:
-            libbpf.delete(self._fds["open"], key.tobytes())
-        return values[old]
+        old = np.flatnonzero(values["since_ns"] <= np.uint64(until_ns))
+        # A deletion that finds nothing lost the race against the completion, which then counted the write.
+        dropped = [i for i in old if libbpf.delete(self._fds["open"], keys[i].tobytes())]
+        for write in values[dropped]:
+            self._counters[int(write["disk"])]["base"][_FORGOTTEN] += np.uint64(write["sectors"])
+        return values[dropped]
 
     def counters(self, disk: int) -> Counters:
         row = self._counters[disk]
@@ -262,16 +294,21 @@ class Capture:
             captured_sectors=int(row["captured"]),
             marked_sectors=int(row["marked"]),
             zeroed_sectors=int(row["zeroed"]),
-            completed_sectors=int(row["completed"]),
+            completed_sectors=self.sector_counts(disk)[1],
             errored_sectors=int(row["errored"]),
             unseen_sectors=int(row["unseen"]),
             records=int(row["records"]),
             writes=int(row["writes"]),
         )
 
+    def sector_counts(self, disk: int) -> tuple[int, int]:
+        """Sectors of writes seen, and of writes completed."""
+        row = self._counters[disk]
+        return int(row["seen"]), int(row["completed"]) + int(row["base"][_FORGOTTEN])
+
     def audit_words(self, disk: int) -> Words:
-        """Seven words per disk that live as long as the capture; agent.audit owns their meaning."""
-        words: Words = self._counters[disk]["base"]
+        """Six words per disk that live as long as the capture; agent.audit owns their meaning."""
+        words: Words = self._counters[disk]["base"][:_FORGOTTEN]
         return words
 
     # -- resources -----------------------------------------------------------------------------------------
@@ -337,7 +374,7 @@ def _attach_fresh(pin_dir: Path, wanted: Sequence[Disk], ring_b: int, object_pat
         _make_array(_STATE, layout.STATE_WORDS, libbpf.F_MMAPABLE, folder / _STATE)
         counters = _mapped(loaded.map_fd("counters"), layout.COUNTERS, layout.MAX_DISKS)
         for slot, disk in enumerate(wanted):
-            counters[slot]["base"][:] = audit.Baseline(stat_sectors=baselines[slot]).words()
+            counters[slot]["base"][:3] = audit.Baseline(baselines[slot]).words()
             _add_disk(loaded, folder, slot, disk)
         for program in _needed(wanted):
             link = loaded.attach(program)

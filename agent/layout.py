@@ -82,8 +82,9 @@ CONTROL: Final = np.dtype(
         ("lost_unreadable", "<u8"),
         ("lost_unsupported", "<u8"),
         ("lost_failed", "<u8"),
+        ("late", "<u8"),
         ("cause", "S256"),
-        ("reserved", "<u8", (18,)),
+        ("reserved", "<u8", (17,)),
     ]
 )
 PROBE_WORDS: Final = 8

@@ -107,8 +107,9 @@ struct control {
 	u64 lost_unreadable;  /* their data could not be read */
 	u64 lost_unsupported; /* an operation, or an encryption, that cannot be copied */
 	u64 lost_failed;      /* they failed */
+	u64 late;             /* completions that were missed, and noticed when the bio's memory was used again */
 	char cause[256];  /* user space's: why direct_map is 0 */
-	u64 reserved[18];
+	u64 reserved[17];
 };
 
 /* One calibration probe: see agent/calibrate.py. User space fills the first part, the program the second. */
@@ -283,10 +284,7 @@ static long mark_word(u32 index, struct marking *m)
 	return 0;
 }
 
-/* Marks the range, then raises the loss count. The order of the two is the point: who sees the count sees the bits. A swap of the
- * bitmaps may fall between two words of one range; then this round of catch-up ends unordered, because the count is raised after
- * the swap, and the next round finds the rest. */
-static void lose(u32 slot, u64 sector, u32 sectors, u64 *cause)
+static bool mark(u32 slot, u64 sector, u32 sectors)
 {
 	struct marking m = {
 		.first = sector >> GRANULE_SHIFT,
@@ -295,10 +293,17 @@ static void lose(u32 slot, u64 sector, u32 sectors, u64 *cause)
 	};
 
 	if (!sectors)
-		m.failed = 1;
-	else
-		bpf_loop((m.last >> 6) - (m.first >> 6) + 1, mark_word, &m, 0);
-	if (m.failed)
+		return false;
+	bpf_loop((m.last >> 6) - (m.first >> 6) + 1, mark_word, &m, 0);
+	return !m.failed;
+}
+
+/* Marks the range, then raises the loss count. The order of the two is the point: who sees the count sees the bits. A swap of the
+ * bitmaps may fall between two words of one range; then this round of catch-up ends unordered, because the count is raised after
+ * the swap, and the next round finds the rest. */
+static void lose(u32 slot, u64 sector, u32 sectors, u64 *cause)
+{
+	if (!mark(slot, sector, sectors))
 		__sync_fetch_and_add(&control.unknown_range, 1);
 	__sync_fetch_and_add(cause, 1);
 	__sync_fetch_and_add(&control.loss, 1);
@@ -490,6 +495,25 @@ static __always_inline bool skipped(void)
 	return true;
 }
 
+/* The memory of this bio was in flight as another write, whose completion nobody told us (the kernel may skip tracing programs, for
+ * some tasks or when one is running). It has completed; whether it failed is unknown, so its range is marked for the next round. That
+ * raises no loss count: a failed write leaves behind something that a crash could have left as well. */
+static __always_inline void completed_unnoticed(u64 key, struct open_write *now)
+{
+	struct open_write *before = bpf_map_lookup_elem(&open_writes, &key);
+
+	if (before) {
+		u32 slot = before->disk;
+		struct counters *count = bpf_map_lookup_elem(&counters, &slot);
+		mark(slot, before->sector, before->sectors);
+		if (count)
+			__sync_fetch_and_add(&count->completed, before->sectors);
+		__sync_fetch_and_add(&control.late, 1);
+	}
+	if (bpf_map_update_elem(&open_writes, &key, now, BPF_ANY))
+		__sync_fetch_and_add(&control.open_missed, 1);
+}
+
 static int write_seen(struct bio *bio, u32 hook)
 {
 	u32 op = BPF_CORE_READ(bio, bi_opf) & OP_MASK;
@@ -514,8 +538,8 @@ static int write_seen(struct bio *bio, u32 hook)
 		.sectors = size >> SECTOR_SHIFT,
 		.disk = slot,
 	};
-	if (bpf_map_update_elem(&open_writes, &key, &open, BPF_ANY))
-		__sync_fetch_and_add(&control.open_missed, 1);
+	if (bpf_map_update_elem(&open_writes, &key, &open, BPF_NOEXIST))
+		completed_unnoticed(key, &open);
 
 	bool captured = false, zero = false;
 	u64 *cause = &control.lost_unsupported;
@@ -605,8 +629,8 @@ static __always_inline void write_completed(struct bio *bio, bool error, u64 sec
 	 * among the open ones. */
 	if (error && (sectors || control.open_missed))
 		lose(slot, sector, sectors, &control.lost_failed);
-	if (seen)
-		bpf_map_delete_elem(&open_writes, &key);
+	if (seen && bpf_map_delete_elem(&open_writes, &key))
+		return; /* user space just gave it up as completed, and counted it */
 	struct counters *count = bpf_map_lookup_elem(&counters, &slot);
 	if (!count)
 		return;
