@@ -1,6 +1,6 @@
 """The master check: numbered, chained writes over several disks, and whether an image is the state after some k of them.
 
-Write i is issued when write i-1 has completed, so every crash-consistent image of the machine is the state after some k writes. Every sector
+Write i is issued when write i-1 has completed, so every crash-consistent image of the machine is the state after some k. Every sector
 that write i puts on a disk is filled from (i, disk, sector), beginning with i itself; some writes are zero-outs. The schedule follows
 from a seed: the writer and the checker need nothing but that in common.
 
@@ -69,7 +69,8 @@ def content(numbers: npt.NDArray[np.uint64], disk: int, first: int) -> npt.NDArr
         words = mixed[:, None] * (np.arange(_WORDS, dtype=np.uint64) * np.uint64(2) + np.uint64(1))
     words[:, 0] = numbers
     words[numbers == 0] = 0
-    return words
+    result: npt.NDArray[np.uint64] = words
+    return result
 
 
 def write(schedule: Schedule, devices: Sequence[str], progress: Path, rate_b: float, seconds: float) -> int:

@@ -1,0 +1,125 @@
+"""A lab (a whole installation on this host) driven through the command line, as a person would, for system and long tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+UNDERSTUDY = str(Path(sys.executable).with_name("understudy"))
+
+
+class CommandFailedError(AssertionError):
+    """A command ended with an exit code that was not expected."""
+
+    def __init__(self, arguments: Sequence[str], done: subprocess.CompletedProcess[str]) -> None:
+        self.exit_code = done.returncode
+        self.stderr = done.stderr
+        super().__init__(f"understudy {' '.join(arguments)}: exit code {done.returncode}\n{done.stderr}")
+
+
+class Lab:
+    """`folder` is the lab's folder; `devices` the protected disks, in order."""
+
+    def __init__(self, folder: Path, devices: Sequence[str]) -> None:
+        self.folder = folder
+        self.devices = list(devices)
+        self._disks = [argument for device in devices for argument in ("--disk", device)]
+
+    def run(self, *arguments: str, timeout_s: float = 300) -> str:
+        """Runs one command; its standard output. Raises CommandFailedError."""
+        lab = ["--dir", str(self.folder)] if arguments[0] == "lab" else []
+        command = [UNDERSTUDY, *([] if lab else ["--lab", str(self.folder)]), *arguments, *lab]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        if done.returncode != 0:
+            raise CommandFailedError(arguments, done)
+        return done.stdout
+
+    def read(self, *arguments: str) -> Any:
+        return json.loads(self.run(*arguments, "--output", "json"))
+
+    def up(self, **options: object) -> None:
+        """`lab up`; options as keywords, e.g. point_interval=5."""
+        flags = [
+            part for name, value in options.items() for part in ("--" + name.replace("_", "-"), str(value))
+        ]
+        self.run("lab", "up", *self._disks, *flags)
+
+    def status(self) -> Any:
+        return json.loads(self.run("lab", "status", "--output", "json"))
+
+    def machine(self) -> Any:
+        return self.read("machine", "show", "lab")
+
+    def wait_ordered(self, timeout_s: float) -> float:
+        """Waits for the state `ordered`; how many seconds it took."""
+        began = time.monotonic()
+        self.run(
+            "machine",
+            "wait",
+            "lab",
+            "--for",
+            "ordered",
+            "--timeout",
+            str(timeout_s),
+            timeout_s=timeout_s + 60,
+        )
+        return time.monotonic() - began
+
+    def wait_state(self, states: set[str], timeout_s: float) -> Any:
+        """Polls `machine show` until the state is one of `states`; the machine."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            machine = self.machine()
+            if machine["state"] in states:
+                return machine
+            if time.monotonic() > deadline:
+                raise AssertionError(f"state {machine['state']} after {timeout_s} s, expected {states}")
+            time.sleep(0.5)
+
+    def points(self) -> list[Any]:
+        """All points, oldest first."""
+        points: list[Any] = self.read("point", "list", "lab")
+        return sorted(points, key=lambda point: (point["epoch"], point["batch"]))
+
+    def create_point(self) -> Any:
+        return self.read("point", "create", "lab", "--wait")
+
+    def restore(self, point: str, to: Path) -> list[Path]:
+        """The restored images, in disk order."""
+        self.run("restore", "lab", "--point", point, "--to", str(to))
+        return [to / f"{Path(device).name}.raw" for device in self.devices]
+
+    def kill(self, daemon: str) -> None:
+        self.run("lab", "kill", daemon)
+
+    def stop(self, daemon: str) -> None:
+        self.run("lab", "stop", daemon)
+
+    def start(self, daemon: str) -> None:
+        self.run("lab", "start", daemon)
+
+
+@contextlib.contextmanager
+def lab(devices: Sequence[str], **options: object) -> Iterator[Lab]:
+    """A lab that is up, and wiped afterwards."""
+    folder = Path("/tmp") / f"understudy-lab-{secrets.token_hex(3)}"
+    made = Lab(folder, devices)
+    try:
+        made.up(**options)
+        yield made
+    except BaseException:
+        for log in sorted(folder.glob("log/*.log")):
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
+        raise
+    finally:
+        with contextlib.suppress(CommandFailedError):
+            made.run("lab", "down", "--wipe", "--yes")
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,148 @@
+"""The long parts. Each takes nothing, returns what it measured, and raises when something did not hold."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from tests.lab import lab
+from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
+from tests.long.identity import identity_of
+from tests.long.story import Result, Story, scratch, two_disks
+
+DAEMONS: Final = ("agent", "process-server", "config-server", "master-target", "azurite")
+
+
+def prefix_paced() -> Result:
+    """10 MB/s for 60 s from before `lab up` until after; points every 5 s and some on request; every one is a prefix."""
+    with scratch() as folder, two_disks(folder) as devices:
+        story = Story(folder, devices, 10)
+        with lab(devices, point_interval=5, segment_seconds=2) as site:
+            ordered_s = site.wait_ordered(120)
+            at_least = {}
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                complete = story.writer.completed
+                at_least[site.create_point()["id"]] = complete
+                time.sleep(10)
+            story.stop()
+            result = story.check_every_point(site, at_least, 8)
+            result |= story.check_random_times(site, 20)
+            story.check_latest(site)
+            return {"ordered_after_s": round(ordered_s, 1), **result}
+
+
+def prefix_full_speed() -> Result:
+    """Full speed for 30 s, which must overflow; ordered within 120 s after the load ends."""
+    with (
+        scratch() as folder,
+        two_disks(folder) as devices,
+        lab(devices, point_interval=5, segment_seconds=2) as site,
+    ):
+        site.wait_ordered(120)
+        story = Story(folder, devices, 0)
+        states = set()
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            states.add(site.machine()["state"])
+            time.sleep(1)
+        story.stop()
+        if not states & {"bitmap", "catching-up"}:
+            raise AssertionError(f"the load did not overflow the ring: {states}")
+        again_s = site.wait_ordered(120)
+        time.sleep(11)
+        result = story.check_every_point(site, {}, 2)
+        result |= story.check_random_times(site, 20)
+        story.check_latest(site)
+        return {"ordered_again_after_s": round(again_s, 1), "states": sorted(states), **result}
+
+
+def overflow() -> Result:
+    """A small ring and a process server that is away for 20 s: bitmap mode with its cause, no point meanwhile, then ordered by itself."""
+    with (
+        scratch() as folder,
+        two_disks(folder) as devices,
+        lab(devices, point_interval=5, segment_seconds=2, ring_mib=4) as site,
+    ):
+        site.wait_ordered(120)
+        story = Story(folder, devices, 10)
+        time.sleep(12)
+        site.stop("process-server")
+        stopped = time.time()
+        machine = site.wait_state({"bitmap", "disconnected"}, 15)
+        time.sleep(20 - (time.time() - stopped))
+        machine = site.machine()
+        causes = " ".join(e["cause"] for e in machine["errors"])
+        if "ring was full" not in causes:
+            raise AssertionError(f"the cause of bitmap mode is not shown: {machine['errors']}")
+        site.start("process-server")
+        started = time.time()
+        again_s = site.wait_ordered(120)
+        story_points = [p for p in site.points() if stopped + 5 < _time(p) < started]
+        if story_points:
+            raise AssertionError(f"points were made while order was lost: {story_points}")
+        time.sleep(11)
+        story.stop()
+        result = story.check_every_point(site, {}, 3)
+        story.check_latest(site)
+        return {
+            "ordered_again_after_s": round(again_s, 1),
+            "state_while_away": machine["state"],
+            **result,
+        }
+
+
+def kill() -> Result:
+    """30 times a random daemon is killed during load and started again: every point is a prefix, no new epoch begins by agent kills."""
+    with (
+        scratch() as folder,
+        two_disks(folder) as devices,
+        lab(devices, point_interval=5, segment_seconds=2) as site,
+    ):
+        site.wait_ordered(120)
+        story = Story(folder, devices, 5)
+        before = site.machine()
+        killed: dict[str, int] = {}
+        for _ in range(30):
+            daemon = random.choice(DAEMONS)
+            killed[daemon] = killed.get(daemon, 0) + 1
+            time.sleep(random.uniform(0.5, 4))
+            site.kill(daemon)
+            time.sleep(random.uniform(0, 2))
+            site.start(daemon)
+        ordered_s = site.wait_ordered(120)
+        time.sleep(11)
+        story.stop()
+        after = site.machine()
+        if after["epoch"] != before["epoch"]:
+            raise AssertionError(
+                f"a new epoch began: {before['epoch']} → {after['epoch']}: {after['errors']}"
+            )
+        result = story.check_every_point(site, {}, 5)
+        story.check_latest(site)
+        return {
+            "killed": killed,
+            "ordered_after_s": round(ordered_s, 1),
+            "rounds": after.get("rounds"),
+            **result,
+        }
+
+
+def _time(point: Any) -> float:
+    return datetime.fromisoformat(point["time"]).timestamp()
+
+
+PARTS: Final[dict[str, Callable[[], Result]]] = {
+    "prefix-paced": prefix_paced,
+    "prefix-full-speed": prefix_full_speed,
+    "overflow": overflow,
+    "kill": kill,
+    "identity-ext4": lambda: identity_of("ext4"),
+    "identity-xfs": lambda: identity_of("xfs"),
+    "identity-btrfs": lambda: identity_of("btrfs"),
+    "audit-missed": missed_writes_are_found,
+    "audit-errors": failed_writes_leave_no_difference,
+}

@@ -1,0 +1,97 @@
+"""What the long parts share: scratch disks, and a writer whose every state can be recognised."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from tests.lab import CommandFailedError, Lab
+from tests.loopdisk import loop_disk
+from tests.prefix import PrefixChecker, Schedule, Writer
+
+DISK_B: Final = 96 << 20
+DISK_SECTORS: Final = (DISK_B // 512, DISK_B // 512)
+Result = dict[str, Any]
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    folder = Path("/dev/shm") / f"understudy-long-{secrets.token_hex(3)}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def two_disks(folder: Path) -> Iterator[list[str]]:
+    with loop_disk(folder / "disk-a", DISK_B) as a, loop_disk(folder / "disk-b", DISK_B) as b:
+        yield [a, b]
+
+
+class Story:
+    """A writer of chained writes over two disks, and what was complete when."""
+
+    def __init__(self, folder: Path, devices: list[str], rate_mb: float) -> None:
+        self.folder = folder
+        self.seed = secrets.randbits(32)
+        self.writer = Writer(devices, folder / "progress", self.seed, rate_mb=rate_mb)
+        self.total = 0
+
+    def stop(self) -> None:
+        self.total = self.writer.stop()
+
+    def checker(self) -> PrefixChecker:
+        return PrefixChecker(Schedule(self.seed, DISK_SECTORS))
+
+    def check_every_point(self, lab: Lab, at_least: dict[str, int], minimum: int) -> Result:
+        """Restores and checks every point of the lab, oldest first. `at_least`: by point id, what was complete before it was asked for."""
+        points = lab.points()
+        if len(points) < minimum:
+            raise AssertionError(f"only {len(points)} points were made, at least {minimum} were due")
+        checker = self.checker()
+        prefixes = []
+        for point in points:
+            prefixes.append(self._check(lab, checker, point["id"], at_least.get(point["id"], 0)))
+        if prefixes != sorted(prefixes):
+            raise AssertionError(f"later points hold fewer writes: {prefixes}")
+        return {"points": len(points), "writes": self.total, "newest_prefix": prefixes[-1] if prefixes else 0}
+
+    def check_random_times(self, lab: Lab, count: int) -> Result:
+        """Restores at `count` random times between the first and the last point; those in unordered periods must be refused."""
+        points = lab.points()
+        first, last = (datetime.fromisoformat(points[i]["time"]).timestamp() for i in (0, -1))
+        checker = self.checker()
+        done = refused = 0
+        while done < count:
+            moment = datetime.fromtimestamp(random.uniform(first, last)).astimezone()
+            try:
+                self._check(lab, checker, moment.isoformat(timespec="milliseconds"), 0)
+                done += 1
+            except CommandFailedError as exc:
+                if exc.exit_code != 3 or "earlier" not in exc.stderr or refused > 5 * count:
+                    raise
+                refused += 1
+        return {"times": done, "refused_in_unordered_periods": refused}
+
+    def check_latest(self, lab: Lab) -> None:
+        """Identity at the end: the writer has ended, a new point holds all its writes."""
+        point = lab.create_point()
+        self._check(lab, self.checker(), point["id"], self.total)
+
+    def _check(self, lab: Lab, checker: PrefixChecker, point: str, at_least: int) -> int:
+        target = self.folder / "restored"
+        images = lab.restore(point, target)
+        try:
+            return checker.check(images, at_least=at_least, at_most=self.total)
+        except AssertionError as exc:
+            raise AssertionError(f"point {point} (seed {self.seed}): {exc}") from exc
+        finally:
+            shutil.rmtree(target)
