@@ -20,7 +20,13 @@ from collections.abc import Sequence
 
 from shared.batch import StreamState
 from shared.blob import BlobStore
-from shared.errors import MachineNotFoundError, NoPointsError, PointNotFoundError, PointReferenceError
+from shared.errors import (
+    LogGapError,
+    MachineNotFoundError,
+    NoPointsError,
+    PointNotFoundError,
+    PointReferenceError,
+)
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
@@ -100,11 +106,11 @@ class Catalog:
         )
 
     async def captured_ns(self, position: Position) -> int:
-        """When the newest write in the image at `position` was made, by the machine's clock, Unix ns."""
-        entry = next(
-            i for e, i in self.history if e == position.epoch and i.first <= position.batch <= i.last
-        )
-        return next(r for r in await self.reader.footer(entry) if r.number == position.batch).captured_ns
+        """When the newest write in the image at `position` was made, by the machine's clock, Unix ns. Raises LogGapError."""
+        for entry in self.entries(position.epoch):
+            if entry.first <= position.batch <= entry.last:
+                return (await self.reader.footer(entry))[position.batch - entry.first].captured_ns
+        raise LogGapError(f"Position {position} is not in the log", cause="the index lists no such batch")
 
     def _latest(self) -> Position:
         if not self.runs:
@@ -129,7 +135,8 @@ class Catalog:
         rows = await self._rows_around(at_ns)
         captured = [i for i, (_, row) in enumerate(rows) if row.captured_ns <= at_ns]
         if not captured:
-            raise await self._no_point(asked, rows[0][0], "the log begins later")
+            before = Position.of(rows[0][0].epoch, rows[0][0].batch - 1)
+            raise await self._no_point(asked, before, "the log begins later")
         exact = [p for p, r in rows if r.captured_ns == at_ns and r.state == StreamState.ORDERED]
         if exact:
             return exact[-1]
@@ -157,11 +164,14 @@ class Catalog:
         return rows
 
     async def _no_point(self, asked: str, position: Position, cause: str) -> PointNotFoundError:
-        """The error for a reference that means no point, with the ordered positions next to `position`."""
+        """The error for a reference that means no point, with the ordered positions up to and behind `position`."""
         said = [cause]
         for word, near in (
             ("nearest earlier", history.at_or_before(self.runs, position)),
-            ("nearest later", history.at_or_after(self.runs, position)),
+            (
+                "nearest later",
+                history.at_or_after(self.runs, Position.of(position.epoch, position.batch + 1)),
+            ),
         ):
             when = f"{near} of {format_ns(await self.captured_ns(near))}" if near else "none"
             said.append(f"{word} point: {when}")

@@ -1,80 +1,78 @@
 """Planning a restore: which snapshots to start from, which batches to replay. Pure.
 
-Any ordered batch is a point. Its image = the newest valid snapshots of its epoch at or before it, or all
-zeroes before the epoch's first batch (every epoch begins with a full replication, so replay from nothing is
-complete), and then every batch up to it. Snapshots of another epoch are no base: what happened between two
-epochs is not in the log.
+Any ordered batch is a point. Its image = the newest valid snapshots of its epoch at or before it, or all zeroes before the epoch's
+first batch (every epoch begins with a full replication, so replay from nothing is complete), and then every batch up to it.
+Snapshots of another epoch are no base: what happened between two epochs is not in the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
 
 import msgspec
 
+from shared.batch import SECTOR
 from shared.errors import LogGapError
+from shared.log.epochs import EpochDisk
+from shared.log.index import IndexEntry
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
-
-
-class Listed(Protocol):
-    """What planning needs to know of an index entry: the batches in the segment, its size."""
-
-    @property
-    def first(self) -> int: ...
-    @property
-    def last(self) -> int: ...
-    @property
-    def bytes(self) -> int: ...
-
-
-Entry = TypeVar("Entry", bound=Listed)
 
 
 class Replay(msgspec.Struct, frozen=True):
     """Batches `first` to `last` of one segment."""
 
-    entry: Listed
+    entry: IndexEntry
     first: int
     last: int
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    machine: str
     position: Position
+    captured_ns: int
+    disks: tuple[EpochDisk, ...]
+    point: PointDoc | None
+    """The point's document, when a mark asked for one here."""
     base: PointDoc | None
     """Whose snapshots to start from; None: from zeroes."""
     replay: tuple[Replay, ...]
 
     @property
     def log_b(self) -> int:
-        """Bytes of log to read."""
+        """Bytes of log to download."""
         return sum(step.entry.bytes for step in self.replay)
 
+    @property
+    def disks_b(self) -> int:
+        """Size of all images together."""
+        return sum(disk.sectors for disk in self.disks) * SECTOR
 
-def make_plan(position: Position, entries: Sequence[Listed], points: Sequence[PointDoc]) -> Plan:
-    """The plan for `position`, from the index entries of its epoch (in log order) and the points that may
-    serve as base.
 
-    Raises LogGapError when the log does not lead from the best base to the position.
+def base_candidates(position: Position, docs: Sequence[PointDoc]) -> list[PointDoc]:
+    """The points whose snapshots may serve as base, best first."""
+    usable = [
+        doc
+        for doc in docs
+        if doc.state == "snapshotted"
+        and doc.target == "page-blob"  # images lie on a master target, which may be gone
+        and doc.epoch == position.epoch
+        and doc.position <= position
+    ]
+    return sorted(usable, key=lambda doc: doc.position, reverse=True)
+
+
+def replay_steps(entries: Sequence[IndexEntry], after: int, until: Position) -> tuple[Replay, ...]:
+    """Which batches of which segments lie in (after, until]. `entries`: of the epoch of `until`, in log order.
+
+    Raises LogGapError when they are not all there.
     """
-    bases = [p for p in points if p.snapshots and p.epoch == position.epoch and p.position <= position]
-    base = max(bases, key=lambda p: p.position, default=None)
-    return Plan(
-        position=position,
-        base=base,
-        replay=tuple(replay(entries, base.batch if base else 0, position)),
-    )
-
-
-def replay(entries: Sequence[Listed], after: int, until: Position) -> list[Replay]:
-    """Which batches of which segments lie in (after, until], without a gap. Raises LogGapError."""
     steps = []
     reached = after
     for entry in entries:
-        if entry.last <= reached or entry.first > until.batch:
+        if entry.last <= reached:
             continue
-        if entry.first > reached + 1:
+        if reached >= until.batch or entry.first > reached + 1:
             break
         last = min(entry.last, until.batch)
         steps.append(Replay(entry, reached + 1, last))
@@ -82,6 +80,6 @@ def replay(entries: Sequence[Listed], after: int, until: Position) -> list[Repla
     if reached < until.batch:
         raise LogGapError(
             f"The log does not lead to position {until}",
-            cause=f"after batch {reached} the next batch is not in the log index",
+            cause=f"batch {reached + 1} is not in the log index",
         )
-    return steps
+    return tuple(steps)

@@ -1,0 +1,142 @@
+"""What `--point` may say, against a real log in real blob storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.batch import StreamState
+from shared.blob import BlobStore
+from shared.errors import (
+    MachineNotFoundError,
+    NoPointsError,
+    PointNotFoundError,
+    PointReferenceError,
+)
+from shared.recovery import points
+from shared.recovery.catalog import Catalog
+from shared.recovery.points import logged_point
+from shared.recovery.position import Position, format_ns
+from tests.machine_log import SECOND_NS, START_NS, ModelMachine
+
+
+@pytest.fixture
+async def machine(store: BlobStore, tmp_path: Path) -> ModelMachine:
+    return await ModelMachine.create(store, tmp_path)
+
+
+def at(batch_second: float) -> str:
+    return format_ns(START_NS + int(batch_second * SECOND_NS))
+
+
+async def two_epochs(machine: ModelMachine) -> Catalog:
+    """Epoch 1: replication 1-3, ordered 4-6, lost 7-8, ordered 9; epoch 2 (seconds 10-12 replication), ordered 4-5."""
+    await machine.begin_epoch()
+    for _ in range(3):
+        machine.write()
+    await machine.publish(segments=4)
+    machine.write(state=StreamState.BITMAP)
+    machine.write(state=StreamState.CATCHING_UP)
+    machine.write(mark="m")
+    await machine.begin_epoch("agent restarted")
+    machine.write()
+    machine.write()
+    await machine.publish()
+    return await Catalog.load(machine.store, machine.name)
+
+
+async def test_latest_is_the_last_ordered_batch_by_position(machine: ModelMachine) -> None:
+    catalog = await two_epochs(machine)
+    assert await catalog.resolve("latest") == Position.of(2, 5)
+    machine.write(state=StreamState.BITMAP)
+    await machine.publish()
+    assert await (await Catalog.load(machine.store, machine.name)).resolve("latest") == Position.of(2, 5)
+
+
+async def test_any_ordered_position_is_a_point_and_others_name_their_neighbours(
+    machine: ModelMachine,
+) -> None:
+    catalog = await two_epochs(machine)
+    assert await catalog.resolve("1-5") == Position.of(1, 5)
+    assert await catalog.resolve("00000001-000000000009") == Position.of(1, 9)
+    with pytest.raises(PointNotFoundError) as caught:
+        await catalog.resolve("1-7")
+    assert f"nearest earlier point: 1-6 of {at(6)}" in caught.value.cause
+    assert f"nearest later point: 1-9 of {at(9)}" in caught.value.cause
+    with pytest.raises(PointNotFoundError, match="nearest later point: none"):
+        await catalog.resolve("3-1")
+    with pytest.raises(PointNotFoundError, match="nearest earlier point: none"):
+        await catalog.resolve("1-2")
+
+
+async def test_a_time_means_the_last_batch_captured_at_or_before_it(machine: ModelMachine) -> None:
+    catalog = await two_epochs(machine)
+    assert await catalog.resolve(at(4)) == Position.of(1, 4)
+    assert await catalog.resolve(at(5.999)) == Position.of(1, 5)
+    assert await catalog.resolve(at(6)) == Position.of(1, 6)
+    assert await catalog.resolve(at(9)) == Position.of(1, 9)
+    assert await catalog.resolve(at(13.5)) == Position.of(2, 4)
+    assert await catalog.resolve(at(1000)) == Position.of(2, 5)  # nothing was written since
+
+
+@pytest.mark.parametrize(
+    ("second", "cause", "earlier", "later"),
+    [
+        (0.5, "the log begins later", "none", "1-4"),
+        (2, "order was not kept", "none", "1-4"),
+        (6.5, "order was not kept", "1-6", "1-9"),
+        (8, "order was not kept", "1-6", "1-9"),
+        (9.5, "order was not kept", "1-9", "2-4"),
+        (11, "order was not kept", "1-9", "2-4"),
+        (2e9, "future", "2-5", "none"),
+    ],
+)
+async def test_a_time_without_order_is_refused_and_names_the_nearest_points(
+    machine: ModelMachine, second: float, cause: str, earlier: str, later: str
+) -> None:
+    catalog = await two_epochs(machine)
+    with pytest.raises(PointNotFoundError) as caught:
+        await catalog.resolve(at(second))
+    assert cause in caught.value.cause
+    assert f"nearest earlier point: {earlier}" in caught.value.cause
+    assert f"nearest later point: {later}" in caught.value.cause
+
+
+@pytest.mark.parametrize("reference", ["", "newest", "2024-01-01T00:00:00", "12", "../1-4"])
+async def test_nonsense_is_a_usage_error(machine: ModelMachine, reference: str) -> None:
+    catalog = await two_epochs(machine)
+    with pytest.raises(PointReferenceError):
+        await catalog.resolve(reference)
+
+
+async def test_points_are_documents_and_marks_that_have_none_yet(machine: ModelMachine) -> None:
+    await machine.begin_epoch()
+    first = machine.write(mark="a")
+    machine.write(state=StreamState.BITMAP, mark="lost")
+    second = machine.write(mark="b")
+    await machine.publish()
+    await points.write_new(machine.store, logged_point(machine.name, first, START_NS, "app", ["a"]))
+    await machine.store.create(f"points/{machine.name}/00000009-000000000001.json", b"{}")
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert [(p.position, p.consistency, p.marks) for p in catalog.points()] == [
+        (first, "app", ("a",)),
+        (second, "crash", ("b",)),
+    ]
+    with pytest.raises(NoPointsError):
+        await catalog.resolve("latest-processed")
+    assert [(g.after, g.until) for g in catalog.gaps()] == [(None, first), (first, second)]
+
+
+async def test_a_machine_without_points_says_so(machine: ModelMachine) -> None:
+    with pytest.raises(MachineNotFoundError):
+        await Catalog.load(machine.store, machine.name)
+    await machine.begin_epoch()
+    for _ in range(2):
+        catalog = await Catalog.load(machine.store, machine.name)
+        for reference in ("latest", "latest-processed"):
+            with pytest.raises(NoPointsError):
+                await catalog.resolve(reference)
+        with pytest.raises(PointNotFoundError):
+            await catalog.resolve(at(2))
+        await machine.publish()

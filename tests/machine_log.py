@@ -1,0 +1,182 @@
+"""A machine that never was: random writes to small disks, its log in real blob storage, and what each point must restore to.
+
+`ModelMachine` keeps the disks as byte arrays, makes the batches that an agent would send for what is done to them, writes real
+segments and index entries, and remembers the disks' content after every batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from shared import batch as batches
+from shared.batch import (
+    NO_DIGEST,
+    SECTOR,
+    Batch,
+    BatchMeta,
+    BatchNumber,
+    Epoch,
+    Mark,
+    Op,
+    Seq,
+    StreamState,
+    make_extents,
+)
+from shared.blob import BlobStore
+from shared.log.epochs import EpochDisk, allocate_epoch
+from shared.log.writer import IndexWriter
+from shared.recovery.position import Position
+from shared.sealing import MachineKey
+from shared.vault import FileVault, machine_key
+from tests.logs import Made, put_segment
+
+SECOND_NS = 1_000_000_000
+START_NS = 1_700_000_000 * SECOND_NS
+"""When the first batch is captured; each further batch one second later."""
+
+
+class ModelMachine:
+    def __init__(
+        self,
+        store: BlobStore,
+        vault: FileVault,
+        key: MachineKey,
+        name: str = "web1",
+        sizes_b: Sequence[int] = (256 * 1024, 96 * 1024 + 512),
+        seed: int = 0,
+    ) -> None:
+        self.store = store
+        self.vault = vault
+        self.key = key
+        self.name = name
+        self.rng = random.Random(seed)
+        self.disks = [bytearray(size_b) for size_b in sizes_b]
+        self.position = Position.of(0, 0)
+        self.captured_ns = START_NS
+        self.digests: dict[Position, list[str]] = {}
+        """Position → SHA-256 of each disk after it."""
+        self.ordered: list[Position] = []
+        self.marked: list[Position] = []
+        self._pending: list[Made] = []
+        self._last_digest = NO_DIGEST
+        self._writer: IndexWriter | None = None
+
+    @classmethod
+    async def create(cls, store: BlobStore, folder: Path, name: str = "web1", seed: int = 0) -> ModelMachine:
+        path = folder / "vault.json"
+        vault = FileVault(path) if path.exists() else FileVault.create(path)
+        return cls(store, vault, await machine_key(store, vault, name, create=True), name, seed=seed)
+
+    @property
+    def disk_names(self) -> list[str]:
+        return [f"loop{n}" for n in range(len(self.disks))]
+
+    def sha256(self) -> list[str]:
+        return [hashlib.sha256(disk).hexdigest() for disk in self.disks]
+
+    async def begin_epoch(self, reason: str = "first replication", *, batches: int = 3) -> None:
+        """A new epoch, and its full replication, in that many batches."""
+        if self._writer is not None:
+            await self.publish()
+        info = await allocate_epoch(
+            self.store,
+            self.name,
+            disks=[
+                EpochDisk(n, name, f"serial-{n}", len(disk) // SECTOR)
+                for n, (name, disk) in enumerate(zip(self.disk_names, self.disks, strict=True))
+            ],
+            reason=reason,
+            agent_id="test",
+        )
+        self.position = Position.of(info.epoch, 0)
+        self._last_digest = NO_DIGEST
+        self._writer = await IndexWriter.take(self.store, self.name, info.epoch, "ps1")
+        rows = []
+        for number, disk in enumerate(self.disks):
+            for at in range(0, len(disk), 32 * SECTOR):
+                piece = disk[at : at + 32 * SECTOR]
+                op = Op.SYNC if any(piece) else Op.SYNC_ZERO
+                rows.append((number, at // SECTOR, len(piece) // SECTOR, op))
+        step = -(-len(rows) // batches)
+        for at in range(0, len(rows), step):
+            self._add(rows[at : at + step], StreamState.INITIAL_REPLICATION, (), "first replication")
+
+    def write(self, count: int = 5, *, mark: str | None = None, state: StreamState = StreamState.ORDERED) -> Position:
+        """One batch of `count` random writes and clears; with `mark` a recovery point is asked for behind it."""
+        rows = []
+        for _ in range(count):
+            disk = self.rng.randrange(len(self.disks))
+            sectors = len(self.disks[disk]) // SECTOR
+            first = self.rng.randrange(sectors)
+            length = min(self.rng.choice([1, 2, 8, 24]), sectors - first)
+            rows.append((disk, first, length, Op.ZERO if self.rng.random() < 0.2 else Op.WRITE))
+        for disk, first, length, op in rows:
+            data = self.rng.randbytes(length * SECTOR) if op == Op.WRITE else bytes(length * SECTOR)
+            self.disks[disk][first * SECTOR : (first + length) * SECTOR] = data
+        # As the last write of a sector wins, it may carry the final data in each of its writes.
+        marks = () if mark is None else (Mark(mark),)
+        self._add(self._final(rows), state, marks, "" if state == StreamState.ORDERED else "ring full")
+        return self.position
+
+    @staticmethod
+    def _final(rows: list[tuple[int, int, int, Op]]) -> list[tuple[int, int, int, Op]]:
+        """A clear under a later write would carry no data: send every row as data but clears that nothing overlaps."""
+
+        def alone(i: int) -> bool:
+            disk, first, length, _ = rows[i]
+            return all(
+                j == i or d != disk or f >= first + length or first >= f + n for j, (d, f, n, _) in enumerate(rows)
+            )
+
+        return [
+            (d, f, n, op if op == Op.WRITE or alone(i) else Op.WRITE) for i, (d, f, n, op) in enumerate(rows)
+        ]
+
+    def _add(
+        self,
+        rows: list[tuple[int, int, int, Op]],
+        state: StreamState,
+        marks: tuple[Mark, ...],
+        cause: str,
+        unreadable: tuple[tuple[int, int, int], ...] = (),
+    ) -> None:
+        self.position = Position.of(self.position.epoch, self.position.batch + 1)
+        self.captured_ns += SECOND_NS
+        payload = b"".join(
+            self.disks[disk][first * SECTOR : (first + length) * SECTOR]
+            for disk, first, length, op in rows
+            if op in (Op.WRITE, Op.SYNC)
+        )
+        batch = Batch(
+            epoch=Epoch(self.position.epoch),
+            number=BatchNumber(self.position.batch),
+            last_seq=Seq(self.position.batch * 10),
+            captured_ns=self.captured_ns,
+            state=state,
+            predecessor=self._last_digest,
+            extents=make_extents(rows),
+            payload=payload,
+            meta=BatchMeta(marks=marks, cause=cause, unreadable=unreadable),
+        )
+        buffers, self._last_digest = batches.encode(batch)
+        self._pending.append(Made(b"".join(bytes(b) for b in buffers), batch, self._last_digest))
+        self.digests[self.position] = self.sha256()
+        if state == StreamState.ORDERED:
+            self.ordered.append(self.position)
+            if marks:
+                self.marked.append(self.position)
+
+    async def publish(self, *, segments: int = 1) -> None:
+        """Upload what was made since the last time, in that many segments, and list it."""
+        assert self._writer is not None
+        size = -(-len(self._pending) // segments) or 1
+        for at in range(0, len(self._pending), size):
+            made = self._pending[at : at + size]
+            entry = await put_segment(
+                self.store, made, term=self._writer.term, key=self.key, machine=self.name
+            )
+            await self._writer.append([entry])
+        self._pending = []
