@@ -14,7 +14,7 @@ credit = {quota_per_disk_b = 8589934592}
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -45,4 +45,4 @@ class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     """A segment is closed and uploaded at this size …"""
     segment_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
     """… or at this age, which is the floor of the RPO."""
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
