@@ -24,22 +24,18 @@ more is never believed.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.disks import SYSFS, Disk
-from shared import logging
 
 _WRITTEN_SECTORS, _DISCARDED_SECTORS = 6, 13
 _WRAP: Final = (1 << 64) - 1
 SAME: Final = 3
-_ATTEMPTS: Final = 64
-
-_log = logging.get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +58,33 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What stat and our counters differed by from the beginning."""
+    """What stat and our counters differed by from the beginning, as far as it is known."""
 
     stat_sectors: int
     """The kernel's count just before the attachment."""
     offset_sectors: int | None = None
     """What it counted since then of writes from before the attachment; None while that is not known."""
+    candidate_sectors: int = 0
+    """The offset that the last still sample spoke for, and how many in a row did."""
+    agreed: int = 0
 
     def words(self) -> list[int]:
         """As kept in `Capture.audit_words`."""
         known = self.offset_sectors is not None
-        return [self.stat_sectors & _WRAP, (self.offset_sectors or 0) & _WRAP, int(known)]
+        numbers = (
+            self.stat_sectors,
+            self.offset_sectors or 0,
+            int(known),
+            self.candidate_sectors,
+            self.agreed,
+            0,
+        )
+        return [number & _WRAP for number in numbers]
 
     @staticmethod
     def from_words(words: npt.NDArray[np.uint64]) -> Baseline:
-        signed = words.view(np.int64)
-        return Baseline(int(signed[0]), int(signed[1]) if words[2] else None)
+        stat, offset, known, candidate, agreed = words[:5].view(np.int64).tolist()
+        return Baseline(stat, offset if known else None, candidate, agreed)
 
 
 class Outcome(enum.Enum):
@@ -117,80 +124,27 @@ def compare(sample: Sample, baseline: Baseline) -> Verdict:
     return Verdict(Outcome.IN_FLIGHT, sample.seen_sectors - counted)
 
 
-class Settling:
-    """Finds the baseline of one disk from samples that are taken after it settled. Pure, but for its memory
-    of the last ones."""
+def settle(sample: Sample, baseline: Baseline) -> Baseline:
+    """One step towards the offset, from a sample taken when no write from before the attachment can be in
+    flight. Pure.
 
-    def __init__(self) -> None:
-        self._candidate: int | None = None
-        self._agreed = 0
-
-    def step(self, sample: Sample, baseline: Baseline) -> Baseline:
-        if not sample.still or not sample.stat.counting:
-            return baseline
-        candidate = sample.stat.sectors - baseline.stat_sectors - sample.completed_sectors
-        self._agreed = self._agreed + 1 if candidate == self._candidate else 1
-        self._candidate = candidate
-        known = baseline.offset_sectors
-        if self._agreed >= SAME and (known is None or candidate < known):
-            return replace(baseline, offset_sectors=candidate)
+    A sample without counting makes everything unknown again: what was written meanwhile cannot be found out.
+    """
+    if not sample.stat.counting:
+        return Baseline(baseline.stat_sectors)
+    if not sample.still:
         return baseline
+    candidate = sample.stat.sectors - baseline.stat_sectors - sample.completed_sectors
+    agreed = min(baseline.agreed + 1, SAME) if candidate == baseline.candidate_sectors else 1
+    known = baseline.offset_sectors
+    if agreed >= SAME and (known is None or candidate < known):
+        known = candidate
+    return Baseline(baseline.stat_sectors, known, candidate, agreed)
 
 
-class AuditedCapture(Protocol):
-    """What the audit needs of `agent.capture.Capture`."""
-
-    @property
-    def disks(self) -> tuple[Disk, ...]: ...
-    def sector_counts(self, disk: int, /) -> tuple[int, int]: ...
-    def audit_words(self, disk: int, /) -> npt.NDArray[np.uint64]: ...
-
-
-class Auditor:
-    """Samples the disks and keeps their baselines in the capture's pinned memory."""
-
-    def __init__(self, capture: AuditedCapture, *, sysfs: Path = SYSFS) -> None:
-        self._capture = capture
-        self._sysfs = sysfs
-        self._settling = [Settling() for _ in capture.disks]
-
-    def check(self, *, settled: bool) -> list[Verdict]:
-        """One verdict per disk, by slot; takes some milliseconds. `settled`: no write from before the
-        attachment can be in flight. Raises OSError when a disk is gone.
-
-        A disk whose counting was switched off is switched on again, and gets a new baseline: that verdict,
-        and only that, says so.
-        """
-        return [self._check(slot, disk, settled) for slot, disk in enumerate(self._capture.disks)]
-
-    def _check(self, slot: int, disk: Disk, settled: bool) -> Verdict:
-        words = self._capture.audit_words(slot)
-        baseline = Baseline.from_words(words)
-        verdict = Verdict(Outcome.UNVERIFIABLE)
-        for _ in range(_ATTEMPTS):
-            sample = self.sample(slot)
-            if settled:
-                baseline = self._settling[slot].step(sample, baseline)
-            verdict = compare(sample, baseline)
-            if (
-                verdict.outcome in (Outcome.EXACT, Outcome.SHORTFALL)
-                or not sample.stat.counting
-                or not settled
-            ):
-                break
-        if not sample.stat.counting:
-            _log.warning("iostats was off", disk=disk.name, action="switched on; the audit begins anew")
-            (self._sysfs / f"block/{disk.name}/queue/iostats").write_text("1")
-            baseline = Baseline(read_stat(disk, sysfs=self._sysfs).sectors)
-            self._settling[slot] = Settling()
-        words[:3] = baseline.words()
-        return verdict
-
-    def sample(self, slot: int) -> Sample:
-        before = self._capture.sector_counts(slot)
-        stat = read_stat(self._capture.disks[slot], sysfs=self._sysfs)
-        seen, completed = self._capture.sector_counts(slot)
-        return Sample(stat, seen, completed, before == (seen, completed))
+def switch_on(disk: Disk, *, sysfs: Path = SYSFS) -> None:
+    """Makes the kernel count the disk's sectors (again)."""
+    (sysfs / f"block/{disk.name.replace('/', '!')}/queue/iostats").write_text("1")
 
 
 def read_stat(disk: Disk, *, sysfs: Path = SYSFS) -> Stat:

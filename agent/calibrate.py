@@ -29,6 +29,7 @@ import platform
 import secrets
 import struct
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,17 +40,19 @@ import numpy.typing as npt
 from agent.disks import Disk
 from agent.layout import DATA_B, PROBE_WORDS, SECTOR, kernel_dev
 from agent.libbpf import BpfObject
-from shared.errors import UnderstudyError
+from shared.errors import BpfError, DeviceError
 
 PAGE_B: Final = mmap.PAGESIZE
 _GIB: Final = 1 << 30
 _SEARCH_STEP_B: Final = {"x86_64": _GIB, "aarch64": 128 << 20}
 """Alignment of the direct map's base: x86-64 randomises it by whole PUDs; arm64 aligns memstart by 128 MiB
 at least."""
-_SEARCH_LIMIT_B: Final = 64 << 40
+_SEARCH_LIMIT_B: Final = 16 << 40
+"""More memory than machines have; the search runs with preemption off, some 100 ns a step."""
 _PFN_BITS: Final = (1 << 55) - 1
+_READS: Final = 4
 _PROBE_SECTORS: Final = DATA_B // SECTOR
-PROBE_PROGRAMS: Final = ("us_probe_getrq", "us_probe_queue")
+_PROBE_PROGRAMS: Final = ("us_probe_getrq", "us_probe_queue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +79,18 @@ def calibrate(
     if step is None:
         return Calibration(f"the memory layout of {platform.machine()} is not known")
     control["page_b"], control["vmemmap"], control["direct_map"] = PAGE_B, 0, 0
-    links = []
     try:
-        links = [loaded.attach(name) for name in PROBE_PROGRAMS]
-        found = _find(control, probe, disks[0], step)
-        if not found.cause:
-            control["vmemmap"], control["direct_map"] = found.vmemmap, found.direct_map
-            causes = [cause for disk in disks if (cause := _prove(probe, disk))]
-            if causes:
-                found = Calibration(causes[0], tried=found.tried)
-    except (OSError, UnderstudyError) as exc:
+        with ExitStack() as links:
+            for program in _PROBE_PROGRAMS:
+                links.callback(loaded.attach(program).close)
+            found = _find(control, probe, disks[0], step)
+            if not found.cause:
+                control["vmemmap"], control["direct_map"] = found.vmemmap, found.direct_map
+                causes = [cause for disk in disks if (cause := _prove(probe, disk))]
+                if causes:
+                    found = Calibration(causes[0], tried=found.tried)
+    except BpfError as exc:
         found = Calibration(str(exc))
-    finally:
-        probe["armed"] = 0
-        for link in links:
-            link.close()
     if found.cause:
         control["vmemmap"], control["direct_map"] = 0, 0
     return found
@@ -114,44 +114,65 @@ def _find(control: npt.NDArray[Any], probe: npt.NDArray[Any], disk: Disk, step: 
 def _prove(probe: npt.NDArray[Any], disk: Disk) -> str:
     """The cause why the bases do not give back what the page held; empty when they do."""
     with _Page() as page:
-        expected = page.content()
         probe["readback"] = 0
         if cause := _read_through(probe, disk, page):
             return cause
-    if not np.array_equal(probe["readback"][:DATA_B], expected):
-        return f"data of a page of our own did not read back on {disk.path}"
+        if not np.array_equal(probe["readback"], page.filled):
+            return f"data of a page of our own did not read back on {disk.path}"
     return ""
 
 
 def _read_through(probe: npt.NDArray[Any], disk: Disk, page: _Page) -> str:
-    sector = (
-        secrets.randbelow(disk.sectors // _PROBE_SECTORS) * _PROBE_SECTORS
-    )  # nobody else is likely to read just there
-    probe["dev"], probe["sector"], probe["pfn"] = kernel_dev(disk.major, disk.minor), sector, page.pfn
-    probe["magic"] = page.content().view(np.uint64)[:PROBE_WORDS]
-    for name in ("seen", "bv_page", "direct_map", "tried"):
-        probe[name] = 0
-    probe["armed"] = 1
+    """Reads into the page with the probe armed. The cause why the programs did not see it; empty when they
+    did."""
+    cause = ""
+    for _ in range(_READS):
+        page.fill()  # whatever an earlier read left there is no magic
+        sector = (
+            secrets.randbelow(disk.sectors // _PROBE_SECTORS) * _PROBE_SECTORS
+        )  # read by nobody else just now
+        probe["dev"], probe["sector"], probe["pfn"] = kernel_dev(disk.major, disk.minor), sector, page.pfn
+        probe["magic"] = page.filled.view(np.uint64)[:PROBE_WORDS]
+        for name in ("seen", "bv_page", "direct_map", "tried"):
+            probe[name] = 0
+        probe["armed"] = 1
+        try:
+            page.read_into(disk.path, sector)
+            cause = f"a read of {disk.path} did not pass the block layer's hooks"
+        except OSError as exc:  # a bad sector; the next one is elsewhere
+            cause = f"a read of {disk.path} failed: {exc.strerror}"
+        finally:
+            probe["armed"] = 0
+        if int(probe["seen"]):
+            return ""
+    return cause
+
+
+def open_device(device: Path) -> int:
+    """A descriptor for O_DIRECT reads. Raises DeviceError."""
     try:
-        page.read_into(disk.path, sector)
-    finally:
-        probe["armed"] = 0
-    return "" if int(probe["seen"]) else f"a read of {disk.path} did not pass the block layer's hooks"
+        return os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as exc:
+        raise DeviceError(
+            f"{device} could not be opened for reading",
+            cause=exc.strerror or str(exc),
+            action="Catch-up has to read the disk: give the agent access to it.",
+        ) from exc
 
 
 class _Page:
-    """One locked page of this process, filled with random bytes."""
+    """One page of this process, in memory and with a known frame number."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, PAGE_B)
-        self._memory[:] = os.urandom(PAGE_B)
+        self.fill()
         view = np.frombuffer(self._memory, np.uint8)
         address = int(view.ctypes.data)
         del view  # or the memory could not be unmapped
         with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
             pagemap.seek(address // PAGE_B * 8)
             (entry,) = struct.unpack("<Q", pagemap.read(8))
-        self.pfn = entry & _PFN_BITS
+        self.pfn: Final = entry & _PFN_BITS
 
     def __enter__(self) -> _Page:
         return self
@@ -159,12 +180,14 @@ class _Page:
     def __exit__(self, *_: object) -> None:
         self._memory.close()
 
-    def content(self) -> npt.NDArray[np.uint8]:
-        """A copy of the page's first 4096 bytes as they are now."""
-        return np.frombuffer(bytes(self._memory[:DATA_B]), np.uint8)
+    def fill(self) -> None:
+        """New random content; `filled` is its first 4096 bytes."""
+        content = secrets.token_bytes(PAGE_B)
+        self._memory[:] = content
+        self.filled: npt.NDArray[np.uint8] = np.frombuffer(content[:DATA_B], np.uint8)
 
     def read_into(self, device: Path, sector: int) -> None:
-        fd = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        fd = open_device(device)
         try:
             with memoryview(self._memory) as view, view[:DATA_B] as part:
                 os.preadv(fd, [part], sector * SECTOR)

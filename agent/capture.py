@@ -1,61 +1,40 @@
-"""Capture: loads, pins and attaches the BPF programs, or continues what is pinned; then it is the door to
-their maps.
+"""Capture: the door to the BPF programs' maps. Attaches the programs, or continues what is pinned.
 
 Input: disks. Output: the ring, dirty bitmaps, open writes, counters. Blocks only in `attach` and in
-`swap_dirty` (an RCU grace period).
-
-A fresh attachment, in this order:
-1. the sector counters of the disks are read (the audit's baseline) before anything can be captured;
-2. load, calibrate;
-3. the disks' bitmaps, then the disks themselves;
-4. the programs: completions first, so that no captured write completes unseen;
-5. pins, then their folder gets its name.
-A kill at any point leaves either everything or a folder that the next attachment removes. Once pinned,
-nothing here is needed to keep capturing; an agent that comes back finds the same maps and goes on from the
-ring's consumer position.
+`swap_dirty` (an RCU grace period). Once pinned, nothing here is needed to keep capturing; an agent that
+comes back finds the same maps and goes on from the ring's consumer position.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from agent import audit, disks, layout, libbpf, pins
-from agent.calibrate import calibrate
+from agent import disks, layout, libbpf, pins
+from agent.attach import (
+    OBJECT,
+    PINNED_MAPS,
+    STATE,
+    attach_fresh,
+    bitmap_names,
+    by_slot,
+    check_machine,
+    key_bytes,
+    mapped,
+)
 from agent.disks import Disk
 from agent.layout import GRANULE_SECTORS
 from agent.ring import Ring
-from shared.errors import CaptureUnavailableError, PinnedElsewhereError, UsageError
 
-__all__ = ["GRANULE_SECTORS", "Capture", "Counters", "Incidents", "detach"]
-
-_BTF: Final = Path("/sys/kernel/btf/vmlinux")
-_OBJECT: Final = Path(__file__).resolve().parent.parent / "build/capture.bpf.o"
-_PINNED_MAPS: Final = {
-    "control": ".data.control",
-    "ring": "ring",
-    "tracked": "tracked",
-    "open": "open_writes",
-    "counters": "counters",
-    "dirty": "dirty",
-}
-_STATE: Final = "state"
-_FORGOTTEN: Final = 6
-"""Of the counters' words that are user space's: completed sectors that only `forget_open` knows of. The
-others are the audit's."""
-_ALWAYS: Final = ("us_rq_complete", "us_bio_complete", "us_rq_issue")
-_FOR_REQUESTS: Final = ("us_backmerge", "us_frontmerge", "us_getrq")
-_FOR_BIOS: Final = ("us_queue",)
+__all__ = ["GRANULE_SECTORS", "Capture", "Counters", "Incidents", "describe_loss", "detach"]
 
 _SWAPS_AT_ONCE: Final = 8
 _LOSSES: Final = (
@@ -133,19 +112,19 @@ class Capture:
         self.disks: Final = tuple(disks_in_order)
         """By slot: the `disk` of a ring record is an index into this."""
         self._open_files = ExitStack()
-        self._fds = {name: self._open(folder / name) for name in _PINNED_MAPS}
+        self._fds = {name: self._open(folder / name) for name in PINNED_MAPS}
         ring_b = libbpf.map_info(self._fds["ring"]).max_entries
         self.ring: Final = Ring(self._fds["ring"], ring_b)
-        self._control = _mapped(self._fds["control"], layout.CONTROL, 1).reshape(())
-        self._counters = _mapped(self._fds["counters"], layout.COUNTERS, layout.MAX_DISKS)
+        self._control = mapped(self._fds["control"], layout.CONTROL, 1).reshape(())
+        self._counters = mapped(self._fds["counters"], layout.COUNTERS, layout.MAX_DISKS)
         self._dirty: list[tuple[_Bitmap, _Bitmap]] = []
         self._todo: list[_Bitmap] = []
         for slot, disk in enumerate(self.disks):
             words = layout.bitmap_words(disk.sectors)
-            first, second, todo = (_Bitmap(self._open(folder / name), words) for name in _bitmap_names(slot))
+            first, second, todo = (_Bitmap(self._open(folder / name), words) for name in bitmap_names(slot))
             self._dirty.append((first, second))
             self._todo.append(todo)
-        self.state: Final[Words] = _mapped(self._open(folder / _STATE), np.dtype("<u8"), layout.STATE_WORDS)
+        self.state: Final[Words] = mapped(self._open(folder / STATE), np.dtype("<u8"), layout.STATE_WORDS)
         """4096 words that live as long as the capture; agent.state owns their meaning."""
         self._incidents_at_swap: Incidents | None = None
         # Ids, not descriptors: a process that holds a program open would keep it alive after a detach.
@@ -153,7 +132,7 @@ class Capture:
 
     @classmethod
     def attach(
-        cls, pin_dir: Path, wanted: Sequence[Disk], ring_b: int, *, object_path: Path = _OBJECT
+        cls, pin_dir: Path, wanted: Sequence[Disk], ring_b: int, *, object_path: Path = OBJECT
     ) -> Capture:
         """Attaches capture to `wanted`, or continues what is pinned at `pin_dir` if that is the same disks.
 
@@ -167,8 +146,8 @@ class Capture:
         pins.ensure_bpffs(pin_dir)
         fresh = not pin_dir.is_dir()
         if fresh:
-            _attach_fresh(pin_dir, wanted, ring_b, object_path)
-        return cls(pin_dir, _by_slot(pin_dir, wanted), fresh=fresh)
+            attach_fresh(pin_dir, wanted, ring_b, object_path)
+        return cls(pin_dir, by_slot(pin_dir, wanted), fresh=fresh)
 
     def close(self) -> None:
         """Closes descriptors. Capture goes on; views of its memory stay valid until they are dropped."""
@@ -246,7 +225,7 @@ class Capture:
 
     def _swap(self, slot: int) -> None:
         inactive = self._dirty[slot][1 - self._active(slot)]
-        libbpf.update(self._fds["dirty"], _key(slot), _key(inactive.fd))
+        libbpf.update(self._fds["dirty"], key_bytes(slot), key_bytes(inactive.fd))
 
     def inactive_dirty(self, disk: int) -> Words:
         """The bitmap that no program writes to; bit i of word w is granule 64 w + i. Clear it before the
@@ -262,7 +241,7 @@ class Capture:
         return self._todo[disk].words
 
     def _active(self, slot: int) -> int:
-        found = libbpf.lookup(self._fds["dirty"], _key(slot), 4)
+        found = libbpf.lookup(self._fds["dirty"], key_bytes(slot), 4)
         active = int.from_bytes(found or b"", "little")
         return next(i for i, bitmap in enumerate(self._dirty[slot]) if bitmap.id == active)
 
@@ -284,7 +263,7 @@ class Capture:
         # A deletion that finds nothing lost the race against the completion, which then counted the write.
         dropped = [i for i in old if libbpf.delete(self._fds["open"], keys[i].tobytes())]
         for write in values[dropped]:
-            self._counters[int(write["disk"])]["base"][_FORGOTTEN] += np.uint64(write["sectors"])
+            self._counters[int(write["disk"])]["base"][layout.FORGOTTEN_WORD] += np.uint64(write["sectors"])
         return values[dropped]
 
     def counters(self, disk: int) -> Counters:
@@ -304,11 +283,11 @@ class Capture:
     def sector_counts(self, disk: int) -> tuple[int, int]:
         """Sectors of writes seen, and of writes completed."""
         row = self._counters[disk]
-        return int(row["seen"]), int(row["completed"]) + int(row["base"][_FORGOTTEN])
+        return int(row["seen"]), int(row["completed"]) + int(row["base"][layout.FORGOTTEN_WORD])
 
     def audit_words(self, disk: int) -> Words:
         """Six words per disk that live as long as the capture; agent.audit owns their meaning."""
-        words: Words = self._counters[disk]["base"][:_FORGOTTEN]
+        words: Words = self._counters[disk]["base"][: layout.AUDIT_WORDS]
         return words
 
     # -- resources -----------------------------------------------------------------------------------------
@@ -325,143 +304,4 @@ class _Bitmap:
     def __init__(self, fd: int, words: int) -> None:
         self.fd = fd
         self.id = libbpf.map_info(fd).id
-        self.words: Words = _mapped(fd, np.dtype("<u8"), words)
-
-
-def check_machine(object_path: Path = _OBJECT, *, btf: Path = _BTF, is_root: bool | None = None) -> None:
-    """Raises CaptureUnavailableError if this machine or process obviously cannot load the programs."""
-    what = "Writes cannot be captured on this machine"
-    if not (os.geteuid() == 0 if is_root is None else is_root):
-        raise CaptureUnavailableError(
-            what, cause="this process is not root", action="Run the agent as root: it loads BPF programs."
-        )
-    if not btf.exists():
-        raise CaptureUnavailableError(
-            what,
-            cause=f"the kernel has no BTF ({btf} is missing)",
-            action="Use a kernel from 5.17 on with CONFIG_DEBUG_INFO_BTF, as current distributions have.",
-        )
-    if not object_path.exists():
-        raise CaptureUnavailableError(
-            what, cause=f"{object_path} is missing", action="Build it: make build/capture.bpf.o"
-        )
-
-
-def _attach_fresh(pin_dir: Path, wanted: Sequence[Disk], ring_b: int, object_path: Path) -> None:
-    if len(wanted) > layout.MAX_DISKS or not wanted:
-        raise UsageError(
-            f"{len(wanted)} disks cannot be protected",
-            cause=f"a machine may have 1 to {layout.MAX_DISKS}",
-            action="Choose fewer disks.",
-        )
-    folder = pins.staging(pin_dir)
-    pins.remove(folder)
-    baselines = [audit.read_stat(disk).sectors for disk in wanted]
-    with ExitStack() as undo:
-        undo.callback(pins.remove, folder)
-        loaded = libbpf.BpfObject(object_path)
-        # Descriptors of a running process keep programs attached; the pins alone shall.
-        undo_files = undo.enter_context(ExitStack())
-        undo_files.callback(loaded.close)
-        loaded.set_max_entries("ring", ring_b)
-        loaded.load()
-        control = _mapped(loaded.map_fd(".data.control"), layout.CONTROL, 1).reshape(())
-        probe = _mapped(loaded.map_fd(".data.probe"), layout.PROBE, 1).reshape(())
-        control["cause"] = calibrate(loaded, control, probe, wanted).cause.encode()[:255]
-        folder.mkdir()
-        for name, map_name in _PINNED_MAPS.items():
-            libbpf.pin(loaded.map_fd(map_name), folder / name)
-        _make_array(_STATE, layout.STATE_WORDS, libbpf.F_MMAPABLE, folder / _STATE)
-        counters = _mapped(loaded.map_fd("counters"), layout.COUNTERS, layout.MAX_DISKS)
-        for slot, disk in enumerate(wanted):
-            counters[slot]["base"][:3] = audit.Baseline(baselines[slot]).words()
-            _add_disk(loaded, folder, slot, disk)
-        for program in _needed(wanted):
-            link = loaded.attach(program)
-            undo_files.callback(link.close)
-            libbpf.pin(link.fd, pins.link_path(folder, program))
-        control["attached_ns"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        control["layout"] = layout.LAYOUT
-        pins.publish(pin_dir)
-
-
-def _add_disk(loaded: libbpf.BpfObject, folder: Path, slot: int, disk: Disk) -> None:
-    words = layout.bitmap_words(disk.sectors)
-    flags = libbpf.F_MMAPABLE | libbpf.F_INNER_MAP
-    first, second, todo = (folder / name for name in _bitmap_names(slot))
-    _make_array("dirty_words", words, flags, first)
-    _make_array("dirty_words", words, flags, second)
-    _make_array("todo", words, libbpf.F_MMAPABLE, todo)
-    fd = libbpf.get(first)
-    try:
-        libbpf.update(loaded.map_fd("dirty"), _key(slot), _key(fd))
-    finally:
-        os.close(fd)
-    entry = np.zeros((), layout.TRACKED)
-    entry["slot"], entry["diskseq"], entry["sectors"] = slot, disk.diskseq, disk.sectors
-    entry["flags"] = layout.DISK_BIO_BASED if disk.bio_based else 0
-    libbpf.update(loaded.map_fd("tracked"), _key(layout.kernel_dev(disk.major, disk.minor)), entry.tobytes())
-
-
-def _needed(wanted: Sequence[Disk]) -> list[str]:
-    """The programs that these disks need, completions first."""
-    programs = list(_ALWAYS)
-    if any(not disk.bio_based for disk in wanted):
-        programs += _FOR_REQUESTS
-    if any(disk.bio_based for disk in wanted):
-        programs += _FOR_BIOS
-    return programs
-
-
-def _by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> list[Disk]:
-    """`wanted` in the order of the pinned capture's slots. Raises PinnedElsewhereError unless it captures
-    exactly these."""
-    what = f"Capture pinned at {pin_dir} cannot be continued"
-    with ExitStack() as files:
-        fds = {}
-        for name in ("control", "tracked"):
-            fds[name] = libbpf.get(pin_dir / name)
-            files.callback(os.close, fds[name])
-        if libbpf.map_info(fds["control"]).value_size != layout.CONTROL.itemsize:
-            raise PinnedElsewhereError(what, cause="it was made by another version of the agent")
-        control = _mapped(fds["control"], layout.CONTROL, 1).reshape(())
-        if int(control["layout"]) != layout.LAYOUT:
-            raise PinnedElsewhereError(what, cause="it was made by another version of the agent")
-        keys, values = libbpf.read_hash(fds["tracked"], np.dtype("<u4"), layout.TRACKED)
-    pinned = {int(key): value for key, value in zip(keys, values, strict=True)}
-    by_dev = {layout.kernel_dev(disk.major, disk.minor): disk for disk in wanted}
-    if by_dev.keys() != pinned.keys():
-        names = ", ".join(f"{key >> 20}:{key & 0xFFFFF}" for key in sorted(pinned))
-        raise PinnedElsewhereError(what, cause=f"it captures other disks (devices {names})")
-    for key, disk in by_dev.items():
-        entry = pinned[key]
-        if int(entry["diskseq"]) != disk.diskseq:
-            raise PinnedElsewhereError(what, cause=f"{disk.path} is not the disk that was captured any more")
-        if int(entry["sectors"]) != disk.sectors:
-            raise PinnedElsewhereError(
-                what, cause=f"{disk.path} has {disk.sectors} sectors now, not {int(entry['sectors'])}"
-            )
-    return sorted(wanted, key=lambda disk: int(pinned[layout.kernel_dev(disk.major, disk.minor)]["slot"]))
-
-
-def _make_array(name: str, words: int, flags: int, path: Path) -> None:
-    fd = libbpf.create_array(name, 8, words, flags)
-    try:
-        libbpf.pin(fd, path)
-    finally:
-        os.close(fd)
-
-
-def _bitmap_names(slot: int) -> tuple[str, str, str]:
-    return f"dirty-a-{slot:02d}", f"dirty-b-{slot:02d}", f"todo-{slot:02d}"
-
-
-def _key(number: int) -> bytes:
-    return number.to_bytes(4, "little")
-
-
-def _mapped(fd: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-    """An array in the map's own memory; unmapped when the last view of it is gone."""
-    size = -(-dtype.itemsize * count // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-    return np.frombuffer(memory, dtype, count)
+        self.words: Words = mapped(fd, np.dtype("<u8"), words)

@@ -16,6 +16,10 @@ SECTOR: Final = 512
 GRANULE_SECTORS: Final = 32
 """One bit of a dirty bitmap: 16 KiB."""
 STATE_WORDS: Final = 4096
+AUDIT_WORDS: Final = 6
+FORGOTTEN_WORD: Final = 6
+"""Of the seven words of `base` in COUNTERS, six are the audit's; the last counts completed sectors that only
+`Capture.forget_open` knows of."""
 
 DATA_B: Final = 4096
 HEADER_B: Final = 56
