@@ -137,6 +137,13 @@ class CatchUp:
                 _with_mask(c, c.mask & ~int(marked[c.word])) if c.disk == disk else c for c in entry.chunks
             ]
 
+    def mark_range(self, disk: int, sector: int, sectors: int) -> None:
+        """Puts a range of sectors into the to-do; the next round reads it, whenever that is."""
+        marked = np.zeros_like(self._todo[disk])
+        for granule in range(sector // self._granule, -(-(sector + sectors) // self._granule)):
+            marked[granule // WORD_GRANULES] |= np.uint64(1 << granule % WORD_GRANULES)
+        self.harvest(disk, marked)
+
     def begin_round(self, loss: int, start_seq: int) -> None:
         """Starts a round over all that is to do. The caller has, in this order: read `loss`, swapped the dirty bitmaps, sampled
         the producer position `start_seq`, and harvested what the swap made inactive."""

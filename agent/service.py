@@ -17,13 +17,13 @@ from typing import Any, Final
 import msgspec
 
 from agent import disks
-from agent.auditor import Auditor
 from agent.capture import Capture
 from agent.catchup import CatchUp
 from agent.config import AgentConfig
+from agent.continuity import Continuity
 from agent.sender import Sender, disk_infos
 from agent.state import AgentState, Reason, Word
-from agent.status import report
+from agent.status import Rates, report
 from agent.stream import Stream
 from agent.sync_reader import SyncReader
 from shared import logging
@@ -53,7 +53,8 @@ class Agent:
         self.reader = SyncReader([str(disk.path) for disk in capture.disks], self.catchup)
         self.stream = Stream(capture, self.state, self.catchup, self.reader)
         self.sender = Sender(self.stream, self.state, self._hello, config.address, config.tls)
-        self.auditor = Auditor(capture, self.state, self.stream)
+        self.continuity = Continuity(capture, self.state, self.stream)
+        self.rates = Rates()
         self._id = secrets.token_hex(8)
 
     def _hello(self) -> Hello:
@@ -111,7 +112,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
         notify("READY=1")
         async with asyncio.TaskGroup() as group:
             beside = [
-                group.create_task(agent.auditor.run(), name="audit"),
+                group.create_task(agent.continuity.run(), name="audit"),
                 group.create_task(agent.place_points(), name="points"),
                 group.create_task(_watchdog(agent), name="watchdog"),
             ]

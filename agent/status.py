@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from agent.catchup import GRANULE_SECTORS
@@ -19,6 +20,24 @@ STATE_NAMES: Final = {
     StreamState.CATCHING_UP: "catching-up",
     StreamState.RESYNC: "resync",
 }
+
+
+class Rates:
+    """Rates from running totals, over the time since the last call."""
+
+    def __init__(self) -> None:
+        self._then = time.monotonic()
+        self._totals: dict[str, int] = {}
+        self._rates: dict[str, float] = {}
+
+    def per_second(self, **totals: int) -> dict[str, float]:
+        now = time.monotonic()
+        seconds = now - self._then
+        if seconds >= 1.0:
+            if self._totals:
+                self._rates = {name: (total - self._totals[name]) / seconds for name, total in totals.items()}
+            self._then, self._totals = now, totals
+        return self._rates
 
 
 def report(agent: Agent) -> AgentReport:
@@ -40,7 +59,7 @@ def report(agent: Agent) -> AgentReport:
         for slot, disk in enumerate(capture.disks)
     ]
     counters = [capture.counters(slot) for slot in range(len(capture.disks))]
-    problems = [*agent.auditor.problems]
+    problems = [*agent.continuity.problems]
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
     if name == "bitmap":
@@ -76,10 +95,10 @@ def report(agent: Agent) -> AgentReport:
         disks=disks,
         ring_used_b=capture.ring.used_b,
         ring_b=capture.ring.size_b,
-        rates=agent.auditor.rates(
-            captured_b=sum(c.seen_sectors for c in counters) * SECTOR, sent_b=sender.sent_b
+        rates=agent.rates.per_second(
+            captured_b_per_s=sum(c.seen_sectors for c in counters) * SECTOR, sent_b_per_s=sender.sent_b
         ),
-        audit=agent.auditor.summary(),
+        audit=agent.continuity.summary(),
         process_server=agent.config.process_server,
         connected=sender.connected,
         sent=sender.sent,

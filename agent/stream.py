@@ -380,6 +380,11 @@ class Stream:
         self.catchup.round = None
         self._unordered_at = self._loss_seen_at = time.monotonic() + pause_s
 
+    def read_again(self, writes: npt.NDArray[np.void]) -> None:
+        """Puts the ranges of these writes (disk, sector, sectors) into the to-do: the next round reads them."""
+        for write in writes:
+            self.catchup.mark_range(int(write["disk"]), int(write["sector"]), int(write["sectors"]))
+
     # -- for status ----------------------------------------------------------------------------------------
 
     @property

@@ -1,0 +1,147 @@
+"""Continuity: runs the audit once a second, and decides what follows when a write may have gone past capture.
+
+A shortfall, a skipped run of a capture program, a passthrough write: the stream has a hole that nobody can locate, so a new epoch is
+wanted, with its reason and the time since when points are suspect. Everything else here is what a clean audit permits: to call what is read
+final once no write from before capture is in flight (`settle`), and to forget writes that only seem to be in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any, Final
+
+from agent.audit import Auditor, Baseline, Outcome, Verdict
+from agent.capture import Capture
+from agent.disks import SYSFS
+from agent.drain import can_drain, drain, is_lively
+from agent.state import AgentState, Reason, Word
+from agent.stream import Stream
+from shared import logging
+from shared.batch import SECTOR
+from shared.errors import AuditShortfallError
+from shared.status import Problem
+
+_log = logging.get()
+
+INTERVAL_S: Final = 1.0
+SETTLE_QUIET_S: Final = 1.0
+"""A moment without any write in flight proves that those from before the attachment have ended, but only after this long…"""
+SETTLE_S: Final = 120.0
+"""…and on a disk that is never quiet and cannot be drained, they are taken to have ended after this long."""
+STALE_S: Final = 5.0
+"""An open write that is older than this, on a disk where nothing is in flight, has completed unseen."""
+
+
+class Continuity:
+    def __init__(self, capture: Capture, state: AgentState, stream: Stream) -> None:
+        self._capture = capture
+        self._state = state
+        self._stream = stream
+        self._audit = Auditor(capture)
+        self._verdicts: list[Verdict] = []
+        self._exact_ns = 0
+        self.problems: list[Problem] = []
+        """What is wrong with continuity; kept until the epoch that repairs it is ordered."""
+
+    async def run(self) -> None:
+        while True:
+            if not self._state[Word.SETTLED]:
+                await self._settle()
+            self.check()
+            await asyncio.sleep(INTERVAL_S)
+
+    def check(self) -> None:
+        """One look at all disks; takes some milliseconds."""
+        now_ns = time.time_ns()
+        self._verdicts = self._audit.check(settled=bool(self._state[Word.SETTLED]))
+        for slot, verdict in enumerate(self._verdicts):
+            if verdict.outcome is Outcome.SHORTFALL:
+                self._shortfall(slot, verdict)
+        if all(verdict.outcome is Outcome.EXACT for verdict in self._verdicts):
+            self._exact_ns = now_ns
+            self._forget_stale()
+        self._count_incidents()
+        if self._state[Word.EVER_ORDERED]:
+            self.problems = []
+
+    async def _settle(self) -> None:
+        """Waits for the writes from before the attachment: by draining the queues, which takes as long as the slowest request, once
+        per attachment; else by finding the disks quiet; else by patience."""
+        capture = self._capture
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        since_s = (boot_ns - capture.attached_boot_ns) / 1e9
+        if all(can_drain(disk) for disk in capture.disks) and is_lively(capture.open_writes(), boot_ns):
+            for disk in capture.disks:
+                await asyncio.to_thread(drain, disk)
+        elif not (since_s > SETTLE_S or (since_s > SETTLE_QUIET_S and self._is_quiet())):
+            return
+        self._stream.settle()
+        _log.info("writes from before capture have ended", after_s=round(since_s, 1))
+
+    def _is_quiet(self) -> bool:
+        for slot, disk in enumerate(self._capture.disks):
+            seen, completed = self._capture.sector_counts(slot)
+            handed_over = (SYSFS / "block" / disk.name.replace("/", "!") / "inflight").read_text().split()[1]
+            if seen != completed or int(handed_over):
+                return False
+        return True
+
+    def _forget_stale(self) -> None:
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if is_lively(self._capture.open_writes(), boot_ns, STALE_S):
+            return
+        for slot in range(len(self._capture.disks)):
+            sample = self._audit.sample(slot)
+            baseline = Baseline.from_words(self._capture.audit_words(slot))
+            counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
+            if not sample.still or counted != sample.seen_sectors:
+                return
+        forgotten = self._capture.forget_open(boot_ns - int(STALE_S * 1e9))
+        # Whether these writes failed was not seen either: what the disk holds there is read once more.
+        self._stream.read_again(forgotten)
+        _log.info("completions that were not seen", writes=len(forgotten))
+
+    def _shortfall(self, slot: int, verdict: Verdict) -> None:
+        # What was found missing is accounted for at once, so that only what goes missing from now on is found again.
+        words = self._capture.audit_words(slot)
+        baseline = Baseline.from_words(words)
+        offset = (baseline.offset_sectors or 0) + verdict.sectors
+        words[:3] = replace(baseline, offset_sectors=offset).words()
+        disk = self._capture.disks[slot].name
+        what = f"{verdict.sectors} sectors ({verdict.sectors * SECTOR} bytes) were written to {disk} past capture"
+        self._lose(Reason.AUDIT_SHORTFALL, AuditShortfallError(what, cause=verdict.cause))
+
+    def _count_incidents(self) -> None:
+        incidents = self._capture.incidents()
+        checks = (
+            (Word.MISSES_SEEN, incidents.recursion_misses, Reason.CAPTURE_SKIPPED),
+            (
+                Word.PASSTHROUGH_SEEN,
+                incidents.passthrough + incidents.unknown_range,
+                Reason.PASSTHROUGH_WRITE,
+            ),
+        )
+        for word, count, reason in checks:
+            if count > self._state[word]:
+                what = f"Capture may have missed {count - self._state[word]} writes"
+                self._state[word] = count
+                self._lose(reason, AuditShortfallError(what, cause=reason.text))
+
+    def _lose(self, reason: Reason, error: AuditShortfallError) -> None:
+        _log.error("continuity lost: a new epoch begins", reason=reason.text, **error.as_dict())
+        self._state[Word.SUSPECT_SINCE_NS] = self._exact_ns
+        self._state.want_epoch(reason)
+        self.problems.append(Problem(**error.as_dict(), severity="critical"))
+
+    def summary(self) -> dict[str, Any]:
+        """The newest verdict per disk, and when all were exact last (Unix ns, 0: never)."""
+        names = [disk.name for disk in self._capture.disks]
+        return {
+            "exact_ns": self._exact_ns,
+            "disks": {
+                name: {"outcome": v.outcome.value, "sectors": v.sectors, "cause": v.cause}
+                for name, v in zip(names, self._verdicts, strict=False)
+            },
+        }
