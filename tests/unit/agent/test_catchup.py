@@ -27,11 +27,11 @@ def next_chunk(catchup: CatchUp) -> Chunk:
     return chunk
 
 
-def data(sectors: int) -> np.ndarray:  # type: ignore[type-arg]
+def data(sectors: int) -> np.ndarray:
     return np.full(sectors * SECTOR, 7, np.uint8)
 
 
-def rows(extents: np.ndarray) -> list[tuple[int, int, int]]:  # type: ignore[type-arg]
+def rows(extents: np.ndarray) -> list[tuple[int, int, int]]:
     return [(int(e["sector"]), int(e["sectors"]), int(e["op"])) for e in extents]
 
 

@@ -10,23 +10,23 @@ from shared.batch import Epoch
 
 
 @pytest.fixture
-def words() -> np.ndarray:  # type: ignore[type-arg]
+def words() -> np.ndarray:
     return np.zeros(WORDS, np.uint64)
 
 
-def test_fresh_words_want_an_initial_epoch(words: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_fresh_words_want_an_initial_epoch(words: np.ndarray) -> None:
     state = AgentState(words)
     assert state[Word.EPOCH] == 0
     assert state.reason is Reason.INITIAL
 
 
-def test_words_of_another_layout_are_not_believed(words: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_words_of_another_layout_are_not_believed(words: np.ndarray) -> None:
     words[Word.LAYOUT] = 99
     words[Word.EPOCH] = 7
     assert AgentState(words)[Word.EPOCH] == 0
 
 
-def test_what_was_cut_is_known_after_a_restart(words: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_what_was_cut_is_known_after_a_restart(words: np.ndarray) -> None:
     state = AgentState(words)
     state.begin_epoch(Epoch(3))
     state.cut(1, b"a" * 16)
@@ -41,7 +41,7 @@ def test_what_was_cut_is_known_after_a_restart(words: np.ndarray) -> None:  # ty
 
 
 def test_digests_of_batches_long_past_are_unknown_and_never_another_batchs(
-    words: np.ndarray,  # type: ignore[type-arg]
+    words: np.ndarray,
 ) -> None:
     state = AgentState(words)
     for number in range(1, 3000):
@@ -52,7 +52,7 @@ def test_digests_of_batches_long_past_are_unknown_and_never_another_batchs(
     assert all(state.digest_of(number) == number.to_bytes(16, "big") for number in known)
 
 
-def test_a_new_epoch_forgets_the_digests_and_the_order_of_the_old_one(words: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_a_new_epoch_forgets_the_digests_and_the_order_of_the_old_one(words: np.ndarray) -> None:
     state = AgentState(words)
     state.begin_epoch(Epoch(1))
     state.cut(1, b"a" * 16)
