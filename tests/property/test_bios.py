@@ -26,7 +26,7 @@ HEADER = np.dtype(
 RNG = np.random.default_rng(1)
 
 
-def ring_of(rng: random.Random) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[int]]:  # type: ignore[type-arg]
+def ring_of(rng: random.Random) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[int]]:
     """A ring into which three CPUs reserve pieces, some bios failing half-way; returns headers, data, valid, and the whole bios."""
     queues: list[list[tuple[int, ...]]] = [[], [], []]
     whole: set[int] = set()
