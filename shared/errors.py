@@ -118,12 +118,16 @@ class PointReferenceError(UsageError):
     """What was given to name a recovery point is not one of the forms that do."""
 
     code = "US140"
-    default_action = "Give latest, latest-processed, a point's id (`point list`), or an RFC 3339 time with offset."
+    default_action = (
+        "Give latest, latest-processed, a point's id (`point list`), or an RFC 3339 time with offset."
+    )
 
 
 class RestoreFolderError(UsageError):
     code = "US141"
-    default_action = "Give a folder that does not exist, is empty, or holds an unfinished restore of the same point."
+    default_action = (
+        "Give a folder that does not exist, is empty, or holds an unfinished restore of the same point."
+    )
 
 
 class NotADiskError(UsageError):
@@ -236,7 +240,9 @@ class PinnedElsewhereError(DeviceError):
     """Capture is pinned for other disks, or by another version of the agent."""
 
     code = "US413"
-    default_action = "Detach that capture first (`python -m agent detach --config FILE`); then a new epoch begins."
+    default_action = (
+        "Detach that capture first (`python -m agent detach --config FILE`); then a new epoch begins."
+    )
 
 
 class DetachError(DeviceError):
@@ -249,6 +255,17 @@ class UnsuitableDiskError(DeviceError):
     """A disk that cannot be protected as it is."""
 
     code = "US415"
+
+
+class AuditShortfallError(DeviceError):
+    code = "US416"
+    default_action = "None: a new epoch with a full resync begins by itself. Points made since the last exact audit are suspect."
+
+
+class AgentRunningError(DeviceError):
+    code = "US417"
+    default_cause = "another agent with the same state folder is running"
+    default_action = "Stop the other agent, or give this one a state_dir of its own."
 
 
 class PeerError(UnhealthyError):
@@ -449,6 +466,22 @@ class SpoolFullError(SpoolError):
     default_action = "Free space on the cache disk; nothing was lost, the agent waits and sends again."
 
 
+class NotOpenError(StorageError):
+    """A machine's log is used before it was begun."""
+
+    code = "US484"
+    default_cause = "no agent has begun a session yet"
+    default_action = "It opens when the agent connects."
+
+
+class SpoolLostError(SpoolError):
+    """Batches that were acknowledged as spooled cannot be read back from the cache disk."""
+
+    code = "US483"
+    ends_epoch = True
+    default_action = "Replace the cache disk. A new epoch begins by itself with a resync."
+
+
 class StorageForgotError(StorageError):
     """Acknowledged data is gone from storage: the log has a hole that nobody here can fill."""
 
@@ -470,14 +503,14 @@ class CacheQuotaError(StorageError):
     """A machine has used up its part of the process server's cache; its credit is 0 until some is
     uploaded."""
 
-    code = "US483"
+    code = "US485"
     default_action = "Storage takes less than the machine writes: check the upload, or raise the quota."
 
 
 class CacheLowError(StorageError):
     """The cache as a whole has no room above its floor; all machines are throttled."""
 
-    code = "US484"
+    code = "US486"
     default_action = "Check the upload to storage, or make room on the cache disk."
 
 
@@ -485,7 +518,9 @@ class ImageFileError(StorageError):
     """A disk image on a local file system: full, I/O error, too short."""
 
     code = "US490"
-    default_action = "Make room or repair the file system that holds it; the work then resumes where it stopped."
+    default_action = (
+        "Make room or repair the file system that holds it; the work then resumes where it stopped."
+    )
 
 
 class SeedDiskError(StorageError):
@@ -526,7 +561,9 @@ class LogGapError(IntegrityError):
     """The log index does not lead from where we are to where we must be."""
 
     code = "US492"
-    default_action = "Choose another point: what this one needs was pruned or lost. See `understudy point verify`."
+    default_action = (
+        "Choose another point: what this one needs was pruned or lost. See `understudy point verify`."
+    )
 
 
 class SnapshotError(IntegrityError):
