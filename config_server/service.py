@@ -29,6 +29,7 @@ from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
 from config_server.reporting import Reporting, log_changes
 from config_server.storage import Storage
+from config_server.version import VERSION
 from shared import api, durable, enrol, logging, service, tls
 from shared.errors import ConfigError, RequestError, UnderstudyError
 from shared.messages import EventView, Health, Nothing
@@ -36,7 +37,6 @@ from shared.status import Problem
 
 _log = logging.get()
 
-VERSION: Final = "0.1.0"
 OPERATOR: Final = "admin"
 TOKEN_FILE: Final = "operator.token"
 _SWEEP_S: Final = 5.0

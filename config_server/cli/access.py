@@ -1,0 +1,166 @@
+"""Storage access for commands that read points and logs: restore, verify.
+
+Normally the config server grants it (and notes who asked). When it does not answer and a lab was given, the
+lab's own files serve instead: a disaster may have taken the config server too. With the vault file and the
+account given as options, nothing else is needed at all (`Rescue`): storage describes itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from config_server.cli.options import Target
+from shared import api
+from shared.blob import BlobConfig, BlobStore
+from shared.errors import PeerError, UnderstudyError, WrongKeyError
+from shared.messages import (
+    Failure,
+    FlushReply,
+    FlushRequest,
+    JobProgress,
+    MachineKeyGrant,
+    RestoreRequest,
+    StorageGrant,
+)
+from shared.vault import FileVault, Vault, WrappedKey
+
+if TYPE_CHECKING:
+    from config_server.cli.lab_state import Lab
+    from shared.rest import RestClient
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """Storage and vault as options of the command: no server is asked."""
+
+    config: BlobConfig
+    vault_file: Path
+
+
+@dataclass(frozen=True)
+class Access:
+    """Open storage, keys, and the job under which progress is told (None without a config server)."""
+
+    store: BlobStore
+    vault: Vault
+    client: RestClient | None
+    job: str
+
+    async def flush(self, machine: str, wait_s: float) -> FlushReply | None:
+        """Have the process servers upload what they hold; None when nobody can be asked."""
+        if self.client is None:
+            return None
+        try:
+            return await self.client.call(api.FLUSH, FlushRequest(wait_s=wait_s), machine=machine)
+        except UnderstudyError as exc:
+            _say(f"The process servers could not be asked to upload what they hold: {exc}")
+            return None
+
+    async def tell(
+        self,
+        state: str,
+        *,
+        progress: float | None = None,
+        detail: str = "",
+        error: UnderstudyError | None = None,
+        result: dict[str, Any] | None = None,
+    ) -> None:
+        """Report the job's progress. A config server that dies meanwhile does not stop a restore."""
+        if self.client is None or not self.job:
+            return
+        failure = Failure(**error.as_dict(), exit_code=error.exit_code) if error else None
+        body = JobProgress(state=state, progress=progress, detail=detail, error=failure, result=result)
+        with contextlib.suppress(UnderstudyError):
+            await self.client.call(api.JOB_UPDATE, body, id=self.job)
+
+
+class GrantedVault:
+    """One machine's key, as the config server granted it."""
+
+    def __init__(self, machine: str, grant: MachineKeyGrant) -> None:
+        self._machine = machine
+        self._wrapped = WrappedKey(grant.key_id, base64.b64decode(grant.wrapped))
+        self._key = base64.b64decode(grant.key)
+
+    def wrap(self, data_key: bytes, context: str) -> WrappedKey:
+        raise WrongKeyError(f"No key of {context} can be wrapped", cause="a grant is for reading only")
+
+    def unwrap(self, wrapped: WrappedKey, context: str) -> bytes:
+        if context != self._machine or wrapped != self._wrapped:
+            raise WrongKeyError(
+                f"The key of machine {context} cannot be unwrapped",
+                cause=f"it was wrapped by vault key {wrapped.key_id} in another way than the granted one",
+                action="Restore with the vault file: --vault-file FILE.",
+            )
+        return self._key
+
+
+@asynccontextmanager
+async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -> AsyncIterator[Access]:
+    """Access to the machine's storage. Raises what the config server answers, PeerError, StorageError,
+    UsageError."""
+    if isinstance(find, Rescue):
+        async with BlobStore.connect(find.config) as store:
+            yield Access(store, FileVault(find.vault_file), None, "")
+        return
+    async with find.connect() as client:
+        try:
+            grant = await client.call(api.RESTORE, request, machine=machine)
+        except PeerError as exc:
+            if find.lab is None:
+                raise
+            _say(
+                f"The config server does not answer ({exc.cause}): using the lab's own vault and storage key."
+            )
+            async with _lab_access(find.lab) as access:
+                yield access
+            return
+        with _config_of(grant.storage) as config:
+            async with BlobStore.connect(config) as store:
+                yield Access(store, GrantedVault(machine, grant.key), client, grant.job)
+
+
+@asynccontextmanager
+async def _lab_access(lab: Lab) -> AsyncIterator[Access]:
+    from config_server.cli.lab_files import blob_config
+
+    async with BlobStore.connect(blob_config(lab)) as store:
+        yield Access(store, FileVault(lab.vault_file), None, "")
+
+
+@contextlib.contextmanager
+def _config_of(grant: StorageGrant) -> Any:
+    """The grant as a BlobConfig, whose key lies in a private file as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="understudy-", dir=_memory()) as folder:
+        key = Path(folder) / "account.key"
+        ca = Path(folder) / "ca.pem"
+        for path, text in ((key, grant.account_key), (ca, grant.ca_pem)):
+            if text:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(fd, "w") as file:
+                    file.write(text)
+        yield BlobConfig(
+            url=grant.url,
+            container=grant.container,
+            account_key_file=key if grant.account_key else None,
+            ca_file=ca if grant.ca_pem else None,
+        )
+
+
+def _memory() -> str | None:
+    """A folder that is in memory, so that the key never reaches a disk."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK) else None
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,213 @@
+"""`understudy lab …`: a whole installation on this host."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from config_server.cli.options import COMMON, OUTPUT, add_options, chosen_lab
+from config_server.cli.output import Progress, emit, grid
+from shared.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from config_server.cli.lab import LabStatus
+    from config_server.cli.lab_state import Lab
+
+_DAEMONS: Final = ("agent", "process-server", "config-server", "master-target", "azurite")
+_dir_option = click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The lab's folder. Default: --lab, UNDERSTUDY_LAB.",
+)
+
+
+@click.group()
+@add_options(*COMMON)
+def lab() -> None:
+    """A whole installation on this host, which protects its disks as one machine named "lab"."""
+
+
+def _power_of_two(_ctx: click.Context, _param: click.Parameter, value: int | None) -> int | None:
+    if value is not None and value & (value - 1):
+        raise click.BadParameter(f"{value} is not a power of two: 1, 2, 4, … 1024")
+    return value
+
+
+@lab.command()
+@_dir_option
+@click.option(
+    "--disk", "disks", multiple=True, metavar="DEV", help="A whole disk to protect; may be repeated."
+)
+@click.option(
+    "--point-interval",
+    "point_interval_s",
+    type=click.FloatRange(min=1),
+    metavar="S",
+    help="Seconds between recovery points. Default: 300.",
+)
+@click.option(
+    "--segment-seconds",
+    type=click.FloatRange(min=0.1, max=3600),
+    metavar="S",
+    help="A log segment is uploaded after so long; the floor of the RPO. Default: 5.",
+)
+@click.option(
+    "--ring-mib",
+    type=click.IntRange(1, 1024),
+    callback=_power_of_two,
+    metavar="N",
+    help="Kernel ring buffer, a power of two. Default: 64.",
+)
+@click.option(
+    "--cache-mib",
+    type=click.IntRange(min=16),
+    metavar="N",
+    help="Cache of the process server. Default: 2048.",
+)
+@click.option(
+    "--port-base",
+    type=click.IntRange(1024, 65000),
+    metavar="P",
+    help="Config server at P, process server at P+3, Azurite at P+10. Default: 9440.",
+)
+@click.option("--blob-url", metavar="URL", help="A storage account instead of an own Azurite.")
+@click.option("--blob-container", metavar="NAME", help="Container in it. Default: understudy.")
+@click.option(
+    "--blob-key-file",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    metavar="FILE",
+    help="File with its account key. Default: Azure's credential chain.",
+)
+@click.option(
+    "--blob-ca-file",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    metavar="FILE",
+    help="CA certificate of its server, when it is no public one.",
+)
+@OUTPUT
+def up(folder: Path | None, disks: tuple[str, ...], **options: Any) -> None:
+    """Make or continue a lab; returns when all its daemons are ready."""
+    from config_server.cli import lab as actions
+
+    where = folder.absolute() if folder else chosen_lab()
+    if where is None:
+        raise UsageError("No folder was given for the lab", action="Give --dir DIR.")
+    wanted = {name: value for name, value in options.items() if value is not None}
+    if disks:
+        wanted["disks"] = disks
+    with Progress() as progress:
+        made = actions.up(where, wanted, lambda text: progress.show(text, force=True))
+    _show(made)
+
+
+@lab.command()
+@_dir_option
+@OUTPUT
+def status(folder: Path | None) -> None:
+    """Daemons, ports and places of a lab."""
+    _show(_find(folder))
+
+
+@lab.command()
+@click.argument("daemon", type=click.Choice(_DAEMONS))
+@_dir_option
+@OUTPUT
+def start(daemon: str, folder: Path | None) -> None:
+    """Start a daemon that was stopped or killed, and wait until it is ready."""
+    from config_server.cli import lab_daemons as actions
+    from config_server.cli.lab_state import locked
+
+    found = _find(folder)
+    with locked(found.folder), Progress() as progress:
+        actions.start(found, actions.require_daemon(found, daemon), progress.show)
+    _show(found)
+
+
+@lab.command()
+@click.argument("daemon", type=click.Choice(_DAEMONS))
+@_dir_option
+@OUTPUT
+def stop(daemon: str, folder: Path | None) -> None:
+    """Stop a daemon in order (SIGTERM), and wait until it is gone."""
+    from config_server.cli import lab_daemons as actions
+    from config_server.cli.lab_state import locked
+
+    found = _find(folder)
+    with locked(found.folder), Progress() as progress:
+        ran = actions.stop(found, actions.require_daemon(found, daemon), progress.show)
+    if not ran:
+        click.echo(f"{daemon} was not running.", err=True)
+    _show(found)
+
+
+@lab.command()
+@click.argument("daemon", type=click.Choice(_DAEMONS))
+@_dir_option
+@OUTPUT
+def kill(daemon: str, folder: Path | None) -> None:
+    """Kill a daemon at once (SIGKILL). Azurite is first cut off and may write what it acknowledged."""
+    from config_server.cli import lab_daemons as actions
+    from config_server.cli.lab_state import locked
+
+    found = _find(folder)
+    with locked(found.folder), Progress() as progress:
+        ran = actions.kill(found, actions.require_daemon(found, daemon), progress.show)
+    if not ran:
+        click.echo(f"{daemon} was not running.", err=True)
+    _show(found)
+
+
+@lab.command()
+@_dir_option
+@click.option(
+    "--wipe", is_flag=True, help="Detach the capture and delete the lab with all its recovery points."
+)
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
+def down(folder: Path | None, wipe: bool, yes: bool) -> None:
+    """Stop all daemons. Capture goes on in the kernel, and the next `lab up` continues."""
+    from config_server.cli import lab as actions
+    from config_server.cli.lab_state import locked
+
+    found = _find(folder)
+    if wipe and not yes and sys.stdin.isatty():
+        click.confirm(
+            f"Delete the lab in {found.folder}, with all recovery points in it?", abort=True, err=True
+        )
+    with locked(found.folder), Progress() as progress:
+        if wipe:
+            actions.wipe(found, progress.show)
+        else:
+            actions.down(found, progress.show)
+    click.echo("The lab is deleted." if wipe else "The lab is down; capture goes on.", err=True)
+
+
+def _find(folder: Path | None) -> Lab:
+    from config_server.cli.lab_state import Lab
+
+    where = folder.absolute() if folder else chosen_lab()
+    if where is None:
+        raise UsageError("No lab was given", action="Give --dir DIR, or set UNDERSTUDY_LAB.")
+    return Lab.open(where)
+
+
+def _show(found: Lab) -> None:
+    from config_server.cli.lab import status as status_of
+
+    shown = status_of(found)
+    emit(shown, lambda: _table(shown))
+
+
+def _table(shown: LabStatus) -> Table:
+    rows = [
+        (name, daemon.state, str(daemon.pid or ""), " ".join(map(str, daemon.ports)), daemon.log)
+        for name, daemon in shown.daemons.items()
+    ]
+    title = f"Lab {shown.dir}: {', '.join(shown.disks)} as machine '{shown.machine}', {shown.config_server}"
+    return grid(title, ("daemon", "state", ">pid", "ports", "log"), rows)

@@ -1,0 +1,170 @@
+"""A lab's daemons: start until ready, stop, kill.
+
+A daemon is ready when it says READY=1 (the service manager's protocol); Azurite when its port answers. One
+that does not become ready is ended again, so that what runs is ready: `start` of a running daemon has
+nothing to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from config_server.cli import azurite, ports, processes
+from config_server.cli.lab_state import HOST, Lab
+from shared.errors import DaemonError, LabError
+
+READY_S: Final = 90.0
+STOP_S: Final = 40.0
+KILL_S: Final = 15.0
+_MODULES: Final = {
+    "config-server": "config_server",
+    "process-server": "process_server",
+    "master-target": "master_target",
+    "agent": "agent",
+}
+_ROOT: Final = Path(__file__).resolve().parents[2]
+Show = Callable[[str], None]
+
+
+def start(lab: Lab, daemon: str, show: Show) -> None:
+    """Start the daemon unless it runs, and wait until it is ready. Raises ListenError, DaemonError."""
+    if processes.recall(lab.pid_file(daemon)):
+        return
+    if daemon == "azurite":
+        azurite.restore_port(lab)
+    for port in lab.ports(daemon):
+        ports.check_free(HOST, port, daemon)
+    show(f"starting {daemon}")
+    log = lab.log_file(daemon)
+    log_begin = log.stat().st_size if log.exists() else 0
+    env = environment()
+    if daemon == "azurite":
+        child = processes.spawn(azurite.command(lab), env | azurite.environment(lab), log)
+        processes.remember(lab.pid_file(daemon), child.pid)
+        ready = _port_answers(lab.ports(daemon)[0], child)
+    else:
+        # Abstract, so that the length of the lab's path does not matter and nothing is left behind.
+        name = f"understudy-{secrets.token_hex(8)}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as listener:
+            listener.bind(f"\0{name}")
+            argv = [sys.executable, "-m", _MODULES[daemon], "--config", str(lab.config_file(daemon))]
+            child = processes.spawn(argv, env | {"NOTIFY_SOCKET": f"@{name}"}, log)
+            processes.remember(lab.pid_file(daemon), child.pid)
+            ready = _says_ready(listener, child, lambda text: show(f"starting {daemon}: {text}"))
+    if ready:
+        return
+    ended = child.poll() is not None
+    if not ended:
+        # Not left half-started: the next start would find it running and take it for ready.
+        _end(lab, daemon, signal.SIGKILL, KILL_S)
+    raise _start_failure(daemon, log, log_begin, ended)
+
+
+def environment() -> dict[str, str]:
+    """For programs of this installation: the same code as this command's, and none of its options."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
+    return kept | {"PYTHONPATH": str(_ROOT)}
+
+
+def _says_ready(listener: socket.socket, child: subprocess.Popen[bytes], status: Show) -> bool:
+    """Whether the daemon said READY=1; False when it ended before, or the time is over."""
+    exited = os.pidfd_open(child.pid)
+    try:
+        deadline = time.monotonic() + READY_S
+        while (left := deadline - time.monotonic()) > 0:
+            readable, _, _ = select.select([listener.fileno(), exited], [], [], left)
+            if listener.fileno() in readable:
+                for line in listener.recv(4096).decode(errors="replace").splitlines():
+                    if line == "READY=1":
+                        return True
+                    if line.startswith("STATUS="):
+                        status(line.removeprefix("STATUS="))
+            elif exited in readable:
+                return False
+        return False
+    finally:
+        os.close(exited)
+
+
+def _port_answers(port: int, child: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and child.poll() is None:
+        try:
+            with socket.create_connection((HOST, port), timeout=1.0):
+                return True
+        except OSError:
+            time.sleep(0.1)
+    return False
+
+
+def _start_failure(daemon: str, log: Path, begin: int, ended: bool) -> DaemonError:
+    """Why, in the daemon's own words when it said them, else with the end of its log."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        lines = file.read().decode(errors="replace").splitlines()
+    cause = f"it was not ready after {READY_S:.0f} s" if not ended else "it ended at once"
+    action = f"See its log: {log}"
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            said = json.loads(line)
+            if isinstance(said, dict) and said.get("what") and said.get("level") == "error":
+                cause = ": ".join(part for part in (said["what"], said.get("cause")) if part)
+                action = f"{said.get('action') or ''} Its log: {log}".strip()
+                return DaemonError(f"{daemon} did not start", cause=cause, action=action)
+    tail = "\n         ".join(line[:300] for line in lines[-8:])
+    return DaemonError(
+        f"{daemon} did not start", cause=f"{cause}; its last words:\n         {tail}", action=action
+    )
+
+
+def stop(lab: Lab, daemon: str, show: Show) -> bool:
+    """SIGTERM, and wait; False when it did not run. Raises DaemonError when it does not end."""
+    return _end(lab, daemon, signal.SIGTERM, STOP_S, show)
+
+
+def kill(lab: Lab, daemon: str, show: Show) -> bool:
+    """SIGKILL; False when it did not run. Azurite first gets the time to write what it acknowledged."""
+    if daemon == "azurite" and processes.recall(lab.pid_file(daemon)):
+        with azurite.port_cut(lab):
+            azurite.wait_until_saved(lab, show)
+            return _end(lab, daemon, signal.SIGKILL, KILL_S)
+    return _end(lab, daemon, signal.SIGKILL, KILL_S)
+
+
+def _end(
+    lab: Lab, daemon: str, number: signal.Signals, timeout_s: float, show: Show = lambda _text: None
+) -> bool:
+    process = processes.recall(lab.pid_file(daemon))
+    if process is None:
+        lab.pid_file(daemon).unlink(missing_ok=True)
+        return False
+    show(f"stopping {daemon}")
+    if not processes.send(process, number, timeout_s):
+        raise DaemonError(
+            f"{daemon} did not stop",
+            cause=f"process {process.pid} still runs {timeout_s:.0f} s after {number.name}",
+            action=f"See its log {lab.log_file(daemon)}, or use: understudy lab kill {daemon}.",
+        )
+    lab.pid_file(daemon).unlink(missing_ok=True)
+    return True
+
+
+def require_daemon(lab: Lab, daemon: str) -> str:
+    """`daemon`, when the lab has it. Raises LabError."""
+    if daemon not in lab.daemons:
+        raise LabError(
+            f"The lab has no {daemon}", cause=f"its blob storage is elsewhere: {lab.settings.blob_url}"
+        )
+    return daemon

@@ -1,0 +1,130 @@
+"""The files that a lab's daemons are started with: configuration (TOML), vault, account key. Secrets are
+0600 files, never arguments."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from config_server.cli.lab_state import HOST, MACHINE, Lab
+from shared import durable
+from shared.blob import BlobConfig
+
+ACCOUNT: Final = "understudylab"
+_FOLDERS: Final = ("config-server", "secrets", "spool", "blob", "log", "run", "tls", "agent")
+
+
+def make_folders(lab: Lab) -> None:
+    for name in _FOLDERS:
+        (lab.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def make_secrets(lab: Lab) -> None:
+    """The vault and Azurite's account key, unless they exist."""
+    from shared.vault import FileVault
+
+    if not lab.vault_file.exists():
+        FileVault.create(lab.vault_file)
+    if lab.own_azurite and not lab.account_key_file.exists():
+        key = base64.b64encode(secrets.token_bytes(32))
+        durable.replace_file(lab.account_key_file, key, mode=0o600)
+
+
+def blob_config(lab: Lab) -> BlobConfig:
+    """Where the lab's vault container is."""
+    settings = lab.settings
+    if lab.own_azurite:
+        return BlobConfig(
+            url=f"https://{HOST}:{lab.ports('azurite')[0]}/{ACCOUNT}",
+            container=settings.blob_container,
+            account_key_file=lab.account_key_file,
+            ca_file=lab.ca_file,
+        )
+    return BlobConfig(
+        url=settings.blob_url,
+        container=settings.blob_container,
+        account_key_file=Path(settings.blob_key_file) if settings.blob_key_file else None,
+        ca_file=Path(settings.blob_ca_file) if settings.blob_ca_file else None,
+    )
+
+
+def write_configs(lab: Lab) -> list[str]:
+    """Write the daemons' configuration files; the daemons whose file changed."""
+    changed = []
+    for daemon, content in configs(lab).items():
+        path, text = lab.config_file(daemon), to_toml(content).encode()
+        if not path.exists() or path.read_bytes() != text:
+            durable.replace_file(path, text, mode=0o600)
+            changed.append(daemon)
+    return changed
+
+
+def configs(lab: Lab) -> dict[str, dict[str, Any]]:
+    """Daemon → its configuration."""
+    settings = lab.settings
+    blob = _without_none(msgspec.to_builtins(blob_config(lab), enc_hook=str))
+    control_url = lab.config_server_url
+    return {
+        "config-server": {
+            "name": MACHINE,
+            "listen": HOST,
+            "port": lab.ports("config-server")[0],
+            "data_dir": str(lab.folder / "config-server"),
+            "vault_file": str(lab.vault_file),
+            "blob": blob,
+        },
+        "process-server": {
+            "name": MACHINE,
+            "listen": HOST,
+            "port": lab.ports("process-server")[0],
+            "spool_dir": str(lab.spool),
+            "cache_b": settings.cache_mib << 20,
+            "segment_seconds": settings.segment_seconds,
+            "vault_file": str(lab.vault_file),
+            "control_url": control_url,
+            "tls": tls(lab, "process-server"),
+            "blob": blob,
+        },
+        "master-target": {
+            "name": MACHINE,
+            "vault_file": str(lab.vault_file),
+            "control_url": control_url,
+            "tls": tls(lab, "master-target"),
+            "blob": blob,
+        },
+        "agent": {
+            "machine": MACHINE,
+            "disks": list(settings.disks),
+            "process_server": f"{HOST}:{lab.ports('process-server')[0]}",
+            "control_url": control_url,
+            "state_dir": str(lab.folder / "agent"),
+            "pin_dir": str(lab.pin_dir),
+            "ring_mib": settings.ring_mib,
+            "point_interval_s": settings.point_interval_s,
+            "tls": tls(lab, "agent"),
+        },
+    }
+
+
+def tls(lab: Lab, daemon: str) -> dict[str, str]:
+    folder = lab.tls_dir(daemon)
+    return {"cert": str(folder / "cert.pem"), "key": str(folder / "key.pem"), "ca": str(folder / "ca.pem")}
+
+
+def to_toml(content: dict[str, Any]) -> str:
+    """Plain values and tables of plain values as TOML. JSON's strings, numbers and arrays are TOML's too."""
+    lines, tables = [], []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            tables.append(f"\n[{key}]\n{to_toml(value)}")
+        else:
+            lines.append(f"{key} = {msgspec.json.encode(value).decode()}\n")
+    return "".join(lines + tables)
+
+
+def _without_none(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if value is not None}

@@ -1,0 +1,171 @@
+"""A lab's folder: settings, places, lock.
+
+DIR/lab.json            settings (this module)      DIR/lab.lock     taken by commands that change something
+DIR/NAME.toml           configuration of a daemon   DIR/tls/NAME/    its key and certificate
+DIR/config-server/      CA, database, operator token
+DIR/secrets/            vault file, storage account key (0700)
+DIR/spool/  DIR/blob/   cache of the process server, Azurite's data
+DIR/log/NAME.log        output                      DIR/run/NAME.json   pid and start time
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from shared import durable
+from shared.errors import LabError, LabNotFoundError
+
+DAEMONS: Final = ("config-server", "azurite", "process-server", "master-target", "agent")
+"""In the order in which they are started."""
+MACHINE: Final = "lab"
+HOST: Final = "127.0.0.1"
+PINS: Final = Path("/sys/fs/bpf/understudy")
+VERSION: Final = 1
+_STATE_FILE: Final = "lab.json"
+
+
+class Settings(msgspec.Struct, kw_only=True, frozen=True):
+    """What `lab up` was asked for."""
+
+    v: int = VERSION
+    id: str
+    """Random; names what the lab leaves outside of its folder: pins, firewall rule."""
+    disks: tuple[str, ...]
+    port_base: int = 9440
+    point_interval_s: float = 300.0
+    segment_seconds: float = 5.0
+    ring_mib: int = 64
+    cache_mib: int = 2048
+    blob_url: str = ""
+    """An account elsewhere; empty for the lab's own Azurite."""
+    blob_container: str = "understudy"
+    blob_key_file: str = ""
+    blob_ca_file: str = ""
+
+
+class Lab:
+    """A lab: its folder and settings."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self.settings = settings
+
+    @classmethod
+    def open(cls, folder: Path) -> Lab:
+        """Raises LabNotFoundError, or LabError for one that this version cannot use."""
+        try:
+            data = (folder / _STATE_FILE).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise LabNotFoundError(f"{folder} is no lab", cause=f"it has no {_STATE_FILE}") from exc
+        except OSError as exc:
+            raise LabError(
+                f"The lab in {folder} could not be read",
+                cause=exc.strerror or str(exc),
+                action="Run as root.",
+            ) from exc
+        try:
+            settings = msgspec.json.decode(data, type=Settings)
+        except msgspec.DecodeError as exc:
+            raise LabError(f"The lab in {folder} could not be read", cause=f"{_STATE_FILE}: {exc}") from exc
+        if settings.v != VERSION:
+            raise LabError(
+                f"The lab in {folder} could not be read",
+                cause=f"it was made by another version (its format is {settings.v}, not {VERSION})",
+            )
+        return cls(folder, settings)
+
+    @classmethod
+    def is_one(cls, folder: Path) -> bool:
+        return (folder / _STATE_FILE).exists()
+
+    def save(self) -> None:
+        durable.replace_file(self.folder / _STATE_FILE, msgspec.json.encode(self.settings), mode=0o600)
+
+    # ---- places
+
+    @property
+    def own_azurite(self) -> bool:
+        return not self.settings.blob_url
+
+    @property
+    def daemons(self) -> tuple[str, ...]:
+        """Names of its daemons in starting order."""
+        return tuple(name for name in DAEMONS if name != "azurite" or self.own_azurite)
+
+    def ports(self, daemon: str) -> list[int]:
+        """Ports on which a daemon listens; with the default base, agents find the process server at 9443."""
+        offset = {"config-server": 0, "process-server": 3, "azurite": 10}.get(daemon)
+        return [] if offset is None else [self.settings.port_base + offset]
+
+    @property
+    def config_server_url(self) -> str:
+        return f"https://{HOST}:{self.ports('config-server')[0]}"
+
+    @property
+    def ca_file(self) -> Path:
+        return self.folder / "config-server" / "ca.pem"
+
+    @property
+    def operator_token_file(self) -> Path:
+        return self.folder / "config-server" / "operator.token"
+
+    @property
+    def vault_file(self) -> Path:
+        return self.folder / "secrets" / "vault.json"
+
+    @property
+    def account_key_file(self) -> Path:
+        return self.folder / "secrets" / "account.key"
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "spool"
+
+    @property
+    def blob(self) -> Path:
+        return self.folder / "blob"
+
+    @property
+    def pin_dir(self) -> Path:
+        return PINS / f"lab-{self.settings.id}"
+
+    def config_file(self, daemon: str) -> Path:
+        return self.folder / f"{daemon}.toml"
+
+    def tls_dir(self, daemon: str) -> Path:
+        return self.folder / "tls" / daemon
+
+    def log_file(self, daemon: str) -> Path:
+        return self.folder / "log" / f"{daemon}.log"
+
+    def pid_file(self, daemon: str) -> Path:
+        return self.folder / "run" / f"{daemon}.json"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One changing command at a time. Raises LabError when another one is at work."""
+    path = folder / "lab.lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise LabError(f"The lab in {folder} could not be locked", cause=exc.strerror or str(exc)) from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise LabError(
+                f"The lab in {folder} is busy",
+                cause="another `understudy lab` command is changing it",
+                action="Wait until that one is done.",
+            ) from exc
+        yield
+    finally:
+        os.close(fd)

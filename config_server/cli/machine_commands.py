@@ -1,0 +1,235 @@
+"""`understudy machine …`: the state of protected machines."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from config_server.cli.options import COMMON, CONNECTION, OUTPUT, add_options, find_target, wants_json
+from config_server.cli.output import Progress, console, emit, grid, percent, run, seconds, size, to_json
+from shared.errors import DeadlineError, PeerError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from shared.messages import MachineView
+    from shared.rest import RestClient
+
+STATES: Final = ("ordered", "initial-replication", "bitmap", "catching-up", "resync", "disconnected")
+_POLL_S: Final = 0.5
+_STYLES: Final = {"ordered": "green", "ok": "green", "error": "red", "disconnected": "red", "unknown": "dim"}
+
+
+def complete_machine(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of machines for tab completion; nothing when the config server cannot be asked."""
+    from shared.errors import UnderstudyError
+
+    try:
+        return [machine.name for machine in run(_list()) if machine.name.startswith(incomplete)]
+    except UnderstudyError:
+        return []
+
+
+name_argument = click.argument("name", shell_complete=complete_machine)
+
+
+@click.group()
+@add_options(*COMMON)
+def machine() -> None:
+    """Protected machines: state, progress, health."""
+
+
+@machine.command("list")
+@add_options(*COMMON)
+def list_() -> None:
+    """All machines."""
+    found = run(_list())
+    emit(found, lambda: _list_table(found))
+
+
+@machine.command()
+@name_argument
+@add_options(*COMMON)
+def show(name: str) -> None:
+    """One machine: disks, RPO, ring, rates, last point, errors."""
+    found = run(_get(name))
+    emit(found, lambda: machine_page(found))
+
+
+@machine.command()
+@name_argument
+@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(min=0.1), metavar="S")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N looks. Default: never.")
+@add_options(*COMMON)
+def watch(name: str, interval: float, count: int | None) -> None:
+    """A live view, hop by hop; as JSON one object per line. Ctrl-C ends it."""
+    run(_watch(name, interval, count))
+
+
+@machine.command()
+@name_argument
+@click.option("--for", "state", type=click.Choice(STATES), default="ordered", show_default=True)
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), default=600.0, show_default=True, metavar="S"
+)
+@add_options(*CONNECTION, OUTPUT)
+def wait(name: str, state: str, timeout_s: float) -> None:
+    """Wait until a machine is in a state; exit code 4 when it is not in time."""
+    found = run(_wait(name, state, timeout_s))
+    emit(found, lambda: machine_page(found))
+
+
+async def _list() -> list[MachineView]:
+    from shared import api
+    from shared.messages import Nothing
+
+    async with find_target().connect() as client:
+        return (await client.call(api.MACHINES, Nothing())).machines
+
+
+async def _get(name: str) -> MachineView:
+    async with find_target().connect() as client:
+        return await fetch(client, name)
+
+
+async def fetch(client: RestClient, name: str) -> MachineView:
+    from shared import api
+    from shared.messages import Nothing
+
+    return await client.call(api.MACHINE, Nothing(), machine=name)
+
+
+async def _wait(name: str, state: str, timeout_s: float) -> MachineView:
+    deadline = time.monotonic() + timeout_s
+    last: MachineView | None = None
+    async with find_target().connect() as client:
+        with Progress() as progress:
+            while True:
+                trouble: PeerError | None = None
+                try:
+                    last = await fetch(client, name)
+                except PeerError as exc:
+                    trouble = exc  # it may be restarting: waiting is what this command is for
+                else:
+                    if last.state == state:
+                        return last
+                    progress.show(_one_line(last))
+                if time.monotonic() >= deadline:
+                    if trouble is not None and last is None:
+                        raise trouble
+                    raise _too_late(name, state, timeout_s, last)
+                await asyncio.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+def _too_late(name: str, state: str, timeout_s: float, last: MachineView | None) -> DeadlineError:
+    errors = "; ".join(f"{error.code} {error.what}" for error in last.errors) if last else ""
+    is_now = f"it is {last.state}" + (f" ({last.cause})" if last.cause else "") if last else "it was not seen"
+    return DeadlineError(
+        f"Machine '{name}' was not {state} within {timeout_s:g} s",
+        cause=f"{is_now}; {errors}" if errors else is_now,
+        action=f"See `understudy machine show {name}`, or wait longer with --timeout.",
+    )
+
+
+async def _watch(name: str, interval_s: float, count: int | None) -> None:
+    looks = 0
+    async with find_target().connect() as client:
+        found = await fetch(client, name)
+        if wants_json():
+            while True:
+                click.echo(to_json(found).replace("\n", " "))
+                sys.stdout.flush()
+                looks += 1
+                if count is not None and looks >= count:
+                    return
+                await asyncio.sleep(interval_s)
+                found = await fetch(client, name)
+        from rich.live import Live
+
+        with Live(machine_page(found), console=console(), auto_refresh=False) as live:
+            while count is None or looks < count:
+                live.update(machine_page(found), refresh=True)
+                looks += 1
+                await asyncio.sleep(interval_s)
+                try:
+                    found = await fetch(client, name)
+                except PeerError as exc:
+                    live.console.print(f"[red]{exc.what}: {exc.cause}[/red]")
+
+
+def _one_line(found: MachineView) -> str:
+    parts = [f"{found.name}: {found.state}"]
+    running = [disk for disk in found.disks if disk.progress is not None]
+    if running:
+        parts.append(", ".join(f"{disk.name} {percent(disk.progress)}" for disk in running))
+    if found.rpo_s is not None:
+        parts.append(f"RPO {seconds(found.rpo_s)}")
+    if found.cause:
+        parts.append(found.cause)
+    if found.errors:
+        parts.append(f"{found.errors[0].code} {found.errors[0].what}")
+    return " | ".join(parts)
+
+
+def _styled(text: str) -> str:
+    style = _STYLES.get(text)
+    return f"[{style}]{text}[/{style}]" if style else text
+
+
+def _list_table(found: list[MachineView]) -> Table:
+    rows = [
+        (
+            machine.name,
+            _styled(machine.state),
+            seconds(machine.rpo_s),
+            machine.last_point.time if machine.last_point else "-",
+            ", ".join(f"{disk.name} {size(disk.size_b)}" for disk in machine.disks),
+            str(len(machine.errors) or ""),
+        )
+        for machine in found
+    ]
+    return grid(None, ("machine", "state", ">RPO", "last point", "disks", ">errors"), rows)
+
+
+def machine_page(found: MachineView) -> RenderableType:
+    """Everything about a machine, for a terminal."""
+    from rich.console import Group
+    from rich.markup import escape
+
+    last = found.last_point
+    facts = [
+        ("state", _styled(found.state) + (f"  {escape(found.cause)}" if found.cause else "")),
+        ("mode", escape(found.mode + (f"  {found.mode_cause}" if found.mode_cause else ""))),
+        ("RPO", seconds(found.rpo_s)),
+        ("last point", f"{last.time}  {last.id}  {last.state}" if last else "-"),
+        ("epoch", f"{found.epoch}, rounds {found.rounds if found.rounds is not None else '-'}"),
+        ("ring", f"{size(found.ring.used_b)} of {size(found.ring.size_b)}"),
+        ("rates", ", ".join(f"{name} {_rate(name, value)}" for name, value in found.rates.items()) or "-"),
+        ("seen", f"{seconds(found.last_seen_s)} ago" if found.last_seen_s is not None else "never"),
+    ]
+    disks = [
+        (disk.name, size(disk.size_b), disk.mode, _styled(disk.state), percent(disk.progress), disk.device)
+        for disk in found.disks
+    ]
+    hops = [(hop.name, hop.where, _styled(hop.state), escape(hop.detail)) for hop in found.hops]
+    parts: list[Any] = [
+        grid(f"Machine {found.name}", ("", ""), facts),
+        grid(None, ("disk", ">size", "mode", "state", ">progress", "device"), disks),
+        grid(None, ("hop", "where", "state", "detail"), hops),
+    ]
+    for error in found.errors:
+        colour = "yellow" if error.severity == "warning" else "red"
+        parts.append(
+            f"[{colour}]{error.code}[/{colour}] {escape(error.what)} [dim]({escape(error.source)})[/dim]\n"
+            f"  Why: {escape(error.cause or '-')}\n  Do:  {escape(error.action or '-')}"
+        )
+    return Group(*parts)
+
+
+def _rate(name: str, value: float) -> str:
+    return f"{size(value)}/s" if name.endswith("_b") or name.endswith("_b_s") else f"{value:.1f}/s"

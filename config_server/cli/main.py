@@ -1,0 +1,92 @@
+"""Entry of the `understudy` command: which commands there are, and how errors end it.
+
+Exit codes: 0 ok, 1 bug, 2 usage, 3 not found, 4 timeout, 5 unhealthy. An error is three lines on stderr:
+what failed, why, and what to do; a traceback appears for bugs only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Final
+
+import click
+
+from config_server.cli.options import COMMON, add_options
+from config_server.version import VERSION
+from shared.errors import UnderstudyError
+
+_COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "lab": ("lab_commands:lab", "A whole installation on this host, for trials and tests."),
+    "machine": ("machine_commands:machine", "Protected machines: state, progress, health."),
+    "point": ("point_commands:point", "Recovery points: list, create, verify."),
+    "restore": ("restore_command:restore", "Rebuild a machine's disks from a recovery point."),
+    "event": ("record_commands:event", "What went wrong, and what happened."),
+    "job": ("record_commands:job", "Restores that run or ran."),
+    "daemon": ("record_commands:daemon", "Agents and servers that report."),
+    "audit": ("record_commands:audit", "Who changed what."),
+    "policy": ("record_commands:policy", "The default replication policy."),
+    "token": ("record_commands:token", "Enrolment tokens for new hosts."),
+    "completion": ("completion_command:completion", "Tab completion for a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module when it is used; the list of commands needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"config_server.cli.{module}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@add_options(*COMMON)
+@click.version_option(VERSION)
+def cli() -> None:
+    """Disaster recovery of Linux machines: continuous, block by block, to blob storage and back."""
+
+
+def main() -> None:
+    """The console script. Never returns."""
+    sys.exit(run())
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run the command line; its exit code."""
+    try:
+        result: Any = cli.main(args=args, prog_name="understudy", standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except click.Abort:
+        click.echo("Aborted.", err=True)
+        return 130
+    except UnderstudyError as exc:
+        show_error(exc)
+        return exc.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def show_error(exc: UnderstudyError) -> None:
+    """What, why, what to do; on stderr."""
+    click.echo(f"{click.style('Error', fg='red', bold=True)} {exc.code}: {exc.what}.", err=True)
+    if exc.cause:
+        click.echo(f"  Why: {exc.cause}", err=True)
+    if exc.action:
+        click.echo(f"  Do:  {exc.action}", err=True)
+
+
+if __name__ == "__main__":
+    main()

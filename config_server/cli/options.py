@@ -1,0 +1,173 @@
+"""Options that several commands share, and where they lead: which config server, which lab, which form of
+output.
+
+The common options work at every level (`understudy --lab D machine list` as well as `understudy machine list
+--lab D`): each stores its value in the context's `meta`, which all levels share; the innermost one wins.
+Environment variables come last, so that an option anywhere beats them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import click
+
+from shared.errors import AccessError, UsageError
+
+if TYPE_CHECKING:
+    from config_server.cli.lab_state import Lab
+    from shared.rest import RestClient
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
+
+_META: Final = "understudy."
+_LAB: Final = "UNDERSTUDY_LAB"
+_SERVER: Final = "UNDERSTUDY_SERVER"
+_TOKEN_FILE: Final = "UNDERSTUDY_TOKEN_FILE"
+_CA_FILE: Final = "UNDERSTUDY_CA_FILE"
+
+
+def _kept(name: str, flag: str, **settings: Any) -> Decorator:
+    def keep(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+        if value is not None:
+            ctx.meta[_META + name] = value
+
+    return click.option(flag, expose_value=False, callback=keep, default=None, **settings)
+
+
+CONNECTION: Final[tuple[Decorator, ...]] = (
+    _kept("lab", "--lab", metavar="DIR", type=click.Path(), help=f"Use the lab in DIR. [env: {_LAB}]"),
+    _kept("server", "--server", metavar="URL", help=f"The config server. [env: {_SERVER}]"),
+    _kept(
+        "token-file",
+        "--token-file",
+        metavar="FILE",
+        type=click.Path(dir_okay=False),
+        help=f"File with the operator token. [env: {_TOKEN_FILE}]",
+    ),
+    _kept(
+        "ca-file",
+        "--ca-file",
+        metavar="FILE",
+        type=click.Path(dir_okay=False),
+        help=f"CA certificate of the config server. [env: {_CA_FILE}]",
+    ),
+)
+OUTPUT: Final[Decorator] = _kept(
+    "output",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    help="Form of the result. Default: table on a terminal, JSON otherwise.",
+)
+COMMON: Final[tuple[Decorator, ...]] = (*CONNECTION, OUTPUT)
+
+
+def add_options(*options: Decorator) -> Callable[[F], F]:
+    """Several options as one decorator, in this order in the help."""
+
+    def decorate(function: F) -> F:
+        decorated: Any = function
+        for option in options[::-1]:
+            decorated = option(decorated)
+        return cast(F, decorated)
+
+    return decorate
+
+
+def value(name: str) -> Any:
+    """The value of a common option, None when it was not given."""
+    return click.get_current_context().meta.get(_META + name)
+
+
+def wants_json() -> bool:
+    chosen = value("output")
+    return chosen == "json" if chosen else not sys.stdout.isatty()
+
+
+@dataclass(frozen=True)
+class Target:
+    """The config server that a command talks to, and the lab that it belongs to, if any."""
+
+    url: str
+    token: str
+    ca_file: Path | None
+    lab: Lab | None
+
+    def connect(self) -> RestClient:
+        """A client; call it inside a running event loop."""
+        import ssl
+
+        from shared.rest import RestClient
+
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except (OSError, ssl.SSLError) as exc:
+            raise UsageError(
+                f"The CA file {self.ca_file} could not be used",
+                cause=str(exc),
+                action="Give the ca.pem of the config server's data folder.",
+            ) from exc
+        return RestClient(self.url, context, token=self.token)
+
+
+def chosen_lab() -> Path | None:
+    """The folder of `--lab` or UNDERSTUDY_LAB."""
+    chosen = value("lab") or os.environ.get(_LAB)
+    return Path(chosen).absolute() if chosen else None
+
+
+def find_lab() -> Lab | None:
+    """The lab that was chosen. Raises LabNotFoundError when the folder is none."""
+    folder = chosen_lab()
+    if folder is None:
+        return None
+    from config_server.cli.lab_state import Lab
+
+    return Lab.open(folder)
+
+
+def find_target() -> Target:
+    """Options and environment, else the lab. Raises UsageError, LabNotFoundError, AccessError."""
+    server = value("server") or os.environ.get(_SERVER)
+    token_file = value("token-file") or os.environ.get(_TOKEN_FILE)
+    ca_file = value("ca-file") or os.environ.get(_CA_FILE)
+    lab = find_lab() if value("lab") or not server else None
+    if lab is not None:
+        return Target(
+            url=server or lab.config_server_url,
+            token=_read_token(Path(token_file) if token_file else lab.operator_token_file),
+            ca_file=Path(ca_file) if ca_file else lab.ca_file,
+            lab=lab,
+        )
+    if not server:
+        raise UsageError(
+            "No config server is known",
+            cause="neither a lab nor a server was given",
+            action=f"Give --lab DIR or --server URL, or set {_LAB} or {_SERVER}.",
+        )
+    if not server.startswith("https://"):
+        raise UsageError(f"'{server}' is no config server", cause="its URL must begin with https://")
+    if not token_file:
+        raise AccessError(
+            "The operator token is missing",
+            cause="no file was given",
+            action=f"Give --token-file FILE or set {_TOKEN_FILE}; the config server writes it to operator.token.",
+        )
+    return Target(server, _read_token(Path(token_file)), Path(ca_file) if ca_file else None, None)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as exc:
+        raise AccessError(
+            f"The operator token {path} could not be read",
+            cause=exc.strerror or str(exc),
+            action="Run as the user who owns it (root), or give another file with --token-file.",
+        ) from exc

@@ -1,0 +1,129 @@
+"""What commands print: JSON or tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+import click
+import msgspec
+
+from config_server.cli.options import wants_json
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+_T = TypeVar("_T")
+_PLAIN_INTERVAL_S: Final = 5.0
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run the asynchronous part of a command."""
+    import asyncio
+
+    from shared import logging
+
+    logging.configure("understudy", level="warning")
+    return asyncio.run(work)
+
+
+def emit(value: Any, table: Callable[[], RenderableType]) -> None:
+    """Print `value` as JSON or as what `table` makes, as the user chose."""
+    if wants_json():
+        click.echo(to_json(value))
+    else:
+        console().print(table())
+
+
+def to_json(value: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal:
+        # Not broken at 80 columns when it goes to a file or a pipe.
+        made = Console(stderr=stderr, highlight=False, width=200, no_color=True)
+    return made
+
+
+def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table; columns whose name begins with ">" are right-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+class Progress:
+    """One line of progress on stderr: rewritten on a terminal, else repeated every few seconds when it
+    changed."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._shown = ""
+        self._shown_at = -1e9
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._terminal and self._shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def show(self, text: str, *, force: bool = False) -> None:
+        """`force` shows it even if the last line is fresh: for what happens once."""
+        if text == self._shown:
+            return
+        now = time.monotonic()
+        if self._terminal:
+            click.echo(f"\r\x1b[K{text[: _columns() - 1]}", nl=False, err=True)
+        elif force or now - self._shown_at >= _PLAIN_INTERVAL_S:
+            click.echo(text, err=True)
+        else:
+            return
+        self._shown, self._shown_at = text, now
+
+
+def _columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def size(size_b: float | None) -> str:
+    """Bytes in binary units."""
+    if size_b is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size_b) < 1024 or unit == "TiB":
+            return f"{size_b:.0f} {unit}" if unit == "B" else f"{size_b:.1f} {unit}"
+        size_b /= 1024
+    raise AssertionError("the loop ends at TiB")
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value < 120:
+        return f"{value:.1f} s"
+    if value < 7200:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.1f} h"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,219 @@
+"""`understudy point …`: recovery points."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from config_server.cli.machine_commands import fetch, name_argument
+from config_server.cli.options import COMMON, Target, add_options, find_target
+from config_server.cli.output import Progress, emit, grid, run, size
+from shared.errors import DeadlineError, PeerError, PointNotFoundError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from config_server.cli.access import Access
+    from shared.messages import CommandView, PointList, PointView
+    from shared.rest import RestClient
+
+_POLL_S: Final = 0.5
+
+
+@click.group()
+@add_options(*COMMON)
+def point() -> None:
+    """Recovery points: list, create, verify."""
+
+
+@point.command("list")
+@name_argument
+@add_options(*COMMON)
+def list_(name: str) -> None:
+    """The points of a machine, oldest first; the table also shows periods without any."""
+    found = run(_list(find_target(), name))
+    emit(found.points, lambda: _table(found))
+
+
+@point.command()
+@name_argument
+@click.option("--wait", is_flag=True, help="Wait until the point can be restored, and print it.")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), default=120.0, show_default=True, metavar="S"
+)
+@add_options(*COMMON)
+def create(name: str, wait: bool, timeout_s: float) -> None:
+    """Make a point of now: everything that had completed before this command is in it."""
+    if not wait:
+        asked = run(_ask(name))
+        emit(asked, lambda: grid(None, ("command", "state"), [(asked.id, asked.state)]))
+        return
+    made = run(_create(name, timeout_s))
+    emit(made, lambda: _table_of([made]))
+
+
+@point.command()
+@name_argument
+@click.argument("points", nargs=-1, metavar="[POINT]...")
+@click.option("--all", "every", is_flag=True, help="All points of the machine.")
+@add_options(*COMMON)
+def verify(name: str, points: tuple[str, ...], every: bool) -> None:
+    """Read and open all that a restore of POINT needs (default: latest), without writing anything."""
+    done = run(_verify(find_target(), name, points, every))
+    emit(
+        done,
+        lambda: grid(
+            "Verified",
+            ("point", "time", "base", ">segments", ">batches", ">log"),
+            [
+                (
+                    v["id"],
+                    v["time"],
+                    v["base"] or "-",
+                    str(v["segments"]),
+                    str(v["batches"]),
+                    size(v["log_b"]),
+                )
+                for v in done
+            ],
+        ),
+    )
+
+
+async def _list(target: Target, name: str) -> PointList:
+    from shared import api
+    from shared.messages import Nothing
+
+    async with target.connect() as client:
+        try:
+            return await client.call(api.POINTS, Nothing(), machine=name)
+        except PeerError as exc:
+            if target.lab is None:
+                raise
+            trouble = exc
+    from config_server import points
+    from config_server.cli.lab_files import blob_config
+    from shared.blob import BlobStore
+
+    click.echo(f"The config server does not answer ({trouble.cause}): reading the lab's storage.", err=True)
+    async with BlobStore.connect(blob_config(target.lab)) as store:
+        return await points.read(store, name)
+
+
+async def _ask(name: str) -> CommandView:
+    async with find_target().connect() as client:
+        return await _request(client, name, secrets.token_hex(8))
+
+
+async def _request(client: RestClient, name: str, id_: str) -> CommandView:
+    from shared import api
+    from shared.messages import PointRequest
+
+    return await client.call(api.POINT_CREATE, PointRequest(id=id_), machine=name)
+
+
+async def _create(name: str, timeout_s: float) -> PointView:
+    """Ask for a mark, wait until the agent has placed it, then until storage has the point."""
+    from shared import api
+    from shared.messages import Failure, Nothing
+    from shared.rest import error_of
+
+    deadline = time.monotonic() + timeout_s
+    id_ = secrets.token_hex(8)
+    async with find_target().connect() as client:
+        await _request(client, name, id_)
+        with Progress() as progress:
+            while True:
+                left_s = deadline - time.monotonic()
+                placed = await client.call(api.COMMAND, Nothing(), wait_s=max(0.0, min(2.0, left_s)), id=id_)
+                if placed.state == "failed":
+                    raise error_of(Failure(exit_code=5, **placed.result["error"]))
+                if placed.state == "done":
+                    break
+                if left_s <= 0:
+                    raise await _too_late(client, name, timeout_s, "the agent has not placed it")
+                progress.show(f"{name}: waiting for the agent to place the point")
+            position = f"{placed.result['epoch']}-{placed.result['batch']}"
+            while True:
+                listed = await client.call(api.POINTS, Nothing(), machine=name)
+                for found in reversed(listed.points):
+                    if found.id == position or id_ in found.marks:
+                        return found
+                if time.monotonic() >= deadline:
+                    raise await _too_late(
+                        client, name, timeout_s, f"its position {position} has not reached blob storage"
+                    )
+                progress.show(f"{name}: point {position} is on its way to blob storage")
+                await asyncio.sleep(_POLL_S)
+
+
+async def _too_late(client: RestClient, name: str, timeout_s: float, why: str) -> DeadlineError:
+    shown = await fetch(client, name)
+    errors = "; ".join(f"{error.code} {error.what}" for error in shown.errors)
+    return DeadlineError(
+        f"No point of '{name}' was made within {timeout_s:g} s",
+        cause=f"{why}; the machine is {shown.state}" + (f": {errors}" if errors else ""),
+        action=f"See `understudy machine show {name}`; the point may still come: understudy point list {name}.",
+    )
+
+
+async def _verify(
+    target: Target, name: str, references: tuple[str, ...], every: bool
+) -> list[dict[str, Any]]:
+    from config_server.cli.access import opened
+    from shared.messages import RestoreRequest
+
+    async with opened(target, name, RestoreRequest(point="verify", dry_run=True)) as access:
+        return await _verify_with(access, name, references, every)
+
+
+async def _verify_with(
+    access: Access, name: str, references: tuple[str, ...], every: bool
+) -> list[dict[str, Any]]:
+    from shared.recovery.catalog import Catalog
+    from shared.recovery.position import format_ns
+    from shared.recovery.verify import verify as verify_point
+
+    catalog = await Catalog.load(access.store, name)
+    wanted = [doc.id for doc in catalog.points()] if every else list(references or ("latest",))
+    if not wanted:
+        raise PointNotFoundError(f"Machine '{name}' has no points to verify")
+    done = []
+    with Progress() as progress:
+        for number, reference in enumerate(wanted, 1):
+            progress.show(f"verifying {reference} ({number} of {len(wanted)})")
+            position = await catalog.resolve(reference)
+            found = await verify_point(access.store, access.vault, catalog, position)
+            done.append({**msgspec.to_builtins(found), "time": format_ns(found.time_ns), "verified": True})
+    return done
+
+
+def _table(found: PointList) -> Table:
+    from rich.markup import escape
+
+    table = _table_of(found.points)
+    if found.gaps:
+        table.caption = "\n".join(
+            f"no points between {gap.since_time or 'the beginning'} and {gap.until_time or 'now'}: "
+            f"{escape(gap.cause)}"
+            for gap in found.gaps
+        )
+        table.caption_justify = "left"
+    return table
+
+
+def _table_of(points: list[PointView]) -> Table:
+    rows = []
+    for point_ in points:
+        remarks = []
+        if point_.suspect:
+            remarks.append("suspect: capture missed writes before it")
+        if point_.unreadable:
+            remarks.append(f"{sum(piece[2] for piece in point_.unreadable)} sectors were unreadable")
+        rows.append((point_.id, point_.time, point_.consistency, point_.state, "; ".join(remarks)))
+    return grid(None, ("point", "time", "consistency", "state", "remarks"), rows)

@@ -1,0 +1,234 @@
+"""`understudy event|job|daemon|audit|policy|token …`: what the config server has on record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from config_server.cli.options import COMMON, add_options, find_target
+from config_server.cli.output import emit, grid, percent, run, seconds
+
+if TYPE_CHECKING:
+    from shared.api import Route
+
+limit_option = click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
+
+
+async def _call(route: Route[Any, Any], body: msgspec.Struct, **path: str) -> Any:
+    async with find_target().connect() as client:
+        return await client.call_plain(route, msgspec.to_builtins(body), path, 0.0)
+
+
+@click.group()
+@add_options(*COMMON)
+def event() -> None:
+    """What went wrong, and what happened."""
+
+
+@event.command("list")
+@click.option("--object", "object_", default="", help="Only of this machine, disk (MACHINE/DISK) or daemon.")
+@click.option("--open", "only_open", is_flag=True, help="Only what is still wrong.")
+@limit_option
+@add_options(*COMMON)
+def event_list(object_: str, only_open: bool, limit: int) -> None:
+    """Events, newest first."""
+    from shared import api
+    from shared.messages import EventQuery
+
+    found = run(_call(api.EVENTS, EventQuery(object=object_, open=only_open, limit=limit))).events
+    emit(
+        found,
+        lambda: grid(
+            None,
+            ("since", "object", "severity", "code", "what", "cause", "state"),
+            [
+                (
+                    e.first[:19],
+                    e.object,
+                    e.severity,
+                    e.code,
+                    e.what,
+                    e.cause,
+                    _event_state(e.kind, e.resolved),
+                )
+                for e in found
+            ],
+        ),
+    )
+
+
+def _event_state(kind: str, resolved: str | None) -> str:
+    if kind != "problem":
+        return ""
+    return "open" if resolved is None else f"until {resolved[:19]}"
+
+
+@click.group()
+@add_options(*COMMON)
+def job() -> None:
+    """Restores that run or ran."""
+
+
+@job.command("list")
+@limit_option
+@add_options(*COMMON)
+def job_list(limit: int) -> None:
+    """Jobs, newest first."""
+    from shared import api
+    from shared.messages import Limit
+
+    found = run(_call(api.JOBS, Limit(limit=limit))).jobs
+    emit(
+        found,
+        lambda: grid(
+            None,
+            ("job", "kind", "machine", "state", ">progress", "detail", "begun"),
+            [
+                (j.id, j.kind, j.machine, j.state, percent(j.progress), j.detail, j.created[:19])
+                for j in found
+            ],
+        ),
+    )
+
+
+@job.command("show")
+@click.argument("id_", metavar="ID")
+@add_options(*COMMON)
+def job_show(id_: str) -> None:
+    """One job."""
+    from shared import api
+    from shared.messages import Nothing
+
+    found = run(_call(api.JOB, Nothing(), id=id_))
+    emit(found, lambda: _fields(found))
+
+
+@click.group()
+@add_options(*COMMON)
+def daemon() -> None:
+    """Agents and servers that report."""
+
+
+@daemon.command("list")
+@add_options(*COMMON)
+def daemon_list() -> None:
+    """All daemons that ever reported."""
+    from shared import api
+    from shared.messages import Nothing
+
+    found = run(_call(api.DAEMONS, Nothing())).daemons
+    emit(
+        found,
+        lambda: grid(
+            None,
+            ("role", "name", "connected", "state", ">seen", ">clock"),
+            [
+                (
+                    d.role,
+                    d.name,
+                    "yes" if d.connected else "no",
+                    d.state,
+                    seconds(d.seen_s),
+                    f"{d.skew_s:+.2f} s",
+                )
+                for d in found
+            ],
+        ),
+    )
+
+
+@click.group()
+@add_options(*COMMON)
+def audit() -> None:
+    """Who changed what."""
+
+
+@audit.command("list")
+@limit_option
+@add_options(*COMMON)
+def audit_list(limit: int) -> None:
+    """The audit log, newest first."""
+    from shared import api
+    from shared.messages import Limit
+
+    found = run(_call(api.AUDIT, Limit(limit=limit))).entries
+    emit(
+        found,
+        lambda: grid(
+            None,
+            ("time", "who", "action", "object", "detail"),
+            [(a.time[:19], a.who, a.action, a.object, _compact(a.detail)) for a in found],
+        ),
+    )
+
+
+@click.group()
+@add_options(*COMMON)
+def policy() -> None:
+    """The default replication policy."""
+
+
+@policy.command("show")
+@add_options(*COMMON)
+def policy_show() -> None:
+    """The policy of machines that have none of their own."""
+    from shared import api
+    from shared.messages import Nothing
+
+    found = run(_call(api.POLICY, Nothing()))
+    emit(found, lambda: _fields(found))
+
+
+@policy.command("set")
+@click.option("--point-interval", "point_interval_s", type=float, metavar="S", help="Seconds between points.")
+@click.option(
+    "--rpo-threshold", "rpo_threshold_s", type=float, metavar="S", help="An RPO above this raises an event."
+)
+@add_options(*COMMON)
+def policy_set(**changes: float | None) -> None:
+    """Change the default policy; what is not given stays."""
+    found = run(_policy_set({name: value for name, value in changes.items() if value is not None}))
+    emit(found, lambda: _fields(found))
+
+
+async def _policy_set(changes: dict[str, float]) -> msgspec.Struct:
+    from shared import api
+    from shared.messages import Nothing
+
+    async with find_target().connect() as client:
+        before = await client.call(api.POLICY, Nothing())
+        return await client.call(api.POLICY_SET, msgspec.structs.replace(before, **changes))
+
+
+@click.group()
+@add_options(*COMMON)
+def token() -> None:
+    """Enrolment tokens for new hosts."""
+
+
+@token.command("create")
+@click.argument("role", type=click.Choice(["agent", "process-server", "master-target", "storage"]))
+@click.argument("name")
+@click.option("--host", "hosts", multiple=True, help="DNS name or address under which a server is reached.")
+@click.option(
+    "--ttl", "ttl_s", default=3600, show_default=True, type=click.IntRange(1, 2_592_000), metavar="S"
+)
+@add_options(*COMMON)
+def token_create(role: str, name: str, hosts: tuple[str, ...], ttl_s: int) -> None:
+    """A one-time token with which ROLE NAME enrols: python -m shared.enrol --token-file FILE …"""
+    from shared import api
+    from shared.messages import TokenRequest
+
+    made = run(_call(api.TOKEN_CREATE, TokenRequest(role=role, name=name, hosts=list(hosts), ttl_s=ttl_s)))
+    emit(made, lambda: _fields(made))
+
+
+def _fields(found: msgspec.Struct) -> Any:
+    plain: dict[str, Any] = msgspec.to_builtins(found)
+    return grid(None, ("", ""), [(name, _compact(value)) for name, value in plain.items()])
+
+
+def _compact(value: object) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -1,0 +1,267 @@
+"""`understudy restore`: rebuilds a machine's disks from a recovery point.
+
+The command does the work itself, with shared/recovery, straight from blob storage; the config server only
+grants access and shows the job. A restore that was interrupted goes on when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from config_server.cli.machine_commands import name_argument
+from config_server.cli.options import COMMON, Target, add_options, find_target
+from config_server.cli.output import Progress, emit, grid, run, seconds, size
+from shared.errors import UnderstudyError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from config_server.cli.access import Access, Rescue
+    from shared.recovery import materialise as engine
+    from shared.recovery.folder import Manifest
+    from shared.recovery.plan import Plan
+
+FLUSH_S: Final = 10.0
+_REPORT_S: Final = 1.0
+_STAGES: Final = {
+    "base": "downloading the snapshot",
+    "log": "replaying the log",
+    "check": "computing checksums",
+}
+_WEIGHTS: Final = {"base": (0.0, 0.5), "log": (0.5, 0.4), "check": (0.9, 0.1)}
+"""Where each stage begins and how much of the whole it is, for one number of progress."""
+
+
+@click.command()
+@name_argument
+@click.option(
+    "--point",
+    "reference",
+    default="latest",
+    show_default=True,
+    metavar="POINT",
+    help="latest, latest-processed, a point's id, or an RFC 3339 time with offset.",
+)
+@click.option(
+    "--to",
+    "to_dir",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="An empty folder, or that of the same restore when it was interrupted.",
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would be restored, from what.")
+@click.option(
+    "--vault-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Rescue without a config server: the vault,",
+)
+@click.option("--blob-url", metavar="URL", help="and the storage account,")
+@click.option("--blob-container", default="understudy", show_default=True, metavar="NAME", help="container,")
+@click.option("--blob-key-file", type=click.Path(path_type=Path), metavar="FILE", help="account key,")
+@click.option(
+    "--blob-ca-file", type=click.Path(path_type=Path), metavar="FILE", help="CA of the storage server."
+)
+@add_options(*COMMON)
+def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **rescue: Any) -> None:
+    """Write the disks of a machine as sparse images, DIR/<kernel name>.raw, with SHA-256 sums in
+    manifest.json."""
+    find = _find(**rescue)
+    if dry_run:
+        plan = run(_plan_only(find, name, reference, to_dir))
+        shown = _plan_view(plan)
+        emit(shown, lambda: _plan_table(shown))
+        return
+    began = time.monotonic()
+    manifest = run(_restore(find, name, reference, to_dir.absolute()))
+    emit(manifest, lambda: _manifest_table(manifest, to_dir, time.monotonic() - began))
+
+
+def _find(
+    vault_file: Path | None,
+    blob_url: str | None,
+    blob_container: str,
+    blob_key_file: Path | None,
+    blob_ca_file: Path | None,
+) -> Target | Rescue:
+    if vault_file is None and blob_url is None:
+        return find_target()
+    if vault_file is None or blob_url is None:
+        raise UsageError(
+            "A rescue needs both the vault and the storage account",
+            action="Give --vault-file and --blob-url.",
+        )
+    from config_server.cli.access import Rescue
+    from shared.blob import BlobConfig
+
+    config = BlobConfig(
+        url=blob_url, container=blob_container, account_key_file=blob_key_file, ca_file=blob_ca_file
+    )
+    return Rescue(config, vault_file)
+
+
+async def _plan_only(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Plan:
+    from config_server.cli.access import opened
+    from shared.messages import RestoreRequest
+
+    request = RestoreRequest(point=reference, to=str(to_dir), host=socket.gethostname(), dry_run=True)
+    async with opened(find, name, request) as access:
+        return await _plan(access, name, reference)
+
+
+async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Manifest:
+    from config_server.cli.access import opened
+    from shared.messages import RestoreRequest
+
+    reference = _unfinished(to_dir, name, reference)
+    request = RestoreRequest(point=reference, to=str(to_dir), host=socket.gethostname())
+    async with opened(find, name, request) as access:
+        try:
+            if reference == "latest":
+                await _flush(access, name)
+            plan = await _plan(access, name, reference)
+            manifest = await _materialise(access, plan, to_dir)
+        except UnderstudyError as exc:
+            await access.tell("failed", error=exc)
+            raise
+        except asyncio.CancelledError:
+            await access.tell("cancelled", detail="interrupted; the same command continues it")
+            raise
+        await access.tell("done", progress=1.0, result={"point": manifest.id, "time": manifest.time})
+        return manifest
+
+
+def _unfinished(to_dir: Path, name: str, reference: str) -> str:
+    """`latest` moves on; a restore of it that was interrupted goes on with the point that it began with."""
+    import msgspec
+
+    from shared.recovery.folder import JOURNAL, Journal
+
+    if reference not in ("latest", "latest-processed"):
+        return reference
+    try:
+        journal = msgspec.json.decode((to_dir / JOURNAL).read_bytes(), type=Journal)
+    except (OSError, msgspec.DecodeError):
+        return reference  # none, or one that the restore itself will complain about
+    if journal.machine != name:
+        return reference
+    click.echo(f"{to_dir} holds an unfinished restore of point {journal.id}: it goes on.", err=True)
+    return journal.id
+
+
+async def _flush(access: Access, name: str) -> None:
+    answer = await access.flush(name, FLUSH_S)
+    if answer is not None and answer.missing:
+        click.echo(
+            f"Process server {', '.join(answer.missing)} did not upload what it held within {FLUSH_S:.0f} s:"
+            " the point may be older than what it has.",
+            err=True,
+        )
+
+
+async def _plan(access: Access, name: str, reference: str) -> Plan:
+    from shared.recovery.catalog import Catalog
+    from shared.recovery.verify import make_plan
+
+    catalog = await Catalog.load(access.store, name)
+    return await make_plan(access.store, catalog, await catalog.resolve(reference))
+
+
+class _Meter:
+    """Takes progress from the restore's threads; shown and reported by the event loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: engine.Progress | None = None
+
+    def __call__(self, progress: engine.Progress) -> None:
+        with self._lock:
+            self._last = progress
+
+    def look(self) -> tuple[float, str] | None:
+        """How far the whole is (0…1), and in words."""
+        with self._lock:
+            last = self._last
+        if last is None:
+            return None
+        begin, share = _WEIGHTS[last.stage]
+        part = last.done_b / last.total_b if last.total_b else 1.0
+        return begin + share * part, f"{_STAGES[last.stage]}: {size(last.done_b)} of {size(last.total_b)}"
+
+
+async def _materialise(access: Access, plan: Plan, to_dir: Path) -> Manifest:
+    from shared.recovery.materialise import materialise
+
+    meter = _Meter()
+
+    async def tell() -> None:
+        with Progress() as progress:
+            reported_at = -1e9
+            while True:
+                if (seen := meter.look()) is not None:
+                    progress.show(f"restoring {plan.machine} at {plan.position}: {seen[0]:.0%}, {seen[1]}")
+                    if time.monotonic() - reported_at >= _REPORT_S:
+                        reported_at = time.monotonic()
+                        await access.tell("running", progress=seen[0], detail=seen[1])
+                await asyncio.sleep(0.2)
+
+    telling = asyncio.create_task(tell(), name="progress")
+    try:
+        return await materialise(access.store, access.vault, plan, to_dir, meter)
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+
+
+def _plan_view(plan: Plan) -> dict[str, Any]:
+    from shared.recovery.position import format_ns
+
+    return {
+        "machine": plan.machine,
+        "id": str(plan.position),
+        "epoch": plan.position.epoch,
+        "batch": plan.position.batch,
+        "time": format_ns(plan.captured_ns),
+        "base": plan.base.id if plan.base else None,
+        "segments": len(plan.replay),
+        "log_b": plan.log_b,
+        "disks": [
+            {"name": disk.name, "file": f"{disk.name}.raw", "size_b": disk.sectors * 512}
+            for disk in plan.disks
+        ],
+    }
+
+
+def _plan_table(plan: dict[str, Any]) -> Table:
+    rows = [
+        ("machine", plan["machine"]),
+        ("point", f"{plan['id']}, {plan['time']}"),
+        ("begins with", f"the snapshots of point {plan['base']}" if plan["base"] else "empty disks"),
+        ("replays", f"{plan['segments']} log segments, {size(plan['log_b'])}"),
+        *(("writes", f"{disk['file']}, {size(disk['size_b'])}") for disk in plan["disks"]),
+    ]
+    return grid("Restore (dry run: nothing was written)", ("", ""), rows)
+
+
+def _manifest_table(manifest: Manifest, to_dir: Path, took_s: float) -> Table:
+    rows = [(disk.file, size(disk.size_b), disk.sha256) for disk in manifest.disks]
+    title = f"{manifest.machine} at point {manifest.id}, {manifest.time}, is in {to_dir} ({seconds(took_s)})"
+    table = grid(title, ("file", ">size", "sha256"), rows)
+    remarks = []
+    if manifest.suspect:
+        remarks.append("Suspect: capture missed writes before this point.")
+    if manifest.unreadable:
+        remarks.append(
+            f"{len(manifest.unreadable)} ranges of the source could not be read; see manifest.json."
+        )
+    if remarks:
+        table.caption = "\n".join(remarks)
+    return table
