@@ -77,7 +77,7 @@ class BlobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Retry(msgspec.Struct, frozen=True):
     deadline_s: float = 30.0
     also_refused: bool = False
-    """Keep trying when storage refuses us: an operator can put that right while we run."""
+    """Keep trying also when storage refuses the request: an operator can put that right while we run."""
     report: Callable[[StorageError | None], None] | None = None
     """Called with each error that will be retried, and with None when the request succeeded after one."""
 
@@ -165,7 +165,7 @@ class BlobCore:
                     self._retry.report(None)
                 return result
             again = isinstance(error, TransientError) or (
-                self._retry.also_refused and isinstance(error, StorageRefusedError)
+                self._retry.also_refused and type(error) in (StorageError, StorageRefusedError)
             )
             if not again or time.monotonic() - started + pause > self._retry.deadline_s:
                 raise error from origin

@@ -14,7 +14,7 @@ class IndexChain:
     """
 
     def __init__(self, store: BlobStore, machine: str, epoch: int) -> None:
-        self._store = store
+        self.store = store
         self.machine = machine
         self.epoch = epoch
         self.fold = Fold(f"machine {machine}, epoch {epoch}")
@@ -44,7 +44,7 @@ class IndexChain:
         while True:
             blob = self.blob
             try:
-                size_b = (await self._store.properties(blob)).size_b
+                size_b = (await self.store.properties(blob)).size_b
             except BlobNotFoundError as exc:
                 if self.size_b:
                     raise self.forgot(f"index blob {blob} is gone") from exc
@@ -53,7 +53,7 @@ class IndexChain:
                 raise self.forgot(f"{blob} has {size_b} bytes and had {self.size_b}")
             if size_b == self.size_b:
                 return
-            data = await self._store.read(blob, self.size_b)
+            data = await self.store.read(blob, self.size_b)
             for line in decode_lines(data, blob):
                 self.fold.add(line)
             self.size_b += len(data)

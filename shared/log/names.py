@@ -12,13 +12,18 @@ _MACHINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 def check_machine(machine: str) -> str:
     """The name itself. UsageError if it cannot stand in blob and file names."""
-    if not _MACHINE.match(machine):
+    if not is_machine(machine):
         raise UsageError(
             f"{machine!r} is not a machine name",
             cause="1 to 63 letters, digits, dots, dashes, underscores; the first a letter or digit",
             action="Choose another name.",
         )
     return machine
+
+
+def is_machine(name: str) -> bool:
+    """Whether a machine can have this name."""
+    return _MACHINE.match(name) is not None
 
 
 def machine_document(machine: str) -> str:

@@ -37,7 +37,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 import msgspec
@@ -53,6 +53,7 @@ from shared.errors import (
     LeaseHeldError,
     LeaseLostError,
     PreconditionError,
+    StorageError,
     TransientError,
 )
 from shared.log import names
@@ -132,6 +133,10 @@ class IndexWriter:
             "log taken", machine=machine, epoch=epoch, term=writer.term, owner=owner, last=writer.fold.last
         )
         return writer
+
+    def be_patient(self, report: Callable[[StorageError | None], None]) -> None:
+        """From now on requests to storage are retried for ever; `report` hears of it."""
+        self._store = self._chain.store = self._store.patient(report)
 
     async def append(self, entries: Sequence[IndexEntry]) -> None:
         """Lists the segments. When it returns, they count: durably, for every reader."""

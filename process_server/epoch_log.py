@@ -1,0 +1,310 @@
+"""One epoch of one machine's log on this process server: the spool in front, the uploads behind it.
+
+    append ─► SpoolWriter ─► `spooled` ─► (closed file) ─► Uploader ─► `uploaded`
+
+It is opened by recovering the spool folder and taking the next term of the epoch's index, and ends when it
+is closed or when it fails: fenced by another owner, storage that forgot, a damaged spool. A failed log
+takes nothing more; opening it anew finds out where things stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from process_server.reconcile import reconcile
+from process_server.spool_file import SpooledSegment, recover_folder
+from process_server.spool_writer import START, Point, SegmentLimits, SpoolWriter
+from process_server.threads import finish
+from process_server.uploader import Uploader
+from shared import durable, logging
+from shared.batch import Batch, Buffer
+from shared.blob import BlobStore
+from shared.errors import SpoolError, StorageError, UnderstudyError
+from shared.log.writer import MAX_BLOCKS, IndexWriter
+from shared.sealing import MachineKey
+from shared.vault import Vault, machine_key_of
+
+_WATERMARK: Final = "state.json"
+
+_log = logging.get()
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    owner: str
+    """This process server's name, for people."""
+    limits: SegmentLimits = SegmentLimits()
+    uploads_per_machine: int = 4
+    check_seconds: float = 30.0
+    """How often the log is checked to be still ours and whole."""
+    max_blocks: int = MAX_BLOCKS
+
+
+class Resources(NamedTuple):
+    """What the logs of all machines share."""
+
+    store: BlobStore
+    vault: Vault
+    settings: LogSettings
+    sealers: Executor
+    disk: Executor
+    slots: asyncio.Semaphore
+    """Uploads at a time."""
+
+
+class Watermark(msgspec.Struct, frozen=True):
+    """`state.json` in the spool folder: our term, and the last batch that we know was listed."""
+
+    term: int
+    uploaded: int
+
+
+class EpochLog:
+    """Open it with `open`, end it with `close`. `changed` is called whenever a position, `failure` or
+    `trouble` changes.
+    """
+
+    def __init__(
+        self,
+        shared: Resources,
+        index: IndexWriter,
+        key: MachineKey,
+        folder: Path,
+        segments: Sequence[SpooledSegment],
+        changed: Callable[[], None],
+    ) -> None:
+        self.machine: Final = index.machine
+        self.epoch: Final = index.epoch
+        self.term: Final = index.term
+        self.failure: UnderstudyError | None = None
+        """Why this log takes no more batches."""
+        self.trouble: StorageError | None = None
+        """What storage says while uploads are being retried."""
+        self.folder: Final = folder
+        self._changed = changed
+        self._moved = asyncio.Event()
+        self._check_s = shared.settings.check_seconds
+        fold = index.fold
+        captured_ns = fold.entries[-1].last_captured_ns if fold.entries else 0
+        self.uploaded = (
+            Point(fold.last, fold.last_seq, bytes.fromhex(fold.last_digest), captured_ns)
+            if fold.last
+            else START
+        )
+        self._uploading_b = sum(spooled.size_b for spooled in segments)
+        index.be_patient(self._report)
+        self._uploader = Uploader(
+            shared.store.patient(self._report),
+            index,
+            slots=shared.slots,
+            ahead=shared.settings.uploads_per_machine,
+            threads=shared.disk,
+            on_indexed=self._on_indexed,
+            forget=self._forget,
+        )
+        for spooled in segments:
+            self._uploader.put(spooled)
+        self._writer = SpoolWriter(
+            self.machine,
+            self.epoch,
+            key,
+            folder,
+            spooled=Point.of(segments[-1].last) if segments else self.uploaded,
+            limits=shared.settings.limits,
+            sealers=shared.sealers,
+            disk=shared.disk,
+            on_spooled=self._announce,
+            on_closed=self._on_closed,
+        )
+        self._writing: asyncio.Task[None] | None = None
+        self._running = asyncio.create_task(self._run(), name=f"log {self.machine}/{self.epoch}")
+
+    @classmethod
+    async def open(
+        cls,
+        shared: Resources,
+        machine: str,
+        epoch: int,
+        key: MachineKey,
+        folder: Path,
+        changed: Callable[[], None],
+    ) -> EpochLog:
+        """Recovers the spool folder, takes the next term, and goes on uploading what is not listed.
+
+        Raises StorageForgotError (then the epoch cannot go on), SpoolError, WrongKeyError, and
+        StorageErrors of the store.
+        """
+        segments, known = await finish(shared.disk, partial(_recover, folder, shared.vault))
+        index = await IndexWriter.take(
+            shared.store,
+            machine,
+            epoch,
+            shared.settings.owner,
+            # A file is deleted only once it is listed: so the index reaches to the oldest file at least.
+            known_last=max(known.uploaded, segments[0].first.number - 1 if segments else 0),
+            max_blocks=shared.settings.max_blocks,
+        )
+        plan = reconcile(segments, index.fold.last, index.fold.last_digest)
+        settle = partial(_settle, folder, plan.superfluous, Watermark(index.term, index.fold.last))
+        await finish(shared.disk, settle)
+        log = cls(shared, index, key, folder, plan.to_upload, changed)
+        _log.info(
+            "log opened",
+            machine=machine,
+            epoch=epoch,
+            term=index.term,
+            spooled=log.spooled.number,
+            uploaded=log.uploaded.number,
+            superfluous=len(plan.superfluous),
+            cause=plan.cause,
+        )
+        return log
+
+    async def close(self) -> None:
+        """Makes durable what was taken, closes the open file, and stops. What is not uploaded stays in the
+        spool.
+        """
+        self._writer.stop()
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        self._running.cancel()
+        await asyncio.wait([self._running])
+
+    @property
+    def spooled(self) -> Point:
+        return self._writer.spooled
+
+    @property
+    def pending_b(self) -> int:
+        """Bytes in the spool that are not uploaded."""
+        return self._uploading_b + self._writer.open_b
+
+    async def append(self, encoded: Buffer, batch: Batch, digest: bytes) -> None:
+        """See SpoolWriter.append."""
+        await self._writer.append(encoded, batch, digest)
+
+    async def settle(self) -> None:
+        """Until every batch that was taken is durable, or refused."""
+        await self._writer.settle()
+
+    async def flush(self) -> None:
+        """Until everything that was taken before is uploaded. It has no deadline of its own. Raises
+        `failure`.
+        """
+        target = self._writer.accepted.number
+        await self._writer.settle()
+        target = min(target, self.spooled.number)  # what was refused will not come
+        while self.uploaded.number < target:
+            if self.failure is not None:
+                raise self.failure
+            if self._writer.open_b:
+                self._writer.request_close()
+            await self._moved.wait()
+
+    # ---- running ----
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._writing = tasks.create_task(
+                    self._writer.run(), name=f"spool {self.machine}/{self.epoch}"
+                )
+                tasks.create_task(self._uploader.run(), name=f"upload {self.machine}/{self.epoch}")
+                tasks.create_task(self._check_forever(), name=f"check {self.machine}/{self.epoch}")
+        except BaseExceptionGroup as group:
+            self._fail(_first(group))
+
+    async def _check_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._check_s)
+            await self._uploader.check()
+
+    def _fail(self, error: UnderstudyError) -> None:
+        self.failure = error
+        _log.error("log failed", machine=self.machine, epoch=self.epoch, term=self.term, **error.as_dict())
+        self._writer.fail(error)
+        self._announce()
+
+    def _on_closed(self, spooled: SpooledSegment) -> None:
+        self._uploading_b += spooled.size_b
+        self._uploader.put(spooled)
+        self._announce()
+
+    def _on_indexed(self, spooled: SpooledSegment) -> None:
+        self.uploaded = Point.of(spooled.last)
+        self._uploading_b -= spooled.size_b
+        self._announce()
+
+    def _forget(self, spooled: SpooledSegment) -> None:
+        """The segment is listed: its file has done its work. Runs in a thread."""
+        _settle(self.folder, [spooled], Watermark(self.term, spooled.last.number), durably=False)
+
+    def _report(self, trouble: StorageError | None) -> None:
+        if trouble is not None and self.trouble is None:
+            _log.warning("storage trouble", machine=self.machine, epoch=self.epoch, **trouble.as_dict())
+        elif trouble is None and self.trouble is not None:
+            _log.info("storage is back", machine=self.machine, epoch=self.epoch)
+        self.trouble = trouble
+        self._announce()
+
+    def _announce(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+        self._changed()
+
+
+def read_watermark(folder: Path) -> Watermark:
+    """What the folder remembers; zeroes if it never had a term. Raises SpoolError."""
+    try:
+        return msgspec.json.decode((folder / _WATERMARK).read_bytes(), type=Watermark)
+    except FileNotFoundError:
+        return Watermark(0, 0)
+    except (OSError, msgspec.DecodeError) as exc:
+        raise SpoolError(f"{folder / _WATERMARK} could not be read", cause=str(exc)) from exc
+
+
+def _recover(folder: Path, vault: Vault) -> tuple[list[SpooledSegment], Watermark]:
+    try:
+        durable.make_folder(folder)
+        segments = recover_folder(
+            folder, lambda header: machine_key_of(vault, header.machine, header.key_id, header.wrapped_key)
+        )
+    except OSError as exc:
+        raise SpoolError(
+            f"The spool folder {folder} could not be recovered", cause=exc.strerror or str(exc)
+        ) from exc
+    return segments, read_watermark(folder)
+
+
+def _settle(
+    folder: Path, superfluous: Sequence[SpooledSegment], watermark: Watermark, *, durably: bool = True
+) -> None:
+    """Deletes files that are not needed any more, and remembers how far the log is listed."""
+    try:
+        for spooled in superfluous:
+            durable.remove_file(spooled.path)
+        durable.replace_file(folder / _WATERMARK, msgspec.json.encode(watermark), durable=durably)
+    except OSError as exc:
+        if durably:
+            raise SpoolError(
+                f"The spool folder {folder} could not be written", cause=exc.strerror or str(exc)
+            ) from exc
+        # The files are listed: recovery deletes them. An old watermark is only less strict.
+        _log.warning("spool not tidied", folder=str(folder), cause=exc.strerror)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> UnderstudyError:
+    """The error of our tree in the group; else what it is, as a SpoolError."""
+    for exc in group.exceptions:
+        if isinstance(exc, BaseExceptionGroup):
+            return _first(exc)
+        if isinstance(exc, UnderstudyError):
+            return exc
+    _log.error("log stopped: this is a bug", exc_info=group)
+    return SpoolError("The log had to stop", cause=repr(group.exceptions[0]))

@@ -1,0 +1,287 @@
+"""One machine's log on this process server: which epoch it is in, and who may go on with it.
+
+Input: the machine's Hello and its batches. Output: `spooled` and `uploaded` positions. `append` blocks on the disk, `flush` on storage.
+
+Who may go on with which epoch (I7). The machine's newest epoch in storage is its epoch; a Hello with a lower one is refused, with a
+higher one it was lost by storage. The log of the epoch is ours while no term is above ours; when the agent comes back and one is, it
+was with another process server meanwhile, and the log is opened anew with a new term. When storage cannot be asked just then, a log that is
+open goes on as it is: it can spool, and should it be fenced, listing fails and nothing is ever said to be uploaded.
+
+After a restart the spool uploads what it holds without waiting for the agent, which may be gone for good: that is what the last minutes
+before a disaster hang on. But it takes a log only if nobody took it since: else the agent is with another process server, and taking
+would disturb it. An older epoch's rest is uploaded as well, beside the new one, as long as it continues that epoch's index; after that
+its folder is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from process_server.epoch_log import EpochLog, Resources, read_watermark
+from process_server.spool_writer import Point
+from shared import logging
+from shared.batch import Batch, Buffer
+from shared.blob import BlobStore, Retry
+from shared.errors import (
+    EpochRefusedError,
+    NotOpenError,
+    StorageError,
+    StorageForgotError,
+    TransientError,
+    UnderstudyError,
+)
+from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
+from shared.log.writer import terms
+from shared.vault import machine_key
+from shared.wire.messages import Hello
+
+_BEGIN_S: Final = 25.0
+_VERIFY: Final = Retry(deadline_s=3.0)
+
+_log = logging.get()
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a machine's log stands; see Welcome in shared/wire/messages.py for the fields."""
+
+    epoch: int
+    spooled: int
+    spooled_seq: int
+    spooled_digest: bytes
+    uploaded: int
+    uploaded_seq: int
+
+
+class MachineLog:
+    """One machine's log on this process server. `begin`, then `append` and `flush`; lives as long as the
+    process.
+    """
+
+    def __init__(self, shared: Resources, machine: str, folder: Path) -> None:
+        self.machine: Final = machine
+        self.on_change: Callable[[], None] | None = None
+        """Called, on the event loop, whenever something below may have changed."""
+        self._shared = shared
+        self._folder = folder
+        self._current: EpochLog | None = None
+        self._finishing: dict[int, EpochLog] = {}
+        self._lock: Final = asyncio.Lock()
+        self._finishing_lock: Final = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._trouble: UnderstudyError | None = None
+
+    # ---- what it says ----
+
+    @property
+    def position(self) -> Position:
+        """Raises NotOpenError before the first `begin`."""
+        log = self._open_log()
+        spooled, uploaded = log.spooled, log.uploaded
+        return Position(log.epoch, spooled.number, spooled.seq, spooled.digest, uploaded.number, uploaded.seq)
+
+    @property
+    def failure(self) -> UnderstudyError | None:
+        """Why no more batches are taken, until the agent says Hello again."""
+        return self._current.failure if self._current is not None else None
+
+    @property
+    def pending_b(self) -> int:
+        """Bytes in the spool that are not uploaded."""
+        return sum(log.pending_b for log in self._logs())
+
+    @property
+    def last_indexed(self) -> Point | None:
+        """The newest batch that is listed; its `captured_ns` is what the RPO counts from."""
+        return self._current.uploaded if self._current is not None else None
+
+    @property
+    def errors(self) -> list[UnderstudyError]:
+        """What is wrong now."""
+        found: list[UnderstudyError | None] = [self._trouble]
+        for log in self._logs():
+            found += [log.failure, log.trouble]
+        return [error for error in found if error is not None]
+
+    # ---- what the session does ----
+
+    async def begin(self, hello: Hello) -> Position:
+        """Goes on with the epoch that the agent names, or begins the next one for epoch 0, and says where
+        it stands.
+
+        No batch of an earlier session may be on its way. EpochRefusedError and StorageForgotError end the
+        epoch; TransientError and other StorageErrors: try again.
+        """
+        try:
+            async with asyncio.timeout(_BEGIN_S), self._lock:
+                await self._begin(hello)
+        except TimeoutError as exc:
+            raise TransientError(
+                f"The log of {self.machine} could not be opened", cause="storage is slow or does not answer"
+            ) from exc
+        self._change()
+        return self.position
+
+    async def append(self, encoded: Buffer, batch: Batch, digest: bytes) -> None:
+        """Returns when the batch is durable here. Batches count in the order of the calls. See
+        SpoolWriter.append.
+        """
+        await self._open_log().append(encoded, batch, digest)
+
+    async def flush(self) -> None:
+        """Uploads everything that was taken before the call, now. No deadline of its own; raises `failure`."""
+        await self._open_log().flush()
+
+    # ---- what the spool does ----
+
+    async def resume(self) -> None:
+        """After a restart: uploads what the spool holds. Returns when it is under way; waits for storage as
+        long as it takes.
+        """
+        async with self._lock:
+            epochs = await asyncio.to_thread(self._epochs_on_disk)
+            if self._current is not None or not epochs:
+                return
+            store = self._shared.store.patient(self.report)
+            newest = await newest_epoch(store, self.machine)
+            if newest in epochs:
+                if await self._still_ours(newest, store):
+                    self._current = await self._open(newest, store)
+                else:
+                    _log.info("log left alone", machine=self.machine, epoch=newest)
+            self._spawn(self._finish_older(newest), f"older epochs of {self.machine}")
+        self._change()
+
+    async def close(self) -> None:
+        """Everything taken is made durable; uploads stop."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        async with self._lock:
+            await self._close_current()
+
+    # ---- inside ----
+
+    async def _begin(self, hello: Hello) -> None:
+        if hello.epoch == 0:
+            await self._begin_epoch(hello)
+        elif not await self._goes_on(hello.epoch):
+            await self._reopen(hello.epoch)
+
+    async def _begin_epoch(self, hello: Hello) -> None:
+        store = self._shared.store
+        await store.ensure_container()
+        info = await allocate_epoch(
+            store,
+            self.machine,
+            disks=[EpochDisk(d.number, d.name, d.serial, d.sectors) for d in hello.disks],
+            reason=hello.reason,
+            agent_id=hello.agent_id,
+        )
+        _log.info("epoch begins", machine=self.machine, epoch=info.epoch, reason=info.reason)
+        await self._close_current()
+        self._current = await self._open(info.epoch, store)
+        self._spawn(self._finish_older(info.epoch), f"older epochs of {self.machine}")
+
+    async def _goes_on(self, epoch: int) -> bool:
+        """Whether the open log may simply go on."""
+        log = self._current
+        if log is None or log.epoch != epoch or log.failure is not None:
+            return False
+        await log.settle()
+        store = self._shared.store.with_retry(_VERIFY)
+        try:
+            newest = await newest_epoch(store, self.machine)
+            taken = max(await terms(store, self.machine, epoch), default=0)
+        except StorageError as exc:
+            _log.warning("log goes on unverified", machine=self.machine, epoch=epoch, **exc.as_dict())
+            return True
+        return newest == epoch and taken == log.term
+
+    async def _reopen(self, epoch: int) -> None:
+        store = self._shared.store
+        newest = await newest_epoch(store, self.machine)
+        if epoch < newest:
+            raise EpochRefusedError(
+                f"Epoch {epoch} of machine {self.machine} is over", cause=f"epoch {newest} has begun since"
+            )
+        if epoch > newest:
+            raise StorageForgotError(
+                f"Epoch {epoch} of machine {self.machine} cannot go on",
+                cause=f"the newest epoch that storage knows is {newest}",
+            )
+        await self._close_current()
+        self._current = await self._open(epoch, store)
+
+    async def _open(self, epoch: int, store: BlobStore) -> EpochLog:
+        key = await machine_key(store, self._shared.vault, self.machine, create=True)
+        shared = self._shared._replace(store=store)
+        return await EpochLog.open(shared, self.machine, epoch, key, self._epoch_folder(epoch), self._change)
+
+    async def _close_current(self) -> None:
+        old, self._current = self._current, None
+        if old is not None:
+            await old.close()
+
+    async def _still_ours(self, epoch: int, store: BlobStore) -> bool:
+        """Whether nobody took the log since this process server had it."""
+        ours = (await asyncio.to_thread(read_watermark, self._epoch_folder(epoch))).term
+        return max(await terms(store, self.machine, epoch), default=0) <= ours
+
+    async def _finish_older(self, newest: int) -> None:
+        """Uploads the rest of epochs that are over, one after the other, and deletes their folders."""
+        store = self._shared.store.patient(self.report)
+        async with self._finishing_lock:
+            for epoch in await asyncio.to_thread(self._epochs_on_disk):
+                if epoch < newest:
+                    await self._finish(epoch, store)
+                    await asyncio.to_thread(shutil.rmtree, self._epoch_folder(epoch), ignore_errors=True)
+                    self._change()
+
+    async def _finish(self, epoch: int, store: BlobStore) -> None:
+        try:
+            if not await self._still_ours(epoch, store):
+                return
+            log = self._finishing[epoch] = await self._open(epoch, store)
+            try:
+                await log.flush()
+            finally:
+                await log.close()
+                del self._finishing[epoch]
+        except UnderstudyError as exc:
+            _log.warning("rest of an old epoch is lost", machine=self.machine, epoch=epoch, **exc.as_dict())
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _logs(self) -> list[EpochLog]:
+        current = [self._current] if self._current is not None else []
+        return [*current, *self._finishing.values()]
+
+    def _open_log(self) -> EpochLog:
+        if self._current is None:
+            raise NotOpenError(f"The log of {self.machine} is not open")
+        return self._current
+
+    def _epoch_folder(self, epoch: int) -> Path:
+        return self._folder / f"{epoch:08d}"
+
+    def _epochs_on_disk(self) -> list[int]:
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+
+    def report(self, trouble: UnderstudyError | None) -> None:
+        """Something of this machine's log is wrong, or right again."""
+        self._trouble = trouble
+        self._change()
+
+    def _change(self) -> None:
+        if self.on_change is not None:
+            self.on_change()

@@ -1,0 +1,118 @@
+"""The spool: the process server's cache of batches that are acknowledged but not yet in storage, per
+machine and epoch.
+
+    <folder>/<machine>/<epoch>/<first batch>.seg     spool files = segments (shared/log/FORMAT.md)
+    <folder>/<machine>/<epoch>/state.json            our term, and the last batch that we know was listed
+
+Who may write which log: machine_log.py; how batches become durable: spool_writer.py, spool_file.py; how they get to storage: uploader.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from process_server.epoch_log import LogSettings, Resources
+from process_server.machine_log import MachineLog, Position
+from process_server.spool_writer import SegmentLimits
+from shared import durable, logging
+from shared.blob import BlobStore
+from shared.errors import (
+    SpoolError,
+    UnderstudyError,
+    UsageError,
+)
+from shared.log import names
+from shared.vault import Vault
+from shared.wire.messages import Hello
+
+__all__ = ["LogSettings", "MachineLog", "Position", "SegmentLimits", "Spool"]
+
+_SEALERS: Final = max(2, os.cpu_count() or 1)
+_DISK_THREADS: Final = 16
+_UPLOADS: Final = 8
+
+_log = logging.get()
+
+
+class Spool:
+    """All machines' logs in one folder. One process at a time uses it."""
+
+    def __init__(self, folder: Path, store: BlobStore, vault: Vault, settings: LogSettings) -> None:
+        self.machines: dict[str, MachineLog] = {}
+        self._folder = folder
+        self._lock_fd = -1
+        self._resuming: list[asyncio.Task[None]] = []
+        self._sealers = ThreadPoolExecutor(_SEALERS, thread_name_prefix="seal")
+        self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="spool")
+        self._resources = Resources(
+            store, vault, settings, self._sealers, self._disk, asyncio.Semaphore(_UPLOADS)
+        )
+
+    async def start(self) -> None:
+        """Takes the folder and begins to upload what it holds, in the background. Does not wait for storage.
+
+        UsageError if another process has the folder; SpoolError if it cannot be used.
+        """
+        await asyncio.to_thread(self._take_folder)
+        for path in sorted(self._folder.iterdir()):
+            if path.is_dir() and names.is_machine(path.name):
+                log = self._machine(path.name)
+                task = asyncio.create_task(self._resume(log), name=f"resume {path.name}")
+                self._resuming.append(task)
+
+    async def open_machine(self, hello: Hello) -> MachineLog:
+        """The log of the machine that says hello; `begin` it."""
+        return self._machine(names.check_machine(hello.machine))
+
+    async def close(self, flush_s: float = 0.0) -> None:
+        """Stops; with `flush_s`, tries for so long to upload everything first. What is not uploaded stays
+        for the next start.
+        """
+        for task in self._resuming:
+            task.cancel()
+        if self._resuming:
+            await asyncio.wait(self._resuming)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(flush_s):
+                await asyncio.gather(*(log.flush() for log in self.machines.values()), return_exceptions=True)
+        await asyncio.gather(*(log.close() for log in self.machines.values()))
+        self._sealers.shutdown()
+        self._disk.shutdown()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _machine(self, name: str) -> MachineLog:
+        log = self.machines.get(name)
+        if log is None:
+            log = self.machines[name] = MachineLog(self._resources, name, self._folder / name)
+        return log
+
+    async def _resume(self, log: MachineLog) -> None:
+        try:
+            await log.resume()
+        except UnderstudyError as exc:
+            _log.error("spool of a machine could not be resumed", machine=log.machine, **exc.as_dict())
+            log.report(exc)
+
+    def _take_folder(self) -> None:
+        try:
+            durable.make_folder(self._folder)
+            self._lock_fd = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise UsageError(
+                f"The spool folder {self._folder} is in use",
+                cause="another process server has it",
+                action="Stop that one first, or configure another folder.",
+            ) from exc
+        except OSError as exc:
+            raise SpoolError(
+                f"The spool folder {self._folder} cannot be used", cause=exc.strerror or str(exc)
+            ) from exc

@@ -1,0 +1,254 @@
+"""One file of the spool: written, made durable, closed, recovered, read for upload. Blocking; one thread at
+a time.
+
+Why what was acknowledged is there after a crash (I5): `append` returns only after fdatasync of the file,
+and, for a new file, of its folder; only then are its batches acknowledged. `Draft` counts only such
+batches. After an error of a sync the kernel may have dropped the pages and forgotten: the file is then
+*abandoned*, never written or synced again; what was durable in it before is uploaded from it, what was not
+was never acknowledged. A write that found the disk full is undone by truncation, and the file goes on.
+
+Recovery takes from a file exactly its whole batches: those the footer lists if there is one and the bytes
+match, else those that a scan opens. Batches behind the last acknowledged one may be among them. That is
+right: they are what the agent sent, in order, and it is told about them in Welcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from shared import durable, logging
+from shared.batch import Buffer
+from shared.crashpoints import reach
+from shared.errors import IntegrityError, SpoolError, SpoolFullError, SpoolLostError
+from shared.log import segment
+from shared.log.draft import Draft
+from shared.log.segment import BatchRow, FileHeader, Frame
+from shared.sealing import MachineKey
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+SUFFIX: Final = ".seg"
+
+_log = logging.get()
+
+KeyOf = Callable[[FileHeader], MachineKey]
+
+
+class SpooledSegment:
+    """A closed spool file that waits for upload. It has at least one batch."""
+
+    def __init__(self, path: Path, draft: Draft) -> None:
+        self.path: Final = path
+        self.header: Final = draft.header
+        self.footer: Final = draft.footer
+        self.digest: Final = draft.digest
+        self._body_b: Final = draft.size_b
+        self._closing: Final = draft.closing()
+
+    @property
+    def size_b(self) -> int:
+        return self._body_b + len(self._closing)
+
+    @property
+    def first(self) -> BatchRow:
+        return self.footer.rows[0]
+
+    @property
+    def last(self) -> BatchRow:
+        return self.footer.rows[-1]
+
+    def read(self) -> bytes:
+        """The whole segment, compared with what was written. Raises SpoolLostError when the disk does not
+        give it back.
+        """
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                body = bytearray(self.size_b)
+                view = memoryview(body)
+                at = 0
+                while at < self._body_b and (count := file.readinto(view[at : self._body_b])):
+                    at += count
+        except OSError as exc:
+            raise self._lost(exc.strerror or str(exc)) from exc
+        if at != self._body_b or segment.body_digest(body, self._body_b) != self.digest:
+            raise self._lost("its bytes are not those that were written")
+        view[self._body_b :] = self._closing
+        view.release()
+        return bytes(body)
+
+    def _lost(self, cause: str) -> SpoolLostError:
+        return SpoolLostError(
+            f"Spool file {self.path} with batches {self.first.number} to {self.last.number} is damaged",
+            cause=cause,
+        )
+
+
+class SpoolFile:
+    """The file that batches are appended to."""
+
+    def __init__(self, folder: Path, header: FileHeader) -> None:
+        self.path: Final = folder / f"{header.first:012d}{SUFFIX}"
+        self.draft: Final = Draft(header)
+        self._fd = -1
+
+    def append(self, frames: Sequence[Frame]) -> None:
+        """Adds the frames, durably: when it returns they survive a power cut. On any error none of them
+        counts.
+
+        SpoolFullError: the disk is full, the file is as before and can go on. SpoolError: the file is
+        abandoned; only `close` it.
+        """
+        new = self._fd < 0
+        what = (
+            f"Batches {frames[0].row.number} to {frames[-1].row.number} could not be written to {self.path}"
+        )
+        end = 0 if new else self.draft.size_b
+        head: list[Buffer] = [self.draft.head] if new else []
+        buffers: list[Buffer] = [*head, *(frame.data for frame in frames)]
+        try:
+            if new:
+                # What may lie under this name holds no batch that counts: those are all below `first`.
+                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            reach("spool.before-write")
+            durable.write_all(self._fd, buffers, end)
+        except OSError as exc:
+            cause = exc.strerror or str(exc)
+            if exc.errno in _FULL and self._undo(end):
+                raise SpoolFullError(what, cause=cause) from exc
+            raise SpoolError(what, cause=cause) from exc
+        try:
+            reach("spool.before-fdatasync")
+            durable.sync_data(self._fd)
+            if new:
+                durable.sync_folder(self.path.parent)
+        except OSError as exc:
+            raise SpoolError(what, cause=f"sync failed: {exc.strerror or exc}") from exc
+        reach("spool.after-fdatasync")
+        for frame in frames:
+            self.draft.add(frame)
+
+    def close(self) -> SpooledSegment | None:
+        """Writes the footer (not synced: recovery can make it again) and closes. None, and no file, if it
+        holds no batch.
+        """
+        if not self.draft.rows:
+            self._close()
+            with contextlib.suppress(OSError):
+                durable.remove_file(self.path)
+            return None
+        spooled = SpooledSegment(self.path, self.draft)
+        reach("spool.before-footer")
+        try:
+            os.ftruncate(self._fd, self.draft.size_b)
+            durable.write_all(self._fd, [self.draft.closing()], self.draft.size_b)
+        except OSError as exc:
+            # The upload does not need it: it takes the footer from memory, and recovery from a scan.
+            _log.warning("spool file has no footer", path=str(self.path), cause=exc.strerror)
+        self._close()
+        reach("spool.after-footer")
+        return spooled
+
+    def _undo(self, end: int) -> bool:
+        if self._fd < 0:
+            return True
+        try:
+            os.ftruncate(self._fd, end)
+        except OSError:
+            return False
+        if end == 0:
+            self._close()
+            with contextlib.suppress(OSError):
+                durable.remove_file(self.path)
+        return True
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def recover_folder(folder: Path, key_of: KeyOf) -> list[SpooledSegment]:
+    """The segments of an epoch's spool folder in order, each continuing the one before; torn tails are cut,
+    useless files deleted.
+
+    Raises OSError, and WrongKeyError when the vault does not know the files' key.
+    """
+    durable.sync_folder(folder)
+    drafts = [
+        (path, draft)
+        for path in sorted(folder.glob(f"*{SUFFIX}"))
+        if (draft := _recover(path, key_of)) is not None
+    ]
+    found: list[SpooledSegment] = []
+    for i, (path, draft) in enumerate(drafts):
+        header = draft.header
+        if found and (header.first, header.predecessor) != (found[-1].last.number + 1, found[-1].last.digest):
+            _drop(path, f"it does not continue batch {found[-1].last.number}")
+            continue
+        if i + 1 < len(drafts) and drafts[i + 1][1].header.first <= draft.rows[-1].number:
+            # A sync of this file failed once, and the next file began behind what was durable in it.
+            draft = _cut(path, draft, drafts[i + 1][1].header.first)
+        found.append(_close_recovered(path, draft))
+    return found
+
+
+def _recover(path: Path, key_of: KeyOf) -> Draft | None:
+    data = _read_from_disk(path)
+    name = path.name
+    try:
+        header, start = segment.decode_file_header(data, name)
+    except IntegrityError as exc:
+        _drop(path, exc.cause)
+        return None
+    try:
+        footer = segment.check_body(data, name)
+        body_b, _ = segment.decode_trailer(data, len(data), name)
+    except IntegrityError:
+        scan = segment.scan(data, start, header, key_of(header).file_key(header.salt_bytes), name)
+        footer, body_b = scan.footer, scan.end
+        _log.info(
+            "spool file recovered",
+            path=str(path),
+            batches=len(footer.rows),
+            cut_b=len(data) - body_b,
+            cause=scan.why,
+        )
+    if not footer.rows:
+        _drop(path, "no batch in it is whole")
+        return None
+    return Draft.recovered(header, footer, memoryview(data)[:body_b])
+
+
+def _read_from_disk(path: Path) -> bytes:
+    """What is on the disk, not in the page cache: a killed process may have left there what it never
+    synced, or what a sync failed on.
+    """
+    with path.open("rb", buffering=0) as file:
+        durable.sync_data(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return file.read()
+
+
+def _cut(path: Path, draft: Draft, before: int) -> Draft:
+    footer = draft.footer
+    rows = tuple(row for row in footer.rows if row.number < before)
+    marks = tuple(mark for mark in footer.marks if mark.batch < before)
+    body = path.read_bytes()[: rows[-1].offset + rows[-1].length]
+    return Draft.recovered(draft.header, segment.Footer(rows=rows, marks=marks, cause=footer.cause), body)
+
+
+def _close_recovered(path: Path, draft: Draft) -> SpooledSegment:
+    with path.open("r+b", buffering=0) as file:
+        file.truncate(draft.size_b)
+        durable.write_all(file.fileno(), [draft.closing()], draft.size_b)
+    return SpooledSegment(path, draft)
+
+
+def _drop(path: Path, cause: str) -> None:
+    _log.warning("spool file dropped", path=str(path), cause=cause)
+    durable.remove_file(path)

@@ -1,0 +1,142 @@
+"""From closed spool files to listed segments: several uploads at a time, listed in order.
+
+Input: `SpooledSegment`s in the order of their batches. Output: block blobs, index entries, then deleted
+files. It blocks on storage only, for as long as it takes: its store is a patient one.
+
+Order of things, each step durable before the next: blob (created once, never overwritten) → index entry →
+`on_indexed` (`uploaded` advances) → the spool file is deleted. A crash between two of them repeats the
+earlier step: a blob that is there already has the name of its term, so it is our own and must have the same
+size and digest; an entry that stands already makes the file superfluous at recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Final
+
+from process_server.spool_file import SpooledSegment
+from process_server.threads import finish
+from shared import logging
+from shared.blob import BlobStore
+from shared.crashpoints import reach
+from shared.errors import BlobExistsError, SegmentAlteredError
+from shared.log import names
+from shared.log.index import IndexEntry, entry_for
+from shared.log.writer import IndexWriter
+
+_log = logging.get()
+
+
+class Uploader:
+    """Uploads one epoch's segments. `put` them in order; `run` until cancelled.
+
+    `run` raises what ends the epoch's log here: FencedError, StorageForgotError, SpoolLostError,
+    IntegrityErrors.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        index: IndexWriter,
+        *,
+        slots: asyncio.Semaphore,
+        ahead: int,
+        threads: Executor,
+        on_indexed: Callable[[SpooledSegment], None],
+        forget: Callable[[SpooledSegment], None],
+    ) -> None:
+        """`slots` bounds the uploads of all machines at a time, `ahead` those of this one.
+
+        Once a segment is listed, `on_indexed` is called, and then, in a thread, `forget`.
+        """
+        self._store = store
+        self._index = index
+        self._index_lock: Final = asyncio.Lock()
+        self._slots = slots
+        self._room: Final = asyncio.Semaphore(ahead)
+        self._threads = threads
+        self._on_indexed = on_indexed
+        self._forget = forget
+        self._waiting: Final[asyncio.Queue[SpooledSegment]] = asyncio.Queue()
+        self._started: Final[deque[tuple[SpooledSegment, asyncio.Task[IndexEntry]]]] = deque()
+        self._any_started: Final = asyncio.Event()
+
+    def put(self, segment: SpooledSegment) -> None:
+        self._waiting.put_nowait(segment)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._list_in_order(), name="list segments")
+            while True:
+                segment = await self._waiting.get()
+                await self._room.acquire()
+                task = tasks.create_task(self._upload(segment), name=f"upload {segment.path.name}")
+                self._started.append((segment, task))
+                self._any_started.set()
+
+    async def check(self) -> None:
+        """Whether the log is still ours and whole; see IndexWriter.check."""
+        async with self._index_lock:
+            await self._index.check()
+
+    async def _upload(self, segment: SpooledSegment) -> IndexEntry:
+        index = self._index
+        name = names.segment(index.machine, index.epoch, index.term, segment.first.number)
+        async with self._slots:
+            started = time.monotonic()
+            data = await finish(self._threads, segment.read)
+            reach("upload.before-create")
+            await self._create(name, data, segment.digest.hex())
+            reach("upload.after-create")
+        _log.debug("segment uploaded", blob=name, size_b=len(data), took_s=time.monotonic() - started)
+        return entry_for(
+            segment.footer,
+            blob=name,
+            size_b=len(data),
+            digest=segment.digest,
+            predecessor=segment.header.predecessor,
+            term=index.term,
+            written_ns=time.time_ns(),
+        )
+
+    async def _create(self, name: str, data: bytes, digest: str) -> None:
+        try:
+            await self._store.create(name, data, {"digest": digest})
+        except BlobExistsError:
+            there = await self._store.properties(name)
+            if (there.size_b, there.metadata.get("digest")) != (len(data), digest):
+                raise SegmentAlteredError(
+                    f"Segment {name} could not be written", cause="another blob has its name"
+                ) from None
+
+    async def _list_in_order(self) -> None:
+        while True:
+            while not self._started:
+                self._any_started.clear()
+                await self._any_started.wait()
+            await asyncio.wait([self._started[0][1]])
+            done: list[tuple[SpooledSegment, IndexEntry]] = []
+            while self._started and self._started[0][1].done():
+                segment, task = self._started.popleft()
+                done.append((segment, task.result()))
+            async with self._index_lock:
+                await self._index.append([entry for _, entry in done])
+            for segment, entry in done:
+                self._on_indexed(segment)
+                self._room.release()
+                reach("upload.before-delete")
+                await finish(self._threads, partial(self._forget, segment))
+                _log.info(
+                    "segment listed",
+                    machine=self._index.machine,
+                    epoch=self._index.epoch,
+                    term=entry.term,
+                    first=entry.first,
+                    last=entry.last,
+                    size_b=entry.bytes,
+                )
