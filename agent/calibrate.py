@@ -50,6 +50,7 @@ at least."""
 _SEARCH_LIMIT_B: Final = 16 << 40
 """More memory than machines have; the search runs with preemption off, some 100 ns a step."""
 _PFN_BITS: Final = (1 << 55) - 1
+_TRIES: Final = 3
 _READS: Final = 4
 _PROBE_SECTORS: Final = DATA_B // SECTOR
 _PROBE_PROGRAMS: Final = ("us_probe_getrq", "us_probe_queue")
@@ -78,21 +79,31 @@ def calibrate(
     step = _SEARCH_STEP_B.get(platform.machine())
     if step is None:
         return Calibration(f"the memory layout of {platform.machine()} is not known")
-    control["page_b"], control["vmemmap"], control["direct_map"] = PAGE_B, 0, 0
+    control["page_b"] = PAGE_B
+    found = Calibration("")
     try:
         with ExitStack() as links:
             for program in _PROBE_PROGRAMS:
                 links.callback(loaded.attach(program).close)
-            found = _find(control, probe, disks[0], step)
-            if not found.cause:
-                control["vmemmap"], control["direct_map"] = found.vmemmap, found.direct_map
-                causes = [cause for disk in disks if (cause := _prove(probe, disk))]
-                if causes:
-                    found = Calibration(causes[0], tried=found.tried)
+            for _ in range(_TRIES):  # the kernel may move our page just between looking and reading
+                found = _try(control, probe, disks, step)
+                if not found.cause:
+                    break
+            return found
     except BpfError as exc:
-        found = Calibration(str(exc))
+        return Calibration(str(exc))
+
+
+def _try(control: npt.NDArray[Any], probe: npt.NDArray[Any], disks: Sequence[Disk], step: int) -> Calibration:
+    control["vmemmap"], control["direct_map"] = 0, 0
+    found = _find(control, probe, disks[0], step)
     if found.cause:
-        control["vmemmap"], control["direct_map"] = 0, 0
+        return found
+    control["vmemmap"], control["direct_map"] = found.vmemmap, found.direct_map
+    for disk in disks:
+        if cause := _prove(probe, disk):
+            control["vmemmap"], control["direct_map"] = 0, 0
+            return Calibration(cause, tried=found.tried)
     return found
 
 
