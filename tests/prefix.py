@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,7 @@ def write(schedule: Schedule, devices: Sequence[str], progress: Path, rate_b: fl
 
 
 class Writer:
-    """The writer as a process of its own."""
+    """The writer as a process of its own; a context manager."""
 
     def __init__(
         self, devices: Sequence[str], progress: Path, seed: int, *, rate_mb: float = 0, seconds: float = 0
@@ -119,6 +119,15 @@ class Writer:
         command = [sys.executable, "-m", "tests.prefix", "--seed", str(seed), "--progress", str(progress)]
         command += ["--rate-mb", str(rate_mb), "--seconds", str(seconds), *devices]
         self.process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """A writer that was not stopped in order is killed: it would keep its devices busy."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
     @property
     def completed(self) -> int:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,13 @@ def pin_dir() -> Iterator[Path]:
     detach(path)
 
 
+@pytest.fixture
+def stack(devices: list[str]) -> Iterator[ExitStack]:
+    """For writers: they end before their devices go."""
+    with ExitStack() as made:
+        yield made
+
+
 @asynccontextmanager
 async def running(pin_dir: Path, devices: list[str], ring_mib: int) -> AsyncIterator[Stream]:
     capture = Capture.attach(pin_dir, [find_disk(Path(d)) for d in devices], ring_mib << 20)
@@ -69,10 +76,9 @@ def schedule(seed: int) -> Schedule:
 
 
 async def test_every_ordered_batch_under_load_is_a_prefix(
-    shm: Path, devices: list[str], pin_dir: Path
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
 ) -> None:
     seed = secrets.randbits(32)
-    writer = Writer(devices, shm / "progress", seed, rate_mb=10)
     replica = Replica(shm, [DISK_B, DISK_B])
     checker = PrefixChecker(schedule(seed))
     checked: list[int] = []
@@ -84,6 +90,7 @@ async def test_every_ordered_batch_under_load_is_a_prefix(
             last_check = time.monotonic()
             checked.append(checker.check(replica.paths, at_least=0, at_most=1 << 40))
 
+    writer = stack.enter_context(Writer(devices, shm / "progress", seed, rate_mb=10))
     async with running(pin_dir, devices, 64) as stream:
         pump = Pump(stream, replica)
         await pump.begin()
@@ -101,7 +108,7 @@ async def test_every_ordered_batch_under_load_is_a_prefix(
 
 
 async def test_after_an_overflow_order_returns_by_itself(
-    shm: Path, devices: list[str], pin_dir: Path
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
 ) -> None:
     seed = secrets.randbits(32)
     replica = Replica(shm, [DISK_B, DISK_B])
@@ -110,7 +117,7 @@ async def test_after_an_overflow_order_returns_by_itself(
         await pump.begin()
         stream.settle()
         await pump.until_ordered()
-        writer = Writer(devices, shm / "progress", seed)
+        writer = stack.enter_context(Writer(devices, shm / "progress", seed))
         states = set()
         end = time.monotonic() + 3
         while time.monotonic() < end:
@@ -126,10 +133,10 @@ async def test_after_an_overflow_order_returns_by_itself(
 
 
 async def test_lost_batches_and_a_restarted_agent_lose_nothing(
-    shm: Path, devices: list[str], pin_dir: Path
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
 ) -> None:
     seed = secrets.randbits(32)
-    writer = Writer(devices, shm / "progress", seed, rate_mb=10)
+    writer = stack.enter_context(Writer(devices, shm / "progress", seed, rate_mb=10))
     replica = Replica(shm, [DISK_B, DISK_B])
     pump = Pump(None, replica)  # type: ignore[arg-type]  # each turn of the loop gives it a new agent's stream
     checker = PrefixChecker(schedule(seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,21 +19,24 @@ DAEMONS: Final = ("agent", "process-server", "config-server", "master-target", "
 
 def prefix_paced() -> Result:
     """10 MB/s for 60 s from before `lab up` until after; points every 5 s and some on request; every one is a prefix."""
-    with scratch() as folder, two_disks(folder) as devices:
-        story = Story(folder, devices, 10)
-        with lab(devices, point_interval=5, segment_seconds=2) as site:
-            ordered_s = site.wait_ordered(120)
-            at_least = {}
-            end = time.monotonic() + 60
-            while time.monotonic() < end:
-                complete = story.writer.completed
-                at_least[site.create_point()["id"]] = complete
-                time.sleep(10)
-            story.stop()
-            result = story.check_every_point(site, at_least, 8)
-            result |= story.check_random_times(site, 20)
-            story.check_latest(site)
-            return {"ordered_after_s": round(ordered_s, 1), **result}
+    with (
+        scratch() as folder,
+        two_disks(folder) as devices,
+        Story(folder, devices, 10) as story,
+        lab(devices, point_interval=5, segment_seconds=2) as site,
+    ):
+        ordered_s = site.wait_ordered(120)
+        at_least = {}
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            complete = story.writer.completed
+            at_least[site.create_point()["id"]] = complete
+            time.sleep(10)
+        story.stop()
+        result = story.check_every_point(site, at_least, 8)
+        result |= story.check_random_times(site, 20)
+        story.check_latest(site)
+        return {"ordered_after_s": round(ordered_s, 1), **result}
 
 
 def prefix_full_speed() -> Result:
@@ -40,10 +44,9 @@ def prefix_full_speed() -> Result:
     with (
         scratch() as folder,
         two_disks(folder) as devices,
+        Story(folder, devices, 0) as story,
         lab(devices, point_interval=5, segment_seconds=2) as site,
     ):
-        site.wait_ordered(120)
-        story = Story(folder, devices, 0)
         states = set()
         end = time.monotonic() + 30
         while time.monotonic() < end:
@@ -66,9 +69,10 @@ def overflow() -> Result:
         scratch() as folder,
         two_disks(folder) as devices,
         lab(devices, point_interval=5, segment_seconds=2, ring_mib=4) as site,
+        ExitStack() as stack,
     ):
         site.wait_ordered(120)
-        story = Story(folder, devices, 10)
+        story = stack.enter_context(Story(folder, devices, 10))
         time.sleep(12)
         site.stop("process-server")
         stopped = time.time()
@@ -101,9 +105,10 @@ def kill() -> Result:
         scratch() as folder,
         two_disks(folder) as devices,
         lab(devices, point_interval=5, segment_seconds=2) as site,
+        ExitStack() as stack,
     ):
         site.wait_ordered(120)
-        story = Story(folder, devices, 5)
+        story = stack.enter_context(Story(folder, devices, 5))
         before = site.machine()
         killed: dict[str, int] = {}
         for _ in range(30):

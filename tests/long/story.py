@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from tests.lab import CommandFailedError, Lab
 from tests.loopdisk import loop_disk
@@ -44,6 +44,12 @@ class Story:
         self.seed = secrets.randbits(32)
         self.writer = Writer(devices, folder / "progress", self.seed, rate_mb=rate_mb)
         self.total = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.writer.__exit__(*exc)
 
     def stop(self) -> None:
         self.total = self.writer.stop()
