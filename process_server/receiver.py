@@ -17,7 +17,6 @@ import itertools
 import secrets
 import socket
 import ssl
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -26,7 +25,6 @@ from process_server.credit import CacheSpace, CreditGate, CreditPolicy
 from process_server.session import MachineLog, Session
 from shared import logging, tls
 from shared.errors import ListenError, StoppingError, SupersededError, UnderstudyError
-from shared.status import Problem, StreamReport
 from shared.wire.messages import Hello
 
 _log = logging.get()
@@ -56,18 +54,27 @@ class Machine:
         """Who has the lock."""
         self.problem: UnderstudyError | None = None
         """Why the last session ended; None once a newer one is open."""
-        self.received_b = 0
-        """Bytes of batches in sessions before `session`."""
-        self.ordered_captured_ns = 0
+        self._received_b = 0
+        self._ordered_captured_ns = 0
 
     @property
     def connected(self) -> bool:
         return self.session is not None and self.session.connected
 
+    @property
+    def received_b(self) -> int:
+        """Bytes of batches, over all sessions."""
+        return self._received_b + (self.session.received_b if self.session is not None else 0)
+
+    @property
+    def ordered_captured_ns(self) -> int:
+        """`captured_ns` of the newest batch that is ordered and uploaded; 0 when none was seen."""
+        newest = self.session.ordered_captured_ns if self.session is not None else 0
+        return newest or self._ordered_captured_ns
+
     def admit(self, session: Session) -> None:
-        if self.session is not None:
-            self.received_b += self.session.received_b
-            self.ordered_captured_ns = self.session.ordered_captured_ns or self.ordered_captured_ns
+        self._received_b = self.received_b
+        self._ordered_captured_ns = self.ordered_captured_ns
         self.session = session
 
 
@@ -122,6 +129,10 @@ class Receiver:
             asyncio.create_task(self._refresh_regularly(), name="refresh"),
         ]
         _log.info("listening", host=host, port=self.port)
+
+    async def watch(self) -> None:
+        """Never returns; raises when accepting or refreshing has failed, which is a bug."""
+        await asyncio.gather(*self._loop_tasks)
 
     async def stop(self) -> None:
         """Accept nothing more, make durable and acknowledge what came, close every session."""
@@ -257,37 +268,6 @@ class Receiver:
         while True:
             await asyncio.sleep(REFRESH_S)
             self.refresh()
-
-
-class RateMeter:
-    """Bytes per second between two looks at a counter that only grows."""
-
-    def __init__(self) -> None:
-        self._at_s = time.monotonic()
-        self._total = 0
-
-    def rate(self, total: int) -> float:
-        now = time.monotonic()
-        elapsed, self._at_s = max(now - self._at_s, 1e-3), now
-        grown, self._total = total - self._total, total
-        return round(grown / elapsed, 1)
-
-
-def report(machine: Machine) -> StreamReport:
-    """What the status report says of one machine."""
-    position = machine.log.position if machine.log is not None else None
-    problems = [error for error in (machine.gate.problem, machine.problem) if error is not None]
-    session = machine.session
-    return StreamReport(
-        epoch=position.epoch if position else 0,
-        connected=machine.connected,
-        spooled=position.spooled if position else 0,
-        uploaded=position.uploaded if position else 0,
-        ordered_captured_ns=(session.ordered_captured_ns if session else 0) or machine.ordered_captured_ns,
-        pending_b=machine.log.pending_b if machine.log is not None else 0,
-        credit_b=machine.gate.credit_b,
-        errors=[Problem(**error.as_dict(), object=machine.name) for error in problems],
-    )
 
 
 async def _settled(session: Session) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, Protocol
 
 from process_server.channel import Channel
@@ -50,6 +50,13 @@ class Position(Protocol):
 
 class MachineLog(Protocol):
     """What a session needs of a machine's log (process_server/spool.py)."""
+
+    on_change: Callable[[], None] | None
+    """Called on the event loop when position, pending_b or failure may have changed."""
+
+    @property
+    def failure(self) -> UnderstudyError | None:
+        """Why the log takes no more batches until `begin`."""
 
     @property
     def position(self) -> Position: ...
@@ -205,6 +212,7 @@ class Session:
         self.disks = len(hello.disks)
         self._spooled, self._spooled_seq = position.spooled, position.spooled_seq
         self._machine_log = log
+        log.on_change = self.refresh
         welcome = Welcome(
             epoch=position.epoch,
             spooled=position.spooled,
@@ -274,6 +282,11 @@ class Session:
         self._ack_due = False
         log = self._machine_log
         if log is None or not self.connected:
+            return
+        if log.failure is not None:
+            self.fail(
+                log.failure
+            )  # fenced, or storage forgot: the agent must know also when it sends nothing
             return
         position = log.position
         uploaded, uploaded_seq = position.uploaded, position.uploaded_seq

@@ -21,7 +21,7 @@ from shared.batch import (
     encode,
     make_extents,
 )
-from shared.errors import ContinuityError
+from shared.errors import ContinuityError, UnderstudyError
 from shared.wire.messages import Ack, DiskInfo, Fault, Hello, Welcome
 from shared.wire.protocol import Acked, Connection, Event, Faulted, Side, Welcomed
 
@@ -97,6 +97,8 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self.position = MemoryPosition()
+        self.on_change: Callable[[], None] | None = None
+        self.failure: UnderstudyError | None = None
         self.durable: dict[int, bytes] = {}
         self.pending_b = 0
         self.gate = asyncio.Event()
@@ -144,6 +146,8 @@ class MemoryLog:
 
     def upload(self) -> None:
         """Everything durable counts as uploaded."""
+        if self.on_change is not None:
+            asyncio.get_running_loop().call_soon(self.on_change)
         self.pending_b = 0
         self.position = self.position._replace(
             uploaded=self.position.spooled, uploaded_seq=self.position.spooled_seq

@@ -1,0 +1,170 @@
+"""Wiring of the process server: storage and keys → spool → receiver, with the status beside them.
+
+Start: spool recovered, port bound, then READY. Stop: the receiver drains (what came is made durable and
+acknowledged), then the spool uploads what it can in a few seconds; the rest waits on disk for the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from process_server.config import ProcessServerConfig
+from process_server.credit import CacheSpace
+from process_server.receiver import Receiver
+from process_server.spool import LogSettings, SegmentLimits, Spool
+from process_server.status import StatusBoard
+from shared import logging, tls
+from shared.blob import BlobStore
+from shared.errors import DeadlineError, MachineNotFoundError, StorageError, UsageError
+from shared.messages import Command
+from shared.rest import ControlClient
+from shared.service import notify, watchdog_interval_s
+from shared.vault import FileVault
+
+_log = logging.get()
+
+STATUS_S: Final = 2.0
+"""How often the service manager is told how things stand."""
+FLUSH_S: Final = 30.0
+"""How long a flush may take that the config server asked for."""
+STOP_FLUSH_S: Final = 5.0
+"""How long a stop may take to upload what the cache holds."""
+
+
+async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
+    """The daemon, from start to drained. Raises UnderstudyError when it cannot start."""
+    context = tls.server_context(config.tls)
+    vault = FileVault(config.vault_file)
+    settings = LogSettings(
+        owner=config.name, limits=SegmentLimits(size_b=config.segment_bytes, age_s=config.segment_seconds)
+    )
+    async with BlobStore.connect(config.blob) as store, asyncio.TaskGroup() as tasks:
+        container = tasks.create_task(_ensure_container(store), name="container")
+        async with _spooling(Spool(config.spool_dir, store, vault, settings)) as spool:
+            cache = Cache(config.spool_dir, config.cache_b, spool)
+            receiver = Receiver(
+                (config.listen, config.port),
+                context,
+                spool.open_machine,
+                policy=config.credit,
+                cache=cache.measure,
+            )
+            board = StatusBoard(receiver, spool)
+            await receiver.start()
+            beside: list[asyncio.Task[None]] = []
+            try:
+                beside = [
+                    tasks.create_task(receiver.watch(), name="receiver"),
+                    tasks.create_task(_tell_service_manager(board), name="service manager"),
+                ]
+                notify("READY=1")
+                if config.control_url:
+                    await _serve_control(config, context, board, spool, stop)
+                await stop.wait()
+            finally:
+                for task in (container, *beside):
+                    task.cancel()
+                await receiver.stop()
+
+
+class Cache:
+    """The file system that holds the spool, or the part of it that was configured."""
+
+    def __init__(self, folder: Path, size_b: int | None, spool: Spool) -> None:
+        self._folder = folder
+        self._size_b = size_b
+        self._spool = spool
+        self._failing = False
+
+    def measure(self) -> CacheSpace:
+        """No room at all while the file system does not even answer: then nobody may send."""
+        try:
+            usage = os.statvfs(self._folder)
+        except OSError as exc:
+            if not self._failing:
+                _log.error("the cache cannot be measured", folder=str(self._folder), cause=exc.strerror)
+            self._failing = True
+            return CacheSpace(total_b=self._size_b or 0, free_b=0)
+        self._failing = False
+        free_b = usage.f_bavail * usage.f_frsize
+        if self._size_b is None:
+            return CacheSpace(total_b=usage.f_blocks * usage.f_frsize, free_b=free_b)
+        used_b = sum(log.pending_b for log in self._spool.machines.values())
+        return CacheSpace(total_b=self._size_b, free_b=max(0, min(free_b, self._size_b - used_b)))
+
+
+@asynccontextmanager
+async def _spooling(spool: Spool) -> AsyncIterator[Spool]:
+    await spool.start()
+    try:
+        yield spool
+    finally:
+        await spool.close(flush_s=STOP_FLUSH_S)
+
+
+async def _ensure_container(store: BlobStore) -> None:
+    """Beside everything else: a process server must take batches also while storage cannot be reached."""
+    try:
+        await store.patient().ensure_container()
+    except StorageError as exc:
+        _log.error("the container could not be made sure of", **exc.as_dict())
+
+
+async def _serve_control(
+    config: ProcessServerConfig,
+    context: Any,
+    board: StatusBoard,
+    spool: Spool,
+    stop: asyncio.Event,
+) -> None:
+    """Reports and takes commands until `stop` is set. The renewed certificate is used from the next session
+    on."""
+
+    async def handle(command: Command) -> dict[str, Any]:
+        if command.kind == "flush":
+            return await flush(spool, str(command.args.get("machine", "")))
+        raise UsageError(f"The process server knows no command '{command.kind}'")
+
+    control = ControlClient(
+        config.control_url,
+        config.tls,
+        on_renewed=lambda: context.load_cert_chain(config.tls.cert, config.tls.key),
+    )
+    try:
+        await control.serve(board.report, handle, stop)
+    finally:
+        await control.close()
+
+
+async def flush(spool: Spool, machine: str) -> dict[str, Any]:
+    """Uploads all that the machine has here; where its log stands then."""
+    log = spool.machines.get(machine)
+    if log is None:
+        raise MachineNotFoundError(
+            f"Machine {machine} cannot be flushed", cause="it has no log on this process server"
+        )
+    try:
+        async with asyncio.timeout(FLUSH_S):
+            await log.flush()
+    except TimeoutError as exc:
+        raise DeadlineError(
+            f"Machine {machine} was not flushed within {FLUSH_S:.0f} s",
+            cause="; ".join(error.what for error in log.errors) or "storage is slow",
+            action="Look at the upload hop of `understudy machine show`.",
+        ) from exc
+    position = log.position
+    return {"epoch": position.epoch, "uploaded": position.uploaded}
+
+
+async def _tell_service_manager(board: StatusBoard) -> None:
+    interval_s = min(STATUS_S, watchdog_interval_s() or STATUS_S)
+    while True:
+        # The watchdog watches this event loop. A hung disk or storage is told as an error: a restart heals
+        # neither.
+        notify(f"WATCHDOG=1\nSTATUS={board.line()}")
+        await asyncio.sleep(interval_s)

@@ -1,0 +1,111 @@
+"""What the process server says of itself: the status report, and one line for the service manager."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from process_server.credit import MIB
+from process_server.receiver import Machine, Receiver
+from process_server.spool import MachineLog, Position, Spool
+from shared.errors import NotOpenError, UnderstudyError
+from shared.status import Problem, ProcessServerReport, StreamReport
+
+
+class MachineReport(StreamReport, kw_only=True):
+    """More than the config server needs, for people who read the raw report."""
+
+    rates: dict[str, float] = msgspec.field(default_factory=dict)
+    session: str = ""
+
+
+class DaemonReport(ProcessServerReport, kw_only=True):
+    daemon: str = "process-server"
+    pid: int = 0
+    cache_free_b: int = 0
+
+
+class RateMeter:
+    """Bytes per second between two looks at a counter that only grows."""
+
+    def __init__(self) -> None:
+        self._at_s = time.monotonic()
+        self._total_b = 0
+        self.rate = 0.0
+
+    def look(self, total_b: int) -> float:
+        now = time.monotonic()
+        elapsed_s = now - self._at_s
+        if elapsed_s > 0.1:  # two looks at nearly the same time say nothing
+            self.rate = round((total_b - self._total_b) / elapsed_s, 1)
+            self._at_s, self._total_b = now, total_b
+        return self.rate
+
+
+class StatusBoard:
+    """Gathers the report from receiver and spool."""
+
+    def __init__(self, receiver: Receiver, spool: Spool) -> None:
+        self._receiver = receiver
+        self._spool = spool
+        self._meters: dict[str, RateMeter] = {}
+
+    def report(self) -> DaemonReport:
+        names = sorted(self._receiver.machines.keys() | self._spool.machines.keys())
+        machines = {
+            name: self._machine(name, self._receiver.machines.get(name), self._spool.machines.get(name))
+            for name in names
+        }
+        cache = self._receiver.cache
+        return DaemonReport(
+            pid=os.getpid(),
+            machines=dict(machines),
+            cache_b=cache.total_b,
+            cache_free_b=cache.free_b,
+            cache_used_b=sum(machine.pending_b for machine in machines.values()),
+            rates={"received_b_s": sum(machine.rates["received_b_s"] for machine in machines.values())},
+        )
+
+    def line(self) -> str:
+        machines = self._receiver.machines.values()
+        pending_b = sum(log.pending_b for log in self._spool.machines.values())
+        connected = sum(machine.connected for machine in machines)
+        return f"{connected} machines connected, {pending_b / MIB:.1f} MiB wait for upload"
+
+    def _machine(self, name: str, machine: Machine | None, log: MachineLog | None) -> MachineReport:
+        position = _position(log)
+        problems: list[UnderstudyError] = list(log.errors) if log is not None else []
+        received_b = 0
+        report = MachineReport()
+        if machine is not None:
+            problems += [error for error in (machine.gate.problem, machine.problem) if error is not None]
+            received_b = machine.received_b
+            report.connected = machine.connected
+            report.credit_b = machine.gate.credit_b
+            report.ordered_captured_ns = machine.ordered_captured_ns
+            report.session = machine.session.id if machine.session is not None else ""
+        if position is not None:
+            report.epoch, report.spooled, report.uploaded = (
+                position.epoch,
+                position.spooled,
+                position.uploaded,
+            )
+        report.pending_b = log.pending_b if log is not None else 0
+        report.rates = {"received_b_s": self._meters.setdefault(name, RateMeter()).look(received_b)}
+        report.errors = _distinct(problems, name)
+        return report
+
+
+def _position(log: MachineLog | None) -> Position | None:
+    try:
+        return log.position if log is not None else None
+    except NotOpenError:
+        return None
+
+
+def _distinct(errors: list[UnderstudyError], machine: str) -> list[Problem]:
+    """One problem per kind: a log's failure is also why its session ended."""
+    found = {error.code: Problem(**error.as_dict(), object=machine) for error in errors}
+    return list(found.values())

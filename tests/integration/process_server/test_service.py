@@ -1,0 +1,241 @@
+"""The whole process server as a daemon: real TLS, real spool, real blob storage; stopped, killed, started
+again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from process_server.config import ProcessServerConfig
+from process_server.service import flush, run
+from shared import tls
+from shared.batch import Batch
+from shared.blob import BlobConfig, BlobStore
+from shared.errors import ConfigError, MachineNotFoundError, UnderstudyError, UsageError
+from shared.log.reader import LogReader
+from shared.service import load_config
+from shared.vault import FileVault
+from tests.azurite import Azurite
+from tests.pki import TestCa
+from tests.wire_parts import Agent, Chain, hello
+
+
+class Site:
+    """Files of one process server, and its agents' certificates."""
+
+    def __init__(self, folder: Path, blob: BlobConfig) -> None:
+        self.folder = folder
+        self.ca = TestCa(folder)
+        self.blob = blob
+        self.vault_file = folder / "vault.json"
+        FileVault.create(self.vault_file)
+        self.config_file = folder / "process-server.toml"
+        self.ready = asyncio.Event()
+        self.port = 0
+        self.stderr = ""
+
+    def write_config(self, **more: Any) -> None:
+        files = self.ca.issue("process-server:ps1")
+        values = {
+            "name": "ps1",
+            "spool_dir": self.folder / "spool",
+            "vault_file": self.vault_file,
+            "listen": "127.0.0.1",
+            "port": self.port,
+            "cache_b": 64 << 20,
+            "segment_seconds": 0.3,
+            "tls": files,
+            "blob": self.blob,
+        }
+        self.config_file.write_text(_toml(msgspec.to_builtins(values | more, enc_hook=str)))
+
+    @asynccontextmanager
+    async def daemon(
+        self, stop: signal.Signals = signal.SIGTERM
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
+        """A running daemon that has said READY; ended with `stop` and waited for."""
+        self.port = self.port or _free_port()
+        self.write_config()
+        notify = self.folder / "notify"
+        notify.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(notify))
+            manager.setblocking(False)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "process_server",
+                "--config",
+                str(self.config_file),
+                env=os.environ | {"NOTIFY_SOCKET": str(notify)},
+                stderr=asyncio.subprocess.PIPE,
+            )
+            try:
+                async with asyncio.timeout(30):
+                    while await asyncio.get_running_loop().sock_recv(manager, 1000) != b"READY=1":
+                        pass
+                yield process
+            finally:
+                if process.returncode is None:
+                    process.send_signal(stop)
+                async with asyncio.timeout(30):
+                    _, stderr = await process.communicate()
+                self.stderr = stderr.decode()
+
+    def agent(self) -> Any:
+        return Agent.connect(self.port, tls.client_context(self.ca.issue("agent:lab")))
+
+    async def uploaded(self, epoch: int = 1) -> list[Batch]:
+        """What a restore would find."""
+        async with BlobStore.connect(self.blob) as store:
+            reader = LogReader(store, "lab")
+            vault = FileVault(self.vault_file)
+            found: list[Batch] = []
+            for entry in await reader.entries(epoch):
+                found += await reader.batches(entry, await reader.key(vault, entry))
+            return found
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stderr.splitlines()]
+
+
+def _toml(values: dict[str, Any], prefix: str = "") -> str:
+    plain = {k: v for k, v in values.items() if not isinstance(v, dict) and v is not None}
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in plain.items())
+    for key, value in values.items():
+        if isinstance(value, dict):
+            text += f"\n[{prefix}{key}]\n" + _toml(value, f"{prefix}{key}.")
+    return text
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def site(tmp_path: Path, blob_config: BlobConfig) -> Site:
+    return Site(tmp_path, blob_config)
+
+
+async def test_what_an_agent_sends_can_be_read_back_from_storage(site: Site) -> None:
+    async with site.daemon(), site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        sent = [chain.next(sectors=8 * n, fill=n) for n in range(1, 12)]
+        for batch in sent:
+            await agent.send(batch)
+        agent.write(agent.wire.send_flush())
+        ack = await agent.acked(11, uploaded=11)
+        assert ack.uploaded_seq == 11
+        await agent.close()
+        found = await site.uploaded()
+    assert [batch.number for batch in found] == list(range(1, 12))
+    assert [bytes(batch.payload) for batch in found] == [bytes([n]) * 4096 * n for n in range(1, 12)]
+    assert [line for line in site.lines() if line["level"] in ("error", "warning")] == []
+    assert site.lines()[-1]["event"] == "stopped"
+
+
+async def test_what_was_acknowledged_survives_sigkill(site: Site) -> None:
+    chain = Chain()
+    async with site.daemon(stop=signal.SIGKILL), site.agent() as agent:
+        await agent.open(hello())
+        for n in range(1, 20):
+            await agent.send(chain.next(fill=n))
+        await agent.acked(19)
+    async with site.daemon(), site.agent() as agent:
+        welcome = await agent.open(hello(epoch=1, last_sent=19))
+        assert (welcome.spooled, welcome.spooled_digest) == (19, chain.digest)
+        await agent.send(chain.next(fill=20))
+        agent.write(agent.wire.send_flush())
+        await agent.acked(20, uploaded=20)
+        await agent.close()
+    assert [(b.number, b.payload[0]) for b in await site.uploaded()] == [(n, n) for n in range(1, 21)]
+
+
+async def test_a_restart_uploads_what_it_holds_without_the_agent(site: Site) -> None:
+    async with site.daemon(stop=signal.SIGKILL), site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        await agent.send(chain.next())
+        await agent.acked(1)
+    async with site.daemon():
+        async with asyncio.timeout(20):
+            while not await site.uploaded():  # noqa: ASYNC110 - another process does it
+                await asyncio.sleep(0.05)
+
+
+async def test_sigterm_drains_uploads_and_exits_with_0(site: Site) -> None:
+    async with site.daemon() as process, site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        await agent.send(chain.next())
+        await agent.acked(1)
+        process.send_signal(signal.SIGTERM)
+        fault = await agent.fault()
+        assert fault.code == "US455"
+        await agent.close()
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+    assert len(await site.uploaded()) == 1
+
+
+async def test_storage_that_is_away_does_not_stop_spooling(tmp_path: Path) -> None:
+    with Azurite(tmp_path / "azurite", persistent=True) as storage:
+        site = Site(tmp_path, storage.config("test"))
+        async with site.daemon(), site.agent() as agent:
+            chain = Chain.after(await agent.open(hello()))
+            await agent.send(chain.next())
+            await agent.acked(1)
+            await asyncio.to_thread(storage.stop)
+            for _ in range(5):
+                await agent.send(chain.next())
+            assert (await agent.acked(6)).uploaded <= 1
+            await asyncio.to_thread(storage.start)
+            agent.write(agent.wire.send_flush())
+            await agent.acked(6, uploaded=6)
+            await agent.close()
+            assert len(await site.uploaded()) == 6
+
+
+async def start_error(site: Site, **config: Any) -> UnderstudyError:
+    site.write_config(**config)
+    with pytest.raises((UnderstudyError, ExceptionGroup)) as caught:
+        async with asyncio.timeout(10):
+            await run(load_config(site.config_file, ProcessServerConfig), asyncio.Event())
+    error: BaseException = caught.value
+    while isinstance(error, ExceptionGroup):
+        [error] = error.exceptions
+    assert isinstance(error, UnderstudyError)
+    assert error.action
+    return error
+
+
+async def test_what_cannot_start_says_why(site: Site, tmp_path: Path) -> None:
+    assert isinstance(await start_error(site, vault_file=tmp_path / "none"), UsageError)
+    assert isinstance(await start_error(site, tls=tls.TlsFiles(*[tmp_path / "none"] * 3)), ConfigError)
+    assert isinstance(await start_error(site, port=-1), ConfigError)
+    assert isinstance(await start_error(site, surprise=1), ConfigError)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        error = await start_error(site, port=other.getsockname()[1])
+        assert error.code == "US102"
+    async with site.daemon():
+        assert "in use" in str(await start_error(site, port=0))
+
+
+async def test_a_flush_of_an_unknown_machine_is_not_found() -> None:
+    class NoMachines:
+        machines: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+    with pytest.raises(MachineNotFoundError):
+        await flush(NoMachines(), "nobody")  # type: ignore[arg-type]

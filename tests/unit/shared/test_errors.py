@@ -1,0 +1,42 @@
+"""The error tree: unique codes, fitting sections, words for the reader."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from shared import errors
+from shared.errors import UnderstudyError
+
+
+def classes() -> list[type[UnderstudyError]]:
+    found = [value for value in vars(errors).values() if isinstance(value, type)]
+    return [cls for cls in found if issubclass(cls, UnderstudyError)]
+
+
+def test_codes_are_unique() -> None:
+    counts = Counter(cls.code for cls in classes())
+    assert [code for code, count in counts.items() if count > 1] == []
+
+
+def test_codes_say_the_section_of_the_tree() -> None:
+    for cls in classes():
+        assert re.fullmatch(r"US\d{3}", cls.code), cls
+        if cls is not UnderstudyError:
+            section = {2: "1", 3: "2", 4: "3", 5: "4"}[cls.exit_code]
+            assert cls.code[2] == section, cls
+
+
+def test_every_kind_of_failure_declares_its_own_code() -> None:
+    assert [cls for cls in classes() if "code" not in vars(cls)] == []
+
+
+def test_an_error_reads_as_what_cause_action() -> None:
+    error = UnderstudyError("X failed", cause="the disk is full", action="Free space.")
+    assert str(error) == "X failed: the disk is full. Free space."
+    assert error.as_dict() == {
+        "code": "US000",
+        "what": "X failed",
+        "cause": "the disk is full",
+        "action": "Free space.",
+    }
