@@ -21,6 +21,8 @@ from shared.vault import FileVault, machine_key
 _FRESH_S: Final = 3.0
 """A list of points is read again when it is older: `machine watch` of several people costs storage no more
 than of one."""
+_PATIENCE_S: Final = 1.0
+"""How long the view of a machine waits for its points; later it shows those of the last reading."""
 _DEADLINE: Final = Retry(deadline_s=8.0)
 
 
@@ -31,34 +33,48 @@ class Storage:
         self._config = config
         self._vault_file = vault_file
         self._store: BlobStore | None = None
-        self._lists: dict[str, tuple[float, PointList]] = {}
+        self._known: dict[str, tuple[float, PointList]] = {}
         self._reading: dict[str, asyncio.Task[PointList]] = {}
 
     async def close(self) -> None:
+        for task in list(self._reading.values()):
+            task.cancel()
+        await asyncio.gather(*self._reading.values(), return_exceptions=True)
         if self._store is not None:
             await self._store.close()
             self._store = None
 
     async def points(self, machine: str) -> PointList:
         """The machine's points, and the periods without any. Raises StorageError, ConfigError."""
-        store = self._connected()
-        running = self._reading.get(machine)
-        if running is None:
-            running = asyncio.create_task(points.read(store, machine), name=f"points of {machine}")
-            self._reading[machine] = running
-            running.add_done_callback(lambda _task: self._reading.pop(machine, None))
-        found = await asyncio.shield(running)
-        self._lists[machine] = (time.monotonic(), found)
-        return found
+        return await asyncio.shield(self._read(machine))
 
     async def last_point(self, machine: str) -> PointView | None:
-        """The newest point, at most a few seconds old. Raises StorageError."""
+        """The newest point that is known: at most a few seconds old while storage answers quickly. Never
+        waits long."""
         if self._config is None:
             return None
-        at, found = self._lists.get(machine, (-1e9, None))
-        if found is None or time.monotonic() - at > _FRESH_S:
-            found = await self.points(machine)
-        return found.points[-1] if found.points else None
+        at, known = self._known.get(machine, (-1e9, None))
+        if time.monotonic() - at > _FRESH_S:
+            reading = self._read(machine)
+            await asyncio.wait({reading}, timeout=_PATIENCE_S)
+            _, known = self._known.get(machine, (0.0, None))
+        return known.points[-1] if known is not None and known.points else None
+
+    def _read(self, machine: str) -> asyncio.Task[PointList]:
+        """The reading that goes on, or a new one: however many ask, storage is asked once."""
+        running = self._reading.get(machine)
+        if running is None:
+            running = asyncio.create_task(
+                points.read(self._connected(), machine), name=f"points of {machine}"
+            )
+            self._reading[machine] = running
+            running.add_done_callback(lambda task: self._note(machine, task))
+        return running
+
+    def _note(self, machine: str, task: asyncio.Task[PointList]) -> None:
+        del self._reading[machine]
+        if not task.cancelled() and task.exception() is None:
+            self._known[machine] = (time.monotonic(), task.result())
 
     async def access(self, machine: str) -> tuple[StorageGrant, MachineKeyGrant]:
         """What somebody needs to restore the machine. Raises NotFoundError when storage holds nothing of

@@ -25,6 +25,8 @@ _MAIN: Final = _ROOT / "build/azurite/node_modules/azurite/dist/src/blob/main.js
 _SAVES_EVERY_S: Final = 5.0
 """Azurite looks so often whether its catalog changed (autosaveInterval), and then writes it."""
 _QUIET_S: Final = 2.0
+_SLACK_S: Final = 3.0
+"""How late a look can be on a busy host."""
 _FLUSH_LIMIT_S: Final = 60.0
 
 
@@ -85,9 +87,9 @@ def wait_until_saved(lab: Lab, show: Callable[[str], None]) -> None:
         written = [_mtime(path) for path in lab.blob.glob("__azurite_db*.json")]
         writing = list(lab.blob.glob("__azurite_db*.json~"))
         newest = max(written, default=0.0)
-        # After two of its looks, a catalog that was not written again had nothing new to save.
-        settled = newest > cut_at or now > cut_at + 2 * _SAVES_EVERY_S
-        if not writing and settled and now > cut_at + _SAVES_EVERY_S + 1 and now > newest + _QUIET_S:
+        # After one more of its looks, a catalog that is not being written had nothing new to save.
+        looked = now > cut_at + _SAVES_EVERY_S + _SLACK_S
+        if not writing and looked and now > newest + _QUIET_S:
             return
         if time.monotonic() > deadline:
             raise DaemonError(

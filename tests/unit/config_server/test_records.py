@@ -1,0 +1,256 @@
+"""Tables of the config server: schema, tokens, commands, events, jobs, inventory. In-memory SQLite, no threads."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config_server import audit, commands, database, events, inventory, jobs, tokens
+from config_server.clock import SECOND_NS
+from shared.errors import (
+    ConfigError,
+    JobNotFoundError,
+    MachineNotFoundError,
+    RequestError,
+    StorageError,
+    TokenExpiredError,
+    TokenUnknownError,
+    TokenUsedError,
+)
+from shared.messages import Failure, JobProgress, Policy
+from shared.status import Problem
+
+NOW = 1_700_000_000 * SECOND_NS
+GRANT = tokens.Grant("agent", "web1", ())
+
+
+@pytest.fixture
+def db() -> Iterator[sqlite3.Connection]:
+    connection = database.connect(":memory:")
+    yield connection
+    connection.close()
+
+
+# ---- database
+
+
+def test_a_new_database_has_the_newest_schema_and_opens_again(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    for _ in range(2):
+        connection = database.connect(path)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        assert version == len(database.MIGRATIONS)
+        connection.close()
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    connection = database.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(ConfigError, match="version 99"):
+        database.connect(path)
+
+
+def test_a_file_that_is_no_database_is_a_storage_error(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.write_bytes(b"this is not SQLite" * 100)
+    with pytest.raises(StorageError):
+        database.connect(path)
+
+
+async def test_work_that_raises_changes_nothing(tmp_path: Path) -> None:
+    db = await database.Database.open(tmp_path / "state.db")
+
+    def work(connection: sqlite3.Connection) -> None:
+        inventory.ensure_machine(connection, "web1", NOW)
+        raise RequestError("no")
+
+    with pytest.raises(RequestError):
+        await db.run(work)
+    assert await db.run(inventory.machines) == []
+    await db.close()
+
+
+async def test_sqlite_errors_are_storage_errors_and_the_next_work_succeeds(tmp_path: Path) -> None:
+    db = await database.Database.open(tmp_path / "state.db")
+    with pytest.raises(StorageError, match="no such table"):
+        await db.run(lambda connection: connection.execute("SELECT * FROM nowhere"))
+    await db.run(lambda connection: inventory.ensure_machine(connection, "web1", NOW))
+    assert [machine.name for machine in await db.run(inventory.machines)] == ["web1"]
+    await db.close()
+
+
+# ---- tokens
+
+
+def test_a_token_is_redeemed_once(db: sqlite3.Connection) -> None:
+    tokens.add(db, b"hash", GRANT, NOW, NOW + SECOND_NS)
+    assert tokens.redeem(db, b"hash", NOW) == GRANT
+    with pytest.raises(TokenUsedError):
+        tokens.redeem(db, b"hash", NOW)
+
+
+def test_a_token_ends_at_its_expiry(db: sqlite3.Connection) -> None:
+    tokens.add(db, b"hash", GRANT, NOW, NOW + SECOND_NS)
+    with pytest.raises(TokenExpiredError):
+        tokens.redeem(db, b"hash", NOW + SECOND_NS)
+
+
+def test_a_used_token_says_used_also_after_its_expiry(db: sqlite3.Connection) -> None:
+    tokens.add(db, b"hash", GRANT, NOW, NOW + SECOND_NS)
+    tokens.redeem(db, b"hash", NOW)
+    with pytest.raises(TokenUsedError):
+        tokens.redeem(db, b"hash", NOW + 2 * SECOND_NS)
+
+
+def test_an_unknown_token_is_unknown(db: sqlite3.Connection) -> None:
+    with pytest.raises(TokenUnknownError):
+        tokens.redeem(db, b"other", NOW)
+
+
+def test_a_new_operator_token_ends_the_old_one(db: sqlite3.Connection) -> None:
+    first, second = tokens.new_operator_token(), tokens.new_operator_token()
+    tokens.set_operator(db, "admin", first, NOW)
+    assert tokens.operator_of(db, first) == "admin"
+    tokens.set_operator(db, "admin", second, NOW)
+    assert tokens.operator_of(db, first) is None
+    assert tokens.operator_of(db, second) == "admin"
+
+
+# ---- commands
+
+
+def test_commands_are_handed_out_in_order_until_finished(db: sqlite3.Connection) -> None:
+    for number in (1, 2):
+        commands.add(db, f"c{number}", "agent:web1", "mark", {}, NOW + number)
+    commands.add(db, "other", "agent:web2", "mark", {}, NOW)
+    assert [command.id for command in commands.pending(db, "agent:web1")] == ["c1", "c2"]
+    assert commands.finish(db, "agent:web1", {"c1": {"batch": 3}, "other": {}}, NOW) == ["c1"]
+    assert [command.id for command in commands.pending(db, "agent:web1")] == ["c2"]
+    assert commands.get(db, "other").state == "pending"
+
+
+def test_a_result_is_stored_once(db: sqlite3.Connection) -> None:
+    commands.add(db, "c1", "agent:web1", "mark", {}, NOW)
+    commands.finish(db, "agent:web1", {"c1": {"batch": 3}}, NOW)
+    assert commands.finish(db, "agent:web1", {"c1": {"batch": 4}}, NOW) == []
+    assert commands.get(db, "c1").result == {"batch": 3}
+
+
+def test_a_result_with_an_error_is_a_failure(db: sqlite3.Connection) -> None:
+    commands.add(db, "c1", "agent:web1", "mark", {}, NOW)
+    commands.finish(db, "agent:web1", {"c1": {"error": {"code": "US300"}}}, NOW)
+    assert commands.get(db, "c1").state == "failed"
+
+
+def test_the_id_of_another_command_is_refused(db: sqlite3.Connection) -> None:
+    commands.add(db, "c1", "agent:web1", "mark", {}, NOW)
+    assert commands.add(db, "c1", "agent:web1", "mark", {}, NOW).id == "c1"
+    with pytest.raises(RequestError, match="another command"):
+        commands.add(db, "c1", "agent:web2", "mark", {}, NOW)
+
+
+async def test_the_bell_wakes_those_who_listen_and_nobody_waits_after_closing() -> None:
+    bell = commands.Bell()
+    first, second, other = bell.listen("a"), bell.listen("a"), bell.listen("b")
+    bell.ring("a")
+    assert first.is_set()
+    assert second.is_set()
+    assert not other.is_set()
+    assert not bell.listen("a").is_set()
+    bell.close()
+    assert other.is_set()
+    assert bell.listen("c").is_set()
+
+
+# ---- events
+
+
+def problem(code: str = "US410", what: str = "it broke", object_: str = "web1") -> Problem:
+    return Problem(code=code, what=what, object=object_)
+
+
+def test_a_problem_is_one_event_however_often_it_is_reported(db: sqlite3.Connection) -> None:
+    for step in range(5):
+        events.reconcile(db, "agent:web1", [problem()], NOW + step)
+    (event,) = events.find(db, "", only_open=False, limit=10)
+    assert (event.resolved, event.count) == (None, 1)
+
+
+def test_a_problem_that_goes_and_comes_back_is_a_new_event(db: sqlite3.Connection) -> None:
+    for step, problems in enumerate([[problem()], [], [problem()]]):
+        events.reconcile(db, "agent:web1", problems, NOW + step)
+    found = events.find(db, "", only_open=False, limit=10)
+    assert [event.resolved is None for event in found] == [True, False]
+
+
+def test_a_problem_whose_words_change_stays_the_same_event(db: sqlite3.Connection) -> None:
+    events.reconcile(db, "agent:web1", [problem(what="3 sectors")], NOW)
+    assert events.reconcile(db, "agent:web1", [problem(what="4 sectors")], NOW) == []
+    (event,) = events.find(db, "", only_open=False, limit=10)
+    assert (event.what, event.count) == ("4 sectors", 2)
+
+
+def test_reporters_and_objects_do_not_resolve_each_others_events(db: sqlite3.Connection) -> None:
+    events.reconcile(db, "agent:web1", [problem(), problem(object_="web1/sda")], NOW)
+    events.reconcile(db, "process-server:ps1", [problem()], NOW)
+    events.reconcile(db, "process-server:ps1", [], NOW)
+    assert len(events.find(db, "web1", only_open=True, limit=10)) == 2
+
+
+def test_events_are_found_by_machine_with_its_disks_only(db: sqlite3.Connection) -> None:
+    events.reconcile(db, "x", [problem(object_=o) for o in ("web1", "web1/sda", "web10", "web_1")], NOW)
+    assert {event.object for event in events.find(db, "web1", False, 10)} == {"web1", "web1/sda"}
+    assert {event.object for event in events.find(db, "web_1", False, 10)} == {"web_1"}
+
+
+def test_what_happened_is_over_at_once_and_old_events_go(db: sqlite3.Connection) -> None:
+    events.note(db, "state", "agent:web1", problem(code=""), NOW)
+    assert events.find(db, "", only_open=True, limit=10) == []
+    events.trim(db, NOW + 91 * 86_400 * SECOND_NS)
+    assert events.find(db, "", only_open=False, limit=10) == []
+
+
+# ---- jobs, inventory, audit
+
+
+def test_a_job_that_ended_stays_as_it_ended(db: sqlite3.Connection) -> None:
+    jobs.create(db, "j1", "restore", "web1", {"to": "/x"}, NOW)
+    jobs.update(db, "j1", JobProgress(progress=0.5), NOW)
+    jobs.update(db, "j1", JobProgress(state="done", progress=1.0), NOW)
+    late = jobs.update(db, "j1", JobProgress(state="failed", error=Failure("US1", "x")), NOW)
+    assert (late.state, late.progress, late.error) == ("done", 1.0, None)
+    with pytest.raises(RequestError):
+        jobs.update(db, "j1", JobProgress(state="paused"), NOW)
+    with pytest.raises(JobNotFoundError):
+        jobs.update(db, "j2", JobProgress(), NOW)
+
+
+def test_a_job_whose_worker_is_silent_is_given_up(db: sqlite3.Connection) -> None:
+    jobs.create(db, "j1", "restore", "web1", {}, NOW)
+    assert jobs.fail_silent(db, NOW + 60 * SECOND_NS) == []
+    (failed,) = jobs.fail_silent(db, NOW + 121 * SECOND_NS)
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert "continues" in failed.error.action
+
+
+def test_a_machine_keeps_its_own_policy_and_others_follow_the_default(db: sqlite3.Connection) -> None:
+    inventory.protect(db, "web1", ["/dev/sda"], Policy(point_interval_s=60), NOW)
+    inventory.protect(db, "web2", ["/dev/sda"], None, NOW)
+    inventory.set_default_policy(db, Policy(point_interval_s=900))
+    assert inventory.machine(db, "web1").policy.point_interval_s == 60
+    assert inventory.machine(db, "web2").policy.point_interval_s == 900
+    assert not inventory.unprotect(db, "web1").protected
+    with pytest.raises(MachineNotFoundError):
+        inventory.unprotect(db, "web3")
+
+
+def test_the_audit_log_is_newest_first(db: sqlite3.Connection) -> None:
+    for number in range(3):
+        audit.add(db, "operator:admin", f"a{number}", "x", {"n": number}, NOW + number)
+    assert [entry.action for entry in audit.newest(db, 2)] == ["a2", "a1"]
