@@ -10,8 +10,7 @@ import os
 import signal
 from typing import Final
 
-_NAME, _, _COUNT = os.environ.get("UNDERSTUDY_CRASH_AT", "").partition(":")
-_left: dict[str, int] = {_NAME: int(_COUNT or "1")} if _NAME else {}
+_left: dict[str, int] = {}
 
 POINTS: Final = (
     "spool.before-write",
@@ -32,9 +31,19 @@ POINTS: Final = (
 """The points of the process server's data path, in its order; a crash test visits each."""
 
 
+def arm(at: str) -> None:
+    """Die at `name` or `name:count`."""
+    name, _, count = at.partition(":")
+    _left[name] = int(count or "1")
+
+
 def reach(name: str) -> None:
     if name not in _left:
         return
     _left[name] -= 1
     if _left[name] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+if _at := os.environ.get("UNDERSTUDY_CRASH_AT"):
+    arm(_at)

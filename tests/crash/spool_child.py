@@ -1,0 +1,80 @@
+"""The process that the crash tests kill: a spool with its uploader, fed by an agent that always has the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import msgspec
+
+from shared import crashpoints
+from shared.blob import BlobConfig, BlobStore
+from tests.logs import make_chain
+from tests.spools import hello, make_spool
+
+FILE_B = 1500
+"""Spool files are closed at this size: two or three batches."""
+BLOCKS = 5
+"""Lines of an index blob."""
+
+
+class Work(msgspec.Struct, frozen=True):
+    config: BlobConfig
+    folder: Path
+    journal: Path
+    """Gets a line for each thing that the process server told the agent: `epoch N`, `begun N`, `acked N`, `uploaded N`."""
+    crash_at: str
+    """Empty: run to the end."""
+    batches: int
+    """Send up to this one."""
+
+
+def run(work: Work) -> None:
+    """What the child does; its exit code is 0 only if everything is uploaded."""
+    if work.crash_at:
+        crashpoints.arm(work.crash_at)
+    asyncio.run(_run(work))
+
+
+async def _run(work: Work) -> None:
+    journal = os.open(work.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def say(what: str, number: int) -> None:
+        os.write(journal, f"{what} {number}\n".encode())
+
+    async with BlobStore.connect(work.config) as store:
+        spool = make_spool(work.folder, store, size_b=FILE_B, max_blocks=BLOCKS)
+        await spool.start()
+        known = read_journal(work.journal).get("epoch", [0])
+        log = await spool.open_machine(hello(known[-1]))
+        position = await log.begin(hello(known[-1]))
+        say("epoch", position.epoch)
+        say("begun", position.spooled)
+        uploaded = 0
+
+        def changed() -> None:
+            nonlocal uploaded
+            if log.position.uploaded > uploaded:
+                uploaded = log.position.uploaded
+                say("uploaded", uploaded)
+
+        log.on_change = changed
+        changed()
+        chain = make_chain(work.batches, epoch=position.epoch)
+        for made in chain[position.spooled :]:
+            await log.append(*made)
+            say("acked", made.batch.number)
+        await log.flush()
+        await spool.close()
+    os.close(journal)
+
+
+def read_journal(path: Path) -> dict[str, list[int]]:
+    """The numbers said of each kind, in order."""
+    said: dict[str, list[int]] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            what, number = line.split()
+            said.setdefault(what, []).append(int(number))
+    return said

@@ -1,0 +1,120 @@
+"""SIGKILL at every named point of spool and uploader; then recovery: what was acknowledged is there once, in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shared import crashpoints
+from shared.blob import BlobConfig, BlobStore
+from shared.log.reader import LogReader
+from tests.crash.spool_child import Work, read_journal, run
+from tests.logs import make_chain
+from tests.spools import MACHINE, read_log, same_batches, vault_at
+
+BATCHES = 24
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["tests.crash.spool_child", "azure.storage.blob.aio", "aiohttp"])
+
+Child = Callable[..., int]
+
+
+@pytest.fixture
+def child(blob_config: BlobConfig, tmp_path: Path) -> Child:
+    """Runs the child until it ends or kills itself; gives its exit code."""
+    vault_at(tmp_path)
+
+    def start(crash_at: str = "", batches: int = BATCHES) -> int:
+        work = Work(blob_config, tmp_path / "spool", tmp_path / "journal", crash_at, batches)
+        process = _processes.Process(target=run, args=(work,))
+        process.start()
+        process.join(30)
+        assert process.exitcode is not None, "the child hangs"
+        code: int = process.exitcode
+        process.close()
+        return code
+
+    return start
+
+
+async def listed(store: BlobStore, epoch: int) -> int:
+    entries = await LogReader(store, MACHINE).entries(epoch)
+    return entries[-1].last if entries else 0
+
+
+async def check_after_kill(store: BlobStore, tmp_path: Path) -> None:
+    """What the killed process had said was true."""
+    said = read_journal(tmp_path / "journal")
+    if "epoch" in said:
+        assert await listed(store, said["epoch"][-1]) >= max(said.get("uploaded", [0]))
+
+
+async def check_at_end(child: Child, store: BlobStore, tmp_path: Path, epoch: int = 1) -> None:
+    """Recovery continues behind everything acknowledged, the whole log is there, and the next run finds nothing to do."""
+    acked = max(read_journal(tmp_path / "journal").get("acked", [0]))
+    assert child() == 0
+    said = read_journal(tmp_path / "journal")
+    assert said["epoch"][-1] == epoch
+    assert said["begun"][-1] >= acked
+    chain = make_chain(BATCHES, epoch=epoch)
+    assert same_batches(await read_log(store, tmp_path / "spool", epoch), chain)
+    assert list((tmp_path / "spool").rglob("*.seg")) == []
+    blobs = [b.name async for b in store.list("")]
+    assert child() == 0
+    assert read_journal(tmp_path / "journal")["begun"][-1] == BATCHES
+    added = {b.name async for b in store.list("")}.difference(blobs)
+    assert len(added) <= 2, "only a term document and perhaps the next index blob"
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(
+    "point",
+    [
+        p
+        for p in crashpoints.POINTS
+        if p.startswith(("spool.", "upload.", "index.")) and p != "index.after-rotation"
+    ],
+)
+async def test_after_a_kill_everything_acknowledged_is_there_once_and_in_order(
+    point: str, count: int, child: Child, store: BlobStore, tmp_path: Path
+) -> None:
+    assert child(f"{point}:{count}") == -signal.SIGKILL
+    await check_after_kill(store, tmp_path)
+    await check_at_end(child, store, tmp_path)
+
+
+@pytest.mark.parametrize("point", ["take.after-term", "take.after-claim", "index.after-rotation"])
+async def test_a_kill_while_the_log_is_taken_again_or_rotated_loses_nothing(
+    point: str, child: Child, store: BlobStore, tmp_path: Path
+) -> None:
+    assert child("spool.after-fdatasync:8") == -signal.SIGKILL
+    assert child(point) == -signal.SIGKILL
+    await check_after_kill(store, tmp_path)
+    await check_at_end(child, store, tmp_path)
+
+
+async def test_a_kill_after_an_epoch_was_allocated_only_skips_its_number(
+    child: Child, store: BlobStore, tmp_path: Path
+) -> None:
+    assert child("epoch.after-create") == -signal.SIGKILL
+    await check_at_end(child, store, tmp_path, epoch=2)
+
+
+async def test_kills_at_one_point_after_the_other_lose_nothing(
+    child: Child, store: BlobStore, tmp_path: Path
+) -> None:
+    points = ["spool.after-fdatasync:3", "upload.after-create:2", "take.after-claim", "index.after-append:2"]
+    points += [
+        "upload.before-delete",
+        "spool.before-fdatasync:2",
+        "spool.before-footer:2",
+        "index.before-append",
+    ]
+    for point in points:
+        assert child(point) in (-signal.SIGKILL, 0)
+        await check_after_kill(store, tmp_path)
+    await check_at_end(child, store, tmp_path)

@@ -1,0 +1,477 @@
+"""The spool on a real disk and real storage: what is acknowledged, what is uploaded, and what happens when parts fail."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from process_server.spool import MachineLog, Spool
+from shared import durable
+from shared.batch import NO_DIGEST, Buffer, encode
+from shared.blob import BlobConfig, BlobStore
+from shared.errors import (
+    BatchGapError,
+    EpochRefusedError,
+    FencedError,
+    NotOpenError,
+    SpoolError,
+    SpoolFullError,
+    StorageForgotError,
+    TransientError,
+    UsageError,
+)
+from shared.log import names
+from tests.azurite import Azurite
+from tests.logs import Made, make_batch, make_chain
+from tests.spools import append_all, hello, make_spool, read_log, same_batches
+
+
+@asynccontextmanager
+async def opened(spool: Spool, epoch: int = 0) -> AsyncIterator[MachineLog]:
+    """The machine's log, begun; the spool is closed at the end."""
+    await spool.start()
+    try:
+        log = await spool.open_machine(hello(epoch))
+        await log.begin(hello(epoch))
+        yield log
+    finally:
+        await spool.close()
+
+
+def spool_files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*.seg"))
+
+
+async def test_what_is_appended_and_flushed_is_read_back_and_leaves_the_spool(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(30)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        assert (log.position.epoch, log.position.spooled, log.position.uploaded) == (1, 0, 0)
+        await append_all(log, chain[:10])
+        position = log.position
+        assert (position.spooled, position.spooled_seq, position.spooled_digest) == (
+            10,
+            1000,
+            chain[9].digest,
+        )
+        assert position.uploaded == 0
+        assert log.pending_b > 0
+        await log.flush()
+        assert (log.position.uploaded, log.position.uploaded_seq, log.pending_b) == (10, 1000, 0)
+        await asyncio.gather(*(log.append(m.encoded, m.batch, m.digest) for m in chain[10:]))
+        await log.flush()
+        await log.flush()
+    assert same_batches(await read_log(store, folder), chain)
+    assert spool_files(folder) == []
+
+
+async def test_a_batch_is_acknowledged_only_after_its_sync_and_others_share_the_next_one(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(6)
+    syncs: list[int] = []
+    syncing, go = threading.Semaphore(0), threading.Semaphore(0)
+    real = durable.sync_data
+
+    async with opened(make_spool(tmp_path / "spool", store)) as log:
+
+        def gated(fd: int) -> None:
+            syncing.release()
+            go.acquire()
+            real(fd)
+            syncs.append(fd)
+
+        monkeypatch.setattr(durable, "sync_data", gated)
+        first = asyncio.create_task(log.append(*chain[0]))
+        await asyncio.to_thread(syncing.acquire)
+        rest = [asyncio.create_task(log.append(*m)) for m in chain[1:]]
+        done, _ = await asyncio.wait({first}, timeout=0.1)
+        assert not done
+        assert log.position.spooled == 0
+        go.release()
+        await first
+        assert log.position.spooled == 1
+        await asyncio.to_thread(syncing.acquire)
+        assert not any(task.done() for task in rest)
+        for _ in rest:
+            go.release()
+        await asyncio.gather(*rest)
+        assert log.position.spooled == 6
+        assert len(syncs) < 6, "batches that waited for a sync share the next one"
+
+
+async def test_the_folder_of_a_new_file_is_synced_before_its_first_batch_is_acknowledged(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real_data, real_folder = durable.sync_data, durable.sync_folder
+    async with opened(make_spool(tmp_path / "spool", store)) as log:
+
+        def data(fd: int) -> None:
+            real_data(fd)
+            calls.append("data")
+
+        def folder(path: Path) -> None:
+            real_folder(path)
+            calls.append("folder")
+
+        monkeypatch.setattr(durable, "sync_data", data)
+        monkeypatch.setattr(durable, "sync_folder", folder)
+        await append_all(log, make_chain(2))
+    assert calls == ["data", "folder", "data"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "size_b", "age_s"),
+    [
+        pytest.param([1, 3, 5], 30_000, 3600.0, id="size"),
+        pytest.param([2, 4, 6], 8_000, 3600.0, id="what it holds when opened"),
+        pytest.param([1, 2], 1 << 20, 0.05, id="age"),
+    ],
+)
+async def test_a_segment_is_closed_at_its_size_at_what_it_holds_and_at_its_age(
+    store: BlobStore, tmp_path: Path, numbers: list[int], size_b: int, age_s: float
+) -> None:
+    made: list[Made] = []
+    for number, kind in enumerate(numbers, 1):  # 32 KiB each; even kinds compress to nothing
+        payload = make_batch(kind, sectors=64).batch.payload
+        made.append(rebuilt(number, payload, made[-1].digest if made else NO_DIGEST))
+    folder = tmp_path / "spool"
+    moved = asyncio.Event()
+    async with opened(make_spool(folder, store, size_b=size_b, age_s=age_s)) as log:
+        log.on_change = moved.set
+        await append_all(log, made)
+        while log.position.uploaded < len(made):  # nobody flushes
+            moved.clear()
+            await moved.wait()
+    assert same_batches(await read_log(store, folder), made)
+
+
+def rebuilt(number: int, payload: Buffer, predecessor: bytes) -> Made:
+    batch = msgspec.structs.replace(make_batch(number, predecessor, sectors=64).batch, payload=payload)
+    buffers, digest = encode(batch)
+    return Made(b"".join(bytes(b) for b in buffers), batch, digest)
+
+
+async def test_a_restart_goes_on_uploading_without_the_agent(store: BlobStore, tmp_path: Path) -> None:
+    chain = make_chain(9)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain[:5])
+    assert spool_files(folder) == ["000000000001.seg"]
+    spool = make_spool(folder, store)
+    await spool.start()
+    log = spool.machines["m1"]
+    changed = asyncio.Event()
+    log.on_change = changed.set
+    while log.last_indexed is None or log.last_indexed.number < 5:
+        changed.clear()
+        await changed.wait()
+    position = await log.begin(hello(1))
+    assert (position.spooled, position.uploaded, position.spooled_digest) == (5, 5, chain[4].digest)
+    await append_all(log, chain[5:])
+    await spool.close(flush_s=10)
+    assert same_batches(await read_log(store, folder), chain)
+    assert spool_files(folder) == []
+
+
+async def test_a_batch_that_is_not_the_next_one_is_refused(store: BlobStore, tmp_path: Path) -> None:
+    chain = make_chain(4)
+    async with opened(make_spool(tmp_path / "spool", store)) as log:
+        with pytest.raises(BatchGapError):
+            await log.append(*chain[1])
+        await log.append(*chain[0])
+        with pytest.raises(BatchGapError):
+            await log.append(*chain[0])
+        with pytest.raises(BatchGapError):
+            await log.append(*make_chain(2, seed=1)[1])
+        await log.append(*chain[1])
+        assert log.position.spooled == 2
+
+
+async def test_nothing_is_lost_while_storage_is_down(tmp_path: Path) -> None:
+    chain = make_chain(12)
+    folder = tmp_path / "spool"
+    with Azurite(tmp_path / "azurite", persistent=True) as server:
+        async with BlobStore.connect(server.config("test")) as store:
+            async with opened(make_spool(folder, store, size_b=2000)) as log:
+                await append_all(log, chain[:3])
+                await log.flush()
+                server.stop()
+                await append_all(log, chain[3:])
+                assert log.position.spooled == 12
+                changed = asyncio.Event()
+                log.on_change = changed.set
+                while not any(isinstance(e, TransientError) for e in log.errors):
+                    changed.clear()
+                    await changed.wait()
+                # The agent may come back meanwhile: an open log goes on although storage cannot be asked.
+                again = await log.begin(hello(1))
+                assert (again.spooled, again.uploaded) == (12, 3)
+                server.start()
+                await log.flush()
+                assert log.errors == []
+                assert log.pending_b == 0
+            assert same_batches(await read_log(store, folder), chain)
+
+
+async def test_after_a_failed_sync_the_agent_sends_again_and_nothing_is_lost_or_doubled(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(9)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain[:3])
+
+        def fail(_fd: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(durable, "sync_data", fail)
+        results = await asyncio.gather(*(log.append(*m) for m in chain[3:6]), return_exceptions=True)
+        assert all(isinstance(r, SpoolError | BatchGapError) for r in results), results
+        monkeypatch.undo()
+        position = await log.begin(hello(1))
+        assert (position.spooled, position.spooled_digest) == (3, chain[2].digest)
+        await append_all(log, chain[3:])
+        await log.flush()
+    assert same_batches(await read_log(store, folder), chain)
+    assert spool_files(folder) == []
+
+
+async def test_a_cancelled_append_keeps_its_buffer_until_it_is_sealed(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(3, sectors=2000)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        buffer = bytearray(chain[0].encoded)
+        task = asyncio.create_task(log.append(buffer, chain[0].batch, chain[0].digest))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        buffer[:] = bytes(len(buffer))  # what a receiver may do once the call has ended
+        position = await log.begin(hello(1))
+        assert position.spooled == 1
+        await append_all(log, chain[1:])
+        await log.flush()
+    assert same_batches(await read_log(store, folder), chain)
+
+
+# ---- who may write ----
+
+
+async def test_the_stale_one_of_two_process_servers_never_says_uploaded(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(12)
+    a, b = make_spool(tmp_path / "a", store, owner="a"), make_spool(tmp_path / "b", store, owner="b")
+    async with opened(a) as at_a:
+        await append_all(at_a, chain[:4])
+        await at_a.flush()
+        await append_all(at_a, chain[4:6])  # spooled at a only
+        async with opened(b, epoch=1) as at_b:
+            assert at_b.position.spooled == 4
+            await append_all(at_b, chain[4:8])
+            with pytest.raises(FencedError):
+                await at_a.flush()
+            assert at_a.position.uploaded == 4
+            assert isinstance(at_a.failure, FencedError)
+            with pytest.raises(FencedError):
+                await at_a.append(*chain[6])
+            await at_b.flush()
+            assert at_b.position.uploaded == 8
+        # The agent comes back to a: what a still held is listed already.
+        position = await at_a.begin(hello(1))
+        assert (position.spooled, position.uploaded) == (8, 8)
+        assert at_a.errors == []
+        await append_all(at_a, chain[8:])
+        await at_a.flush()
+    assert same_batches(await read_log(store, tmp_path / "a"), chain)
+    assert spool_files(tmp_path) == []
+
+
+async def test_what_another_server_listed_otherwise_makes_ours_superfluous(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    """After an agent crash batch boundaries differ: b has another batch 5 than a."""
+    chain = make_chain(6)
+    other = [*chain[:4], *make_chain(3, first=5, predecessor=chain[3].digest, seed=7)]
+    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
+        await append_all(at_a, chain[:4])
+        await at_a.flush()
+        await append_all(at_a, chain[4:])
+        async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+            await append_all(at_b, other[4:5])
+            await at_b.flush()
+        position = await at_a.begin(hello(1))
+        assert (position.spooled, position.spooled_digest) == (5, other[4].digest)
+        await append_all(at_a, other[5:])
+        await at_a.flush()
+    assert same_batches(await read_log(store, tmp_path / "a"), other)
+
+
+async def test_a_restart_leaves_a_log_alone_that_another_server_took(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(6)
+    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
+        await append_all(at_a, chain[:3])
+    async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+        again = make_spool(tmp_path / "a", store, owner="a")
+        await again.start()
+        await asyncio.gather(*again._resuming)
+        with pytest.raises(NotOpenError):
+            _ = again.machines["m1"].position
+        await again.close()
+        await append_all(at_b, chain)
+        await at_b.flush()
+        assert at_b.failure is None
+    assert same_batches(await read_log(store, tmp_path / "a"), chain)
+
+
+async def test_epochs_that_are_over_or_unknown_are_refused(store: BlobStore, tmp_path: Path) -> None:
+    spool = make_spool(tmp_path / "spool", store)
+    async with opened(spool) as log:
+        assert (await log.begin(hello(0, "again"))).epoch == 2
+        with pytest.raises(EpochRefusedError, match="epoch 2 has begun since"):
+            await log.begin(hello(1))
+        with pytest.raises(StorageForgotError, match="newest epoch that storage knows is 2"):
+            await log.begin(hello(7))
+        assert (await log.begin(hello(2))).epoch == 2
+
+
+async def test_the_rest_of_an_epoch_is_uploaded_beside_the_next_one(store: BlobStore, tmp_path: Path) -> None:
+    old, new = make_chain(5), make_chain(3, epoch=2)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, old)
+        assert (await log.begin(hello(0, "lost continuity"))).epoch == 2
+        await append_all(log, new)
+        await log.flush()
+        await asyncio.gather(*log._tasks)
+        assert log.pending_b == 0
+    assert same_batches(await read_log(store, folder, 1), old)
+    assert same_batches(await read_log(store, folder, 2), new)
+    assert sorted(p.name for p in (folder / "m1").iterdir()) == ["00000002"]
+
+
+async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(4)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain)
+        await log.flush()
+    index = names.index("m1", 1, 1)
+    data = await store.read(index)
+    await store.break_lease(index)
+    await store.delete(index)
+    await store.append_create(index)
+    await store.append(index, data.splitlines(keepends=True)[0], None, 0)
+    spool = make_spool(folder, store)
+    await spool.start()
+    try:
+        log = await spool.open_machine(hello(1))
+        with pytest.raises(StorageForgotError) as caught:
+            await log.begin(hello(1))
+        assert caught.value.ends_epoch
+        assert (await log.begin(hello(0))).epoch == 2
+        await asyncio.gather(*log._tasks)
+        assert sorted(p.name for p in (folder / "m1").iterdir()) == ["00000002"]
+    finally:
+        await spool.close()
+
+
+async def test_storage_that_forgets_while_we_run_ends_the_epoch(store: BlobStore, tmp_path: Path) -> None:
+    async with opened(make_spool(tmp_path / "spool", store, check_seconds=0.05)) as log:
+        changed = asyncio.Event()
+        log.on_change = changed.set
+        await append_all(log, make_chain(2))
+        await log.flush()
+        index = names.index("m1", 1, 1)
+        await store.break_lease(index)
+        await store.delete(index)
+        while log.failure is None:
+            changed.clear()
+            await changed.wait()
+        assert isinstance(log.failure, StorageForgotError)
+        with pytest.raises(StorageForgotError):
+            await log.append(*make_chain(3)[2])
+
+
+async def test_two_processes_cannot_use_one_spool(store: BlobStore, tmp_path: Path) -> None:
+    async with opened(make_spool(tmp_path / "spool", store)):
+        second = make_spool(tmp_path / "spool", store)
+        with pytest.raises(UsageError, match="in use"):
+            await second.start()
+        await second.close()
+
+
+async def test_no_plaintext_is_in_the_spool_or_in_storage(
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    chain = make_chain(4, sectors=8)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain[:2])
+        await log.flush()
+        await append_all(log, chain[2:])
+        stored = [await store.read(b.name) async for b in store.list("")]
+        stored += [p.read_bytes() for p in folder.rglob("*") if p.is_file()]
+    vault_key = (tmp_path / "vault.json").read_bytes()
+    assert len(stored) > 5
+    for m in chain:
+        needle = bytes(m.batch.payload)[1000:1040]
+        assert not any(needle in data for data in stored)
+    assert not any(vault_key[60:90] in data for data in stored)
+
+
+# ---- disks that fail for real ----
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+async def test_a_full_cache_disk_loses_nothing_and_goes_on_when_there_is_room(
+    store: BlobStore, small_disk: Path, tmp_path: Path
+) -> None:
+    chain = make_chain(40, sectors=128)  # 64 KiB each, every other incompressible
+    folder = small_disk / "spool"
+    ballast = small_disk / "ballast"
+    spool = make_spool(folder, store, size_b=8 << 20)
+    async with opened(spool) as log:
+        ballast.write_bytes(bytes(1 << 20))
+        taken = 0
+        with pytest.raises(SpoolFullError, match="No space left"):
+            for m in chain:
+                await log.append(*m)
+                taken += 1
+        assert 10 < taken < 40
+        position = await log.begin(hello(1))
+        assert (position.spooled, position.spooled_digest) == (taken, chain[taken - 1].digest)
+        ballast.unlink()
+        await append_all(log, chain[taken:])
+        await log.flush()
+        assert log.pending_b == 0
+    assert same_batches(await read_log(store, folder), chain)
+    assert spool_files(folder) == []

@@ -1,0 +1,68 @@
+"""A process server's spool for tests, on real storage and a real folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from process_server.spool import LogSettings, MachineLog, SegmentLimits, Spool
+from shared.batch import Batch
+from shared.blob import BlobStore
+from shared.log.reader import LogReader
+from shared.vault import FileVault
+from shared.wire.messages import DiskInfo, Hello
+from tests.logs import Made
+
+MACHINE = "m1"
+DISKS = (DiskInfo(number=0, name="sda", serial="s0", sectors=1 << 20),)
+
+
+def hello(epoch: int, reason: str = "test") -> Hello:
+    return Hello(machine=MACHINE, epoch=epoch, reason=reason, disks=DISKS)
+
+
+def vault_at(folder: Path) -> FileVault:
+    path = folder / "vault.json"
+    return FileVault(path) if path.exists() else FileVault.create(path)
+
+
+def make_spool(
+    folder: Path,
+    store: BlobStore,
+    *,
+    owner: str = "ps1",
+    size_b: int = 1 << 20,
+    age_s: float = 3600.0,
+    check_seconds: float = 3600.0,
+    max_blocks: int = 1000,
+) -> Spool:
+    """Not started. Files are closed at `size_b`, or when asked for. The vault is shared by all spools beside `folder`."""
+    settings = LogSettings(
+        owner=owner, limits=SegmentLimits(size_b, age_s), check_seconds=check_seconds, max_blocks=max_blocks
+    )
+    return Spool(folder, store, vault_at(folder.parent), settings)
+
+
+async def append_all(log: MachineLog, made: Iterable[Made]) -> None:
+    """One after the other: each is durable before the next is appended."""
+    for m in made:
+        await log.append(m.encoded, m.batch, m.digest)
+
+
+async def read_log(store: BlobStore, folder: Path, epoch: int = 1) -> list[Batch]:
+    """Every batch that counts, in order, opened with the vault beside `folder`."""
+    reader = LogReader(store, MACHINE)
+    entries = await reader.entries(epoch)
+    if not entries:
+        return []
+    key = await reader.key(vault_at(folder.parent))
+    return [batch for entry in entries for batch in await reader.batches(entry, key)]
+
+
+def same_batches(found: list[Batch], made: list[Made]) -> bool:
+    """Whether exactly these batches were found, in order, each with its content."""
+    return [b.number for b in found] == [m.batch.number for m in made] and all(
+        (bytes(b.payload), b.predecessor, b.last_seq)
+        == (bytes(m.batch.payload), m.batch.predecessor, m.batch.last_seq)
+        for b, m in zip(found, made, strict=True)
+    )

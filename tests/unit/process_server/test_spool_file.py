@@ -1,0 +1,229 @@
+"""Spool files: what was acknowledged is recovered, whatever else is in the folder."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from process_server.reconcile import reconcile
+from process_server.spool_file import SpooledSegment, SpoolFile, recover_folder
+from shared import durable
+from shared.errors import SpoolError, SpoolFullError, SpoolLostError
+from shared.log import segment
+from shared.log.segment import FileHeader, Frame
+from shared.sealing import MachineKey
+from tests.logs import KEY, Made, file_header, make_chain
+
+
+def key_of(_header: FileHeader) -> MachineKey:
+    return KEY
+
+
+def sealed(header: FileHeader, made: Sequence[Made]) -> list[Frame]:
+    key = KEY.file_key(header.salt_bytes)
+    return [segment.seal_frame(key, "m1", m.encoded, m.batch, m.digest) for m in made]
+
+
+def spool(folder: Path, made: Sequence[Made], *, close: bool = True) -> SpoolFile:
+    header = file_header(made[0])
+    file = SpoolFile(folder, header)
+    file.append(sealed(header, made))
+    if close:
+        file.close()
+    else:
+        file._close()  # as a kill would: no footer
+    return file
+
+
+def numbers(segments: Sequence[SpooledSegment]) -> list[list[int]]:
+    return [[row.number for row in s.footer.rows] for s in segments]
+
+
+def test_closed_and_unclosed_files_are_recovered_in_order(tmp_path: Path) -> None:
+    chain = make_chain(7)
+    spool(tmp_path, chain[:3])
+    spool(tmp_path, chain[3:5])
+    spool(tmp_path, chain[5:], close=False)
+    found = recover_folder(tmp_path, key_of)
+    assert numbers(found) == [[1, 2, 3], [4, 5], [6, 7]]
+    for s in found:
+        data = s.read()
+        assert len(data) == s.size_b
+        assert segment.check_body(data, "s") == s.footer
+        assert s.path.read_bytes() == data, "recovery closes the file"
+    assert numbers(recover_folder(tmp_path, key_of)) == numbers(found), (
+        "the second recovery finds nothing to do"
+    )
+
+
+@pytest.mark.parametrize("cut_b", [1, 40, 100, 700])
+def test_a_torn_tail_is_cut(tmp_path: Path, cut_b: int) -> None:
+    file = spool(tmp_path, make_chain(4), close=False)
+    size_b = file.path.stat().st_size
+    with file.path.open("r+b") as f:
+        f.truncate(size_b - cut_b)
+    found = recover_folder(tmp_path, key_of)
+    ends = [row.offset + row.length for row in file.draft.rows]
+    assert numbers(found) == [[1, 2, 3, 4][: sum(end <= size_b - cut_b for end in ends)]]
+
+
+def test_a_group_that_was_written_out_of_order_is_cut_at_its_first_hole(tmp_path: Path) -> None:
+    file = spool(tmp_path, make_chain(4), close=False)
+    hole = file.draft.rows[2]
+    with file.path.open("r+b") as f:
+        f.seek(hole.offset + 100)
+        f.write(bytes(200))
+    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2]]
+
+
+def test_a_footer_that_lies_about_the_bytes_is_not_believed(tmp_path: Path) -> None:
+    file = spool(tmp_path, make_chain(3))
+    with file.path.open("r+b") as f:
+        f.seek(file.draft.rows[1].offset + 100)
+        f.write(b"\xff\xff\xff")
+    assert numbers(recover_folder(tmp_path, key_of)) == [[1]]
+
+
+def test_what_a_failed_sync_left_is_cut_where_the_next_file_begins(tmp_path: Path) -> None:
+    chain = make_chain(6)
+    spool(tmp_path, chain[:4], close=False)  # 3 and 4 were never acknowledged, and then sent again
+    spool(tmp_path, chain[2:6])
+    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2], [3, 4, 5, 6]]
+
+
+def test_files_without_a_whole_batch_and_foreign_files_are_no_obstacle(tmp_path: Path) -> None:
+    chain = make_chain(3)
+    spool(tmp_path, chain[:2])
+    (tmp_path / "000000000003.seg").write_bytes(file_header_bytes(chain[2]) + b"\0" * 50)
+    (tmp_path / "000000000009.seg").write_bytes(b"")
+    (tmp_path / "state.json").write_bytes(b"{}")
+    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2]]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000000001.seg", "state.json"]
+
+
+def file_header_bytes(made: Made) -> bytes:
+    return segment.encode_file_header(file_header(made))
+
+
+def test_what_does_not_continue_the_file_before_is_dropped(tmp_path: Path) -> None:
+    chain, other = make_chain(6), make_chain(6, seed=1)
+    spool(tmp_path, chain[:2])
+    spool(tmp_path, other[2:4])
+    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2]]
+    spool(tmp_path, chain[4:6])  # 3 and 4 are gone
+    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2]]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was_and_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(4)
+    header = file_header(chain[0])
+    file = SpoolFile(tmp_path, header)
+    frames = sealed(header, chain)
+    real = durable.write_all
+
+    def full(fd: int, buffers: Sequence[bytes], offset: int) -> None:
+        real(fd, [b"".join(buffers)[:100]], offset)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "write_all", full)
+    with pytest.raises(SpoolFullError, match="No space left"):
+        file.append(frames[:1])
+    assert not file.path.exists()
+    monkeypatch.setattr(durable, "write_all", real)
+    file.append(frames[:2])
+    size_b = file.path.stat().st_size
+    monkeypatch.setattr(durable, "write_all", full)
+    with pytest.raises(SpoolFullError):
+        file.append(frames[2:])
+    assert file.path.stat().st_size == size_b
+    monkeypatch.setattr(durable, "write_all", real)
+    file.append(frames[2:])
+    file.close()
+    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2, 3, 4]]
+
+
+def test_after_a_failed_sync_the_file_ends_at_what_was_durable_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(3)
+    header = file_header(chain[0])
+    file = SpoolFile(tmp_path, header)
+    frames = sealed(header, chain)
+    file.append(frames[:1])
+
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(durable, "sync_data", fail)
+    with pytest.raises(SpoolError, match="sync failed"):
+        file.append(frames[1:])
+    monkeypatch.undo()
+    spooled = file.close()
+    assert spooled is not None
+    assert numbers([spooled]) == [[1]]
+    assert segment.check_body(spooled.read(), "s").rows == spooled.footer.rows
+    assert numbers(recover_folder(tmp_path, key_of)) == [[1]]
+
+
+def test_a_file_of_which_nothing_became_durable_vanishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(1)
+    header = file_header(chain[0])
+    file = SpoolFile(tmp_path, header)
+
+    def fail(_folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(durable, "sync_folder", fail)
+    with pytest.raises(SpoolError):
+        file.append(sealed(header, chain))
+    assert file.close() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_file_that_the_disk_changed_is_not_uploaded(tmp_path: Path) -> None:
+    spool(tmp_path, make_chain(3))
+    (spooled,) = recover_folder(tmp_path, key_of)
+    with spooled.path.open("r+b") as f:
+        f.seek(700)
+        f.write(b"\xff\xff")
+    with pytest.raises(SpoolLostError, match="batches 1 to 3"):
+        spooled.read()
+    spooled.path.unlink()
+    with pytest.raises(SpoolLostError, match="No such file"):
+        spooled.read()
+
+
+# ---- reconcile ----
+
+
+def recovered(folder: Path, *parts: Sequence[Made]) -> list[SpooledSegment]:
+    folder.mkdir()
+    for part in parts:
+        spool(folder, part)
+    return recover_folder(folder, key_of)
+
+
+def test_listed_files_are_superfluous_and_the_rest_is_uploaded(tmp_path: Path) -> None:
+    chain = make_chain(6)
+    segments = recovered(tmp_path / "s", chain[:2], chain[2:4], chain[4:])
+    for last, listed in ((0, 0), (2, 1), (4, 2), (6, 3)):
+        digest = chain[last - 1].digest.hex() if last else bytes(16).hex()
+        plan = reconcile(segments, last, digest)
+        assert (plan.to_upload, plan.superfluous, plan.cause) == (segments[listed:], segments[:listed], "")
+
+
+def test_batches_of_another_history_are_superfluous(tmp_path: Path) -> None:
+    chain = make_chain(6)
+    segments = recovered(tmp_path / "s", chain[:2], chain[2:4])
+    for last, digest in ((1, chain[0].digest), (3, chain[2].digest), (2, b"\1" * 16), (9, b"\1" * 16)):
+        plan = reconcile(segments, last, digest.hex())
+        assert plan.to_upload == []
+        assert plan.superfluous == segments
+    assert "other batches up to 3" in reconcile(segments, 3, "00").cause
