@@ -9,10 +9,10 @@ moment
 Shortfall: stat is read FIRST, our counters second. What stat contains had been seen before, so stat > seen
 proves that a write went past capture, however busy the disk is.
 
-Exact: stat == seen proves that nothing went past capture, and that nothing is in flight. On a busy disk
-stat == completed proves it for everything that has completed: a missed submission makes stat the larger,
-and so does a missed completion, so they cannot cancel. That needs the two to be of one moment: our counters
-are read before and after stat, and must not have moved (`still`).
+Exact: stat == completed. A missed submission makes stat the larger, and so does a missed completion, so
+they cannot cancel. The two must be of one moment: our counters are read before and after stat, and must not
+have moved (`still`). Also exact is stat == seen, for an idle disk on which a completion was missed; should
+just as many sectors have gone past capture as are in flight, that is wrong until the next look.
 
 Baseline: writes in flight at the attachment add to stat without having been seen. How much they added is
 stat − completed at a still moment, once none of them is left (`settled`, the caller's knowledge). Between
@@ -119,7 +119,7 @@ def compare(sample: Sample, baseline: Baseline) -> Verdict:
     if counted > sample.seen_sectors:
         cause = "the kernel counted more written sectors than capture saw"
         return Verdict(Outcome.SHORTFALL, counted - sample.seen_sectors, cause)
-    if counted == sample.seen_sectors or (sample.still and counted == sample.completed_sectors):
+    if sample.still and counted in (sample.completed_sectors, sample.seen_sectors):
         return Verdict(Outcome.EXACT)
     return Verdict(Outcome.IN_FLIGHT, sample.seen_sectors - counted)
 

@@ -64,6 +64,19 @@ struct record {
 	u8 data[DATA_B];
 };
 
+#define RECORD_FIELD(name, at) _Static_assert(__builtin_offsetof(struct record, name) == (at), "layout of " #name)
+RECORD_FIELD(time_ns, 0);
+RECORD_FIELD(bio, 8);
+RECORD_FIELD(loss, 16);
+RECORD_FIELD(sector, 24);
+RECORD_FIELD(sectors, 32);
+RECORD_FIELD(disk, 36);
+RECORD_FIELD(op, 38);
+RECORD_FIELD(flags, 39);
+RECORD_FIELD(piece, 40);
+RECORD_FIELD(bio_sectors, 44);
+RECORD_FIELD(data, 56);
+
 struct tracked_disk {
 	u32 slot;
 	u32 flags;
