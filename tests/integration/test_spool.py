@@ -475,3 +475,54 @@ async def test_a_full_cache_disk_loses_nothing_and_goes_on_when_there_is_room(
         assert log.pending_b == 0
     assert same_batches(await read_log(store, folder), chain)
     assert spool_files(folder) == []
+
+
+@pytest.fixture
+def thin_disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A file system whose block device has less room than it says, so that syncs fail; and a file whose removal makes room."""
+    backing, folder = tmp_path / "backing", tmp_path / "thin"
+    backing.mkdir()
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(backing)], check=True)
+    image = backing / "image"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    loop = ""
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(image)], check=True)
+        made = subprocess.run(
+            ["losetup", "-f", "--show", str(image)], check=True, capture_output=True, text=True
+        )
+        loop = made.stdout.strip()
+        subprocess.run(["mount", "-o", "errors=continue", loop, str(folder)], check=True)
+        yield folder, backing / "ballast"
+    finally:
+        subprocess.run(["umount", str(folder)], check=False)
+        if loop:
+            subprocess.run(["losetup", "-d", loop], check=True)
+        subprocess.run(["umount", str(backing)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
+async def test_a_sync_that_really_fails_loses_nothing_that_was_acknowledged(
+    store: BlobStore, thin_disk: tuple[Path, Path]
+) -> None:
+    disk, ballast = thin_disk
+    folder = disk / "spool"
+    chain = make_chain(23, sectors=1024)  # 512 KiB each, every other incompressible
+    async with opened(make_spool(folder, store, size_b=16 << 20)) as log:
+        await append_all(log, chain[:3])
+        ballast.write_bytes(bytes(7 << 20))
+        taken = 3
+        with pytest.raises(SpoolError, match="sync failed"):
+            for m in chain[3:]:
+                await log.append(*m)
+                taken += 1
+        assert taken < 23
+        position = await log.begin(hello(1))
+        assert (position.spooled, position.spooled_digest) == (taken, chain[taken - 1].digest)
+        ballast.unlink()
+        await append_all(log, chain[taken:])
+        await log.flush()
+    assert same_batches(await read_log(store, folder), chain)
+    assert spool_files(folder) == []
