@@ -12,7 +12,8 @@ import time
 from dataclasses import replace
 from typing import Any, Final
 
-from agent.audit import Auditor, Baseline, Outcome, Verdict
+from agent import audit
+from agent.audit import Baseline, Outcome, Sample, Verdict
 from agent.capture import Capture
 from agent.disks import SYSFS
 from agent.drain import can_drain, drain, is_lively
@@ -32,6 +33,7 @@ SETTLE_S: Final = 120.0
 """…and on a disk that is never quiet and cannot be drained, they are taken to have ended after this long."""
 STALE_S: Final = 5.0
 """An open write that is older than this, on a disk where nothing is in flight, has completed unseen."""
+_ATTEMPTS: Final = 32
 
 
 class Continuity:
@@ -39,7 +41,6 @@ class Continuity:
         self._capture = capture
         self._state = state
         self._stream = stream
-        self._audit = Auditor(capture)
         self._verdicts: list[Verdict] = []
         self._exact_ns = 0
         self.problems: list[Problem] = []
@@ -55,7 +56,7 @@ class Continuity:
     def check(self) -> None:
         """One look at all disks; takes some milliseconds."""
         now_ns = time.time_ns()
-        self._verdicts = self._audit.check(settled=bool(self._state[Word.SETTLED]))
+        self._verdicts = [self._audit(slot) for slot in range(len(self._capture.disks))]
         for slot, verdict in enumerate(self._verdicts):
             if verdict.outcome is Outcome.SHORTFALL:
                 self._shortfall(slot, verdict)
@@ -65,6 +66,32 @@ class Continuity:
         self._count_incidents()
         if self._state[Word.EVER_ORDERED]:
             self.problems = []
+
+    def _audit(self, slot: int) -> Verdict:
+        """The verdict on one disk; on a busy one, from the first of some samples that is conclusive."""
+        disk = self._capture.disks[slot]
+        words = self._capture.audit_words(slot)
+        for _ in range(_ATTEMPTS):
+            sample = self._sample(slot)
+            baseline = Baseline.from_words(words)
+            if self._state[Word.SETTLED]:
+                baseline = audit.settle(sample, baseline)
+                words[: len(baseline.words())] = baseline.words()
+            verdict = audit.compare(sample, baseline)
+            if not sample.stat.counting:
+                _log.warning(
+                    "iostats was off: the audit was blind", disk=disk.name, action="switched on again"
+                )
+                audit.switch_on(disk)
+            if verdict.outcome in (Outcome.EXACT, Outcome.SHORTFALL):
+                break
+        return verdict
+
+    def _sample(self, slot: int) -> Sample:
+        before = self._capture.sector_counts(slot)
+        stat = audit.read_stat(self._capture.disks[slot])
+        seen, completed = self._capture.sector_counts(slot)
+        return Sample(stat, seen, completed, before == (seen, completed))
 
     async def _settle(self) -> None:
         """Waits for the writes from before the attachment: by draining the queues, which takes as long as the slowest request, once
@@ -93,7 +120,7 @@ class Continuity:
         if is_lively(self._capture.open_writes(), boot_ns, STALE_S):
             return
         for slot in range(len(self._capture.disks)):
-            sample = self._audit.sample(slot)
+            sample = self._sample(slot)
             baseline = Baseline.from_words(self._capture.audit_words(slot))
             counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
             if not sample.still or counted != sample.seen_sectors:
@@ -108,7 +135,8 @@ class Continuity:
         words = self._capture.audit_words(slot)
         baseline = Baseline.from_words(words)
         offset = (baseline.offset_sectors or 0) + verdict.sectors
-        words[:3] = replace(baseline, offset_sectors=offset).words()
+        accounted = replace(baseline, offset_sectors=offset).words()
+        words[: len(accounted)] = accounted
         disk = self._capture.disks[slot].name
         what = f"{verdict.sectors} sectors ({verdict.sectors * SECTOR} bytes) were written to {disk} past capture"
         self._lose(Reason.AUDIT_SHORTFALL, AuditShortfallError(what, cause=verdict.cause))
