@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from config_server.cli.options import COMMON, CONNECTION, OUTPUT, add_options, find_target, wants_json
-from config_server.cli.output import Progress, console, emit, grid, percent, run, seconds, size, to_json
+from config_server.cli.output import (
+    Progress,
+    console,
+    emit,
+    fields,
+    grid,
+    percent,
+    run,
+    seconds,
+    size,
+    to_json,
+)
 from shared.errors import DeadlineError, PeerError
 
 if TYPE_CHECKING:
@@ -218,7 +229,7 @@ def machine_page(found: MachineView) -> RenderableType:
     ]
     hops = [(hop.name, hop.where, _styled(hop.state), escape(hop.detail)) for hop in found.hops]
     parts: list[Any] = [
-        grid(f"Machine {found.name}", ("", ""), facts),
+        fields(f"Machine {found.name}", facts),
         grid(None, ("disk", ">size", "mode", "state", ">progress", "device"), disks),
         grid(None, ("hop", "where", "state", "detail"), hops),
     ]

@@ -31,6 +31,7 @@ _LAB: Final = "UNDERSTUDY_LAB"
 _SERVER: Final = "UNDERSTUDY_SERVER"
 _TOKEN_FILE: Final = "UNDERSTUDY_TOKEN_FILE"
 _CA_FILE: Final = "UNDERSTUDY_CA_FILE"
+_OUTPUT: Final = "UNDERSTUDY_OUTPUT"
 
 
 def _kept(name: str, flag: str, **settings: Any) -> Decorator:
@@ -63,7 +64,7 @@ OUTPUT: Final[Decorator] = _kept(
     "output",
     "--output",
     type=click.Choice(["table", "json"]),
-    help="Form of the result. Default: table on a terminal, JSON otherwise.",
+    help=f"Form of the result. Default: table on a terminal, JSON otherwise. [env: {_OUTPUT}]",
 )
 COMMON: Final[tuple[Decorator, ...]] = (*CONNECTION, OUTPUT)
 
@@ -86,7 +87,7 @@ def value(name: str) -> Any:
 
 
 def wants_json() -> bool:
-    chosen = value("output")
+    chosen = value("output") or os.environ.get(_OUTPUT)
     return chosen == "json" if chosen else not sys.stdout.isatty()
 
 

@@ -66,6 +66,19 @@ def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]
     return table
 
 
+def fields(title: str | None, rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and values, without a head."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 class Progress:
     """One line of progress on stderr: rewritten on a terminal, else repeated every few seconds when it
     changed."""

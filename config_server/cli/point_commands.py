@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import msgspec
@@ -13,7 +14,14 @@ import msgspec
 from config_server.cli.machine_commands import fetch, name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
 from config_server.cli.output import Progress, emit, grid, run, size
-from shared.errors import DeadlineError, PeerError, PointNotFoundError
+from shared.errors import (
+    DeadlineError,
+    DisconnectedError,
+    PeerError,
+    PointNotFoundError,
+    StorageError,
+    UnreachableError,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +30,10 @@ if TYPE_CHECKING:
     from shared.messages import CommandView, PointList, PointView
     from shared.rest import RestClient
 
+_T = TypeVar("_T")
 _POLL_S: Final = 0.5
+_FIRST_S: Final = 10.0
+"""How long a config server or an agent that is away is waited for before anything was asked."""
 
 
 @click.group()
@@ -118,29 +129,40 @@ async def _request(client: RestClient, name: str, id_: str) -> CommandView:
 
 
 async def _create(name: str, timeout_s: float) -> PointView:
-    """Ask for a mark, wait until the agent has placed it, then until storage has the point."""
+    """Ask for a mark, wait until the agent has placed it, then until storage has the point.
+
+    A config server, agent or storage that is away for a moment is waited for: the request's id makes it the
+    same one.
+    """
     from shared import api
     from shared.messages import Failure, Nothing
     from shared.rest import error_of
 
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
+    deadline = began + timeout_s
     id_ = secrets.token_hex(8)
     async with find_target().connect() as client:
-        await _request(client, name, id_)
         with Progress() as progress:
+            patient = _Patience(progress)
+            await patient.call(lambda: _request(client, name, id_), min(deadline, began + _FIRST_S))
             while True:
-                left_s = deadline - time.monotonic()
-                placed = await client.call(api.COMMAND, Nothing(), wait_s=max(0.0, min(2.0, left_s)), id=id_)
+                wait_s = max(0.0, min(2.0, deadline - time.monotonic()))
+                placed = await patient.call(
+                    lambda wait_s=wait_s: client.call(api.COMMAND, Nothing(), wait_s=wait_s, id=id_),  # type: ignore[misc]
+                    deadline,
+                )
                 if placed.state == "failed":
                     raise error_of(Failure(exit_code=5, **placed.result["error"]))
                 if placed.state == "done":
                     break
-                if left_s <= 0:
+                if time.monotonic() >= deadline:
                     raise await _too_late(client, name, timeout_s, "the agent has not placed it")
                 progress.show(f"{name}: waiting for the agent to place the point")
             position = f"{placed.result['epoch']}-{placed.result['batch']}"
             while True:
-                listed = await client.call(api.POINTS, Nothing(), machine=name)
+                listed = await patient.call(
+                    lambda: client.call(api.POINTS, Nothing(), machine=name), deadline
+                )
                 for found in reversed(listed.points):
                     if found.id == position or id_ in found.marks:
                         return found
@@ -152,8 +174,29 @@ async def _create(name: str, timeout_s: float) -> PointView:
                 await asyncio.sleep(_POLL_S)
 
 
+class _Patience:
+    """Repeats a call while what it needs is away, and says what that is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    async def call(self, work: Callable[[], Awaitable[_T]], deadline: float) -> _T:
+        """The result of `work`; its last error when `deadline` (monotonic) has passed."""
+        while True:
+            try:
+                return await work()
+            except (UnreachableError, DisconnectedError, StorageError) as exc:
+                if time.monotonic() >= deadline:
+                    raise
+                self._progress.show(f"waiting: {exc.what}: {exc.cause}")
+                await asyncio.sleep(_POLL_S)
+
+
 async def _too_late(client: RestClient, name: str, timeout_s: float, why: str) -> DeadlineError:
-    shown = await fetch(client, name)
+    try:
+        shown = await fetch(client, name)
+    except PeerError as exc:
+        return DeadlineError(f"No point of '{name}' was made within {timeout_s:g} s", cause=f"{why}; {exc}")
     errors = "; ".join(f"{error.code} {error.what}" for error in shown.errors)
     return DeadlineError(
         f"No point of '{name}' was made within {timeout_s:g} s",

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from config_server.cli.options import COMMON, add_options, find_target
-from config_server.cli.output import emit, grid, percent, run, seconds
+from config_server.cli.output import emit, fields, grid, percent, run, seconds
 
 if TYPE_CHECKING:
     from shared.api import Route
@@ -227,7 +227,7 @@ def token_create(role: str, name: str, hosts: tuple[str, ...], ttl_s: int) -> No
 
 def _fields(found: msgspec.Struct) -> Any:
     plain: dict[str, Any] = msgspec.to_builtins(found)
-    return grid(None, ("", ""), [(name, _compact(value)) for name, value in plain.items()])
+    return fields(None, [(name, _compact(value)) for name, value in plain.items()])
 
 
 def _compact(value: object) -> str:

@@ -17,7 +17,7 @@ import click
 
 from config_server.cli.machine_commands import name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
-from config_server.cli.output import Progress, emit, grid, run, seconds, size
+from config_server.cli.output import Progress, emit, fields, grid, run, seconds, size
 from shared.errors import UnderstudyError, UsageError
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _plan_table(plan: dict[str, Any]) -> Table:
         ("replays", f"{plan['segments']} log segments, {size(plan['log_b'])}"),
         *(("writes", f"{disk['file']}, {size(disk['size_b'])}") for disk in plan["disks"]),
     ]
-    return grid("Restore (dry run: nothing was written)", ("", ""), rows)
+    return fields("Restore (dry run: nothing was written)", rows)
 
 
 def _manifest_table(manifest: Manifest, to_dir: Path, took_s: float) -> Table:
