@@ -199,7 +199,7 @@ class Receiver:
             pending_b=machine.log.pending_b if machine.log is not None else 0,
             disks=session.disks,
             cache=self.cache,
-            sharers=sum(other.connected for other in self.machines.values()),
+            sharers=sum(other.connected for other in self.machines.values()) + (not session.connected),
         )
         problem = machine.gate.problem
         if problem is not None and type(problem) is not type(before):

@@ -4,13 +4,14 @@ Input: wire events of one Channel. Output: `MachineLog.append`, and ACK frames. 
 the log has not made durable yet are tasks in flight, bounded by the credit that was granted (and by reading
 no further beyond that).
 
-Why an ACK implies durability (I5). `spooled` in an ACK is `self._spooled`, which has one writer, `_settle`.
-That moves it from n to n + 1 only when the task of `append(n + 1)` has returned without an error, and
-`append` returns only after the batch has been fdatasynced; tasks are settled in the order of their numbers,
-and after the first failure never again in this session. The wire hands over batches as one gapless chain
-behind WELCOME's position, which the log itself recovered from durable data. So by induction every batch at or
-below `spooled` is durable whenever an ACK is made. `uploaded` is the log's own word, taken only while it is
-not ahead of `spooled`; the log moves it after the index entry is in storage.
+Why an ACK implies durability (I5). `spooled` in an ACK is `self._spooled`. `_open` sets it once, to the
+position that the log recovered from durable data while nothing was being appended (receiver.py says why).
+After that only `_settle` moves it, from n to n + 1, when the task of `append(n + 1)` has returned without an
+error; `append` returns only after the batch has been fdatasynced. Tasks are settled in the order of their
+numbers, and after the first failure never again in this session; the wire hands over batches as one gapless
+chain behind WELCOME's position. So by induction every batch at or below `spooled` is durable whenever an ACK
+is made. `uploaded` is the log's own word, taken only while it is not ahead of `spooled`; the log moves it
+after the index entry is in storage.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from shared import batch as batches
-from shared.batch import Batch, BatchNumber, Buffer, Epoch, Seq
+from shared.batch import BatchNumber, Buffer, Epoch, Seq
 from shared.errors import (
     ContinuityError,
     IntegrityError,
@@ -43,9 +43,39 @@ from shared.errors import (
     VersionSkewError,
 )
 from shared.wire import frames
+from shared.wire.events import (
+    Acked,
+    BatchReceived,
+    DuplicateReceived,
+    Ended,
+    Event,
+    Failed,
+    Faulted,
+    FlushReceived,
+    HelloReceived,
+    Welcomed,
+)
 from shared.wire.frames import Frame, FrameReader, FrameType
 from shared.wire.messages import PROTOCOL, Ack, Fault, Flush, Hello, Message, Ping, Welcome, pack, unpack
 from shared.wire.sequence import Sequence
+
+__all__ = [
+    "TRANSITIONS",
+    "Acked",
+    "BatchReceived",
+    "Connection",
+    "DuplicateReceived",
+    "Ended",
+    "Event",
+    "Failed",
+    "Faulted",
+    "FlushReceived",
+    "HelloReceived",
+    "Side",
+    "State",
+    "Welcomed",
+    "fault_for",
+]
 
 _M = TypeVar("_M", bound=msgspec.Struct)
 
@@ -81,72 +111,6 @@ TRANSITIONS: Final[dict[tuple[State, Side, FrameType], State]] = {
     (State.OPEN, _A, FrameType.FAULT): State.CLOSED,
     (State.OPEN, _S, FrameType.FAULT): State.CLOSED,
 }
-
-
-class HelloReceived(msgspec.Struct, frozen=True):
-    """Server: answer with `send_welcome` or `send_fault`."""
-
-    hello: Hello
-
-
-class Welcomed(msgspec.Struct, frozen=True):
-    """Agent: the session is open."""
-
-    welcome: Welcome
-
-
-class BatchReceived(msgspec.Struct, frozen=True):
-    """Server: the next batch, whole and checked. `encoded` is the only copy; `batch` has views into it."""
-
-    batch: Batch
-    encoded: bytearray
-    digest: bytes
-
-
-class DuplicateReceived(msgspec.Struct, frozen=True):
-    """Server: a batch that was taken before came again; to be acknowledged again."""
-
-    number: BatchNumber
-
-
-class Acked(msgspec.Struct, frozen=True):
-    """Agent: the server's position and credit moved."""
-
-    ack: Ack
-
-
-class FlushReceived(msgspec.Struct, frozen=True):
-    """Server: upload what came before now."""
-
-
-class Faulted(msgspec.Struct, frozen=True):
-    """The peer ended the session and says why."""
-
-    fault: Fault
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """The peer broke the protocol: send `reply` (may be empty), then close."""
-
-    error: PeerError
-    reply: list[Buffer]
-
-
-class Ended(msgspec.Struct, frozen=True):
-    """The stream ended between two frames."""
-
-
-Event = (
-    HelloReceived
-    | Welcomed
-    | BatchReceived
-    | DuplicateReceived
-    | Acked
-    | FlushReceived
-    | Faulted
-    | Failed
-    | Ended
-)
 
 
 class Connection:

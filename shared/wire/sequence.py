@@ -2,17 +2,15 @@
 
 The rules, and why no write can be lost or applied twice under them:
 
-- A batch is taken only when its number is last + 1 and its `predecessor` is the digest of the last one taken.
-So what is
-  taken is one chain, and the chain is the sender's stream: no gap, no swap, no batch of another history.
+- A batch is taken only when its number is last + 1 and its `predecessor` is the digest of the last one
+  taken. So what is taken is one chain, and the chain is the sender's stream: no gap, no swap, no batch of
+  another history.
 - A number that was taken before, with the same digest, is the same batch again: it is dropped, and
-acknowledged.
-  With another digest the machine's history has split: fault, new epoch. When the digest of so old a batch is
-  no longer remembered, nothing can be said about it: fault, and the sender goes on behind Welcome's position,
-  which is exact.
-- A batch whose extents lie outside the machine's disks would fail at apply, for ever, with the log behind it:
-so it is
-  refused here, where the sender can still be told.
+  acknowledged. With another digest the machine's history has split: fault, new epoch. When the digest of so
+  old a batch is no longer remembered, nothing can be said about it: fault, and the sender goes on behind
+  Welcome's position, which is exact.
+- A batch whose extents lie outside the machine's disks would fail at apply, for ever, with the log behind
+  it: so it is refused here, where the sender can still be told.
 """
 
 from __future__ import annotations

@@ -1,0 +1,120 @@
+"""A process server as a daemon of its own, for tests: files, start, stop, and what it left in storage."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shared import tls
+from shared.batch import Batch
+from shared.blob import BlobConfig, BlobStore
+from shared.log.reader import LogReader
+from shared.vault import FileVault
+from tests.pki import TestCa
+from tests.wire_parts import Agent
+
+
+class Site:
+    """Files of one process server, and its agents' certificates."""
+
+    def __init__(self, folder: Path, blob: BlobConfig, ca: TestCa | None = None) -> None:
+        self.folder = folder
+        self.ca = ca or TestCa(folder)
+        self.blob = blob
+        self.vault_file = folder / "vault.json"
+        FileVault.create(self.vault_file)
+        self.config_file = folder / "process-server.toml"
+        self.port = 0
+        self.stderr = ""
+        self.more: dict[str, Any] = {}
+
+    def write_config(self, **more: Any) -> None:
+        """`more` overrides what is configured by default, here and in every later call."""
+        self.more.update(more)
+        values = {
+            "name": "ps1",
+            "spool_dir": self.folder / "spool",
+            "vault_file": self.vault_file,
+            "listen": "127.0.0.1",
+            "port": self.port,
+            "cache_b": 64 << 20,
+            "segment_seconds": 0.3,
+            "tls": self.more.get("tls") or self.ca.issue("process-server:ps1"),
+            "blob": self.blob,
+        }
+        self.config_file.write_text(_toml(msgspec.to_builtins(values | self.more, enc_hook=str)))
+
+    @asynccontextmanager
+    async def daemon(
+        self, stop: signal.Signals = signal.SIGTERM
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
+        """A running daemon that has said READY; ended with `stop` and waited for."""
+        self.port = self.port or free_port()
+        self.write_config()
+        notify = self.folder / "notify"
+        notify.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(notify))
+            manager.setblocking(False)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "process_server",
+                "--config",
+                str(self.config_file),
+                env=os.environ | {"NOTIFY_SOCKET": str(notify)},
+                stderr=asyncio.subprocess.PIPE,
+            )
+            try:
+                async with asyncio.timeout(30):
+                    while await asyncio.get_running_loop().sock_recv(manager, 1000) != b"READY=1":
+                        pass
+                yield process
+            finally:
+                if process.returncode is None:
+                    process.send_signal(stop)
+                async with asyncio.timeout(30):
+                    _, stderr = await process.communicate()
+                self.stderr = stderr.decode()
+
+    def agent(self) -> Any:
+        return Agent.connect(self.port, tls.client_context(self.ca.issue("agent:lab")))
+
+    async def uploaded(self, epoch: int = 1) -> list[Batch]:
+        """What a restore would find."""
+        async with BlobStore.connect(self.blob) as store:
+            reader = LogReader(store, "lab")
+            vault = FileVault(self.vault_file)
+            found: list[Batch] = []
+            for entry in await reader.entries(epoch):
+                found += await reader.batches(entry, await reader.key(vault, entry))
+            return found
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stderr.splitlines()]
+
+
+def _toml(values: dict[str, Any], prefix: str = "") -> str:
+    plain = {k: v for k, v in values.items() if not isinstance(v, dict) and v is not None}
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in plain.items())
+    for key, value in values.items():
+        if isinstance(value, dict):
+            text += f"\n[{prefix}{key}]\n" + _toml(value, f"{prefix}{key}.")
+    return text
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
