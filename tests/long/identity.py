@@ -15,6 +15,8 @@ MKFS: Final = {
     "xfs": ["mkfs.xfs", "-q", "-f"],
     "btrfs": ["mkfs.btrfs", "-q", "-f", "-m", "raid1", "-d", "single"],
 }
+DISK_B: Final = 320 << 20
+"""XFS wants more than 300 MB."""
 FIO_SIZE: Final = "12m"
 FIO: Final = {
     "direct": ["--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=io_uring", "--iodepth=16"],
@@ -37,7 +39,7 @@ def identity_of(kind: str) -> Result:
     """One file system, over two disks where it can (btrfs), else one on each."""
     with (
         scratch() as folder,
-        two_disks(folder) as devices,
+        two_disks(folder, DISK_B) as devices,
         lab(devices, point_interval=10, segment_seconds=2) as site,
     ):
         together = kind == "btrfs"

@@ -31,8 +31,8 @@ def scratch() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def two_disks(folder: Path) -> Iterator[list[str]]:
-    with loop_disk(folder / "disk-a", DISK_B) as a, loop_disk(folder / "disk-b", DISK_B) as b:
+def two_disks(folder: Path, size_b: int = DISK_B) -> Iterator[list[str]]:
+    with loop_disk(folder / "disk-a", size_b) as a, loop_disk(folder / "disk-b", size_b) as b:
         yield [a, b]
 
 

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-DISK_B: Final = 256 << 20
+DISK_B: Final = 320 << 20
 UNDERSTUDY: Final = str(Path(sys.executable).with_name("understudy"))
 FILE_SYSTEMS: Final = ("ext4", "xfs")
 OPTIONS: Final = {"ext4": "rw", "xfs": "nouuid"}
@@ -40,7 +40,7 @@ def main() -> int:
     try:
         with contextlib.ExitStack() as stack:
             return run(folder, lab, stack)
-    except DemoError as exc:
+    except (DemoError, subprocess.CalledProcessError) as exc:
         print(f"\ndemo FAILED: {exc}", file=sys.stderr)
         return 1
     finally:
@@ -126,7 +126,7 @@ def say(text: str) -> None:
 
 def understudy(*arguments: str) -> None:
     print(f"$ understudy {' '.join(arguments)}", flush=True)
-    if (code := subprocess.run([UNDERSTUDY, *arguments]).returncode) != 0:
+    if (code := subprocess.run([UNDERSTUDY, "--output", "table", *arguments]).returncode) != 0:
         raise DemoError(f"`understudy {' '.join(arguments)}` ended with exit code {code}")
 
 
