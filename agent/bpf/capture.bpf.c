@@ -594,25 +594,25 @@ static int write_seen(struct bio *bio, u32 hook)
 SEC("tp_btf/block_getrq")
 int BPF_PROG(us_getrq, struct bio *bio)
 {
-	return write_seen(bio, GETRQ);
+	return bio->bi_opf & 1 ? write_seen(bio, GETRQ) : 0;
 }
 
 SEC("tp_btf/block_bio_backmerge")
 int BPF_PROG(us_backmerge, struct bio *bio)
 {
-	return write_seen(bio, BACKMERGE);
+	return bio->bi_opf & 1 ? write_seen(bio, BACKMERGE) : 0;
 }
 
 SEC("tp_btf/block_bio_frontmerge")
 int BPF_PROG(us_frontmerge, struct bio *bio)
 {
-	return write_seen(bio, FRONTMERGE);
+	return bio->bi_opf & 1 ? write_seen(bio, FRONTMERGE) : 0;
 }
 
 SEC("tp_btf/block_bio_queue")
 int BPF_PROG(us_queue, struct bio *bio)
 {
-	return write_seen(bio, QUEUE);
+	return bio->bi_opf & 1 ? write_seen(bio, QUEUE) : 0;
 }
 
 /* ---- a write completed ------------------------------------------------------------------------------------------------------ */
