@@ -120,11 +120,12 @@ class Azurite:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while time.monotonic() < deadline and selector.select(deadline - time.monotonic()):
-                line = self._process.stdout.readline()
-                if not line:
+                # Not readline(): it takes more out of the pipe than it gives, and select() would wait for that.
+                piece = os.read(self._process.stdout.fileno(), 4096)
+                if not piece:
                     break
-                said += line
-                if found := re.search(r"successfully listens on https://[^:]+:(\d+)", line):
+                said += piece.decode(errors="replace")
+                if found := re.search(r"successfully listens on https://[^:]+:(\d+)\n", said):
                     return int(found[1])
         self.kill()
         raise RuntimeError(f"Azurite did not start: {said}")
