@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from process_server.channel import Channel
 from shared import logging
 from shared.batch import Batch, Buffer, StreamState
-from shared.errors import StoppingError, SupersededError, UnderstudyError
+from shared.errors import LocalProtocolError, StoppingError, SupersededError, UnderstudyError
 from shared.wire.frames import MAX_BATCH_B
 from shared.wire.messages import Ack, Hello, Welcome
 from shared.wire.protocol import BatchReceived, DuplicateReceived, Event, FlushReceived, HelloReceived, State
@@ -307,7 +307,10 @@ class Session:
         if ack != self._acked or self._ack_again:
             self._acked, self._ack_again = ack, False
             # Every batch up to `spooled` has been fdatasynced: the argument is at the top of this module.
-            self.channel.send(self.channel.wire.send_ack(ack))
+            try:
+                self.channel.send(self.channel.wire.send_ack(ack))
+            except LocalProtocolError as exc:
+                self.fail(exc)  # our own bug: better no session than a wrong ACK
 
     async def _flush(self) -> None:
         assert self._machine_log is not None

@@ -103,6 +103,9 @@ class MemoryLog:
         self.pending_b = 0
         self.gate = asyncio.Event()
         self.gate.set()
+        self.return_gate = asyncio.Event()
+        """Holds an append back between its batch being durable and its return."""
+        self.return_gate.set()
         self.begun = asyncio.Event()
         """Set at the first append that has begun."""
         self.begin_gate = asyncio.Event()
@@ -137,6 +140,7 @@ class MemoryLog:
                 self.position = self.position._replace(
                     spooled=batch.number, spooled_seq=batch.last_seq, spooled_digest=digest
                 )
+                await self.return_gate.wait()
         finally:
             self.running -= 1
 

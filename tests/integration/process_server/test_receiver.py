@@ -116,6 +116,22 @@ async def test_uploads_are_acknowledged_as_the_log_reports_them(site: Site) -> N
         assert ack.uploaded_seq == 1
 
 
+async def test_an_upload_that_overtakes_its_append_is_acknowledged_with_it(site: Site) -> None:
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        log = site.log()
+        log.return_gate.clear()
+        await agent.send(chain.next())
+        await until(lambda: log.position.spooled == 1)
+        log.upload()
+        site.receiver.refresh()
+        await asyncio.sleep(0)
+        assert site.receiver.machines["lab"].connected
+        log.return_gate.set()
+        ack = await agent.acked(1)
+        assert (ack.spooled, ack.uploaded) == (1, 1)
+
+
 async def test_flush_waits_for_what_came_before_it(site: Site) -> None:
     async with site.agent() as agent:
         chain = Chain.after(await agent.open(hello()))
