@@ -25,7 +25,7 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from shared import api, enrol, logging, tls
+from shared import api, logging, tls
 from shared.errors import PeerError, UnderstudyError, UnreachableError
 from shared.messages import Command, Failure, Nothing, RenewRequest, StatusReply
 from shared.status import Report
@@ -158,6 +158,8 @@ class ControlClient:
         try:
             reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
         except UnreachableError:
+            from shared import enrol
+
             # A server that refuses a certificate cuts the connection; the reason can be seen on this side.
             enrol.check_certificate(self._files)
             raise
@@ -208,6 +210,8 @@ class ControlClient:
     async def renew_if_due(self) -> bool:
         """Get a new certificate when less than a third of this one's life is left. The key stays the same,
         so that one atomic replacement of the certificate's file is all. Raises UnderstudyError."""
+        from shared import enrol  # needs `cryptography`, which a command line need not load
+
         if not enrol.renewal_is_due(self._files.cert):
             return False
         answer = await self._client.call(api.RENEW, RenewRequest(csr=enrol.request_of(self._files)))

@@ -58,7 +58,7 @@ def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     for row in rows:
@@ -71,7 +71,9 @@ def fields(title: str | None, rows: Sequence[tuple[str, str]]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE, show_header=False, pad_edge=False, show_edge=False
+    )
     table.add_column(style="dim")
     table.add_column()
     for row in rows:

@@ -1,0 +1,373 @@
+"""The `understudy` command as a process, against a real config server and real blob storage."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import resource
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import api
+from shared.blob import BlobConfig, BlobStore
+from shared.messages import JobView, Limit, Nothing, Protection
+from shared.rest import ControlClient
+from shared.status import AgentDisk, AgentReport
+from tests.config_parts import ConfigServer, config_for, daemon, running
+from tests.machine_log import ModelMachine
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True)
+class Done:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        assert self.exit_code == 0, self.stderr
+        return json.loads(self.stdout)
+
+
+async def understudy(*arguments: str, **env: str) -> Done:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from config_server.cli.main import main; main()",
+        *arguments,
+        env={**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    assert b"Traceback" not in err, err.decode()
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+@dataclass(frozen=True)
+class Site:
+    """A config server over storage that holds the log of a model machine, `web1`."""
+
+    server: ConfigServer
+    machine: ModelMachine
+
+    @property
+    def options(self) -> list[str]:
+        folder = self.server.config.data_dir
+        return [
+            *("--server", self.server.url),
+            *("--token-file", str(folder / "operator.token")),
+            *("--ca-file", str(folder / "ca.pem")),
+        ]
+
+    async def run(self, *arguments: str) -> Done:
+        return await understudy(*arguments, *self.options)
+
+
+@pytest.fixture
+async def site(tmp_path: Path, store: BlobStore, blob_config: BlobConfig) -> AsyncIterator[Site]:
+    machine = await ModelMachine.create(store, tmp_path)
+    await machine.begin_epoch()
+    machine.write(mark="m1")
+    machine.write()
+    machine.write(mark="m2")
+    machine.write()
+    await machine.publish()
+    config = config_for(tmp_path, blob=blob_config, vault_file=tmp_path / "vault.json")
+    async with running(config) as server, server.operator() as operator:
+        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0", "/dev/loop1"]), machine="web1")
+        yield Site(server, machine)
+
+
+@pytest.fixture
+async def agent(site: Site, tmp_path: Path) -> AsyncIterator[ControlClient]:
+    files = await site.server.enrolled("agent", "web1", tmp_path / "agent")
+    async with daemon(site.server, files) as client:
+        await client.report(report())
+        yield client
+
+
+def report(state: str = "ordered", **fields: Any) -> AgentReport:
+    disks = [AgentDisk(name="loop0", sectors=512, mode="ordered"), AgentDisk(name="loop1", sectors=193)]
+    return AgentReport(machine="web1", state=state, epoch=1, disks=disks, ring_b=64 << 20, **fields)
+
+
+def images(folder: Path) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.raw"))]
+
+
+# ---- without a server
+
+
+async def test_help_is_quick() -> None:
+    def spent_s() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent_s()
+    assert "Commands:" in (await understudy("--help")).stdout
+    # Processor time: on a busy host the clock on the wall says nothing about the command.
+    assert spent_s() - before < 0.3
+
+
+async def test_usage_errors_end_with_2_and_say_what_to_do() -> None:
+    nowhere = await understudy("machine", "list")
+    assert nowhere.exit_code == 2
+    assert "--lab DIR" in nowhere.stderr
+    assert (await understudy("no-such-command")).exit_code == 2
+    assert (await understudy("machine", "show")).exit_code == 2
+    plain = await understudy("machine", "list", "--server", "http://127.0.0.1:1")
+    assert (plain.exit_code, "https://" in plain.stderr) == (2, True)
+    missing = await understudy(
+        "machine", "list", "--server", "https://127.0.0.1:1", "--token-file", "/nonexistent"
+    )
+    assert (missing.exit_code, "/nonexistent" in missing.stderr) == (2, True)
+
+
+async def test_a_lab_that_does_not_exist_is_not_found(tmp_path: Path) -> None:
+    for arguments in (["machine", "list", "--lab"], ["lab", "status", "--dir"], ["lab", "down", "--dir"]):
+        done = await understudy(*arguments, str(tmp_path / "none"))
+        assert (done.exit_code, "is no lab" in done.stderr) == (3, True), arguments
+
+
+async def test_a_server_that_is_away_is_unhealthy(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("uso1.x")
+    done = await understudy(
+        "machine", "list", "--server", "https://127.0.0.1:24099", "--token-file", str(token)
+    )
+    assert done.exit_code == 5
+    assert "24099" in done.stderr
+    assert "Do:" in done.stderr
+
+
+async def test_completion_scripts_and_completions_of_commands() -> None:
+    assert "_UNDERSTUDY_COMPLETE" in (await understudy("completion", "bash")).stdout
+    done = await understudy(
+        _UNDERSTUDY_COMPLETE="bash_complete", COMP_WORDS="understudy mach", COMP_CWORD="1"
+    )
+    assert "machine" in done.stdout
+
+
+# ---- machines
+
+
+async def test_machines_are_listed_and_shown(site: Site, agent: ControlClient) -> None:
+    (listed,) = (await site.run("machine", "list", "--output", "json")).json
+    assert (listed["name"], listed["state"]) == ("web1", "ordered")
+    shown = (await site.run("machine", "show", "web1", "--output", "json")).json
+    assert [disk["name"] for disk in shown["disks"]] == ["loop0", "loop1"]
+    assert shown["last_point"]["id"] == str(site.machine.marked[-1])
+    table = await site.run("machine", "show", "web1", "--output", "table")
+    assert "loop1" in table.stdout
+    assert table.exit_code == 0
+    unknown = await site.run("machine", "show", "nobody")
+    assert (unknown.exit_code, "'nobody'" in unknown.stderr) == (3, True)
+
+
+async def test_output_is_json_where_there_is_no_terminal_and_options_work_at_every_level(site: Site) -> None:
+    for arguments in (
+        [*site.options, "machine", "list"],
+        ["machine", *site.options, "list"],
+        [*site.options, "--output", "table", "machine", "list", "--output", "json"],
+    ):
+        done = await understudy(*arguments)
+        assert [machine["name"] for machine in done.json] == ["web1"]
+    env = {
+        "UNDERSTUDY_SERVER": site.server.url,
+        "UNDERSTUDY_TOKEN_FILE": str(site.server.config.data_dir / "operator.token"),
+        "UNDERSTUDY_CA_FILE": str(site.server.config.data_dir / "ca.pem"),
+    }
+    assert len((await understudy("machine", "list", **env)).json) == 1
+    assert (await understudy("machine", "list", UNDERSTUDY_OUTPUT="table", **env)).stdout.startswith(
+        "machine"
+    )
+
+
+async def test_watch_prints_one_json_object_per_look(site: Site, agent: ControlClient) -> None:
+    done = await site.run("machine", "watch", "web1", "--count", "2", "--interval", "0.1", "--output", "json")
+    looks = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [look["state"] for look in looks] == ["ordered", "ordered"]
+    assert [hop["name"] for hop in looks[0]["hops"]] == ["capture", "stream", "upload", "apply"]
+    table = await site.run(
+        "machine", "watch", "web1", "--count", "1", "--interval", "0.1", "--output", "table"
+    )
+    assert "capture" in table.stdout
+
+
+async def test_wait_ends_when_the_state_is_reached(site: Site, agent: ControlClient) -> None:
+    await agent.report(report("initial-replication"))
+    waiting = asyncio.create_task(
+        site.run("machine", "wait", "web1", "--for", "ordered", "--timeout", "30", "--output", "json")
+    )
+    await asyncio.sleep(0.5)  # lets it see the other state first; the outcome does not depend on it
+    await agent.report(report("ordered"))
+    assert (await waiting).json["state"] == "ordered"
+
+
+async def test_wait_that_is_over_ends_with_4_and_says_what_held_it_up(
+    site: Site, agent: ControlClient
+) -> None:
+    await agent.report(report("bitmap", cause="the ring was full"))
+    done = await site.run("machine", "wait", "web1", "--for", "ordered", "--timeout", "0.2")
+    assert done.exit_code == 4
+    assert "the ring was full" in done.stderr
+
+
+async def test_waiting_for_an_unknown_machine_ends_at_once_with_3(site: Site) -> None:
+    assert (await site.run("machine", "wait", "nobody", "--timeout", "30")).exit_code == 3
+
+
+# ---- points
+
+
+async def test_points_are_a_json_list_with_the_fields_of_the_contract(site: Site) -> None:
+    points = (await site.run("point", "list", "web1", "--output", "json")).json
+    assert [point["id"] for point in points] == [str(position) for position in site.machine.marked]
+    for point in points:
+        assert set(point) >= {"id", "time", "epoch", "batch", "consistency", "state"}
+    assert "m1" in points[0]["marks"]
+    table = await site.run("point", "list", "web1", "--output", "table")
+    assert points[0]["id"] in table.stdout
+    assert "no points between the beginning" in table.stdout
+
+
+async def test_create_waits_until_the_point_is_in_storage_and_prints_it(
+    site: Site, agent: ControlClient
+) -> None:
+    creating = asyncio.create_task(site.run("point", "create", "web1", "--wait", "--output", "json"))
+    (command,) = await agent.report(report(), wait_s=20)
+    position = site.machine.write(mark=command.id)
+    results = {command.id: {"epoch": position.epoch, "batch": position.batch}}
+    await agent.report(report(results=results))
+    await site.machine.publish()
+    point = (await creating).json
+    assert (point["id"], point["marks"]) == (str(position), [command.id])
+
+
+async def test_create_tells_why_the_agent_could_not(site: Site, agent: ControlClient) -> None:
+    creating = asyncio.create_task(site.run("point", "create", "web1", "--wait"))
+    (command,) = await agent.report(report(), wait_s=20)
+    error = {"code": "US300", "what": "No point", "cause": "the stream is not ordered", "action": "Wait."}
+    await agent.report(report(results={command.id: {"error": error}}))
+    done = await creating
+    assert (done.exit_code, "the stream is not ordered" in done.stderr) == (4, True)
+
+
+async def test_create_gives_up_when_the_time_is_over(site: Site, agent: ControlClient) -> None:
+    done = await site.run("point", "create", "web1", "--wait", "--timeout", "0.2")
+    assert (done.exit_code, "has not placed it" in done.stderr) == (4, True)
+
+
+async def test_verify_opens_everything_that_a_point_needs(site: Site) -> None:
+    done = (await site.run("point", "verify", "web1", "--all", "--output", "json")).json
+    assert [found["id"] for found in done] == [str(position) for position in site.machine.marked]
+    missing = await site.run("point", "verify", "web1", "9-9")
+    assert missing.exit_code == 3
+
+
+# ---- restore
+
+
+async def test_restore_writes_the_images_a_manifest_and_a_job(site: Site, tmp_path: Path) -> None:
+    to = tmp_path / "out"
+    position = site.machine.marked[0]
+    done = await site.run("restore", "web1", "--point", str(position), "--to", str(to), "--output", "json")
+    assert [disk["file"] for disk in done.json["disks"]] == ["loop0.raw", "loop1.raw"]
+    assert images(to) == site.machine.digests[position]
+    assert [disk["sha256"] for disk in done.json["disks"]] == site.machine.digests[position]
+    async with site.server.operator() as operator:
+        jobs = (await operator.call(api.JOBS, Limit())).jobs
+        log = (await operator.call(api.AUDIT, Limit())).entries
+    assert [(job.kind, job.machine, job.state) for job in jobs] == [("restore", "web1", "done")]
+    assert log[0].action == "restore.grant"
+    shown = (await site.run("job", "show", jobs[0].id, "--output", "json")).json
+    assert shown["progress"] == 1.0
+
+
+async def test_latest_is_the_last_ordered_batch_and_a_time_the_one_before_it(
+    site: Site, tmp_path: Path
+) -> None:
+    latest = await site.run("restore", "web1", "--to", str(tmp_path / "a"), "--output", "json")
+    assert latest.json["id"] == str(site.machine.ordered[-1])
+    when = latest.json["time"]
+    again = await site.run(
+        "restore", "web1", "--point", when, "--to", str(tmp_path / "b"), "--output", "json"
+    )
+    assert again.json["id"] == latest.json["id"]
+    assert images(tmp_path / "a") == images(tmp_path / "b") == site.machine.digests[site.machine.ordered[-1]]
+
+
+async def test_a_dry_run_writes_nothing_and_opens_no_job(site: Site, tmp_path: Path) -> None:
+    to = tmp_path / "out"
+    plan = (await site.run("restore", "web1", "--to", str(to), "--dry-run", "--output", "json")).json
+    assert (plan["id"], plan["base"]) == (str(site.machine.ordered[-1]), None)
+    assert not to.exists()
+    async with site.server.operator() as operator:
+        assert (await operator.call(api.JOBS, Limit())).jobs == []
+
+
+async def test_a_folder_that_is_not_empty_is_refused_and_the_job_says_so(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/file").write_text("mine")
+    done = await site.run("restore", "web1", "--to", str(tmp_path / "out"))
+    assert done.exit_code != 0
+    assert "not empty" in done.stderr
+    async with site.server.operator() as operator:
+        (job,) = (await operator.call(api.JOBS, Limit())).jobs
+        shown: JobView = await operator.call(api.JOB, Nothing(), id=job.id)
+    assert shown.state == "failed"
+    assert shown.error is not None
+    assert "not empty" in shown.error.cause
+
+
+@pytest.mark.parametrize("point", ["yesterday", "1-99999"])
+async def test_a_point_that_is_none_is_refused_with_a_reason(site: Site, tmp_path: Path, point: str) -> None:
+    done = await site.run("restore", "web1", "--point", point, "--to", str(tmp_path / "out"))
+    assert done.exit_code in (2, 3)
+    assert "Why:" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+async def test_storage_and_vault_alone_are_enough(
+    site: Site, tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    done = await understudy(
+        *("restore", "web1", "--to", str(tmp_path / "out"), "--output", "json"),
+        *("--vault-file", str(tmp_path / "vault.json"), "--blob-url", blob_config.url),
+        *("--blob-container", blob_config.container, "--blob-key-file", str(blob_config.account_key_file)),
+        *("--blob-ca-file", str(blob_config.ca_file)),
+    )
+    assert done.json["id"] == str(site.machine.ordered[-1])
+    assert images(tmp_path / "out") == site.machine.digests[site.machine.ordered[-1]]
+
+
+# ---- records
+
+
+async def test_tokens_policies_events_daemons_and_audit(site: Site, agent: ControlClient) -> None:
+    token = (await site.run("token", "create", "agent", "web2", "--ttl", "60", "--output", "json")).json
+    assert token["token"].startswith("usy1.")
+    policy = (await site.run("policy", "set", "--point-interval", "60", "--output", "json")).json
+    assert policy == (await site.run("policy", "show", "--output", "json")).json
+    assert policy["point_interval_s"] == 60
+    problem = {"code": "US410", "what": "it broke", "object": "loop0"}
+    await agent.report({"machine": "web1", "state": "bitmap", "errors": [problem]})
+    (event,) = (await site.run("event", "list", "--object", "web1", "--open", "--output", "json")).json
+    assert (event["code"], event["object"]) == ("US410", "web1/loop0")
+    (listed,) = (await site.run("daemon", "list", "--output", "json")).json
+    assert (listed["role"], listed["connected"]) == ("agent", True)
+    entries = (await site.run("audit", "list", "--limit", "1", "--output", "json")).json
+    assert entries[0]["action"] == "policy.set"
