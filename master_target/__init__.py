@@ -1,1 +1,13 @@
-"""TODO"""
+"""The master target: brings the log of each machine it claimed to that machine's seed disks, and cuts recovery points.
+
+    claim      one master target per machine: a lease on masters/<machine>
+    follow     polls the log index (once a second), reads segments, cuts them into intervals; an interval ends at each mark
+    (coalesce) shared/recovery/coalesce.py: an interval becomes the fewest writes and clears; bridge: joined over short gaps
+    apply      begin → writes → finish, on all disks of the machine; what a crash cut off is applied again first
+    targets/   page blob (fixed VHD) or image file: own lease, cursor before and after, snapshots that name their position
+    points     a document by position as soon as a mark is indexed; with snapshots once apply is there
+    retention  old points and orphan snapshots go
+
+`machine` runs these for one machine: one task follows the index and writes documents, one applies. `service` runs a `machine` for
+each machine that storage knows and reports status. It blocks on storage only; whatever fails is shown, and tried again.
+"""

@@ -1,11 +1,11 @@
-"""Applying one interval of the log to the seed disks of a machine.
+"""Applying the log to the seed disks of a machine, interval by interval.
 
-An interval (start, end] ends at a batch boundary; at every mark when the stream is ordered there. It is
-brought to all disks in three steps, each complete on all disks before the next begins: begin (the end is
-recorded), writes and clears, finish (the cursor moves). So after a crash the disks' cursors are `start` or
-`end`, at least one `pending` names `end`, and `recovery` says what to do: (start, end] is applied again,
-wholly, to those disks whose cursor is not there. Nothing else is applied before. Why that is enough is
-argued in targets/state.py.
+An interval (start, end] ends at a batch boundary; at every mark when the stream is ordered there. It is brought to the disks in three
+steps, each complete on all of them before the next begins: begin (the end is recorded), writes and clears, finish (the cursor
+moves). After a crash each disk's own state says what is next for it, and `due` chooses: first the disks that are furthest behind; an
+interval that was begun is applied again, wholly, before anything else reaches that disk. Why that is enough is argued in
+targets/state.py. A disk that lost its state altogether (somebody deleted the blob) is behind by the whole epoch, and is rebuilt from
+the log by the same rule.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Final
 import msgspec
 
 from master_target.bridge import BridgeSettings, bridge
-from shared.recovery.coalesce import DiskRuns, Run, coalesce
 from master_target.targets.base import Target
 from master_target.targets.state import DiskState
 from shared.batch import SECTOR, Batch
 from shared.crashpoints import reach
 from shared.errors import SeedDiskError
+from shared.recovery.coalesce import DiskRuns, Run, coalesce
 from shared.recovery.parallel import parallel
-from shared.recovery.position import NOWHERE, Position
+from shared.recovery.position import Position
 
 _WIDTH: Final = 8
 """Concurrent requests; Azure and Azurite get no faster with more."""
@@ -55,13 +55,30 @@ class Applied(msgspec.Struct):
     seconds: float = 0.0
 
 
-def recovery(states: Sequence[DiskState]) -> tuple[Position, Position] | None:
-    """The interval (start, end] that must be applied before anything else, from the states of a machine's
-    disks; None when no interval was left unfinished.
+class Due(msgspec.Struct, frozen=True):
+    """What is to be applied next: to the disks `members` (indices), behind `start`. Ends exactly at `end` if that is given, else
+    at `limit` or before.
     """
-    end = max((s.pending for s in states), default=NOWHERE)
-    unfinished = [s for s in states if s.cursor < end and s.pending == end]
-    return (min(s.restart for s in unfinished), end) if unfinished else None
+
+    start: Position
+    members: tuple[int, ...]
+    end: Position | None
+    limit: Position | None
+
+
+def due(states: Sequence[DiskState], epoch: int) -> Due:
+    """What is next for the disks of a machine whose log of `epoch` is being applied. `states` must not be empty."""
+    at = [s.cursor if s.cursor.epoch == epoch else Position.of(epoch, 0) for s in states]
+    start = min(at)
+    members = tuple(i for i, position in enumerate(at) if position == start)
+    begun = [states[i].pending for i in members if states[i].pending.epoch == epoch]
+    end = max(begun, default=start)
+    return Due(
+        start=start,
+        members=members,
+        end=end if end > start else None,
+        limit=min((position for position in at if position > start), default=None),
+    )
 
 
 class DiskTarget(msgspec.Struct, frozen=True):
@@ -72,26 +89,27 @@ class DiskTarget(msgspec.Struct, frozen=True):
     target: Target
 
 
-async def apply(interval: Interval, disks: Sequence[DiskTarget], bridging: BridgeSettings | None) -> Applied:
-    """Bring `disks` from the interval's start to its end. Raises StorageError; the interval is then
-    unfinished and is applied again.
+async def apply(
+    interval: Interval, disks: Sequence[DiskTarget], members: Sequence[int], bridging: BridgeSettings | None
+) -> Applied:
+    """Bring the `members` (indices) of `disks`, which are all disks of the epoch, from the interval's start to its end.
 
-    Disks that are at its end already are left alone.
+    Raises StorageErrors; the interval is then unfinished, and `due` says so.
     """
     began = time.monotonic()
     runs = await asyncio.to_thread(coalesce, interval.batches)
-    todo = [d for d in disks if d.target.state.cursor < interval.end]
     _check_fit(runs, disks)
+    behind = [disks[i] for i in members]
     done = Applied(payload_b=sum(len(b.payload) for b in interval.batches))
 
-    await asyncio.gather(*(d.target.begin(interval.start, interval.end, d.disk_b) for d in todo))
+    await parallel((partial(d.target.begin, interval.start, interval.end, d.disk_b) for d in behind), _WIDTH)
     reach("apply.after-begin")
     steps = (
-        step for d in todo if d.number in runs for step in _steps(d.target, runs[d.number], bridging, done)
+        step for d in behind if d.number in runs for step in _steps(d.target, runs[d.number], bridging, done)
     )
     await parallel(steps, _WIDTH)
     reach("apply.before-finish")
-    for d in todo:
+    for d in behind:
         await d.target.finish()
         reach("apply.after-a-finish")
     done.seconds = time.monotonic() - began

@@ -20,8 +20,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from shared.recovery.coalesce import MAX_RUN_SECTORS, DiskRuns, Ints
 from shared.batch import SECTOR
+from shared.recovery.coalesce import MAX_RUN_SECTORS, DiskRuns, Ints
 
 Bools = npt.NDArray[np.bool_]
 

@@ -32,6 +32,7 @@ from shared import logging
 from shared.blob import BlobInfo, BlobStore, Lease
 from shared.errors import (
     BlobExistsError,
+    LeaseHeldError,
     LeaseLostError,
     PreconditionError,
     SeedDiskError,
@@ -65,15 +66,25 @@ class PageBlobTarget:
         self._renewal = asyncio.create_task(self._keep_lease(), name=f"lease {blob}")
 
     @classmethod
-    async def open(cls, store: BlobStore, machine: str, disk: str, disk_b: int) -> PageBlobTarget:
-        """Take the disk's lease; create the blob, all zeroes, when there is none. Raises LeaseHeldError."""
+    async def open(
+        cls, store: BlobStore, machine: str, disk: str, disk_b: int, *, take: bool = False
+    ) -> PageBlobTarget:
+        """Take the disk's lease; create the blob, all zeroes, when there is none. Raises LeaseHeldError; with `take`, which is for the
+        holder of the machine's claim, the lease of an earlier owner is broken instead.
+        """
         blob = seed_blob(machine, disk)
         size_b = vhd.capacity_b(disk_b) + vhd.FOOTER_SIZE
         try:
             await store.page_create(blob, size_b, DiskState(disk_b=disk_b).encode())
         except BlobExistsError:
             _log.debug("seed disk exists", blob=blob)
-        lease = await store.acquire_lease(blob, LEASE_S)
+        try:
+            lease = await store.acquire_lease(blob, LEASE_S)
+        except LeaseHeldError:
+            if not take:
+                raise
+            await store.break_lease(blob)
+            lease = await store.acquire_lease(blob, LEASE_S)
         try:
             # Looked up under the lease: from here on nobody else changes it.
             return cls(store, disk, blob, lease, await store.properties(blob))

@@ -101,5 +101,5 @@ def _garbled(disk: str, cause: str) -> SeedDiskError:
     return SeedDiskError(
         f"The state of seed disk {disk} could not be read",
         cause=cause,
-        action="Something else wrote it. Delete it: the next full replication (a new epoch) makes it again.",
+        action="Something else wrote it. Delete it: it is then rebuilt from the log.",
     )

@@ -94,5 +94,5 @@ def _bad(cause: str) -> IntegrityError:
     return IntegrityError(
         "A seed disk is not a fixed VHD",
         cause=cause,
-        action="Delete the blob: the next full replication (a new epoch) makes it again.",
+        action="Delete the blob: it is then rebuilt from the log.",
     )

@@ -78,9 +78,16 @@ class Catalog:
         return [entry for e, entry in self.history if e == epoch]
 
     def points(self) -> list[PointDoc]:
-        """All points that marks asked for, in log order: those with a document, and those that have none yet."""
-        found = {doc.position: doc for doc in history.marked_points(self.machine, self.history)}
-        return [doc for _, doc in sorted({**found, **self.docs}.items())]
+        """All points that marks asked for, in log order: those with a document, and those that have none yet.
+
+        Documents are made in log order and the newest never goes. So a mark behind it has none yet; one before it that has none has
+        expired (it is still an ordered batch, which `resolve` accepts while its log is retained).
+        """
+        newest = max(self.docs, default=Position.of(0, 0))
+        marked = history.marked_points(self.machine, self.history)
+        return [doc for _, doc in sorted(self.docs.items())] + [
+            doc for doc in marked if doc.position > newest
+        ]
 
     def gaps(self) -> list[Gap]:
         """The periods without points, in log order."""

@@ -307,5 +307,6 @@ async def _finish(
             for disk, digest in zip(plan.disks, digests, strict=True)
         ),
     )
+    reach("restore.before-manifest")
     await asyncio.to_thread(folder.finish, manifest)
     return manifest

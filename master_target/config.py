@@ -1,0 +1,56 @@
+"""The master target's configuration file (TOML).
+
+```toml
+name = "mt1"
+vault_file = "/etc/understudy/vault.json"
+control_url = "https://config.example.com"
+tls = {cert = "…/mt1.pem", key = "…/mt1.key", ca = "…/ca.pem"}
+blob = {url = "https://account.blob.core.windows.net", container = "understudy"}
+bridge = {gap_b = 131072, amplification = 3.0, behind_s = 30.0}
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from master_target.bridge import BridgeSettings
+from master_target.retention import RetentionPolicy
+from shared.blob import BlobConfig
+from shared.errors import ConfigError
+from shared.tls import TlsFiles
+
+
+class MasterTargetConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    name: str
+    """Its certificate is `master-target:<name>`. No two that run may share a name."""
+    vault_file: Path
+    blob: BlobConfig
+    tls: TlsFiles | None = None
+    control_url: str = ""
+    """The config server; without it nothing is reported."""
+    machines: tuple[str, ...] = ()
+    """The machines to claim; empty: every machine in storage that nobody else has."""
+    target: Literal["page-blob", "image"] = "page-blob"
+    image_dir: Path | None = None
+    """For target `image`: the folder of the images."""
+    interval_b: Annotated[int, msgspec.Meta(ge=1 << 20)] = 64 << 20
+    """An interval's payload, in memory at once; some three times as much is used while it is coalesced."""
+    poll_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    bridge: BridgeSettings = BridgeSettings()
+    retention: RetentionPolicy = RetentionPolicy()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        if (self.target == "image") != (self.image_dir is not None):
+            raise ConfigError(
+                "The master target's configuration is not valid",
+                cause='`image_dir` must be given with target = "image", and only then',
+            )
+        if self.control_url and self.tls is None:
+            raise ConfigError(
+                "The master target's configuration is not valid", cause="`control_url` needs `tls` as well"
+            )

@@ -1,0 +1,141 @@
+"""Following the log of one machine: the index as it grows, and the intervals in it.
+
+An interval is a run of whole batches behind the cursor. It ends at the first mark at which the stream is ordered, because there all
+disks must stand still for their snapshots; else when its payload would exceed the bound on memory, or the log ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from master_target.apply import Interval
+from shared.batch import Batch
+from shared.blob import BlobStore
+from shared.log import epochs
+from shared.log.epochs import EpochInfo
+from shared.log.index import IndexEntry
+from shared.log.reader import LogReader
+from shared.recovery.history import History, marked_points
+from shared.recovery.plan import replay_steps
+from shared.recovery.points import PointDoc
+from shared.recovery.position import Position
+from shared.vault import Vault
+
+
+class Follower:
+    """`refresh` sees what is new; the other methods answer from what it saw. One reader at a time for each."""
+
+    def __init__(self, store: BlobStore, vault: Vault, machine: str, interval_b: int) -> None:
+        self.machine = machine
+        self._store = store
+        self._vault = vault
+        self._interval_b = interval_b
+        self._reader = LogReader(store, machine)
+        self._epochs: dict[int, EpochInfo] = {}
+        self._entries: dict[int, list[IndexEntry]] = {}
+        self._points: dict[Position, PointDoc] = {}
+        self._opened: list[Batch] = []
+        """Batches that were read and not yet handed out; all of one epoch, consecutive."""
+
+    @property
+    def newest_epoch(self) -> int:
+        """0 while there is none."""
+        return max(self._epochs, default=0)
+
+    def epoch(self, number: int) -> EpochInfo | None:
+        return self._epochs.get(number)
+
+    def point_at(self, position: Position) -> PointDoc | None:
+        """The point that a mark asked for at `position`, if any."""
+        return self._points.get(position)
+
+    async def refresh(self, from_epoch: int) -> list[PointDoc]:
+        """Read on in the index of all epochs from `from_epoch` on, older ones first; the points that are new, in log order.
+
+        An older epoch is read to its end only after a newer one was seen: its writers are fenced by then.
+        """
+        for number in await epochs.epoch_numbers(self._store, self.machine):
+            if number >= from_epoch and number not in self._epochs:
+                self._epochs[number] = await epochs.read_epoch(self._store, self.machine, number)
+        found: list[PointDoc] = []
+        for number in sorted(self._epochs):
+            if number < from_epoch:
+                continue
+            known = self._entries.setdefault(number, [])
+            new = await self._reader.entries(number, known[-1].last if known else 0)
+            known += new
+            history: History = [(number, entry) for entry in new]
+            found += marked_points(self.machine, history)
+        self._points |= {point.position: point for point in found}
+        return found
+
+    def end(self, epoch: int) -> Position:
+        """The last indexed batch of the epoch."""
+        known = self._entries.get(epoch)
+        return Position.of(epoch, known[-1].last if known else 0)
+
+    def captured_ns(self, position: Position) -> int:
+        """About when the image at `position` was captured: exact at the ends of segments."""
+        for entry in self._entries.get(position.epoch, []):
+            if entry.last >= position.batch:
+                return entry.last_captured_ns if entry.last == position.batch else entry.first_captured_ns
+        return 0
+
+    def behind(self, position: Position) -> tuple[float, int]:
+        """Seconds of capture time and bytes of log between `position` and the end of the newest epoch."""
+        rest = [
+            entry
+            for epoch, known in self._entries.items()
+            for entry in known
+            if Position.of(epoch, entry.last) > position
+        ]
+        if not rest:
+            return 0.0, 0
+        applied_ns = self.captured_ns(position) or rest[0].first_captured_ns
+        return max(rest[-1].last_captured_ns - applied_ns, 0) / 1e9, sum(entry.plain_b for entry in rest)
+
+    async def next(self, start: Position, limit: Position | None = None) -> Interval | None:
+        """The interval behind `start`, up to `limit` at most; None at the end of the (known) log of its epoch."""
+        self._drop_before(start)
+        taken_b = count = 0
+        while batch := await self._opened_or_read(start, count):
+            if limit is not None and batch.number > limit.batch:
+                break
+            if count and taken_b + len(batch.payload) > self._interval_b:
+                break
+            count += 1
+            taken_b += len(batch.payload)
+            if Position.of(start.epoch, batch.number) in self._points:
+                break
+        if not count:
+            return None
+        taken, self._opened = self._opened[:count], self._opened[count:]
+        return Interval(start, Position.of(start.epoch, taken[-1].number), taken)
+
+    async def exactly(self, start: Position, end: Position) -> Interval:
+        """The interval (start, end], which a crash left unfinished. Raises LogGapError when it is not all in the log."""
+        self._opened = []
+        batches: list[Batch] = []
+        entries = self._entries.get(end.epoch, [])
+        for step in replay_steps(entries, start.batch, end):
+            batches += await self._read(step.entry, step.first, step.last)
+        return Interval(start, end, batches)
+
+    def _drop_before(self, start: Position) -> None:
+        """Make `_opened` begin with the batch behind `start`, or be empty."""
+        kept = [b for b in self._opened if b.epoch == start.epoch and b.number > start.batch]
+        self._opened = kept if kept and kept[0].number == start.batch + 1 else []
+
+    async def _opened_or_read(self, start: Position, nth: int) -> Batch | None:
+        """The `nth` batch behind `start`, from 0; opens the next segment when it must. None at the end of the log."""
+        if nth == len(self._opened):
+            number = start.batch + nth + 1
+            entry = next((e for e in self._entries.get(start.epoch, []) if e.last >= number), None)
+            if entry is None:
+                return None
+            self._opened += await self._read(entry, number, entry.last)
+        return self._opened[nth]
+
+    async def _read(self, entry: IndexEntry, first: int, last: int) -> Sequence[Batch]:
+        key = await self._reader.key(self._vault, entry)
+        return await self._reader.batches(entry, key, first, last)

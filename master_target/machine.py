@@ -1,0 +1,335 @@
+"""One machine: claim it, follow its log, apply it, make its points; and begin again after every failure.
+
+Two tasks run side by side. *Follow* polls the index and documents new marks at once, however far behind apply is. *Apply* takes one
+interval after the other; at a point, all disks stand still until its snapshots are taken.
+
+Epochs. The epoch that the disks are in is applied to its end as long as it is the newest; then, or when its log turns out to be
+incomplete, the newest epoch that has batches is taken up from its first batch. Those in between are left out: their points stay
+restorable from the log, and nothing of them is needed, because each epoch begins with a full replication.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from master_target.apply import DiskTarget, apply, due
+from master_target.bridge import BridgeSettings
+from master_target.claim import Claim
+from master_target.follow import Follower
+from master_target.points import PointMaker
+from master_target.retention import Pruner, RetentionPolicy
+from master_target.status import MachineReport, Rates
+from master_target.targets.base import Target
+from shared import logging
+from shared.batch import SECTOR
+from shared.blob import BlobStore
+from shared.errors import LeaseHeldError, LeaseLostError, LogGapError, StorageError, UnderstudyError
+from shared.log import epochs
+from shared.log.epochs import EpochInfo
+from shared.recovery.parallel import parallel
+from shared.recovery.position import NOWHERE, Position
+from shared.status import Problem
+from shared.vault import Vault
+
+_log = logging.get()
+
+_PRUNE_S: Final = 60.0
+_TAKEN_S: Final = 5.0
+"""How often to ask for a machine that another master target has."""
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 30.0
+
+OpenTarget = Callable[[BlobStore, str, str, int], Awaitable[Target]]
+"""(store, machine, disk name, disk size in bytes) → the opened target, taken from whoever had it."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    owner: str
+    interval_b: int = 64 << 20
+    poll_s: float = 1.0
+    bridge: BridgeSettings = BridgeSettings()
+    retention: RetentionPolicy = RetentionPolicy()
+
+
+class Machine:
+    """`run` works until it is told to stop. `report` is the status at any time."""
+
+    def __init__(
+        self, store: BlobStore, vault: Vault, name: str, settings: Settings, open_target: OpenTarget
+    ) -> None:
+        self.name = name
+        self._vault = vault
+        self._settings = settings
+        self._open_target = open_target
+        self._trouble: StorageError | None = None
+        self._failure: UnderstudyError | None = None
+        self._state = "starting"
+        self._rates = Rates()
+        self._work: _Work | None = None
+        # A storage outage is waited out, not failed on: seed disks and cursors are safe meanwhile.
+        self._store = store.patient(self._note_trouble)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        first = True
+        pause_s = _FIRST_PAUSE_S
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                claim = await Claim.take(self._store, self.name, self._settings.owner, ours=first)
+                first = False
+                try:
+                    await self._work_on(claim, stop)
+                finally:
+                    await claim.release()
+            except LeaseHeldError:
+                self._state = "claimed by another master target"
+                await wait_for(stop, _TAKEN_S)
+                continue
+            except UnderstudyError as exc:
+                self._failure = exc
+                self._state = "failed, will try again"
+                _log.error("machine failed", machine=self.name, **exc.as_dict())
+            if time.monotonic() - began > 2 * _LONGEST_PAUSE_S:
+                pause_s = _FIRST_PAUSE_S
+            await wait_for(stop, pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def report(self) -> MachineReport:
+        report = MachineReport(machine=self.name, state=self._state, rates=self._rates.report())
+        if self._work is not None:
+            self._work.describe(report)
+        for error in (self._failure, self._trouble):
+            if error is not None:
+                report.errors.append(Problem(**error.as_dict(), object=self.name))
+        return report
+
+    async def _work_on(self, claim: Claim, stop: asyncio.Event) -> None:
+        work = _Work(
+            self._store, self._vault, self.name, self._settings, self._open_target, self._rates, claim
+        )
+        self._work = work
+        self._state = "following"
+        stages = (
+            partial(self._end_with, claim, stop, work),
+            partial(work.follow, self._recovered),
+            work.apply,
+        )
+        try:
+            await parallel(stages, len(stages))
+        finally:
+            await work.close()
+            self._state = "stopped"
+
+    async def _end_with(self, claim: Claim, stop: asyncio.Event, work: _Work) -> None:
+        """Set `work.ending` when the daemon stops; fail when the claim is lost."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (stop, claim.lost)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if claim.lost.is_set():
+            raise LeaseLostError(
+                f"The claim on machine {self.name} was lost", cause="another master target took it"
+            )
+        work.ending.set()
+
+    def _note_trouble(self, error: StorageError | None) -> None:
+        if error is not None and self._trouble is None:
+            _log.warning("storage does not answer; waiting", machine=self.name, **error.as_dict())
+        if error is None and self._trouble is not None:
+            _log.info("storage answers again", machine=self.name)
+        self._trouble = error
+
+    def _recovered(self) -> None:
+        self._failure = None
+
+
+class _Work:
+    """What is known and held while a machine is claimed."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        vault: Vault,
+        name: str,
+        settings: Settings,
+        open_target: OpenTarget,
+        rates: Rates,
+        claim: Claim,
+    ) -> None:
+        self.ending = asyncio.Event()
+        self._store = store
+        self._name = name
+        self._settings = settings
+        self._open_target = open_target
+        self._rates = rates
+        self._claim = claim
+        self._log = Follower(store, vault, name, settings.interval_b)
+        self._points = PointMaker(store, name)
+        self._pruner = Pruner(store, name, settings.retention)
+        self._epoch = 0
+        """The epoch that is being applied; 0 until there is one."""
+        self._disks: list[DiskTarget] = []
+        self._left_at = NOWHERE
+        """Where the disks stood when they were closed, for reports."""
+        self._looking = asyncio.Lock()
+        self._settled = NOWHERE
+        """The last point that was settled, or found to be."""
+        self._news = asyncio.Event()
+
+    async def close(self) -> None:
+        self._left_at = self._position()
+        for disk in self._disks:
+            await disk.target.close()
+        self._disks = []
+
+    def describe(self, report: MachineReport) -> None:
+        at = self._position()
+        report.epoch, report.applied = at
+        report.indexed = self._log.end(at.epoch).batch
+        report.applied_captured_ns = self._log.captured_ns(at)
+        report.lag_s, report.lag_b = self._log.behind(at)
+        report.last_point = self._points.last.id if self._points.last else ""
+
+    # ---- follow ----
+
+    async def follow(self, worked: Callable[[], None]) -> None:
+        """Poll the index until ending. `worked` is called after each poll that went well."""
+        await self._points.load()
+        while not self.ending.is_set():
+            known = [e for e in (self._epoch, self._points.documented.epoch) if e]
+            await self._look(min(known, default=1))
+            self._news.set()
+            worked()
+            await wait_for(self.ending, self._settings.poll_s)
+        self._news.set()
+
+    async def _look(self, from_epoch: int) -> None:
+        """See what is new in the index, and document the points in it."""
+        async with self._looking:
+            await self._points.document(await self._log.refresh(from_epoch))
+
+    # ---- apply ----
+
+    async def apply(self) -> None:
+        """Apply what there is until ending; an interval that has begun is finished."""
+        prune_at = time.monotonic() + _PRUNE_S
+        while not self.ending.is_set():
+            self._news.clear()
+            if self._log.newest_epoch and not self._epoch:
+                await self._take_up(await self._epoch_of_disks())
+            while self._epoch and not self.ending.is_set() and await self._step():
+                pass
+            if time.monotonic() >= prune_at:
+                await self._pruner.prune([d.target for d in self._disks], self._claim.skew_s)
+                prune_at = time.monotonic() + _PRUNE_S
+            await self._news.wait()
+
+    async def _step(self) -> bool:
+        """The next interval, with the point at its start or end; False when there is nothing to do."""
+        states = [disk.target.state for disk in self._disks]
+        next_ = due(states, self._epoch)
+        if all(s.settled and s.cursor == next_.start for s in states):
+            await self._settle(next_.start)
+        try:
+            if next_.end is not None:
+                interval = await self._log.exactly(next_.start, next_.end)
+            else:
+                found = await self._log.next(next_.start, next_.limit)
+                if found is None:
+                    return await self._take_up_newest()
+                interval = found
+        except LogGapError:
+            if await self._take_up_newest():
+                return True
+            raise
+        await self._points.note_unreadable(interval.batches)
+        lag_s, _ = self._log.behind(next_.start)
+        bridging = self._settings.bridge if lag_s > self._settings.bridge.behind_s else None
+        done = await apply(interval, self._disks, next_.members, bridging)
+        self._rates.add(done)
+        _log.info(
+            "interval applied",
+            machine=self._name,
+            epoch=self._epoch,
+            start=interval.start.batch,
+            end=interval.end.batch,
+            payload_b=done.payload_b,
+            written_b=done.written_b,
+            requests=done.requests,
+            seconds=round(done.seconds, 3),
+        )
+        states = [disk.target.state for disk in self._disks]
+        if all(s.settled and s.cursor == interval.end for s in states):
+            await self._settle(interval.end)
+        return True
+
+    async def _settle(self, position: Position) -> None:
+        if position != self._settled and self._log.point_at(position) is not None:
+            await self._points.settle(position, self._disks)
+            self._settled = position
+
+    def _position(self) -> Position:
+        if not self._disks:
+            return self._left_at
+        return due([disk.target.state for disk in self._disks], self._epoch).start
+
+    # ---- epochs ----
+
+    async def _epoch_of_disks(self) -> int:
+        """The epoch that the seed disks are in, if it exists; else the newest."""
+        newest = await epochs.read_epoch(self._store, self._name, self._log.newest_epoch)
+        await self._open(newest)
+        found = max((disk.target.state.pending.epoch for disk in self._disks), default=0)
+        if found and self._log.epoch(found) is None:
+            await self._look(found)
+        return found if self._log.epoch(found) is not None else newest.epoch
+
+    async def _take_up_newest(self) -> bool:
+        """Go on with the newest epoch, when it is not the one we are in and its first batches are there."""
+        newest = self._log.newest_epoch
+        if newest == self._epoch or not self._log.end(newest).batch:
+            return False
+        await self._take_up(newest)
+        return True
+
+    async def _take_up(self, epoch: int) -> None:
+        info = self._log.epoch(epoch)
+        assert info is not None
+        await self._open(info)
+        self._epoch = epoch
+        _log.info(
+            "epoch taken up", machine=self._name, epoch=epoch, reason=info.reason, at=str(self._position())
+        )
+
+    async def _open(self, info: EpochInfo) -> None:
+        """Open the targets of the epoch's disks; keep those that are open, close those that are not in it."""
+        before = {disk.target.name: disk.target for disk in self._disks}
+        self._disks = [
+            DiskTarget(d.number, d.sectors * SECTOR, before.pop(d.name))
+            for d in info.disks
+            if d.name in before
+        ]
+        for target in before.values():
+            await target.close()
+        opened = {disk.target.name for disk in self._disks}
+        for d in info.disks:
+            if d.name not in opened:
+                target = await self._open_target(self._store, self._name, d.name, d.sectors * SECTOR)
+                self._disks.append(DiskTarget(d.number, d.sectors * SECTOR, target))
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Until `event` is set, or the time is over."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -1,0 +1,91 @@
+"""Which recovery points go, and which snapshots nobody needs. Rules are pure; `prune` carries them out.
+
+A point's age is measured from the newest point, or from now if that lies in the newest point's past: points expire only
+when newer ones have arrived, and a machine's clock that ran ahead expires nothing. "Newest" goes by position. Never removed: the newest
+point, the newest with snapshots.
+
+The document goes first, its snapshots later: when nothing has referred to a snapshot for an hour, as seen by this process. So a
+restore that began before is not cut off, and a snapshot whose document is still being written is safe.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from master_target.targets.base import Target
+from shared import logging
+from shared.blob import BlobStore
+from shared.recovery import points
+from shared.recovery.points import PointDoc
+
+_log = logging.get()
+
+_SECOND_NS: Final = 1_000_000_000
+MAX_SKEW_S: Final = 120.0
+
+
+class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    all_s: float = 2 * 3600.0
+    """Every point is kept so long …"""
+    hourly_s: float = 24 * 3600.0
+    """… then the last of each hour, until this age."""
+    orphan_s: float = 3600.0
+    """A snapshot that no point names is kept so long."""
+
+
+def expired(docs: Sequence[PointDoc], now_ns: int, policy: RetentionPolicy) -> list[PointDoc]:
+    """The points that the policy does not keep. `docs`: all points of a machine, in log order."""
+    if not docs:
+        return []
+    processed = [doc for doc in docs if doc.state == "snapshotted"]
+    kept = {docs[-1].id, *(doc.id for doc in processed[-1:])}
+    from_ns = min(now_ns, docs[-1].captured_ns)
+    hours: set[tuple[int, int]] = set()
+    for doc in reversed(docs):  # newest first: the last of an hour is the one that stays
+        age_ns = from_ns - doc.captured_ns
+        hour = (doc.epoch, doc.captured_ns // (3600 * _SECOND_NS))
+        if age_ns <= policy.all_s * _SECOND_NS or (
+            age_ns <= policy.hourly_s * _SECOND_NS and hour not in hours
+        ):
+            kept.add(doc.id)
+        hours.add(hour)
+    return [doc for doc in docs if doc.id not in kept]
+
+
+class Pruner:
+    """Prunes one machine's points and snapshots; remembers since when each orphan has been one."""
+
+    def __init__(self, store: BlobStore, machine: str, policy: RetentionPolicy) -> None:
+        self._store = store
+        self._machine = machine
+        self._policy = policy
+        self._orphans: dict[tuple[str, str], float] = {}
+
+    async def prune(self, targets: Sequence[Target], skew_s: float) -> None:
+        """Remove what has expired. Does nothing while the clocks here and at the storage differ by minutes."""
+        if abs(skew_s) > MAX_SKEW_S:
+            _log.warning("nothing pruned: clocks differ", machine=self._machine, skew_s=round(skew_s))
+            return
+        docs = await points.list_docs(self._store, self._machine)
+        gone = expired(docs, time.time_ns(), self._policy)
+        for doc in gone:
+            await points.delete(self._store, self._machine, doc.position)
+        if gone:
+            _log.info("points expired", machine=self._machine, count=len(gone), newest=gone[-1].id)
+        left = [doc for doc in docs if doc not in gone]
+        for target in targets:
+            await self._remove_orphans(target, {doc.snapshots.get(target.name) for doc in left})
+
+    async def _remove_orphans(self, target: Target, needed: set[str | None]) -> None:
+        now = time.monotonic()
+        orphans = [s.id for s in await target.snapshots() if s.id not in needed]
+        since = {(target.name, s): self._orphans.get((target.name, s), now) for s in orphans}
+        self._orphans = {k: v for k, v in self._orphans.items() if k[0] != target.name} | since
+        for (disk, snapshot), first_seen in since.items():
+            if now - first_seen >= self._policy.orphan_s:
+                await target.delete_snapshot(snapshot)
+                _log.info("orphan snapshot removed", machine=self._machine, disk=disk, snapshot=snapshot)

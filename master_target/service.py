@@ -1,0 +1,128 @@
+"""Wiring of the master target: storage and vault → one `Machine` for each machine that storage knows, with the status beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import Any, Final
+
+from master_target.config import MasterTargetConfig
+from master_target.machine import Machine, OpenTarget, Settings, wait_for
+from master_target.targets.base import Target
+from master_target.targets.image_file import ImageTarget
+from master_target.targets.page_blob import PageBlobTarget
+from shared import logging
+from shared.blob import BlobStore
+from shared.errors import StorageError, UsageError
+from shared.messages import Command
+from shared.recovery.parallel import parallel
+from shared.rest import ControlClient
+from shared.service import notify, watchdog_interval_s
+from shared.status import MasterTargetReport, Problem
+from shared.vault import FileVault
+
+_log = logging.get()
+
+_DISCOVER_S: Final = 5.0
+_STATUS_S: Final = 2.0
+_GRACE_S: Final = 10.0
+"""So long an interval that is being applied may go on after SIGTERM. What is cut off is applied again by the next start."""
+
+
+async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
+    """The daemon, from start to end. Raises UnderstudyError when it cannot start."""
+    vault = FileVault(config.vault_file)
+    async with BlobStore.connect(config.blob) as store, contextlib.AsyncExitStack() as stack:
+        service = Service(config, store, vault)
+        stages = [partial(service.work, stop), partial(service.tell_manager, stop)]
+        if config.control_url and config.tls is not None:
+            client = ControlClient(config.control_url, config.tls)
+            stack.push_async_callback(client.close)
+            stages.append(partial(client.serve, service.report, service.handle, stop))
+        notify("READY=1")
+        await parallel(stages, len(stages))
+
+
+class Service:
+    def __init__(self, config: MasterTargetConfig, store: BlobStore, vault: FileVault) -> None:
+        self._config = config
+        self._store = store
+        self._vault = vault
+        self._settings = Settings(
+            owner=config.name,
+            interval_b=config.interval_b,
+            poll_s=config.poll_s,
+            bridge=config.bridge,
+            retention=config.retention,
+        )
+        self._machines: dict[str, Machine] = {}
+        self._failure: StorageError | None = None
+
+    async def work(self, stop: asyncio.Event) -> None:
+        """Find machines and work on each, until stopped."""
+        running: set[asyncio.Task[None]] = set()
+        try:
+            while not stop.is_set():
+                for name in await self._find():
+                    if name not in self._machines:
+                        machine = Machine(self._store, self._vault, name, self._settings, self._opener())
+                        self._machines[name] = machine
+                        running.add(asyncio.create_task(machine.run(stop), name=f"machine {name}"))
+                for task in [task for task in running if task.done()]:
+                    await task  # raises what it failed with: only a bug ends it before `stop`
+                await wait_for(stop, _DISCOVER_S)
+            if running:
+                await asyncio.wait(running, timeout=_GRACE_S)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def tell_manager(self, stop: asyncio.Event) -> None:
+        """Status line and watchdog for the service manager."""
+        interval_s = min(_STATUS_S, watchdog_interval_s() or _STATUS_S)
+        while not stop.is_set():
+            reports = [machine.report() for machine in self._machines.values()]
+            lag_s = max((report.lag_s or 0.0 for report in reports), default=0.0)
+            notify(f"STATUS={len(reports)} machines, at most {lag_s:.0f} s behind\nWATCHDOG=1")
+            await wait_for(stop, interval_s)
+
+    def report(self) -> MasterTargetReport:
+        failed = [] if self._failure is None else [Problem(**self._failure.as_dict())]
+        return MasterTargetReport(
+            machines={name: machine.report() for name, machine in self._machines.items()}, errors=failed
+        )
+
+    async def handle(self, command: Command) -> dict[str, Any]:
+        raise UsageError(
+            f"The command '{command.kind}' was not carried out", cause="a master target takes no commands"
+        )
+
+    async def _find(self) -> list[str]:
+        if self._config.machines:
+            return list(self._config.machines)
+        try:
+            found = [
+                info.name.removeprefix("machines/").removesuffix(".json")
+                async for info in self._store.list("machines/")
+            ]
+        except StorageError as exc:
+            if self._failure is None:
+                _log.warning("machines not listed; will try again", **exc.as_dict())
+            self._failure = exc
+            return []
+        self._failure = None
+        return found
+
+    def _opener(self) -> OpenTarget:
+        folder = self._config.image_dir
+
+        async def page_blob(store: BlobStore, machine: str, disk: str, disk_b: int) -> Target:
+            return await PageBlobTarget.open(store, machine, disk, disk_b, take=True)
+
+        async def image(_: BlobStore, machine: str, disk: str, disk_b: int) -> Target:
+            assert folder is not None
+            return await ImageTarget.open(folder, machine, disk, disk_b)
+
+        return page_blob if folder is None else image

@@ -1,0 +1,36 @@
+"""Restores a point in a process of its own: `python -m tests.crash.restore_child FOLDER`, the parameters as JSON on stdin."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import msgspec
+
+from shared.blob import BlobConfig, BlobStore
+from shared.recovery.catalog import Catalog
+from shared.recovery.materialise import materialise
+from shared.recovery.verify import make_plan
+from shared.vault import FileVault
+
+
+class Parameters(msgspec.Struct):
+    blob: BlobConfig
+    vault: str
+    machine: str
+    to: str
+
+
+async def main() -> None:
+    wanted = msgspec.json.decode(
+        sys.stdin.buffer.read(), type=Parameters, dec_hook=lambda kind, value: kind(value)
+    )
+    async with BlobStore.connect(wanted.blob) as store:
+        catalog = await Catalog.load(store, wanted.machine)
+        plan = await make_plan(store, catalog, await catalog.resolve("latest"))
+        await materialise(store, FileVault(Path(wanted.vault)), plan, Path(wanted.to))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,218 @@
+"""One machine's log brought to its seed disks, with points: real log, real page blobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from shared.batch import StreamState
+from shared.blob import BlobStore
+from shared.recovery import points
+from shared.recovery.position import Position
+from shared.recovery.seed import seed_blob
+from tests.machine_log import ModelMachine
+from tests.master_parts import (
+    SETTINGS,
+    check_points,
+    running,
+    seed_digests,
+    until,
+    until_applied,
+    until_settled,
+)
+
+
+@pytest.fixture
+async def model(store: BlobStore, tmp_path: Path) -> ModelMachine:
+    return await ModelMachine.create(store, tmp_path)
+
+
+async def test_every_mark_becomes_a_point_with_snapshots(model: ModelMachine, tmp_path: Path) -> None:
+    await model.begin_epoch()
+    await model.publish()
+    async with running(model) as machine:
+        for i in range(4):
+            model.write()
+            model.write(mark=f"m{i}")
+            model.write()
+            await model.publish()
+        docs = await until_settled(machine, model)
+        await until_applied(machine, model.position)
+    assert await seed_digests(model) == model.sha256()
+    assert [d.marks for d in docs] == [("m0",), ("m1",), ("m2",), ("m3",)]
+    await check_points(model, tmp_path / "restored")
+    report = machine.report()
+    assert report.errors == []
+    assert (report.lag_s, report.lag_b, report.last_point) == (0.0, 0, docs[-1].id)
+    assert report.rates["amplification"] >= 1.0
+
+
+async def test_an_image_folder_serves_as_target(model: ModelMachine, tmp_path: Path) -> None:
+    await model.begin_epoch()
+    model.write(mark="m")
+    model.write()
+    await model.publish()
+    async with running(model, image_dir=tmp_path / "images") as machine:
+        (doc,) = await until_settled(machine, model)
+        await until_applied(machine, model.position)
+    assert doc.target == "image"
+    for name, disk in zip(model.disk_names, model.disks, strict=True):
+        assert (tmp_path / "images" / model.name / f"{name}.img").read_bytes() == disk
+    await check_points(model, tmp_path / "restored")
+
+
+async def test_a_mark_is_a_point_before_it_is_applied_and_only_where_order_is_kept(
+    model: ModelMachine,
+) -> None:
+    await model.begin_epoch()
+    model.write(mark="kept")
+    model.write(mark="lost", state=StreamState.BITMAP)
+    await model.publish()
+    seed = seed_blob(model.name, "loop0")
+    await model.store.page_create(seed, 512)  # a foreign blob in the way: nothing can be applied
+    async with running(model) as machine:
+        await until(machine, lambda: bool(machine.report().errors))
+        await until(machine, lambda: bool(machine.report().last_point))
+        assert [(d.marks, d.state) for d in await points.list_docs(model.store, model.name)] == [
+            (("kept",), "logged")
+        ]
+        assert seed in machine.report().errors[0].what
+        await model.store.break_lease(seed)
+        await model.store.delete(seed)
+        await until_settled(machine, model)
+
+
+async def test_a_restarted_master_target_goes_on_where_it_was(model: ModelMachine, tmp_path: Path) -> None:
+    await model.begin_epoch()
+    for i in range(3):
+        model.write(mark=f"m{i}")
+        await model.publish()
+        async with running(model) as machine:
+            await until_settled(machine, model)
+    model.write()
+    await model.publish()
+    async with running(model) as machine:
+        await until_applied(machine, model.position)
+    assert await seed_digests(model) == model.sha256()
+    assert len(await check_points(model, tmp_path / "restored")) == 3
+
+
+async def test_the_old_epoch_is_finished_before_the_new_one_overwrites_the_disks(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    await model.begin_epoch()
+    model.write(mark="a")
+    await model.publish()
+    async with running(model) as machine:
+        await until_settled(machine, model)
+    model.write(mark="b")
+    await model.begin_epoch("agent restarted")
+    model.write(mark="c")
+    await model.publish()
+    async with running(model) as machine:
+        docs = await until_settled(machine, model)
+        assert [d.position for d in docs] == model.marked
+        await until_applied(machine, model.position)
+    assert await seed_digests(model) == model.sha256()
+    await check_points(model, tmp_path / "restored")
+
+
+async def test_disks_that_come_grow_and_go_with_an_epoch_are_followed(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    await model.begin_epoch()
+    model.write(mark="a")
+    await model.publish()
+    async with running(model) as machine:
+        await until_settled(machine, model)
+        model.disks[1] += bytearray(b"grown" * 1024 * 10)[: 64 * 1024]
+        model.disks.append(bytearray(b"new" * 1024 * 512)[: 128 * 1024])
+        await model.begin_epoch("disks changed")
+        model.write(10, mark="b")
+        await model.publish()
+        docs = await until_settled(machine, model)
+        await until_applied(machine, model.position)
+    assert set(docs[1].snapshots) == {"loop0", "loop1", "loop2"}
+    assert await seed_digests(model) == model.sha256()
+
+
+async def test_a_deleted_seed_disk_is_rebuilt_from_the_log(model: ModelMachine) -> None:
+    await model.begin_epoch()
+    model.write(mark="a")
+    await model.publish()
+    async with running(model) as machine:
+        await until_settled(machine, model)
+    await model.store.delete(seed_blob(model.name, "loop1"))
+    model.write(mark="b")
+    model.write()
+    await model.publish()
+    async with running(model) as machine:
+        await until_applied(machine, model.position)
+    assert await seed_digests(model) == model.sha256()
+    docs = await points.list_docs(model.store, model.name)
+    assert [d.state for d in docs] == ["snapshotted", "snapshotted"]
+    assert await seed_digests(model, docs[1].snapshots) == model.digests[docs[1].position]
+
+
+async def test_small_intervals_and_bridging_give_the_same_disks(model: ModelMachine) -> None:
+    await model.begin_epoch()
+    for _ in range(6):
+        model.write(40)
+    await model.publish(segments=2)
+    async with running(model, msgspec.structs.replace(SETTINGS, interval_b=64 * 1024)) as machine:
+        await until_applied(machine, model.position)
+    assert await seed_digests(model) == model.sha256()
+    assert machine.report().rates["amplification"] > 1.0
+
+
+async def test_a_second_master_target_waits_until_the_first_ends(model: ModelMachine) -> None:
+    await model.begin_epoch()
+    await model.publish()
+    async with running(model, msgspec.structs.replace(SETTINGS, owner="mt2")) as second:
+        await until_applied(second, model.position)
+        async with running(model) as first:
+            await until(first, lambda: "another master target" in first.report().state)
+            assert not first.report().errors
+    # One with the same name takes over at once: it is its own restart.
+    async with running(model) as first, running(model) as again:
+        model.write()
+        await model.publish()
+        await until_applied(again, model.position)
+        await until(first, lambda: first.report().state != "following")
+
+
+async def test_unreadable_source_ranges_are_carried_by_all_later_points(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    await model.begin_epoch()
+    model.write(mark="before")
+    model._add([], StreamState.CATCHING_UP, (), "ring full", unreadable=((0, 8, 8),))
+    model.write(mark="after")
+    await model.publish()
+    async with running(model) as machine:
+        await until_settled(machine, model)
+        model.write(mark="later")
+        await model.publish()
+        docs = await until_settled(machine, model)
+    assert [d.unreadable for d in docs] == [(), ((0, 8, 8),), ((0, 8, 8),)]
+
+
+async def test_a_log_that_lost_what_was_begun_is_left_for_the_next_epoch(model: ModelMachine) -> None:
+    await model.begin_epoch()
+    await model.publish()
+    async with running(model) as machine:
+        await until_applied(machine, model.position)
+    for name in model.disk_names:  # as after a crash in an interval whose log storage forgot
+        info = await model.store.properties(seed_blob(model.name, name))
+        await model.store.set_metadata(info.name, info.metadata | {"pending": "1-50"})
+    async with running(model) as machine:
+        await until(machine, lambda: bool(machine.report().errors))
+        assert "The log does not lead to position 1-50" in machine.report().errors[0].what
+        await model.begin_epoch("storage lost data")
+        model.write()
+        await model.publish()
+        await until_applied(machine, model.position)
+    assert await seed_digests(model) == model.sha256()
+    assert model.position == Position.of(2, 4)
