@@ -207,6 +207,10 @@ class EpochLog:
                 self._writer.request_close()
             await self._moved.wait()
 
+    async def release(self) -> None:
+        """Nothing more will come: the index may be deleted from now on."""
+        await self._uploader.release()
+
     # ---- running ----
 
     async def _run(self) -> None:

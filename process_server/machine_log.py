@@ -124,7 +124,7 @@ class MachineLog:
             raise TransientError(
                 f"The log of {self.machine} could not be opened", cause="storage is slow or does not answer"
             ) from exc
-        self._change()
+        self.report(None)
         return self.position
 
     async def append(self, encoded: Buffer, batch: Batch, digest: bytes) -> None:
@@ -251,6 +251,7 @@ class MachineLog:
             log = self._finishing[epoch] = await self._open(epoch, store)
             try:
                 await log.flush()
+                await log.release()
             finally:
                 await log.close()
                 del self._finishing[epoch]

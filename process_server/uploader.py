@@ -84,6 +84,11 @@ class Uploader:
         async with self._index_lock:
             await self._index.check()
 
+    async def release(self) -> None:
+        """See IndexWriter.release."""
+        async with self._index_lock:
+            await self._index.release()
+
     async def _upload(self, segment: SpooledSegment) -> IndexEntry:
         index = self._index
         name = names.segment(index.machine, index.epoch, index.term, segment.first.number)

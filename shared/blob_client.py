@@ -19,6 +19,7 @@ import logging
 import math
 import random
 import ssl
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -51,6 +52,8 @@ _ATTEMPT_S: Final = 30.0
 _SLOWEST_B_PER_S: Final = 256 * 1024
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
+_TLS_CLOSE_LEAKS: Final = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
+"""asyncio keeps a TLS connection for ever whose peer closes it at the same time (CPython issue 118950)."""
 _SINGLE_REQUEST_B: Final = 256 * 1024 * 1024
 """Below this size, a blob is written and read in one request."""
 
@@ -143,6 +146,7 @@ class BlobCore:
 
     async def _call(self, what: str, attempt: Callable[[], Awaitable[T]], *, size_b: int = 0) -> T:
         """The result of `attempt`, tried again after passing failures. `what` completes "Could not …"."""
+        from aiohttp import ClientError
         from azure.core.exceptions import AzureError
 
         started = time.monotonic()
@@ -158,7 +162,7 @@ class BlobCore:
                     f"Could not {what}", cause=f"no answer within {limit_s:.0f} s"
                 )
                 origin: Exception = exc
-            except (AzureError, OSError) as exc:
+            except (AzureError, ClientError, OSError) as exc:
                 error, origin = translate(f"Could not {what}", exc, self.config), exc
             else:
                 if troubled and self._retry.report is not None:
@@ -219,7 +223,7 @@ def _open(
     logging.getLogger("azure").setLevel(logging.CRITICAL)
     # Our own session: the SDK would build a TLS context for every request, and so never reuse a connection.
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=tls, limit=CONNECTIONS),
+        connector=aiohttp.TCPConnector(ssl=tls, limit=CONNECTIONS, enable_cleanup_closed=_TLS_CLOSE_LEAKS),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=True,
@@ -247,6 +251,7 @@ def _open(
         if identity is not None:
             await identity.close()
         await session.close()
+        await asyncio.sleep(0)  # one turn of the loop, in which aborted connections give their sockets back
 
     return service, close
 

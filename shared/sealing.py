@@ -1,10 +1,9 @@
 """Compression and encryption of what leaves memory: zstd, then AES-256-GCM. Pure; safe to call from several
 threads at a time.
 
-Keys are layered. A *vault key* (shared/vault.py) wraps each machine's *data key*, one per machine. From the
-data key and a random salt each file (segment) derives its own *file key* by HKDF-SHA256, so that random
-96-bit nonces are never reused under one key in practice, and a frame that is moved into another file does
-not open. Associated data binds a sealed piece to its place (see shared/log/FORMAT.md).
+Keys are layered. A *vault key* (shared/vault.py) wraps each machine's *data key*, one per machine. From the data key and a random salt,
+which stands in each segment's header, comes the *file key* by HKDF-SHA256. A writer draws a new salt for each run and after a million
+batches, so that random 96-bit nonces do not repeat under one key. Associated data binds a sealed piece to its place (shared/log/FORMAT.md).
 
 `cryptography` and `zstandard` release the interpreter lock while they work, so threads make use of several
 cores.
@@ -58,12 +57,12 @@ class MachineKey:
         return f"MachineKey(key_id={self.key_id!r})"
 
     def file_key(self, salt: bytes) -> FileKey:
-        """The key of the file that has this salt."""
+        """The key of the files that have this salt."""
         return FileKey(HKDF(SHA256(), KEY_B, salt, _INFO).derive(self.key))
 
 
 class FileKey:
-    """Seals and opens the pieces of one file."""
+    """Seals and opens the pieces of files of one salt."""
 
     __slots__ = ("_gcm",)
 

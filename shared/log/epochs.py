@@ -13,7 +13,7 @@ import msgspec
 
 from shared.blob import BlobStore
 from shared.crashpoints import reach
-from shared.errors import BlobExistsError, BlobNotFoundError, IndexDamagedError
+from shared.errors import BlobExistsError, IndexDamagedError
 from shared.log import names
 
 
@@ -61,17 +61,6 @@ async def read_epoch(store: BlobStore, machine: str, epoch: int) -> EpochInfo:
         return msgspec.json.decode(data, type=EpochInfo)
     except msgspec.DecodeError as exc:
         raise IndexDamagedError(f"The epoch document {name} cannot be read", cause=str(exc)) from exc
-
-
-async def read_epochs(store: BlobStore, machine: str) -> list[EpochInfo]:
-    """All epochs of the machine, oldest first. A folder whose document is gone (half deleted) is no epoch."""
-    found = []
-    for epoch in await epoch_numbers(store, machine):
-        try:
-            found.append(await read_epoch(store, machine, epoch))
-        except BlobNotFoundError:
-            continue
-    return found
 
 
 async def allocate_epoch(

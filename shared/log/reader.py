@@ -44,11 +44,20 @@ class LogReader:
     def __init__(self, store: BlobStore, machine: str) -> None:
         self._store = store
         self.machine = machine
+        self._epochs: dict[int, EpochInfo] = {}  # documents never change
         self._chains: dict[int, IndexChain] = {}
 
     async def epochs(self) -> list[EpochInfo]:
         """All epochs of the machine, oldest first. The last one is the machine's current one."""
-        return await epochs.read_epochs(self._store, self.machine)
+        found = []
+        for number in await epochs.epoch_numbers(self._store, self.machine):
+            if number not in self._epochs:
+                try:
+                    self._epochs[number] = await epochs.read_epoch(self._store, self.machine, number)
+                except BlobNotFoundError:
+                    continue  # half deleted: no epoch any more
+            found.append(self._epochs[number])
+        return found
 
     async def entries(self, epoch: int, after: int = 0) -> list[IndexEntry]:
         """The segments that count and hold batches behind `after`, in order, without gaps."""

@@ -32,7 +32,7 @@ def child(blob_config: BlobConfig, tmp_path: Path) -> Child:
         work = Work(blob_config, tmp_path / "spool", tmp_path / "journal", crash_at, batches)
         process = _processes.Process(target=run, args=(work,))
         process.start()
-        process.join(30)
+        process.join(60)
         assert process.exitcode is not None, "the child hangs"
         code: int = process.exitcode
         process.close()

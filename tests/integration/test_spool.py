@@ -361,6 +361,7 @@ async def test_the_rest_of_an_epoch_is_uploaded_beside_the_next_one(store: BlobS
         await log.flush()
         await asyncio.gather(*log._tasks)
         assert log.pending_b == 0
+    assert not (await store.properties(names.index("m1", 1, 1))).leased
     assert same_batches(await read_log(store, folder, 1), old)
     assert same_batches(await read_log(store, folder, 2), new)
     assert sorted(p.name for p in (folder / "m1").iterdir()) == ["00000002"]
