@@ -44,6 +44,7 @@ class LogReader:
     def __init__(self, store: BlobStore, machine: str) -> None:
         self._store = store
         self.machine = machine
+        self._key: MachineKey | None = None  # a machine has one, for ever
         self._epochs: dict[int, EpochInfo] = {}  # documents never change
         self._chains: dict[int, IndexChain] = {}
 
@@ -69,16 +70,16 @@ class LogReader:
         return found[bisect.bisect_right(found, after, key=lambda entry: entry.last) :]
 
     async def key(self, vault: Vault, entry: IndexEntry | None = None) -> MachineKey:
-        """The machine's key; if the machine document is gone, and a segment is given, from the segment's
-        header.
-        """
-        try:
-            return await machine_key(self._store, vault, self.machine)
-        except BlobNotFoundError:
-            if entry is None:
-                raise
-        header, _ = segment.decode_file_header(await self._read(entry, 0, _HEAD_B), entry.blob)
-        return machine_key_of(vault, self.machine, header.key_id, header.wrapped_key)
+        """The machine's key; if the machine document is gone, and a segment is given, from the segment's header."""
+        if self._key is None:
+            try:
+                self._key = await machine_key(self._store, vault, self.machine)
+            except BlobNotFoundError:
+                if entry is None:
+                    raise
+                header, _ = segment.decode_file_header(await self._read(entry, 0, _HEAD_B), entry.blob)
+                self._key = machine_key_of(vault, self.machine, header.key_id, header.wrapped_key)
+        return self._key
 
     async def footer(self, entry: IndexEntry) -> list[BatchRow]:
         """What the segment's footer says of its batches, compared with the index entry."""

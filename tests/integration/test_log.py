@@ -266,4 +266,4 @@ async def test_the_machine_key_is_made_once_and_can_be_had_from_a_segment(
     key = await reader.key(vault, entry)
     assert [b.number for b in await reader.batches(entry, key)] == [1]
     with pytest.raises(WrongKeyError):
-        await reader.key(FileVault.create(tmp_path / "other"), entry)
+        await LogReader(store, M).key(FileVault.create(tmp_path / "other"), entry)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -33,6 +35,8 @@ from shared.log import names
 from tests.azurite import Azurite
 from tests.logs import Made, make_batch, make_chain
 from tests.spools import append_all, hello, make_spool, read_log, same_batches
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -266,6 +270,32 @@ async def test_a_cancelled_append_keeps_its_buffer_until_it_is_sealed(
         await append_all(log, chain[1:])
         await log.flush()
     assert same_batches(await read_log(store, folder), chain)
+
+
+class EveryTwice(BlobStore):
+    """Storage whose first answer is always lost: each request is made twice, and only the second answer is seen."""
+
+    async def _call(self, what: str, attempt: Callable[[], Awaitable[T]], *, size_b: int = 0) -> T:
+        with contextlib.suppress(Exception):
+            await attempt()
+        return await super()._call(what, attempt, size_b=size_b)
+
+
+async def test_requests_whose_first_answer_is_lost_do_nothing_twice(
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    chain = make_chain(20)
+    folder = tmp_path / "spool"
+    async with EveryTwice.connect(blob_config) as twice:
+        for epoch, part in ((0, chain[:11]), (1, chain[11:])):
+            async with opened(make_spool(folder, twice, size_b=2000, max_blocks=4), epoch) as log:
+                await append_all(log, part)
+                await log.flush()
+                assert log.position.epoch == 1
+        assert log.errors == []
+    assert same_batches(await read_log(store, folder), chain)
+    assert len([b async for b in store.list(names.term_prefix("m1", 1))]) == 2
+    assert not [b async for b in store.list(names.epoch_folder("m1", 2))]
 
 
 # ---- who may write ----
