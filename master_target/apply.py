@@ -26,6 +26,7 @@ from shared.crashpoints import reach
 from shared.errors import SeedDiskError
 from shared.recovery.coalesce import DiskRuns, Run, coalesce
 from shared.recovery.parallel import parallel
+from shared.recovery.points import Range
 from shared.recovery.position import Position
 
 _WIDTH: Final = 8
@@ -35,11 +36,25 @@ Step = Callable[[], Awaitable[None]]
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """The batches of (start, end], consecutive and complete."""
+    """What all batches of (start, end] together do to the disks, by disk number; their payload in bytes."""
 
     start: Position
     end: Position
-    batches: Sequence[Batch]
+    runs: Mapping[int, DiskRuns]
+    payload_b: int
+    unreadable: tuple[Range, ...] = ()
+    """What catch-up could not read, as these batches say."""
+
+
+async def make_interval(start: Position, end: Position, batches: Sequence[Batch]) -> Interval:
+    """Coalesces `batches`, which are all of (start, end]. They are not needed any more afterwards."""
+    return Interval(
+        start,
+        end,
+        await asyncio.to_thread(coalesce, batches),
+        sum(len(batch.payload) for batch in batches),
+        tuple(piece for batch in batches for piece in batch.meta.unreadable),
+    )
 
 
 class Applied(msgspec.Struct):
@@ -97,10 +112,10 @@ async def apply(
     Raises StorageErrors; the interval is then unfinished, and `due` says so.
     """
     began = time.monotonic()
-    runs = await asyncio.to_thread(coalesce, interval.batches)
+    runs = interval.runs
     _check_fit(runs, disks)
     behind = [disks[i] for i in members]
-    done = Applied(payload_b=sum(len(b.payload) for b in interval.batches))
+    done = Applied(payload_b=interval.payload_b)
 
     await parallel((partial(d.target.begin, interval.start, interval.end, d.disk_b) for d in behind), _WIDTH)
     reach("apply.after-begin")

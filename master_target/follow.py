@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from master_target.apply import Interval
+from master_target.apply import Interval, make_interval
 from shared.batch import Batch
 from shared.blob import BlobStore
 from shared.log import epochs
@@ -110,7 +110,7 @@ class Follower:
         if not count:
             return None
         taken, self._opened = self._opened[:count], self._opened[count:]
-        return Interval(start, Position.of(start.epoch, taken[-1].number), taken)
+        return await make_interval(start, Position.of(start.epoch, taken[-1].number), taken)
 
     async def exactly(self, start: Position, end: Position) -> Interval:
         """The interval (start, end], which a crash left unfinished. Raises LogGapError when it is not all in the log."""
@@ -119,7 +119,7 @@ class Follower:
         entries = self._entries.get(end.epoch, [])
         for step in replay_steps(entries, start.batch, end):
             batches += await self._read(step.entry, step.first, step.last)
-        return Interval(start, end, batches)
+        return await make_interval(start, end, batches)
 
     def _drop_before(self, start: Position) -> None:
         """Make `_opened` begin with the batch behind `start`, or be empty."""

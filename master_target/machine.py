@@ -252,7 +252,7 @@ class _Work:
             if await self._take_up_newest():
                 return True
             raise
-        await self._points.note_unreadable(interval.batches)
+        await self._points.note_unreadable(self._epoch, interval.unreadable)
         lag_s, _ = self._log.behind(next_.start)
         bridging = self._settings.bridge if lag_s > self._settings.bridge.behind_s else None
         done = await apply(interval, self._disks, next_.members, bridging)

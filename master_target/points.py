@@ -16,7 +16,6 @@ import msgspec
 
 from master_target.apply import DiskTarget
 from shared import logging
-from shared.batch import Batch
 from shared.blob import BlobStore
 from shared.crashpoints import reach
 from shared.errors import BlobNotFoundError, IntegrityError
@@ -49,7 +48,7 @@ class PointMaker:
                 await points.write_new(self._store, point)
                 self.documented = point.position
                 self.last = point
-                _log.info("point logged", machine=self._machine, point=point.id, time=point.time)
+                _log.info("point logged", machine=self._machine, point=point.id, captured=point.time)
                 reach("points.after-document")
 
     async def settle(self, position: Position, disks: Sequence[DiskTarget]) -> bool:
@@ -72,15 +71,13 @@ class PointMaker:
             unreadable=await self._read_unreadable(position.epoch),
         )
         await points.replace(self._store, self.last)
-        _log.info("point snapshotted", machine=self._machine, point=doc.id, time=doc.time)
+        _log.info("point snapshotted", machine=self._machine, point=doc.id, captured=doc.time)
         reach("points.after-settling")
         return True
 
-    async def note_unreadable(self, batches: Sequence[Batch]) -> None:
-        """Remember what catch-up could not read, before the batches that say so are applied: all later points carry it."""
-        new = [piece for batch in batches for piece in batch.meta.unreadable]
+    async def note_unreadable(self, epoch: int, new: Sequence[Range]) -> None:
+        """Remember what catch-up could not read, before the interval that says so is applied: all later points carry it."""
         if new:
-            epoch = batches[0].epoch
             known = await self._read_unreadable(epoch)
             merged = tuple(dict.fromkeys((*known, *new)))
             if merged != known:

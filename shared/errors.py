@@ -437,12 +437,14 @@ class LeaseHeldError(StorageError):
     """Somebody else holds the lease."""
 
     code = "US436"
+    default_action = "Nothing, if another of our servers is at work on it; it is tried again."
 
 
 class LeaseLostError(StorageError):
     """The lease that the request named is not, or no longer, the blob's lease."""
 
     code = "US437"
+    default_action = "Nothing: whoever holds the lease now goes on; it is tried again."
 
 
 class FencedError(StorageError):

@@ -104,7 +104,9 @@ class ModelMachine:
         for at in range(0, len(rows), step):
             self._add(rows[at : at + step], StreamState.INITIAL_REPLICATION, (), "first replication")
 
-    def write(self, count: int = 5, *, mark: str | None = None, state: StreamState = StreamState.ORDERED) -> Position:
+    def write(
+        self, count: int = 5, *, mark: str | None = None, state: StreamState = StreamState.ORDERED
+    ) -> Position:
         """One batch of `count` random writes and clears; with `mark` a recovery point is asked for behind it."""
         rows = []
         for _ in range(count):
@@ -128,7 +130,8 @@ class ModelMachine:
         def alone(i: int) -> bool:
             disk, first, length, _ = rows[i]
             return all(
-                j == i or d != disk or f >= first + length or first >= f + n for j, (d, f, n, _) in enumerate(rows)
+                j == i or d != disk or f >= first + length or first >= f + n
+                for j, (d, f, n, _) in enumerate(rows)
             )
 
         return [

@@ -24,7 +24,7 @@ from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan, verify
 from tests.machine_log import ModelMachine
 
-SETTINGS = Settings(owner="mt1", poll_s=0.02, bridge=BridgeSettings(behind_s=0, gap_b=8192))
+SETTINGS = Settings(owner="mt1", poll_s=0.02, bridge=BridgeSettings(behind_s=0, request_b=8192))
 _DEADLINE_S = 30.0
 
 

@@ -69,25 +69,24 @@ class DiskRuns(msgspec.Struct, frozen=True):
 
 
 def coalesce(batches: Sequence[Batch], max_run_sectors: int = MAX_RUN_SECTORS) -> dict[int, DiskRuns]:
-    """The runs of each disk that `batches`, consecutive and in stream order, change. Disks without extents
-    do not appear.
+    """The runs of each disk that `batches`, consecutive and in stream order, change. Disks without extents do not appear.
 
-    Copies each surviving payload sector twice at most: once to join the batches, once to bring them in disk
-    order.
+    Memory: the surviving sectors once, beside the batches.
     """
     if not any(len(b.extents) for b in batches):
         return {}
     extents: Extents = np.concatenate([b.extents for b in batches])
-    payload = np.concatenate([np.frombuffer(b.payload, np.uint8) for b in batches]).reshape(-1, SECTOR)
+    payloads = [np.frombuffer(b.payload, np.uint8).reshape(-1, SECTOR) for b in batches]
+    # Sectors of all payloads are numbered through, batch after batch.
     source = payload_offsets(extents) // SECTOR
     return {
-        int(disk): _coalesce_disk(int(disk), extents, source, payload, max_run_sectors)
+        int(disk): _coalesce_disk(int(disk), extents, source, payloads, max_run_sectors)
         for disk in np.unique(extents["disk"])
     }
 
 
 def _coalesce_disk(
-    disk: int, extents: Extents, source: Ints, payload: Sectors, max_run_sectors: int
+    disk: int, extents: Extents, source: Ints, payloads: Sequence[Sectors], max_run_sectors: int
 ) -> DiskRuns:
     mine = (extents["disk"] == disk) & (extents["sectors"] > 0)
     extents, source = extents[mine], source[mine]
@@ -102,9 +101,22 @@ def _coalesce_disk(
     clears = _merge(start[~has_data], length[~has_data])
     start, length, owner = start[has_data], length[has_data], owner[has_data]
     rows: Ints = expand(source[owner] + (start - first[owner]), length)
-    return DiskRuns(
-        disk, split(_merge(start, length), max_run_sectors), clears, np.take(payload, rows, axis=0)
-    )
+    return DiskRuns(disk, split(_merge(start, length), max_run_sectors), clears, _gather(payloads, rows))
+
+
+def _gather(payloads: Sequence[Sectors], rows: Ints) -> Sectors:
+    """Sectors `rows` of the payloads, which are numbered through. Goes batch by batch, so that they need not be joined first."""
+    gathered = np.empty((len(rows), SECTOR), np.uint8)
+    order = np.argsort(rows, kind="stable")
+    begin = 0
+    numbers = rows[order]
+    ends = np.cumsum([len(payload) for payload in payloads])
+    cuts = np.searchsorted(numbers, ends)
+    for payload, end, cut in zip(payloads, ends, cuts, strict=True):
+        wanted = order[begin:cut]
+        gathered[wanted] = payload[rows[wanted] - (end - len(payload))]
+        begin = cut
+    return gathered
 
 
 def _last_cover(lo: Ints, hi: Ints, cells: int) -> Ints:

@@ -47,7 +47,7 @@ def write_config(folder: Path, blob: BlobConfig, **more: object) -> Path:
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     lines += ["[blob]", *(f"{key} = {json.dumps(value)}" for key, value in storage.items())]
-    lines += ["[bridge]", "behind_s = 0.0", "gap_b = 8192"]
+    lines += ["[bridge]", "behind_s = 0.0", "request_b = 8192"]
     path.write_text("\n".join(lines) + "\n")
     return path
 

@@ -8,8 +8,8 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given, settings
 
-from shared.recovery.coalesce import MAX_RUN_SECTORS, DiskRuns, coalesce
 from shared.batch import SECTOR, Batch, BatchNumber, Epoch, Op, Seq, StreamState, make_extents
+from shared.recovery.coalesce import MAX_RUN_SECTORS, DiskRuns, coalesce
 
 DISK_SECTORS = 40
 Row = tuple[int, int, int, Op]

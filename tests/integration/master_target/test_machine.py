@@ -176,11 +176,13 @@ async def test_a_second_master_target_waits_until_the_first_ends(model: ModelMac
             await until(first, lambda: "another master target" in first.report().state)
             assert not first.report().errors
     # One with the same name takes over at once: it is its own restart.
-    async with running(model) as first, running(model) as again:
-        model.write()
-        await model.publish()
-        await until_applied(again, model.position)
-        await until(first, lambda: first.report().state != "following")
+    async with running(model) as first:
+        await until_applied(first, model.position)
+        async with running(model) as again:
+            model.write()
+            await model.publish()
+            await until_applied(again, model.position)
+            await until(first, lambda: first.report().state != "following")
 
 
 async def test_unreadable_source_ranges_are_carried_by_all_later_points(

@@ -1,0 +1,93 @@
+"""Storage that goes away, expired points, orphan snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from master_target.retention import Pruner, RetentionPolicy
+from shared.blob import BlobStore
+from shared.errors import SnapshotError
+from shared.recovery import points
+from shared.recovery.catalog import Catalog
+from shared.recovery.seed import seed_blob
+from shared.recovery.verify import check_snapshots
+from tests.azurite import Azurite
+from tests.machine_log import ModelMachine
+from tests.master_parts import open_page_blob, running, seed_digests, until, until_applied, until_settled
+
+
+async def test_a_storage_outage_is_reported_and_waited_out(tmp_path: Path) -> None:
+    with Azurite(tmp_path / "azurite", persistent=True) as azurite:
+        async with BlobStore.connect(azurite.config("outage")) as store:
+            await store.ensure_container()
+            model = await ModelMachine.create(store, tmp_path)
+            await model.begin_epoch()
+            model.write(mark="before")
+            await model.publish()
+            async with running(model) as machine:
+                await until_settled(machine, model)
+                await asyncio.to_thread(azurite.stop)
+                await until(machine, lambda: bool(machine.report().errors))
+                await asyncio.to_thread(azurite.start)
+                model.write(mark="after")
+                await model.publish()
+                await until_settled(machine, model)
+                await until(machine, lambda: not machine.report().errors)
+            assert await seed_digests(model) == model.sha256()
+
+
+async def test_expired_points_go_at_once_and_their_snapshots_an_hour_later(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    for i in range(4):
+        model.write(mark=f"m{i}")
+    await model.publish()
+    async with running(model) as machine:
+        docs = await until_settled(machine, model)
+    seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
+    orphan = await seed.snapshot()
+    # The policy keeps what is at most one second older than the newest: the last two points.
+    pruner = Pruner(store, model.name, RetentionPolicy(all_s=1, hourly_s=0))
+
+    await pruner.prune([seed], skew_s=300)
+    assert len(await points.list_docs(store, model.name)) == 4  # clocks differ: nothing happens
+    await pruner.prune([seed], skew_s=1)
+    assert [d.id for d in await points.list_docs(store, model.name)] == [d.id for d in docs[2:]]
+    assert len(await seed.snapshots()) == 5
+    later = time.monotonic() + 3601
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    await pruner.prune([seed], skew_s=1)
+    monkeypatch.undo()
+    left = {s.id for s in await seed.snapshots()}
+    assert left == {d.snapshots["loop0"] for d in docs[2:]}
+    assert orphan not in left
+    await seed.close()
+
+    # Expired points are not listed any more, but their batches still restore from the log.
+    catalog = await Catalog.load(store, model.name)
+    assert [p.id for p in catalog.points()] == [d.id for d in docs[2:]]
+    assert await catalog.resolve(docs[0].id) == docs[0].position
+
+
+async def test_a_point_whose_snapshot_was_deleted_is_told_apart(store: BlobStore, tmp_path: Path) -> None:
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    model.write(mark="m")
+    await model.publish()
+    async with running(model) as machine:
+        (doc,) = await until_settled(machine, model)
+        await until_applied(machine, model.position)
+    catalog = await Catalog.load(store, model.name)
+    await check_snapshots(store, catalog, doc)
+    await store.delete(seed_blob(model.name, "loop1"), doc.snapshots["loop1"])
+    with pytest.raises(SnapshotError, match="loop1"):
+        await check_snapshots(store, catalog, doc)
+    with pytest.raises(SnapshotError, match="names none"):
+        await check_snapshots(store, catalog, msgspec.structs.replace(doc, snapshots={}))

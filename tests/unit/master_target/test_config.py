@@ -1,0 +1,53 @@
+"""The master target's configuration file, and what is wrong with it in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from master_target.__main__ import main
+from master_target.config import MasterTargetConfig
+from shared.errors import ConfigError
+from shared.service import load_config
+
+GOOD = """
+name = "mt1"
+vault_file = "/v.json"
+blob = {url = "https://account.blob.core.windows.net"}
+"""
+
+
+def load(folder: Path, text: str) -> MasterTargetConfig:
+    path = folder / "master-target.toml"
+    path.write_text(text)
+    return load_config(path, MasterTargetConfig)
+
+
+def test_a_minimal_file_gives_the_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    assert (config.target, config.interval_b, config.machines) == ("page-blob", 64 << 20, ())
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ('target = "image"', "image_dir"),
+        ('image_dir = "/x"', "image_dir"),
+        ('target = "tape"', "target"),
+        ("interval_b = 5", "interval_b"),
+        ('control_url = "https://c"', "tls"),
+        ("bridge = {gap = 5}", "gap"),
+        ('nmae = "x"', "nmae"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, more: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load(tmp_path, GOOD + more)
+
+
+def test_a_wrong_file_ends_the_program_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", str(tmp_path / "none.toml")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
