@@ -32,10 +32,11 @@ class Lab:
         self.folder = folder
         self.devices = list(devices)
         self._disks = [argument for device in devices for argument in ("--disk", device)]
+        self._port_base = 20000 + 20 * secrets.randbelow(600)
 
-    def run(self, *arguments: str, timeout_s: float = 300) -> str:
-        """Runs one command; its standard output. Raises CommandFailedError."""
-        lab = ["--dir", str(self.folder)] if arguments[0] == "lab" else []
+    def run(self, *arguments: str, timeout_s: float = 300, folder: Path | None = None) -> str:
+        """Runs one command, on this lab or on the one in `folder`; its standard output. Raises CommandFailedError."""
+        lab = ["--dir", str(folder or self.folder)] if arguments[0] == "lab" else []
         command = [UNDERSTUDY, *([] if lab else ["--lab", str(self.folder)]), *arguments, *lab]
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
         if done.returncode != 0:
@@ -46,11 +47,11 @@ class Lab:
         return json.loads(self.run(*arguments, "--output", "json"))
 
     def up(self, **options: object) -> None:
-        """`lab up`; options as keywords, e.g. point_interval=5."""
+        """`lab up`, on ports of its own, so that several labs can be up; options as keywords, e.g. point_interval=5."""
         flags = [
             part for name, value in options.items() for part in ("--" + name.replace("_", "-"), str(value))
         ]
-        self.run("lab", "up", *self._disks, *flags)
+        self.run("lab", "up", *self._disks, "--port-base", str(self._port_base), *flags)
 
     def status(self) -> Any:
         return json.loads(self.run("lab", "status", "--output", "json"))

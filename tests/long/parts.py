@@ -26,14 +26,13 @@ def prefix_paced() -> Result:
         lab(devices, point_interval=5, segment_seconds=2) as site,
     ):
         ordered_s = site.wait_ordered(120)
-        at_least = {}
         end = time.monotonic() + 60
         while time.monotonic() < end:
             complete = story.writer.completed
-            at_least[site.create_point()["id"]] = complete
+            story.expect(site.create_point()["id"], complete)
             time.sleep(10)
         story.stop()
-        result = story.check_every_point(site, at_least, 8)
+        result = story.check_every_point(site, 8)
         result |= story.check_random_times(site, 20)
         story.check_latest(site)
         return {"ordered_after_s": round(ordered_s, 1), **result}
@@ -57,7 +56,7 @@ def prefix_full_speed() -> Result:
             raise AssertionError(f"the load did not overflow the ring: {states}")
         again_s = site.wait_ordered(120)
         time.sleep(11)
-        result = story.check_every_point(site, {}, 2)
+        result = story.check_every_point(site, 2)
         result |= story.check_random_times(site, 20)
         story.check_latest(site)
         return {"ordered_again_after_s": round(again_s, 1), "states": sorted(states), **result}
@@ -90,7 +89,7 @@ def overflow() -> Result:
             raise AssertionError(f"points were made while order was lost: {story_points}")
         time.sleep(11)
         story.stop()
-        result = story.check_every_point(site, {}, 3)
+        result = story.check_every_point(site, 3)
         story.check_latest(site)
         return {
             "ordered_again_after_s": round(again_s, 1),
@@ -126,7 +125,7 @@ def kill() -> Result:
             raise AssertionError(
                 f"a new epoch began: {before['epoch']} → {after['epoch']}: {after['errors']}"
             )
-        result = story.check_every_point(site, {}, 5)
+        result = story.check_every_point(site, 5)
         story.check_latest(site)
         return {
             "killed": killed,

@@ -16,7 +16,6 @@ from tests.loopdisk import loop_disk
 from tests.prefix import PrefixChecker, Schedule, Writer
 
 DISK_B: Final = 96 << 20
-DISK_SECTORS: Final = (DISK_B // 512, DISK_B // 512)
 Result = dict[str, Any]
 
 
@@ -39,8 +38,10 @@ def two_disks(folder: Path, size_b: int = DISK_B) -> Iterator[list[str]]:
 class Story:
     """A writer of chained writes over two disks, and what was complete when."""
 
-    def __init__(self, folder: Path, devices: list[str], rate_mb: float) -> None:
+    def __init__(self, folder: Path, devices: list[str], rate_mb: float, disk_b: int = DISK_B) -> None:
         self.folder = folder
+        self._sectors = (disk_b // 512,) * len(devices)
+        self._at_least: dict[str, int] = {}
         self.seed = secrets.randbits(32)
         self.writer = Writer(devices, folder / "progress", self.seed, rate_mb=rate_mb)
         self.total = 0
@@ -55,17 +56,24 @@ class Story:
         self.total = self.writer.stop()
 
     def checker(self) -> PrefixChecker:
-        return PrefixChecker(Schedule(self.seed, DISK_SECTORS))
+        return PrefixChecker(Schedule(self.seed, self._sectors))
 
-    def check_every_point(self, lab: Lab, at_least: dict[str, int], minimum: int) -> Result:
-        """Restores and checks every point of the lab, oldest first. `at_least`: by point id, what was complete before it was asked for."""
+    def expect(self, point: str, complete: int) -> None:
+        """`complete` writes had completed before this point was asked for: it must hold them."""
+        self._at_least[point] = complete
+
+    def check_every_point(self, lab: Lab, minimum: int, newest: int = 0) -> Result:
+        """Restores and checks every point of the lab (or the `newest` and those that something is expected of), oldest first."""
         points = lab.points()
         if len(points) < minimum:
             raise AssertionError(f"only {len(points)} points were made, at least {minimum} were due")
         checker = self.checker()
-        prefixes = []
-        for point in points:
-            prefixes.append(self._check(lab, checker, point["id"], at_least.get(point["id"], 0)))
+        chosen = [
+            p
+            for i, p in enumerate(points)
+            if i >= len(points) - newest or not newest or p["id"] in self._at_least
+        ]
+        prefixes = [self._check(lab, checker, p["id"], self._at_least.get(p["id"], 0)) for p in chosen]
         if prefixes != sorted(prefixes):
             raise AssertionError(f"later points hold fewer writes: {prefixes}")
         return {"points": len(points), "writes": self.total, "newest_prefix": prefixes[-1] if prefixes else 0}

@@ -1,6 +1,6 @@
 """`make demo`: the main job, end to end, on this host, with nothing simulated but the disks (loop devices) and Azure (Azurite).
 
-Two disks with file systems are written by a running workload. Understudy protects them under load; recovery points appear; then the source is
+Two disks with file systems are written by a running workload. It protects them under load; recovery points appear; then the source is
 lost in the middle of a write. The disks are restored from blob storage, checked with fsck, mounted, and every file is compared with
 the checksum in its name. Exit code 0 only if all of it held.
 """
