@@ -83,7 +83,7 @@ class Machine:
         while not stop.is_set():
             began = time.monotonic()
             try:
-                claim = await Claim.take(self._store, self.name, self._settings.owner, ours=first)
+                claim = await Claim.take(self._store, self.name, self._settings.owner, first=first)
                 first = False
                 try:
                     await self._work_on(claim, stop)
@@ -230,7 +230,7 @@ class _Work:
             while self._epoch and not self.ending.is_set() and await self._step():
                 pass
             if time.monotonic() >= prune_at:
-                await self._pruner.prune([d.target for d in self._disks], self._claim.skew_s)
+                await self._pruner.prune([d.target for d in self._disks], await self._claim.skew_s())
                 prune_at = time.monotonic() + _PRUNE_S
             await self._news.wait()
 

@@ -21,31 +21,25 @@ used twice, also over crashes between the two steps.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Final
 
+from master_target.leases import KeptLease
 from master_target.targets import vhd
 from master_target.targets.base import Snapshot
 from master_target.targets.state import DiskState, decode
 from shared import logging
-from shared.blob import BlobInfo, BlobStore, Lease
+from shared.blob import BlobInfo, BlobStore
 from shared.errors import (
     BlobExistsError,
-    LeaseHeldError,
-    LeaseLostError,
     PreconditionError,
     SeedDiskError,
-    UnderstudyError,
 )
 from shared.recovery.position import Position, parse_rfc3339
 from shared.recovery.seed import seed_blob, shown_position
 
 _log = logging.get()
 
-LEASE_S: Final = 60
-_RENEW_S: Final = 20
-_RELEASE_S: Final = 5
 _TRIES: Final = 5
 _CLEAR_MAX_B: Final = 1 << 30
 
@@ -55,7 +49,7 @@ class PageBlobTarget:
 
     kind: Final = "page-blob"
 
-    def __init__(self, store: BlobStore, disk: str, blob: str, lease: Lease, info: BlobInfo) -> None:
+    def __init__(self, store: BlobStore, disk: str, blob: str, lease: KeptLease, info: BlobInfo) -> None:
         self.name = disk
         self._store = store
         self._blob = blob
@@ -63,7 +57,6 @@ class PageBlobTarget:
         self._etag = info.etag
         self._state = decode(info.metadata, blob)
         self._size_b = info.size_b
-        self._renewal = asyncio.create_task(self._keep_lease(), name=f"lease {blob}")
 
     @classmethod
     async def open(
@@ -78,13 +71,7 @@ class PageBlobTarget:
             await store.page_create(blob, size_b, DiskState(disk_b=disk_b).encode())
         except BlobExistsError:
             _log.debug("seed disk exists", blob=blob)
-        try:
-            lease = await store.acquire_lease(blob, LEASE_S)
-        except LeaseHeldError:
-            if not take:
-                raise
-            await store.break_lease(blob)
-            lease = await store.acquire_lease(blob, LEASE_S)
+        lease = await KeptLease.take(store, blob, by_force=take)
         try:
             # Looked up under the lease: from here on nobody else changes it.
             return cls(store, disk, blob, lease, await store.properties(blob))
@@ -141,13 +128,7 @@ class PageBlobTarget:
         await self._store.delete(self._blob, snapshot)
 
     async def close(self) -> None:
-        self._renewal.cancel()
-        await asyncio.gather(self._renewal, return_exceptions=True)
-        try:
-            async with asyncio.timeout(_RELEASE_S):
-                await self._lease.release()
-        except (LeaseLostError, TimeoutError) as exc:
-            _log.info("lease not given back: it ends by itself", blob=self._blob, cause=str(exc))
+        await self._lease.release()
 
     async def _record(self, new: DiskState) -> None:
         """Make `new` the blob's metadata. Afterwards ETag and state are known exactly."""
@@ -191,17 +172,6 @@ class PageBlobTarget:
         if capacity_b > disk_b:
             await self.clear(disk_b, capacity_b - disk_b)
         await self.write(capacity_b, memoryview(vhd.footer(capacity_b, self._blob)))
-
-    async def _keep_lease(self) -> None:
-        """Renew until closed. A lost lease needs no action here: every request then fails with
-        LeaseLostError.
-        """
-        while True:
-            await asyncio.sleep(_RENEW_S)
-            try:
-                await self._lease.renew()
-            except UnderstudyError as exc:
-                _log.warning("lease not renewed", blob=self._blob, **exc.as_dict())
 
     def _unstable(self) -> SeedDiskError:
         return SeedDiskError(

@@ -179,6 +179,7 @@ async def test_a_second_master_target_waits_until_the_first_ends(model: ModelMac
     async with running(model) as first:
         await until_applied(first, model.position)
         async with running(model) as again:
+            await until_applied(again, model.position)
             model.write()
             await model.publish()
             await until_applied(again, model.position)
