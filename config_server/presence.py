@@ -41,6 +41,8 @@ class Seen(msgspec.Struct, frozen=True):
     received_ns: int
     report: Report
     raw: bytes
+    recovered_ns: int = 0
+    """When a restarted config server read this from its database; 0 for what it heard itself."""
 
     @property
     def source(self) -> str:
@@ -56,7 +58,13 @@ class Seen(msgspec.Struct, frozen=True):
         return max(0.0, (now_ns - self.received_ns) / SECOND_NS)
 
     def is_silent(self, now_ns: int) -> bool:
-        return self.age_s(now_ns) > SILENT_S
+        """Too old to be believed. What comes from before a restart of the config server always is."""
+        return bool(self.recovered_ns) or self.age_s(now_ns) > SILENT_S
+
+    def is_missing(self, now_ns: int) -> bool:
+        """Silent for so long that it is a problem. After a restart of the config server, everybody gets time
+        to report."""
+        return now_ns - max(self.received_ns, self.recovered_ns) > SILENT_S * SECOND_NS
 
 
 class Presence:
@@ -65,10 +73,10 @@ class Presence:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Seen] = {}
 
-    def learn(self, role: str, name: str, raw: bytes, received_ns: int) -> Seen:
+    def learn(self, role: str, name: str, raw: bytes, received_ns: int, recovered_ns: int = 0) -> Seen:
         """Take in a report. Raises RequestError, with the path of the field, when it is not what the role
         reports."""
-        seen = Seen(role, name, received_ns, decode(role, raw), raw)
+        seen = Seen(role, name, received_ns, decode(role, raw), raw, recovered_ns)
         self._seen[role, name] = seen
         return seen
 

@@ -107,7 +107,9 @@ async def _recover(control: Control, folder: Path) -> None:
     """Bring back what was known before the last stop; make an operator token when there is none."""
     for stored in await control.db.run(inventory.reports):
         try:
-            control.presence.learn(stored.role, stored.name, stored.report, stored.received_ns)
+            control.presence.learn(
+                stored.role, stored.name, stored.report, stored.received_ns, control.now_ns()
+            )
         except RequestError as exc:
             # Stored by another version of this program; the daemon's next report replaces it.
             _log.warning("a stored report was dropped", role=stored.role, name=stored.name, cause=exc.cause)

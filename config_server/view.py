@@ -3,7 +3,9 @@
 State, the first that applies:
     unprotected      nobody asked for protection
     not-connected    its agent has never reported
-    disconnected     its agent has not reported for SILENT_S; capture may well go on, nobody can tell
+    disconnected     its agent has not reported for SILENT_S, or not since the config server started; capture
+    may
+                     well go on, nobody can tell
     as reported      ordered | initial-replication | bitmap | catching-up | resync | …
 
 RPO = now − the time of the newest ordered state that the log index lists, that is, which a restore would
@@ -128,7 +130,7 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
         return
     if facts.agent is not None:
         seen = facts.agent[0]
-        if seen.is_silent(now_ns):
+        if seen.is_missing(now_ns):
             yield problem_of(silence(seen, now_ns), machine.name)
         elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
             ahead = "behind" if seen.skew_ns > 0 else "ahead of"
@@ -141,7 +143,7 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
                 "warning",
             )
     for side in (facts.stream, facts.apply):
-        if side is not None and side[0].is_silent(now_ns):
+        if side is not None and side[0].is_missing(now_ns):
             yield problem_of(silence(side[0], now_ns), side[0].source)
     rpo = rpo_s(facts, now_ns)
     if rpo is not None and rpo > machine.policy.rpo_threshold_s:
@@ -175,6 +177,8 @@ def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
         return "not-connected", "its agent has not reported yet"
     seen, report = facts.agent
     if seen.is_silent(now_ns):
+        if not seen.is_missing(now_ns):
+            return "disconnected", "the config server has just started, and its agent has not reported yet"
         return "disconnected", silence(seen, now_ns).cause
     return report.state, report.cause
 
@@ -229,7 +233,7 @@ def _hops(facts: Facts, now_ns: int) -> Iterator[HopView]:
 def _hop(name: str, seen: Seen | None, now_ns: int, *, ok: bool, detail: str) -> HopView:
     if seen is None:
         return HopView(name=name, where="", state="unknown", detail="nothing reported yet", seen_s=None)
-    state = "error" if seen.is_silent(now_ns) else "ok" if ok else "waiting"
+    state = "error" if seen.is_missing(now_ns) else "ok" if ok and not seen.is_silent(now_ns) else "waiting"
     return HopView(name=name, where=seen.source, state=state, detail=detail, seen_s=seen.age_s(now_ns))
 
 

@@ -35,7 +35,7 @@ _Q = TypeVar("_Q", bound=msgspec.Struct)
 _R = TypeVar("_R", bound=msgspec.Struct)
 
 REPORT_INTERVAL_S: Final = 2.0
-_RETRY_LIMIT_S: Final = 5.0
+_RETRY_LIMIT_S: Final = 3.0
 _TIMEOUT_S: Final = 15.0
 _RENEWAL_CHECK_S: Final = 60.0
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from config_server.cli import azurite, lab_files, ports, processes
+from config_server.cli import azurite, lab_files, lab_registry, ports, processes
 from config_server.cli.lab_daemons import Show, environment, kill, start, stop
 from config_server.cli.lab_state import HOST, MACHINE, Lab, Settings, locked
 from shared import api, durable, enrol
@@ -71,11 +71,13 @@ def up(folder: Path, wanted: dict[str, Any], show: Show) -> Lab:
         if fresh:
             # Nothing is written before what was asked for is known to be possible.
             check_devices(lab, show)
+            lab_registry.check_unprotected(lab)
             _check_ports(lab)
             durable.make_folder(folder)
         stack.enter_context(locked(folder))
         lab_files.make_folders(lab)
         lab.save()
+        lab_registry.register(lab)
         lab_files.make_secrets(lab)
         _restart_changed(lab, lab_files.write_configs(lab), show)
         start(lab, "config-server", show)
@@ -276,6 +278,7 @@ def wipe(lab: Lab, show: Show) -> None:
             cause=(result.stderr or result.stdout).strip()[-500:] or f"exit code {result.returncode}",
             action="Put that right and run the command again.",
         )
+    lab_registry.unregister(lab)
     show("deleting the folder")
     # The settings go last: an interrupted wipe can be run again.
     for entry in lab.folder.iterdir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -79,7 +80,8 @@ def show(name: str) -> None:
 @add_options(*COMMON)
 def watch(name: str, interval: float, count: int | None) -> None:
     """A live view, hop by hop; as JSON one object per line. Ctrl-C ends it."""
-    run(_watch(name, interval, count))
+    with contextlib.suppress(KeyboardInterrupt):  # the normal way to end it
+        run(_watch(name, interval, count))
 
 
 @machine.command()
@@ -220,7 +222,7 @@ def machine_page(found: MachineView) -> RenderableType:
         ("last point", f"{last.time}  {last.id}  {last.state}" if last else "-"),
         ("epoch", f"{found.epoch}, rounds {found.rounds if found.rounds is not None else '-'}"),
         ("ring", f"{size(found.ring.used_b)} of {size(found.ring.size_b)}"),
-        ("rates", ", ".join(f"{name} {_rate(name, value)}" for name, value in found.rates.items()) or "-"),
+        ("rates", ", ".join(_rate(name, value) for name, value in found.rates.items()) or "-"),
         ("seen", f"{seconds(found.last_seen_s)} ago" if found.last_seen_s is not None else "never"),
     ]
     disks = [
@@ -230,9 +232,13 @@ def machine_page(found: MachineView) -> RenderableType:
     hops = [(hop.name, hop.where, _styled(hop.state), escape(hop.detail)) for hop in found.hops]
     parts: list[Any] = [
         fields(f"Machine {found.name}", facts),
+        "",
         grid(None, ("disk", ">size", "mode", "state", ">progress", "device"), disks),
+        "",
         grid(None, ("hop", "where", "state", "detail"), hops),
     ]
+    if found.errors:
+        parts.append("")
     for error in found.errors:
         colour = "yellow" if error.severity == "warning" else "red"
         parts.append(
@@ -243,4 +249,5 @@ def machine_page(found: MachineView) -> RenderableType:
 
 
 def _rate(name: str, value: float) -> str:
-    return f"{size(value)}/s" if name.endswith("_b") or name.endswith("_b_s") else f"{value:.1f}/s"
+    what, is_bytes, _ = name.partition("_b_per_s")
+    return f"{what} {size(value)}/s" if is_bytes else f"{name} {value:.1f}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -38,13 +40,17 @@ def _owner(port: int) -> str:
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
             continue
-        try:
-            links = [os.readlink(fd) for fd in (folder / "fd").iterdir()]  # noqa: PTH115 - the text, not a path
-        except OSError:
-            continue  # it ended, or is somebody else's
-        if wanted.intersection(links):
+        if wanted.intersection(_links(folder / "fd")):
             return f"process {folder.name} ({command_of(int(folder.name))[:100]})"
     return ""
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """What the open files of a process are; those that vanish meanwhile, or are somebody else's, are left out."""
+    with contextlib.suppress(OSError):
+        for fd in folder.iterdir():
+            with contextlib.suppress(OSError):
+                yield os.readlink(fd)  # noqa: PTH115 - the text, not a path
 
 
 def _listening_inodes(port: int) -> set[str]:

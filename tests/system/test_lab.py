@@ -40,9 +40,8 @@ def disk(folder: Path) -> Iterator[str]:
 def refused(folder: Path, *arguments: str) -> CommandFailedError:
     """`lab up` with these arguments; it must fail with a clear error, and make nothing."""
     where = folder / "refused"
-    lab = Lab(where, [])
     with pytest.raises(CommandFailedError) as caught:
-        lab.run("lab", "up", "--port-base", str(PORT_BASE), *arguments)
+        Lab(where, []).run("lab", "up", "--port-base", str(PORT_BASE), *arguments)
     assert "Traceback" not in caught.value.stderr
     assert not where.exists()
     return caught.value
@@ -60,13 +59,9 @@ def test_what_is_no_disk_is_refused(folder: Path) -> None:
 
 def test_a_partition_is_refused_and_its_disk_is_named(folder: Path) -> None:
     with loop_disk(folder / "partitioned", 32 << 20) as device:
-        # An MBR with one Linux partition, from sector 2048 on.
-        entry = (
-            bytes([0, 0, 0, 0, 0x83, 0, 0, 0]) + (2048).to_bytes(4, "little") + (8192).to_bytes(4, "little")
-        )
-        Path(device).write_bytes(bytes(446) + entry + bytes(48) + b"\x55\xaa")
         subprocess.run(["losetup", "--detach", device], check=True)
         subprocess.run(["losetup", "--partscan", device, str(folder / "partitioned")], check=True)
+        subprocess.run(["addpart", device, "1", "2048", "8192"], check=True)
         partition = Path(f"{device}p1")
         made = not partition.exists()  # without udev nobody makes the node
         if made:
@@ -77,6 +72,7 @@ def test_a_partition_is_refused_and_its_disk_is_named(folder: Path) -> None:
         finally:
             if made:
                 partition.unlink()
+            subprocess.run(["delpart", device, "1"], check=True)
         assert f"Protect the whole disk, {device}" in error.stderr
 
 
@@ -129,14 +125,14 @@ def test_a_folder_with_other_files_is_refused(folder: Path, disk: str) -> None:
     other.mkdir()
     (other / "file").write_text("mine")
     with pytest.raises(CommandFailedError, match="holds no lab"):
-        Lab(other, [disk]).up(port_base=PORT_BASE)
+        Lab(other, [disk]).up()
     assert [path.name for path in other.iterdir()] == ["file"]
 
 
 @pytest.fixture(scope="module")
 def lab(folder: Path, disk: str) -> Iterator[Lab]:
     made = Lab(folder / "lab", [disk])
-    made.up(port_base=PORT_BASE, segment_seconds=1)
+    made.up(segment_seconds=1)
     yield made
     if made.folder.exists():
         made.run("lab", "down", "--wipe", "--yes")
@@ -153,8 +149,9 @@ def test_status_names_daemons_ports_places_and_the_config_server(lab: Lab) -> No
     assert {name: daemon["state"] for name, daemon in status["daemons"].items()} == dict.fromkeys(
         ("config-server", "azurite", "process-server", "master-target", "agent"), "running"
     )
-    assert status["daemons"]["process-server"]["ports"] == [PORT_BASE + 3]
-    assert status["config_server"] == f"https://127.0.0.1:{PORT_BASE}"
+    (port,) = status["daemons"]["config-server"]["ports"]
+    assert status["daemons"]["process-server"]["ports"] == [port + 3]
+    assert status["config_server"] == f"https://127.0.0.1:{port}"
     assert Path(status["paths"]["spool"]).is_dir()
     assert Path(status["paths"]["blob"]).is_dir()
 
@@ -167,7 +164,7 @@ def test_a_second_up_changes_nothing_that_runs(lab: Lab) -> None:
 
 def test_a_second_lab_on_the_same_disk_is_refused(lab: Lab, folder: Path, disk: str) -> None:
     with pytest.raises(CommandFailedError, match="protects it already"):
-        Lab(folder / "second", [disk]).up(port_base=PORT_BASE + 20)
+        Lab(folder / "second", [disk]).up()
     assert not (folder / "second").exists()
 
 
@@ -187,11 +184,8 @@ def test_new_settings_restart_the_daemons_that_they_concern(lab: Lab) -> None:
 def test_stop_and_start_are_idempotent(lab: Lab) -> None:
     lab.stop("master-target")
     lab.stop("master-target")
-    assert lab.status()["daemons"]["master-target"] == {
-        **lab.status()["daemons"]["master-target"],
-        "pid": None,
-        "state": "stopped",
-    }
+    stopped = lab.status()["daemons"]["master-target"]
+    assert (stopped["pid"], stopped["state"]) == (None, "stopped")
     lab.start("master-target")
     pid = pid_of(lab, "master-target")
     lab.start("master-target")
@@ -239,7 +233,7 @@ def test_killed_storage_has_what_it_acknowledged(lab: Lab) -> None:
     asyncio.run(write())
     lab.kill("azurite")
     rules = subprocess.run(["iptables", "-S", "INPUT"], capture_output=True, text=True, check=True).stdout
-    assert f"--dport {PORT_BASE + 10}" not in rules
+    assert f"--dport {lab.status()['daemons']['azurite']['ports'][0]}" not in rules
     lab.start("azurite")
     assert asyncio.run(read()) == b"acknowledged"
 
@@ -257,8 +251,8 @@ def test_secrets_are_on_no_command_line_and_in_no_log(lab: Lab) -> None:
         msgspec.json.decode((lab.folder / "secrets/vault.json").read_bytes())["keys"][0]["key"],
     ]
     seen = "".join(path.read_text(errors="replace") for path in (lab.folder / "log").iterdir())
-    for daemon in lab.status()["daemons"]:
-        seen += Path(f"/proc/{pid_of(lab, daemon)}/cmdline").read_text()
+    for daemon in lab.status()["daemons"].values():
+        seen += Path(f"/proc/{daemon['pid']}/cmdline").read_text()
     for secret in found:
         assert len(secret) > 20
         assert secret not in seen
@@ -266,7 +260,7 @@ def test_secrets_are_on_no_command_line_and_in_no_log(lab: Lab) -> None:
 
 def test_wipe_leaves_nothing(lab: Lab) -> None:
     settings = msgspec.json.decode((lab.folder / "lab.json").read_bytes())
-    pids = [pid_of(lab, daemon) for daemon in lab.status()["daemons"]]
+    pids = [daemon["pid"] for daemon in lab.status()["daemons"].values()]
     lab.run("lab", "down", "--wipe")
     assert not lab.folder.exists()
     assert not Path(f"/sys/fs/bpf/understudy/lab-{settings['id']}").exists()

@@ -307,7 +307,9 @@ async def test_known_daemons_survive_a_restart(tmp_path: Path) -> None:
             await agent.report(agent_report())
     async with running(config) as second, second.operator() as operator:
         shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
-        assert (shown.state, shown.disks[0].name) == ("ordered", "loop0")
+        assert (shown.state, shown.disks[0].name) == ("disconnected", "loop0")
+        assert "just started" in shown.cause
+        assert shown.errors == []
 
 
 async def test_garbage_oversized_and_unknown_requests_get_named_errors(

@@ -1,0 +1,114 @@
+"""A lab's settings and the files that it writes for its daemons."""
+
+from __future__ import annotations
+
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.config import AgentConfig
+from config_server.cli import lab_files
+from config_server.cli.lab_state import Lab, Settings, locked
+from config_server.config import ConfigServerConfig
+from master_target.config import MasterTargetConfig
+from process_server.config import ProcessServerConfig
+from shared.blob import BlobConfig
+from shared.errors import LabError, LabNotFoundError
+from shared.service import load_config
+from shared.vault import FileVault
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    made = Lab(tmp_path, Settings(id="abcd", disks=("/dev/loop0", "/dev/loop1"), port_base=24000))
+    lab_files.make_folders(made)
+    made.save()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("daemon", "type_"),
+    [
+        ("agent", AgentConfig),
+        ("process-server", ProcessServerConfig),
+        ("master-target", MasterTargetConfig),
+        ("config-server", ConfigServerConfig),
+    ],
+)
+def test_every_daemon_understands_its_file(lab: Lab, daemon: str, type_: type[Any]) -> None:
+    lab_files.write_configs(lab)
+    config = load_config(lab.config_file(daemon), type_)
+    assert stat.S_IMODE(lab.config_file(daemon).stat().st_mode) == 0o600
+    if daemon == "agent":
+        assert config.disks == ["/dev/loop0", "/dev/loop1"]
+        assert config.address == ("127.0.0.1", 24003)
+    else:
+        assert config.blob.url == "https://127.0.0.1:24010/understudylab"
+
+
+def test_files_are_written_only_when_they_change(lab: Lab) -> None:
+    assert set(lab_files.write_configs(lab)) == {"agent", "process-server", "master-target", "config-server"}
+    assert lab_files.write_configs(lab) == []
+    faster = Lab(lab.folder, msgspec.structs.replace(lab.settings, point_interval_s=5.0))
+    assert lab_files.write_configs(faster) == ["agent"]
+
+
+def test_secrets_are_made_once_and_are_private(lab: Lab) -> None:
+    lab_files.make_secrets(lab)
+    before = [path.read_bytes() for path in (lab.vault_file, lab.account_key_file)]
+    lab_files.make_secrets(lab)
+    assert [path.read_bytes() for path in (lab.vault_file, lab.account_key_file)] == before
+    assert stat.S_IMODE(lab.account_key_file.stat().st_mode) == 0o600
+    FileVault(lab.vault_file)
+    secret = lab.account_key_file.read_text()
+    lab_files.write_configs(lab)
+    assert all(secret not in path.read_text() for path in lab.folder.glob("*.toml"))
+
+
+def test_an_account_elsewhere_replaces_azurite(lab: Lab) -> None:
+    settings = msgspec.structs.replace(
+        lab.settings, blob_url="https://x.blob.core.windows.net", blob_key_file="/k"
+    )
+    elsewhere = Lab(lab.folder, settings)
+    assert "azurite" not in elsewhere.daemons
+    assert lab_files.blob_config(elsewhere) == BlobConfig(
+        url="https://x.blob.core.windows.net", account_key_file=Path("/k")
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": 1, "b": 1.5, "c": True, "d": 'it\'s "quoted" \\ \n ü', "e": ["x", "y"], "f": []},
+        {"z": {"in": "table"}, "a": "before the table", "y": {"n": 2}},
+    ],
+)
+def test_toml_reads_back_as_what_was_written(content: dict[str, Any]) -> None:
+    assert tomllib.loads(lab_files.to_toml(content)) == content
+
+
+def test_a_folder_without_settings_is_no_lab(tmp_path: Path) -> None:
+    with pytest.raises(LabNotFoundError):
+        Lab.open(tmp_path)
+    with pytest.raises(LabNotFoundError):
+        Lab.open(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [("{", "lab.json"), ('{"v":9,"id":"x","disks":[]}', "format is 9")]
+)
+def test_damaged_or_newer_settings_are_named(tmp_path: Path, content: str, why: str) -> None:
+    (tmp_path / "lab.json").write_text(content)
+    with pytest.raises(LabError, match=why):
+        Lab.open(tmp_path)
+
+
+def test_only_one_command_changes_a_lab_at_a_time(lab: Lab) -> None:
+    with locked(lab.folder), pytest.raises(LabError, match="busy"), locked(lab.folder):
+        pass
+    with locked(lab.folder):
+        pass
