@@ -15,10 +15,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared.blob import BlobStore
 from tests.lab import UNDERSTUDY, CommandFailedError, Lab
+from tests.labstore import storage
 from tests.loopdisk import loop_disk
-from tests.system.test_main_job import storage
 
 PORT_BASE = 24040
 
@@ -223,11 +222,11 @@ def test_a_daemon_that_cannot_start_says_why_and_where_its_log_is(lab: Lab) -> N
 
 def test_killed_storage_has_what_it_acknowledged(lab: Lab) -> None:
     async def write() -> None:
-        async with _storage(lab) as store:
+        async with storage(lab) as store:
             await store.create("test/kept", b"acknowledged")
 
     async def read() -> bytes:
-        async with _storage(lab) as store:
+        async with storage(lab) as store:
             return await store.read("test/kept")
 
     asyncio.run(write())
@@ -236,12 +235,6 @@ def test_killed_storage_has_what_it_acknowledged(lab: Lab) -> None:
     assert f"--dport {lab.status()['daemons']['azurite']['ports'][0]}" not in rules
     lab.start("azurite")
     assert asyncio.run(read()) == b"acknowledged"
-
-
-def _storage(lab: Lab) -> BlobStore:
-    from tests.system.conftest import Site
-
-    return storage(Site(lab, None, lab.folder))  # type: ignore[arg-type]
 
 
 def test_secrets_are_on_no_command_line_and_in_no_log(lab: Lab) -> None:

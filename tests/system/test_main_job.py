@@ -9,17 +9,15 @@ import socket
 import ssl
 import subprocess
 import threading
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
-from shared.blob import BlobConfig, BlobStore
 from tests.lab import CommandFailedError
+from tests.labstore import storage
 from tests.system.conftest import DISK_B, Site
 
 
@@ -179,18 +177,11 @@ def sniffed(port: int) -> Iterator[list[bytes]]:
             thread.join()
 
 
-def storage(site: Site) -> BlobStore:
-    config: dict[str, Any] = tomllib.loads((site.lab.folder / "process-server.toml").read_text())
-    return BlobStore.connect(
-        msgspec.convert(config["blob"], BlobConfig, dec_hook=lambda type_, value: type_(value))
-    )
-
-
 async def log_blobs(site: Site) -> dict[str, bytes]:
-    async with storage(site) as store:
+    async with storage(site.lab) as store:
         return {info.name: await store.read(info.name) async for info in store.list("logs/")}
 
 
 async def seed_disk(site: Site, disk: str) -> bytes:
-    async with storage(site) as store:
+    async with storage(site.lab) as store:
         return await store.read(f"disks/lab/{disk}.vhd")
