@@ -33,6 +33,8 @@ SETTLE_S: Final = 120.0
 """…and on a disk that is never quiet and cannot be drained, they are taken to have ended after this long."""
 STALE_S: Final = 5.0
 """An open write that is older than this, on a disk where nothing is in flight, has completed unseen."""
+SHOWN_S: Final = 300.0
+"""A new epoch may be ordered again within seconds: people, and a config server that was away, shall still see why it began."""
 _ATTEMPTS: Final = 32
 
 
@@ -43,8 +45,9 @@ class Continuity:
         self._stream = stream
         self._verdicts: list[Verdict] = []
         self._exact_ns = 0
+        self._lost_at = 0.0
         self.problems: list[Problem] = []
-        """What is wrong with continuity; kept until the epoch that repairs it is ordered."""
+        """How continuity was lost; shown until the epoch that repairs it is ordered, and for some minutes at least."""
 
     async def run(self) -> None:
         while True:
@@ -64,7 +67,7 @@ class Continuity:
             self._exact_ns = now_ns
             self._forget_stale()
         self._count_incidents()
-        if self._state[Word.EVER_ORDERED]:
+        if self._state[Word.EVER_ORDERED] and time.monotonic() - self._lost_at > SHOWN_S:
             self.problems = []
 
     def _audit(self, slot: int) -> Verdict:
@@ -161,6 +164,7 @@ class Continuity:
         _log.error("continuity lost: a new epoch begins", reason=reason.text, **error.as_dict())
         self._state[Word.SUSPECT_SINCE_NS] = self._exact_ns
         self._state.want_epoch(reason)
+        self._lost_at = time.monotonic()
         self.problems.append(Problem(**error.as_dict(), severity="critical"))
 
     def summary(self) -> dict[str, Any]:
