@@ -173,7 +173,7 @@ async def _sweep(
             # again.
             _log.error("sweep failed", cause=str(exc))
         known = control.presence.all()
-        service.notify(f"STATUS={len(known)} daemons known")
+        service.notify(f"WATCHDOG=1\nSTATUS={len(known)} daemons known")
         await wait_for(stop, _SWEEP_S)
 
 
