@@ -29,6 +29,8 @@ from shared.messages import (
 
 _log = logging.get()
 _LONGEST_TTL_S: Final = 30 * 86_400
+_STORAGE_LIFE: Final = dt.timedelta(days=365)
+"""For an emulator of blob storage, which cannot renew its certificate by itself."""
 
 
 class Identity:
@@ -112,7 +114,7 @@ class Identity:
         now_ns: int,
     ) -> x509.Certificate:
         now = dt.datetime.fromtimestamp(now_ns // SECOND_NS, dt.UTC)
-        life = self._control.certificate_life
+        life = _STORAGE_LIFE if grant.role == "storage" else self._control.certificate_life
         certificate = self._control.ca.issue(public_key, grant.role, grant.name, grant.hosts, life, now)
         expires_ns = int(certificate.not_valid_after_utc.timestamp()) * SECOND_NS
         tokens.note_certificate(db, certificate.serial_number, grant.role, grant.name, now_ns, expires_ns)

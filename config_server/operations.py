@@ -49,6 +49,7 @@ class Operations:
         binder.on(api.MACHINE, self.machine)
         binder.on(api.PROTECT, self.protect)
         binder.on(api.UNPROTECT, self.unprotect)
+        binder.on(api.RESYNC, self.resync)
         binder.on(api.POINTS, self.points)
         binder.on(api.POINT_CREATE, self.create_point)
         binder.on(api.FLUSH, self.flush)
@@ -123,6 +124,29 @@ class Operations:
         self._control.bell.ring(target)
         return await self._view(machine)
 
+    async def resync(self, call: Call, _body: Nothing) -> CommandView:
+        """Have the agent begin a new epoch: everything is read again, earlier points stay."""
+        machine = await self._known(call)
+        target = self._present_agent(machine, f"A resync of '{machine.name}' cannot be started")
+        id_, now_ns = new_id(), self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> CommandView:
+            audit.add(db, call.who, "machine.resync", machine.name, {"command": id_}, now_ns)
+            return commands.add(db, id_, target, "resync", {}, now_ns)
+
+        queued = await self._control.db.run(work)
+        self._control.bell.ring(target)
+        return queued
+
+    def _present_agent(self, machine: Machine, what: str) -> str:
+        """Where commands for the machine go. Raises RequestError, DisconnectedError."""
+        if not machine.protected:
+            raise RequestError(what, cause="it is not protected")
+        found = self._control.presence.agent(machine.name)
+        if found is None or found[0].is_silent(self._control.now_ns()):
+            raise DisconnectedError(what, cause="its agent does not report")
+        return found[0].source
+
     # ---- points
 
     async def points(self, call: Call, _body: Nothing) -> PointList:
@@ -137,16 +161,9 @@ class Operations:
                 f"A point with consistency '{body.consistency}' cannot be made",
                 cause="only 'crash' is there yet",
             )
-        if not machine.protected:
-            raise RequestError(f"A point of '{machine.name}' cannot be made", cause="it is not protected")
+        target = self._present_agent(machine, f"A point of '{machine.name}' cannot be made")
         now_ns = self._control.now_ns()
-        facts = view.facts_of(self._control.presence, machine.name)
-        if facts.agent is None or facts.agent[0].is_silent(now_ns):
-            raise DisconnectedError(
-                f"A point of '{machine.name}' cannot be made now", cause="its agent does not report"
-            )
         id_ = check_name(body.id, "point request") if body.id else new_id()
-        target = f"agent:{machine.name}"
         args = {"id": id_, "consistency": body.consistency}
 
         def work(db: sqlite3.Connection) -> CommandView:

@@ -120,6 +120,15 @@ UNPROTECT = Route(
     MachineView,
     "Stop protecting a machine",
 )
+RESYNC = Route(
+    "resync",
+    "POST",
+    "/v1/machines/{machine}/resync",
+    Access.OPERATOR,
+    Nothing,
+    CommandView,
+    "Replicate a machine anew, in a new epoch",
+)
 POINTS = Route(
     "points", "GET", "/v1/machines/{machine}/points", Access.OPERATOR, Nothing, PointList, "Recovery points"
 )
@@ -167,6 +176,6 @@ AUDIT = Route(
 )
 
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
-    HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, POLICY, POLICY_SET, MACHINES, MACHINE, PROTECT, UNPROTECT,
+    HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, POLICY, POLICY_SET, MACHINES, MACHINE, PROTECT, UNPROTECT, RESYNC,
     POINTS, POINT_CREATE, FLUSH, RESTORE, COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
 )  # fmt: skip

@@ -213,6 +213,9 @@ async def _enrol_all(lab: Lab, show: Show) -> None:
                 api.TOKEN_CREATE, TokenRequest(role=role, name=name, hosts=hosts, ttl_s=120)
             )
             await enrol.enrol(lab.config_server_url, made.token, lab.tls_dir(daemon))
+            stop(
+                lab, daemon, show
+            )  # should it run with an old certificate: it is started again with the rest
         policy = Policy(point_interval_s=lab.settings.point_interval_s)
         body = Protection(disks=list(lab.settings.disks), policy=policy)
         await client.call(api.PROTECT, body, machine=MACHINE)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from shared.messages import MachineView
+    from shared.messages import CommandView, MachineView
     from shared.rest import RestClient
 
 STATES: Final = ("ordered", "initial-replication", "bitmap", "catching-up", "resync", "disconnected")
@@ -97,6 +97,28 @@ def wait(name: str, state: str, timeout_s: float) -> None:
     emit(found, lambda: machine_page(found))
 
 
+@machine.command()
+@name_argument
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
+@add_options(*COMMON)
+def resync(name: str, yes: bool) -> None:
+    """Replicate a machine anew: a new epoch begins, all its disks are read again. Earlier points stay."""
+    if not yes and sys.stdin.isatty():
+        click.confirm(
+            f"Read all disks of '{name}' again? Until that is done there are no new points.", abort=True
+        )
+    asked = run(_resync(name))
+    emit(asked, lambda: grid(None, ("command", "state"), [(asked.id, asked.state)]))
+
+
+async def _resync(name: str) -> CommandView:
+    from shared import api
+    from shared.messages import Nothing
+
+    async with find_target().connect() as client:
+        return await client.call(api.RESYNC, Nothing(), machine=name)
+
+
 async def _list() -> list[MachineView]:
     from shared import api
     from shared.messages import Nothing
@@ -118,7 +140,8 @@ async def fetch(client: RestClient, name: str) -> MachineView:
 
 
 async def _wait(name: str, state: str, timeout_s: float) -> MachineView:
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
+    deadline = began + timeout_s
     last: MachineView | None = None
     async with find_target().connect() as client:
         with Progress() as progress:
@@ -129,7 +152,7 @@ async def _wait(name: str, state: str, timeout_s: float) -> MachineView:
                 except PeerError as exc:
                     trouble = exc  # it may be restarting: waiting is what this command is for
                 else:
-                    if last.state == state:
+                    if last.state == state and _is_news(last, time.monotonic() - began):
                         return last
                     progress.show(_one_line(last))
                 if time.monotonic() >= deadline:
@@ -137,6 +160,11 @@ async def _wait(name: str, state: str, timeout_s: float) -> MachineView:
                         raise trouble
                     raise _too_late(name, state, timeout_s, last)
                 await asyncio.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+def _is_news(found: MachineView, waited_s: float) -> bool:
+    """Whether the state was reported after the waiting began: what was so before may have ended with its agent."""
+    return found.state == "disconnected" or (found.last_seen_s is not None and found.last_seen_s <= waited_s)
 
 
 def _too_late(name: str, state: str, timeout_s: float, last: MachineView | None) -> DeadlineError:

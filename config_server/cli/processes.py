@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -84,12 +83,6 @@ def send(process: Process, number: signal.Signals, timeout_s: float) -> bool:
         return bool(poll.poll(timeout_s * 1000))
     finally:
         os.close(fd)
-
-
-def age_s(process: Process) -> float:
-    """Seconds since it was started."""
-    started = process.start_ticks / os.sysconf("SC_CLK_TCK")
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
 
 
 def command_of(pid: int) -> str:

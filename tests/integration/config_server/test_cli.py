@@ -207,14 +207,21 @@ async def test_watch_prints_one_json_object_per_look(site: Site, agent: ControlC
     assert "capture" in table.stdout
 
 
-async def test_wait_ends_when_the_state_is_reached(site: Site, agent: ControlClient) -> None:
-    await agent.report(report("initial-replication"))
-    waiting = asyncio.create_task(
-        site.run("machine", "wait", "web1", "--for", "ordered", "--timeout", "30", "--output", "json")
-    )
-    await asyncio.sleep(0.5)  # lets it see the other state first; the outcome does not depend on it
+async def test_wait_ends_when_the_state_is_reported_and_not_by_what_was_reported_before(
+    site: Site, agent: ControlClient
+) -> None:
     await agent.report(report("ordered"))
+    arguments = ["machine", "wait", "web1", "--for", "ordered", "--output", "json"]
+    assert (await site.run(*arguments, "--timeout", "0.3")).exit_code == 4
+    waiting = asyncio.create_task(site.run(*arguments, "--timeout", "30"))
+    while not waiting.done():
+        await agent.report(report("ordered"), wait_s=0.2)
     assert (await waiting).json["state"] == "ordered"
+
+
+async def test_a_resync_is_a_command_for_the_agent(site: Site, agent: ControlClient) -> None:
+    asked = (await site.run("machine", "resync", "web1", "--output", "json")).json
+    assert [(c.id, c.kind) for c in await agent.report(report())] == [(asked["id"], "resync")]
 
 
 async def test_wait_that_is_over_ends_with_4_and_says_what_held_it_up(

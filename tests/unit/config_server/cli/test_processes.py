@@ -36,7 +36,6 @@ def test_a_spawned_daemon_has_a_session_of_its_own_and_is_recalled(
     assert recalled is not None
     assert recalled.pid == child.pid
     assert os.getsid(child.pid) == child.pid
-    assert processes.age_s(recalled) < 30
 
 
 def test_a_killed_daemon_is_gone_although_nobody_reaped_it(
