@@ -146,9 +146,7 @@ def decode(data: Buffer) -> tuple[Batch, bytes]:
         raise _bad("its digest does not match")
     try:
         stream_state = StreamState(state)
-        meta = (
-            msgspec.json.decode(view[HEADER_SIZE:extents_at], type=BatchMeta) if meta_len else BatchMeta()
-        )
+        meta = msgspec.json.decode(view[HEADER_SIZE:extents_at], type=BatchMeta) if meta_len else BatchMeta()
     except (ValueError, msgspec.DecodeError) as exc:
         raise _bad(str(exc)) from exc
     extents = np.frombuffer(view[extents_at:payload_at], dtype=EXTENT)
