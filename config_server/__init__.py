@@ -1,7 +1,7 @@
 """The control plane: identity, inventory, health, events, commands and restore jobs, over REST on HTTPS.
 
-    daemon ──mTLS──► binding (who is it, may it) ──► handlers ──► database (one SQLite writer thread)
-    CLI ──token──►        │ decodes and encodes          │
+    daemon ──mTLS──► listener ─► binding (who, may it) ─► identity, reporting, operations ─► database
+    CLI ──token──►                   │                        │                   (one SQLite writer thread)
                           └ routes of shared/api.py      ├─► view      what the reports mean for a machine
                           (pure)
                                                          └─► storage   points and grants, read from blob

@@ -31,7 +31,7 @@ from shared.status import AgentReport, Problem
 
 _log = logging.get()
 _SAVE_NS: Final = 15 * SECOND_NS
-"""How often a report is stored: it only has to tell, after a restart, which daemons there are."""
+"""How often a report is stored while its state stays: it only has to tell, after a restart, who there is."""
 
 
 class Reporting:
@@ -58,7 +58,8 @@ class Reporting:
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
             self._note_state(db, before, seen, now_ns)
-            if now_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS:
+            news = before is None or before.report.state != seen.report.state
+            if news or now_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS:
                 if call.role == "agent":
                     inventory.ensure_machine(db, call.name, now_ns)
                 inventory.save_report(

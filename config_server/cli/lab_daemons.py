@@ -49,27 +49,37 @@ def start(lab: Lab, daemon: str, show: Show) -> None:
     show(f"starting {daemon}")
     log = lab.log_file(daemon)
     log_begin = log.stat().st_size if log.exists() else 0
-    env = environment()
-    if daemon == "azurite":
-        child = processes.spawn(azurite.command(lab), env | azurite.environment(lab), log)
-        processes.remember(lab.pid_file(daemon), child.pid)
-        ready = _port_answers(lab.ports(daemon)[0], child)
-    else:
-        # Abstract, so that the length of the lab's path does not matter and nothing is left behind.
-        name = f"understudy-{secrets.token_hex(8)}"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as listener:
-            listener.bind(f"\0{name}")
-            argv = [sys.executable, "-m", _MODULES[daemon], "--config", str(lab.config_file(daemon))]
-            child = processes.spawn(argv, env | {"NOTIFY_SOCKET": f"@{name}"}, log)
-            processes.remember(lab.pid_file(daemon), child.pid)
-            ready = _says_ready(listener, child, lambda text: show(f"starting {daemon}: {text}"))
+    try:
+        ready, ended = _run_until_ready(lab, daemon, show)
+    except BaseException:
+        # Ctrl-C, say: what is not known to be ready must not be found running by the next command.
+        _end(lab, daemon, signal.SIGKILL, KILL_S)
+        raise
     if ready:
         return
-    ended = child.poll() is not None
     if not ended:
         # Not left half-started: the next start would find it running and take it for ready.
         _end(lab, daemon, signal.SIGKILL, KILL_S)
     raise _start_failure(daemon, log, log_begin, ended)
+
+
+def _run_until_ready(lab: Lab, daemon: str, show: Show) -> tuple[bool, bool]:
+    """Start the process; whether it became ready, and whether it has ended."""
+    if daemon == "azurite":
+        env = environment() | azurite.environment(lab)
+        child = processes.spawn(azurite.command(lab), env, lab.log_file(daemon))
+        processes.remember(lab.pid_file(daemon), child.pid)
+        return _port_answers(lab.ports(daemon)[0], child), child.poll() is not None
+    # Abstract, so that the length of the lab's path does not matter and nothing is left behind.
+    name = f"understudy-{secrets.token_hex(8)}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as listener:
+        listener.bind(f"\0{name}")
+        argv = [sys.executable, "-m", _MODULES[daemon], "--config", str(lab.config_file(daemon))]
+        env = environment() | {"NOTIFY_SOCKET": f"@{name}"}
+        child = processes.spawn(argv, env, lab.log_file(daemon))
+        processes.remember(lab.pid_file(daemon), child.pid)
+        ready = _says_ready(listener, child, lambda text: show(f"starting {daemon}: {text}"))
+    return ready, child.poll() is not None
 
 
 def environment() -> dict[str, str]:
