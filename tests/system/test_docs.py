@@ -1,0 +1,58 @@
+"""The commands in README.md and docs/operations.md, run as they stand there, on a disk and in folders of the test's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.loopdisk import loop_disk
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path("/dev/shm") / f"understudy-docs-{secrets.token_hex(3)}"
+    made.mkdir()
+    yield made
+    shutil.rmtree(made)
+
+
+def commands(text: str, folder: Path, device: str) -> str:
+    """All shell blocks as one script; make targets are left out, since they run this test."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if not line.startswith("make ")]
+    script = "\n".join(lines).replace("/var/tmp", str(folder)).replace("--wipe\n", "--wipe --yes\n")
+    port_base = 20000 + 20 * secrets.randbelow(600)
+    script = re.sub(r"lab up ", f"lab up --port-base {port_base} ", script + "\n")
+    return script.replace("--disk /dev/loop0", f"--disk {device}")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_the_commands_of_the_page_work_as_written(page: str, folder: Path) -> None:
+    with loop_disk(folder / "disk", 32 << 20) as device:
+        script = commands((ROOT / page).read_text(), folder, device)
+        environment = {
+            **os.environ,
+            "DISK": device,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        try:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", script],
+                cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
+        finally:
+            subprocess.run(
+                ["understudy", "lab", "down", "--wipe", "--yes", "--dir", str(folder / "lab")],
+                env=environment, capture_output=True, check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
