@@ -4,8 +4,7 @@ State, the first that applies:
     unprotected      nobody asked for protection
     not-connected    its agent has never reported
     disconnected     its agent has not reported for SILENT_S, or not since the config server started; capture
-    may
-                     well go on, nobody can tell
+                     may well go on, nobody can tell
     as reported      ordered | initial-replication | bitmap | catching-up | resync | …
 
 RPO = now − the time of the newest ordered state that the log index lists, that is, which a restore would

@@ -2,9 +2,9 @@
 
 An enrolment token is one word that an administrator carries to the host:
 
-    usy1.<secret>.<fingerprint>      secret: 24 random bytes; fingerprint: first 16 bytes of the SHA-256 of
-    the CA's certificate (DER)
+    usy1.<secret>.<fingerprint>
 
+The secret is 24 random bytes, the fingerprint the first 16 bytes of the SHA-256 of the CA's certificate (DER),
 both in URL-safe base64. The secret proves to the config server who asks; the fingerprint proves to the host
 that it talks to the right config server before it has any certificate. `python -m shared.enrol --server URL
 --token-file FILE --dir DIR` does it.
