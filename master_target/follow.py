@@ -6,6 +6,7 @@ disks must stand still for their snapshots; else when its payload would exceed t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from master_target.apply import Interval, make_interval
@@ -36,6 +37,12 @@ class Follower:
         self._points: dict[Position, PointDoc] = {}
         self._opened: list[Batch] = []
         """Batches that were read and not yet handed out; all of one epoch, consecutive."""
+        self._ahead: tuple[IndexEntry, asyncio.Task[Sequence[Batch]]] | None = None
+        """The segment that is being opened ahead, at most one."""
+
+    async def close(self) -> None:
+        if self._ahead is not None:
+            await _cancelled(self._ahead[1])
 
     @property
     def newest_epoch(self) -> int:
@@ -110,6 +117,7 @@ class Follower:
         if not count:
             return None
         taken, self._opened = self._opened[:count], self._opened[count:]
+        self._read_ahead(Position.of(start.epoch, taken[-1].number + len(self._opened)))
         return await make_interval(start, Position.of(start.epoch, taken[-1].number), taken)
 
     async def exactly(self, start: Position, end: Position) -> Interval:
@@ -136,6 +144,26 @@ class Follower:
             self._opened += await self._read(entry, number, entry.last)
         return self._opened[nth]
 
+    def _read_ahead(self, after: Position) -> None:
+        """Begin to open the segment behind `after`, so that it is there when the interval has been applied."""
+        entry = next((e for e in self._entries.get(after.epoch, []) if e.first == after.batch + 1), None)
+        if entry is not None and self._ahead is None:
+            self._ahead = entry, asyncio.create_task(self._open_segment(entry, entry.first, entry.last))
+
     async def _read(self, entry: IndexEntry, first: int, last: int) -> Sequence[Batch]:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            if ahead[0] is entry and (first, last) == (entry.first, entry.last):
+                return await ahead[1]
+            await _cancelled(ahead[1])
+        return await self._open_segment(entry, first, last)
+
+    async def _open_segment(self, entry: IndexEntry, first: int, last: int) -> Sequence[Batch]:
         key = await self._reader.key(self._vault, entry)
         return await self._reader.batches(entry, key, first, last)
+
+
+async def _cancelled(task: asyncio.Task[Sequence[Batch]]) -> None:
+    """`task` is not needed any more, nor is its failure."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -188,6 +188,7 @@ class _Work:
 
     async def close(self) -> None:
         self._left_at = self._position()
+        await self._log.close()
         for disk in self._disks:
             await disk.target.close()
         self._disks = []

@@ -49,6 +49,20 @@ class PageBlobs(BlobCore):
             size_b=len(data),
         )
 
+    async def page_read(self, name: str, offset: int, length: int, snapshot: str | None = None) -> bytes:
+        """`length` bytes from `offset`, which must lie within the blob; zeroes where nothing was written.
+
+        Goes past the SDK's downloader, which after every read of a page blob lists all its page ranges: 85 ms
+        of our CPU per read with 6,000 ranges, and more of the server's.
+        """
+        client = self._blob(name, snapshot)
+
+        async def download() -> bytes:
+            stream = await client._client.blob.download(range=f"bytes={offset}-{offset + length - 1}")
+            return b"".join([piece async for piece in stream])
+
+        return await self._call(f"read {length} bytes at {offset} of {name}", download, size_b=length)
+
     async def page_clear(
         self,
         name: str,

@@ -98,7 +98,7 @@ class PageBlobTarget:
             await self._store.page_clear(self._blob, at, length, self._lease.id, self._state.sequence)
 
     async def read(self, offset_b: int, length_b: int) -> bytes:
-        return await self._store.read(self._blob, offset_b, length_b)
+        return await self._store.page_read(self._blob, offset_b, length_b)
 
     async def finish(self) -> None:
         await self._record(self._state.finish())

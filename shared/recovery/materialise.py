@@ -130,7 +130,7 @@ async def _download_base(
         async def fetch(
             piece: _Piece, blob: str = blob, snapshot: str = snapshot, image: SparseFile = image
         ) -> None:
-            data = memoryview(await store.read(blob, piece.offset_b, piece.length_b, snapshot))
+            data = memoryview(await store.page_read(blob, piece.offset_b, piece.length_b, snapshot))
             if len(data) != piece.length_b:
                 raise SnapshotError(
                     f"Snapshot {snapshot} of {blob} could not be read", cause="it ends too early"

@@ -134,6 +134,12 @@ async def test_page_blobs_write_clear_and_list_ranges(store: BlobStore) -> None:
     assert await store.page_ranges("disk") == [(8192, 4096), (67584, 2048)]
     assert await store.read("disk", 8192, 4096) == page
     assert await store.read("disk", 0, 512) == bytes(512)
+    snapshot = await store.snapshot("disk")
+    await store.page_write("disk", 8192, bytes(4096))
+    assert await store.page_read("disk", 4096, 12288) == bytes(12288)
+    assert await store.page_read("disk", 4096, 12288, snapshot) == bytes(4096) + page + bytes(4096)
+    with pytest.raises(BlobNotFoundError):
+        await store.page_read("disk", 0, 512, "2020-01-01T00:00:00.0000000Z")
 
 
 async def test_a_late_page_write_of_an_earlier_try_cannot_land(store: BlobStore) -> None:
@@ -148,6 +154,8 @@ async def test_a_late_page_write_of_an_earlier_try_cannot_land(store: BlobStore)
         await store.page_clear("disk", 0, 512, lease.id, sequence_number=7)
     with pytest.raises(LeaseHeldError):
         await store.page_write("disk", 0, b"\xff" * 512)
+    assert (await store.properties("disk")).sequence_number == 8
+    await store.set_sequence_number("disk", 7, lease.id)  # a delayed one never lowers it
     assert (await store.properties("disk")).sequence_number == 8
 
 
