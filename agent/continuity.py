@@ -162,8 +162,8 @@ class Continuity:
 
     def _lose(self, reason: Reason, error: AuditShortfallError) -> None:
         _log.error("continuity lost: a new epoch begins", reason=reason.text, **error.as_dict())
-        self._state[Word.SUSPECT_SINCE_NS] = self._exact_ns
-        self._state.want_epoch(reason)
+        # Before the first exact look nothing was ever proved: every point of this epoch is suspect.
+        self._state.want_epoch(reason, max(self._exact_ns, 1))
         self._lost_at = time.monotonic()
         self.problems.append(Problem(**error.as_dict(), severity="critical"))
 

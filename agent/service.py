@@ -64,6 +64,7 @@ class Agent:
             machine=self.config.machine,
             epoch=epoch,
             reason=self.state.reason.text,
+            suspect_since_ns=0 if epoch else self.state[Word.SUSPECT_SINCE_NS],
             agent_id=self._id,
             disks=infos,
             held_from=self.state[Word.FREED] + 1 if epoch else 1,

@@ -107,8 +107,11 @@ class AgentState:
 
     # -- epoch -------------------------------------------------------------------------------------------
 
-    def want_epoch(self, reason: Reason) -> None:
+    def want_epoch(self, reason: Reason, suspect_since_ns: int = 0) -> None:
+        """Continuity is lost. Points captured since `suspect_since_ns` may lack writes; 0: none does."""
         self.set_unordered()
+        known_ns = 0 if self[Word.EPOCH] else self[Word.SUSPECT_SINCE_NS]
+        self[Word.SUSPECT_SINCE_NS] = min((ns for ns in (known_ns, suspect_since_ns) if ns), default=0)
         self[Word.EVER_ORDERED] = 0
         self[Word.REASON] = reason
         self[Word.EPOCH] = 0

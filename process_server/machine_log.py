@@ -183,6 +183,7 @@ class MachineLog:
             disks=[EpochDisk(d.number, d.name, d.serial, d.sectors) for d in hello.disks],
             reason=hello.reason,
             agent_id=hello.agent_id,
+            suspect_since_ns=hello.suspect_since_ns,
         )
         _log.info("epoch begins", machine=self.machine, epoch=info.epoch, reason=info.reason)
         await self._close_current()

@@ -77,7 +77,9 @@ class ModelMachine:
     def sha256(self) -> list[str]:
         return [hashlib.sha256(disk).hexdigest() for disk in self.disks]
 
-    async def begin_epoch(self, reason: str = "first replication", *, batches: int = 3) -> None:
+    async def begin_epoch(
+        self, reason: str = "first replication", *, batches: int = 3, suspect_since_ns: int = 0
+    ) -> None:
         """A new epoch, and its full replication, in that many batches."""
         if self._writer is not None:
             await self.publish()
@@ -90,6 +92,7 @@ class ModelMachine:
             ],
             reason=reason,
             agent_id="test",
+            suspect_since_ns=suspect_since_ns,
         )
         self.position = Position.of(info.epoch, 0)
         self._last_digest = NO_DIGEST

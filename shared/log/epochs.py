@@ -37,6 +37,8 @@ class EpochInfo(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[EpochDisk, ...]
     reason: str
     """Why it began, for people."""
+    suspect_since_ns: int = 0
+    """Points of earlier epochs captured from then on (Unix ns) may lack writes: capture had missed some. 0: none."""
     agent_id: str = ""
     created_ns: int
     claim: str
@@ -64,7 +66,13 @@ async def read_epoch(store: BlobStore, machine: str, epoch: int) -> EpochInfo:
 
 
 async def allocate_epoch(
-    store: BlobStore, machine: str, *, disks: Sequence[EpochDisk], reason: str, agent_id: str
+    store: BlobStore,
+    machine: str,
+    *,
+    disks: Sequence[EpochDisk],
+    reason: str,
+    agent_id: str,
+    suspect_since_ns: int = 0,
 ) -> EpochInfo:
     """The machine's next epoch. Two callers at a time get different ones."""
     while True:
@@ -73,6 +81,7 @@ async def allocate_epoch(
             epoch=await newest_epoch(store, machine) + 1,
             disks=tuple(disks),
             reason=reason,
+            suspect_since_ns=suspect_since_ns,
             agent_id=agent_id,
             created_ns=time.time_ns(),
             claim=secrets.token_hex(8),

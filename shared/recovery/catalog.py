@@ -18,6 +18,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import msgspec
+
 from shared.batch import StreamState
 from shared.blob import BlobStore
 from shared.errors import (
@@ -54,7 +56,7 @@ class Catalog:
         self.epochs = epochs
         self.history = entries
         self.runs = history.ordered_runs(entries)
-        self.docs = {doc.position: doc for doc in docs}
+        self.docs = {doc.position: self._labelled(doc) for doc in docs}
         self.now_ns = now_ns
 
     @classmethod
@@ -86,8 +88,13 @@ class Catalog:
         newest = max(self.docs, default=Position.of(0, 0))
         marked = history.marked_points(self.machine, self.history)
         return [doc for _, doc in sorted(self.docs.items())] + [
-            doc for doc in marked if doc.position > newest
+            self._labelled(doc) for doc in marked if doc.position > newest
         ]
+
+    def _labelled(self, doc: PointDoc) -> PointDoc:
+        """The point, marked as suspect when a later epoch says that capture had missed writes by then."""
+        suspect = any(0 < e.suspect_since_ns <= doc.captured_ns and doc.epoch < e.epoch for e in self.epochs)
+        return msgspec.structs.replace(doc, suspect=True) if suspect else doc
 
     def gaps(self) -> list[Gap]:
         """The periods without points, in log order."""

@@ -46,6 +46,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """The epoch to continue; 0 asks for a new one."""
     reason: str = ""
     """Why a new epoch is wanted, for people."""
+    suspect_since_ns: _Count = 0
+    """Points of earlier epochs captured from then on (Unix ns) may lack writes; 0: none."""
     agent_id: str = ""
     """Tells apart two agents under one name: random, made when the agent first starts on a machine."""
     disks: tuple[DiskInfo, ...] = ()

@@ -140,3 +140,18 @@ async def test_a_machine_without_points_says_so(machine: ModelMachine) -> None:
         with pytest.raises(PointNotFoundError):
             await catalog.resolve(at(2))
         await machine.publish()
+
+
+async def test_points_made_after_capture_was_last_proved_whole_are_suspect(machine: ModelMachine) -> None:
+    await machine.begin_epoch()
+    machine.write(mark="proved")
+    machine.write(mark="doubtful")
+    await machine.publish()
+    proved, doubtful = (await Catalog.load(machine.store, machine.name)).points()
+    assert not proved.suspect
+    assert not doubtful.suspect
+    await machine.begin_epoch("capture audit shortfall", suspect_since_ns=proved.captured_ns + 1)
+    machine.write(mark="new")
+    await machine.publish()
+    found = {p.id: p.suspect for p in (await Catalog.load(machine.store, machine.name)).points()}
+    assert found == {proved.id: False, doubtful.id: True, "2-4": False}

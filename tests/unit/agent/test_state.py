@@ -66,5 +66,17 @@ def test_a_new_epoch_forgets_the_digests_and_the_order_of_the_old_one(words: np.
     assert state.reason is Reason.AUDIT_SHORTFALL
 
 
+def test_the_earliest_doubt_counts_until_the_new_epoch_has_begun(words: np.ndarray) -> None:
+    state = AgentState(words)
+    state.begin_epoch(Epoch(1))
+    state.want_epoch(Reason.AUDIT_SHORTFALL, 500)
+    state.want_epoch(Reason.AUDIT_SHORTFALL, 900)
+    state.want_epoch(Reason.MANUAL)
+    assert state[Word.SUSPECT_SINCE_NS] == 500
+    state.begin_epoch(Epoch(2))
+    state.want_epoch(Reason.MANUAL)
+    assert state[Word.SUSPECT_SINCE_NS] == 0
+
+
 def test_every_reason_has_its_words() -> None:
     assert all(reason.text for reason in Reason)
