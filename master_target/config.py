@@ -38,7 +38,9 @@ class MasterTargetConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     image_dir: Path | None = None
     """For target `image`: the folder of the images."""
     interval_b: Annotated[int, msgspec.Meta(ge=1 << 20)] = 64 << 20
-    """An interval's payload, in memory at once; some three times as much is used while it is coalesced."""
+    """An interval's payload, which is in memory at once; twice as much is used while it is coalesced …"""
+    behind_interval_b: Annotated[int, msgspec.Meta(ge=1 << 20)] = 256 << 20
+    """… and while apply is behind (`bridge.behind_s`): the more writes in an interval, the fewer requests each costs."""
     poll_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     bridge: BridgeSettings = BridgeSettings()
     retention: RetentionPolicy = RetentionPolicy()

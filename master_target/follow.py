@@ -26,11 +26,10 @@ from shared.vault import Vault
 class Follower:
     """`refresh` sees what is new; the other methods answer from what it saw. One reader at a time for each."""
 
-    def __init__(self, store: BlobStore, vault: Vault, machine: str, interval_b: int) -> None:
+    def __init__(self, store: BlobStore, vault: Vault, machine: str) -> None:
         self.machine = machine
         self._store = store
         self._vault = vault
-        self._interval_b = interval_b
         self._reader = LogReader(store, machine)
         self._epochs: dict[int, EpochInfo] = {}
         self._entries: dict[int, list[IndexEntry]] = {}
@@ -101,14 +100,16 @@ class Follower:
         applied_ns = self.captured_ns(position) or rest[0].first_captured_ns
         return max(rest[-1].last_captured_ns - applied_ns, 0) / 1e9, sum(entry.plain_b for entry in rest)
 
-    async def next(self, start: Position, limit: Position | None = None) -> Interval | None:
-        """The interval behind `start`, up to `limit` at most; None at the end of the (known) log of its epoch."""
+    async def next(self, start: Position, limit: Position | None, most_b: int) -> Interval | None:
+        """The interval behind `start`: up to `limit` at most, and of at most `most_b` payload (or one batch). None at the end of the
+        (known) log of its epoch.
+        """
         self._drop_before(start)
         taken_b = count = 0
         while batch := await self._opened_or_read(start, count):
             if limit is not None and batch.number > limit.batch:
                 break
-            if count and taken_b + len(batch.payload) > self._interval_b:
+            if count and taken_b + len(batch.payload) > most_b:
                 break
             count += 1
             taken_b += len(batch.payload)

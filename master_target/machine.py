@@ -54,6 +54,7 @@ OpenTarget = Callable[[BlobStore, str, str, int], Awaitable[Target]]
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     interval_b: int = 64 << 20
+    behind_interval_b: int = 256 << 20
     poll_s: float = 1.0
     bridge: BridgeSettings = BridgeSettings()
     retention: RetentionPolicy = RetentionPolicy()
@@ -173,8 +174,9 @@ class _Work:
         self._open_target = open_target
         self._rates = rates
         self._claim = claim
-        self._log = Follower(store, vault, name, settings.interval_b)
+        self._log = Follower(store, vault, name)
         self._points = PointMaker(store, name)
+        self._prune_at = time.monotonic() + _PRUNE_S
         self._pruner = Pruner(store, name, settings.retention)
         self._epoch = 0
         """The epoch that is being applied; 0 until there is one."""
@@ -223,17 +225,19 @@ class _Work:
 
     async def apply(self) -> None:
         """Apply what there is until ending; an interval that has begun is finished."""
-        prune_at = time.monotonic() + _PRUNE_S
         while not self.ending.is_set():
             self._news.clear()
             if self._log.newest_epoch and not self._epoch:
                 await self._take_up(await self._epoch_of_disks())
             while self._epoch and not self.ending.is_set() and await self._step():
-                pass
-            if time.monotonic() >= prune_at:
-                await self._pruner.prune([d.target for d in self._disks], await self._claim.skew_s())
-                prune_at = time.monotonic() + _PRUNE_S
+                await self._prune_if_due()
+            await self._prune_if_due()
             await self._news.wait()
+
+    async def _prune_if_due(self) -> None:
+        if time.monotonic() >= self._prune_at:
+            await self._pruner.prune([d.target for d in self._disks], await self._claim.skew_s())
+            self._prune_at = time.monotonic() + _PRUNE_S
 
     async def _step(self) -> bool:
         """The next interval, with the point at its start or end; False when there is nothing to do."""
@@ -241,11 +245,15 @@ class _Work:
         next_ = due(states, self._epoch)
         if all(s.settled and s.cursor == next_.start for s in states):
             await self._settle(next_.start)
+        settings = self._settings
+        lag_s, _ = self._log.behind(next_.start)
+        behind = lag_s > settings.bridge.behind_s
+        most_b = settings.behind_interval_b if behind else settings.interval_b
         try:
             if next_.end is not None:
                 interval = await self._log.exactly(next_.start, next_.end)
             else:
-                found = await self._log.next(next_.start, next_.limit)
+                found = await self._log.next(next_.start, next_.limit, most_b)
                 if found is None:
                     return await self._take_up_newest()
                 interval = found
@@ -254,9 +262,7 @@ class _Work:
                 return True
             raise
         await self._points.note_unreadable(self._epoch, interval.unreadable)
-        lag_s, _ = self._log.behind(next_.start)
-        bridging = self._settings.bridge if lag_s > self._settings.bridge.behind_s else None
-        done = await apply(interval, self._disks, next_.members, bridging)
+        done = await apply(interval, self._disks, next_.members, settings.bridge if behind else None)
         self._rates.add(done)
         _log.info(
             "interval applied",

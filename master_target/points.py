@@ -19,7 +19,7 @@ from shared import logging
 from shared.blob import BlobStore
 from shared.crashpoints import reach
 from shared.errors import BlobNotFoundError, IntegrityError
-from shared.recovery import points
+from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, Range
 from shared.recovery.position import NOWHERE, Position
 
@@ -45,7 +45,7 @@ class PointMaker:
         """Write the documents of those points that are newer than any documented one. `found` is in log order."""
         for point in found:
             if point.position > self.documented:
-                await points.write_new(self._store, point)
+                await point_store.write_new(self._store, point)
                 self.documented = point.position
                 self.last = point
                 _log.info("point logged", machine=self._machine, point=point.id, captured=point.time)
@@ -56,7 +56,7 @@ class PointMaker:
 
         All `disks`, which are all disks of the machine, must stand at `position`.
         """
-        doc = await points.read(self._store, self._machine, position)
+        doc = await point_store.read(self._store, self._machine, position)
         if doc is None or doc.state == "snapshotted":
             return False
         snapshots = {}
@@ -70,7 +70,7 @@ class PointMaker:
             snapshots=snapshots,
             unreadable=await self._read_unreadable(position.epoch),
         )
-        await points.replace(self._store, self.last)
+        await point_store.replace(self._store, self.last)
         _log.info("point snapshotted", machine=self._machine, point=doc.id, captured=doc.time)
         reach("points.after-settling")
         return True

@@ -19,7 +19,7 @@ import msgspec
 from master_target.targets.base import Target
 from shared import logging
 from shared.blob import BlobStore
-from shared.recovery import points
+from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 
 _log = logging.get()
@@ -70,10 +70,10 @@ class Pruner:
         if abs(skew_s) > MAX_SKEW_S:
             _log.warning("nothing pruned: clocks differ", machine=self._machine, skew_s=round(skew_s))
             return
-        docs = await points.list_docs(self._store, self._machine)
+        docs = await point_store.list_docs(self._store, self._machine)
         gone = expired(docs, time.time_ns(), self._policy)
         for doc in gone:
-            await points.delete(self._store, self._machine, doc.position)
+            await point_store.delete(self._store, self._machine, doc.position)
         if gone:
             _log.info("points expired", machine=self._machine, count=len(gone), newest=gone[-1].id)
         left = [doc for doc in docs if doc not in gone]

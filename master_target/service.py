@@ -26,7 +26,7 @@ _log = logging.get()
 
 _DISCOVER_S: Final = 5.0
 _STATUS_S: Final = 2.0
-_GRACE_S: Final = 10.0
+_GRACE_S: Final = 5.0
 """So long an interval that is being applied may go on after SIGTERM. What is cut off is applied again by the next start."""
 
 
@@ -52,6 +52,7 @@ class Service:
         self._settings = Settings(
             owner=config.name,
             interval_b=config.interval_b,
+            behind_interval_b=config.behind_interval_b,
             poll_s=config.poll_s,
             bridge=config.bridge,
             retention=config.retention,

@@ -14,7 +14,7 @@ from master_target.targets.base import Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
 from shared.blob import BlobStore
-from shared.recovery import points
+from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.folder import Manifest
 from shared.recovery.materialise import materialise
@@ -79,7 +79,7 @@ async def until_settled(machine: Machine, model: ModelMachine) -> list[PointDoc]
     try:
         async with asyncio.timeout(_DEADLINE_S):
             while True:
-                docs = await points.list_docs(model.store, model.name)
+                docs = await point_store.list_docs(model.store, model.name)
                 if [d.position for d in docs if d.state == "snapshotted"] == model.marked:
                     return docs
                 await asyncio.sleep(0.02)
@@ -115,7 +115,7 @@ async def check_points(model: ModelMachine, folder: Path) -> list[PointDoc]:
 
     The documents, in log order.
     """
-    docs = await points.list_docs(model.store, model.name)
+    docs = await point_store.list_docs(model.store, model.name)
     catalog = await Catalog.load(model.store, model.name)
     for doc in docs:
         if doc.state == "snapshotted":

@@ -33,7 +33,7 @@ from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
 from shared.log.segment import BatchRow
-from shared.recovery import history, points
+from shared.recovery import history, point_store
 from shared.recovery.history import Gap
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position, format_ns, parse_rfc3339
@@ -64,7 +64,7 @@ class Catalog:
         """Raises MachineNotFoundError when storage has no epoch of this machine."""
         reader = LogReader(store, machine)
         # Documents first: whatever they name is then in the index, which is read after them.
-        docs = await points.list_docs(store, machine)
+        docs = await point_store.list_docs(store, machine)
         epochs = await reader.epochs()
         if not epochs:
             raise MachineNotFoundError(

@@ -1,4 +1,4 @@
-"""Recovery points and their documents, `points/<machine>/<epoch>-<batch>.json`. Layout in FORMAT.md beside
+"""Recovery points and their documents (pure; kept by point_store.py), `points/<machine>/<epoch>-<batch>.json`. Layout in FORMAT.md beside
 this file.
 
 A point names one ordered position, whole in the log, for all disks of the machine. It exists as soon as the
@@ -11,21 +11,14 @@ again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Final, Literal
 
 import msgspec
 
-from shared import logging
-from shared.blob import BlobStore
-from shared.errors import BlobExistsError, BlobNotFoundError, IntegrityError
-from shared.recovery.parallel import parallel
+from shared.errors import IntegrityError
 from shared.recovery.position import Position, format_ns
 
-_log = logging.get()
-
 FORMAT_VERSION: Final = 1
-_WIDTH: Final = 8
 PointState = Literal["logged", "snapshotted"]
 Range = tuple[int, int, int]
 """(disk number, first sector, sectors)."""
@@ -97,54 +90,6 @@ def decode(data: bytes, name: str) -> PointDoc:
     if doc.v != FORMAT_VERSION:
         raise _unreadable(name, f"it has format version {doc.v}; this program knows {FORMAT_VERSION}")
     return doc
-
-
-async def write_new(store: BlobStore, doc: PointDoc) -> bool:
-    """Write the document of a new point; False, and nothing done, when the point has one already."""
-    try:
-        await store.create(blob_name(doc.machine, doc.position), msgspec.json.encode(doc))
-    except BlobExistsError:
-        return False
-    return True
-
-
-async def replace(store: BlobStore, doc: PointDoc) -> None:
-    """Write the document of a point that has one. Only the holder of the machine's claim may call this."""
-    await store.replace(blob_name(doc.machine, doc.position), msgspec.json.encode(doc), None)
-
-
-async def read(store: BlobStore, machine: str, position: Position) -> PointDoc | None:
-    """The document of the point at `position`; None when there is none. Raises IntegrityError."""
-    name = blob_name(machine, position)
-    try:
-        return decode(await store.read(name), name)
-    except BlobNotFoundError:
-        return None
-
-
-async def list_docs(store: BlobStore, machine: str) -> list[PointDoc]:
-    """All point documents of a machine, in log order. One that vanishes meanwhile (retention) is left out; so is, with a
-    warning, one that cannot be read: it must not keep people from the others.
-    """
-    positions = sorted([p async for info in store.list(prefix(machine)) if (p := position_of(info.name))])
-    found: dict[Position, PointDoc] = {}
-
-    async def fetch(position: Position) -> None:
-        try:
-            doc = await read(store, machine, position)
-        except IntegrityError as exc:
-            _log.warning("point document left out", machine=machine, **exc.as_dict())
-            return
-        if doc is not None:
-            found[position] = doc
-
-    await parallel((partial(fetch, position) for position in positions), _WIDTH)
-    return [found[position] for position in positions if position in found]
-
-
-async def delete(store: BlobStore, machine: str, position: Position) -> None:
-    """Harmless when it is gone already."""
-    await store.delete(blob_name(machine, position))
 
 
 def _unreadable(name: str, cause: str) -> IntegrityError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.blob import BlobConfig, BlobStore
-from shared.recovery import points
+from shared.recovery import point_store
 from tests.machine_log import ModelMachine
 from tests.master_parts import check_points, running, seed_digests, until_applied, until_ended, until_settled
 
@@ -81,7 +81,7 @@ async def test_killed_anywhere_the_disks_and_all_points_are_right_after_a_restar
         await model.publish()
         await until_ended(await start(config, crash_at), -signal.SIGKILL)
         # Whatever a document promises is there, also right after the kill.
-        for doc in await points.list_docs(store, model.name):
+        for doc in await point_store.list_docs(store, model.name):
             if doc.state == "snapshotted" and not images:
                 assert await seed_digests(model, doc.snapshots) == model.digests[doc.position]
     async with running(model, image_dir=images) as machine:
@@ -104,7 +104,7 @@ async def test_sigterm_ends_the_daemon_and_leaves_nothing_unfinished(
     model.write(mark="m")
     await model.publish()
     process = await start(write_config(tmp_path, blob_config))
-    while not any(d.state == "snapshotted" for d in await points.list_docs(store, model.name)):
+    while not any(d.state == "snapshotted" for d in await point_store.list_docs(store, model.name)):
         assert process.returncode is None
     process.terminate()
     await until_ended(process, 0)

@@ -12,7 +12,7 @@ import pytest
 from master_target.retention import Pruner, RetentionPolicy
 from shared.blob import BlobStore
 from shared.errors import SnapshotError
-from shared.recovery import points
+from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import check_snapshots
@@ -57,9 +57,9 @@ async def test_expired_points_go_at_once_and_their_snapshots_an_hour_later(
     pruner = Pruner(store, model.name, RetentionPolicy(all_s=1, hourly_s=0))
 
     await pruner.prune([seed], skew_s=300)
-    assert len(await points.list_docs(store, model.name)) == 4  # clocks differ: nothing happens
+    assert len(await point_store.list_docs(store, model.name)) == 4  # clocks differ: nothing happens
     await pruner.prune([seed], skew_s=1)
-    assert [d.id for d in await points.list_docs(store, model.name)] == [d.id for d in docs[2:]]
+    assert [d.id for d in await point_store.list_docs(store, model.name)] == [d.id for d in docs[2:]]
     assert len(await seed.snapshots()) == 5
     later = time.monotonic() + 3601
     monkeypatch.setattr(time, "monotonic", lambda: later)

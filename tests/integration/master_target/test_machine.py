@@ -9,7 +9,7 @@ import pytest
 
 from shared.batch import StreamState
 from shared.blob import BlobStore
-from shared.recovery import points
+from shared.recovery import point_store
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
 from tests.machine_log import ModelMachine
@@ -75,7 +75,7 @@ async def test_a_mark_is_a_point_before_it_is_applied_and_only_where_order_is_ke
     async with running(model) as machine:
         await until(machine, lambda: bool(machine.report().errors))
         await until(machine, lambda: bool(machine.report().last_point))
-        assert [(d.marks, d.state) for d in await points.list_docs(model.store, model.name)] == [
+        assert [(d.marks, d.state) for d in await point_store.list_docs(model.store, model.name)] == [
             (("kept",), "logged")
         ]
         assert seed in machine.report().errors[0].what
@@ -151,7 +151,7 @@ async def test_a_deleted_seed_disk_is_rebuilt_from_the_log(model: ModelMachine) 
     async with running(model) as machine:
         await until_applied(machine, model.position)
     assert await seed_digests(model) == model.sha256()
-    docs = await points.list_docs(model.store, model.name)
+    docs = await point_store.list_docs(model.store, model.name)
     assert [d.state for d in docs] == ["snapshotted", "snapshotted"]
     assert await seed_digests(model, docs[1].snapshots) == model.digests[docs[1].position]
 
@@ -161,7 +161,9 @@ async def test_small_intervals_and_bridging_give_the_same_disks(model: ModelMach
     for _ in range(6):
         model.write(40)
     await model.publish(segments=2)
-    async with running(model, msgspec.structs.replace(SETTINGS, interval_b=64 * 1024)) as machine:
+    async with running(
+        model, msgspec.structs.replace(SETTINGS, interval_b=64 * 1024, behind_interval_b=64 * 1024)
+    ) as machine:
         await until_applied(machine, model.position)
     assert await seed_digests(model) == model.sha256()
     assert machine.report().rates["amplification"] > 1.0

@@ -14,7 +14,7 @@ from shared.errors import (
     PointNotFoundError,
     PointReferenceError,
 )
-from shared.recovery import points
+from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import logged_point
 from shared.recovery.position import Position, format_ns
@@ -116,7 +116,7 @@ async def test_points_are_documents_and_marks_that_have_none_yet(machine: ModelM
     machine.write(state=StreamState.BITMAP, mark="lost")
     second = machine.write(mark="b")
     await machine.publish()
-    await points.write_new(machine.store, logged_point(machine.name, first, START_NS, "app", ["a"]))
+    await point_store.write_new(machine.store, logged_point(machine.name, first, START_NS, "app", ["a"]))
     await machine.store.create(f"points/{machine.name}/00000009-000000000001.json", b"{}")
     catalog = await Catalog.load(machine.store, machine.name)
     assert [(p.position, p.consistency, p.marks) for p in catalog.points()] == [

@@ -16,7 +16,7 @@ from shared.errors import (
     SnapshotError,
     WrongKeyError,
 )
-from shared.recovery import points
+from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.folder import JOURNAL, MANIFEST, Manifest
 from shared.recovery.materialise import Progress, materialise
@@ -56,7 +56,7 @@ async def snapshot_now(machine: ModelMachine) -> PointDoc:
         **{f: getattr(logged, f) for f in logged.__struct_fields__}
         | {"state": "snapshotted", "target": "page-blob", "snapshots": snapshots}
     )
-    await points.write_new(machine.store, doc)
+    await point_store.write_new(machine.store, doc)
     return doc
 
 
@@ -108,7 +108,7 @@ async def test_a_restore_from_snapshots_equals_one_from_the_log_alone(
     assert [(s.first, s.last) for s in plan.replay] == [(5, 5)]
     check(machine, machine.position, tmp_path / "a", await restore(machine, "latest", tmp_path / "a"))
     check(machine, base.position, tmp_path / "b", await restore(machine, "latest-processed", tmp_path / "b"))
-    await points.delete(machine.store, machine.name, base.position)
+    await point_store.delete(machine.store, machine.name, base.position)
     check(machine, machine.position, tmp_path / "c", await restore(machine, "latest", tmp_path / "c"))
 
 
@@ -124,7 +124,7 @@ async def test_a_base_whose_snapshot_is_gone_or_of_another_position_is_not_used(
     torn = await machine.store.snapshot(blob)
     for bad in (torn, "2020-01-01T00:00:00.0000000Z"):
         fields = {f: getattr(doc, f) for f in doc.__struct_fields__}
-        await points.replace(
+        await point_store.replace(
             machine.store, PointDoc(**fields | {"snapshots": doc.snapshots | {"loop1": bad}})
         )
         catalog = await Catalog.load(machine.store, machine.name)

@@ -1,0 +1,103 @@
+"""Point documents in blob storage.
+
+A document also stands in its blob's metadata, as long as it is small enough, so that listing a machine's points takes one request
+for thousands of them. Storage writes content and metadata of a block blob as one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from shared import logging
+from shared.blob import BlobStore
+from shared.errors import BlobExistsError, BlobNotFoundError, IntegrityError
+from shared.recovery import points
+from shared.recovery.parallel import parallel
+from shared.recovery.points import PointDoc
+from shared.recovery.position import Position
+
+_log = logging.get()
+
+_WIDTH: Final = 8
+_METADATA_MAX_B: Final = 6000
+"""Azure takes 8 KiB of metadata."""
+
+
+async def write_new(store: BlobStore, doc: PointDoc) -> bool:
+    """Write the document of a new point; False, and nothing done, when the point has one already."""
+    data = msgspec.json.encode(doc)
+    try:
+        await store.create(points.blob_name(doc.machine, doc.position), data, _metadata(data))
+    except BlobExistsError:
+        return False
+    return True
+
+
+async def replace(store: BlobStore, doc: PointDoc) -> None:
+    """Write the document of a point that has one. Only the holder of the machine's claim may call this."""
+    data = msgspec.json.encode(doc)
+    await store.replace(points.blob_name(doc.machine, doc.position), data, metadata=_metadata(data))
+
+
+async def read(store: BlobStore, machine: str, position: Position) -> PointDoc | None:
+    """The document of the point at `position`; None when there is none. Raises IntegrityError."""
+    name = points.blob_name(machine, position)
+    try:
+        return points.decode(await store.read(name), name)
+    except BlobNotFoundError:
+        return None
+
+
+async def list_docs(store: BlobStore, machine: str) -> list[PointDoc]:
+    """All point documents of a machine, in log order. One that vanishes meanwhile (retention) is left out; so is, with a
+    warning, one that cannot be read: it must not keep people from the others.
+    """
+    found: dict[Position, PointDoc] = {}
+    to_read: list[str] = []
+
+    def take(name: str, data: bytes) -> None:
+        try:
+            doc = points.decode(data, name)
+        except IntegrityError as exc:
+            _log.warning("point document left out", machine=machine, **exc.as_dict())
+        else:
+            found[doc.position] = doc
+
+    async def fetch(name: str) -> None:
+        try:
+            take(name, await store.read(name))
+        except BlobNotFoundError:
+            _log.debug("point expired while it was read", blob=name)
+
+    async for info in store.list(points.prefix(machine)):
+        if points.position_of(info.name) is None:
+            continue
+        if (data := _from_metadata(info.metadata)) is not None:
+            take(info.name, data)
+        else:
+            to_read.append(info.name)
+    await parallel((partial(fetch, name) for name in to_read), _WIDTH)
+    return [doc for _, doc in sorted(found.items())]
+
+
+async def delete(store: BlobStore, machine: str, position: Position) -> None:
+    """Harmless when it is gone already."""
+    await store.delete(points.blob_name(machine, position))
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    text = base64.b64encode(data).decode()
+    return {"doc": text} if len(text) <= _METADATA_MAX_B else {}
+
+
+def _from_metadata(metadata: Mapping[str, str]) -> bytes | None:
+    try:
+        return base64.b64decode(metadata["doc"], validate=True)
+    except (KeyError, binascii.Error):
+        return None  # the content is read instead
