@@ -79,7 +79,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     epoch: Epoch
     number: BatchNumber
     last_seq: Seq
-    """Every write whose last piece stands at or below this ring position is in this batch or an earlier one."""
+    """Ring position behind the batch: every write whose last piece stands below it is in this batch or an earlier one."""
     captured_ns: int
     """Wall-clock time of the newest write in it, Unix nanoseconds; never decreases within an epoch."""
     state: StreamState
