@@ -93,8 +93,11 @@ class Catalog:
 
     def _labelled(self, doc: PointDoc) -> PointDoc:
         """The point, marked as suspect when a later epoch says that capture had missed writes by then."""
-        suspect = any(0 < e.suspect_since_ns <= doc.captured_ns and doc.epoch < e.epoch for e in self.epochs)
+        suspect = self.is_suspect(doc.position, doc.captured_ns)
         return msgspec.structs.replace(doc, suspect=True) if suspect else doc
+
+    def is_suspect(self, position: Position, captured_ns: int) -> bool:
+        return any(0 < e.suspect_since_ns <= captured_ns and position.epoch < e.epoch for e in self.epochs)
 
     def gaps(self) -> list[Gap]:
         """The periods without points, in log order."""

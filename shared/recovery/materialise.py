@@ -294,7 +294,7 @@ async def _finish(
         batch=plan.position.batch,
         time=format_ns(plan.captured_ns),
         consistency=plan.point.consistency if plan.point else "crash",
-        suspect=plan.point.suspect if plan.point else False,
+        suspect=plan.suspect,
         unreadable=tuple(dict.fromkeys(folder.journal.unreadable)),
         disks=tuple(
             ManifestDisk(

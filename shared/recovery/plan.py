@@ -32,6 +32,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     position: Position
     captured_ns: int
     disks: tuple[EpochDisk, ...]
+    suspect: bool
+    """A later epoch says that capture had missed writes by then."""
     point: PointDoc | None
     """The point's document, when a mark asked for one here."""
     base: PointDoc | None

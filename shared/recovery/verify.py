@@ -43,10 +43,12 @@ async def make_plan(store: BlobStore, catalog: Catalog, position: Position) -> P
         else:
             base = doc
             break
+    captured_ns = await catalog.captured_ns(position)
     return Plan(
         machine=catalog.machine,
         position=position,
-        captured_ns=await catalog.captured_ns(position),
+        captured_ns=captured_ns,
+        suspect=catalog.is_suspect(position, captured_ns),
         disks=epoch.disks,
         point=catalog.docs.get(position),
         base=base,
