@@ -24,14 +24,14 @@ more is never believed.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.disks import SYSFS, Disk
+from agent.disks import SYSFS, Disk, counts_sectors
 
 _WRITTEN_SECTORS, _DISCARDED_SECTORS = 6, 13
 _WRAP: Final = (1 << 64) - 1
@@ -67,6 +67,8 @@ class Baseline:
     candidate_sectors: int = 0
     """The offset that the last still sample spoke for, and how many in a row did."""
     agreed: int = 0
+    gap: bool = False
+    """The kernel's counting was off for a while, so it may have counted less than was written."""
 
     def words(self) -> list[int]:
         """As kept in `Capture.audit_words`."""
@@ -77,14 +79,14 @@ class Baseline:
             int(known),
             self.candidate_sectors,
             self.agreed,
-            0,
+            int(self.gap),
         )
         return [number & _WRAP for number in numbers]
 
     @staticmethod
     def from_words(words: npt.NDArray[np.uint64]) -> Baseline:
-        stat, offset, known, candidate, agreed = words[:5].view(np.int64).tolist()
-        return Baseline(stat, offset if known else None, candidate, agreed)
+        stat, offset, known, candidate, agreed, gap = words[:6].view(np.int64).tolist()
+        return Baseline(stat, offset if known else None, candidate, agreed, bool(gap))
 
 
 class Outcome(enum.Enum):
@@ -112,10 +114,13 @@ def compare(sample: Sample, baseline: Baseline) -> Verdict:
         return Verdict(
             Outcome.UNVERIFIABLE, cause="the kernel does not count this disk's sectors (iostats = 0)"
         )
+    idle = sample.still and sample.seen_sectors == sample.completed_sectors
+    counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
+    if idle and not baseline.gap and counted < sample.seen_sectors:
+        return Verdict(Outcome.UNVERIFIABLE, cause="the disk's driver does not count all that is written")
     if baseline.offset_sectors is None:
         cause = "writes from before the attachment cannot be told apart yet"
         return Verdict(Outcome.UNVERIFIABLE, cause=cause)
-    counted = sample.stat.sectors - baseline.stat_sectors - baseline.offset_sectors
     if counted > sample.seen_sectors:
         cause = "the kernel counted more written sectors than capture saw"
         return Verdict(Outcome.SHORTFALL, counted - sample.seen_sectors, cause)
@@ -131,15 +136,16 @@ def settle(sample: Sample, baseline: Baseline) -> Baseline:
     A sample without counting makes everything unknown again: what was written meanwhile cannot be found out.
     """
     if not sample.stat.counting:
-        return Baseline(baseline.stat_sectors)
+        return Baseline(baseline.stat_sectors, gap=True)
     if not sample.still:
         return baseline
     candidate = sample.stat.sectors - baseline.stat_sectors - sample.completed_sectors
     agreed = min(baseline.agreed + 1, SAME) if candidate == baseline.candidate_sectors else 1
     known = baseline.offset_sectors
-    if agreed >= SAME and (known is None or candidate < known):
+    believable = candidate >= 0 or baseline.gap
+    if agreed >= SAME and believable and (known is None or candidate < known):
         known = candidate
-    return Baseline(baseline.stat_sectors, known, candidate, agreed)
+    return replace(baseline, offset_sectors=known, candidate_sectors=candidate, agreed=agreed)
 
 
 def switch_on(disk: Disk, *, sysfs: Path = SYSFS) -> None:
@@ -149,7 +155,6 @@ def switch_on(disk: Disk, *, sysfs: Path = SYSFS) -> None:
 
 def read_stat(disk: Disk, *, sysfs: Path = SYSFS) -> Stat:
     folder = sysfs / f"block/{disk.name.replace('/', '!')}"
-    counting = (folder / "queue/iostats").read_text().strip() != "0"
     fields = (folder / "stat").read_text().split()
     discarded = int(fields[_DISCARDED_SECTORS]) if len(fields) > _DISCARDED_SECTORS else 0
-    return Stat(int(fields[_WRITTEN_SECTORS]) + discarded, counting)
+    return Stat(int(fields[_WRITTEN_SECTORS]) + discarded, counts_sectors(folder))

@@ -90,7 +90,7 @@ def describe(path: Path, folder: Path, major: int, minor: int) -> Disk:
         serial=_serial(folder),
         bio_based=not (folder / "mq").is_dir(),
         read_only=_text(folder / "ro") == "1",
-        iostats=_text(folder / "queue/iostats") != "0",
+        iostats=counts_sectors(folder),
         dax=_text(folder / "queue/dax") == "1",
         zoned=_text(folder / "queue/zoned") not in ("", "none"),
         slaves=tuple(sorted(entry.name for entry in slaves.iterdir())) if slaves.is_dir() else (),
@@ -150,6 +150,12 @@ def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS) -> None:
             )
 
 
+def counts_sectors(folder: Path) -> bool:
+    """Whether the kernel counts the sectors of the disk whose sysfs folder this is."""
+    # Drivers without requests count by themselves, or not at all, whatever the attribute says.
+    return _text(folder / "queue/iostats") != "0" or not (folder / "mq").is_dir()
+
+
 def is_present(disk: Disk, *, sysfs: Path = SYSFS) -> bool:
     """Whether the disk is still the one that it was (same diskseq, same size)."""
     folder = sysfs / f"block/{disk.name.replace('/', '!')}"
@@ -196,7 +202,8 @@ def _serial(folder: Path) -> str:
     ):
         if text := _text(folder / source):
             return text
-    return ""
+    # SCSI's unit serial number page: four bytes of header, then text
+    return _text(folder / "device/vpd_pg80")[4:].strip()
 
 
 def _text(file: Path) -> str:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -27,7 +28,8 @@ BPFFS_MAGIC: Final = 0xCAFE4A11
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=ctypes.Structure)
 _NAME_B: Final = 16
-_LOG_LINES: Final = 12
+_LOG_LINES: Final = 4
+_PROGRAM_LINE: Final = re.compile(r"\s*(;|\d+: |-- |processed \d|R\d|from \d|last_idx|regs=|parent )")
 
 
 class _MapCreateOpts(ctypes.Structure):
@@ -179,8 +181,9 @@ class _Library:
 
     def error(self, what: str) -> BpfError:
         number = ctypes.get_errno()
-        lines = [line.removeprefix("libbpf: ") for line in self.said[-_LOG_LINES:]]
-        return BpfError(what, cause="; ".join([os.strerror(number), *lines]), number=number)
+        # The verifier's log repeats the program; what it objects to is among the last lines that are not program.
+        lines = [line.removeprefix("libbpf: ") for line in self.said if not _PROGRAM_LINE.match(line)]
+        return BpfError(what, cause="; ".join([os.strerror(number), *lines[-_LOG_LINES:]]), number=number)
 
 
 @functools.cache

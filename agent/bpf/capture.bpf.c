@@ -632,8 +632,9 @@ static __always_inline void write_completed(struct bio *bio, bool error, u64 sec
 		sectors = open->sectors;
 	} else {
 		struct tracked_disk *disk = find_disk(BPF_CORE_READ(bio, bi_bdev, bd_disk));
-		/* A bio of a blk-mq disk that ends without a request never was a write (EAGAIN). */
-		if (!disk || (!by_request && !(disk->flags & DISK_BIO_BASED)))
+		/* A bio of a blk-mq disk that ends without a request never was a write (EAGAIN). On other disks, most bios that were not
+		 * seen are the driver's own parts of one that was, and what happens to them happens to it. */
+		if (!disk || (!by_request && !((disk->flags & DISK_BIO_BASED) && control.open_missed)))
 			return;
 		slot = disk->slot;
 	}
@@ -778,7 +779,8 @@ static __always_inline int probe_seen(struct bio *bio)
 	if (((u32)disk->major << 20 | (u32)disk->first_minor) != probe.dev || bio->bi_iter.bi_sector != probe.sector ||
 	    bio->bi_iter.bi_size != DATA_B)
 		return 0;
-	struct bio_vec *vec = (struct bio_vec *)((u64)bio->bi_io_vec + (u64)bio->bi_iter.bi_idx * bpf_core_type_size(struct bio_vec));
+	struct bio_vec *vec = (struct bio_vec *)((u64)BPF_CORE_READ(bio, bi_io_vec) +
+						 (u64)bio->bi_iter.bi_idx * bpf_core_type_size(struct bio_vec));
 	u64 page_struct_b = bpf_core_type_size(struct page);
 
 	probe.page_struct_b = page_struct_b;

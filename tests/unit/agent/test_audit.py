@@ -75,7 +75,7 @@ def test_a_baseline_is_corrected_downwards_only() -> None:
 
 def test_a_pause_in_the_kernels_counting_makes_the_baseline_unknown_again() -> None:
     baseline = settle(sample(64, 64, counting=False), Baseline(1000, 8, 8, SAME))
-    assert baseline == Baseline(1000)
+    assert baseline == Baseline(1000, gap=True)
     for _ in range(SAME):
         baseline = settle(sample(64, 128), baseline)  # 64 sectors were written uncounted
     assert baseline.offset_sectors == -64
@@ -84,8 +84,20 @@ def test_a_pause_in_the_kernels_counting_makes_the_baseline_unknown_again() -> N
 
 @given(st.integers(0, 2**62), st.none() | st.integers(-(2**62), 2**62), st.integers(-(2**62), 2**62))
 def test_a_baseline_survives_pinned_memory(stat: int, offset: int | None, candidate: int) -> None:
-    baseline = Baseline(stat, offset, candidate, 2)
+    baseline = Baseline(stat, offset, candidate, 2, gap=True)
     assert Baseline.from_words(np.array(baseline.words(), np.uint64)) == baseline
+
+
+def test_a_driver_that_does_not_count_makes_its_disk_unverifiable_not_exact() -> None:
+    baseline = Baseline(1000)
+    for _ in range(SAME):
+        baseline = settle(sample(0, 0), baseline)
+    assert compare(sample(0, 0), baseline).outcome is Outcome.EXACT
+    for _ in range(2 * SAME):
+        baseline = settle(sample(0, 640), baseline)
+        verdict = compare(sample(0, 640), baseline)
+        assert (verdict.outcome, baseline.offset_sectors) == (Outcome.UNVERIFIABLE, 0)
+        assert "driver" in verdict.cause
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 64)), max_size=40), st.integers(0, 64))

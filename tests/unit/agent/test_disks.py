@@ -105,6 +105,15 @@ def test_a_replaced_grown_or_removed_disk_is_not_present(tmp_path: Path) -> None
     assert not is_present(disk, sysfs=tmp_path)
 
 
+def test_a_scsi_unit_serial_number_is_found(tmp_path: Path) -> None:
+    assert make_disk(tmp_path, "sda", {"device/vpd_pg80": "\0\x80\0\x04sc17"}).serial == "sc17"
+
+
+def test_a_driver_without_requests_counts_whatever_its_iostats_say(tmp_path: Path) -> None:
+    assert make_disk(tmp_path, "dm-0", {"queue/iostats": "0"}, mq=False).iostats
+    assert not make_disk(tmp_path, "sda", {"queue/iostats": "0"}).iostats
+
+
 def test_a_disk_without_serial_has_an_empty_one(tmp_path: Path) -> None:
     assert make_disk(tmp_path, "sda").serial == ""
 
