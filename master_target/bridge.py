@@ -26,8 +26,8 @@ class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A request costs as much as reading and writing so many bytes; longer gaps are never bridged. 0 switches bridging off."""
     amplification: float = 8.0
     """At most this many bytes are written for each byte that must be."""
-    behind_s: float = 30.0
-    """Bridge only while apply is this far behind the log."""
+    behind_s: float = 15.0
+    """Bridge only when apply has not reached the end of the log for so long."""
 
 
 def bridge(runs: DiskRuns, settings: BridgeSettings) -> Ints:

@@ -6,7 +6,7 @@ vault_file = "/etc/understudy/vault.json"
 control_url = "https://config.example.com"
 tls = {cert = "…/mt1.pem", key = "…/mt1.key", ca = "…/ca.pem"}
 blob = {url = "https://account.blob.core.windows.net", container = "understudy"}
-bridge = {request_b = 98304, amplification = 8.0, behind_s = 30.0}
+bridge = {request_b = 98304, amplification = 8.0, behind_s = 15.0}
 ```
 """
 

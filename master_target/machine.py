@@ -183,6 +183,8 @@ class _Work:
         self._disks: list[DiskTarget] = []
         self._left_at = NOWHERE
         """Where the disks stood when they were closed, for reports."""
+        self._caught_up_at = time.monotonic()
+        """When there was nothing left to apply."""
         self._looking = asyncio.Lock()
         self._settled = NOWHERE
         """The last point that was settled, or found to be."""
@@ -246,8 +248,7 @@ class _Work:
         if all(s.settled and s.cursor == next_.start for s in states):
             await self._settle(next_.start)
         settings = self._settings
-        lag_s, _ = self._log.behind(next_.start)
-        behind = lag_s > settings.bridge.behind_s
+        behind = time.monotonic() - self._caught_up_at > settings.bridge.behind_s
         most_b = settings.behind_interval_b if behind else settings.interval_b
         try:
             if next_.end is not None:
@@ -255,6 +256,7 @@ class _Work:
             else:
                 found = await self._log.next(next_.start, next_.limit, most_b)
                 if found is None:
+                    self._caught_up_at = time.monotonic()
                     return await self._take_up_newest()
                 interval = found
         except LogGapError:
