@@ -39,29 +39,44 @@ PINNED_MAPS: Final = {
 """Maps of the object that are pinned: map name by pin name."""
 STATE: Final = "state"
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
+_LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 _ALWAYS: Final = ("us_rq_complete", "us_bio_complete", "us_rq_issue")
 _FOR_REQUESTS: Final = ("us_backmerge", "us_frontmerge", "us_getrq")
 _FOR_BIOS: Final = ("us_queue",)
 _REHEARSAL_RING_B: Final = 1 << 16
 
 
-def check_machine(object_path: Path = OBJECT, *, btf: Path = _BTF, is_root: bool | None = None) -> None:
+def check_machine(
+    object_path: Path = OBJECT,
+    *,
+    btf: Path = _BTF,
+    lockdown: Path = _LOCKDOWN,
+    is_root: bool | None = None,
+) -> None:
     """Raises CaptureUnavailableError if this machine or process obviously cannot load the programs."""
-    what = "Writes cannot be captured on this machine"
-    if not (os.geteuid() == 0 if is_root is None else is_root):
-        raise CaptureUnavailableError(
-            what, cause="this process is not root", action="Run the agent as root: it loads BPF programs."
-        )
-    if not btf.exists():
-        raise CaptureUnavailableError(
-            what,
-            cause=f"the kernel has no BTF ({btf} is missing)",
-            action="Use a kernel from 5.17 on with CONFIG_DEBUG_INFO_BTF, as current distributions have.",
-        )
-    if not object_path.exists():
-        raise CaptureUnavailableError(
-            what, cause=f"{object_path} is missing", action="Build it: make build/capture.bpf.o"
-        )
+    locked = lockdown.read_text() if lockdown.exists() else ""
+    for lacking, cause, action in (
+        (
+            not (os.geteuid() == 0 if is_root is None else is_root),
+            "this process is not root",
+            "Run the agent as root: it loads BPF programs.",
+        ),
+        (
+            not btf.exists(),
+            f"the kernel has no BTF ({btf} is missing)",
+            "Use a kernel from 5.17 on with CONFIG_DEBUG_INFO_BTF, as current distributions have.",
+        ),
+        (
+            "[confidentiality]" in locked,
+            "the kernel is locked down (confidentiality), which forbids BPF to read memory",
+            "Boot with lockdown=integrity or without lockdown.",
+        ),
+        (not object_path.exists(), f"{object_path} is missing", "Build it: make build/capture.bpf.o"),
+    ):
+        if lacking:
+            raise CaptureUnavailableError(
+                "Writes cannot be captured on this machine", cause=cause, action=action
+            )
 
 
 def rehearse(wanted: Sequence[Disk], *, object_path: Path = OBJECT) -> Calibration:
@@ -103,7 +118,7 @@ def attach_fresh(pin_dir: Path, wanted: Sequence[Disk], ring_b: int, object_path
         loaded.load()
         control, probe = _calibration_maps(loaded)
         control["cause"] = calibrate(loaded, control, probe, wanted).cause.encode()[:255]
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for name, map_name in PINNED_MAPS.items():
             libbpf.pin(loaded.map_fd(map_name), folder / name)
         _make_array(STATE, layout.STATE_WORDS, libbpf.F_MMAPABLE, folder / STATE)
@@ -154,6 +169,9 @@ def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> list[Disk]:
     """`wanted` in the order of the pinned capture's slots. Raises PinnedElsewhereError unless it captures
     exactly these."""
     what = f"Capture pinned at {pin_dir} cannot be continued"
+    missing = [name for name in (*PINNED_MAPS, STATE) if not (pin_dir / name).exists()]
+    if missing:
+        raise PinnedElsewhereError(what, cause=f"pins are missing: {', '.join(missing)}")
     with ExitStack() as files:
         fds = {}
         for name in ("control", "tracked"):

@@ -144,7 +144,7 @@ class Capture:
         check_machine(object_path)
         disks.check_set(wanted)
         pins.ensure_bpffs(pin_dir)
-        fresh = not pin_dir.is_dir()
+        fresh = not pins.exist(pin_dir)
         if fresh:
             attach_fresh(pin_dir, wanted, ring_b, object_path)
         return cls(pin_dir, by_slot(pin_dir, wanted), fresh=fresh)

@@ -45,7 +45,11 @@ def ensure_bpffs(pin_dir: Path) -> None:
             cause=f"{existing} is not in a BPF file system",
             action=f"Choose a folder below {_BPFFS}.",
         )
-    pin_dir.parent.mkdir(parents=True, exist_ok=True)
+
+
+def exist(pin_dir: Path) -> bool:
+    """Whether something is pinned there; an empty folder is nothing."""
+    return pin_dir.is_dir() and any(pin_dir.iterdir())
 
 
 def publish(pin_dir: Path) -> None:
@@ -95,6 +99,7 @@ def detach(pin_dir: Path) -> None:
         if folder.is_dir():
             ids |= program_ids(folder)
             remove(folder)
+    _remove_empty(pin_dir.parent)
     deadline = time.monotonic() + _GONE_WITHIN_S
     pause_s = 0.001
     while left := _alive(ids):
@@ -107,6 +112,16 @@ def detach(pin_dir: Path) -> None:
             )
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.1)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes the folders above the pins that nobody else uses, up to the mount point."""
+    while folder.is_dir() and not os.path.ismount(folder):
+        try:
+            folder.rmdir()
+        except OSError:  # somebody else's pins are in it
+            return
+        folder = folder.parent
 
 
 def _alive(ids: dict[int, int]) -> list[str]:

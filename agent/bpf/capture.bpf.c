@@ -502,10 +502,8 @@ static __always_inline struct tracked_disk *find_disk(struct gendisk *disk)
 
 static __always_inline bool skipped(void)
 {
-	if (!control.skip)
-		return false;
-	__sync_fetch_and_add(&control.skip, -1);
-	return true;
+	/* Signed: two CPUs may both take the last one. */
+	return (long long)control.skip > 0 && (long long)__sync_fetch_and_add(&control.skip, -1) > 0;
 }
 
 /* The memory of this bio was in flight as another write, whose completion nobody told us (the kernel may skip tracing programs, for

@@ -118,6 +118,24 @@ def test_detach_leaves_no_pin_no_link_and_no_program() -> None:
         detach(r.pin_dir)  # there is nothing to do, and that is no error
 
 
+def test_detach_removes_the_empty_folders_above_its_pins() -> None:
+    with rig(8 * MIB, attached=False) as r:
+        pin_dir = r.pin_dir / "installation" / "capture"
+        Capture.attach(pin_dir, r.disks, 1 << 16).close()
+        detach(pin_dir)
+        assert not r.pin_dir.exists()
+
+
+def test_pins_that_lost_a_part_are_not_continued_and_can_be_detached() -> None:
+    with rig(8 * MIB) as r:
+        r.capture.close()
+        (r.pin_dir / "open").unlink()
+        with pytest.raises(PinnedElsewhereError, match="pins are missing: open"):
+            Capture.attach(r.pin_dir, r.disks, 1 << 16)
+        detach(r.pin_dir)
+        assert r.attach().fresh
+
+
 def test_detach_says_when_somebody_keeps_capture_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "_GONE_WITHIN_S", 0.05)
     with rig(8 * MIB) as r:

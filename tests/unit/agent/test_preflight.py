@@ -60,6 +60,7 @@ def test_a_kernel_that_refuses_the_programs_gives_scan_mode_and_the_kernels_word
         (False, True, True, "not root"),
         (True, False, True, "no BTF"),
         (True, True, False, "is missing"),
+        (True, True, True, "locked down"),
     ],
 )
 def test_a_machine_that_cannot_capture_is_told_what_it_lacks(
@@ -69,8 +70,15 @@ def test_a_machine_that_cannot_capture_is_told_what_it_lacks(
     present.touch()
     absent = tmp_path / "absent"
 
+    lockdown = tmp_path / "lockdown"
+    lockdown.write_text(
+        "none integrity [confidentiality]" if "locked" in cause else "[none] integrity confidentiality"
+    )
+
     def check() -> None:
-        attach.check_machine(present if code else absent, btf=present if btf else absent, is_root=is_root)
+        attach.check_machine(
+            present if code else absent, btf=present if btf else absent, lockdown=lockdown, is_root=is_root
+        )
 
     with pytest.raises(CaptureUnavailableError, match=cause):
         check()
