@@ -5,39 +5,47 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
 
-from shared import logging
+from agent.config import AgentConfig
 from shared.errors import UnderstudyError
-from shared.service import load_config, run_service
+from shared.service import load_config, run_daemon
 
 
 def main(argv: list[str]) -> int:
-    if argv[:1] == ["preflight"]:
-        from agent import preflight
+    match argv[:1]:
+        case ["preflight"]:
+            from agent import preflight
 
-        return preflight.main(argv[1:])
-    parser = argparse.ArgumentParser(prog="python -m agent", description=__doc__)
-    parser.add_argument("command", nargs="?", choices=["run", "detach"], default="run")
+            return preflight.main(argv[1:])
+        case ["detach"]:
+            return detach(argv[1:])
+        case _:
+            return run_daemon(argv, "agent", AgentConfig, start)
+
+
+def start(config: AgentConfig, stop: asyncio.Event) -> Awaitable[None]:
+    from agent.service import run
+
+    return run(config, stop)
+
+
+def detach(argv: list[str]) -> int:
+    """Removes every trace of capture from the kernel, and proves it."""
+    from agent.capture import detach
+
+    parser = argparse.ArgumentParser(prog="python -m agent detach", description="Detach capture.")
     parser.add_argument("--config", type=Path, required=True, help="agent.toml")
     options = parser.parse_args(argv)
     try:
-        from agent.config import AgentConfig
-
         config = load_config(options.config, AgentConfig)
-        if options.command == "detach":
-            from agent.capture import detach
-
-            detach(config.pin_dir)
-            print(f"Capture of {', '.join(config.disks)} is detached; no trace of it is left in the kernel.")
-            return 0
+        detach(config.pin_dir)
     except UnderstudyError as exc:
         print(f"agent: {exc}", file=sys.stderr)
         return exc.exit_code
-    from agent.service import run
-
-    logging.configure("agent")
-    return asyncio.run(run_service("agent", lambda stop: run(config, stop)))
+    print(f"Capture of {', '.join(config.disks)} is detached; no trace of it is left in the kernel.")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,32 +1,20 @@
-"""`python -m config_server --config FILE`: the config server as a daemon."""
+"""`python -m config_server --config FILE` runs the daemon."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
-from pathlib import Path
+from collections.abc import Awaitable
 
 from config_server.config import ConfigServerConfig
-from config_server.service import run
-from shared import logging, service
-from shared.errors import UnderstudyError
+from shared.service import run_daemon
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m config_server", description="Understudy's config server."
-    )
-    parser.add_argument("--config", required=True, type=Path, help="TOML configuration file")
-    path = parser.parse_args(argv).config
-    try:
-        config = service.load_config(path, ConfigServerConfig)
-    except UnderstudyError as exc:
-        sys.stderr.write(f"{exc.code}: {exc}\n")
-        return exc.exit_code
-    logging.configure("config-server", level=config.log_level)
-    return asyncio.run(service.run_service("config-server", lambda stop: run(config, stop)))
+def start(config: ConfigServerConfig, stop: asyncio.Event) -> Awaitable[None]:
+    from config_server.service import run
+
+    return run(config, stop)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_daemon(sys.argv[1:], "config-server", ConfigServerConfig, start))

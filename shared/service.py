@@ -1,20 +1,22 @@
 """The skeleton of a daemon: signals, exit codes, the service manager, configuration files.
 
-A daemon's `__main__` is:  configuration → `run_service(name, main)`.  `main` gets an event that the first
+A daemon's `__main__` is `run_daemon`:  configuration → `run_service(name, main)`.  `main` gets an event that the first
 SIGTERM or SIGINT sets: its head stage stops, the others drain, and it returns. A second signal cancels it:
 the hard stop.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import signal
 import socket
+import sys
 import tomllib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -23,6 +25,37 @@ from shared.errors import ConfigError, UnderstudyError
 
 _log = logging.get()
 _T = TypeVar("_T")
+
+
+class DaemonConfig(Protocol):
+    """What `run_daemon` needs of a daemon's configuration."""
+
+    @property
+    def log_level(self) -> str: ...
+
+
+_C = TypeVar("_C", bound=DaemonConfig)
+
+
+def run_daemon(
+    argv: Sequence[str],
+    name: str,
+    config_type: type[_C],
+    start: Callable[[_C, asyncio.Event], Awaitable[None]],
+) -> int:
+    """A daemon from its command line (`--config FILE`) to its exit code. `start` may import what is slow to import: it is not called
+    for a wrong command line or configuration.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {name.replace('-', '_')}")
+    parser.add_argument("--config", type=Path, required=True, help=f"{name}.toml")
+    options = parser.parse_args(argv)
+    try:
+        config = load_config(options.config, config_type)
+    except UnderstudyError as exc:
+        print(f"{name}: {exc}", file=sys.stderr)
+        return exc.exit_code
+    logging.configure(name, level=config.log_level)
+    return asyncio.run(run_service(name, lambda stop: start(config, stop)))
 
 
 async def run_service(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:

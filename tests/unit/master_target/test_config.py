@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from master_target.__main__ import main
+from master_target.__main__ import start
 from master_target.config import MasterTargetConfig
 from shared.errors import ConfigError
-from shared.service import load_config
+from shared.service import load_config, run_daemon
 
 GOOD = """
 name = "mt1"
@@ -49,5 +49,6 @@ def test_what_is_wrong_is_named(tmp_path: Path, more: str, named: str) -> None:
 def test_a_wrong_file_ends_the_program_with_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--config", str(tmp_path / "none.toml")]) == 2
+    missing = str(tmp_path / "none.toml")
+    assert run_daemon(["--config", missing], "master-target", MasterTargetConfig, start) == 2
     assert capsys.readouterr().err.count("\n") == 1
