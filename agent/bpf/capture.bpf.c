@@ -455,6 +455,14 @@ static __always_inline bool capture_data(struct bio *bio, struct walk *w)
 	w->span = 0;
 	w->piece = 0;
 	w->left = BPF_CORE_READ(bio, bi_iter.bi_size);
+	/* A bio that cannot fit would only fill the ring with pieces that nobody wants. (Others may take the room meanwhile, and a bio
+	 * may have more pieces than this: then it fails on the way.) */
+	u64 room = bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) - bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
+	u64 pieces = ((u64)w->left + DATA_B - 1) / DATA_B;
+	if (pieces * (sizeof(struct record) + BPF_RINGBUF_HDR_SZ) > room) {
+		w->full = 1;
+		return false;
+	}
 	struct walk_ref ref = { .walk = w };
 	bpf_loop(1 << 20, copy_piece, &ref, 0);
 	return !w->failed && !w->left;

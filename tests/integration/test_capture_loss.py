@@ -35,8 +35,9 @@ def test_when_the_ring_is_full_ring_and_bitmap_together_cover_everything() -> No
         assert counters.marked_sectors > 0
         assert counters.seen_sectors == counters.captured_sectors + counters.marked_sectors == r.counted()
         r.replay()
-        assert r.losses == {0}
-        assert r.orphans <= 1
+        assert 0 in r.losses
+        assert max(r.losses) < capture.loss_count()  # the last to come did not fit
+        assert r.orphans == 0
         assert r.differing() != []
         capture.swap_dirty()
         assert r.catch_up(capture.inactive_dirty(0)) > 0
@@ -44,18 +45,32 @@ def test_when_the_ring_is_full_ring_and_bitmap_together_cover_everything() -> No
         # there is room again: what follows carries the raised count
         r.write(0, rng.bytes(4096))
         r.replay()
-        assert r.losses == {0, capture.loss_count()}
+        assert max(r.losses) == capture.loss_count()
 
 
-def test_a_bio_of_which_only_a_part_fits_is_marked_as_a_whole() -> None:
+def test_a_bio_that_cannot_fit_takes_no_room_and_is_marked_as_a_whole() -> None:
     with rig(8 * MIB, ring_b=64 * 1024) as r:
-        content = np.random.default_rng(8).bytes(30 * 4096)
-        r.write(4096, content)
-        headers = r.capture.ring.peek(100).headers
-        assert 0 < len(headers) < 30
-        assert not (headers["flags"] & layout.FLAG_LAST).any()
-        assert bits(r.capture.active_dirty(0)) == set(range(4096 // GRANULE, (31 * 4096 - 1) // GRANULE + 1))
+        r.write(4096, np.random.default_rng(8).bytes(30 * 4096))
+        assert r.capture.ring.producer_seq == 0
+        assert bits(r.capture.active_dirty(0)) == set(range((31 * 4096 - 1) // GRANULE + 1))
         assert r.capture.counters(0).marked_sectors == 240
+
+
+def test_a_bio_that_fails_on_the_way_is_marked_as_a_whole() -> None:
+    # Forty scattered sectors in one bio make forty records; the ring has room for fifteen.
+    content = [aligned(np.random.default_rng(i).bytes(SECTOR)) for i in range(40)]
+    with rig(8 * MIB, ring_b=64 * 1024) as r:
+        fd = os.open(r.device, os.O_WRONLY | os.O_DIRECT)
+        os.pwritev(fd, content, GRANULE * 3)
+        os.close(fd)
+        headers = r.capture.ring.peek(100).headers
+        assert headers["sectors"].tolist() == [1] * 15
+        assert not (headers["flags"] & layout.FLAG_LAST).any()
+        assert bits(r.capture.active_dirty(0)) == {3, 4}
+        assert r.capture.counters(0).marked_sectors == 40
+        assert r.replay() == 15
+        assert r.orphans == 1
+        assert r.replica[0].max() == 0
 
 
 @pytest.mark.parametrize(
