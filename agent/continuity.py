@@ -21,7 +21,7 @@ from agent.state import AgentState, Reason, Word
 from agent.stream import Stream
 from shared import logging
 from shared.batch import SECTOR
-from shared.errors import AuditShortfallError
+from shared.errors import AuditShortfallError, EpochEndedError, UnderstudyError
 from shared.status import Problem
 
 _log = logging.get()
@@ -160,10 +160,19 @@ class Continuity:
                 self._state[word] = count
                 self._lose(reason, AuditShortfallError(what, cause=reason.text))
 
+    def end_epoch(self, reason: Reason) -> None:
+        """The stream cannot go on where it stopped, though capture missed nothing: the other end lost its part, or is not ours."""
+        what = f"Epoch {self._state[Word.EPOCH]} cannot be continued"
+        self._state.want_epoch(reason)
+        self._note(reason, EpochEndedError(what, cause=reason.text))
+
     def _lose(self, reason: Reason, error: AuditShortfallError) -> None:
-        _log.error("continuity lost: a new epoch begins", reason=reason.text, **error.as_dict())
         # Before the first exact look nothing was ever proved: every point of this epoch is suspect.
         self._state.want_epoch(reason, max(self._exact_ns, 1))
+        self._note(reason, error)
+
+    def _note(self, reason: Reason, error: UnderstudyError) -> None:
+        _log.error("continuity lost: a new epoch begins", reason=reason.text, **error.as_dict())
         self._lost_at = time.monotonic()
         self.problems.append(Problem(**error.as_dict(), severity="critical"))
 

@@ -53,6 +53,7 @@ class Sender:
         hello: Callable[[], Hello],
         address: tuple[str, int],
         files: tls.TlsFiles,
+        end_epoch: Callable[[Reason], None],
     ) -> None:
         self._stream = stream
         self._state = state
@@ -60,6 +61,7 @@ class Sender:
         self._address = address
         self._context = tls.client_context(files)
         self._files = files
+        self._end_epoch = end_epoch
         self.connected = False
         self.problem: UnderstudyError | None = None
         """Why there is no session, or why catch-up does not go on; None while all is well."""
@@ -159,8 +161,7 @@ class Sender:
         _log.info("session opened", epoch=welcome.epoch, spooled=welcome.spooled, uploaded=welcome.uploaded)
 
     def _want_epoch(self, reason: Reason) -> None:
-        _log.error("continuity lost: a new epoch begins", reason=reason.text)
-        self._state.want_epoch(reason)
+        self._end_epoch(reason)
         raise _NewEpochError
 
     async def _stream_until(

@@ -52,8 +52,10 @@ class Agent:
         )
         self.reader = SyncReader([str(disk.path) for disk in capture.disks], self.catchup)
         self.stream = Stream(capture, self.state, self.catchup, self.reader)
-        self.sender = Sender(self.stream, self.state, self._hello, config.address, config.tls)
         self.continuity = Continuity(capture, self.state, self.stream)
+        self.sender = Sender(
+            self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
+        )
         self.rates = Rates()
         self._id = secrets.token_hex(8)
 
@@ -77,7 +79,7 @@ class Agent:
             mark = Mark(command.id, str(command.args.get("consistency", "crash")))
             return await self._place(mark)
         if command.kind == "resync":
-            self.state.want_epoch(Reason.MANUAL)
+            self.continuity.end_epoch(Reason.MANUAL)
             return {}
         raise UsageError(f"The agent knows no command '{command.kind}'")
 

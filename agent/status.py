@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from agent.catchup import GRANULE_SECTORS
 from agent.state import Word
 from shared.batch import SECTOR, StreamState
+from shared.errors import OrderLostError, UnderstudyError, UnreadableSourceError
 from shared.status import AgentDisk, AgentReport, Problem
 
 if TYPE_CHECKING:
@@ -64,25 +65,16 @@ def report(agent: Agent) -> AgentReport:
         problems.append(Problem(**sender.problem.as_dict()))
     if name == "bitmap":
         problems.append(
-            Problem(
-                code="US418",
-                what="Writes were not captured in order; their blocks are known and will be copied",
-                cause=stream.cause,
-                action="None: catch-up restores order by itself. If it recurs, give the ring more memory.",
-                severity="warning",
+            _warning(
+                OrderLostError(
+                    "Writes were not captured in order; their blocks are known and will be copied",
+                    cause=stream.cause,
+                )
             )
         )
     if stream.unreadable:
         sectors = sum(stream.unreadable.values())
-        problems.append(
-            Problem(
-                code="US419",
-                what=f"{sectors} sectors of the source could not be read",
-                cause="the medium returned errors; recovery points name these sectors",
-                action="Replace the disk, or rewrite the sectors.",
-                severity="warning",
-            )
-        )
+        problems.append(_warning(UnreadableSourceError(f"{sectors} sectors of the source could not be read")))
     return AgentReport(
         machine=agent.config.machine,
         state=name,
@@ -107,3 +99,7 @@ def report(agent: Agent) -> AgentReport:
         uploaded_captured_ns=sender.uploaded_ordered_ns,
         errors=problems,
     )
+
+
+def _warning(error: UnderstudyError) -> Problem:
+    return Problem(**error.as_dict(), severity="warning")

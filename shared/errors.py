@@ -262,6 +262,26 @@ class AuditShortfallError(DeviceError):
     default_action = "None: a new epoch with a full resync begins by itself. Points made since the last exact audit are suspect."
 
 
+class EpochEndedError(DeviceError):
+    """The stream cannot go on where it stopped."""
+
+    code = "US407"
+    default_action = "None: a new epoch with a full resync begins by itself. Older points stay restorable."
+
+
+class OrderLostError(DeviceError):
+    """Writes are known by their blocks only, for the moment."""
+
+    code = "US408"
+    default_action = "None: catch-up restores order by itself. If it recurs, give the ring more memory."
+
+
+class UnreadableSourceError(DeviceError):
+    code = "US409"
+    default_cause = "the medium returned errors; recovery points name these sectors"
+    default_action = "Replace the disk, or rewrite the sectors."
+
+
 class AgentRunningError(DeviceError):
     code = "US417"
     default_cause = "another agent with the same state folder is running"

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,11 +138,32 @@ def test_lab_down_keeps_capture_and_the_next_lab_up_continues(site: Site) -> Non
         subprocess.run(["cmp", device, str(image)], check=True)
 
 
+def test_storage_that_lost_acknowledged_log_begins_a_new_epoch_by_itself(site: Site) -> None:
+    epoch = site.lab.machine()["epoch"]
+
+    async def lose_the_index() -> None:
+        async with storage(site.lab) as store:
+            index = f"logs/lab/{epoch:08d}/index-000001"
+            await store.break_lease(index)
+            await store.delete(index)
+
+    asyncio.run(lose_the_index())
+    deadline = time.monotonic() + 90
+    while (machine := site.lab.machine())["epoch"] == epoch or machine["state"] != "ordered":
+        assert time.monotonic() < deadline, machine
+        time.sleep(0.5)
+    assert "US407" in {event["code"] for event in site.lab.read("event", "list")}
+    point = site.lab.create_point()
+    images = site.lab.restore(point["id"], site.folder / "after-loss")
+    for device, image in zip(site.lab.devices, images, strict=True):
+        subprocess.run(["cmp", device, str(image)], check=True)
+
+
 def wait_snapshotted(site: Site, point: str) -> None:
-    for _ in range(60):
-        if any(p["id"] == point and p["state"] == "snapshotted" for p in site.lab.points()):
-            return
-    raise AssertionError(f"point {point} got no snapshots")
+    deadline = time.monotonic() + 60
+    while not any(p["id"] == point and p["state"] == "snapshotted" for p in site.lab.points()):
+        assert time.monotonic() < deadline, f"point {point} got no snapshots"
+        time.sleep(0.5)
 
 
 def port_of(site: Site, daemon: str) -> int:
