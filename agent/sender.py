@@ -212,12 +212,15 @@ class Sender:
             return None
         try:
             await self._stream.begin_round_if_due()
-            return self._stream.cut()
+            cut = self._stream.cut()
         except DeviceError as exc:
             _log.error("catch-up stopped; it is tried again", **exc.as_dict())
             self.problem = exc
             await self._stream.give_up_round(DEVICE_RETRY_S)
             return None
+        if cut is not None and cut.chunks:
+            self.problem = None
+        return cut
 
     def _sent(self, cut: CutBatch) -> None:
         self.sent = cut.batch.number

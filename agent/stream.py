@@ -71,6 +71,8 @@ class CutBatch:
     batch: Batch
     parts: list[Buffer]
     size_b: int
+    chunks: int
+    """How many chunks of catch-up it carries."""
 
 
 class Stream:
@@ -171,12 +173,16 @@ class Stream:
             self._marks.append(_PendingMark(mark, self._ring.producer_seq))
 
     def cut(self) -> CutBatch | None:
-        """The next batch, or None when there is nothing to say yet."""
+        """The next batch, or None when there is nothing to say yet.
+
+        Raises DeviceError when catch-up cannot read a disk: before anything was taken from the ring, so that nothing is skipped.
+        """
+        chunks = [] if self.catchup.round is None else self._reader.take(MAX_CHUNKS)
         sampled_ns = time.time_ns()
         producer = self._ring.producer_seq
         extents, payload, newest_ns = self._take_records()
         drained = self._emitted_to >= producer
-        sync, sync_payload, chunks, unreadable = self._take_chunks()
+        sync, sync_payload, unreadable = self._emit_chunks(chunks)
         self._finish_round_if_read()
 
         ordered = self.catchup.is_ordered(self._emitted_to)
@@ -219,7 +225,7 @@ class Stream:
         self._last_state, self._last_cut = state, time.monotonic()
         if ordered and not self._state[Word.EVER_ORDERED]:
             self._state[Word.EVER_ORDERED] = 1
-        return CutBatch(batch, parts, size_b)
+        return CutBatch(batch, parts, size_b, len(chunks))
 
     def _take_records(self) -> tuple[Extents, npt.NDArray[np.uint8], int]:
         """Emits what the ring holds, up to a batch's worth: extents, payload, and the wall-clock time of the newest record."""
@@ -255,18 +261,15 @@ class Stream:
             self._lose_order(self._capture.loss_cause())
         return end
 
-    def _take_chunks(
-        self,
-    ) -> tuple[list[Extents], list[npt.NDArray[np.uint8]], list[ReadChunk], list[tuple[int, int, int]]]:
-        """Emits what catch-up has read: only now is it decided which sectors of it go out."""
+    def _emit_chunks(
+        self, chunks: list[ReadChunk]
+    ) -> tuple[list[Extents], list[npt.NDArray[np.uint8]], list[tuple[int, int, int]]]:
+        """Emits what catch-up has read: only now, behind the records, is it decided which sectors of it go out."""
         sync: list[Extents] = []
         payload: list[npt.NDArray[np.uint8]] = []
         unreadable: list[tuple[int, int, int]] = []
-        if self.catchup.round is None:
-            return sync, payload, [], unreadable
         if not self._reader.running and self.catchup.may_begin_reading(self._emitted_to):
             self._reader.start(self._open_from_before)
-        chunks = self._reader.take(MAX_CHUNKS)
         for read in chunks:
             for sector, sectors in read.unreadable:
                 self.unreadable[read.chunk.disk, sector] = sectors
@@ -276,7 +279,7 @@ class Stream:
             payload += parts
         if chunks:
             self.catchup.sent(self._number + 1, [read.chunk for read in chunks])
-        return sync, payload, chunks, unreadable
+        return sync, payload, unreadable
 
     def _finish_round_if_read(self) -> None:
         if self.catchup.round is None or not self._reader.finished:
@@ -330,6 +333,9 @@ class Stream:
         calm = now - self._loss_seen_at >= LOSS_QUIET_S or now - self._unordered_at >= LOSS_WAIT_S
         if not (self.catchup.needs_round and calm and not self._waits_to_settle()):
             return False
+        if self._state[Word.EVER_ORDERED]:
+            # What was lost since the last round began is what keeps order away now.
+            self._cause = self._capture.loss_cause() or self._cause
         loss = self._capture.loss_count()
         before_grace = self._ring.producer_seq
         await self._swap()

@@ -71,12 +71,16 @@ class SyncReader:
         return self._task is not None and self._task.done() and not self._ready
 
     def take(self, limit: int) -> list[ReadChunk]:
-        """Up to `limit` chunks that are ready, in order. Give each back with `release` once its data was copied."""
+        """Up to `limit` chunks that are ready, in order. Give each back with `release` once its data was copied.
+
+        Raises what a read raised (DeviceError): then nothing was taken, and the round can only be given up.
+        """
+        for task in (*self._ready, self._task):
+            if task is not None and task.done():
+                task.result()
         taken: list[ReadChunk] = []
         while self._ready and self._ready[0].done() and len(taken) < limit:
             taken.append(self._ready.popleft().result())
-        if self._task is not None and self._task.done() and (error := self._task.exception()) is not None:
-            raise error
         return taken
 
     def release(self, chunk: ReadChunk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import secrets
 import shutil
 import time
@@ -13,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from agent.capture import Capture, detach
-from agent.catchup import CatchUp
+from agent.catchup import CatchUp, Chunk
 from agent.disks import find_disk
 from agent.state import AgentState, Reason, Word
 from agent.stream import Stream
-from agent.sync_reader import SyncReader
+from agent.sync_reader import SyncReader, read_span
 from shared.batch import SECTOR, Batch, StreamState
+from shared.errors import DeviceError
 from tests.loopdisk import loop_disk
 from tests.prefix import PrefixChecker, Schedule, Writer
 from tests.replica import Pump, Replica
@@ -119,7 +121,11 @@ async def test_after_an_overflow_order_returns_by_itself(
         await pump.until_ordered()
         writer = stack.enter_context(Writer(devices, shm / "progress", seed))
         states, causes = set(), set()
-        end = time.monotonic() + 3
+        full = writer.completed + 5000
+        async with asyncio.timeout(60):
+            while writer.completed < full:  # nobody drains the ring meanwhile: 1 MiB holds some hundred records
+                await asyncio.sleep(0.01)
+        end = time.monotonic() + 2
         while time.monotonic() < end:
             batch = await pump.turn()
             if batch is not None:
@@ -171,6 +177,40 @@ async def test_lost_batches_and_a_restarted_agent_lose_nothing(
                 await drain(pump)
                 assert checker.check(replica.paths, at_least=total, at_most=total) == total
     assert checks == 4
+    replica.close()
+
+
+async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = secrets.randbits(32)
+    writer = stack.enter_context(Writer(devices, shm / "progress", seed, rate_mb=10))
+    replica = Replica(shm, [DISK_B, DISK_B])
+    failures = 0
+
+    def failing_read(fd: int, chunk: Chunk, buffer: mmap.mmap) -> list[tuple[int, int]]:
+        nonlocal failures
+        if chunk.word % 7 == 3 and failures < 5:
+            failures += 1
+            raise DeviceError("Catch-up could not read a protected disk")
+        return read_span(fd, chunk, buffer)
+
+    monkeypatch.setattr("agent.sync_reader.read_span", failing_read)
+    async with running(pin_dir, devices, 64) as stream:
+        pump = Pump(stream, replica)
+        await pump.begin()
+        stream.settle()
+        async with asyncio.timeout(60):
+            while pump.ordered < 10:
+                try:
+                    await pump.turn()
+                except DeviceError:
+                    await stream.give_up_round(0.1)
+        total = writer.stop()
+        await drain(pump)
+        checker = PrefixChecker(schedule(seed))
+        assert checker.check(replica.paths, at_least=total, at_most=total) == total
+    assert failures == 5
     replica.close()
 
 
