@@ -57,6 +57,32 @@ def identity_of(kind: str) -> Result:
         return {"workloads": ran, **compare(site, folder)}
 
 
+def identity_over_md() -> Result:
+    """One file system over an md linear of both disks, where the kernel has md; a kernel without it is reported, not skipped over."""
+    if not Path("/proc/mdstat").exists():
+        return {"lacking": "this kernel has no md: nothing was tested"}
+    with (
+        scratch() as folder,
+        two_disks(folder, DISK_B) as devices,
+        lab(devices, point_interval=10, segment_seconds=2) as site,
+    ):
+        md = "/dev/md/understudy-test"
+        build = ["mdadm", "--build", md, "--level=linear", "--raid-devices=2", "--run", *devices]
+        subprocess.run(build, check=True)
+        try:
+            subprocess.run([*MKFS["ext4"], md], check=True)
+            (folder / "mnt").mkdir()
+            subprocess.run(["mount", md, str(folder / "mnt")], check=True)
+            try:
+                ran = workloads(folder / "mnt")
+            finally:
+                subprocess.run(["umount", str(folder / "mnt")], check=True)
+        finally:
+            subprocess.run(["mdadm", "--stop", md], check=True)
+        site.wait_ordered(120)
+        return {"workloads": ran, **compare(site, folder)}
+
+
 def workloads(where: Path) -> list[str]:
     """Runs all of them in one file system; the names of those that could run here."""
     ran = []

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tests.lab import lab
 from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
-from tests.long.identity import identity_of
+from tests.long.identity import identity_of, identity_over_md
 from tests.long.story import Result, Story, scratch, two_disks
 
 DAEMONS: Final = ("agent", "process-server", "config-server", "master-target", "azurite")
@@ -147,6 +147,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "identity-ext4": lambda: identity_of("ext4"),
     "identity-xfs": lambda: identity_of("xfs"),
     "identity-btrfs": lambda: identity_of("btrfs"),
+    "identity-md": identity_over_md,
     "audit-missed": missed_writes_are_found,
     "audit-errors": failed_writes_leave_no_difference,
 }
