@@ -134,6 +134,14 @@ class Writer:
         """Writes that have completed until now."""
         return int(struct.unpack_from("<Q", self._progress.read_bytes(), 8)[0])
 
+    def wait_for(self, count: int, deadline_s: float = 60) -> None:
+        """Until `count` writes have completed."""
+        deadline = time.monotonic() + deadline_s
+        while self.completed < count:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"only {self.completed} of {count} writes completed in {deadline_s} s")
+            time.sleep(0.01)
+
     def stop(self) -> int:
         """Ends the writer; the number of writes that were made."""
         if self.process.poll() is None:
