@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from agent import audit
@@ -177,10 +177,11 @@ class Continuity:
         self.problems.append(Problem(**error.as_dict(), severity="critical"))
 
     def summary(self) -> dict[str, Any]:
-        """The newest verdict per disk, and when all were exact last (Unix ns, 0: never)."""
+        """The newest verdict per disk, when all were exact last (Unix ns, 0: never), and what happened since capture was attached."""
         names = [disk.name for disk in self._capture.disks]
         return {
             "exact_ns": self._exact_ns,
+            "incidents": asdict(self._capture.incidents()),
             "disks": {
                 name: {"outcome": v.outcome.value, "sectors": v.sectors, "cause": v.cause}
                 for name, v in zip(names, self._verdicts, strict=False)
