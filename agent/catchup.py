@@ -35,7 +35,6 @@ from shared.batch import EXTENT, SECTOR, Extents, Op
 GRANULE_SECTORS: Final = 32
 """One bit of a dirty or to-do bitmap stands for 32 sectors (16 KiB): 8 MiB of bitmap per TiB."""
 WORD_GRANULES: Final = 64
-ZERO_PROBE_B: Final = 16 * 1024
 
 Bitmap = npt.NDArray[np.uint64]
 Payload = npt.NDArray[np.uint8]
@@ -71,8 +70,6 @@ class Round:
     carried: list[npt.NDArray[np.uint8]]
     """Per disk, one bit per sector, little-endian: sectors of records at or above P0 that have been emitted. Allocated by the
     kernel page by page as they are touched: 256 MiB per TiB if every 16 MiB of the disk is written during one round."""
-    total_granules: int
-    done_granules: int = 0
     deferred: bool = False
     """Something had to be left to the next round, so this one cannot end ordered."""
     chunks: Iterator[Chunk] = field(default_factory=lambda: iter(()))
@@ -157,7 +154,6 @@ class CatchUp:
             start_seq=start_seq,
             wanted=wanted,
             carried=[np.zeros(-(-sectors // 8), np.uint8) for sectors in self._disk_sectors],
-            total_granules=sum(int(np.bitwise_count(w).sum()) for w in wanted),
         )
         self.round.chunks = self._iterate(self.round)
 
@@ -190,7 +186,6 @@ class CatchUp:
         """Leaves a chunk to the next round (its to-do bits stay set)."""
         assert self.round is not None
         self.round.deferred = True
-        self.round.done_granules += chunk.mask.bit_count()
 
     def records_emitted(self, extents: Extents, stands: npt.NDArray[np.int64]) -> None:
         """Notes records that were just emitted; `stands` is the ring position of each extent's last piece."""
@@ -230,7 +225,6 @@ class CatchUp:
             for a, b, k in zip(starts.tolist(), stops.tolist(), kind[starts].tolist(), strict=True)
             if k == Op.SYNC
         ]
-        self.round.done_granules += chunk.mask.bit_count()
         return extents, payload
 
     def sent(self, number: int, chunks: Sequence[Chunk]) -> None:

@@ -1,1 +1,7 @@
-"""TODO"""
+"""What two or more of the daemons speak; it imports none of them.
+
+On the data path, in its order: `batch` (what is sent, sealed and applied as one), `wire` (the session),
+`sealing` and `vault` (keys), `log` (segments and their index), `blob` (storage), `recovery` (any point, from
+storage and key alone). Beside it: `api`, `messages`, `status` and `rest` (control plane), `tls` and `enrol`
+(identity), `service` and `logging` (what every daemon is), `durable`, `errors`.
+"""
