@@ -13,6 +13,16 @@ def loop_disk(backing: Path, size_b: int) -> Iterator[str]:
     """A loop device (e.g. "/dev/loop3") of `size_b` bytes over the sparse file `backing`, which is removed afterwards."""
     with backing.open("wb") as file:
         file.truncate(size_b)
+    try:
+        with attached(backing) as device:
+            yield device
+    finally:
+        backing.unlink(missing_ok=True)
+
+
+@contextmanager
+def attached(backing: Path) -> Iterator[str]:
+    """A loop device over a file that exists and stays."""
     device = subprocess.run(
         ["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -20,4 +30,3 @@ def loop_disk(backing: Path, size_b: int) -> Iterator[str]:
         yield device
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
-        backing.unlink(missing_ok=True)

@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from tests.loopdisk import attached, loop_disk
+
 DISK_B: Final = 320 << 20
 UNDERSTUDY: Final = str(Path(sys.executable).with_name("understudy"))
 FILE_SYSTEMS: Final = ("ext4", "xfs")
@@ -53,7 +55,7 @@ class DemoError(Exception):
 
 def run(folder: Path, lab: Path, stack: contextlib.ExitStack) -> int:
     say("Source: two disks, ext4 and xfs, with a workload that writes files all the time")
-    devices = [stack.enter_context(loop(folder / f"source-{kind}", DISK_B)) for kind in FILE_SYSTEMS]
+    devices = [stack.enter_context(loop_disk(folder / f"source-{kind}", DISK_B)) for kind in FILE_SYSTEMS]
     mounts = [
         stack.enter_context(mounted(device, folder / f"mnt-{kind}", make=kind))
         for device, kind in zip(devices, FILE_SYSTEMS, strict=True)
@@ -97,7 +99,7 @@ def run(folder: Path, lab: Path, stack: contextlib.ExitStack) -> int:
         if image.stat().st_size != DISK_B:
             raise DemoError(f"{image} has {image.stat().st_size} bytes, the disk had {DISK_B}")
         with (
-            loop(image, None) as restored,
+            attached(image) as restored,
             mounted(restored, folder / f"check-{kind}", options=OPTIONS[kind]) as mount,
         ):
             checked, last = check_files(mount)
@@ -137,20 +139,6 @@ def understudy_quiet(*arguments: str) -> None:
 def read(*arguments: str) -> Any:
     output = subprocess.run([UNDERSTUDY, *arguments, "--output", "json"], check=True, capture_output=True)
     return json.loads(output.stdout)
-
-
-@contextlib.contextmanager
-def loop(backing: Path, size_b: int | None) -> Iterator[str]:
-    if size_b is not None:
-        with backing.open("wb") as file:
-            file.truncate(size_b)
-    device = subprocess.run(
-        ["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 @contextlib.contextmanager
