@@ -75,6 +75,8 @@ class Round:
     chunks: Iterator[Chunk] = field(default_factory=lambda: iter(()))
     blocked: deque[Chunk] = field(default_factory=deque)
     """Chunks that an open write kept from being read; they are tried again after the others."""
+    again: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(disk, word) → granules that were put into the to-do since the round began: what it reads of them does not tick them off."""
 
 
 class CatchUp:
@@ -127,12 +129,16 @@ class CatchUp:
                 words[granules // WORD_GRANULES] = np.uint64((1 << granules % WORD_GRANULES) - 1)
 
     def harvest(self, disk: int, marked: Bitmap) -> None:
-        """Adds granules that the kernel marked to the to-do; a pending chunk no longer ticks them off, since it is older."""
+        """Adds granules that the kernel marked to the to-do; chunks that are pending, or that the round may have read already, no
+        longer tick them off, since they are older."""
         self._todo[disk] |= marked
         for entry in self._pending:
             entry.chunks = [
                 _with_mask(c, c.mask & ~int(marked[c.word])) if c.disk == disk else c for c in entry.chunks
             ]
+        if self.round is not None:
+            for word in np.flatnonzero(marked).tolist():
+                self.round.again[disk, word] = self.round.again.get((disk, word), 0) | int(marked[word])
 
     def mark_range(self, disk: int, sector: int, sectors: int) -> None:
         """Puts a range of sectors into the to-do; the next round reads it, whenever that is."""
@@ -232,7 +238,9 @@ class CatchUp:
         such chunks are never ticked off, so a later round reads them again."""
         assert self.round is not None
         if self.settled:
-            self._pending.append(_Pending(number, list(chunks)))
+            again = self.round.again
+            done = [_with_mask(c, c.mask & ~again.get((c.disk, c.word), 0)) for c in chunks]
+            self._pending.append(_Pending(number, done))
         else:
             self.round.deferred = True
 

@@ -155,6 +155,7 @@ class Sender:
         await self._stream.resume(
             welcome.spooled, welcome.spooled_seq, welcome.spooled_digest, welcome.uploaded
         )
+        self._ordered_sent = [sent for sent in self._ordered_sent if sent[0] <= welcome.spooled]
         self._note(welcome)
         self.connected = True
         self.problem = None
@@ -189,8 +190,6 @@ class Sender:
 
     async def _pump(self, connection: Connection, writer: asyncio.StreamWriter) -> None:
         while True:
-            if self._state[Word.EPOCH] == 0:
-                raise _NewEpochError
             cut = await self._cut(connection)
             if cut is not None:
                 self._write(writer, connection.send_batch(cut.batch.number, cut.parts))
@@ -208,10 +207,14 @@ class Sender:
 
     async def _cut(self, connection: Connection) -> CutBatch | None:
         """The next batch when credit has room for it. A disk that cannot be read stops catch-up, not the stream."""
+        if self._state[Word.EPOCH] == 0:
+            raise _NewEpochError
         if not connection.may_send(BATCH_B):
             return None
         try:
             await self._stream.begin_round_if_due()
+            if self._state[Word.EPOCH] == 0:  # the audit may have ended it meanwhile
+                raise _NewEpochError
             cut = self._stream.cut()
         except DeviceError as exc:
             _log.error("catch-up stopped; it is tried again", **exc.as_dict())

@@ -30,6 +30,7 @@ from shared import logging
 from shared.batch import Mark, StreamState
 from shared.errors import AgentRunningError, DeadlineError, UsageError
 from shared.messages import Command
+from shared.recovery.position import Position
 from shared.rest import ControlClient
 from shared.service import notify, watchdog_interval_s
 from shared.wire.messages import Hello
@@ -84,19 +85,27 @@ class Agent:
         raise UsageError(f"The agent knows no command '{command.kind}'")
 
     async def _place(self, mark: Mark) -> dict[str, Any]:
+        """Returns when the mark's batch is stored: from then on neither this agent nor the connection can lose it."""
         self.stream.mark(mark)
         deadline = time.monotonic() + MARK_DEADLINE_S
-        while mark.id not in self.stream.placed:
+        flushed = None
+        while (position := self.stream.marks.where(mark.id)) is None or not self._is_stored(position):
             if time.monotonic() > deadline:
                 raise DeadlineError(
                     f"No recovery point could be made within {MARK_DEADLINE_S:.0f} s",
                     cause=self.stream.cause or "there is no session with the process server",
                     action="See `understudy machine show` for what holds replication up, then try again.",
                 )
+            if position != flushed:
+                flushed = position
+                self.sender.flush()
             await asyncio.sleep(0.05)
-        self.sender.flush()
-        epoch, batch = self.stream.placed[mark.id]
-        return {"epoch": epoch, "batch": batch}
+        return {"epoch": position.epoch, "batch": position.batch}
+
+    def _is_stored(self, position: Position) -> bool:
+        """Whether the process server has the batch durably. What still stands in an epoch that is over was uploaded."""
+        epoch = self.state[Word.EPOCH]
+        return epoch > position.epoch or (epoch == position.epoch and self.sender.spooled >= position.batch)
 
     async def place_points(self) -> None:
         """A crash-consistent mark every point interval, while the stream is ordered: no order, no point."""

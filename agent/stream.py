@@ -22,6 +22,7 @@ import numpy.typing as npt
 from agent.bios import assemble, to_extents
 from agent.capture import Capture
 from agent.catchup import CatchUp
+from agent.marks import Marks
 from agent.state import AgentState, Reason, Word
 from agent.sync_reader import ReadChunk, SyncReader
 from shared.batch import (
@@ -36,6 +37,7 @@ from shared.batch import (
     StreamState,
     encode,
 )
+from shared.recovery.position import NOWHERE, Position
 
 MAX_RECORDS: Final = 1024
 """Ring records in a batch: 4 MiB of data at most."""
@@ -43,7 +45,6 @@ MAX_CHUNKS: Final = 4
 """Catch-up chunks in a batch: 4 MiB of data at most."""
 HEARTBEAT_S: Final = 5.0
 """An ordered stream without writes still says so this often: that is what the RPO of an idle machine rests on."""
-_PLACED_KEPT: Final = 256
 LOSS_QUIET_S: Final = 0.5
 """A round begins when nothing was lost for this long…"""
 LOSS_WAIT_S: Final = 5.0
@@ -56,14 +57,6 @@ class _Sent:
     free_seq: int
     """Ring positions below this one are not needed any more once the batch is safe."""
     size_b: int
-    marks: tuple[Mark, ...]
-
-
-@dataclass(slots=True)
-class _PendingMark:
-    mark: Mark
-    after_seq: int
-    """Producer position when the mark was asked for: what had completed by then stands below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +76,14 @@ class Stream:
         self.catchup = catchup
         self._reader = reader
         self._emitted_to = self._hold_from = self._ring.consumer_seq
-        self._dead_before = 0
-        self._dead_later = (0, 0)
-        """(Pg, P0) of the newest round: once all below P0 is parsed, open bios with a piece below Pg are orphans."""
+        self._grace = (0, 0)
+        """(Pg, P0) of the newest swap: a program run that had reserved anything below Pg had ended before P0 was sampled."""
         self._number = 0
         self._predecessor = bytes(16)
         self._sent: deque[_Sent] = deque()
-        self._marks: list[_PendingMark] = []
+        self.marks = Marks()
+        self._uploaded = NOWHERE
+        self._swapping: asyncio.Task[None] | None = None
         self._last_state: StreamState | None = None
         self._last_cut = 0.0
         self._loss_seen = capture.loss_count()
@@ -100,8 +94,6 @@ class Stream:
         self._cause = ""
         self.unreadable: dict[tuple[int, int], int] = {}
         """Source ranges that could not be read: (disk, sector) → sectors."""
-        self.placed: dict[str, tuple[Epoch, BatchNumber]] = {}
-        """Where recent marks were placed, by mark id."""
 
     # -- start and resumption ----------------------------------------------------------------------------
 
@@ -109,10 +101,9 @@ class Stream:
         """Takes up the pinned state after a start: both bitmaps go into the to-do, and order is believed only if nothing is to do,
         and nothing was lost since it was declared."""
         self.catchup.settled = bool(self._state[Word.SETTLED])
-        self._harvest()
         before_grace = self._ring.producer_seq
         await self._swap()
-        self._dead_later = (before_grace, self._ring.producer_seq)
+        self._grace = (before_grace, self._ring.producer_seq)
         self._harvest()
         still = (
             self._state[Word.ORDERED]
@@ -128,6 +119,7 @@ class Stream:
     async def begin_epoch(self, epoch: Epoch) -> None:
         """Every granule is to do; the ring goes on where it is (what it holds is repeated by the full replication)."""
         await self._reader.cancel()
+        self.marks.lost_behind(self._uploaded)
         self.catchup.mark_everything()
         self._state.begin_epoch(epoch)
         self._number, self._predecessor = 0, bytes(16)
@@ -144,10 +136,8 @@ class Stream:
             self.catchup.round = None
             void = True
         while self._sent and self._sent[-1].number > spooled:
-            lost = self._sent.pop()
-            self._marks[:0] = [_PendingMark(mark, 0) for mark in lost.marks]
-            for mark in lost.marks:
-                self.placed.pop(mark.id, None)
+            self._sent.pop()
+        self.marks.lost_behind(self._position(spooled))
         if void:
             await self._reader.cancel()
             self._lose_order("batches were lost with the connection while catching up")
@@ -156,21 +146,22 @@ class Stream:
         self._number, self._predecessor = spooled, digest
         self._state[Word.LAST_CUT] = spooled
         if spooled and (not self._sent or self._sent[-1].number < spooled):
-            self._sent.append(_Sent(spooled, self._hold_from, 0, ()))
+            self._sent.append(_Sent(spooled, self._hold_from, 0))
         self.acknowledged(spooled, uploaded)
 
     def _find_hold(self) -> int:
         first = self._ring.consumer_seq
         self._ring.rewind_to(first)
         window = self._ring.peek(self._emitted_to - first)
-        return assemble(window.headers, window.valid, first, self._emitted_to, self._dead_before).hold_from
+        return assemble(
+            window.headers, window.valid, first, self._emitted_to, self._dead_before(self._emitted_to)
+        ).hold_from
 
     # -- cutting -------------------------------------------------------------------------------------------
 
     def mark(self, mark: Mark) -> None:
         """Puts a bookmark at the first ordered boundary behind everything that has completed until now."""
-        if all(pending.mark.id != mark.id for pending in self._marks) and mark.id not in self.placed:
-            self._marks.append(_PendingMark(mark, self._ring.producer_seq))
+        self.marks.ask(mark, self._ring.producer_seq, self._capture.loss_count())
 
     def cut(self) -> CutBatch | None:
         """The next batch, or None when there is nothing to say yet.
@@ -179,15 +170,14 @@ class Stream:
         """
         chunks = [] if self.catchup.round is None else self._reader.take(MAX_CHUNKS)
         sampled_ns = time.time_ns()
-        producer = self._ring.producer_seq
+        producer, loss = self._ring.producer_seq, self._capture.loss_count()
         extents, payload, newest_ns = self._take_records()
-        drained = self._emitted_to >= producer
         sync, sync_payload, unreadable = self._emit_chunks(chunks)
         self._finish_round_if_read()
 
         ordered = self.catchup.is_ordered(self._emitted_to)
         state = StreamState.ORDERED if ordered else self._unordered_state()
-        marks = self._due_marks() if ordered else ()
+        marks = self.marks.due(self._emitted_to, self.catchup.loss_at_order or 0) if ordered else ()
         quiet_s = time.monotonic() - self._last_cut
         if not (
             len(extents)
@@ -197,7 +187,9 @@ class Stream:
             or (ordered and quiet_s > HEARTBEAT_S)
         ):
             return None
-        captured_ns = max(self._state[Word.CAPTURED_NS], sampled_ns if drained else newest_ns)
+        # An image is that of the moment at which everything was emitted, unless it lacks a write that was lost before that moment.
+        is_current = self._emitted_to >= producer and not (ordered and loss != self.catchup.loss_at_order)
+        captured_ns = max(self._state[Word.CAPTURED_NS], sampled_ns if is_current else newest_ns)
         self._state[Word.CAPTURED_NS] = captured_ns
         number = BatchNumber(self._number + 1)
         batch = Batch(
@@ -217,11 +209,8 @@ class Stream:
         size_b = sum(len(part) for part in parts)
         self._state.cut(number, digest)
         self._number, self._predecessor = number, digest
-        self._sent.append(_Sent(number, self._hold_from, size_b, marks))
-        for mark in marks:
-            self.placed[mark.id] = (batch.epoch, number)
-        while len(self.placed) > _PLACED_KEPT:
-            del self.placed[next(iter(self.placed))]
+        self._sent.append(_Sent(number, self._hold_from, size_b))
+        self.marks.place(marks, self._position(number))
         self._last_state, self._last_cut = state, time.monotonic()
         if ordered and not self._state[Word.EVER_ORDERED]:
             self._state[Word.EVER_ORDERED] = 1
@@ -235,15 +224,18 @@ class Stream:
         end = self._ordered_end(window.headers, window.valid, first)
         count = end - first
         headers = window.headers[:count]
-        got = assemble(headers, window.valid[:count], first, self._emitted_to, self._dead_before)
+        got = assemble(headers, window.valid[:count], first, self._emitted_to, self._dead_before(end))
         extents, stands, payload = to_extents(headers, window.data[:count], got)
         self.catchup.records_emitted(extents, stands)
         newest_ns = int(headers["time_ns"].max()) + _boot_offset_ns() if count else 0
         self._emitted_to, self._hold_from = end, got.hold_from
-        dead_before, parsed_to = self._dead_later
-        if self._emitted_to >= parsed_to:
-            self._dead_before = dead_before
         return extents, payload, newest_ns
+
+    def _dead_before(self, end: int) -> int:
+        """Below which position the first piece of an open bio tells that it is an orphan, in a window that ends at `end`. One that ends
+        before P0 (as after a broken session, when records are read again) may just have cut the bio off from its last piece."""
+        before_grace, after_grace = self._grace
+        return before_grace if end >= after_grace else 0
 
     def _ordered_end(self, headers: npt.NDArray[np.void], valid: npt.NDArray[np.bool_], first: int) -> int:
         """Where this batch has to end: an ordered stream is cut before the first record of another loss count."""
@@ -290,11 +282,6 @@ class Stream:
         if self.catchup.finish_reading(end_seq, self._capture.loss_count()):
             self._state.set_ordered(self.catchup.loss_at_order or 0, end_seq)
 
-    def _due_marks(self) -> tuple[Mark, ...]:
-        due = tuple(pending.mark for pending in self._marks if pending.after_seq <= self._emitted_to)
-        self._marks = [pending for pending in self._marks if pending.after_seq > self._emitted_to]
-        return due
-
     def _unordered_state(self) -> StreamState:
         if not self._state[Word.EVER_ORDERED]:
             return (
@@ -310,6 +297,7 @@ class Stream:
         """Frees ring space: behind what is uploaded while the ring is under half full, else behind what is spooled. So a machine can
         move to another process server without a resync as long as the ring has room for what is not uploaded yet."""
         self.catchup.uploaded(uploaded)
+        self._uploaded = max(self._uploaded, self._position(uploaded))
         safe = uploaded if self._ring.used_b * 2 < self._ring.size_b else spooled
         free_seq = 0
         while self._sent and self._sent[0].number <= safe:
@@ -342,7 +330,7 @@ class Stream:
         start_seq = self._ring.producer_seq
         self._start_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._harvest()
-        self._dead_later = (before_grace, start_seq)
+        self._grace = (before_grace, start_seq)
         self.catchup.begin_round(loss, start_seq)
         self._state[Word.ROUNDS] += 1
         self._unordered_at = time.monotonic()
@@ -363,7 +351,13 @@ class Stream:
         return result
 
     async def _swap(self) -> None:
-        await asyncio.to_thread(self._capture.swap_dirty)
+        """Swaps the bitmaps once what the former swap made inactive is harvested: by a swap upon a swap, unharvested bits would be
+        active again, and the round would end without them. Hence the wait: a thread goes on when the session that began it ends."""
+        if self._swapping is not None:
+            await asyncio.wait([self._swapping])
+        self._harvest()
+        self._swapping = asyncio.create_task(asyncio.to_thread(self._capture.swap_dirty), name="swap")
+        await asyncio.shield(self._swapping)
 
     def _harvest(self) -> None:
         """Moves the inactive bitmaps into the to-do: first or, then clear, so that a kill between the two repeats but never loses."""
@@ -390,6 +384,9 @@ class Stream:
         """Puts the ranges of these writes (disk, sector, sectors) into the to-do: the next round reads them."""
         for write in writes:
             self.catchup.mark_range(int(write["disk"]), int(write["sector"]), int(write["sectors"]))
+
+    def _position(self, number: int) -> Position:
+        return Position.of(self._state[Word.EPOCH], number)
 
     # -- for status ----------------------------------------------------------------------------------------
 

@@ -164,7 +164,9 @@ async def _create(name: str, timeout_s: float) -> PointView:
                     lambda: client.call(api.POINTS, Nothing(), machine=name), deadline
                 )
                 for found in reversed(listed.points):
-                    if found.id == position or id_ in found.marks:
+                    if (
+                        id_ in found.marks
+                    ):  # not by position: a batch that gets lost takes its number with it, not its mark
                         return found
                 if time.monotonic() >= deadline:
                     raise await _too_late(

@@ -95,6 +95,15 @@ def test_a_granule_marked_again_is_not_done_by_an_older_batch(catchup: CatchUp) 
     assert catchup.todo_by_disk() == [1]
 
 
+def test_a_granule_marked_while_a_round_reads_it_is_not_done_by_that_round(catchup: CatchUp) -> None:
+    chunk = next_chunk(catchup)
+    catchup.emit(chunk, data(SECTORS))
+    catchup.mark_range(0, 33, 2)
+    catchup.sent(9, [chunk])
+    catchup.uploaded(9)
+    assert catchup.todo_by_disk() == [1]
+
+
 def test_before_capture_has_settled_nothing_read_is_final() -> None:
     catchup = CatchUp([SECTORS], [np.zeros(1, np.uint64)])
     catchup.mark_everything()
