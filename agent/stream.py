@@ -142,11 +142,12 @@ class Stream:
             await self._reader.cancel()
             self._lose_order("batches were lost with the connection while catching up")
         self._emitted_to = spooled_seq if spooled else self._ring.consumer_seq
-        self._hold_from = self._find_hold()
+        if not (self._sent and self._sent[-1].number == spooled):
+            # Another process sent it, or it was freed.
+            self._sent.append(_Sent(spooled, self._find_hold(), 0))
+        self._hold_from = self._sent[-1].free_seq
         self._number, self._predecessor = spooled, digest
         self._state[Word.LAST_CUT] = spooled
-        if spooled and (not self._sent or self._sent[-1].number < spooled):
-            self._sent.append(_Sent(spooled, self._hold_from, 0))
         self.acknowledged(spooled, uploaded)
 
     def _find_hold(self) -> int:
