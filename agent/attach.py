@@ -25,7 +25,7 @@ import numpy.typing as npt
 from agent import audit, layout, libbpf, pins
 from agent.calibrate import Calibration, calibrate
 from agent.disks import Disk
-from shared.errors import CaptureUnavailableError, PinnedElsewhereError, UsageError
+from shared.errors import CaptureUnavailableError, DiskResizedError, PinnedElsewhereError, UsageError
 
 OBJECT: Final = Path(__file__).resolve().parent.parent / "build/capture.bpf.o"
 PINNED_MAPS: Final = {
@@ -40,7 +40,8 @@ PINNED_MAPS: Final = {
 STATE: Final = "state"
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
-_ALWAYS: Final = ("us_rq_complete", "us_bio_complete", "us_rq_issue")
+COMPLETIONS: Final = ("us_rq_complete", "us_bio_complete")
+_ALWAYS: Final = (*COMPLETIONS, "us_rq_issue")
 _FOR_REQUESTS: Final = ("us_backmerge", "us_frontmerge", "us_getrq")
 _FOR_BIOS: Final = ("us_queue",)
 _REHEARSAL_RING_B: Final = 1 << 16
@@ -167,7 +168,7 @@ def _needed(wanted: Sequence[Disk]) -> list[str]:
 
 def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> list[Disk]:
     """`wanted` in the order of the pinned capture's slots. Raises PinnedElsewhereError unless it captures
-    exactly these."""
+    exactly these; DiskResizedError, which is one, if it does but one has another size."""
     what = f"Capture pinned at {pin_dir} cannot be continued"
     missing = [name for name in (*PINNED_MAPS, STATE) if not (pin_dir / name).exists()]
     if missing:
@@ -193,7 +194,7 @@ def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> list[Disk]:
         if int(entry["diskseq"]) != disk.diskseq:
             raise PinnedElsewhereError(what, cause=f"{disk.path} is not the disk that was captured any more")
         if int(entry["sectors"]) != disk.sectors:
-            raise PinnedElsewhereError(
+            raise DiskResizedError(
                 what, cause=f"{disk.path} has {disk.sectors} sectors now, not {int(entry['sectors'])}"
             )
     return sorted(wanted, key=lambda disk: int(pinned[layout.kernel_dev(disk.major, disk.minor)]["slot"]))

@@ -80,6 +80,19 @@ def assemble(
     return Assembled(index[chosen][order], stands[order], hold_from)
 
 
+def end_within(assembled: Assembled, most: int) -> int | None:
+    """Where the window must end so that it gives at most `most` pieces, or one bio if that alone has more; None: it does as it is.
+
+    All bios that were open until now may become whole at once, so the length of a window does not bound what it gives.
+    """
+    stands = assembled.stands
+    if len(stands) <= most:
+        return None
+    ends = np.flatnonzero(np.diff(stands))  # the last piece of each bio but the last
+    fitting = ends[ends < most]
+    return int(stands[fitting[-1] if len(fitting) else 0]) + 1
+
+
 def to_extents(
     headers: Headers, data: npt.NDArray[np.uint8], assembled: Assembled
 ) -> tuple[Extents, Indices, npt.NDArray[np.uint8]]:

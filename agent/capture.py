@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from agent import disks, layout, libbpf, pins
 from agent.attach import (
+    COMPLETIONS,
     OBJECT,
     PINNED_MAPS,
     STATE,
@@ -90,7 +91,8 @@ class Incidents:
     """Completions that were missed, and noticed when the bio's memory was used again; their ranges are
     marked."""
     recursion_misses: int
-    """Runs of our programs that the kernel skipped: each may be a write that was not seen."""
+    """Runs of the programs that see submissions which the kernel skipped: each may be a write that was not seen. (A completion that
+    was not seen shows otherwise: `late`.)"""
 
 
 def describe_loss(now: Incidents, before: Incidents | None) -> str:
@@ -128,7 +130,7 @@ class Capture:
         """4096 words that live as long as the capture; agent.state owns their meaning."""
         self._incidents_at_swap: Incidents | None = None
         # Ids, not descriptors: a process that holds a program open would keep it alive after a detach.
-        self._programs = tuple(pins.program_ids(folder).values())
+        self._programs = tuple(pins.program_ids(folder, leave_out=COMPLETIONS).values())
 
     @classmethod
     def attach(
@@ -186,6 +188,10 @@ class Capture:
             self.incidents(), None
         )
 
+    def open_missed(self) -> int:
+        """How many writes in flight `open_writes` did not know of, since the attachment."""
+        return int(self._control["open_missed"])
+
     def incidents(self) -> Incidents:
         control = self._control
         return Incidents(
@@ -193,7 +199,7 @@ class Capture:
             unreadable=int(control["lost_unreadable"]),
             unsupported=int(control["lost_unsupported"]),
             failed=int(control["lost_failed"]),
-            open_missed=int(control["open_missed"]),
+            open_missed=self.open_missed(),
             passthrough=int(control["passthrough"]),
             unknown_range=int(control["unknown_range"]),
             late=int(control["late"]),
@@ -201,8 +207,8 @@ class Capture:
         )
 
     def recursion_misses(self) -> int:
-        """Runs that the kernel skipped because the program was already running on that CPU; more than
-        before means loss."""
+        """Runs of submission programs that the kernel skipped because the program was already running on
+        that CPU; more than before means loss."""
         misses = 0
         for program in self._programs:
             fd = libbpf.program_fd(program)

@@ -234,15 +234,12 @@ class CatchUp:
         return extents, payload
 
     def sent(self, number: int, chunks: Sequence[Chunk]) -> None:
-        """The chunks went out in batch `number`. Until `settled`, a read may have missed a write from before capture was attached:
-        such chunks are never ticked off, so a later round reads them again."""
+        """The chunks went out in batch `number`. Not those that were read before `settled`, which may have missed a write from before
+        capture was attached: `defer` these, so that a later round reads them again."""
         assert self.round is not None
-        if self.settled:
-            again = self.round.again
-            done = [_with_mask(c, c.mask & ~again.get((c.disk, c.word), 0)) for c in chunks]
-            self._pending.append(_Pending(number, done))
-        else:
-            self.round.deferred = True
+        again = self.round.again
+        done = [_with_mask(c, c.mask & ~again.get((c.disk, c.word), 0)) for c in chunks]
+        self._pending.append(_Pending(number, done))
 
     def finish_reading(self, end_seq: int, loss: int) -> bool:
         """Ends the round. The caller sampled, after the last read returned, the producer position `end_seq` (P1) and then `loss`.

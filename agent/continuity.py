@@ -12,16 +12,18 @@ import time
 from dataclasses import asdict, replace
 from typing import Any, Final
 
+import msgspec
+
 from agent import audit
 from agent.audit import Baseline, Outcome, Sample, Verdict
 from agent.capture import Capture
-from agent.disks import SYSFS
+from agent.disks import SYSFS, size_of
 from agent.drain import can_drain, drain, is_lively
 from agent.state import AgentState, Reason, Word
 from agent.stream import Stream
 from shared import logging
 from shared.batch import SECTOR
-from shared.errors import AuditShortfallError, EpochEndedError, UnderstudyError
+from shared.errors import AuditShortfallError, DeviceNotFoundError, EpochEndedError, UnderstudyError
 from shared.status import Problem
 
 _log = logging.get()
@@ -46,29 +48,76 @@ class Continuity:
         self._verdicts: list[Verdict] = []
         self._exact_ns = 0
         self._lost_at = 0.0
-        self.problems: list[Problem] = []
-        """How continuity was lost; shown until the epoch that repairs it is ordered, and for some minutes at least."""
+        self._losses: dict[str, Problem] = {}
+        """By reason."""
+        self._gone: list[Problem] = []
+        self._unsettled_ns = capture.attached_boot_ns if capture.fresh else 0
+        """Since when (boot clock) it is not known which writes are in flight; 0: to be noted at the next look."""
+        self.resized = asyncio.Event()
+        """Set when a disk has another size than capture was attached to."""
 
     async def run(self) -> None:
         while True:
             if not self._state[Word.SETTLED]:
-                await self._settle()
+                try:
+                    await self._settle()
+                except OSError as exc:  # a disk is gone, which `check` shows
+                    _log.warning(
+                        "writes from before capture: not known", path=exc.filename, cause=exc.strerror
+                    )
             self.check()
             await asyncio.sleep(INTERVAL_S)
 
     def check(self) -> None:
         """One look at all disks; takes some milliseconds."""
         now_ns = time.time_ns()
-        self._verdicts = [self._audit(slot) for slot in range(len(self._capture.disks))]
+        self._look_at_disks()
+        if self._gone:
+            # Nothing read of a disk that is not there is worth sending, and what is written in its place is not its content.
+            self._stream.give_up_round(INTERVAL_S)
+        else:
+            # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
+            self._count_incidents()
+        self._verdicts = [self._audit_if_there(slot) for slot in range(len(self._capture.disks))]
         for slot, verdict in enumerate(self._verdicts):
             if verdict.outcome is Outcome.SHORTFALL:
                 self._shortfall(slot, verdict)
         if all(verdict.outcome is Outcome.EXACT for verdict in self._verdicts):
             self._exact_ns = now_ns
             self._forget_stale()
-        self._count_incidents()
         if self._state[Word.EVER_ORDERED] and time.monotonic() - self._lost_at > SHOWN_S:
-            self.problems = []
+            self._losses.clear()
+
+    @property
+    def problems(self) -> list[Problem]:
+        """How continuity was lost, shown until the epoch that repairs it is ordered and for some minutes at least; disks that are gone."""
+        return [*self._losses.values(), *self._gone]
+
+    def _look_at_disks(self) -> None:
+        gone = []
+        for disk in self._capture.disks:
+            sectors = size_of(disk)
+            if not sectors:
+                error = DeviceNotFoundError(
+                    f"Protected disk {disk.path} is gone",
+                    cause=f"{disk.name} was pulled out, or is another disk now",
+                    action="Attach it again and restart the agent. If it shall not come back, protect the machine without it.",
+                )
+                gone.append(Problem(**error.as_dict(), severity="critical", object=disk.name))
+            elif sectors != disk.sectors and not self.resized.is_set():
+                _log.error(
+                    "disk resized: capture begins anew", disk=disk.name, sectors=disk.sectors, now=sectors
+                )
+                self.resized.set()
+        if gone and not self._gone:
+            _log.error("disk gone", **{k: v for k, v in msgspec.to_builtins(gone[0]).items() if v})
+        self._gone = gone
+
+    def _audit_if_there(self, slot: int) -> Verdict:
+        try:
+            return self._audit(slot)
+        except OSError as exc:  # its counters go with the disk
+            return Verdict(Outcome.UNVERIFIABLE, cause=f"{exc.filename}: {exc.strerror}")
 
     def _audit(self, slot: int) -> Verdict:
         """The verdict on one disk; on a busy one, from the first of some samples that is conclusive."""
@@ -101,13 +150,15 @@ class Continuity:
         per attachment; else by finding the disks quiet; else by patience."""
         capture = self._capture
         boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        since_s = (boot_ns - capture.attached_boot_ns) / 1e9
+        self._unsettled_ns = self._unsettled_ns or boot_ns
+        since_s = (boot_ns - self._unsettled_ns) / 1e9
         if all(can_drain(disk) for disk in capture.disks) and is_lively(capture.open_writes(), boot_ns):
             for disk in capture.disks:
                 await asyncio.to_thread(drain, disk)
         elif not (since_s > SETTLE_S or (since_s > SETTLE_QUIET_S and self._is_quiet())):
             return
         self._stream.settle()
+        self._unsettled_ns = 0
         _log.info("writes from before capture have ended", after_s=round(since_s, 1))
 
     def _is_quiet(self) -> bool:
@@ -134,15 +185,16 @@ class Continuity:
         _log.info("completions that were not seen", writes=len(forgotten))
 
     def _shortfall(self, slot: int, verdict: Verdict) -> None:
-        # What was found missing is accounted for at once, so that only what goes missing from now on is found again.
+        disk = self._capture.disks[slot].name
+        what = f"{verdict.sectors} sectors ({verdict.sectors * SECTOR} bytes) were written to {disk} past capture"
+        self._lose(Reason.AUDIT_SHORTFALL, AuditShortfallError(what, cause=verdict.cause))
+        # What was found missing is accounted for, so that only what goes missing from now on is found again. Afterwards: a kill in
+        # between costs one more epoch; the other way round, it would cost the only one.
         words = self._capture.audit_words(slot)
         baseline = Baseline.from_words(words)
         offset = (baseline.offset_sectors or 0) + verdict.sectors
         accounted = replace(baseline, offset_sectors=offset).words()
         words[: len(accounted)] = accounted
-        disk = self._capture.disks[slot].name
-        what = f"{verdict.sectors} sectors ({verdict.sectors * SECTOR} bytes) were written to {disk} past capture"
-        self._lose(Reason.AUDIT_SHORTFALL, AuditShortfallError(what, cause=verdict.cause))
 
     def _count_incidents(self) -> None:
         incidents = self._capture.incidents()
@@ -157,8 +209,8 @@ class Continuity:
         for word, count, reason in checks:
             if count > self._state[word]:
                 what = f"Capture may have missed {count - self._state[word]} writes"
-                self._state[word] = count
                 self._lose(reason, AuditShortfallError(what, cause=reason.text))
+                self._state[word] = count
 
     def end_epoch(self, reason: Reason) -> None:
         """The stream cannot go on where it stopped, though capture missed nothing: the other end lost its part, or is not ours."""
@@ -174,7 +226,7 @@ class Continuity:
     def _note(self, reason: Reason, error: UnderstudyError) -> None:
         _log.error("continuity lost: a new epoch begins", reason=reason.text, **error.as_dict())
         self._lost_at = time.monotonic()
-        self.problems.append(Problem(**error.as_dict(), severity="critical"))
+        self._losses[reason.text] = Problem(**error.as_dict(), severity="critical")
 
     def summary(self) -> dict[str, Any]:
         """The newest verdict per disk, when all were exact last (Unix ns, 0: never), and what happened since capture was attached."""

@@ -156,13 +156,11 @@ def counts_sectors(folder: Path) -> bool:
     return _text(folder / "queue/iostats") != "0" or not (folder / "mq").is_dir()
 
 
-def is_present(disk: Disk, *, sysfs: Path = SYSFS) -> bool:
-    """Whether the disk is still the one that it was (same diskseq, same size)."""
+def size_of(disk: Disk, *, sysfs: Path = SYSFS) -> int:
+    """The disk's size now, in sectors; 0 when it is gone, or its place was taken by another."""
     folder = sysfs / f"block/{disk.name.replace('/', '!')}"
-    return (
-        int(_text(folder / "diskseq") or 0) == disk.diskseq
-        and int(_text(folder / "size") or 0) == disk.sectors
-    )
+    is_same = int(_text(folder / "diskseq") or 0) == disk.diskseq
+    return int(_text(folder / "size") or 0) if is_same else 0
 
 
 def _all_below(name: str, sysfs: Path) -> set[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -74,10 +74,13 @@ def link_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_LINK_PREFIX}*"))
 
 
-def program_ids(folder: Path) -> dict[int, int]:
-    """Program id by link id, of the pinned links."""
+def program_ids(folder: Path, leave_out: Collection[str] = ()) -> dict[int, int]:
+    """Program id by link id, of the pinned links but those of the programs to `leave_out`."""
     ids = {}
+    left_out = {link_path(folder, program) for program in leave_out}
     for path in link_paths(folder):
+        if path in left_out:
+            continue
         fd = libbpf.get(path)
         try:
             info = libbpf.link_info(fd)

@@ -29,13 +29,17 @@ _log = logging.get()
 BATCH_B: Final = 9 * 1024 * 1024 + HEADER_SIZE
 """More than any batch of ours takes; what credit must have room for before one is cut."""
 LINGER_S: Final = 0.1
-"""Small batches are cut at most this often; so long may a write wait for company."""
+"""Small batches are cut at most this often; so long may a write wait for company. It also bounds how many batches there are for the
+digests that `AgentState` remembers."""
 LINGER_BELOW_B: Final = 256 * 1024
 IDLE_S: Final = 0.02
 CONNECT_S: Final = 10.0
 PING_S: Final = 10.0
 SILENCE_S: Final = 30.0
 RETRY_LIMIT_S: Final = 10.0
+RETRY_AFTER_LIMIT_S: Final = 60.0
+STEADY_S: Final = 30.0
+"""A session that was open for so long was a good one: the next is not waited for longer on account of earlier failures."""
 DEVICE_RETRY_S: Final = 5.0
 
 
@@ -75,7 +79,7 @@ class Sender:
         self._ordered_sent: list[tuple[int, int]] = []
         self._written = 0.0
         self._flush = asyncio.Event()
-        self._news = asyncio.Event()
+        self._retry_after_s = 0.0
 
     def reload_certificate(self) -> None:
         self._context.load_cert_chain(self._files.cert, self._files.key)
@@ -88,22 +92,22 @@ class Sender:
         """Returns soon after `stop` is set. A session that ends is begun again, with backoff."""
         failures = 0
         while not stop.is_set():
+            began = time.monotonic()
+            self._retry_after_s = 0.0
             try:
                 await self._session(stop)
-                failures, pause_s = 0, 0.0
             except _NewEpochError:
-                failures, pause_s = 0, 0.0
+                _log.info("the session begins again, for a new epoch")
             except PeerError as exc:
                 if self.problem is None or self.problem.as_dict() != exc.as_dict():
                     _log.warning("no session with the process server; capture goes on", **exc.as_dict())
                 self.problem = exc
-                pause_s = min(RETRY_LIMIT_S, 0.25 * 2.0 ** min(failures, 6)) * random.uniform(0.5, 1.0)
-                failures += 1
             finally:
                 self.connected = False
-            if pause_s:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), pause_s)
+            failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+            pause_s = min(RETRY_LIMIT_S, 0.125 * 2.0 ** min(failures, 7)) * random.uniform(0.5, 1.0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), max(pause_s, self._retry_after_s))
 
     # -- one session ---------------------------------------------------------------------------------------
 
@@ -119,9 +123,9 @@ class Sender:
             raise tls.translate(exc, what) from exc
         connection = Connection(Side.AGENT)
         try:
-            self._write(writer, connection.send_hello(self._hello()))
-            welcome = await self._welcome(connection, reader)
-            await self._take_up(welcome)
+            hello = self._hello()
+            self._write(writer, connection.send_hello(hello))
+            self._take_up(hello, await self._welcome(connection, reader))
             await self._stream_until(stop, connection, reader, writer)
         except (OSError, TimeoutError) as exc:
             raise tls.translate(exc, f"The session with the process server {host}:{port} ended") from exc
@@ -132,17 +136,22 @@ class Sender:
 
     async def _welcome(self, connection: Connection, reader: asyncio.StreamReader) -> Welcome:
         # A process server that has to recover or to allocate an epoch in slow storage may take its time, but pings meanwhile.
-        while True:
+        welcome = None
+        while welcome is None:
             for event in await self._receive(connection, reader):
                 if isinstance(event, Welcomed):
-                    return event.welcome
-                self._refuse(event)
+                    welcome = event.welcome
+                else:
+                    self._refuse(event)  # also what came right behind Welcome
+        return welcome
 
-    async def _take_up(self, welcome: Welcome) -> None:
+    def _take_up(self, hello: Hello, welcome: Welcome) -> None:
         """Goes on where the process server stands, or finds that this is not our history."""
         state = self._state
         if state[Word.EPOCH] == 0:
-            await self._stream.begin_epoch(Epoch(welcome.epoch))
+            if hello.epoch or hello.suspect_since_ns != state[Word.SUSPECT_SINCE_NS]:
+                raise _NewEpochError  # continuity was lost after Hello: what is welcomed is not what is wanted now
+            self._stream.begin_epoch(Epoch(welcome.epoch))
             self._ordered_sent.clear()
             self.uploaded_ordered_ns = 0
             _log.info("epoch begun", epoch=welcome.epoch, reason=state.reason.text)
@@ -152,9 +161,7 @@ class Sender:
             self._want_epoch(Reason.PROCESS_SERVER_BEHIND)
         elif state.digest_of(welcome.spooled) != welcome.spooled_digest:
             self._want_epoch(Reason.DIGEST_MISMATCH)
-        await self._stream.resume(
-            welcome.spooled, welcome.spooled_seq, welcome.spooled_digest, welcome.uploaded
-        )
+        self._stream.resume(welcome.spooled, welcome.spooled_seq, welcome.spooled_digest, welcome.uploaded)
         self._ordered_sent = [sent for sent in self._ordered_sent if sent[0] <= welcome.spooled]
         self._note(welcome)
         self.connected = True
@@ -219,7 +226,7 @@ class Sender:
         except DeviceError as exc:
             _log.error("catch-up stopped; it is tried again", **exc.as_dict())
             self.problem = exc
-            await self._stream.give_up_round(DEVICE_RETRY_S)
+            self._stream.give_up_round(DEVICE_RETRY_S)
             return None
         if cut is not None and cut.chunks:
             self.problem = None
@@ -232,15 +239,13 @@ class Sender:
             self._ordered_sent.append((cut.batch.number, cut.batch.captured_ns))
 
     async def _pause(self, seconds: float) -> None:
-        self._news.clear()
-        if self._stream.catching_up:
-            # Chunks that become ready are not kept waiting.
-            self._stream.wakeup.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stream.wakeup.wait(), min(seconds, IDLE_S))
-        else:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), seconds)
+        if not self._stream.catching_up:
+            await asyncio.sleep(seconds)
+            return
+        # Chunks that become ready are not kept waiting.
+        self._stream.wakeup.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stream.wakeup.wait(), min(seconds, IDLE_S))
 
     async def _take_acks(self, connection: Connection, reader: asyncio.StreamReader) -> None:
         while True:
@@ -249,7 +254,6 @@ class Sender:
                     self._refuse(event)
                     continue
                 self._note(event.ack)
-                self._news.set()
                 self._stream.acknowledged(event.ack.spooled, event.ack.uploaded)
 
     def _note(self, position: Ack | Welcome) -> None:
@@ -265,12 +269,16 @@ class Sender:
             raise UnreachableError(
                 "The session with the process server ended", cause=f"nothing was heard for {SILENCE_S:.0f} s"
             ) from exc
-        return connection.receive_data(data) if data else connection.receive_eof()
+        if data:
+            return connection.receive_data(data)
+        # After a fault there is no event any more, but whoever reads on must not go round in circles.
+        return connection.receive_eof() or [Ended()]
 
     def _refuse(self, event: Event) -> None:
         """Events that end the session."""
         if isinstance(event, Faulted):
             fault = event.fault
+            self._retry_after_s = min(fault.retry_after_s, RETRY_AFTER_LIMIT_S)
             if fault.new_epoch:
                 ahead = fault.code == ContinuityError.code
                 self._want_epoch(Reason.PROCESS_SERVER_AHEAD if ahead else Reason.STORAGE_FORGOT)

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from agent import disks
-from agent.capture import Capture
+from agent.capture import Capture, detach
 from agent.catchup import CatchUp
 from agent.config import AgentConfig
 from agent.continuity import Continuity
@@ -28,7 +28,7 @@ from agent.stream import Stream
 from agent.sync_reader import SyncReader
 from shared import logging
 from shared.batch import Mark, StreamState
-from shared.errors import AgentRunningError, DeadlineError, UsageError
+from shared.errors import AgentRunningError, DeadlineError, DiskResizedError, UsageError
 from shared.messages import Command
 from shared.recovery.position import Position
 from shared.rest import ControlClient
@@ -119,45 +119,74 @@ class Agent:
 
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     """The daemon. SIGTERM ends it and leaves capture attached: only `detach` removes that."""
-    async with _running(config) as agent:
-        control = ControlClient(config.control_url, config.tls, on_renewed=agent.sender.reload_certificate)
-        notify("READY=1")
-        async with asyncio.TaskGroup() as group:
-            beside = [
-                group.create_task(agent.continuity.run(), name="audit"),
-                group.create_task(agent.place_points(), name="points"),
-                group.create_task(_watchdog(agent), name="watchdog"),
-            ]
-            group.create_task(
-                control.serve(lambda: msgspec.to_builtins(report(agent)), agent.handle, stop), name="control"
-            )
-            await agent.sender.run(stop)
-            for task in beside:
-                task.cancel()
-        await control.close()
+    with _only_one(config.state_dir):
+        while not stop.is_set():
+            async with _running(config) as agent:
+                await _serve(agent, stop)
+
+
+async def _serve(agent: Agent, stop: asyncio.Event) -> None:
+    """Returns soon after `stop` is set, or when a disk has another size, for which capture has to begin anew."""
+    config = agent.config
+    control = ControlClient(config.control_url, config.tls, on_renewed=agent.sender.reload_certificate)
+    over = asyncio.Event()
+    notify("READY=1")
+    async with asyncio.TaskGroup() as group:
+        beside = [
+            group.create_task(agent.continuity.run(), name="audit"),
+            group.create_task(agent.place_points(), name="points"),
+            group.create_task(_watchdog(agent), name="watchdog"),
+            *(
+                group.create_task(_set_with(over, event), name="end")
+                for event in (stop, agent.continuity.resized)
+            ),
+        ]
+        group.create_task(
+            control.serve(lambda: msgspec.to_builtins(report(agent)), agent.handle, over), name="control"
+        )
+        await agent.sender.run(over)
+        for task in beside:
+            task.cancel()
+    await control.close()
+
+
+async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
+    await cause.wait()
+    over.set()
+
+
+def _attach(config: AgentConfig) -> Capture:
+    """Attaches capture, or continues it. A disk that was resized ends what is pinned: all of it is replicated anew, in a new epoch."""
+    found = [disks.find_disk(Path(path)) for path in config.disks]
+    try:
+        return Capture.attach(config.pin_dir, found, config.ring_mib << 20)
+    except DiskResizedError as exc:
+        _log.warning("capture begins anew", **exc.as_dict())
+    detach(config.pin_dir)
+    capture = Capture.attach(config.pin_dir, found, config.ring_mib << 20)
+    AgentState(capture.state).want_epoch(Reason.DISK_RESIZED)
+    return capture
 
 
 @asynccontextmanager
 async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
-    with _only_one(config.state_dir):
-        found = [disks.find_disk(Path(path)) for path in config.disks]
-        capture = Capture.attach(config.pin_dir, found, config.ring_mib << 20)
+    capture = _attach(config)
+    try:
+        agent = Agent(config, capture)
+        _log.info(
+            "capture attached" if capture.fresh else "capture continued",
+            machine=config.machine,
+            disks=[disk.name for disk in capture.disks],
+            mode=capture.mode,
+            cause=capture.mode_cause,
+        )
+        await agent.stream.recover()
         try:
-            agent = Agent(config, capture)
-            _log.info(
-                "capture attached" if capture.fresh else "capture continued",
-                machine=config.machine,
-                disks=[disk.name for disk in capture.disks],
-                mode=capture.mode,
-                cause=capture.mode_cause,
-            )
-            await agent.stream.recover()
-            try:
-                yield agent
-            finally:
-                await agent.reader.close()
+            yield agent
         finally:
-            capture.close()
+            await agent.reader.close()
+    finally:
+        capture.close()
 
 
 @contextlib.contextmanager

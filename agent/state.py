@@ -51,6 +51,8 @@ class Word(enum.IntEnum):
     MISSES_SEEN = 14
     PASSTHROUGH_SEEN = 15
     """Incident counts that have led to a new epoch already."""
+    OPEN_MISSED_SEEN = 16
+    """Writes in flight that are not among the open ones: how many had been when capture was last taken to be not settled for it."""
 
 
 class Reason(enum.IntEnum):
@@ -65,6 +67,7 @@ class Reason(enum.IntEnum):
     STORAGE_FORGOT = 6
     PASSTHROUGH_WRITE = 7
     MANUAL = 8
+    DISK_RESIZED = 9
 
     @property
     def text(self) -> str:
@@ -81,6 +84,7 @@ _REASONS: Final = {
     Reason.STORAGE_FORGOT: "storage lost log that it had acknowledged",
     Reason.PASSTHROUGH_WRITE: "a passthrough command may have written to the disk behind the block layer",
     Reason.MANUAL: "requested by an operator",
+    Reason.DISK_RESIZED: "a protected disk was resized",
 }
 
 

@@ -19,10 +19,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from agent.bios import assemble, to_extents
+from agent.bios import Assembled, assemble, end_within, to_extents
 from agent.capture import Capture
 from agent.catchup import CatchUp
 from agent.marks import Marks
+from agent.ring import Window
 from agent.state import AgentState, Reason, Word
 from agent.sync_reader import ReadChunk, SyncReader
 from shared.batch import (
@@ -41,6 +42,9 @@ from shared.recovery.position import NOWHERE, Position
 
 MAX_RECORDS: Final = 1024
 """Ring records in a batch: 4 MiB of data at most."""
+MAX_PIECES: Final = 2048
+"""Records whose data one batch carries: 8 MiB, more than `MAX_RECORDS` when bios that began in earlier ones become whole. The kernel's
+programs capture no bio that has more."""
 MAX_CHUNKS: Final = 4
 """Catch-up chunks in a batch: 4 MiB of data at most."""
 HEARTBEAT_S: Final = 5.0
@@ -116,9 +120,9 @@ class Stream:
         else:
             self._lose_order("the agent was restarted while the stream was not in order")
 
-    async def begin_epoch(self, epoch: Epoch) -> None:
+    def begin_epoch(self, epoch: Epoch) -> None:
         """Every granule is to do; the ring goes on where it is (what it holds is repeated by the full replication)."""
-        await self._reader.cancel()
+        self._reader.cancel()
         self.marks.lost_behind(self._uploaded)
         self.catchup.mark_everything()
         self._state.begin_epoch(epoch)
@@ -128,7 +132,7 @@ class Stream:
         self._cause = self._state.reason.text
         self._unordered_at = 0.0
 
-    async def resume(self, spooled: int, spooled_seq: int, digest: bytes, uploaded: int) -> None:
+    def resume(self, spooled: int, spooled_seq: int, digest: bytes, uploaded: int) -> None:
         """Goes on behind batch `spooled`, whose records end below ring position `spooled_seq`."""
         void = self.catchup.resume(spooled)
         if self._sent and self._sent[-1].number > spooled and self.catchup.round is not None:
@@ -139,7 +143,7 @@ class Stream:
             self._sent.pop()
         self.marks.lost_behind(self._position(spooled))
         if void:
-            await self._reader.cancel()
+            self._reader.cancel()
             self._lose_order("batches were lost with the connection while catching up")
         self._emitted_to = spooled_seq if spooled else self._ring.consumer_seq
         if not (self._sent and self._sent[-1].number == spooled):
@@ -154,9 +158,7 @@ class Stream:
         first = self._ring.consumer_seq
         self._ring.rewind_to(first)
         window = self._ring.peek(self._emitted_to - first)
-        return assemble(
-            window.headers, window.valid, first, self._emitted_to, self._dead_before(self._emitted_to)
-        ).hold_from
+        return self._assemble(window, self._emitted_to).hold_from
 
     # -- cutting -------------------------------------------------------------------------------------------
 
@@ -190,7 +192,9 @@ class Stream:
             return None
         # An image is that of the moment at which everything was emitted, unless it lacks a write that was lost before that moment.
         is_current = self._emitted_to >= producer and not (ordered and loss != self.catchup.loss_at_order)
-        captured_ns = max(self._state[Word.CAPTURED_NS], sampled_ns if is_current else newest_ns)
+        captured_ns = max(
+            self._state[Word.CAPTURED_NS], sampled_ns if is_current else min(newest_ns, sampled_ns)
+        )
         self._state[Word.CAPTURED_NS] = captured_ns
         number = BatchNumber(self._number + 1)
         batch = Batch(
@@ -223,14 +227,27 @@ class Stream:
         window = self._ring.peek(self._emitted_to + MAX_RECORDS - self._hold_from)
         first = self._hold_from
         end = self._ordered_end(window.headers, window.valid, first)
-        count = end - first
-        headers = window.headers[:count]
-        got = assemble(headers, window.valid[:count], first, self._emitted_to, self._dead_before(end))
-        extents, stands, payload = to_extents(headers, window.data[:count], got)
+        got = self._assemble(window, end)
+        if (fitting := end_within(got, MAX_PIECES)) is not None:
+            end = fitting
+            got = self._assemble(window, end)
+        headers, valid = window.headers[: end - first], window.valid[: end - first]
+        extents, stands, payload = to_extents(headers, window.data[: end - first], got)
         self.catchup.records_emitted(extents, stands)
-        newest_ns = int(headers["time_ns"].max()) + _boot_offset_ns() if count else 0
+        times = headers["time_ns"][valid]
+        newest_ns = int(times.max()) + _boot_offset_ns() if len(times) else 0
         self._emitted_to, self._hold_from = end, got.hold_from
         return extents, payload, newest_ns
+
+    def _assemble(self, window: Window, end: int) -> Assembled:
+        count = end - window.first_seq
+        return assemble(
+            window.headers[:count],
+            window.valid[:count],
+            window.first_seq,
+            self._emitted_to,
+            self._dead_before(end),
+        )
 
     def _dead_before(self, end: int) -> int:
         """Below which position the first piece of an open bio tells that it is an orphan, in a window that ends at `end`. One that ends
@@ -271,7 +288,10 @@ class Stream:
             sync.append(extents)
             payload += parts
         if chunks:
-            self.catchup.sent(self._number + 1, [read.chunk for read in chunks])
+            self.catchup.sent(self._number + 1, [read.chunk for read in chunks if read.is_final])
+        for read in chunks:
+            if not read.is_final:
+                self.catchup.defer(read.chunk)
         return sync, payload, unreadable
 
     def _finish_round_if_read(self) -> None:
@@ -332,6 +352,7 @@ class Stream:
         self._start_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._harvest()
         self._grace = (before_grace, start_seq)
+        self._unsettle_if_open_writes_are_unknown()
         self.catchup.begin_round(loss, start_seq)
         self._state[Word.ROUNDS] += 1
         self._unordered_at = time.monotonic()
@@ -345,6 +366,14 @@ class Stream:
         """No write from before capture was attached is in flight any more: what is read from now on is final."""
         self.catchup.settled = True
         self._state[Word.SETTLED] = 1
+
+    def _unsettle_if_open_writes_are_unknown(self) -> None:
+        """A write that found no room among the open ones may be in flight from before P0 unseen, as those from before capture may be."""
+        missed = self._capture.open_missed()
+        if missed != self._state[Word.OPEN_MISSED_SEEN]:
+            self.catchup.settled = False
+            self._state[Word.SETTLED] = 0
+            self._state[Word.OPEN_MISSED_SEEN] = missed
 
     def _open_from_before(self) -> npt.NDArray[np.void]:
         opened = self._capture.open_writes()
@@ -375,11 +404,11 @@ class Stream:
         self._state.set_unordered()
         self.catchup.lose_order()
 
-    async def give_up_round(self, pause_s: float) -> None:
+    def give_up_round(self, pause_s: float) -> None:
         """The round failed: its granules stay to do, and the next begins after a pause."""
-        await self._reader.cancel()
         self.catchup.round = None
         self._unordered_at = self._loss_seen_at = time.monotonic() + pause_s
+        self._reader.cancel()
 
     def read_again(self, writes: npt.NDArray[np.void]) -> None:
         """Puts the ranges of these writes (disk, sector, sectors) into the to-do: the next round reads them."""
@@ -394,13 +423,15 @@ class Stream:
     @property
     def cause(self) -> str:
         """Why the stream is not ordered, for people; empty when it is."""
+        if not self._state[Word.EPOCH]:
+            return self._state.reason.text
         return "" if self.state == StreamState.ORDERED else self._cause
 
     @property
     def state(self) -> StreamState:
         """The stream's state now, which a loss changes even while nothing can be sent."""
         expected = self.catchup.loss_at_order
-        if expected is None:
+        if expected is None or not self._state[Word.EPOCH]:
             return self._unordered_state()
         if self._capture.loss_count() != expected:
             self._cause = self._capture.loss_cause()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import mmap
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ BUFFER_B: Final = WORD_GRANULES * GRANULE_SECTORS * SECTOR
 BLOCKED_PATIENCE_S: Final = 2.0
 """How long a round waits for open writes that keep its last chunks from being read, before it leaves those to the next round."""
 _BLOCKED_PROBE_S: Final = 0.02
+_BLKSSZGET: Final = 0x1268
 
 OpenWrites = Callable[[], npt.NDArray[np.void]]
 
@@ -39,6 +42,8 @@ class ReadChunk:
     data: npt.NDArray[np.uint8]
     unreadable: list[tuple[int, int]]
     """Runs of sectors (first, count) that the disk refused to read; zeroes in `data`."""
+    is_final: bool
+    """No write from before capture was attached was in flight when the read began."""
     buffer: mmap.mmap
 
 
@@ -52,7 +57,8 @@ class SyncReader:
         self._ready: deque[asyncio.Task[ReadChunk]] = deque()
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._generation = 0
+        self._reads: set[asyncio.Task[ReadChunk]] = set()
+        """All that are under way, those of rounds that were given up among them."""
         self.wakeup = asyncio.Event()
         """Set whenever a chunk became ready or the reading ended."""
 
@@ -92,21 +98,26 @@ class SyncReader:
         assert self.finished
         self._task = None
 
-    async def cancel(self) -> None:
-        """Gives the round up; what was read is thrown away."""
+    def cancel(self) -> None:
+        """Gives the round up; what was read is thrown away. Threads that are reading go on, so nothing here waits for a slow disk;
+        their buffers are free when they have ended, not before."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        for read in await asyncio.gather(*self._ready, return_exceptions=True):
-            if isinstance(read, ReadChunk):
-                self.release(read)
+        for read in self._ready:
+            read.add_done_callback(self._discard)
         self._ready.clear()
 
     async def close(self) -> None:
-        await self.cancel()
+        self.cancel()
+        if self._reads:
+            await asyncio.wait([*self._reads])
         for fd in self._fds:
             os.close(fd)
+
+    def _discard(self, read: asyncio.Task[ReadChunk]) -> None:
+        if not read.cancelled() and read.exception() is None:
+            self.release(read.result())
 
     async def _read_all(self, open_from_before: OpenWrites) -> None:
         parallel = asyncio.Semaphore(PARALLEL_READS)
@@ -128,21 +139,28 @@ class SyncReader:
                 while not self._free:
                     self._room.clear()
                     await self._room.wait()
-                self._ready.append(asyncio.create_task(self._read(chunk, self._free.pop(), parallel)))
-            await asyncio.gather(*self._ready)
+                read = asyncio.create_task(self._read(chunk, self._free.pop(), parallel), name="sync-read")
+                self._reads.add(read)
+                read.add_done_callback(self._reads.discard)
+                self._ready.append(read)
+            if self._ready:
+                await asyncio.wait([*self._ready])
         finally:
             self.wakeup.set()
 
     async def _read(self, chunk: Chunk, buffer: mmap.mmap, parallel: asyncio.Semaphore) -> ReadChunk:
-        async with parallel:
-            try:
+        try:
+            async with parallel:
+                is_final = self._catchup.settled
                 unreadable = await asyncio.to_thread(read_span, self._fds[chunk.disk], chunk, buffer)
-            except BaseException:
-                self._free.append(buffer)
-                raise
-        self.wakeup.set()
+        except Exception:
+            self._free.append(buffer)
+            self._room.set()
+            raise
+        finally:
+            self.wakeup.set()
         data = np.frombuffer(buffer, np.uint8, chunk.sectors * SECTOR)
-        return ReadChunk(chunk, data, unreadable, buffer)
+        return ReadChunk(chunk, data, unreadable, is_final, buffer)
 
 
 def read_span(fd: int, chunk: Chunk, buffer: mmap.mmap) -> list[tuple[int, int]]:
@@ -153,21 +171,34 @@ def read_span(fd: int, chunk: Chunk, buffer: mmap.mmap) -> list[tuple[int, int]]
     with memoryview(buffer)[: chunk.sectors * SECTOR] as view:
         if _read_exactly(fd, view, chunk.first_sector):
             return []
-        # Something in the span is unreadable: sector by sector, so that the list names exactly what is lost.
+        # Something in the span is unreadable: block by block, so that the list names exactly what is lost.
         bad: list[tuple[int, int]] = []
+        block = _block_sectors(fd)
         with mmap.mmap(-1, mmap.PAGESIZE) as one, memoryview(one) as aligned:
-            for i in range(chunk.sectors):
-                sector = chunk.first_sector + i
-                here = view[i * SECTOR : (i + 1) * SECTOR]
-                if _read_exactly(fd, aligned[:SECTOR], sector):
-                    here[:] = aligned[:SECTOR]
+            for i in range(0, chunk.sectors, block):
+                sector, count = chunk.first_sector + i, min(block, chunk.sectors - i)
+                here = view[i * SECTOR : (i + count) * SECTOR]
+                if _read_exactly(fd, aligned[: len(here)], sector):
+                    here[:] = aligned[: len(here)]
                     continue
-                here[:] = bytes(SECTOR)
+                here[:] = bytes(len(here))
                 if bad and sum(bad[-1]) == sector:
-                    bad[-1] = (bad[-1][0], bad[-1][1] + 1)
+                    bad[-1] = (bad[-1][0], bad[-1][1] + count)
                 else:
-                    bad.append((sector, 1))
+                    bad.append((sector, count))
         return bad
+
+
+def _block_sectors(fd: int) -> int:
+    """Sectors in a logical block, the least that can be read with O_DIRECT."""
+    answer = bytearray(4)
+    try:
+        fcntl.ioctl(fd, _BLKSSZGET, answer)
+    except OSError as exc:
+        if exc.errno != errno.ENOTTY:  # a file
+            raise
+        return 1
+    return int.from_bytes(answer, sys.byteorder) // SECTOR
 
 
 def _read_exactly(fd: int, view: memoryview, sector: int) -> bool:

@@ -245,6 +245,12 @@ class PinnedElsewhereError(DeviceError):
     )
 
 
+class DiskResizedError(PinnedElsewhereError):
+    """The same disks, but one has another size."""
+
+    code = "US419"
+
+
 class DetachError(DeviceError):
     """Something of a capture stayed in the kernel."""
 

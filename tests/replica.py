@@ -49,12 +49,12 @@ class Pump:
         self.on_ordered: Callable[[Batch], None] = lambda batch: None
 
     async def begin(self, epoch: int = 1) -> None:
-        await self.stream.begin_epoch(Epoch(epoch))
+        self.stream.begin_epoch(Epoch(epoch))
         self.number, self.last_seq, self.digest = 0, 0, bytes(16)
         await self.resume()
 
     async def resume(self) -> None:
-        await self.stream.resume(self.number, self.last_seq, self.digest, self.number)
+        self.stream.resume(self.number, self.last_seq, self.digest, self.number)
 
     async def turn(self, *, keep: bool = True) -> Batch | None:
         """One turn: a round begins if one is due, a batch is cut. With `keep` False it is lost on the way."""

@@ -39,6 +39,7 @@ typedef __u8 u8;
 /* ---- what user space must agree on: FORMAT.md, agent/layout.py -------------------------------------------------------------- */
 
 #define MAX_DISKS 64
+#define MAX_PIECES 2048 /* of a bio: a batch must be able to carry it (agent/stream.py) */
 #define DATA_B 4096
 #define SECTOR_SHIFT 9
 #define GRANULE_SHIFT 5 /* one dirty bit is 32 sectors, 16 KiB */
@@ -377,6 +378,8 @@ static long copy_piece(u32 index, struct walk_ref *ref)
 
 	if (!w->left)
 		return 1;
+	if (w->piece >= MAX_PIECES)
+		return 1;
 	if (!w->span) {
 		if (!next_vec(w))
 			goto failed;
@@ -459,6 +462,8 @@ static __always_inline bool capture_data(struct bio *bio, struct walk *w)
 	 * may have more pieces than this: then it fails on the way.) */
 	u64 room = bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) - bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
 	u64 pieces = ((u64)w->left + DATA_B - 1) / DATA_B;
+	if (pieces > MAX_PIECES)
+		return false; /* possible where no request bounds a bio: zram, md, dm; from huge pages */
 	if (pieces * (sizeof(struct record) + BPF_RINGBUF_HDR_SZ) > room) {
 		w->full = 1;
 		return false;
@@ -561,9 +566,11 @@ static int write_seen(struct bio *bio, u32 hook)
 		completed_unnoticed(key, &open);
 
 	bool captured = false, zero = false;
+	/* Behind the end: the disk has grown. User space will notice, and begin anew with all of it. */
+	bool fits = open.sector + open.sectors <= disk->sectors;
 	u64 *cause = &control.lost_unsupported;
 	u32 records = 0;
-	if (control.direct_map && !w->busy &&
+	if (fits && control.direct_map && !w->busy &&
 	    !(bpf_core_field_exists(bio->bi_crypt_context) && BPF_CORE_READ(bio, bi_crypt_context))) {
 		w->busy = 1;
 		w->time_ns = open.since_ns;
@@ -585,8 +592,12 @@ static int write_seen(struct bio *bio, u32 hook)
 			cause = &control.lost_unreadable;
 		w->busy = 0;
 	}
-	if (!captured)
+	if (!fits) {
+		__sync_fetch_and_add(&control.unknown_range, 1);
+		__sync_fetch_and_add(&control.loss, 1);
+	} else if (!captured) {
 		lose(slot, open.sector, open.sectors, cause);
+	}
 
 	__sync_fetch_and_add(&count->seen, open.sectors);
 	__sync_fetch_and_add(captured ? &count->captured : &count->marked, open.sectors);

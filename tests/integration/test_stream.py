@@ -205,7 +205,7 @@ async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
                 try:
                     await pump.turn()
                 except DeviceError:
-                    await stream.give_up_round(0.1)
+                    stream.give_up_round(0.1)
         total = writer.stop()
         await drain(pump)
         checker = PrefixChecker(schedule(seed))

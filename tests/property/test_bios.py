@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.bios import LAST, assemble, to_extents
+from agent.bios import LAST, assemble, end_within, to_extents
 from shared.batch import Op
 
 HEADER = np.dtype(
@@ -65,10 +65,10 @@ def ring_of(rng: random.Random) -> tuple[np.ndarray, np.ndarray, np.ndarray, set
     return headers, RNG.integers(0, 256, (len(rows), 4096), np.uint8), valid, whole
 
 
-@given(st.integers(0, 2**32), st.integers(1, 9))
+@given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 9))
 @settings(deadline=None)
 def test_every_whole_bio_is_emitted_once_in_order_of_its_last_piece_whatever_the_windows(
-    seed: int, step: int
+    seed: int, step: int, most: int
 ) -> None:
     headers, data, valid, whole = ring_of(random.Random(seed))
     base = 1000
@@ -79,6 +79,11 @@ def test_every_whole_bio_is_emitted_once_in_order_of_its_last_piece_whatever_the
         end = min(emitted_to + step, base + total)
         window = slice(hold - base, end - base)
         got = assemble(headers[window], valid[window], hold, emitted_to, 0)
+        if (fitting := end_within(got, most)) is not None:
+            assert emitted_to < fitting <= end
+            end, window = fitting, slice(hold - base, fitting - base)
+            got = assemble(headers[window], valid[window], hold, emitted_to, 0)
+        assert len(got.pieces) <= most or len(set(got.stands.tolist())) == 1
         extents, stands, payload = to_extents(headers[window], data[window], got)
         at = 0
         for e, stand in zip(extents, stands.tolist(), strict=True):

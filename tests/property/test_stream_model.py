@@ -183,6 +183,9 @@ class Kernel:
         self.happen()
         return self.loss
 
+    def open_missed(self) -> int:
+        return 0
+
     def loss_cause(self) -> str:
         return "the ring was full"
 
@@ -251,6 +254,7 @@ class ReadChunk:
     chunk: Chunk
     data: npt.NDArray[np.uint8]
     unreadable: tuple[()] = ()
+    is_final: bool = True
 
 
 class Reader:
@@ -286,7 +290,7 @@ class Reader:
     def end(self) -> None:
         self._open = None
 
-    async def cancel(self) -> None:
+    def cancel(self) -> None:
         self._open = None
         self._ready.clear()
 
@@ -383,12 +387,12 @@ class Model:
         self.on_the_way.clear()
         if not self.state[Word.EPOCH]:
             self.epoch += 1
-            await self.stream.begin_epoch(Epoch(self.epoch))
+            self.stream.begin_epoch(Epoch(self.epoch))
             self.stored = [(0, 0, bytes(16), self.stored[-1][3])]
         number, seq, digest, _ = self.stored[-1]
         assert number >= self.state[Word.FREED]
         assert self.state.digest_of(number) == digest
-        await self.stream.resume(number, seq, digest, self.stored[0][0])
+        self.stream.resume(number, seq, digest, self.stored[0][0])
 
     async def forget(self) -> None:
         """The process server burns down; its successor knows what was uploaded."""
@@ -463,6 +467,7 @@ def apply(batch: Batch, target: Image) -> None:
 def small_and_impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agent.stream, "MAX_RECORDS", 5)
+        patch.setattr(agent.stream, "MAX_PIECES", 7)
         patch.setattr(agent.stream, "LOSS_QUIET_S", 0.0)
         yield
 

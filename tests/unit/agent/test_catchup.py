@@ -104,13 +104,11 @@ def test_a_granule_marked_while_a_round_reads_it_is_not_done_by_that_round(catch
     assert catchup.todo_by_disk() == [1]
 
 
-def test_before_capture_has_settled_nothing_read_is_final() -> None:
-    catchup = CatchUp([SECTORS], [np.zeros(1, np.uint64)])
-    catchup.mark_everything()
-    catchup.begin_round(0, 0)
+def test_a_deferred_chunk_is_read_again(catchup: CatchUp) -> None:
     chunk = next_chunk(catchup)
     catchup.emit(chunk, data(SECTORS))
-    catchup.sent(1, [chunk])
+    catchup.defer(chunk)
+    catchup.sent(1, [])
     assert not catchup.finish_reading(0, 0)
     catchup.uploaded(1)
     assert catchup.todo_by_disk() == [3]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent import disks, drain, layout
-from agent.disks import check, check_set, describe, find_disk, is_present
+from agent.disks import check, check_set, describe, find_disk, size_of
 from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
 from tests.disk_parts import make_disk
 
@@ -91,18 +91,15 @@ def test_a_disk_named_twice_is_refused(tmp_path: Path) -> None:
         check_set([disk, disk], sysfs=tmp_path)
 
 
-def test_a_replaced_grown_or_removed_disk_is_not_present(tmp_path: Path) -> None:
+def test_a_grown_disk_has_its_new_size_and_a_replaced_or_removed_one_has_none(tmp_path: Path) -> None:
     disk = make_disk(tmp_path, "sda")
-    assert is_present(disk, sysfs=tmp_path)
-    for attribute, value in (("diskseq", "8"), ("size", "4096")):
-        file = tmp_path / "block/sda" / attribute
-        before = file.read_text()
-        file.write_text(value)
-        assert not is_present(disk, sysfs=tmp_path)
-        file.write_text(before)
-    assert is_present(disk, sysfs=tmp_path)
+    assert size_of(disk, sysfs=tmp_path) == disk.sectors
+    (tmp_path / "block/sda/size").write_text("4096")
+    assert size_of(disk, sysfs=tmp_path) == 4096
+    (tmp_path / "block/sda/diskseq").write_text("8")
+    assert size_of(disk, sysfs=tmp_path) == 0
     (tmp_path / "block/sda").rename(tmp_path / "block/sdb")
-    assert not is_present(disk, sysfs=tmp_path)
+    assert size_of(disk, sysfs=tmp_path) == 0
 
 
 def test_a_scsi_unit_serial_number_is_found(tmp_path: Path) -> None:

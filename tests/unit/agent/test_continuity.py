@@ -1,0 +1,135 @@
+"""What follows from what the audit and the capture's counts say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent import continuity
+from agent.audit import Baseline, Outcome, Verdict
+from agent.capture import Incidents
+from agent.continuity import Continuity
+from agent.layout import OPEN_WRITE
+from agent.state import AgentState, Reason, Word
+from shared.batch import Epoch
+
+NO_INCIDENTS = Incidents(0, 0, 0, 0, 0, 0, 0, 0, 0)
+SECTORS = 1000
+
+
+class Machine:
+    """A machine with one disk, whose counts and verdicts a test sets."""
+
+    def __init__(self) -> None:
+        self.incidents = NO_INCIDENTS
+        self.verdict = Verdict(Outcome.EXACT)
+        self.size = SECTORS
+        self.rounds_given_up = 0
+        self.words = np.zeros(6, np.uint64)
+        self.words[:] = Baseline(0, 0).words()
+        self.state = AgentState(np.zeros(4096, np.uint64))
+        self.state.begin_epoch(Epoch(1))
+        capture: Any = SimpleNamespace(
+            disks=[SimpleNamespace(name="sda", path=Path("/dev/sda"), sectors=SECTORS)],
+            incidents=lambda: self.incidents,
+            audit_words=lambda slot: self.words,
+            open_writes=lambda: np.zeros(0, OPEN_WRITE),
+            fresh=True,
+            attached_boot_ns=1,
+        )
+        stream: Any = SimpleNamespace(give_up_round=self.give_up_round)
+        self.continuity = Continuity(capture, self.state, stream)
+
+    def give_up_round(self, pause_s: float) -> None:
+        self.rounds_given_up += 1
+
+    def happen(self, **counts: int) -> None:
+        self.incidents = Incidents(**{name: counts.get(name, 0) for name in Incidents.__slots__})
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    made = Machine()
+    monkeypatch.setattr(continuity, "size_of", lambda disk: made.size)
+    monkeypatch.setattr(Continuity, "_audit", lambda self, slot: made.verdict)
+    yield made
+
+
+def test_points_are_suspect_from_the_last_look_before_a_passthrough_write(machine: Machine) -> None:
+    machine.continuity.check()
+    happened_ns = time.time_ns()
+    machine.happen(passthrough=1)
+    machine.continuity.check()  # the sectors add up: a passthrough write is not among them
+    assert machine.state[Word.EPOCH] == 0
+    assert machine.state.reason == Reason.PASSTHROUGH_WRITE
+    assert 0 < machine.state[Word.SUSPECT_SINCE_NS] <= happened_ns
+
+
+@pytest.mark.parametrize("what", ["shortfall", "passthrough"])
+def test_a_kill_before_the_epoch_is_wanted_leaves_the_loss_to_be_found_again(
+    machine: Machine, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what == "shortfall":
+        machine.verdict = Verdict(Outcome.SHORTFALL, 8, "a write was not seen")
+    else:
+        machine.happen(passthrough=1)
+
+    class KilledError(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise KilledError
+
+    monkeypatch.setattr(machine.state, "want_epoch", kill)
+    with pytest.raises(KilledError):
+        machine.continuity.check()
+    assert machine.state[Word.PASSTHROUGH_SEEN] == 0
+    assert Baseline.from_words(machine.words).offset_sectors == 0
+
+
+def test_a_shortfall_is_found_once(machine: Machine) -> None:
+    machine.verdict = Verdict(Outcome.SHORTFALL, 8, "a write was not seen")
+    machine.continuity.check()
+    assert machine.state.reason == Reason.AUDIT_SHORTFALL
+    assert Baseline.from_words(machine.words).offset_sectors == 8
+
+
+def test_what_happens_every_second_is_shown_once(machine: Machine) -> None:
+    for count in range(500):
+        machine.happen(unknown_range=count + 1)
+        machine.continuity.check()
+    assert len(machine.continuity.problems) == 1
+
+
+def test_a_disk_that_is_gone_is_shown_and_nothing_is_read_or_begun(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_counters(self: Continuity, slot: int) -> Verdict:
+        raise FileNotFoundError(2, "No such file or directory", "/sys/block/sda/stat")
+
+    monkeypatch.setattr(Continuity, "_audit", no_counters)
+    machine.size = 0
+    machine.happen(unknown_range=3)  # writes to another disk in its place
+    machine.continuity.check()
+    (problem,) = machine.continuity.problems
+    assert (problem.code, problem.severity, problem.object) == ("US220", "critical", "sda")
+    assert machine.rounds_given_up == 1
+    assert machine.state[Word.EPOCH] == 1
+    machine.size = SECTORS
+    monkeypatch.setattr(Continuity, "_audit", lambda self, slot: machine.verdict)
+    machine.continuity.check()
+    assert machine.state[Word.EPOCH] == 0
+
+
+def test_a_disk_of_another_size_wants_capture_to_begin_anew(machine: Machine) -> None:
+    machine.continuity.check()
+    assert not machine.continuity.resized.is_set()
+    machine.size = 2 * SECTORS
+    machine.continuity.check()
+    assert machine.continuity.resized.is_set()
