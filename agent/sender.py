@@ -302,6 +302,6 @@ class Sender:
 def disk_infos(disks: Sequence[tuple[str, str, int]]) -> tuple[DiskInfo, ...]:
     """(name, serial, sectors) of each disk, in stream order, as Hello has it."""
     return tuple(
-        DiskInfo(number=number, name=name, serial=serial, sectors=sectors)
+        DiskInfo(number=number, name=name.replace("/", "!"), serial=serial, sectors=sectors)
         for number, (name, serial, sectors) in enumerate(disks)
     )

@@ -79,12 +79,12 @@ class FileVault:
             )
         try:
             content = msgspec.json.decode(data, type=_VaultFile)
-        except msgspec.DecodeError as exc:
+            self._keys: Final = {k.id: AESGCM(k.key) for k in content.keys}
+        except (ValueError, RecursionError) as exc:
             raise UsageError(
                 f"{path} is not a vault file", cause=str(exc), action="Give the right file, or restore it."
             ) from exc
         self._current: Final = content.current
-        self._keys: Final = {k.id: AESGCM(k.key) for k in content.keys}
 
     @classmethod
     def create(cls, path: Path) -> FileVault:

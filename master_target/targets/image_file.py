@@ -60,10 +60,14 @@ class ImageTarget:
     def _open(cls, path: Path, disk_b: int) -> ImageTarget:
         with _translated(path, "opened"):
             durable.make_folder(path.parent)
+            state_path = path.with_suffix(".state.json")
+            if not path.exists() and state_path.exists():
+                # Somebody deleted the image: what the state says is true of nothing any more, and must not be of an empty image.
+                durable.remove_file(state_path)
+                durable.sync_folder(path.parent)
         image = SparseFile(path, disk_b if not path.exists() else path.stat().st_size)
         try:
             fcntl.flock(image.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            state_path = path.with_suffix(".state.json")
             if state_path.exists():
                 return cls(path, image, decode(_read_state(state_path), path.name))
             state = DiskState(disk_b=disk_b)

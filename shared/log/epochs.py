@@ -21,7 +21,7 @@ class EpochDisk(msgspec.Struct, frozen=True):
     """A disk as the epoch's batches refer to it."""
 
     number: Annotated[int, msgspec.Meta(ge=0)]
-    name: str
+    name: names.DiskName
     """The kernel's name on the source."""
     serial: str
     sectors: int
@@ -34,7 +34,7 @@ class EpochInfo(msgspec.Struct, frozen=True, kw_only=True):
     v: int = 1
     machine: str
     epoch: int
-    disks: tuple[EpochDisk, ...]
+    disks: Annotated[tuple[EpochDisk, ...], msgspec.Meta(min_length=1)]
     reason: str
     """Why it began, for people."""
     suspect_since_ns: int = 0

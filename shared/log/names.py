@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
 
 from shared.errors import UsageError
 
+DiskName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._!-]{0,127}\Z")]
+"""A disk's name is used in blob and file names: no slash (the kernel, too, writes "!" instead), nothing hidden."""
 _MACHINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 

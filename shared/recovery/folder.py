@@ -138,11 +138,16 @@ def _begin_or_resume(path: Path, plan: Plan) -> Journal:
             cause=f"it holds an unfinished restore of {journal.machine} at {journal.id}",
             action=f"Go on with that one (--point {journal.id}), or give another folder.",
         )
-    if journal.base == fresh.base:
+    images = [path / f"{disk.name}.raw" for disk in plan.disks]
+    progress = journal.base_done or journal.replayed != fresh.replayed
+    if journal.base == fresh.base and not (progress and not all(image.exists() for image in images)):
         return journal
-    # The base is another one than last time (new snapshots, or the old ones expired): begin again.
-    for disk in plan.disks:
-        (path / f"{disk.name}.raw").unlink(missing_ok=True)
+    # The base is another one than last time (new snapshots, or the old ones expired), or somebody deleted an image: begin again. No
+    # journal may speak of images of the other beginning, so first none speaks of any: no point has the id "".
+    durable.replace_file(path / JOURNAL, msgspec.json.encode(msgspec.structs.replace(fresh, base="")))
+    for image in images:
+        image.unlink(missing_ok=True)
+    durable.sync_folder(path)
     return fresh
 
 
@@ -154,7 +159,7 @@ def _remains(path: Path) -> list[Path]:
 def _read(path: Path) -> Journal:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Journal)
-    except msgspec.DecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise RestoreFolderError(
             f"{path.parent} cannot take a restore",
             cause=f"its journal {path.name} cannot be read: {exc}",

@@ -12,6 +12,7 @@ import msgspec
 
 from shared.batch import Buffer
 from shared.errors import UnderstudyError
+from shared.log.names import DiskName
 
 _M = TypeVar("_M", bound=msgspec.Struct)
 
@@ -28,7 +29,7 @@ class DiskInfo(msgspec.Struct, frozen=True):
     """One protected disk of the machine, as the epoch's batches refer to it."""
 
     number: Annotated[int, msgspec.Meta(ge=0, lt=2**16)]
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    name: DiskName
     """The kernel's name on the source, e.g. sda; recovered disks bear it."""
     serial: Annotated[str, msgspec.Meta(max_length=255)]
     """WWN or serial number; "" when it has none."""

@@ -286,9 +286,11 @@ class Connection:
     def _receive_hello(self, hello: Hello) -> Event:
         if not hello.protocol_min <= PROTOCOL <= hello.protocol_max:
             raise _skew(hello.protocol_min, hello.protocol_max)
-        numbers = [disk.number for disk in hello.disks]
-        if len(set(numbers)) != len(numbers):
-            raise MalformedFrameError("A HELLO was refused", cause="two disks have the same number")
+        if not hello.disks:
+            raise MalformedFrameError("A HELLO was refused", cause="it names no disk")
+        for field in ("number", "name"):
+            if len({getattr(disk, field) for disk in hello.disks}) != len(hello.disks):
+                raise MalformedFrameError("A HELLO was refused", cause=f"two disks have the same {field}")
         self.hello = hello
         return HelloReceived(hello)
 

@@ -31,6 +31,10 @@ class Kind(ABC):
     async def content(self, snapshot: str | None = None) -> bytes:
         """All bytes of the disk or of a snapshot of it, read past the target."""
 
+    @abstractmethod
+    async def delete(self) -> None:
+        """Deletes the disk, as an operator would; whatever stands beside it stays."""
+
 
 class PageBlobKind(Kind):
     def __init__(self, store: BlobStore) -> None:
@@ -42,6 +46,9 @@ class PageBlobKind(Kind):
     async def content(self, snapshot: str | None = None) -> bytes:
         return await self.store.read(seed_blob("web1", "sda"), 0, DISK_B, snapshot)
 
+    async def delete(self) -> None:
+        await self.store.delete(seed_blob("web1", "sda"))
+
 
 class ImageKind(Kind):
     def __init__(self, folder: Path) -> None:
@@ -52,6 +59,9 @@ class ImageKind(Kind):
 
     async def content(self, snapshot: str | None = None) -> bytes:
         return (self.folder / "web1" / (snapshot or "sda.img")).read_bytes()
+
+    async def delete(self) -> None:
+        (self.folder / "web1" / "sda.img").unlink()
 
 
 @pytest.fixture(params=["page-blob", "image"])
@@ -107,6 +117,21 @@ async def test_a_begun_interval_is_known_after_reopening(kind: Kind) -> None:
     await target.begin(*SECOND, DISK_B)
     await target.finish()
     assert target.state.cursor == SECOND[1]
+    await target.close()
+
+
+async def test_a_disk_that_was_deleted_begins_again_from_nothing(kind: Kind) -> None:
+    target = await kind.open()
+    await target.begin(*FIRST, DISK_B)
+    await fill(target, 0, b"a")
+    await target.finish()
+    await target.close()
+    await kind.delete()
+
+    target = await kind.open()
+    assert target.state.cursor == NOWHERE
+    await target.begin(*FIRST, DISK_B)
+    await target.finish()
     await target.close()
 
 

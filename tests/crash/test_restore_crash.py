@@ -88,3 +88,20 @@ async def test_when_the_base_is_another_one_the_restore_begins_again(
     assert not plan.replay
     manifest = await materialise(store, model.vault, plan, to)
     assert [disk.sha256 for disk in manifest.disks] == model.sha256()
+
+
+async def test_when_an_image_was_deleted_meanwhile_the_restore_begins_again(
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    for _ in range(3):
+        model.write()
+        await model.publish()
+    to = tmp_path / "restored"
+    await restore_until_killed(model, blob_config, to, "restore.before-manifest")
+    (to / f"{model.disk_names[0]}.raw").unlink()
+    catalog = await Catalog.load(model.store, model.name)
+    plan = await make_plan(model.store, catalog, await catalog.resolve("latest"))
+    manifest = await materialise(model.store, model.vault, plan, to)
+    assert [disk.sha256 for disk in manifest.disks] == model.sha256()

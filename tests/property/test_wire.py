@@ -36,7 +36,7 @@ digests = st.binary(min_size=16, max_size=16)
 disks = st.builds(
     DiskInfo,
     number=st.integers(0, 2**16 - 1),
-    name=st.text(min_size=1, max_size=20),
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._!-]{0,20}", fullmatch=True),
     serial=st.text(max_size=20),
     sectors=counts,
 )

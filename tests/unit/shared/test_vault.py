@@ -42,10 +42,12 @@ def test_a_vault_file_that_cannot_be_used_is_named_with_the_reason(tmp_path: Pat
     path = tmp_path / "vault"
     with pytest.raises(UsageError, match="No such file"):
         FileVault(path)
-    path.write_text("{}")
-    path.chmod(0o600)
-    with pytest.raises(UsageError, match="not a vault file"):
-        FileVault(path)
+    short_key = b'{"v":1,"current":"k","keys":[{"id":"k","key":"AAAA"}]}'
+    for content in (b"{}", b"\xff", b"[" * 10_000, short_key):
+        path.write_bytes(content)
+        path.chmod(0o600)
+        with pytest.raises(UsageError, match="not a vault file"):
+            FileVault(path)
     path.chmod(0o644)
     with pytest.raises(UsageError, match="readable by others"):
         FileVault(path)

@@ -255,11 +255,21 @@ def test_a_machine_name_that_is_no_name_is_refused(name: str) -> None:
     failure(server.receive_data(frames.header(FrameType.HELLO, len(body)) + body))
 
 
-def test_two_disks_with_one_number_are_refused() -> None:
-    disk = DiskInfo(number=1, name="sda", serial="", sectors=1)
+@pytest.mark.parametrize("disks", [(), ((1, "sda"), (1, "sdb")), ((1, "sda"), (2, "sda"))])
+def test_a_hello_without_disks_or_with_two_that_are_one_is_refused(
+    disks: tuple[tuple[int, str], ...],
+) -> None:
+    infos = tuple(DiskInfo(number=number, name=name, serial="", sectors=1) for number, name in disks)
     agent, server = Connection(Side.AGENT), Connection(Side.SERVER)
-    message = Hello(machine="lab", epoch=0, disks=(disk, disk))
+    message = Hello(machine="lab", epoch=0, disks=infos)
     failure(server.receive_data(joined(agent.send_hello(message))))
+
+
+@pytest.mark.parametrize("name", ["", "..", "../sda", "a/b", ".sda", "s\x00", "x" * 129])
+def test_a_disk_name_that_could_lead_elsewhere_is_refused(name: str) -> None:
+    body = pack(Hello(machine="lab", epoch=0, disks=(DiskInfo(number=0, name=name, serial="", sectors=1),)))
+    server = Connection(Side.SERVER)
+    failure(server.receive_data(frames.header(FrameType.HELLO, len(body)) + body))
 
 
 def test_versions_that_do_not_meet_are_named_as_such() -> None:
