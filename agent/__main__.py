@@ -7,10 +7,16 @@ import asyncio
 import sys
 from collections.abc import Awaitable
 from pathlib import Path
+from typing import Final
 
 from agent.config import AgentConfig
 from shared.errors import UnderstudyError
 from shared.service import load_config, run_daemon
+
+_TOOLS: Final = """tools:
+  python -m agent preflight DEVICE…       could these disks be protected, and how well? (no side effects)
+  python -m agent detach --config FILE    remove every trace of capture from the kernel
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -22,7 +28,7 @@ def main(argv: list[str]) -> int:
         case ["detach"]:
             return detach(argv[1:])
         case _:
-            return run_daemon(argv, "agent", AgentConfig, start)
+            return run_daemon(argv, "agent", AgentConfig, start, also=_TOOLS)
 
 
 def start(config: AgentConfig, stop: asyncio.Event) -> Awaitable[None]:

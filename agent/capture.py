@@ -39,7 +39,7 @@ __all__ = ["GRANULE_SECTORS", "Capture", "Counters", "Incidents", "describe_loss
 
 _SWAPS_AT_ONCE: Final = 8
 _LOSSES: Final = (
-    ("ring_full", "the ring was full: the process server did not keep up"),
+    ("ring_full", "the ring was full: writes came faster than they were sent"),
     ("failed", "writes failed on the disk"),
     ("unreadable", "the data of writes could not be read"),
     ("unsupported", "writes of a kind that cannot be captured"),

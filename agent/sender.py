@@ -20,7 +20,14 @@ from agent.state import AgentState, Reason, Word
 from agent.stream import CutBatch, Stream
 from shared import logging, tls
 from shared.batch import HEADER_SIZE, Buffer, Epoch, StreamState
-from shared.errors import ContinuityError, DeviceError, PeerError, UnderstudyError, UnreachableError
+from shared.errors import (
+    ContinuityError,
+    DeviceError,
+    NotReadyError,
+    PeerError,
+    UnderstudyError,
+    UnreachableError,
+)
 from shared.wire.messages import Ack, DiskInfo, Hello, Welcome
 from shared.wire.protocol import Acked, Connection, Ended, Event, Failed, Faulted, Side, Welcomed
 
@@ -136,6 +143,10 @@ class Sender:
 
     async def _welcome(self, connection: Connection, reader: asyncio.StreamReader) -> Welcome:
         # A process server that has to recover or to allocate an epoch in slow storage may take its time, but pings meanwhile.
+        if self.problem is not None:  # whatever it was, there is a connection now
+            self.problem = NotReadyError(
+                "The process server has been reached, but does not take the stream yet"
+            )
         welcome = None
         while welcome is None:
             for event in await self._receive(connection, reader):

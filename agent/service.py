@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from agent import disks
+from agent.attach import check_machine
 from agent.capture import Capture, detach
 from agent.catchup import CatchUp
 from agent.config import AgentConfig
@@ -28,15 +29,23 @@ from agent.stream import Stream
 from agent.sync_reader import SyncReader
 from shared import logging
 from shared.batch import Mark, StreamState
-from shared.errors import AgentRunningError, DeadlineError, DiskResizedError, UsageError
+from shared.errors import (
+    AgentRunningError,
+    DeadlineError,
+    DiskResizedError,
+    UnderstudyError,
+    UsageError,
+)
 from shared.messages import Command
 from shared.recovery.position import Position
 from shared.rest import ControlClient
 from shared.service import notify, watchdog_interval_s
+from shared.status import AgentReport, Problem
 from shared.wire.messages import Hello
 
 _log = logging.get()
 
+_TELL_S: Final = 5.0
 MARK_DEADLINE_S: Final = 110.0
 """How long a requested point waits for the stream to be ordered."""
 
@@ -119,10 +128,15 @@ class Agent:
 
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     """The daemon. SIGTERM ends it and leaves capture attached: only `detach` removes that."""
+    check_machine()
     with _only_one(config.state_dir):
-        while not stop.is_set():
-            async with _running(config) as agent:
-                await _serve(agent, stop)
+        try:
+            while not stop.is_set():
+                async with _running(config) as agent:
+                    await _serve(agent, stop)
+        except UnderstudyError as exc:
+            await _tell_why(config, exc)
+            raise
 
 
 async def _serve(agent: Agent, stop: asyncio.Event) -> None:
@@ -148,6 +162,20 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
         for task in beside:
             task.cancel()
     await control.close()
+
+
+async def _tell_why(config: AgentConfig, error: UnderstudyError) -> None:
+    """An agent that cannot start is not there to be asked: the machine shall show why all the same."""
+    problem = Problem(**error.as_dict(), severity="critical")
+    last = AgentReport(machine=config.machine, state="failed", cause=str(error), errors=[problem])
+    control = ControlClient(config.control_url, config.tls)
+    try:
+        async with asyncio.timeout(_TELL_S):
+            await control.report(msgspec.to_builtins(last))
+    except (UnderstudyError, TimeoutError) as exc:
+        _log.warning("the config server could not be told why", cause=str(exc))
+    finally:
+        await control.close()
 
 
 async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:

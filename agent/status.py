@@ -54,7 +54,7 @@ def report(agent: Agent) -> AgentReport:
             mode=capture.mode,
             mode_cause=capture.mode_cause,
             state=name,
-            progress=None if name == "ordered" else 1 - min(1.0, todo[slot] * GRANULE_SECTORS / disk.sectors),
+            progress=_progress(agent, todo[slot] * GRANULE_SECTORS / disk.sectors),
             todo_b=todo[slot] * GRANULE_SECTORS * SECTOR,
         )
         for slot, disk in enumerate(capture.disks)
@@ -99,6 +99,15 @@ def report(agent: Agent) -> AgentReport:
         uploaded_captured_ns=sender.uploaded_ordered_ns,
         errors=problems,
     )
+
+
+def _progress(agent: Agent, todo: float) -> float | None:
+    """What part of the copying is done; None when there is nothing to copy, or when it is not known yet how much."""
+    if not agent.state[Word.EPOCH]:
+        return 0.0
+    if agent.stream.state in (StreamState.ORDERED, StreamState.BITMAP):
+        return None
+    return 1 - min(1.0, todo)
 
 
 def _warning(error: UnderstudyError) -> Problem:

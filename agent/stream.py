@@ -105,6 +105,8 @@ class Stream:
         """Takes up the pinned state after a start: both bitmaps go into the to-do, and order is believed only if nothing is to do,
         and nothing was lost since it was declared."""
         self.catchup.settled = bool(self._state[Word.SETTLED])
+        lost = self._state[Word.ORDERED] and self._state[Word.LOSS_AT_ORDER] != self._capture.loss_count()
+        cause = self._capture.loss_cause() if lost else ""
         before_grace = self._ring.producer_seq
         await self._swap()
         self._grace = (before_grace, self._ring.producer_seq)
@@ -118,7 +120,8 @@ class Stream:
             self.catchup.loss_at_order = self._state[Word.LOSS_AT_ORDER]
             self.catchup.ordered_from = self._state[Word.ORDERED_FROM]
         else:
-            self._lose_order("the agent was restarted while the stream was not in order")
+            self._cause = cause or "the agent was restarted while the stream was not in order"
+            self._lose_order(self._cause)
 
     def begin_epoch(self, epoch: Epoch) -> None:
         """Every granule is to do; the ring goes on where it is (what it holds is repeated by the full replication)."""

@@ -429,6 +429,14 @@ class UnreachableError(PeerError):
     default_action = "Check that the other end runs and that the network lets this port through."
 
 
+class NotReadyError(PeerError):
+    code = "US468"
+    default_cause = "it recovers its cache, or waits for blob storage"
+    default_action = (
+        "It goes on by itself. If it lasts, see what the process server reports (`understudy machine show`)."
+    )
+
+
 class StorageError(UnhealthyError):
     code = "US430"
 

@@ -42,11 +42,18 @@ def run_daemon(
     name: str,
     config_type: type[_C],
     start: Callable[[_C, asyncio.Event], Awaitable[None]],
+    *,
+    also: str | None = None,
 ) -> int:
     """A daemon from its command line (`--config FILE`) to its exit code. `start` may import what is slow to import: it is not called
-    for a wrong command line or configuration.
+    for a wrong command line or configuration. `also`: for the help, what else this program can do.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {name.replace('-', '_')}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {name.replace('-', '_')}",
+        description="Runs the daemon.",
+        epilog=also,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", type=Path, required=True, help=f"{name}.toml")
     options = parser.parse_args(argv)
     try:
@@ -109,10 +116,12 @@ def notify(state: str) -> None:
             sock.connect(address)
             sock.sendall(state.encode())
     except OSError as exc:
-        _log.warning("the service manager could not be told", state=state, cause=str(exc))
         if isinstance(exc, (ConnectionRefusedError, FileNotFoundError)):
-            # Who started us listened for READY only, and is gone: one line is enough.
+            # Who started us listened for READY only, and is gone.
             del os.environ["NOTIFY_SOCKET"]
+            _log.debug("no service manager listens any more", cause=str(exc))
+        else:
+            _log.warning("the service manager could not be told", state=state, cause=str(exc))
 
 
 def watchdog_interval_s() -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import secrets
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,9 @@ import pytest
 
 from agent import attach, layout, libbpf
 from agent.calibrate import Calibration
+from agent.capture import Capture, detach
 from agent.disks import find_disk
+from agent.stream import MAX_PIECES
 from tests.capture_parts import MIB, SECTOR, aligned, needs_capture, rig, run
 
 pytestmark = needs_capture
@@ -172,13 +176,54 @@ def test_without_calibration_every_write_is_marked_and_the_cause_is_told(
         assert r.differing() == []
 
 
-def test_writes_beyond_what_the_bitmap_covers_are_reported_as_unknown() -> None:
-    with rig(8 * MIB, ring_b=4096) as r:
+def test_writes_behind_the_end_of_a_disk_that_has_grown_are_not_captured_and_end_the_order() -> None:
+    with rig(8 * MIB) as r:
         os.truncate(r.backing[0], 16 * MIB)
         run("losetup", "--set-capacity", r.device)
         r.write(12 * MIB, bytes(4096))
-        assert r.capture.incidents().unknown_range == 1
-        assert r.capture.loss_count() == 1
+        r.write(8 * MIB - 4096, bytes(8192))  # in part
+        assert r.capture.incidents().unknown_range == r.capture.loss_count() == 2
+        assert r.capture.ring.producer_seq == 0
+
+
+def test_a_bio_that_no_batch_could_carry_is_marked() -> None:
+    """zram takes bios as they are made, and huge pages make large ones."""
+    size = 32 * MIB
+    control = Path("/sys/class/zram-control")
+    if not control.exists():
+        pytest.skip("this kernel has no zram")
+    number = (control / "hot_add").read_text().strip()
+    device = f"/dev/zram{number}"
+    try:
+        Path(f"/sys/block/zram{number}/disksize").write_text(str(2 * size))
+        disk = find_disk(Path(device))
+        pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+        capture = Capture.attach(pin_dir, [disk], 64 * MIB)
+        try:
+            with mmap.mmap(-1, size + 2 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+                memory.madvise(mmap.MADV_HUGEPAGE)
+                whole = np.frombuffer(memory, np.uint8)
+                start = -whole.ctypes.data % (2 * MIB)
+                del whole
+                memory[start : start + size] = bytes([7]) * size
+                fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+                with memoryview(memory) as view, view[start : start + size] as part:
+                    os.pwritev(fd, [part], 0)
+                os.close(fd)
+            counters = capture.counters(0)
+            assert counters.seen_sectors == size // 512
+            large = counters.marked_sectors
+            assert large + counters.captured_sectors == counters.seen_sectors
+            pieces = capture.ring.peek(1 << 20).headers["bio_sectors"]
+            assert pieces.max(initial=0) <= MAX_PIECES * 8
+            if counters.writes < 4:  # the kernel did make them large
+                assert large
+                assert capture.incidents().unsupported
+        finally:
+            capture.close()
+            detach(pin_dir)
+    finally:
+        (control / "hot_remove").write_text(number)
 
 
 def test_writes_to_another_disk_of_the_same_number_end_the_order() -> None:

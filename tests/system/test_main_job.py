@@ -159,6 +159,29 @@ def test_storage_that_lost_acknowledged_log_begins_a_new_epoch_by_itself(site: S
         subprocess.run(["cmp", device, str(image)], check=True)
 
 
+def test_a_disk_that_grows_is_replicated_anew_with_its_new_size(site: Site) -> None:
+    epoch = site.lab.machine()["epoch"]
+    grown = DISK_B + (8 << 20)
+    backing = site.folder / "a"
+    with backing.open("r+b") as file:
+        file.truncate(grown)
+    subprocess.run(["losetup", "--set-capacity", site.lab.devices[0]], check=True)
+    with Path(site.lab.devices[0]).open("r+b", buffering=0) as disk:
+        disk.seek(DISK_B)
+        disk.write(b"behind the former end" * 1000)
+        subprocess.run(["sync", site.lab.devices[0]], check=True)
+    deadline = time.monotonic() + 60
+    while (machine := site.lab.machine())["epoch"] == epoch or machine["state"] != "ordered":
+        assert time.monotonic() < deadline, machine
+        time.sleep(0.5)
+    assert machine["disks"][0]["size_b"] == grown
+    point = site.lab.create_point()
+    images = site.lab.restore(point["id"], site.folder / "grown")
+    assert images[0].stat().st_size == grown
+    for device, image in zip(site.lab.devices, images, strict=True):
+        subprocess.run(["cmp", device, str(image)], check=True)
+
+
 def wait_snapshotted(site: Site, point: str) -> None:
     deadline = time.monotonic() + 60
     while not any(p["id"] == point and p["state"] == "snapshotted" for p in site.lab.points()):

@@ -94,7 +94,7 @@ def test_without_a_service_manager_nothing_happens(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     with capture_logs() as logs:
         service.notify("READY=1")
-    assert [line["log_level"] for line in logs] == ["warning"]
+    assert [line["log_level"] for line in logs] == ["debug"]
 
 
 def test_the_watchdog_interval_is_half_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
