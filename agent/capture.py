@@ -229,6 +229,12 @@ class Capture:
         ) as pool:  # each waits for a grace period, which they can share
             list(pool.map(self._swap, range(len(self._dirty))))
 
+    def wait_for_programs(self) -> None:
+        """Returns when every run of a program that was going on at the call has ended: an RCU grace period, which any update of
+        `dirty` is."""
+        active = self._dirty[0][self._active(0)]
+        libbpf.update(self._fds["dirty"], key_bytes(0), key_bytes(active.fd))
+
     def _swap(self, slot: int) -> None:
         inactive = self._dirty[slot][1 - self._active(slot)]
         libbpf.update(self._fds["dirty"], key_bytes(slot), key_bytes(inactive.fd))

@@ -230,6 +230,7 @@ class Sender:
         if not connection.may_send(BATCH_B):
             return None
         try:
+            await self._stream.drop_orphans_if_due()
             await self._stream.begin_round_if_due()
             if self._state[Word.EPOCH] == 0:  # the audit may have ended it meanwhile
                 raise _NewEpochError

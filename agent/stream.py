@@ -51,6 +51,8 @@ HEARTBEAT_S: Final = 5.0
 """An ordered stream without writes still says so this often: that is what the RPO of an idle machine rests on."""
 LOSS_QUIET_S: Final = 0.5
 """A round begins when nothing was lost for this long…"""
+HOLD_PATIENCE_S: Final = 1.0
+"""How long an open bio may hold the ring before it is found out whether it is an orphan."""
 LOSS_WAIT_S: Final = 5.0
 """…or after this long, so that a machine under lasting overload is at least roughly followed."""
 
@@ -80,8 +82,10 @@ class Stream:
         self.catchup = catchup
         self._reader = reader
         self._emitted_to = self._hold_from = self._ring.consumer_seq
+        self._held = (0, 0.0)
+        """What `_hold_from` was, and since when."""
         self._grace = (0, 0)
-        """(Pg, P0) of the newest swap: a program run that had reserved anything below Pg had ended before P0 was sampled."""
+        """(Pg, P0) of the newest grace period: a program run that had reserved anything below Pg had ended before P0 was sampled."""
         self._number = 0
         self._predecessor = bytes(16)
         self._sent: deque[_Sent] = deque()
@@ -360,6 +364,17 @@ class Stream:
         self._state[Word.ROUNDS] += 1
         self._unordered_at = time.monotonic()
         return True
+
+    async def drop_orphans_if_due(self) -> None:
+        """An open bio holds the ring from its first piece on; a round, which would tell orphans from others, may last for hours."""
+        now = time.monotonic()
+        if self._hold_from >= self._emitted_to or self._hold_from != self._held[0]:
+            self._held = self._hold_from, now
+        elif now - self._held[1] >= HOLD_PATIENCE_S:
+            before_grace = self._ring.producer_seq
+            await asyncio.to_thread(self._capture.wait_for_programs)
+            self._grace = before_grace, self._ring.producer_seq
+            self._held = self._hold_from, time.monotonic()
 
     def _waits_to_settle(self) -> bool:
         """After a first look at everything, a round is only worth its reads once no write from before capture can be in flight."""

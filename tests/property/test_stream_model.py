@@ -191,8 +191,11 @@ class Kernel:
 
     def swap_dirty(self) -> None:
         self.happen()
+        self.wait_for_programs(lambda: setattr(self, "active", self.active ^ 1))
+
+    def wait_for_programs(self, begin: Callable[[], None] = lambda: None) -> None:
         running = [bio for bio in self.bios.values() if bio.running]
-        self.active ^= 1
+        begin()
         while any(bio.running for bio in running):  # the grace period
             self.step(self.rng.choice(running).cpu)
             self.happen()
@@ -342,6 +345,7 @@ class Model:
             self.read: 20,
             self.deliver: 25,
             self.acknowledge: 15,
+            self.look_for_orphans: 3,
             self.mark: 2,
             self.reconnect: 2,
             self.forget: 1,
@@ -414,6 +418,9 @@ class Model:
             if id_ in self.answered:
                 del self.asked[id_]
 
+    async def look_for_orphans(self) -> None:
+        await self.stream.drop_orphans_if_due()
+
     def mark(self) -> None:
         self.marks += 1
         id_ = str(self.marks)
@@ -469,6 +476,7 @@ def small_and_impatient() -> Iterator[None]:
         patch.setattr(agent.stream, "MAX_RECORDS", 5)
         patch.setattr(agent.stream, "MAX_PIECES", 7)
         patch.setattr(agent.stream, "LOSS_QUIET_S", 0.0)
+        patch.setattr(agent.stream, "HOLD_PATIENCE_S", 0.0)
         yield
 
 
