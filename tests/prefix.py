@@ -83,8 +83,7 @@ def write(schedule: Schedule, devices: Sequence[str], progress: Path, rate_b: fl
 
     signal.signal(signal.SIGTERM, on_signal)
     fds = [os.open(device, os.O_RDWR | os.O_DIRECT) for device in devices]
-    with progress.open("w+b") as file:
-        file.truncate(16)
+    with progress.open("r+b") as file:  # whoever started us reads it already
         shared = mmap.mmap(file.fileno(), 16)
     buffer = mmap.mmap(-1, MAX_SECTORS * SECTOR)
     view = memoryview(buffer)
