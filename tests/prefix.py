@@ -239,6 +239,8 @@ def main() -> int:
         sizes.append(os.lseek(fd, 0, os.SEEK_END) // SECTOR)
         os.close(fd)
     schedule = Schedule(options.seed, tuple(sizes))
+    if not options.progress.exists():
+        options.progress.write_bytes(bytes(16))
     write(schedule, options.devices, options.progress, options.rate_mb * 1e6, options.seconds)
     return 0
 
