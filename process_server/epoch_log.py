@@ -38,7 +38,7 @@ _log = logging.get()
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
-    """This process server's name, for people."""
+    """This process server's name: in the document of a term it says whose the log is."""
     limits: SegmentLimits = SegmentLimits()
     uploads_per_machine: int = 4
     check_seconds: float = 30.0

@@ -9,25 +9,25 @@ open goes on as it is: it can spool, and should it be fenced, listing fails and 
 
 After a restart the spool uploads what it holds without waiting for the agent, which may be gone for good: that is what the last minutes
 before a disaster hang on. But it takes a log only if nobody took it since: else the agent is with another process server, and taking
-would disturb it. An older epoch's rest is uploaded as well, beside the new one, as long as it continues that epoch's index; after that
-its folder is deleted.
+would disturb it. An older epoch's rest is uploaded as well, beside the new one (older_epochs.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from process_server.epoch_log import EpochLog, Resources, read_watermark
+from process_server.epoch_log import EpochLog, Resources
+from process_server.machine_folder import MachineFolder
+from process_server.older_epochs import OlderEpochs
 from process_server.spool_writer import Point
 from shared import logging
 from shared.batch import Batch, Buffer
-from shared.blob import BlobStore, Retry
+from shared.blob import Retry
 from shared.errors import (
     EpochRefusedError,
     NotOpenError,
@@ -38,7 +38,6 @@ from shared.errors import (
 )
 from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
 from shared.log.writer import terms
-from shared.vault import machine_key
 from shared.wire.messages import Hello
 
 _BEGIN_S: Final = 25.0
@@ -68,13 +67,11 @@ class MachineLog:
         self.on_change: Callable[[], None] | None = None
         """Called, on the event loop, whenever something below may have changed."""
         self._shared = shared
-        self._folder = folder
+        self._folder: Final = MachineFolder(shared, machine, folder)
         self._current: EpochLog | None = None
-        self._finishing: dict[int, EpochLog] = {}
         self._lock: Final = asyncio.Lock()
-        self._finishing_lock: Final = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._trouble: UnderstudyError | None = None
+        self._older: Final = OlderEpochs(shared, self._folder, self._change)
 
     # ---- what it says ----
 
@@ -103,7 +100,7 @@ class MachineLog:
     @property
     def errors(self) -> list[UnderstudyError]:
         """What is wrong now."""
-        found: list[UnderstudyError | None] = [self._trouble]
+        found: list[UnderstudyError | None] = [self._trouble, self._older.trouble]
         for log in self._logs():
             found += [log.failure, log.trouble]
         return [error for error in found if error is not None]
@@ -144,27 +141,24 @@ class MachineLog:
         long as it takes.
         """
         async with self._lock:
-            epochs = await asyncio.to_thread(self._epochs_on_disk)
+            epochs = await self._folder.epochs()
             if self._current is not None or not epochs:
                 return
             store = self._shared.store.patient(self.report)
             newest = await newest_epoch(store, self.machine)
             if newest in epochs:
-                if await self._still_ours(newest, store):
-                    self._current = await self._open(newest, store)
+                if await self._folder.is_ours(newest, store):
+                    self._current = await self._folder.open(newest, store, self._change)
                 else:
                     _log.info("log left alone", machine=self.machine, epoch=newest)
-            self._spawn(self._finish_older(newest), f"older epochs of {self.machine}")
+            self._older.finish(newest)
         self._change()
 
     async def close(self) -> None:
         """Everything taken is made durable; uploads stop."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
         async with self._lock:
             await self._close_current()
+        await self._older.close()
 
     # ---- inside ----
 
@@ -187,8 +181,8 @@ class MachineLog:
         )
         _log.info("epoch begins", machine=self.machine, epoch=info.epoch, reason=info.reason)
         await self._close_current()
-        self._current = await self._open(info.epoch, store)
-        self._spawn(self._finish_older(info.epoch), f"older epochs of {self.machine}")
+        self._current = await self._folder.open(info.epoch, store, self._change)
+        self._older.finish(info.epoch)
 
     async def _goes_on(self, epoch: int) -> bool:
         """Whether the open log may simply go on."""
@@ -218,66 +212,22 @@ class MachineLog:
                 cause=f"the newest epoch that storage knows is {newest}",
             )
         await self._close_current()
-        self._current = await self._open(epoch, store)
-
-    async def _open(self, epoch: int, store: BlobStore) -> EpochLog:
-        key = await machine_key(store, self._shared.vault, self.machine, create=True)
-        shared = self._shared._replace(store=store)
-        return await EpochLog.open(shared, self.machine, epoch, key, self._epoch_folder(epoch), self._change)
+        self._current = await self._folder.open(epoch, store, self._change)
+        self._older.finish(epoch)
 
     async def _close_current(self) -> None:
         old, self._current = self._current, None
         if old is not None:
             await old.close()
 
-    async def _still_ours(self, epoch: int, store: BlobStore) -> bool:
-        """Whether nobody took the log since this process server had it."""
-        ours = (await asyncio.to_thread(read_watermark, self._epoch_folder(epoch))).term
-        return max(await terms(store, self.machine, epoch), default=0) <= ours
-
-    async def _finish_older(self, newest: int) -> None:
-        """Uploads the rest of epochs that are over, one after the other, and deletes their folders."""
-        store = self._shared.store.patient(self.report)
-        async with self._finishing_lock:
-            for epoch in await asyncio.to_thread(self._epochs_on_disk):
-                if epoch < newest:
-                    await self._finish(epoch, store)
-                    await asyncio.to_thread(shutil.rmtree, self._epoch_folder(epoch), ignore_errors=True)
-                    self._change()
-
-    async def _finish(self, epoch: int, store: BlobStore) -> None:
-        try:
-            if not await self._still_ours(epoch, store):
-                return
-            log = self._finishing[epoch] = await self._open(epoch, store)
-            try:
-                await log.flush()
-                await log.release()
-            finally:
-                await log.close()
-                del self._finishing[epoch]
-        except UnderstudyError as exc:
-            _log.warning("rest of an old epoch is lost", machine=self.machine, epoch=epoch, **exc.as_dict())
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def _logs(self) -> list[EpochLog]:
         current = [self._current] if self._current is not None else []
-        return [*current, *self._finishing.values()]
+        return [*current, *self._older.logs.values()]
 
     def _open_log(self) -> EpochLog:
         if self._current is None:
             raise NotOpenError(f"The log of {self.machine} is not open")
         return self._current
-
-    def _epoch_folder(self, epoch: int) -> Path:
-        return self._folder / f"{epoch:08d}"
-
-    def _epochs_on_disk(self) -> list[int]:
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
     def report(self, trouble: UnderstudyError | None) -> None:
         """Something of this machine's log is wrong, or right again."""

@@ -52,9 +52,11 @@ async def _run(work: Work) -> None:
         say("epoch", position.epoch)
         say("begun", position.spooled)
         uploaded = 0
+        moved = asyncio.Event()
 
         def changed() -> None:
             nonlocal uploaded
+            moved.set()
             if log.position.uploaded > uploaded:
                 uploaded = log.position.uploaded
                 say("uploaded", uploaded)
@@ -66,6 +68,9 @@ async def _run(work: Work) -> None:
             await log.append(*made)
             say("acked", made.batch.number)
         await log.flush()
+        while len(list((work.folder / log.machine).iterdir())) > 1:  # the rest of older epochs
+            moved.clear()
+            await moved.wait()
         await spool.close()
     os.close(journal)
 

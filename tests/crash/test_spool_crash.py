@@ -11,6 +11,7 @@ import pytest
 
 from shared import crashpoints
 from shared.blob import BlobConfig, BlobStore
+from shared.log.epochs import allocate_epoch
 from shared.log.reader import LogReader
 from tests.crash.spool_child import Work, read_journal, run
 from tests.logs import make_chain
@@ -102,6 +103,26 @@ async def test_a_kill_after_an_epoch_was_allocated_only_skips_its_number(
 ) -> None:
     assert child("epoch.after-create") == -signal.SIGKILL
     await check_at_end(child, store, tmp_path, epoch=2)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "point", ["take.after-term", "take.after-claim", "upload.after-create", "index.after-append"]
+)
+async def test_a_kill_while_the_rest_of_an_older_epoch_is_uploaded_loses_none_of_it(
+    point: str, count: int, child: Child, store: BlobStore, tmp_path: Path
+) -> None:
+    assert child("spool.after-fdatasync:8") == -signal.SIGKILL
+    acked = max(read_journal(tmp_path / "journal")["acked"])
+    await allocate_epoch(store, MACHINE, disks=(), reason="test", agent_id="a")
+    with (tmp_path / "journal").open("a") as journal:
+        journal.write("epoch 2\n")
+    assert child(f"{point}:{count}") == -signal.SIGKILL
+    assert child() == 0
+    for epoch, least in ((1, acked), (2, BATCHES)):
+        found = await read_log(store, tmp_path / "spool", epoch)
+        assert len(found) >= least
+        assert same_batches(found, make_chain(len(found), epoch=epoch))
 
 
 async def test_kills_at_one_point_after_the_other_lose_nothing(

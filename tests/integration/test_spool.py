@@ -32,6 +32,7 @@ from shared.errors import (
     UsageError,
 )
 from shared.log import names
+from shared.log.writer import IndexWriter
 from tests.azurite import Azurite
 from tests.logs import Made, make_batch, make_chain
 from tests.spools import append_all, hello, make_spool, read_log, same_batches
@@ -40,19 +41,43 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def opened(spool: Spool, epoch: int = 0) -> AsyncIterator[MachineLog]:
-    """The machine's log, begun; the spool is closed at the end."""
+async def started(spool: Spool) -> AsyncIterator[MachineLog]:
+    """The machine's log, which no agent has begun yet; the spool is closed at the end."""
     await spool.start()
     try:
-        log = await spool.open_machine(hello(epoch))
-        await log.begin(hello(epoch))
-        yield log
+        yield await spool.open_machine(hello(0))
     finally:
         await spool.close()
 
 
+@asynccontextmanager
+async def opened(spool: Spool, epoch: int = 0) -> AsyncIterator[MachineLog]:
+    """The machine's log, begun; the spool is closed at the end."""
+    async with started(spool) as log:
+        await log.begin(hello(epoch))
+        yield log
+
+
 def spool_files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.rglob("*.seg"))
+
+
+def epoch_folders(folder: Path) -> list[str]:
+    return sorted(p.name for p in (folder / "m1").iterdir())
+
+
+async def until(log: MachineLog, condition: Callable[[], bool]) -> None:
+    """Waits for it; it is looked at whenever the log says that something has changed."""
+    changed = asyncio.Event()
+    log.on_change = changed.set
+    async with asyncio.timeout(20):
+        while not condition():
+            changed.clear()
+            await changed.wait()
+
+
+def uploaded(log: MachineLog) -> int:
+    return log.last_indexed.number if log.last_indexed is not None else 0
 
 
 async def test_what_is_appended_and_flushed_is_read_back_and_leaves_the_spool(
@@ -177,11 +202,7 @@ async def test_a_restart_goes_on_uploading_without_the_agent(store: BlobStore, t
     spool = make_spool(folder, store)
     await spool.start()
     log = spool.machines["m1"]
-    changed = asyncio.Event()
-    log.on_change = changed.set
-    while log.last_indexed is None or log.last_indexed.number < 5:
-        changed.clear()
-        await changed.wait()
+    await until(log, lambda: uploaded(log) == 5)
     position = await log.begin(hello(1))
     assert (position.spooled, position.uploaded, position.spooled_digest) == (5, 5, chain[4].digest)
     await append_all(log, chain[5:])
@@ -389,12 +410,64 @@ async def test_the_rest_of_an_epoch_is_uploaded_beside_the_next_one(store: BlobS
         assert (await log.begin(hello(0, "lost continuity"))).epoch == 2
         await append_all(log, new)
         await log.flush()
-        await asyncio.gather(*log._tasks)
+        await until(log, lambda: epoch_folders(folder) == ["00000002"])
         assert log.pending_b == 0
     assert not (await store.properties(names.index("m1", 1, 1))).leased
     assert same_batches(await read_log(store, folder, 1), old)
     assert same_batches(await read_log(store, folder, 2), new)
-    assert sorted(p.name for p in (folder / "m1").iterdir()) == ["00000002"]
+
+
+@contextlib.contextmanager
+def failing(part: str) -> Iterator[Callable[[], None]]:
+    """Files whose path has `part` cannot be synced, nor recovered, until what it gives is called."""
+    real = durable.sync_data
+
+    def fail(fd: int) -> None:
+        if part in os.readlink(f"/proc/self/fd/{fd}"):  # noqa: PTH115 - the link itself
+            raise OSError(errno.EIO, "Input/output error")
+        real(fd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(durable, "sync_data", fail)
+        yield patch.undo
+
+
+async def test_the_rest_of_an_epoch_stays_until_it_is_uploaded_whatever_fails_meanwhile(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    old, new = make_chain(5), make_chain(3, epoch=2)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, old)
+    with failing("/00000001/") as repair:
+        async with started(make_spool(folder, store)) as log:
+            assert (await log.begin(hello(0, "reboot"))).epoch == 2
+            await append_all(log, new)
+            await until(log, lambda: any(isinstance(e, SpoolError) for e in log.errors))
+            assert spool_files(folder / "m1/00000001") == ["000000000001.seg"]
+            repair()
+            await until(log, lambda: epoch_folders(folder) == ["00000002"] and log.errors == [])
+            await log.flush()
+    assert same_batches(await read_log(store, folder, 1), old)
+    assert same_batches(await read_log(store, folder, 2), new)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+async def test_a_log_is_ours_although_a_kill_kept_its_last_term_from_the_spool(
+    store: BlobStore, tmp_path: Path, epoch: int
+) -> None:
+    chain = make_chain(5)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain)
+    await IndexWriter.take(store, "m1", 1, "ps1")  # what a process does that is killed right after it
+    async with started(make_spool(folder, store)) as log:
+        if epoch == 0:
+            assert (await log.begin(hello(0, "reboot"))).epoch == 2
+            await until(log, lambda: epoch_folders(folder) == ["00000002"])
+        else:
+            await until(log, lambda: uploaded(log) == 5)
+    assert same_batches(await read_log(store, folder), chain)
 
 
 async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
@@ -419,8 +492,7 @@ async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
             await log.begin(hello(1))
         assert caught.value.ends_epoch
         assert (await log.begin(hello(0))).epoch == 2
-        await asyncio.gather(*log._tasks)
-        assert sorted(p.name for p in (folder / "m1").iterdir()) == ["00000002"]
+        await until(log, lambda: epoch_folders(folder) == ["00000002"])
     finally:
         await spool.close()
 
