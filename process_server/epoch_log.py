@@ -264,13 +264,17 @@ class EpochLog:
 
 
 def read_watermark(folder: Path) -> Watermark:
-    """What the folder remembers; zeroes if it never had a term. Raises SpoolError."""
+    """What the folder remembers; zeroes if it never had a term or cannot tell. Raises SpoolError."""
+    path = folder / _WATERMARK
     try:
-        return msgspec.json.decode((folder / _WATERMARK).read_bytes(), type=Watermark)
+        return msgspec.json.decode(path.read_bytes(), type=Watermark)
     except FileNotFoundError:
         return Watermark(0, 0)
-    except (OSError, msgspec.DecodeError) as exc:
-        raise SpoolError(f"{folder / _WATERMARK} could not be read", cause=str(exc)) from exc
+    except OSError as exc:
+        raise SpoolError(f"{path} could not be read", cause=exc.strerror or str(exc)) from exc
+    except (ValueError, RecursionError) as exc:
+        _log.warning("spool state is damaged and ignored", path=str(path), cause=str(exc))
+        return Watermark(0, 0)
 
 
 def _recover(folder: Path, vault: Vault) -> tuple[list[SpooledSegment], Watermark]:

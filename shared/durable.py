@@ -50,11 +50,12 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
 
 def replace_file(path: Path, data: Buffer, *, mode: int = 0o600, durable: bool = True) -> None:
     """Puts `data` under `path`, whole or not at all. Without `durable` the old document may come back after
-    a power cut.
+    a power cut; but its bytes are synced even then, or a file system could make the new name durable before
+    them, and leave an empty document.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        _write_new(temporary, data, mode, durable=durable)
+        _write_new(temporary, data, mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -67,7 +68,7 @@ def create_file(path: Path, data: Buffer, *, mode: int = 0o600) -> None:
     """Puts `data` under `path`, durably, whole or not at all. FileExistsError when something is there."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        _write_new(temporary, data, mode, durable=True)
+        _write_new(temporary, data, mode)
         path.hardlink_to(temporary)  # unlike a rename, this fails if the name is taken
     finally:
         temporary.unlink(missing_ok=True)
@@ -94,11 +95,10 @@ def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
             views[0] = views[0][written:]
 
 
-def _write_new(path: Path, data: Buffer, mode: int, *, durable: bool) -> None:
+def _write_new(path: Path, data: Buffer, mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         write_all(fd, [data], 0)
-        if durable:
-            os.fsync(fd)
+        os.fsync(fd)
     finally:
         os.close(fd)

@@ -470,6 +470,23 @@ async def test_a_log_is_ours_although_a_kill_kept_its_last_term_from_the_spool(
     assert same_batches(await read_log(store, folder), chain)
 
 
+@pytest.mark.parametrize("left", [b"", b"\xff\xfe", b"[" * 100_000], ids=["empty", "garbage", "too deep"])
+async def test_a_damaged_state_document_locks_nobody_out(
+    store: BlobStore, tmp_path: Path, left: bytes
+) -> None:
+    chain = make_chain(6)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain[:3])
+        await log.flush()
+        await append_all(log, chain[3:])
+    (folder / "m1/00000001/state.json").write_bytes(left)
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: uploaded(log) == 6)  # without the agent
+        assert (await log.begin(hello(1))).spooled == 6
+    assert same_batches(await read_log(store, folder), chain)
+
+
 async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
     store: BlobStore, tmp_path: Path
 ) -> None:

@@ -28,7 +28,10 @@ def test_create_refuses_to_replace(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_replace_leaves_the_old_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_document_takes_the_place_of_another_only_once_it_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
     path = tmp_path / "d"
     durable.replace_file(path, b"one")
 
@@ -37,7 +40,7 @@ def test_a_failed_replace_leaves_the_old_document(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output"):
-        durable.replace_file(path, b"two")
+        durable.replace_file(path, b"two", durable=whole)
     assert path.read_bytes() == b"one"
     assert list(tmp_path.iterdir()) == [path]
 
