@@ -19,14 +19,14 @@ from typing import Final, NamedTuple
 import msgspec
 
 from process_server.reconcile import reconcile
-from process_server.spool_file import SpooledSegment, recover_folder
+from process_server.spool_file import FULL, SpooledSegment, recover_folder
 from process_server.spool_writer import START, Point, SegmentLimits, SpoolWriter
 from process_server.threads import finish
 from process_server.uploader import Uploader
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
-from shared.errors import SpoolError, StorageError, UnderstudyError
+from shared.errors import SpoolError, SpoolFullError, StorageError, UnderstudyError
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key_of
@@ -59,7 +59,10 @@ class Resources(NamedTuple):
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """`state.json` in the spool folder: our term, and the last batch that we know was listed."""
+    """`state.json` in the spool folder: our term, and the last batch that we know was listed. Both may be
+    lower than the truth, and then the checks that use them are only less strict: a full disk keeps nobody
+    from uploading.
+    """
 
     term: int
     uploaded: int
@@ -151,8 +154,8 @@ class EpochLog:
             max_blocks=shared.settings.max_blocks,
         )
         plan = reconcile(segments, index.fold.last, index.fold.last_digest)
-        settle = partial(_settle, folder, plan.superfluous, Watermark(index.term, index.fold.last))
-        await finish(shared.disk, settle)
+        watermark = Watermark(index.term, index.fold.last)
+        await finish(shared.disk, partial(_settle, folder, plan.superfluous, watermark))
         log = cls(shared, index, key, folder, plan.to_upload, changed)
         _log.info(
             "log opened",
@@ -247,7 +250,11 @@ class EpochLog:
 
     def _forget(self, spooled: SpooledSegment) -> None:
         """The segment is listed: its file has done its work. Runs in a thread."""
-        _settle(self.folder, [spooled], Watermark(self.term, spooled.last.number), durably=False)
+        try:
+            durable.remove_file(spooled.path)
+        except OSError as exc:  # recovery deletes it
+            _log.warning("spool file not deleted", path=str(spooled.path), cause=exc.strerror)
+        _remember(self.folder, Watermark(self.term, spooled.last.number), durably=False)
 
     def _report(self, trouble: StorageError | None) -> None:
         if trouble is not None and self.trouble is None:
@@ -284,27 +291,34 @@ def _recover(folder: Path, vault: Vault) -> tuple[list[SpooledSegment], Watermar
             folder, lambda header: machine_key_of(vault, header.machine, header.key_id, header.wrapped_key)
         )
     except OSError as exc:
-        raise SpoolError(
-            f"The spool folder {folder} could not be recovered", cause=exc.strerror or str(exc)
+        kind = SpoolFullError if exc.errno in FULL else SpoolError
+        raise kind(
+            f"The spool folder {folder} could not be made or recovered", cause=exc.strerror or str(exc)
         ) from exc
     return segments, read_watermark(folder)
 
 
-def _settle(
-    folder: Path, superfluous: Sequence[SpooledSegment], watermark: Watermark, *, durably: bool = True
-) -> None:
-    """Deletes files that are not needed any more, and remembers how far the log is listed."""
+def _settle(folder: Path, superfluous: Sequence[SpooledSegment], watermark: Watermark) -> None:
+    """Deletes, for good, files that are not needed any more: one of another history must not come back
+    before those that are written now. Then remembers where the log stands. Raises SpoolError.
+    """
     try:
         for spooled in superfluous:
             durable.remove_file(spooled.path)
+        if superfluous:
+            durable.sync_folder(folder)
+    except OSError as exc:
+        raise SpoolError(
+            f"The spool folder {folder} could not be tidied", cause=exc.strerror or str(exc)
+        ) from exc
+    _remember(folder, watermark)
+
+
+def _remember(folder: Path, watermark: Watermark, *, durably: bool = True) -> None:
+    try:
         durable.replace_file(folder / _WATERMARK, msgspec.json.encode(watermark), durable=durably)
     except OSError as exc:
-        if durably:
-            raise SpoolError(
-                f"The spool folder {folder} could not be written", cause=exc.strerror or str(exc)
-            ) from exc
-        # The files are listed: recovery deletes them. An old watermark is only less strict.
-        _log.warning("spool not tidied", folder=str(folder), cause=exc.strerror)
+        _log.warning("spool state not written", folder=str(folder), cause=exc.strerror)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> UnderstudyError:

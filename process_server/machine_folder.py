@@ -1,7 +1,7 @@
 """One machine's folder in the spool: its epochs, whose they are, and opening them.
 
 Whether a log is ours. `state.json` remembers the last term that we took, but it may be older than the truth: it is written after the
-term was taken. So the document of the newest term decides, which names its owner.
+term was taken, and not at all on a full disk. So the document of the newest term decides, which names its owner.
 """
 
 from __future__ import annotations

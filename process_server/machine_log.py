@@ -7,9 +7,13 @@ higher one it was lost by storage. The log of the epoch is ours while no term is
 was with another process server meanwhile, and the log is opened anew with a new term. When storage cannot be asked just then, a log that is
 open goes on as it is: it can spool, and should it be fenced, listing fails and nothing is ever said to be uploaded.
 
-After a restart the spool uploads what it holds without waiting for the agent, which may be gone for good: that is what the last minutes
-before a disaster hang on. But it takes a log only if nobody took it since: else the agent is with another process server, and taking
-would disturb it. An older epoch's rest is uploaded as well, beside the new one (older_epochs.py).
+Whenever no log is open here, after a restart or a failed `begin`, the spool uploads what it holds without waiting for the agent, which may
+be gone for good: that is what the last minutes before a disaster hang on. But it takes a log only if nobody took it since: else the agent
+is with another process server, and taking would disturb it. An older epoch's rest is uploaded as well, beside the new one
+(older_epochs.py).
+
+So a full cache drains in every state: that a new epoch finds no room is no obstacle to the old one. An epoch that was allocated and could
+not be opened is the answer to the same wish the next time: no agent was told of it, so no batch of it can be anywhere.
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ from typing import Final
 
 import msgspec
 
+from process_server.chore import Chore
 from process_server.epoch_log import EpochLog, Resources
 from process_server.machine_folder import MachineFolder
 from process_server.older_epochs import OlderEpochs
 from process_server.spool_writer import Point
 from shared import logging
 from shared.batch import Batch, Buffer
-from shared.blob import Retry
+from shared.blob import BlobStore, Retry
 from shared.errors import (
     EpochRefusedError,
     NotOpenError,
@@ -36,7 +41,7 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
+from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, newest_epoch
 from shared.log.writer import terms
 from shared.wire.messages import Hello
 
@@ -69,16 +74,27 @@ class MachineLog:
         self._shared = shared
         self._folder: Final = MachineFolder(shared, machine, folder)
         self._current: EpochLog | None = None
+        self._allocated: EpochInfo | None = None
+        """An epoch that began in storage and that no agent was told of yet."""
+        self._forgot: tuple[int, StorageForgotError] | None = None
+        """An epoch that cannot go on, and why."""
         self._lock: Final = asyncio.Lock()
-        self._trouble: UnderstudyError | None = None
+        self._resuming: Final = Chore(
+            f"log of {machine}",
+            self._resume,
+            look_s=shared.settings.check_seconds,
+            changed=self._change,
+        )
         self._older: Final = OlderEpochs(shared, self._folder, self._change)
 
     # ---- what it says ----
 
     @property
     def position(self) -> Position:
-        """Raises NotOpenError before the first `begin`."""
-        log = self._open_log()
+        """Raises NotOpenError while no log is open."""
+        log = self._current
+        if log is None:
+            raise self._not_open()
         spooled, uploaded = log.spooled, log.uploaded
         return Position(log.epoch, spooled.number, spooled.seq, spooled.digest, uploaded.number, uploaded.seq)
 
@@ -100,7 +116,7 @@ class MachineLog:
     @property
     def errors(self) -> list[UnderstudyError]:
         """What is wrong now."""
-        found: list[UnderstudyError | None] = [self._trouble, self._older.trouble]
+        found: list[UnderstudyError | None] = [self._resuming.trouble, self._older.trouble]
         for log in self._logs():
             found += [log.failure, log.trouble]
         return [error for error in found if error is not None]
@@ -121,7 +137,11 @@ class MachineLog:
             raise TransientError(
                 f"The log of {self.machine} could not be opened", cause="storage is slow or does not answer"
             ) from exc
-        self.report(None)
+        finally:
+            if self._current is None:
+                self._resuming.ask()
+        self._allocated = None
+        self._resuming.report(None)
         return self.position
 
     async def append(self, encoded: Buffer, batch: Batch, digest: bytes) -> None:
@@ -136,26 +156,13 @@ class MachineLog:
 
     # ---- what the spool does ----
 
-    async def resume(self) -> None:
-        """After a restart: uploads what the spool holds. Returns when it is under way; waits for storage as
-        long as it takes.
-        """
-        async with self._lock:
-            epochs = await self._folder.epochs()
-            if self._current is not None or not epochs:
-                return
-            store = self._shared.store.patient(self.report)
-            newest = await newest_epoch(store, self.machine)
-            if newest in epochs:
-                if await self._folder.is_ours(newest, store):
-                    self._current = await self._folder.open(newest, store, self._change)
-                else:
-                    _log.info("log left alone", machine=self.machine, epoch=newest)
-            self._older.finish(newest)
-        self._change()
+    def resume(self) -> None:
+        """After a restart: uploads what the spool holds, in the background, waiting as long as it takes."""
+        self._resuming.ask()
 
     async def close(self) -> None:
         """Everything taken is made durable; uploads stop."""
+        await self._resuming.stop()
         async with self._lock:
             await self._close_current()
         await self._older.close()
@@ -163,26 +170,41 @@ class MachineLog:
     # ---- inside ----
 
     async def _begin(self, hello: Hello) -> None:
-        if hello.epoch == 0:
-            await self._begin_epoch(hello)
-        elif not await self._goes_on(hello.epoch):
-            await self._reopen(hello.epoch)
+        epoch = hello.epoch or await self._next_epoch(hello)
+        if not await self._goes_on(epoch):
+            await self._reopen(epoch)
 
-    async def _begin_epoch(self, hello: Hello) -> None:
+    async def _next_epoch(self, hello: Hello) -> int:
+        """The epoch that the wish gets. The one before it is over from now on."""
         store = self._shared.store
         await store.ensure_container()
-        info = await allocate_epoch(
-            store,
-            self.machine,
-            disks=[EpochDisk(d.number, d.name, d.serial, d.sectors) for d in hello.disks],
-            reason=hello.reason,
-            agent_id=hello.agent_id,
-            suspect_since_ns=hello.suspect_since_ns,
+        wish = (
+            tuple(EpochDisk(d.number, d.name, d.serial, d.sectors) for d in hello.disks),
+            hello.reason,
+            hello.agent_id,
+            hello.suspect_since_ns,
         )
-        _log.info("epoch begins", machine=self.machine, epoch=info.epoch, reason=info.reason)
-        await self._close_current()
-        self._current = await self._folder.open(info.epoch, store, self._change)
+        info = self._allocated
+        if (
+            info is None
+            or (info.disks, info.reason, info.agent_id, info.suspect_since_ns) != wish
+            or await newest_epoch(store, self.machine) != info.epoch
+        ):
+            disks, reason, agent_id, suspect_since_ns = wish
+            info = self._allocated = await allocate_epoch(
+                store,
+                self.machine,
+                disks=disks,
+                reason=reason,
+                agent_id=agent_id,
+                suspect_since_ns=suspect_since_ns,
+            )
+            _log.info("epoch begins", machine=self.machine, epoch=info.epoch, reason=info.reason)
+        if self._current is not None and self._current.epoch < info.epoch:
+            self._older.take(self._current)
+            self._current = None
         self._older.finish(info.epoch)
+        return info.epoch
 
     async def _goes_on(self, epoch: int) -> bool:
         """Whether the open log may simply go on."""
@@ -212,13 +234,48 @@ class MachineLog:
                 cause=f"the newest epoch that storage knows is {newest}",
             )
         await self._close_current()
+        await self._open(epoch, store)
+
+    async def _open(self, epoch: int, store: BlobStore) -> None:
         self._current = await self._folder.open(epoch, store, self._change)
         self._older.finish(epoch)
+        self._change()
 
     async def _close_current(self) -> None:
         old, self._current = self._current, None
         if old is not None:
             await old.close()
+
+    # ---- in the background ----
+
+    async def _resume(self) -> bool:
+        """Goes on with the newest epoch, if no log is open and it is ours; whether nothing is left to look
+        after.
+        """
+        store = self._shared.store.patient(self._resuming.report)
+        async with self._lock:
+            if self._current is not None:
+                return True
+            epochs = await self._folder.epochs()
+            if not epochs:
+                return True
+            newest = await newest_epoch(store, self.machine)
+            self._older.finish(newest)
+            if newest not in epochs:
+                return True
+            if not await self._folder.is_ours(newest, store):
+                _log.info("log left alone", machine=self.machine, epoch=newest)
+                return True
+            if self._forgot is not None and self._forgot[0] == newest:
+                raise self._forgot[1]  # only the agent can help; opening it again would but take another term
+            try:
+                await self._open(newest, store)
+            except StorageForgotError as exc:
+                self._forgot = newest, exc
+                raise
+            return True
+
+    # ---- small things ----
 
     def _logs(self) -> list[EpochLog]:
         current = [self._current] if self._current is not None else []
@@ -226,13 +283,11 @@ class MachineLog:
 
     def _open_log(self) -> EpochLog:
         if self._current is None:
-            raise NotOpenError(f"The log of {self.machine} is not open")
+            raise self._not_open()
         return self._current
 
-    def report(self, trouble: UnderstudyError | None) -> None:
-        """Something of this machine's log is wrong, or right again."""
-        self._trouble = trouble
-        self._change()
+    def _not_open(self) -> NotOpenError:
+        return NotOpenError(f"The log of {self.machine} is not open")
 
     def _change(self) -> None:
         if self.on_change is not None:

@@ -1,8 +1,8 @@
 """The rest of epochs that are over: uploaded beside the newest one, as long as it takes; then their folders go.
 
-An epoch is over as soon as storage knows a newer one, whether or not that one can be opened here. Its log is
-opened again, until all of its rest is listed. Only then is its folder deleted (I5), or when nothing can come of it: another process server
-has the log by now, or storage lost what the rest would continue. Any other error keeps the folder, and it is tried again.
+An epoch is over as soon as storage knows a newer one, whether or not that one can be opened here. Its open log simply goes on uploading,
+else it is opened again, until all of its rest is listed. Only then is its folder deleted (I5), or when nothing can come of it: another
+process server has the log by now, or storage lost what the rest would continue. Any other error keeps the folder, and it is tried again.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class OlderEpochs:
         """Epochs below `newest` are over; nobody else opens them any more."""
         self._newest = newest
         self._chore.ask()
+
+    def take(self, log: EpochLog) -> None:
+        """The log was the current one; `finish` follows."""
+        self.logs[log.epoch] = log
 
     async def close(self) -> None:
         await self._chore.stop()

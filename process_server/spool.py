@@ -20,13 +20,9 @@ from typing import Final
 from process_server.epoch_log import LogSettings, Resources
 from process_server.machine_log import MachineLog, Position
 from process_server.spool_writer import SegmentLimits
-from shared import durable, logging
+from shared import durable
 from shared.blob import BlobStore
-from shared.errors import (
-    SpoolError,
-    UnderstudyError,
-    UsageError,
-)
+from shared.errors import SpoolError, UsageError
 from shared.log import names
 from shared.vault import Vault
 from shared.wire.messages import Hello
@@ -37,8 +33,6 @@ _SEALERS: Final = max(2, os.cpu_count() or 1)
 _DISK_THREADS: Final = 16
 _UPLOADS: Final = 8
 
-_log = logging.get()
-
 
 class Spool:
     """All machines' logs in one folder. One process at a time uses it."""
@@ -47,7 +41,6 @@ class Spool:
         self.machines: dict[str, MachineLog] = {}
         self._folder = folder
         self._lock_fd = -1
-        self._resuming: list[asyncio.Task[None]] = []
         self._sealers = ThreadPoolExecutor(_SEALERS, thread_name_prefix="seal")
         self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="spool")
         self._resources = Resources(
@@ -62,9 +55,7 @@ class Spool:
         await asyncio.to_thread(self._take_folder)
         for path in sorted(self._folder.iterdir()):
             if path.is_dir() and names.is_machine(path.name):
-                log = self._machine(path.name)
-                task = asyncio.create_task(self._resume(log), name=f"resume {path.name}")
-                self._resuming.append(task)
+                self._machine(path.name).resume()
 
     async def open_machine(self, hello: Hello) -> MachineLog:
         """The log of the machine that says hello; `begin` it."""
@@ -74,10 +65,6 @@ class Spool:
         """Stops; with `flush_s`, tries for so long to upload everything first. What is not uploaded stays
         for the next start.
         """
-        for task in self._resuming:
-            task.cancel()
-        if self._resuming:
-            await asyncio.wait(self._resuming)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(flush_s):
                 await asyncio.gather(*(log.flush() for log in self.machines.values()), return_exceptions=True)
@@ -93,13 +80,6 @@ class Spool:
         if log is None:
             log = self.machines[name] = MachineLog(self._resources, name, self._folder / name)
         return log
-
-    async def _resume(self, log: MachineLog) -> None:
-        try:
-            await log.resume()
-        except UnderstudyError as exc:
-            _log.error("spool of a machine could not be resumed", machine=log.machine, **exc.as_dict())
-            log.report(exc)
 
     def _take_folder(self) -> None:
         try:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +30,7 @@ from shared.log.draft import Draft
 from shared.log.segment import BatchRow, FileHeader, Frame
 from shared.sealing import MachineKey
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 SUFFIX: Final = ".seg"
 
 _log = logging.get()
@@ -117,7 +117,7 @@ class SpoolFile:
             durable.write_all(self._fd, buffers, end)
         except OSError as exc:
             cause = exc.strerror or str(exc)
-            if exc.errno in _FULL and self._undo(end):
+            if exc.errno in FULL and self._undo(end):
                 raise SpoolFullError(what, cause=cause) from exc
             raise SpoolError(what, cause=cause) from exc
         try:
@@ -142,12 +142,8 @@ class SpoolFile:
             return None
         spooled = SpooledSegment(self.path, self.draft)
         reach("spool.before-footer")
-        try:
-            os.ftruncate(self._fd, self.draft.size_b)
-            durable.write_all(self._fd, [self.draft.closing()], self.draft.size_b)
-        except OSError as exc:
-            # The upload does not need it: it takes the footer from memory, and recovery from a scan.
-            _log.warning("spool file has no footer", path=str(self.path), cause=exc.strerror)
+        with _without_footer_at_worst(self.path):
+            _write_footer(self._fd, self.draft)
         self._close()
         reach("spool.after-footer")
         return spooled
@@ -243,10 +239,25 @@ def _cut(path: Path, draft: Draft, before: int) -> Draft:
 
 
 def _close_recovered(path: Path, draft: Draft) -> SpooledSegment:
-    with path.open("r+b", buffering=0) as file:
-        file.truncate(draft.size_b)
-        durable.write_all(file.fileno(), [draft.closing()], draft.size_b)
+    with _without_footer_at_worst(path), path.open("r+b", buffering=0) as file:
+        _write_footer(file.fileno(), draft)
     return SpooledSegment(path, draft)
+
+
+def _write_footer(fd: int, draft: Draft) -> None:
+    os.ftruncate(fd, draft.size_b)
+    durable.write_all(fd, [draft.closing()], draft.size_b)
+
+
+@contextlib.contextmanager
+def _without_footer_at_worst(path: Path) -> Iterator[None]:
+    """A full disk must not keep a file from being uploaded, which makes room. The upload takes the footer from
+    memory, and recovery makes it again from a scan.
+    """
+    try:
+        yield
+    except OSError as exc:
+        _log.warning("spool file has no footer", path=str(path), cause=exc.strerror)
 
 
 def _drop(path: Path, cause: str) -> None:

@@ -8,7 +8,7 @@ import errno
 import os
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -32,9 +32,11 @@ from shared.errors import (
     UsageError,
 )
 from shared.log import names
+from shared.log.epochs import newest_epoch
 from shared.log.writer import IndexWriter
 from tests.azurite import Azurite
 from tests.logs import Made, make_batch, make_chain
+from tests.loopdisk import loop_disk
 from tests.spools import append_all, hello, make_spool, read_log, same_batches
 
 T = TypeVar("T")
@@ -381,7 +383,9 @@ async def test_a_restart_leaves_a_log_alone_that_another_server_took(
     async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
         again = make_spool(tmp_path / "a", store, owner="a")
         await again.start()
-        await asyncio.gather(*again._resuming)
+        looked = asyncio.Event()
+        again.machines["m1"].on_change = looked.set
+        await looked.wait()
         with pytest.raises(NotOpenError):
             _ = again.machines["m1"].position
         await again.close()
@@ -467,6 +471,31 @@ async def test_a_log_is_ours_although_a_kill_kept_its_last_term_from_the_spool(
             await until(log, lambda: epoch_folders(folder) == ["00000002"])
         else:
             await until(log, lambda: uploaded(log) == 5)
+    assert same_batches(await read_log(store, folder), chain)
+
+
+async def test_a_spool_that_cannot_be_resumed_is_tried_again(store: BlobStore, tmp_path: Path) -> None:
+    chain = make_chain(5)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain)
+    with failing("/00000001/") as repair:
+        async with started(make_spool(folder, store)) as log:
+            await until(log, lambda: any(isinstance(e, SpoolError) for e in log.errors))
+            repair()
+            await until(log, lambda: uploaded(log) == 5 and log.errors == [])
+    assert same_batches(await read_log(store, folder), chain)
+
+
+async def test_a_failed_begin_does_not_stop_the_uploads(store: BlobStore, tmp_path: Path) -> None:
+    chain = make_chain(5)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain)
+        await IndexWriter.take(store, "m1", 1, "ps1")  # so the agent's return opens it anew
+        with failing("/00000001/"), pytest.raises(SpoolError):
+            await log.begin(hello(1))
+        await until(log, lambda: uploaded(log) == 5)
     assert same_batches(await read_log(store, folder), chain)
 
 
@@ -595,6 +624,82 @@ async def test_a_full_cache_disk_loses_nothing_and_goes_on_when_there_is_room(
         assert log.pending_b == 0
     assert same_batches(await read_log(store, folder), chain)
     assert spool_files(folder) == []
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all the room that is left; removed, it gives it back."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1024))
+    return ballast
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+async def test_a_restart_on_a_full_cache_disk_uploads_what_it_holds(
+    store: BlobStore, small_disk: Path, tmp_path: Path
+) -> None:
+    chain = make_chain(100)  # so many that their footer needs room of its own
+    folder = small_disk / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain)
+        fill(small_disk)
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: uploaded(log) == 100)
+        assert (await log.begin(hello(1))).spooled == 100
+        assert len([b async for b in store.list(names.term_prefix("m1", 1))]) == 2
+    assert spool_files(folder) == []
+    assert same_batches(await read_log(store, folder), chain)
+
+
+@pytest.fixture
+def small_ext4(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB on which even a folder takes room."""
+    folder = tmp_path / "ext4"
+    folder.mkdir()
+    with loop_disk(tmp_path / "ext4.img", 8 << 20) as device:
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", device], check=True)
+        subprocess.run(["mount", device, str(folder)], check=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+class Gated(BlobStore):
+    """Storage that takes segments only while its gate is open."""
+
+    gate: asyncio.Event
+
+    async def create(self, name: str, data: bytes, metadata: Mapping[str, str] | None = None) -> str:
+        if name.endswith(".seg"):
+            await self.gate.wait()
+        return await super().create(name, data, metadata)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
+async def test_a_new_epoch_that_finds_no_room_is_allocated_once_and_the_old_one_drains(
+    blob_config: BlobConfig, small_ext4: Path
+) -> None:
+    old, new = make_chain(20, sectors=128), make_chain(3, epoch=2)
+    folder = small_ext4 / "spool"
+    async with Gated.connect(blob_config) as store:
+        store.gate = asyncio.Event()
+        async with opened(make_spool(folder, store, size_b=64 << 20)) as log:
+            await append_all(log, old)
+            fill(small_ext4)
+            for _ in range(3):
+                with pytest.raises(SpoolFullError, match="No space left"):
+                    await log.begin(hello(0, "reboot"))
+            assert await newest_epoch(store, "m1") == 2
+            store.gate.set()
+            await until(log, lambda: epoch_folders(folder) == [])
+            assert len([b async for b in store.list(names.term_prefix("m1", 1))]) == 1, "it simply goes on"
+            assert (await log.begin(hello(0, "reboot"))).epoch == 2
+            await append_all(log, new)
+            await log.flush()
+        assert same_batches(await read_log(store, folder, 1), old)
+        assert same_batches(await read_log(store, folder, 2), new)
 
 
 @pytest.fixture

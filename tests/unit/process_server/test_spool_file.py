@@ -187,6 +187,25 @@ def test_a_file_of_which_nothing_became_durable_vanishes(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_without_room_for_footers_is_recovered_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(5)
+    spool(tmp_path, chain[:3])
+    spool(tmp_path, chain[3:], close=False)
+
+    def full(_fd: int, _buffers: Sequence[bytes], _offset: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_all", full)
+        found = recover_folder(tmp_path, key_of)
+        assert numbers(found) == [[1, 2, 3], [4, 5]]
+        for s in found:
+            assert segment.check_body(s.read(), "s") == s.footer
+    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2, 3], [4, 5]]
+
+
 def test_a_spool_file_that_the_disk_changed_is_not_uploaded(tmp_path: Path) -> None:
     spool(tmp_path, make_chain(3))
     (spooled,) = recover_folder(tmp_path, key_of)
