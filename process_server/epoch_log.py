@@ -260,7 +260,7 @@ class EpochLog:
         if trouble is not None and self.trouble is None:
             _log.warning("storage trouble", machine=self.machine, epoch=self.epoch, **trouble.as_dict())
         elif trouble is None and self.trouble is not None:
-            _log.info("storage is back", machine=self.machine, epoch=self.epoch)
+            _log.info("storage trouble is over", machine=self.machine, epoch=self.epoch)
         self.trouble = trouble
         self._announce()
 
@@ -268,6 +268,14 @@ class EpochLog:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
         self._changed()
+
+
+async def last_spooled(shared: Resources, folder: Path) -> int:
+    """The last batch in a spool folder that no log uses; 0 if it holds none. Raises SpoolError,
+    WrongKeyError.
+    """
+    segments, _ = await finish(shared.disk, partial(_recover, folder, shared.vault))
+    return segments[-1].last.number if segments else 0
 
 
 def read_watermark(folder: Path) -> Watermark:

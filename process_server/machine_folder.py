@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from process_server.epoch_log import EpochLog, Resources, read_watermark
+from process_server.epoch_log import EpochLog, Resources, last_spooled, read_watermark
 from shared.blob import BlobStore
 from shared.errors import IndexDamagedError, SpoolError
 from shared.log import names
@@ -43,6 +43,10 @@ class MachineFolder:
         taken = max(await terms(store, self.machine, epoch), default=0)
         known = await asyncio.to_thread(read_watermark, self._epoch(epoch))
         return taken <= known.term or await self._owner(epoch, taken, store) == self._shared.settings.owner
+
+    async def last_spooled(self, epoch: int) -> int:
+        """The last batch that is here of an epoch whose log is not open. Raises SpoolError, WrongKeyError."""
+        return await last_spooled(self._shared, self._epoch(epoch))
 
     async def delete(self, epoch: int) -> None:
         await asyncio.to_thread(shutil.rmtree, self._epoch(epoch), ignore_errors=True)

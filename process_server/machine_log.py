@@ -7,10 +7,10 @@ higher one it was lost by storage. The log of the epoch is ours while no term is
 was with another process server meanwhile, and the log is opened anew with a new term. When storage cannot be asked just then, a log that is
 open goes on as it is: it can spool, and should it be fenced, listing fails and nothing is ever said to be uploaded.
 
-Whenever no log is open here, after a restart or a failed `begin`, the spool uploads what it holds without waiting for the agent, which may
-be gone for good: that is what the last minutes before a disaster hang on. But it takes a log only if nobody took it since: else the agent
-is with another process server, and taking would disturb it. An older epoch's rest is uploaded as well, beside the new one
-(older_epochs.py).
+Whenever no log is open here, after a restart, a failed `begin` or a fence, the spool uploads what it holds without waiting for the agent,
+which may be gone for good: that is what the last minutes before a disaster hang on. But it takes a log only if nobody took it since: else
+the agent is with another process server, and taking would disturb it. Then the machine is no trouble of ours, and the files go once that
+log's index has passed them. An older epoch's rest is uploaded as well, beside the new one (older_epochs.py).
 
 So a full cache drains in every state: that a new epoch finds no room is no obstacle to the old one. An epoch that was allocated and could
 not be opened is the answer to the same wish the next time: no agent was told of it, so no batch of it can be anywhere.
@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -35,12 +35,14 @@ from shared.batch import Batch, Buffer
 from shared.blob import BlobStore, Retry
 from shared.errors import (
     EpochRefusedError,
+    FencedError,
     NotOpenError,
     StorageError,
     StorageForgotError,
     TransientError,
     UnderstudyError,
 )
+from shared.log.chain import IndexChain
 from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, newest_epoch
 from shared.log.writer import terms
 from shared.wire.messages import Hello
@@ -62,6 +64,15 @@ class Position(msgspec.Struct, frozen=True):
     uploaded_seq: int
 
 
+class _Elsewhere(NamedTuple):
+    """A log that another process server has, as far as files of it are here."""
+
+    epoch: int
+    last: int
+    """The last batch that is spooled here."""
+    chain: IndexChain
+
+
 class MachineLog:
     """One machine's log on this process server. `begin`, then `append` and `flush`; lives as long as the
     process.
@@ -76,6 +87,9 @@ class MachineLog:
         self._current: EpochLog | None = None
         self._allocated: EpochInfo | None = None
         """An epoch that began in storage and that no agent was told of yet."""
+        self._fenced: UnderstudyError | None = None
+        """Why there is no log: another process server took it from us."""
+        self._elsewhere: _Elsewhere | None = None
         self._forgot: tuple[int, StorageForgotError] | None = None
         """An epoch that cannot go on, and why."""
         self._lock: Final = asyncio.Lock()
@@ -101,7 +115,12 @@ class MachineLog:
     @property
     def failure(self) -> UnderstudyError | None:
         """Why no more batches are taken, until the agent says Hello again."""
-        return self._current.failure if self._current is not None else None
+        return self._current.failure if self._current is not None else self._fenced
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another process server has the machine now."""
+        return self._current is None and (self._fenced is not None or self._elsewhere is not None)
 
     @property
     def pending_b(self) -> int:
@@ -238,6 +257,7 @@ class MachineLog:
 
     async def _open(self, epoch: int, store: BlobStore) -> None:
         self._current = await self._folder.open(epoch, store, self._change)
+        self._fenced = self._elsewhere = None
         self._older.finish(epoch)
         self._change()
 
@@ -254,6 +274,9 @@ class MachineLog:
         """
         store = self._shared.store.patient(self._resuming.report)
         async with self._lock:
+            if self._current is not None and isinstance(self._current.failure, FencedError):
+                self._fenced = self._current.failure
+                await self._close_current()
             if self._current is not None:
                 return True
             epochs = await self._folder.epochs()
@@ -264,8 +287,7 @@ class MachineLog:
             if newest not in epochs:
                 return True
             if not await self._folder.is_ours(newest, store):
-                _log.info("log left alone", machine=self.machine, epoch=newest)
-                return True
+                return await self._clear(newest, store)
             if self._forgot is not None and self._forgot[0] == newest:
                 raise self._forgot[1]  # only the agent can help; opening it again would but take another term
             try:
@@ -275,6 +297,19 @@ class MachineLog:
                 raise
             return True
 
+    async def _clear(self, epoch: int, store: BlobStore) -> bool:
+        """Deletes what is here of another's log once its index has passed it; whether that is so."""
+        there = self._elsewhere
+        if there is None or there.epoch != epoch:
+            last = await self._folder.last_spooled(epoch)
+            there = self._elsewhere = _Elsewhere(epoch, last, IndexChain(store, self.machine, epoch))
+            _log.info("log left alone", machine=self.machine, epoch=epoch, spooled=last)
+        await there.chain.read_on()
+        if there.chain.fold.last < there.last:
+            return False
+        await self._folder.delete(epoch)
+        return True
+
     # ---- small things ----
 
     def _logs(self) -> list[EpochLog]:
@@ -283,12 +318,14 @@ class MachineLog:
 
     def _open_log(self) -> EpochLog:
         if self._current is None:
-            raise self._not_open()
+            raise self._fenced or self._not_open()
         return self._current
 
     def _not_open(self) -> NotOpenError:
         return NotOpenError(f"The log of {self.machine} is not open")
 
     def _change(self) -> None:
+        if self._current is not None and isinstance(self._current.failure, FencedError):
+            self._resuming.ask()
         if self.on_change is not None:
             self.on_change()

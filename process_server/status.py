@@ -80,7 +80,8 @@ class StatusBoard:
         received_b = 0
         report = MachineReport()
         if machine is not None:
-            problems += [error for error in (machine.gate.problem, machine.problem) if error is not None]
+            if log is None or not log.elsewhere:
+                problems += [error for error in (machine.gate.problem, machine.problem) if error is not None]
             received_b = machine.received_b
             report.connected = machine.connected
             report.credit_b = machine.gate.credit_b

@@ -82,7 +82,8 @@ class Retry(msgspec.Struct, frozen=True):
     also_refused: bool = False
     """Keep trying also when storage refuses the request: an operator can put that right while we run."""
     report: Callable[[StorageError | None], None] | None = None
-    """Called with each error that will be retried, and with None when the request succeeded after one."""
+    """Called with each error that will be retried, and after such ones with None when the request is over:
+    storage gave its answer, whichever, or nobody waits for it any more."""
 
 
 class BlobCore:
@@ -152,32 +153,33 @@ class BlobCore:
         started = time.monotonic()
         pause = _FIRST_PAUSE_S
         troubled = False
-        while True:
-            limit_s = _ATTEMPT_S + size_b / _SLOWEST_B_PER_S
-            try:
-                async with asyncio.timeout(limit_s):
-                    result = await attempt()
-            except TimeoutError as exc:
-                error: StorageError = TransientError(
-                    f"Could not {what}", cause=f"no answer within {limit_s:.0f} s"
+        try:
+            while True:
+                limit_s = _ATTEMPT_S + size_b / _SLOWEST_B_PER_S
+                try:
+                    async with asyncio.timeout(limit_s):
+                        return await attempt()
+                except TimeoutError as exc:
+                    error: StorageError = TransientError(
+                        f"Could not {what}", cause=f"no answer within {limit_s:.0f} s"
+                    )
+                    origin: Exception = exc
+                except (AzureError, ClientError, OSError) as exc:
+                    error, origin = translate(f"Could not {what}", exc, self.config), exc
+                again = isinstance(error, TransientError) or (
+                    self._retry.also_refused and type(error) in (StorageError, StorageRefusedError)
                 )
-                origin: Exception = exc
-            except (AzureError, ClientError, OSError) as exc:
-                error, origin = translate(f"Could not {what}", exc, self.config), exc
-            else:
-                if troubled and self._retry.report is not None:
-                    self._retry.report(None)
-                return result
-            again = isinstance(error, TransientError) or (
-                self._retry.also_refused and type(error) in (StorageError, StorageRefusedError)
-            )
-            if not again or time.monotonic() - started + pause > self._retry.deadline_s:
-                raise error from origin
-            troubled = True
-            if self._retry.report is not None:
-                self._retry.report(error)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+                if not again or time.monotonic() - started + pause > self._retry.deadline_s:
+                    raise error from origin
+                troubled = True
+                if self._retry.report is not None:
+                    self._retry.report(error)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+        finally:
+            # Whatever the answer: a repeated create that finds its own blob fails, and all is well.
+            if troubled and self._retry.report is not None:
+                self._retry.report(None)
 
 
 def _read_key(path: Path) -> str:

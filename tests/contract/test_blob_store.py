@@ -240,6 +240,36 @@ async def test_storage_that_is_down_is_reported_until_it_is_back(tmp_path: Path)
     assert all(isinstance(error, TransientError) for error in heard[:-1])
 
 
+async def test_trouble_is_over_when_a_repeated_request_is_refused_for_good(store: BlobStore) -> None:
+    heard: list[StorageError | None] = []
+
+    async def create_whose_first_answer_is_lost() -> None:
+        await store._blob("x").upload_blob(b"1", overwrite=False)
+        raise ConnectionResetError("the answer was lost")
+
+    with pytest.raises(BlobExistsError):
+        await store.patient(heard.append)._call("write x", create_whose_first_answer_is_lost)
+    assert [type(error) for error in heard] == [TransientError, type(None)]
+
+
+async def test_trouble_is_over_when_nobody_waits_for_the_answer_any_more(store: BlobStore) -> None:
+    heard: list[StorageError | None] = []
+    troubled = asyncio.Event()
+
+    def report(error: StorageError | None) -> None:
+        heard.append(error)
+        troubled.set()
+
+    async def unreachable() -> None:
+        raise ConnectionRefusedError("nobody listens")
+
+    waiting = asyncio.create_task(store.patient(report)._call("read x", unreachable))
+    await troubled.wait()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert [type(error) for error in heard] == [TransientError, type(None)]
+
+
 def test_account_name_comes_from_either_form_of_url() -> None:
     assert BlobConfig(url="https://acct.blob.core.windows.net").account == "acct"
     assert BlobConfig(url="https://127.0.0.1:10000/devstore/").account == "devstore"

@@ -11,12 +11,16 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import msgspec
 import pytest
 
+from process_server.credit import CacheSpace, CreditPolicy
+from process_server.receiver import Machine
 from process_server.spool import MachineLog, Spool
+from process_server.status import StatusBoard
 from shared import durable
 from shared.batch import NO_DIGEST, Buffer, encode
 from shared.blob import BlobConfig, BlobStore
@@ -25,6 +29,7 @@ from shared.errors import (
     EpochRefusedError,
     FencedError,
     NotOpenError,
+    SilentPeerError,
     SpoolError,
     SpoolFullError,
     StorageForgotError,
@@ -354,6 +359,53 @@ async def test_the_stale_one_of_two_process_servers_never_says_uploaded(
     assert spool_files(tmp_path) == []
 
 
+async def test_a_machine_that_moved_away_is_no_trouble_and_its_files_go_once_they_are_listed(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(8)
+    a = make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05)
+    async with opened(a) as at_a:
+        machine = Machine("m1", CreditPolicy())
+        machine.problem = SilentPeerError("The agent is silent")
+        receiver = SimpleNamespace(machines={"m1": machine}, cache=CacheSpace(total_b=1, free_b=1))
+        board = StatusBoard(receiver, a)  # type: ignore[arg-type]
+        await append_all(at_a, chain[:3])
+        await at_a.flush()
+        await append_all(at_a, chain[3:5])
+        assert [p.code for p in board.report().machines["m1"].errors] == [SilentPeerError.code]
+        async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+            await append_all(at_b, chain[3:4])
+            await at_b.flush()
+            await until(at_a, lambda: at_a.elsewhere and at_a.pending_b == 0)
+            assert board.report().machines["m1"].errors == []
+            assert isinstance(at_a.failure, FencedError), "a session that is still here must end"
+            assert spool_files(tmp_path / "a") == ["000000000004.seg"], "batch 5 is nowhere else"
+            await append_all(at_b, chain[4:6])
+            await at_b.flush()
+            await until(at_a, lambda: epoch_folders(tmp_path / "a") == [])
+            await append_all(at_b, chain[6:7])
+        position = await at_a.begin(hello(1))  # and back
+        assert position.spooled == 6
+        await append_all(at_a, chain[6:])
+        await at_a.flush()
+    assert same_batches(await read_log(store, tmp_path / "a"), chain)
+
+
+async def test_files_of_a_machine_that_moved_away_go_when_its_epoch_is_over(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
+        await append_all(at_a, make_chain(3))
+    async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+        again = make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05)
+        async with started(again) as log:
+            await until(log, lambda: log.elsewhere)
+            assert spool_files(tmp_path / "a") == ["000000000001.seg"]
+            assert log.errors == []
+            await at_b.begin(hello(0, "lost continuity"))
+            await until(log, lambda: epoch_folders(tmp_path / "a") == [])
+
+
 async def test_what_another_server_listed_otherwise_makes_ours_superfluous(
     store: BlobStore, tmp_path: Path
 ) -> None:
@@ -383,9 +435,7 @@ async def test_a_restart_leaves_a_log_alone_that_another_server_took(
     async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
         again = make_spool(tmp_path / "a", store, owner="a")
         await again.start()
-        looked = asyncio.Event()
-        again.machines["m1"].on_change = looked.set
-        await looked.wait()
+        await until(again.machines["m1"], lambda: again.machines["m1"].elsewhere)
         with pytest.raises(NotOpenError):
             _ = again.machines["m1"].position
         await again.close()
@@ -558,6 +608,32 @@ async def test_storage_that_forgets_while_we_run_ends_the_epoch(store: BlobStore
         assert isinstance(log.failure, StorageForgotError)
         with pytest.raises(StorageForgotError):
             await log.append(*make_chain(3)[2])
+
+
+class AnswerLost(BlobStore):
+    """Storage whose first answer to the creation of a segment is lost: it is tried again, and the blob is there."""
+
+    lost = False
+
+    async def _call(self, what: str, attempt: Callable[[], Awaitable[T]], *, size_b: int = 0) -> T:
+        async def cut() -> T:
+            answer = await attempt()
+            if what.endswith(".seg") and what.startswith("write") and not AnswerLost.lost:
+                AnswerLost.lost = True
+                raise ConnectionResetError("the answer was lost")
+            return answer
+
+        return await super()._call(what, cut, size_b=size_b)
+
+
+async def test_trouble_is_over_when_storage_has_answered_whatever_it_says(
+    blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    async with AnswerLost.connect(blob_config) as store, opened(make_spool(tmp_path / "spool", store)) as log:
+        await append_all(log, make_chain(3))
+        await log.flush()
+        assert AnswerLost.lost
+        assert log.errors == []
 
 
 async def test_two_processes_cannot_use_one_spool(store: BlobStore, tmp_path: Path) -> None:
