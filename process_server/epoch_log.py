@@ -184,6 +184,11 @@ class EpochLog:
         return self._writer.spooled
 
     @property
+    def is_settled(self) -> bool:
+        """Whether every batch that was taken is durable, or refused."""
+        return self._writer.accepted == self._writer.spooled
+
+    @property
     def pending_b(self) -> int:
         """Bytes in the spool that are not uploaded."""
         return self._uploading_b + self._writer.open_b

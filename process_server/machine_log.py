@@ -37,6 +37,7 @@ from shared.errors import (
     EpochRefusedError,
     FencedError,
     NotOpenError,
+    SpoolError,
     StorageError,
     StorageForgotError,
     TransientError,
@@ -153,9 +154,7 @@ class MachineLog:
             async with asyncio.timeout(_BEGIN_S), self._lock:
                 await self._begin(hello)
         except TimeoutError as exc:
-            raise TransientError(
-                f"The log of {self.machine} could not be opened", cause="storage is slow or does not answer"
-            ) from exc
+            raise self._too_slow() from exc
         finally:
             if self._current is None:
                 self._resuming.ask()
@@ -323,6 +322,16 @@ class MachineLog:
 
     def _not_open(self) -> NotOpenError:
         return NotOpenError(f"The log of {self.machine} is not open")
+
+    def _too_slow(self) -> StorageError:
+        """Why `begin` took too long, as far as it is known."""
+        what = f"The log of {self.machine} could not be opened"
+        if self._current is not None and not self._current.is_settled:
+            return SpoolError(what, cause="the cache disk is slow or does not answer")
+        trouble = self._resuming.trouble or (self._current.trouble if self._current is not None else None)
+        if trouble is not None:
+            return TransientError(what, cause=f"{trouble.what}: {trouble.cause}", action=trouble.action)
+        return TransientError(what, cause="storage is slow or does not answer")
 
     def _change(self) -> None:
         if self._current is not None and isinstance(self._current.failure, FencedError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import errno
 import os
@@ -17,6 +18,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
+from process_server import machine_log
 from process_server.credit import CacheSpace, CreditPolicy
 from process_server.receiver import Machine
 from process_server.spool import MachineLog, Spool
@@ -33,6 +35,7 @@ from shared.errors import (
     SpoolError,
     SpoolFullError,
     StorageForgotError,
+    StorageRefusedError,
     TransientError,
     UsageError,
 )
@@ -634,6 +637,45 @@ async def test_trouble_is_over_when_storage_has_answered_whatever_it_says(
         await log.flush()
         assert AnswerLost.lost
         assert log.errors == []
+
+
+async def test_a_begin_that_takes_too_long_says_what_storage_answers(
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, make_chain(2))
+    monkeypatch.setattr(machine_log, "_BEGIN_S", 0.3)
+    key_file = tmp_path / "key"
+    key_file.write_text(base64.b64encode(bytes(32)).decode())
+    config = msgspec.structs.replace(blob_config, account_key_file=key_file)
+    async with BlobStore.connect(config) as refusing, started(make_spool(folder, refusing)) as log:
+        await until(log, lambda: log.errors != [])
+        with pytest.raises(TransientError, match="HTTP 403") as caught:
+            await log.begin(hello(1))
+        assert caught.value.action == StorageRefusedError.default_action
+
+
+async def test_a_begin_that_waits_for_the_cache_disk_says_so(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncing, go = threading.Event(), threading.Event()
+
+    def hang(_fd: int) -> None:
+        syncing.set()
+        go.wait()
+
+    async with opened(make_spool(tmp_path / "spool", store)) as log:
+        monkeypatch.setattr(machine_log, "_BEGIN_S", 0.3)
+        monkeypatch.setattr(durable, "sync_data", hang)
+        appending = asyncio.create_task(log.append(*make_chain(1)[0]))
+        await asyncio.to_thread(syncing.wait)
+        try:
+            with pytest.raises(SpoolError, match="cache disk is slow"):
+                await log.begin(hello(1))
+        finally:
+            go.set()
+        await appending
 
 
 async def test_two_processes_cannot_use_one_spool(store: BlobStore, tmp_path: Path) -> None:
