@@ -98,6 +98,14 @@ class Machine:
                 self._failure = exc
                 self._state = "failed, will try again"
                 _log.error("machine failed", machine=self.name, **exc.as_dict())
+            except Exception as exc:  # noqa: BLE001 - a bug that one machine meets must not end the work on the others
+                self._failure = UnderstudyError(
+                    f"The work on machine {self.name} was interrupted",
+                    cause=repr(exc),
+                    action="This is a bug; it is tried again by itself. Report it, with the master target's log.",
+                )
+                self._state = "failed, will try again"
+                _log.error("machine failed: this is a bug", machine=self.name, exc_info=exc)
             if time.monotonic() - began > 2 * _LONGEST_PAUSE_S:
                 pause_s = _FIRST_PAUSE_S
             await wait_for(stop, pause_s * random.uniform(0.5, 1.0))

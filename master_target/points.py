@@ -18,7 +18,7 @@ from master_target.apply import DiskTarget
 from shared import logging
 from shared.blob import BlobStore
 from shared.crashpoints import reach
-from shared.errors import BlobNotFoundError, IntegrityError
+from shared.errors import UNDECODABLE, BlobNotFoundError, IntegrityError
 from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, Range
 from shared.recovery.position import NOWHERE, Position
@@ -89,7 +89,7 @@ class PointMaker:
             return msgspec.json.decode(await self._store.read(name), type=tuple[Range, ...])
         except BlobNotFoundError:
             return ()
-        except msgspec.DecodeError as exc:
+        except UNDECODABLE as exc:
             raise IntegrityError(
                 f"{name} could not be read",
                 cause=str(exc),

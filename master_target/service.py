@@ -71,7 +71,7 @@ class Service:
                         self._machines[name] = machine
                         running.add(asyncio.create_task(machine.run(stop), name=f"machine {name}"))
                 for task in [task for task in running if task.done()]:
-                    await task  # raises what it failed with: only a bug ends it before `stop`
+                    await task  # none ends before `stop`; should one, this raises what it failed with
                 await wait_for(stop, _DISCOVER_S)
             if running:
                 await asyncio.wait(running, timeout=_GRACE_S)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from shared.errors import IntegrityError
+from shared.errors import UNDECODABLE, IntegrityError
 
 Epoch = NewType("Epoch", int)
 """An unbroken run of capture of one machine; 1, 2, 3…"""
@@ -147,7 +147,7 @@ def decode(data: Buffer) -> tuple[Batch, bytes]:
     try:
         stream_state = StreamState(state)
         meta = msgspec.json.decode(view[HEADER_SIZE:extents_at], type=BatchMeta) if meta_len else BatchMeta()
-    except (ValueError, msgspec.DecodeError) as exc:
+    except UNDECODABLE as exc:
         raise _bad(str(exc)) from exc
     extents = np.frombuffer(view[extents_at:payload_at], dtype=EXTENT)
     if payload_bytes(extents) != payload_len:

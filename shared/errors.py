@@ -20,7 +20,12 @@ failure. Foreign exceptions are translated to these at the edge where they appea
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+UNDECODABLE: Final = (ValueError, RecursionError)
+"""What msgspec raises for bytes that are not the document they should be. Its own errors are ValueErrors, and so is that for bad UTF-8;
+what is nested too deeply exhausts the stack.
+"""
 
 
 class UnderstudyError(Exception):

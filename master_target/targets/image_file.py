@@ -29,7 +29,7 @@ from master_target.targets.base import Snapshot
 from master_target.targets.state import DiskState, decode
 from shared import durable
 from shared.crashpoints import reach
-from shared.errors import ImageFileError, LeaseHeldError, SeedDiskError
+from shared.errors import UNDECODABLE, ImageFileError, LeaseHeldError, SeedDiskError
 from shared.recovery.position import Position
 from shared.recovery.seed import shown_position
 from shared.recovery.sparse import SparseFile
@@ -168,7 +168,7 @@ def _read_state(path: Path) -> dict[str, str]:
     try:
         with _translated(path, "read"):
             return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except msgspec.DecodeError as exc:
+    except UNDECODABLE as exc:
         raise SeedDiskError(f"The state document {path} could not be read", cause=str(exc)) from exc
 
 

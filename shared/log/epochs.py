@@ -13,7 +13,7 @@ import msgspec
 
 from shared.blob import BlobStore
 from shared.crashpoints import reach
-from shared.errors import BlobExistsError, IndexDamagedError
+from shared.errors import UNDECODABLE, BlobExistsError, IndexDamagedError
 from shared.log import names
 
 
@@ -61,7 +61,7 @@ async def read_epoch(store: BlobStore, machine: str, epoch: int) -> EpochInfo:
     data = await store.read(name)
     try:
         return msgspec.json.decode(data, type=EpochInfo)
-    except msgspec.DecodeError as exc:
+    except UNDECODABLE as exc:
         raise IndexDamagedError(f"The epoch document {name} cannot be read", cause=str(exc)) from exc
 
 

@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from shared.batch import NO_DIGEST
-from shared.errors import IndexDamagedError
+from shared.errors import UNDECODABLE, IndexDamagedError
 from shared.log.segment import Footer, MarkRow, ordered_ranges
 
 
@@ -94,7 +94,7 @@ def decode_lines(data: bytes, name: str) -> list[Line]:
         raise IndexDamagedError(f"Log index {name} is damaged", cause="its last line is not whole")
     try:
         return [_decoder.decode(line) for line in data.splitlines()]
-    except msgspec.DecodeError as exc:
+    except UNDECODABLE as exc:
         raise IndexDamagedError(f"Log index {name} is damaged", cause=str(exc)) from exc
 
 

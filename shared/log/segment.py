@@ -14,7 +14,6 @@ not trusted: readers compare it,
 from __future__ import annotations
 
 import base64
-import binascii
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ import xxhash
 from shared import batch as batches
 from shared import sealing
 from shared.batch import Batch, Buffer, StreamState
-from shared.errors import IntegrityError, SegmentAlteredError, SegmentTruncatedError
+from shared.errors import UNDECODABLE, IntegrityError, SegmentAlteredError, SegmentTruncatedError
 from shared.sealing import FileKey, SealError
 
 MAX_PLAIN_B: Final = 64 * 1024 * 1024
@@ -143,7 +142,7 @@ def decode_file_header(data: Buffer, name: str) -> tuple[FileHeader, int]:
         header = msgspec.json.decode(body, type=FileHeader)
         base64.b64decode(header.wrapped, validate=True), base64.b64decode(header.salt, validate=True)
         bytes.fromhex(header.predecessor)
-    except (msgspec.DecodeError, binascii.Error, ValueError) as exc:
+    except UNDECODABLE as exc:
         raise _altered(name, f"its header is damaged ({exc})") from exc
     return header, end
 
@@ -286,7 +285,7 @@ def decode_footer(tail: Buffer, size_b: int, name: str) -> Footer:
         raise _altered(name, "its footer is damaged")
     try:
         return msgspec.json.decode(footer[4:], type=Footer)
-    except msgspec.DecodeError as exc:
+    except UNDECODABLE as exc:
         raise _altered(name, f"its footer is damaged ({exc})") from exc
 
 

@@ -7,7 +7,6 @@ for thousands of them. Storage writes content and metadata of a block blob as on
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from functools import partial
 from typing import Final
@@ -97,7 +96,9 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> bytes | None:
+    """None where they hold no copy: the content is read instead."""
+    text = metadata.get("doc")  # None, too, for an empty value
     try:
-        return base64.b64decode(metadata["doc"], validate=True)
-    except (KeyError, binascii.Error):
-        return None  # the content is read instead
+        return base64.b64decode(text, validate=True) if text else None
+    except ValueError:
+        return None

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from shared.errors import IntegrityError
+from shared.errors import UNDECODABLE, IntegrityError
 from shared.recovery.position import Position, format_ns
 
 FORMAT_VERSION: Final = 1
@@ -85,7 +85,7 @@ def decode(data: bytes, name: str) -> PointDoc:
     """Raises IntegrityError when `data` is no point document of a version that is known here."""
     try:
         doc = msgspec.json.decode(data, type=PointDoc)
-    except msgspec.DecodeError as exc:
+    except UNDECODABLE as exc:
         raise _unreadable(name, str(exc)) from exc
     if doc.v != FORMAT_VERSION:
         raise _unreadable(name, f"it has format version {doc.v}; this program knows {FORMAT_VERSION}")

@@ -198,6 +198,13 @@ async def test_epochs_are_allocated_one_by_one(store: BlobStore) -> None:
     assert found == sorted(made, key=lambda info: info.epoch)
 
 
+@pytest.mark.parametrize("data", [b"", b'{"reason":"\xff"}', b'{"reason":' + b"[" * 100_000])
+async def test_an_epoch_document_that_cannot_be_read_is_damage(store: BlobStore, data: bytes) -> None:
+    await store.create(names.epoch_document(M, E), data)
+    with pytest.raises(IndexDamagedError, match=r"epoch\.json"):
+        await LogReader(store, M).epochs()
+
+
 async def damaged(
     store: BlobStore, made: list[Made], change: bytes | None
 ) -> tuple[LogReader, IntegrityError]:

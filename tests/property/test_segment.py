@@ -29,6 +29,15 @@ def read_all(data: bytes, key: MachineKey = KEY) -> list[Batch]:
     ]
 
 
+def with_footer(made: list[Made], body: bytes) -> bytes:
+    """A segment whose footer is `body`, with a checksum that fits it."""
+    draft, data = make_draft(made)
+    length = struct.calcsize("<QI16sI8s")
+    fields = list(struct.unpack("<QI16sI8s", draft.closing()[-length:]))
+    fields[1], fields[3] = len(body), zlib.crc32(body)
+    return data + b"USX1" + body + struct.pack("<QI16sI8s", *fields)
+
+
 def scan(data: bytes) -> tuple[FileHeader, Scan]:
     header, start = segment.decode_file_header(data, "s")
     return header, segment.scan(data, start, header, KEY.file_key(header.salt_bytes), "s")
@@ -179,3 +188,9 @@ def test_the_plaintext_is_nowhere_in_a_segment() -> None:
     data = make_segment(made)
     for m in made:
         assert bytes(m.batch.payload)[:32] not in data
+
+
+@pytest.mark.parametrize("body", [b"", b'{"rows":[],"cause":"\xff"}', b'{"more":' + b"[" * 100_000])
+def test_a_footer_that_is_no_document_is_damage(body: bytes) -> None:
+    with pytest.raises(SegmentAlteredError, match="footer"):
+        segment.check_body(with_footer(make_chain(1), body), "s")

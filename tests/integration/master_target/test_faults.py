@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
 from shared.blob import BlobStore
-from shared.errors import SnapshotError
+from shared.errors import IntegrityError, SnapshotError
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.seed import seed_blob
@@ -74,6 +75,12 @@ async def test_expired_points_go_at_once_and_their_snapshots_an_hour_later(
     catalog = await Catalog.load(store, model.name)
     assert [p.id for p in catalog.points()] == [d.id for d in docs[2:]]
     assert await catalog.resolve(docs[0].id) == docs[0].position
+
+
+async def test_a_list_of_unreadable_ranges_that_cannot_be_read_is_named(store: BlobStore) -> None:
+    await store.create("disks/web1/unreadable-00000001.json", b'["\xff"]')
+    with pytest.raises(IntegrityError, match="unreadable-00000001"):
+        await PointMaker(store, "web1").note_unreadable(1, [(0, 8, 8)])
 
 
 async def test_a_point_whose_snapshot_was_deleted_is_told_apart(store: BlobStore, tmp_path: Path) -> None:

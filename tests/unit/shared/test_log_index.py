@@ -80,7 +80,17 @@ def test_lines_survive_encoding() -> None:
     assert decode_lines(b"", "index") == []
 
 
-@pytest.mark.parametrize("data", [b'{"kind":"claim"', b"{}\n", b'{"kind":"other","term":1}\n', b"\n"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"kind":"claim"',
+        b"{}\n",
+        b'{"kind":"other","term":1}\n',
+        b"\n",
+        encode_lines([claim(1)]).replace(b"ps", b"\xff\xff"),
+        encode_lines([claim(1)]).replace(b'"ps"', b"[" * 100_000),
+    ],
+)
 def test_lines_that_are_not_whole_or_not_known_are_damage(data: bytes) -> None:
     with pytest.raises(IndexDamagedError, match="index-7"):
         decode_lines(data, "index-7")

@@ -1,0 +1,93 @@
+"""All machines of a master target together: what one of them meets stays with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from master_target.config import MasterTargetConfig
+from master_target.follow import Follower
+from master_target.service import Service
+from shared.blob import BlobConfig, BlobStore
+from shared.log import names
+from shared.recovery.points import PointDoc
+from shared.status import ApplyReport
+from tests.machine_log import ModelMachine
+
+_DEADLINE_S = 30.0
+
+
+@pytest.fixture
+async def two(store: BlobStore, tmp_path: Path) -> tuple[ModelMachine, ModelMachine]:
+    """Machines `a` and `b`, each with a full replication and a mark."""
+    made = await ModelMachine.create(store, tmp_path, "a"), await ModelMachine.create(store, tmp_path, "b")
+    for model in made:
+        await model.begin_epoch()
+        model.write(mark="m")
+        await model.publish()
+    return made
+
+
+@contextlib.asynccontextmanager
+async def serving(model: ModelMachine, folder: Path, blob: BlobConfig) -> AsyncIterator[Service]:
+    """A master target's work on all machines in storage; what ended it too early is raised at the end."""
+    config = MasterTargetConfig(name="mt1", vault_file=folder / "vault.json", blob=blob, poll_s=0.05)
+    service = Service(config, model.store, model.vault)
+    stop = asyncio.Event()
+    task = asyncio.create_task(service.work(stop))
+    try:
+        yield service
+        assert not task.done()
+    finally:
+        stop.set()
+        await task
+
+
+async def until(service: Service, machine: str, condition: Callable[[ApplyReport], bool]) -> None:
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            while not condition(service.report().machines.get(machine, ApplyReport())):  # noqa: ASYNC110 - as in tests/master_parts.py
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"still waiting; the master target reports {service.report()}") from None
+
+
+async def test_a_damaged_index_is_shown_and_stops_no_other_machine(
+    two: tuple[ModelMachine, ModelMachine], tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    a, b = two
+    index = names.index(a.name, 1, 1)
+    data = (await a.store.read(index)).replace(b"ps1", b"ps\xff", 1)
+    await a.store.break_lease(index)
+    await a.store.delete(index)
+    await a.store.append_create(index)
+    await a.store.append(index, data, None, 0)
+    async with serving(a, tmp_path, blob_config) as service:
+        await until(service, a.name, lambda r: any("index" in error.what for error in r.errors))
+        await until(service, b.name, lambda r: r.applied == b.position.batch)
+
+
+async def test_a_bug_that_one_machine_meets_is_shown_and_stops_no_other_machine(
+    two: tuple[ModelMachine, ModelMachine],
+    tmp_path: Path,
+    blob_config: BlobConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = two
+    real = Follower.refresh
+
+    async def refresh(self: Follower, from_epoch: int) -> list[PointDoc]:
+        if self.machine == a.name:
+            raise ZeroDivisionError
+        return await real(self, from_epoch)
+
+    monkeypatch.setattr(Follower, "refresh", refresh)
+    async with serving(a, tmp_path, blob_config) as service:
+        await until(service, a.name, lambda r: any("ZeroDivisionError" in e.cause for e in r.errors))
+        await until(service, b.name, lambda r: r.applied == b.position.batch)
+        monkeypatch.undo()
+        await until(service, a.name, lambda r: r.applied == a.position.batch and not r.errors)
