@@ -158,8 +158,13 @@ class Catalog:
         if exact:
             return exact[-1]
         last = captured[-1]
-        if last == len(rows) - 1 and at_ns > self.now_ns:
+        at_end = last == len(rows) - 1
+        if at_end and at_ns > self.now_ns:
             raise await self._no_point(asked, rows[last][0], "this time is in the future")
+        newest = self.epochs[-1].epoch
+        if at_end and newest > rows[last][0].epoch:
+            cause = f"order was not kept at that time: epoch {newest} has begun and holds no batch yet"
+            raise await self._no_point(asked, rows[last][0], cause)
         if any(row.state != StreamState.ORDERED for _, row in rows[last : last + 2]):
             raise await self._no_point(asked, rows[last][0], "order was not kept at that time")
         return rows[last][0]

@@ -14,6 +14,7 @@ from shared.errors import (
     PointNotFoundError,
     PointReferenceError,
 )
+from shared.log.epochs import allocate_epoch
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import logged_point
@@ -101,6 +102,20 @@ async def test_a_time_without_order_is_refused_and_names_the_nearest_points(
     assert cause in caught.value.cause
     assert f"nearest earlier point: {earlier}" in caught.value.cause
     assert f"nearest later point: {later}" in caught.value.cause
+
+
+async def test_a_time_behind_the_log_is_refused_once_a_newer_epoch_has_begun(machine: ModelMachine) -> None:
+    await two_epochs(machine)
+    await allocate_epoch(machine.store, machine.name, disks=[], reason="rebooted", agent_id="test")
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert catalog.gaps()[-1].after == Position.of(2, 5)
+    with pytest.raises(PointNotFoundError) as caught:
+        await catalog.resolve(at(1000))
+    assert "epoch 3 has begun" in caught.value.cause
+    assert f"nearest earlier point: 2-5 of {at(14)}" in caught.value.cause
+    assert await catalog.resolve(at(14)) == Position.of(2, 5)
+    assert await catalog.resolve(at(13.5)) == Position.of(2, 4)
+    assert await catalog.resolve("latest") == Position.of(2, 5)
 
 
 @pytest.mark.parametrize("reference", ["", "newest", "2024-01-01T00:00:00", "12", "../1-4"])
