@@ -41,7 +41,6 @@ from shared.vault import Vault
 
 _log = logging.get()
 
-_PRUNE_S: Final = 60.0
 _TAKEN_S: Final = 5.0
 """How often to ask for a machine that another master target has."""
 _FIRST_PAUSE_S: Final = 1.0
@@ -77,6 +76,7 @@ class Machine:
         self._work: _Work | None = None
         # A storage outage is waited out, not failed on: seed disks and cursors are safe meanwhile.
         self._store = store.patient(self._note_trouble)
+        self._pruner = Pruner(self._store, name, settings.retention)
 
     async def run(self, stop: asyncio.Event) -> None:
         first = True
@@ -122,7 +122,14 @@ class Machine:
 
     async def _work_on(self, claim: Claim, stop: asyncio.Event) -> None:
         work = _Work(
-            self._store, self._vault, self.name, self._settings, self._open_target, self._rates, claim
+            self._store,
+            self._vault,
+            self.name,
+            self._settings,
+            self._open_target,
+            self._rates,
+            self._pruner,
+            claim,
         )
         self._work = work
         self._state = "following"
@@ -173,6 +180,7 @@ class _Work:
         settings: Settings,
         open_target: OpenTarget,
         rates: Rates,
+        pruner: Pruner,
         claim: Claim,
     ) -> None:
         self.ending = asyncio.Event()
@@ -184,8 +192,7 @@ class _Work:
         self._claim = claim
         self._log = Follower(store, vault, name)
         self._points = PointMaker(store, name)
-        self._prune_at = time.monotonic() + _PRUNE_S
-        self._pruner = Pruner(store, name, settings.retention)
+        self._pruner = pruner
         self._epoch = 0
         """The epoch that is being applied; 0 until there is one."""
         self._disks: list[DiskTarget] = []
@@ -239,15 +246,14 @@ class _Work:
             self._news.clear()
             if self._log.newest_epoch and not self._epoch:
                 await self._take_up(await self._epoch_of_disks())
+            await self._prune_if_due()  # before a step, which may fail for want of the room that this makes
             while self._epoch and not self.ending.is_set() and await self._step():
                 await self._prune_if_due()
-            await self._prune_if_due()
             await self._news.wait()
 
     async def _prune_if_due(self) -> None:
-        if time.monotonic() >= self._prune_at:
+        if self._pruner.due:
             await self._pruner.prune([d.target for d in self._disks], await self._claim.skew_s())
-            self._prune_at = time.monotonic() + _PRUNE_S
 
     async def _step(self) -> bool:
         """The next interval, with the point at its start or end; False when there is nothing to do."""

@@ -5,13 +5,14 @@ when newer ones have arrived, and a machine's clock that ran ahead expires nothi
 point, the newest with snapshots.
 
 The document goes first, its snapshots later: when nothing has referred to a snapshot for an hour, as seen by this process. So a
-restore that began before is not cut off, and a snapshot whose document is still being written is safe.
+restore that began before is not cut off, and a snapshot whose document is still being written is safe. A document that cannot be read
+here (damaged, or of a newer version) may name any snapshot that shows its position: those stay.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 import msgspec
@@ -21,10 +22,12 @@ from shared import logging
 from shared.blob import BlobStore
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc
+from shared.recovery.position import Position
 
 _log = logging.get()
 
 _SECOND_NS: Final = 1_000_000_000
+_PRUNE_S: Final = 60.0
 MAX_SKEW_S: Final = 120.0
 
 
@@ -57,20 +60,29 @@ def expired(docs: Sequence[PointDoc], now_ns: int, policy: RetentionPolicy) -> l
 
 
 class Pruner:
-    """Prunes one machine's points and snapshots; remembers since when each orphan has been one."""
+    """Prunes one machine's points and snapshots; remembers since when each orphan has been one. So it lives as long as the process, also
+    when the work on the machine fails and begins again.
+    """
 
     def __init__(self, store: BlobStore, machine: str, policy: RetentionPolicy) -> None:
         self._store = store
         self._machine = machine
         self._policy = policy
         self._orphans: dict[tuple[str, str], float] = {}
+        self._due_at = time.monotonic() + _PRUNE_S
+
+    @property
+    def due(self) -> bool:
+        """Whether a minute has passed since `prune` began the last time, also when that failed."""
+        return time.monotonic() >= self._due_at
 
     async def prune(self, targets: Sequence[Target], skew_s: float) -> None:
         """Remove what has expired. Does nothing while the clocks here and at the storage differ by minutes."""
+        self._due_at = time.monotonic() + _PRUNE_S
         if abs(skew_s) > MAX_SKEW_S:
             _log.warning("nothing pruned: clocks differ", machine=self._machine, skew_s=round(skew_s))
             return
-        docs = await point_store.list_docs(self._store, self._machine)
+        docs, unreadable = await point_store.survey(self._store, self._machine)
         gone = expired(docs, time.time_ns(), self._policy)
         for doc in gone:
             await point_store.delete(self._store, self._machine, doc.position)
@@ -78,11 +90,15 @@ class Pruner:
             _log.info("points expired", machine=self._machine, count=len(gone), newest=gone[-1].id)
         left = [doc for doc in docs if doc not in gone]
         for target in targets:
-            await self._remove_orphans(target, {doc.snapshots.get(target.name) for doc in left})
+            await self._remove_orphans(target, {doc.snapshots.get(target.name) for doc in left}, unreadable)
 
-    async def _remove_orphans(self, target: Target, needed: set[str | None]) -> None:
+    async def _remove_orphans(
+        self, target: Target, needed: Container[str | None], unknown: Container[Position | None]
+    ) -> None:
+        """`needed`: ids of snapshots that points name; `unknown`: positions of points of which nobody knows what they name."""
         now = time.monotonic()
-        orphans = [s.id for s in await target.snapshots() if s.id not in needed]
+        found = await target.snapshots()
+        orphans = [s.id for s in found if s.id not in needed and s.position not in unknown]
         since = {(target.name, s): self._orphans.get((target.name, s), now) for s in orphans}
         self._orphans = {k: v for k, v in self._orphans.items() if k[0] != target.name} | since
         for (disk, snapshot), first_seen in since.items():

@@ -9,8 +9,9 @@ happened when it returns, or never happens. Order is made by fdatasync: `finish`
 state that claims it, and the state is replaced as a whole (shared/durable.py). A power cut in mid-interval
 is as a crash.
 
-Snapshots are clones (FICLONE: xfs, btrfs) where the file system has them, else sparse copies. A clone
-without state document is one whose making was cut off: it shows no position, and goes as an orphan.
+Snapshots are clones (FICLONE: xfs, btrfs) where the file system has them, else sparse copies. One that
+cannot be completed is removed at once: it may hold the last of the room. One without state document is one
+whose making was cut off by a kill: it shows no position, and goes as an orphan.
 """
 
 from __future__ import annotations
@@ -117,9 +118,7 @@ class ImageTarget:
     async def delete_snapshot(self, snapshot: str) -> None:
         path = self._path.with_name(snapshot)
         with _translated(path, "deleted"):
-            # The state first: an image without one shows no position.
-            durable.remove_file(path.with_suffix(".state.json"))
-            durable.remove_file(path)
+            _remove_snapshot(path)
 
     async def close(self) -> None:
         self._image.close()
@@ -133,15 +132,23 @@ class ImageTarget:
         taken = {p.name for p in self._path.parent.glob(f"{base}-*.img")}
         name = next(n for i in range(len(taken) + 1) if (n := f"{base}-{i}.img") not in taken)
         path = self._path.with_name(name)
+        try:
+            self._copy_to(path)
+            reach("image.before-snapshot-state")
+            _write_state(path.with_suffix(".state.json"), self._state)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _remove_snapshot(path)
+            raise
+        return name
+
+    def _copy_to(self, path: Path) -> None:
         with SparseFile(path, self._image.size_b) as copy:
             if not _clone(self._image, copy):
                 for start, length in self._image.data_ranges():
                     for at in range(start, start + length, _COPY_B):
                         copy.write(at, self._image.read(at, min(_COPY_B, start + length - at)))
             copy.sync()
-        reach("image.before-snapshot-state")
-        _write_state(path.with_suffix(".state.json"), self._state)
-        return name
 
     def _snapshots(self) -> list[Snapshot]:
         found = []
@@ -151,6 +158,12 @@ class ImageTarget:
                 position = shown_position(_read_state(state)) if state.exists() else None
                 found.append(Snapshot(path.name, position, path.stat().st_mtime))
         return found
+
+
+def _remove_snapshot(path: Path) -> None:
+    """The state first: an image without one shows no position."""
+    durable.remove_file(path.with_suffix(".state.json"))
+    durable.remove_file(path)
 
 
 def _clone(source: SparseFile, target: SparseFile) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -57,32 +57,47 @@ async def list_docs(store: BlobStore, machine: str) -> list[PointDoc]:
     """All point documents of a machine, in log order. One that vanishes meanwhile (retention) is left out; so is, with a
     warning, one that cannot be read: it must not keep people from the others.
     """
-    found: dict[Position, PointDoc] = {}
-    to_read: list[str] = []
+    return (await survey(store, machine)).docs
 
-    def take(name: str, data: bytes) -> None:
+
+class Survey(NamedTuple):
+    docs: list[PointDoc]
+    """In log order."""
+    unreadable: frozenset[Position]
+    """Where documents stand that cannot be read here: damaged, or of a newer version. Nobody knows what they name."""
+
+
+async def survey(store: BlobStore, machine: str) -> Survey:
+    """As `list_docs`, with the positions of the documents that it leaves out because they cannot be read."""
+    found: dict[Position, PointDoc] = {}
+    unreadable: set[Position] = set()
+    to_read: list[tuple[str, Position]] = []
+
+    def take(name: str, position: Position, data: bytes) -> None:
         try:
             doc = points.decode(data, name)
         except IntegrityError as exc:
             _log.warning("point document left out", machine=machine, **exc.as_dict())
+            unreadable.add(position)
         else:
             found[doc.position] = doc
 
-    async def fetch(name: str) -> None:
+    async def fetch(name: str, position: Position) -> None:
         try:
-            take(name, await store.read(name))
+            take(name, position, await store.read(name))
         except BlobNotFoundError:
             _log.debug("point expired while it was read", blob=name)
 
     async for info in store.list(points.prefix(machine)):
-        if points.position_of(info.name) is None:
+        position = points.position_of(info.name)
+        if position is None:
             continue
         if (data := _from_metadata(info.metadata)) is not None:
-            take(info.name, data)
+            take(info.name, position, data)
         else:
-            to_read.append(info.name)
-    await parallel((partial(fetch, name) for name in to_read), _WIDTH)
-    return [doc for _, doc in sorted(found.items())]
+            to_read.append((info.name, position))
+    await parallel((partial(fetch, *one) for one in to_read), _WIDTH)
+    return Survey([doc for _, doc in sorted(found.items())], frozenset(unreadable))
 
 
 async def delete(store: BlobStore, machine: str, position: Position) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from master_target.targets.image_file import ImageTarget
-from shared.errors import SeedDiskError
+from shared import durable
+from shared.batch import Buffer
+from shared.errors import ImageFileError, SeedDiskError
+from shared.recovery.position import Position
 
 DISK_B = 1024 * 1024
+FIRST = (Position.of(1, 0), Position.of(1, 5))
 
 
 @pytest.mark.parametrize("data", [b"", b'{"cursor":"\xff"}', b'{"cursor":' + b"[" * 100_000])
@@ -18,3 +24,32 @@ async def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, data: bytes)
     (tmp_path / "web1" / "sda.state.json").write_bytes(data)
     with pytest.raises(SeedDiskError, match=r"sda\.state\.json"):
         await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
+
+
+@pytest.mark.parametrize("full_at", ["copy", "state"])
+async def test_a_snapshot_that_cannot_be_completed_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def replaced(path: Path, data: Buffer) -> None:
+        path.write_bytes(data)  # the document is there, and then its folder cannot be synced
+        no_room()
+
+    target = await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
+    await target.begin(*FIRST, DISK_B)
+    await target.write(0, memoryview(b"x" * 8192))
+    await target.finish()
+    with monkeypatch.context() as patch:
+        if full_at == "copy":
+            patch.setattr(os, "fdatasync", no_room)
+        else:
+            patch.setattr(durable, "replace_file", replaced)
+        for _ in range(2):
+            with pytest.raises(ImageFileError, match="No space left"):
+                await target.snapshot()
+    assert sorted(p.name for p in (tmp_path / "web1").iterdir()) == ["sda.img", "sda.state.json"]
+    await target.snapshot()
+    assert [s.position for s in await target.snapshots()] == [FIRST[1]]
+    await target.close()

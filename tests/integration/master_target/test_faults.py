@@ -9,17 +9,27 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from master_target import retention
+from master_target.follow import Follower
 from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
 from shared.blob import BlobStore
-from shared.errors import IntegrityError, SnapshotError
+from shared.errors import ImageFileError, IntegrityError, SnapshotError
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import check_snapshots
 from tests.azurite import Azurite
 from tests.machine_log import ModelMachine
-from tests.master_parts import open_page_blob, running, seed_digests, until, until_applied, until_settled
+from tests.master_parts import (
+    SETTINGS,
+    open_page_blob,
+    running,
+    seed_digests,
+    until,
+    until_applied,
+    until_settled,
+)
 
 
 async def test_a_storage_outage_is_reported_and_waited_out(tmp_path: Path) -> None:
@@ -75,6 +85,57 @@ async def test_expired_points_go_at_once_and_their_snapshots_an_hour_later(
     catalog = await Catalog.load(store, model.name)
     assert [p.id for p in catalog.points()] == [d.id for d in docs[2:]]
     assert await catalog.resolve(docs[0].id) == docs[0].position
+
+
+async def test_the_snapshots_of_a_point_stay_while_its_document_cannot_be_read(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    for i in range(3):
+        model.write(mark=f"m{i}")
+    await model.publish()
+    async with running(model) as machine:
+        docs = await until_settled(machine, model)
+    newer = msgspec.structs.replace(docs[1], v=2)
+    await point_store.replace(store, newer)
+    seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
+    second_of_last = await seed.snapshot()
+    pruner = Pruner(store, model.name, RetentionPolicy(orphan_s=0))
+    await pruner.prune([seed], skew_s=0)
+    left = {s.id for s in await seed.snapshots()}
+    assert left == {d.snapshots["loop0"] for d in docs}
+    assert second_of_last not in left
+    await seed.close()
+
+
+async def test_an_orphan_goes_in_its_time_although_the_work_on_its_machine_keeps_failing(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    model.write(mark="m")
+    await model.publish()
+    async with running(model) as machine:
+        (doc,) = await until_settled(machine, model)
+    seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
+    orphan = await seed.snapshot()
+    await seed.close()
+
+    async def fails(*_: object) -> None:
+        raise ImageFileError("It failed", cause="there is no room")
+
+    monkeypatch.setattr(Follower, "next", fails)
+    monkeypatch.setattr(retention, "_PRUNE_S", 0.0)
+    # Longer than any one try works, shorter than the pause before the next one.
+    settings = msgspec.structs.replace(SETTINGS, retention=RetentionPolicy(orphan_s=0.4))
+    seed_name = seed_blob(model.name, "loop0")
+    async with running(model, settings):
+        left = {orphan}
+        async with asyncio.timeout(30):
+            while orphan in left:
+                left = {info.snapshot or "" async for info in store.list(seed_name, snapshots=True)}
+    assert doc.snapshots["loop0"] in left
 
 
 async def test_a_list_of_unreadable_ranges_that_cannot_be_read_is_named(store: BlobStore) -> None:
