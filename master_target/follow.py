@@ -69,10 +69,12 @@ class Follower:
                 continue
             known = self._entries.setdefault(number, [])
             new = await self._reader.entries(number, known[-1].last if known else 0)
-            known += new
             history: History = [(number, entry) for entry in new]
-            found += marked_points(self.machine, history)
-        self._points |= {point.position: point for point in found}
+            points = list(marked_points(self.machine, history))
+            # With no await between, and the points first: `next` never sees an entry without its marks.
+            self._points |= {point.position: point for point in points}
+            known += new
+            found += points
         return found
 
     def end(self, epoch: int) -> Position:

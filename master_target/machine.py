@@ -3,6 +3,12 @@
 Two tasks run side by side. *Follow* polls the index and documents new marks at once, however far behind apply is. *Apply* takes one
 interval after the other; at a point, all disks stand still until its snapshots are taken.
 
+Why no mark is passed without its snapshots (I6). An interval ends at the first mark that the follower knows, and it never knows an entry
+of the index without the marks in it (follow.py). So the disks stand at each mark once, and apply goes on only when that was settled.
+Whoever made the entry known holds `_looking` until the documents of all its marks are written; *settle* waits for that. So it finds the
+document, or retention has removed it since, and the mark is no point any more. If it fails, or is killed, the disks still stand there,
+and the next work begins with settling it.
+
 Epochs. The epoch that the disks are in is applied to its end as long as it is the newest; then, or when its log turns out to be
 incomplete, the newest epoch that has batches is taken up from its first batch. Those in between are left out: their points stay
 restorable from the log, and nothing of them is needed, because each epoch begins with a full replication.
@@ -234,7 +240,7 @@ class _Work:
         self._news.set()
 
     async def _look(self, from_epoch: int) -> None:
-        """See what is new in the index, and document the points in it."""
+        """See what is new in the index, and document the points in it, before `_settle` may ask for them."""
         async with self._looking:
             await self._points.document(await self._log.refresh(from_epoch))
 
@@ -297,8 +303,11 @@ class _Work:
         return True
 
     async def _settle(self, position: Position) -> None:
-        if position != self._settled and self._log.point_at(position) is not None:
-            await self._points.settle(position, self._disks)
+        if position == self._settled or self._log.point_at(position) is None:
+            return
+        async with self._looking:
+            pass  # who showed us the mark has written its document now
+        if await self._points.settle(position, self._disks):
             self._settled = position
 
     def _position(self) -> Position:

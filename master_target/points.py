@@ -52,13 +52,15 @@ class PointMaker:
                 reach("points.after-document")
 
     async def settle(self, position: Position, disks: Sequence[DiskTarget]) -> bool:
-        """If there is a point at `position` that has no snapshots, take them; whether that was so.
+        """Take the snapshots of the point at `position` if it has none; False when no document says that there is a point.
 
         All `disks`, which are all disks of the machine, must stand at `position`.
         """
         doc = await point_store.read(self._store, self._machine, position)
-        if doc is None or doc.state == "snapshotted":
+        if doc is None:
             return False
+        if doc.state == "snapshotted":
+            return True
         snapshots = {}
         for disk in disks:
             snapshots[disk.target.name] = await disk.target.snapshot()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from master_target.follow import Follower
+from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import StreamState
 from shared.blob import BlobStore
+from shared.log.index import IndexEntry
+from shared.log.reader import LogReader
 from shared.recovery import point_store
+from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
 from tests.machine_log import ModelMachine
@@ -47,6 +53,74 @@ async def test_every_mark_becomes_a_point_with_snapshots(model: ModelMachine, tm
     assert report.errors == []
     assert (report.lag_s, report.lag_b, report.last_point) == (0.0, 0, docs[-1].id)
     assert report.rates["amplification"] >= 1.0
+
+
+async def test_a_mark_is_not_passed_while_its_document_is_being_written(
+    model: ModelMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await model.begin_epoch()
+    model.write(mark="first")
+    await model.publish()
+    applying, documenting, go_on, write = (asyncio.Event() for _ in range(4))
+    finish, write_new = PageBlobTarget.finish, point_store.write_new
+
+    async def busy_finish(target: PageBlobTarget) -> None:
+        applying.set()
+        await go_on.wait()
+        await finish(target)
+
+    async def slow_write_new(store: BlobStore, doc: PointDoc) -> bool:
+        documenting.set()
+        await write.wait()
+        return await write_new(store, doc)
+
+    settings = msgspec.structs.replace(SETTINGS, interval_b=1, behind_interval_b=1)
+    async with running(model, settings) as machine:
+        await until_settled(machine, model)
+        monkeypatch.setattr(PageBlobTarget, "finish", busy_finish)
+        monkeypatch.setattr(point_store, "write_new", slow_write_new)
+        model.write()
+        await model.publish()
+        await applying.wait()  # so apply sees what is listed meanwhile as soon as it goes on
+        marked = model.write(mark="second")
+        model.write()
+        await model.publish()
+        await documenting.wait()
+        go_on.set()
+        await until(machine, lambda: machine.report().applied >= marked.batch)
+        write.set()
+        await until_settled(machine, model)
+        await until_applied(machine, model.position)
+    assert await seed_digests(model) == model.sha256()
+
+
+async def test_an_interval_ends_at_a_mark_that_was_seen_while_other_epochs_are_still_being_read(
+    model: ModelMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await model.begin_epoch()
+    marked = model.write(mark="m")
+    model.write()
+    await model.begin_epoch("agent restarted")
+    await model.publish()
+    reading, go_on = asyncio.Event(), asyncio.Event()
+    entries = LogReader.entries
+
+    async def slow_entries(reader: LogReader, epoch: int, after: int = 0) -> list[IndexEntry]:
+        if epoch == 2:
+            reading.set()
+            await go_on.wait()
+        return await entries(reader, epoch, after)
+
+    monkeypatch.setattr(LogReader, "entries", slow_entries)
+    follower = Follower(model.store, model.vault, model.name)
+    refresh = asyncio.create_task(follower.refresh(1))
+    await reading.wait()
+    interval = await follower.next(Position.of(1, 0), None, 1 << 30)
+    assert interval is not None
+    assert interval.end == marked
+    go_on.set()
+    assert [point.position for point in await refresh] == [marked]
+    await follower.close()
 
 
 async def test_an_image_folder_serves_as_target(model: ModelMachine, tmp_path: Path) -> None:
