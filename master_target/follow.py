@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from master_target.apply import Interval, make_interval
 from shared.batch import Batch
 from shared.blob import BlobStore
+from shared.errors import BlobNotFoundError, IntegrityError, UnderstudyError
 from shared.log import epochs
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
@@ -34,6 +35,8 @@ class Follower:
         self._epochs: dict[int, EpochInfo] = {}
         self._entries: dict[int, list[IndexEntry]] = {}
         self._points: dict[Position, PointDoc] = {}
+        self.damaged: list[UnderstudyError] = []
+        """What the last `refresh` could not read of epochs that a newer one has made superfluous."""
         self._opened: list[Batch] = []
         """Batches that were read and not yet handed out; all of one epoch, consecutive."""
         self._ahead: tuple[IndexEntry, asyncio.Task[Sequence[Batch]]] | None = None
@@ -59,22 +62,38 @@ class Follower:
         """Read on in the index of all epochs from `from_epoch` on, older ones first; the points that are new, in log order.
 
         An older epoch is read to its end only after a newer one was seen: its writers are fenced by then.
+
+        Raises IntegrityErrors and StorageErrors; but what is damaged in an epoch before the newest is only noted, in `damaged`, once the
+        newest has batches.
         """
+        damaged: dict[int, UnderstudyError] = {}
         for number in await epochs.epoch_numbers(self._store, self.machine):
             if number >= from_epoch and number not in self._epochs:
-                self._epochs[number] = await epochs.read_epoch(self._store, self.machine, number)
+                try:
+                    self._epochs[number] = await epochs.read_epoch(self._store, self.machine, number)
+                except (IntegrityError, BlobNotFoundError) as exc:
+                    damaged[number] = exc
         found: list[PointDoc] = []
         for number in sorted(self._epochs):
             if number < from_epoch:
                 continue
             known = self._entries.setdefault(number, [])
-            new = await self._reader.entries(number, known[-1].last if known else 0)
+            try:
+                new = await self._reader.entries(number, known[-1].last if known else 0)
+            except IntegrityError as exc:
+                damaged[number] = exc
+                continue
             history: History = [(number, entry) for entry in new]
             points = list(marked_points(self.machine, history))
             # With no await between, and the points first: `next` never sees an entry without its marks.
             self._points |= {point.position: point for point in points}
             known += new
             found += points
+        usable = self.newest_epoch if self.end(self.newest_epoch).batch else 0
+        for number, error in damaged.items():
+            if number >= usable:
+                raise error
+        self.damaged = list(damaged.values())
         return found
 
     def end(self, epoch: int) -> Position:

@@ -9,9 +9,11 @@ Whoever made the entry known holds `_looking` until the documents of all its mar
 document, or retention has removed it since, and the mark is no point any more. If it fails, or is killed, the disks still stand there,
 and the next work begins with settling it.
 
-Epochs. The epoch that the disks are in is applied to its end as long as it is the newest; then, or when its log turns out to be
-incomplete, the newest epoch that has batches is taken up from its first batch. Those in between are left out: their points stay
-restorable from the log, and nothing of them is needed, because each epoch begins with a full replication.
+Epochs. The epoch that the disks are in is applied to its end as long as it is the newest; then the newest epoch is taken up from its
+first batch, when that is there. Those in between are left out: their points stay restorable from the log, and nothing of them is needed,
+because each epoch begins with a full replication. For the same reason the rest of an epoch is left out when it cannot be applied: its
+log is incomplete or damaged, or the seed disks do not fit it. So a resynchronisation heals whatever it was. As long as there is no
+newer epoch to take up, the error stands, and the work begins again.
 """
 
 from __future__ import annotations
@@ -37,7 +39,14 @@ from master_target.targets.base import Target
 from shared import logging
 from shared.batch import SECTOR
 from shared.blob import BlobStore
-from shared.errors import LeaseHeldError, LeaseLostError, LogGapError, StorageError, UnderstudyError
+from shared.errors import (
+    IntegrityError,
+    LeaseHeldError,
+    LeaseLostError,
+    SeedDiskError,
+    StorageError,
+    UnderstudyError,
+)
 from shared.log import epochs
 from shared.log.epochs import EpochInfo
 from shared.recovery.parallel import parallel
@@ -212,11 +221,8 @@ class _Work:
         self._news = asyncio.Event()
 
     async def close(self) -> None:
-        self._left_at = self._position()
         await self._log.close()
-        for disk in self._disks:
-            await disk.target.close()
-        self._disks = []
+        await self._close_disks()
 
     def describe(self, report: MachineReport) -> None:
         at = self._position()
@@ -225,6 +231,7 @@ class _Work:
         report.applied_captured_ns = self._log.captured_ns(at)
         report.lag_s, report.lag_b = self._log.behind(at)
         report.last_point = self._points.last.id if self._points.last else ""
+        report.errors += [Problem(**error.as_dict(), object=self._name) for error in self._log.damaged]
 
     # ---- follow ----
 
@@ -262,7 +269,19 @@ class _Work:
             await self._pruner.prune([d.target for d in self._disks], await self._claim.skew_s())
 
     async def _step(self) -> bool:
-        """The next interval, with the point at its start or end; False when there is nothing to do."""
+        """The next interval, or the next epoch; False when there is nothing to do."""
+        try:
+            return await self._apply_next() or await self._take_up_newest()
+        except (IntegrityError, SeedDiskError) as exc:
+            if not self._newer_epoch():
+                raise
+            _log.warning("rest of an epoch left out", machine=self._name, epoch=self._epoch, **exc.as_dict())
+        # Opened anew: the failed step may have left them in another state than their owner here remembers.
+        await self._close_disks()
+        return await self._take_up_newest()
+
+    async def _apply_next(self) -> bool:
+        """The next interval of the epoch, with the point at its start or end; False when there is none."""
         states = [disk.target.state for disk in self._disks]
         next_ = due(states, self._epoch)
         if all(s.settled and s.cursor == next_.start for s in states):
@@ -270,19 +289,14 @@ class _Work:
         settings = self._settings
         behind = time.monotonic() - self._caught_up_at > settings.bridge.behind_s
         most_b = settings.behind_interval_b if behind else settings.interval_b
-        try:
-            if next_.end is not None:
-                interval = await self._log.exactly(next_.start, next_.end)
-            else:
-                found = await self._log.next(next_.start, next_.limit, most_b)
-                if found is None:
-                    self._caught_up_at = time.monotonic()
-                    return await self._take_up_newest()
-                interval = found
-        except LogGapError:
-            if await self._take_up_newest():
-                return True
-            raise
+        if next_.end is not None:
+            interval = await self._log.exactly(next_.start, next_.end)
+        else:
+            found = await self._log.next(next_.start, next_.limit, most_b)
+            if found is None:
+                self._caught_up_at = time.monotonic()
+                return False
+            interval = found
         await self._points.note_unreadable(self._epoch, interval.unreadable)
         done = await apply(interval, self._disks, next_.members, settings.bridge if behind else None)
         self._rates.add(done)
@@ -326,13 +340,17 @@ class _Work:
             await self._look(found)
         return found if self._log.epoch(found) is not None else newest.epoch
 
-    async def _take_up_newest(self) -> bool:
-        """Go on with the newest epoch, when it is not the one we are in and its first batches are there."""
+    def _newer_epoch(self) -> int:
+        """The newest epoch, when it is not the one we are in and its first batches are there; else 0."""
         newest = self._log.newest_epoch
-        if newest == self._epoch or not self._log.end(newest).batch:
-            return False
-        await self._take_up(newest)
-        return True
+        return newest if newest != self._epoch and self._log.end(newest).batch else 0
+
+    async def _take_up_newest(self) -> bool:
+        """Go on with the newest epoch, if there is a newer one."""
+        newest = self._newer_epoch()
+        if newest:
+            await self._take_up(newest)
+        return bool(newest)
 
     async def _take_up(self, epoch: int) -> None:
         info = self._log.epoch(epoch)
@@ -342,6 +360,12 @@ class _Work:
         _log.info(
             "epoch taken up", machine=self._name, epoch=epoch, reason=info.reason, at=str(self._position())
         )
+
+    async def _close_disks(self) -> None:
+        self._left_at = self._position()
+        for disk in self._disks:
+            await disk.target.close()
+        self._disks = []
 
     async def _open(self, info: EpochInfo) -> None:
         """Open the targets of the epoch's disks; keep those that are open, close those that are not in it."""

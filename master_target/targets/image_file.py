@@ -5,9 +5,9 @@
     <folder>/<machine>/<disk>@<epoch>-<batch>-<n>.img  a snapshot; its state beside it, written last
 
 One writer (I7): the image is locked (flock) while it is open. The kernel has no stray requests: a write has
-happened when it returns, or never happens. Order is made by fdatasync: `finish` syncs the data before the
-state that claims it, and the state is replaced as a whole (shared/durable.py). A power cut in mid-interval
-is as a crash.
+happened when it returns, or never happens; and no method ends, not even when it is cancelled, while its
+thread is still at work. Order is made by fdatasync: `finish` syncs the data before the state that claims it,
+and the state is replaced as a whole (shared/durable.py). A power cut in mid-interval is as a crash.
 
 Snapshots are clones (FICLONE: xfs, btrfs) where the file system has them, else sparse copies. One that
 cannot be completed is removed at once: it may hold the last of the room. One without state document is one
@@ -20,9 +20,10 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -37,6 +38,8 @@ from shared.recovery.sparse import SparseFile
 
 _FICLONE: Final = 0x40049409
 _COPY_B: Final = 4 * 1024 * 1024
+
+T = TypeVar("T")
 
 
 class ImageTarget:
@@ -88,32 +91,32 @@ class ImageTarget:
         return self._state
 
     async def begin(self, start: Position, end: Position, disk_b: int) -> None:
-        await asyncio.to_thread(self._record, self._state.begin(start, end, disk_b))
+        await _in_thread(self._record, self._state.begin(start, end, disk_b))
         if start.batch == 0:
-            await asyncio.to_thread(self._image.resize, disk_b)
+            await _in_thread(self._image.resize, disk_b)
 
     async def write(self, offset_b: int, data: memoryview) -> None:
-        await asyncio.to_thread(self._image.write, offset_b, data)
+        await _in_thread(self._image.write, offset_b, data)
 
     async def clear(self, offset_b: int, length_b: int) -> None:
-        await asyncio.to_thread(self._image.clear, offset_b, length_b)
+        await _in_thread(self._image.clear, offset_b, length_b)
 
     async def read(self, offset_b: int, length_b: int) -> bytes:
-        return await asyncio.to_thread(self._image.read, offset_b, length_b)
+        return await _in_thread(self._image.read, offset_b, length_b)
 
     async def finish(self) -> None:
-        await asyncio.to_thread(self._image.sync)
-        await asyncio.to_thread(self._record, self._state.finish())
+        await _in_thread(self._image.sync)
+        await _in_thread(self._record, self._state.finish())
 
     async def snapshot(self) -> str:
         if not self._state.settled:
             raise SeedDiskError(
                 f"No snapshot of {self._path} was taken", cause="an interval is being applied to it"
             )
-        return await asyncio.to_thread(self._snapshot)
+        return await _in_thread(self._snapshot)
 
     async def snapshots(self) -> list[Snapshot]:
-        return await asyncio.to_thread(self._snapshots)
+        return await _in_thread(self._snapshots)
 
     async def delete_snapshot(self, snapshot: str) -> None:
         path = self._path.with_name(snapshot)
@@ -158,6 +161,18 @@ class ImageTarget:
                 position = shown_position(_read_state(state)) if state.exists() else None
                 found.append(Snapshot(path.name, position, path.stat().st_mtime))
         return found
+
+
+async def _in_thread(work: Callable[..., T], *args: object) -> T:
+    """What `work` returns, run in a thread. A caller that is cancelled meanwhile goes on only when the thread is done."""
+    running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):  # nor does a second one make it shorter
+                await asyncio.wait([running])
+        raise
 
 
 def _remove_snapshot(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from shared import durable
 from shared.batch import Buffer
 from shared.errors import ImageFileError, SeedDiskError
 from shared.recovery.position import Position
+from shared.recovery.sparse import SparseFile
 
 DISK_B = 1024 * 1024
 FIRST = (Position.of(1, 0), Position.of(1, 5))
@@ -24,6 +27,34 @@ async def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, data: bytes)
     (tmp_path / "web1" / "sda.state.json").write_bytes(data)
     with pytest.raises(SeedDiskError, match=r"sda\.state\.json"):
         await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
+
+
+async def test_a_cancelled_write_ends_only_when_nothing_of_it_can_land_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
+    await target.begin(*FIRST, DISK_B)
+    writing, go_on = threading.Event(), threading.Event()
+    real = SparseFile.write
+
+    def slow_write(image: SparseFile, offset_b: int, data: bytes | memoryview) -> None:
+        writing.set()
+        go_on.wait()
+        real(image, offset_b, data)
+
+    monkeypatch.setattr(SparseFile, "write", slow_write)
+    task = asyncio.create_task(target.write(0, memoryview(b"x" * 512)))
+    await asyncio.to_thread(writing.wait)
+    early = set[asyncio.Task[None]]()
+    for _ in range(2):
+        task.cancel()
+        early |= (await asyncio.wait([task], timeout=0.05))[0]
+    go_on.set()
+    await asyncio.wait([task])
+    assert not early
+    assert task.cancelled()
+    assert await target.read(0, 512) == b"x" * 512
+    await target.close()
 
 
 @pytest.mark.parametrize("full_at", ["copy", "state"])

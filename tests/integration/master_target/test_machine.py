@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -10,8 +11,9 @@ import pytest
 
 from master_target.follow import Follower
 from master_target.targets.page_blob import PageBlobTarget
-from shared.batch import StreamState
+from shared.batch import SECTOR, Op, StreamState
 from shared.blob import BlobStore
+from shared.log import names
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
 from shared.recovery import point_store
@@ -276,6 +278,105 @@ async def test_unreadable_source_ranges_are_carried_by_all_later_points(
         await model.publish()
         docs = await until_settled(machine, model)
     assert [d.unreadable for d in docs] == [(), ((0, 8, 8),), ((0, 8, 8),)]
+
+
+async def replace(store: BlobStore, blob: str, old: bytes, new: bytes) -> None:
+    """Change bytes of an append or block blob behind everybody's back."""
+    data = (await store.read(blob)).replace(old, new, 1)
+    if "/index-" not in blob:
+        await store.replace(blob, data)
+        return
+    await store.break_lease(blob)
+    await store.delete(blob)
+    await store.append_create(blob)
+    await store.append(blob, data, None, 0)
+
+
+async def damage_segment(model: ModelMachine) -> None:
+    entry = (await LogReader(model.store, model.name).entries(model.position.epoch))[-1]
+    data = await model.store.read(entry.blob)
+    await model.store.replace(entry.blob, data[:200] + bytes(8) + data[208:])
+
+
+async def delete_segment(model: ModelMachine) -> None:
+    await model.store.delete((await LogReader(model.store, model.name).entries(1))[-1].blob)
+
+
+async def write_beyond_the_end(model: ModelMachine) -> None:
+    model._add([(0, len(model.disks[0]) // SECTOR, 8, Op.ZERO)], StreamState.ORDERED, (), "")
+    await model.publish()
+
+
+async def damage_index(model: ModelMachine) -> None:
+    await replace(model.store, names.index(model.name, 1, 1), b"ps1", b"ps\xff")
+
+
+async def damage_epoch_document(model: ModelMachine) -> None:
+    await replace(model.store, names.epoch_document(model.name, 1), b"first", b"\xff")
+
+
+async def delete_epoch_document(model: ModelMachine) -> None:
+    await model.store.delete(names.epoch_document(model.name, 1))
+
+
+@pytest.mark.parametrize(
+    ("target", "damage"),
+    [
+        ("page-blob", damage_segment),
+        ("page-blob", delete_segment),
+        ("page-blob", write_beyond_the_end),
+        ("image", write_beyond_the_end),
+        ("page-blob", damage_index),
+        ("page-blob", damage_epoch_document),
+        ("page-blob", delete_epoch_document),
+    ],
+)
+async def test_what_cannot_be_applied_is_shown_until_a_newer_epoch_heals_it(
+    model: ModelMachine,
+    tmp_path: Path,
+    target: str,
+    damage: Callable[[ModelMachine], Awaitable[None]],
+) -> None:
+    images = tmp_path / "images" if target == "image" else None
+    await model.begin_epoch()
+    await model.publish()
+    async with running(model, image_dir=images) as machine:
+        await until_applied(machine, model.position)
+    model.write()
+    await model.publish()
+    await damage(model)
+    async with running(model, image_dir=images) as machine:
+        await until(machine, lambda: bool(machine.report().errors))
+        await model.begin_epoch("resynchronised")
+        await until(
+            machine, lambda: bool(machine.report().errors)
+        )  # it has no batch: nothing can be taken up
+        model.write(mark="healed")
+        await model.publish()
+        await until_applied(machine, model.position)
+        await until_settled(machine, model)
+        await until(machine, lambda: not machine.report().errors)
+    if images:
+        for name, disk in zip(model.disk_names, model.disks, strict=True):
+            assert (images / model.name / f"{name}.img").read_bytes() == disk
+    else:
+        assert await seed_digests(model) == model.sha256()
+
+
+async def test_damage_in_an_epoch_that_is_still_looked_at_is_shown(model: ModelMachine) -> None:
+    await model.begin_epoch()
+    model.write(mark="m")
+    await model.publish()
+    async with running(model) as machine:
+        await until_settled(machine, model)
+        await model.begin_epoch("agent restarted")
+        await model.publish()
+        await until_applied(machine, model.position)
+    await damage_index(model)
+    async with running(model) as machine:
+        await until_applied(machine, model.position)
+        await until(machine, lambda: bool(machine.report().errors))
+        assert "index" in machine.report().errors[0].what
 
 
 async def test_a_log_that_lost_what_was_begun_is_left_for_the_next_epoch(model: ModelMachine) -> None:
