@@ -2,6 +2,7 @@
 
     claim      one master target per machine: a lease on masters/<machine>
     follow     polls the log index (once a second), reads segments, cuts them into intervals; an interval ends at each mark
+    tail       what of an epoch's index is remembered: from the cursor on
     (coalesce) shared/recovery/coalesce.py: an interval becomes the fewest writes and clears; bridge: joined over short gaps
     apply      begin → writes → finish, on all disks of the machine; what a crash cut off is applied again first
     targets/   page blob (fixed VHD) or image file: own lease, cursor before and after, snapshots that name their position

@@ -10,14 +10,16 @@ import asyncio
 from collections.abc import Sequence
 
 from master_target.apply import Interval, make_interval
+from master_target.tail import EpochTail
 from shared.batch import Batch
 from shared.blob import BlobStore
 from shared.errors import BlobNotFoundError, IntegrityError, UnderstudyError
 from shared.log import epochs
+from shared.log.chain import IndexChain
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
-from shared.recovery.history import History, marked_points
+from shared.recovery.history import marked_points
 from shared.recovery.plan import replay_steps
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
@@ -33,8 +35,8 @@ class Follower:
         self._vault = vault
         self._reader = LogReader(store, machine)
         self._epochs: dict[int, EpochInfo] = {}
-        self._entries: dict[int, list[IndexEntry]] = {}
-        self._points: dict[Position, PointDoc] = {}
+        self._chains: dict[int, IndexChain] = {}
+        self._tails: dict[int, EpochTail] = {}
         self.damaged: list[UnderstudyError] = []
         """What the last `refresh` could not read of epochs that a newer one has made superfluous."""
         self._opened: list[Batch] = []
@@ -54,9 +56,16 @@ class Follower:
     def epoch(self, number: int) -> EpochInfo | None:
         return self._epochs.get(number)
 
-    def point_at(self, position: Position) -> PointDoc | None:
-        """The point that a mark asked for at `position`, if any."""
-        return self._points.get(position)
+    def is_mark(self, position: Position) -> bool:
+        """Whether a mark asked for a point at `position`, which is not forgotten."""
+        return self._tail(position.epoch).is_mark(position.batch)
+
+    def forget(self, position: Position) -> None:
+        """Nothing will be asked for that lies before `position`."""
+        for epoch, tail in self._tails.items():
+            if epoch < position.epoch:
+                tail.forget_all()
+        self._tail(position.epoch).forget(position.batch)
 
     async def refresh(self, from_epoch: int) -> list[PointDoc]:
         """Read on in the index of all epochs from `from_epoch` on, older ones first; the points that are new, in log order.
@@ -77,18 +86,10 @@ class Follower:
         for number in sorted(self._epochs):
             if number < from_epoch:
                 continue
-            known = self._entries.setdefault(number, [])
             try:
-                new = await self._reader.entries(number, known[-1].last if known else 0)
+                await self._read_index(number, found)
             except IntegrityError as exc:
                 damaged[number] = exc
-                continue
-            history: History = [(number, entry) for entry in new]
-            points = list(marked_points(self.machine, history))
-            # With no await between, and the points first: `next` never sees an entry without its marks.
-            self._points |= {point.position: point for point in points}
-            known += new
-            found += points
         usable = self.newest_epoch if self.end(self.newest_epoch).batch else 0
         for number, error in damaged.items():
             if number >= usable:
@@ -96,30 +97,43 @@ class Follower:
         self.damaged = list(damaged.values())
         return found
 
+    async def _read_index(self, epoch: int, found: list[PointDoc]) -> None:
+        """Read on in the index of `epoch`, and add the points in what is new to `found`: also when the index is damaged behind them."""
+        if epoch not in self._chains:
+            self._chains[epoch] = IndexChain(self._store, self.machine, epoch)
+        async for entries in self._chains[epoch].read_on():
+            points = list(marked_points(self.machine, [(epoch, entry) for entry in entries]))
+            # Both at once: `next` never sees an entry without its marks.
+            self._tail(epoch).add(entries, [point.batch for point in points])
+            found += points
+
+    def _tail(self, epoch: int) -> EpochTail:
+        return self._tails.setdefault(epoch, EpochTail())
+
     def end(self, epoch: int) -> Position:
         """The last indexed batch of the epoch."""
-        known = self._entries.get(epoch)
-        return Position.of(epoch, known[-1].last if known else 0)
+        return Position.of(epoch, self._tail(epoch).last)
 
     def captured_ns(self, position: Position) -> int:
         """About when the image at `position` was captured: exact at the ends of segments."""
-        for entry in self._entries.get(position.epoch, []):
-            if entry.last >= position.batch:
-                return entry.last_captured_ns if entry.last == position.batch else entry.first_captured_ns
-        return 0
+        entry = self._tail(position.epoch).holding(position.batch)
+        if entry is None:
+            return 0
+        return entry.last_captured_ns if entry.last == position.batch else entry.first_captured_ns
 
     def behind(self, position: Position) -> tuple[float, int]:
         """Seconds of capture time and bytes of log between `position` and the end of the newest epoch."""
         rest = [
-            entry
-            for epoch, known in self._entries.items()
-            for entry in known
-            if Position.of(epoch, entry.last) > position
+            found
+            for epoch, tail in sorted(self._tails.items())
+            if epoch >= position.epoch
+            and (found := tail.behind(position.batch if epoch == position.epoch else 0))
         ]
         if not rest:
             return 0.0, 0
-        applied_ns = self.captured_ns(position) or rest[0].first_captured_ns
-        return max(rest[-1].last_captured_ns - applied_ns, 0) / 1e9, sum(entry.plain_b for entry in rest)
+        applied_ns = self.captured_ns(position) or rest[0].first.first_captured_ns
+        seconds = max(rest[-1].newest.last_captured_ns - applied_ns, 0) / 1e9
+        return seconds, sum(found.plain_b for found in rest)
 
     async def next(self, start: Position, limit: Position | None, most_b: int) -> Interval | None:
         """The interval behind `start`: up to `limit` at most, and of at most `most_b` payload (or one batch). None at the end of the
@@ -134,7 +148,7 @@ class Follower:
                 break
             count += 1
             taken_b += len(batch.payload)
-            if Position.of(start.epoch, batch.number) in self._points:
+            if self._tail(start.epoch).is_mark(batch.number):
                 break
         if not count:
             return None
@@ -146,7 +160,7 @@ class Follower:
         """The interval (start, end], which a crash left unfinished. Raises LogGapError when it is not all in the log."""
         self._opened = []
         batches: list[Batch] = []
-        entries = self._entries.get(end.epoch, [])
+        entries = self._tail(end.epoch).between(start.batch, end.batch)
         for step in replay_steps(entries, start.batch, end):
             batches += await self._read(step.entry, step.first, step.last)
         return await make_interval(start, end, batches)
@@ -160,7 +174,7 @@ class Follower:
         """The `nth` batch behind `start`, from 0; opens the next segment when it must. None at the end of the log."""
         if nth == len(self._opened):
             number = start.batch + nth + 1
-            entry = next((e for e in self._entries.get(start.epoch, []) if e.last >= number), None)
+            entry = self._tail(start.epoch).holding(number)
             if entry is None:
                 return None
             self._opened += await self._read(entry, number, entry.last)
@@ -168,8 +182,8 @@ class Follower:
 
     def _read_ahead(self, after: Position) -> None:
         """Begin to open the segment behind `after`, so that it is there when the interval has been applied."""
-        entry = next((e for e in self._entries.get(after.epoch, []) if e.first == after.batch + 1), None)
-        if entry is not None and self._ahead is None:
+        entry = self._tail(after.epoch).holding(after.batch + 1)
+        if entry is not None and entry.first == after.batch + 1 and self._ahead is None:
             self._ahead = entry, asyncio.create_task(self._open_segment(entry, entry.first, entry.last))
 
     async def _read(self, entry: IndexEntry, first: int, last: int) -> Sequence[Batch]:

@@ -284,6 +284,8 @@ class _Work:
         """The next interval of the epoch, with the point at its start or end; False when there is none."""
         states = [disk.target.state for disk in self._disks]
         next_ = due(states, self._epoch)
+        # The disks are ours and only go forward. (One that somebody deletes is begun again by new work, which reads the index anew.)
+        self._log.forget(next_.start)
         if all(s.settled and s.cursor == next_.start for s in states):
             await self._settle(next_.start)
         settings = self._settings
@@ -317,7 +319,7 @@ class _Work:
         return True
 
     async def _settle(self, position: Position) -> None:
-        if position == self._settled or self._log.point_at(position) is None:
+        if position == self._settled or not self._log.is_mark(position):
             return
         async with self._looking:
             pass  # who showed us the mark has written its document now

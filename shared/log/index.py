@@ -20,6 +20,7 @@ How writers keep to it: shared/log/writer.py.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -30,8 +31,8 @@ from shared.errors import UNDECODABLE, IndexDamagedError
 from shared.log.segment import Footer, MarkRow, ordered_ranges
 
 
-class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segment", tag_field="kind"):
-    """One segment of the log."""
+class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segment", tag_field="kind", gc=False):
+    """One segment of the log. (It can be in no cycle: the garbage collector need not walk over hundreds of thousands.)"""
 
     v: int = 1
     term: int
@@ -80,6 +81,9 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed", tag_field=
 
 Line = IndexEntry | Claim | Closed
 
+NEWEST: Final = 4
+"""So many of the newest segments a `Fold` remembers."""
+
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Line)
 
@@ -99,12 +103,13 @@ def decode_lines(data: bytes, name: str) -> list[Line]:
 
 
 class Fold:
-    """What the lines read so far say, in order."""
+    """What the lines read so far say, in order. Its size does not grow with the log: an epoch may last for months."""
 
     def __init__(self, epoch: str) -> None:
         self._epoch = epoch
         """For messages."""
-        self.entries: list[IndexEntry] = []
+        self.entries: deque[IndexEntry] = deque(maxlen=NEWEST)
+        """The newest segments."""
         self.term = 0
         """The highest term that any line carried."""
         self.last = 0

@@ -46,7 +46,8 @@ class LogReader:
         self.machine = machine
         self._key: MachineKey | None = None  # a machine has one, for ever
         self._epochs: dict[int, EpochInfo] = {}  # documents never change
-        self._chains: dict[int, IndexChain] = {}
+        self._chains: dict[int, tuple[IndexChain, list[IndexEntry]]] = {}
+        """Of each epoch, its index and the segments that count in it so far."""
 
     async def epochs(self) -> list[EpochInfo]:
         """All epochs of the machine, oldest first. The last one is the machine's current one."""
@@ -62,11 +63,11 @@ class LogReader:
 
     async def entries(self, epoch: int, after: int = 0) -> list[IndexEntry]:
         """The segments that count and hold batches behind `after`, in order, without gaps."""
-        chain = self._chains.get(epoch)
-        if chain is None:
-            chain = self._chains[epoch] = IndexChain(self._store, self.machine, epoch)
-        await chain.read_on()
-        found = chain.fold.entries
+        if epoch not in self._chains:
+            self._chains[epoch] = IndexChain(self._store, self.machine, epoch), []
+        chain, found = self._chains[epoch]
+        async for entries in chain.read_on():
+            found += entries
         return found[bisect.bisect_right(found, after, key=lambda entry: entry.last) :]
 
     async def key(self, vault: Vault, entry: IndexEntry | None = None) -> MachineKey:

@@ -64,8 +64,6 @@ MAX_BLOCKS: Final = 40_000
 """Appends to one blob; Azure allows 50,000."""
 _TRIES: Final = 20
 """Each try means that another writer did something meanwhile; so many at a time is a fight."""
-_VERIFIED: Final = 4
-"""How many of the newest segments are looked up when the log is taken or checked."""
 
 _log = logging.get()
 
@@ -119,7 +117,7 @@ class IndexWriter:
         `known_last` was listed once.
         """
         writer = cls(store, machine, epoch, owner, max_blocks)
-        await writer._chain.read_on()
+        await writer._chain.read_to_end()
         if writer.fold.last < known_last:
             raise writer._chain.forgot(
                 f"its index ends at batch {writer.fold.last}, and batch {known_last} was listed"
@@ -186,7 +184,7 @@ class IndexWriter:
 
     async def _claim(self) -> None:
         for _ in range(_TRIES):
-            await self._chain.read_on()
+            await self._chain.read_to_end()
             if self.fold.term > self.term:
                 raise self._fenced(self.fold.term)
             claim = Claim(term=self.term, owner=self._owner, after=self.fold.last, written_ns=time.time_ns())
@@ -273,7 +271,8 @@ class IndexWriter:
             raise self._chain.forgot(f"the document of term {self.term} is gone")
 
     async def _check_segments(self) -> None:
-        for entry in self.fold.entries[-_VERIFIED:]:
+        """Look up the newest ones, which the fold remembers."""
+        for entry in tuple(self.fold.entries):
             try:
                 size_b = (await self._store.properties(entry.blob)).size_b
             except BlobNotFoundError as exc:

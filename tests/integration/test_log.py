@@ -5,6 +5,7 @@ segments.
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ from shared.errors import (
     StorageForgotError,
     WrongKeyError,
 )
-from shared.log import names
+from shared.log import chain, names
+from shared.log.chain import IndexChain
 from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
+from shared.log.index import NEWEST, Line, decode_lines
 from shared.log.reader import LogReader
 from shared.log.writer import IndexWriter
 from shared.vault import FileVault, machine_key
@@ -118,6 +121,57 @@ async def test_the_index_goes_on_in_the_next_blob(store: BlobStore) -> None:
     assert [e.last for e in await LogReader(store, M).entries(E)] == list(range(1, 13))
     await writer.release()
     assert not (await store.properties(blobs[-1].name)).leased
+
+
+@pytest.mark.parametrize(("piece_b", "inline_b"), [(10, 0), (1000, 0), (1000, 1 << 20), (1 << 20, 0)])
+async def test_an_index_is_read_in_pieces_of_whole_lines_and_large_ones_in_a_thread(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, piece_b: int, inline_b: int
+) -> None:
+    made = make_chain(12)
+    writer = await IndexWriter.take(store, M, E, "ps1", max_blocks=7)
+    listed = []
+    for one in made:
+        listed.append(await put_segment(store, [one], term=writer.term))
+        await writer.append(listed[-1:])
+    threads: set[bool] = set()
+
+    def decode(data: bytes, name: str) -> list[Line]:
+        threads.add(threading.current_thread() is not threading.main_thread())
+        return decode_lines(data, name)
+
+    monkeypatch.setattr(chain, "_PIECE_B", piece_b)
+    monkeypatch.setattr(chain, "_INLINE_B", inline_b)
+    monkeypatch.setattr(chain, "decode_lines", decode)
+    index = IndexChain(store, M, E)
+    pieces = [entries async for entries in index.read_on()]
+    assert [entry for entries in pieces for entry in entries] == listed
+    assert max(len(entries) for entries in pieces) <= max(piece_b // 400, 1)
+    assert threads == {inline_b == 0}
+    assert await LogReader(store, M).entries(E) == listed
+    again = await IndexWriter.take(store, M, E, "ps2", known_last=12)
+    assert list(again.fold.entries) == listed[-NEWEST:]
+    await again.check()
+
+
+async def test_an_index_that_is_damaged_behind_the_first_piece_is_known_up_to_there(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    listed = [await put_segment(store, [made], term=writer.term) for made in make_chain(4)]
+    for entry in listed:
+        await writer.append([entry])
+    await writer.release()
+    size_b = (await store.properties(names.index(M, E, 1))).size_b
+    await store.append(names.index(M, E, 1), b"no line", None, size_b)
+    monkeypatch.setattr(chain, "_PIECE_B", 10)
+    index = IndexChain(store, M, E)
+    found = []
+    for _ in range(2):
+        with pytest.raises(IndexDamagedError):
+            async for entries in index.read_on():
+                found += entries
+    assert 0 < len(found) < 5
+    assert found == listed[: len(found)]
 
 
 async def test_an_owner_that_died_between_closing_and_the_next_blob_is_succeeded(store: BlobStore) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,9 @@ from master_target.follow import Follower
 from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import SECTOR, Op, StreamState
 from shared.blob import BlobStore
-from shared.log import names
+from shared.errors import IndexDamagedError
+from shared.log import chain, names
+from shared.log.chain import IndexChain
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
 from shared.recovery import point_store
@@ -105,15 +107,16 @@ async def test_an_interval_ends_at_a_mark_that_was_seen_while_other_epochs_are_s
     await model.begin_epoch("agent restarted")
     await model.publish()
     reading, go_on = asyncio.Event(), asyncio.Event()
-    entries = LogReader.entries
+    read_on = IndexChain.read_on
 
-    async def slow_entries(reader: LogReader, epoch: int, after: int = 0) -> list[IndexEntry]:
-        if epoch == 2:
+    async def slow_read_on(chain: IndexChain) -> AsyncIterator[list[IndexEntry]]:
+        if chain.epoch == 2:
             reading.set()
             await go_on.wait()
-        return await entries(reader, epoch, after)
+        async for entries in read_on(chain):
+            yield entries
 
-    monkeypatch.setattr(LogReader, "entries", slow_entries)
+    monkeypatch.setattr(IndexChain, "read_on", slow_read_on)
     follower = Follower(model.store, model.vault, model.name)
     refresh = asyncio.create_task(follower.refresh(1))
     await reading.wait()
@@ -377,6 +380,27 @@ async def test_damage_in_an_epoch_that_is_still_looked_at_is_shown(model: ModelM
         await until_applied(machine, model.position)
         await until(machine, lambda: bool(machine.report().errors))
         assert "index" in machine.report().errors[0].what
+
+
+async def test_the_marks_before_damage_in_an_index_are_points(
+    model: ModelMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await model.begin_epoch()
+    marked = model.write(mark="m")
+    await model.publish()
+    for _ in range(3):
+        model.write()
+        await model.publish()
+    await model.begin_epoch("resynchronised")
+    await model.publish()
+    await replace(model.store, names.index(model.name, 1, 1), b'"first":7', b'"first":\xff')
+    monkeypatch.setattr(chain, "_PIECE_B", 10)  # one line at a time
+    follower = Follower(model.store, model.vault, model.name)
+    for points in ([marked], []):
+        assert [point.position for point in await follower.refresh(1)] == points
+        assert [type(error) for error in follower.damaged] == [IndexDamagedError]
+    assert (follower.end(1), follower.end(2)) == (Position.of(1, 6), model.position)
+    await follower.close()
 
 
 async def test_a_log_that_lost_what_was_begun_is_left_for_the_next_epoch(model: ModelMachine) -> None:

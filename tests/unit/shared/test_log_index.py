@@ -49,6 +49,12 @@ def test_entries_count_in_order() -> None:
     assert [e.first for e in folded.entries] == [1, 4]
 
 
+def test_the_size_of_a_fold_does_not_grow_with_the_log() -> None:
+    folded = fold(claim(1), *(entry(i, i) for i in range(1, 100)))
+    assert (folded.last, folded.last_seq, folded.last_digest) == (99, 990, _digest(99))
+    assert [e.first for e in folded.entries] == [96, 97, 98, 99]
+
+
 def test_an_entry_of_a_lower_term_after_a_higher_one_is_ignored() -> None:
     folded = fold(claim(1), entry(1, 3), claim(2), entry(4, 6), entry(4, 5, term=2))
     assert [(e.term, e.last) for e in folded.entries] == [(1, 3), (2, 5)]
