@@ -303,7 +303,7 @@ class MachineLog:
             last = await self._folder.last_spooled(epoch)
             there = self._elsewhere = _Elsewhere(epoch, last, IndexChain(store, self.machine, epoch))
             _log.info("log left alone", machine=self.machine, epoch=epoch, spooled=last)
-        await there.chain.read_on()
+        await there.chain.read_to_end()
         if there.chain.fold.last < there.last:
             return False
         await self._folder.delete(epoch)
