@@ -195,8 +195,7 @@ class Follower:
         return await self._open_segment(entry, first, last)
 
     async def _open_segment(self, entry: IndexEntry, first: int, last: int) -> Sequence[Batch]:
-        key = await self._reader.key(self._vault, entry)
-        return await self._reader.batches(entry, key, first, last)
+        return await self._reader.batches(entry, self._vault, first, last)
 
 
 async def _cancelled(task: asyncio.Task[Sequence[Batch]]) -> None:

@@ -22,14 +22,34 @@ from shared.batch import (
     make_extents,
 )
 from shared.blob import BlobStore
+from shared.errors import WrongKeyError
 from shared.log import names, segment
 from shared.log.draft import Draft
 from shared.log.index import IndexEntry, entry_for
 from shared.log.segment import FileHeader
 from shared.sealing import MachineKey
+from shared.vault import WrappedKey
 
 KEY = MachineKey("vault-key-1", b"wrapped", bytes(range(32)))
 OTHER_KEY = MachineKey("vault-key-2", b"otherwise", bytes(reversed(range(32))))
+
+
+class KnownKeys:
+    """A vault that unwraps these keys."""
+
+    def __init__(self, *keys: MachineKey) -> None:
+        self._keys = {key.wrapped: key.key for key in keys}
+
+    def wrap(self, data_key: bytes, context: str) -> WrappedKey:
+        raise NotImplementedError
+
+    def unwrap(self, wrapped: WrappedKey, context: str) -> bytes:
+        if wrapped.wrapped not in self._keys:
+            raise WrongKeyError("The key cannot be unwrapped", cause=f"it was wrapped by {wrapped.key_id}")
+        return self._keys[wrapped.wrapped]
+
+
+VAULT = KnownKeys(KEY)
 
 
 class Made(NamedTuple):

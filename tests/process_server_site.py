@@ -97,7 +97,7 @@ class Site:
             vault = FileVault(self.vault_file)
             found: list[Batch] = []
             for entry in await reader.entries(epoch):
-                found += await reader.batches(entry, await reader.key(vault, entry))
+                found += await reader.batches(entry, vault)
             return found
 
     def lines(self) -> list[dict[str, Any]]:

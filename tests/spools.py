@@ -55,8 +55,8 @@ async def read_log(store: BlobStore, folder: Path, epoch: int = 1) -> list[Batch
     entries = await reader.entries(epoch)
     if not entries:
         return []
-    key = await reader.key(vault_at(folder.parent))
-    return [batch for entry in entries for batch in await reader.batches(entry, key)]
+    vault = vault_at(folder.parent)
+    return [batch for entry in entries for batch in await reader.batches(entry, vault)]
 
 
 def same_batches(found: list[Batch], made: list[Made]) -> bool:

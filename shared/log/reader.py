@@ -2,8 +2,11 @@
 
 One LogReader serves one machine and remembers the index, so that polling costs one small request per epoch.
 Nothing here trusts storage: a segment must have the length and digest that the index says, and its batches
-must open with the machine's key and be what index and footer say of them. What is wrong is an
+must open with the segment's key and be what index and footer say of them. What is wrong is an
 IntegrityError that names segment and batch.
+
+Each segment's header has its key, wrapped: so the vault is all that is needed, and a machine document that was lost, or made anew with
+another key, takes nothing away.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from shared.errors import (
     SegmentAlteredError,
     SegmentMissingError,
     SegmentTruncatedError,
-    WrongKeyError,
 )
 from shared.log import epochs, segment
 from shared.log.chain import IndexChain
@@ -28,11 +30,10 @@ from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.segment import BatchRow, FileHeader
 from shared.sealing import FileKey, MachineKey
-from shared.vault import Vault, machine_key, machine_key_of
+from shared.vault import Vault, machine_key_of
 
 _TAIL_B: Final = 64 * 1024
 """Holds the footer of nearly every segment."""
-_HEAD_B: Final = 4096
 _THREADS: Final = max(2, min(8, os.cpu_count() or 1))
 
 
@@ -44,7 +45,8 @@ class LogReader:
     def __init__(self, store: BlobStore, machine: str) -> None:
         self._store = store
         self.machine = machine
-        self._key: MachineKey | None = None  # a machine has one, for ever
+        self._keys: dict[str, MachineKey] = {}
+        """By what wraps them; as a rule a machine has one, for ever."""
         self._epochs: dict[int, EpochInfo] = {}  # documents never change
         self._chains: dict[int, tuple[IndexChain, list[IndexEntry]]] = {}
         """Of each epoch, its index and the segments that count in it so far."""
@@ -70,18 +72,6 @@ class LogReader:
             found += entries
         return found[bisect.bisect_right(found, after, key=lambda entry: entry.last) :]
 
-    async def key(self, vault: Vault, entry: IndexEntry | None = None) -> MachineKey:
-        """The machine's key; if the machine document is gone, and a segment is given, from the segment's header."""
-        if self._key is None:
-            try:
-                self._key = await machine_key(self._store, vault, self.machine)
-            except BlobNotFoundError:
-                if entry is None:
-                    raise
-                header, _ = segment.decode_file_header(await self._read(entry, 0, _HEAD_B), entry.blob)
-                self._key = machine_key_of(vault, self.machine, header.key_id, header.wrapped_key)
-        return self._key
-
     async def footer(self, entry: IndexEntry) -> list[BatchRow]:
         """What the segment's footer says of its batches, compared with the index entry."""
         at = max(0, entry.bytes - _TAIL_B)
@@ -94,7 +84,7 @@ class LogReader:
         return rows
 
     async def batches(
-        self, entry: IndexEntry, key: MachineKey, first: int | None = None, last: int | None = None
+        self, entry: IndexEntry, vault: Vault, first: int | None = None, last: int | None = None
     ) -> list[Batch]:
         """The segment's batches from number `first` to `last` (inclusive; None: all), in order.
 
@@ -102,16 +92,24 @@ class LogReader:
         the segment's size.
         """
         data = await self._read(entry, 0, entry.bytes)
-        header, rows, file_key = await asyncio.to_thread(_verify, entry, data, key)
+        header, rows = await asyncio.to_thread(_verify, entry, data)
+        file_key = self._key(header, vault).file_key(header.salt_bytes)
         wanted = [r for r in rows if (first or 0) <= r.number and (last is None or r.number <= last)]
         size = -(-len(wanted) // _THREADS) or 1
         groups = [wanted[i : i + size] for i in range(0, len(wanted), size)]
         opened = await asyncio.gather(
-            *(asyncio.to_thread(_open_all, data, group, file_key, header, entry, key) for group in groups)
+            *(asyncio.to_thread(_open_all, data, group, file_key, header, entry) for group in groups)
         )
         found = [batch for group in opened for batch in group]
         _check_chain(entry, rows, found)
         return found
+
+    def _key(self, header: FileHeader, vault: Vault) -> MachineKey:
+        """Raises WrongKeyError."""
+        if header.wrapped not in self._keys:
+            key = machine_key_of(vault, self.machine, header.key_id, header.wrapped_key)
+            self._keys[header.wrapped] = key
+        return self._keys[header.wrapped]
 
     async def _read(self, entry: IndexEntry, offset: int, length: int) -> bytes:
         try:
@@ -129,12 +127,8 @@ class LogReader:
         return data
 
 
-def _verify(
-    entry: IndexEntry, data: bytes, key: MachineKey
-) -> tuple[FileHeader, tuple[BatchRow, ...], FileKey]:
-    """Header, rows and file key of a whole segment that is what its entry says, as far as one can say
-    without opening it.
-    """
+def _verify(entry: IndexEntry, data: bytes) -> tuple[FileHeader, tuple[BatchRow, ...]]:
+    """Header and rows of a whole segment that is what its entry says, as far as one can say without opening it."""
     header, _ = segment.decode_file_header(data, entry.blob)
     footer = segment.check_body(data, entry.blob)
     body_b, digest = segment.decode_trailer(data, len(data), entry.blob)
@@ -145,7 +139,7 @@ def _verify(
     _check_rows(entry, footer.rows)
     if footer.rows[-1].offset + footer.rows[-1].length != body_b:
         raise SegmentAlteredError(f"Segment {entry.blob} was altered", cause="its batches do not fill it")
-    return header, footer.rows, key.file_key(header.salt_bytes)
+    return header, footer.rows
 
 
 def _check_rows(entry: IndexEntry, rows: list[BatchRow] | tuple[BatchRow, ...]) -> None:
@@ -167,22 +161,11 @@ def _open_all(
     file_key: FileKey,
     header: FileHeader,
     entry: IndexEntry,
-    key: MachineKey,
 ) -> list[Batch]:
     view = memoryview(data)
     opened = []
     for row in rows:
-        try:
-            batch = segment.open_frame(
-                file_key, header, view[row.offset : row.offset + row.length], entry.blob
-            )
-        except SegmentAlteredError as exc:
-            if header.wrapped_key == key.wrapped:
-                raise
-            raise WrongKeyError(
-                f"Segment {entry.blob} does not open",
-                cause=f"it was sealed under vault key {header.key_id}, and the key given is of {key.key_id}",
-            ) from exc
+        batch = segment.open_frame(file_key, header, view[row.offset : row.offset + row.length], entry.blob)
         if (batch.number, batch.state) != (row.number, row.state):
             raise SegmentAlteredError(
                 f"Segment {entry.blob} was altered", cause=f"batch {row.number} is not what the footer says"

@@ -201,7 +201,6 @@ async def _replay(
 ) -> None:
     if not plan.replay:
         return
-    key = await reader.key(vault, plan.replay[0].entry)
     meter = _Meter(progress, "log", plan.log_b)
     done = folder.journal.replayed
     meter.add(sum(s.entry.bytes for s in plan.replay if s.last <= done))
@@ -211,7 +210,7 @@ async def _replay(
         if i >= len(steps):
             return None
         step = steps[i]
-        return asyncio.create_task(reader.batches(step.entry, key, max(step.first, done + 1), step.last))
+        return asyncio.create_task(reader.batches(step.entry, vault, max(step.first, done + 1), step.last))
 
     following = fetch(0)
     try:

@@ -85,10 +85,8 @@ async def verify(store: BlobStore, vault: Vault, catalog: Catalog, position: Pos
         await check_snapshots(store, catalog, doc)
     plan = await make_plan(store, catalog, position)
     batches = 0
-    if plan.replay:
-        key = await catalog.reader.key(vault, plan.replay[0].entry)
-        for step in plan.replay:
-            batches += len(await catalog.reader.batches(step.entry, key, step.first, step.last))
+    for step in plan.replay:
+        batches += len(await catalog.reader.batches(step.entry, vault, step.first, step.last))
     return Verification(
         machine=plan.machine,
         id=str(position),

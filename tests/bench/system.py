@@ -133,11 +133,10 @@ async def _against_page_writes(site: Lab) -> dict[str, Any]:
         reader = LogReader(store, "lab")
         info = await epochs.read_epoch(store, "lab", 1)
         entries = await reader.entries(1)
-        key = await reader.key(vault(site), entries[-1])
         batches: list[Batch] = []
         for entry in entries:
             if entry.ordered and entry.ordered[0][0] == entry.first:
-                batches += await reader.batches(entry, key)
+                batches += await reader.batches(entry, vault(site))
         intervals = await _intervals(batches)
         size_b = info.disks[0].sectors * 512
         raw_s = await _raw(store, size_b, intervals)
