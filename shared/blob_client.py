@@ -103,9 +103,10 @@ class BlobCore:
         self._retry = retry
 
     @classmethod
-    def connect(cls, config: BlobConfig) -> Self:
+    def connect(cls, config: BlobConfig, *, account_key: str = "", ca_pem: str = "") -> Self:
         """A store over its own connection pool; call it inside a running event loop. No request is made yet.
 
+        `account_key` and `ca_pem` stand for the files of `config` where they were granted: no secret needs a file.
         Raises UsageError for a URL, key file or CA file that cannot work.
         """
         parts = urlsplit(config.url)
@@ -115,8 +116,8 @@ class BlobCore:
                 cause="it must look like https://ACCOUNT.blob.core.windows.net or https://HOST:PORT/ACCOUNT",
                 action="Correct `url` in the blob section of the configuration.",
             )
-        key = None if config.account_key_file is None else _read_key(config.account_key_file)
-        service, close = _open(config, key, _tls_context(config))
+        key = account_key or (None if config.account_key_file is None else _read_key(config.account_key_file))
+        service, close = _open(config, key, _tls_context(config, ca_pem))
         return cls(config, service, close)
 
     async def close(self) -> None:
@@ -202,12 +203,12 @@ def _read_key(path: Path) -> str:
     return key
 
 
-def _tls_context(config: BlobConfig) -> ssl.SSLContext:
+def _tls_context(config: BlobConfig, ca_pem: str) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=config.ca_file)
+        return ssl.create_default_context(cafile=config.ca_file, cadata=ca_pem or None)
     except (OSError, ssl.SSLError) as exc:
         raise UsageError(
-            f"The storage CA file {config.ca_file} could not be used",
+            f"The storage CA {config.ca_file or 'that was granted'} could not be used",
             cause=str(exc),
             action="Give the PEM file of the CA that signed the storage server's certificate.",
         ) from exc

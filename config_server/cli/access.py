@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -125,9 +123,14 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
             async with _lab_access(find.lab) as access:
                 yield access
             return
-        with _config_of(grant.storage) as config:
-            async with BlobStore.connect(config) as store:
-                yield Access(store, GrantedVault(machine, grant.key), client, grant.job)
+        async with _granted(grant.storage) as store:
+            yield Access(store, GrantedVault(machine, grant.key), client, grant.job)
+
+
+def _granted(grant: StorageGrant) -> BlobStore:
+    # The key stays in memory: whatever ends this process, it leaves no secret behind.
+    config = BlobConfig(url=grant.url, container=grant.container)
+    return BlobStore.connect(config, account_key=grant.account_key, ca_pem=grant.ca_pem)
 
 
 @asynccontextmanager
@@ -136,30 +139,6 @@ async def _lab_access(lab: Lab) -> AsyncIterator[Access]:
 
     async with BlobStore.connect(blob_config(lab)) as store:
         yield Access(store, FileVault(lab.vault_file), None, "")
-
-
-@contextlib.contextmanager
-def _config_of(grant: StorageGrant) -> Any:
-    """The grant as a BlobConfig, whose key lies in a private file as long as it is needed."""
-    with tempfile.TemporaryDirectory(prefix="understudy-", dir=_memory()) as folder:
-        key = Path(folder) / "account.key"
-        ca = Path(folder) / "ca.pem"
-        for path, text in ((key, grant.account_key), (ca, grant.ca_pem)):
-            if text:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(fd, "w") as file:
-                    file.write(text)
-        yield BlobConfig(
-            url=grant.url,
-            container=grant.container,
-            account_key_file=key if grant.account_key else None,
-            ca_file=ca if grant.ca_pem else None,
-        )
-
-
-def _memory() -> str | None:
-    """A folder that is in memory, so that the key never reaches a disk."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK) else None
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -22,13 +23,37 @@ _PLAIN_INTERVAL_S: Final = 5.0
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run the asynchronous part of a command."""
+    """Run the asynchronous part of a command. SIGTERM and SIGHUP cancel it as Ctrl-C does, so that it can tidy up.
+
+    Raises click's Exit with 128 + the signal's number then.
+    """
     import asyncio
 
     from shared import logging
 
     logging.configure("understudy", level="warning")
-    return asyncio.run(work)
+    ended_by: list[signal.Signals] = []
+
+    async def cancellable() -> _T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def end(number: signal.Signals) -> None:
+            ended_by.append(number)
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                loop.add_signal_handler(number, end, number)
+        return await work
+
+    try:
+        return asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        if not ended_by:
+            raise
+        click.echo(f"Ended by {ended_by[0].name}.", err=True)
+        raise click.exceptions.Exit(128 + ended_by[0]) from None
 
 
 def emit(value: Any, table: Callable[[], RenderableType]) -> None:

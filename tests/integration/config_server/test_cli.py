@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.messages import JobView, Limit, Nothing, Protection
 from shared.rest import ControlClient
-from shared.status import AgentDisk, AgentReport
+from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.machine_log import ModelMachine
 
@@ -39,8 +40,12 @@ class Done:
 
 
 async def understudy(*arguments: str, **env: str) -> Done:
+    return await ended(await begun(*arguments, **env))
+
+
+async def begun(*arguments: str, **env: str) -> asyncio.subprocess.Process:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         "from config_server.cli.main import main; main()",
@@ -50,6 +55,9 @@ async def understudy(*arguments: str, **env: str) -> Done:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+
+
+async def ended(process: asyncio.subprocess.Process) -> Done:
     out, err = await process.communicate()
     assert process.returncode is not None
     assert b"Traceback" not in err, err.decode()
@@ -359,6 +367,47 @@ async def test_storage_and_vault_alone_are_enough(
     )
     assert done.json["id"] == str(site.machine.ordered[-1])
     assert images(tmp_path / "out") == site.machine.digests[site.machine.ordered[-1]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_restore_that_is_ended_by_a_signal_is_a_cancelled_job_and_leaves_no_key_behind(
+    site: Site, tmp_path: Path, number: signal.Signals
+) -> None:
+    def in_memory() -> set[Path]:
+        return set(Path("/dev/shm").glob("understudy-*/account.key"))
+
+    before = in_memory()
+    files = await site.server.enrolled("process-server", "ps1", tmp_path / "ps")
+    async with daemon(site.server, files) as process_server, site.server.operator() as operator:
+        holding = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True)})
+        await process_server.report(holding)
+        process = await begun("restore", "web1", "--to", str(tmp_path / "out"), *site.options)
+        # It has its grant, and waits for the process server's answer.
+        (command,) = await process_server.report(holding, wait_s=20)
+        assert command.kind == "flush"
+        during = in_memory()
+        process.send_signal(number)
+        done = await ended(process)
+        (job,) = (await operator.call(api.JOBS, Limit())).jobs
+    assert (done.exit_code, number.name in done.stderr) == (128 + number, True)
+    assert job.state == "cancelled"
+    assert during == before
+
+
+async def test_a_restore_under_nohup_survives_the_end_of_its_terminal(site: Site, tmp_path: Path) -> None:
+    files = await site.server.enrolled("process-server", "ps1", tmp_path / "ps")
+    async with daemon(site.server, files) as process_server:
+        holding = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True)})
+        await process_server.report(holding)
+        ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it
+        try:
+            process = await begun("restore", "web1", "--to", str(tmp_path / "out"), *site.options)
+        finally:
+            signal.signal(signal.SIGHUP, ignored)
+        (command,) = await process_server.report(holding, wait_s=20)
+        process.send_signal(signal.SIGHUP)
+        await process_server.report(ProcessServerReport(results={command.id: {}}))
+        assert (await ended(process)).exit_code == 0
 
 
 # ---- records
