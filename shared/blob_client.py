@@ -109,14 +109,19 @@ class BlobCore:
         `account_key` and `ca_pem` stand for the files of `config` where they were granted: no secret needs a file.
         Raises UsageError for a URL, key file or CA file that cannot work.
         """
-        parts = urlsplit(config.url)
-        if parts.scheme not in ("https", "http") or not parts.hostname or not config.account:
+        if not _is_account_url(config):
             raise UsageError(
                 f"The storage account URL {config.url!r} is not valid",
                 cause="it must look like https://ACCOUNT.blob.core.windows.net or https://HOST:PORT/ACCOUNT",
-                action="Correct `url` in the blob section of the configuration.",
+                action="Correct it: `url` in the blob section of the configuration, or the option --blob-url.",
             )
         key = account_key or (None if config.account_key_file is None else _read_key(config.account_key_file))
+        if key is None and urlsplit(config.url).scheme == "http":
+            raise UsageError(
+                f"The storage account URL {config.url!r} cannot be used without an account key",
+                cause="Azure's credentials (a managed identity, say) may only be sent over HTTPS",
+                action="Give the https:// URL of the account, or a file with its key.",
+            )
         service, close = _open(config, key, _tls_context(config, ca_pem))
         return cls(config, service, close)
 
@@ -181,6 +186,16 @@ class BlobCore:
             # Whatever the answer: a repeated create that finds its own blob fails, and all is well.
             if troubled and self._retry.report is not None:
                 self._retry.report(None)
+
+
+def _is_account_url(config: BlobConfig) -> bool:
+    try:
+        parts = urlsplit(config.url)
+        return (
+            parts.scheme in ("https", "http") and parts.port != 0 and bool(parts.hostname and config.account)
+        )
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return False
 
 
 def _read_key(path: Path) -> str:

@@ -37,6 +37,7 @@ from shared.errors import (
     TokenMalformedError,
     UnderstudyError,
     UnknownAuthorityError,
+    UsageError,
 )
 from shared.messages import Certificate
 from shared.tls import TlsFiles
@@ -90,12 +91,19 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     """Make a key (kept when there is one), have it certified, and write key, certificate and CA into
     `folder`.
 
-    The key never leaves the host. Raises TokenMalformedError, UnknownAuthorityError when the server's CA is
-    not the token's, the EnrolmentError that the server answered with, or PeerError.
+    The key never leaves the host. Raises UsageError for a URL that cannot be a config server's, TokenMalformedError,
+    UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
+    or PeerError.
     """
     from shared import api, rest
     from shared.messages import EnrolRequest, Nothing
 
+    if not rest.is_server_url(url):
+        raise UsageError(
+            f"'{url}' is no config server",
+            cause="its URL must look like https://HOST or https://HOST:PORT",
+            action="Give the address of the config server as --server.",
+        )
     parts = parse_token(token)
     files = _prepare(folder)
     # Not yet verified: this asks only for the CA's certificate, which the fingerprint in the token then
@@ -118,6 +126,19 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     durable.replace_file(files.ca, answer.ca.encode(), mode=0o644)
     write_certificate(files, answer)
     return files
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text("ascii")
+    except OSError as exc:
+        raise TokenMalformedError(
+            f"The token file {path} could not be read",
+            cause=exc.strerror or str(exc),
+            action="Give the file with the token as --token-file.",
+        ) from exc
+    except UnicodeDecodeError as exc:
+        raise TokenMalformedError(f"The token file {path} could not be read") from exc
 
 
 def _prepare(folder: Path) -> TlsFiles:
@@ -202,12 +223,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dir", required=True, type=Path, help="where key.pem, cert.pem and ca.pem go")
     args = parser.parse_args(argv)
     try:
-        files = asyncio.run(enrol(args.server, args.token_file.read_text(), args.dir))
+        files = asyncio.run(enrol(args.server, _read_token(args.token_file), args.dir))
     except UnderstudyError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return exc.exit_code
     except OSError as exc:
-        sys.stderr.write(f"The token could not be read: {exc}\n")
+        sys.stderr.write(f"Key and certificate could not be written to {args.dir}: {exc}\n")
         return 2
     sys.stdout.write(f"enrolled: {files.cert}\n")
     return 0

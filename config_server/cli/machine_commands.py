@@ -37,12 +37,13 @@ _POLL_S: Final = 0.5
 _STYLES: Final = {"ordered": "green", "ok": "green", "error": "red", "disconnected": "red", "unknown": "dim"}
 
 
-def complete_machine(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+def complete_machine(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of machines for tab completion; nothing when the config server cannot be asked."""
     from shared.errors import UnderstudyError
 
     try:
-        return [machine.name for machine in run(_list()) if machine.name.startswith(incomplete)]
+        with ctx.scope(cleanup=False):  # nobody has entered it: where the config server is, stands in it
+            return [machine.name for machine in run(_list()) if machine.name.startswith(incomplete)]
     except UnderstudyError:
         return []
 

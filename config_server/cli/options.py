@@ -152,8 +152,14 @@ def find_target() -> Target:
             cause="neither a lab nor a server was given",
             action=f"Give --lab DIR or --server URL, or set {_LAB} or {_SERVER}.",
         )
-    if not server.startswith("https://"):
-        raise UsageError(f"'{server}' is no config server", cause="its URL must begin with https://")
+    from shared.rest import is_server_url
+
+    if not is_server_url(server):
+        raise UsageError(
+            f"'{server}' is no config server",
+            cause="its URL must look like https://HOST or https://HOST:PORT",
+            action=f"Correct --server or {_SERVER}.",
+        )
     if not token_file:
         raise AccessError(
             "The operator token is missing",
@@ -165,10 +171,18 @@ def find_target() -> Target:
 
 def _read_token(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        token = path.read_text("ascii").strip()
     except OSError as exc:
         raise AccessError(
             f"The operator token {path} could not be read",
             cause=exc.strerror or str(exc),
             action="Run as the user who owns it (root), or give another file with --token-file.",
         ) from exc
+    except UnicodeDecodeError:
+        token = ""
+    if len(token.split()) != 1:
+        raise AccessError(
+            f"The file {path} does not hold an operator token",
+            cause="it must hold the token and nothing else",
+        )
+    return token

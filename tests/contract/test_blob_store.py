@@ -273,5 +273,20 @@ async def test_trouble_is_over_when_nobody_waits_for_the_answer_any_more(store: 
 def test_account_name_comes_from_either_form_of_url() -> None:
     assert BlobConfig(url="https://acct.blob.core.windows.net").account == "acct"
     assert BlobConfig(url="https://127.0.0.1:10000/devstore/").account == "devstore"
-    with pytest.raises(UsageError):
-        BlobCore.connect(BlobConfig(url="ftp://x"))
+
+
+@pytest.mark.parametrize(
+    "url", ["foo", "ftp://x", "https://", "https://[::1/acct", "https://host:port/acct", "http://host/acct"]
+)
+def test_a_url_that_cannot_work_is_refused_before_anything_is_asked(url: str) -> None:
+    with pytest.raises(UsageError, match="URL"):
+        BlobCore.connect(BlobConfig(url=url))
+
+
+async def test_a_key_and_a_ca_that_were_granted_need_no_files(blob_config: BlobConfig) -> None:
+    assert blob_config.account_key_file is not None
+    assert blob_config.ca_file is not None
+    key, ca = blob_config.account_key_file.read_text(), blob_config.ca_file.read_text()
+    bare = BlobConfig(url=blob_config.url, container=blob_config.container)
+    async with BlobStore.connect(bare, account_key=key, ca_pem=ca) as store:
+        await store.ensure_container()

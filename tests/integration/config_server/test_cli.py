@@ -137,11 +137,25 @@ async def test_usage_errors_end_with_2_and_say_what_to_do() -> None:
     assert (await understudy("no-such-command")).exit_code == 2
     assert (await understudy("machine", "show")).exit_code == 2
     plain = await understudy("machine", "list", "--server", "http://127.0.0.1:1")
-    assert (plain.exit_code, "https://" in plain.stderr) == (2, True)
+    assert (plain.exit_code, "https://HOST" in plain.stderr) == (2, True)
     missing = await understudy(
         "machine", "list", "--server", "https://127.0.0.1:1", "--token-file", "/nonexistent"
     )
     assert (missing.exit_code, "/nonexistent" in missing.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"-----BEGIN\nCERTIFICATE-----\n"])
+async def test_a_token_file_that_holds_no_token_is_named(tmp_path: Path, content: bytes) -> None:
+    token = tmp_path / "token"
+    token.write_bytes(content)
+    done = await understudy("machine", "list", "--server", "https://127.0.0.1:1", "--token-file", str(token))
+    assert (done.exit_code, f"{token} does not hold an operator token" in done.stderr) == (2, True)
+
+
+async def test_a_rescue_over_http_without_a_key_is_refused(tmp_path: Path) -> None:
+    options = ["--vault-file", str(tmp_path / "vault.json"), "--blob-url", "http://127.0.0.1:1/acct"]
+    done = await understudy("restore", "web1", "--to", str(tmp_path / "out"), *options)
+    assert (done.exit_code, "without an account key" in done.stderr) == (2, True)
 
 
 async def test_a_lab_that_does_not_exist_is_not_found(tmp_path: Path) -> None:
@@ -167,6 +181,23 @@ async def test_completion_scripts_and_completions_of_commands() -> None:
         _UNDERSTUDY_COMPLETE="bash_complete", COMP_WORDS="understudy mach", COMP_CWORD="1"
     )
     assert "machine" in done.stdout
+
+
+async def test_names_of_machines_are_completed(site: Site) -> None:
+    folder = site.server.config.data_dir
+    env = {
+        "_UNDERSTUDY_COMPLETE": "bash_complete",
+        "UNDERSTUDY_TOKEN_FILE": str(folder / "operator.token"),
+        "UNDERSTUDY_CA_FILE": str(folder / "ca.pem"),
+    }
+    by_environment = await understudy(
+        **env, UNDERSTUDY_SERVER=site.server.url, COMP_WORDS="understudy machine show w", COMP_CWORD="3"
+    )
+    by_option = await understudy(
+        **env, COMP_WORDS=f"understudy --server {site.server.url} machine show w", COMP_CWORD="5"
+    )
+    for done in (by_environment, by_option):
+        assert (done.stdout.split(), done.stderr) == (["plain,web1"], "")
 
 
 # ---- machines
