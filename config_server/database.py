@@ -52,6 +52,11 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         id INTEGER PRIMARY KEY AUTOINCREMENT, time_ns INTEGER NOT NULL, who TEXT NOT NULL, action TEXT NOT
         NULL, object TEXT NOT NULL, detail TEXT NOT NULL);
     """,
+    """
+    ALTER TABLE events ADD COLUMN key TEXT NOT NULL DEFAULT '';
+    DROP INDEX events_open;
+    CREATE UNIQUE INDEX events_open ON events (source, object, code, key) WHERE resolved_ns IS NULL;
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -1,6 +1,6 @@
 """Events: what went wrong (open until it is over) and what happened.
 
-A problem is one event as long as its reporter, object and code stay the same, however often it is reported:
+A problem is one event as long as its reporter, object, code and key stay the same, however often it is reported:
 it opens when it first appears, is updated when its words change, and is resolved when it is not reported any
 more.
 """
@@ -24,11 +24,11 @@ def reconcile(
     db: sqlite3.Connection, source: str, problems: Iterable[Problem], now_ns: int
 ) -> list[EventView]:
     """Make the open events of `source` those that `problems` say; the events that were opened or resolved."""
-    now_open: dict[tuple[str, str], Problem] = {(p.object, p.code): p for p in problems}
+    now_open = {(p.object, p.code, p.key): p for p in problems}
     changed: list[int] = []
     rows = db.execute("SELECT * FROM events WHERE source = ? AND resolved_ns IS NULL", (source,)).fetchall()
     for row in rows:
-        problem = now_open.pop((row["object"], row["code"]), None)
+        problem = now_open.pop((row["object"], row["code"], row["key"]), None)
         if problem is None:
             db.execute("UPDATE events SET resolved_ns = ? WHERE id = ?", (now_ns, row["id"]))
             changed.append(row["id"])
@@ -67,14 +67,15 @@ def _insert(
     db: sqlite3.Connection, kind: str, source: str, problem: Problem, now_ns: int, resolved_ns: int | None
 ) -> int:
     cursor = db.execute(
-        "INSERT INTO events (kind, severity, source, object, code, what, cause, action, first_ns, last_ns,"
-        " count, resolved_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
+        "INSERT INTO events (kind, severity, source, object, code, key, what, cause, action, first_ns, last_ns,"
+        " count, resolved_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
         (
             kind,
             problem.severity,
             source,
             problem.object,
             problem.code,
+            problem.key,
             problem.what,
             problem.cause,
             problem.action,

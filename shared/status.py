@@ -26,6 +26,9 @@ class Problem(msgspec.Struct, omit_defaults=True, frozen=True):
     action: str = ""
     severity: str = "error"
     object: str = ""
+    key: str = ""
+    """Which one it is, of problems that follow each other with the same code on the same object ("epoch 2"): with another
+    key it is another event. What changes while a problem lasts (a count, the cause) does not belong here."""
 
 
 class Report(msgspec.Struct, kw_only=True):

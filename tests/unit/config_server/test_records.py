@@ -46,6 +46,21 @@ def test_a_new_database_has_the_newest_schema_and_opens_again(tmp_path: Path) ->
         connection.close()
 
 
+def test_a_database_of_the_first_version_is_brought_up_to_date_with_its_events(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(f"BEGIN;{database.MIGRATIONS[0]};PRAGMA user_version = 1;COMMIT;")
+    connection.execute(
+        "INSERT INTO events (kind, severity, source, object, code, what, cause, action, first_ns, last_ns, count)"
+        " VALUES ('problem', 'error', 'agent:web1', 'web1', 'US410', 'it broke', '', '', 1, 1, 1)"
+    )
+    connection.close()
+    connection = database.connect(path)
+    events.reconcile(connection, "agent:web1", [problem(), problem("US411")], NOW)
+    assert [event.count for event in events.find(connection, "", only_open=True, limit=10)] == [1, 1]
+    connection.close()
+
+
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     connection = database.connect(path)
@@ -193,6 +208,18 @@ def test_a_problem_whose_words_change_stays_the_same_event(db: sqlite3.Connectio
     assert events.reconcile(db, "agent:web1", [problem(what="4 sectors")], NOW) == []
     (event,) = events.find(db, "", only_open=False, limit=10)
     assert (event.what, event.count) == ("4 sectors", 2)
+
+
+def test_a_problem_with_another_key_is_another_event_and_the_newest(db: sqlite3.Connection) -> None:
+    second = Problem(code="US407", what="Epoch 2 cannot be continued", cause="asked for", key="epoch 2")
+    third = Problem(code="US407", what="Epoch 3 cannot be continued", cause="storage forgot", key="epoch 3")
+    events.reconcile(db, "agent:web1", [second], NOW)
+    events.reconcile(db, "agent:web1", [second, third], NOW + 1)
+    assert [event.resolved for event in events.find(db, "", only_open=True, limit=10)] == [None, None]
+    events.reconcile(db, "agent:web1", [third], NOW + 2)
+    later, earlier = events.find(db, "", only_open=False, limit=10)
+    assert (earlier.what, earlier.cause, earlier.resolved is None) == (second.what, second.cause, False)
+    assert (later.what, later.cause, later.resolved) == (third.what, third.cause, None)
 
 
 def test_reporters_and_objects_do_not_resolve_each_others_events(db: sqlite3.Connection) -> None:
