@@ -13,7 +13,7 @@ from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
 from config_server.inventory import Machine
 from shared import api
-from shared.errors import DisconnectedError, RequestError, UnderstudyError
+from shared.errors import DisconnectedError, RequestError
 from shared.messages import (
     CommandView,
     FlushReply,
@@ -27,7 +27,6 @@ from shared.messages import (
     Nothing,
     PointList,
     PointRequest,
-    PointView,
     Policy,
     Protection,
     RestoreGrant,
@@ -257,16 +256,9 @@ class Operations:
         return await self._control.db.run(lambda db: inventory.machine(db, name))
 
     async def _view(self, machine: Machine) -> MachineView:
-        facts = view.facts_of(self._control.presence, machine.name)
-        return view.machine_view(machine, facts, await self._last_point(machine.name), self._control.now_ns())
-
-    async def _last_point(self, machine: str) -> PointView | None:
-        try:
-            return await self._control.storage.last_point(machine)
-        except UnderstudyError:
-            # Storage that cannot be read is the daemons' error to report; a machine can be shown without its
-            # points.
-            return None
+        last_point = await self._control.storage.last_point(machine.name)
+        facts = view.facts_of(self._control.presence, machine.name, last_point)
+        return view.machine_view(machine, facts, self._control.now_ns())
 
 
 def note_ended(db: sqlite3.Connection, job: JobView, who: str, now_ns: int) -> None:

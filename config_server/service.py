@@ -8,7 +8,7 @@ import datetime as dt
 import socket
 import sqlite3
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import Database
 from config_server.identity import Identity
+from config_server.inventory import Machine
 from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
 from config_server.reporting import Reporting, log_changes
@@ -32,7 +33,7 @@ from config_server.storage import Storage
 from config_server.version import VERSION
 from shared import api, durable, enrol, logging, service, tls
 from shared.errors import ConfigError, RequestError, UnderstudyError
-from shared.messages import EventView, Health, Nothing
+from shared.messages import EventView, Health, Nothing, PointView
 from shared.status import Problem
 
 _log = logging.get()
@@ -178,12 +179,14 @@ async def _sweep(
 
 
 async def _sweep_once(control: Control) -> None:
+    known = await control.db.run(inventory.machines)
+    last_points = await _last_points(control, known)
     now_ns = control.now_ns()
 
     def work(db: sqlite3.Connection) -> list[EventView]:
         problems: list[Problem] = []
         for machine in inventory.machines(db):
-            facts = view.facts_of(control.presence, machine.name)
+            facts = view.facts_of(control.presence, machine.name, last_points.get(machine.name))
             problems += view.derived_problems(machine, facts, now_ns)
         changed = events.reconcile(db, view.SELF, problems, now_ns)
         for job in jobs.fail_silent(db, now_ns):
@@ -192,3 +195,14 @@ async def _sweep_once(control: Control) -> None:
         return changed
 
     log_changes(await control.db.run(work))
+
+
+async def _last_points(control: Control, machines: Sequence[Machine]) -> dict[str, PointView | None]:
+    """The newest points of the protected machines whose daemons do not know what storage holds: for the others it is not asked."""
+    silent = [
+        machine.name
+        for machine in machines
+        if machine.protected and not view.reported_ns(view.facts_of(control.presence, machine.name))
+    ]
+    found = await asyncio.gather(*(control.storage.last_point(name) for name in silent))
+    return dict(zip(silent, found, strict=True))

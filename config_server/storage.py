@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import time
 from pathlib import Path
 from typing import Final
 
 from config_server import points
 from shared.blob import BlobConfig, BlobStore, Retry
-from shared.errors import BlobNotFoundError, ConfigError, NotFoundError
+from shared.errors import BlobNotFoundError, ConfigError, NotFoundError, UnderstudyError
 from shared.messages import MachineKeyGrant, PointList, PointView, StorageGrant
 from shared.vault import FileVault, machine_key
 
@@ -50,13 +51,13 @@ class Storage:
 
     async def last_point(self, machine: str) -> PointView | None:
         """The newest point that is known: at most a few seconds old while storage answers quickly. Never
-        waits long."""
+        waits long, and never fails: storage that cannot be read is the daemons' error to report."""
         if self._config is None:
             return None
         at, known = self._known.get(machine, (-1e9, None))
         if time.monotonic() - at > _FRESH_S:
-            reading = self._read(machine)
-            await asyncio.wait({reading}, timeout=_PATIENCE_S)
+            with contextlib.suppress(UnderstudyError):
+                await asyncio.wait({self._read(machine)}, timeout=_PATIENCE_S)
             _, known = self._known.get(machine, (0.0, None))
         return known.points[-1] if known is not None and known.points else None
 

@@ -8,9 +8,10 @@ State, the first that applies:
     as reported      ordered | initial-replication | bitmap | catching-up | resync | …
 
 RPO = now − the time of the newest ordered state that the log index lists, that is, which a restore would
-bring back. Both the process server and the agent know it; the newer one counts. That time is of the
-machine's clock: the agent's skew is taken out, so that a wrong clock does not show as a wrong RPO (it shows
-as an error of its own).
+bring back. Both the process server and the agent know it; the newer one counts. Both forget it when they start
+anew, and in a new epoch: until there is one again, the newest recovery point is what a restore would bring back.
+That time is of the machine's clock: the agent's skew is taken out, so that a wrong clock does not show as a wrong
+RPO (it shows as an error of its own).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from config_server.presence import Presence, Seen, problems_of
 from shared.batch import SECTOR
 from shared.errors import ClockSkewError, DisconnectedError, RpoThresholdError, UnhealthyError
 from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
+from shared.recovery.position import parse_rfc3339
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 
 SKEW_LIMIT_S: Final = 5.0
@@ -33,21 +35,27 @@ SELF: Final = "config-server"
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What is known of a machine from reports."""
+    """What is known of a machine from reports, and its newest point as far as storage was asked."""
 
     agent: tuple[Seen, AgentReport] | None
     stream: tuple[Seen, StreamReport] | None
     """Of the process server with the newest epoch and batch."""
     apply: tuple[Seen, ApplyReport] | None
+    last_point: PointView | None = None
 
 
-def facts_of(presence: Presence, machine: str) -> Facts:
+def facts_of(presence: Presence, machine: str, last_point: PointView | None = None) -> Facts:
     streams = sorted(presence.streams(machine), key=lambda s: (s[1].epoch, s[1].spooled, s[0].received_ns))
     applies = sorted(presence.applies(machine), key=lambda a: (a[1].epoch, a[1].applied, a[0].received_ns))
-    return Facts(presence.agent(machine), streams[-1] if streams else None, applies[-1] if applies else None)
+    return Facts(
+        presence.agent(machine),
+        streams[-1] if streams else None,
+        applies[-1] if applies else None,
+        last_point,
+    )
 
 
-def machine_view(machine: Machine, facts: Facts, last_point: PointView | None, now_ns: int) -> MachineView:
+def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
     seen, report = facts.agent if facts.agent else (None, AgentReport())
     state, cause = _state(machine, facts, now_ns)
     return MachineView(
@@ -79,7 +87,7 @@ def machine_view(machine: Machine, facts: Facts, last_point: PointView | None, n
         ring=RingView(used_b=report.ring_used_b, size_b=report.ring_b),
         rates=report.rates,
         audit=report.audit,
-        last_point=last_point,
+        last_point=facts.last_point,
         hops=list(_hops(facts, now_ns)),
         errors=errors_of(machine, facts, now_ns),
         policy=machine.policy,
@@ -88,13 +96,19 @@ def machine_view(machine: Machine, facts: Facts, last_point: PointView | None, n
 
 def rpo_s(facts: Facts, now_ns: int) -> float | None:
     """Seconds of work that a disaster now would cost; None while nothing ordered is in storage."""
-    held = [facts.stream[1].ordered_captured_ns] if facts.stream else []
-    skew_ns = 0
-    if facts.agent is not None:
-        held.append(facts.agent[1].uploaded_captured_ns)
-        skew_ns = facts.agent[0].skew_ns
-    newest_ns = max(held, default=0)
+    newest_ns = reported_ns(facts)
+    if not newest_ns and facts.last_point is not None:
+        newest_ns = parse_rfc3339(facts.last_point.time) or 0
+    skew_ns = facts.agent[0].skew_ns if facts.agent is not None else 0
     return max(0.0, (now_ns - newest_ns - skew_ns) / SECOND_NS) if newest_ns else None
+
+
+def reported_ns(facts: Facts) -> int:
+    """The time of the newest ordered state in storage, as the daemons know it; 0 when none does (any more)."""
+    return max(
+        facts.stream[1].ordered_captured_ns if facts.stream else 0,
+        facts.agent[1].uploaded_captured_ns if facts.agent else 0,
+    )
 
 
 def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from config_server import service
 from shared import api
 from shared.blob import BlobConfig, BlobStore
-from shared.messages import JobView, Limit, Nothing, Protection
+from shared.messages import EventQuery, JobView, Limit, Nothing, Protection
 from shared.rest import ControlClient
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from tests.config_parts import ConfigServer, config_for, daemon, running
@@ -82,6 +83,11 @@ class Site:
 
     async def run(self, *arguments: str) -> Done:
         return await understudy(*arguments, *self.options)
+
+
+@pytest.fixture
+def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
 
 
 @pytest.fixture
@@ -256,6 +262,21 @@ async def test_wait_ends_when_the_state_is_reported_and_not_by_what_was_reported
     while not waiting.done():
         await agent.report(report("ordered"), wait_s=0.2)
     assert (await waiting).json["state"] == "ordered"
+
+
+async def test_an_rpo_that_only_the_newest_point_tells_is_shown_and_raises_the_alert(
+    quick_sweeps: None, site: Site, agent: ControlClient
+) -> None:
+    await agent.report(report("bitmap"))
+    shown = (await site.run("machine", "show", "web1", "--output", "json")).json
+    assert shown["rpo_s"] > 900
+    async with site.server.operator() as operator:
+        for _ in range(200):
+            found = (await operator.call(api.EVENTS, EventQuery(object="web1", open=True))).events
+            if found:
+                break
+            await asyncio.sleep(0.05)
+    assert [(event.code, event.source) for event in found] == [("US472", "config-server")]
 
 
 async def test_a_resync_is_a_command_for_the_agent(site: Site, agent: ControlClient) -> None:

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from config_server import view
-from config_server.clock import SECOND_NS
+from config_server.clock import SECOND_NS, rfc3339
 from config_server.inventory import Machine
 from config_server.presence import Presence
 from shared.errors import RequestError
-from shared.messages import MachineView, Policy
+from shared.messages import MachineView, PointView, Policy
 from shared.status import (
     AgentDisk,
     AgentReport,
@@ -42,9 +42,9 @@ class World:
         self.presence.learn(role, name, msgspec.json.encode(report), received_ns)
         return self
 
-    def show(self, protected: Machine | None = None) -> MachineView:
-        facts = view.facts_of(self.presence, "web1")
-        return view.machine_view(protected or machine(), facts, None, NOW)
+    def show(self, protected: Machine | None = None, last_point: PointView | None = None) -> MachineView:
+        facts = view.facts_of(self.presence, "web1", last_point)
+        return view.machine_view(protected or machine(), facts, NOW)
 
 
 def test_a_machine_without_protection_is_unprotected_whatever_its_agent_says() -> None:
@@ -83,6 +83,18 @@ def test_rpo_grows_while_the_agent_is_away_and_is_unknown_before_the_first_order
     away = AgentReport(state="ordered", uploaded_captured_ns=NOW - 100 * SECOND_NS)
     assert World().says("agent", "web1", away, age_s=90).show().rpo_s == 100
     assert World().says("agent", "web1", AgentReport(state="initial-replication")).show().rpo_s is None
+
+
+def test_daemons_that_started_anew_leave_the_rpo_to_the_newest_point() -> None:
+    made_ns = NOW - 600 * SECOND_NS
+    point = PointView("1-7", rfc3339(made_ns), 1, 7, "crash", "logged")
+    world = World().says("agent", "web1", AgentReport(state="bitmap"))
+    world.says("process-server", "ps1", ProcessServerReport(machines={"web1": StreamReport(epoch=1)}))
+    shown = world.show(machine(policy=Policy(rpo_threshold_s=60)), point)
+    assert shown.rpo_s == 600
+    assert [error.code for error in shown.errors] == ["US472"]
+    world.says("agent", "web1", AgentReport(state="ordered", uploaded_captured_ns=NOW - 5 * SECOND_NS))
+    assert world.show(last_point=point).rpo_s == 5
 
 
 def test_a_wrong_clock_is_an_error_of_its_own_and_not_a_wrong_rpo() -> None:
