@@ -448,7 +448,9 @@ class StorageError(UnhealthyError):
 
 class TransientError(StorageError):
     code = "US431"
-    default_action = "It is tried again; if it lasts, check the network and the storage account."
+    default_action = (
+        "Check the network and the storage account. Servers try again by themselves; run a command again."
+    )
 
 
 class StorageRefusedError(StorageError):

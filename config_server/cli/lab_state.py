@@ -156,7 +156,11 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        raise LabError(f"The lab in {folder} could not be locked", cause=exc.strerror or str(exc)) from exc
+        raise LabError(
+            f"The lab in {folder} could not be locked",
+            cause=exc.strerror or str(exc),
+            action="Run as root." if isinstance(exc, PermissionError) else "Make its folder writable.",
+        ) from exc
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
-from shared.errors import AccessError, UsageError
+from shared.errors import AccessError, UnknownAuthorityError, UsageError
 
 if TYPE_CHECKING:
     from config_server.cli.lab_state import Lab
@@ -100,8 +101,9 @@ class Target:
     ca_file: Path | None
     lab: Lab | None
 
-    def connect(self) -> RestClient:
-        """A client; call it inside a running event loop."""
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[RestClient]:
+        """A client. A server whose CA is not the one that was given is told in terms of this command's options."""
         import ssl
 
         from shared.rest import RestClient
@@ -114,7 +116,12 @@ class Target:
                 cause=str(exc),
                 action="Give the ca.pem of the config server's data folder.",
             ) from exc
-        return RestClient(self.url, context, token=self.token)
+        try:
+            async with RestClient(self.url, context, token=self.token) as client:
+                yield client
+        except UnknownAuthorityError as exc:
+            action = f"Give the ca.pem of the config server's data folder: --ca-file FILE or {_CA_FILE}."
+            raise UnknownAuthorityError(exc.what, cause=exc.cause, action=action) from exc
 
 
 def chosen_lab() -> Path | None:

@@ -181,6 +181,14 @@ async def test_a_server_that_is_away_is_unhealthy(tmp_path: Path) -> None:
     assert "Do:" in done.stderr
 
 
+async def test_a_command_without_the_servers_ca_is_told_to_give_it(site: Site) -> None:
+    without = [option for option in site.options if not option.endswith(("--ca-file", "ca.pem"))]
+    done = await understudy("machine", "list", *without)
+    assert done.exit_code == 5
+    assert "certificate was not accepted" in done.stderr
+    assert "--ca-file FILE" in done.stderr
+
+
 async def test_completion_scripts_and_completions_of_commands() -> None:
     assert "_UNDERSTUDY_COMPLETE" in (await understudy("completion", "bash")).stdout
     done = await understudy(

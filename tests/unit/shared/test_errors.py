@@ -40,3 +40,9 @@ def test_an_error_reads_as_what_cause_action() -> None:
         "cause": "the disk is full",
         "action": "Free space.",
     }
+
+
+def test_the_advice_on_storage_that_is_away_holds_for_commands_which_give_up_too() -> None:
+    advice = errors.TransientError("Could not read x").action
+    assert "run a command again" in advice
+    assert "Servers try again" in advice

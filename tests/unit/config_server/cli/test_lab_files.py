@@ -107,6 +107,15 @@ def test_damaged_or_newer_settings_are_named(tmp_path: Path, content: str, why: 
         Lab.open(tmp_path)
 
 
+def test_a_lab_that_may_not_be_locked_says_what_to_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("config_server.cli.lab_state.os.open", denied)
+    with pytest.raises(LabError, match="Run as root"), locked(lab.folder):
+        pass
+
+
 def test_only_one_command_changes_a_lab_at_a_time(lab: Lab) -> None:
     with locked(lab.folder), pytest.raises(LabError, match="busy"), locked(lab.folder):
         pass
