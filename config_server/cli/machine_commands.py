@@ -22,6 +22,7 @@ from config_server.cli.output import (
     seconds,
     size,
     to_json,
+    told,
 )
 from shared.errors import DeadlineError, PeerError
 
@@ -229,13 +230,13 @@ def _list_table(found: list[MachineView]) -> Table:
             machine.name,
             _styled(machine.state),
             seconds(machine.rpo_s),
-            machine.last_point.time if machine.last_point else "-",
+            machine.last_point.time[:19] if machine.last_point else "-",
             ", ".join(f"{disk.name} {size(disk.size_b)}" for disk in machine.disks),
             str(len(machine.errors) or ""),
         )
         for machine in found
     ]
-    return grid(None, ("machine", "state", ">RPO", "last point", "disks", ">errors"), rows)
+    return grid(None, ("=machine", "=state", ">RPO", "=last point", "disks", ">errors"), rows)
 
 
 def machine_page(found: MachineView) -> RenderableType:
@@ -270,10 +271,8 @@ def machine_page(found: MachineView) -> RenderableType:
         parts.append("")
     for error in found.errors:
         colour = "yellow" if error.severity == "warning" else "red"
-        parts.append(
-            f"[{colour}]{error.code}[/{colour}] {escape(error.what)} [dim]({escape(error.source)})[/dim]\n"
-            f"  Why: {escape(error.cause or '-')}\n  Do:  {escape(error.action or '-')}"
-        )
+        head = f"[{colour}]{error.code}[/{colour}] {escape(error.what)} [dim]({escape(error.source)})[/dim]"
+        parts.append(told(head, error.cause, error.action))
     return Group(*parts)
 
 

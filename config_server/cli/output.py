@@ -79,13 +79,27 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table; columns whose name begins with ">" are right-aligned."""
+    """A table. Columns whose name begins with ">" are right-aligned, numbers; they and those with "=" (times, ids) stay
+    in one piece. Others are folded where there is no room, never cut."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+        table.add_column(
+            column.lstrip(">="),
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=column.startswith((">", "=")),
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*row)
     return table
@@ -99,11 +113,27 @@ def fields(title: str | None, rows: Sequence[tuple[str, str]]) -> Table:
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE, show_header=False, pad_edge=False, show_edge=False
     )
-    table.add_column(style="dim")
-    table.add_column()
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def told(head: str, cause: str, action: str) -> RenderableType:
+    """What (markup), why, and what to do (plain, left out where empty), over the whole width of the screen."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.padding import Padding
+    from rich.table import Table
+
+    lines = Table.grid(padding=(0, 1))
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
+    for name, text in (("Why:", cause), ("Do:", action)):
+        if text:
+            lines.add_row(name, escape(text))
+    return Group(head, Padding(lines, (0, 0, 0, 2), expand=False)) if lines.row_count else head
 
 
 class Progress:

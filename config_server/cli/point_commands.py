@@ -80,7 +80,7 @@ def verify(name: str, points: tuple[str, ...], every: bool) -> None:
         done,
         lambda: grid(
             "Verified",
-            ("point", "time", "base", ">segments", ">batches", ">log"),
+            ("=point", "=time", "=base", ">segments", ">batches", ">log"),
             [
                 (
                     v["id"],
@@ -248,7 +248,6 @@ def _table(found: PointList) -> Table:
             f"{escape(gap.cause)}"
             for gap in found.gaps
         )
-        table.caption_justify = "left"
     return table
 
 
@@ -261,4 +260,4 @@ def _table_of(points: list[PointView]) -> Table:
         if point_.unreadable:
             remarks.append(f"{sum(piece[2] for piece in point_.unreadable)} sectors were unreadable")
         rows.append((point_.id, point_.time, point_.consistency, point_.state, "; ".join(remarks)))
-    return grid(None, ("point", "time", "consistency", "state", "remarks"), rows)
+    return grid(None, ("=point", "=time", "=consistency", "=state", "remarks"), rows)

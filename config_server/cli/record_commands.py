@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
 from config_server.cli.options import COMMON, add_options, find_target
-from config_server.cli.output import emit, fields, grid, percent, run, seconds
+from config_server.cli.output import emit, fields, grid, percent, run, seconds, told
 
 if TYPE_CHECKING:
-    from shared.api import Route
+    from rich.console import RenderableType
+    from rich.table import Table
 
+    from shared.api import Route
+    from shared.messages import AuditView, EventView, JobView
+
+_STYLES: Final = {"critical": "red", "error": "red", "warning": "yellow"}
 limit_option = click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 
 
@@ -38,31 +43,29 @@ def event_list(object_: str, only_open: bool, limit: int) -> None:
     from shared.messages import EventQuery
 
     found = run(_call(api.EVENTS, EventQuery(object=object_, open=only_open, limit=limit))).events
-    emit(
-        found,
-        lambda: grid(
-            None,
-            ("since", "object", "severity", "code", "what", "cause", "state"),
-            [
-                (
-                    e.first[:19],
-                    e.object,
-                    e.severity,
-                    e.code,
-                    e.what,
-                    e.cause,
-                    _event_state(e.kind, e.resolved),
-                )
-                for e in found
-            ],
-        ),
-    )
+    emit(found, lambda: _events_page(found))
 
 
-def _event_state(kind: str, resolved: str | None) -> str:
-    if kind != "problem":
-        return ""
-    return "open" if resolved is None else f"until {resolved[:19]}"
+def _events_page(found: list[EventView]) -> RenderableType:
+    from rich.console import Group
+    from rich.markup import escape
+
+    parts = []
+    for event_ in found:
+        over = (
+            ""
+            if event_.kind != "problem"
+            else f", until {event_.resolved[:19]}"
+            if event_.resolved
+            else ", open"
+        )
+        kind = f"{event_.severity} {event_.code}".rstrip()
+        if style := _STYLES.get(event_.severity):
+            kind = f"[{style}]{kind}[/{style}]"
+        where = f"[dim]({escape(event_.object)}{over})[/dim]"
+        head = f"{event_.first[:19]} {kind} {escape(event_.what)} {where}"
+        parts.append(told(head, event_.cause, event_.action))
+    return Group(*parts)
 
 
 @click.group()
@@ -80,17 +83,25 @@ def job_list(limit: int) -> None:
     from shared.messages import Limit
 
     found = run(_call(api.JOBS, Limit(limit=limit))).jobs
-    emit(
-        found,
-        lambda: grid(
-            None,
-            ("job", "kind", "machine", "state", ">progress", "detail", "begun"),
-            [
-                (j.id, j.kind, j.machine, j.state, percent(j.progress), j.detail, j.created[:19])
-                for j in found
-            ],
-        ),
-    )
+    emit(found, lambda: _jobs_page(found))
+
+
+def _jobs_page(found: list[JobView]) -> RenderableType:
+    """A line for each, and below them what there is to say of some."""
+    from rich.console import Group
+    from rich.markup import escape
+
+    rows = [(j.id, j.kind, j.machine, j.state, percent(j.progress), j.created[:19]) for j in found]
+    parts: list[RenderableType] = [
+        grid(None, ("=job", "=kind", "machine", "=state", ">progress", "=begun"), rows)
+    ]
+    for job_ in found:
+        if (error := job_.error) is not None:
+            head = f"\n{job_.id} [red]{error.code}[/red] {escape(error.what)}"
+            parts.append(told(head, error.cause, error.action))
+        elif job_.detail:
+            parts.append(f"\n{job_.id} {escape(job_.detail)}")
+    return Group(*parts)
 
 
 @job.command("show")
@@ -123,7 +134,7 @@ def daemon_list() -> None:
         found,
         lambda: grid(
             None,
-            ("role", "name", "connected", "state", ">seen", ">clock"),
+            ("=role", "name", "connected", "=state", ">seen", ">clock"),
             [
                 (
                     d.role,
@@ -154,14 +165,14 @@ def audit_list(limit: int) -> None:
     from shared.messages import Limit
 
     found = run(_call(api.AUDIT, Limit(limit=limit))).entries
-    emit(
-        found,
-        lambda: grid(
-            None,
-            ("time", "who", "action", "object", "detail"),
-            [(a.time[:19], a.who, a.action, a.object, _compact(a.detail)) for a in found],
-        ),
-    )
+    emit(found, lambda: _audit_table(found))
+
+
+def _audit_table(found: list[AuditView]) -> Table:
+    from rich.markup import escape
+
+    rows = [(a.time[:19], a.who, a.action, a.object, escape(_compact(a.detail))) for a in found]
+    return grid(None, ("=time", "who", "=action", "object", "detail"), rows)
 
 
 @click.group()

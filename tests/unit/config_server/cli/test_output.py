@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
+from rich.console import Console, RenderableType
 
-from config_server.cli import output
+from config_server.cli import output, record_commands, restore_command
 from config_server.cli.main import _COMMANDS, cli, show_error
 from shared.errors import NotFoundError
+from shared.messages import EventView, Failure, JobView
+from shared.recovery.folder import Manifest, ManifestDisk
+
+TIME = "2026-11-24T14:16:00.123456789Z"
 
 
 @pytest.mark.parametrize(
@@ -45,3 +52,77 @@ def test_an_error_is_three_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     assert out == ""
     assert [line.split(":")[0].strip() for line in err.splitlines()] == ["Error US200", "Why", "Do"]
+
+
+# ---- on a terminal of 80 columns
+
+
+def lines_of(page: RenderableType) -> list[str]:
+    console = Console(width=80, highlight=False, no_color=True)
+    with console.capture() as captured:
+        console.print(page)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def event(**changes: object) -> EventView:
+    fields = {
+        "id": 1,
+        "kind": "problem",
+        "severity": "critical",
+        "object": "web1",
+        "code": "US407",
+        "what": "Epoch 2 cannot be continued",
+        "cause": "storage lost log [twice]",
+        "action": "None: a new epoch begins.",
+        "source": "agent:web1",
+        "first": TIME,
+        "last": TIME,
+        "count": 1,
+        "resolved": None,
+    }
+    return EventView(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_an_event_shows_its_whole_time_why_and_what_to_do() -> None:
+    happened = event(kind="state", severity="info", code="", what="web1 went on", cause="", action="")
+    assert lines_of(record_commands._events_page([event(), happened])) == [
+        "2026-11-24T14:16:00 critical US407 Epoch 2 cannot be continued (web1, open)",
+        "  Why: storage lost log [twice]",
+        "  Do:  None: a new epoch begins.",
+        "2026-11-24T14:16:00 info web1 went on (web1)",
+    ]
+
+
+def test_a_job_shows_its_whole_id_and_why_it_failed() -> None:
+    error = Failure("US490", "loop0.raw could not be written", "no space", "Make room.", 5)
+    job = JobView(
+        id="0123456789abcdef", kind="restore", machine="web1", state="failed", progress=0.45, detail="",
+        args={}, result=None, error=error, created=TIME, updated=TIME,
+    )  # fmt: skip
+    shown = lines_of(record_commands._jobs_page([job]))
+    assert shown[2].split() == ["0123456789abcdef", "restore", "web1", "failed", "45.0%", TIME[:19]]
+    assert shown[-3:] == [
+        "0123456789abcdef US490 loop0.raw could not be written",
+        "  Why: no space",
+        "  Do:  Make room.",
+    ]
+
+
+def test_a_checksum_is_folded_and_not_cut() -> None:
+    disk = ManifestDisk(
+        name="loop0", file="loop0.raw", size_b=1 << 20, sha256="0123456789abcdef" * 4, serial=""
+    )
+    manifest = Manifest(
+        machine="web1", id="1-2", epoch=1, batch=2, time=TIME, consistency="crash", suspect=False,
+        unreadable=(), disks=(disk,),
+    )  # fmt: skip
+    shown = lines_of(restore_command._manifest_table(manifest, Path("/out"), 1.0))
+    at = shown[-2].index("0123")
+    assert shown[-2][at:] + shown[-1].strip() == disk.sha256
+
+
+def test_times_and_ids_stay_in_one_piece_and_long_words_are_folded() -> None:
+    path = "/var/tmp/" + "x" * 90
+    shown = lines_of(output.grid(None, ("=time", "=id", "path"), [(TIME, "0123456789abcdef", path)]))
+    assert shown[2].startswith(f"{TIME}  0123456789abcdef  /var/tmp/")
+    assert "".join(line[len(TIME) + 20 :] for line in shown[2:]) == path
