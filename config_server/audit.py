@@ -1,4 +1,4 @@
-"""The audit log: who changed what, and who was given access. Entries are never changed or removed."""
+"""The audit log: who changed what, who was given access and who was refused it. Entries are never changed or removed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.messages import AuditView
 def add(
     db: sqlite3.Connection, who: str, action: str, object_: str, detail: dict[str, Any], now_ns: int
 ) -> None:
-    """`who` is an operator (`operator:admin`) or a daemon (ROLE:NAME). `detail` holds no secrets."""
+    """`who` is an operator (`operator:admin`), a daemon (ROLE:NAME), or `unknown`. `detail` holds no secrets."""
     db.execute(
         "INSERT INTO audit (time_ns, who, action, object, detail) VALUES (?, ?, ?, ?, ?)",
         (now_ns, who, action, object_, msgspec.json.encode(detail).decode()),

@@ -59,6 +59,8 @@ class Call:
     """How long the caller lets the answer be held (Prefer: wait=N)."""
     hosts: tuple[str, ...] = ()
     """DNS names and addresses in the caller's certificate."""
+    remote: str = ""
+    """The address that the connection came from."""
 
     @property
     def role(self) -> str:
@@ -114,7 +116,9 @@ class Binder:
         # First who, then what: nothing of a stranger's body is looked at.
         who = await self._authenticate(request, route)
         raw = await request.read()
-        call = Call(who, dict(request.match_info), raw, _wait_s(request), _peer_hosts(request))
+        call = Call(
+            who, dict(request.match_info), raw, _wait_s(request), _peer_hosts(request), request.remote or ""
+        )
         return call, _decode(request, route, raw)
 
     async def _authenticate(self, request: web.Request, route: Route[Any, Any]) -> str:

@@ -9,13 +9,14 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from config_server import audit, tokens
+from config_server import audit, events, tokens
 from config_server.binding import Binder, Call
 from config_server.ca import check_host, pem_of
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name
+from config_server.view import SELF
 from shared import api, enrol, logging
-from shared.errors import RequestError
+from shared.errors import EnrolmentError, RequestError
 from shared.messages import (
     ROLES,
     CaCertificate,
@@ -26,16 +27,22 @@ from shared.messages import (
     Token,
     TokenRequest,
 )
+from shared.status import Problem
 
 _log = logging.get()
 _LONGEST_TTL_S: Final = 30 * 86_400
 _STORAGE_LIFE: Final = dt.timedelta(days=365)
 """For an emulator of blob storage, which cannot renew its certificate by itself."""
+_REFUSALS_NS: Final = 600 * SECOND_NS
+"""Refusals of one kind for one name are noted at most this often."""
+_REFUSED_ACTION: Final = "If nobody of yours tried this: `understudy audit list` shows who enrolled with the token, if anybody did."
 
 
 class Identity:
     def __init__(self, control: Control) -> None:
         self._control = control
+        self._refused: dict[tuple[str, str], tuple[int, int]] = {}
+        """Code and ROLE:NAME → when a refusal was noted, and how many followed since."""
 
     def bind(self, binder: Binder) -> None:
         binder.on(api.CA, self.ca)
@@ -70,8 +77,16 @@ class Identity:
         await self._control.db.run(work)
         return Token(token=token, role=grant.role, name=grant.name, expires=rfc3339(expires_ns))
 
-    async def enrol(self, _call: Call, body: EnrolRequest) -> Certificate:
-        hash_ = enrol.token_hash(enrol.parse_token(body.token).secret)
+    async def enrol(self, call: Call, body: EnrolRequest) -> Certificate:
+        hash_ = b""
+        try:
+            hash_ = enrol.token_hash(enrol.parse_token(body.token).secret)
+            return await self._enrol(hash_, body)
+        except EnrolmentError as exc:
+            await self._note_refusal(hash_, exc, call.remote)
+            raise
+
+    async def _enrol(self, hash_: bytes, body: EnrolRequest) -> Certificate:
         now_ns = self._control.now_ns()
 
         def work(db: sqlite3.Connection) -> tuple[tokens.Grant, x509.Certificate]:
@@ -86,6 +101,34 @@ class Identity:
         grant, certificate = await self._control.db.run(work)
         _log.info("enrolled", name=f"{grant.role}:{grant.name}", not_after=certificate.not_valid_after_utc)
         return self._answer(certificate, grant)
+
+    async def _note_refusal(self, hash_: bytes, exc: EnrolmentError, remote: str) -> None:
+        """An audit entry and an event, so that a stolen token does not stay unseen. Of attempts of one kind for one name only the
+        first is noted, and later how many followed: whoever reaches the port can make as many as he likes."""
+        now_ns = self._control.now_ns()
+        subject = await self._control.db.run(lambda db: tokens.subject_of(db, hash_))
+        noted_ns, attempts = self._refused.get((exc.code, subject), (0, 0))
+        attempts += 1
+        if now_ns - noted_ns < _REFUSALS_NS:
+            self._refused[exc.code, subject] = noted_ns, attempts
+            return
+        self._refused[exc.code, subject] = now_ns, 0
+        detail = {"code": exc.code, "cause": exc.cause, "address": remote, "attempts": attempts}
+        how_often = f", {attempts} attempts since the last entry" if attempts > 1 else ""
+        happened = Problem(
+            code=exc.code,
+            what=f"An enrolment as {subject} was refused" if subject else exc.what,
+            cause=f"{exc.cause} (from {remote}{how_often})",
+            action=_REFUSED_ACTION,
+            severity="warning",
+            object=subject or SELF,
+        )
+
+        def work(db: sqlite3.Connection) -> None:
+            audit.add(db, "unknown", "enrol.refused", subject, detail, now_ns)
+            events.note(db, "enrolment", SELF, happened, now_ns)
+
+        await self._control.db.run(work)
 
     async def renew(self, call: Call, body: RenewRequest) -> Certificate:
         public_key = self._control.ca.public_key_of(body.csr)

@@ -69,6 +69,12 @@ def redeem(db: sqlite3.Connection, token_hash: bytes, now_ns: int) -> Grant:
     return Grant(row["role"], row["name"], msgspec.json.decode(row["hosts"], type=tuple[str, ...]))
 
 
+def subject_of(db: sqlite3.Connection, token_hash: bytes) -> str:
+    """ROLE:NAME that the token was made for, usable or not; "" when it is not known."""
+    row = db.execute("SELECT role, name FROM tokens WHERE hash = ?", (token_hash,)).fetchone()
+    return f"{row['role']}:{row['name']}" if row else ""
+
+
 def note_certificate(
     db: sqlite3.Connection, serial: int, role: str, name: str, issued_ns: int, expires_ns: int
 ) -> None:

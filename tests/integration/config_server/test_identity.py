@@ -13,11 +13,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from config_server import identity
 from config_server.ca import CertificateAuthority, pem_of
 from shared import api, enrol, tls
 from shared.errors import (
     AccessError,
     CertificateExpiredError,
+    EnrolmentError,
     ListenError,
     RequestError,
     TokenExpiredError,
@@ -28,7 +30,7 @@ from shared.errors import (
     UnreachableError,
     WrongRoleError,
 )
-from shared.messages import AuditList, EnrolRequest, Limit, Nothing, RenewRequest, TokenRequest
+from shared.messages import AuditList, EnrolRequest, EventQuery, Limit, Nothing, RenewRequest, TokenRequest
 from shared.rest import ControlClient, RestClient
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.pki import TestCa
@@ -70,6 +72,41 @@ async def test_a_token_that_was_never_issued_is_refused(server: ConfigServer, tm
     invented, _ = enrol.new_token(ca.der)
     with pytest.raises(TokenUnknownError, match="never issued"):
         await enrol.enrol(server.url, invented, tmp_path / "agent")
+
+
+async def test_refused_enrolments_are_on_record_and_a_flood_of_them_is_one_entry_each(
+    server: ConfigServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = (await server.token("agent", "web1")).token
+    await enrol.enrol(server.url, used, tmp_path / "first")
+    invented, _ = enrol.new_token(CertificateAuthority.open(server.config.data_dir).der)
+
+    async def refused(token: str) -> None:
+        with pytest.raises(EnrolmentError):
+            await enrol.enrol(server.url, token, tmp_path / "second")
+
+    for token in (used, invented, used, invented, used):
+        await refused(token)
+    async with server.operator() as client:
+        log = (await client.call(api.AUDIT, Limit())).entries
+        events = (await client.call(api.EVENTS, EventQuery())).events
+    assert [(e.action, e.object, e.detail["code"]) for e in log if e.who == "unknown"] == [
+        ("enrol.refused", "", "US121"),
+        ("enrol.refused", "agent:web1", "US122"),
+    ]
+    assert [(e.severity, e.object, e.code) for e in events] == [
+        ("warning", "config-server", "US121"),
+        ("warning", "agent:web1", "US122"),
+    ]
+    assert "127.0.0.1" in events[0].cause
+    # Those that followed are counted in the next entry.
+    monkeypatch.setattr(identity, "_REFUSALS_NS", 0)
+    await refused(used)
+    async with server.operator() as client:
+        (newest,) = (await client.call(api.AUDIT, Limit(limit=1))).entries
+    assert newest.detail["attempts"] == 3
+    secrets = [token.split(".")[1] for token in (used, invented)]
+    assert not any(secret in str(entry) for secret in secrets for entry in (*log, *events))
 
 
 async def test_an_expired_token_is_refused(server: ConfigServer, tmp_path: Path) -> None:
