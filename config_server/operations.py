@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -13,7 +13,7 @@ from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
 from config_server.inventory import Machine
 from shared import api
-from shared.errors import DisconnectedError, RequestError
+from shared.errors import DisconnectedError, NotFoundError, RequestError, UsageError
 from shared.messages import (
     CommandView,
     FlushReply,
@@ -35,6 +35,7 @@ from shared.messages import (
 from shared.status import Problem
 
 _CONSISTENCIES = ("crash",)
+_ENDED: Final = {"done": "is done", "failed": "has failed", "cancelled": "was cancelled"}
 
 
 class Operations:
@@ -262,10 +263,14 @@ class Operations:
 
 
 def note_ended(db: sqlite3.Connection, job: JobView, who: str, now_ns: int) -> None:
+    """An event of how the job ended. A mistake in the request (a wrong folder or point) is none of the machine's: who made it was told,
+    and the job says it."""
     error = job.error
+    if error is not None and error.exit_code in (UsageError.exit_code, NotFoundError.exit_code):
+        return
     happened = Problem(
         code=error.code if error else "",
-        what=f"The {job.kind} of {job.machine} to {job.args.get('to', '')} is {job.state}",
+        what=f"The {job.kind} of {job.machine} to {job.args.get('to', '')} {_ENDED[job.state]}",
         cause=error.cause if error else "",
         action=error.action if error else "",
         severity="error" if error else "info",

@@ -127,9 +127,7 @@ def _begin_or_resume(path: Path, plan: Plan) -> Journal:
     )
     if not (path / JOURNAL).exists():
         if set(path.iterdir()) - set(_remains(path)):
-            raise RestoreFolderError(
-                f"{path} cannot take a restore", cause="it is not empty, and holds no unfinished restore"
-            )
+            raise RestoreFolderError(f"{path} cannot take a restore", cause=_contents(path))
         return fresh
     journal = _read(path / JOURNAL)
     if (journal.machine, journal.id) != (fresh.machine, fresh.id):
@@ -149,6 +147,14 @@ def _begin_or_resume(path: Path, plan: Plan) -> Journal:
         image.unlink(missing_ok=True)
     durable.sync_folder(path)
     return fresh
+
+
+def _contents(path: Path) -> str:
+    try:
+        done = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        return "it is not empty, and holds no unfinished restore"
+    return f"it holds the finished restore of {done.machine} at {done.id}"
 
 
 def _remains(path: Path) -> list[Path]:

@@ -366,7 +366,9 @@ async def test_restore_writes_the_images_a_manifest_and_a_job(site: Site, tmp_pa
     async with site.server.operator() as operator:
         jobs = (await operator.call(api.JOBS, Limit())).jobs
         log = (await operator.call(api.AUDIT, Limit())).entries
+        (event,) = (await operator.call(api.EVENTS, EventQuery(object="web1"))).events
     assert [(job.kind, job.machine, job.state) for job in jobs] == [("restore", "web1", "done")]
+    assert (event.kind, event.severity, event.what) == ("job", "info", f"The restore of web1 to {to} is done")
     assert log[0].action == "restore.grant"
     shown = (await site.run("job", "show", jobs[0].id, "--output", "json")).json
     assert shown["progress"] == 1.0
@@ -403,9 +405,11 @@ async def test_a_folder_that_is_not_empty_is_refused_and_the_job_says_so(site: S
     async with site.server.operator() as operator:
         (job,) = (await operator.call(api.JOBS, Limit())).jobs
         shown: JobView = await operator.call(api.JOB, Nothing(), id=job.id)
+        events = (await operator.call(api.EVENTS, EventQuery(object="web1"))).events
     assert shown.state == "failed"
     assert shown.error is not None
     assert "not empty" in shown.error.cause
+    assert events == [], "a wrong folder is no trouble of the machine"
 
 
 @pytest.mark.parametrize("point", ["yesterday", "1-99999"])
@@ -414,6 +418,8 @@ async def test_a_point_that_is_none_is_refused_with_a_reason(site: Site, tmp_pat
     assert done.exit_code in (2, 3)
     assert "Why:" in done.stderr
     assert not (tmp_path / "out").exists()
+    async with site.server.operator() as operator:
+        assert (await operator.call(api.EVENTS, EventQuery(object="web1"))).events == []
 
 
 async def test_storage_and_vault_alone_are_enough(

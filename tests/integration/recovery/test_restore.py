@@ -188,7 +188,7 @@ async def test_a_folder_with_anything_else_in_it_is_refused(machine: ModelMachin
     await machine.publish()
     out = tmp_path / "out"
     await restore(machine, "latest", out)
-    with pytest.raises(RestoreFolderError, match="not empty"):  # a finished restore
+    with pytest.raises(RestoreFolderError, match="the finished restore of web1 at 1-5"):
         await restore(machine, "latest", out)
 
     out = tmp_path / "other"
