@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -25,6 +25,7 @@ from config_server.cli import azurite, lab_files, lab_registry, ports, processes
 from config_server.cli.lab_daemons import Show, environment, kill, start, stop
 from config_server.cli.lab_state import HOST, MACHINE, Lab, Settings, locked
 from shared import api, durable, enrol
+from shared.blob import BlobStore, Retry
 from shared.errors import (
     CertificateExpiredError,
     DaemonError,
@@ -36,6 +37,9 @@ from shared.errors import (
 )
 from shared.messages import Failure, Policy, Protection, TokenRequest
 from shared.rest import RestClient, error_of
+
+_STORAGE_S: Final = 5.0
+"""How long an account elsewhere is waited for before the lab is made."""
 
 
 class DaemonState(msgspec.Struct):
@@ -62,7 +66,7 @@ class LabStatus(msgspec.Struct, kw_only=True):
 def up(folder: Path, wanted: dict[str, Any], show: Show) -> Lab:
     """Make or continue the lab in `folder`. `wanted` holds the settings that the user gave.
 
-    Raises LabError, DeviceError, ListenError, DaemonError and what enrolment raises.
+    Raises LabError, DeviceError, ListenError, StorageError, DaemonError and what enrolment raises.
     """
     _require_root()
     fresh = not Lab.is_one(folder)
@@ -73,6 +77,9 @@ def up(folder: Path, wanted: dict[str, Any], show: Show) -> Lab:
             check_devices(lab, show)
             lab_registry.check_unprotected(lab)
             _check_ports(lab)
+            if not lab.own_azurite:
+                show(f"asking {lab.settings.blob_url}")
+                asyncio.run(_check_storage(lab))
             durable.make_folder(folder)
         stack.enter_context(locked(folder))
         lab_files.make_folders(lab)
@@ -188,6 +195,12 @@ def _check_ports(lab: Lab) -> None:
     for daemon in lab.daemons:
         for port in lab.ports(daemon):
             ports.check_free(HOST, port, daemon)
+
+
+async def _check_storage(lab: Lab) -> None:
+    """Ask the account elsewhere for the lab's container, as its daemons will: an account that can never work is found here."""
+    async with BlobStore.connect(lab_files.blob_config(lab)) as store:
+        await store.with_retry(Retry(deadline_s=_STORAGE_S)).ensure_container()
 
 
 def _restart_changed(lab: Lab, changed: list[str], show: Show) -> None:

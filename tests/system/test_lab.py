@@ -106,6 +106,25 @@ def test_a_port_in_use_is_named_with_its_owner(folder: Path, disk: str) -> None:
     assert str(os.getpid()) in error.stderr
 
 
+@pytest.mark.parametrize(
+    ("url", "exit_code", "why"),
+    [
+        ("foo", 2, "is not valid"),
+        ("http://nonsense", 2, "without an account key"),
+        ("https://127.0.0.1:1/acct", 5, "does not answer"),
+        ("https://nosuchaccount1234.invalid", 5, "does not answer"),
+    ],
+)
+def test_storage_that_can_never_work_is_refused(
+    folder: Path, disk: str, url: str, exit_code: int, why: str
+) -> None:
+    key = folder / "other.key"
+    key.write_text("a2V5")
+    with_key = [] if url.startswith("http:") else ["--blob-key-file", str(key)]
+    error = refused(folder, "--disk", disk, "--blob-url", url, *with_key)
+    assert (error.exit_code, why in error.stderr) == (exit_code, True)
+
+
 def test_a_lab_on_the_disk_that_it_would_protect_is_refused(folder: Path) -> None:
     mount = folder / "mount"
     mount.mkdir()
