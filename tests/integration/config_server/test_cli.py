@@ -349,6 +349,7 @@ async def test_create_gives_up_when_the_time_is_over(site: Site, agent: ControlC
 async def test_verify_opens_everything_that_a_point_needs(site: Site) -> None:
     done = (await site.run("point", "verify", "web1", "--all", "--output", "json")).json
     assert [found["id"] for found in done] == [str(position) for position in site.machine.marked]
+    assert [(found["verified"], found["snapshots_read"]) for found in done] == [(True, False)] * len(done)
     missing = await site.run("point", "verify", "web1", "9-9")
     assert missing.exit_code == 3
 
