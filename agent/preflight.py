@@ -23,6 +23,7 @@ from agent.disks import Disk
 from shared.errors import DeviceError, UnderstudyError
 
 _BITMAP_B_PER_TIB: Final = 24 << 20
+_GIB: Final = 1 << 30
 _TIB: Final = 1 << 40
 
 
@@ -132,7 +133,7 @@ def as_text(findings: Sequence[Finding], release: str) -> str:
     lines = [f"Kernel {release}"]
     for finding in findings:
         disk = finding.disk
-        size = f"  {disk.bytes / (1 << 30):.1f} GiB  {_kind(disk)}" if disk else ""
+        size = f"  {_size(disk.bytes)}  {_kind(disk)}" if disk else ""
         mode = finding.mode.value if finding.mode else "none"
         lines += ["", f"{finding.device}{size}", f"  mode   {mode}"]
         if finding.mode:
@@ -143,6 +144,10 @@ def as_text(findings: Sequence[Finding], release: str) -> str:
             lines.append(f"  why    {finding.cause}")
         lines += [f"  note   {note}" for note in finding.notes]
     return "\n".join(lines)
+
+
+def _size(size_b: int) -> str:
+    return f"{size_b / _GIB:.1f} GiB" if size_b >= _GIB else f"{size_b / (1 << 20):.1f} MiB"
 
 
 def _kind(disk: Disk) -> str:

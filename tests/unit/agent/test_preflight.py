@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_a_calibrated_machine_gets_ordered_mode(disk: Disk) -> None:
     finding = look(lambda _: Calibration("", 1, 2))
     assert (finding.mode, finding.error, finding.cause) == (Mode.ORDERED, None, "")
     assert exit_code([finding]) == 0
+
+
+@pytest.mark.parametrize(
+    ("size_b", "text"),
+    [(64 << 20, "64.0 MiB"), (96 << 20, "96.0 MiB"), (1 << 30, "1.0 GiB"), (3 << 39, "1536.0 GiB")],
+)
+def test_sizes_below_a_gib_are_told_apart(disk: Disk, size_b: int, text: str) -> None:
+    finding = Finding("/dev/sda", disk=replace(disk, sectors=size_b // 512), mode=Mode.ORDERED)
+    assert f"/dev/sda  {text}" in as_text([finding], "6.1")
 
 
 def test_a_failed_calibration_gives_bitmap_mode_with_its_cause(disk: Disk) -> None:
