@@ -7,6 +7,7 @@ grants access and shows the job. A restore that was interrupted goes on when the
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import threading
 import time
@@ -77,7 +78,7 @@ def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **rescue: An
     find = _find(**rescue)
     if dry_run:
         plan = run(_plan_only(find, name, reference, to_dir))
-        shown = _plan_view(plan)
+        shown = _plan_view(plan, to_dir)
         emit(shown, lambda: _plan_table(shown))
         return
     began = time.monotonic()
@@ -128,6 +129,7 @@ async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Pat
             if reference == "latest":
                 await _flush(access, name)
             plan = await _plan(access, name, reference)
+            _warn_of_room(plan, to_dir)
             manifest = await _materialise(access, plan, to_dir)
         except UnderstudyError as exc:
             await access.tell("failed", error=exc)
@@ -173,6 +175,27 @@ async def _plan(access: Access, name: str, reference: str) -> Plan:
 
     catalog = await Catalog.load(access.store, name)
     return await make_plan(access.store, catalog, await catalog.resolve(reference))
+
+
+def _room_b(plan: Plan, to_dir: Path) -> int | None:
+    """What the images can take: free space of their file system, and what they have of it; None when it cannot be found out."""
+    try:
+        place = next(path for path in (to_dir.absolute(), *to_dir.absolute().parents) if path.exists())
+        images = [to_dir / f"{disk.name}.raw" for disk in plan.disks]
+        held_b = sum(image.stat().st_blocks * 512 for image in images if image.exists())
+        return shutil.disk_usage(place).free + held_b
+    except OSError:
+        return None
+
+
+def _warn_of_room(plan: Plan, to_dir: Path) -> None:
+    room_b = _room_b(plan, to_dir)
+    if room_b is not None and room_b < plan.disks_b:
+        click.echo(
+            f"{to_dir} has room for {size(room_b)}, the disks have {size(plan.disks_b)}: images are sparse and may fit;"
+            " if they do not, make room and run the same command again.",
+            err=True,
+        )
 
 
 class _Meter:
@@ -221,7 +244,7 @@ async def _materialise(access: Access, plan: Plan, to_dir: Path) -> Manifest:
         await asyncio.gather(telling, return_exceptions=True)
 
 
-def _plan_view(plan: Plan) -> dict[str, Any]:
+def _plan_view(plan: Plan, to_dir: Path) -> dict[str, Any]:
     from shared.recovery.position import format_ns
 
     return {
@@ -233,6 +256,8 @@ def _plan_view(plan: Plan) -> dict[str, Any]:
         "base": plan.base.id if plan.base else None,
         "segments": len(plan.replay),
         "log_b": plan.log_b,
+        "at_most_b": plan.disks_b,
+        "room_b": _room_b(plan, to_dir),
         "disks": [
             {"name": disk.name, "file": f"{disk.name}.raw", "size_b": disk.sectors * 512}
             for disk in plan.disks
@@ -247,6 +272,7 @@ def _plan_table(plan: dict[str, Any]) -> Table:
         ("begins with", f"the snapshots of point {plan['base']}" if plan["base"] else "empty disks"),
         ("replays", f"{plan['segments']} log segments, {size(plan['log_b'])}"),
         *(("writes", f"{disk['file']}, {size(disk['size_b'])}") for disk in plan["disks"]),
+        ("needs", f"at most {size(plan['at_most_b'])}; there is room for {size(plan['room_b'])}"),
     ]
     return fields("Restore (dry run: nothing was written)", rows)
 

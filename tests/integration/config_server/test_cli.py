@@ -392,6 +392,7 @@ async def test_a_dry_run_writes_nothing_and_opens_no_job(site: Site, tmp_path: P
     to = tmp_path / "out"
     plan = (await site.run("restore", "web1", "--to", str(to), "--dry-run", "--output", "json")).json
     assert (plan["id"], plan["base"]) == (str(site.machine.ordered[-1]), None)
+    assert plan["at_most_b"] == sum(disk["size_b"] for disk in plan["disks"])
     assert not to.exists()
     async with site.server.operator() as operator:
         assert (await operator.call(api.JOBS, Limit())).jobs == []
