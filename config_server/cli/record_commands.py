@@ -12,7 +12,6 @@ from config_server.cli.output import emit, fields, grid, percent, run, seconds, 
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from shared.api import Route
     from shared.messages import AuditView, EventView, JobView
@@ -165,14 +164,20 @@ def audit_list(limit: int) -> None:
     from shared.messages import Limit
 
     found = run(_call(api.AUDIT, Limit(limit=limit))).entries
-    emit(found, lambda: _audit_table(found))
+    emit(found, lambda: _audit_page(found))
 
 
-def _audit_table(found: list[AuditView]) -> Table:
+def _audit_page(found: list[AuditView]) -> RenderableType:
+    from rich.console import Group
     from rich.markup import escape
+    from rich.padding import Padding
 
-    rows = [(a.time[:19], a.who, a.action, a.object, escape(_compact(a.detail))) for a in found]
-    return grid(None, ("=time", "who", "=action", "object", "detail"), rows)
+    parts: list[RenderableType] = []
+    for entry in found:
+        parts.append(escape(f"{entry.time[:19]} {entry.who} {entry.action} {entry.object}".rstrip()))
+        if entry.detail:
+            parts.append(Padding(f"[dim]{escape(_compact(entry.detail))}[/dim]", (0, 0, 0, 2), expand=False))
+    return Group(*parts)
 
 
 @click.group()

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from config_server.cli import output, record_commands, restore_command
 from config_server.cli.main import _COMMANDS, cli, show_error
 from shared.errors import NotFoundError
-from shared.messages import EventView, Failure, JobView
+from shared.messages import AuditView, EventView, Failure, JobView
 from shared.recovery.folder import Manifest, ManifestDisk
 
 TIME = "2026-11-24T14:16:00.123456789Z"
@@ -126,3 +126,13 @@ def test_times_and_ids_stay_in_one_piece_and_long_words_are_folded() -> None:
     shown = lines_of(output.grid(None, ("=time", "=id", "path"), [(TIME, "0123456789abcdef", path)]))
     assert shown[2].startswith(f"{TIME}  0123456789abcdef  /var/tmp/")
     assert "".join(line[len(TIME) + 20 :] for line in shown[2:]) == path
+
+
+def test_an_audit_entry_shows_who_did_what_in_one_line_and_the_detail_below() -> None:
+    who = "process-server:a-name-of-some-length"
+    entry = AuditView(time=TIME, who=who, action="enrol", object=who, detail={"serial": "7" * 40})
+    assert lines_of(record_commands._audit_page([entry])) == [
+        f"2026-11-24T14:16:00 {who} enrol",
+        who,
+        f'  {{"serial":"{"7" * 40}"}}',
+    ]
