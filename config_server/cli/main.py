@@ -1,6 +1,6 @@
 """Entry of the `understudy` command: which commands there are, and how errors end it.
 
-Exit codes: 0 ok, 1 bug, 2 usage, 3 not found, 4 timeout, 5 unhealthy. An error is three lines on stderr:
+Exit codes: 0 ok, 1 bug, 2 usage, 3 not found, 4 timeout, 5 unhealthy, 128 + N ended by signal N. An error is three lines on stderr:
 what failed, why, and what to do; a traceback appears for bugs only.
 """
 
