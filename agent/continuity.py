@@ -48,8 +48,10 @@ class Continuity:
         self._verdicts: list[Verdict] = []
         self._exact_ns = 0
         self._lost_at = 0.0
-        self._losses: dict[str, Problem] = {}
-        """By reason."""
+        self._losses: dict[tuple[Reason, int], Problem] = {}
+        """By reason, and by the epoch that is over for it."""
+        self._over = 0
+        """The epoch that ended last; until the next has begun, what happens is of it."""
         self._gone: list[Problem] = []
         self._unsettled_ns = capture.attached_boot_ns if capture.fresh else 0
         """Since when (boot clock) it is not known which writes are in flight; 0: to be noted at the next look."""
@@ -214,19 +216,24 @@ class Continuity:
 
     def end_epoch(self, reason: Reason) -> None:
         """The stream cannot go on where it stopped, though capture missed nothing: the other end lost its part, or is not ours."""
-        what = f"Epoch {self._state[Word.EPOCH]} cannot be continued"
-        self._state.want_epoch(reason)
-        self._note(reason, EpochEndedError(what, cause=reason.text))
+        self._want_epoch(reason)
+        self._note(reason, EpochEndedError(f"Epoch {self._over} cannot be continued", cause=reason.text))
 
     def _lose(self, reason: Reason, error: AuditShortfallError) -> None:
         # Before the first exact look nothing was ever proved: every point of this epoch is suspect.
-        self._state.want_epoch(reason, max(self._exact_ns, 1))
+        self._want_epoch(reason, suspect_since_ns=max(self._exact_ns, 1))
         self._note(reason, error)
+
+    def _want_epoch(self, reason: Reason, suspect_since_ns: int = 0) -> None:
+        self._over = self._state[Word.EPOCH] or self._over
+        self._state.want_epoch(reason, suspect_since_ns)
 
     def _note(self, reason: Reason, error: UnderstudyError) -> None:
         _log.error("continuity lost: a new epoch begins", reason=reason.text, **error.as_dict())
         self._lost_at = time.monotonic()
-        self._losses[reason.text] = Problem(**error.as_dict(), severity="critical")
+        severity = "warning" if reason is Reason.MANUAL else "critical"
+        key = f"epoch {self._over}"
+        self._losses[reason, self._over] = Problem(**error.as_dict(), severity=severity, key=key)
 
     def summary(self) -> dict[str, Any]:
         """The newest verdict per disk, when all were exact last (Unix ns, 0: never), and what happened since capture was attached."""

@@ -106,7 +106,9 @@ async def test_a_time_without_order_is_refused_and_names_the_nearest_points(
 
 async def test_a_time_behind_the_log_is_refused_once_a_newer_epoch_has_begun(machine: ModelMachine) -> None:
     await two_epochs(machine)
-    await allocate_epoch(machine.store, machine.name, disks=[EpochDisk(0, "loop0", "", 8)], reason="rebooted", agent_id="test")
+    await allocate_epoch(
+        machine.store, machine.name, disks=[EpochDisk(0, "loop0", "", 8)], reason="rebooted", agent_id="test"
+    )
     catalog = await Catalog.load(machine.store, machine.name)
     assert catalog.gaps()[-1].after == Position.of(2, 5)
     with pytest.raises(PointNotFoundError) as caught:
