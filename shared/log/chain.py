@@ -13,7 +13,7 @@ from typing import Final
 from shared.blob import BlobStore
 from shared.errors import BlobNotFoundError, IndexDamagedError, StorageForgotError
 from shared.log import names
-from shared.log.index import Fold, IndexEntry, decode_lines
+from shared.log.index import Fold, IndexEntry, Line, decode_up_to_damage
 
 _PIECE_B: Final = 1024 * 1024
 """Some 2000 lines, which take 3 MB and 10 ms."""
@@ -49,7 +49,7 @@ class IndexChain:
     async def read_on(self) -> AsyncIterator[list[IndexEntry]]:
         """Reads what was added, piece by piece, and yields the segments in it that count. One small request when nothing was added.
 
-        Raises StorageForgotError, IndexDamagedError.
+        Raises StorageForgotError; IndexDamagedError, when it has yielded what stands before the damage.
         """
         if self._damage is not None:
             raise self._damage
@@ -65,19 +65,23 @@ class IndexChain:
                 raise self.forgot(f"{blob} has {size_b} bytes and had {self.size_b}")
             while self.size_b < size_b:
                 data = await self._piece(blob, size_b)
+                if len(data) > _INLINE_B:
+                    lines, damage = await asyncio.to_thread(decode_up_to_damage, data, blob)
+                else:
+                    lines, damage = decode_up_to_damage(data, blob)
+                counting: list[Line] = []
                 try:
-                    if len(data) > _INLINE_B:
-                        lines = await asyncio.to_thread(decode_lines, data, blob)
-                    else:
-                        lines = decode_lines(data, blob)
-                    counting = [line for line in lines if self.fold.add(line)]
+                    for line in lines:
+                        if self.fold.add(line):
+                            counting.append(line)
                 except IndexDamagedError as exc:
-                    # The fold may have stopped in the middle of the piece: it cannot go on from here.
-                    self._damage = exc
-                    raise
+                    damage = exc
+                self._damage = damage  # from there on nothing can be read any more
                 self.size_b += len(data)
                 self.lines += len(lines)
                 yield [line for line in counting if isinstance(line, IndexEntry)]
+                if damage is not None:
+                    raise damage
             if self.blob == blob:
                 return
             self.next_blob()

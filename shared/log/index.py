@@ -94,12 +94,24 @@ def encode_lines(lines: Sequence[Line]) -> bytes:
 
 def decode_lines(data: bytes, name: str) -> list[Line]:
     """The lines of a piece of an index blob. IndexDamagedError when it is not whole lines of known kinds."""
-    if data and not data.endswith(b"\n"):
-        raise IndexDamagedError(f"Log index {name} is damaged", cause="its last line is not whole")
-    try:
-        return [_decoder.decode(line) for line in data.splitlines()]
-    except UNDECODABLE as exc:
-        raise IndexDamagedError(f"Log index {name} is damaged", cause=str(exc)) from exc
+    lines, damage = decode_up_to_damage(data, name)
+    if damage is not None:
+        raise damage
+    return lines
+
+
+def decode_up_to_damage(data: bytes, name: str) -> tuple[list[Line], IndexDamagedError | None]:
+    """The lines before the first that is not whole or of no known kind, and what is wrong with that one."""
+    lines: list[Line] = []
+    *whole, rest = data.split(b"\n")
+    for line in whole:
+        try:
+            lines.append(_decoder.decode(line))
+        except UNDECODABLE as exc:
+            return lines, IndexDamagedError(f"Log index {name} is damaged", cause=str(exc))
+    if rest:
+        return lines, IndexDamagedError(f"Log index {name} is damaged", cause="its last line is not whole")
+    return lines, None
 
 
 class Fold:

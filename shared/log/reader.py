@@ -20,6 +20,7 @@ from shared.batch import Batch, StreamState
 from shared.blob import BlobStore
 from shared.errors import (
     BlobNotFoundError,
+    IntegrityError,
     SegmentAlteredError,
     SegmentMissingError,
     SegmentTruncatedError,
@@ -51,8 +52,11 @@ class LogReader:
         self._chains: dict[int, tuple[IndexChain, list[IndexEntry]]] = {}
         """Of each epoch, its index and the segments that count in it so far."""
 
-    async def epochs(self) -> list[EpochInfo]:
-        """All epochs of the machine, oldest first. The last one is the machine's current one."""
+    async def epochs(self, damaged: dict[int, IntegrityError] | None = None) -> list[EpochInfo]:
+        """All epochs of the machine, oldest first. The last one is the machine's current one.
+
+        Raises IndexDamagedError for one whose document cannot be read; with `damaged` it is left out and noted there.
+        """
         found = []
         for number in await epochs.epoch_numbers(self._store, self.machine):
             if number not in self._epochs:
@@ -60,6 +64,11 @@ class LogReader:
                     self._epochs[number] = await epochs.read_epoch(self._store, self.machine, number)
                 except BlobNotFoundError:
                     continue  # half deleted: no epoch any more
+                except IntegrityError as exc:
+                    if damaged is None:
+                        raise
+                    damaged[number] = exc
+                    continue
             found.append(self._epochs[number])
         return found
 
@@ -71,6 +80,10 @@ class LogReader:
         async for entries in chain.read_on():
             found += entries
         return found[bisect.bisect_right(found, after, key=lambda entry: entry.last) :]
+
+    def before_damage(self, epoch: int) -> list[IndexEntry]:
+        """When `entries` has raised an IntegrityError: the segments that the index lists before what is damaged."""
+        return self._chains[epoch][1]
 
     async def footer(self, entry: IndexEntry) -> list[BatchRow]:
         """What the segment's footer says of its batches, compared with the index entry."""

@@ -16,13 +16,14 @@ was lost some time after it, nobody knows when) and ends with the next ordered b
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from shared.batch import StreamState
 from shared.blob import BlobStore
 from shared.errors import (
+    IntegrityError,
     LogGapError,
     MachineNotFoundError,
     NoPointsError,
@@ -49,6 +50,7 @@ class Catalog:
         epochs: Sequence[EpochInfo],
         entries: history.History,
         docs: Sequence[PointDoc],
+        damaged: Mapping[int, IntegrityError],
         now_ns: int,
     ) -> None:
         self.reader = reader
@@ -57,6 +59,8 @@ class Catalog:
         self.history = entries
         self.runs = history.ordered_runs(entries)
         self.docs = {doc.position: self._labelled(doc) for doc in docs}
+        self.damaged = damaged
+        """Epochs of which the index, or the document, can be read in part only or not at all; what is in the others can be recovered."""
         self.now_ns = now_ns
 
     @classmethod
@@ -65,15 +69,25 @@ class Catalog:
         reader = LogReader(store, machine)
         # Documents first: whatever they name is then in the index, which is read after them.
         docs = await point_store.list_docs(store, machine)
-        epochs = await reader.epochs()
-        if not epochs:
+        damaged: dict[int, IntegrityError] = {}
+        epochs = await reader.epochs(damaged)
+        if not epochs and not damaged:
             raise MachineNotFoundError(
                 f"There is nothing to recover of machine '{machine}'", cause="storage holds no log of it"
             )
-        entries = [(e.epoch, entry) for e in epochs for entry in await reader.entries(e.epoch)]
-        return cls(reader, machine, epochs, entries, docs, time.time_ns())
+        entries = []
+        for number in (e.epoch for e in epochs):
+            try:
+                found = await reader.entries(number)
+            except IntegrityError as exc:
+                damaged[number], found = exc, reader.before_damage(number)
+            entries += [(number, entry) for entry in found]
+        return cls(reader, machine, epochs, entries, docs, damaged, time.time_ns())
 
     def epoch(self, number: int) -> EpochInfo:
+        """Raises what is wrong with the epoch's document."""
+        if number in self.damaged and all(e.epoch != number for e in self.epochs):
+            raise self._damage(number)
         return next(e for e in self.epochs if e.epoch == number)
 
     def entries(self, epoch: int) -> list[IndexEntry]:
@@ -130,12 +144,20 @@ class Catalog:
         raise LogGapError(f"Position {position} is not in the log", cause="the index lists no such batch")
 
     def _latest(self) -> Position:
+        if self.damaged and max(self.damaged) >= max((run.last.epoch for run in self.runs), default=0):
+            raise self._damage(max(self.damaged))
         if not self.runs:
             raise NoPointsError(
                 f"Machine '{self.machine}' has no recovery point yet",
                 cause="its log holds no ordered batch: the first replication is not complete",
             )
         return self.runs[-1].last
+
+    def _damage(self, epoch: int) -> IntegrityError:
+        """The error for whoever asks for what lies behind the damage: with what there is before it."""
+        error = self.damaged[epoch]
+        action = f"The newest point before it: --point {self.runs[-1].last}." if self.runs else ""
+        return type(error)(error.what, cause=error.cause, action=action)
 
     def _latest_processed(self) -> Position:
         ready = [position for position, doc in self.docs.items() if doc.state == "snapshotted"]
@@ -158,6 +180,8 @@ class Catalog:
         if exact:
             return exact[-1]
         last = captured[-1]
+        if last == len(rows) - 1 and self.damaged and max(self.damaged) >= rows[last][0].epoch:
+            raise self._damage(max(self.damaged))
         at_end = last == len(rows) - 1
         if at_end and at_ns > self.now_ns:
             raise await self._no_point(asked, rows[last][0], "this time is in the future")

@@ -25,7 +25,7 @@ from shared.errors import (
 from shared.log import chain, names
 from shared.log.chain import IndexChain
 from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
-from shared.log.index import NEWEST, Line, decode_lines
+from shared.log.index import NEWEST, Line, decode_up_to_damage
 from shared.log.reader import LogReader
 from shared.log.writer import IndexWriter
 from shared.vault import FileVault, machine_key
@@ -135,13 +135,13 @@ async def test_an_index_is_read_in_pieces_of_whole_lines_and_large_ones_in_a_thr
         await writer.append(listed[-1:])
     threads: set[bool] = set()
 
-    def decode(data: bytes, name: str) -> list[Line]:
+    def decode(data: bytes, name: str) -> tuple[list[Line], IndexDamagedError | None]:
         threads.add(threading.current_thread() is not threading.main_thread())
-        return decode_lines(data, name)
+        return decode_up_to_damage(data, name)
 
     monkeypatch.setattr(chain, "_PIECE_B", piece_b)
     monkeypatch.setattr(chain, "_INLINE_B", inline_b)
-    monkeypatch.setattr(chain, "decode_lines", decode)
+    monkeypatch.setattr(chain, "decode_up_to_damage", decode)
     index = IndexChain(store, M, E)
     pieces = [entries async for entries in index.read_on()]
     assert [entry for entries in pieces for entry in entries] == listed

@@ -9,11 +9,13 @@ import pytest
 from shared.batch import StreamState
 from shared.blob import BlobStore
 from shared.errors import (
+    IndexDamagedError,
     MachineNotFoundError,
     NoPointsError,
     PointNotFoundError,
     PointReferenceError,
 )
+from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
@@ -118,6 +120,40 @@ async def test_a_time_behind_the_log_is_refused_once_a_newer_epoch_has_begun(mac
     assert await catalog.resolve(at(14)) == Position.of(2, 5)
     assert await catalog.resolve(at(13.5)) == Position.of(2, 4)
     assert await catalog.resolve("latest") == Position.of(2, 5)
+
+
+async def spoil(machine: ModelMachine, blob: str, data: bytes) -> None:
+    """Adds to an append blob, as its owner would not."""
+    await machine.store.break_lease(blob)
+    await machine.store.append(blob, data, None, (await machine.store.properties(blob)).size_b)
+
+
+async def test_a_damaged_index_takes_away_only_what_lies_behind_the_damage(machine: ModelMachine) -> None:
+    await two_epochs(machine)
+    await spoil(machine, names.index(machine.name, 1, 1), b"no line\n")
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert await catalog.resolve("latest") == Position.of(2, 5)
+    assert await catalog.resolve("1-6") == Position.of(1, 6)
+    await spoil(machine, names.index(machine.name, 2, 1), b"no line\n")
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert await catalog.resolve("2-4") == Position.of(2, 4)
+    for reference in ("latest", at(1000)):
+        with pytest.raises(IndexDamagedError) as caught:
+            await catalog.resolve(reference)
+        assert "--point 2-5" in caught.value.action
+
+
+async def test_a_damaged_epoch_document_takes_away_that_epoch_alone(machine: ModelMachine) -> None:
+    await two_epochs(machine)
+    await machine.store.replace(names.epoch_document(machine.name, 2), b"{")
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert await catalog.resolve("1-9") == Position.of(1, 9)
+    for reference in ("latest", at(1000)):
+        with pytest.raises(IndexDamagedError) as caught:
+            await catalog.resolve(reference)
+        assert "--point 1-9" in caught.value.action
+    with pytest.raises(IndexDamagedError):
+        catalog.epoch(2)
 
 
 @pytest.mark.parametrize("reference", ["", "newest", "2024-01-01T00:00:00", "12", "../1-4"])
