@@ -5,6 +5,7 @@ Stages, in data-path order:
     kernel ring    bpf/capture.bpf.c   every write, copied at submission; the dirty bitmap when the ring is full
     ring           ring.py             the ring as numpy arrays                            never blocks
     bios           bios.py             ring records → whole bios in order                  pure
+    records        records.py          which bios are emitted, what the ring must keep     never blocks
     catchup        catchup.py          rounds over what the stream misses                  pure
     sync_reader    sync_reader.py      reads the rounds' chunks with O_DIRECT              threads, bounded buffers
     stream         stream.py           cuts batches; the stream's order and positions      never blocks

@@ -19,10 +19,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from agent.bios import Assembled, assemble, end_within, to_extents
 from agent.capture import Capture
 from agent.catchup import CatchUp
 from agent.marks import Marks
+from agent.records import Records
 from agent.ring import Window
 from agent.state import AgentState, Reason, Word
 from agent.sync_reader import ReadChunk, SyncReader
@@ -40,19 +40,12 @@ from shared.batch import (
 )
 from shared.recovery.position import NOWHERE, Position
 
-MAX_RECORDS: Final = 1024
-"""Ring records in a batch: 4 MiB of data at most."""
-MAX_PIECES: Final = 2048
-"""Records whose data one batch carries: 8 MiB, more than `MAX_RECORDS` when bios that began in earlier ones become whole. The kernel's
-programs capture no bio that has more."""
 MAX_CHUNKS: Final = 4
 """Catch-up chunks in a batch: 4 MiB of data at most."""
 HEARTBEAT_S: Final = 5.0
 """An ordered stream without writes still says so this often: that is what the RPO of an idle machine rests on."""
 LOSS_QUIET_S: Final = 0.5
 """A round begins when nothing was lost for this long…"""
-HOLD_PATIENCE_S: Final = 1.0
-"""How long an open bio may hold the ring before it is found out whether it is an orphan."""
 LOSS_WAIT_S: Final = 5.0
 """…or after this long, so that a machine under lasting overload is at least roughly followed."""
 
@@ -81,11 +74,7 @@ class Stream:
         self._state = state
         self.catchup = catchup
         self._reader = reader
-        self._emitted_to = self._hold_from = self._ring.consumer_seq
-        self._held = (0, 0.0)
-        """What `_hold_from` was, and since when."""
-        self._grace = (0, 0)
-        """(Pg, P0) of the newest grace period: a program run that had reserved anything below Pg had ended before P0 was sampled."""
+        self._records = Records(capture.ring)
         self._number = 0
         self._predecessor = bytes(16)
         self._sent: deque[_Sent] = deque()
@@ -113,7 +102,7 @@ class Stream:
         cause = self._capture.loss_cause() if lost else ""
         before_grace = self._ring.producer_seq
         await self._swap()
-        self._grace = (before_grace, self._ring.producer_seq)
+        self._records.note_grace(before_grace, self._ring.producer_seq)
         self._harvest()
         still = (
             self._state[Word.ORDERED]
@@ -152,20 +141,15 @@ class Stream:
         if void:
             self._reader.cancel()
             self._lose_order("batches were lost with the connection while catching up")
-        self._emitted_to = spooled_seq if spooled else self._ring.consumer_seq
-        if not (self._sent and self._sent[-1].number == spooled):
-            # Another process sent it, or it was freed.
-            self._sent.append(_Sent(spooled, self._find_hold(), 0))
-        self._hold_from = self._sent[-1].free_seq
+        emitted_to = spooled_seq if spooled else self._ring.consumer_seq
+        if self._sent and self._sent[-1].number == spooled:
+            self._records.go_to(emitted_to, self._sent[-1].free_seq)
+        else:  # another process sent it, or it was freed
+            self._records.go_to(emitted_to, None)
+            self._sent.append(_Sent(spooled, self._records.hold_from, 0))
         self._number, self._predecessor = spooled, digest
         self._state[Word.LAST_CUT] = spooled
         self.acknowledged(spooled, uploaded)
-
-    def _find_hold(self) -> int:
-        first = self._ring.consumer_seq
-        self._ring.rewind_to(first)
-        window = self._ring.peek(self._emitted_to - first)
-        return self._assemble(window, self._emitted_to).hold_from
 
     # -- cutting -------------------------------------------------------------------------------------------
 
@@ -181,7 +165,8 @@ class Stream:
         chunks = [] if self.catchup.round is None else self._reader.take(MAX_CHUNKS)
         sampled_ns = time.time_ns()
         producer, loss = self._ring.producer_seq, self._capture.loss_count()
-        extents, payload, newest_ns = self._take_records()
+        taken = self._records.take(self._ordered_end)
+        self.catchup.records_emitted(taken.extents, taken.stands)
         sync, sync_payload, unreadable = self._emit_chunks(chunks)
         self._finish_round_if_read()
 
@@ -190,7 +175,7 @@ class Stream:
         marks = self.marks.due(self._emitted_to, self.catchup.loss_at_order or 0) if ordered else ()
         quiet_s = time.monotonic() - self._last_cut
         if not (
-            len(extents)
+            len(taken.extents)
             or chunks
             or marks
             or state != self._last_state
@@ -199,9 +184,8 @@ class Stream:
             return None
         # An image is that of the moment at which everything was emitted, unless it lacks a write that was lost before that moment.
         is_current = self._emitted_to >= producer and not (ordered and loss != self.catchup.loss_at_order)
-        captured_ns = max(
-            self._state[Word.CAPTURED_NS], sampled_ns if is_current else min(newest_ns, sampled_ns)
-        )
+        image_ns = sampled_ns if is_current else min(taken.newest_ns, sampled_ns)
+        captured_ns = max(self._state[Word.CAPTURED_NS], image_ns)
         self._state[Word.CAPTURED_NS] = captured_ns
         number = BatchNumber(self._number + 1)
         batch = Batch(
@@ -211,8 +195,8 @@ class Stream:
             captured_ns=captured_ns,
             state=state,
             predecessor=self._predecessor,
-            extents=np.concatenate((extents, *sync)) if sync else extents,
-            payload=_joined(payload, sync_payload),
+            extents=np.concatenate((taken.extents, *sync)) if sync else taken.extents,
+            payload=_joined(taken.payload, sync_payload),
             meta=BatchMeta(marks=marks, unreadable=tuple(unreadable), cause="" if ordered else self._cause),
         )
         parts, digest = encode(batch)
@@ -221,55 +205,21 @@ class Stream:
         size_b = sum(len(part) for part in parts)
         self._state.cut(number, digest)
         self._number, self._predecessor = number, digest
-        self._sent.append(_Sent(number, self._hold_from, size_b))
+        self._sent.append(_Sent(number, self._records.hold_from, size_b))
         self.marks.place(marks, self._position(number))
         self._last_state, self._last_cut = state, time.monotonic()
         if ordered and not self._state[Word.EVER_ORDERED]:
             self._state[Word.EVER_ORDERED] = 1
         return CutBatch(batch, parts, size_b, len(chunks))
 
-    def _take_records(self) -> tuple[Extents, npt.NDArray[np.uint8], int]:
-        """Emits what the ring holds, up to a batch's worth: extents, payload, and the wall-clock time of the newest record."""
-        self._ring.rewind_to(self._hold_from)
-        window = self._ring.peek(self._emitted_to + MAX_RECORDS - self._hold_from)
-        first = self._hold_from
-        end = self._ordered_end(window.headers, window.valid, first)
-        got = self._assemble(window, end)
-        if (fitting := end_within(got, MAX_PIECES)) is not None:
-            end = fitting
-            got = self._assemble(window, end)
-        headers, valid = window.headers[: end - first], window.valid[: end - first]
-        extents, stands, payload = to_extents(headers, window.data[: end - first], got)
-        self.catchup.records_emitted(extents, stands)
-        times = headers["time_ns"][valid]
-        newest_ns = int(times.max()) + _boot_offset_ns() if len(times) else 0
-        self._emitted_to, self._hold_from = end, got.hold_from
-        return extents, payload, newest_ns
-
-    def _assemble(self, window: Window, end: int) -> Assembled:
-        count = end - window.first_seq
-        return assemble(
-            window.headers[:count],
-            window.valid[:count],
-            window.first_seq,
-            self._emitted_to,
-            self._dead_before(end),
-        )
-
-    def _dead_before(self, end: int) -> int:
-        """Below which position the first piece of an open bio tells that it is an orphan, in a window that ends at `end`. One that ends
-        before P0 (as after a broken session, when records are read again) may just have cut the bio off from its last piece."""
-        before_grace, after_grace = self._grace
-        return before_grace if end >= after_grace else 0
-
-    def _ordered_end(self, headers: npt.NDArray[np.void], valid: npt.NDArray[np.bool_], first: int) -> int:
+    def _ordered_end(self, window: Window) -> int:
         """Where this batch has to end: an ordered stream is cut before the first record of another loss count."""
-        end = max(first + len(headers), self._emitted_to)
+        end = max(window.first_seq + len(window), self._emitted_to)
         expected = self.catchup.loss_at_order
         if expected is None:
             return end
-        new = self._emitted_to - first
-        moved = np.flatnonzero(valid[new:] & (headers["loss"][new:] != np.uint64(expected)))
+        new = self._emitted_to - window.first_seq
+        moved = np.flatnonzero(window.valid[new:] & (window.headers["loss"][new:] != np.uint64(expected)))
         if len(moved) and moved[0] == 0:
             self._lose_order(self._capture.loss_cause())
         elif len(moved):
@@ -358,7 +308,7 @@ class Stream:
         start_seq = self._ring.producer_seq
         self._start_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._harvest()
-        self._grace = (before_grace, start_seq)
+        self._records.note_grace(before_grace, start_seq)
         self._unsettle_if_open_writes_are_unknown()
         self.catchup.begin_round(loss, start_seq)
         self._state[Word.ROUNDS] += 1
@@ -366,15 +316,7 @@ class Stream:
         return True
 
     async def drop_orphans_if_due(self) -> None:
-        """An open bio holds the ring from its first piece on; a round, which would tell orphans from others, may last for hours."""
-        now = time.monotonic()
-        if self._hold_from >= self._emitted_to or self._hold_from != self._held[0]:
-            self._held = self._hold_from, now
-        elif now - self._held[1] >= HOLD_PATIENCE_S:
-            before_grace = self._ring.producer_seq
-            await asyncio.to_thread(self._capture.wait_for_programs)
-            self._grace = before_grace, self._ring.producer_seq
-            self._held = self._hold_from, time.monotonic()
+        await self._records.drop_orphans_if_due(self._capture.wait_for_programs)
 
     def _waits_to_settle(self) -> bool:
         """After a first look at everything, a round is only worth its reads once no write from before capture can be in flight."""
@@ -433,6 +375,10 @@ class Stream:
         for write in writes:
             self.catchup.mark_range(int(write["disk"]), int(write["sector"]), int(write["sectors"]))
 
+    @property
+    def _emitted_to(self) -> int:
+        return self._records.emitted_to
+
     def _position(self, number: int) -> Position:
         return Position.of(self._state[Word.EPOCH], number)
 
@@ -463,11 +409,6 @@ class Stream:
     @property
     def wakeup(self) -> asyncio.Event:
         return self._reader.wakeup
-
-
-def _boot_offset_ns() -> int:
-    """What to add to the kernel's boot clock to get Unix time."""
-    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _joined(payload: npt.NDArray[np.uint8], more: list[npt.NDArray[np.uint8]]) -> memoryview:

@@ -11,6 +11,9 @@
     spool      batches                 sealed segment files         fdatasync, in groups
     uploader   closed segment files    segment blobs, index entries storage, with retries
 
+The spool, from the machine inwards: `machine_log` (which epoch, and whose; `machine_folder` on disk, `older_epochs` beside it), `epoch_log`
+(the two ends of one epoch: `spool_writer`, `uploader`), `spool_file`, `reconcile`; `chore` is work that is tried until it is done.
+
 Back-pressure runs the other way: storage is slow → the cache fills → credit shrinks to 0 → the agent waits,
 its ring overflows, capture degrades to the bitmap. Nothing is lost, and no workload waits.
 """

@@ -39,7 +39,7 @@ typedef __u8 u8;
 /* ---- what user space must agree on: FORMAT.md, agent/layout.py -------------------------------------------------------------- */
 
 #define MAX_DISKS 64
-#define MAX_PIECES 2048 /* of a bio: a batch must be able to carry it (agent/stream.py) */
+#define MAX_PIECES 2048 /* of a bio: a batch must be able to carry it (agent/records.py) */
 #define DATA_B 4096
 #define SECTOR_SHIFT 9
 #define GRANULE_SHIFT 5 /* one dirty bit is 32 sectors, 16 KiB */

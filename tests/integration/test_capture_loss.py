@@ -16,7 +16,7 @@ from agent import attach, layout, libbpf
 from agent.calibrate import Calibration
 from agent.capture import Capture, detach
 from agent.disks import find_disk
-from agent.stream import MAX_PIECES
+from agent.records import MAX_PIECES
 from tests.capture_parts import MIB, SECTOR, aligned, needs_capture, rig, run
 
 pytestmark = needs_capture

@@ -24,11 +24,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agent.records
 import agent.stream
 from agent.bios import LAST, PIECE_SECTORS
 from agent.catchup import CatchUp, Chunk
 from agent.layout import DATA_B, OPEN_WRITE, RECORD, RECORD_SIZE
 from agent.marks import Marks
+from agent.records import Records
 from agent.ring import Window
 from agent.state import AgentState, Reason, Word
 from agent.stream import Stream
@@ -473,10 +475,10 @@ def apply(batch: Batch, target: Image) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def small_and_impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent.stream, "MAX_RECORDS", 5)
-        patch.setattr(agent.stream, "MAX_PIECES", 7)
+        patch.setattr(agent.records, "MAX_RECORDS", 5)
+        patch.setattr(agent.records, "MAX_PIECES", 7)
         patch.setattr(agent.stream, "LOSS_QUIET_S", 0.0)
-        patch.setattr(agent.stream, "HOLD_PATIENCE_S", 0.0)
+        patch.setattr(agent.records, "HOLD_PATIENCE_S", 0.0)
         yield
 
 
@@ -494,12 +496,12 @@ def test_what_is_stored_is_always_a_state_that_the_disks_had(seed: int) -> None:
     assert problems_of(seed) == []
 
 
-def orphans_by_any_window(self: Stream, end: int) -> int:
+def orphans_by_any_window(self: Records, end: int) -> int:
     return self._grace[0]
 
 
-def no_orphans_held(self: Stream) -> int:
-    return self._emitted_to
+def nothing_held(self: Records, emitted_to: int, hold_from: int | None) -> None:
+    self.emitted_to = self.hold_from = emitted_to
 
 
 def forgetful_marks(self: Marks, stored: object) -> None:
@@ -515,8 +517,8 @@ def resume_without_void(self: CatchUp, spooled: int) -> bool:
 @pytest.mark.parametrize(
     ("owner", "name", "mutant"),
     [
-        (Stream, "_dead_before", orphans_by_any_window),
-        (Stream, "_find_hold", no_orphans_held),
+        (Records, "_dead_before", orphans_by_any_window),
+        (Records, "go_to", nothing_held),
         (Marks, "lost_behind", forgetful_marks),
         (CatchUp, "resume", resume_without_void),
     ],
