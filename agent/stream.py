@@ -191,7 +191,7 @@ class Stream:
         batch = Batch(
             epoch=Epoch(self._state[Word.EPOCH]),
             number=number,
-            last_seq=Seq(self._emitted_to),
+            end_seq=Seq(self._emitted_to),
             captured_ns=captured_ns,
             state=state,
             predecessor=self._predecessor,

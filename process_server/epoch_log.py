@@ -96,7 +96,7 @@ class EpochLog:
         fold = index.fold
         captured_ns = fold.entries[-1].last_captured_ns if fold.entries else 0
         self.uploaded = (
-            Point(fold.last, fold.last_seq, bytes.fromhex(fold.last_digest), captured_ns)
+            Point(fold.last, fold.end_seq, bytes.fromhex(fold.last_digest), captured_ns)
             if fold.last
             else START
         )

@@ -270,7 +270,7 @@ class Session:
                 self._failed = True
                 self._fail_for(f"Batch {batch.number} could not be stored", error)
             if not self._failed:
-                self._spooled, self._spooled_seq = batch.number, batch.last_seq
+                self._spooled, self._spooled_seq = batch.number, batch.end_seq
                 if batch.state is StreamState.ORDERED:
                     self._ordered.append((batch.number, batch.captured_ns))
         if not self._in_flight:

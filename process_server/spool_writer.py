@@ -60,7 +60,7 @@ class Point(NamedTuple):
 
     @classmethod
     def of(cls, row: BatchRow) -> Point:
-        return cls(row.number, row.last_seq, bytes.fromhex(row.digest), row.captured_ns)
+        return cls(row.number, row.end_seq, bytes.fromhex(row.digest), row.captured_ns)
 
 
 START: Final = Point(0, 0, NO_DIGEST, 0)
@@ -71,7 +71,7 @@ class _Pending:
     """A batch on its way to the disk."""
 
     def __init__(self, batch: Batch, digest: bytes, sealed: asyncio.Future[Frame], salt: bytes) -> None:
-        self.point = Point(batch.number, batch.last_seq, digest, batch.captured_ns)
+        self.point = Point(batch.number, batch.end_seq, digest, batch.captured_ns)
         self.sealed = sealed
         self.salt = salt
         self.durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -78,7 +78,7 @@ class BatchMeta(msgspec.Struct, frozen=True, omit_defaults=True):
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     epoch: Epoch
     number: BatchNumber
-    last_seq: Seq
+    end_seq: Seq
     """Ring position behind the batch: every write whose last piece stands below it is in this batch or an earlier one."""
     captured_ns: int
     """Wall-clock time of the newest write in it, Unix nanoseconds; never decreases within an epoch."""
@@ -107,7 +107,7 @@ def encode(batch: Batch) -> tuple[list[Buffer], bytes]:
         len(batch.extents),
         batch.epoch,
         batch.number,
-        batch.last_seq,
+        batch.end_seq,
         batch.captured_ns,
         batch.predecessor,
         len(batch.payload),
@@ -132,7 +132,7 @@ def decode(data: Buffer) -> tuple[Batch, bytes]:
     view = memoryview(data)
     if len(view) < HEADER_SIZE + DIGEST_SIZE:
         raise _bad(f"{len(view)} bytes are too few")
-    magic, count, epoch, number, last_seq, captured_ns, predecessor, payload_len, state, _, _, meta_len = (
+    magic, count, epoch, number, end_seq, captured_ns, predecessor, payload_len, state, _, _, meta_len = (
         _HEADER.unpack_from(view)
     )
     if magic != _MAGIC:
@@ -155,7 +155,7 @@ def decode(data: Buffer) -> tuple[Batch, bytes]:
     return Batch(
         epoch=Epoch(epoch),
         number=BatchNumber(number),
-        last_seq=Seq(last_seq),
+        end_seq=Seq(end_seq),
         captured_ns=captured_ns,
         state=stream_state,
         predecessor=bytes(predecessor),

@@ -75,7 +75,7 @@ def make_batch(
     batch = Batch(
         epoch=Epoch(epoch),
         number=BatchNumber(number),
-        last_seq=Seq(number * 100),
+        end_seq=Seq(number * 100),
         captured_ns=1_700_000_000_000_000_000 + number,
         state=state,
         predecessor=predecessor,

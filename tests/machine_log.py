@@ -159,7 +159,7 @@ class ModelMachine:
         batch = Batch(
             epoch=Epoch(self.position.epoch),
             number=BatchNumber(self.position.batch),
-            last_seq=Seq(self.position.batch * 10),
+            end_seq=Seq(self.position.batch * 10),
             captured_ns=self.captured_ns,
             state=state,
             predecessor=self._last_digest,

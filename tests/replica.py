@@ -42,7 +42,7 @@ class Pump:
         self.stream = stream
         self.replica = replica
         self.number = 0
-        self.last_seq = 0
+        self.end_seq = 0
         self.digest = bytes(16)
         self.ordered = 0
         self.batches = 0
@@ -50,11 +50,11 @@ class Pump:
 
     async def begin(self, epoch: int = 1) -> None:
         self.stream.begin_epoch(Epoch(epoch))
-        self.number, self.last_seq, self.digest = 0, 0, bytes(16)
+        self.number, self.end_seq, self.digest = 0, 0, bytes(16)
         await self.resume()
 
     async def resume(self) -> None:
-        self.stream.resume(self.number, self.last_seq, self.digest, self.number)
+        self.stream.resume(self.number, self.end_seq, self.digest, self.number)
 
     async def turn(self, *, keep: bool = True) -> Batch | None:
         """One turn: a round begins if one is due, a batch is cut. With `keep` False it is lost on the way."""
@@ -70,7 +70,7 @@ class Pump:
         assert batch.number == self.number + 1
         assert batch.predecessor == self.digest
         self.replica.apply(batch)
-        self.number, self.last_seq, self.digest = batch.number, batch.last_seq, digest
+        self.number, self.end_seq, self.digest = batch.number, batch.end_seq, digest
         self.batches += 1
         if batch.state == StreamState.ORDERED:
             self.ordered += 1

@@ -62,7 +62,7 @@ async def read_log(store: BlobStore, folder: Path, epoch: int = 1) -> list[Batch
 def same_batches(found: list[Batch], made: list[Made]) -> bool:
     """Whether exactly these batches were found, in order, each with its content."""
     return [b.number for b in found] == [m.batch.number for m in made] and all(
-        (bytes(b.payload), b.predecessor, b.last_seq)
-        == (bytes(m.batch.payload), m.batch.predecessor, m.batch.last_seq)
+        (bytes(b.payload), b.predecessor, b.end_seq)
+        == (bytes(m.batch.payload), m.batch.predecessor, m.batch.end_seq)
         for b, m in zip(found, made, strict=True)
     )

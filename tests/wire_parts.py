@@ -68,7 +68,7 @@ class Chain:
         batch = Batch(
             epoch=self.epoch,
             number=BatchNumber(self.number),
-            last_seq=Seq(self.seq),
+            end_seq=Seq(self.seq),
             captured_ns=self.number,
             state=state,
             predecessor=self.digest,
@@ -138,7 +138,7 @@ class MemoryLog:
                 self.durable[batch.number] = bytes(encoded) if self.keep else b""
                 self.pending_b += len(encoded)
                 self.position = self.position._replace(
-                    spooled=batch.number, spooled_seq=batch.last_seq, spooled_digest=digest
+                    spooled=batch.number, spooled_seq=batch.end_seq, spooled_digest=digest
                 )
                 await self.return_gate.wait()
         finally:

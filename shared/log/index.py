@@ -48,7 +48,7 @@ class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segment", tag_f
     """Batch numbers, inclusive."""
     first_captured_ns: int
     last_captured_ns: int
-    last_seq: int
+    end_seq: int
     predecessor: str
     """Digest (hex) of batch `first` - 1."""
     last_digest: str
@@ -126,7 +126,7 @@ class Fold:
         """The highest term that any line carried."""
         self.last = 0
         """The last batch that counts; 0 = none."""
-        self.last_seq = 0
+        self.end_seq = 0
         self.last_digest = NO_DIGEST.hex()
         self.number = 1
         """The blob of the chain in which the next line stands."""
@@ -152,7 +152,7 @@ class Fold:
     def _add_segment(self, entry: IndexEntry) -> None:
         self._check(entry, self.last, self.last_digest)
         self.entries.append(entry)
-        self.last, self.last_seq, self.last_digest = entry.last, entry.last_seq, entry.last_digest
+        self.last, self.end_seq, self.last_digest = entry.last, entry.end_seq, entry.last_digest
 
     def _check(self, entry: IndexEntry, last: int, last_digest: str) -> None:
         if entry.first != last + 1 or entry.last < entry.first:
@@ -182,7 +182,7 @@ def entry_for(
         last=rows[-1].number,
         first_captured_ns=rows[0].captured_ns,
         last_captured_ns=rows[-1].captured_ns,
-        last_seq=rows[-1].last_seq,
+        end_seq=rows[-1].end_seq,
         predecessor=predecessor,
         last_digest=rows[-1].digest,
         ordered=tuple(ordered_ranges(rows)),

@@ -77,7 +77,7 @@ class BatchRow(msgspec.Struct, frozen=True, array_like=True):
     length: int
     plain_b: int
     captured_ns: int
-    last_seq: int
+    end_seq: int
     state: StreamState
     digest: str
     """Hex."""
@@ -169,7 +169,7 @@ def seal_frame(key: FileKey, machine: str, encoded: Buffer, batch: Batch, digest
         0,
         0,
         batch.number,
-        batch.last_seq,
+        batch.end_seq,
         batch.captured_ns,
         sealed_b,
         len(encoded),
@@ -189,14 +189,14 @@ def _marks(batch: Batch) -> tuple[MarkRow, ...]:
 
 
 def _row(data: Buffer, at: int) -> BatchRow:
-    _, state, _, _, number, last_seq, captured_ns, sealed_b, plain_b, digest, _ = _FRAME.unpack_from(data, at)
+    _, state, _, _, number, end_seq, captured_ns, sealed_b, plain_b, digest, _ = _FRAME.unpack_from(data, at)
     return BatchRow(
         number=number,
         offset=at,
         length=FRAME_HEADER_B + sealed_b,
         plain_b=plain_b,
         captured_ns=captured_ns,
-        last_seq=last_seq,
+        end_seq=end_seq,
         state=StreamState(state),
         digest=digest.hex(),
     )
@@ -243,8 +243,8 @@ def open_frame(key: FileKey, header: FileHeader, frame: Buffer, name: str) -> Ba
         batch, digest = batches.decode(sealing.decompress(packed, row.plain_b))
     except (SealError, IntegrityError) as exc:
         raise _altered(name, f"batch {row.number} was altered: {exc}") from exc
-    said = (batch.epoch, batch.number, batch.last_seq, batch.captured_ns, batch.state, digest.hex())
-    if said != (header.epoch, row.number, row.last_seq, row.captured_ns, row.state, row.digest):
+    said = (batch.epoch, batch.number, batch.end_seq, batch.captured_ns, batch.state, digest.hex())
+    if said != (header.epoch, row.number, row.end_seq, row.captured_ns, row.state, row.digest):
         raise _altered(name, f"batch {row.number} is not what its header says")
     return batch
 

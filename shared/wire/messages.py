@@ -66,7 +66,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     spooled: _Count
     """Last batch that is durable on the process server."""
     spooled_seq: _Count
-    """`last_seq` of that batch."""
+    """`end_seq` of that batch."""
     spooled_digest: _Digest
     uploaded: _Count
     """Last batch that the log index in storage lists."""

@@ -32,11 +32,11 @@ class Sequence:
     """The receiving end's place in one epoch's chain of batches."""
 
     def __init__(
-        self, epoch: Epoch, last: BatchNumber, last_seq: Seq, last_digest: bytes, disks: tuple[DiskInfo, ...]
+        self, epoch: Epoch, last: BatchNumber, end_seq: Seq, last_digest: bytes, disks: tuple[DiskInfo, ...]
     ) -> None:
         self.epoch = epoch
         self.last = last
-        self.last_seq = last_seq
+        self.end_seq = end_seq
         self._digests: dict[BatchNumber, bytes] = {last: last_digest}
         # Sector counts by disk number; 0 for numbers that are no disk, so that one look-up checks both.
         self._sectors = np.zeros(1 + max((disk.number for disk in disks), default=0), dtype=np.uint64)
@@ -64,13 +64,13 @@ class Sequence:
                 f"Batch {batch.number} does not continue the stream",
                 cause=f"it follows another batch {self.last} than the one that is stored here",
             )
-        if not self.last_seq <= batch.last_seq < 2**63:
+        if not self.end_seq <= batch.end_seq < 2**63:
             raise MalformedFrameError(
                 f"Batch {batch.number} goes back in the ring",
-                cause=f"its last position is {batch.last_seq}, its predecessor's {self.last_seq}",
+                cause=f"it ends at {batch.end_seq}, its predecessor at {self.end_seq}",
             )
         self._check_extents(batch)
-        self.last, self.last_seq = batch.number, batch.last_seq
+        self.last, self.end_seq = batch.number, batch.end_seq
         self._digests[batch.number] = digest
         self._digests.pop(BatchNumber(batch.number - REMEMBERED), None)
         return True

@@ -388,5 +388,5 @@ async def drain(pump: Pump) -> None:
         end = pump.stream._ring.producer_seq
         while True:
             batch = await pump.turn()
-            if batch is not None and batch.state == StreamState.ORDERED and batch.last_seq >= end:
+            if batch is not None and batch.state == StreamState.ORDERED and batch.end_seq >= end:
                 return

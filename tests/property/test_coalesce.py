@@ -32,7 +32,7 @@ def make_batches(interval: list[list[Row]]) -> list[Batch]:
             Batch(
                 epoch=Epoch(1),
                 number=BatchNumber(number),
-                last_seq=Seq(number),
+                end_seq=Seq(number),
                 captured_ns=number,
                 state=StreamState.ORDERED,
                 predecessor=bytes(16),

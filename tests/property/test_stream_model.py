@@ -446,7 +446,7 @@ class Model:
         assert (batch.number, batch.predecessor) == (number + 1, before)
         target = target.copy()
         apply(batch, target)
-        self.stored.append((batch.number, batch.last_seq, digest, target))
+        self.stored.append((batch.number, batch.end_seq, digest, target))
         self.kept |= {mark.id: batch.number for mark in batch.meta.marks}
         if batch.state == StreamState.ORDERED:
             self.ordered += 1

@@ -102,7 +102,7 @@ def batches(draw: st.DrawFn) -> Batch:
     return Batch(
         epoch=Epoch(draw(st.integers(0, 2**64 - 1))),
         number=BatchNumber(draw(st.integers(0, 2**64 - 1))),
-        last_seq=Seq(draw(st.integers(0, 2**64 - 1))),
+        end_seq=Seq(draw(st.integers(0, 2**64 - 1))),
         captured_ns=draw(st.integers(-(2**63), 2**63 - 1)),
         state=draw(st.sampled_from(StreamState)),
         predecessor=draw(digests),
@@ -126,7 +126,7 @@ def test_every_batch_survives_encoding(batch: Batch) -> None:
     assert digest_again == digest
     assert again.extents.tobytes() == batch.extents.tobytes()
     assert bytes(again.payload) == bytes(batch.payload)
-    for name in ("epoch", "number", "last_seq", "captured_ns", "state", "predecessor", "meta"):
+    for name in ("epoch", "number", "end_seq", "captured_ns", "state", "predecessor", "meta"):
         assert getattr(again, name) == getattr(batch, name)
 
 

@@ -27,7 +27,7 @@ def index(rng: random.Random, count: int) -> tuple[list[IndexEntry], list[int]]:
                 last=last,
                 first_captured_ns=first * 10,
                 last_captured_ns=last * 10,
-                last_seq=last,
+                end_seq=last,
                 predecessor="",
                 last_digest="",
                 ordered=((first, last),),

@@ -20,7 +20,7 @@ def entry(first: int, last: int, *, term: int = 1, predecessor: str | None = Non
         last=last,
         first_captured_ns=1,
         last_captured_ns=2,
-        last_seq=last * 10,
+        end_seq=last * 10,
         predecessor=predecessor or _digest(first - 1),
         last_digest=_digest(last),
         ordered=((first, last),),
@@ -45,13 +45,13 @@ def fold(*lines: Line) -> Fold:
 
 def test_entries_count_in_order() -> None:
     folded = fold(claim(1), entry(1, 3), entry(4, 4))
-    assert (folded.last, folded.last_seq, folded.last_digest) == (4, 40, _digest(4))
+    assert (folded.last, folded.end_seq, folded.last_digest) == (4, 40, _digest(4))
     assert [e.first for e in folded.entries] == [1, 4]
 
 
 def test_the_size_of_a_fold_does_not_grow_with_the_log() -> None:
     folded = fold(claim(1), *(entry(i, i) for i in range(1, 100)))
-    assert (folded.last, folded.last_seq, folded.last_digest) == (99, 990, _digest(99))
+    assert (folded.last, folded.end_seq, folded.last_digest) == (99, 990, _digest(99))
     assert [e.first for e in folded.entries] == [96, 97, 98, 99]
 
 

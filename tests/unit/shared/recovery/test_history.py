@@ -31,7 +31,7 @@ def entry(
         last=last,
         first_captured_ns=first * 10,
         last_captured_ns=last * 10,
-        last_seq=last,
+        end_seq=last,
         predecessor="",
         last_digest="",
         ordered=ordered,

@@ -39,7 +39,7 @@ def batch(
     return Batch(
         epoch=Epoch(epoch),
         number=BatchNumber(number),
-        last_seq=Seq(seq or number),
+        end_seq=Seq(seq or number),
         captured_ns=0,
         state=StreamState.ORDERED,
         predecessor=predecessor,
@@ -56,7 +56,7 @@ def test_a_chain_is_taken() -> None:
     sequence = fresh()
     assert sequence.take(batch(1), D1)
     assert sequence.take(batch(2, D1), D2)
-    assert (sequence.last, sequence.last_seq) == (2, 2)
+    assert (sequence.last, sequence.end_seq) == (2, 2)
 
 
 def test_a_chain_goes_on_behind_the_welcomed_position() -> None:
