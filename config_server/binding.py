@@ -19,6 +19,7 @@ from aiohttp import web
 from shared import logging, tls
 from shared.api import ROUTES, Access, Route
 from shared.errors import (
+    UNDECODABLE,
     AccessError,
     DeadlineError,
     NotFoundError,
@@ -169,7 +170,7 @@ def _decode(request: web.Request, route: Route[_Q, _R], raw: bytes) -> _Q:
         if not raw and route.request is Nothing:
             return route.request()
         return msgspec.json.decode(raw, type=route.request)
-    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+    except UNDECODABLE as exc:
         raise RequestError(f"The call '{route.name}' was not understood", cause=str(exc)) from exc
 
 

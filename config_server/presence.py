@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from config_server.clock import SECOND_NS
-from shared.errors import RequestError
+from shared.errors import UNDECODABLE, RequestError
 from shared.status import (
     AgentReport,
     ApplyReport,
@@ -125,7 +125,7 @@ def problems_of(seen: Seen) -> Iterator[Problem]:
 def decode(role: str, raw: bytes) -> Report:
     try:
         return msgspec.json.decode(raw, type=_TYPES[role])
-    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+    except UNDECODABLE as exc:
         raise RequestError(
             f"The status of a daemon of role '{role}' was refused",
             cause=str(exc),

@@ -26,7 +26,7 @@ from process_server.uploader import Uploader
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
-from shared.errors import SpoolError, SpoolFullError, StorageError, UnderstudyError
+from shared.errors import UNDECODABLE, SpoolError, SpoolFullError, StorageError, UnderstudyError
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key_of
@@ -292,7 +292,7 @@ def read_watermark(folder: Path) -> Watermark:
         return Watermark(0, 0)
     except OSError as exc:
         raise SpoolError(f"{path} could not be read", cause=exc.strerror or str(exc)) from exc
-    except (ValueError, RecursionError) as exc:
+    except UNDECODABLE as exc:
         _log.warning("spool state is damaged and ignored", path=str(path), cause=str(exc))
         return Watermark(0, 0)
 

@@ -16,7 +16,7 @@ import msgspec
 
 from process_server.epoch_log import EpochLog, Resources, last_spooled, read_watermark
 from shared.blob import BlobStore
-from shared.errors import IndexDamagedError, SpoolError
+from shared.errors import UNDECODABLE, IndexDamagedError, SpoolError
 from shared.log import names
 from shared.log.writer import TermDocument, terms
 from shared.vault import machine_key
@@ -69,5 +69,5 @@ class MachineFolder:
         data = await store.read(name)
         try:
             return msgspec.json.decode(data, type=TermDocument).owner
-        except (ValueError, RecursionError) as exc:
+        except UNDECODABLE as exc:
             raise IndexDamagedError(f"The term document {name} cannot be read", cause=str(exc)) from exc

@@ -26,7 +26,7 @@ import aiohttp
 import msgspec
 
 from shared import api, logging, tls
-from shared.errors import PeerError, UnderstudyError, UnreachableError
+from shared.errors import UNDECODABLE, PeerError, UnderstudyError, UnreachableError
 from shared.messages import Command, Failure, Nothing, RenewRequest, StatusReply
 from shared.status import Report
 
@@ -116,7 +116,7 @@ class RestClient:
             raise _failure(content, status, what)
         try:
             return msgspec.json.decode(content, type=route.response)
-        except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+        except UNDECODABLE as exc:
             raise PeerError(what, cause=f"its answer is not what this version expects: {exc}") from exc
 
     def _open(self) -> aiohttp.ClientSession:
@@ -385,7 +385,7 @@ def _query_value(value: object) -> str:
 def _failure(content: bytes, status: int, what: str) -> UnderstudyError:
     try:
         failure = msgspec.json.decode(content, type=Failure)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except UNDECODABLE:
         text = content[:200].decode(errors="replace").strip()
         return PeerError(what, cause=f"HTTP status {status}: {text or 'no explanation'}")
     return error_of(failure)

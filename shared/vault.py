@@ -20,7 +20,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from shared import durable, sealing
 from shared.blob import BlobStore
-from shared.errors import BlobExistsError, BlobNotFoundError, IntegrityError, UsageError, WrongKeyError
+from shared.errors import (
+    UNDECODABLE,
+    BlobExistsError,
+    BlobNotFoundError,
+    IntegrityError,
+    UsageError,
+    WrongKeyError,
+)
 from shared.log import names
 from shared.sealing import MachineKey
 
@@ -80,7 +87,7 @@ class FileVault:
         try:
             content = msgspec.json.decode(data, type=_VaultFile)
             self._keys: Final = {k.id: AESGCM(k.key) for k in content.keys}
-        except (ValueError, RecursionError) as exc:
+        except UNDECODABLE as exc:
             raise UsageError(
                 f"{path} is not a vault file", cause=str(exc), action="Give the right file, or restore it."
             ) from exc

@@ -27,6 +27,7 @@ from config_server.cli.lab_state import HOST, MACHINE, Lab, Settings, locked
 from shared import api, durable, enrol
 from shared.blob import BlobStore, Retry
 from shared.errors import (
+    UNDECODABLE,
     CertificateExpiredError,
     DaemonError,
     DeviceError,
@@ -156,7 +157,7 @@ def _preflight(disks: Sequence[str], show: Show) -> None:
     )
     try:
         found = msgspec.json.decode(result.stdout, type=_Preflight)
-    except msgspec.DecodeError as exc:
+    except UNDECODABLE as exc:
         said = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
         raise DeviceError("The disks could not be checked", cause=said) from exc
     for device in found.devices:

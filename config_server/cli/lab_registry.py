@@ -14,7 +14,7 @@ import msgspec
 
 from config_server.cli.lab_state import PINS, Lab
 from shared import durable
-from shared.errors import UnsuitableDiskError
+from shared.errors import UNDECODABLE, UnsuitableDiskError
 
 _FOLDER: Final = Path("/run/understudy/labs")
 
@@ -32,7 +32,7 @@ def check_unprotected(lab: Lab) -> None:
     for path in sorted(_FOLDER.glob("*.json")):
         try:
             entry = msgspec.json.decode(path.read_bytes(), type=_Entry)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNDECODABLE):
             continue  # being written or removed, or of another version: the agent has the last word
         pins = PINS / f"lab-{entry.id}"
         if entry.id == lab.settings.id or not pins.exists():

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from shared import durable
-from shared.errors import LabError, LabNotFoundError
+from shared.errors import UNDECODABLE, LabError, LabNotFoundError
 
 DAEMONS: Final = ("config-server", "azurite", "process-server", "master-target", "agent")
 """In the order in which they are started."""
@@ -72,7 +72,7 @@ class Lab:
             ) from exc
         try:
             settings = msgspec.json.decode(data, type=Settings)
-        except msgspec.DecodeError as exc:
+        except UNDECODABLE as exc:
             raise LabError(f"The lab in {folder} could not be read", cause=f"{_STATE_FILE}: {exc}") from exc
         if settings.v != VERSION:
             raise LabError(

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from shared import durable
+from shared.errors import UNDECODABLE
 
 _PROC: Final = Path("/proc")
 
@@ -62,7 +63,7 @@ def recall(pid_file: Path) -> Process | None:
     """The process that was noted there, when it is still running."""
     try:
         process = msgspec.json.decode(pid_file.read_bytes(), type=Process)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNDECODABLE):
         return None
     return process if process.alive else None
 

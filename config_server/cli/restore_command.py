@@ -19,7 +19,7 @@ import click
 from config_server.cli.machine_commands import name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
 from config_server.cli.output import Progress, emit, fields, grid, run, seconds, size
-from shared.errors import UnderstudyError, UsageError
+from shared.errors import UNDECODABLE, UnderstudyError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -151,7 +151,7 @@ def _unfinished(to_dir: Path, name: str, reference: str) -> str:
         return reference
     try:
         journal = msgspec.json.decode((to_dir / JOURNAL).read_bytes(), type=Journal)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNDECODABLE):
         return reference  # none, or one that the restore itself will complain about
     if journal.machine != name:
         return reference

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from shared import durable
-from shared.errors import ImageFileError, RestoreFolderError
+from shared.errors import UNDECODABLE, ImageFileError, RestoreFolderError
 from shared.recovery.plan import Plan
 from shared.recovery.points import Range
 
@@ -152,7 +152,7 @@ def _begin_or_resume(path: Path, plan: Plan) -> Journal:
 def _contents(path: Path) -> str:
     try:
         done = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNDECODABLE):
         return "it is not empty, and holds no unfinished restore"
     return f"it holds the finished restore of {done.machine} at {done.id}"
 
@@ -165,7 +165,7 @@ def _remains(path: Path) -> list[Path]:
 def _read(path: Path) -> Journal:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Journal)
-    except (ValueError, RecursionError) as exc:
+    except UNDECODABLE as exc:
         raise RestoreFolderError(
             f"{path.parent} cannot take a restore",
             cause=f"its journal {path.name} cannot be read: {exc}",
