@@ -283,12 +283,12 @@ def test_wipe_leaves_nothing(lab: Lab) -> None:
 
 
 def test_a_lab_needs_root(folder: Path, disk: str) -> None:
+    # Somebody else, who may read everything: this clone may lie where only root can look.
+    somebody = ["setpriv", "--reuid=65534", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
     done = subprocess.run(
-        ["setpriv", "--reuid=65534", UNDERSTUDY, "lab", "up", "--dir", str(folder / "x"), "--disk", disk],
+        [*somebody, UNDERSTUDY, "lab", "up", "--dir", str(folder / "x"), "--disk", disk],
         capture_output=True,
         text=True,
         check=False,
     )
-    if "Traceback" in done.stderr or done.returncode == 127:
-        pytest.skip("this host's Python cannot be run by another user")
     assert (done.returncode, "as root" in done.stderr) == (2, True)
