@@ -22,12 +22,12 @@ from __future__ import annotations
 import mmap
 import threading
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.layout import BUSY, DATA_AT, DATA_B, DISCARDED, RECORD, RECORD_SIZE
+from agent.layout import BUSY, DATA_AT, DISCARDED, RECORD, RECORD_SIZE
 from shared.errors import IntegrityError
 
 _PAGE: Final = mmap.PAGESIZE
@@ -128,9 +128,3 @@ class Ring:
         for _ in range(2):
             with self._fence_lock:
                 pass
-
-
-def empty_window() -> Window:
-    """A window without records, for tests and for a stream without a ring."""
-    nothing: npt.NDArray[Any] = np.zeros(0, RECORD)
-    return Window(0, nothing, np.zeros((0, DATA_B), np.uint8), np.zeros(0, np.bool_))

@@ -55,7 +55,6 @@ class _Sent:
     number: int
     free_seq: int
     """Ring positions below this one are not needed any more once the batch is safe."""
-    size_b: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,7 @@ class Stream:
             self._records.go_to(emitted_to, self._sent[-1].free_seq)
         else:  # another process sent it, or it was freed
             self._records.go_to(emitted_to, None)
-            self._sent.append(_Sent(spooled, self._records.hold_from, 0))
+            self._sent.append(_Sent(spooled, self._records.hold_from))
         self._number, self._predecessor = spooled, digest
         self._state[Word.LAST_CUT] = spooled
         self.acknowledged(spooled, uploaded)
@@ -205,7 +204,7 @@ class Stream:
         size_b = sum(len(part) for part in parts)
         self._state.cut(number, digest)
         self._number, self._predecessor = number, digest
-        self._sent.append(_Sent(number, self._records.hold_from, size_b))
+        self._sent.append(_Sent(number, self._records.hold_from))
         self.marks.place(marks, self._position(number))
         self._last_state, self._last_cut = state, time.monotonic()
         if ordered and not self._state[Word.EVER_ORDERED]:
@@ -283,10 +282,6 @@ class Stream:
             self._state[Word.FREED] = self._sent.popleft().number
         if free_seq > self._ring.consumer_seq:
             self._ring.free_to(free_seq)
-
-    def unspooled_b(self, spooled: int) -> int:
-        """Bytes of batches that were cut and are not spooled yet."""
-        return sum(sent.size_b for sent in self._sent if sent.number > spooled)
 
     # -- rounds ------------------------------------------------------------------------------------------------
 
