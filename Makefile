@@ -24,7 +24,7 @@ lint:
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-build/capture.bpf.o: agent/bpf/capture.bpf.c
+build/capture.bpf.o: agent/capture/bpf/capture.bpf.c
 	@mkdir -p build
 	clang -O2 -g -Wall -Werror -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -I/usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
 

@@ -39,7 +39,7 @@ def start(config: AgentConfig, stop: asyncio.Event) -> Awaitable[None]:
 
 def detach(argv: list[str]) -> int:
     """Removes every trace of capture from the kernel, and proves it."""
-    from agent.capture import detach
+    from agent.capture.maps import detach
 
     parser = argparse.ArgumentParser(prog="python -m agent detach", description="Detach capture.")
     parser.add_argument("--config", type=Path, required=True, help="agent.toml")

@@ -14,13 +14,13 @@ from typing import Any, Final
 
 import msgspec
 
-from agent import audit
-from agent.audit import Baseline, Outcome, Sample, Verdict
-from agent.capture import Capture
-from agent.disks import SYSFS, size_of
-from agent.drain import can_drain, drain, is_lively
-from agent.state import AgentState, Reason, Word
-from agent.stream import Stream
+from agent.capture import audit
+from agent.capture.audit import Baseline, Outcome, Sample, Verdict
+from agent.capture.disks import SYSFS, size_of
+from agent.capture.drain import can_drain, drain, is_lively
+from agent.capture.maps import Capture
+from agent.stream.cutter import Stream
+from agent.stream.state import AgentState, Reason, Word
 from shared import logging
 from shared.batch import SECTOR
 from shared.errors import AuditShortfallError, DeviceNotFoundError, EpochEndedError, UnderstudyError

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent import attach, disks, drain
-from agent.calibrate import Calibration
-from agent.disks import Disk
+from agent.capture import attach, disks, drain
+from agent.capture.calibrate import Calibration
+from agent.capture.disks import Disk
 from shared.errors import DeviceError, UnderstudyError
 
 _BITMAP_B_PER_TIB: Final = 24 << 20

@@ -16,17 +16,17 @@ from typing import Any, Final
 
 import msgspec
 
-from agent import disks
-from agent.attach import check_machine
-from agent.capture import Capture, detach
-from agent.catchup import CatchUp
+from agent.capture import disks
+from agent.capture.attach import check_machine
+from agent.capture.maps import Capture, detach
 from agent.config import AgentConfig
 from agent.continuity import Continuity
-from agent.sender import Sender, disk_infos
-from agent.state import AgentState, Reason, Word
 from agent.status import Rates, report
-from agent.stream import Stream
-from agent.sync_reader import SyncReader
+from agent.stream.catchup import CatchUp
+from agent.stream.cutter import Stream
+from agent.stream.sender import Sender, disk_infos
+from agent.stream.state import AgentState, Reason, Word
+from agent.stream.sync_reader import SyncReader
 from shared import logging
 from shared.batch import Mark, StreamState
 from shared.errors import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from agent.catchup import GRANULE_SECTORS
-from agent.state import Word
+from agent.stream.catchup import GRANULE_SECTORS
+from agent.stream.state import Word
 from shared.batch import SECTOR, StreamState
 from shared.errors import OrderLostError, UnderstudyError, UnreadableSourceError
 from shared.status import AgentDisk, AgentReport, Problem

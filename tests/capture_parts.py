@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agent import attach, audit
-from agent.capture import GRANULE_SECTORS, Capture, detach
-from agent.disks import Disk, find_disk
+from agent.capture import attach, audit
+from agent.capture.disks import Disk, find_disk
+from agent.capture.maps import GRANULE_SECTORS, Capture, detach
 from shared.errors import DeviceError
 from tests.loopdisk import loop_disk
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.disks import Disk, describe
+from agent.capture.disks import Disk, describe
 
 
 def make_disk(
     sysfs: Path, name: str, attributes: Mapping[str, str] | None = None, *, major: int = 8, mq: bool = True
 ) -> Disk:
-    """The folder of a whole disk below `sysfs`, and what `agent.disks` reads from it. `attributes` replace the
+    """The folder of a whole disk below `sysfs`, and what `agent.capture.disks` reads from it. `attributes` replace the
     defaults, by path."""
     folder = sysfs / "block" / name.replace("/", "!")
     folder.mkdir(parents=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.stream import Stream
+from agent.stream.cutter import Stream
 from shared.batch import SECTOR, Batch, BatchNumber, Epoch, StreamState, decode, has_payload
 
 

@@ -7,5 +7,5 @@
     protocol  Connection: who may say what when (a transition table), versions, acknowledgements, credit
 
 The rules of a session live here and nowhere else. The I/O around it is process_server/channel.py and
-agent/sender.py. Byte layout: FORMAT.md.
+agent/stream/sender.py. Byte layout: FORMAT.md.
 """

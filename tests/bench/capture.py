@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from agent.capture import detach
+from agent.capture.maps import detach
 from shared.batch import BatchNumber
-from tests.integration.test_stream import running
+from tests.integration.agent.test_stream import running
 from tests.loopdisk import loop_disk
 from tests.replica import Pump, Replica
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from agent import layout, libbpf
+from agent.capture import layout, libbpf
 from tests.lab import Lab, lab
 from tests.long.identity import compare
 from tests.long.story import Result, scratch, two_disks

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.bios import LAST, assemble, end_within, to_extents
+from agent.stream.bios import LAST, assemble, end_within, to_extents
 from shared.batch import Op
 
 HEADER = np.dtype(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.catchup import CatchUp, Chunk, Round
+from agent.stream.catchup import CatchUp, Chunk, Round
 from shared.batch import EXTENT, SECTOR, Op, has_payload
 
 GRANULE = 2

@@ -24,16 +24,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import agent.records
-import agent.stream
-from agent.bios import LAST, PIECE_SECTORS
-from agent.catchup import CatchUp, Chunk
-from agent.layout import DATA_B, OPEN_WRITE, RECORD, RECORD_SIZE
-from agent.marks import Marks
-from agent.records import Records
-from agent.ring import Window
-from agent.state import AgentState, Reason, Word
-from agent.stream import Stream
+import agent.stream.cutter
+import agent.stream.records
+from agent.capture.layout import DATA_B, OPEN_WRITE, RECORD, RECORD_SIZE
+from agent.capture.ring import Window
+from agent.stream.bios import LAST, PIECE_SECTORS
+from agent.stream.catchup import CatchUp, Chunk
+from agent.stream.cutter import Stream
+from agent.stream.marks import Marks
+from agent.stream.records import Records
+from agent.stream.state import AgentState, Reason, Word
 from shared.batch import SECTOR, Batch, Epoch, Mark, Op, StreamState, decode, has_payload
 
 DISKS = 2
@@ -475,10 +475,10 @@ def apply(batch: Batch, target: Image) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def small_and_impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent.records, "MAX_RECORDS", 5)
-        patch.setattr(agent.records, "MAX_PIECES", 7)
-        patch.setattr(agent.stream, "LOSS_QUIET_S", 0.0)
-        patch.setattr(agent.records, "HOLD_PATIENCE_S", 0.0)
+        patch.setattr(agent.stream.records, "MAX_RECORDS", 5)
+        patch.setattr(agent.stream.records, "MAX_PIECES", 7)
+        patch.setattr(agent.stream.cutter, "LOSS_QUIET_S", 0.0)
+        patch.setattr(agent.stream.records, "HOLD_PATIENCE_S", 0.0)
         yield
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from agent import continuity
-from agent.audit import Baseline, Outcome, Verdict
-from agent.capture import Incidents
+from agent.capture.audit import Baseline, Outcome, Verdict
+from agent.capture.layout import OPEN_WRITE
+from agent.capture.maps import Incidents
 from agent.continuity import Continuity
-from agent.layout import OPEN_WRITE
-from agent.state import AgentState, Reason, Word
+from agent.stream.state import AgentState, Reason, Word
 from shared.batch import Epoch
 
 NO_INCIDENTS = Incidents(0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import attach, preflight
-from agent.calibrate import Calibration
-from agent.disks import Disk
+from agent import preflight
+from agent.capture import attach
+from agent.capture.calibrate import Calibration
+from agent.capture.disks import Disk
 from agent.preflight import Finding, Mode, as_text, examine, exit_code
 from shared.errors import BpfError, CaptureUnavailableError, DeviceNotFoundError
 from tests.disk_parts import make_disk
@@ -19,7 +20,7 @@ from tests.disk_parts import make_disk
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     made = make_disk(tmp_path, "sda", {"device/wwid": "naa.1"})
-    monkeypatch.setattr("agent.disks.find_disk", lambda path, *, sysfs: made)
+    monkeypatch.setattr("agent.capture.disks.find_disk", lambda path, *, sysfs: made)
     return made
 
 
@@ -115,7 +116,7 @@ def test_everything_is_in_the_json(disk: Disk) -> None:
 
 def test_switched_off_counting_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_disk(tmp_path, "sdb", {"queue/iostats": "0"})
-    monkeypatch.setattr("agent.disks.find_disk", lambda path, *, sysfs: made)
+    monkeypatch.setattr("agent.capture.disks.find_disk", lambda path, *, sysfs: made)
     notes = " ".join(look(lambda _: Calibration("")).notes)
     assert "iostats = 0" in notes
     assert "no serial number" in notes

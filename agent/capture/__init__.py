@@ -1,0 +1,11 @@
+"""Capture: every write to the protected disks, seen by BPF programs that outlive the agent. Imports nothing of the stream.
+
+bpf/capture.bpf.c   the programs: every write copied into the ring at submission; the dirty bitmap when the ring is full
+libbpf, layout      loading them; the memory that they share with Python
+attach, pins        attached afresh, continued, detached; where capture lives while no agent runs
+calibrate           how a program finds a page's data, proved before it is used
+maps                the door: ring, bitmaps, open writes, counters of an attached capture
+ring                the ring as numpy arrays                            never blocks
+disks, audit        what a device is; whether the kernel counted more than capture saw
+drain               waiting until writes from before have ended          blocks as long as the disk does
+"""

@@ -1,0 +1,225 @@
+"""Attaching capture afresh, and telling whether what is pinned can be continued.
+
+A fresh attachment, in this order:
+1. the sector counters of the disks are read (the audit's baseline) before anything can be captured;
+2. load, calibrate;
+3. the disks' bitmaps, then the disks themselves;
+4. the programs: completions first, so that no captured write completes unseen;
+5. pins, then their folder gets its name.
+A kill at any point leaves either everything or a folder that the next attachment removes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.capture import audit, layout, libbpf, pins
+from agent.capture.calibrate import Calibration, calibrate
+from agent.capture.disks import Disk
+from shared.errors import CaptureUnavailableError, DiskResizedError, PinnedElsewhereError, UsageError
+
+OBJECT: Final = Path(__file__).resolve().parents[2] / "build/capture.bpf.o"
+PINNED_MAPS: Final = {
+    "control": ".data.control",
+    "ring": "ring",
+    "tracked": "tracked",
+    "open": "open_writes",
+    "counters": "counters",
+    "dirty": "dirty",
+}
+"""Maps of the object that are pinned: map name by pin name."""
+STATE: Final = "state"
+_BTF: Final = Path("/sys/kernel/btf/vmlinux")
+_LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
+COMPLETIONS: Final = ("us_rq_complete", "us_bio_complete")
+_ALWAYS: Final = (*COMPLETIONS, "us_rq_issue")
+_FOR_REQUESTS: Final = ("us_backmerge", "us_frontmerge", "us_getrq")
+_FOR_BIOS: Final = ("us_queue",)
+_REHEARSAL_RING_B: Final = 1 << 16
+
+
+def check_machine(
+    object_path: Path = OBJECT,
+    *,
+    btf: Path = _BTF,
+    lockdown: Path = _LOCKDOWN,
+    is_root: bool | None = None,
+) -> None:
+    """Raises CaptureUnavailableError if this machine or process obviously cannot load the programs."""
+    locked = lockdown.read_text() if lockdown.exists() else ""
+    for lacking, cause, action in (
+        (
+            not (os.geteuid() == 0 if is_root is None else is_root),
+            "this process is not root",
+            "Run the agent as root: it loads BPF programs.",
+        ),
+        (
+            not btf.exists(),
+            f"the kernel has no BTF ({btf} is missing)",
+            "Use a kernel from 5.17 on with CONFIG_DEBUG_INFO_BTF, as current distributions have.",
+        ),
+        (
+            "[confidentiality]" in locked,
+            "the kernel is locked down (confidentiality), which forbids BPF to read memory",
+            "Boot with lockdown=integrity or without lockdown.",
+        ),
+        (not object_path.exists(), f"{object_path} is missing", "Build it: make build/capture.bpf.o"),
+    ):
+        if lacking:
+            raise CaptureUnavailableError(
+                "Writes cannot be captured on this machine", cause=cause, action=action
+            )
+
+
+def rehearse(wanted: Sequence[Disk], *, object_path: Path = OBJECT) -> Calibration:
+    """Loads the programs and calibrates on `wanted`, then unloads them: what `attach` would get. Leaves
+    nothing behind."""
+    loaded = libbpf.BpfObject(object_path)
+    try:
+        loaded.set_max_entries("ring", _REHEARSAL_RING_B)
+        loaded.load()
+        return calibrate(loaded, *_calibration_maps(loaded), wanted)
+    finally:
+        loaded.close()
+
+
+def _calibration_maps(loaded: libbpf.BpfObject) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    control = mapped(loaded.map_fd(".data.control"), layout.CONTROL, 1).reshape(())
+    probe = mapped(loaded.map_fd(".data.probe"), layout.PROBE, 1).reshape(())
+    return control, probe
+
+
+def attach_fresh(pin_dir: Path, wanted: Sequence[Disk], ring_b: int, object_path: Path) -> None:
+    """Leaves a complete `pin_dir`, or nothing."""
+    if len(wanted) > layout.MAX_DISKS or not wanted:
+        raise UsageError(
+            f"{len(wanted)} disks cannot be protected",
+            cause=f"a machine may have 1 to {layout.MAX_DISKS}",
+            action="Choose fewer disks.",
+        )
+    folder = pins.staging(pin_dir)
+    pins.remove(folder)
+    baselines = [audit.read_stat(disk).sectors for disk in wanted]
+    with ExitStack() as undo:
+        undo.callback(pins.remove, folder)
+        loaded = libbpf.BpfObject(object_path)
+        # Descriptors of a running process keep programs attached; the pins alone shall.
+        undo_files = undo.enter_context(ExitStack())
+        undo_files.callback(loaded.close)
+        loaded.set_max_entries("ring", ring_b)
+        loaded.load()
+        control, probe = _calibration_maps(loaded)
+        control["cause"] = calibrate(loaded, control, probe, wanted).cause.encode()[:255]
+        folder.mkdir(parents=True)
+        for name, map_name in PINNED_MAPS.items():
+            libbpf.pin(loaded.map_fd(map_name), folder / name)
+        _make_array(STATE, layout.STATE_WORDS, libbpf.F_MMAPABLE, folder / STATE)
+        counters = mapped(loaded.map_fd("counters"), layout.COUNTERS, layout.MAX_DISKS)
+        for slot, disk in enumerate(wanted):
+            counters[slot]["base"][: layout.AUDIT_WORDS] = audit.Baseline(baselines[slot]).words()
+            _add_disk(loaded, folder, slot, disk)
+        for program in _needed(wanted):
+            link = loaded.attach(program)
+            undo_files.callback(link.close)
+            libbpf.pin(link.fd, pins.link_path(folder, program))
+        control["attached_ns"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        control["layout"] = layout.LAYOUT
+        pins.publish(pin_dir)
+
+
+def _add_disk(loaded: libbpf.BpfObject, folder: Path, slot: int, disk: Disk) -> None:
+    words = layout.bitmap_words(disk.sectors)
+    flags = libbpf.F_MMAPABLE | libbpf.F_INNER_MAP
+    first, second, todo = (folder / name for name in bitmap_names(slot))
+    _make_array("dirty_words", words, flags, first)
+    _make_array("dirty_words", words, flags, second)
+    _make_array("todo", words, libbpf.F_MMAPABLE, todo)
+    fd = libbpf.get(first)
+    try:
+        libbpf.update(loaded.map_fd("dirty"), key_bytes(slot), key_bytes(fd))
+    finally:
+        os.close(fd)
+    entry = np.zeros((), layout.TRACKED)
+    entry["slot"], entry["diskseq"], entry["sectors"] = slot, disk.diskseq, disk.sectors
+    entry["flags"] = layout.DISK_BIO_BASED if disk.bio_based else 0
+    libbpf.update(
+        loaded.map_fd("tracked"), key_bytes(layout.kernel_dev(disk.major, disk.minor)), entry.tobytes()
+    )
+
+
+def _needed(wanted: Sequence[Disk]) -> list[str]:
+    """The programs that these disks need, completions first."""
+    programs = list(_ALWAYS)
+    if any(not disk.bio_based for disk in wanted):
+        programs += _FOR_REQUESTS
+    if any(disk.bio_based for disk in wanted):
+        programs += _FOR_BIOS
+    return programs
+
+
+def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> list[Disk]:
+    """`wanted` in the order of the pinned capture's slots. Raises PinnedElsewhereError unless it captures
+    exactly these; DiskResizedError, which is one, if it does but one has another size."""
+    what = f"Capture pinned at {pin_dir} cannot be continued"
+    missing = [name for name in (*PINNED_MAPS, STATE) if not (pin_dir / name).exists()]
+    if missing:
+        raise PinnedElsewhereError(what, cause=f"pins are missing: {', '.join(missing)}")
+    with ExitStack() as files:
+        fds = {}
+        for name in ("control", "tracked"):
+            fds[name] = libbpf.get(pin_dir / name)
+            files.callback(os.close, fds[name])
+        if libbpf.map_info(fds["control"]).value_size != layout.CONTROL.itemsize:
+            raise PinnedElsewhereError(what, cause="it was made by another version of the agent")
+        control = mapped(fds["control"], layout.CONTROL, 1).reshape(())
+        if int(control["layout"]) != layout.LAYOUT:
+            raise PinnedElsewhereError(what, cause="it was made by another version of the agent")
+        keys, values = libbpf.read_hash(fds["tracked"], np.dtype("<u4"), layout.TRACKED)
+    pinned = {int(key): value for key, value in zip(keys, values, strict=True)}
+    by_dev = {layout.kernel_dev(disk.major, disk.minor): disk for disk in wanted}
+    if by_dev.keys() != pinned.keys():
+        names = ", ".join(f"{key >> 20}:{key & 0xFFFFF}" for key in sorted(pinned))
+        raise PinnedElsewhereError(what, cause=f"it captures other disks (devices {names})")
+    for key, disk in by_dev.items():
+        entry = pinned[key]
+        if int(entry["diskseq"]) != disk.diskseq:
+            raise PinnedElsewhereError(what, cause=f"{disk.path} is not the disk that was captured any more")
+        if int(entry["sectors"]) != disk.sectors:
+            raise DiskResizedError(
+                what, cause=f"{disk.path} has {disk.sectors} sectors now, not {int(entry['sectors'])}"
+            )
+    return sorted(wanted, key=lambda disk: int(pinned[layout.kernel_dev(disk.major, disk.minor)]["slot"]))
+
+
+def _make_array(name: str, words: int, flags: int, path: Path) -> None:
+    fd = libbpf.create_array(name, 8, words, flags)
+    try:
+        libbpf.pin(fd, path)
+    finally:
+        os.close(fd)
+
+
+def bitmap_names(slot: int) -> tuple[str, str, str]:
+    """Pins of the slot's two dirty bitmaps and its to-do bitmap."""
+    return f"dirty-a-{slot:02d}", f"dirty-b-{slot:02d}", f"todo-{slot:02d}"
+
+
+def key_bytes(number: int) -> bytes:
+    """A key, or a descriptor given as a value."""
+    return number.to_bytes(4, "little")
+
+
+def mapped(fd: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """An array in the map's own memory; unmapped when the last view of it is gone."""
+    size = -(-dtype.itemsize * count // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    return np.frombuffer(memory, dtype, count)

@@ -1,0 +1,160 @@
+"""The audit (I2): does the kernel count more written sectors than capture saw?
+
+The kernel counts a write's sectors in /sys/block/*/stat when it completes, failed ones too; capture counts
+them when they enter the device (`seen`), and again when it sees them complete (`completed`). So at any
+moment
+
+    stat = completed + what completed unseen,    seen = completed + what is in flight.
+
+Shortfall: stat is read FIRST, our counters second. What stat contains had been seen before, so stat > seen
+proves that a write went past capture, however busy the disk is.
+
+Exact: stat == completed. A missed submission makes stat the larger, and so does a missed completion, so
+they cannot cancel. The two must be of one moment: our counters are read before and after stat, and must not
+have moved (`still`). Also exact is stat == seen, for an idle disk on which a completion was missed; should
+just as many sectors have gone past capture as are in flight, that is wrong until the next look.
+
+Baseline: writes in flight at the attachment add to stat without having been seen. How much they added is
+stat − completed at a still moment, once none of them is left (`settled`, the caller's knowledge). Between
+our hook and the kernel's own addition lie some nanoseconds, and missed completions are accounted late, so
+one moment is not believed: `SAME` in a row must agree. A later agreement on less corrects the baseline;
+more is never believed.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.capture.disks import SYSFS, Disk, counts_sectors
+
+_WRITTEN_SECTORS, _DISCARDED_SECTORS = 6, 13
+_WRAP: Final = (1 << 64) - 1
+SAME: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What the kernel counted: sectors written and discarded since boot, and whether it counts at all."""
+
+    sectors: int
+    counting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at a disk. `still`: neither of the counters moved while stat was read."""
+
+    stat: Stat
+    seen_sectors: int
+    completed_sectors: int
+    still: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What stat and our counters differed by from the beginning, as far as it is known."""
+
+    stat_sectors: int
+    """The kernel's count just before the attachment."""
+    offset_sectors: int | None = None
+    """What it counted since then of writes from before the attachment; None while that is not known."""
+    candidate_sectors: int = 0
+    """The offset that the last still sample spoke for, and how many in a row did."""
+    agreed: int = 0
+    gap: bool = False
+    """The kernel's counting was off for a while, so it may have counted less than was written."""
+
+    def words(self) -> list[int]:
+        """As kept in `Capture.audit_words`."""
+        known = self.offset_sectors is not None
+        numbers = (
+            self.stat_sectors,
+            self.offset_sectors or 0,
+            int(known),
+            self.candidate_sectors,
+            self.agreed,
+            int(self.gap),
+        )
+        return [number & _WRAP for number in numbers]
+
+    @staticmethod
+    def from_words(words: npt.NDArray[np.uint64]) -> Baseline:
+        stat, offset, known, candidate, agreed, gap = words[:6].view(np.int64).tolist()
+        return Baseline(stat, offset if known else None, candidate, agreed, bool(gap))
+
+
+class Outcome(enum.Enum):
+    EXACT = "exact"
+    """Every write that completed was seen."""
+    IN_FLIGHT = "in-flight"
+    """Nothing is known to be missing; writes in flight hide the rest."""
+    SHORTFALL = "shortfall"
+    """Writes went past capture."""
+    UNVERIFIABLE = "unverifiable"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    outcome: Outcome
+    sectors: int = 0
+    """SHORTFALL: at least so many are missing. IN_FLIGHT: so many lie between capture and the kernel's
+    count."""
+    cause: str = ""
+
+
+def compare(sample: Sample, baseline: Baseline) -> Verdict:
+    """Judges one disk. Pure."""
+    if not sample.stat.counting:
+        return Verdict(
+            Outcome.UNVERIFIABLE, cause="the kernel does not count this disk's sectors (iostats = 0)"
+        )
+    idle = sample.still and sample.seen_sectors == sample.completed_sectors
+    counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
+    if idle and not baseline.gap and counted < sample.seen_sectors:
+        return Verdict(Outcome.UNVERIFIABLE, cause="the disk's driver does not count all that is written")
+    if baseline.offset_sectors is None:
+        cause = "writes from before the attachment cannot be told apart yet"
+        return Verdict(Outcome.UNVERIFIABLE, cause=cause)
+    if counted > sample.seen_sectors:
+        cause = "the kernel counted more written sectors than capture saw"
+        return Verdict(Outcome.SHORTFALL, counted - sample.seen_sectors, cause)
+    if sample.still and counted in (sample.completed_sectors, sample.seen_sectors):
+        return Verdict(Outcome.EXACT)
+    return Verdict(Outcome.IN_FLIGHT, sample.seen_sectors - counted)
+
+
+def settle(sample: Sample, baseline: Baseline) -> Baseline:
+    """One step towards the offset, from a sample taken when no write from before the attachment can be in
+    flight. Pure.
+
+    A sample without counting makes everything unknown again: what was written meanwhile cannot be found out.
+    """
+    if not sample.stat.counting:
+        return Baseline(baseline.stat_sectors, gap=True)
+    if not sample.still:
+        return baseline
+    candidate = sample.stat.sectors - baseline.stat_sectors - sample.completed_sectors
+    agreed = min(baseline.agreed + 1, SAME) if candidate == baseline.candidate_sectors else 1
+    known = baseline.offset_sectors
+    believable = candidate >= 0 or baseline.gap
+    if agreed >= SAME and believable and (known is None or candidate < known):
+        known = candidate
+    return replace(baseline, offset_sectors=known, candidate_sectors=candidate, agreed=agreed)
+
+
+def switch_on(disk: Disk, *, sysfs: Path = SYSFS) -> None:
+    """Makes the kernel count the disk's sectors (again)."""
+    (sysfs / f"block/{disk.name.replace('/', '!')}/queue/iostats").write_text("1")
+
+
+def read_stat(disk: Disk, *, sysfs: Path = SYSFS) -> Stat:
+    folder = sysfs / f"block/{disk.name.replace('/', '!')}"
+    fields = (folder / "stat").read_text().split()
+    discarded = int(fields[_DISCARDED_SECTORS]) if len(fields) > _DISCARDED_SECTORS else 0
+    return Stat(int(fields[_WRITTEN_SECTORS]) + discarded, counts_sectors(folder))

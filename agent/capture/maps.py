@@ -1,0 +1,319 @@
+"""Capture: the door to the BPF programs' maps. Attaches the programs, or continues what is pinned.
+
+Input: disks. Output: the ring, dirty bitmaps, open writes, counters. Blocks only in `attach` and in
+`swap_dirty` (an RCU grace period). Once pinned, nothing here is needed to keep capturing; an agent that
+comes back finds the same maps and goes on from the ring's consumer position.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.capture import disks, layout, libbpf, pins
+from agent.capture.attach import (
+    COMPLETIONS,
+    OBJECT,
+    PINNED_MAPS,
+    STATE,
+    attach_fresh,
+    bitmap_names,
+    by_slot,
+    check_machine,
+    key_bytes,
+    mapped,
+)
+from agent.capture.disks import Disk
+from agent.capture.layout import GRANULE_SECTORS
+from agent.capture.ring import Ring
+
+__all__ = ["GRANULE_SECTORS", "Capture", "Counters", "Incidents", "describe_loss", "detach"]
+
+_SWAPS_AT_ONCE: Final = 8
+_LOSSES: Final = (
+    ("ring_full", "the ring was full: writes came faster than they were sent"),
+    ("failed", "writes failed on the disk"),
+    ("unreadable", "the data of writes could not be read"),
+    ("unsupported", "writes of a kind that cannot be captured"),
+    ("passthrough", "commands past the block layer"),
+    ("unknown_range", "a disk was replaced or grew"),
+)
+"""Fields of `Incidents` that raise the loss count, and what they mean."""
+
+detach = pins.detach
+Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What happened to a disk since capture was attached. Sectors, if nothing else is said."""
+
+    seen_sectors: int
+    """Of writes that entered the device: captured + marked."""
+    captured_sectors: int
+    marked_sectors: int
+    zeroed_sectors: int
+    """Of the captured: discards and write-zeroes."""
+    completed_sectors: int
+    errored_sectors: int
+    """Of the completed: with an error, and marked for that."""
+    unseen_sectors: int
+    """Completed without having been seen: from before the attachment, or gone past capture."""
+    records: int
+    writes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Incidents:
+    """Counts since the attachment, for the whole machine."""
+
+    ring_full: int
+    """Writes marked because the ring had no room."""
+    unreadable: int
+    unsupported: int
+    failed: int
+    open_missed: int
+    """Writes in flight that `open_writes` does not know."""
+    passthrough: int
+    """Write commands past the block layer (SG_IO): what they wrote is unknown, the disk must be
+    resynchronised."""
+    unknown_range: int
+    """Something was written and nobody knows where: the machine must be resynchronised."""
+    late: int
+    """Completions that were missed, and noticed when the bio's memory was used again; their ranges are
+    marked."""
+    recursion_misses: int
+    """Runs of the programs that see submissions which the kernel skipped: each may be a write that was not seen. (A completion that
+    was not seen shows otherwise: `late`.)"""
+
+
+def describe_loss(now: Incidents, before: Incidents | None) -> str:
+    """What happened between the two, for people; empty if nothing did. Pure."""
+
+    def count(name: str) -> int:
+        return int(getattr(now, name)) - (int(getattr(before, name)) if before else 0)
+
+    happened = sorted(((count(name), text) for name, text in _LOSSES), reverse=True)
+    return "; ".join(text for times, text in happened if times)
+
+
+class Capture:
+    """An attached capture. Made by `attach`; `close` lets go of it without detaching anything."""
+
+    def __init__(self, folder: Path, disks_in_order: Sequence[Disk], *, fresh: bool) -> None:
+        self.fresh: Final = fresh
+        """True if this attachment made the capture; False if it was running."""
+        self.disks: Final = tuple(disks_in_order)
+        """By slot: the `disk` of a ring record is an index into this."""
+        self._open_files = ExitStack()
+        self._fds = {name: self._open(folder / name) for name in PINNED_MAPS}
+        ring_b = libbpf.map_info(self._fds["ring"]).max_entries
+        self.ring: Final = Ring(self._fds["ring"], ring_b)
+        self._control = mapped(self._fds["control"], layout.CONTROL, 1).reshape(())
+        self._counters = mapped(self._fds["counters"], layout.COUNTERS, layout.MAX_DISKS)
+        self._dirty: list[tuple[_Bitmap, _Bitmap]] = []
+        self._todo: list[_Bitmap] = []
+        for slot, disk in enumerate(self.disks):
+            words = layout.bitmap_words(disk.sectors)
+            first, second, todo = (_Bitmap(self._open(folder / name), words) for name in bitmap_names(slot))
+            self._dirty.append((first, second))
+            self._todo.append(todo)
+        self.state: Final[Words] = mapped(self._open(folder / STATE), np.dtype("<u8"), layout.STATE_WORDS)
+        """4096 words that live as long as the capture; agent.state owns their meaning."""
+        self._incidents_at_swap: Incidents | None = None
+        # Ids, not descriptors: a process that holds a program open would keep it alive after a detach.
+        self._programs = tuple(pins.program_ids(folder, leave_out=COMPLETIONS).values())
+
+    @classmethod
+    def attach(
+        cls, pin_dir: Path, wanted: Sequence[Disk], ring_b: int, *, object_path: Path = OBJECT
+    ) -> Capture:
+        """Attaches capture to `wanted`, or continues what is pinned at `pin_dir` if that is the same disks.
+
+        `ring_b`: a power of two; a continued capture keeps the ring it has. Raises UsageError,
+        UnsuitableDiskError for disks that cannot be protected, CaptureUnavailableError or BpfError if this
+        machine cannot capture, PinnedElsewhereError if `pin_dir` holds another capture (other disks,
+        another size, another layout).
+        """
+        check_machine(object_path)
+        disks.check_set(wanted)
+        pins.ensure_bpffs(pin_dir)
+        fresh = not pins.exist(pin_dir)
+        if fresh:
+            attach_fresh(pin_dir, wanted, ring_b, object_path)
+        return cls(pin_dir, by_slot(pin_dir, wanted), fresh=fresh)
+
+    def close(self) -> None:
+        """Closes descriptors. Capture goes on; views of its memory stay valid until they are dropped."""
+        self._open_files.close()
+
+    # -- what capture is -----------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> Literal["ordered", "bitmap"]:
+        return "ordered" if int(self._control["direct_map"]) else "bitmap"
+
+    @property
+    def mode_cause(self) -> str:
+        """Why the mode is bitmap; empty if it is not."""
+        cause: bytes = self._control["cause"].item()
+        return cause.decode(errors="replace")
+
+    @property
+    def attached_boot_ns(self) -> int:
+        """CLOCK_BOOTTIME when the last program was attached: every write submitted later is seen."""
+        return int(self._control["attached_ns"])
+
+    # -- loss ----------------------------------------------------------------------------------------------
+
+    def loss_count(self) -> int:
+        """How many writes, of all disks together, are not in the ring. Whoever reads a new value finds
+        their bits set."""
+        return int(self._control["loss"])
+
+    def loss_cause(self) -> str:
+        """Why writes were lost since the last swap (or, if none was, since the attachment), most frequent
+        first; for people."""
+        if self.mode == "bitmap":
+            return f"data cannot be captured on this machine: {self.mode_cause}"
+        return describe_loss(self.incidents(), self._incidents_at_swap) or describe_loss(
+            self.incidents(), None
+        )
+
+    def open_missed(self) -> int:
+        """How many writes in flight `open_writes` did not know of, since the attachment."""
+        return int(self._control["open_missed"])
+
+    def incidents(self) -> Incidents:
+        control = self._control
+        return Incidents(
+            ring_full=int(control["lost_full"]),
+            unreadable=int(control["lost_unreadable"]),
+            unsupported=int(control["lost_unsupported"]),
+            failed=int(control["lost_failed"]),
+            open_missed=self.open_missed(),
+            passthrough=int(control["passthrough"]),
+            unknown_range=int(control["unknown_range"]),
+            late=int(control["late"]),
+            recursion_misses=self.recursion_misses(),
+        )
+
+    def recursion_misses(self) -> int:
+        """Runs of submission programs that the kernel skipped because the program was already running on
+        that CPU; more than before means loss."""
+        misses = 0
+        for program in self._programs:
+            fd = libbpf.program_fd(program)
+            try:
+                misses += libbpf.program_info(fd).recursion_misses
+            finally:
+                os.close(fd)
+        return misses
+
+    # -- bitmaps -------------------------------------------------------------------------------------------
+
+    def swap_dirty(self) -> None:
+        """Makes the inactive bitmap of every disk the active one. On return, no program writes to the
+        former any more."""
+        self._incidents_at_swap = self.incidents()
+        with ThreadPoolExecutor(
+            _SWAPS_AT_ONCE
+        ) as pool:  # each waits for a grace period, which they can share
+            list(pool.map(self._swap, range(len(self._dirty))))
+
+    def wait_for_programs(self) -> None:
+        """Returns when every run of a program that was going on at the call has ended: an RCU grace period, which any update of
+        `dirty` is."""
+        active = self._dirty[0][self._active(0)]
+        libbpf.update(self._fds["dirty"], key_bytes(0), key_bytes(active.fd))
+
+    def _swap(self, slot: int) -> None:
+        inactive = self._dirty[slot][1 - self._active(slot)]
+        libbpf.update(self._fds["dirty"], key_bytes(slot), key_bytes(inactive.fd))
+
+    def inactive_dirty(self, disk: int) -> Words:
+        """The bitmap that no program writes to; bit i of word w is granule 64 w + i. Clear it before the
+        next swap."""
+        return self._dirty[disk][1 - self._active(disk)].words
+
+    def active_dirty(self, disk: int) -> Words:
+        """The bitmap that programs are writing to; only to be looked at."""
+        return self._dirty[disk][self._active(disk)].words
+
+    def todo(self, disk: int) -> Words:
+        """Catch-up's to-do bitmap, same shape; no program knows it."""
+        return self._todo[disk].words
+
+    def _active(self, slot: int) -> int:
+        found = libbpf.lookup(self._fds["dirty"], key_bytes(slot), 4)
+        active = int.from_bytes(found or b"", "little")
+        return next(i for i, bitmap in enumerate(self._dirty[slot]) if bitmap.id == active)
+
+    # -- writes in flight, counters ------------------------------------------------------------------------
+
+    def open_writes(self) -> npt.NDArray[np.void]:
+        """The writes in flight (`layout.OPEN_WRITE`). May hold some that completed unseen, but misses none
+        unless `incidents().open_missed` says so."""
+        return libbpf.read_hash(self._fds["open"], np.dtype("<u8"), layout.OPEN_WRITE)[1]
+
+    def forget_open(self, until_ns: int) -> npt.NDArray[np.void]:
+        """Drops the open writes from `until_ns` (boot clock) or before, for a caller who knows that they
+        have completed.
+
+        Returns them: whether they failed is unknown, so their ranges should be read again in the next round.
+        """
+        keys, values = libbpf.read_hash(self._fds["open"], np.dtype("<u8"), layout.OPEN_WRITE)
+        old = np.flatnonzero(values["since_ns"] <= np.uint64(until_ns))
+        # A deletion that finds nothing lost the race against the completion, which then counted the write.
+        dropped = [i for i in old if libbpf.delete(self._fds["open"], keys[i].tobytes())]
+        for write in values[dropped]:
+            self._counters[int(write["disk"])]["base"][layout.FORGOTTEN_WORD] += np.uint64(write["sectors"])
+        return values[dropped]
+
+    def counters(self, disk: int) -> Counters:
+        row = self._counters[disk]
+        return Counters(
+            seen_sectors=int(row["seen"]),
+            captured_sectors=int(row["captured"]),
+            marked_sectors=int(row["marked"]),
+            zeroed_sectors=int(row["zeroed"]),
+            completed_sectors=self.sector_counts(disk)[1],
+            errored_sectors=int(row["errored"]),
+            unseen_sectors=int(row["unseen"]),
+            records=int(row["records"]),
+            writes=int(row["writes"]),
+        )
+
+    def sector_counts(self, disk: int) -> tuple[int, int]:
+        """Sectors of writes seen, and of writes completed."""
+        row = self._counters[disk]
+        return int(row["seen"]), int(row["completed"]) + int(row["base"][layout.FORGOTTEN_WORD])
+
+    def audit_words(self, disk: int) -> Words:
+        """Six words per disk that live as long as the capture; agent.audit owns their meaning."""
+        words: Words = self._counters[disk]["base"][: layout.AUDIT_WORDS]
+        return words
+
+    # -- resources -----------------------------------------------------------------------------------------
+
+    def _keep(self, fd: int) -> int:
+        self._open_files.callback(os.close, fd)
+        return fd
+
+    def _open(self, path: Path) -> int:
+        return self._keep(libbpf.get(path))
+
+
+class _Bitmap:
+    def __init__(self, fd: int, words: int) -> None:
+        self.fd = fd
+        self.id = libbpf.map_info(fd).id
+        self.words: Words = mapped(fd, np.dtype("<u8"), words)

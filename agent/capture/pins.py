@@ -1,0 +1,148 @@
+"""Pins: where capture lives while no agent runs. Maps and links pinned in a folder of bpffs keep the
+programs attached.
+
+A folder of pins is made under another name and renamed when everything in it is complete, so what has the
+right name is whole; a folder with the other name is what a killed attachment left, and is removed by the
+next. Unpinning a link detaches its program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Final
+
+from agent.capture import libbpf
+from shared.errors import BpfError, DetachError, DeviceError
+
+_BPFFS: Final = Path("/sys/fs/bpf")
+_LINK_PREFIX: Final = "link-"
+_GONE_WITHIN_S: Final = 10.0
+
+
+def staging(pin_dir: Path) -> Path:
+    return pin_dir.with_name(f"{pin_dir.name}-incomplete")
+
+
+def ensure_bpffs(pin_dir: Path) -> None:
+    """Mounts bpffs at its usual place if `pin_dir` wants to be there; raises DeviceError if `pin_dir` would
+    not be in a bpffs."""
+    if pin_dir.is_relative_to(_BPFFS) and not os.path.ismount(_BPFFS):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(b"bpf", os.fsencode(_BPFFS), b"bpf", ctypes.c_ulong(0), None) != 0:
+            raise DeviceError(
+                f"{_BPFFS} could not be mounted",
+                cause=os.strerror(ctypes.get_errno()),
+                action=f"Run as root, on a kernel with BPF: mount -t bpf bpf {_BPFFS}.",
+            )
+    existing = next(parent for parent in (pin_dir, *pin_dir.parents) if parent.exists())
+    if _filesystem_type(existing) != libbpf.BPFFS_MAGIC:
+        raise DeviceError(
+            f"Capture cannot be pinned at {pin_dir}",
+            cause=f"{existing} is not in a BPF file system",
+            action=f"Choose a folder below {_BPFFS}.",
+        )
+
+
+def exist(pin_dir: Path) -> bool:
+    """Whether something is pinned there; an empty folder is nothing."""
+    return pin_dir.is_dir() and any(pin_dir.iterdir())
+
+
+def publish(pin_dir: Path) -> None:
+    """Gives the complete staging folder its name."""
+    staging(pin_dir).rename(pin_dir)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder of pins; links first, since they do something."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir(), key=lambda path: not path.name.startswith(_LINK_PREFIX)):
+        path.unlink()
+    folder.rmdir()
+
+
+def link_path(folder: Path, program: str) -> Path:
+    return folder / f"{_LINK_PREFIX}{program}"
+
+
+def link_paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_LINK_PREFIX}*"))
+
+
+def program_ids(folder: Path, leave_out: Collection[str] = ()) -> dict[int, int]:
+    """Program id by link id, of the pinned links but those of the programs to `leave_out`."""
+    ids = {}
+    left_out = {link_path(folder, program) for program in leave_out}
+    for path in link_paths(folder):
+        if path in left_out:
+            continue
+        fd = libbpf.get(path)
+        try:
+            info = libbpf.link_info(fd)
+        finally:
+            os.close(fd)
+        ids[info.id] = info.prog_id
+    return ids
+
+
+def detach(pin_dir: Path) -> None:
+    """Removes every trace of a capture from the kernel, and proves it: its pins, links and programs are
+    gone when this returns.
+
+    No pins: nothing to do. Its maps go with the last process that has them open. Raises DetachError if
+    something stays attached, which takes somebody else who holds a link of ours open.
+    """
+    ids: dict[int, int] = {}
+    for folder in (pin_dir, staging(pin_dir)):
+        if folder.is_dir():
+            ids |= program_ids(folder)
+            remove(folder)
+    _remove_empty(pin_dir.parent)
+    deadline = time.monotonic() + _GONE_WITHIN_S
+    pause_s = 0.001
+    while left := _alive(ids):
+        # The kernel frees links and programs after a grace period; nothing tells when.
+        if time.monotonic() > deadline:
+            raise DetachError(
+                f"Capture pinned at {pin_dir} is still attached",
+                cause=f"something holds its BPF {', '.join(left)} open",
+                action="Stop the agent (and bpftool) and detach again.",
+            )
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.1)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes the folders above the pins that nobody else uses, up to the mount point."""
+    while folder.is_dir() and not os.path.ismount(folder):
+        try:
+            folder.rmdir()
+        except OSError:  # somebody else's pins are in it
+            return
+        folder = folder.parent
+
+
+def _alive(ids: dict[int, int]) -> list[str]:
+    alive = []
+    for link in _known(libbpf.links()) & ids.keys():
+        alive.append(f"link {link}")
+    for program in _known(libbpf.programs()) & set(ids.values()):
+        alive.append(f"program {program}")
+    return alive
+
+
+def _known(infos: Iterable[libbpf.LinkInfo | libbpf.ProgramInfo]) -> set[int]:
+    return {info.id for info in infos}
+
+
+def _filesystem_type(path: Path) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = (ctypes.c_long * 32)()  # struct statfs: f_type comes first
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        raise BpfError(f"{path} could not be looked at", cause=os.strerror(ctypes.get_errno()))
+    return int(buffer[0])

@@ -1,0 +1,319 @@
+"""The session with the process server: sends what the stream cuts, under credit, and takes acknowledgements.
+
+Input: `Stream.cut()`. Output: TLS to port 9443 of the process server. It blocks on credit and on the socket; the kernel's ring goes on
+filling meanwhile, and overflows into the dirty bitmap, so the workload never waits.
+
+Every session begins by comparing histories. A process server that is ahead of what was ever sent, behind what is still held, or whose
+last batch is not ours, cannot be continued: then a new epoch begins, with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from agent.stream.cutter import CutBatch, Stream
+from agent.stream.state import AgentState, Reason, Word
+from shared import logging, tls
+from shared.batch import HEADER_SIZE, Buffer, Epoch, StreamState
+from shared.errors import (
+    ContinuityError,
+    DeviceError,
+    NotReadyError,
+    PeerError,
+    UnderstudyError,
+    UnreachableError,
+)
+from shared.wire.messages import Ack, DiskInfo, Hello, Welcome
+from shared.wire.protocol import Acked, Connection, Ended, Event, Failed, Faulted, Side, Welcomed
+
+_log = logging.get()
+
+BATCH_B: Final = 9 * 1024 * 1024 + HEADER_SIZE
+"""More than any batch of ours takes; what credit must have room for before one is cut."""
+LINGER_S: Final = 0.1
+"""Small batches are cut at most this often; so long may a write wait for company. It also bounds how many batches there are for the
+digests that `AgentState` remembers."""
+LINGER_BELOW_B: Final = 256 * 1024
+IDLE_S: Final = 0.02
+CONNECT_S: Final = 10.0
+PING_S: Final = 10.0
+SILENCE_S: Final = 30.0
+RETRY_LIMIT_S: Final = 10.0
+RETRY_AFTER_LIMIT_S: Final = 60.0
+STEADY_S: Final = 30.0
+"""A session that was open for so long was a good one: the next is not waited for longer on account of earlier failures."""
+DEVICE_RETRY_S: Final = 5.0
+
+
+class _NewEpochError(Exception):
+    """The session must end, since a new epoch is wanted."""
+
+
+class Sender:
+    """Keeps a session with one process server alive until told to stop."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        state: AgentState,
+        hello: Callable[[], Hello],
+        address: tuple[str, int],
+        files: tls.TlsFiles,
+        end_epoch: Callable[[Reason], None],
+    ) -> None:
+        self._stream = stream
+        self._state = state
+        self._hello = hello
+        self._address = address
+        self._context = tls.client_context(files)
+        self._files = files
+        self._end_epoch = end_epoch
+        self.connected = False
+        self.problem: UnderstudyError | None = None
+        """Why there is no session, or why catch-up does not go on; None while all is well."""
+        self.spooled = self.uploaded = 0
+        self.sent_b = 0
+        """Bytes of batches sent since the start."""
+        self.sent = 0
+        self.credit_b = 0
+        self.uploaded_ordered_ns = 0
+        """`captured_ns` of the newest batch that is ordered and uploaded."""
+        self._ordered_sent: list[tuple[int, int]] = []
+        self._written = 0.0
+        self._flush = asyncio.Event()
+        self._retry_after_s = 0.0
+
+    def reload_certificate(self) -> None:
+        self._context.load_cert_chain(self._files.cert, self._files.key)
+
+    def flush(self) -> None:
+        """Asks the process server, once everything cut so far is sent, to upload at once."""
+        self._flush.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Returns soon after `stop` is set. A session that ends is begun again, with backoff."""
+        failures = 0
+        while not stop.is_set():
+            began = time.monotonic()
+            self._retry_after_s = 0.0
+            try:
+                await self._session(stop)
+            except _NewEpochError:
+                _log.info("the session begins again, for a new epoch")
+            except PeerError as exc:
+                if self.problem is None or self.problem.as_dict() != exc.as_dict():
+                    _log.warning("no session with the process server; capture goes on", **exc.as_dict())
+                self.problem = exc
+            finally:
+                self.connected = False
+            failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+            pause_s = min(RETRY_LIMIT_S, 0.125 * 2.0 ** min(failures, 7)) * random.uniform(0.5, 1.0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), max(pause_s, self._retry_after_s))
+
+    # -- one session ---------------------------------------------------------------------------------------
+
+    async def _session(self, stop: asyncio.Event) -> None:
+        host, port = self._address
+        what = f"The process server {host}:{port} could not be reached"
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                reader, writer = await asyncio.open_connection(
+                    host, port, ssl=self._context, limit=64 * 1024, ssl_handshake_timeout=CONNECT_S
+                )
+        except (OSError, TimeoutError) as exc:
+            raise tls.translate(exc, what) from exc
+        connection = Connection(Side.AGENT)
+        try:
+            hello = self._hello()
+            self._write(writer, connection.send_hello(hello))
+            self._take_up(hello, await self._welcome(connection, reader))
+            await self._stream_until(stop, connection, reader, writer)
+        except (OSError, TimeoutError) as exc:
+            raise tls.translate(exc, f"The session with the process server {host}:{port} ended") from exc
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), 2.0)
+
+    async def _welcome(self, connection: Connection, reader: asyncio.StreamReader) -> Welcome:
+        # A process server that has to recover or to allocate an epoch in slow storage may take its time, but pings meanwhile.
+        if self.problem is not None:  # whatever it was, there is a connection now
+            self.problem = NotReadyError(
+                "The process server has been reached, but does not take the stream yet"
+            )
+        welcome = None
+        while welcome is None:
+            for event in await self._receive(connection, reader):
+                if isinstance(event, Welcomed):
+                    welcome = event.welcome
+                else:
+                    self._refuse(event)  # also what came right behind Welcome
+        return welcome
+
+    def _take_up(self, hello: Hello, welcome: Welcome) -> None:
+        """Goes on where the process server stands, or finds that this is not our history."""
+        state = self._state
+        if state[Word.EPOCH] == 0:
+            if hello.epoch or hello.suspect_since_ns != state[Word.SUSPECT_SINCE_NS]:
+                raise _NewEpochError  # continuity was lost after Hello: what is welcomed is not what is wanted now
+            self._stream.begin_epoch(Epoch(welcome.epoch))
+            self._ordered_sent.clear()
+            self.uploaded_ordered_ns = 0
+            _log.info("epoch begun", epoch=welcome.epoch, reason=state.reason.text)
+        elif welcome.spooled > state[Word.LAST_CUT]:
+            self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
+        elif welcome.spooled < state[Word.FREED]:
+            self._want_epoch(Reason.PROCESS_SERVER_BEHIND)
+        elif state.digest_of(welcome.spooled) != welcome.spooled_digest:
+            self._want_epoch(Reason.DIGEST_MISMATCH)
+        self._stream.resume(welcome.spooled, welcome.spooled_seq, welcome.spooled_digest, welcome.uploaded)
+        self._ordered_sent = [sent for sent in self._ordered_sent if sent[0] <= welcome.spooled]
+        self._note(welcome)
+        self.connected = True
+        self.problem = None
+        _log.info("session opened", epoch=welcome.epoch, spooled=welcome.spooled, uploaded=welcome.uploaded)
+
+    def _want_epoch(self, reason: Reason) -> None:
+        self._end_epoch(reason)
+        raise _NewEpochError
+
+    async def _stream_until(
+        self,
+        stop: asyncio.Event,
+        connection: Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        tasks = {
+            asyncio.create_task(self._pump(connection, writer), name="pump"),
+            asyncio.create_task(self._take_acks(connection, reader), name="acks"),
+        }
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _pump(self, connection: Connection, writer: asyncio.StreamWriter) -> None:
+        while True:
+            cut = await self._cut(connection)
+            if cut is not None:
+                self._write(writer, connection.send_batch(cut.batch.number, cut.parts))
+                self._sent(cut)
+            if self._flush.is_set():
+                self._flush.clear()
+                self._write(writer, connection.send_flush())
+            elif cut is None and time.monotonic() - self._written > PING_S:
+                self._write(writer, connection.send_ping())
+            await writer.drain()
+            if cut is None:
+                await self._pause(IDLE_S)
+            elif cut.size_b < LINGER_BELOW_B:
+                await self._pause(LINGER_S)
+
+    async def _cut(self, connection: Connection) -> CutBatch | None:
+        """The next batch when credit has room for it. A disk that cannot be read stops catch-up, not the stream."""
+        if self._state[Word.EPOCH] == 0:
+            raise _NewEpochError
+        if not connection.may_send(BATCH_B):
+            return None
+        try:
+            await self._stream.drop_orphans_if_due()
+            await self._stream.begin_round_if_due()
+            if self._state[Word.EPOCH] == 0:  # the audit may have ended it meanwhile
+                raise _NewEpochError
+            cut = self._stream.cut()
+        except DeviceError as exc:
+            _log.error("catch-up stopped; it is tried again", **exc.as_dict())
+            self.problem = exc
+            self._stream.give_up_round(DEVICE_RETRY_S)
+            return None
+        if cut is not None and cut.chunks:
+            self.problem = None
+        return cut
+
+    def _sent(self, cut: CutBatch) -> None:
+        self.sent = cut.batch.number
+        self.sent_b += cut.size_b
+        if cut.batch.state == StreamState.ORDERED:
+            self._ordered_sent.append((cut.batch.number, cut.batch.captured_ns))
+
+    async def _pause(self, seconds: float) -> None:
+        if not self._stream.catching_up:
+            await asyncio.sleep(seconds)
+            return
+        # Chunks that become ready are not kept waiting.
+        self._stream.wakeup.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stream.wakeup.wait(), min(seconds, IDLE_S))
+
+    async def _take_acks(self, connection: Connection, reader: asyncio.StreamReader) -> None:
+        while True:
+            for event in await self._receive(connection, reader):
+                if not isinstance(event, Acked):
+                    self._refuse(event)
+                    continue
+                self._note(event.ack)
+                self._stream.acknowledged(event.ack.spooled, event.ack.uploaded)
+
+    def _note(self, position: Ack | Welcome) -> None:
+        self.spooled, self.uploaded, self.credit_b = position.spooled, position.uploaded, position.credit_b
+        while self._ordered_sent and self._ordered_sent[0][0] <= position.uploaded:
+            self.uploaded_ordered_ns = self._ordered_sent.pop(0)[1]
+
+    async def _receive(self, connection: Connection, reader: asyncio.StreamReader) -> list[Event]:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                data = await reader.read(64 * 1024)
+        except TimeoutError as exc:
+            raise UnreachableError(
+                "The session with the process server ended", cause=f"nothing was heard for {SILENCE_S:.0f} s"
+            ) from exc
+        if data:
+            return connection.receive_data(data)
+        # After a fault there is no event any more, but whoever reads on must not go round in circles.
+        return connection.receive_eof() or [Ended()]
+
+    def _refuse(self, event: Event) -> None:
+        """Events that end the session."""
+        if isinstance(event, Faulted):
+            fault = event.fault
+            self._retry_after_s = min(fault.retry_after_s, RETRY_AFTER_LIMIT_S)
+            if fault.new_epoch:
+                ahead = fault.code == ContinuityError.code
+                self._want_epoch(Reason.PROCESS_SERVER_AHEAD if ahead else Reason.STORAGE_FORGOT)
+            raise PeerError(fault.what, cause=f"{fault.cause} ({fault.code})", action=fault.action)
+        if isinstance(event, Failed):
+            if isinstance(event.error, ContinuityError):
+                self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
+            raise event.error
+        if isinstance(event, Ended):
+            raise UnreachableError(
+                "The session with the process server ended", cause="it closed the connection"
+            )
+
+    def _write(self, writer: asyncio.StreamWriter, parts: Sequence[Buffer]) -> None:
+        self._written = time.monotonic()
+        for part in parts:
+            if len(part):
+                writer.write(part)
+
+
+def disk_infos(disks: Sequence[tuple[str, str, int]]) -> tuple[DiskInfo, ...]:
+    """(name, serial, sectors) of each disk, in stream order, as Hello has it."""
+    return tuple(
+        DiskInfo(number=number, name=name.replace("/", "!"), serial=serial, sectors=sectors)
+        for number, (name, serial, sectors) in enumerate(disks)
+    )

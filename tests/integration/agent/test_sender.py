@@ -1,0 +1,157 @@
+"""The agent's session against a process server that follows a script, with a real stream behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.capture.disks import find_disk
+from agent.capture.maps import Capture, detach
+from agent.stream.catchup import CatchUp
+from agent.stream.cutter import Stream
+from agent.stream.sender import Sender, disk_infos
+from agent.stream.state import AgentState, Reason, Word
+from agent.stream.sync_reader import SyncReader
+from shared import tls
+from shared.wire.messages import Fault, Hello, Welcome
+from shared.wire.protocol import Connection, HelloReceived, Side
+from tests.loopdisk import loop_disk
+from tests.pki import TestCa
+
+DISK_B = 16 << 20
+
+Script = Callable[[Connection, Hello, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Site:
+    """A sender, its state, and what each of its sessions said first."""
+
+    def __init__(self, state: AgentState) -> None:
+        self.state = state
+        self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
+        self.script: Script = hang_up
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire = Connection(Side.SERVER)
+        try:
+            while data := await reader.read(65536):
+                for event in wire.receive_data(data):
+                    if isinstance(event, HelloReceived):
+                        self.hellos.put_nowait(event.hello)
+                        await self.script(wire, event.hello, writer)
+        finally:
+            writer.close()
+
+
+async def hang_up(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+def welcome(epoch: int) -> Welcome:
+    return Welcome(
+        epoch=epoch,
+        spooled=0,
+        spooled_seq=0,
+        spooled_digest=bytes(16),
+        uploaded=0,
+        uploaded_seq=0,
+        credit_b=1 << 20,
+    )
+
+
+@pytest.fixture
+def device() -> Iterator[str]:
+    folder = Path("/dev/shm") / f"understudy-{secrets.token_hex(4)}"
+    folder.mkdir()
+    with loop_disk(folder / "disk", DISK_B) as made:
+        yield made
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def site(device: str, tmp_path: Path) -> AsyncIterator[Site]:
+    pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+    async with serving(device, tmp_path, pin_dir) as made:
+        yield made
+    detach(pin_dir)
+
+
+@asynccontextmanager
+async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Site]:
+    ca = TestCa(folder)
+    disk = find_disk(Path(device))
+    capture = Capture.attach(pin_dir, [disk], 1 << 20)
+    catchup = CatchUp([disk.sectors], [capture.todo(0)])
+    reader = SyncReader([device], catchup)
+    state = AgentState(capture.state)
+    stream = Stream(capture, state, catchup, reader)
+    await stream.recover()
+    site = Site(state)
+    context = tls.server_context(ca.issue("process-server:ps"))
+    server = await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=context)
+
+    def hello() -> Hello:
+        epoch = state[Word.EPOCH]
+        return Hello(
+            machine="m",
+            epoch=epoch,
+            suspect_since_ns=0 if epoch else state[Word.SUSPECT_SINCE_NS],
+            disks=disk_infos([(disk.name, disk.serial, disk.sectors)]),
+            last_sent=state[Word.LAST_CUT] if epoch else 0,
+        )
+
+    sender = Sender(
+        stream, state, hello, server.sockets[0].getsockname(), ca.issue("agent:m"), lambda reason: None
+    )
+    stop = asyncio.Event()
+    running = asyncio.create_task(sender.run(stop))
+    try:
+        yield site
+        stop.set()
+        async with asyncio.timeout(10):
+            await running
+    finally:
+        running.cancel()
+        server.close()
+        await server.wait_closed()
+        await reader.close()
+        capture.close()
+
+
+async def next_hello(site: Site) -> Hello:
+    async with asyncio.timeout(10):
+        return await site.hellos.get()
+
+
+async def test_a_fault_right_behind_welcome_ends_the_session_and_nothing_else(site: Site) -> None:
+    async def welcome_and_refuse(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        said = [
+            *wire.send_welcome(welcome(hello.epoch or 1)),
+            *wire.send_fault(Fault(code="US000", what="no")),
+        ]
+        writer.write(b"".join(bytes(part) for part in said))
+        await writer.drain()
+        writer.close()
+
+    site.script = welcome_and_refuse
+    assert (await next_hello(site)).epoch == 0
+    for _ in range(2):
+        await next_hello(site)
+
+
+async def test_an_epoch_that_ended_while_welcome_was_awaited_is_not_taken_up(site: Site) -> None:
+    async def lose_continuity(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        if hello.epoch == 0 and hello.suspect_since_ns == 0:
+            site.state.want_epoch(Reason.AUDIT_SHORTFALL, suspect_since_ns=123)
+        writer.writelines(wire.send_welcome(welcome(hello.epoch or 7)))
+
+    site.script = lose_continuity
+    first, second = await next_hello(site), await next_hello(site)
+    assert (first.epoch, first.suspect_since_ns) == (0, 0)
+    assert (second.epoch, second.suspect_since_ns) == (0, 123)

@@ -1,0 +1,392 @@
+"""Capture and catch-up beside live writes, in one process: kernel ring → batches → image files, no network."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.capture.disks import find_disk
+from agent.capture.maps import Capture, detach
+from agent.stream.catchup import CatchUp, Chunk
+from agent.stream.cutter import Stream
+from agent.stream.state import AgentState, Reason, Word
+from agent.stream.sync_reader import SyncReader, read_span
+from shared.batch import SECTOR, Batch, Mark, StreamState
+from shared.errors import DeviceError
+from tests.loopdisk import loop_disk
+from tests.prefix import PrefixChecker, Schedule, Writer
+from tests.replica import Pump, Replica
+
+DISK_B = 48 << 20
+
+
+@pytest.fixture
+def shm() -> Iterator[Path]:
+    folder = Path("/dev/shm") / f"understudy-{secrets.token_hex(4)}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def devices(shm: Path) -> Iterator[list[str]]:
+    with loop_disk(shm / "a", DISK_B) as a, loop_disk(shm / "b", DISK_B) as b:
+        yield [a, b]
+
+
+@pytest.fixture
+def pin_dir() -> Iterator[Path]:
+    path = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+    yield path
+    detach(path)
+
+
+@pytest.fixture
+def stack(devices: list[str]) -> Iterator[ExitStack]:
+    """For writers: they end before their devices go."""
+    with ExitStack() as made:
+        yield made
+
+
+@asynccontextmanager
+async def running(pin_dir: Path, devices: list[str], ring_mib: int) -> AsyncIterator[Stream]:
+    capture = Capture.attach(pin_dir, [find_disk(Path(d)) for d in devices], ring_mib << 20)
+    try:
+        count = len(capture.disks)
+        catchup = CatchUp([d.sectors for d in capture.disks], [capture.todo(i) for i in range(count)])
+        reader = SyncReader(devices, catchup)
+        stream = Stream(capture, AgentState(capture.state), catchup, reader)
+        try:
+            await stream.recover()
+            yield stream
+        finally:
+            await reader.close()
+    finally:
+        capture.close()
+
+
+def schedule(seed: int) -> Schedule:
+    return Schedule(seed, (DISK_B // SECTOR, DISK_B // SECTOR))
+
+
+async def test_every_ordered_batch_under_load_is_a_prefix(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
+) -> None:
+    seed = secrets.randbits(32)
+    replica = Replica(shm, [DISK_B, DISK_B])
+    checker = PrefixChecker(schedule(seed))
+    checked: list[int] = []
+    last_check = 0.0
+
+    def check(batch: Batch) -> None:
+        nonlocal last_check
+        if time.monotonic() - last_check > 0.7:
+            last_check = time.monotonic()
+            checked.append(checker.check(replica.paths, at_least=0, at_most=1 << 40))
+
+    writer = stack.enter_context(Writer(devices, shm / "progress", seed, rate_mb=10))
+    async with running(pin_dir, devices, 64) as stream:
+        pump = Pump(stream, replica)
+        await pump.begin()
+        stream.settle()
+        pump.on_ordered = check
+        await pump.until_ordered()
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            await pump.turn()
+        total = writer.stop()
+        await drain(pump)
+        assert checker.check(replica.paths, at_least=total, at_most=total) == total
+    assert len(checked) >= 5, f"only {len(checked)} batches were checked (seed {seed})"
+    replica.close()
+
+
+async def test_after_an_overflow_order_returns_by_itself(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
+) -> None:
+    seed = secrets.randbits(32)
+    replica = Replica(shm, [DISK_B, DISK_B])
+    async with running(pin_dir, devices, 1) as stream:
+        pump = Pump(stream, replica)
+        await pump.begin()
+        stream.settle()
+        await pump.until_ordered()
+        writer = stack.enter_context(Writer(devices, shm / "progress", seed))
+        states, causes = set(), set()
+        # Nobody drains the ring meanwhile, and 1 MiB holds some hundred records.
+        await asyncio.to_thread(writer.wait_for, writer.completed + 5000)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            batch = await pump.turn()
+            if batch is not None:
+                states.add(batch.state)
+                causes.add(batch.meta.cause)
+        assert StreamState.BITMAP in states
+        assert any("ring was full" in cause for cause in causes), causes
+        total = writer.stop()
+        await drain(pump)
+        assert PrefixChecker(schedule(seed)).check(replica.paths, at_least=total, at_most=total) == total
+    replica.close()
+
+
+async def test_lost_batches_and_a_restarted_agent_lose_nothing(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
+) -> None:
+    seed = secrets.randbits(32)
+    writer = stack.enter_context(Writer(devices, shm / "progress", seed, rate_mb=10))
+    replica = Replica(shm, [DISK_B, DISK_B])
+    pump = Pump(None, replica)  # type: ignore[arg-type]  # each turn of the loop gives it a new agent's stream
+    checker = PrefixChecker(schedule(seed))
+    checks = 0
+    for life in range(8):
+        async with running(pin_dir, devices, 64) as stream:
+            pump.stream = stream
+            if life == 0:
+                await pump.begin()
+                stream.settle()
+            else:
+                await pump.resume()
+            if life == 4:
+                await pump.until_ordered()
+                AgentState(stream._capture.state).want_epoch(Reason.MANUAL)
+                await pump.begin(2)
+            for turns in (3 + life * 7, 40):
+                for _ in range(turns):
+                    await pump.turn()
+                    await asyncio.sleep(0.002)
+                for _ in range(3):
+                    await pump.turn(keep=False)
+                await pump.resume()
+            if life % 2:
+                await pump.until_ordered()
+                checker.check(replica.paths, at_least=0, at_most=1 << 40)
+                checks += 1
+            if life == 7:
+                assert AgentState(stream._capture.state)[Word.EPOCHS_BEGUN] == 2
+                total = writer.stop()
+                await drain(pump)
+                assert checker.check(replica.paths, at_least=total, at_most=total) == total
+    assert checks == 4
+    replica.close()
+
+
+async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = secrets.randbits(32)
+    writer = stack.enter_context(Writer(devices, shm / "progress", seed, rate_mb=10))
+    replica = Replica(shm, [DISK_B, DISK_B])
+    failures = 0
+
+    def failing_read(fd: int, chunk: Chunk, buffer: mmap.mmap) -> list[tuple[int, int]]:
+        nonlocal failures
+        if chunk.word % 7 == 3 and failures < 5:
+            failures += 1
+            raise DeviceError("Catch-up could not read a protected disk")
+        return read_span(fd, chunk, buffer)
+
+    monkeypatch.setattr("agent.stream.sync_reader.read_span", failing_read)
+    async with running(pin_dir, devices, 64) as stream:
+        pump = Pump(stream, replica)
+        await pump.begin()
+        stream.settle()
+        async with asyncio.timeout(60):
+            while pump.ordered < 10:
+                try:
+                    await pump.turn()
+                except DeviceError:
+                    stream.give_up_round(0.1)
+        total = writer.stop()
+        await drain(pump)
+        checker = PrefixChecker(schedule(seed))
+        assert checker.check(replica.paths, at_least=total, at_most=total) == total
+    assert failures == 5
+    replica.close()
+
+
+async def test_a_mark_holds_what_had_completed_although_it_was_lost_from_the_ring(
+    shm: Path, devices: list[str], pin_dir: Path
+) -> None:
+    replica = Replica(shm, [DISK_B, DISK_B])
+    async with running(pin_dir, devices, 1) as stream:
+        pump = await ordered_pump(stream, replica)
+        write_until_one_is_lost(devices[0], stream)
+        stream.mark(Mark("m"))
+        await until_placed(pump, "m")
+        assert is_equal(replica.paths[0], devices[0])
+    replica.close()
+
+
+async def test_no_time_is_claimed_for_an_image_that_lacks_a_write_of_before(
+    shm: Path, devices: list[str], pin_dir: Path
+) -> None:
+    replica = Replica(shm, [DISK_B, DISK_B])
+    async with running(pin_dir, devices, 1) as stream:
+        pump = await ordered_pump(stream, replica)
+        lost_ns = write_until_one_is_lost(devices[0], stream)
+        batch = await pump.turn()
+        assert batch is not None
+        assert batch.state == StreamState.ORDERED
+        while batch is None or batch.state == StreamState.ORDERED:
+            assert batch is None or batch.captured_ns <= lost_ns
+            batch = await pump.turn()
+        await pump.until_ordered()
+    replica.close()
+
+
+async def test_a_mark_of_a_lost_batch_is_not_placed_earlier_than_before(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
+) -> None:
+    async with ordered_with_a_writer(shm, devices, pin_dir, stack, ring_mib=64) as (pump, writer, checker):
+        # So many writes that one batch cannot take them all, and that the ring holds.
+        await asyncio.to_thread(writer.wait_for, writer.completed + 1200)
+        total = writer.stop()
+        pump.stream.mark(Mark("m"))
+        async with asyncio.timeout(30):
+            while pump.stream.marks.where("m") is None:
+                await pump.turn(keep=False)
+        await pump.resume()
+        assert pump.stream.marks.where("m") is None
+        await until_placed(pump, "m")
+        assert checker.check(pump.replica.paths, at_least=total, at_most=total) == total
+
+
+async def test_records_that_are_read_again_after_a_break_are_not_taken_for_orphans(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
+) -> None:
+    async with ordered_with_a_writer(shm, devices, pin_dir, stack, ring_mib=64) as (pump, writer, checker):
+        # Several batches' worth: bios are cut in two at their ends.
+        await asyncio.to_thread(writer.wait_for, writer.completed + 1200)
+        total = writer.stop()
+        rounds = AgentState(pump.stream._capture.state)[Word.ROUNDS]
+        pump.stream._lose_order("the round begins behind all records")
+        async with asyncio.timeout(30):
+            while pump.stream.state != StreamState.ORDERED:
+                await pump.turn(keep=False)
+        assert AgentState(pump.stream._capture.state)[Word.ROUNDS] > rounds
+        await pump.resume()
+        await drain(pump)
+        assert checker.check(pump.replica.paths, at_least=total, at_most=total) == total
+
+
+async def test_a_mark_of_an_unstored_batch_goes_to_the_next_epoch(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
+) -> None:
+    async with ordered_with_a_writer(shm, devices, pin_dir, stack, ring_mib=64) as (pump, writer, checker):
+        await asyncio.to_thread(writer.wait_for, 10)
+        total = writer.stop()
+        pump.stream.mark(Mark("m"))
+        async with asyncio.timeout(30):
+            while pump.stream.marks.where("m") is None:
+                await pump.turn(keep=False)
+        AgentState(pump.stream._capture.state).want_epoch(Reason.MANUAL)
+        await pump.begin(2)
+        batch = await until_placed(pump, "m")
+        assert batch.epoch == 2
+        assert checker.check(pump.replica.paths, at_least=total, at_most=total) == total
+
+
+async def test_a_swap_whose_session_ended_hides_no_lost_write(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ordered_with_a_writer(shm, devices, pin_dir, stack, ring_mib=1) as (pump, writer, checker):
+        await asyncio.to_thread(writer.wait_for, writer.completed + 2000)
+        total = writer.stop()
+        while pump.stream.state == StreamState.ORDERED or len(pump.stream._ring.peek(1)):
+            await pump.turn()
+        capture = pump.stream._capture
+        swapped, go_on = threading.Event(), threading.Event()
+
+        def slow_swap() -> None:
+            Capture.swap_dirty(capture)
+            swapped.set()
+            go_on.wait(30)
+
+        monkeypatch.setattr(capture, "swap_dirty", slow_swap)
+        session = asyncio.create_task(until_round(pump.stream))
+        await asyncio.to_thread(swapped.wait, 30)
+        monkeypatch.undo()
+        session.cancel()
+        await asyncio.gather(session, return_exceptions=True)
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+        await drain(pump)
+        assert checker.check(pump.replica.paths, at_least=total, at_most=total) == total
+
+
+def is_equal(image: Path, device: str) -> bool:
+    return image.read_bytes() == Path(device).read_bytes()
+
+
+async def ordered_pump(stream: Stream, replica: Replica) -> Pump:
+    pump = Pump(stream, replica)
+    await pump.begin()
+    stream.settle()
+    await pump.until_ordered()
+    return pump
+
+
+def write_until_one_is_lost(device: str, stream: Stream) -> int:
+    """Fills the ring with writes of one record each, until the newest write does not fit. Unix ns just before that one."""
+    lost_before = stream._capture.loss_count()
+    fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:
+            number = 0
+            while stream._capture.loss_count() == lost_before:
+                page[:] = secrets.token_bytes(mmap.PAGESIZE)
+                before_ns = time.time_ns()
+                assert os.pwrite(fd, page, number * mmap.PAGESIZE) == mmap.PAGESIZE
+                number += 1
+    finally:
+        os.close(fd)
+    return before_ns
+
+
+@asynccontextmanager
+async def ordered_with_a_writer(
+    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack, *, ring_mib: int
+) -> AsyncIterator[tuple[Pump, Writer, PrefixChecker]]:
+    """An ordered stream, and a writer at full speed that has just begun; nobody drains the ring."""
+    seed = secrets.randbits(32)
+    replica = Replica(shm, [DISK_B, DISK_B])
+    async with running(pin_dir, devices, ring_mib) as stream:
+        pump = await ordered_pump(stream, replica)
+        writer = stack.enter_context(Writer(devices, shm / "progress", seed))
+        yield pump, writer, PrefixChecker(schedule(seed))
+    replica.close()
+
+
+async def until_placed(pump: Pump, mark: str) -> Batch:
+    """Until the batch with the mark, and not further."""
+    async with asyncio.timeout(60):
+        while True:
+            batch = await pump.turn()
+            if batch is not None and any(found.id == mark for found in batch.meta.marks):
+                return batch
+
+
+async def until_round(stream: Stream) -> None:
+    begun = False
+    while not begun:
+        begun = await stream.begin_round_if_due()
+        await asyncio.sleep(0)
+
+
+async def drain(pump: Pump) -> None:
+    """Until an ordered batch that was cut after now, with nothing left in the ring."""
+    async with asyncio.timeout(60):
+        end = pump.stream._ring.producer_seq
+        while True:
+            batch = await pump.turn()
+            if batch is not None and batch.state == StreamState.ORDERED and batch.end_seq >= end:
+                return

@@ -1,0 +1,139 @@
+"""What makes a disk protectable, over made-up sysfs folders of every kind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.capture import disks, drain, layout
+from agent.capture.disks import check, check_set, describe, find_disk, size_of
+from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
+from tests.disk_parts import make_disk
+
+
+def test_an_ordinary_disk_is_described_and_accepted(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path, "sda", {"device/wwid": "naa.5000c500\n"})
+    check(disk)
+    assert (disk.name, disk.bytes, disk.diskseq, disk.serial) == ("sda", 1 << 20, 7, "naa.5000c500")
+    assert not disk.bio_based
+    assert disk.iostats
+
+
+def test_a_disk_without_request_queues_is_bio_based(tmp_path: Path) -> None:
+    assert make_disk(tmp_path, "md0", mq=False).bio_based
+
+
+@pytest.mark.parametrize(
+    ("attributes", "cause"),
+    [
+        ({"size": "0"}, "its size is zero"),
+        ({"ro": "1"}, "it is read-only"),
+        ({"queue/dax": "1"}, "DAX"),
+        ({"queue/zoned": "host-managed"}, "zoned"),
+        ({"holders/dm-3/dm/uuid": "mpath-360000"}, "one path of the multipath device dm-3"),
+    ],
+)
+def test_unsuitable_disks_are_refused_with_their_cause(
+    tmp_path: Path, attributes: dict[str, str], cause: str
+) -> None:
+    disk = make_disk(tmp_path, "sda", attributes)
+    with pytest.raises(UnsuitableDiskError, match=cause) as caught:
+        check(disk)
+    assert caught.value.action
+
+
+def test_a_logical_volume_on_top_is_no_multipath(tmp_path: Path) -> None:
+    check(make_disk(tmp_path, "sda", {"holders/dm-0/dm/uuid": "LVM-abc"}))
+
+
+def test_a_partition_is_refused_and_its_disk_named(tmp_path: Path) -> None:
+    make_disk(tmp_path, "sda")
+    part = tmp_path / "block/sda/sda1"
+    part.mkdir()
+    (part / "partition").write_text("1\n")
+    with pytest.raises(NotADiskError, match="it is a partition") as caught:
+        describe(Path("/dev/sda1"), part, 8, 1)
+    assert "/dev/sda" in caught.value.action
+
+
+def test_a_missing_device_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(DeviceNotFoundError):
+        find_disk(tmp_path / "nothing")
+    with pytest.raises(DeviceNotFoundError):
+        describe(Path("/dev/sdz"), tmp_path / "nothing", 8, 99)
+
+
+def test_a_regular_file_is_no_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADiskError, match="not a block device"):
+        find_disk(tmp_path / "file")
+
+
+def test_a_disk_and_what_lies_on_it_are_not_protected_together(tmp_path: Path) -> None:
+    lower = make_disk(tmp_path, "sda")
+    part = tmp_path / "block/sda/sda1"
+    part.mkdir()
+    (part / "partition").write_text("1\n")
+    upper = make_disk(tmp_path, "md0", major=9, mq=False)
+    slaves = tmp_path / "block/md0/slaves"
+    slaves.mkdir()
+    (slaves / "sda1").symlink_to(part)
+    with pytest.raises(UsageError, match="cannot be protected together"):
+        check_set([lower, upper], sysfs=tmp_path)
+    check_set([upper], sysfs=tmp_path)
+
+
+def test_a_disk_named_twice_is_refused(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path, "sda")
+    with pytest.raises(UsageError, match="same disk"):
+        check_set([disk, disk], sysfs=tmp_path)
+
+
+def test_a_grown_disk_has_its_new_size_and_a_replaced_or_removed_one_has_none(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path, "sda")
+    assert size_of(disk, sysfs=tmp_path) == disk.sectors
+    (tmp_path / "block/sda/size").write_text("4096")
+    assert size_of(disk, sysfs=tmp_path) == 4096
+    (tmp_path / "block/sda/diskseq").write_text("8")
+    assert size_of(disk, sysfs=tmp_path) == 0
+    (tmp_path / "block/sda").rename(tmp_path / "block/sdb")
+    assert size_of(disk, sysfs=tmp_path) == 0
+
+
+def test_a_scsi_unit_serial_number_is_found(tmp_path: Path) -> None:
+    assert make_disk(tmp_path, "sda", {"device/vpd_pg80": "\0\x80\0\x04sc17"}).serial == "sc17"
+
+
+def test_a_driver_without_requests_counts_whatever_its_iostats_say(tmp_path: Path) -> None:
+    assert make_disk(tmp_path, "dm-0", {"queue/iostats": "0"}, mq=False).iostats
+    assert not make_disk(tmp_path, "sda", {"queue/iostats": "0"}).iostats
+
+
+def test_a_disk_without_serial_has_an_empty_one(tmp_path: Path) -> None:
+    assert make_disk(tmp_path, "sda").serial == ""
+
+
+@pytest.mark.parametrize(("sectors", "words"), [(1, 1), (32 * 64, 1), (32 * 64 + 1, 2), (1 << 31, 1 << 20)])
+def test_a_bitmap_covers_its_disk(sectors: int, words: int) -> None:
+    assert layout.bitmap_words(sectors) == words
+
+
+@pytest.mark.parametrize(
+    ("release", "mq", "can"),
+    [("6.18.44-fc", True, True), ("6.11.0", True, True), ("6.1.0-30-amd64", True, False), ("6.18.1", False, False),
+     ("7.0", True, True), ("unknown", True, False)],
+)  # fmt: skip
+def test_draining_is_offered_where_the_kernel_does_it(
+    tmp_path: Path, release: str, mq: bool, can: bool
+) -> None:
+    assert drain.can_drain(make_disk(tmp_path, "sda", mq=mq), release=release) is can
+
+
+def test_the_number_of_this_machines_disks_can_be_read() -> None:
+    for folder in (disks.SYSFS / "block").iterdir():
+        major, minor = (folder / "dev").read_text().split(":")
+        disk = describe(Path("/dev") / folder.name, folder.resolve(), int(major), int(minor))
+        assert disk.name == folder.name.replace("!", "/")
+        assert os.makedev(disk.major, disk.minor)

@@ -1,0 +1,65 @@
+"""Where a mark may stand, and what becomes of it when its batch is lost."""
+
+from __future__ import annotations
+
+from agent.stream.marks import Marks
+from shared.batch import Mark
+from shared.recovery.position import Position
+
+M = Mark("m")
+
+
+def asked(end_seq: int = 10, loss: int = 3) -> Marks:
+    marks = Marks()
+    marks.ask(M, end_seq, loss)
+    return marks
+
+
+def test_a_mark_waits_for_all_that_was_in_the_ring() -> None:
+    marks = asked(end_seq=10)
+    assert marks.due(9, 3) == ()
+    assert marks.due(10, 3) == (M,)
+
+
+def test_a_mark_does_not_stand_in_an_order_from_before_a_loss_that_preceded_it() -> None:
+    marks = asked(loss=3)
+    assert marks.due(10, 2) == ()
+    assert marks.due(10, 4) == (M,)
+
+
+def test_asking_again_changes_nothing_neither_before_nor_after_it_is_placed() -> None:
+    marks = asked(end_seq=10)
+    marks.ask(M, 20, 9)
+    assert marks.due(10, 3) == (M,)
+    marks.place((M,), Position.of(1, 7))
+    marks.ask(M, 20, 9)
+    assert marks.due(99, 99) == ()
+    assert marks.where("m") == Position.of(1, 7)
+
+
+def test_a_mark_whose_batch_is_lost_waits_again_under_its_old_conditions() -> None:
+    marks = asked(end_seq=10, loss=3)
+    marks.place((M,), Position.of(1, 7))
+    marks.lost_behind(Position.of(1, 7))
+    assert marks.where("m") == Position.of(1, 7)
+    marks.lost_behind(Position.of(1, 6))
+    assert marks.where("m") is None
+    assert marks.due(9, 3) == marks.due(10, 2) == ()
+    assert marks.due(10, 3) == (M,)
+
+
+def test_a_mark_of_a_stored_epoch_is_not_asked_for_again() -> None:
+    marks = asked()
+    marks.place((M,), Position.of(1, 7))
+    marks.lost_behind(Position.of(2, 0))
+    assert marks.where("m") == Position.of(1, 7)
+
+
+def test_old_marks_are_forgotten() -> None:
+    marks = Marks()
+    for number in range(1000):
+        mark = Mark(str(number))
+        marks.ask(mark, 0, 0)
+        marks.place((mark,), Position.of(1, number))
+    assert marks.where("0") is None
+    assert marks.where("999") == Position.of(1, 999)
