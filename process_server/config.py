@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from process_server.credit import CreditPolicy
+from process_server.reception.credit import CreditPolicy
 from shared.blob import BlobConfig
 from shared.tls import TlsFiles
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from process_server.config import ProcessServerConfig
-from process_server.credit import CacheSpace
-from process_server.receiver import Receiver
-from process_server.spool import LogSettings, SegmentLimits, Spool
+from process_server.reception.credit import CacheSpace
+from process_server.reception.receiver import Receiver
+from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
 from shared import logging, tls
 from shared.blob import BlobStore

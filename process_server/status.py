@@ -7,9 +7,9 @@ import time
 
 import msgspec
 
-from process_server.credit import MIB
-from process_server.receiver import Machine, Receiver
-from process_server.spool import MachineLog, Position, Spool
+from process_server.reception.credit import MIB
+from process_server.reception.receiver import Machine, Receiver
+from process_server.spool.spool import MachineLog, Position, Spool
 from shared.errors import NotOpenError, UnderstudyError
 from shared.status import Problem, ProcessServerReport, StreamReport
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from process_server.spool import LogSettings, MachineLog, SegmentLimits, Spool
+from process_server.spool.spool import LogSettings, MachineLog, SegmentLimits, Spool
 from shared.batch import Batch
 from shared.blob import BlobStore
 from shared.log.reader import LogReader

@@ -6,6 +6,6 @@
     events    what a Connection tells its user
     protocol  Connection: who may say what when (a transition table), versions, acknowledgements, credit
 
-The rules of a session live here and nowhere else. The I/O around it is process_server/channel.py and
+The rules of a session live here and nowhere else. The I/O around it is process_server/reception/channel.py and
 agent/stream/sender.py. Byte layout: FORMAT.md.
 """

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from process_server import channel as channels
-from process_server.credit import MIB, CacheSpace, CreditPolicy
-from process_server.receiver import Receiver
+from process_server.reception import channel as channels
+from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
+from process_server.reception.receiver import Receiver
 from shared import tls
 from shared.batch import StreamState
 from shared.errors import (

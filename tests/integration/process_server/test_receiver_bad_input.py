@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from process_server import receiver as receivers
-from process_server.credit import MIB, CacheSpace, CreditPolicy
-from process_server.receiver import Receiver
+from process_server.reception import receiver as receivers
+from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
+from process_server.reception.receiver import Receiver
 from shared import tls
 from shared.wire import frames
 from shared.wire.frames import FrameType

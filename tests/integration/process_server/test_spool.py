@@ -18,10 +18,10 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from process_server import machine_log
-from process_server.credit import CacheSpace, CreditPolicy
-from process_server.receiver import Machine
-from process_server.spool import MachineLog, Spool
+from process_server.reception.credit import CacheSpace, CreditPolicy
+from process_server.reception.receiver import Machine
+from process_server.spool import machine_log
+from process_server.spool.spool import MachineLog, Spool
 from process_server.status import StatusBoard
 from shared import durable
 from shared.batch import NO_DIGEST, Buffer, encode

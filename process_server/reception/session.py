@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, Protocol
 
-from process_server.channel import Channel
+from process_server.reception.channel import Channel
 from shared import logging
 from shared.batch import Batch, Buffer, StreamState
 from shared.errors import LocalProtocolError, StoppingError, SupersededError, UnderstudyError
@@ -50,7 +50,7 @@ class Position(Protocol):
 
 
 class MachineLog(Protocol):
-    """What a session needs of a machine's log (process_server/spool.py)."""
+    """What a session needs of a machine's log (process_server/spool/machine_log.py)."""
 
     on_change: Callable[[], None] | None
     """Called on the event loop when position, pending_b or failure may have changed."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from process_server.spool_file import SpooledSegment
+from process_server.spool.file import SpooledSegment
 
 
 class Plan(NamedTuple):

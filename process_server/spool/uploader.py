@@ -19,8 +19,8 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Final
 
-from process_server.spool_file import SpooledSegment
-from process_server.threads import finish
+from process_server.spool.file import SpooledSegment
+from process_server.spool.threads import finish
 from shared import logging
 from shared.blob import BlobStore
 from shared.crashpoints import reach

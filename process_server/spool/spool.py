@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from process_server.epoch_log import LogSettings, Resources
-from process_server.machine_log import MachineLog, Position
-from process_server.spool_writer import SegmentLimits
+from process_server.spool.epoch_log import LogSettings, Resources
+from process_server.spool.machine_log import MachineLog, Position
+from process_server.spool.writer import SegmentLimits
 from shared import durable
 from shared.blob import BlobStore
 from shared.errors import SpoolError, UsageError

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from process_server.epoch_log import EpochLog, Resources, last_spooled, read_watermark
+from process_server.spool.epoch_log import EpochLog, Resources, last_spooled, read_watermark
 from shared.blob import BlobStore
 from shared.errors import UNDECODABLE, IndexDamagedError, SpoolError
 from shared.log import names

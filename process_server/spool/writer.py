@@ -24,8 +24,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from process_server.spool_file import SpooledSegment, SpoolFile
-from process_server.threads import finish
+from process_server.spool.file import SpooledSegment, SpoolFile
+from process_server.spool.threads import finish
 from shared import logging, sealing
 from shared.batch import NO_DIGEST, Batch, Buffer
 from shared.errors import BatchGapError, SpoolError, StoppingError, UnderstudyError

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from process_server.chore import Chore
-from process_server.epoch_log import EpochLog, Resources
-from process_server.machine_folder import MachineFolder
+from process_server.spool.chore import Chore
+from process_server.spool.epoch_log import EpochLog, Resources
+from process_server.spool.machine_folder import MachineFolder
 from shared import logging
 from shared.blob import BlobStore
 from shared.errors import FencedError, StorageForgotError, UnderstudyError

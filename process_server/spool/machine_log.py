@@ -25,11 +25,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from process_server.chore import Chore
-from process_server.epoch_log import EpochLog, Resources
-from process_server.machine_folder import MachineFolder
-from process_server.older_epochs import OlderEpochs
-from process_server.spool_writer import Point
+from process_server.spool.chore import Chore
+from process_server.spool.epoch_log import EpochLog, Resources
+from process_server.spool.machine_folder import MachineFolder
+from process_server.spool.older_epochs import OlderEpochs
+from process_server.spool.writer import Point
 from shared import logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore, Retry

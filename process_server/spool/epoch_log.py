@@ -18,11 +18,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from process_server.reconcile import reconcile
-from process_server.spool_file import FULL, SpooledSegment, recover_folder
-from process_server.spool_writer import START, Point, SegmentLimits, SpoolWriter
-from process_server.threads import finish
-from process_server.uploader import Uploader
+from process_server.spool.file import FULL, SpooledSegment, recover_folder
+from process_server.spool.reconcile import reconcile
+from process_server.spool.threads import finish
+from process_server.spool.uploader import Uploader
+from process_server.spool.writer import START, Point, SegmentLimits, SpoolWriter
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore

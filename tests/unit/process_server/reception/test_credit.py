@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from process_server.credit import MIB, CacheSpace, CreditGate, CreditPolicy
+from process_server.reception.credit import MIB, CacheSpace, CreditGate, CreditPolicy
 from shared.errors import CacheLowError, CacheQuotaError
 
 POLICY = CreditPolicy(window_b=32 * MIB, quota_per_disk_b=1024 * MIB, free_floor=0.2)

@@ -20,9 +20,9 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from process_server.channel import HANDSHAKE_S, Channel
-from process_server.credit import CacheSpace, CreditGate, CreditPolicy
-from process_server.session import MachineLog, Session
+from process_server.reception.channel import HANDSHAKE_S, Channel
+from process_server.reception.credit import CacheSpace, CreditGate, CreditPolicy
+from process_server.reception.session import MachineLog, Session
 from shared import logging, tls
 from shared.errors import ListenError, StoppingError, SupersededError, UnderstudyError
 from shared.wire.messages import Hello

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from process_server import chore
-from process_server.chore import Chore
+from process_server.spool import chore
+from process_server.spool.chore import Chore
 from shared.errors import FencedError, SpoolError, UnderstudyError
 
 Step = bool | UnderstudyError

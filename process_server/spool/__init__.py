@@ -1,0 +1,13 @@
+"""The spool: batches that are acknowledged and not yet in storage, per machine and epoch. From the machine inwards:
+
+spool           the folder of all machines; threads and upload slots that they share
+machine_log     one machine: which epoch it is in, and who may go on with it        waits for storage
+machine_folder  its folder on disk: its epochs, whose they are, opening them
+older_epochs    the rest of epochs that are over, uploaded beside the newest
+epoch_log       the two ends of one epoch: writer, uploader
+writer          batches in, durable files out                                       fdatasync, in groups
+file            one file: written, made durable, closed, recovered
+uploader        closed files to listed segments, in order                           storage, with retries
+reconcile       what of a recovered spool is still to be uploaded                    pure
+chore, threads  work that is tried until it is done; blocking work done to its end
+"""
