@@ -208,3 +208,13 @@ def mounted(device: str, where: Path, *options: str) -> Iterator[Path]:
         yield where
     finally:
         run("umount", str(where))
+
+
+@contextmanager
+def frozen(mnt: Path) -> Iterator[None]:
+    """Writes to the file system hang meanwhile. It thaws whatever happens: nobody could even remove what lies on it."""
+    run("fsfreeze", "--freeze", str(mnt))
+    try:
+        yield
+    finally:
+        run("fsfreeze", "--unfreeze", str(mnt))

@@ -21,6 +21,7 @@ from tests.capture_parts import (
     SECTOR,
     Rig,
     aligned,
+    frozen,
     mounted,
     needs_capture,
     queue_setting,
@@ -234,8 +235,7 @@ def test_writes_in_flight_are_listed_until_they_complete() -> None:
             outer.disks, outer.backing = [find_disk(Path(device))], [inner_file]
             outer.replica = [np.fromfile(inner_file, np.uint8)]
             outer.attach()
-            run("fsfreeze", "--freeze", str(mnt))
-            try:
+            with frozen(mnt):
                 writer = subprocess.Popen(
                     ["dd", "if=/dev/urandom", f"of={device}", "bs=8k", "count=1", "seek=3", "oflag=direct"],
                     stderr=subprocess.DEVNULL,
@@ -245,8 +245,6 @@ def test_writes_in_flight_are_listed_until_they_complete() -> None:
                 assert (int(write["disk"]), int(write["sector"]), int(write["sectors"])) == (0, 48, 16)
                 assert int(write["since_ns"]) > outer.capture.attached_boot_ns
                 assert outer.capture.ring.producer_seq == 2
-            finally:
-                run("fsfreeze", "--unfreeze", str(mnt))
             assert writer.wait() == 0
             assert len(outer.capture.open_writes()) == 0
             assert_whole(outer)

@@ -17,7 +17,7 @@ from agent.capture.audit import Baseline, Outcome, Sample
 from agent.capture.disks import find_disk
 from agent.capture.maps import Capture, detach
 from shared.errors import DeviceError, DeviceNotFoundError, NotADiskError, PinnedElsewhereError, UsageError
-from tests.capture_parts import MIB, Rig, mounted, needs_capture, rig, run, until
+from tests.capture_parts import MIB, Rig, frozen, mounted, needs_capture, rig, run, until
 
 pytestmark = needs_capture
 ATTACH_AND_DIE = """
@@ -255,21 +255,20 @@ def test_draining_waits_for_writes_from_before_the_attachment() -> None:
                 disk = find_disk(Path(device))
                 if not drain.can_drain(disk):
                     pytest.skip("this kernel cannot drain a queue through sysfs")
-                run("fsfreeze", "--freeze", str(mnt))
-                writer = subprocess.Popen(["dd", "if=/dev/zero", f"of={device}", "bs=4k", "count=1", "oflag=direct"],
-                                          stderr=subprocess.DEVNULL)  # fmt: skip
-                inflight = Path("/sys/block") / disk.name / "inflight"
-                until(lambda: inflight.read_text().split()[1] == "1", "the write did not begin")
-                drainer = subprocess.Popen(
-                    [sys.executable, "-c", "import sys; from pathlib import Path; from agent import disks, drain; "
-                     "print('drains', flush=True); drain.drain(disks.find_disk(Path(sys.argv[1])))", device],
-                    stdout=subprocess.PIPE,
-                )  # fmt: skip
-                assert drainer.stdout is not None
-                drainer.stdout.readline()
-                with pytest.raises(subprocess.TimeoutExpired):
-                    drainer.wait(0.3)
-                run("fsfreeze", "--unfreeze", str(mnt))
+                with frozen(mnt):
+                    writer = subprocess.Popen(["dd", "if=/dev/zero", f"of={device}", "bs=4k", "count=1", "oflag=direct"],
+                                              stderr=subprocess.DEVNULL)  # fmt: skip
+                    inflight = Path("/sys/block") / disk.name / "inflight"
+                    until(lambda: inflight.read_text().split()[1] == "1", "the write did not begin")
+                    drainer = subprocess.Popen(
+                        [sys.executable, "-c", "import sys; from pathlib import Path; from agent.capture import disks, drain; "
+                         "print('drains', flush=True); drain.drain(disks.find_disk(Path(sys.argv[1])))", device],
+                        stdout=subprocess.PIPE,
+                    )  # fmt: skip
+                    assert drainer.stdout is not None
+                    drainer.stdout.readline()
+                    with pytest.raises(subprocess.TimeoutExpired):
+                        drainer.wait(0.3)
                 assert drainer.wait(10) == 0
                 assert writer.wait(10) == 0
                 drainer.stdout.close()
