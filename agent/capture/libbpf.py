@@ -107,6 +107,7 @@ class ProgramInfo(ctypes.Structure):
     )
     id: int
     name: bytes
+    run_time_ns: int
     recursion_misses: int
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.capture import cost_and_consumer
+from tests.bench.latency import latency
 from tests.bench.peers import against_peers
 from tests.bench.system import apply_speed, initial_replication, steady_load
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "capture": cost_and_consumer,
+    "latency": latency,
     "initial-replication": initial_replication,
     "peers": against_peers,
     "steady-load": steady_load,
