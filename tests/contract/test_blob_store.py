@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shared.blob import BlobConfig, BlobStore, Retry
-from shared.blob_client import BlobCore
+from shared.blob.core import BlobCore
 from shared.errors import (
     BlobExistsError,
     BlobNotFoundError,

@@ -1,12 +1,4 @@
-"""Blob storage: one container of an Azure storage account (or of Azurite). Everything the project asks of
-storage is here.
-
-    BlobStore(PageBlobs(BlobCore))    blob_client.py: pool, retry, errors; blob_pages.py: page blobs
-
-All calls raise StorageError and its subclasses only: TransientError (retried here until the store's
-deadline), StorageRefusedError, BlobExistsError, BlobNotFoundError, PreconditionError, LeaseHeldError,
-LeaseLostError.
-"""
+"""Blobs of the container, their leases and snapshots. See the package."""
 
 from __future__ import annotations
 
@@ -17,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shared.blob_client import BlobConfig, Retry
-from shared.blob_pages import PAGE, PAGE_WRITE_MAX_B, PageBlobs
+from shared.blob.pages import PageBlobs
 from shared.errors import BlobExistsError, BlobNotFoundError, LeaseLostError, PreconditionError
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
-
-__all__ = ["PAGE", "PAGE_WRITE_MAX_B", "BlobConfig", "BlobInfo", "BlobStore", "Lease", "Retry"]
 
 FOR_EVER = -1
 """Duration of a lease that does not expire; only release or break ends it."""

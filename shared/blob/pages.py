@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from shared.blob_client import BlobCore
+from shared.blob.core import BlobCore
 
 if TYPE_CHECKING:
     from azure.storage.blob import PageRange

@@ -235,7 +235,7 @@ def _open(
     import aiohttp
     from azure.storage.blob.aio import BlobServiceClient
 
-    from shared.blob_transport import PiecewiseTransport
+    from shared.blob.transport import PiecewiseTransport
 
     # The SDK logs each request's URL and headers, and warns on every retry: our errors say it better, once.
     logging.getLogger("azure").setLevel(logging.CRITICAL)
