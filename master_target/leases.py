@@ -29,12 +29,12 @@ class KeptLease:
     async def take(cls, store: BlobStore, blob: str, *, by_force: bool = False) -> KeptLease:
         """Raises LeaseHeldError while somebody else has it; `by_force` ends that lease instead."""
         try:
-            return cls(await store.acquire_lease(blob, _LEASE_S))
+            return cls(await store.leases.acquire(blob, _LEASE_S))
         except LeaseHeldError:
             if not by_force:
                 raise
-        await store.break_lease(blob)
-        return cls(await store.acquire_lease(blob, _LEASE_S))
+        await store.leases.break_now(blob)
+        return cls(await store.leases.acquire(blob, _LEASE_S))
 
     async def release(self) -> None:
         """Give it back. If that fails, nothing is wrong: it ends by itself within a minute."""

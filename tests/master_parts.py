@@ -102,7 +102,7 @@ async def seed_digests(model: ModelMachine, snapshots: dict[str, str] | None = N
     """SHA-256 of each seed disk (page blobs), or of its snapshot, over the source disk's size."""
     return [
         hashlib.sha256(
-            await model.store.page_read(
+            await model.store.pages.read(
                 seed_blob(model.name, name), 0, len(disk), snapshots[name] if snapshots else None
             )
         ).hexdigest()

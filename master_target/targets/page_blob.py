@@ -68,7 +68,7 @@ class PageBlobTarget:
         blob = seed_blob(machine, disk)
         size_b = vhd.capacity_b(disk_b) + vhd.FOOTER_SIZE
         try:
-            await store.page_create(blob, size_b, DiskState(disk_b=disk_b).encode())
+            await store.pages.create(blob, size_b, DiskState(disk_b=disk_b).encode())
         except BlobExistsError:
             _log.debug("seed disk exists", blob=blob)
         lease = await KeptLease.take(store, blob, by_force=take)
@@ -85,20 +85,20 @@ class PageBlobTarget:
 
     async def begin(self, start: Position, end: Position, disk_b: int) -> None:
         await self._record(self._state.begin(start, end, disk_b))
-        await self._store.set_sequence_number(self._blob, self._state.sequence, self._lease.id)
+        await self._store.pages.set_sequence_number(self._blob, self._state.sequence, self._lease.id)
         if start.batch == 0:
             await self._shape()
 
     async def write(self, offset_b: int, data: memoryview) -> None:
-        await self._store.page_write(self._blob, offset_b, bytes(data), self._lease.id, self._state.sequence)
+        await self._store.pages.write(self._blob, offset_b, bytes(data), self._lease.id, self._state.sequence)
 
     async def clear(self, offset_b: int, length_b: int) -> None:
         for at in range(offset_b, offset_b + length_b, _CLEAR_MAX_B):
             length = min(_CLEAR_MAX_B, offset_b + length_b - at)
-            await self._store.page_clear(self._blob, at, length, self._lease.id, self._state.sequence)
+            await self._store.pages.clear(self._blob, at, length, self._lease.id, self._state.sequence)
 
     async def read(self, offset_b: int, length_b: int) -> bytes:
-        return await self._store.page_read(self._blob, offset_b, length_b)
+        return await self._store.pages.read(self._blob, offset_b, length_b)
 
     async def finish(self) -> None:
         await self._record(self._state.finish())
@@ -167,7 +167,7 @@ class PageBlobTarget:
         capacity_b = vhd.capacity_b(disk_b)
         size_b = capacity_b + vhd.FOOTER_SIZE
         if self._size_b != size_b:
-            await self._store.page_resize(self._blob, size_b, self._lease.id)
+            await self._store.pages.resize(self._blob, size_b, self._lease.id)
             self._size_b = size_b
         if capacity_b > disk_b:
             await self.clear(disk_b, capacity_b - disk_b)

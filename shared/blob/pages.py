@@ -1,4 +1,4 @@
-"""Page blobs of the container: seed disks. Part of `shared.blob.BlobStore`."""
+"""Page blobs of the container: seed disks. `BlobStore.pages`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE_WRITE_MAX_B: Final = 4 * 1024 * 1024
 """Azure refuses larger page writes (Azurite does not)."""
 
 
-class PageBlobs(BlobCore):
+class PageBlobs:
     """All offsets and lengths are bytes and multiples of 512.
 
     A write that carries `sequence_number` happens only while the blob's sequence number is still that one:
@@ -23,18 +23,21 @@ class PageBlobs(BlobCore):
     `lease` is no longer the blob's.
     """
 
-    async def page_create(self, name: str, size_b: int, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(self, core: BlobCore) -> None:
+        self._core = core
+
+    async def create(self, name: str, size_b: int, metadata: Mapping[str, str] | None = None) -> None:
         """A new, empty (all zeroes) page blob. BlobExistsError if there is a blob of this name."""
         from azure.core import MatchConditions
 
-        await self._call(
+        await self._core.call(
             f"create page blob {name}",
-            lambda: self._blob(name).create_page_blob(
+            lambda: self._core.blob(name).create_page_blob(
                 size_b, metadata=dict(metadata or {}), match_condition=MatchConditions.IfMissing
             ),
         )
 
-    async def page_write(
+    async def write(
         self,
         name: str,
         offset: int,
@@ -43,27 +46,29 @@ class PageBlobs(BlobCore):
         sequence_number: int | None = None,
     ) -> None:
         """Writes at most PAGE_WRITE_MAX_B at `offset`. Repeating it is harmless."""
-        await self._call(
+        await self._core.call(
             f"write {len(data)} bytes at {offset} of {name}",
-            lambda: self._blob(name).upload_page(data, offset, len(data), **_fence(lease, sequence_number)),
+            lambda: self._core.blob(name).upload_page(
+                data, offset, len(data), **_fence(lease, sequence_number)
+            ),
             size_b=len(data),
         )
 
-    async def page_read(self, name: str, offset: int, length: int, snapshot: str | None = None) -> bytes:
+    async def read(self, name: str, offset: int, length: int, snapshot: str | None = None) -> bytes:
         """`length` bytes from `offset`, which must lie within the blob; zeroes where nothing was written.
 
         Goes past the SDK's downloader, which after every read of a page blob lists all its page ranges: 85 ms
         of our CPU per read with 6,000 ranges, and more of the server's.
         """
-        client = self._blob(name, snapshot)
+        client = self._core.blob(name, snapshot)
 
         async def download() -> bytes:
             stream = await client._client.blob.download(range=f"bytes={offset}-{offset + length - 1}")
             return b"".join([piece async for piece in stream])
 
-        return await self._call(f"read {length} bytes at {offset} of {name}", download, size_b=length)
+        return await self._core.call(f"read {length} bytes at {offset} of {name}", download, size_b=length)
 
-    async def page_clear(
+    async def clear(
         self,
         name: str,
         offset: int,
@@ -72,13 +77,15 @@ class PageBlobs(BlobCore):
         sequence_number: int | None = None,
     ) -> None:
         """Makes the range read as zeroes and cost nothing."""
-        await self._call(
+        await self._core.call(
             f"clear {length} bytes at {offset} of {name}",
-            lambda: self._blob(name).clear_page(offset, length, **_fence(lease, sequence_number)),
+            lambda: self._core.blob(name).clear_page(offset, length, **_fence(lease, sequence_number)),
         )
 
-    async def page_resize(self, name: str, size_b: int, lease: str | None = None) -> None:
-        await self._call(f"resize {name}", lambda: self._blob(name).resize_blob(size_b, **_fence(lease)))
+    async def resize(self, name: str, size_b: int, lease: str | None = None) -> None:
+        await self._core.call(
+            f"resize {name}", lambda: self._core.blob(name).resize_blob(size_b, **_fence(lease))
+        )
 
     async def set_sequence_number(self, name: str, number: int, lease: str | None = None) -> None:
         """Raises the blob's sequence number to `number`; never lowers it, also when a delayed request comes
@@ -86,20 +93,20 @@ class PageBlobs(BlobCore):
         """
         from azure.storage.blob import SequenceNumberAction
 
-        await self._call(
+        await self._core.call(
             f"set the sequence number of {name}",
-            lambda: self._blob(name).set_sequence_number(
+            lambda: self._core.blob(name).set_sequence_number(
                 SequenceNumberAction.MAX, str(number), **_fence(lease)
             ),
         )
 
-    async def page_ranges(self, name: str, snapshot: str | None = None) -> list[tuple[int, int]]:
+    async def ranges(self, name: str, snapshot: str | None = None) -> list[tuple[int, int]]:
         """(offset, length) of the written ranges, in order; the rest reads as zeroes."""
 
-        async def read() -> list[PageRange]:
-            return [r async for r in self._blob(name, snapshot).list_page_ranges()]
+        async def listed() -> list[PageRange]:
+            return [r async for r in self._core.blob(name, snapshot).list_page_ranges()]
 
-        ranges = await self._call(f"list the pages of {name}", read)
+        ranges = await self._core.call(f"list the pages of {name}", listed)
         return [
             (r.start, r.end - r.start + 1)
             for r in ranges

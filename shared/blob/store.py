@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
-import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from shared.blob.config import BlobConfig
+from shared.blob.core import BlobCore, Retry
+from shared.blob.leases import Leases
 from shared.blob.pages import PageBlobs
-from shared.errors import BlobExistsError, BlobNotFoundError, LeaseLostError, PreconditionError
+from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError, StorageError
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
-
-FOR_EVER = -1
-"""Duration of a lease that does not expire; only release or break ends it."""
 
 
 class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,31 +33,55 @@ class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
     leased: bool
 
 
-class Lease(msgspec.Struct, frozen=True):
-    """A lease that this process holds on a blob. `id` goes with each write to that blob."""
+class BlobStore:
+    """The container, as its callers see it: whole blobs, block blobs and append blobs here; page blobs in
+    `pages`, leases in `leases`, over the same connections.
+    """
 
-    store: BlobStore
-    name: str
-    id: str
+    pages: PageBlobs
+    leases: Leases
 
-    async def renew(self) -> None:
-        """Raises LeaseLostError when it has expired and somebody else took it, or when it was broken."""
-        await self.store._call(
-            f"renew the lease of {self.name}", lambda: self.store._lease_client(self.name, self.id).renew()
-        )
+    def __init__(self, core: BlobCore) -> None:
+        self._use(core)
 
-    async def release(self) -> None:
-        """Gives it back. Raises LeaseLostError when it was not ours any more."""
-        await self.store._call(
-            f"release the lease of {self.name}",
-            lambda: self.store._lease_client(self.name, self.id).release(),
-        )
+    @classmethod
+    def connect(cls, config: BlobConfig, *, account_key: str = "", ca_pem: str = "") -> Self:
+        """See BlobCore.connect."""
+        return cls(BlobCore.connect(config, account_key=account_key, ca_pem=ca_pem))
 
+    async def close(self) -> None:
+        await self._core.close()
 
-class BlobStore(PageBlobs):
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def patient(self, report: Callable[[StorageError | None], None] | None = None) -> Self:
+        """The same store (same pool; close only the original) with requests that retry for ever.
+
+        Conditional failures are still raised at once. `report` hears of every error that is being retried.
+        """
+        return self.with_retry(Retry(deadline_s=math.inf, also_refused=True, report=report))
+
+    def with_retry(self, retry: Retry) -> Self:
+        other = copy.copy(self)
+        other._use(self._core.with_retry(retry))
+        return other
+
+    def _use(self, core: BlobCore) -> None:
+        self._core = core
+        self.pages = PageBlobs(core)
+        self.leases = Leases(core)
+
     async def ensure_container(self) -> None:
         try:
-            await self._call(f"create container {self.config.container}", self._container.create_container)
+            await self._core.call(
+                f"create container {self._core.config.container}", self._core.container.create_container
+            )
         except BlobExistsError:
             return
 
@@ -66,9 +92,9 @@ class BlobStore(PageBlobs):
         After a broken connection the blob that exists may be this call's own: compare content before
         drawing conclusions.
         """
-        reply: dict[str, Any] = await self._call(
+        reply: dict[str, Any] = await self._core.call(
             f"write {name}",
-            lambda: self._blob(name).upload_blob(
+            lambda: self._core.blob(name).upload_blob(
                 data, length=len(data), metadata=dict(metadata or {}), overwrite=False
             ),
             size_b=len(data),
@@ -81,9 +107,9 @@ class BlobStore(PageBlobs):
         """Writes a block blob over what is there, and returns its ETag. With `if_match` only over that
         version.
         """
-        reply: dict[str, Any] = await self._call(
+        reply: dict[str, Any] = await self._core.call(
             f"replace {name}",
-            lambda: self._blob(name).upload_blob(
+            lambda: self._core.blob(name).upload_blob(
                 data,
                 length=len(data),
                 metadata=dict(metadata or {}),
@@ -102,19 +128,21 @@ class BlobStore(PageBlobs):
             return b""
 
         async def download() -> bytes:
-            stream = await self._blob(name, snapshot).download_blob(offset=offset, length=length)
+            stream = await self._core.blob(name, snapshot).download_blob(offset=offset, length=length)
             data: bytes = await stream.readall()
             return data
 
         try:
-            return await self._call(f"read {name}", download, size_b=length or 0)
+            return await self._core.call(f"read {name}", download, size_b=length or 0)
         except PreconditionError:
             # The range begins at or behind the end. (An append blob that grew during a read of several
             # requests ends here as well; those stay far below the size of one request.)
             return b""
 
     async def properties(self, name: str, snapshot: str | None = None) -> BlobInfo:
-        found = await self._call(f"look up {name}", lambda: self._blob(name, snapshot).get_blob_properties())
+        found = await self._core.call(
+            f"look up {name}", lambda: self._core.blob(name, snapshot).get_blob_properties()
+        )
         return _info(found, name)
 
     async def list(self, prefix: str, *, snapshots: bool = False) -> AsyncIterator[BlobInfo]:
@@ -124,12 +152,14 @@ class BlobStore(PageBlobs):
         while True:
 
             async def page(token: str | None = token) -> tuple[list[BlobProperties], str | None]:
-                pages = self._container.list_blobs(name_starts_with=prefix, include=include).by_page(token)
+                pages = self._core.container.list_blobs(name_starts_with=prefix, include=include).by_page(
+                    token
+                )
                 async for items in pages:
                     return [item async for item in items], pages.continuation_token  # type: ignore[attr-defined]
                 return [], None
 
-            items, token = await self._call(f"list {prefix}*", page)
+            items, token = await self._core.call(f"list {prefix}*", page)
             for item in items:
                 yield _info(item, item.name)
             if not token:
@@ -139,10 +169,10 @@ class BlobStore(PageBlobs):
         """The names of the folders right below `prefix` (which ends in "/"), without the prefix, in order."""
 
         async def walk() -> list[str]:
-            found = self._container.walk_blobs(name_starts_with=prefix, delimiter="/")
+            found = self._core.container.walk_blobs(name_starts_with=prefix, delimiter="/")
             return [str(item.name) async for item in found]
 
-        names = await self._call(f"list the folders of {prefix}", walk)
+        names = await self._core.call(f"list the folders of {prefix}", walk)
         return sorted(name.removeprefix(prefix).rstrip("/") for name in names if name.endswith("/"))
 
     async def delete(self, name: str, snapshot: str | None = None, lease: str | None = None) -> bool:
@@ -151,7 +181,9 @@ class BlobStore(PageBlobs):
         if lease is not None:
             options["lease"] = lease
         try:
-            await self._call(f"delete {name}", lambda: self._blob(name, snapshot).delete_blob(**options))
+            await self._core.call(
+                f"delete {name}", lambda: self._core.blob(name, snapshot).delete_blob(**options)
+            )
         except BlobNotFoundError:
             return False
         return True
@@ -160,9 +192,9 @@ class BlobStore(PageBlobs):
         self, name: str, metadata: Mapping[str, str], lease: str | None = None, if_match: str | None = None
     ) -> str:
         """Replaces all metadata; returns the new ETag."""
-        reply: dict[str, Any] = await self._call(
+        reply: dict[str, Any] = await self._core.call(
             f"set the metadata of {name}",
-            lambda: self._blob(name).set_blob_metadata(dict(metadata), **_conditions(lease, if_match)),
+            lambda: self._core.blob(name).set_blob_metadata(dict(metadata), **_conditions(lease, if_match)),
         )
         return str(reply["etag"])
 
@@ -177,43 +209,21 @@ class BlobStore(PageBlobs):
         blob's own.
         """
         options = _conditions(lease, if_match)
-        reply: dict[str, Any] = await self._call(
+        reply: dict[str, Any] = await self._core.call(
             f"snapshot {name}",
-            lambda: self._blob(name).create_snapshot(
+            lambda: self._core.blob(name).create_snapshot(
                 metadata=dict(metadata) if metadata else None, **options
             ),
         )
         return str(reply["snapshot"])
 
-    async def acquire_lease(self, name: str, seconds: int = 60, lease_id: str | None = None) -> Lease:
-        """Seconds: 15 to 60, or FOR_EVER. LeaseHeldError while somebody else holds it; BlobNotFoundError
-        without the blob.
-        """
-        lease_id = lease_id or str(uuid.uuid4())
-        # The id is ours, not the server's: a repeated request whose first answer was lost succeeds.
-        await self._call(
-            f"take the lease of {name}",
-            lambda: self._lease_client(name, lease_id).acquire(lease_duration=seconds),
-        )
-        return Lease(self, name, lease_id)
-
-    async def break_lease(self, name: str) -> None:
-        """Ends whoever's lease at once. Nothing happens if there is none."""
-        try:
-            await self._call(
-                f"break the lease of {name}",
-                lambda: self._lease_client(name, None).break_lease(lease_break_period=0),
-            )
-        except LeaseLostError:
-            return
-
     async def append_create(self, name: str) -> None:
         """A new, empty append blob. BlobExistsError if there is a blob of this name."""
         from azure.core import MatchConditions
 
-        await self._call(
+        await self._core.call(
             f"create {name}",
-            lambda: self._blob(name).create_append_blob(match_condition=MatchConditions.IfMissing),
+            lambda: self._core.blob(name).create_append_blob(match_condition=MatchConditions.IfMissing),
         )
 
     async def append(self, name: str, data: bytes, lease: str | None, expected_size: int) -> int:
@@ -224,9 +234,9 @@ class BlobStore(PageBlobs):
         """
         options = _conditions(lease, None)
         try:
-            await self._call(
+            await self._core.call(
                 f"append to {name}",
-                lambda: self._blob(name).append_block(
+                lambda: self._core.blob(name).append_block(
                     data, len(data), appendpos_condition=expected_size, **options
                 ),
                 size_b=len(data),
@@ -235,11 +245,6 @@ class BlobStore(PageBlobs):
             if await self.read(name, expected_size, len(data)) != data:
                 raise
         return expected_size + len(data)
-
-    def _lease_client(self, name: str, lease_id: str | None) -> Any:
-        from azure.storage.blob.aio import BlobLeaseClient
-
-        return BlobLeaseClient(self._blob(name), lease_id=lease_id)
 
 
 def _conditions(lease: str | None, if_match: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How request bodies reach the socket. Imports Azure's SDK at once: only `shared.blob.core` imports it,
+"""How request bodies reach the socket. Imports Azure's SDK at once: only `connection` imports it,
 lazily.
 
 Handed over as one piece, a body of megabytes is copied whole into TLS buffers and blocks the event loop

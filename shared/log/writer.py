@@ -201,8 +201,8 @@ class IndexWriter:
         try:
             await self._store.append_create(self._chain.blob)
         except (BlobExistsError, LeaseHeldError):
-            await self._store.break_lease(self._chain.blob)
-        return await self._store.acquire_lease(self._chain.blob, FOR_EVER)
+            await self._store.leases.break_now(self._chain.blob)
+        return await self._store.leases.acquire(self._chain.blob, FOR_EVER)
 
     # ---- appending ----
 

@@ -130,7 +130,7 @@ async def _download_base(
         async def fetch(
             piece: _Piece, blob: str = blob, snapshot: str = snapshot, image: SparseFile = image
         ) -> None:
-            data = memoryview(await store.page_read(blob, piece.offset_b, piece.length_b, snapshot))
+            data = memoryview(await store.pages.read(blob, piece.offset_b, piece.length_b, snapshot))
             if len(data) != piece.length_b:
                 raise SnapshotError(
                     f"Snapshot {snapshot} of {blob} could not be read", cause="it ends too early"
@@ -151,7 +151,7 @@ async def _download_base(
 async def _pieces(store: BlobStore, plan: Plan, disk: EpochDisk) -> list[_Piece]:
     """The written ranges of a disk's base, within the disk, as reads of at most `_READ_B`, ascending."""
     assert plan.base is not None
-    ranges = await store.page_ranges(seed_blob(plan.machine, disk.name), plan.base.snapshots[disk.name])
+    ranges = await store.pages.ranges(seed_blob(plan.machine, disk.name), plan.base.snapshots[disk.name])
     size_b = disk.sectors * SECTOR
     pieces: list[_Piece] = []
     members: list[tuple[int, int]] = []

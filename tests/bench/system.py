@@ -177,9 +177,9 @@ async def _intervals(batches: list[Batch], limit_b: int = 64 << 20) -> list[Inte
 
 async def _raw(store: BlobStore, size_b: int, intervals: list[Interval]) -> float:
     """Seconds that the same runs take as page writes without lease, cursor or anything else."""
-    await store.page_create("bench/raw", -(-size_b // 512) * 512 + 512, {})
+    await store.pages.create("bench/raw", -(-size_b // 512) * 512 + 512, {})
     writes = [
-        partial(store.page_write, "bench/raw", run.offset_b, bytes(run.data), None, None)
+        partial(store.pages.write, "bench/raw", run.offset_b, bytes(run.data), None, None)
         for interval in intervals
         for runs in interval.runs.values()
         for run in runs

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from shared.blob import BlobConfig, BlobStore, Retry
-from shared.blob.core import BlobCore
 from shared.errors import (
     BlobExistsError,
     BlobNotFoundError,
@@ -102,73 +101,73 @@ async def test_an_append_whose_answer_was_lost_can_be_repeated(store: BlobStore)
 
 async def test_a_lease_keeps_others_out_until_it_is_broken(store: BlobStore) -> None:
     await store.append_create("index")
-    lease = await store.acquire_lease("index", -1)
+    lease = await store.leases.acquire("index", -1)
     with pytest.raises(LeaseHeldError):
-        await store.acquire_lease("index", 15)
+        await store.leases.acquire("index", 15)
     with pytest.raises(LeaseHeldError):
         await store.append("index", b"x", None, 0)
     assert await store.append("index", b"mine", lease.id, 0) == 4
     await lease.renew()
-    await store.break_lease("index")
+    await store.leases.break_now("index")
     with pytest.raises(LeaseLostError):
         await store.append("index", b"more", lease.id, 4)
-    other = await store.acquire_lease("index", -1)
+    other = await store.leases.acquire("index", -1)
     with pytest.raises(LeaseLostError):
         await store.append("index", b"more", lease.id, 4)
     with pytest.raises(LeaseLostError):
         await lease.renew()
     assert await store.append("index", b"more", other.id, 4) == 8
     await other.release()
-    await store.break_lease("index")
+    await store.leases.break_now("index")
     assert (await store.properties("index")).size_b == 8
 
 
 async def test_page_blobs_write_clear_and_list_ranges(store: BlobStore) -> None:
-    await store.page_create("disk", 1 << 20, {"cursor": "0"})
+    await store.pages.create("disk", 1 << 20, {"cursor": "0"})
     with pytest.raises(BlobExistsError):
-        await store.page_create("disk", 1 << 20)
+        await store.pages.create("disk", 1 << 20)
     page = secrets.token_bytes(4096)
-    await store.page_write("disk", 8192, page)
-    await store.page_write("disk", 65536, page)
-    await store.page_clear("disk", 65536, 2048)
-    assert await store.page_ranges("disk") == [(8192, 4096), (67584, 2048)]
+    await store.pages.write("disk", 8192, page)
+    await store.pages.write("disk", 65536, page)
+    await store.pages.clear("disk", 65536, 2048)
+    assert await store.pages.ranges("disk") == [(8192, 4096), (67584, 2048)]
     assert await store.read("disk", 8192, 4096) == page
     assert await store.read("disk", 0, 512) == bytes(512)
     snapshot = await store.snapshot("disk")
-    await store.page_write("disk", 8192, bytes(4096))
-    assert await store.page_read("disk", 4096, 12288) == bytes(12288)
-    assert await store.page_read("disk", 4096, 12288, snapshot) == bytes(4096) + page + bytes(4096)
+    await store.pages.write("disk", 8192, bytes(4096))
+    assert await store.pages.read("disk", 4096, 12288) == bytes(12288)
+    assert await store.pages.read("disk", 4096, 12288, snapshot) == bytes(4096) + page + bytes(4096)
     with pytest.raises(BlobNotFoundError):
-        await store.page_read("disk", 0, 512, "2020-01-01T00:00:00.0000000Z")
+        await store.pages.read("disk", 0, 512, "2020-01-01T00:00:00.0000000Z")
 
 
 async def test_a_late_page_write_of_an_earlier_try_cannot_land(store: BlobStore) -> None:
-    await store.page_create("disk", 1 << 20)
-    lease = await store.acquire_lease("disk", 60)
-    await store.set_sequence_number("disk", 7, lease.id)
-    await store.page_write("disk", 0, bytes(512), lease.id, sequence_number=7)
-    await store.set_sequence_number("disk", 8, lease.id)
+    await store.pages.create("disk", 1 << 20)
+    lease = await store.leases.acquire("disk", 60)
+    await store.pages.set_sequence_number("disk", 7, lease.id)
+    await store.pages.write("disk", 0, bytes(512), lease.id, sequence_number=7)
+    await store.pages.set_sequence_number("disk", 8, lease.id)
     with pytest.raises(PreconditionError):
-        await store.page_write("disk", 0, b"\xff" * 512, lease.id, sequence_number=7)
+        await store.pages.write("disk", 0, b"\xff" * 512, lease.id, sequence_number=7)
     with pytest.raises(PreconditionError):
-        await store.page_clear("disk", 0, 512, lease.id, sequence_number=7)
+        await store.pages.clear("disk", 0, 512, lease.id, sequence_number=7)
     with pytest.raises(LeaseHeldError):
-        await store.page_write("disk", 0, b"\xff" * 512)
+        await store.pages.write("disk", 0, b"\xff" * 512)
     assert (await store.properties("disk")).sequence_number == 8
-    await store.set_sequence_number("disk", 7, lease.id)  # a delayed one never lowers it
+    await store.pages.set_sequence_number("disk", 7, lease.id)  # a delayed one never lowers it
     assert (await store.properties("disk")).sequence_number == 8
 
 
 async def test_a_snapshot_keeps_content_and_metadata(store: BlobStore) -> None:
-    await store.page_create("disk", 4096)
-    await store.page_write("disk", 0, b"1" * 512)
+    await store.pages.create("disk", 4096)
+    await store.pages.write("disk", 0, b"1" * 512)
     etag = await store.set_metadata("disk", {"position": "1-5"})
     snapshot = await store.snapshot("disk", if_match=etag)
-    await store.page_write("disk", 0, b"2" * 512)
+    await store.pages.write("disk", 0, b"2" * 512)
     with pytest.raises(PreconditionError):
         await store.snapshot("disk", if_match=etag)
     assert await store.read("disk", 0, 512, snapshot=snapshot) == b"1" * 512
-    assert await store.page_ranges("disk", snapshot) == [(0, 512)]
+    assert await store.pages.ranges("disk", snapshot) == [(0, 512)]
     assert (await store.properties("disk", snapshot)).metadata == {"position": "1-5"}
     assert [b.snapshot async for b in store.list("disk", snapshots=True)] == [snapshot, None]
     assert await store.delete("disk", snapshot)
@@ -244,11 +243,11 @@ async def test_trouble_is_over_when_a_repeated_request_is_refused_for_good(store
     heard: list[StorageError | None] = []
 
     async def create_whose_first_answer_is_lost() -> None:
-        await store._blob("x").upload_blob(b"1", overwrite=False)
+        await store._core.blob("x").upload_blob(b"1", overwrite=False)
         raise ConnectionResetError("the answer was lost")
 
     with pytest.raises(BlobExistsError):
-        await store.patient(heard.append)._call("write x", create_whose_first_answer_is_lost)
+        await store.patient(heard.append)._core.call("write x", create_whose_first_answer_is_lost)
     assert [type(error) for error in heard] == [TransientError, type(None)]
 
 
@@ -263,7 +262,7 @@ async def test_trouble_is_over_when_nobody_waits_for_the_answer_any_more(store: 
     async def unreachable() -> None:
         raise ConnectionRefusedError("nobody listens")
 
-    waiting = asyncio.create_task(store.patient(report)._call("read x", unreachable))
+    waiting = asyncio.create_task(store.patient(report)._core.call("read x", unreachable))
     await troubled.wait()
     waiting.cancel()
     await asyncio.wait([waiting])
@@ -280,7 +279,7 @@ def test_account_name_comes_from_either_form_of_url() -> None:
 )
 def test_a_url_that_cannot_work_is_refused_before_anything_is_asked(url: str) -> None:
     with pytest.raises(UsageError, match="URL"):
-        BlobCore.connect(BlobConfig(url=url))
+        BlobStore.connect(BlobConfig(url=url))
 
 
 async def test_a_key_and_a_ca_that_were_granted_need_no_files(blob_config: BlobConfig) -> None:

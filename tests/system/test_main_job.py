@@ -144,7 +144,7 @@ def test_storage_that_lost_acknowledged_log_begins_a_new_epoch_by_itself(site: S
     async def lose_the_index() -> None:
         async with storage(site.lab) as store:
             index = f"logs/lab/{epoch:08d}/index-000001"
-            await store.break_lease(index)
+            await store.leases.break_now(index)
             await store.delete(index)
 
     asyncio.run(lose_the_index())

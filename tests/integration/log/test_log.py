@@ -77,7 +77,7 @@ async def test_a_stale_owner_is_fenced_and_the_new_one_continues(store: BlobStor
 
 async def test_an_owner_that_lost_its_lease_but_not_its_term_goes_on(store: BlobStore) -> None:
     writer = await IndexWriter.take(store, M, E, "ps1")
-    await store.break_lease(names.index(M, E, 1))
+    await store.leases.break_now(names.index(M, E, 1))
     await writer.append([await put_segment(store, make_chain(1))])
     assert len(await LogReader(store, M).entries(E)) == 1
 
@@ -179,7 +179,7 @@ async def test_an_owner_that_died_between_closing_and_the_next_blob_is_succeeded
     chain = make_chain(3)
     for made in chain[:2]:
         await writer.append([await put_segment(store, [made])])
-    await store.break_lease(names.index(M, E, 2))
+    await store.leases.break_now(names.index(M, E, 2))
     await store.delete(names.index(M, E, 2))  # as if it had never been created
     # (its one entry goes with it: what is left is the closed first blob)
     successor = await IndexWriter.take(store, M, E, "ps2")
@@ -203,7 +203,7 @@ async def test_storage_that_forgot_index_entries_is_noticed(store: BlobStore) ->
     await writer.append([await put_segment(store, chain[:2])])
     reader = LogReader(store, M)
     await reader.entries(E)
-    await store.break_lease(index)
+    await store.leases.break_now(index)
     await store.delete(index)
     await store.append_create(index)
     await store.append(index, before, None, 0)
@@ -215,7 +215,7 @@ async def test_storage_that_forgot_index_entries_is_noticed(store: BlobStore) ->
         await reader.entries(E)
     with pytest.raises(StorageForgotError):
         await IndexWriter.take(store, M, E, "ps1", known_last=2)
-    await store.break_lease(index)
+    await store.leases.break_now(index)
     await store.delete(index)
     with pytest.raises(StorageForgotError):
         await writer.check()

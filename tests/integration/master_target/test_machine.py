@@ -150,7 +150,7 @@ async def test_a_mark_is_a_point_before_it_is_applied_and_only_where_order_is_ke
     model.write(mark="lost", state=StreamState.BITMAP)
     await model.publish()
     seed = seed_blob(model.name, "loop0")
-    await model.store.page_create(seed, 512)  # a foreign blob in the way: nothing can be applied
+    await model.store.pages.create(seed, 512)  # a foreign blob in the way: nothing can be applied
     async with running(model) as machine:
         await until(machine, lambda: bool(machine.report().errors))
         await until(machine, lambda: bool(machine.report().last_point))
@@ -158,7 +158,7 @@ async def test_a_mark_is_a_point_before_it_is_applied_and_only_where_order_is_ke
             (("kept",), "logged")
         ]
         assert seed in machine.report().errors[0].what
-        await model.store.break_lease(seed)
+        await model.store.leases.break_now(seed)
         await model.store.delete(seed)
         await until_settled(machine, model)
 
@@ -289,7 +289,7 @@ async def replace(store: BlobStore, blob: str, old: bytes, new: bytes) -> None:
     if "/index-" not in blob:
         await store.replace(blob, data)
         return
-    await store.break_lease(blob)
+    await store.leases.break_now(blob)
     await store.delete(blob)
     await store.append_create(blob)
     await store.append(blob, data, None, 0)

@@ -46,7 +46,7 @@ async def test_the_blob_is_a_fixed_vhd_of_the_right_size(
     path = tmp_path / "sda.vhd"
     with path.open("wb") as file:
         file.truncate((await store.properties(BLOB)).size_b)
-        for offset, length in await store.page_ranges(BLOB):
+        for offset, length in await store.pages.ranges(BLOB):
             file.seek(offset)
             file.write(await store.read(BLOB, offset, length))
     assert (await asyncio.to_thread(qemu_info, path))["virtual-size"] == capacity_b
@@ -66,10 +66,10 @@ async def test_a_write_of_an_earlier_interval_cannot_land(store: BlobStore) -> N
     await target.begin(*SECOND, MIB)
     lease = target._lease.id
     with pytest.raises(PreconditionError):
-        await store.page_write(BLOB, 0, b"x" * 512, lease, earlier)
+        await store.pages.write(BLOB, 0, b"x" * 512, lease, earlier)
     with pytest.raises(PreconditionError):
-        await store.page_clear(BLOB, 0, 512, lease, earlier)
-    await store.set_sequence_number(BLOB, earlier, lease)  # a stray raise changes nothing
+        await store.pages.clear(BLOB, 0, 512, lease, earlier)
+    await store.pages.set_sequence_number(BLOB, earlier, lease)  # a stray raise changes nothing
     await target.write(0, memoryview(b"y" * 512))
     await target.finish()
     await target.close()
@@ -78,13 +78,13 @@ async def test_a_write_of_an_earlier_interval_cannot_land(store: BlobStore) -> N
 async def test_an_owner_that_lost_its_lease_changes_nothing_any_more(store: BlobStore) -> None:
     old = await PageBlobTarget.open(store, "web1", "sda", MIB)
     await old.begin(*FIRST, MIB)
-    await store.break_lease(BLOB)
+    await store.leases.break_now(BLOB)
     new = await PageBlobTarget.open(store, "web1", "sda", MIB)
     for attempt in (
         old.write(0, memoryview(b"x" * 512)),
         old.clear(0, 512),
         old.finish(),
-        store.set_sequence_number(BLOB, 100, old._lease.id),
+        store.pages.set_sequence_number(BLOB, 100, old._lease.id),
     ):
         with pytest.raises(LeaseLostError):
             await attempt
@@ -102,7 +102,7 @@ async def test_a_stray_write_between_finish_and_snapshot_does_not_stop_the_snaps
     await target.begin(*FIRST, MIB)
     await target.write(0, memoryview(b"x" * 512))
     await target.finish()
-    await store.page_write(BLOB, 0, b"x" * 512, target._lease.id, target.state.sequence)
+    await store.pages.write(BLOB, 0, b"x" * 512, target._lease.id, target.state.sequence)
     await target.snapshot()
     await target.close()
 

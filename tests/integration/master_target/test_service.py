@@ -62,7 +62,7 @@ async def test_a_damaged_index_is_shown_and_stops_no_other_machine(
     a, b = two
     index = names.index(a.name, 1, 1)
     data = (await a.store.read(index)).replace(b"ps1", b"ps\xff", 1)
-    await a.store.break_lease(index)
+    await a.store.leases.break_now(index)
     await a.store.delete(index)
     await a.store.append_create(index)
     await a.store.append(index, data, None, 0)

@@ -25,7 +25,7 @@ from process_server.spool.spool import MachineLog, Spool
 from process_server.status import StatusBoard
 from shared import durable
 from shared.batch import NO_DIGEST, Buffer, encode
-from shared.blob import BlobConfig, BlobStore
+from shared.blob import BlobConfig, BlobCore, BlobStore
 from shared.errors import (
     BatchGapError,
     EpochRefusedError,
@@ -303,13 +303,13 @@ async def test_a_cancelled_append_keeps_its_buffer_until_it_is_sealed(
     assert same_batches(await read_log(store, folder), chain)
 
 
-class EveryTwice(BlobStore):
+class EveryTwice(BlobCore):
     """Storage whose first answer is always lost: each request is made twice, and only the second answer is seen."""
 
-    async def _call(self, what: str, attempt: Callable[[], Awaitable[T]], *, size_b: int = 0) -> T:
+    async def call(self, what: str, attempt: Callable[[], Awaitable[T]], *, size_b: int = 0) -> T:
         with contextlib.suppress(Exception):
             await attempt()
-        return await super()._call(what, attempt, size_b=size_b)
+        return await super().call(what, attempt, size_b=size_b)
 
 
 async def test_requests_whose_first_answer_is_lost_do_nothing_twice(
@@ -317,7 +317,7 @@ async def test_requests_whose_first_answer_is_lost_do_nothing_twice(
 ) -> None:
     chain = make_chain(20)
     folder = tmp_path / "spool"
-    async with EveryTwice.connect(blob_config) as twice:
+    async with BlobStore(EveryTwice.connect(blob_config)) as twice:
         for epoch, part in ((0, chain[:11]), (1, chain[11:])):
             async with opened(make_spool(folder, twice, size_b=2000, max_blocks=4), epoch) as log:
                 await append_all(log, part)
@@ -579,7 +579,7 @@ async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
         await log.flush()
     index = names.index("m1", 1, 1)
     data = await store.read(index)
-    await store.break_lease(index)
+    await store.leases.break_now(index)
     await store.delete(index)
     await store.append_create(index)
     await store.append(index, data.splitlines(keepends=True)[0], None, 0)
@@ -603,7 +603,7 @@ async def test_storage_that_forgets_while_we_run_ends_the_epoch(store: BlobStore
         await append_all(log, make_chain(2))
         await log.flush()
         index = names.index("m1", 1, 1)
-        await store.break_lease(index)
+        await store.leases.break_now(index)
         await store.delete(index)
         while log.failure is None:
             changed.clear()
@@ -613,12 +613,12 @@ async def test_storage_that_forgets_while_we_run_ends_the_epoch(store: BlobStore
             await log.append(*make_chain(3)[2])
 
 
-class AnswerLost(BlobStore):
+class AnswerLost(BlobCore):
     """Storage whose first answer to the creation of a segment is lost: it is tried again, and the blob is there."""
 
     lost = False
 
-    async def _call(self, what: str, attempt: Callable[[], Awaitable[T]], *, size_b: int = 0) -> T:
+    async def call(self, what: str, attempt: Callable[[], Awaitable[T]], *, size_b: int = 0) -> T:
         async def cut() -> T:
             answer = await attempt()
             if what.endswith(".seg") and what.startswith("write") and not AnswerLost.lost:
@@ -626,13 +626,16 @@ class AnswerLost(BlobStore):
                 raise ConnectionResetError("the answer was lost")
             return answer
 
-        return await super()._call(what, cut, size_b=size_b)
+        return await super().call(what, cut, size_b=size_b)
 
 
 async def test_trouble_is_over_when_storage_has_answered_whatever_it_says(
     blob_config: BlobConfig, tmp_path: Path
 ) -> None:
-    async with AnswerLost.connect(blob_config) as store, opened(make_spool(tmp_path / "spool", store)) as log:
+    async with (
+        BlobStore(AnswerLost.connect(blob_config)) as store,
+        opened(make_spool(tmp_path / "spool", store)) as log,
+    ):
         await append_all(log, make_chain(3))
         await log.flush()
         assert AnswerLost.lost

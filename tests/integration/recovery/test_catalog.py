@@ -124,7 +124,7 @@ async def test_a_time_behind_the_log_is_refused_once_a_newer_epoch_has_begun(mac
 
 async def spoil(machine: ModelMachine, blob: str, data: bytes) -> None:
     """Adds to an append blob, as its owner would not."""
-    await machine.store.break_lease(blob)
+    await machine.store.leases.break_now(blob)
     await machine.store.append(blob, data, None, (await machine.store.properties(blob)).size_b)
 
 

@@ -42,11 +42,11 @@ async def snapshot_now(machine: ModelMachine) -> PointDoc:
     for name, disk in zip(machine.disk_names, machine.disks, strict=True):
         blob = seed_blob(machine.name, name)
         await machine.store.delete(blob)
-        await machine.store.page_create(blob, 1024 * 1024 + 512)
+        await machine.store.pages.create(blob, 1024 * 1024 + 512)
         for at in range(0, len(disk), 4096):
             piece = bytes(disk[at : at + 4096])
             if any(piece):
-                await machine.store.page_write(blob, at, piece)
+                await machine.store.pages.write(blob, at, piece)
         await machine.store.set_metadata(
             blob, {"cursor": str(machine.position), "pending": str(machine.position)}
         )
