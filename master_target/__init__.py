@@ -5,6 +5,8 @@
     tail       what of an epoch's index is remembered: from the cursor on
     (coalesce) shared/recovery/coalesce.py: an interval becomes the fewest writes and clears; bridge: joined over short gaps
     apply      begin → writes → finish, on all disks of the machine; what a crash cut off is applied again first
+    stepping   one step: the next interval, applied, with the snapshots of the point where it ends
+    epochs     which epoch is applied, on which disks, and when the next one begins
     targets/   page blob (fixed VHD) or image file: own lease, cursor before and after, snapshots that name their position
     points     a document by position as soon as a mark is indexed; with snapshots once apply is there
     retention  old points and orphan snapshots go

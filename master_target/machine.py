@@ -1,19 +1,7 @@
 """One machine: claim it, follow its log, apply it, make its points; and begin again after every failure.
 
 Two tasks run side by side. *Follow* polls the index and documents new marks at once, however far behind apply is. *Apply* takes one
-interval after the other; at a point, all disks stand still until its snapshots are taken.
-
-Why no mark is passed without its snapshots (I6). An interval ends at the first mark that the follower knows, and it never knows an entry
-of the index without the marks in it (follow.py). So the disks stand at each mark once, and apply goes on only when that was settled.
-Whoever made the entry known holds `_looking` until the documents of all its marks are written; *settle* waits for that. So it finds the
-document, or retention has removed it since, and the mark is no point any more. If it fails, or is killed, the disks still stand there,
-and the next work begins with settling it.
-
-Epochs. The epoch that the disks are in is applied to its end as long as it is the newest; then the newest epoch is taken up from its
-first batch, when that is there. Those in between are left out: their points stay restorable from the log, and nothing of them is needed,
-because each epoch begins with a full replication. For the same reason the rest of an epoch is left out when it cannot be applied: its
-log is incomplete or damaged, or the seed disks do not fit it. So a resynchronisation heals whatever it was. As long as there is no
-newer epoch to take up, the error stands, and the work begins again.
+step after the other (stepping.py), in the epoch whose turn it is (epochs.py).
 """
 
 from __future__ import annotations
@@ -22,22 +10,22 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from master_target.apply import DiskTarget, apply, due
 from master_target.bridge import BridgeSettings
 from master_target.claim import Claim
+from master_target.epochs import Epochs
 from master_target.follow import Follower
 from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
 from master_target.status import MachineReport, Rates
-from master_target.targets.base import Target
+from master_target.stepping import Stepper
+from master_target.targets.base import OpenTarget
 from shared import logging
-from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.errors import (
     IntegrityError,
@@ -47,10 +35,7 @@ from shared.errors import (
     StorageError,
     UnderstudyError,
 )
-from shared.log import epochs
-from shared.log.epochs import EpochInfo
 from shared.recovery.parallel import parallel
-from shared.recovery.position import NOWHERE, Position
 from shared.status import Problem
 from shared.vault import Vault
 
@@ -60,9 +45,6 @@ _TAKEN_S: Final = 5.0
 """How often to ask for a machine that another master target has."""
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
-
-OpenTarget = Callable[[BlobStore, str, str, int], Awaitable[Target]]
-"""(store, machine, disk name, disk size in bytes) → the opened target, taken from whoever had it."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,33 +181,31 @@ class _Work:
         claim: Claim,
     ) -> None:
         self.ending = asyncio.Event()
-        self._store = store
         self._name = name
         self._settings = settings
-        self._open_target = open_target
-        self._rates = rates
         self._claim = claim
+        self._pruner = pruner
         self._log = Follower(store, vault, name)
         self._points = PointMaker(store, name)
-        self._pruner = pruner
-        self._epoch = 0
-        """The epoch that is being applied; 0 until there is one."""
-        self._disks: list[DiskTarget] = []
-        self._left_at = NOWHERE
-        """Where the disks stood when they were closed, for reports."""
-        self._caught_up_at = time.monotonic()
-        """When there was nothing left to apply."""
+        self._epochs = Epochs(store, name, self._log, open_target, self._look)
+        self._stepper = Stepper(
+            self._log,
+            self._points,
+            rates,
+            self._documented,
+            interval_b=settings.interval_b,
+            behind_interval_b=settings.behind_interval_b,
+            bridge=settings.bridge,
+        )
         self._looking = asyncio.Lock()
-        self._settled = NOWHERE
-        """The last point that was settled, or found to be."""
         self._news = asyncio.Event()
 
     async def close(self) -> None:
         await self._log.close()
-        await self._close_disks()
+        await self._epochs.close_disks()
 
     def describe(self, report: MachineReport) -> None:
-        at = self._position()
+        at = self._epochs.position
         report.epoch, report.applied = at
         report.indexed = self._log.end(at.epoch).batch
         report.applied_captured_ns = self._log.captured_ns(at)
@@ -239,7 +219,7 @@ class _Work:
         """Poll the index until ending. `worked` is called after each poll that went well."""
         await self._points.load()
         while not self.ending.is_set():
-            known = [e for e in (self._epoch, self._points.documented.epoch) if e]
+            known = [e for e in (self._epochs.current, self._points.documented.epoch) if e]
             await self._look(min(known, default=1))
             self._news.set()
             worked()
@@ -247,143 +227,46 @@ class _Work:
         self._news.set()
 
     async def _look(self, from_epoch: int) -> None:
-        """See what is new in the index, and document the points in it, before `_settle` may ask for them."""
+        """See what is new in the index, and write the documents of the points in it."""
         async with self._looking:
             await self._points.document(await self._log.refresh(from_epoch))
+
+    async def _documented(self) -> None:
+        """Whoever made an entry of the index known holds `_looking` until the documents of all its marks are written."""
+        async with self._looking:
+            pass
 
     # ---- apply ----
 
     async def apply(self) -> None:
-        """Apply what there is until ending; an interval that has begun is finished."""
+        """Apply what there is until ending; an interval that has begun is applied wholly."""
         while not self.ending.is_set():
             self._news.clear()
-            if self._log.newest_epoch and not self._epoch:
-                await self._take_up(await self._epoch_of_disks())
+            if self._log.newest_epoch and not self._epochs.current:
+                await self._epochs.take_up_first()
             await self._prune_if_due()  # before a step, which may fail for want of the room that this makes
-            while self._epoch and not self.ending.is_set() and await self._step():
+            while self._epochs.current and not self.ending.is_set() and await self._step():
                 await self._prune_if_due()
             await self._news.wait()
 
     async def _prune_if_due(self) -> None:
         if self._pruner.due:
-            await self._pruner.prune([d.target for d in self._disks], await self._claim.skew_s())
+            await self._pruner.prune([d.target for d in self._epochs.disks], await self._claim.skew_s())
 
     async def _step(self) -> bool:
         """The next interval, or the next epoch; False when there is nothing to do."""
+        epochs = self._epochs
         try:
-            return await self._apply_next() or await self._take_up_newest()
+            return await self._stepper.step(epochs.current, epochs.disks) or await epochs.take_up_newest()
         except (IntegrityError, SeedDiskError) as exc:
-            if not self._newer_epoch():
+            if not epochs.newer:
                 raise
-            _log.warning("rest of an epoch left out", machine=self._name, epoch=self._epoch, **exc.as_dict())
+            _log.warning(
+                "rest of an epoch left out", machine=self._name, epoch=epochs.current, **exc.as_dict()
+            )
         # Opened anew: the failed step may have left them in another state than their owner here remembers.
-        await self._close_disks()
-        return await self._take_up_newest()
-
-    async def _apply_next(self) -> bool:
-        """The next interval of the epoch, with the point at its start or end; False when there is none."""
-        states = [disk.target.state for disk in self._disks]
-        next_ = due(states, self._epoch)
-        # The disks are ours and only go forward. (One that somebody deletes is begun again by new work, which reads the index anew.)
-        self._log.forget(next_.start)
-        if all(s.settled and s.cursor == next_.start for s in states):
-            await self._settle(next_.start)
-        settings = self._settings
-        behind = time.monotonic() - self._caught_up_at > settings.bridge.behind_s
-        most_b = settings.behind_interval_b if behind else settings.interval_b
-        if next_.end is not None:
-            interval = await self._log.exactly(next_.start, next_.end)
-        else:
-            found = await self._log.next(next_.start, next_.limit, most_b)
-            if found is None:
-                self._caught_up_at = time.monotonic()
-                return False
-            interval = found
-        await self._points.note_unreadable(self._epoch, interval.unreadable)
-        done = await apply(interval, self._disks, next_.members, settings.bridge if behind else None)
-        self._rates.add(done)
-        _log.info(
-            "interval applied",
-            machine=self._name,
-            epoch=self._epoch,
-            start=interval.start.batch,
-            end=interval.end.batch,
-            payload_b=done.payload_b,
-            written_b=done.written_b,
-            requests=done.requests,
-            seconds=round(done.seconds, 3),
-        )
-        states = [disk.target.state for disk in self._disks]
-        if all(s.settled and s.cursor == interval.end for s in states):
-            await self._settle(interval.end)
-        return True
-
-    async def _settle(self, position: Position) -> None:
-        if position == self._settled or not self._log.is_mark(position):
-            return
-        async with self._looking:
-            pass  # who showed us the mark has written its document now
-        if await self._points.settle(position, self._disks):
-            self._settled = position
-
-    def _position(self) -> Position:
-        if not self._disks:
-            return self._left_at
-        return due([disk.target.state for disk in self._disks], self._epoch).start
-
-    # ---- epochs ----
-
-    async def _epoch_of_disks(self) -> int:
-        """The epoch that the seed disks are in, if it exists; else the newest."""
-        newest = await epochs.read_epoch(self._store, self._name, self._log.newest_epoch)
-        await self._open(newest)
-        found = max((disk.target.state.pending.epoch for disk in self._disks), default=0)
-        if found and self._log.epoch(found) is None:
-            await self._look(found)
-        return found if self._log.epoch(found) is not None else newest.epoch
-
-    def _newer_epoch(self) -> int:
-        """The newest epoch, when it is not the one we are in and its first batches are there; else 0."""
-        newest = self._log.newest_epoch
-        return newest if newest != self._epoch and self._log.end(newest).batch else 0
-
-    async def _take_up_newest(self) -> bool:
-        """Go on with the newest epoch, if there is a newer one."""
-        newest = self._newer_epoch()
-        if newest:
-            await self._take_up(newest)
-        return bool(newest)
-
-    async def _take_up(self, epoch: int) -> None:
-        info = self._log.epoch(epoch)
-        assert info is not None
-        await self._open(info)
-        self._epoch = epoch
-        _log.info(
-            "epoch taken up", machine=self._name, epoch=epoch, reason=info.reason, at=str(self._position())
-        )
-
-    async def _close_disks(self) -> None:
-        self._left_at = self._position()
-        for disk in self._disks:
-            await disk.target.close()
-        self._disks = []
-
-    async def _open(self, info: EpochInfo) -> None:
-        """Open the targets of the epoch's disks; keep those that are open, close those that are not in it."""
-        before = {disk.target.name: disk.target for disk in self._disks}
-        self._disks = [
-            DiskTarget(d.number, d.sectors * SECTOR, before.pop(d.name))
-            for d in info.disks
-            if d.name in before
-        ]
-        for target in before.values():
-            await target.close()
-        opened = {disk.target.name for disk in self._disks}
-        for d in info.disks:
-            if d.name not in opened:
-                target = await self._open_target(self._store, self._name, d.name, d.sectors * SECTOR)
-                self._disks.append(DiskTarget(d.number, d.sectors * SECTOR, target))
+        await epochs.close_disks()
+        return await epochs.take_up_newest()
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> None:

@@ -3,7 +3,7 @@
 The order that makes a point all or nothing (I6): the mark's segment is listed in the index; then the document, by position alone; then,
 while all disks stand exactly at the position, a snapshot of each, which names that position; then the document again, with the
 snapshots. A crash in between leaves a point that restores from the log, and snapshots that no document names: orphans, which
-retention removes; the snapshots are taken again, as the disks are still there (nothing moves them before the point is settled).
+retention removes; the snapshots are taken again, as the disks are still there (nothing moves them before the point has its snapshots).
 
 Documents are first written in log order, and the newest is never removed: so the newest tells which marks have been documented.
 """
@@ -35,7 +35,7 @@ class PointMaker:
         self.documented = NOWHERE
         """The newest point that has a document. Known after `load`."""
         self.last: PointDoc | None = None
-        """The newest point that was made or settled here."""
+        """The newest point that was documented or got its snapshots here."""
 
     async def load(self) -> None:
         names = [info.name async for info in self._store.list(points.prefix(self._machine))]
@@ -51,7 +51,7 @@ class PointMaker:
                 _log.info("point logged", machine=self._machine, point=point.id, captured=point.time)
                 reach("points.after-document")
 
-    async def settle(self, position: Position, disks: Sequence[DiskTarget]) -> bool:
+    async def take_snapshots(self, position: Position, disks: Sequence[DiskTarget]) -> bool:
         """Take the snapshots of the point at `position` if it has none; False when no document says that there is a point.
 
         All `disks`, which are all disks of the machine, must stand at `position`.
@@ -74,7 +74,7 @@ class PointMaker:
         )
         await point_store.replace(self._store, self.last)
         _log.info("point snapshotted", machine=self._machine, point=doc.id, captured=doc.time)
-        reach("points.after-settling")
+        reach("points.after-snapshots")
         return True
 
     async def note_unreadable(self, epoch: int, new: Sequence[Range]) -> None:

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, Final
 
 from master_target.config import MasterTargetConfig
-from master_target.machine import Machine, OpenTarget, Settings, wait_for
-from master_target.targets.base import Target
+from master_target.machine import Machine, Settings, wait_for
+from master_target.targets.base import OpenTarget, Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
 from shared import logging

@@ -65,7 +65,7 @@ async def until(machine: Machine, condition: Callable[[], bool]) -> None:
 
 
 async def until_applied(machine: Machine, position: Position) -> None:
-    """Until the log up to `position` is applied and the point there, if any, is settled."""
+    """Until the log up to `position` is applied and the point there, if any, has its snapshots."""
 
     def there() -> bool:
         report = machine.report()
@@ -74,7 +74,7 @@ async def until_applied(machine: Machine, position: Position) -> None:
     await until(machine, there)
 
 
-async def until_settled(machine: Machine, model: ModelMachine) -> list[PointDoc]:
+async def until_snapshotted(machine: Machine, model: ModelMachine) -> list[PointDoc]:
     """Until all marks of the model are points with snapshots; the documents."""
     try:
         async with asyncio.timeout(_DEADLINE_S):

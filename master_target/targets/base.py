@@ -9,11 +9,13 @@ SeedDiskError.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
 
 from master_target.targets.state import DiskState
+from shared.blob import BlobStore
 from shared.recovery.position import Position
 
 
@@ -68,3 +70,7 @@ class Target(Protocol):
 
     async def close(self) -> None:
         """Give up ownership."""
+
+
+OpenTarget = Callable[[BlobStore, str, str, int], Awaitable[Target]]
+"""(store, machine, disk name, disk size in bytes) → the opened target, taken from whoever had it."""

@@ -175,7 +175,7 @@ class PageBlobTarget:
 
     def _unstable(self) -> SeedDiskError:
         return SeedDiskError(
-            f"Seed disk {self._blob} could not be settled",
+            f"Seed disk {self._blob} could not be brought to a known state",
             cause="it changed again and again while we held its lease",
         )
 

@@ -1,7 +1,7 @@
 """The folder that a restore writes: images, journal, manifest. Layout in FORMAT.md beside this file.
 
 The journal is written before the first image and removed after the manifest is durable. So a folder is empty, or holds an unfinished
-restore (journal), or a finished one (manifest only). A restore goes on only in an empty folder or in its own unfinished one.
+restore (journal), or a complete one (manifest only). A restore goes on only in an empty folder or in its own unfinished one.
 
 The journal claims only what is durable: images are synced before it is replaced. What was written behind its claim is written again,
 which gives the same bytes: see "Why resuming is correct" in materialise.py.
@@ -81,7 +81,7 @@ class RestoreFolder:
         with translated(self.path, "written to"):
             durable.replace_file(self.path / JOURNAL, msgspec.json.encode(self.journal))
 
-    def finish(self, manifest: Manifest) -> None:
+    def complete(self, manifest: Manifest) -> None:
         with translated(self.path, "written to"):
             text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
             durable.replace_file(self.path / MANIFEST, text + b"\n", mode=0o644)

@@ -92,7 +92,7 @@ async def materialise(
         }
         await _download_base(store, plan, folder, images, progress)
         await _replay(LogReader(store, plan.machine), vault, plan, folder, images, progress)
-        return await _finish(plan, folder, images, progress)
+        return await _complete(plan, folder, images, progress)
 
 
 # ---- base ----
@@ -275,7 +275,7 @@ def _sync(images: Mapping[int, SparseFile]) -> None:
 # ---- manifest ----
 
 
-async def _finish(
+async def _complete(
     plan: Plan,
     folder: RestoreFolder,
     images: Mapping[int, SparseFile],
@@ -307,5 +307,5 @@ async def _finish(
         ),
     )
     reach("restore.before-manifest")
-    await asyncio.to_thread(folder.finish, manifest)
+    await asyncio.to_thread(folder.complete, manifest)
     return manifest

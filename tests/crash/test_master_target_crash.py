@@ -14,7 +14,14 @@ import pytest
 from shared.blob import BlobConfig, BlobStore
 from shared.recovery import point_store
 from tests.machine_log import ModelMachine
-from tests.master_parts import check_points, running, seed_digests, until_applied, until_ended, until_settled
+from tests.master_parts import (
+    check_points,
+    running,
+    seed_digests,
+    until_applied,
+    until_ended,
+    until_snapshotted,
+)
 
 KILLS = [
     "apply.after-begin",
@@ -25,7 +32,7 @@ KILLS = [
     "points.after-document",
     "points.after-a-snapshot",
     "points.after-a-snapshot:2",
-    "points.after-settling",
+    "points.after-snapshots",
 ]
 IMAGE_KILLS = [
     "apply.after-a-write:7",
@@ -86,7 +93,7 @@ async def test_killed_anywhere_the_disks_and_all_points_are_right_after_a_restar
                 assert await seed_digests(model, doc.snapshots) == model.digests[doc.position]
     async with running(model, image_dir=images) as machine:
         await until_applied(machine, model.position)
-        docs = await until_settled(machine, model)
+        docs = await until_snapshotted(machine, model)
     assert [d.marks for d in docs] == [(crash_at,) for crash_at in kills]
     await check_points(model, tmp_path / "restored")
     if images:

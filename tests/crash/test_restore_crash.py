@@ -17,7 +17,7 @@ from shared.recovery.materialise import Progress, materialise
 from shared.recovery.verify import make_plan
 from tests.crash.restore_child import Parameters
 from tests.machine_log import ModelMachine
-from tests.master_parts import running, until_settled
+from tests.master_parts import running, until_snapshotted
 
 
 async def restore_until_killed(model: ModelMachine, blob: BlobConfig, to: Path, crash_at: str) -> None:
@@ -46,7 +46,7 @@ async def test_a_killed_restore_goes_on_and_gives_the_same_disks(
     model.write(mark="base")
     await model.publish()
     async with running(model) as machine:
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
     for _ in range(4):
         model.write(8)
     await model.publish(segments=4)
@@ -81,7 +81,7 @@ async def test_when_the_base_is_another_one_the_restore_begins_again(
     to = tmp_path / "out"
     await restore_until_killed(model, blob_config, to, "restore.after-segment")
     async with running(model) as machine:
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
     catalog = await Catalog.load(store, model.name)
     plan = await make_plan(store, catalog, await catalog.resolve("latest"))
     assert plan.base is not None

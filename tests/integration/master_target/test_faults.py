@@ -28,7 +28,7 @@ from tests.master_parts import (
     seed_digests,
     until,
     until_applied,
-    until_settled,
+    until_snapshotted,
 )
 
 
@@ -41,13 +41,13 @@ async def test_a_storage_outage_is_reported_and_waited_out(tmp_path: Path) -> No
             model.write(mark="before")
             await model.publish()
             async with running(model) as machine:
-                await until_settled(machine, model)
+                await until_snapshotted(machine, model)
                 await asyncio.to_thread(azurite.stop)
                 await until(machine, lambda: bool(machine.report().errors))
                 await asyncio.to_thread(azurite.start)
                 model.write(mark="after")
                 await model.publish()
-                await until_settled(machine, model)
+                await until_snapshotted(machine, model)
                 await until(machine, lambda: not machine.report().errors)
             assert await seed_digests(model) == model.sha256()
 
@@ -61,7 +61,7 @@ async def test_expired_points_go_at_once_and_their_snapshots_an_hour_later(
         model.write(mark=f"m{i}")
     await model.publish()
     async with running(model) as machine:
-        docs = await until_settled(machine, model)
+        docs = await until_snapshotted(machine, model)
     seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
     orphan = await seed.snapshot()
     # The policy keeps what is at most one second older than the newest: the last two points.
@@ -96,7 +96,7 @@ async def test_the_snapshots_of_a_point_stay_while_its_document_cannot_be_read(
         model.write(mark=f"m{i}")
     await model.publish()
     async with running(model) as machine:
-        docs = await until_settled(machine, model)
+        docs = await until_snapshotted(machine, model)
     newer = msgspec.structs.replace(docs[1], v=2)
     await point_store.replace(store, newer)
     seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
@@ -117,7 +117,7 @@ async def test_an_orphan_goes_in_its_time_although_the_work_on_its_machine_keeps
     model.write(mark="m")
     await model.publish()
     async with running(model) as machine:
-        (doc,) = await until_settled(machine, model)
+        (doc,) = await until_snapshotted(machine, model)
     seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
     orphan = await seed.snapshot()
     await seed.close()
@@ -150,7 +150,7 @@ async def test_a_point_whose_snapshot_was_deleted_is_told_apart(store: BlobStore
     model.write(mark="m")
     await model.publish()
     async with running(model) as machine:
-        (doc,) = await until_settled(machine, model)
+        (doc,) = await until_snapshotted(machine, model)
         await until_applied(machine, model.position)
     catalog = await Catalog.load(store, model.name)
     await check_snapshots(store, catalog, doc)

@@ -30,7 +30,7 @@ from tests.master_parts import (
     seed_digests,
     until,
     until_applied,
-    until_settled,
+    until_snapshotted,
 )
 
 
@@ -48,7 +48,7 @@ async def test_every_mark_becomes_a_point_with_snapshots(model: ModelMachine, tm
             model.write(mark=f"m{i}")
             model.write()
             await model.publish()
-        docs = await until_settled(machine, model)
+        docs = await until_snapshotted(machine, model)
         await until_applied(machine, model.position)
     assert await seed_digests(model) == model.sha256()
     assert [d.marks for d in docs] == [("m0",), ("m1",), ("m2",), ("m3",)]
@@ -80,7 +80,7 @@ async def test_a_mark_is_not_passed_while_its_document_is_being_written(
 
     settings = msgspec.structs.replace(SETTINGS, interval_b=1, behind_interval_b=1)
     async with running(model, settings) as machine:
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
         monkeypatch.setattr(PageBlobTarget, "finish", busy_finish)
         monkeypatch.setattr(point_store, "write_new", slow_write_new)
         model.write()
@@ -93,7 +93,7 @@ async def test_a_mark_is_not_passed_while_its_document_is_being_written(
         go_on.set()
         await until(machine, lambda: machine.report().applied >= marked.batch)
         write.set()
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
         await until_applied(machine, model.position)
     assert await seed_digests(model) == model.sha256()
 
@@ -134,7 +134,7 @@ async def test_an_image_folder_serves_as_target(model: ModelMachine, tmp_path: P
     model.write()
     await model.publish()
     async with running(model, image_dir=tmp_path / "images") as machine:
-        (doc,) = await until_settled(machine, model)
+        (doc,) = await until_snapshotted(machine, model)
         await until_applied(machine, model.position)
     assert doc.target == "image"
     for name, disk in zip(model.disk_names, model.disks, strict=True):
@@ -160,7 +160,7 @@ async def test_a_mark_is_a_point_before_it_is_applied_and_only_where_order_is_ke
         assert seed in machine.report().errors[0].what
         await model.store.leases.break_now(seed)
         await model.store.delete(seed)
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
 
 
 async def test_a_restarted_master_target_goes_on_where_it_was(model: ModelMachine, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ async def test_a_restarted_master_target_goes_on_where_it_was(model: ModelMachin
         model.write(mark=f"m{i}")
         await model.publish()
         async with running(model) as machine:
-            await until_settled(machine, model)
+            await until_snapshotted(machine, model)
     model.write()
     await model.publish()
     async with running(model) as machine:
@@ -185,13 +185,13 @@ async def test_the_old_epoch_is_finished_before_the_new_one_overwrites_the_disks
     model.write(mark="a")
     await model.publish()
     async with running(model) as machine:
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
     model.write(mark="b")
     await model.begin_epoch("agent restarted")
     model.write(mark="c")
     await model.publish()
     async with running(model) as machine:
-        docs = await until_settled(machine, model)
+        docs = await until_snapshotted(machine, model)
         assert [d.position for d in docs] == model.marked
         await until_applied(machine, model.position)
     assert await seed_digests(model) == model.sha256()
@@ -205,13 +205,13 @@ async def test_disks_that_come_grow_and_go_with_an_epoch_are_followed(
     model.write(mark="a")
     await model.publish()
     async with running(model) as machine:
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
         model.disks[1] += bytearray(b"grown" * 1024 * 10)[: 64 * 1024]
         model.disks.append(bytearray(b"new" * 1024 * 512)[: 128 * 1024])
         await model.begin_epoch("disks changed")
         model.write(10, mark="b")
         await model.publish()
-        docs = await until_settled(machine, model)
+        docs = await until_snapshotted(machine, model)
         await until_applied(machine, model.position)
     assert set(docs[1].snapshots) == {"loop0", "loop1", "loop2"}
     assert await seed_digests(model) == model.sha256()
@@ -222,7 +222,7 @@ async def test_a_deleted_seed_disk_is_rebuilt_from_the_log(model: ModelMachine) 
     model.write(mark="a")
     await model.publish()
     async with running(model) as machine:
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
     await model.store.delete(seed_blob(model.name, "loop1"))
     model.write(mark="b")
     model.write()
@@ -276,10 +276,10 @@ async def test_unreadable_source_ranges_are_carried_by_all_later_points(
     model.write(mark="after")
     await model.publish()
     async with running(model) as machine:
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
         model.write(mark="later")
         await model.publish()
-        docs = await until_settled(machine, model)
+        docs = await until_snapshotted(machine, model)
     assert [d.unreadable for d in docs] == [(), ((0, 8, 8),), ((0, 8, 8),)]
 
 
@@ -357,7 +357,7 @@ async def test_what_cannot_be_applied_is_shown_until_a_newer_epoch_heals_it(
         model.write(mark="healed")
         await model.publish()
         await until_applied(machine, model.position)
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
         await until(machine, lambda: not machine.report().errors)
     if images:
         for name, disk in zip(model.disk_names, model.disks, strict=True):
@@ -371,7 +371,7 @@ async def test_damage_in_an_epoch_that_is_still_looked_at_is_shown(model: ModelM
     model.write(mark="m")
     await model.publish()
     async with running(model) as machine:
-        await until_settled(machine, model)
+        await until_snapshotted(machine, model)
         await model.begin_epoch("agent restarted")
         await model.publish()
         await until_applied(machine, model.position)

@@ -1,0 +1,97 @@
+"""One step of apply: read the next interval, bring it to the disks, take the snapshots of the point where they stand.
+
+Why no mark is passed without its snapshots (I6). An interval ends at the first mark that the follower knows, and it never knows an entry
+of the index without the marks in it (follow.py). So the disks stand at each mark once, and the next step begins only when its
+snapshots are taken. Whoever made the entry known writes the documents of all its marks before `documented` returns; the snapshots wait
+for that. So they find the document, or retention has removed it since, and the mark is no point any more. If taking them fails, or is
+killed, the disks still stand there, and the next step begins with them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from master_target.apply import DiskTarget, Interval, apply, due
+from master_target.bridge import BridgeSettings
+from master_target.follow import Follower
+from master_target.points import PointMaker
+from master_target.status import Rates
+from shared import logging
+from shared.recovery.position import NOWHERE, Position
+
+_log = logging.get()
+
+
+class Stepper:
+    """`documented` returns when all marks that the follower knows have their documents. An interval's payload is at most `interval_b`,
+    and `behind_interval_b` while apply is behind.
+    """
+
+    def __init__(
+        self,
+        log: Follower,
+        points: PointMaker,
+        rates: Rates,
+        documented: Callable[[], Awaitable[None]],
+        *,
+        interval_b: int,
+        behind_interval_b: int,
+        bridge: BridgeSettings,
+    ) -> None:
+        self._log = log
+        self._points = points
+        self._rates = rates
+        self._documented = documented
+        self._interval_b = interval_b
+        self._behind_interval_b = behind_interval_b
+        self._bridge = bridge
+        self._caught_up_at = time.monotonic()
+        """When there was nothing left to apply."""
+        self._snapshotted = NOWHERE
+        """The last point that has its snapshots, as far as was seen here."""
+
+    async def step(self, epoch: int, disks: Sequence[DiskTarget]) -> bool:
+        """The next interval of `epoch` on all its `disks`, with the point at its start or end; False when there is none."""
+        states = [disk.target.state for disk in disks]
+        next_ = due(states, epoch)
+        # The disks are ours and only go forward. (One that somebody deletes is begun again by new work, which reads the index anew.)
+        self._log.forget(next_.start)
+        await self._snapshot_at(next_.start, disks)
+        behind = time.monotonic() - self._caught_up_at > self._bridge.behind_s
+        interval: Interval | None
+        if next_.end is not None:
+            interval = await self._log.exactly(next_.start, next_.end)
+        else:
+            most_b = self._behind_interval_b if behind else self._interval_b
+            interval = await self._log.next(next_.start, next_.limit, most_b)
+        if interval is None:
+            self._caught_up_at = time.monotonic()
+            return False
+        await self._points.note_unreadable(epoch, interval.unreadable)
+        done = await apply(interval, disks, next_.members, self._bridge if behind else None)
+        self._rates.add(done)
+        _log.info(
+            "interval applied",
+            machine=self._log.machine,
+            epoch=epoch,
+            start=interval.start.batch,
+            end=interval.end.batch,
+            payload_b=done.payload_b,
+            written_b=done.written_b,
+            requests=done.requests,
+            seconds=round(done.seconds, 3),
+        )
+        await self._snapshot_at(interval.end, disks)
+        return True
+
+    async def _snapshot_at(self, position: Position, disks: Sequence[DiskTarget]) -> None:
+        """Take the snapshots of the point at `position`, if all disks stand there and there is one."""
+        states = [disk.target.state for disk in disks]
+        if not all(s.settled and s.cursor == position for s in states):
+            return
+        if position == self._snapshotted or not self._log.is_mark(position):
+            return
+        await self._documented()
+        if await self._points.take_snapshots(position, disks):
+            self._snapshotted = position
