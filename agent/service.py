@@ -29,6 +29,7 @@ from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
 from shared import logging
 from shared.batch import Mark, StreamState
+from shared.control_client import ControlClient
 from shared.errors import (
     AgentRunningError,
     DeadlineError,
@@ -38,7 +39,6 @@ from shared.errors import (
 )
 from shared.messages import Command
 from shared.recovery.position import Position
-from shared.rest import ControlClient
 from shared.service import notify, watchdog_interval_s
 from shared.status import AgentReport, Problem
 from shared.wire.messages import Hello

@@ -3,7 +3,7 @@
     daemon ──mTLS──► listener ─► binding ─► identity, reporting, operations ─► database (one SQLite writer)
     CLI ──token──►              who, may it            │
                                                        ├─► presence, view   what the reports mean
-                                                       └─► storage, points  points and grants
+                                                       └─► storage        points and grants
 
 Nothing here stands in the data path: replication, and a restore from storage and key alone, work while this
 is down.
@@ -14,8 +14,8 @@ is down.
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
     operations machines, points, restores        presence    the latest reports
     view       a machine's state (pure)          storage     what is read from blob storage
-    points     points as people see them         service     wiring, and what happens every few seconds
-    cli/       the `understudy` command and labs
+    service    wiring, and what happens every few seconds
+    cli/       the `understudy` command and labs: clients of the API, which import nothing of the server
 
 It blocks only in the database's thread (SQLite, fsync), in files of the CA at start, and on blob storage
 when somebody asks for points.

@@ -30,11 +30,11 @@ from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
 from config_server.reporting import Reporting, log_changes
 from config_server.storage import Storage
-from config_server.version import VERSION
-from shared import api, durable, enrol, logging, service, tls
+from shared import api, durable, identity, logging, service, tls
 from shared.errors import ConfigError, RequestError, UnderstudyError
 from shared.messages import EventView, Health, Nothing, PointView
 from shared.status import Problem
+from shared.version import VERSION
 
 _log = logging.get()
 
@@ -138,8 +138,8 @@ def _own_certificate(config: ConfigServerConfig, ca: CertificateAuthority) -> tl
     hosts = ["localhost", "127.0.0.1", "::1", socket.gethostname(), *config.hosts]
     hosts = list(dict.fromkeys(hosts))
     if not files.key.exists():
-        durable.replace_file(files.key, enrol.new_key_pem(), mode=0o600)
-    if files.cert.exists() and not enrol.renewal_is_due(files.cert):
+        durable.replace_file(files.key, identity.new_key_pem(), mode=0o600)
+    if files.cert.exists() and not identity.renewal_is_due(files.cert):
         certificate = x509.load_pem_x509_certificate(files.cert.read_bytes())
         if sorted(hosts_of(certificate)) == sorted(hosts):
             return files

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from config_server import points
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import BlobNotFoundError, ConfigError, NotFoundError, UnderstudyError
 from shared.messages import MachineKeyGrant, PointList, PointView, StorageGrant
+from shared.recovery import listing
 from shared.vault import FileVault, machine_key
 
 _FRESH_S: Final = 3.0
@@ -66,7 +66,7 @@ class Storage:
         running = self._reading.get(machine)
         if running is None:
             running = asyncio.create_task(
-                points.read(self._connected(), machine), name=f"points of {machine}"
+                listing.read(self._connected(), machine), name=f"points of {machine}"
             )
             self._reading[machine] = running
             running.add_done_callback(lambda task: self._note(machine, task))

@@ -14,10 +14,10 @@ from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
 from shared import logging
 from shared.blob import BlobStore
+from shared.control_client import ControlClient
 from shared.errors import StorageError, UsageError
 from shared.messages import Command
 from shared.recovery.parallel import parallel
-from shared.rest import ControlClient
 from shared.service import notify, watchdog_interval_s
 from shared.status import MasterTargetReport, Problem
 from shared.vault import FileVault

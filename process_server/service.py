@@ -20,9 +20,9 @@ from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
 from shared import logging, tls
 from shared.blob import BlobStore
+from shared.control_client import ControlClient
 from shared.errors import DeadlineError, MachineNotFoundError, StorageError, UsageError
 from shared.messages import Command
-from shared.rest import ControlClient
 from shared.service import notify, watchdog_interval_s
 from shared.vault import FileVault
 

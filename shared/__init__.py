@@ -2,6 +2,6 @@
 
 On the data path, in its order: `batch` (what is sent, sealed and applied as one), `wire` (the session),
 `sealing` and `vault` (keys), `log` (segments and their index), `blob` (storage), `recovery` (any point, from
-storage and key alone). Beside it: `api`, `messages`, `status` and `rest` (control plane), `tls` and `enrol`
-(identity), `service` and `logging` (what every daemon is), `durable`, `errors`.
+storage and key alone). Beside it: `api`, `messages`, `status`, `rest` and `control_client` (control plane), `tls`,
+`identity` and `enrol` (who a daemon is), `service` and `logging` (what every daemon is), `durable`, `errors`.
 """

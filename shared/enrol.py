@@ -1,4 +1,4 @@
-"""How a host gets and keeps its certificate: key, certificate request, token, renewal.
+"""How a host gets its certificate: a token, a key, a request. What it does with it later: shared/identity.py.
 
 An enrolment token is one word that an administrator carries to the host:
 
@@ -20,26 +20,19 @@ import hashlib
 import secrets
 import ssl
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from shared import durable
+from shared import api, durable, identity, rest
 from shared.errors import (
-    CertificateExpiredError,
-    ConfigError,
     TokenMalformedError,
     UnderstudyError,
     UnknownAuthorityError,
     UsageError,
 )
-from shared.messages import Certificate
+from shared.messages import EnrolRequest, Nothing
 from shared.tls import TlsFiles
 
 TOKEN_PREFIX: Final = "usy1"
@@ -82,11 +75,6 @@ def fingerprint(ca_der: bytes) -> bytes:
     return hashlib.sha256(ca_der).digest()[:_FINGERPRINT_B]
 
 
-def files_in(folder: Path) -> TlsFiles:
-    """Where `enrol` puts a daemon's three files."""
-    return TlsFiles(cert=folder / "cert.pem", key=folder / "key.pem", ca=folder / "ca.pem")
-
-
 async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     """Make a key (kept when there is one), have it certified, and write key, certificate and CA into
     `folder`.
@@ -95,9 +83,6 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
     or PeerError.
     """
-    from shared import api, rest
-    from shared.messages import EnrolRequest, Nothing
-
     if not rest.is_server_url(url):
         raise UsageError(
             f"'{url}' is no config server",
@@ -122,9 +107,11 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     verified = ssl.create_default_context(cadata=ca.pem)
     verified.minimum_version = ssl.TLSVersion.TLSv1_3
     async with rest.RestClient(url, verified) as client:
-        answer = await client.call(api.ENROL, EnrolRequest(token=token.strip(), csr=request_of(files)))
+        answer = await client.call(
+            api.ENROL, EnrolRequest(token=token.strip(), csr=identity.request_of(files))
+        )
     durable.replace_file(files.ca, answer.ca.encode(), mode=0o644)
-    write_certificate(files, answer)
+    identity.write_certificate(files, answer)
     return files
 
 
@@ -144,66 +131,10 @@ def _read_token(path: Path) -> str:
 def _prepare(folder: Path) -> TlsFiles:
     """The folder, with a private key in it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files = files_in(folder)
+    files = identity.files_in(folder)
     if not files.key.exists():
-        durable.replace_file(files.key, new_key_pem(), mode=0o600)
+        durable.replace_file(files.key, identity.new_key_pem(), mode=0o600)
     return files
-
-
-def new_key_pem() -> bytes:
-    key = ec.generate_private_key(ec.SECP256R1())
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def request_of(files: TlsFiles) -> str:
-    """A certificate request (PEM) for the key in `files`. It names nobody: the config server knows who
-    asks."""
-    try:
-        key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise ConfigError(f"Private key {files.key} could not be used", cause=str(exc)) from exc
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"Private key {files.key} could not be used", cause="it is not an EC key")
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    return request.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def write_certificate(files: TlsFiles, answer: Certificate) -> None:
-    durable.replace_file(files.cert, answer.certificate.encode(), mode=0o644)
-
-
-def renewal_is_due(cert: Path, now_s: float | None = None) -> bool:
-    """Whether less than a third of the certificate's life is left. Raises ConfigError when it cannot be
-    read."""
-    try:
-        certificate = x509.load_pem_x509_certificate(cert.read_bytes())
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"Certificate {cert} could not be read", cause=str(exc)) from exc
-    begin = certificate.not_valid_before_utc.timestamp()
-    end = certificate.not_valid_after_utc.timestamp()
-    return (time.time() if now_s is None else now_s) > end - (end - begin) / 3
-
-
-def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
-    """Raises CertificateExpiredError or UnknownAuthorityError when our own certificate cannot be accepted by
-    anybody, ConfigError when it cannot be read. A server that refuses a certificate may just cut the
-    connection."""
-    what = f"The certificate {files.cert} cannot be used"
-    try:
-        certificate = x509.load_pem_x509_certificate(files.cert.read_bytes())
-        ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
-    except (OSError, ValueError) as exc:
-        raise ConfigError(what, cause=str(exc)) from exc
-    if certificate.not_valid_after_utc.timestamp() < (time.time() if now_s is None else now_s):
-        raise CertificateExpiredError(
-            what, cause=f"it expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
-        )
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature) as exc:
-        raise UnknownAuthorityError(what, cause=f"the CA {files.ca} did not sign it") from exc
 
 
 def _b64(data: bytes) -> str:

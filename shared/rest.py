@@ -1,23 +1,15 @@
-"""Clients of the config server's REST API.
-
-`RestClient` makes typed calls over the routes of shared/api.py: the request's and the answer's types come
-from the route. `ControlClient` is what a daemon uses: it reports status, fetches commands, and keeps the
-daemon's certificate fresh.
+"""The client of the config server's REST API: typed calls over the routes of shared/api.py, whose request's and answer's types come
+from the route.
 
 Every failure is an UnderstudyError: the server's own errors arrive as the class that was raised there, with
-its words; what goes wrong on the way becomes a PeerError. Nothing is retried here, except that
-`ControlClient.serve` reports again and again: a daemon does its work whether or not the config server is
-there.
+its words; what goes wrong on the way becomes a PeerError. Nothing is retried here. What daemons use over it is shared/control_client.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
 import ssl
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -25,22 +17,14 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import msgspec
 
-from shared import api, logging, tls
+from shared import api, tls
 from shared.errors import UNDECODABLE, PeerError, UnderstudyError, UnreachableError
-from shared.messages import Command, Failure, Nothing, RenewRequest, StatusReply
-from shared.status import Report
+from shared.messages import Failure, Nothing
 
-_log = logging.get()
 _Q = TypeVar("_Q", bound=msgspec.Struct)
 _R = TypeVar("_R", bound=msgspec.Struct)
 
-REPORT_INTERVAL_S: Final = 2.0
-_RETRY_LIMIT_S: Final = 3.0
 _TIMEOUT_S: Final = 15.0
-_RENEWAL_CHECK_S: Final = 60.0
-
-Status = Mapping[str, Any] | Report
-Results = dict[str, dict[str, Any]]
 
 
 class RestClient:
@@ -127,214 +111,6 @@ class RestClient:
         return self._session
 
 
-class ControlClient:
-    """A daemon's line to the config server.
-
-    A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` is called after the
-    certificate file was replaced: reload what holds it (`ssl.SSLContext.load_cert_chain` works on a context
-    in use).
-    """
-
-    def __init__(
-        self, url: str, files: tls.TlsFiles, *, on_renewed: Callable[[], None] | None = None
-    ) -> None:
-        self._files = files
-        self._context = tls.client_context(files)
-        self._client = RestClient(url, self._context)
-        self._on_renewed = on_renewed
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    async def report(self, status: Status, *, wait_s: float = 0.0) -> list[Command]:
-        """Send `status` (shared/status.py says which fields) and return the commands that wait for this
-        daemon.
-
-        A command comes again in every reply until a status carried its result: `{"results": {id: {...}}}`.
-        With `wait_s` the server answers at once when there is a command, else after that time. Raises
-        UnderstudyError.
-        """
-        body = {**_plain(status), "sent_ns": time.time_ns()}
-        try:
-            reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
-        except UnreachableError:
-            from shared import enrol
-
-            # A server that refuses a certificate cuts the connection; the reason can be seen on this side.
-            enrol.check_certificate(self._files)
-            raise
-        return reply.commands
-
-    async def serve(
-        self,
-        status: Callable[[], Status],
-        handle: Callable[[Command], Awaitable[dict[str, Any]]],
-        stop: asyncio.Event,
-        *,
-        interval_s: float = REPORT_INTERVAL_S,
-    ) -> None:
-        """Report `status()` every `interval_s` and run commands, until `stop` is set.
-
-        `handle` runs each command once in this process, concurrently with others; what it returns, or the
-        UnderstudyError that it raises, is reported as the result at once. A config server that is away is
-        logged once and tried again with backoff. Returns soon after `stop`; commands still running are
-        cancelled.
-        """
-        desk = _CommandDesk(handle)
-        link = _Link(self._client.url)
-        renew_at = time.monotonic()
-        try:
-            while not stop.is_set():
-                if time.monotonic() >= renew_at:
-                    renew_at = time.monotonic() + _RENEWAL_CHECK_S
-                    await self._renew_quietly()
-                sent = desk.results()
-                body = {**_plain(status()), "results": sent, "running": desk.running}
-                began = time.monotonic()
-                try:
-                    # Cut short when a command finishes: its result is reported at once.
-                    commands = await desk.unless_finished(stop, self.report(body, wait_s=interval_s))
-                except UnderstudyError as exc:
-                    await _sleep_or(stop, link.failed(exc))
-                    continue
-                if commands is None:
-                    continue
-                link.works()
-                desk.reported(sent)
-                if not desk.take(commands):
-                    # The server holds its answer for the interval; should it not, this is no busy loop.
-                    await desk.wait(stop, max(0.0, began + interval_s - time.monotonic()))
-        finally:
-            await desk.close()
-
-    async def renew_if_due(self) -> bool:
-        """Get a new certificate when less than a third of this one's life is left. The key stays the same,
-        so that one atomic replacement of the certificate's file is all. Raises UnderstudyError."""
-        from shared import enrol  # needs `cryptography`, which a command line need not load
-
-        if not enrol.renewal_is_due(self._files.cert):
-            return False
-        answer = await self._client.call(api.RENEW, RenewRequest(csr=enrol.request_of(self._files)))
-        enrol.write_certificate(self._files, answer)
-        self._context.load_cert_chain(self._files.cert, self._files.key)
-        if self._on_renewed is not None:
-            self._on_renewed()
-        _log.info("certificate renewed", name=answer.name, not_after=answer.not_after)
-        return True
-
-    async def _renew_quietly(self) -> None:
-        try:
-            await self.renew_if_due()
-        except UnderstudyError as exc:
-            # Two thirds of its life have passed, one is left to try in: not yet an error.
-            _log.warning("the certificate could not be renewed yet", **exc.as_dict())
-
-
-class _CommandDesk:
-    """The commands of one `serve`: which run, which are finished and not yet reported."""
-
-    def __init__(self, handle: Callable[[Command], Awaitable[dict[str, Any]]]) -> None:
-        self._handle = handle
-        self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
-        self._done: Results = {}
-        self._forgotten: set[str] = set()
-
-    @property
-    def running(self) -> list[str]:
-        return list(self._running)
-
-    def take(self, commands: list[Command]) -> bool:
-        """Start those that are new here; whether there were any."""
-        listed = {command.id for command in commands}
-        self._forgotten &= listed  # the server does not repeat them any more
-        known = self._running.keys() | self._done.keys() | self._forgotten
-        new = [command for command in commands if command.id not in known]
-        for command in new:
-            _log.info("command", id=command.id, kind=command.kind, args=command.args)
-            self._running[command.id] = asyncio.create_task(
-                self._run(command), name=f"command {command.kind} {command.id}"
-            )
-        return bool(new)
-
-    def results(self) -> Results:
-        """Of commands that have finished and were not reported yet."""
-        for id_, task in list(self._running.items()):
-            if task.done():
-                self._done[id_] = task.result()
-                del self._running[id_]
-        return dict(self._done)
-
-    def reported(self, sent: Results) -> None:
-        """The server has these results."""
-        for id_ in sent:
-            self._done.pop(id_, None)
-            self._forgotten.add(id_)
-
-    async def unless_finished(
-        self, stop: asyncio.Event, work: Awaitable[list[Command]]
-    ) -> list[Command] | None:
-        """The result of `work`, or None when a command finished or `stop` was set first: then it is
-        cancelled."""
-        task = asyncio.ensure_future(work)
-        try:
-            await self.wait(stop, None, task)
-            return await task if task.done() else None
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, UnderstudyError):
-                await task
-
-    async def wait(
-        self, stop: asyncio.Event, seconds: float | None, *also: asyncio.Future[list[Command]]
-    ) -> None:
-        """Until a command has finished, `stop` is set, one of `also` is done, or the time is over."""
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        waited: set[asyncio.Future[Any]] = {stopping, *self._running.values(), *also}
-        try:
-            await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-
-    async def close(self) -> None:
-        for task in self._running.values():
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
-
-    async def _run(self, command: Command) -> dict[str, Any]:
-        try:
-            return await self._handle(command)
-        except UnderstudyError as exc:
-            return {"error": exc.as_dict()}
-        except Exception as exc:  # noqa: BLE001 - reported as the result, with its traceback in the log
-            _log.error("command failed: this is a bug", id=command.id, kind=command.kind, exc_info=exc)
-            error = UnderstudyError(f"The command '{command.kind}' failed", cause=repr(exc))
-            return {"error": error.as_dict()}
-
-
-class _Link:
-    """Whether the config server can be reached: logs the changes only, and says how long to wait."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._failures = 0
-
-    def works(self) -> None:
-        if self._failures:
-            _log.info("config server reached again", url=self._url)
-        self._failures = 0
-
-    def failed(self, exc: UnderstudyError) -> float:
-        if not self._failures:
-            _log.warning("config server not reached; work goes on", url=self._url, **exc.as_dict())
-        self._failures += 1
-        return min(_RETRY_LIMIT_S, 0.5 * float(2 ** min(self._failures, 5))) * random.uniform(0.5, 1.0)
-
-
-async def _sleep_or(stop: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)
-
-
 def is_server_url(url: str) -> bool:
     """Whether `url` can be a config server's."""
     try:
@@ -369,13 +145,6 @@ def _root_cause(exc: BaseException) -> BaseException:
             return inner.os_error
         inner = inner.__cause__ or inner.__context__
     return exc
-
-
-def _plain(status: Status) -> Mapping[str, Any]:
-    if isinstance(status, Report):
-        plain: dict[str, Any] = msgspec.to_builtins(status)
-        return plain
-    return status
 
 
 def _query_value(value: object) -> str:

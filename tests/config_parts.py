@@ -14,8 +14,9 @@ import msgspec
 from config_server import service
 from config_server.config import ConfigServerConfig
 from shared import api, enrol, tls
+from shared.control_client import ControlClient
 from shared.messages import Token, TokenRequest
-from shared.rest import ControlClient, RestClient
+from shared.rest import RestClient
 
 
 class ConfigServer:

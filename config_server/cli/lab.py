@@ -24,7 +24,7 @@ import msgspec
 from config_server.cli import azurite, lab_files, lab_registry, ports, processes
 from config_server.cli.lab_daemons import Show, environment, kill, start, stop
 from config_server.cli.lab_state import HOST, MACHINE, Lab, Settings, locked
-from shared import api, durable, enrol
+from shared import api, durable, enrol, identity
 from shared.blob import BlobStore, Retry
 from shared.errors import (
     UNDECODABLE,
@@ -236,15 +236,15 @@ async def _enrol_all(lab: Lab, show: Show) -> None:
 
 
 def _is_enrolled(lab: Lab, daemon: str) -> bool:
-    files = enrol.files_in(lab.tls_dir(daemon))
+    files = identity.files_in(lab.tls_dir(daemon))
     if not all(path.exists() for path in (files.cert, files.key, files.ca)):
         return False
     try:
-        enrol.check_certificate(files)
+        identity.check_certificate(files)
     except (CertificateExpiredError, UnknownAuthorityError):
         return False
     # Azurite cannot renew; the others do it themselves, but may have been down for long.
-    return not enrol.renewal_is_due(files.cert)
+    return not identity.renewal_is_due(files.cert)
 
 
 def _require_root() -> None:

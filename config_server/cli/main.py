@@ -13,8 +13,8 @@ from typing import Any, Final
 import click
 
 from config_server.cli.options import COMMON, add_options
-from config_server.version import VERSION
 from shared.errors import UnderstudyError
+from shared.version import VERSION
 
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "lab": ("lab_commands:lab", "A whole installation on this host, for trials and tests."),

@@ -108,13 +108,13 @@ async def _list(target: Target, name: str) -> PointList:
             if target.lab is None:
                 raise
             trouble = exc
-    from config_server import points
     from config_server.cli.lab_files import blob_config
     from shared.blob import BlobStore
+    from shared.recovery import listing
 
     click.echo(f"The config server does not answer ({trouble.cause}): reading the lab's storage.", err=True)
     async with BlobStore.connect(blob_config(target.lab)) as store:
-        return await points.read(store, name)
+        return await listing.read(store, name)
 
 
 async def _ask(name: str) -> CommandView:

@@ -19,8 +19,8 @@ import pytest
 from config_server import service
 from shared import api
 from shared.blob import BlobConfig, BlobStore
+from shared.control_client import ControlClient
 from shared.messages import EventQuery, JobView, Limit, Nothing, Protection
-from shared.rest import ControlClient
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.machine_log import ModelMachine

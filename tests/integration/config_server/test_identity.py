@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from config_server import identity
 from config_server.ca import CertificateAuthority, pem_of
 from shared import api, enrol, tls
+from shared import identity as identity_files
+from shared.control_client import ControlClient
 from shared.errors import (
     AccessError,
     CertificateExpiredError,
@@ -31,7 +33,7 @@ from shared.errors import (
     WrongRoleError,
 )
 from shared.messages import AuditList, EnrolRequest, EventQuery, Limit, Nothing, RenewRequest, TokenRequest
-from shared.rest import ControlClient, RestClient
+from shared.rest import RestClient
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.pki import TestCa
 
@@ -206,7 +208,7 @@ async def test_a_certificate_is_renewed_with_the_same_name_and_hosts(
     files = await server.enrolled("process-server", "ps1", tmp_path / "ps")
     before = x509.load_pem_x509_certificate(files.cert.read_bytes())
     async with RestClient(server.url, tls.client_context(files)) as client:
-        answer = await client.call(api.RENEW, RenewRequest(csr=enrol.request_of(files)))
+        answer = await client.call(api.RENEW, RenewRequest(csr=identity_files.request_of(files)))
     after = x509.load_pem_x509_certificate(answer.certificate.encode())
     assert answer.name == "process-server:ps1"
     assert after.serial_number != before.serial_number

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from shared import api
+from shared.control_client import ControlClient
 from shared.errors import (
     ConfigError,
     DisconnectedError,
@@ -34,7 +35,7 @@ from shared.messages import (
     Policy,
     Protection,
 )
-from shared.rest import ControlClient, RestClient
+from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from tests.config_parts import ConfigServer, config_for, daemon, running
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from config_server.ca import CertificateAuthority, check_host, hosts_of, pem_of
-from shared import enrol
+from shared import enrol, identity
 from shared.errors import ConfigError, RequestError
 from shared.tls import TlsFiles
 
@@ -91,16 +91,16 @@ def test_renewal_is_due_when_a_third_of_the_life_is_left(tmp_path: Path, left_s:
     issued = ca.issue(key.public_key(), "agent", "web1", [], dt.timedelta(seconds=5700), NOW)
     path = tmp_path / "cert.pem"
     path.write_text(pem_of(issued))
-    assert enrol.renewal_is_due(path, NOW.timestamp() + 5700 - left_s) is due
+    assert identity.renewal_is_due(path, NOW.timestamp() + 5700 - left_s) is due
 
 
 def test_a_certificate_that_cannot_be_read_is_a_configuration_error(tmp_path: Path) -> None:
     path = tmp_path / "cert.pem"
     path.write_text("nonsense")
     with pytest.raises(ConfigError):
-        enrol.renewal_is_due(path)
+        identity.renewal_is_due(path)
     with pytest.raises(ConfigError):
-        enrol.check_certificate(TlsFiles(cert=path, key=path, ca=path))
+        identity.check_certificate(TlsFiles(cert=path, key=path, ca=path))
 
 
 def test_tokens_survive_a_copy_with_spaces_around_and_nothing_else() -> None:

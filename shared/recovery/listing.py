@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from config_server.clock import rfc3339
 from shared.blob import BlobStore
 from shared.errors import MachineNotFoundError
 from shared.messages import GapView, PointList, PointView
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import PointDoc
+from shared.recovery.position import format_ns as rfc3339
 
 
 async def read(store: BlobStore, machine: str) -> PointList:
