@@ -6,11 +6,12 @@
     capture/     BPF programs and their maps: every write, copied at submission      its map: capture/__init__.py
     stream/      batches in one order, catch-up, the session                          its map: stream/__init__.py
     continuity   runs the audit; what follows if a write went past capture
-    status       what the agent says of itself
     preflight    could this disk be protected, and how well?
-    service      wiring
+    pipeline     the parts of a running agent, put together
+    status       what the agent says of itself
+    service      the daemon
 
-Imports go downwards only: service → continuity, status → stream → capture.
+Imports go downwards only: service → status → pipeline → continuity → stream → capture.
 
 Memory: the ring, plus 24 MiB per protected TiB for the bitmaps, plus up to 264 MiB per TiB while a round runs over a disk that is
 written everywhere (the set of sectors that a round must not read), plus 24 MiB for buffers.

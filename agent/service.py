@@ -1,4 +1,4 @@
-"""Wiring of the agent: capture → stream → sender, with the audit, the marks and the status beside them."""
+"""The agent as a daemon: attaches capture, runs its parts until told to stop, and talks to the config server and the service manager."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,110 +18,18 @@ from agent.capture import disks
 from agent.capture.attach import check_machine
 from agent.capture.maps import Capture, detach
 from agent.config import AgentConfig
-from agent.continuity import Continuity
+from agent.pipeline import Agent
 from agent.status import Rates, report
-from agent.stream.catchup import CatchUp
-from agent.stream.cutter import Stream
-from agent.stream.sender import Sender, disk_infos
-from agent.stream.state import AgentState, Reason, Word
-from agent.stream.sync_reader import SyncReader
+from agent.stream.state import AgentState, Reason
 from shared import logging
-from shared.batch import Mark, StreamState
 from shared.control_client import ControlClient
-from shared.errors import (
-    AgentRunningError,
-    DeadlineError,
-    DiskResizedError,
-    UnderstudyError,
-    UsageError,
-)
-from shared.messages import Command
-from shared.recovery.position import Position
+from shared.errors import AgentRunningError, DiskResizedError, UnderstudyError
 from shared.service import notify, watchdog_interval_s
 from shared.status import AgentReport, Problem
-from shared.wire.messages import Hello
 
 _log = logging.get()
 
 _TELL_S: Final = 5.0
-MARK_DEADLINE_S: Final = 110.0
-"""How long a requested point waits for the stream to be ordered."""
-
-
-class Agent:
-    """The parts of a running agent."""
-
-    def __init__(self, config: AgentConfig, capture: Capture) -> None:
-        self.config = config
-        self.capture = capture
-        self.state = AgentState(capture.state)
-        self.catchup = CatchUp(
-            [disk.sectors for disk in capture.disks], [capture.todo(i) for i in range(len(capture.disks))]
-        )
-        self.reader = SyncReader([str(disk.path) for disk in capture.disks], self.catchup)
-        self.stream = Stream(capture, self.state, self.catchup, self.reader)
-        self.continuity = Continuity(capture, self.state, self.stream)
-        self.sender = Sender(
-            self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
-        )
-        self.rates = Rates()
-        self._id = secrets.token_hex(8)
-
-    def _hello(self) -> Hello:
-        epoch = self.state[Word.EPOCH]
-        infos = disk_infos([(disk.name, disk.serial, disk.sectors) for disk in self.capture.disks])
-        return Hello(
-            machine=self.config.machine,
-            epoch=epoch,
-            reason=self.state.reason.text,
-            suspect_since_ns=0 if epoch else self.state[Word.SUSPECT_SINCE_NS],
-            agent_id=self._id,
-            disks=infos,
-            held_from=self.state[Word.FREED] + 1 if epoch else 1,
-            last_sent=self.state[Word.LAST_CUT] if epoch else 0,
-        )
-
-    async def handle(self, command: Command) -> dict[str, Any]:
-        """Carries out a command of the config server; what it returns is the command's result."""
-        if command.kind == "mark":
-            mark = Mark(command.id, str(command.args.get("consistency", "crash")))
-            return await self._place(mark)
-        if command.kind == "resync":
-            self.continuity.end_epoch(Reason.MANUAL)
-            return {}
-        raise UsageError(f"The agent knows no command '{command.kind}'")
-
-    async def _place(self, mark: Mark) -> dict[str, Any]:
-        """Returns when the mark's batch is stored: from then on neither this agent nor the connection can lose it."""
-        self.stream.mark(mark)
-        deadline = time.monotonic() + MARK_DEADLINE_S
-        flushed = None
-        while (position := self.stream.marks.where(mark.id)) is None or not self._is_stored(position):
-            if time.monotonic() > deadline:
-                raise DeadlineError(
-                    f"No recovery point could be made within {MARK_DEADLINE_S:.0f} s",
-                    cause=self.stream.cause or "there is no session with the process server",
-                    action="See `understudy machine show` for what holds replication up, then try again.",
-                )
-            if position != flushed:
-                flushed = position
-                self.sender.flush()
-            await asyncio.sleep(0.05)
-        return {"epoch": position.epoch, "batch": position.batch}
-
-    def _is_stored(self, position: Position) -> bool:
-        """Whether the process server has the batch durably. What still stands in an epoch that is over was uploaded."""
-        epoch = self.state[Word.EPOCH]
-        return epoch > position.epoch or (epoch == position.epoch and self.sender.spooled >= position.batch)
-
-    async def place_points(self) -> None:
-        """A crash-consistent mark every point interval, while the stream is ordered: no order, no point."""
-        while True:
-            await asyncio.sleep(self.config.point_interval_s)
-            if self.stream.state == StreamState.ORDERED:
-                self.stream.mark(Mark(secrets.token_hex(8)))
-            else:
-                _log.warning("no recovery point: the stream is not in order", cause=self.stream.cause)
 
 
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
@@ -142,6 +48,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
 async def _serve(agent: Agent, stop: asyncio.Event) -> None:
     """Returns soon after `stop` is set, or when a disk has another size, for which capture has to begin anew."""
     config = agent.config
+    rates = Rates()
     control = ControlClient(config.control_url, config.tls, on_renewed=agent.sender.reload_certificate)
     over = asyncio.Event()
     notify("READY=1")
@@ -156,7 +63,8 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
             ),
         ]
         group.create_task(
-            control.serve(lambda: msgspec.to_builtins(report(agent)), agent.handle, over), name="control"
+            control.serve(lambda: msgspec.to_builtins(report(agent, rates)), agent.handle, over),
+            name="control",
         )
         await agent.sender.run(over)
         for task in beside:

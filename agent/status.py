@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from agent.pipeline import Agent
 from agent.stream.catchup import GRANULE_SECTORS
 from agent.stream.state import Word
 from shared.batch import SECTOR, StreamState
 from shared.errors import OrderLostError, UnderstudyError, UnreadableSourceError
 from shared.status import AgentDisk, AgentReport, Problem
-
-if TYPE_CHECKING:
-    from agent.service import Agent
 
 STATE_NAMES: Final = {
     StreamState.ORDERED: "ordered",
@@ -41,7 +39,7 @@ class Rates:
         return self._rates
 
 
-def report(agent: Agent) -> AgentReport:
+def report(agent: Agent, rates: Rates) -> AgentReport:
     capture, stream, sender, state = agent.capture, agent.stream, agent.sender, agent.state
     name = STATE_NAMES[stream.state]
     todo = agent.catchup.todo_by_disk()
@@ -87,7 +85,7 @@ def report(agent: Agent) -> AgentReport:
         disks=disks,
         ring_used_b=capture.ring.used_b,
         ring_b=capture.ring.size_b,
-        rates=agent.rates.per_second(
+        rates=rates.per_second(
             captured_b_per_s=sum(c.seen_sectors for c in counters) * SECTOR, sent_b_per_s=sender.sent_b
         ),
         audit=agent.continuity.summary(),

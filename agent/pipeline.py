@@ -1,0 +1,103 @@
+"""The parts of a running agent, put together: capture → stream → sender, with continuity beside them, and what is asked of them as one."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import Any, Final
+
+from agent.capture.maps import Capture
+from agent.config import AgentConfig
+from agent.continuity import Continuity
+from agent.stream.catchup import CatchUp
+from agent.stream.cutter import Stream
+from agent.stream.sender import Sender, disk_infos
+from agent.stream.state import AgentState, Reason, Word
+from agent.stream.sync_reader import SyncReader
+from shared import logging
+from shared.batch import Mark, StreamState
+from shared.errors import DeadlineError, UsageError
+from shared.messages import Command
+from shared.recovery.position import Position
+from shared.wire.messages import Hello
+
+_log = logging.get()
+
+MARK_DEADLINE_S: Final = 110.0
+"""How long a requested point waits for the stream to be ordered."""
+
+
+class Agent:
+    """The parts of a running agent."""
+
+    def __init__(self, config: AgentConfig, capture: Capture) -> None:
+        self.config = config
+        self.capture = capture
+        self.state = AgentState(capture.state)
+        self.catchup = CatchUp(
+            [disk.sectors for disk in capture.disks], [capture.todo(i) for i in range(len(capture.disks))]
+        )
+        self.reader = SyncReader([str(disk.path) for disk in capture.disks], self.catchup)
+        self.stream = Stream(capture, self.state, self.catchup, self.reader)
+        self.continuity = Continuity(capture, self.state, self.stream)
+        self.sender = Sender(
+            self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
+        )
+        self._id = secrets.token_hex(8)
+
+    def _hello(self) -> Hello:
+        epoch = self.state[Word.EPOCH]
+        infos = disk_infos([(disk.name, disk.serial, disk.sectors) for disk in self.capture.disks])
+        return Hello(
+            machine=self.config.machine,
+            epoch=epoch,
+            reason=self.state.reason.text,
+            suspect_since_ns=0 if epoch else self.state[Word.SUSPECT_SINCE_NS],
+            agent_id=self._id,
+            disks=infos,
+            held_from=self.state[Word.FREED] + 1 if epoch else 1,
+            last_sent=self.state[Word.LAST_CUT] if epoch else 0,
+        )
+
+    async def handle(self, command: Command) -> dict[str, Any]:
+        """Carries out a command of the config server; what it returns is the command's result."""
+        if command.kind == "mark":
+            mark = Mark(command.id, str(command.args.get("consistency", "crash")))
+            return await self._place(mark)
+        if command.kind == "resync":
+            self.continuity.end_epoch(Reason.MANUAL)
+            return {}
+        raise UsageError(f"The agent knows no command '{command.kind}'")
+
+    async def _place(self, mark: Mark) -> dict[str, Any]:
+        """Returns when the mark's batch is stored: from then on neither this agent nor the connection can lose it."""
+        self.stream.mark(mark)
+        deadline = time.monotonic() + MARK_DEADLINE_S
+        flushed = None
+        while (position := self.stream.marks.where(mark.id)) is None or not self._is_stored(position):
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"No recovery point could be made within {MARK_DEADLINE_S:.0f} s",
+                    cause=self.stream.cause or "there is no session with the process server",
+                    action="See `understudy machine show` for what holds replication up, then try again.",
+                )
+            if position != flushed:
+                flushed = position
+                self.sender.flush()
+            await asyncio.sleep(0.05)
+        return {"epoch": position.epoch, "batch": position.batch}
+
+    def _is_stored(self, position: Position) -> bool:
+        """Whether the process server has the batch durably. What still stands in an epoch that is over was uploaded."""
+        epoch = self.state[Word.EPOCH]
+        return epoch > position.epoch or (epoch == position.epoch and self.sender.spooled >= position.batch)
+
+    async def place_points(self) -> None:
+        """A crash-consistent mark every point interval, while the stream is ordered: no order, no point."""
+        while True:
+            await asyncio.sleep(self.config.point_interval_s)
+            if self.stream.state == StreamState.ORDERED:
+                self.stream.mark(Mark(secrets.token_hex(8)))
+            else:
+                _log.warning("no recovery point: the stream is not in order", cause=self.stream.cause)
