@@ -19,7 +19,7 @@ from agent.capture.audit import Baseline, Outcome, Sample, Verdict
 from agent.capture.disks import SYSFS, size_of
 from agent.capture.drain import can_drain, drain, is_lively
 from agent.capture.maps import Capture
-from agent.stream.cutter import Stream
+from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
 from shared import logging
 from shared.batch import SECTOR
@@ -41,10 +41,10 @@ _ATTEMPTS: Final = 32
 
 
 class Continuity:
-    def __init__(self, capture: Capture, state: AgentState, stream: Stream) -> None:
+    def __init__(self, capture: Capture, state: AgentState, rounds: Rounds) -> None:
         self._capture = capture
         self._state = state
-        self._stream = stream
+        self._rounds = rounds
         self._verdicts: list[Verdict] = []
         self._exact_ns = 0
         self._lost_at = 0.0
@@ -76,7 +76,7 @@ class Continuity:
         self._look_at_disks()
         if self._gone:
             # Nothing read of a disk that is not there is worth sending, and what is written in its place is not its content.
-            self._stream.give_up_round(INTERVAL_S)
+            self._rounds.give_up(INTERVAL_S)
         else:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
             self._count_incidents()
@@ -159,7 +159,7 @@ class Continuity:
                 await asyncio.to_thread(drain, disk)
         elif not (since_s > SETTLE_S or (since_s > SETTLE_QUIET_S and self._is_quiet())):
             return
-        self._stream.settle()
+        self._rounds.settle()
         self._unsettled_ns = 0
         _log.info("writes from before capture have ended", after_s=round(since_s, 1))
 
@@ -183,7 +183,7 @@ class Continuity:
                 return
         forgotten = self._capture.forget_open(boot_ns - int(STALE_S * 1e9))
         # Whether these writes failed was not seen either: what the disk holds there is read once more.
-        self._stream.read_again(forgotten)
+        self._rounds.read_again(forgotten)
         _log.info("completions that were not seen", writes=len(forgotten))
 
     def _shortfall(self, slot: int, verdict: Verdict) -> None:

@@ -40,7 +40,7 @@ class Agent:
         )
         self.reader = SyncReader([str(disk.path) for disk in capture.disks], self.catchup)
         self.stream = Stream(capture, self.state, self.catchup, self.reader)
-        self.continuity = Continuity(capture, self.state, self.stream)
+        self.continuity = Continuity(capture, self.state, self.stream.rounds)
         self.sender = Sender(
             self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
         )

@@ -116,7 +116,7 @@ async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
             mode=capture.mode,
             cause=capture.mode_cause,
         )
-        await agent.stream.recover()
+        await agent.stream.rounds.recover()
         try:
             yield agent
         finally:

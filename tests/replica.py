@@ -58,7 +58,7 @@ class Pump:
 
     async def turn(self, *, keep: bool = True) -> Batch | None:
         """One turn: a round begins if one is due, a batch is cut. With `keep` False it is lost on the way."""
-        await self.stream.begin_round_if_due()
+        await self.stream.rounds.begin_if_due()
         cut = self.stream.cut()
         if cut is None:
             await asyncio.sleep(0.005)

@@ -5,7 +5,9 @@ records      which bios are emitted, what the ring must keep     never blocks
 catchup      rounds over what the stream misses                  pure
 sync_reader  reads the rounds' chunks with O_DIRECT              threads, bounded buffers
 marks        where recovery points may stand                     pure
-cutter       cuts batches; the stream's order and positions      never blocks
+cutter       cuts batches; where the stream stands                never blocks
+rounds       when rounds begin, bitmap swaps, what ends them      grace periods, in threads
+retention    what was sent: what may be freed, where to resume    never blocks
 sender       TLS session with the process server                 blocks on credit and socket
 state        what survives a kill, in a pinned map
 """

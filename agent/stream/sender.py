@@ -231,14 +231,14 @@ class Sender:
             return None
         try:
             await self._stream.drop_orphans_if_due()
-            await self._stream.begin_round_if_due()
+            await self._stream.rounds.begin_if_due()
             if self._state[Word.EPOCH] == 0:  # the audit may have ended it meanwhile
                 raise _NewEpochError
             cut = self._stream.cut()
         except DeviceError as exc:
             _log.error("catch-up stopped; it is tried again", **exc.as_dict())
             self.problem = exc
-            self._stream.give_up_round(DEVICE_RETRY_S)
+            self._stream.rounds.give_up(DEVICE_RETRY_S)
             return None
         if cut is not None and cut.chunks:
             self.problem = None

@@ -65,7 +65,7 @@ async def _with_capture(folder: Path, device: str, pin_dir: Path) -> tuple[dict[
         replica = Replica(folder, [DISK_B])
         pump = Pump(stream, replica)
         await pump.begin()
-        stream.settle()
+        stream.rounds.settle()
         await pump.until_ordered()
         replica.close()
         on = {}

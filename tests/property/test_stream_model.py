@@ -24,8 +24,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import agent.stream.cutter
 import agent.stream.records
+import agent.stream.rounds
 from agent.capture.layout import DATA_B, OPEN_WRITE, RECORD, RECORD_SIZE
 from agent.capture.ring import Window
 from agent.stream.bios import LAST, PIECE_SECTORS
@@ -381,8 +381,8 @@ class Model:
         self.state = AgentState(kernel.words)
         self.reader = Reader(kernel, catchup)
         self.stream = Stream(kernel, self.state, catchup, self.reader)  # type: ignore[arg-type]
-        await self.stream.recover()
-        self.stream.settle()
+        await self.stream.rounds.recover()
+        self.stream.rounds.settle()
         self.answered |= self.kept.keys()
         for id_ in self.asked.keys() - self.kept.keys():
             # Whoever asked has no answer yet, so it is asked again.
@@ -430,7 +430,7 @@ class Model:
         self.stream.mark(Mark(id_))
 
     async def turn(self) -> None:
-        await self.stream.begin_round_if_due()
+        await self.stream.rounds.begin_if_due()
         cut = self.stream.cut()
         if cut is not None:
             self.on_the_way.append(b"".join(cut.parts))
@@ -477,7 +477,7 @@ def small_and_impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agent.stream.records, "MAX_RECORDS", 5)
         patch.setattr(agent.stream.records, "MAX_PIECES", 7)
-        patch.setattr(agent.stream.cutter, "LOSS_QUIET_S", 0.0)
+        patch.setattr(agent.stream.rounds, "LOSS_QUIET_S", 0.0)
         patch.setattr(agent.stream.records, "HOLD_PATIENCE_S", 0.0)
         yield
 

@@ -91,7 +91,7 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
     reader = SyncReader([device], catchup)
     state = AgentState(capture.state)
     stream = Stream(capture, state, catchup, reader)
-    await stream.recover()
+    await stream.rounds.recover()
     site = Site(state)
     context = tls.server_context(ca.issue("process-server:ps"))
     server = await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=context)

@@ -67,7 +67,7 @@ async def running(pin_dir: Path, devices: list[str], ring_mib: int) -> AsyncIter
         reader = SyncReader(devices, catchup)
         stream = Stream(capture, AgentState(capture.state), catchup, reader)
         try:
-            await stream.recover()
+            await stream.rounds.recover()
             yield stream
         finally:
             await reader.close()
@@ -98,7 +98,7 @@ async def test_every_ordered_batch_under_load_is_a_prefix(
     async with running(pin_dir, devices, 64) as stream:
         pump = Pump(stream, replica)
         await pump.begin()
-        stream.settle()
+        stream.rounds.settle()
         pump.on_ordered = check
         await pump.until_ordered()
         end = time.monotonic() + 6
@@ -119,7 +119,7 @@ async def test_after_an_overflow_order_returns_by_itself(
     async with running(pin_dir, devices, 1) as stream:
         pump = Pump(stream, replica)
         await pump.begin()
-        stream.settle()
+        stream.rounds.settle()
         await pump.until_ordered()
         writer = stack.enter_context(Writer(devices, shm / "progress", seed))
         states, causes = set(), set()
@@ -153,7 +153,7 @@ async def test_lost_batches_and_a_restarted_agent_lose_nothing(
             pump.stream = stream
             if life == 0:
                 await pump.begin()
-                stream.settle()
+                stream.rounds.settle()
             else:
                 await pump.resume()
             if life == 4:
@@ -199,13 +199,13 @@ async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
     async with running(pin_dir, devices, 64) as stream:
         pump = Pump(stream, replica)
         await pump.begin()
-        stream.settle()
+        stream.rounds.settle()
         async with asyncio.timeout(60):
             while pump.ordered < 10:
                 try:
                     await pump.turn()
                 except DeviceError:
-                    stream.give_up_round(0.1)
+                    stream.rounds.give_up(0.1)
         total = writer.stop()
         await drain(pump)
         checker = PrefixChecker(schedule(seed))
@@ -269,7 +269,7 @@ async def test_records_that_are_read_again_after_a_break_are_not_taken_for_orpha
         await asyncio.to_thread(writer.wait_for, writer.completed + 1200)
         total = writer.stop()
         rounds = AgentState(pump.stream._capture.state)[Word.ROUNDS]
-        pump.stream._lose_order("the round begins behind all records")
+        pump.stream.rounds.lose_order("the round begins behind all records")
         async with asyncio.timeout(30):
             while pump.stream.state != StreamState.ORDERED:
                 await pump.turn(keep=False)
@@ -330,7 +330,7 @@ def is_equal(image: Path, device: str) -> bool:
 async def ordered_pump(stream: Stream, replica: Replica) -> Pump:
     pump = Pump(stream, replica)
     await pump.begin()
-    stream.settle()
+    stream.rounds.settle()
     await pump.until_ordered()
     return pump
 
@@ -378,7 +378,7 @@ async def until_placed(pump: Pump, mark: str) -> Batch:
 async def until_round(stream: Stream) -> None:
     begun = False
     while not begun:
-        begun = await stream.begin_round_if_due()
+        begun = await stream.rounds.begin_if_due()
         await asyncio.sleep(0)
 
 

@@ -43,10 +43,10 @@ class Machine:
             fresh=True,
             attached_boot_ns=1,
         )
-        stream: Any = SimpleNamespace(give_up_round=self.give_up_round)
-        self.continuity = Continuity(capture, self.state, stream)
+        rounds: Any = SimpleNamespace(give_up=self.give_up)
+        self.continuity = Continuity(capture, self.state, rounds)
 
-    def give_up_round(self, pause_s: float) -> None:
+    def give_up(self, pause_s: float) -> None:
         self.rounds_given_up += 1
 
     def happen(self, **counts: int) -> None:
