@@ -4,10 +4,11 @@ bios         ring records → whole bios in order                  pure
 records      which bios are emitted, what the ring must keep     never blocks
 catchup      rounds over what the stream misses                  pure
 sync_reader  reads the rounds' chunks with O_DIRECT              threads, bounded buffers
+rounds       when rounds begin, bitmap swaps, what ends them     grace periods, in threads
 marks        where recovery points may stand                     pure
-cutter       cuts batches; where the stream stands                never blocks
-rounds       when rounds begin, bitmap swaps, what ends them      grace periods, in threads
-retention    what was sent: what may be freed, where to resume    never blocks
-sender       TLS session with the process server                 blocks on credit and socket
+cutter       cuts batches; where the stream stands               never blocks
+retention    what was sent: what may be freed, where to resume   never blocks
+link         one connection, as awaitables                       blocks on the peer
+sender       sessions with the process server                    blocks on credit and the link
 state        what survives a kill, in a pinned map
 """

@@ -17,19 +17,18 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from agent.stream.cutter import CutBatch, Stream
+from agent.stream.link import Link
 from agent.stream.state import AgentState, Reason, Word
 from shared import logging, tls
-from shared.batch import HEADER_SIZE, Buffer, Epoch, StreamState
+from shared.batch import HEADER_SIZE, Epoch, StreamState
 from shared.errors import (
     ContinuityError,
     DeviceError,
     NotReadyError,
     PeerError,
     UnderstudyError,
-    UnreachableError,
 )
 from shared.wire.messages import Ack, DiskInfo, Hello, Welcome
-from shared.wire.protocol import Acked, Connection, Ended, Event, Failed, Faulted, Side, Welcomed
 
 _log = logging.get()
 
@@ -40,9 +39,6 @@ LINGER_S: Final = 0.1
 digests that `AgentState` remembers."""
 LINGER_BELOW_B: Final = 256 * 1024
 IDLE_S: Final = 0.02
-CONNECT_S: Final = 10.0
-PING_S: Final = 10.0
-SILENCE_S: Final = 30.0
 RETRY_LIMIT_S: Final = 10.0
 RETRY_AFTER_LIMIT_S: Final = 60.0
 STEADY_S: Final = 30.0
@@ -84,7 +80,6 @@ class Sender:
         self.uploaded_ordered_ns = 0
         """`captured_ns` of the newest batch that is ordered and uploaded."""
         self._ordered_sent: list[tuple[int, int]] = []
-        self._written = 0.0
         self._flush = asyncio.Event()
         self._retry_after_s = 0.0
 
@@ -102,7 +97,7 @@ class Sender:
             began = time.monotonic()
             self._retry_after_s = 0.0
             try:
-                await self._session(stop)
+                await self._session_until(stop)
             except _NewEpochError:
                 _log.info("the session begins again, for a new epoch")
             except PeerError as exc:
@@ -118,43 +113,35 @@ class Sender:
 
     # -- one session ---------------------------------------------------------------------------------------
 
-    async def _session(self, stop: asyncio.Event) -> None:
-        host, port = self._address
-        what = f"The process server {host}:{port} could not be reached"
+    async def _session_until(self, stop: asyncio.Event) -> None:
+        """A session in whatever state ends with `stop`: a process server may take its time before WELCOME."""
+        session = asyncio.create_task(self._session(), name="session")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
-            async with asyncio.timeout(CONNECT_S):
-                reader, writer = await asyncio.open_connection(
-                    host, port, ssl=self._context, limit=64 * 1024, ssl_handshake_timeout=CONNECT_S
-                )
-        except (OSError, TimeoutError) as exc:
-            raise tls.translate(exc, what) from exc
-        connection = Connection(Side.AGENT)
-        try:
-            hello = self._hello()
-            self._write(writer, connection.send_hello(hello))
-            self._take_up(hello, await self._welcome(connection, reader))
-            await self._stream_until(stop, connection, reader, writer)
-        except (OSError, TimeoutError) as exc:
-            raise tls.translate(exc, f"The session with the process server {host}:{port} ended") from exc
+            await asyncio.wait({session, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            writer.close()
-            with contextlib.suppress(OSError, TimeoutError):
-                await asyncio.wait_for(writer.wait_closed(), 2.0)
+            stopping.cancel()
+            session.cancel()
+            (result,) = await asyncio.gather(session, return_exceptions=True)
+        if isinstance(result, Exception):
+            raise result
 
-    async def _welcome(self, connection: Connection, reader: asyncio.StreamReader) -> Welcome:
-        # A process server that has to recover or to allocate an epoch in slow storage may take its time, but pings meanwhile.
-        if self.problem is not None:  # whatever it was, there is a connection now
-            self.problem = NotReadyError(
-                "The process server has been reached, but does not take the stream yet"
-            )
-        welcome = None
-        while welcome is None:
-            for event in await self._receive(connection, reader):
-                if isinstance(event, Welcomed):
-                    welcome = event.welcome
-                else:
-                    self._refuse(event)  # also what came right behind Welcome
-        return welcome
+    async def _session(self) -> None:
+        link = Link(self._address)
+        await link.connect(self._context)
+        try:
+            if self.problem is not None:  # whatever it was, there is a connection now
+                self.problem = NotReadyError(
+                    "The process server has been reached, but does not take the stream yet"
+                )
+            hello = self._hello()
+            self._take_up(hello, await link.greet(hello))
+            await self._stream_over(link)
+        except PeerError as exc:
+            self._end_epoch_if_over(link, exc)
+            raise
+        finally:
+            await link.close()
 
     def _take_up(self, hello: Hello, welcome: Welcome) -> None:
         """Goes on where the process server stands, or finds that this is not our history."""
@@ -183,22 +170,15 @@ class Sender:
         self._end_epoch(reason)
         raise _NewEpochError
 
-    async def _stream_until(
-        self,
-        stop: asyncio.Event,
-        connection: Connection,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        tasks = {
-            asyncio.create_task(self._pump(connection, writer), name="pump"),
-            asyncio.create_task(self._take_acks(connection, reader), name="acks"),
-        }
-        stopping = asyncio.create_task(stop.wait(), name="stop")
+    async def _stream_over(self, link: Link) -> None:
+        """Sends and takes acknowledgements, until one of the two ends with an error."""
+        tasks = [
+            asyncio.create_task(self._pump(link), name="pump"),
+            asyncio.create_task(self._take_acks(link), name="acks"),
+        ]
         try:
-            await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopping.cancel()
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -206,28 +186,27 @@ class Sender:
             if isinstance(result, Exception):
                 raise result
 
-    async def _pump(self, connection: Connection, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, link: Link) -> None:
+        channel = link.channel
         while True:
-            cut = await self._cut(connection)
+            cut = await self._cut(link)
             if cut is not None:
-                self._write(writer, connection.send_batch(cut.batch.number, cut.parts))
+                channel.send(channel.wire.send_batch(cut.batch.number, cut.parts))
                 self._sent(cut)
             if self._flush.is_set():
                 self._flush.clear()
-                self._write(writer, connection.send_flush())
-            elif cut is None and time.monotonic() - self._written > PING_S:
-                self._write(writer, connection.send_ping())
-            await writer.drain()
+                channel.send(channel.wire.send_flush())
+            await link.drain()
             if cut is None:
                 await self._pause(IDLE_S)
             elif cut.size_b < LINGER_BELOW_B:
                 await self._pause(LINGER_S)
 
-    async def _cut(self, connection: Connection) -> CutBatch | None:
+    async def _cut(self, link: Link) -> CutBatch | None:
         """The next batch when credit has room for it. A disk that cannot be read stops catch-up, not the stream."""
         if self._state[Word.EPOCH] == 0:
             raise _NewEpochError
-        if not connection.may_send(BATCH_B):
+        if not link.channel.wire.may_send(BATCH_B):
             return None
         try:
             await self._stream.drop_orphans_if_due()
@@ -259,56 +238,26 @@ class Sender:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stream.wakeup.wait(), min(seconds, IDLE_S))
 
-    async def _take_acks(self, connection: Connection, reader: asyncio.StreamReader) -> None:
+    async def _take_acks(self, link: Link) -> None:
         while True:
-            for event in await self._receive(connection, reader):
-                if not isinstance(event, Acked):
-                    self._refuse(event)
-                    continue
-                self._note(event.ack)
-                self._stream.acknowledged(event.ack.spooled, event.ack.uploaded)
+            ack = await link.ack()
+            self._note(ack)
+            self._stream.acknowledged(ack.spooled, ack.uploaded)
 
     def _note(self, position: Ack | Welcome) -> None:
         self.spooled, self.uploaded, self.credit_b = position.spooled, position.uploaded, position.credit_b
         while self._ordered_sent and self._ordered_sent[0][0] <= position.uploaded:
             self.uploaded_ordered_ns = self._ordered_sent.pop(0)[1]
 
-    async def _receive(self, connection: Connection, reader: asyncio.StreamReader) -> list[Event]:
-        try:
-            async with asyncio.timeout(SILENCE_S):
-                data = await reader.read(64 * 1024)
-        except TimeoutError as exc:
-            raise UnreachableError(
-                "The session with the process server ended", cause=f"nothing was heard for {SILENCE_S:.0f} s"
-            ) from exc
-        if data:
-            return connection.receive_data(data)
-        # After a fault there is no event any more, but whoever reads on must not go round in circles.
-        return connection.receive_eof() or [Ended()]
-
-    def _refuse(self, event: Event) -> None:
-        """Events that end the session."""
-        if isinstance(event, Faulted):
-            fault = event.fault
-            self._retry_after_s = min(fault.retry_after_s, RETRY_AFTER_LIMIT_S)
-            if fault.new_epoch:
-                ahead = fault.code == ContinuityError.code
+    def _end_epoch_if_over(self, link: Link, error: PeerError) -> None:
+        """Whether this end of the session is also that of the epoch: the process server, or the wire's own check, says so."""
+        if link.fault is not None:
+            self._retry_after_s = min(link.fault.retry_after_s, RETRY_AFTER_LIMIT_S)
+            if link.fault.new_epoch:
+                ahead = link.fault.code == ContinuityError.code
                 self._want_epoch(Reason.PROCESS_SERVER_AHEAD if ahead else Reason.STORAGE_FORGOT)
-            raise PeerError(fault.what, cause=f"{fault.cause} ({fault.code})", action=fault.action)
-        if isinstance(event, Failed):
-            if isinstance(event.error, ContinuityError):
-                self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
-            raise event.error
-        if isinstance(event, Ended):
-            raise UnreachableError(
-                "The session with the process server ended", cause="it closed the connection"
-            )
-
-    def _write(self, writer: asyncio.StreamWriter, parts: Sequence[Buffer]) -> None:
-        self._written = time.monotonic()
-        for part in parts:
-            if len(part):
-                writer.write(part)
+        elif isinstance(error, ContinuityError):
+            self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
 
 
 def disk_infos(disks: Sequence[tuple[str, str, int]]) -> tuple[DiskInfo, ...]:

@@ -2,6 +2,5 @@
 
 receiver   connections in, one session per machine      the earlier session's last batches
 session    wire events in, append and ACK out           nothing: appends are bounded by credit
-channel    asyncio around one TLS connection
 credit     how much a machine may send                  pure
 """

@@ -20,12 +20,12 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from process_server.reception.channel import HANDSHAKE_S, Channel
 from process_server.reception.credit import CacheSpace, CreditGate, CreditPolicy
 from process_server.reception.session import MachineLog, Session
 from shared import logging, tls
 from shared.errors import ListenError, StoppingError, SupersededError, UnderstudyError
 from shared.wire.messages import Hello
+from shared.wire.transport import HANDSHAKE_S, SHUTDOWN_S, Channel
 
 _log = logging.get()
 
@@ -261,7 +261,7 @@ class Receiver:
             sock,
             ssl=self._context,
             ssl_handshake_timeout=HANDSHAKE_S,
-            ssl_shutdown_timeout=1.0,
+            ssl_shutdown_timeout=SHUTDOWN_S,
         )
 
     async def _refresh_regularly(self) -> None:

@@ -21,13 +21,21 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, Protocol
 
-from process_server.reception.channel import Channel
 from shared import logging
 from shared.batch import Batch, Buffer, StreamState
 from shared.errors import LocalProtocolError, StoppingError, SupersededError, UnderstudyError
 from shared.wire.frames import MAX_BATCH_B
 from shared.wire.messages import Ack, Hello, Welcome
-from shared.wire.protocol import BatchReceived, DuplicateReceived, Event, FlushReceived, HelloReceived, State
+from shared.wire.protocol import (
+    BatchReceived,
+    DuplicateReceived,
+    Event,
+    FlushReceived,
+    HelloReceived,
+    Side,
+    State,
+)
+from shared.wire.transport import Channel
 
 _log = logging.get()
 
@@ -110,7 +118,7 @@ class Session:
         """`captured_ns` of the newest batch of this session that is ordered and uploaded."""
         self._host = host
         self._log = _log.bind(session=id_, address=address)
-        self.channel = Channel(self._on_event, self._on_over)
+        self.channel = Channel(Side.SERVER, self._on_event, self._on_over)
         self.channel.address = address
         self._machine_log: MachineLog | None = None
         self._spooled = self._spooled_seq = 0

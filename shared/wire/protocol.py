@@ -121,7 +121,7 @@ class Connection:
         self.state = State.IDLE
         self.hello: Hello | None = None
         self.welcome: Welcome | None = None
-        self._peer: Final = Side.SERVER if side is Side.AGENT else Side.AGENT
+        self.peer: Final = Side.SERVER if side is Side.AGENT else Side.AGENT
         self._reader = FrameReader(self._admit)
         self._sequence: Sequence | None = None
         # Server: the last Ack sent. Agent: the last one received. Both begin at Welcome's values.
@@ -163,7 +163,7 @@ class Connection:
         if self.state is State.CLOSED:
             return []
         if self._reader.inside:
-            return [self._fail(TruncatedFrameError(f"The {self._peer.value} was cut off"))]
+            return [self._fail(TruncatedFrameError(f"The {self.peer.value} was cut off"))]
         self.state = State.CLOSED
         return [Ended()]
 
@@ -254,10 +254,10 @@ class Connection:
     def _admit(self, type_: FrameType) -> State:
         """The state after the peer's frame of this type. Raises UnexpectedFrameError when it has no place
         now."""
-        following = TRANSITIONS.get((self.state, self._peer, type_))
+        following = TRANSITIONS.get((self.state, self.peer, type_))
         if following is None:
             raise UnexpectedFrameError(
-                f"The {self._peer.value} sent {type_.name}", cause=f"the session is {self.state.value}"
+                f"The {self.peer.value} sent {type_.name}", cause=f"the session is {self.state.value}"
             )
         return following
 

@@ -19,8 +19,10 @@ from agent.stream.sender import Sender, disk_infos
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
 from shared import tls
+from shared.errors import NotAFrameError
+from shared.wire import transport
 from shared.wire.messages import Fault, Hello, Welcome
-from shared.wire.protocol import Connection, HelloReceived, Side
+from shared.wire.protocol import Connection, Faulted, HelloReceived, Side
 from tests.loopdisk import loop_disk
 from tests.pki import TestCa
 
@@ -36,6 +38,7 @@ class Site:
         self.state = state
         self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
         self.script: Script = hang_up
+        self.on_fault: Callable[[Fault], None] = lambda fault: None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire = Connection(Side.SERVER)
@@ -45,6 +48,8 @@ class Site:
                     if isinstance(event, HelloReceived):
                         self.hellos.put_nowait(event.hello)
                         await self.script(wire, event.hello, writer)
+                    elif isinstance(event, Faulted):
+                        self.on_fault(event.fault)
         finally:
             writer.close()
 
@@ -155,3 +160,27 @@ async def test_an_epoch_that_ended_while_welcome_was_awaited_is_not_taken_up(sit
     first, second = await next_hello(site), await next_hello(site)
     assert (first.epoch, first.suspect_since_ns) == (0, 0)
     assert (second.epoch, second.suspect_since_ns) == (0, 123)
+
+
+async def test_a_process_server_that_says_nothing_after_hello_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def say_nothing(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        pass
+
+    monkeypatch.setattr(transport, "SILENCE_S", 0.0)
+    site.script = say_nothing
+    for _ in range(2):
+        await next_hello(site)
+
+
+async def test_a_frame_that_makes_no_sense_is_answered_with_a_fault(site: Site) -> None:
+    faults: asyncio.Queue[Fault] = asyncio.Queue()
+
+    async def talk_nonsense(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"nonsense" * 8)
+
+    site.script = talk_nonsense
+    site.on_fault = faults.put_nowait
+    async with asyncio.timeout(10):
+        assert (await faults.get()).code == NotAFrameError.code

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from process_server.reception import channel as channels
 from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.receiver import Receiver
 from shared import tls
@@ -27,6 +26,7 @@ from shared.errors import (
     WrongRoleError,
 )
 from shared.wire import frames
+from shared.wire import transport as channels
 from shared.wire.frames import FrameType
 from shared.wire.messages import Hello
 from shared.wire.protocol import Connection

@@ -1,9 +1,8 @@
-"""One TLS connection with an agent: asyncio around a wire `Connection`. It moves bytes and keeps time; it
-decides nothing.
+"""One TLS connection: asyncio around a wire `Connection`, the same for both ends. It moves bytes and keeps time; it decides nothing.
 
-Bytes are decrypted straight into the buffer that the wire's reader offers, so a batch is written into memory
-once. Keepalive: a side that has sent nothing for PING_S sends PING; a peer that was silent for SILENCE_S,
-while we were reading, is given up.
+Bytes are decrypted straight into the buffer that the wire's reader offers, so a batch is written into memory once. Keepalive: a side that
+has sent nothing for PING_S sends PING; a peer that was silent for SILENCE_S, while we were reading and it was its turn to speak, is given
+up. Writes: `send` only queues, `drain` waits while the peer takes less than was queued.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from shared.wire.protocol import Connection, Ended, Event, Failed, Faulted, Side
 PING_S: Final = 10.0
 SILENCE_S: Final = 30.0
 HELLO_S: Final = 10.0
-"""How long a peer may take from the end of the handshake to its HELLO."""
+"""How long an agent may take from the end of the handshake to its HELLO."""
 HANDSHAKE_S: Final = 10.0
+SHUTDOWN_S: Final = 1.0
+"""How long TLS waits for the peer's goodbye once everything is written."""
 CLOSE_S: Final = 3.0
 """How long a polite close (flush, the peer's goodbye) may take before the connection is cut."""
 _DISCARD: Final = memoryview(bytearray(64 * 1024))
@@ -30,19 +31,21 @@ _DISCARD: Final = memoryview(bytearray(64 * 1024))
 
 
 class Channel(asyncio.BufferedProtocol):
-    """The process server's end of one connection.
+    """One end of one connection.
 
-    `on_event` gets every wire event but Failed and Ended; `on_over` is called once, when the session is over
-    for whatever reason: None means that the agent closed between two frames. `closed` is set when the socket
-    is gone.
+    `on_event` gets every wire event but Failed and Ended; `on_over` is called once, when the session is over for whatever reason: None
+    means that it was closed between two frames. `closed` is set when the socket is gone.
     """
 
     def __init__(
-        self, on_event: Callable[[Event], None], on_over: Callable[[UnderstudyError | None], None]
+        self,
+        side: Side,
+        on_event: Callable[[Event], None],
+        on_over: Callable[[UnderstudyError | None], None],
     ) -> None:
-        self.wire = Connection(Side.SERVER)
+        self.wire = Connection(side)
         self.peer = ""
-        """The common name in the agent's certificate."""
+        """The common name in the peer's certificate."""
         self.address = "?"
         self.closed = asyncio.Event()
         self._on_event = on_event
@@ -52,6 +55,8 @@ class Channel(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._paused = False
+        self._may_write = asyncio.Event()
+        self._may_write.set()
         self._heard_at = self._sent_at = self._connected_at = self._loop.time()
 
     # ---- for the session ----
@@ -62,11 +67,19 @@ class Channel(asyncio.BufferedProtocol):
             self._sent_at = self._loop.time()
             self._transport.writelines(buffers)
 
+    async def drain(self) -> None:
+        """Returns when there is room for more, or when the session is over."""
+        await self._may_write.wait()
+
     def fail(self, error: UnderstudyError) -> None:
-        """End the session from this side: tell the agent why, then close."""
+        """End the session from this side: tell the peer why, then close."""
         if not self._over:
             self.send(self.wire.send_fault(fault_for(error)))
             self._end(error, linger=True)
+
+    def close(self) -> None:
+        """End the session from this side, without a word."""
+        self._end(None)
 
     def pause_reading(self) -> None:
         if self._transport is not None and not self._paused and not self._over:
@@ -106,6 +119,12 @@ class Channel(asyncio.BufferedProtocol):
         for event in self.wire.receive_eof():
             self._handle(event)
 
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
             self._end(tls.translate(exc, f"The connection with {self.address} broke"))
@@ -128,9 +147,9 @@ class Channel(asyncio.BufferedProtocol):
             case Ended():
                 self._end(None)
             case Faulted(fault):
-                self._end(
-                    RefusedError(f"The agent gave up: {fault.what}", cause=fault.cause, action=fault.action)
-                )
+                self._on_event(event)
+                what = f"The {self.wire.peer.value} gave up: {fault.what}"
+                self._end(RefusedError(what, cause=fault.cause, action=fault.action))
             case _:
                 self._on_event(event)
 
@@ -138,6 +157,7 @@ class Channel(asyncio.BufferedProtocol):
         if self._over:
             return
         self._over = True
+        self._may_write.set()
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
@@ -155,17 +175,26 @@ class Channel(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         now = self._loop.time()
-        if self.wire.state is State.IDLE and now - self._connected_at >= HELLO_S:
+        who = f"The {self.wire.peer.value} at {self.address}"
+        if self._waits_for_hello and now - self._connected_at >= HELLO_S:
             self.fail(SilentPeerError(f"{self.address} sent no HELLO", cause=f"for {HELLO_S:.0f} s"))
             return
-        # Only an open session: before WELCOME it is this side's turn to speak.
-        if self.wire.state is State.OPEN and not self._paused and now - self._heard_at >= SILENCE_S:
+        if self._waits_for_peer and not self._paused and now - self._heard_at >= SILENCE_S:
             self.abort()
-            self._end(
-                SilentPeerError(f"The agent at {self.address} is silent", cause=f"for {SILENCE_S:.0f} s")
-            )
+            self._end(SilentPeerError(f"{who} is silent", cause=f"for {SILENCE_S:.0f} s"))
             return
         if now - self._sent_at >= PING_S:
             self.send(self.wire.send_ping())
             self._sent_at = now
         self._timer = self._loop.call_later(1.0, self._keep_alive)
+
+    @property
+    def _waits_for_hello(self) -> bool:
+        return self.wire.side is Side.SERVER and self.wire.state is State.IDLE
+
+    @property
+    def _waits_for_peer(self) -> bool:
+        """Whether a peer that lives must be heard. Before WELCOME that is only the process server: whatever holds it up, it pings."""
+        return self.wire.state is State.OPEN or (
+            self.wire.side is Side.AGENT and self.wire.state is State.GREETED
+        )
