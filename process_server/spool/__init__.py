@@ -6,7 +6,9 @@ machine_folder  its folder on disk: its epochs, whose they are, opening them
 older_epochs    the rest of epochs that are over, uploaded beside the newest
 epoch_log       the two ends of one epoch: writer, uploader
 writer          batches in, durable files out                                       fdatasync, in groups
-file            one file: written, made durable, closed, recovered
+file            one file: written, made durable, closed, read for upload
+recovery        what a kill or a power cut left, made segments again
+watermark       what a folder remembers of its term and of what was listed
 uploader        closed files to listed segments, in order                           storage, with retries
 reconcile       what of a recovered spool is still to be uploaded                    pure
 chore, threads  work that is tried until it is done; blocking work done to its end

@@ -18,20 +18,21 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from process_server.spool.file import FULL, SpooledSegment, recover_folder
+from process_server.spool import watermark
+from process_server.spool.file import FULL, SpooledSegment
 from process_server.spool.reconcile import reconcile
+from process_server.spool.recovery import recover_folder
 from process_server.spool.threads import finish
 from process_server.spool.uploader import Uploader
+from process_server.spool.watermark import Watermark
 from process_server.spool.writer import START, Point, SegmentLimits, SpoolWriter
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
-from shared.errors import UNDECODABLE, SpoolError, SpoolFullError, StorageError, UnderstudyError
+from shared.errors import SpoolError, SpoolFullError, StorageError, UnderstudyError
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key_of
-
-_WATERMARK: Final = "state.json"
 
 _log = logging.get()
 
@@ -56,16 +57,6 @@ class Resources(NamedTuple):
     disk: Executor
     slots: asyncio.Semaphore
     """Uploads at a time."""
-
-
-class Watermark(msgspec.Struct, frozen=True):
-    """`state.json` in the spool folder: our term, and the last batch that we know was listed. Both may be
-    lower than the truth, and then the checks that use them are only less strict: a full disk keeps nobody
-    from uploading.
-    """
-
-    term: int
-    uploaded: int
 
 
 class EpochLog:
@@ -154,8 +145,8 @@ class EpochLog:
             max_blocks=shared.settings.max_blocks,
         )
         plan = reconcile(segments, index.fold.last, index.fold.last_digest)
-        watermark = Watermark(index.term, index.fold.last)
-        await finish(shared.disk, partial(_settle, folder, plan.superfluous, watermark))
+        mark = Watermark(index.term, index.fold.last)
+        await finish(shared.disk, partial(_settle, folder, plan.superfluous, mark))
         log = cls(shared, index, key, folder, plan.to_upload, changed)
         _log.info(
             "log opened",
@@ -259,7 +250,7 @@ class EpochLog:
             durable.remove_file(spooled.path)
         except OSError as exc:  # recovery deletes it
             _log.warning("spool file not deleted", path=str(spooled.path), cause=exc.strerror)
-        _remember(self.folder, Watermark(self.term, spooled.last.number), durably=False)
+        watermark.remember(self.folder, Watermark(self.term, spooled.last.number), durably=False)
 
     def _report(self, trouble: StorageError | None) -> None:
         if trouble is not None and self.trouble is None:
@@ -283,20 +274,6 @@ async def last_spooled(shared: Resources, folder: Path) -> int:
     return segments[-1].last.number if segments else 0
 
 
-def read_watermark(folder: Path) -> Watermark:
-    """What the folder remembers; zeroes if it never had a term or cannot tell. Raises SpoolError."""
-    path = folder / _WATERMARK
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Watermark)
-    except FileNotFoundError:
-        return Watermark(0, 0)
-    except OSError as exc:
-        raise SpoolError(f"{path} could not be read", cause=exc.strerror or str(exc)) from exc
-    except UNDECODABLE as exc:
-        _log.warning("spool state is damaged and ignored", path=str(path), cause=str(exc))
-        return Watermark(0, 0)
-
-
 def _recover(folder: Path, vault: Vault) -> tuple[list[SpooledSegment], Watermark]:
     try:
         durable.make_folder(folder)
@@ -308,10 +285,10 @@ def _recover(folder: Path, vault: Vault) -> tuple[list[SpooledSegment], Watermar
         raise kind(
             f"The spool folder {folder} could not be made or recovered", cause=exc.strerror or str(exc)
         ) from exc
-    return segments, read_watermark(folder)
+    return segments, watermark.read(folder)
 
 
-def _settle(folder: Path, superfluous: Sequence[SpooledSegment], watermark: Watermark) -> None:
+def _settle(folder: Path, superfluous: Sequence[SpooledSegment], mark: Watermark) -> None:
     """Deletes, for good, files that are not needed any more: one of another history must not come back
     before those that are written now. Then remembers where the log stands. Raises SpoolError.
     """
@@ -324,14 +301,7 @@ def _settle(folder: Path, superfluous: Sequence[SpooledSegment], watermark: Wate
         raise SpoolError(
             f"The spool folder {folder} could not be tidied", cause=exc.strerror or str(exc)
         ) from exc
-    _remember(folder, watermark)
-
-
-def _remember(folder: Path, watermark: Watermark, *, durably: bool = True) -> None:
-    try:
-        durable.replace_file(folder / _WATERMARK, msgspec.json.encode(watermark), durable=durably)
-    except OSError as exc:
-        _log.warning("spool state not written", folder=str(folder), cause=exc.strerror)
+    watermark.remember(folder, mark)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> UnderstudyError:

@@ -1,15 +1,10 @@
-"""One file of the spool: written, made durable, closed, recovered, read for upload. Blocking; one thread at
-a time.
+"""One file of the spool: written, made durable, closed, read for upload. Blocking; one thread at a time.
 
 Why what was acknowledged is there after a crash (I5): `append` returns only after fdatasync of the file,
 and, for a new file, of its folder; only then are its batches acknowledged. `Draft` counts only such
 batches. After an error of a sync the kernel may have dropped the pages and forgotten: the file is then
 *abandoned*, never written or synced again; what was durable in it before is uploaded from it, what was not
 was never acknowledged. A write that found the disk full is undone by truncation, and the file goes on.
-
-Recovery takes from a file exactly its whole batches: those the footer lists if there is one and the bytes
-match, else those that a scan opens. Batches behind the last acknowledged one may be among them. That is
-right: they are what the agent sent, in order, and it is told about them in Welcome.
 """
 
 from __future__ import annotations
@@ -17,25 +12,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from shared import durable, logging
 from shared.batch import Buffer
 from shared.crashpoints import reach
-from shared.errors import IntegrityError, SpoolError, SpoolFullError, SpoolLostError
+from shared.errors import SpoolError, SpoolFullError, SpoolLostError
 from shared.log import segment
 from shared.log.draft import Draft
 from shared.log.segment import BatchRow, FileHeader, Frame
-from shared.sealing import MachineKey
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 SUFFIX: Final = ".seg"
 
 _log = logging.get()
-
-KeyOf = Callable[[FileHeader], MachineKey]
 
 
 class SpooledSegment:
@@ -142,8 +134,8 @@ class SpoolFile:
             return None
         spooled = SpooledSegment(self.path, self.draft)
         reach("spool.before-footer")
-        with _without_footer_at_worst(self.path):
-            _write_footer(self._fd, self.draft)
+        with without_footer_at_worst(self.path):
+            write_footer(self._fd, self.draft)
         self._close()
         reach("spool.after-footer")
         return spooled
@@ -168,89 +160,13 @@ class SpoolFile:
                 os.close(fd)
 
 
-def recover_folder(folder: Path, key_of: KeyOf) -> list[SpooledSegment]:
-    """The segments of an epoch's spool folder in order, each continuing the one before; torn tails are cut,
-    useless files deleted.
-
-    Raises OSError, and WrongKeyError when the vault does not know the files' key.
-    """
-    durable.sync_folder(folder)
-    drafts = [
-        (path, draft)
-        for path in sorted(folder.glob(f"*{SUFFIX}"))
-        if (draft := _recover(path, key_of)) is not None
-    ]
-    found: list[SpooledSegment] = []
-    for i, (path, draft) in enumerate(drafts):
-        header = draft.header
-        if found and (header.first, header.predecessor) != (found[-1].last.number + 1, found[-1].last.digest):
-            _drop(path, f"it does not continue batch {found[-1].last.number}")
-            continue
-        if i + 1 < len(drafts) and drafts[i + 1][1].header.first <= draft.rows[-1].number:
-            # A sync of this file failed once, and the next file began behind what was durable in it.
-            draft = _cut(path, draft, drafts[i + 1][1].header.first)
-        found.append(_close_recovered(path, draft))
-    return found
-
-
-def _recover(path: Path, key_of: KeyOf) -> Draft | None:
-    data = _read_from_disk(path)
-    name = path.name
-    try:
-        header, start = segment.decode_file_header(data, name)
-    except IntegrityError as exc:
-        _drop(path, exc.cause)
-        return None
-    try:
-        footer = segment.check_body(data, name)
-        body_b, _ = segment.decode_trailer(data, len(data), name)
-    except IntegrityError:
-        scan = segment.scan(data, start, header, key_of(header).file_key(header.salt_bytes), name)
-        footer, body_b = scan.footer, scan.end
-        _log.info(
-            "spool file recovered",
-            path=str(path),
-            batches=len(footer.rows),
-            cut_b=len(data) - body_b,
-            cause=scan.why,
-        )
-    if not footer.rows:
-        _drop(path, "no batch in it is whole")
-        return None
-    return Draft.recovered(header, footer, memoryview(data)[:body_b])
-
-
-def _read_from_disk(path: Path) -> bytes:
-    """What is on the disk, not in the page cache: a killed process may have left there what it never
-    synced, or what a sync failed on.
-    """
-    with path.open("rb", buffering=0) as file:
-        durable.sync_data(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return file.read()
-
-
-def _cut(path: Path, draft: Draft, before: int) -> Draft:
-    footer = draft.footer
-    rows = tuple(row for row in footer.rows if row.number < before)
-    marks = tuple(mark for mark in footer.marks if mark.batch < before)
-    body = path.read_bytes()[: rows[-1].offset + rows[-1].length]
-    return Draft.recovered(draft.header, segment.Footer(rows=rows, marks=marks, cause=footer.cause), body)
-
-
-def _close_recovered(path: Path, draft: Draft) -> SpooledSegment:
-    with _without_footer_at_worst(path), path.open("r+b", buffering=0) as file:
-        _write_footer(file.fileno(), draft)
-    return SpooledSegment(path, draft)
-
-
-def _write_footer(fd: int, draft: Draft) -> None:
+def write_footer(fd: int, draft: Draft) -> None:
     os.ftruncate(fd, draft.size_b)
     durable.write_all(fd, [draft.closing()], draft.size_b)
 
 
 @contextlib.contextmanager
-def _without_footer_at_worst(path: Path) -> Iterator[None]:
+def without_footer_at_worst(path: Path) -> Iterator[None]:
     """A full disk must not keep a file from being uploaded, which makes room. The upload takes the footer from
     memory, and recovery makes it again from a scan.
     """
@@ -258,8 +174,3 @@ def _without_footer_at_worst(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         _log.warning("spool file has no footer", path=str(path), cause=exc.strerror)
-
-
-def _drop(path: Path, cause: str) -> None:
-    _log.warning("spool file dropped", path=str(path), cause=cause)
-    durable.remove_file(path)

@@ -14,7 +14,8 @@ from typing import Final
 
 import msgspec
 
-from process_server.spool.epoch_log import EpochLog, Resources, last_spooled, read_watermark
+from process_server.spool import watermark
+from process_server.spool.epoch_log import EpochLog, Resources, last_spooled
 from shared.blob import BlobStore
 from shared.errors import UNDECODABLE, IndexDamagedError, SpoolError
 from shared.log import names
@@ -41,7 +42,7 @@ class MachineFolder:
     async def is_ours(self, epoch: int, store: BlobStore) -> bool:
         """Whether nobody took the log since this process server had it."""
         taken = max(await terms(store, self.machine, epoch), default=0)
-        known = await asyncio.to_thread(read_watermark, self._epoch(epoch))
+        known = await asyncio.to_thread(watermark.read, self._epoch(epoch))
         return taken <= known.term or await self._owner(epoch, taken, store) == self._shared.settings.owner
 
     async def last_spooled(self, epoch: int) -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from process_server.spool.file import SpooledSegment, SpoolFile, recover_folder
+from process_server.spool.file import SpooledSegment, SpoolFile
 from process_server.spool.reconcile import reconcile
+from process_server.spool.recovery import recover_folder
 from shared import durable
 from shared.errors import SpoolError, SpoolFullError, SpoolLostError
 from shared.log import segment

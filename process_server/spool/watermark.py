@@ -1,0 +1,45 @@
+"""`state.json` in an epoch's spool folder: our term, and the last batch that we know was listed. Blocking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from shared import durable, logging
+from shared.errors import UNDECODABLE, SpoolError
+
+_NAME: Final = "state.json"
+
+_log = logging.get()
+
+
+class Watermark(msgspec.Struct, frozen=True):
+    """Both may be lower than the truth, and then the checks that use them are only less strict: a full disk
+    keeps nobody from uploading.
+    """
+
+    term: int
+    uploaded: int
+
+
+def read(folder: Path) -> Watermark:
+    """What the folder remembers; zeroes if it never had a term or cannot tell. Raises SpoolError."""
+    path = folder / _NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Watermark)
+    except FileNotFoundError:
+        return Watermark(0, 0)
+    except OSError as exc:
+        raise SpoolError(f"{path} could not be read", cause=exc.strerror or str(exc)) from exc
+    except UNDECODABLE as exc:
+        _log.warning("spool state is damaged and ignored", path=str(path), cause=str(exc))
+        return Watermark(0, 0)
+
+
+def remember(folder: Path, mark: Watermark, *, durably: bool = True) -> None:
+    try:
+        durable.replace_file(folder / _NAME, msgspec.json.encode(mark), durable=durably)
+    except OSError as exc:
+        _log.warning("spool state not written", folder=str(folder), cause=exc.strerror)
