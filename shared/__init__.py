@@ -3,5 +3,6 @@
 On the data path, in its order: `batch` (what is sent, sealed and applied as one), `wire` (the session),
 `sealing` and `vault` (keys), `log` (segments and their index), `blob` (storage), `recovery` (any point, from
 storage and key alone). Beside it: `api`, `messages`, `status`, `rest` and `control_client` (control plane), `tls`,
-`identity` and `enrol` (who a daemon is), `service` and `logging` (what every daemon is), `durable`, `errors`.
+`identity` and `enrol` (who a daemon is), `service` and `logging` (what every daemon is), `storage_stack` (on which disks
+a path lies), `durable`, `errors`.
 """
