@@ -15,7 +15,7 @@ is down.
     operations machines, points, restores        presence    the latest reports
     view       a machine's state (pure)          storage     what is read from blob storage
     service    wiring, and what happens every few seconds
-    cli/       the `understudy` command and labs: clients of the API, which import nothing of the server
+    cli/       the `understudy` command: a client of the API, which imports nothing of the server
 
 It blocks only in the database's thread (SQLite, fsync), in files of the CA at start, and on blob storage
 when somebody asks for points.

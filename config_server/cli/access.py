@@ -33,7 +33,7 @@ from shared.messages import (
 from shared.vault import FileVault, Vault, WrappedKey
 
 if TYPE_CHECKING:
-    from config_server.cli.lab_state import Lab
+    from deploy.lab.state import Lab
     from shared.rest import RestClient
 
 
@@ -135,7 +135,7 @@ def _granted(grant: StorageGrant) -> BlobStore:
 
 @asynccontextmanager
 async def _lab_access(lab: Lab) -> AsyncIterator[Access]:
-    from config_server.cli.lab_files import blob_config
+    from deploy.lab.files import blob_config
 
     async with BlobStore.connect(blob_config(lab)) as store:
         yield Access(store, FileVault(lab.vault_file), None, "")

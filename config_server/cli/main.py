@@ -17,17 +17,20 @@ from shared.errors import UnderstudyError
 from shared.version import VERSION
 
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "lab": ("lab_commands:lab", "A whole installation on this host, for trials and tests."),
-    "machine": ("machine_commands:machine", "Protected machines: state, progress, health."),
-    "point": ("point_commands:point", "Recovery points: list, create, verify."),
-    "restore": ("restore_command:restore", "Rebuild a machine's disks from a recovery point."),
-    "event": ("record_commands:event", "What went wrong, and what happened."),
-    "job": ("record_commands:job", "Restores that run or ran."),
-    "daemon": ("record_commands:daemon", "Agents and servers that report."),
-    "audit": ("record_commands:audit", "Who changed what."),
-    "policy": ("record_commands:policy", "The default replication policy."),
-    "token": ("record_commands:token", "Enrolment tokens for new hosts."),
-    "completion": ("completion_command:completion", "Tab completion for a shell."),
+    "lab": ("deploy.lab.commands:lab", "A whole installation on this host, for trials and tests."),
+    "machine": ("config_server.cli.machine_commands:machine", "Protected machines: state, progress, health."),
+    "point": ("config_server.cli.point_commands:point", "Recovery points: list, create, verify."),
+    "restore": (
+        "config_server.cli.restore_command:restore",
+        "Rebuild a machine's disks from a recovery point.",
+    ),
+    "event": ("config_server.cli.record_commands:event", "What went wrong, and what happened."),
+    "job": ("config_server.cli.record_commands:job", "Restores that run or ran."),
+    "daemon": ("config_server.cli.record_commands:daemon", "Agents and servers that report."),
+    "audit": ("config_server.cli.record_commands:audit", "Who changed what."),
+    "policy": ("config_server.cli.record_commands:policy", "The default replication policy."),
+    "token": ("config_server.cli.record_commands:token", "Enrolment tokens for new hosts."),
+    "completion": ("config_server.cli.completion_command:completion", "Tab completion for a shell."),
 }
 
 
@@ -41,7 +44,7 @@ class LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _, name = _COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(f"config_server.cli.{module}"), name)
+        command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

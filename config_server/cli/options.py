@@ -21,7 +21,7 @@ import click
 from shared.errors import AccessError, UnknownAuthorityError, UsageError
 
 if TYPE_CHECKING:
-    from config_server.cli.lab_state import Lab
+    from deploy.lab.state import Lab
     from shared.rest import RestClient
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -135,7 +135,7 @@ def find_lab() -> Lab | None:
     folder = chosen_lab()
     if folder is None:
         return None
-    from config_server.cli.lab_state import Lab
+    from deploy.lab.state import Lab
 
     return Lab.open(folder)
 

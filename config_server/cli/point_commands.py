@@ -108,7 +108,7 @@ async def _list(target: Target, name: str) -> PointList:
             if target.lab is None:
                 raise
             trouble = exc
-    from config_server.cli.lab_files import blob_config
+    from deploy.lab.files import blob_config
     from shared.blob import BlobStore
     from shared.recovery import listing
 

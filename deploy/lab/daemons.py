@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from config_server.cli import azurite, ports, processes
-from config_server.cli.lab_state import HOST, Lab
+from deploy.lab import azurite, ports, processes
+from deploy.lab.state import HOST, Lab
 from shared.errors import DaemonError, LabError
 
 READY_S: Final = 90.0

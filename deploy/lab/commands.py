@@ -15,8 +15,8 @@ from shared.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from config_server.cli.lab import LabStatus
-    from config_server.cli.lab_state import Lab
+    from deploy.lab.actions import LabStatus
+    from deploy.lab.state import Lab
 
 _DAEMONS: Final = ("agent", "process-server", "config-server", "master-target", "azurite")
 _dir_option = click.option(
@@ -94,7 +94,7 @@ def _power_of_two(_ctx: click.Context, _param: click.Parameter, value: int | Non
 @OUTPUT
 def up(folder: Path | None, disks: tuple[str, ...], **options: Any) -> None:
     """Make or continue a lab; returns when all its daemons are ready."""
-    from config_server.cli import lab as actions
+    from deploy.lab import actions
 
     where = folder.absolute() if folder else chosen_lab()
     if where is None:
@@ -121,8 +121,8 @@ def status(folder: Path | None) -> None:
 @OUTPUT
 def start(daemon: str, folder: Path | None) -> None:
     """Start a daemon that was stopped or killed, and wait until it is ready."""
-    from config_server.cli import lab_daemons as actions
-    from config_server.cli.lab_state import locked
+    from deploy.lab import daemons as actions
+    from deploy.lab.state import locked
 
     found = _find(folder)
     with locked(found.folder), Progress() as progress:
@@ -136,8 +136,8 @@ def start(daemon: str, folder: Path | None) -> None:
 @OUTPUT
 def stop(daemon: str, folder: Path | None) -> None:
     """Stop a daemon in order (SIGTERM), and wait until it is gone."""
-    from config_server.cli import lab_daemons as actions
-    from config_server.cli.lab_state import locked
+    from deploy.lab import daemons as actions
+    from deploy.lab.state import locked
 
     found = _find(folder)
     with locked(found.folder), Progress() as progress:
@@ -153,8 +153,8 @@ def stop(daemon: str, folder: Path | None) -> None:
 @OUTPUT
 def kill(daemon: str, folder: Path | None) -> None:
     """Kill a daemon at once (SIGKILL). Azurite is first cut off and may write what it acknowledged."""
-    from config_server.cli import lab_daemons as actions
-    from config_server.cli.lab_state import locked
+    from deploy.lab import daemons as actions
+    from deploy.lab.state import locked
 
     found = _find(folder)
     with locked(found.folder), Progress() as progress:
@@ -172,8 +172,8 @@ def kill(daemon: str, folder: Path | None) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
 def down(folder: Path | None, wipe: bool, yes: bool) -> None:
     """Stop all daemons. Capture goes on in the kernel, and the next `lab up` continues."""
-    from config_server.cli import lab as actions
-    from config_server.cli.lab_state import locked
+    from deploy.lab import actions
+    from deploy.lab.state import locked
 
     found = _find(folder)
     if wipe and not yes and sys.stdin.isatty():
@@ -189,7 +189,7 @@ def down(folder: Path | None, wipe: bool, yes: bool) -> None:
 
 
 def _find(folder: Path | None) -> Lab:
-    from config_server.cli.lab_state import Lab
+    from deploy.lab.state import Lab
 
     where = folder.absolute() if folder else chosen_lab()
     if where is None:
@@ -198,7 +198,7 @@ def _find(folder: Path | None) -> Lab:
 
 
 def _show(found: Lab) -> None:
-    from config_server.cli.lab import status as status_of
+    from deploy.lab.actions import status as status_of
 
     shown = status_of(found)
     emit(shown, lambda: _table(shown))

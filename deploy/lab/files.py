@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from config_server.cli.lab_state import HOST, MACHINE, Lab
+from deploy.lab.state import HOST, MACHINE, Lab
 from shared import durable
 from shared.blob import BlobConfig
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from config_server.cli.lab_state import PINS, Lab
+from deploy.lab.state import PINS, Lab
 from shared import durable
 from shared.errors import UNDECODABLE, UnsuitableDiskError
 

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from agent.config import AgentConfig
-from config_server.cli import lab_files
-from config_server.cli.lab_state import Lab, Settings, locked
 from config_server.config import ConfigServerConfig
+from deploy.lab import files
+from deploy.lab.state import Lab, Settings, locked
 from master_target.config import MasterTargetConfig
 from process_server.config import ProcessServerConfig
 from shared.blob import BlobConfig
@@ -25,7 +25,7 @@ from shared.vault import FileVault
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
     made = Lab(tmp_path, Settings(id="abcd", disks=("/dev/loop0", "/dev/loop1"), port_base=24000))
-    lab_files.make_folders(made)
+    files.make_folders(made)
     made.save()
     return made
 
@@ -40,7 +40,7 @@ def lab(tmp_path: Path) -> Lab:
     ],
 )
 def test_every_daemon_understands_its_file(lab: Lab, daemon: str, type_: type[Any]) -> None:
-    lab_files.write_configs(lab)
+    files.write_configs(lab)
     config = load_config(lab.config_file(daemon), type_)
     assert stat.S_IMODE(lab.config_file(daemon).stat().st_mode) == 0o600
     if daemon == "agent":
@@ -51,21 +51,21 @@ def test_every_daemon_understands_its_file(lab: Lab, daemon: str, type_: type[An
 
 
 def test_files_are_written_only_when_they_change(lab: Lab) -> None:
-    assert set(lab_files.write_configs(lab)) == {"agent", "process-server", "master-target", "config-server"}
-    assert lab_files.write_configs(lab) == []
+    assert set(files.write_configs(lab)) == {"agent", "process-server", "master-target", "config-server"}
+    assert files.write_configs(lab) == []
     faster = Lab(lab.folder, msgspec.structs.replace(lab.settings, point_interval_s=5.0))
-    assert lab_files.write_configs(faster) == ["agent"]
+    assert files.write_configs(faster) == ["agent"]
 
 
 def test_secrets_are_made_once_and_are_private(lab: Lab) -> None:
-    lab_files.make_secrets(lab)
+    files.make_secrets(lab)
     before = [path.read_bytes() for path in (lab.vault_file, lab.account_key_file)]
-    lab_files.make_secrets(lab)
+    files.make_secrets(lab)
     assert [path.read_bytes() for path in (lab.vault_file, lab.account_key_file)] == before
     assert stat.S_IMODE(lab.account_key_file.stat().st_mode) == 0o600
     FileVault(lab.vault_file)
     secret = lab.account_key_file.read_text()
-    lab_files.write_configs(lab)
+    files.write_configs(lab)
     assert all(secret not in path.read_text() for path in lab.folder.glob("*.toml"))
 
 
@@ -75,7 +75,7 @@ def test_an_account_elsewhere_replaces_azurite(lab: Lab) -> None:
     )
     elsewhere = Lab(lab.folder, settings)
     assert "azurite" not in elsewhere.daemons
-    assert lab_files.blob_config(elsewhere) == BlobConfig(
+    assert files.blob_config(elsewhere) == BlobConfig(
         url="https://x.blob.core.windows.net", account_key_file=Path("/k")
     )
 
@@ -88,7 +88,7 @@ def test_an_account_elsewhere_replaces_azurite(lab: Lab) -> None:
     ],
 )
 def test_toml_reads_back_as_what_was_written(content: dict[str, Any]) -> None:
-    assert tomllib.loads(lab_files.to_toml(content)) == content
+    assert tomllib.loads(files.to_toml(content)) == content
 
 
 def test_a_folder_without_settings_is_no_lab(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_lab_that_may_not_be_locked_says_what_to_do(lab: Lab, monkeypatch: pyt
     def denied(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("config_server.cli.lab_state.os.open", denied)
+    monkeypatch.setattr("deploy.lab.state.os.open", denied)
     with pytest.raises(LabError, match="Run as root"), locked(lab.folder):
         pass
 

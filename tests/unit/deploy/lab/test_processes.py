@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server.cli import ports, processes
-from config_server.cli.processes import Process
+from deploy.lab import ports, processes
+from deploy.lab.processes import Process
 from shared.errors import ListenError
 
 SLEEPER = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]

@@ -21,9 +21,9 @@ from typing import Any, Final
 
 import msgspec
 
-from config_server.cli import azurite, lab_files, lab_registry, ports, processes
-from config_server.cli.lab_daemons import Show, environment, kill, start, stop
-from config_server.cli.lab_state import HOST, MACHINE, Lab, Settings, locked
+from deploy.lab import azurite, files, ports, processes, registry
+from deploy.lab.daemons import Show, environment, kill, start, stop
+from deploy.lab.state import HOST, MACHINE, Lab, Settings, locked
 from shared import api, durable, enrol, identity
 from shared.blob import BlobStore, Retry
 from shared.errors import (
@@ -76,18 +76,18 @@ def up(folder: Path, wanted: dict[str, Any], show: Show) -> Lab:
         if fresh:
             # Nothing is written before what was asked for is known to be possible.
             check_devices(lab, show)
-            lab_registry.check_unprotected(lab)
+            registry.check_unprotected(lab)
             _check_ports(lab)
             if not lab.own_azurite:
                 show(f"asking {lab.settings.blob_url}")
                 asyncio.run(_check_storage(lab))
             durable.make_folder(folder)
         stack.enter_context(locked(folder))
-        lab_files.make_folders(lab)
+        files.make_folders(lab)
         lab.save()
-        lab_registry.register(lab)
-        lab_files.make_secrets(lab)
-        _restart_changed(lab, lab_files.write_configs(lab), show)
+        registry.register(lab)
+        files.make_secrets(lab)
+        _restart_changed(lab, files.write_configs(lab), show)
         start(lab, "config-server", show)
         asyncio.run(_enrol_all(lab, show))
         for daemon in lab.daemons:
@@ -200,7 +200,7 @@ def _check_ports(lab: Lab) -> None:
 
 async def _check_storage(lab: Lab) -> None:
     """Ask the account elsewhere for the lab's container, as its daemons will: an account that can never work is found here."""
-    async with BlobStore.connect(lab_files.blob_config(lab)) as store:
+    async with BlobStore.connect(files.blob_config(lab)) as store:
         await store.with_retry(Retry(deadline_s=_STORAGE_S)).ensure_container()
 
 
@@ -295,7 +295,7 @@ def wipe(lab: Lab, show: Show) -> None:
             cause=(result.stderr or result.stdout).strip()[-500:] or f"exit code {result.returncode}",
             action="Put that right and run the command again.",
         )
-    lab_registry.unregister(lab)
+    registry.unregister(lab)
     show("deleting the folder")
     # The settings go last: an interrupted wipe can be run again.
     for entry in lab.folder.iterdir():
@@ -330,5 +330,5 @@ def status(lab: Lab) -> LabStatus:
             "ca": str(lab.ca_file),
             "operator_token": str(lab.operator_token_file),
         },
-        blob_url=lab_files.blob_config(lab).url,
+        blob_url=files.blob_config(lab).url,
     )

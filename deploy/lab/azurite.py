@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from config_server.cli.lab_files import ACCOUNT
-from config_server.cli.lab_state import HOST, Lab
+from deploy.lab.files import ACCOUNT
+from deploy.lab.state import HOST, Lab
 from shared.errors import DaemonError, LabError
 
 _ROOT: Final = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from config_server.cli.processes import command_of
+from deploy.lab.processes import command_of
 from shared.errors import ListenError
 
 _LISTENING: Final = "0A"
