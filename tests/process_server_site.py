@@ -19,6 +19,7 @@ from shared import tls
 from shared.batch import Batch
 from shared.blob import BlobConfig, BlobStore
 from shared.log.reader import LogReader
+from shared.toml import to_toml
 from shared.vault import FileVault
 from tests.pki import TestCa
 from tests.wire_parts import Agent
@@ -52,7 +53,7 @@ class Site:
             "tls": self.more.get("tls") or self.ca.issue("process-server:ps1"),
             "blob": self.blob,
         }
-        self.config_file.write_text(_toml(msgspec.to_builtins(values | self.more, enc_hook=str)))
+        self.config_file.write_text(to_toml(msgspec.to_builtins(values | self.more, enc_hook=str)))
 
     @asynccontextmanager
     async def daemon(
@@ -102,15 +103,6 @@ class Site:
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.stderr.splitlines()]
-
-
-def _toml(values: dict[str, Any], prefix: str = "") -> str:
-    plain = {k: v for k, v in values.items() if not isinstance(v, dict) and v is not None}
-    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in plain.items())
-    for key, value in values.items():
-        if isinstance(value, dict):
-            text += f"\n[{prefix}{key}]\n" + _toml(value, f"{prefix}{key}.")
-    return text
 
 
 def free_port() -> int:

@@ -1,11 +1,11 @@
 """The `understudy` command.
 
     main         entry: lazily loaded commands, errors as people read them, exit codes
-    options      options that several commands share; where the config server is
+    options      options that several commands share; where the config server is        profile  a file that says it
     output       tables and JSON; progress on stderr
     machine_commands, point_commands, restore_command, record_commands    the verbs (click)
-    access       storage access for restores: granted by the config server, or a lab's own files
+    access       storage access for restores: granted by the config server, or the profile's
 
 Modules are imported when their command runs: `understudy --help` must be quick. The command never imports a
-daemon: it asks them over the API.
+daemon: it asks them over the API. Other packages add verbs by entry points (`lab`, deploy/lab).
 """

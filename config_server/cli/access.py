@@ -1,7 +1,7 @@
 """Storage access for commands that read points and logs: restore, verify.
 
-Normally the config server grants it (and notes who asked). When it does not answer and a lab was given, the
-lab's own files serve instead: a disaster may have taken the config server too. With the vault file and the
+Normally the config server grants it (and notes who asked). When it does not answer and the profile names vault and
+storage, these serve instead: a disaster may have taken the config server too. With the vault file and the
 account given as options, nothing else is needed at all (`Rescue`): storage describes itself.
 """
 
@@ -12,12 +12,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from config_server.cli.options import Target
+from config_server.cli.profile import Rescue
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import PeerError, UnderstudyError, WrongKeyError
@@ -33,16 +33,7 @@ from shared.messages import (
 from shared.vault import FileVault, Vault, WrappedKey
 
 if TYPE_CHECKING:
-    from deploy.lab.state import Lab
     from shared.rest import RestClient
-
-
-@dataclass(frozen=True)
-class Rescue:
-    """Storage and vault as options of the command: no server is asked."""
-
-    config: BlobConfig
-    vault_file: Path
 
 
 @dataclass(frozen=True)
@@ -108,19 +99,19 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
     """Access to the machine's storage. Raises what the config server answers, PeerError, StorageError,
     UsageError."""
     if isinstance(find, Rescue):
-        async with BlobStore.connect(find.config) as store:
-            yield Access(store, FileVault(find.vault_file), None, "")
+        async with _rescued(find) as access:
+            yield access
         return
     async with find.connect() as client:
         try:
             grant = await client.call(api.RESTORE, request, machine=machine)
         except PeerError as exc:
-            if find.lab is None:
+            if find.rescue is None:
                 raise
             _say(
-                f"The config server does not answer ({exc.cause}): using the lab's own vault and storage key."
+                f"The config server does not answer ({exc.cause}): using the vault and the storage key of the profile."
             )
-            async with _lab_access(find.lab) as access:
+            async with _rescued(find.rescue) as access:
                 yield access
             return
         async with _granted(grant.storage) as store:
@@ -134,11 +125,9 @@ def _granted(grant: StorageGrant) -> BlobStore:
 
 
 @asynccontextmanager
-async def _lab_access(lab: Lab) -> AsyncIterator[Access]:
-    from deploy.lab.files import blob_config
-
-    async with BlobStore.connect(blob_config(lab)) as store:
-        yield Access(store, FileVault(lab.vault_file), None, "")
+async def _rescued(rescue: Rescue) -> AsyncIterator[Access]:
+    async with BlobStore.connect(rescue.blob) as store:
+        yield Access(store, FileVault(rescue.vault_file), None, "")
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, Final
 
 import click
@@ -16,40 +17,52 @@ from config_server.cli.options import COMMON, add_options
 from shared.errors import UnderstudyError
 from shared.version import VERSION
 
+_VERBS: Final = "understudy.verbs"
+"""Entry points of this group are commands of other packages, here `lab`: this package knows none of them."""
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "lab": ("deploy.lab.commands:lab", "A whole installation on this host, for trials and tests."),
-    "machine": ("config_server.cli.machine_commands:machine", "Protected machines: state, progress, health."),
-    "point": ("config_server.cli.point_commands:point", "Recovery points: list, create, verify."),
-    "restore": (
-        "config_server.cli.restore_command:restore",
-        "Rebuild a machine's disks from a recovery point.",
-    ),
-    "event": ("config_server.cli.record_commands:event", "What went wrong, and what happened."),
-    "job": ("config_server.cli.record_commands:job", "Restores that run or ran."),
-    "daemon": ("config_server.cli.record_commands:daemon", "Agents and servers that report."),
-    "audit": ("config_server.cli.record_commands:audit", "Who changed what."),
-    "policy": ("config_server.cli.record_commands:policy", "The default replication policy."),
-    "token": ("config_server.cli.record_commands:token", "Enrolment tokens for new hosts."),
-    "completion": ("config_server.cli.completion_command:completion", "Tab completion for a shell."),
+    "machine": ("machine_commands:machine", "Protected machines: state, progress, health."),
+    "point": ("point_commands:point", "Recovery points: list, create, verify."),
+    "restore": ("restore_command:restore", "Rebuild a machine's disks from a recovery point."),
+    "event": ("record_commands:event", "What went wrong, and what happened."),
+    "job": ("record_commands:job", "Restores that run or ran."),
+    "daemon": ("record_commands:daemon", "Agents and servers that report."),
+    "audit": ("record_commands:audit", "Who changed what."),
+    "policy": ("record_commands:policy", "The default replication policy."),
+    "token": ("record_commands:token", "Enrolment tokens for new hosts."),
+    "completion": ("completion_command:completion", "Tab completion for a shell."),
 }
 
 
 class LazyGroup(click.Group):
-    """Loads a command's module when it is used; the list of commands needs none of them."""
+    """Loads a command's module when it is used; the list of this package's own commands needs none of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return [*sorted(_verbs().names - _COMMANDS.keys()), *_COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module, _, name = _COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
+        found: click.Command
+        if cmd_name in _COMMANDS:
+            module, _, name = _COMMANDS[cmd_name][0].partition(":")
+            found = getattr(importlib.import_module(f"config_server.cli.{module}"), name)
+            return found
+        for verb in _verbs().select(name=cmd_name):
+            found = verb.load()
+            return found
+        return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
+            formatter.write_dl([(name, self._line(ctx, name)) for name in self.list_commands(ctx)])
+
+    def _line(self, ctx: click.Context, name: str) -> str:
+        if name in _COMMANDS:
+            return _COMMANDS[name][1]
+        command = self.get_command(ctx, name)
+        return command.get_short_help_str(limit=80) if command else ""
+
+
+def _verbs() -> EntryPoints:
+    return entry_points(group=_VERBS)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,5 +1,4 @@
-"""Options that several commands share, and where they lead: which config server, which lab, which form of
-output.
+"""Options that several commands share, and where they lead: which config server, which form of output.
 
 The common options work at every level (`understudy --lab D machine list` as well as `understudy machine list
 --lab D`): each stores its value in the context's `meta`, which all levels share; the innermost one wins.
@@ -21,7 +20,7 @@ import click
 from shared.errors import AccessError, UnknownAuthorityError, UsageError
 
 if TYPE_CHECKING:
-    from deploy.lab.state import Lab
+    from config_server.cli.profile import Profile, Rescue
     from shared.rest import RestClient
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,6 +28,7 @@ Decorator = Callable[[Any], Any]
 
 _META: Final = "understudy."
 _LAB: Final = "UNDERSTUDY_LAB"
+_PROFILE: Final = "UNDERSTUDY_PROFILE"
 _SERVER: Final = "UNDERSTUDY_SERVER"
 _TOKEN_FILE: Final = "UNDERSTUDY_TOKEN_FILE"
 _CA_FILE: Final = "UNDERSTUDY_CA_FILE"
@@ -44,6 +44,13 @@ def _kept(name: str, flag: str, **settings: Any) -> Decorator:
 
 
 CONNECTION: Final[tuple[Decorator, ...]] = (
+    _kept(
+        "profile",
+        "--profile",
+        metavar="FILE",
+        type=click.Path(dir_okay=False),
+        help=f"Where the config server is, and how to get in. [env: {_PROFILE}]",
+    ),
     _kept("lab", "--lab", metavar="DIR", type=click.Path(), help=f"Use the lab in DIR. [env: {_LAB}]"),
     _kept("server", "--server", metavar="URL", help=f"The config server. [env: {_SERVER}]"),
     _kept(
@@ -94,12 +101,12 @@ def wants_json() -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """The config server that a command talks to, and the lab that it belongs to, if any."""
+    """The config server that a command talks to, and the way round it, if the profile has one."""
 
     url: str
     token: str
     ca_file: Path | None
-    lab: Lab | None
+    rescue: Rescue | None
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[RestClient]:
@@ -124,40 +131,46 @@ class Target:
             raise UnknownAuthorityError(exc.what, cause=exc.cause, action=action) from exc
 
 
-def chosen_lab() -> Path | None:
+def chosen_folder() -> Path | None:
     """The folder of `--lab` or UNDERSTUDY_LAB."""
     chosen = value("lab") or os.environ.get(_LAB)
     return Path(chosen).absolute() if chosen else None
 
 
-def find_lab() -> Lab | None:
-    """The lab that was chosen. Raises LabNotFoundError when the folder is none."""
-    folder = chosen_lab()
-    if folder is None:
-        return None
-    from deploy.lab.state import Lab
+def _find_profile() -> Profile | None:
+    """Options before the environment, and a file before a folder. Raises ConfigError, LabNotFoundError."""
+    from config_server.cli import profile
 
-    return Lab.open(folder)
+    for file, folder in (
+        (value("profile"), value("lab")),
+        (os.environ.get(_PROFILE), os.environ.get(_LAB)),
+    ):
+        if file:
+            return profile.load(Path(file))
+        if folder:
+            return profile.load_from(Path(folder).absolute())
+    return None
 
 
 def find_target() -> Target:
-    """Options and environment, else the lab. Raises UsageError, LabNotFoundError, AccessError."""
+    """Options and environment, else the profile. Raises UsageError, ConfigError, LabNotFoundError, AccessError."""
     server = value("server") or os.environ.get(_SERVER)
     token_file = value("token-file") or os.environ.get(_TOKEN_FILE)
     ca_file = value("ca-file") or os.environ.get(_CA_FILE)
-    lab = find_lab() if value("lab") or not server else None
-    if lab is not None:
+    is_asked = value("profile") or value("lab")
+    profile = _find_profile() if is_asked or not server else None
+    if profile is not None:
         return Target(
-            url=server or lab.config_server_url,
-            token=_read_token(Path(token_file) if token_file else lab.operator_token_file),
-            ca_file=Path(ca_file) if ca_file else lab.ca_file,
-            lab=lab,
+            url=server or profile.server,
+            token=_read_token(Path(token_file) if token_file else profile.token_file),
+            ca_file=Path(ca_file) if ca_file else profile.ca_file,
+            rescue=profile.rescue,
         )
     if not server:
         raise UsageError(
             "No config server is known",
-            cause="neither a lab nor a server was given",
-            action=f"Give --lab DIR or --server URL, or set {_LAB} or {_SERVER}.",
+            cause="neither a profile nor a server was given",
+            action=f"Give --profile FILE, --lab DIR or --server URL, or set {_PROFILE}, {_LAB} or {_SERVER}.",
         )
     from shared.rest import is_server_url
 

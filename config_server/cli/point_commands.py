@@ -105,15 +105,14 @@ async def _list(target: Target, name: str) -> PointList:
         try:
             return await client.call(api.POINTS, Nothing(), machine=name)
         except PeerError as exc:
-            if target.lab is None:
+            if target.rescue is None:
                 raise
             trouble = exc
-    from deploy.lab.files import blob_config
     from shared.blob import BlobStore
     from shared.recovery import listing
 
-    click.echo(f"The config server does not answer ({trouble.cause}): reading the lab's storage.", err=True)
-    async with BlobStore.connect(blob_config(target.lab)) as store:
+    click.echo(f"The config server does not answer ({trouble.cause}): reading storage itself.", err=True)
+    async with BlobStore.connect(target.rescue.blob) as store:
         return await listing.read(store, name)
 
 

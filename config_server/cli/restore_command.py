@@ -24,7 +24,8 @@ from shared.errors import UNDECODABLE, UnderstudyError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from config_server.cli.access import Access, Rescue
+    from config_server.cli.access import Access
+    from config_server.cli.profile import Rescue
     from shared.recovery import materialise as engine
     from shared.recovery.folder import Manifest
     from shared.recovery.plan import Plan
@@ -100,13 +101,13 @@ def _find(
             "A rescue needs both the vault and the storage account",
             action="Give --vault-file and --blob-url.",
         )
-    from config_server.cli.access import Rescue
+    from config_server.cli.profile import Rescue
     from shared.blob import BlobConfig
 
     config = BlobConfig(
         url=blob_url, container=blob_container, account_key_file=blob_key_file, ca_file=blob_ca_file
     )
-    return Rescue(config, vault_file)
+    return Rescue(vault_file=vault_file, blob=config)
 
 
 async def _plan_only(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Plan:

@@ -87,6 +87,7 @@ def up(folder: Path, wanted: dict[str, Any], show: Show) -> Lab:
         lab.save()
         registry.register(lab)
         files.make_secrets(lab)
+        files.write_profile(lab)
         _restart_changed(lab, files.write_configs(lab), show)
         start(lab, "config-server", show)
         asyncio.run(_enrol_all(lab, show))

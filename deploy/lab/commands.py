@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from config_server.cli.options import COMMON, OUTPUT, add_options, chosen_lab
+from config_server.cli.options import COMMON, OUTPUT, add_options, chosen_folder
 from config_server.cli.output import Progress, emit, grid
 from shared.errors import UsageError
 
@@ -28,7 +28,7 @@ _dir_option = click.option(
 )
 
 
-@click.group()
+@click.group(short_help="A whole installation on this host, for trials and tests.")
 @add_options(*COMMON)
 def lab() -> None:
     """A whole installation on this host, which protects its disks as one machine named "lab"."""
@@ -96,7 +96,7 @@ def up(folder: Path | None, disks: tuple[str, ...], **options: Any) -> None:
     """Make or continue a lab; returns when all its daemons are ready."""
     from deploy.lab import actions
 
-    where = folder.absolute() if folder else chosen_lab()
+    where = folder.absolute() if folder else chosen_folder()
     if where is None:
         raise UsageError("No folder was given for the lab", action="Give --dir DIR.")
     wanted = {name: value for name, value in options.items() if value is not None}
@@ -191,7 +191,7 @@ def down(folder: Path | None, wipe: bool, yes: bool) -> None:
 def _find(folder: Path | None) -> Lab:
     from deploy.lab.state import Lab
 
-    where = folder.absolute() if folder else chosen_lab()
+    where = folder.absolute() if folder else chosen_folder()
     if where is None:
         raise UsageError("No lab was given", action="Give --dir DIR, or set UNDERSTUDY_LAB.")
     return Lab.open(where)

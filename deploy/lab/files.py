@@ -1,5 +1,5 @@
-"""The files that a lab's daemons are started with: configuration (TOML), vault, account key. Secrets are
-0600 files, never arguments."""
+"""The files that a lab's daemons are started with: configuration (TOML), vault, account key; and the profile with which the
+command line finds it. Secrets are 0600 files, never arguments."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
+from config_server.cli import profile
 from deploy.lab.state import HOST, MACHINE, Lab
 from shared import durable
 from shared.blob import BlobConfig
+from shared.toml import to_toml
 
 ACCOUNT: Final = "understudylab"
 _FOLDERS: Final = ("config-server", "secrets", "spool", "blob", "log", "run", "tls", "agent")
@@ -63,10 +65,23 @@ def write_configs(lab: Lab) -> list[str]:
     return changed
 
 
+def write_profile(lab: Lab) -> None:
+    """From then on `--lab DIR` of every command leads to this lab."""
+    profile.save(
+        lab.folder / profile.FILE,
+        profile.Profile(
+            server=lab.config_server_url,
+            token_file=lab.operator_token_file,
+            ca_file=lab.ca_file,
+            rescue=profile.Rescue(vault_file=lab.vault_file, blob=blob_config(lab)),
+        ),
+    )
+
+
 def configs(lab: Lab) -> dict[str, dict[str, Any]]:
     """Daemon → its configuration."""
     settings = lab.settings
-    blob = _without_none(msgspec.to_builtins(blob_config(lab), enc_hook=str))
+    blob = msgspec.to_builtins(blob_config(lab), enc_hook=str)
     control_url = lab.config_server_url
     return {
         "config-server": {
@@ -113,18 +128,3 @@ def configs(lab: Lab) -> dict[str, dict[str, Any]]:
 def tls(lab: Lab, daemon: str) -> dict[str, str]:
     folder = lab.tls_dir(daemon)
     return {"cert": str(folder / "cert.pem"), "key": str(folder / "key.pem"), "ca": str(folder / "ca.pem")}
-
-
-def to_toml(content: dict[str, Any]) -> str:
-    """Plain values and tables of plain values as TOML. JSON's strings, numbers and arrays are TOML's too."""
-    lines, tables = [], []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            tables.append(f"\n[{key}]\n{to_toml(value)}")
-        else:
-            lines.append(f"{key} = {msgspec.json.encode(value).decode()}\n")
-    return "".join(lines + tables)
-
-
-def _without_none(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if value is not None}

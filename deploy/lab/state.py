@@ -1,6 +1,7 @@
 """A lab's folder: settings, places, lock.
 
 DIR/lab.json            settings (this module)      DIR/lab.lock     taken by commands that change something
+DIR/profile.toml        for the command line (config_server/cli/profile.py)
 DIR/NAME.toml           configuration of a daemon   DIR/tls/NAME/    its key and certificate
 DIR/config-server/      CA, database, operator token
 DIR/secrets/            vault file, storage account key (0700)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import msgspec
 import pytest
 
 from agent.config import AgentConfig
+from config_server.cli import profile
 from config_server.config import ConfigServerConfig
 from deploy.lab import files
 from deploy.lab.state import Lab, Settings, locked
@@ -69,6 +69,13 @@ def test_secrets_are_made_once_and_are_private(lab: Lab) -> None:
     assert all(secret not in path.read_text() for path in lab.folder.glob("*.toml"))
 
 
+def test_the_profile_leads_to_the_lab_and_round_it(lab: Lab) -> None:
+    files.write_profile(lab)
+    found = profile.load_from(lab.folder)
+    assert (found.server, found.token_file) == (lab.config_server_url, lab.operator_token_file)
+    assert found.rescue == profile.Rescue(vault_file=lab.vault_file, blob=files.blob_config(lab))
+
+
 def test_an_account_elsewhere_replaces_azurite(lab: Lab) -> None:
     settings = msgspec.structs.replace(
         lab.settings, blob_url="https://x.blob.core.windows.net", blob_key_file="/k"
@@ -78,17 +85,6 @@ def test_an_account_elsewhere_replaces_azurite(lab: Lab) -> None:
     assert files.blob_config(elsewhere) == BlobConfig(
         url="https://x.blob.core.windows.net", account_key_file=Path("/k")
     )
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"a": 1, "b": 1.5, "c": True, "d": 'it\'s "quoted" \\ \n ü', "e": ["x", "y"], "f": []},
-        {"z": {"in": "table"}, "a": "before the table", "y": {"n": 2}},
-    ],
-)
-def test_toml_reads_back_as_what_was_written(content: dict[str, Any]) -> None:
-    assert tomllib.loads(files.to_toml(content)) == content
 
 
 def test_a_folder_without_settings_is_no_lab(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Profiles: a file that says where an installation is and how to get in, so that commands need one option.
+
+```toml
+server = "https://config.example.com"
+token_file = "/root/operator.token"
+ca_file = "/etc/understudy/ca.pem"
+
+# For restores when the config server is gone; may be left out.
+[rescue]
+vault_file = "/root/vault.json"
+
+[rescue.blob]
+url = "https://account.blob.core.windows.net"
+account_key_file = "/root/account.key"
+```
+
+It is given as `--profile FILE`, in UNDERSTUDY_PROFILE, or as the folder that holds it under the name `profile.toml` (`--lab DIR`,
+UNDERSTUDY_LAB): whoever sets up an installation leaves one behind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from shared import durable
+from shared.blob import BlobConfig
+from shared.errors import LabNotFoundError
+from shared.service import load_config
+from shared.toml import to_toml
+
+FILE: Final = "profile.toml"
+
+
+class Rescue(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Storage and vault: with them no server is needed at all."""
+
+    vault_file: Path
+    blob: BlobConfig
+
+
+class Profile(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    server: str
+    token_file: Path
+    ca_file: Path | None = None
+    rescue: Rescue | None = None
+
+
+def load(file: Path) -> Profile:
+    """Raises ConfigError."""
+    return load_config(file, Profile)
+
+
+def load_from(folder: Path) -> Profile:
+    """The profile that a folder holds. Raises LabNotFoundError when there is none, ConfigError."""
+    file = folder / FILE
+    if not file.is_file():
+        raise LabNotFoundError(f"{folder} is no lab", cause=f"it has no {FILE}")
+    return load(file)
+
+
+def save(file: Path, profile: Profile) -> None:
+    plain: dict[str, Any] = msgspec.to_builtins(profile, enc_hook=str)
+    durable.replace_file(file, to_toml(plain).encode())
