@@ -23,6 +23,8 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Holds the lock file only; what must survive is in pinned BPF maps."""
     pin_dir: Path
     """Folder in bpffs for the pinned maps and links of this installation."""
+    identity: str = ""
+    """What tells this machine from copies of it; empty: its SMBIOS data. To be set in containers, which have none of their own."""
     ring_mib: int = 64
     """Size of the kernel ring, a power of two: the writes that fit into it may wait for the process server in order."""
     point_interval_s: float = 300.0

@@ -10,6 +10,7 @@ from typing import Any, Final
 from agent.capture.maps import Capture
 from agent.config import AgentConfig
 from agent.continuity import Continuity
+from agent.machine_identity import boot_of, identity_of
 from agent.stream.catchup import CatchUp
 from agent.stream.cutter import Stream
 from agent.stream.sender import Sender, disk_infos
@@ -44,6 +45,8 @@ class Agent:
         self.sender = Sender(
             self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
         )
+        self.identity = identity_of(config.identity)
+        self.boot = boot_of(capture.attached_boot_ns)
         self._id = secrets.token_hex(8)
 
     def _hello(self) -> Hello:
@@ -55,6 +58,8 @@ class Agent:
             reason=self.state.reason.text,
             suspect_since_ns=0 if epoch else self.state[Word.SUSPECT_SINCE_NS],
             agent_id=self._id,
+            identity=self.identity,
+            boot=self.boot,
             disks=infos,
             held_from=self.state[Word.FREED] + 1 if epoch else 1,
             last_sent=self.state[Word.LAST_CUT] if epoch else 0,

@@ -49,7 +49,12 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
     """Returns soon after `stop` is set, or when a disk has another size, for which capture has to begin anew."""
     config = agent.config
     rates = Rates()
-    control = ControlClient(config.control_url, config.tls, on_renewed=agent.sender.reload_certificate)
+    control = ControlClient(
+        config.control_url,
+        config.tls,
+        on_renewed=agent.sender.reload_certificate,
+        machine=(agent.identity, agent.boot),
+    )
     over = asyncio.Event()
     notify("READY=1")
     async with asyncio.TaskGroup() as group:

@@ -9,7 +9,7 @@ from agent.pipeline import Agent
 from agent.stream.catchup import GRANULE_SECTORS
 from agent.stream.state import Word
 from shared.batch import SECTOR, StreamState
-from shared.errors import OrderLostError, UnderstudyError, UnreadableSourceError
+from shared.errors import CopyRefusedError, OrderLostError, UnderstudyError, UnreadableSourceError
 from shared.status import AgentDisk, AgentReport, Problem
 
 STATE_NAMES: Final = {
@@ -41,7 +41,8 @@ class Rates:
 
 def report(agent: Agent, rates: Rates) -> AgentReport:
     capture, stream, sender, state = agent.capture, agent.stream, agent.sender, agent.state
-    name = STATE_NAMES[stream.state]
+    passive = isinstance(sender.problem, CopyRefusedError)
+    name = "passive" if passive else STATE_NAMES[stream.state]
     todo = agent.catchup.todo_by_disk()
     disks = [
         AgentDisk(
@@ -75,6 +76,8 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
         problems.append(_warning(UnreadableSourceError(f"{sectors} sectors of the source could not be read")))
     return AgentReport(
         machine=agent.config.machine,
+        identity=agent.identity,
+        boot=agent.boot,
         state=name,
         cause=stream.cause,
         mode=capture.mode,

@@ -14,6 +14,7 @@ from config_server.binding import Binder, Call
 from config_server.ca import check_host, pem_of
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name
+from config_server.sides import Sides
 from config_server.view import SELF
 from shared import api, enrol, logging
 from shared.errors import EnrolmentError, RequestError
@@ -39,8 +40,9 @@ _REFUSED_ACTION: Final = "If nobody of yours tried this: `understudy audit list`
 
 
 class Identity:
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, sides: Sides) -> None:
         self._control = control
+        self._sides = sides
         self._refused: dict[tuple[str, str], tuple[int, int]] = {}
         """Code and ROLE:NAME → when a refusal was noted, and how many followed since."""
 
@@ -131,6 +133,8 @@ class Identity:
         await self._control.db.run(work)
 
     async def renew(self, call: Call, body: RenewRequest) -> Certificate:
+        if call.role == "agent":
+            await self._sides.admit(call.name, body.identity, body.boot, call.remote)
         public_key = self._control.ca.public_key_of(body.csr)
         grant = tokens.Grant(call.role, call.name, call.hosts)
         now_ns = self._control.now_ns()

@@ -12,7 +12,8 @@ from config_server import audit, commands, events, inventory
 from config_server.binding import Binder, Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name
-from config_server.presence import Seen, problems_of
+from config_server.presence import Seen, decode, problems_of
+from config_server.sides import Sides
 from shared import api, logging
 from shared.messages import (
     AuditList,
@@ -35,8 +36,9 @@ _SAVE_NS: Final = 15 * SECOND_NS
 
 
 class Reporting:
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, sides: Sides) -> None:
         self._control = control
+        self._sides = sides
         self._saved_ns: dict[str, int] = {}
 
     def bind(self, binder: Binder) -> None:
@@ -50,6 +52,10 @@ class Reporting:
         """Take a daemon's report and hand out its commands; with `Prefer: wait` only when there is one, or
         at the end."""
         now_ns = self._control.now_ns()
+        if call.role == "agent":
+            said = decode(call.role, call.body)
+            assert isinstance(said, AgentReport)
+            await self._sides.admit(check_name(call.name, call.role), said.identity, said.boot, call.remote)
         before = next((seen for seen in self._control.presence.all() if seen.source == call.who), None)
         seen = self._control.presence.learn(call.role, check_name(call.name, call.role), call.body, now_ns)
         rung = self._control.bell.listen(call.who)

@@ -29,11 +29,11 @@ from config_server.inventory import Machine
 from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
 from config_server.reporting import Reporting, log_changes
+from config_server.sides import Sides
 from config_server.storage import Storage
 from shared import api, durable, identity, logging, service, tls
 from shared.errors import ConfigError, RequestError, UnderstudyError
 from shared.messages import EventView, Health, Nothing, PointView
-from shared.status import Problem
 from shared.version import VERSION
 
 _log = logging.get()
@@ -59,10 +59,11 @@ async def run(
     db = await Database.open(folder / "state.db")
     storage = Storage(config.blob, config.vault_file)
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
+    sides = Sides(control)
     try:
         await _recover(control, folder)
         runner = web.AppRunner(
-            _application(control, config.name), access_log=None, shutdown_timeout=_SHUTDOWN_S
+            _application(control, sides, config.name), access_log=None, shutdown_timeout=_SHUTDOWN_S
         )
         await runner.setup()
         try:
@@ -71,7 +72,7 @@ async def run(
             listener = Listener.open(config.listen, config.port, runner.server, context)
             async with asyncio.TaskGroup() as tasks:
                 accepting = tasks.create_task(listener.run(), name="listener")
-                tasks.create_task(_sweep(control, config, context, stop), name="sweeper")
+                tasks.create_task(_sweep(control, sides, config, context, stop), name="sweeper")
                 _log.info("listening", host=config.listen, port=listener.port, name=config.name)
                 service.notify("READY=1")
                 ready(listener.port)
@@ -85,14 +86,14 @@ async def run(
         await db.close()
 
 
-def _application(control: Control, name: str) -> web.Application:
+def _application(control: Control, sides: Sides, name: str) -> web.Application:
     binder = Binder(lambda token: control.db.run(lambda db: tokens.operator_of(db, token)))
 
     async def health(_call: Call, _body: Nothing) -> Health:
         return Health(name=name, version=VERSION)
 
     binder.on(api.HEALTH, health)
-    for part in (Identity(control), Reporting(control), Operations(control)):
+    for part in (Identity(control, sides), Reporting(control, sides), Operations(control), sides):
         part.bind(binder)
     return binder.application()
 
@@ -159,13 +160,13 @@ def _own_certificate(config: ConfigServerConfig, ca: CertificateAuthority) -> tl
 
 
 async def _sweep(
-    control: Control, config: ConfigServerConfig, context: ssl.SSLContext, stop: asyncio.Event
+    control: Control, sides: Sides, config: ConfigServerConfig, context: ssl.SSLContext, stop: asyncio.Event
 ) -> None:
     """Every few seconds: problems that nobody reports of himself, jobs that were left, the own
     certificate."""
     while not stop.is_set():
         try:
-            await _sweep_once(control)
+            await _sweep_once(control, sides)
             files = _own_certificate(config, control.ca)
             # Loading what is loaded already is harmless; a renewed one serves new connections from here on.
             context.load_cert_chain(files.cert, files.key)
@@ -178,13 +179,13 @@ async def _sweep(
         await wait_for(stop, _SWEEP_S)
 
 
-async def _sweep_once(control: Control) -> None:
+async def _sweep_once(control: Control, sides: Sides) -> None:
     known = await control.db.run(inventory.machines)
     last_points = await _last_points(control, known)
     now_ns = control.now_ns()
 
     def work(db: sqlite3.Connection) -> list[EventView]:
-        problems: list[Problem] = []
+        problems = sides.problems()
         for machine in inventory.machines(db):
             facts = view.facts_of(control.presence, machine.name, last_points.get(machine.name))
             problems += view.derived_problems(machine, facts, now_ns)

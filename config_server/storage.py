@@ -1,7 +1,7 @@
 """What the config server reads from blob storage: points for display, and the keys that a restore is granted.
 
-It never writes there. Storage that is away makes these calls fail, and nothing else: state and health come
-from reports.
+It never writes there but which machine is the active side (`machine rebind`). Storage that is away makes these calls fail,
+and nothing else: state and health come from reports.
 """
 
 from __future__ import annotations
@@ -102,6 +102,10 @@ class Storage:
             wrapped=base64.b64encode(key.wrapped).decode(),
             key=base64.b64encode(key.key).decode(),
         )
+
+    def store(self) -> BlobStore:
+        """Raises ConfigError where no storage is configured."""
+        return self._connected()
 
     def _connected(self) -> BlobStore:
         if self._config is None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from process_server.config import ProcessServerConfig
 from process_server.reception.credit import CacheSpace
 from process_server.reception.receiver import Receiver
+from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
 from shared import logging, tls
@@ -53,6 +54,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 spool.open_machine,
                 policy=config.credit,
                 cache=cache.measure,
+                check_side=Sides(store, config.spool_dir).check,
             )
             board = StatusBoard(receiver, spool)
             await receiver.start()
@@ -64,7 +66,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 ]
                 notify("READY=1")
                 if config.control_url:
-                    await _serve_control(config, context, board, spool, stop)
+                    await _serve_control(config, context, board, receiver, spool, stop)
                 await stop.wait()
             finally:
                 for task in (container, *beside):
@@ -119,6 +121,7 @@ async def _serve_control(
     config: ProcessServerConfig,
     context: Any,
     board: StatusBoard,
+    receiver: Receiver,
     spool: Spool,
     stop: asyncio.Event,
 ) -> None:
@@ -126,6 +129,9 @@ async def _serve_control(
     on."""
 
     async def handle(command: Command) -> dict[str, Any]:
+        if command.kind == "check-side":
+            await receiver.check_side(str(command.args.get("machine", "")))
+            return {}
         if command.kind == "flush":
             return await flush(spool, str(command.args.get("machine", "")))
         raise UsageError(f"The process server knows no command '{command.kind}'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Final
 
 import msgspec
 
@@ -25,6 +26,10 @@ class DaemonReport(ProcessServerReport, kw_only=True):
     daemon: str = "process-server"
     pid: int = 0
     cache_free_b: int = 0
+
+
+COPY_SHOWN_S: Final = 300.0
+"""How long it is shown that a copy of a machine was refused; it tries again every minute."""
 
 
 class RateMeter:
@@ -65,8 +70,22 @@ class StatusBoard:
             cache_b=cache.total_b,
             cache_free_b=cache.free_b,
             cache_used_b=sum(machine.pending_b for machine in machines.values()),
+            errors=self._copies(),
             rates={"received_b_s": sum(machine.rates["received_b_s"] for machine in machines.values())},
         )
+
+    def _copies(self) -> list[Problem]:
+        """Copies of machines that were refused lately: of nobody's stream, so none of it is worse for them."""
+        now = time.monotonic()
+        return [
+            Problem(
+                **copy.error.as_dict() | {"what": f"{copy.error.what} at {copy.address}"},
+                severity="warning",
+                object=machine,
+            )
+            for machine, copy in self._receiver.copies.items()
+            if now - copy.at_s < COPY_SHOWN_S
+        ]
 
     def line(self) -> str:
         machines = self._receiver.machines.values()
@@ -84,6 +103,7 @@ class StatusBoard:
                 problems += [error for error in (machine.gate.problem, machine.problem) if error is not None]
             received_b = machine.received_b
             report.connected = machine.connected
+            report.boot = machine.session.boot if machine.session is not None and machine.connected else ""
             report.credit_b = machine.gate.credit_b
             report.ordered_captured_ns = machine.ordered_captured_ns
             report.session = machine.session.id if machine.session is not None else ""

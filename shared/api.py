@@ -40,9 +40,11 @@ from shared.messages import (
     PointRequest,
     Policy,
     Protection,
+    RebindRequest,
     RenewRequest,
     RestoreGrant,
     RestoreRequest,
+    SideView,
     StatusReply,
     Token,
     TokenRequest,
@@ -120,6 +122,15 @@ UNPROTECT = Route(
     MachineView,
     "Stop protecting a machine",
 )
+REBIND = Route(
+    "rebind",
+    "POST",
+    "/v1/machines/{machine}/rebind",
+    Access.OPERATOR,
+    RebindRequest,
+    SideView,
+    "Make another machine the one of this name",
+)
 RESYNC = Route(
     "resync",
     "POST",
@@ -176,6 +187,6 @@ AUDIT = Route(
 )
 
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
-    HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, POLICY, POLICY_SET, MACHINES, MACHINE, PROTECT, UNPROTECT, RESYNC,
+    HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, POLICY, POLICY_SET, MACHINES, MACHINE, PROTECT, UNPROTECT, REBIND, RESYNC,
     POINTS, POINT_CREATE, FLUSH, RESTORE, COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
 )  # fmt: skip

@@ -35,16 +35,22 @@ class ControlClient:
 
     A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` is called after the
     certificate file was replaced: reload what holds it (`ssl.SSLContext.load_cert_chain` works on a context
-    in use).
+    in use). `machine`: of an agent, the identity and boot that it reports, too.
     """
 
     def __init__(
-        self, url: str, files: tls.TlsFiles, *, on_renewed: Callable[[], None] | None = None
+        self,
+        url: str,
+        files: tls.TlsFiles,
+        *,
+        on_renewed: Callable[[], None] | None = None,
+        machine: tuple[str, str] = ("", ""),
     ) -> None:
         self._files = files
         self._context = tls.client_context(files)
         self._client = RestClient(url, self._context)
         self._on_renewed = on_renewed
+        self._machine = machine
 
     async def close(self) -> None:
         await self._client.close()
@@ -113,7 +119,12 @@ class ControlClient:
         so that one atomic replacement of the certificate's file is all. Raises UnderstudyError."""
         if not identity.renewal_is_due(self._files.cert):
             return False
-        answer = await self._client.call(api.RENEW, RenewRequest(csr=identity.request_of(self._files)))
+        answer = await self._client.call(
+            api.RENEW,
+            RenewRequest(
+                csr=identity.request_of(self._files), identity=self._machine[0], boot=self._machine[1]
+            ),
+        )
         identity.write_certificate(self._files, answer)
         self._context.load_cert_chain(self._files.cert, self._files.key)
         if self._on_renewed is not None:

@@ -387,6 +387,16 @@ class SupersededError(PeerError):
     default_action = "If this repeats, two agents run under one name: enrol a cloned machine anew."
 
 
+class CopyRefusedError(PeerError):
+    """Another copy of the machine is its active side: nothing of this one is taken (I7)."""
+
+    code = "US456"
+    default_action = (
+        "Leave it so for a drill, a clone or an old source. If this is the machine now, on other hardware:"
+        " understudy machine rebind NAME."
+    )
+
+
 class StoppingError(PeerError):
     code = "US455"
     default_cause = "it is shutting down"

@@ -71,8 +71,11 @@ class EnrolRequest(msgspec.Struct):
     csr: str
 
 
-class RenewRequest(msgspec.Struct):
+class RenewRequest(msgspec.Struct, kw_only=True):
     csr: str
+    identity: str = ""
+    boot: str = ""
+    """Of an agent: see AgentReport."""
 
 
 class Certificate(msgspec.Struct):
@@ -214,6 +217,18 @@ class MachineView(msgspec.Struct, kw_only=True):
 
 class MachineList(msgspec.Struct):
     machines: list[MachineView]
+
+
+class RebindRequest(msgspec.Struct, kw_only=True):
+    """Makes another machine the one of this name; without `identity`, the copy that was refused last."""
+
+    identity: str = ""
+
+
+class SideView(msgspec.Struct, kw_only=True):
+    machine: str
+    identity: str
+    generation: int
 
 
 class Protection(msgspec.Struct, kw_only=True):

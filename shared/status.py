@@ -66,6 +66,10 @@ class AgentReport(Report, kw_only=True):
     stopped…"""
 
     machine: str = ""
+    identity: str = ""
+    """What tells the machine from its copies; empty where there is nothing."""
+    boot: str = ""
+    """Names the attachment of capture that it continues; a copy has another."""
     cause: str = ""
     """Why `state` is not `ordered`, for people."""
     mode: str = ""
@@ -95,6 +99,8 @@ class StreamReport(msgspec.Struct, kw_only=True):
 
     epoch: int = 0
     connected: bool = False
+    boot: str = ""
+    """Which boot of the machine the session is with."""
     spooled: int = 0
     uploaded: int = 0
     ordered_captured_ns: int = 0

@@ -23,7 +23,7 @@ from shared.batch import (
 )
 from shared.errors import ContinuityError, UnderstudyError
 from shared.wire.messages import Ack, DiskInfo, Fault, Hello, Welcome
-from shared.wire.protocol import Acked, Connection, Event, Faulted, Side, Welcomed
+from shared.wire.protocol import Acked, Connection, Event, Faulted, Pinged, Side, Welcomed
 
 T = TypeVar("T")
 
@@ -213,6 +213,11 @@ class Agent:
                     assert isinstance(event, Acked), event
                 await self._read()
 
+    async def listen(self) -> None:
+        """Reads until cancelled, so that pings are answered; what comes is kept for `expect`."""
+        while True:
+            await self._read()
+
     async def ended(self) -> None:
         """Until the server has closed the connection."""
         async with asyncio.timeout(10):
@@ -231,4 +236,8 @@ class Agent:
 
     async def _read(self) -> None:
         data = await self._reader.read(1 << 18)
-        self.events += self.wire.receive_data(data) if data else self.wire.receive_eof()
+        for event in self.wire.receive_data(data) if data else self.wire.receive_eof():
+            if isinstance(event, Pinged):
+                self.write(self.wire.send_ping(answer=event.ask))
+            else:
+                self.events.append(event)

@@ -12,7 +12,7 @@ import ssl
 from typing import Final
 
 from shared import tls
-from shared.errors import RefusedError, UnderstudyError, UnreachableError
+from shared.errors import CopyRefusedError, RefusedError, UnderstudyError, UnreachableError
 from shared.wire.messages import Ack, Fault, Hello, Welcome
 from shared.wire.protocol import Acked, Event, Faulted, Side, Welcomed
 from shared.wire.transport import CLOSE_S, HANDSHAKE_S, SHUTDOWN_S, Channel
@@ -83,6 +83,8 @@ class Link:
     def _raise_if_over(self) -> None:
         if self.fault is not None:
             said = self.fault
+            if said.code == CopyRefusedError.code:
+                raise CopyRefusedError(said.what, cause=said.cause, action=said.action)
             raise RefusedError(said.what, cause=f"{said.cause} ({said.code})", action=said.action)
         if self._over is not None:
             raise self._over

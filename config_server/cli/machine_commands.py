@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from shared.messages import CommandView, MachineView
+    from shared.messages import CommandView, MachineView, SideView
     from shared.rest import RestClient
 
 STATES: Final = ("ordered", "initial-replication", "bitmap", "catching-up", "resync", "disconnected")
@@ -111,6 +111,43 @@ def resync(name: str, yes: bool) -> None:
         )
     asked = run(_resync(name))
     emit(asked, lambda: grid(None, ("command", "state"), [(asked.id, asked.state)]))
+
+
+@machine.command()
+@name_argument
+@click.option(
+    "--identity",
+    default="",
+    metavar="ID",
+    help="What the machine calls itself. Default: that of the copy that was refused last.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
+@add_options(*COMMON)
+def rebind(name: str, identity: str, yes: bool) -> None:
+    """Say that a machine stands on other hardware now: who was it until now is refused as a copy from then on."""
+    if not yes and sys.stdin.isatty():
+        who = f"the machine {identity}" if identity else "the copy that was refused last"
+        click.confirm(
+            f"Replicate {who} as '{name}' from now on? The one that is replicated now will be refused.",
+            abort=True,
+        )
+    side = run(_rebind(name, identity))
+    emit(
+        side,
+        lambda: grid(
+            None,
+            ("machine", "identity", ">generation"),
+            [(side.machine, side.identity, str(side.generation))],
+        ),
+    )
+
+
+async def _rebind(name: str, identity: str) -> SideView:
+    from shared import api
+    from shared.messages import RebindRequest
+
+    async with find_target().connect() as client:
+        return await client.call(api.REBIND, RebindRequest(identity=identity), machine=name)
 
 
 async def _resync(name: str) -> CommandView:

@@ -114,6 +114,7 @@ def configs(lab: Lab) -> dict[str, dict[str, Any]]:
         "agent": {
             "machine": MACHINE,
             "disks": list(settings.disks),
+            "identity": f"lab:{settings.id}",
             "process_server": f"{HOST}:{lab.ports('process-server')[0]}",
             "control_url": control_url,
             "state_dir": str(lab.folder / "agent"),

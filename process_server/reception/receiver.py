@@ -3,6 +3,11 @@
 Input: TLS connections on port 9443. Output: a `Session` per connection, which feeds the machine's log.
 Nothing here blocks: handshakes, hellos and appends are tasks; a machine whose log is slow waits alone.
 
+Which machine (I7). A copy of a machine carries its name and certificate. Who is not the active side is refused
+(`check_side`). A copy on the same hardware, or restored under the same identity, is told by its boot: while a session of
+another boot still answers a ping, the machine is there, and whoever else says Hello in its name is refused before anything of
+that session is touched. A machine that was really restarted does not answer under its old boot.
+
 One session per machine, and why WELCOME's position is exact. A HELLO first closes the machine's earlier
 session: its wire takes no further batch. Then it waits, under the machine's lock, until the batches of that
 session that are on their way are settled, and only then asks the log to begin. So no append runs while the
@@ -17,13 +22,14 @@ import itertools
 import secrets
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from process_server.reception.credit import CacheSpace, CreditGate, CreditPolicy
 from process_server.reception.session import MachineLog, Session
 from shared import logging, tls
-from shared.errors import ListenError, StoppingError, SupersededError, UnderstudyError
+from shared.errors import CopyRefusedError, ListenError, StoppingError, SupersededError, UnderstudyError
 from shared.wire.messages import Hello
 from shared.wire.transport import HANDSHAKE_S, SHUTDOWN_S, Channel
 
@@ -36,6 +42,16 @@ STOP_S: Final = 20.0
 """How long batches in flight may take at a stop; what is not durable then was not acknowledged."""
 
 OpenLog = Callable[[Hello], Awaitable[MachineLog]]
+CheckSide = Callable[[str, str], Awaitable[None]]
+"""Machine and identity; raises CopyRefusedError."""
+
+
+class Copy(NamedTuple):
+    """A copy of a machine that was refused, and when (monotonic clock)."""
+
+    address: str
+    error: CopyRefusedError
+    at_s: float
 
 
 class Machine:
@@ -89,12 +105,16 @@ class Receiver:
         *,
         policy: CreditPolicy,
         cache: Callable[[], CacheSpace],
+        check_side: CheckSide,
     ) -> None:
         self.machines: dict[str, Machine] = {}
+        self.copies: dict[str, Copy] = {}
+        """By machine, the copy that was refused last."""
         self._address = address
         self._context = context
         self._open_log = open_log
         self._policy = policy
+        self._check_side = check_side
         self._measure_cache = cache
         self.cache = cache()
         self._listener: socket.socket | None = None
@@ -161,12 +181,25 @@ class Receiver:
             if machine.session is not None:
                 machine.session.refresh()
 
+    async def check_side(self, name: str) -> None:
+        """Somebody made another machine the active side: whoever is not it loses his session."""
+        machine = self.machines.get(name)
+        if machine is None:
+            return
+        for session in (machine.session, machine.newest):
+            if session is not None and (session.connected or session.waiting):
+                try:
+                    await self._check_side(name, session.identity)
+                except CopyRefusedError as exc:
+                    session.fail(exc)
+
     # ---- for sessions (session.Host) ----
 
     async def claim(self, session: Session, hello: Hello) -> MachineLog:
         tls.require_name(session.channel.peer, f"agent:{hello.machine}")
+        await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
-        session.machine = machine.name
+        session.machine, session.identity, session.boot = machine.name, hello.identity, hello.boot
         machine.newest = session
         superseded = SupersededError(f"The session of {machine.name} was closed")
         if machine.session is not None:
@@ -214,6 +247,32 @@ class Receiver:
             machine.problem = session.problem
 
     # ---- inside ----
+
+    async def _refuse_copies(self, session: Session, hello: Hello) -> None:
+        """Raises CopyRefusedError; nothing of the machine was touched then."""
+        try:
+            await self._check_side(hello.machine, hello.identity)
+            while (other := self._other_boot(hello)) is not None:
+                if await other.answers():
+                    raise CopyRefusedError(
+                        f"A copy of machine {hello.machine} was refused",
+                        cause=f"the machine is there, at {other.address}, and this is another boot with the same identity",
+                    )
+                if self._other_boot(hello) is other:
+                    break  # it does not answer: the machine was restarted
+        except CopyRefusedError as exc:
+            self.copies[hello.machine] = Copy(session.address, exc, time.monotonic())
+            raise
+
+    def _other_boot(self, hello: Hello) -> Session | None:
+        """The machine's session, when it is with another boot than this Hello comes from."""
+        machine = self.machines.get(hello.machine)
+        if machine is None:
+            return None
+        for known in (machine.newest, machine.session):
+            if known is not None and known.boot != hello.boot and (known.connected or known.waiting):
+                return known
+        return None
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -110,6 +110,9 @@ class Session:
     def __init__(self, host: Host, id_: str, address: str) -> None:
         self.id: Final = id_
         self.machine = ""
+        self.identity = ""
+        self.boot = ""
+        """Which boot of the machine it is with; see Hello."""
         self.disks = 1
         self.received_b = 0
         self.problem: UnderstudyError | None = None
@@ -142,6 +145,14 @@ class Session:
     def waiting(self) -> bool:
         """Whether the agent has said HELLO and waits for WELCOME."""
         return self.channel.wire.state is State.GREETED
+
+    @property
+    def address(self) -> str:
+        return self.channel.address
+
+    async def answers(self) -> bool:
+        """Whether the agent is there; takes some seconds if it is not."""
+        return (self.connected or self.waiting) and await self.channel.answers()
 
     @property
     def epoch(self) -> int:

@@ -1,6 +1,7 @@
 """The spool: batches that are acknowledged and not yet in storage, per machine and epoch. From the machine inwards:
 
 spool           the folder of all machines; threads and upload slots that they share
+sides           whether who says Hello is the machine, or a copy of it               storage, for a moment
 machine_log     one machine: which epoch it is in, and who may go on with it        waits for storage
 machine_folder  its folder on disk: its epochs, whose they are, opening them
 older_epochs    the rest of epochs that are over, uploaded beside the newest

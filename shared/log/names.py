@@ -34,6 +34,10 @@ def machine_document(machine: str) -> str:
     return f"machines/{check_machine(machine)}.json"
 
 
+def side_document(machine: str) -> str:
+    return f"sides/{check_machine(machine)}.json"
+
+
 def machine_logs(machine: str) -> str:
     """The folder of all epochs of a machine, with its slash."""
     return f"logs/{check_machine(machine)}/"

@@ -45,6 +45,13 @@ class FlushReceived(msgspec.Struct, frozen=True):
     """Server: upload what came before now."""
 
 
+class Pinged(msgspec.Struct, frozen=True):
+    """The peer wants an answer, or answers; 0: it does not."""
+
+    ask: int
+    answer: int
+
+
 class Faulted(msgspec.Struct, frozen=True):
     """The peer ended the session and says why."""
 
@@ -69,6 +76,7 @@ Event = (
     | DuplicateReceived
     | Acked
     | FlushReceived
+    | Pinged
     | Faulted
     | Failed
     | Ended

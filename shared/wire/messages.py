@@ -51,6 +51,10 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """Points of earlier epochs captured from then on (Unix ns) may lack writes; 0: none."""
     agent_id: str = ""
     """Tells apart two agents under one name: random, made when the agent first starts on a machine."""
+    identity: str = ""
+    """Tells the machine from its copies: the hardware's, or configured; empty where there is none (agent/machine_identity.py)."""
+    boot: str = ""
+    """Names the attachment of capture that this agent continues; a copy has another."""
     disks: tuple[DiskInfo, ...] = ()
     held_from: _Count = 1
     """Lowest batch number that the agent can still send."""
@@ -111,8 +115,12 @@ class Flush(msgspec.Struct, frozen=True):
     """
 
 
-class Ping(msgspec.Struct, frozen=True):
-    """Either end: "I am alive"; sent when there was nothing else to send for a while. It is not answered."""
+class Ping(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Either end: "I am alive"; sent when there was nothing else to send for a while."""
+
+    ask: _Count = 0
+    """Not 0: the peer answers at once with a Ping whose `answer` is this number."""
+    answer: _Count = 0
 
 
 Message = Hello | Welcome | Ack | Fault | Flush | Ping

@@ -32,6 +32,7 @@ from shared import batch as batches
 from shared.batch import BatchNumber, Buffer, Epoch, Seq
 from shared.errors import (
     ContinuityError,
+    CopyRefusedError,
     IntegrityError,
     LocalProtocolError,
     MalformedFrameError,
@@ -53,6 +54,7 @@ from shared.wire.events import (
     Faulted,
     FlushReceived,
     HelloReceived,
+    Pinged,
     Welcomed,
 )
 from shared.wire.frames import Frame, FrameReader, FrameType
@@ -71,6 +73,7 @@ __all__ = [
     "Faulted",
     "FlushReceived",
     "HelloReceived",
+    "Pinged",
     "Side",
     "State",
     "Welcomed",
@@ -213,11 +216,11 @@ class Connection:
         self._step_local(FrameType.FLUSH)
         return _frame(FrameType.FLUSH, Flush())
 
-    def send_ping(self) -> list[Buffer]:
+    def send_ping(self, *, ask: int = 0, answer: int = 0) -> list[Buffer]:
         """Nothing in states in which a PING has no place: keepalive need not know them."""
         if (self.state, self.side, FrameType.PING) not in TRANSITIONS:
             return []
-        return _frame(FrameType.PING, Ping())
+        return _frame(FrameType.PING, Ping(ask=ask, answer=answer))
 
     def send_fault(self, fault: Fault) -> list[Buffer]:
         """Ends the session; nothing when it has ended already."""
@@ -267,8 +270,8 @@ class Connection:
             case FrameType.BATCH:
                 event = self._receive_batch(frame)
             case FrameType.PING:
-                _unpack(frame, Ping)
-                return []
+                ping = _unpack(frame, Ping)
+                return [Pinged(ping.ask, ping.answer)] if ping.ask or ping.answer else []
             case FrameType.ACK:
                 event = self._receive_ack(_unpack(frame, Ack))
             case FrameType.FLUSH:
@@ -375,7 +378,8 @@ def fault_for(error: UnderstudyError) -> Fault:
     """The Fault that tells the peer of `error`, with a pause that fits it."""
     if error.ends_epoch:
         return Fault.of(error, retry_after_s=0.0)
-    return Fault.of(error, retry_after_s=60.0 if isinstance(error, VersionSkewError) else 1.0)
+    lasting = isinstance(error, (VersionSkewError, CopyRefusedError))
+    return Fault.of(error, retry_after_s=60.0 if lasting else 1.0)
 
 
 def _check_continuity(hello: Hello, welcome: Welcome) -> None:

@@ -8,6 +8,7 @@ up. Writes: `send` only queues, `drain` waits while the peer takes less than was
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Final, cast
@@ -15,7 +16,7 @@ from typing import Final, cast
 from shared import tls
 from shared.batch import Buffer
 from shared.errors import RefusedError, SilentPeerError, UnderstudyError
-from shared.wire.protocol import Connection, Ended, Event, Failed, Faulted, Side, State, fault_for
+from shared.wire.protocol import Connection, Ended, Event, Failed, Faulted, Pinged, Side, State, fault_for
 
 PING_S: Final = 10.0
 SILENCE_S: Final = 30.0
@@ -24,6 +25,8 @@ HELLO_S: Final = 10.0
 HANDSHAKE_S: Final = 10.0
 SHUTDOWN_S: Final = 1.0
 """How long TLS waits for the peer's goodbye once everything is written."""
+ANSWER_S: Final = 3.0
+"""How long a peer that is asked whether it is there may take to say so."""
 CLOSE_S: Final = 3.0
 """How long a polite close (flush, the peer's goodbye) may take before the connection is cut."""
 _DISCARD: Final = memoryview(bytearray(64 * 1024))
@@ -58,6 +61,8 @@ class Channel(asyncio.BufferedProtocol):
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._heard_at = self._sent_at = self._connected_at = self._loop.time()
+        self._asked = self._answer = 0
+        self._answered = asyncio.Event()
 
     # ---- for the session ----
 
@@ -70,6 +75,18 @@ class Channel(asyncio.BufferedProtocol):
     async def drain(self) -> None:
         """Returns when there is room for more, or when the session is over."""
         await self._may_write.wait()
+
+    async def answers(self) -> bool:
+        """Whether the peer is there: it answers a PING within ANSWER_S. One whose bytes are not read just now (it sent more than it
+        may) counts as there."""
+        ask = self._asked = self._asked + 1
+        self.send(self.wire.send_ping(ask=ask))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                while self._answer < ask and not self._over:
+                    self._answered.clear()
+                    await self._answered.wait()
+        return not self._over and (self._answer >= ask or self._paused)
 
     def fail(self, error: UnderstudyError) -> None:
         """End the session from this side: tell the peer why, then close."""
@@ -150,6 +167,11 @@ class Channel(asyncio.BufferedProtocol):
                 self._on_event(event)
                 what = f"The {self.wire.peer.value} gave up: {fault.what}"
                 self._end(RefusedError(what, cause=fault.cause, action=fault.action))
+            case Pinged(ask, answer):
+                if ask:
+                    self.send(self.wire.send_ping(answer=ask))
+                self._answer = max(self._answer, answer)
+                self._answered.set()
             case _:
                 self._on_event(event)
 
@@ -158,6 +180,7 @@ class Channel(asyncio.BufferedProtocol):
             return
         self._over = True
         self._may_write.set()
+        self._answered.set()
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:

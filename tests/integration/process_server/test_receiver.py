@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
+from process_server.reception.credit import MIB, CacheSpace
 from process_server.reception.receiver import Receiver
 from shared import tls
 from shared.batch import StreamState
@@ -28,43 +27,11 @@ from shared.errors import (
 from shared.wire import frames
 from shared.wire import transport as channels
 from shared.wire.frames import FrameType
-from shared.wire.messages import Hello
 from shared.wire.protocol import Connection
-from tests.pki import TestCa
-from tests.wire_parts import Agent, Chain, MemoryLog, hello, until
+from tests.receiver_site import Site
+from tests.wire_parts import Agent, Chain, hello, until
 
 ContextOf = Callable[..., ssl.SSLContext]
-
-
-class Site:
-    """A receiver, its logs, and certificates for its agents."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ca = TestCa(folder)
-        self.logs: dict[str, MemoryLog] = {}
-        self.policy = CreditPolicy(window_b=MIB, quota_per_disk_b=64 * MIB)
-        self.space = CacheSpace(total_b=1 << 40, free_b=1 << 40)
-        self.opened: list[str] = []
-
-    async def start(self) -> None:
-        self.receiver = Receiver(
-            ("127.0.0.1", 0),
-            tls.server_context(self.ca.issue("process-server:ps1")),
-            self._open_log,
-            policy=self.policy,
-            cache=lambda: self.space,
-        )
-        await self.receiver.start()
-
-    def log(self, machine: str = "lab") -> MemoryLog:
-        return self.logs.setdefault(machine, MemoryLog())
-
-    def agent(self, machine: str = "lab") -> contextlib.AbstractAsyncContextManager[Agent]:
-        return Agent.connect(self.receiver.port, tls.client_context(self.ca.issue(f"agent:{machine}")))
-
-    async def _open_log(self, message: Hello) -> MemoryLog:
-        self.opened.append(message.machine)
-        return self.log(message.machine)
 
 
 @pytest.fixture
@@ -405,9 +372,10 @@ async def test_a_port_in_use_is_a_clear_error(site: Site) -> None:
     second = Receiver(
         ("127.0.0.1", site.receiver.port),
         tls.server_context(site.ca.issue("process-server:ps2")),
-        site._open_log,
+        site.open_log,
         policy=site.policy,
         cache=lambda: site.space,
+        check_side=site.check_side,
     )
     with pytest.raises(ListenError) as caught:
         await second.start()

@@ -42,12 +42,16 @@ class Port:
         async def open_log(_message: Hello) -> MemoryLog:
             return self.log
 
+        async def everybody(_machine: str, _identity: str) -> None:
+            pass
+
         self.receiver = Receiver(
             ("127.0.0.1", 0),
             tls.server_context(self.ca.issue("process-server:ps1")),
             open_log,
             policy=CreditPolicy(window_b=MIB),
             cache=lambda: CacheSpace(total_b=1 << 40, free_b=1 << 40),
+            check_side=everybody,
         )
         await self.receiver.start()
         self.context = tls.client_context(self.ca.issue("agent:lab"))

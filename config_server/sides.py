@@ -1,0 +1,157 @@
+"""Copies of machines at the config server: refused for status, commands and renewal, as process servers refuse them for replication.
+
+Which machine is the active side stands in storage (shared/active_side.py); it is read when a machine is first heard of, and
+again when somebody with another identity speaks. While storage cannot be read, what was known counts.
+
+A copy with the same identity is told by its boot. The machine is the one whose session a process server has open, since that was asked and
+answered; without a session, the one that reported within the last moments. Whoever was really restarted is heard as soon as the old boot is
+gone there, a few seconds later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from typing import Final, NamedTuple
+
+from config_server import audit, commands
+from config_server.binding import Binder, Call
+from config_server.control import Control, check_name, new_id
+from shared import active_side, api, logging
+from shared.active_side import ActiveSide
+from shared.errors import ConfigError, CopyRefusedError, IntegrityError, RequestError, StorageError
+from shared.messages import RebindRequest, SideView
+from shared.status import Problem
+
+_log = logging.get()
+
+_ASK_AGAIN_S: Final = 10.0
+_ASK_S: Final = 2.0
+"""How long storage may take; a report is not held up for longer."""
+RECENT_S: Final = 6.0
+"""A boot that reported so lately is there: reports come every two seconds."""
+LASTING_S: Final = 5.0
+"""A copy that is refused for so long is shown: what ends sooner was a machine that had just been restarted."""
+SHOWN_S: Final = 300.0
+
+
+class _Heard(NamedTuple):
+    boot: str
+    at_s: float
+
+
+class _Refused(NamedTuple):
+    identity: str
+    address: str
+    error: CopyRefusedError
+    since_s: float
+    at_s: float
+
+
+class Sides:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._known: dict[str, ActiveSide] = {}
+        self._asked_s: dict[str, float] = {}
+        self._heard: dict[str, _Heard] = {}
+        self._refused: dict[str, _Refused] = {}
+
+    def bind(self, binder: Binder) -> None:
+        binder.on(api.REBIND, self.rebind)
+
+    async def admit(self, machine: str, identity: str, boot: str, address: str) -> None:
+        """Raises CopyRefusedError: nothing that the caller says is of this machine."""
+        now_s = time.monotonic()
+        try:
+            side = await self._side(machine, identity, now_s)
+            if side is not None:
+                side.check(identity)
+            self._check_boot(machine, boot, now_s)
+        except CopyRefusedError as exc:
+            before = self._refused.get(machine)
+            since_s = before.since_s if before and now_s - before.at_s < SHOWN_S else now_s
+            self._refused[machine] = _Refused(identity, address, exc, since_s, now_s)
+            raise
+        self._heard[machine] = _Heard(boot, now_s)
+
+    def problems(self) -> list[Problem]:
+        """Copies that were refused lately, and not only once."""
+        now_s = time.monotonic()
+        return [
+            Problem(
+                **refused.error.as_dict() | {"what": f"{refused.error.what} at {refused.address}"},
+                severity="warning",
+                object=machine,
+            )
+            for machine, refused in self._refused.items()
+            if now_s - refused.at_s < SHOWN_S and refused.at_s - refused.since_s >= LASTING_S
+        ]
+
+    async def rebind(self, call: Call, body: RebindRequest) -> SideView:
+        """From now on another machine is the one of this name: what was refused as a copy, or what the operator names."""
+        machine = check_name(call.path["machine"], "machine")
+        identity = body.identity or self._identity_of_copy(machine)
+        side = await active_side.change(self._control.storage.store(), machine, identity)
+        now_ns = self._control.now_ns()
+        self._known[machine] = side
+        self._heard.pop(machine, None)
+        self._refused.pop(machine, None)
+        holders = [seen.source for seen, _stream in self._control.presence.streams(machine)]
+
+        def work(db: sqlite3.Connection) -> None:
+            detail = {"identity": identity, "generation": side.generation}
+            audit.add(db, call.who, "machine.rebind", machine, detail, now_ns)
+            for holder in holders:
+                commands.add(db, new_id(), holder, "check-side", {"machine": machine}, now_ns)
+
+        await self._control.db.run(work)
+        for holder in holders:
+            self._control.bell.ring(holder)
+        _log.info("machine rebound", machine=machine, identity=identity, generation=side.generation)
+        return SideView(machine=machine, identity=identity, generation=side.generation)
+
+    # ---- inside
+
+    def _identity_of_copy(self, machine: str) -> str:
+        refused = self._refused.get(machine)
+        if refused is None or not refused.identity:
+            raise RequestError(
+                f"Machine '{machine}' was not bound anew",
+                cause="no copy of it was refused lately, so it is not known which machine is meant",
+                action="Start the agent on the machine that is it from now on, or name its identity: --identity ID.",
+            )
+        return refused.identity
+
+    async def _side(self, machine: str, identity: str, now_s: float) -> ActiveSide | None:
+        side = self._known.get(machine)
+        fits = side is not None and side.identity == identity
+        if not fits and now_s - self._asked_s.get(machine, -_ASK_AGAIN_S) >= _ASK_AGAIN_S:
+            self._asked_s[machine] = now_s
+            try:
+                async with asyncio.timeout(_ASK_S):
+                    found = await active_side.find(self._control.storage.store(), machine)
+            except (StorageError, IntegrityError, ConfigError, TimeoutError) as exc:
+                _log.warning("active side not asked for", machine=machine, cause=str(exc))
+            else:
+                if found is not None:
+                    side = self._known[machine] = found
+        return side
+
+    def _check_boot(self, machine: str, boot: str, now_s: float) -> None:
+        now_ns = self._control.now_ns()
+        for seen, stream in self._control.presence.streams(machine):
+            if stream.connected and stream.boot and not seen.is_silent(now_ns):
+                if stream.boot == boot:
+                    return
+                raise _same_identity(machine, f"it has a session with {seen.source}")
+        heard = self._heard.get(machine)
+        if heard is not None and heard.boot != boot and now_s - heard.at_s < RECENT_S:
+            raise _same_identity(machine, "it reported a moment ago")
+
+
+def _same_identity(machine: str, why: str) -> CopyRefusedError:
+    return CopyRefusedError(
+        f"A copy of machine {machine} was refused",
+        cause=f"the machine is there ({why}), and this is another boot with the same identity",
+    )

@@ -1,0 +1,73 @@
+"""Whether a machine that says Hello is the active side of its name (I7, shared/active_side.py).
+
+Input: identities from Hello. Output: nothing, or CopyRefusedError. Storage is asked each time, for a moment; while it cannot
+be asked, what it said last counts, which lies beside the machine's spool, so that a restart in an outage refuses and admits as
+before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from shared import active_side, durable, logging
+from shared.active_side import ActiveSide
+from shared.blob import BlobStore, Retry
+from shared.errors import IntegrityError, StorageError, TransientError
+from shared.log import names
+
+_ASK: Retry = Retry(deadline_s=3.0)
+_FILE = "side.json"
+
+_log = logging.get()
+
+
+class Sides:
+    def __init__(self, store: BlobStore, spool_dir: Path) -> None:
+        self._store = store.with_retry(_ASK)
+        self._folder = spool_dir
+        self._known: dict[str, ActiveSide] = {}
+
+    async def check(self, machine: str, identity: str) -> None:
+        """Raises CopyRefusedError; TransientError when nobody can tell yet."""
+        (await self._current(machine, identity)).check(identity)
+
+    async def _current(self, machine: str, identity: str) -> ActiveSide:
+        try:
+            await self._store.ensure_container()
+            side = await active_side.find_or_begin(self._store, machine, identity)
+        except StorageError as exc:
+            known = self._known.get(machine) or await asyncio.to_thread(self._recall, machine)
+            if known is None:
+                raise TransientError(
+                    f"Machine {machine} cannot be taken yet",
+                    cause=f"storage does not say which machine has this name: {exc.cause or exc.what}",
+                    action=exc.action,
+                ) from exc
+            _log.warning("active side not asked for", machine=machine, **exc.as_dict())
+            return known
+        if side != self._known.get(machine):
+            self._known[machine] = side
+            await asyncio.to_thread(self._remember, side)
+        return side
+
+    def _remember(self, side: ActiveSide) -> None:
+        """At worst it is not remembered: then storage must be there when this server starts anew."""
+        folder = self._folder / names.check_machine(side.machine)
+        try:
+            durable.make_folder(folder)
+            durable.replace_file(folder / _FILE, msgspec.json.encode(side))
+        except OSError as exc:
+            _log.warning("active side not remembered", machine=side.machine, cause=exc.strerror)
+
+    def _recall(self, machine: str) -> ActiveSide | None:
+        path = self._folder / names.check_machine(machine) / _FILE
+        try:
+            return active_side.decode(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            return None
+        except (OSError, IntegrityError) as exc:
+            _log.warning("active side not recalled", machine=machine, cause=str(exc))
+            return None

@@ -1,0 +1,150 @@
+"""Which copy of a machine is its active side (I7): `sides/<machine>.json`, created once and changed by compare-and-swap only.
+
+A drill VM, a clone, a machine that was failed over and the old source that comes back all carry the certificate, the agent and the disks of
+one machine. Only the active side is replicated: whoever has another identity is refused, and takes nothing. The identity is the hardware's
+(SMBIOS); what is the same hardware cannot be told apart by it, so a session that still answers is not given up for a Hello from
+another boot either (process_server/reception/receiver.py).
+
+The first machine that ever says Hello under the name is the active side. After that only a person makes another one so (`machine rebind`),
+or an operation that moves the machine. The generation grows with each change, so that a stale writer fails.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+import time
+from typing import Final
+
+import msgspec
+
+from shared.blob import BlobStore
+from shared.errors import (
+    UNDECODABLE,
+    BlobExistsError,
+    BlobNotFoundError,
+    CopyRefusedError,
+    IntegrityError,
+    PreconditionError,
+)
+from shared.log import names
+
+UNKNOWN: Final = ""
+"""The identity of a machine that has none: no SMBIOS data, and none configured."""
+
+
+class Direction(enum.Enum):
+    OUTWARD = "outward"
+    FAILBACK = "failback"
+
+
+class ActiveSide(msgspec.Struct, frozen=True, kw_only=True):
+    v: int = 1
+    machine: str
+    generation: int
+    identity: str
+    direction: Direction = Direction.OUTWARD
+    changed_ns: int
+    claim: str
+    """Random: tells whose write it was when its answer was lost."""
+
+    def check(self, identity: str) -> None:
+        """Raises CopyRefusedError for a machine that is not the active side."""
+        if identity != self.identity:
+            raise CopyRefusedError(
+                f"A copy of machine {self.machine} was refused",
+                cause=f"it is {shown(identity)}, the active side is {shown(self.identity)}",
+            )
+
+
+def shown(identity: str) -> str:
+    return identity or "a machine without an identity"
+
+
+async def find(store: BlobStore, machine: str) -> ActiveSide | None:
+    """None when no machine of this name was ever replicated. Raises IntegrityError, StorageErrors."""
+    found = await _read(store, names.side_document(machine))
+    return found[0] if found is not None else None
+
+
+async def find_or_begin(store: BlobStore, machine: str, identity: str) -> ActiveSide:
+    """The active side; `identity` when there is none yet. A machine whose identity was not known is taken at its first word."""
+    name = names.side_document(machine)
+    while True:
+        found = await _read(store, name)
+        if found is None:
+            first = _following(machine, 0, identity)
+            try:
+                await store.create(name, msgspec.json.encode(first))
+            except BlobExistsError:
+                continue  # somebody was faster, or it was this call's first try
+            return first
+        side, etag = found
+        if side.identity != UNKNOWN or identity == UNKNOWN:
+            return side
+        named = msgspec.structs.replace(
+            _following(machine, side.generation, identity), direction=side.direction
+        )
+        if await _swap(store, name, named, etag):
+            return named
+
+
+async def change(
+    store: BlobStore, machine: str, identity: str, direction: Direction = Direction.OUTWARD
+) -> ActiveSide:
+    """Makes `identity` the active side, whichever is: the next generation. From now on every other copy is refused."""
+    name = names.side_document(machine)
+    while True:
+        found = await _read(store, name)
+        generation = found[0].generation if found is not None else 0
+        new = msgspec.structs.replace(_following(machine, generation, identity), direction=direction)
+        if found is None:
+            try:
+                await store.create(name, msgspec.json.encode(new))
+            except BlobExistsError:
+                continue
+            return new
+        if await _swap(store, name, new, found[1]):
+            return new
+
+
+def _following(machine: str, generation: int, identity: str) -> ActiveSide:
+    return ActiveSide(
+        machine=machine,
+        generation=generation + 1,
+        identity=identity,
+        changed_ns=time.time_ns(),
+        claim=secrets.token_hex(8),
+    )
+
+
+async def _swap(store: BlobStore, name: str, new: ActiveSide, etag: str) -> bool:
+    """Whether `new` stands there now, written over that version; also when the answer to the write was lost."""
+    try:
+        await store.replace(name, msgspec.json.encode(new), if_match=etag)
+    except PreconditionError:
+        found = await _read(store, name)
+        return found is not None and found[0].claim == new.claim
+    return True
+
+
+async def _read(store: BlobStore, name: str) -> tuple[ActiveSide, str] | None:
+    """The document and a version that is not newer than it: a swap over that version cannot overwrite what was not read."""
+    try:
+        etag = (await store.properties(name)).etag
+        data = await store.read(name)
+    except BlobNotFoundError:
+        return None
+    return decode(data, name), etag
+
+
+def decode(data: bytes, name: str) -> ActiveSide:
+    """Raises IntegrityError."""
+    try:
+        return msgspec.json.decode(data, type=ActiveSide)
+    except UNDECODABLE as exc:
+        raise IntegrityError(
+            f"The document {name} cannot be read",
+            cause=str(exc),
+            action="Say which machine is the active side: understudy machine rebind NAME.",
+        ) from exc

@@ -1,0 +1,145 @@
+"""Copies of a machine at the config server: their status is refused, they get no command and no certificate, and `rebind` changes sides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from config_server import sides
+from shared import active_side, api
+from shared.blob import BlobConfig, BlobStore
+from shared.control_client import ControlClient
+from shared.errors import CopyRefusedError, RequestError
+from shared.messages import EventQuery, Nothing, PointRequest, Protection, RebindRequest, RenewRequest
+from shared.rest import RestClient
+from shared.status import AgentReport, ProcessServerReport, StreamReport
+from shared.tls import TlsFiles
+from tests.config_parts import ConfigServer, config_for, daemon, running
+
+
+@pytest.fixture
+async def server(tmp_path: Path, store: BlobStore, blob_config: BlobConfig) -> AsyncIterator[ConfigServer]:
+    await active_side.find_or_begin(store, "web1", "original")
+    async with running(config_for(tmp_path, blob=blob_config)) as started:
+        yield started
+
+
+@pytest.fixture
+async def operator(server: ConfigServer) -> AsyncIterator[RestClient]:
+    async with server.operator() as client:
+        yield client
+
+
+@pytest.fixture
+async def files(server: ConfigServer, tmp_path: Path) -> TlsFiles:
+    return await server.enrolled("agent", "web1", tmp_path / "agent")
+
+
+@pytest.fixture
+async def agent(server: ConfigServer, files: TlsFiles) -> AsyncIterator[ControlClient]:
+    async with daemon(server, files) as client:
+        yield client
+
+
+@pytest.fixture
+async def copy(server: ConfigServer, files: TlsFiles) -> AsyncIterator[ControlClient]:
+    """It has the same key and certificate."""
+    async with daemon(server, files) as client:
+        yield client
+
+
+def said(identity: str = "original", boot: str = "1", state: str = "ordered") -> AgentReport:
+    return AgentReport(machine="web1", identity=identity, boot=boot, state=state, epoch=1)
+
+
+async def test_the_status_of_a_copy_is_refused_and_that_of_the_machine_stays(
+    operator: RestClient, agent: ControlClient, copy: ControlClient
+) -> None:
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+    await agent.report(said())
+    with pytest.raises(CopyRefusedError, match="clone"):
+        await copy.report(said(identity="clone", boot="2", state="initial-replication"))
+    assert (await operator.call(api.MACHINE, Nothing(), machine="web1")).state == "ordered"
+
+
+async def test_a_copy_that_only_polls_gets_no_command(
+    operator: RestClient, agent: ControlClient, copy: ControlClient
+) -> None:
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+    await agent.report(said())
+    await operator.call(api.POINT_CREATE, PointRequest(id="p1"), machine="web1")
+    with pytest.raises(CopyRefusedError):
+        await copy.report(AgentReport(identity="clone"))
+    assert [command.id for command in await agent.report(said())] == ["p1"]
+
+
+async def test_a_copy_with_the_same_identity_is_refused_while_the_machine_has_a_session(
+    server: ConfigServer, agent: ControlClient, copy: ControlClient, tmp_path: Path
+) -> None:
+    holder = await server.enrolled("process-server", "ps1", tmp_path / "ps")
+    async with daemon(server, holder) as process_server:
+        stream = StreamReport(epoch=1, connected=True, boot="1")
+        await process_server.report(ProcessServerReport(machines={"web1": stream}))
+        with pytest.raises(CopyRefusedError, match="has a session"):
+            await copy.report(said(boot="2"))
+        await agent.report(said(boot="1"))
+        gone = StreamReport(epoch=1, connected=False)
+        await process_server.report(ProcessServerReport(machines={"web1": gone}))
+        with pytest.raises(CopyRefusedError, match="reported a moment ago"):
+            await copy.report(said(boot="2"))
+
+
+async def test_a_machine_that_was_restarted_is_heard_once_its_old_boot_is_silent(
+    agent: ControlClient, copy: ControlClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agent.report(said(boot="1"))
+    monkeypatch.setattr(sides, "RECENT_S", 0.0)
+    await copy.report(said(boot="2"))
+
+
+async def test_a_copy_gets_no_new_certificate(
+    server: ConfigServer, files: TlsFiles, agent: ControlClient
+) -> None:
+    from shared import identity, tls
+
+    await agent.report(said())
+    async with RestClient(server.url, tls.client_context(files)) as client:
+        csr = identity.request_of(files)
+        with pytest.raises(CopyRefusedError):
+            await client.call(api.RENEW, RenewRequest(csr=csr, identity="clone", boot="2"))
+        await client.call(api.RENEW, RenewRequest(csr=csr, identity="original", boot="1"))
+
+
+async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(
+    operator: RestClient, agent: ControlClient, copy: ControlClient, store: BlobStore
+) -> None:
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+    await agent.report(said())
+    with pytest.raises(RequestError, match="not bound anew"):
+        await operator.call(api.REBIND, RebindRequest(), machine="web1")
+    with pytest.raises(CopyRefusedError):
+        await copy.report(said(identity="new-hardware", boot="2"))
+    side = await operator.call(api.REBIND, RebindRequest(), machine="web1")
+    assert (side.identity, side.generation) == ("new-hardware", 2)
+    await copy.report(said(identity="new-hardware", boot="2"))
+    with pytest.raises(CopyRefusedError):
+        await agent.report(said())
+    stored = await active_side.find(store, "web1")
+    assert stored is not None
+    assert stored.identity == "new-hardware"
+
+
+async def test_a_copy_that_keeps_trying_is_an_event_and_one_that_ends_soon_is_none(
+    operator: RestClient, agent: ControlClient, copy: ControlClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agent.report(said())
+    with pytest.raises(CopyRefusedError):
+        await copy.report(said(identity="clone", boot="2"))
+    monkeypatch.setattr(sides, "LASTING_S", 0.0)
+    with pytest.raises(CopyRefusedError):
+        await copy.report(said(identity="clone", boot="2"))
+    while not (found := (await operator.call(api.EVENTS, EventQuery(object="web1", open=True))).events):
+        await agent.report(said(), wait_s=0.2)
+    assert [(event.code, event.severity) for event in found] == [(CopyRefusedError.code, "warning")]

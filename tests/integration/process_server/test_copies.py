@@ -1,0 +1,155 @@
+"""Copies of a machine at the receiver: refused by name, and the machine itself does not notice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from process_server.spool.sides import Sides
+from shared import active_side
+from shared.active_side import ActiveSide, Direction
+from shared.blob import BlobConfig, BlobStore, Retry
+from shared.errors import CopyRefusedError, SupersededError, TransientError
+from shared.wire import transport
+from tests.azurite import Azurite
+from tests.receiver_site import Site
+from tests.wire_parts import Agent, Chain, hello, until
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    site = Site(tmp_path)
+    site.active = ActiveSide(machine="lab", generation=1, identity="original", changed_ns=0, claim="")
+    await site.start()
+    yield site
+    await site.receiver.stop()
+
+
+@contextlib.asynccontextmanager
+async def answering(agent: Agent) -> AsyncIterator[None]:
+    """The agent reads, so it answers pings, until the end."""
+    reading = asyncio.create_task(agent.listen())
+    try:
+        yield
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def test_another_identity_is_refused_and_nothing_is_taken(site: Site) -> None:
+    async with site.agent() as original, site.agent() as copy:
+        chain = Chain.after(await original.open(hello(identity="original", boot="1")))
+        copy.write(copy.wire.send_hello(hello(identity="clone", boot="2")))
+        fault = await copy.fault()
+        assert (fault.code, fault.retry_after_s) == (CopyRefusedError.code, 60.0)
+        assert "clone" in fault.cause
+        assert "original" in fault.cause
+        await original.send(chain.next())
+        await original.acked(1)
+    assert site.log().position.epoch == 1
+    assert site.opened == ["lab"]
+    assert site.receiver.machines["lab"].problem is None
+    assert site.receiver.copies["lab"].error.code == CopyRefusedError.code
+
+
+async def test_a_copy_with_the_same_identity_is_refused_while_the_machine_answers(site: Site) -> None:
+    async with site.agent() as original, site.agent() as copy:
+        chain = Chain.after(await original.open(hello(identity="original", boot="1")))
+        async with answering(original):
+            copy.write(copy.wire.send_hello(hello(identity="original", boot="2")))
+            assert (await copy.fault()).code == CopyRefusedError.code
+        await original.send(chain.next())
+        await original.acked(1)
+    assert site.log().position.epoch == 1
+
+
+async def test_a_machine_that_was_restarted_is_taken_though_its_old_session_seems_open(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "ANSWER_S", 0.2)
+    async with site.agent() as before, site.agent() as after:
+        await before.open(hello(identity="original", boot="1"))
+        welcome = await after.open(hello(identity="original", boot="2"))
+        assert welcome.epoch == 2
+        assert (await before.fault()).code == SupersededError.code
+
+
+async def test_an_agent_that_was_restarted_in_the_same_boot_is_not_asked_for(site: Site) -> None:
+    async with site.agent() as before, site.agent() as after:
+        await before.open(hello(identity="original", boot="1"))
+        await after.open(hello(epoch=1, identity="original", boot="1"))
+        assert (await before.fault()).code == SupersededError.code
+
+
+async def test_of_two_that_begin_at_once_the_first_that_answers_stays(site: Site) -> None:
+    site.log().begin_gate.clear()
+    async with site.agent() as original, site.agent() as copy:
+        original.write(original.wire.send_hello(hello(identity="original", boot="1")))
+        await until(lambda: "lab" in site.receiver.machines)
+        async with answering(original):
+            copy.write(copy.wire.send_hello(hello(identity="original", boot="2")))
+            assert (await copy.fault()).code == CopyRefusedError.code
+        site.log().begin_gate.set()
+        await original.open_rest()
+
+
+async def test_the_first_identity_is_the_active_side_until_somebody_changes_it(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    sides = Sides(store, tmp_path)
+    await sides.check("m1", "first")
+    with pytest.raises(CopyRefusedError, match="second"):
+        await sides.check("m1", "second")
+    changed = await active_side.change(store, "m1", "second")
+    assert (changed.generation, changed.direction) == (2, Direction.OUTWARD)
+    await sides.check("m1", "second")
+    with pytest.raises(CopyRefusedError):
+        await sides.check("m1", "first")
+
+
+async def test_two_that_are_first_agree_on_one(store: BlobStore) -> None:
+    found = await asyncio.gather(*(active_side.find_or_begin(store, "m1", f"id-{i}") for i in range(8)))
+    assert len({side.identity for side in found}) == 1
+    assert {side.generation for side in found} == {1}
+
+
+async def test_changes_at_once_get_generations_of_their_own(store: BlobStore) -> None:
+    changed = await asyncio.gather(*(active_side.change(store, "m1", f"id-{i}") for i in range(5)))
+    assert sorted(side.generation for side in changed) == [1, 2, 3, 4, 5]
+    newest = await active_side.find(store, "m1")
+    assert newest == max(changed, key=lambda side: side.generation)
+
+
+async def test_a_machine_that_had_no_identity_is_known_by_its_first(store: BlobStore, tmp_path: Path) -> None:
+    sides = Sides(store, tmp_path)
+    await sides.check("m1", active_side.UNKNOWN)
+    await sides.check("m1", "now-known")
+    with pytest.raises(CopyRefusedError):
+        await sides.check("m1", "other")
+    with pytest.raises(CopyRefusedError):
+        await sides.check("m1", active_side.UNKNOWN)
+
+
+async def test_what_storage_said_last_counts_while_it_is_away_also_after_a_restart(
+    azurite: Azurite, blob_config: BlobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with BlobStore.connect(blob_config) as store:
+        await Sides(store, tmp_path).check("m1", "first")
+    gone = BlobConfig(
+        url="https://127.0.0.1:1/account",
+        container=blob_config.container,
+        account_key_file=blob_config.account_key_file,
+        ca_file=blob_config.ca_file,
+    )
+    monkeypatch.setattr("process_server.spool.sides._ASK", Retry(deadline_s=0.3))
+    async with BlobStore.connect(gone) as away:
+        restarted = Sides(away, tmp_path)
+        await restarted.check("m1", "first")
+        with pytest.raises(CopyRefusedError):
+            await restarted.check("m1", "second")
+        with pytest.raises(TransientError, match="cannot be taken yet"):
+            await restarted.check("m2", "first")

@@ -1,0 +1,52 @@
+"""A receiver with logs in memory, and certificates for its agents, over real TLS."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
+from process_server.reception.receiver import Receiver
+from shared import tls
+from shared.active_side import ActiveSide
+from shared.wire.messages import Hello
+from tests.pki import TestCa
+from tests.wire_parts import Agent, MemoryLog
+
+
+class Site:
+    """A receiver, its logs, and certificates for its agents."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca = TestCa(folder)
+        self.logs: dict[str, MemoryLog] = {}
+        self.policy = CreditPolicy(window_b=MIB, quota_per_disk_b=64 * MIB)
+        self.space = CacheSpace(total_b=1 << 40, free_b=1 << 40)
+        self.opened: list[str] = []
+        self.active: ActiveSide | None = None
+        """None: everybody may speak for a machine."""
+
+    async def start(self) -> None:
+        self.receiver = Receiver(
+            ("127.0.0.1", 0),
+            tls.server_context(self.ca.issue("process-server:ps1")),
+            self.open_log,
+            policy=self.policy,
+            cache=lambda: self.space,
+            check_side=self.check_side,
+        )
+        await self.receiver.start()
+
+    def log(self, machine: str = "lab") -> MemoryLog:
+        return self.logs.setdefault(machine, MemoryLog())
+
+    def agent(self, machine: str = "lab") -> contextlib.AbstractAsyncContextManager[Agent]:
+        return Agent.connect(self.receiver.port, tls.client_context(self.ca.issue(f"agent:{machine}")))
+
+    async def check_side(self, machine: str, identity: str) -> None:
+        if self.active is not None:
+            self.active.check(identity)
+
+    async def open_log(self, message: Hello) -> MemoryLog:
+        self.opened.append(message.machine)
+        return self.log(message.machine)
