@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tests.lab import lab
 from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
+from tests.long.copies import copies
 from tests.long.identity import identity_of, identity_over_md
 from tests.long.outage import outage
 from tests.long.story import Result, Story, scratch, two_disks
@@ -151,6 +152,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "prefix-full-speed": prefix_full_speed,
     "overflow": overflow,
     "kill": kill,
+    "copy": copies,
     "outage": outage,
     "identity-ext4": lambda: identity_of("ext4"),
     "identity-xfs": lambda: identity_of("xfs"),

@@ -62,9 +62,12 @@ class Story:
         """`complete` writes had completed before this point was asked for: it must hold them."""
         self._at_least[point] = complete
 
-    def check_every_point(self, lab: Lab, minimum: int, newest: int = 0) -> Result:
-        """Restores and checks every point of the lab (or the `newest` and those that something is expected of), oldest first."""
-        points = lab.points()
+    def check_every_point(
+        self, lab: Lab, minimum: int, newest: int = 0, epochs: set[int] | None = None
+    ) -> Result:
+        """Restores and checks every point of the lab (or the `newest` and those that something is expected of; or those of some epochs),
+        oldest first."""
+        points = [p for p in lab.points() if epochs is None or p["epoch"] in epochs]
         if len(points) < minimum:
             raise AssertionError(f"only {len(points)} points were made, at least {minimum} were due")
         checker = self.checker()

@@ -1,0 +1,209 @@
+"""Copies of a machine beside the machine: with another identity, with the same, with a certificate of its own, only polling, and the old
+source after the machine moved. Each is refused by name, and the machine does not notice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from agent.capture.maps import detach
+from shared import enrol
+from shared.control_client import ControlClient
+from shared.errors import CopyRefusedError
+from shared.status import AgentReport
+from shared.tls import TlsFiles
+from shared.toml import to_toml
+from tests.lab import Lab, lab
+from tests.long.story import Result, Story, scratch, two_disks
+
+REFUSED: Final = CopyRefusedError.code
+RATE_MB: Final = 5
+SIDE_BY_SIDE_S: Final = 15
+"""How long a refused copy runs beside the machine."""
+
+
+def copies() -> Result:
+    with (
+        scratch() as folder,
+        two_disks(folder) as devices,
+        lab(devices, point_interval=5, segment_seconds=2) as site,
+        ExitStack() as stack,
+    ):
+        site.wait_ordered(120)
+        original = agent_config(site)["identity"]
+        story = stack.enter_context(Story(folder, devices, RATE_MB))
+        time.sleep(6)
+        copied = stack.enter_context(image_of(site, folder))
+        epoch = site.machine()["epoch"]
+
+        seen: dict[str, str] = {}
+        for name, identity, tls in (
+            ("other identity", "clone", None),
+            ("same identity", original, None),
+            ("own certificate", "third", enrolled(site, folder)),
+        ):
+            with Copy(site, folder, copied, identity, tls) as copy:
+                copy.wait_for(REFUSED)
+                time.sleep(SIDE_BY_SIDE_S)
+                if copy.process.poll() is not None:
+                    raise AssertionError(f"{name}: the copy ended: {copy.log()}")
+                seen[name] = undisturbed(site, epoch)
+        seen["only polling"] = asyncio.run(poll(site))
+        undisturbed(site, epoch)
+
+        with Copy(site, folder, copied, "clone") as copy:
+            copy.wait_for(REFUSED)
+            site.run("machine", "rebind", "lab", "--identity", "clone", "--yes")
+            wait_until(lambda: REFUSED in agent_log(site), "the old side was not refused", 90)
+            wait_until(lambda: site.machine()["epoch"] > epoch, "the new side did not begin", 90)
+            site.wait_ordered(120)
+            site.stop("agent")
+            site.start("agent")
+            time.sleep(SIDE_BY_SIDE_S)
+            moved = undisturbed(site, epoch + 1)
+            check_identical(site, folder, copied)
+        site.run("machine", "rebind", "lab", "--identity", original, "--yes")
+        site.stop("agent")
+        site.start("agent")
+        wait_until(lambda: site.machine()["epoch"] > epoch + 1, "the machine did not come back", 90)
+        site.wait_ordered(120)
+        time.sleep(6)
+        story.stop()
+        result = story.check_every_point(site, 5, epochs={epoch, epoch + 2})
+        story.check_latest(site)
+        return {"refused": seen, "after_rebind": moved, **result}
+
+
+class Copy:
+    """An agent of the machine `lab` on copies of its disks, with a folder of its own."""
+
+    def __init__(
+        self, site: Lab, folder: Path, disks: list[str], identity: str, tls: TlsFiles | None = None
+    ) -> None:
+        self._folder = folder / f"copy-{secrets.token_hex(3)}"
+        self._folder.mkdir()
+        config = agent_config(site)
+        self._pins = Path("/sys/fs/bpf/understudy-test") / self._folder.name
+        config |= {
+            "disks": disks,
+            "identity": identity,
+            "state_dir": str(self._folder / "state"),
+            "pin_dir": str(self._pins),
+        }
+        if tls is not None:
+            config["tls"] = {"cert": str(tls.cert), "key": str(tls.key), "ca": str(tls.ca)}
+        path = self._folder / "agent.toml"
+        path.write_text(to_toml(config))
+        self._log_file = self._folder / "log"
+        with self._log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agent", "--config", str(path)], stdout=log, stderr=log
+            )
+
+    def __enter__(self) -> Copy:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            detach(self._pins)
+
+    def log(self) -> str:
+        return self._log_file.read_text(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.log(), f"the copy never said {text}: {self.log()[-2000:]}", 60)
+
+
+@contextlib.contextmanager
+def image_of(site: Lab, folder: Path) -> Iterator[list[str]]:
+    """Loop disks with the content of a point of now: what a clone of the machine's disks would hold."""
+    images = site.restore(site.create_point()["id"], folder / "image")
+    devices: list[str] = []
+    try:
+        for image in images:
+            done = subprocess.run(
+                ["losetup", "--find", "--show", str(image)], check=True, capture_output=True, text=True
+            )
+            devices.append(done.stdout.strip())
+        yield devices
+    finally:
+        for device in devices:
+            subprocess.run(["losetup", "--detach", device], check=True)
+        shutil.rmtree(folder / "image")
+
+
+def enrolled(site: Lab, folder: Path) -> TlsFiles:
+    """A certificate of its own, for another machine of the same name."""
+    config = agent_config(site)
+    token = site.read("token", "create", "agent", "lab")["token"]
+    return asyncio.run(enrol.enrol(config["control_url"], token, folder / "enrolled"))
+
+
+async def poll(site: Lab) -> str:
+    """A copy that does nothing but ask for commands."""
+    config = agent_config(site)
+    files = TlsFiles(**{name: Path(path) for name, path in config["tls"].items()})
+    client = ControlClient(config["control_url"], files)
+    try:
+        await client.report(AgentReport(machine="lab", identity="clone", boot="elsewhere"))
+    except CopyRefusedError as exc:
+        return exc.cause
+    finally:
+        await client.close()
+    raise AssertionError("a copy that only polls was answered")
+
+
+def undisturbed(site: Lab, epoch: int) -> str:
+    """The machine is ordered, in its epoch, makes points, and the copy is an event; its words."""
+    machine = site.machine()
+    if (machine["epoch"], machine["state"]) != (epoch, "ordered"):
+        raise AssertionError(
+            f"the machine is disturbed: {machine['state']} in epoch {machine['epoch']}, {machine['cause']}"
+        )
+    site.create_point()
+    events = [event for event in site.read("event", "list") if event["code"] == REFUSED]
+    if not events:
+        raise AssertionError("no event tells of the copy")
+    return str(events[0]["cause"])
+
+
+def check_identical(site: Lab, folder: Path, devices: list[str]) -> None:
+    """A point of the machine that moved is what its disks hold; nobody writes to them."""
+    target = folder / "moved"
+    site.run("restore", "lab", "--point", site.create_point()["id"], "--to", str(target))
+    for device in devices:
+        subprocess.run(["cmp", device, str(target / f"{Path(device).name}.raw")], check=True)
+    shutil.rmtree(target)
+
+
+def agent_config(site: Lab) -> dict[str, Any]:
+    return tomllib.loads((site.folder / "agent.toml").read_text())
+
+
+def agent_log(site: Lab) -> str:
+    return (site.folder / "log/agent.log").read_text(errors="replace")
+
+
+def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(otherwise)
+        time.sleep(0.5)
