@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from shared import logging
 from shared.errors import ConfigError
 from shared.tls import TlsFiles
 
@@ -28,7 +29,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ring_mib: int = 64
     """Size of the kernel ring, a power of two: the writes that fit into it may wait for the process server in order."""
     point_interval_s: float = 300.0
-    log_level: str = "info"
+    log_level: logging.Level = logging.Level.INFO
 
     def __post_init__(self) -> None:
         if self.ring_mib < 1 or self.ring_mib & (self.ring_mib - 1) or self.ring_mib > 1024:

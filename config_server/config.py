@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from shared import logging
 from shared.blob import BlobConfig
 from shared.messages import PORT
 
@@ -23,4 +24,4 @@ class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     vault_file: Path | None = None
     certificate_days: float = 30.0
     """Life of the certificates that it issues; daemons renew when a third is left."""
-    log_level: str = "info"
+    log_level: logging.Level = logging.Level.INFO

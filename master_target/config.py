@@ -19,6 +19,7 @@ import msgspec
 
 from master_target.bridge import BridgeSettings
 from master_target.retention import RetentionPolicy
+from shared import logging
 from shared.blob import BlobConfig
 from shared.errors import ConfigError
 from shared.tls import TlsFiles
@@ -44,7 +45,7 @@ class MasterTargetConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     poll_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     bridge: BridgeSettings = BridgeSettings()
     retention: RetentionPolicy = RetentionPolicy()
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: logging.Level = logging.Level.INFO
 
     def __post_init__(self) -> None:
         if (self.target == "image") != (self.image_dir is not None):

@@ -14,11 +14,12 @@ credit = {quota_per_disk_b = 8589934592}
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 
 from process_server.reception.credit import CreditPolicy
+from shared import logging
 from shared.blob import BlobConfig
 from shared.tls import TlsFiles
 
@@ -45,4 +46,4 @@ class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     """A segment is closed and uploaded at this size …"""
     segment_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
     """… or at this age, which is the floor of the RPO."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: logging.Level = logging.Level.INFO

@@ -5,12 +5,16 @@ has `time` (UTC), `level`, `service` and `event`; what is bound (machine, epoch,
 logged as its four parts (`**error.as_dict()`): code, what, cause, action. Lines of other libraries (asyncio,
 azure) pass through the same pipeline, from warning up.
 
+Logging never ends a daemon and never makes it wait: lines that cannot be written are counted (`log_sink`), told in one line when
+it works again, and shown in the status line meanwhile (`trouble`).
+
 Secrets do not belong into a log call. As a second line of defence, fields named in `SECRET_FIELDS` are
 blanked (I9).
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import sys
 from typing import Any, Final, TextIO, cast
@@ -18,27 +22,38 @@ from typing import Any, Final, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from shared.log_sink import Sink
+
 SECRET_FIELDS: Final = frozenset(
     {"token", "password", "secret", "authorization", "account_key", "data_key", "master_key", "private_key"}
 )
-LEVELS: Final = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
 _FOREIGN_HANDLER: Final = "understudy"
 
 
-def configure(
-    service: str, *, level: str = "info", json: bool | None = None, stream: TextIO | None = None
-) -> None:
-    """Set up logging of this process; once, at its start.
+class Level(enum.StrEnum):
+    """From which level on lines are written."""
 
-    `json` None means: text on a terminal, JSON otherwise. Raises KeyError for a level that is not in LEVELS.
-    """
-    threshold = LEVELS[level]
-    out = stream if stream is not None else sys.stderr
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def number(self) -> int:
+        """The standard library's."""
+        return logging.getLevelNamesMapping()[self.name]
+
+
+_sinks: list[Sink] = []
+"""The one in use."""
+
+
+def configure(
+    service: str, *, level: Level = Level.INFO, json: bool | None = None, stream: TextIO | None = None
+) -> None:
+    """Set up logging of this process; once, at its start. `json` None means: text on a terminal, JSON otherwise."""
+    out = Sink(stream if stream is not None else sys.stderr, _tell_what_was_lost)
+    _sinks[:] = [out]
     as_json = json if json is not None else not out.isatty()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -54,12 +69,34 @@ def configure(
     )
     structlog.configure(
         processors=[*shared, *renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        wrapper_class=structlog.make_filtering_bound_logger(level.number),
+        logger_factory=lambda *_: _Lines(out),
         # Not cached: tests, and a second configure(), must reach loggers that modules made at import.
         cache_logger_on_first_use=False,
     )
-    _bridge_standard_library(out, shared, renderer, max(threshold, logging.WARNING))
+    _bridge_standard_library(cast(TextIO, out), shared, renderer, max(level.number, logging.WARNING))
+
+
+class _Lines:
+    """What structlog's loggers write to. Its own one holds a lock while it writes, in which a sink that has lines to tell would wait
+    for itself."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def msg(self, line: str) -> None:
+        self._sink.write(line + "\n")
+
+    debug = info = warning = warn = error = critical = exception = fatal = log = msg
+
+
+def trouble() -> str:
+    """What is wrong with the log, for a status line; empty when nothing is."""
+    return _sinks[0].trouble if _sinks else ""
+
+
+def _tell_what_was_lost(lines: int, cause: str) -> None:
+    get().warning("the log can be written again", lost_lines=lines, cause=cause)
 
 
 def get(**bound: object) -> FilteringBoundLogger:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
@@ -19,19 +20,24 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from shared import logging
 from shared.errors import ConfigError, UnderstudyError
+from shared.log_sink import Sink, fill_standard_descriptors
 
 _log = logging.get()
 _T = TypeVar("_T")
+
+_manager_trouble = [""]
+"""Why the service manager could not be told the last time: only changes are logged."""
 
 
 class DaemonConfig(Protocol):
     """What `run_daemon` needs of a daemon's configuration."""
 
     @property
-    def log_level(self) -> str: ...
+    def log_level(self) -> logging.Level: ...
 
 
 _C = TypeVar("_C", bound=DaemonConfig)
@@ -48,6 +54,7 @@ def run_daemon(
     """A daemon from its command line (`--config FILE`) to its exit code. `start` may import what is slow to import: it is not called
     for a wrong command line or configuration. `also`: for the help, what else this program can do.
     """
+    fill_standard_descriptors()
     parser = argparse.ArgumentParser(
         prog=f"python -m {name.replace('-', '_')}",
         description="Runs the daemon.",
@@ -59,7 +66,7 @@ def run_daemon(
     try:
         config = load_config(options.config, config_type)
     except UnderstudyError as exc:
-        print(f"{name}: {exc}", file=sys.stderr)
+        Sink(sys.stderr).write(f"{name}: {exc}\n")
         return exc.exit_code
     logging.configure(name, level=config.log_level)
     return asyncio.run(run_service(name, lambda stop: start(config, stop)))
@@ -105,23 +112,29 @@ async def run_service(name: str, main: Callable[[asyncio.Event], Awaitable[None]
 
 def notify(state: str) -> None:
     """Tell the service manager (sd_notify): READY=1, STATUS=…, WATCHDOG=1, STOPPING=1. Does nothing without
-    one."""
+    one. A status says also when the log cannot be written: there it can still be read."""
+    if (lost := logging.trouble()) and "STATUS=" in state:
+        state = "\n".join(
+            f"{line}; {lost}" if line.startswith("STATUS=") else line for line in state.splitlines()
+        )
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):  # an abstract socket
         address = "\0" + address[1:]
+    trouble = ""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.connect(address)
-            sock.sendall(state.encode())
+            # One that does not read now must not hold up the daemon; it is told again soon.
+            sock.send(state.encode(errors="backslashreplace"), socket.MSG_DONTWAIT)
     except OSError as exc:
-        if isinstance(exc, (ConnectionRefusedError, FileNotFoundError)):
-            # Who started us listened for READY only, and is gone.
-            del os.environ["NOTIFY_SOCKET"]
-            _log.debug("no service manager listens any more", cause=str(exc))
-        else:
-            _log.warning("the service manager could not be told", state=state, cause=str(exc))
+        trouble = str(exc)
+        if trouble != _manager_trouble[0]:
+            # Who started us may have listened for READY only, and be gone.
+            gone = isinstance(exc, (ConnectionRefusedError, FileNotFoundError))
+            (_log.debug if gone else _log.warning)("the service manager could not be told", cause=trouble)
+    _manager_trouble[0] = trouble
 
 
 def watchdog_interval_s() -> float | None:
@@ -145,7 +158,8 @@ def load_config(path: Path, type_: type[_T]) -> _T:
     try:
         return msgspec.convert(tomllib.loads(text), type_, dec_hook=_decode_extra)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
-        raise ConfigError(f"Configuration file {path} is not valid", cause=_readable(exc)) from exc
+        cause = _readable(exc) + _choices(exc, type_)
+        raise ConfigError(f"Configuration file {path} is not valid", cause=cause) from exc
 
 
 def _decode_extra(type_: type[Any], value: object) -> object:
@@ -157,6 +171,31 @@ def _decode_extra(type_: type[Any], value: object) -> object:
 def _readable(exc: Exception) -> str:
     # msgspec calls the document "$" and says "Object" for a table; TOML users know neither.
     return str(exc).replace("$.", "").replace("Object ", "The table ").replace("`$`", "the top level")
+
+
+def _choices(exc: Exception, type_: type[Any]) -> str:
+    """What would have been right instead of the value that `exc` complains about, where there is a closed choice."""
+    found = re.fullmatch(r"Invalid enum value .* - at `\$\.([\w.]+)`", str(exc))
+    if found is None:
+        return ""
+    at = [inspect.type_info(type_)]
+    for key in found[1].split("."):
+        tables = [option for option in at if isinstance(option, inspect.StructType)]
+        fields = {field.encode_name: field.type for table in tables for field in table.fields}
+        type_info = fields.get(key)
+        at = (
+            list(type_info.types)
+            if isinstance(type_info, inspect.UnionType)
+            else [type_info]
+            if type_info
+            else []
+        )
+    for option in at:
+        if isinstance(option, inspect.EnumType):
+            return f"; it may be {', '.join(option.cls)}"
+        if isinstance(option, inspect.LiteralType):
+            return f"; it may be {', '.join(map(str, option.values))}"
+    return ""
 
 
 def _report(exc: BaseException) -> int:

@@ -31,7 +31,7 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
 
     from shared import logging
 
-    logging.configure("understudy", level="warning")
+    logging.configure("understudy", level=logging.Level.WARNING)
     ended_by: list[signal.Signals] = []
 
     async def cancellable() -> _T:

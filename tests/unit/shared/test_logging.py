@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging as standard
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,7 +56,7 @@ def test_an_error_is_its_four_parts(out: io.StringIO) -> None:
 
 
 def test_lines_below_the_level_are_dropped(out: io.StringIO) -> None:
-    logging.configure("agent", level="warning", stream=out)
+    logging.configure("agent", level=logging.Level.WARNING, stream=out)
     logging.get().info("no")
     logging.get().warning("yes")
     assert [line["event"] for line in lines(out)] == ["yes"]
@@ -82,3 +84,23 @@ def test_a_terminal_gets_text(out: io.StringIO) -> None:
     assert "hello there" in out.getvalue()
     with pytest.raises(json.JSONDecodeError):
         json.loads(out.getvalue())
+
+
+def test_when_the_log_works_again_a_line_says_what_was_lost(out: io.StringIO) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream, os.fdopen(reading) as reader:
+        kept = os.dup(reading)
+        with Path("/dev/full").open("w") as full:
+            os.dup2(writing, kept)  # a descriptor to come back to
+            os.dup2(full.fileno(), writing)
+            logging.configure("agent", stream=stream)
+            logging.get().info("one")
+            standard.getLogger("asyncio").warning("two")
+            assert logging.trouble() == "2 log lines lost (No space left on device)"
+            os.dup2(kept, writing)
+            os.close(kept)
+        logging.get().info("three")
+        assert logging.trouble() == ""
+        line, told = json.loads(reader.readline()), json.loads(reader.readline())
+    assert line["event"] == "three"
+    assert (told["event"], told["lost_lines"]) == ("the log can be written again", 2)

@@ -7,12 +7,13 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from shared import service
+from shared import logging, service
 from shared.errors import ConfigError, DeviceError, NotFoundError
 
 
@@ -94,7 +95,41 @@ def test_without_a_service_manager_nothing_happens(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     with capture_logs() as logs:
         service.notify("READY=1")
+        service.notify("WATCHDOG=1")
     assert [line["log_level"] for line in logs] == ["debug"]
+
+
+def test_a_service_manager_that_comes_back_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    service.notify("WATCHDOG=1")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        service.notify("WATCHDOG=1")
+        assert manager.recv(100) == b"WATCHDOG=1"
+
+
+def test_a_service_manager_that_does_not_read_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, capture_logs() as logs:
+        manager.bind(str(tmp_path / "notify"))
+        for _ in range(10_000):  # a blocking send would never return from here
+            service.notify("WATCHDOG=1")
+    assert [line["cause"] for line in logs] == ["[Errno 11] Resource temporarily unavailable"]
+
+
+def test_a_status_says_that_the_log_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setattr(logging, "trouble", lambda: "3 log lines lost (why)")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        service.notify("WATCHDOG=1\nSTATUS=well")
+        assert manager.recv(100) == b"WATCHDOG=1\nSTATUS=well; 3 log lines lost (why)"
 
 
 def test_the_watchdog_interval_is_half_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +144,13 @@ def test_the_watchdog_interval_is_half_the_limit(monkeypatch: pytest.MonkeyPatch
 
 class Inner(msgspec.Struct, forbid_unknown_fields=True):
     size_b: int = 1
+    mode: Literal["x", "y"] | None = None
 
 
 class Example(msgspec.Struct, forbid_unknown_fields=True):
     folder: Path
+    log_level: logging.Level = logging.Level.INFO
+    kind: Literal["a", "b"] = "a"
     inner: Inner = msgspec.field(default_factory=Inner)
     optional: Path | None = None
 
@@ -120,7 +158,9 @@ class Example(msgspec.Struct, forbid_unknown_fields=True):
 def test_a_configuration_file_becomes_a_struct(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text('folder = "/a"\noptional = "/b"\n[inner]\nsize_b = 5\n')
-    assert service.load_config(file, Example) == Example(Path("/a"), Inner(5), Path("/b"))
+    assert service.load_config(file, Example) == Example(
+        folder=Path("/a"), inner=Inner(5), optional=Path("/b")
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,6 +170,9 @@ def test_a_configuration_file_becomes_a_struct(tmp_path: Path) -> None:
         ('folder = "/a"\n[inner]\nsize_b = "much"', ["inner.size_b", "int"]),
         ('folder = "/a"\nsurprise = 1', ["surprise"]),
         ('folder = "/a"\n[inner]\nsurprise = 1', ["surprise", "inner"]),
+        ('folder = "/a"\nlog_level = "verbose"', ["log_level", "may be debug, info, warning, error"]),
+        ('folder = "/a"\nkind = "c"', ["kind", "may be a, b"]),
+        ('folder = "/a"\n[inner]\nmode = "c"', ["inner.mode", "may be x, y"]),
         ("", ["folder"]),
         ("folder = = 1", ["line 1"]),
     ],

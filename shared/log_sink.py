@@ -1,0 +1,103 @@
+"""Where log lines go, and what becomes of those that cannot be written: they are counted, never more than that.
+
+A daemon's stderr is somebody else's: a full disk, a pipe whose reader has gone or does not read, a journal that restarts. None of
+that may end the daemon or make it wait, for its work is the data. So the sink writes straight to the descriptor (a stream's buffer
+would keep what failed and fail again with it, even at exit), in pieces that a pipe or socket takes at once, and only while the kernel says
+that there is room. When it works again, `on_recovery` is called once with what was lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import threading
+from collections.abc import Callable
+from typing import Final, TextIO
+
+_PIECE_B: Final = select.PIPE_BUF
+"""A pipe that is writable takes so much without blocking."""
+_PATIENCE_MS: Final = 100
+"""How long a reader that is merely slow is waited for. One that failed the last line gets no time."""
+
+
+class Sink:
+    """A text stream that never raises and never blocks for long. Any thread may write; each write is one line.
+
+    `stream` None: there is no stderr at all. Streams without a descriptor (in tests) are written to as they are.
+    """
+
+    def __init__(self, stream: TextIO | None, on_recovery: Callable[[int, str], None] | None = None) -> None:
+        self._stream = stream
+        self._fd = _descriptor(stream)
+        self._on_recovery = on_recovery
+        self._lock = threading.Lock()
+        self._lost = 0
+        self._cause = ""
+        self._torn = False
+
+    @property
+    def trouble(self) -> str:
+        """For a status line; empty while lines are written."""
+        with self._lock:
+            return f"{self._lost} log lines lost ({self._cause})" if self._lost else ""
+
+    def isatty(self) -> bool:
+        return self._fd is not None and os.isatty(self._fd)
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            cause = self._put(text.encode(errors="backslashreplace"))
+            if cause:
+                self._lost, self._cause = self._lost + 1, cause
+                return len(text)
+            lost, self._lost = self._lost, 0
+        if lost and self._on_recovery is not None:
+            self._on_recovery(lost, self._cause)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def _put(self, data: bytes) -> str:
+        """Why it could not be written, or nothing."""
+        try:
+            if self._fd is None:
+                if self._stream is None:
+                    return "there is no stderr"
+                self._stream.write(data.decode())
+                self._stream.flush()
+                return ""
+            rest = memoryview(b"\n" + data if self._torn else data)
+            while rest:
+                if not self._has_room(self._fd):
+                    return "nobody reads them"
+                written = os.write(self._fd, rest[:_PIECE_B])
+                rest = rest[written:]
+                self._torn = len(rest) > 0
+        except (OSError, ValueError) as exc:  # ValueError: the stream was closed
+            return getattr(exc, "strerror", None) or str(exc)
+        return ""
+
+    def _has_room(self, fd: int) -> bool:
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        # A reader that has gone shows as an error: the write tells which.
+        return bool(poll.poll(0 if self._lost else _PATIENCE_MS))
+
+
+def _descriptor(stream: TextIO | None) -> int | None:
+    if stream is not None:
+        with contextlib.suppress(AttributeError, OSError, ValueError, io.UnsupportedOperation):
+            return stream.fileno()
+    return None
+
+
+def fill_standard_descriptors() -> None:
+    """Open 0, 1 and 2 where the parent left them closed: the next file that is opened would get their numbers, and the log lines."""
+    for wanted in (0, 1, 2):
+        try:
+            os.fstat(wanted)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)  # takes the lowest free number, which is this one

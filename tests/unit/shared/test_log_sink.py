@@ -1,0 +1,81 @@
+"""Log lines that cannot be written: counted, told once, and never more than that."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from shared.log_sink import Sink
+
+
+def test_a_full_disk_is_counted_and_named() -> None:
+    with Path("/dev/full").open("w") as stream:
+        sink = Sink(stream)
+        for _ in range(3):
+            sink.write("a line\n")
+        assert sink.trouble == "3 log lines lost (No space left on device)"
+
+
+def test_a_reader_that_has_gone_is_counted_and_named() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        sink = Sink(stream)
+        sink.write("a line\n")
+        assert sink.trouble == "1 log lines lost (Broken pipe)"
+
+
+def test_a_reader_that_does_not_read_holds_nobody_up_and_misses_what_it_did_not_read() -> None:
+    reading, writing = os.pipe()
+    told: list[tuple[int, str]] = []
+    with os.fdopen(writing, "w") as stream, os.fdopen(reading, "rb") as reader:
+        sink = Sink(stream, lambda lost, cause: told.append((lost, cause)))
+        written = 0
+        while not sink.trouble:  # a blocking write would never return from here
+            sink.write("x" * 10_000 + "\n")
+            written += 1
+        sink.write("lost, too\n")
+        os.set_blocking(reading, False)
+        content = b"".join(iter(lambda: reader.read(1 << 20), None))
+        assert told == []
+        sink.write("after\n")
+        assert told == [(2, "nobody reads them")]
+        assert sink.trouble == ""
+        # A line of which a part was written ends there; the next one begins on a line of its own.
+        whole = (content + reader.read()).decode().splitlines()
+        assert whole[-1] == "after"
+        assert whole[: written - 1] == ["x" * 10_000] * (written - 1)
+
+
+def test_without_any_stderr_lines_are_counted() -> None:
+    sink = Sink(None)
+    sink.write("a line\n")
+    assert sink.trouble == "1 log lines lost (there is no stderr)"
+    assert not sink.isatty()
+
+
+def test_a_stream_that_was_closed_is_counted() -> None:
+    with Path("/dev/null").open("w") as stream:
+        pass
+    sink = Sink(stream)
+    sink.write("a line\n")
+    assert "closed file" in sink.trouble
+
+
+def test_a_text_that_is_no_unicode_is_written_all_the_same(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        Sink(stream).write("bad \udcff name\n")
+    assert (tmp_path / "log").read_text() == "bad \\udcff name\n"
+
+
+def test_no_file_gets_the_number_of_a_descriptor_that_was_closed_at_the_start(tmp_path: Path) -> None:
+    code = (
+        "from shared.log_sink import fill_standard_descriptors\n"
+        "fill_standard_descriptors()\n"
+        f"import os; print(os.open({str(tmp_path)!r}, os.O_RDONLY), file=open({str(tmp_path / 'said')!r}, 'w'))"
+    )
+    done = subprocess.run(["/bin/sh", "-c", f'exec {sys.executable} -c "$0" <&- >&- 2>&-', code], check=False)
+    assert done.returncode == 0
+    assert int((tmp_path / "said").read_text()) > 2
