@@ -21,7 +21,7 @@ from agent.config import AgentConfig
 from agent.pipeline import Agent
 from agent.status import Rates, report
 from agent.stream.state import AgentState, Reason
-from shared import logging
+from shared import durable, logging
 from shared.control_client import ControlClient
 from shared.errors import AgentRunningError, DiskResizedError, UnderstudyError
 from shared.service import notify, watchdog_interval_s
@@ -133,9 +133,10 @@ async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
 @contextlib.contextmanager
 def _only_one(state_dir: Path) -> Any:
     """Two agents on one capture would both free the ring."""
-    state_dir.mkdir(parents=True, exist_ok=True)
     path = state_dir / "agent.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with durable.named("The agent's lock could not be made"):
+        state_dir.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -64,6 +64,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
 def connect(path: Path | str) -> sqlite3.Connection:
     """An open, migrated database. Raises ConfigError when it is from a newer version, StorageError
     otherwise."""
+    connection = None
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
@@ -72,7 +73,6 @@ def connect(path: Path | str) -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys = ON")
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         if version > len(MIGRATIONS):
-            connection.close()
             raise ConfigError(
                 f"The database {path} could not be opened",
                 cause=f"its schema has version {version}, this program knows {len(MIGRATIONS)}",
@@ -81,8 +81,12 @@ def connect(path: Path | str) -> sqlite3.Connection:
         for step in range(version, len(MIGRATIONS)):
             # One transaction per step: a database is never between two versions.
             connection.executescript(f"BEGIN;{MIGRATIONS[step]};PRAGMA user_version = {step + 1};COMMIT;")
-    except sqlite3.Error as exc:
-        raise _translated(exc, path) from exc
+    except BaseException as exc:
+        if connection is not None:
+            connection.close()
+        if isinstance(exc, sqlite3.Error):
+            raise _translated(exc, path) from exc
+        raise
     return connection
 
 

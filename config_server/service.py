@@ -53,15 +53,17 @@ async def run(
     """
     folder = config.data_dir
     _make_private(folder)
-    ca = CertificateAuthority.open(folder)
-    files = _own_certificate(config, ca)
+    with durable.named(f"The data folder {folder} could not be used"):
+        ca = CertificateAuthority.open(folder)
+        files = _own_certificate(config, ca)
     context = tls.server_context(files, require_client=False)
     db = await Database.open(folder / "state.db")
     storage = Storage(config.blob, config.vault_file)
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)
     try:
-        await _recover(control, folder)
+        with durable.named(f"The data folder {folder} could not be used"):
+            await _recover(control, folder)
         runner = web.AppRunner(
             _application(control, sides, config.name), access_log=None, shutdown_timeout=_SHUTDOWN_S
         )

@@ -5,7 +5,7 @@ folder. A document is replaced as a whole: written under a temporary name in the
 renamed over the old one, folder synced. So a reader, now or after a crash, finds the old or the new
 document, never a mixture.
 
-All functions block, and raise OSError; callers say what it means.
+All functions block, and raise OSError; callers say what it means, for example with `named`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,24 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shared.batch import Buffer
+from shared.errors import StateFileError, UnderstudyError
 
 _IOV_MAX = 512
 """Buffers per writev; Linux takes at most 1024."""
+
+
+@contextlib.contextmanager
+def named(what: str, error: type[UnderstudyError] = StateFileError, *, action: str = "") -> Iterator[None]:
+    """An OSError inside the block becomes `error`: what failed, the system's words, and what to do."""
+    try:
+        yield
+    except OSError as exc:
+        place = f" ({os.fsdecode(exc.filename)})" if exc.filename else ""
+        raise error(what, cause=f"{exc.strerror or exc}{place}", action=action) from exc
 
 
 def sync_folder(folder: Path) -> None:

@@ -470,6 +470,13 @@ class StorageRefusedError(StorageError):
     default_action = "Check the storage account's URL, its key or role assignment, and its certificate."
 
 
+class StateFileError(StorageError):
+    """A file of a daemon's own, which it needs to start or go on, cannot be read or written."""
+
+    code = "US478"
+    default_action = "Make room on its disk, or make it writable; then start the daemon again."
+
+
 class BlobExistsError(StorageError):
     code = "US433"
 

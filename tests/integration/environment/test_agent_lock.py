@@ -1,0 +1,33 @@
+"""The agent's lock file on a disk that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.service import _only_one
+from shared.errors import StateFileError
+from tests.failing_disks import FAILING
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_a_lock_that_cannot_be_made_is_named(kind: str) -> None:
+    with FAILING[kind]() as disk:
+        disk.fail()
+        with (
+            pytest.raises(StateFileError, match="The agent's lock could not be made") as caught,
+            _only_one(disk.where / "agent"),
+        ):
+            pass
+        assert kind in caught.value.cause
+        if disk.heals:
+            disk.heal()
+            with _only_one(disk.where / "agent"):
+                pass
+
+
+def test_a_state_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "agent").touch()
+    with pytest.raises(StateFileError, match="lock could not be made"), _only_one(tmp_path / "agent"):
+        pass

@@ -1,0 +1,83 @@
+"""The config server's folder on a disk that fails: whoever asks is told what is wrong, and it passes with its cause."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from config_server import service
+from shared import api
+from shared.errors import StorageError, UnderstudyError
+from shared.messages import Failure, Nothing, Protection
+from shared.rest import error_of
+from tests.config_parts import ConfigServer, config_for, running
+from tests.failing_disks import FAILING
+
+BODY = Protection(disks=["/dev/sda"])
+
+
+async def protect(server: ConfigServer, machine: str) -> None:
+    async with server.operator() as operator:
+        await operator.call(api.PROTECT, BODY, machine=machine)
+
+
+async def http_status(server: ConfigServer, machine: str) -> int:
+    headers = {"Authorization": f"Bearer {server.operator_token}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.put(
+            server.url + api.PROTECT.path.format(machine=machine),
+            json={"disks": ["/dev/sda"]},
+            headers=headers,
+            ssl=server.anonymous_context(),
+        ) as answer,
+    ):
+        return answer.status
+
+
+@pytest.mark.parametrize("kind", FAILING)
+async def test_a_database_that_cannot_be_written_is_a_503_with_its_cause_and_reads_go_on(kind: str) -> None:
+    with FAILING[kind]() as disk:
+        async with running(config_for(disk.where)) as server:
+            await protect(server, "web1")
+            disk.fail()
+            failures = []
+            for number in range(1, 200):  # until the room that the write-ahead log already had is used up
+                try:
+                    await protect(server, f"other{number}")
+                except StorageError as exc:
+                    failures.append(exc)
+                    break
+            [failure] = failures
+            assert "The database" in failure.what
+            assert "has space and is writable" in failure.action
+            assert await http_status(server, "another") == 503
+            async with server.operator() as operator:
+                listed = await operator.call(api.MACHINES, Nothing())
+            assert "web1" in [machine.name for machine in listed.machines]
+            if disk.heals:
+                disk.heal()
+                await protect(server, "web2")
+
+
+@pytest.mark.parametrize("kind", FAILING)
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_start_on_a_failing_disk_ends_with_a_named_error(kind: str, begun: bool) -> None:
+    with FAILING[kind]() as disk:
+        config = config_for(disk.where)
+        if begun:
+            async with running(config):
+                pass
+            (config.data_dir / service.TOKEN_FILE).unlink()
+        disk.fail()
+        with pytest.raises(UnderstudyError) as caught:
+            await service.run(config, asyncio.Event())
+        error = caught.value
+        assert error_of(Failure(**error.as_dict(), exit_code=error.exit_code)).code == error.code
+        assert str(disk.where) in str(error)
+        if disk.heals:
+            disk.heal()
+            async with running(config) as server:
+                await protect(server, "web1")
