@@ -15,7 +15,6 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,20 +139,20 @@ def check_devices(lab: Lab, show: Show) -> None:
     if len(set(disks)) < len(disks):
         raise UsageError("A disk was given twice", cause=", ".join(disks))
     show(f"checking {', '.join(disks)}")
-    _preflight(disks, show)
+    _preflight(lab, show)
     for disk in disks:
         _check_place(lab.folder, disk)
 
 
-def _preflight(disks: Sequence[str], show: Show) -> None:
+def _preflight(lab: Lab, show: Show) -> None:
     """Ask the agent's program whether it could protect the disks, and how well."""
     result = subprocess.run(
-        [sys.executable, "-m", "agent", "preflight", *disks, "--output", "json"],
+        [sys.executable, "-m", "agent", "preflight", *lab.settings.disks, "--output", "json"],
         capture_output=True,
         text=True,
         timeout=120,
         cwd="/",
-        env=environment(),
+        env=environment(lab),
         check=False,
     )
     try:
@@ -287,7 +286,7 @@ def wipe(lab: Lab, show: Show) -> None:
         text=True,
         timeout=120,
         cwd="/",
-        env=environment(),
+        env=environment(lab),
         check=False,
     )
     if result.returncode != 0:

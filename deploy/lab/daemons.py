@@ -66,7 +66,7 @@ def start(lab: Lab, daemon: str, show: Show) -> None:
 def _run_until_ready(lab: Lab, daemon: str, show: Show) -> tuple[bool, bool]:
     """Start the process; whether it became ready, and whether it has ended."""
     if daemon == "azurite":
-        env = environment() | azurite.environment(lab)
+        env = environment(lab) | azurite.environment(lab)
         child = processes.spawn(azurite.command(lab), env, lab.log_file(daemon))
         processes.remember(lab.pid_file(daemon), child.pid)
         return _port_answers(lab.ports(daemon)[0], child), child.poll() is not None
@@ -75,17 +75,35 @@ def _run_until_ready(lab: Lab, daemon: str, show: Show) -> tuple[bool, bool]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as listener:
         listener.bind(f"\0{name}")
         argv = [sys.executable, "-m", _MODULES[daemon], "--config", str(lab.config_file(daemon))]
-        env = environment() | {"NOTIFY_SOCKET": f"@{name}"}
+        env = environment(lab) | {"NOTIFY_SOCKET": f"@{name}"}
         child = processes.spawn(argv, env, lab.log_file(daemon))
         processes.remember(lab.pid_file(daemon), child.pid)
         ready = _says_ready(listener, child, lambda text: show(f"starting {daemon}: {text}"))
     return ready, child.poll() is not None
 
 
-def environment() -> dict[str, str]:
-    """For programs of this installation: the same code as this command's, and none of its options."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
-    return kept | {"PYTHONPATH": str(_ROOT)}
+_KEPT: Final = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_FOR_STORAGE_ELSEWHERE: Final = ("AZURE_", "IDENTITY_", "MSI_")
+"""Beginnings of the names that Azure's credential chain reads."""
+
+
+def environment(lab: Lab) -> dict[str, str]:
+    """For programs of this installation: the same code as this command's, and nothing of the caller's that would change what they do.
+
+    Proxies lead to storage elsewhere, never to the lab's own parts, which all are on this host.
+    """
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")}
+    kept["PYTHONPATH"] = str(_ROOT)
+    if not lab.own_azurite:
+        for name, value in os.environ.items():
+            if name.lower() in ("https_proxy", "all_proxy", "no_proxy") or name.startswith(
+                _FOR_STORAGE_ELSEWHERE
+            ):
+                kept[name] = value
+        own = f"{HOST},localhost"
+        before = kept.get("no_proxy") or kept.get("NO_PROXY")
+        kept["NO_PROXY"] = kept["no_proxy"] = f"{before},{own}" if before else own
+    return kept
 
 
 def _says_ready(listener: socket.socket, child: subprocess.Popen[bytes], status: Show) -> bool:
