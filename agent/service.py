@@ -21,7 +21,7 @@ from agent.config import AgentConfig
 from agent.pipeline import Agent
 from agent.status import Rates, report
 from agent.stream.state import AgentState, Reason
-from shared import durable, logging
+from shared import durable, logging, protected
 from shared.control_client import ControlClient
 from shared.errors import AgentRunningError, DiskResizedError, UnderstudyError
 from shared.service import notify, watchdog_interval_s
@@ -121,6 +121,10 @@ async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
             mode=capture.mode,
             cause=capture.mode_cause,
         )
+        with durable.named("The protected disks could not be noted for other programs of this host"):
+            protected.note(
+                config.machine, config.pin_dir, [(disk.name, disk.diskseq) for disk in capture.disks]
+            )
         await agent.stream.rounds.recover()
         try:
             yield agent

@@ -19,7 +19,7 @@ from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
-from shared import logging, tls
+from shared import logging, protected, tls
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import DeadlineError, MachineNotFoundError, StorageError, UsageError
@@ -39,6 +39,7 @@ STOP_FLUSH_S: Final = 5.0
 
 async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
     """The daemon, from start to drained. Raises UnderstudyError when it cannot start."""
+    protected.check_place(config.spool_dir, "The process server was not started")
     context = tls.server_context(config.tls)
     vault = FileVault(config.vault_file)
     settings = LogSettings(

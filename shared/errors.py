@@ -119,6 +119,13 @@ class LabError(UsageError):
     code = "US130"
 
 
+class ProtectedPlaceError(UsageError):
+    """Something would be written to a disk that is itself protected."""
+
+    code = "US131"
+    default_action = "Give a folder on another disk."
+
+
 class PointReferenceError(UsageError):
     """What was given to name a recovery point is not one of the forms that do."""
 

@@ -19,6 +19,7 @@ import click
 from config_server.cli.machine_commands import name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
 from config_server.cli.output import Progress, emit, fields, grid, run, seconds, size
+from shared import protected
 from shared.errors import UNDECODABLE, UnderstudyError, UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ _WEIGHTS: Final = {"base": (0.0, 0.5), "log": (0.5, 0.4), "check": (0.9, 0.1)}
 def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **rescue: Any) -> None:
     """Write the disks of a machine as sparse images, DIR/<kernel name>.raw, with SHA-256 sums in
     manifest.json."""
+    protected.check_place(to_dir, "The restore was not begun")
     find = _find(**rescue)
     if dry_run:
         plan = run(_plan_only(find, name, reference, to_dir))

@@ -31,12 +31,14 @@ from shared.errors import (
     DaemonError,
     DeviceError,
     LabError,
+    ProtectedPlaceError,
     UnderstudyError,
     UnknownAuthorityError,
     UsageError,
 )
 from shared.messages import Failure, Policy, Protection, TokenRequest
 from shared.rest import RestClient, error_of
+from shared.storage_stack import disks_below, whole_disk
 
 _STORAGE_S: Final = 5.0
 """How long an account elsewhere is waited for before the lab is made."""
@@ -71,6 +73,8 @@ def up(folder: Path, wanted: dict[str, Any], show: Show) -> Lab:
     _require_root()
     fresh = not Lab.is_one(folder)
     lab = _new_lab(folder, wanted) if fresh else _changed(Lab.open(folder), wanted)
+    if not fresh:
+        _check_place(lab)
     with contextlib.ExitStack() as stack:
         if fresh:
             # Nothing is written before what was asked for is known to be possible.
@@ -140,8 +144,7 @@ def check_devices(lab: Lab, show: Show) -> None:
         raise UsageError("A disk was given twice", cause=", ".join(disks))
     show(f"checking {', '.join(disks)}")
     _preflight(lab, show)
-    for disk in disks:
-        _check_place(lab.folder, disk)
+    _check_place(lab)
 
 
 def _preflight(lab: Lab, show: Show) -> None:
@@ -178,18 +181,15 @@ class _Preflight(msgspec.Struct):
     devices: list[_Device]
 
 
-def _check_place(folder: Path, disk: str) -> None:
-    """The lab must not write to a disk that it protects: each write would make another."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    device = existing.stat().st_dev
-    holder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    name = Path(disk).resolve().name
-    if holder.exists() and name in (holder.resolve().name, holder.resolve().parent.name):
-        raise LabError(
-            f"A lab cannot be made in {folder}",
-            cause=f"it lies on {disk}, which it would protect: its own writes would never end",
-            action="Give a folder on another disk.",
-        )
+def _check_place(lab: Lab) -> None:
+    """The lab must not write to a disk that it protects, whatever lies between: each write would make another."""
+    disks = {whole_disk(Path(disk)): disk for disk in lab.settings.disks}
+    for place in (lab.folder, *(lab.folder / name for name in files.FOLDERS)):
+        for name in sorted(disks_below(place) & disks.keys()):
+            raise ProtectedPlaceError(
+                f"A lab cannot be in {lab.folder}",
+                cause=f"{place} lies on {disks[name]}, which it would protect: its own writes would never end",
+            )
 
 
 def _check_ports(lab: Lab) -> None:

@@ -17,11 +17,11 @@ from shared.blob import BlobConfig
 from shared.toml import to_toml
 
 ACCOUNT: Final = "understudylab"
-_FOLDERS: Final = ("config-server", "secrets", "spool", "blob", "log", "run", "tls", "agent")
+FOLDERS: Final = ("config-server", "secrets", "spool", "blob", "log", "run", "tls", "agent")
 
 
 def make_folders(lab: Lab) -> None:
-    for name in _FOLDERS:
+    for name in FOLDERS:
         (lab.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ import pytest
 
 from tests.lab import UNDERSTUDY, CommandFailedError, Lab
 from tests.labstore import storage
-from tests.loopdisk import loop_disk
+from tests.loopdisk import attached, loop_disk
 
 PORT_BASE = 24040
 
@@ -125,17 +126,58 @@ def test_storage_that_can_never_work_is_refused(
     assert (error.exit_code, why in error.stderr) == (exit_code, True)
 
 
-def test_a_lab_on_the_disk_that_it_would_protect_is_refused(folder: Path) -> None:
-    mount = folder / "mount"
-    mount.mkdir()
-    with loop_disk(folder / "own", 64 << 20) as device:
-        subprocess.run(["mkfs.ext4", "-q", device], check=True)
-        subprocess.run(["mount", device, str(mount)], check=True)
-        try:
-            error = refused(mount, "--disk", device)
-        finally:
-            subprocess.run(["umount", str(mount)], check=True)
-    assert "its own writes would never end" in error.stderr
+@contextlib.contextmanager
+def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", *arguments, str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def on_the_disk_itself(folder: Path, device: str) -> Iterator[Path]:
+    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    with mounted(folder / "mount", device) as where:
+        yield where
+
+
+@contextlib.contextmanager
+def on_btrfs(folder: Path, device: str) -> Iterator[Path]:
+    subprocess.run(["mkfs.btrfs", "-q", device], check=True)
+    with mounted(folder / "mount", device) as where:
+        yield where
+
+
+@contextlib.contextmanager
+def on_a_file_on_it(folder: Path, device: str) -> Iterator[Path]:
+    with on_the_disk_itself(folder, device) as where:
+        with (where / "file").open("wb") as file:
+            file.truncate(64 << 20)
+        with attached(where / "file") as inner:
+            subprocess.run(["mkfs.ext4", "-q", inner], check=True)
+            with mounted(folder / "inner", inner) as inside:
+                yield inside
+
+
+@contextlib.contextmanager
+def on_an_overlay(folder: Path, device: str) -> Iterator[Path]:
+    with on_the_disk_itself(folder, device) as where:
+        for name in ("lower", "upper", "work"):
+            (where / name).mkdir()
+        options = f"lowerdir={where}/lower,upperdir={where}/upper,workdir={where}/work"
+        with mounted(folder / "overlay", "-t", "overlay", "-o", options, "none") as over:
+            yield over
+
+
+@pytest.mark.parametrize("place", [on_the_disk_itself, on_btrfs, on_a_file_on_it, on_an_overlay])
+def test_a_lab_on_the_disk_that_it_would_protect_is_refused_whatever_lies_between(
+    folder: Path, place: Callable[[Path, str], contextlib.AbstractContextManager[Path]]
+) -> None:
+    with loop_disk(folder / "own", 256 << 20) as device, place(folder, device) as where:
+        error = refused(where, "--disk", device)
+    assert (error.exit_code, "its own writes would never end" in error.stderr) == (2, True)
 
 
 def test_a_folder_with_other_files_is_refused(folder: Path, disk: str) -> None:
@@ -190,6 +232,25 @@ def test_other_disks_or_another_ring_are_refused_by_a_lab_that_exists(lab: Lab) 
     for arguments in (["--disk", "/dev/loop99"], ["--ring-mib", "8"]):
         with pytest.raises(CommandFailedError, match="cannot continue with another"):
             lab.run("lab", "up", *arguments)
+
+
+def test_nothing_is_restored_to_or_spooled_on_a_disk_that_this_host_protects(lab: Lab, folder: Path) -> None:
+    (device,) = lab.devices
+    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    config = lab.folder / "process-server.toml"
+    content = config.read_text()
+    with mounted(folder / "protected", device) as where:
+        with pytest.raises(CommandFailedError, match="which the agent of machine 'lab' protects") as caught:
+            lab.run("restore", "lab", "--to", str(where / "restored"))
+        assert caught.value.exit_code == 2
+        assert not (where / "restored").exists()
+        lab.stop("process-server")
+        config.write_text(content.replace(f'spool_dir = "{lab.folder}', f'spool_dir = "{where}'))
+        with pytest.raises(CommandFailedError, match="which the agent of machine 'lab' protects"):
+            lab.start("process-server")
+        assert not (where / "spool").exists()
+    config.write_text(content)
+    lab.start("process-server")
 
 
 def test_new_settings_restart_the_daemons_that_they_concern(lab: Lab) -> None:
