@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.config import AgentConfig
+from shared import protected
 from shared.errors import UnderstudyError
 from shared.service import load_config, run_daemon
 
@@ -47,6 +48,7 @@ def detach(argv: list[str]) -> int:
     try:
         config = load_config(options.config, AgentConfig)
         detach(config.pin_dir)
+        protected.forget(config.pin_dir)
     except UnderstudyError as exc:
         print(f"agent: {exc}", file=sys.stderr)
         return exc.exit_code

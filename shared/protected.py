@@ -34,8 +34,16 @@ def note(machine: str, pin_dir: Path, disks: Sequence[tuple[str, int]]) -> None:
     """The machine's capture is attached to these disks (kernel name, diskseq). Raises OSError."""
     _FOLDER.mkdir(parents=True, exist_ok=True, mode=0o755)
     content = msgspec.json.encode(_Note(machine, str(pin_dir), dict(disks)))
-    name = hashlib.sha256(os.fsencode(pin_dir)).hexdigest()[:16]
-    durable.replace_file(_FOLDER / f"{name}.json", content, mode=0o644, durable=False)
+    durable.replace_file(_file(pin_dir), content, mode=0o644, durable=False)
+
+
+def forget(pin_dir: Path) -> None:
+    """Its capture is detached."""
+    _file(pin_dir).unlink(missing_ok=True)
+
+
+def _file(pin_dir: Path) -> Path:
+    return _FOLDER / f"{hashlib.sha256(os.fsencode(pin_dir)).hexdigest()[:16]}.json"
 
 
 def check_place(path: Path, what: str) -> None:

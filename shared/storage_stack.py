@@ -59,6 +59,15 @@ def whole_disk(device: Path) -> str:
     return "" if folder is None else _name(_disk_of(folder))
 
 
+def mounts_below(folder: Path) -> list[Path]:
+    """Where something is mounted below `folder`, itself left out; the innermost first, as they would be unmounted."""
+    whole = Path(os.path.realpath(folder))
+    points = {
+        Path(_plain(line.split(b" ")[4])) for line in Path("/proc/self/mountinfo").read_bytes().splitlines()
+    }
+    return sorted((point for point in points if whole in point.parents), key=lambda point: -len(point.parts))
+
+
 # ---- paths and mounts
 
 

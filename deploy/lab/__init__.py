@@ -1,7 +1,7 @@
 """A lab: a whole installation on one host, started and stopped by `understudy lab …`.
 
     commands    the verbs (click)
-    actions     up, down, wipe, status
+    actions     up, status                              wipe      down, and the end of the story
     daemons     start until ready, stop, kill           state     folder, settings, lock
     files       configuration files and secrets         registry  which lab protects which disk
     processes   daemons that outlive the command        ports     who listens where

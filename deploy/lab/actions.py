@@ -1,4 +1,4 @@
-"""What the `lab` commands do: bring a whole installation up on this host, and its daemons up and down.
+"""`lab up` and `lab status`: bring a whole installation up on this host.
 
 `up` is idempotent: it makes what is missing and starts what does not run, so a second `up` continues a lab,
 whatever state it is in. A daemon is ready when it says READY=1 (the service manager's protocol); Azurite
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import secrets
-import shutil
 import ssl
 import subprocess
 import sys
@@ -20,19 +19,18 @@ from typing import Any, Final
 
 import msgspec
 
-from deploy.lab import azurite, files, ports, processes, registry
-from deploy.lab.daemons import Show, environment, kill, start, stop
-from deploy.lab.state import HOST, MACHINE, Lab, Settings, locked
+from deploy.lab import files, ports, registry
+from deploy.lab.daemons import Show, environment, pid_of, start, stop
+from deploy.lab.state import HOST, MACHINE, Lab, Settings, is_rest, locked
 from shared import api, durable, enrol, identity
 from shared.blob import BlobStore, Retry
+from shared.crashpoints import reach
 from shared.errors import (
     UNDECODABLE,
     CertificateExpiredError,
-    DaemonError,
     DeviceError,
     LabError,
     ProtectedPlaceError,
-    UnderstudyError,
     UnknownAuthorityError,
     UsageError,
 )
@@ -71,32 +69,59 @@ def up(folder: Path, wanted: dict[str, Any], show: Show) -> Lab:
     Raises LabError, DeviceError, ListenError, StorageError, DaemonError and what enrolment raises.
     """
     _require_root()
+    _check_name(folder)
     fresh = not Lab.is_one(folder)
     lab = _new_lab(folder, wanted) if fresh else _changed(Lab.open(folder), wanted)
-    if not fresh:
+    if fresh:
+        # Nothing is written before what was asked for is known to be possible.
+        check_devices(lab, show)
+        registry.check_unprotected(lab)
+        _check_ports(lab)
+        if not lab.own_azurite:
+            show(f"asking {lab.settings.blob_url}")
+            asyncio.run(_check_storage(lab))
+    else:
         _check_place(lab)
-    with contextlib.ExitStack() as stack:
-        if fresh:
-            # Nothing is written before what was asked for is known to be possible.
-            check_devices(lab, show)
-            registry.check_unprotected(lab)
-            _check_ports(lab)
-            if not lab.own_azurite:
-                show(f"asking {lab.settings.blob_url}")
-                asyncio.run(_check_storage(lab))
-            durable.make_folder(folder)
+    again = (
+        "Make room there, or make it writable, and run the command again; `lab down --wipe` needs no room."
+    )
+    with (
+        durable.named(f"The lab in {folder} could not be made", action=again),
+        contextlib.ExitStack() as stack,
+    ):
+        durable.make_folder(folder)
+        reach("lab.step")
         stack.enter_context(locked(folder))
+        reach("lab.step")
+        lab.save()  # first: from here on it can go on, or be wiped
+        reach("lab.step")
         files.make_folders(lab)
-        lab.save()
         registry.register(lab)
+        reach("lab.step")
         files.make_secrets(lab)
         files.write_profile(lab)
+        reach("lab.step")
         _restart_changed(lab, files.write_configs(lab), show)
+        reach("lab.step")
         start(lab, "config-server", show)
         asyncio.run(_enrol_all(lab, show))
+        reach("lab.step")
         for daemon in lab.daemons:
             start(lab, daemon, show)
+            reach("lab.step")
     return lab
+
+
+def _check_name(folder: Path) -> None:
+    """Its name goes into configuration files and JSON, which are UTF-8."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(
+            f"A lab cannot be made in {folder}",
+            cause="the name is not UTF-8, as configuration files are",
+            action="Give a folder with another name.",
+        ) from exc
 
 
 def _new_lab(folder: Path, wanted: dict[str, Any]) -> Lab:
@@ -105,7 +130,7 @@ def _new_lab(folder: Path, wanted: dict[str, Any]) -> Lab:
             f"No lab is in {folder} yet, and no disk was given",
             action="Give --disk DEV for each disk to protect.",
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not is_rest(folder):
         raise LabError(
             f"A lab cannot be made in {folder}",
             cause="it is not an empty folder, and holds no lab",
@@ -127,7 +152,7 @@ def _changed(lab: Lab, wanted: dict[str, Any]) -> Lab:
                 action="Leave the option out, or end this lab first: understudy lab down --wipe.",
             )
     if "port_base" in wanted and wanted["port_base"] != lab.settings.port_base:
-        running = [name for name in lab.daemons if processes.recall(lab.pid_file(name))]
+        running = [name for name in lab.daemons if pid_of(lab, name) is not None]
         if running:
             raise LabError(
                 "The lab's ports cannot change now",
@@ -207,7 +232,7 @@ async def _check_storage(lab: Lab) -> None:
 def _restart_changed(lab: Lab, changed: list[str], show: Show) -> None:
     """A running daemon with other settings than its file's is stopped; it is started again with the rest."""
     for daemon in changed:
-        if processes.recall(lab.pid_file(daemon)):
+        if pid_of(lab, daemon) is not None:
             show(f"{daemon} gets new settings")
             stop(lab, daemon, show)
 
@@ -227,6 +252,7 @@ async def _enrol_all(lab: Lab, show: Show) -> None:
                 api.TOKEN_CREATE, TokenRequest(role=role, name=name, hosts=hosts, ttl_s=120)
             )
             await enrol.enrol(lab.config_server_url, made.token, lab.tls_dir(daemon))
+            reach("lab.step")
             stop(
                 lab, daemon, show
             )  # should it run with an old certificate: it is started again with the rest
@@ -256,63 +282,16 @@ def _require_root() -> None:
         )
 
 
-# ---- down and status ---------------------------------------------------------------------------------
-
-
-def down(lab: Lab, show: Show) -> None:
-    """Stop all daemons. Capture stays attached: the next `up` continues it."""
-    errors: list[UnderstudyError] = []
-    for daemon in reversed(lab.daemons):
-        try:
-            stop(lab, daemon, show)
-        except DaemonError as exc:
-            errors.append(exc)  # one that hangs must not keep the others running
-    if errors:
-        raise errors[0]
-
-
-def wipe(lab: Lab, show: Show) -> None:
-    """Stop everything, detach the capture, delete the folder. Raises DaemonError when a trace would stay."""
-    for daemon in reversed(lab.daemons):
-        try:
-            stop(lab, daemon, show)
-        except DaemonError:
-            kill(lab, daemon, show)
-    azurite.restore_port(lab)
-    show("detaching the capture")
-    result = subprocess.run(
-        [sys.executable, "-m", "agent", "detach", "--config", str(lab.config_file("agent"))],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd="/",
-        env=environment(lab),
-        check=False,
-    )
-    if result.returncode != 0:
-        raise DaemonError(
-            "The capture could not be detached, so the lab was not deleted",
-            cause=(result.stderr or result.stdout).strip()[-500:] or f"exit code {result.returncode}",
-            action="Put that right and run the command again.",
-        )
-    registry.unregister(lab)
-    show("deleting the folder")
-    # The settings go last: an interrupted wipe can be run again.
-    for entry in lab.folder.iterdir():
-        if entry.name not in ("lab.json", "lab.lock"):
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    for name in ("lab.json", "lab.lock"):
-        (lab.folder / name).unlink(missing_ok=True)
-    lab.folder.rmdir()
+# ---- status -------------------------------------------------------------------------------------------
 
 
 def status(lab: Lab) -> LabStatus:
     states = {}
     for daemon in lab.daemons:
-        process = processes.recall(lab.pid_file(daemon))
+        pid = pid_of(lab, daemon)
         states[daemon] = DaemonState(
-            pid=process.pid if process else None,
-            state="running" if process else "stopped",
+            pid=pid,
+            state="stopped" if pid is None else "running",
             ports=lab.ports(daemon),
             log=str(lab.log_file(daemon)),
         )

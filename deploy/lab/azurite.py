@@ -39,9 +39,13 @@ def command(lab: Lab) -> list[str]:
             cause="Node.js is not installed" if node is None else f"Azurite is not installed ({_MAIN})",
             action="Run `make setup`, or give --blob-url of a storage account.",
         )
+    return [node, *arguments(lab)]
+
+
+def arguments(lab: Lab) -> list[str]:
+    """What follows Node's name."""
     tls = lab.tls_dir("azurite")
     return [
-        node,
         str(_MAIN),
         *("--blobHost", HOST, "--blobPort", str(lab.ports("azurite")[0])),
         *("--location", str(lab.blob)),

@@ -172,29 +172,36 @@ def kill(daemon: str, folder: Path | None) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
 def down(folder: Path | None, wipe: bool, yes: bool) -> None:
     """Stop all daemons. Capture goes on in the kernel, and the next `lab up` continues."""
-    from deploy.lab import actions
-    from deploy.lab.state import locked
+    from deploy.lab import wipe as actions
+    from deploy.lab.state import Lab, locked
 
-    found = _find(folder)
-    if wipe and not yes and sys.stdin.isatty():
-        click.confirm(
-            f"Delete the lab in {found.folder}, with all recovery points in it?", abort=True, err=True
-        )
-    with locked(found.folder), Progress() as progress:
-        if wipe:
-            actions.wipe(found, progress.show)
-        else:
+    if not wipe:
+        found = _find(folder)
+        with locked(found.folder), Progress() as progress:
             actions.down(found, progress.show)
-    click.echo("The lab is deleted." if wipe else "The lab is down; capture goes on.", err=True)
+        click.echo("The lab is down; capture goes on.", err=True)
+        return
+    where = _where(folder)
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"Delete the lab in {where}, with all recovery points in it?", abort=True, err=True)
+    if Lab.is_one(where) or not actions.wipe_rest(where):
+        found = Lab.open_to_wipe(where)
+        with locked(where), Progress() as progress:
+            actions.wipe(found, progress.show)
+    click.echo("The lab is deleted.", err=True)
+
+
+def _where(folder: Path | None) -> Path:
+    where = folder.absolute() if folder else chosen_folder()
+    if where is None:
+        raise UsageError("No lab was given", action="Give --dir DIR, or set UNDERSTUDY_LAB.")
+    return where
 
 
 def _find(folder: Path | None) -> Lab:
     from deploy.lab.state import Lab
 
-    where = folder.absolute() if folder else chosen_folder()
-    if where is None:
-        raise UsageError("No lab was given", action="Give --dir DIR, or set UNDERSTUDY_LAB.")
-    return Lab.open(where)
+    return Lab.open(_where(folder))
 
 
 def _show(found: Lab) -> None:

@@ -23,6 +23,7 @@ from typing import Final
 
 from deploy.lab import azurite, ports, processes
 from deploy.lab.state import HOST, Lab
+from shared.crashpoints import reach
 from shared.errors import DaemonError, LabError
 
 READY_S: Final = 90.0
@@ -38,9 +39,29 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 Show = Callable[[str], None]
 
 
+def command(lab: Lab, daemon: str) -> list[str]:
+    """Its command line, which no other lab's daemon has. Raises LabError when Azurite or Node is not installed."""
+    if daemon == "azurite":
+        return azurite.command(lab)
+    return [sys.executable, *_own_arguments(lab, daemon)]
+
+
+def pid_of(lab: Lab, daemon: str) -> int | None:
+    """None when it does not run."""
+    return processes.find(_arguments(lab, daemon))
+
+
+def _arguments(lab: Lab, daemon: str) -> list[str]:
+    return azurite.arguments(lab) if daemon == "azurite" else _own_arguments(lab, daemon)
+
+
+def _own_arguments(lab: Lab, daemon: str) -> list[str]:
+    return ["-m", _MODULES[daemon], "--config", str(lab.config_file(daemon))]
+
+
 def start(lab: Lab, daemon: str, show: Show) -> None:
     """Start the daemon unless it runs, and wait until it is ready. Raises ListenError, DaemonError."""
-    if processes.recall(lab.pid_file(daemon)):
+    if pid_of(lab, daemon) is not None:
         return
     if daemon == "azurite":
         azurite.restore_port(lab)
@@ -67,17 +88,16 @@ def _run_until_ready(lab: Lab, daemon: str, show: Show) -> tuple[bool, bool]:
     """Start the process; whether it became ready, and whether it has ended."""
     if daemon == "azurite":
         env = environment(lab) | azurite.environment(lab)
-        child = processes.spawn(azurite.command(lab), env, lab.log_file(daemon))
-        processes.remember(lab.pid_file(daemon), child.pid)
+        child = processes.spawn(command(lab, daemon), env, lab.log_file(daemon))
+        reach("lab.step")
         return _port_answers(lab.ports(daemon)[0], child), child.poll() is not None
     # Abstract, so that the length of the lab's path does not matter and nothing is left behind.
     name = f"understudy-{secrets.token_hex(8)}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as listener:
         listener.bind(f"\0{name}")
-        argv = [sys.executable, "-m", _MODULES[daemon], "--config", str(lab.config_file(daemon))]
         env = environment(lab) | {"NOTIFY_SOCKET": f"@{name}"}
-        child = processes.spawn(argv, env, lab.log_file(daemon))
-        processes.remember(lab.pid_file(daemon), child.pid)
+        child = processes.spawn(command(lab, daemon), env, lab.log_file(daemon))
+        reach("lab.step")
         ready = _says_ready(listener, child, lambda text: show(f"starting {daemon}: {text}"))
     return ready, child.poll() is not None
 
@@ -164,28 +184,31 @@ def stop(lab: Lab, daemon: str, show: Show) -> bool:
 
 def kill(lab: Lab, daemon: str, show: Show) -> bool:
     """SIGKILL; False when it did not run. Azurite first gets the time to write what it acknowledged."""
-    if daemon == "azurite" and processes.recall(lab.pid_file(daemon)):
+    if daemon == "azurite" and pid_of(lab, daemon) is not None:
         with azurite.port_cut(lab):
             azurite.wait_until_saved(lab, show)
             return _end(lab, daemon, signal.SIGKILL, KILL_S)
     return _end(lab, daemon, signal.SIGKILL, KILL_S)
 
 
+def end_now(lab: Lab, daemon: str) -> bool:
+    """SIGKILL, whatever is lost; False when it did not run."""
+    return _end(lab, daemon, signal.SIGKILL, KILL_S)
+
+
 def _end(
     lab: Lab, daemon: str, number: signal.Signals, timeout_s: float, show: Show = lambda _text: None
 ) -> bool:
-    process = processes.recall(lab.pid_file(daemon))
-    if process is None:
-        lab.pid_file(daemon).unlink(missing_ok=True)
+    pid = pid_of(lab, daemon)
+    if pid is None:
         return False
     show(f"stopping {daemon}")
-    if not processes.send(process, number, timeout_s):
+    if not processes.send(pid, _arguments(lab, daemon), number, timeout_s):
         raise DaemonError(
             f"{daemon} did not stop",
-            cause=f"process {process.pid} still runs {timeout_s:.0f} s after {number.name}",
+            cause=f"process {pid} still runs {timeout_s:.0f} s after {number.name}",
             action=f"See its log {lab.log_file(daemon)}, or use: understudy lab kill {daemon}.",
         )
-    lab.pid_file(daemon).unlink(missing_ok=True)
     return True
 
 

@@ -17,7 +17,7 @@ from shared.blob import BlobConfig
 from shared.toml import to_toml
 
 ACCOUNT: Final = "understudylab"
-FOLDERS: Final = ("config-server", "secrets", "spool", "blob", "log", "run", "tls", "agent")
+FOLDERS: Final = ("config-server", "secrets", "spool", "blob", "log", "tls", "agent")
 
 
 def make_folders(lab: Lab) -> None:

@@ -1,9 +1,9 @@
 """Daemons that outlive the command that started them.
 
-A daemon is known by its pid, its start time (from /proc) and the boot: a pid that the kernel gave to
-somebody else since is never taken for it. Signals go through a pidfd that is checked after it was opened, so
-not even a pid that is recycled at this moment can be hit. A zombie counts as gone: nobody may be there to
-reap it.
+A daemon is known by its command line, which names its lab's own files: the process table is the only record, so none can be stale,
+lost in a crash between start and note, or unwritable on a full disk. Signals go through a pidfd that is checked after it was opened,
+so not even a pid that is recycled at this moment can be hit. A zombie has no command line: it counts as gone, for nobody may be
+there to reap it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from shared import durable
-from shared.errors import UNDECODABLE
-
 _PROC: Final = Path("/proc")
-
-
-class Process(msgspec.Struct, frozen=True):
-    """A running process, for as long as it lives."""
-
-    pid: int
-    start_ticks: int
-    boot: str
-
-    @property
-    def alive(self) -> bool:
-        return self.boot == _boot() and _start_ticks(self.pid) == self.start_ticks
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -52,31 +35,24 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.
         )
 
 
-def remember(pid_file: Path, pid: int) -> None:
-    """Note a process that was just started; it must be our child, so that the pid is still its own."""
-    ticks = _start_ticks(pid)
-    process = Process(pid, ticks if ticks is not None else -1, _boot())
-    durable.replace_file(pid_file, msgspec.json.encode(process), mode=0o600, durable=False)
+def find(arguments: Sequence[str]) -> int | None:
+    """The pid of a running process with exactly these arguments, whatever its program is called."""
+    wanted = _joined(arguments)
+    for folder in _PROC.iterdir():
+        if folder.name.isdecimal() and _arguments(int(folder.name)) == wanted:
+            return int(folder.name)
+    return None
 
 
-def recall(pid_file: Path) -> Process | None:
-    """The process that was noted there, when it is still running."""
+def send(pid: int, arguments: Sequence[str], number: signal.Signals, timeout_s: float) -> bool:
+    """Signal the process that `find` found, and wait until it is gone; False when it is still there after `timeout_s`."""
     try:
-        process = msgspec.json.decode(pid_file.read_bytes(), type=Process)
-    except (OSError, *UNDECODABLE):
-        return None
-    return process if process.alive else None
-
-
-def send(process: Process, number: signal.Signals, timeout_s: float) -> bool:
-    """Signal the process and wait until it is gone; False when it is still there after `timeout_s`."""
-    try:
-        fd = os.pidfd_open(process.pid)
+        fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        if not process.alive:
-            return True
+        if _arguments(pid) != _joined(arguments):
+            return True  # the pid is somebody else's by now
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, number)
         poll = select.poll()
@@ -88,24 +64,20 @@ def send(process: Process, number: signal.Signals, timeout_s: float) -> bool:
 
 def command_of(pid: int) -> str:
     """Its command line, for people; empty when it is gone."""
+    return _command_line(pid).replace(b"\0", b" ").decode(errors="replace").strip()
+
+
+def _joined(arguments: Sequence[str]) -> bytes:
+    return b"".join(os.fsencode(argument) + b"\0" for argument in arguments)
+
+
+def _arguments(pid: int) -> bytes:
+    """All but the program's name."""
+    return _command_line(pid).partition(b"\0")[2]
+
+
+def _command_line(pid: int) -> bytes:
     try:
-        return (
-            (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        )
+        return (_PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
-        return ""
-
-
-def _boot() -> str:
-    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat; None for a process that is gone or a zombie."""
-    try:
-        stat = (_PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return None
-    # The name in parentheses may hold anything, also parentheses and spaces.
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in ("Z", "X", "x") else int(fields[18])
+        return b""

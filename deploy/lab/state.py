@@ -6,7 +6,10 @@ DIR/NAME.toml           configuration of a daemon   DIR/tls/NAME/    its key and
 DIR/config-server/      CA, database, operator token
 DIR/secrets/            vault file, storage account key (0700)
 DIR/spool/  DIR/blob/   cache of the process server, Azurite's data
-DIR/log/NAME.log        output                      DIR/run/NAME.json   pid and start time
+DIR/log/NAME.log        output
+
+lab.json is written first, so that a lab whose making was cut off can go on or be wiped; a wipe renames it to lab.wiping.json before it
+deletes anything, so that what is left of a lab is never taken for one.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Final
 import msgspec
 
 from shared import durable
-from shared.errors import UNDECODABLE, LabError, LabNotFoundError
+from shared.errors import UNDECODABLE, LabError, LabNotFoundError, StateFileError
 
 DAEMONS: Final = ("config-server", "azurite", "process-server", "master-target", "agent")
 """In the order in which they are started."""
@@ -30,6 +33,10 @@ HOST: Final = "127.0.0.1"
 PINS: Final = Path("/sys/fs/bpf/understudy")
 VERSION: Final = 1
 _STATE_FILE: Final = "lab.json"
+_WIPED_FILE: Final = "lab.wiping.json"
+_LOCK_FILE: Final = "lab.lock"
+LAST: Final = (_WIPED_FILE, _LOCK_FILE)
+"""What a wipe deletes last: with them it can be run again."""
 
 
 class Settings(msgspec.Struct, kw_only=True, frozen=True):
@@ -60,21 +67,36 @@ class Lab:
 
     @classmethod
     def open(cls, folder: Path) -> Lab:
-        """Raises LabNotFoundError, or LabError for one that this version cannot use."""
+        """Raises LabNotFoundError, or LabError for one that this version cannot use or that is half deleted."""
+        if not _exists(folder / _STATE_FILE) and _exists(folder / _WIPED_FILE):
+            raise LabError(
+                f"The lab in {folder} is half deleted",
+                cause="`lab down --wipe` was interrupted",
+                action=f"Run it again: understudy lab down --wipe --dir {folder}.",
+            )
+        return cls._read(folder, _STATE_FILE)
+
+    @classmethod
+    def open_to_wipe(cls, folder: Path) -> Lab:
+        """Also one that is half deleted."""
+        return cls._read(folder, _STATE_FILE if _exists(folder / _STATE_FILE) else _WIPED_FILE)
+
+    @classmethod
+    def _read(cls, folder: Path, name: str) -> Lab:
         try:
-            data = (folder / _STATE_FILE).read_bytes()
+            data = (folder / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise LabNotFoundError(f"{folder} is no lab", cause=f"it has no {_STATE_FILE}") from exc
         except OSError as exc:
             raise LabError(
                 f"The lab in {folder} could not be read",
                 cause=exc.strerror or str(exc),
-                action="Run as root.",
+                action="Run as root." if isinstance(exc, PermissionError) else "Check the folder's name.",
             ) from exc
         try:
             settings = msgspec.json.decode(data, type=Settings)
         except UNDECODABLE as exc:
-            raise LabError(f"The lab in {folder} could not be read", cause=f"{_STATE_FILE}: {exc}") from exc
+            raise LabError(f"The lab in {folder} could not be read", cause=f"{name}: {exc}") from exc
         if settings.v != VERSION:
             raise LabError(
                 f"The lab in {folder} could not be read",
@@ -84,10 +106,16 @@ class Lab:
 
     @classmethod
     def is_one(cls, folder: Path) -> bool:
-        return (folder / _STATE_FILE).exists()
+        """Whether a lab is there, whole or half deleted."""
+        return _exists(folder / _STATE_FILE) or _exists(folder / _WIPED_FILE)
 
     def save(self) -> None:
         durable.replace_file(self.folder / _STATE_FILE, msgspec.json.encode(self.settings), mode=0o600)
+
+    def begin_wipe(self) -> None:
+        """From here on nothing takes it for a lab. Needs no room."""
+        with contextlib.suppress(FileNotFoundError):  # begun before
+            (self.folder / _STATE_FILE).rename(self.folder / _WIPED_FILE)
 
     # ---- places
 
@@ -146,22 +174,35 @@ class Lab:
     def log_file(self, daemon: str) -> Path:
         return self.folder / "log" / f"{daemon}.log"
 
-    def pid_file(self, daemon: str) -> Path:
-        return self.folder / "run" / f"{daemon}.json"
+
+def is_rest(folder: Path) -> bool:
+    """Whether the folder holds nothing but what a `lab up` leaves that was cut off before there was a lab."""
+    return folder.is_dir() and all(
+        entry.name in (_LOCK_FILE, "lost+found") or entry.name.startswith(f".{_STATE_FILE}.")
+        for entry in folder.iterdir()
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One changing command at a time. Raises LabError when another one is at work."""
-    path = folder / "lab.lock"
+    path = folder / _LOCK_FILE
+    what = f"The lab in {folder} could not be locked"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise LabError(
-            f"The lab in {folder} could not be locked",
-            cause=exc.strerror or str(exc),
-            action="Run as root." if isinstance(exc, PermissionError) else "Make its folder writable.",
-        ) from exc
+        with durable.named(what):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except StateFileError as exc:
+        if isinstance(exc.__cause__, PermissionError):
+            raise LabError(what, cause=exc.cause, action="Run as root.") from exc
+        raise
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

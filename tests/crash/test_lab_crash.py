@@ -1,0 +1,122 @@
+"""`lab up` and `lab down --wipe`, killed at every step: the command can be repeated, and a wipe leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import UNDERSTUDY, CommandFailedError, Lab
+from tests.loopdisk import loop_disk
+
+STEPS_OF_UP = (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 16, 18, 20)
+STEPS_OF_WIPE = (1, 5, 6, 7, 10)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    made = Path("/dev/shm") / f"understudy-crash-{secrets.token_hex(3)}"
+    made.mkdir()
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def disk(folder: Path) -> Iterator[str]:
+    with loop_disk(folder / "disk", 16 << 20) as device:
+        yield device
+
+
+def killed(lab: Lab, crash_at: str, *arguments: str) -> bool:
+    """Runs the command, to be killed at a step; whether it came to that."""
+    done = subprocess.run(
+        [UNDERSTUDY, *arguments, "--dir", str(lab.folder)],
+        env={**os.environ, "UNDERSTUDY_CRASH_AT": crash_at},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+def traces(lab: Lab) -> set[str]:
+    """What is left of the lab on this host. Everything outside its folder carries its path or its id."""
+    found = {str(path) for path in (lab.folder, *lab.folder.rglob("*")) if path.exists()}
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = line.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue  # it is gone
+        if any(word.startswith(f"{lab.folder}/") for word in command):
+            found.add(" ".join(command))
+    for notes in (Path("/run/understudy/labs"), Path("/run/understudy/protected")):
+        for note in notes.glob("*.json"):
+            if str(lab.folder) in note.read_text():
+                found.add(str(note))
+    return found
+
+
+def outside() -> set[str]:
+    """All pins and firewall rules of labs on this host: other tests' labs may come and go, ours must not stay."""
+    rules = subprocess.run(["iptables", "-S", "INPUT"], capture_output=True, text=True, check=True).stdout
+    pins = Path("/sys/fs/bpf/understudy")
+    return {line for line in rules.splitlines() if "understudy-lab" in line} | {
+        str(pin) for pin in pins.glob("lab-*")
+    }
+
+
+def id_of(lab: Lab) -> str:
+    for name in ("lab.json", "lab.wiping.json"):
+        if (lab.folder / name).exists():
+            return str(json.loads((lab.folder / name).read_text())["id"])
+    return "none yet"
+
+
+def up(lab: Lab) -> list[str]:
+    return ["lab", "up", "--disk", lab.devices[0], "--port-base", str(lab._port_base)]
+
+
+@pytest.mark.parametrize("step", STEPS_OF_UP)
+def test_a_lab_whose_making_was_killed_is_wiped_without_a_trace(folder: Path, disk: str, step: int) -> None:
+    lab = Lab(folder / "lab", [disk])
+    assert killed(lab, f"lab.step:{step}", *up(lab))
+    id_ = id_of(lab)
+    lab.run("lab", "down", "--wipe", "--yes")
+    assert traces(lab) == set()
+    assert not [trace for trace in outside() if id_ in trace]
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 7, 14])
+def test_a_lab_whose_making_was_killed_goes_on(folder: Path, disk: str, step: int) -> None:
+    lab = Lab(folder / "lab", [disk])
+    assert killed(lab, f"lab.step:{step}", *up(lab))
+    try:
+        lab.run(*up(lab))
+        lab.wait_ordered(60)
+    finally:
+        lab.run("lab", "down", "--wipe", "--yes")
+    assert traces(lab) == set()
+
+
+@pytest.mark.parametrize("first", STEPS_OF_WIPE)
+def test_a_wipe_that_was_killed_is_finished_by_the_next(folder: Path, disk: str, first: int) -> None:
+    lab = Lab(folder / "lab", [disk])
+    lab.run(*up(lab))
+    id_ = id_of(lab)
+    assert killed(lab, f"wipe.step:{first}", "lab", "down", "--wipe", "--yes")
+    if first >= 7:
+        with pytest.raises(CommandFailedError, match="is half deleted"):
+            lab.run(*up(lab))
+    while lab.folder.exists():  # each is killed as well, a few deleted files further
+        killed(lab, "wipe.step:11", "lab", "down", "--wipe", "--yes")
+    assert traces(lab) == set()
+    assert not [trace for trace in outside() if id_ in trace]
