@@ -23,7 +23,7 @@ import msgspec
 from msgspec import inspect
 
 from shared import logging
-from shared.errors import ConfigError, UnderstudyError
+from shared.errors import ConfigError, ListenError, UnderstudyError, UnhealthyError
 from shared.log_sink import Sink, fill_standard_descriptors
 
 _log = logging.get()
@@ -206,7 +206,13 @@ def _report(exc: BaseException) -> int:
         else:
             _log.error("crashed: this is a bug", exc_info=leaf)
     known = [leaf for leaf in leaves if isinstance(leaf, UnderstudyError)]
-    return known[0].exit_code if len(known) == len(leaves) else 1
+    return _exit_code(known[0]) if len(known) == len(leaves) else 1
+
+
+def _exit_code(error: UnderstudyError) -> int:
+    """2 tells the service manager that only a person can help (RestartPreventExitStatus in deploy/systemd). An address that is in use
+    may be free at the next start: a daemon must not stay down for that."""
+    return UnhealthyError.exit_code if isinstance(error, ListenError) else error.exit_code
 
 
 def _leaves(exc: BaseException) -> list[BaseException]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.errors import ConfigError
+
 FOLDER = Path(__file__).resolve().parents[3] / "deploy/systemd"
 UNITS = sorted(FOLDER.glob("*.service"))
 MOST_EXPOSED = {"understudy-agent.service": 4.5}
@@ -46,6 +48,7 @@ def test_a_unit_starts_a_module_that_exists_and_waits_for_ready(unit: Path) -> N
     assert unit.stem == f"understudy-{found[2]}"
     assert service["Type"] == "notify"
     assert service["Restart"] == "always"
+    assert service["RestartPreventExitStatus"].split() == [str(ConfigError.exit_code)]
     assert int(service["WatchdogSec"]) >= 30
 
 

@@ -14,7 +14,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared import logging, service
-from shared.errors import ConfigError, DeviceError, NotFoundError
+from shared.errors import (
+    ConfigError,
+    DeviceError,
+    DeviceNotFoundError,
+    ListenError,
+    NotFoundError,
+    UnderstudyError,
+    UsageError,
+)
 
 
 async def test_a_daemon_that_returns_exits_with_0() -> None:
@@ -34,6 +42,20 @@ async def test_a_named_error_is_one_clear_line_and_its_exit_code() -> None:
     assert [(e["event"], e["code"], e["what"], e["cause"], e["action"]) for e in errors] == [
         ("failed", "US200", "No disk", "it was pulled", "Push it back.")
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [(ConfigError("x"), 2), (UsageError("x"), 2), (ListenError("x"), 5), (DeviceNotFoundError("x"), 3)],
+)
+async def test_only_what_a_person_must_put_right_ends_with_2(error: UnderstudyError, exit_code: int) -> None:
+    """The units (deploy/systemd) do not start a daemon again after 2."""
+
+    async def main(_stop: asyncio.Event) -> None:
+        raise error
+
+    with capture_logs():
+        assert await service.run_service("x", main) == exit_code
 
 
 async def test_named_errors_are_found_inside_task_groups() -> None:
