@@ -140,7 +140,7 @@ async def _serve_control(
     control = ControlClient(
         config.control_url,
         config.tls,
-        on_renewed=lambda: context.load_cert_chain(config.tls.cert, config.tls.key),
+        on_renewed=lambda: tls.reload(context, config.tls),
     )
     try:
         await control.serve(board.report, handle, stop)

@@ -10,15 +10,16 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from shared import api, identity, logging, tls
-from shared.errors import UnderstudyError, UnreachableError
+from shared.errors import ConfigError, UnderstudyError, UnreachableError
 from shared.messages import Command, RenewRequest, StatusReply
 from shared.rest import RestClient
-from shared.status import Report
+from shared.status import Problem, Report
 
 _log = logging.get()
 
@@ -34,8 +35,8 @@ class ControlClient:
     """A daemon's line to the config server.
 
     A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` is called after the
-    certificate file was replaced: reload what holds it (`ssl.SSLContext.load_cert_chain` works on a context
-    in use). `machine`: of an agent, the identity and boot that it reports, too.
+    certificate file was replaced: reload what holds it (shared/tls.py: `reload`). What hinders a renewal is in the reports, as a
+    warning. `machine`: of an agent, the identity and boot that it reports, too.
     """
 
     def __init__(
@@ -47,10 +48,14 @@ class ControlClient:
         machine: tuple[str, str] = ("", ""),
     ) -> None:
         self._files = files
+        self._loaded = _stamp(files.cert)
+        """The certificate that the contexts present, or the one before it: then it is loaded once more."""
         self._context = tls.client_context(files)
         self._client = RestClient(url, self._context)
         self._on_renewed = on_renewed
         self._machine = machine
+        self.problem: UnderstudyError | None = None
+        """Why the certificate cannot be renewed; None while nothing is wrong with it."""
 
     async def close(self) -> None:
         await self._client.close()
@@ -68,7 +73,7 @@ class ControlClient:
             reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
         except UnreachableError:
             # A server that refuses a certificate cuts the connection; the reason can be seen on this side.
-            identity.check_certificate(self._files)
+            await asyncio.to_thread(identity.check_certificate, self._files)
             raise
         return reply.commands
 
@@ -97,6 +102,9 @@ class ControlClient:
                     await self._renew_quietly()
                 sent = desk.results()
                 body = {**_plain(status()), "results": sent, "running": desk.running}
+                if self.problem is not None:
+                    warning = Problem(**self.problem.as_dict(), severity="warning")
+                    body["errors"] = [*body.get("errors", []), msgspec.to_builtins(warning)]
                 began = time.monotonic()
                 try:
                     # Cut short when a command finishes: its result is reported at once.
@@ -115,29 +123,47 @@ class ControlClient:
             await desk.close()
 
     async def renew_if_due(self) -> bool:
-        """Get a new certificate when less than a third of this one's life is left. The key stays the same,
-        so that one atomic replacement of the certificate's file is all. Raises UnderstudyError."""
-        if not identity.renewal_is_due(self._files.cert):
-            return False
-        answer = await self._client.call(
-            api.RENEW,
-            RenewRequest(
-                csr=identity.request_of(self._files), identity=self._machine[0], boot=self._machine[1]
-            ),
-        )
-        identity.write_certificate(self._files, answer)
-        self._context.load_cert_chain(self._files.cert, self._files.key)
+        """Get a new certificate when less than a third of this one's life is left; whether there was one. The key stays the same, so that
+        one atomic replacement of the certificate's file is all. Raises UnderstudyError."""
+        due = await asyncio.to_thread(identity.renewal_is_due, self._files.cert)
+        if due:
+            request = await asyncio.to_thread(identity.request_of, self._files)
+            answer = await self._client.call(
+                api.RENEW, RenewRequest(csr=request, identity=self._machine[0], boot=self._machine[1])
+            )
+            await asyncio.to_thread(identity.renew, self._files, answer)
+            _log.info("certificate renewed", name=answer.name, not_after=answer.not_after)
+        # Not only after a renewal: loading may have failed the last time, and an administrator may have enrolled this host anew.
+        await self._load_what_is_new()
+        return due
+
+    async def _load_what_is_new(self) -> None:
+        stamp = await asyncio.to_thread(_stamp, self._files.cert)
+        if stamp == self._loaded:
+            return
+        await asyncio.to_thread(tls.reload, self._context, self._files)
         if self._on_renewed is not None:
             self._on_renewed()
-        _log.info("certificate renewed", name=answer.name, not_after=answer.not_after)
-        return True
+        self._loaded = stamp
 
     async def _renew_quietly(self) -> None:
+        """Whatever fails, the daemon goes on with the certificate that it has: a third of its life is left to try in."""
+        before, self.problem = self.problem, None
         try:
             await self.renew_if_due()
         except UnderstudyError as exc:
-            # Two thirds of its life have passed, one is left to try in: not yet an error.
-            _log.warning("the certificate could not be renewed yet", **exc.as_dict())
+            self.problem = exc
+            if before is None or before.as_dict() != exc.as_dict():
+                _log.warning("the certificate could not be renewed yet", **exc.as_dict())
+        if before is not None and self.problem is None:
+            _log.info("the certificate is in order again")
+
+
+def _stamp(cert: Path) -> bytes:
+    try:
+        return cert.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"Certificate {cert} could not be read", cause=exc.strerror or str(exc)) from exc
 
 
 class _CommandDesk:

@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
-from shared import api, durable, identity, rest
+from shared import api, identity, rest
 from shared.errors import (
+    IdentityFileError,
     TokenMalformedError,
     UnderstudyError,
     UnknownAuthorityError,
@@ -38,6 +41,9 @@ from shared.tls import TlsFiles
 TOKEN_PREFIX: Final = "usy1"
 _SECRET_B: Final = 24
 _FINGERPRINT_B: Final = 16
+_NOT_THE_SERVER: Final = (
+    "Something answers in the config server's place, or the token is another installation's."
+)
 
 
 class TokenParts(msgspec.Struct, frozen=True):
@@ -81,7 +87,7 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
 
     The key never leaves the host. Raises UsageError for a URL that cannot be a config server's, TokenMalformedError,
     UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
-    or PeerError.
+    BadCertificateError, IdentityFileError, or another PeerError.
     """
     if not rest.is_server_url(url):
         raise UsageError(
@@ -98,21 +104,36 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     unverified.verify_mode = ssl.CERT_NONE
     async with rest.RestClient(url, unverified) as client:
         ca = await client.call(api.CA, Nothing())
-    if fingerprint(ssl.PEM_cert_to_DER_cert(ca.pem)) != parts.fingerprint:
-        raise UnknownAuthorityError(
-            f"Enrolment with {url} was stopped",
-            cause="the server's CA is not the one that the token belongs to",
-            action="Something answers in the config server's place, or the token is another installation's.",
-        )
-    verified = ssl.create_default_context(cadata=ca.pem)
+    trusted = _proved(ca.pem, parts, url)
+    verified = ssl.create_default_context(cadata=identity.pem_of(trusted).decode())
     verified.minimum_version = ssl.TLSVersion.TLSv1_3
     async with rest.RestClient(url, verified) as client:
         answer = await client.call(
             api.ENROL, EnrolRequest(token=token.strip(), csr=identity.request_of(files))
         )
-    durable.replace_file(files.ca, answer.ca.encode(), mode=0o644)
-    identity.write_certificate(files, answer)
+    certificate = identity.checked(files, answer, trusted)
+    identity.write(files.ca, identity.pem_of(trusted), mode=0o644)
+    identity.write(files.cert, certificate, mode=0o644)
     return files
+
+
+def _proved(pem: str, parts: TokenParts, url: str) -> x509.Certificate:
+    """The one certificate in `pem`, when it is the CA of the token. Nothing else of what the stranger sent is used: what is trusted and
+    written later is this certificate, encoded anew. Raises UnknownAuthorityError."""
+    what = f"Enrolment with {url} was stopped"
+    try:
+        found = identity.only_certificate(pem)
+    except ValueError as exc:
+        raise UnknownAuthorityError(
+            what,
+            cause=f"what the server gave as its CA is not one certificate: {exc}",
+            action=_NOT_THE_SERVER,
+        ) from exc
+    if fingerprint(found.public_bytes(serialization.Encoding.DER)) != parts.fingerprint:
+        raise UnknownAuthorityError(
+            what, cause="the server's CA is not the one that the token belongs to", action=_NOT_THE_SERVER
+        )
+    return found
 
 
 def _read_token(path: Path) -> str:
@@ -129,11 +150,17 @@ def _read_token(path: Path) -> str:
 
 
 def _prepare(folder: Path) -> TlsFiles:
-    """The folder, with a private key in it."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """The folder, with a private key in it. Raises IdentityFileError."""
     files = identity.files_in(folder)
-    if not files.key.exists():
-        durable.replace_file(files.key, identity.new_key_pem(), mode=0o600)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if files.key.exists():
+            return files
+    except OSError as exc:
+        raise IdentityFileError(
+            f"The folder {folder} cannot be used", cause=exc.strerror or str(exc)
+        ) from exc
+    identity.write(files.key, identity.new_key_pem(), mode=0o600)
     return files
 
 
@@ -158,9 +185,6 @@ def main(argv: list[str] | None = None) -> int:
     except UnderstudyError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return exc.exit_code
-    except OSError as exc:
-        sys.stderr.write(f"Key and certificate could not be written to {args.dir}: {exc}\n")
-        return 2
     sys.stdout.write(f"enrolled: {files.cert}\n")
     return 0
 

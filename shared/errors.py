@@ -226,6 +226,13 @@ class RestoreError(UnhealthyError):
     code = "US474"
 
 
+class IdentityFileError(UnhealthyError):
+    """A private key, a certificate or a CA could not be written on this host."""
+
+    code = "US475"
+    default_action = "Make room on the file system that holds it, or make it writable. What was there stays, and it is tried again."
+
+
 class DeviceError(UnhealthyError):
     code = "US410"
 
@@ -444,6 +451,13 @@ class WrongHostError(TlsError):
 class WrongRoleError(TlsError):
     code = "US466"
     default_action = "Use the certificate that was issued for this role and name."
+
+
+class BadCertificateError(TlsError):
+    """What a config server issued cannot be our certificate."""
+
+    code = "US469"
+    default_action = "Nothing was replaced; it is tried again. Check both clocks; after a change of the CA, enrol this host anew."
 
 
 class UnreachableError(PeerError):

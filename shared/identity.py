@@ -1,6 +1,8 @@
 """What a daemon is: a private key, the certificate of it, and the CA of its peers, as three files on this host.
 
 The key is made here and never leaves the host. The certificate is renewed for the same key, so that replacing one file is all.
+A daemon lives by the certificate it has: another takes its place on the disk only after it was found, in memory, to be of our key, our name
+and our CA, and valid now. Whatever fails before that, or while it is written, leaves the old one whole.
 """
 
 from __future__ import annotations
@@ -12,9 +14,16 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from shared import durable
-from shared.errors import CertificateExpiredError, ConfigError, UnknownAuthorityError
+from shared.errors import (
+    BadCertificateError,
+    CertificateExpiredError,
+    ConfigError,
+    IdentityFileError,
+    UnknownAuthorityError,
+)
 from shared.messages import Certificate
 from shared.tls import TlsFiles
 
@@ -31,30 +40,101 @@ def new_key_pem() -> bytes:
     )
 
 
-def request_of(files: TlsFiles) -> str:
-    """A certificate request (PEM) for the key in `files`. It names nobody: the config server knows who
-    asks."""
+def pem_of(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def only_certificate(pem: str) -> x509.Certificate:
+    """The certificate in `pem`. ValueError unless there is exactly one: whoever reads the first, and trusts or writes all, can be given
+    a second that nobody looked at."""
+    found = x509.load_pem_x509_certificates(pem.encode())
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} certificates where one is expected")
+    return found[0]
+
+
+def name_of(certificate: x509.Certificate) -> str:
+    """ROLE:NAME."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else ""
+
+
+def key_of(files: TlsFiles) -> ec.EllipticCurvePrivateKey:
+    """Raises ConfigError."""
     try:
         key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise ConfigError(f"Private key {files.key} could not be used", cause=str(exc)) from exc
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"Private key {files.key} could not be used", cause="it is not an EC key")
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    return key
+
+
+def request_of(files: TlsFiles) -> str:
+    """A certificate request (PEM) for the key in `files`. It names nobody: the config server knows who
+    asks. Raises ConfigError."""
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .sign(key_of(files), hashes.SHA256())
+    )
     return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def write_certificate(files: TlsFiles, answer: Certificate) -> None:
-    durable.replace_file(files.cert, answer.certificate.encode(), mode=0o644)
+def checked(files: TlsFiles, answer: Certificate, ca: x509.Certificate, now_s: float | None = None) -> bytes:
+    """The answered certificate (PEM) when it is one of `ca`, of the key in `files`, for the name that the answer gives, and valid now.
+
+    Raises BadCertificateError when it is not, ConfigError when our key cannot be read."""
+    now_s = time.time() if now_s is None else now_s
+    what = f"The certificate that the config server issued was not taken for {files.cert}"
+    try:
+        certificate = only_certificate(answer.certificate)
+        certificate.verify_directly_issued_by(ca)
+        key = certificate.public_key()
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise BadCertificateError(what, cause=f"it is not a certificate of our CA: {exc}") from exc
+    except InvalidSignature as exc:
+        raise BadCertificateError(what, cause="our CA did not sign it") from exc
+    if key != key_of(files).public_key():
+        raise BadCertificateError(what, cause="it is for another key than ours")
+    if not answer.name or name_of(certificate) != answer.name:
+        raise BadCertificateError(what, cause=f"it is for '{name_of(certificate)}', not for '{answer.name}'")
+    if ends.timestamp() <= now_s:
+        raise BadCertificateError(
+            what, cause=f"it expired at {ends:%Y-%m-%d %H:%M:%S} UTC by this host's clock"
+        )
+    if begins.timestamp() > now_s:
+        raise BadCertificateError(
+            what, cause=f"it is valid from {begins:%Y-%m-%d %H:%M:%S} UTC on by this host's clock"
+        )
+    return pem_of(certificate)
+
+
+def renew(files: TlsFiles, answer: Certificate) -> None:
+    """Put the certificate in the place of the one that we have, when it is one for the same name. Raises BadCertificateError,
+    IdentityFileError, ConfigError."""
+    mine, ca = _own(files)
+    if answer.name != name_of(mine):
+        raise BadCertificateError(
+            f"The certificate that the config server issued was not taken for {files.cert}",
+            cause=f"it is for '{answer.name}', and this is '{name_of(mine)}'",
+        )
+    write(files.cert, checked(files, answer, ca), mode=0o644)
+
+
+def write(path: Path, data: bytes, *, mode: int) -> None:
+    """Durably, whole or not at all. Raises IdentityFileError."""
+    try:
+        durable.replace_file(path, data, mode=mode)
+    except OSError as exc:
+        raise IdentityFileError(f"{path} could not be written", cause=exc.strerror or str(exc)) from exc
 
 
 def renewal_is_due(cert: Path, now_s: float | None = None) -> bool:
     """Whether less than a third of the certificate's life is left. Raises ConfigError when it cannot be
     read."""
-    try:
-        certificate = x509.load_pem_x509_certificate(cert.read_bytes())
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"Certificate {cert} could not be read", cause=str(exc)) from exc
+    certificate = _read(cert, f"Certificate {cert} could not be read")
     begin = certificate.not_valid_before_utc.timestamp()
     end = certificate.not_valid_after_utc.timestamp()
     return (time.time() if now_s is None else now_s) > end - (end - begin) / 3
@@ -65,11 +145,7 @@ def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
     anybody, ConfigError when it cannot be read. A server that refuses a certificate may just cut the
     connection."""
     what = f"The certificate {files.cert} cannot be used"
-    try:
-        certificate = x509.load_pem_x509_certificate(files.cert.read_bytes())
-        ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
-    except (OSError, ValueError) as exc:
-        raise ConfigError(what, cause=str(exc)) from exc
+    certificate, ca = _own(files)
     if certificate.not_valid_after_utc.timestamp() < (time.time() if now_s is None else now_s):
         raise CertificateExpiredError(
             what, cause=f"it expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
@@ -78,3 +154,16 @@ def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature) as exc:
         raise UnknownAuthorityError(what, cause=f"the CA {files.ca} did not sign it") from exc
+
+
+def _own(files: TlsFiles) -> tuple[x509.Certificate, x509.Certificate]:
+    """Our certificate, and our CA's."""
+    what = f"The certificate {files.cert} cannot be used"
+    return _read(files.cert, what), _read(files.ca, what)
+
+
+def _read(path: Path, what: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise ConfigError(what, cause=f"{path}: {exc}" if isinstance(exc, ValueError) else str(exc)) from exc

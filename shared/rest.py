@@ -92,11 +92,13 @@ class RestClient:
                 data=data,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s + wait_s),
+                # The API redirects nobody: who answers so would have secrets carried to another place.
+                allow_redirects=False,
             ) as answer,
         ):
             content = await answer.read()
             status = answer.status
-        if status >= 400:
+        if status >= 300:
             raise _failure(content, status, what)
         try:
             return msgspec.json.decode(content, type=route.response)

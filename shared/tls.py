@@ -55,6 +55,20 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
+def reload(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Present the certificate that is in `files` now, in the sessions that begin from here on.
+
+    Raises ConfigError, and then the context presents what it did before: a load that fails half way leaves a certificate without its key,
+    so the files are first tried on a context that nobody uses."""
+    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
+    try:
+        context.load_cert_chain(files.cert, files.key)
+    except OSError as exc:  # ssl.SSLError is one
+        raise ConfigError(
+            f"TLS files {files.cert} and {files.key} could not be used", cause=str(exc)
+        ) from exc
+
+
 def peer_name(ssl_object: ssl.SSLObject | ssl.SSLSocket | None) -> str:
     """The common name in the peer's verified certificate, ROLE:NAME; "" when it showed none."""
     certificate = ssl_object.getpeercert() if ssl_object is not None else None
@@ -146,7 +160,7 @@ def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
         context.load_cert_chain(files.cert, files.key)
         context.load_verify_locations(cafile=str(files.ca))
-    except (ssl.SSLError, OSError) as exc:
+    except OSError as exc:  # ssl.SSLError is one
         raise ConfigError(
             f"TLS files {files.cert}, {files.key} and {files.ca} could not be used",
             cause=str(exc),

@@ -84,7 +84,7 @@ class Sender:
         self._retry_after_s = 0.0
 
     def reload_certificate(self) -> None:
-        self._context.load_cert_chain(self._files.cert, self._files.key)
+        tls.reload(self._context, self._files)
 
     def flush(self) -> None:
         """Asks the process server, once everything cut so far is sent, to upload at once."""

@@ -1,0 +1,236 @@
+"""A daemon's certificate while its renewal fails: it lives on with the one that it has, says so, and tries again. Real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from config_server.ca import CertificateAuthority, pem_of
+from shared import api, control_client, identity, tls
+from shared.control_client import ControlClient
+from shared.messages import Certificate, Command, Nothing, StatusReply
+from shared.status import AgentReport
+from tests.config_parts import ConfigServer, config_for, daemon, running
+from tests.impostor import answering
+from tests.small_fs import fill, remount, small_fs
+
+NAME = "agent:web1"
+DAY = dt.timedelta(days=1)
+
+
+class Ca:
+    """A CA, and a daemon of it whose certificate is due for renewal."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.ca = CertificateAuthority.open(folder)
+        self.folder = folder
+
+    def issue(self, key: ec.EllipticCurvePublicKey, *, role: str = "agent", name: str = "web1",
+              life: dt.timedelta = 30 * DAY, hosts: tuple[str, ...] = ()) -> x509.Certificate:  # fmt: skip
+        return self.ca.issue(key, role, name, hosts, life, dt.datetime.now(dt.UTC))
+
+    def due(self, folder: Path) -> tls.TlsFiles:
+        files = identity.files_in(folder)
+        files.key.write_bytes(identity.new_key_pem())
+        files.ca.write_text(self.ca.pem)
+        # It began five minutes before now, so less than a third of its life is left.
+        soon = self.issue(identity.key_of(files).public_key(), life=dt.timedelta(seconds=100))
+        files.cert.write_text(pem_of(soon))
+        return files
+
+    def server_context(self) -> Any:
+        files = identity.files_in(self.folder / "server")
+        files.key.parent.mkdir()
+        files.key.write_bytes(identity.new_key_pem())
+        files.ca.write_text(self.ca.pem)
+        public = identity.key_of(files).public_key()
+        files.cert.write_text(
+            pem_of(self.issue(public, role="config-server", name="cs1", hosts=("127.0.0.1",)))
+        )
+        return tls.server_context(files, require_client=False)
+
+
+def key_in(request: dict[str, Any]) -> ec.EllipticCurvePublicKey:
+    key = x509.load_pem_x509_csr(request["csr"].encode()).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    return key
+
+
+Answer = Callable[[Ca, ec.EllipticCurvePublicKey, Path], str]
+
+
+def _other_ca(_ca: Ca, key: ec.EllipticCurvePublicKey, folder: Path) -> str:
+    return pem_of(Ca(folder / "other").issue(key))
+
+
+def _two(ca: Ca, key: ec.EllipticCurvePublicKey, folder: Path) -> str:
+    return pem_of(ca.issue(key)) + Ca(folder / "other").ca.pem
+
+
+BAD: dict[str, Answer] = {
+    "garbage": lambda _ca, _key, _folder: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    "nothing": lambda _ca, _key, _folder: "",
+    "another key": lambda ca, _key, _folder: pem_of(
+        ca.issue(ec.generate_private_key(ec.SECP256R1()).public_key())
+    ),
+    "another CA": _other_ca,
+    "expired": lambda ca, key, _folder: pem_of(ca.issue(key, life=-DAY)),
+    "another name": lambda ca, key, _folder: pem_of(ca.issue(key, name="web2")),
+    "two certificates": _two,
+}
+
+
+@contextlib.asynccontextmanager
+async def serving(client: ControlClient) -> AsyncIterator[None]:
+    """A daemon's `serve`, which must still be alive at the end."""
+
+    async def handle(_command: Command) -> dict[str, Any]:
+        return {}
+
+    stop = asyncio.Event()
+    task = asyncio.create_task(client.serve(AgentReport, handle, stop, interval_s=0.05))
+    try:
+        yield
+        assert not task.done()
+    finally:
+        stop.set()
+        await task
+        await client.close()
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_client, "_RENEWAL_CHECK_S", 0.05)
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110 - the other side of a real connection does it
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", BAD)
+async def test_a_bad_answer_leaves_the_certificate_and_the_daemon_says_so_and_tries_again(
+    tmp_path: Path, kind: str
+) -> None:
+    ca = Ca(tmp_path / "ca")
+    (tmp_path / "agent").mkdir()
+    files = ca.due(tmp_path / "agent")
+    before = files.cert.read_bytes()
+    codes: list[list[str]] = []
+    tries: list[str] = []
+
+    def status(report: dict[str, Any]) -> StatusReply:
+        codes.append([error["code"] for error in report.get("errors", [])])
+        return StatusReply()
+
+    def renew(request: dict[str, Any]) -> Certificate:
+        tries.append(kind)
+        good = len(tries) > 3
+        pem = pem_of(ca.issue(key_in(request))) if good else BAD[kind](ca, key_in(request), tmp_path)
+        if not good:
+            assert files.cert.read_bytes() == before
+        return Certificate(pem, ca.ca.pem, NAME, "")
+
+    async with answering(ca.server_context(), {"status": status, "renew": renew}) as url:
+        reloaded: list[bool] = []
+        client = ControlClient(url, files, on_renewed=lambda: reloaded.append(True))
+        async with serving(client):
+            await until(lambda: ["US469"] in codes)
+            assert not reloaded
+            await until(lambda: reloaded and codes[-1] == [])
+    assert files.cert.read_bytes() != before
+    assert identity.name_of(identity.only_certificate(files.cert.read_text())) == NAME
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ConfigServer]:
+    async with running(config_for(tmp_path)) as started:
+        yield started
+
+
+async def due_in(server: ConfigServer, folder: Path) -> tls.TlsFiles:
+    files = await server.enrolled("agent", "web1", folder)
+    key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    soon = CertificateAuthority.open(server.config.data_dir).issue(
+        key.public_key(), "agent", "web1", [], dt.timedelta(seconds=100), dt.datetime.now(dt.UTC)
+    )
+    files.cert.write_text(pem_of(soon))
+    return files
+
+
+async def problems(server: ConfigServer) -> list[str]:
+    async with server.operator() as operator:
+        found = (await operator.call(api.DAEMONS, Nothing())).daemons
+    return [error["code"] for view in found for error in view.report.get("errors", [])]
+
+
+async def until_problems(server: ConfigServer, codes: list[str]) -> None:
+    async with asyncio.timeout(20):
+        while await problems(server) != codes:  # noqa: ASYNC110 - the other side of a real connection does it
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("why", ["full", "read-only"])
+async def test_a_disk_that_takes_no_certificate_leaves_the_daemon_alive_with_the_old_one(
+    server: ConfigServer, tmp_path: Path, why: str
+) -> None:
+    with small_fs(tmp_path / "etc") as folder:
+        files = await due_in(server, folder)
+        before = files.cert.read_bytes()
+        ballast = fill(folder) if why == "full" else None
+        if why == "read-only":
+            remount(folder, "ro")
+        async with serving(ControlClient(server.url, files)):
+            await until_problems(server, ["US475"])
+            assert files.cert.read_bytes() == before
+            assert sorted(path.name for path in folder.iterdir() if path != ballast) == [
+                "ca.pem", "cert.pem", "key.pem",
+            ]  # fmt: skip
+            if ballast is not None:
+                ballast.unlink()
+            else:
+                remount(folder, "rw")
+            await until(lambda: files.cert.read_bytes() != before)
+            await until_problems(server, [])
+
+
+async def test_a_certificate_that_was_put_there_by_hand_is_used_without_a_restart(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    reloaded: list[bool] = []
+    client = ControlClient(server.url, files, on_renewed=lambda: reloaded.append(True))
+    async with serving(client):
+        await server.enrolled("agent", "web1", tmp_path / "agent")
+        await until(lambda: reloaded)
+
+
+async def test_a_certificate_file_that_is_gone_is_said_and_does_not_end_the_daemon(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    async with serving(ControlClient(server.url, files)):
+        files.cert.rename(tmp_path / "away")
+        await until_problems(server, ["US101"])
+
+
+async def test_a_daemon_reports_with_the_certificate_that_it_renewed(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    files = await due_in(server, tmp_path / "agent")
+    async with daemon(server, files) as client:
+        assert await client.renew_if_due()
+        assert not await client.renew_if_due()
+        assert await client.report({"state": "ordered"}) == []
