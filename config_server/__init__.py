@@ -9,7 +9,7 @@ Nothing here stands in the data path: replication, and a restore from storage an
 is down.
 
     config     the configuration file            ca          certificates
-    database   SQLite in a thread, schema        tokens, inventory, commands, events, jobs, audit: its tables
+    database   SQLite in a thread, schema        tokens, revocation, inventory, commands, events, jobs, audit: its tables
     listener   TLS connections                   binding     routes → HTTP, authentication, errors
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
     operations machines, points, restores        presence    the latest reports

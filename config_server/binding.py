@@ -21,6 +21,7 @@ from shared.api import ROUTES, Access, Route
 from shared.errors import (
     UNDECODABLE,
     AccessError,
+    CertificateRevokedError,
     DeadlineError,
     NotFoundError,
     RequestError,
@@ -37,9 +38,9 @@ _R = TypeVar("_R", bound=msgspec.Struct)
 _Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MAX_WAIT_S: Final = 30.0
-_HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError], int], ...]] = (
+_HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError] | tuple[type[UnderstudyError], ...], int], ...]] = (
     (AccessError, 401),
-    (WrongRoleError, 403),
+    ((WrongRoleError, CertificateRevokedError), 403),
     (UsageError, 400),
     (NotFoundError, 404),
     (DeadlineError, 504),
@@ -58,6 +59,8 @@ class Call:
     body: bytes
     wait_s: float
     """How long the caller lets the answer be held (Prefer: wait=N)."""
+    serial: int = 0
+    """Of the caller's certificate; 0 when it showed none."""
     hosts: tuple[str, ...] = ()
     """DNS names and addresses in the caller's certificate."""
     remote: str = ""
@@ -75,8 +78,14 @@ class Call:
 class Binder:
     """Collects one handler per route, then makes the application."""
 
-    def __init__(self, operator_of: Callable[[str], Awaitable[str | None]]) -> None:
+    def __init__(
+        self,
+        operator_of: Callable[[str], Awaitable[str | None]],
+        is_revoked: Callable[[int, str], bool] = lambda _serial, _name: False,
+    ) -> None:
+        """`is_revoked`: whether the certificate with this serial number and ROLE:NAME is."""
         self._operator_of = operator_of
+        self._is_revoked = is_revoked
         self._endpoints: dict[str, _Endpoint] = {}
 
     def on(self, route: Route[_Q, _R], handler: Callable[[Call, _Q], Awaitable[_R]]) -> None:
@@ -85,7 +94,10 @@ class Binder:
         async def endpoint(request: web.Request) -> web.StreamResponse:
             try:
                 call, body = await self._receive(request, route)
-                return _answer(200, await handler(call, body))
+                answer = await handler(call, body)
+                # Once more: an answer that was held may have outlived the right to it.
+                self._refuse_revoked(request, route)
+                return _answer(200, answer)
             except UnderstudyError as exc:
                 return _refuse(request, route, exc)
             except asyncio.CancelledError:
@@ -118,7 +130,13 @@ class Binder:
         who = await self._authenticate(request, route)
         raw = await request.read()
         call = Call(
-            who, dict(request.match_info), raw, _wait_s(request), _peer_hosts(request), request.remote or ""
+            who,
+            dict(request.match_info),
+            raw,
+            _wait_s(request),
+            tls.peer_serial(_ssl_object(request)),
+            _peer_hosts(request),
+            request.remote or "",
         )
         return call, _decode(request, route, raw)
 
@@ -134,6 +152,7 @@ class Binder:
                     cause="it came without a certificate",
                     action="Enrol this host: understudy token create, then python -m shared.enrol.",
                 )
+            self._refuse_revoked(request, route)
             return tls.require_name(name, *roles) if roles else name
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
@@ -147,6 +166,12 @@ class Binder:
                 cause="the operator token is not valid on this config server",
             )
         return f"operator:{operator}"
+
+    def _refuse_revoked(self, request: web.Request, route: Route[Any, Any]) -> None:
+        ssl_object = _ssl_object(request)
+        name = tls.peer_name(ssl_object)
+        if route.access is Access.DAEMON and self._is_revoked(tls.peer_serial(ssl_object), name):
+            raise CertificateRevokedError(f"The certificate of {name} was refused")
 
 
 def _ssl_object(request: web.Request) -> ssl.SSLObject | None:
@@ -189,7 +214,7 @@ def _answer(status: int, body: msgspec.Struct) -> web.Response:
 
 def _refuse(request: web.Request, route: Route[Any, Any], exc: UnderstudyError) -> web.Response:
     status = next(status for cls, status in _HTTP_STATUS if isinstance(exc, cls))
-    if isinstance(exc, (AccessError, WrongRoleError)):
+    if isinstance(exc, (AccessError, WrongRoleError, CertificateRevokedError)):
         _log.warning("access refused", route=route.name, remote=request.remote, **exc.as_dict())
     return _answer(status, Failure(**exc.as_dict(), exit_code=exc.exit_code))
 

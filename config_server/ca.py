@@ -100,10 +100,7 @@ class CertificateAuthority:
             .not_valid_after(now + life)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign_certificates=False), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
+            .add_extension(x509.ExtendedKeyUsage(_purposes(role)), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
@@ -159,6 +156,15 @@ def _make_ca() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         .sign(key, hashes.SHA256())
     )
     return key, certificate
+
+
+def _purposes(role: str) -> list[x509.ObjectIdentifier]:
+    """What a role's certificate is good for: TLS itself refuses an agent that plays a server."""
+    if role in ("agent", "master-target"):
+        return [ExtendedKeyUsageOID.CLIENT_AUTH]
+    if role == "config-server":
+        return [ExtendedKeyUsageOID.SERVER_AUTH]
+    return [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
 def _usage(*, sign_certificates: bool) -> x509.KeyUsage:

@@ -15,6 +15,7 @@ from config_server.database import Database
 from config_server.presence import Presence
 from config_server.storage import Storage
 from shared.errors import RequestError
+from shared.messages import Revocations
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
@@ -25,6 +26,8 @@ class Control:
     ca: CertificateAuthority
     storage: Storage
     certificate_life: dt.timedelta
+    revoked: Revocations = field(default_factory=Revocations)
+    """As the database has them."""
     presence: Presence = field(default_factory=Presence)
     bell: Bell = field(default_factory=Bell)
     """Rung with ROLE:NAME when there is a command for it, with a command's id when its result is there."""

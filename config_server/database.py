@@ -57,6 +57,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     DROP INDEX events_open;
     CREATE UNIQUE INDEX events_open ON events (source, object, code, key) WHERE resolved_ns IS NULL;
     """,
+    """
+    CREATE TABLE revocations (
+        subject TEXT PRIMARY KEY, reason TEXT NOT NULL, revoked_ns INTEGER NOT NULL, expires_ns INTEGER);
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -9,7 +9,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from config_server import audit, events, tokens
+from config_server import audit, events, revocation, tokens
 from config_server.binding import Binder, Call
 from config_server.ca import check_host, pem_of
 from config_server.clock import SECOND_NS, rfc3339
@@ -22,9 +22,13 @@ from shared.messages import (
     ROLES,
     CaCertificate,
     Certificate,
+    CertificateList,
+    CertificateView,
     EnrolRequest,
+    Limit,
     Nothing,
     RenewRequest,
+    RevokeRequest,
     Token,
     TokenRequest,
 )
@@ -51,6 +55,8 @@ class Identity:
         binder.on(api.ENROL, self.enrol)
         binder.on(api.RENEW, self.renew)
         binder.on(api.TOKEN_CREATE, self.create_token)
+        binder.on(api.CERTIFICATES, self.certificates)
+        binder.on(api.CERTIFICATE_REVOKE, self.revoke)
 
     async def ca(self, _call: Call, _body: Nothing) -> CaCertificate:
         ca = self._control.ca
@@ -94,6 +100,7 @@ class Identity:
         def work(db: sqlite3.Connection) -> tuple[tokens.Grant, x509.Certificate]:
             # The token first: who has none learns nothing about requests. A bad request rolls its use back.
             grant = tokens.redeem(db, hash_, now_ns)
+            revocation.readmit(db, grant.role, grant.name)
             public_key = self._control.ca.public_key_of(body.csr)
             certificate = self._issue(db, public_key, grant, now_ns)
             subject = f"{grant.role}:{grant.name}"
@@ -101,6 +108,7 @@ class Identity:
             return grant, certificate
 
         grant, certificate = await self._control.db.run(work)
+        await self._take_revocations()
         _log.info("enrolled", name=f"{grant.role}:{grant.name}", not_after=certificate.not_valid_after_utc)
         return self._answer(certificate, grant)
 
@@ -153,6 +161,32 @@ class Identity:
 
         return self._answer(await self._control.db.run(work), grant)
 
+    async def certificates(self, _call: Call, body: Limit) -> CertificateList:
+        found = await self._control.db.run(lambda db: revocation.newest(db, body.limit))
+        return CertificateList(certificates=found)
+
+    async def revoke(self, call: Call, body: RevokeRequest) -> CertificateList:
+        now_ns = self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> list[CertificateView]:
+            covered = revocation.revoke(db, body.certificate, body.reason, now_ns)
+            audit.add(db, call.who, "certificate.revoke", body.certificate, {"reason": body.reason}, now_ns)
+            return covered
+
+        covered = await self._control.db.run(work)
+        await self._take_revocations()
+        _log.warning("certificate revoked", certificate=body.certificate, who=call.who, reason=body.reason)
+        # Held answers go out: the revoked daemon's is a refusal, the process servers' carry the list.
+        for name in {view.name for view in covered} | {
+            seen.source for seen in self._control.presence.all() if seen.role == "process-server"
+        }:
+            self._control.bell.ring(name)
+        return CertificateList(certificates=covered)
+
+    async def _take_revocations(self) -> None:
+        now_ns = self._control.now_ns()
+        self._control.revoked = await self._control.db.run(lambda db: revocation.current(db, now_ns))
+
     def _issue(
         self,
         db: sqlite3.Connection,
@@ -164,7 +198,7 @@ class Identity:
         life = _STORAGE_LIFE if grant.role == "storage" else self._control.certificate_life
         certificate = self._control.ca.issue(public_key, grant.role, grant.name, grant.hosts, life, now)
         expires_ns = int(certificate.not_valid_after_utc.timestamp()) * SECOND_NS
-        tokens.note_certificate(db, certificate.serial_number, grant.role, grant.name, now_ns, expires_ns)
+        revocation.note_certificate(db, certificate.serial_number, grant.role, grant.name, now_ns, expires_ns)
         return certificate
 
     def _answer(self, certificate: x509.Certificate, grant: tokens.Grant) -> Certificate:

@@ -81,7 +81,8 @@ class Reporting:
         if call.wait_s > 0 and {command.id for command in waiting} <= set(seen.report.running):
             await commands.wait_for(rung, call.wait_s)
             waiting = await self._control.db.run(lambda db: commands.pending(db, call.who))
-        return StatusReply(commands=waiting, received_ns=now_ns)
+        revoked = self._control.revoked if call.role == "process-server" else None
+        return StatusReply(commands=waiting, received_ns=now_ns, revoked=revoked)
 
     async def command(self, call: Call, _body: Nothing) -> CommandView:
         """A command; with `Prefer: wait` when its result is there, or at the end of the wait."""

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from config_server import audit, events, inventory, jobs, tokens, view
+from config_server import audit, events, inventory, jobs, revocation, tokens, view
 from config_server.binding import Binder, Call
 from config_server.ca import CertificateAuthority, hosts_of, pem_of
 from config_server.commands import wait_for
@@ -89,7 +89,10 @@ async def run(
 
 
 def _application(control: Control, sides: Sides, name: str) -> web.Application:
-    binder = Binder(lambda token: control.db.run(lambda db: tokens.operator_of(db, token)))
+    binder = Binder(
+        lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
+        lambda serial, name: control.revoked.covers(serial, name),
+    )
 
     async def health(_call: Call, _body: Nothing) -> Health:
         return Health(name=name, version=VERSION)
@@ -109,6 +112,7 @@ def _make_private(folder: Path) -> None:
 
 async def _recover(control: Control, folder: Path) -> None:
     """Bring back what was known before the last stop; make an operator token when there is none."""
+    control.revoked = await control.db.run(lambda db: revocation.current(db, control.now_ns()))
     for stored in await control.db.run(inventory.reports):
         try:
             control.presence.learn(

@@ -75,13 +75,5 @@ def subject_of(db: sqlite3.Connection, token_hash: bytes) -> str:
     return f"{row['role']}:{row['name']}" if row else ""
 
 
-def note_certificate(
-    db: sqlite3.Connection, serial: int, role: str, name: str, issued_ns: int, expires_ns: int
-) -> None:
-    db.execute(
-        "INSERT INTO certificates VALUES (?, ?, ?, ?, ?)", (f"{serial:x}", role, name, issued_ns, expires_ns)
-    )
-
-
 def _operator_hash(token: str) -> bytes:
     return hashlib.sha256(b"understudy operator\0" + token.encode()).digest()

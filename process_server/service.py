@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from process_server.config import ProcessServerConfig
 from process_server.reception.credit import CacheSpace
@@ -19,16 +21,17 @@ from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
-from shared import logging, protected, tls
+from shared import durable, logging, protected, tls
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
-from shared.errors import DeadlineError, MachineNotFoundError, StorageError, UsageError
-from shared.messages import Command
+from shared.errors import UNDECODABLE, DeadlineError, MachineNotFoundError, StorageError, UsageError
+from shared.messages import Command, Revocations
 from shared.service import notify, watchdog_interval_s
 from shared.vault import FileVault
 
 _log = logging.get()
 
+REVOKED_FILE: Final = "revoked.json"
 STATUS_S: Final = 2.0
 """How often the service manager is told how things stand."""
 FLUSH_S: Final = 30.0
@@ -67,7 +70,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 ]
                 notify("READY=1")
                 if config.control_url:
-                    await _serve_control(config, context, board, receiver, spool, stop)
+                    await _serve_control(config, context, receiver, board, spool, stop)
                 await stop.wait()
             finally:
                 for task in (container, *beside):
@@ -101,6 +104,45 @@ class Cache:
         return CacheSpace(total_b=self._size_b, free_b=max(0, min(free_b, self._size_b - used_b)))
 
 
+class RevokedFile:
+    """The newest list of revoked certificates, kept beside our own: a restart while the config server is away must not readmit anybody."""
+
+    def __init__(self, path: Path, use: Callable[[Revocations], None]) -> None:
+        self._path = path
+        self._use = use
+        self._known = self._stored = Revocations()
+
+    def load(self) -> None:
+        try:
+            self._known = self._stored = msgspec.json.decode(self._path.read_bytes(), type=Revocations)
+        except FileNotFoundError:
+            return
+        except (OSError, *UNDECODABLE) as exc:
+            # The config server's next answer brings it again.
+            _log.error(
+                "the list of revoked certificates cannot be read", file=str(self._path), cause=str(exc)
+            )
+            return
+        self._use(self._known)
+
+    async def take(self, revoked: Revocations) -> None:
+        """Used at once, whatever the disk says; stored when it has changed, and tried again with the next answer."""
+        if revoked != self._known:
+            self._known = revoked
+            self._use(revoked)
+        if revoked == self._stored:
+            return
+        try:
+            await asyncio.to_thread(
+                durable.replace_file, self._path, msgspec.json.encode(revoked), mode=0o644
+            )
+            self._stored = revoked
+        except OSError as exc:
+            _log.error(
+                "the list of revoked certificates cannot be stored", file=str(self._path), cause=str(exc)
+            )
+
+
 @asynccontextmanager
 async def _spooling(spool: Spool) -> AsyncIterator[Spool]:
     await spool.start()
@@ -121,8 +163,8 @@ async def _ensure_container(store: BlobStore) -> None:
 async def _serve_control(
     config: ProcessServerConfig,
     context: Any,
-    board: StatusBoard,
     receiver: Receiver,
+    board: StatusBoard,
     spool: Spool,
     stop: asyncio.Event,
 ) -> None:
@@ -137,10 +179,13 @@ async def _serve_control(
             return await flush(spool, str(command.args.get("machine", "")))
         raise UsageError(f"The process server knows no command '{command.kind}'")
 
+    revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), receiver.revoke)
+    revoked.load()
     control = ControlClient(
         config.control_url,
         config.tls,
         on_renewed=lambda: tls.reload(context, config.tls),
+        on_revoked=revoked.take,
     )
     try:
         await control.serve(board.report, handle, stop)

@@ -21,6 +21,7 @@ from shared.messages import (
     AuditList,
     CaCertificate,
     Certificate,
+    CertificateList,
     CommandView,
     DaemonList,
     EnrolRequest,
@@ -44,6 +45,7 @@ from shared.messages import (
     RenewRequest,
     RestoreGrant,
     RestoreRequest,
+    RevokeRequest,
     SideView,
     StatusReply,
     Token,
@@ -95,6 +97,24 @@ STATUS = Route(
 )
 TOKEN_CREATE = Route(
     "token_create", "POST", "/v1/tokens", Access.OPERATOR, TokenRequest, Token, "Create an enrolment token"
+)
+CERTIFICATES = Route(
+    "certificates",
+    "GET",
+    "/v1/certificates",
+    Access.OPERATOR,
+    Limit,
+    CertificateList,
+    "Certificates, newest first",
+)
+CERTIFICATE_REVOKE = Route(
+    "certificate_revoke",
+    "POST",
+    "/v1/certificates/revoke",
+    Access.OPERATOR,
+    RevokeRequest,
+    CertificateList,
+    "Refuse a certificate, or all of a daemon",
 )
 POLICY = Route("policy", "GET", "/v1/policy", Access.OPERATOR, Nothing, Policy, "The default policy")
 POLICY_SET = Route(
@@ -187,6 +207,7 @@ AUDIT = Route(
 )
 
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
-    HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, POLICY, POLICY_SET, MACHINES, MACHINE, PROTECT, UNPROTECT, REBIND, RESYNC,
+    HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, CERTIFICATES, CERTIFICATE_REVOKE, POLICY, POLICY_SET,
+    MACHINES, MACHINE, PROTECT, UNPROTECT, REBIND, RESYNC,
     POINTS, POINT_CREATE, FLUSH, RESTORE, COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
 )  # fmt: skip

@@ -17,7 +17,7 @@ import msgspec
 
 from shared import api, identity, logging, tls
 from shared.errors import ConfigError, UnderstudyError, UnreachableError
-from shared.messages import Command, RenewRequest, StatusReply
+from shared.messages import Command, RenewRequest, Revocations, StatusReply
 from shared.rest import RestClient
 from shared.status import Problem, Report
 
@@ -36,7 +36,8 @@ class ControlClient:
 
     A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` is called after the
     certificate file was replaced: reload what holds it (shared/tls.py: `reload`). What hinders a renewal is in the reports, as a
-    warning. `machine`: of an agent, the identity and boot that it reports, too.
+    warning. `on_revoked` gets the certificates that are not to be admitted, with every answer that tells them. `machine`: of an
+    agent, the identity and boot that it reports, too.
     """
 
     def __init__(
@@ -45,14 +46,16 @@ class ControlClient:
         files: tls.TlsFiles,
         *,
         on_renewed: Callable[[], None] | None = None,
+        on_revoked: Callable[[Revocations], Awaitable[None]] | None = None,
         machine: tuple[str, str] = ("", ""),
     ) -> None:
         self._files = files
         self._loaded = _stamp(files.cert)
         """The certificate that the contexts present, or the one before it: then it is loaded once more."""
-        self._context = tls.client_context(files)
+        self._context = tls.client_context(files, tls.CONFIG_SERVER)
         self._client = RestClient(url, self._context)
         self._on_renewed = on_renewed
+        self._on_revoked = on_revoked
         self._machine = machine
         self.problem: UnderstudyError | None = None
         """Why the certificate cannot be renewed; None while nothing is wrong with it."""
@@ -75,6 +78,8 @@ class ControlClient:
             # A server that refuses a certificate cuts the connection; the reason can be seen on this side.
             await asyncio.to_thread(identity.check_certificate, self._files)
             raise
+        if reply.revoked is not None and self._on_revoked is not None:
+            await self._on_revoked(reply.revoked)
         return reply.commands
 
     async def serve(

@@ -27,7 +27,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from shared import api, identity, rest
+from shared import api, identity, rest, tls
 from shared.errors import (
     IdentityFileError,
     TokenMalformedError,
@@ -107,6 +107,7 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     trusted = _proved(ca.pem, parts, url)
     verified = ssl.create_default_context(cadata=identity.pem_of(trusted).decode())
     verified.minimum_version = ssl.TLSVersion.TLSv1_3
+    tls.expecting(verified, tls.CONFIG_SERVER)
     async with rest.RestClient(url, verified) as client:
         answer = await client.call(
             api.ENROL, EnrolRequest(token=token.strip(), csr=identity.request_of(files))

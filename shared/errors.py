@@ -460,6 +460,12 @@ class BadCertificateError(TlsError):
     default_action = "Nothing was replaced; it is tried again. Check both clocks; after a change of the CA, enrol this host anew."
 
 
+class CertificateRevokedError(TlsError):
+    code = "US476"
+    default_cause = "it was revoked"
+    default_action = "If it still shall take part: create a new token (understudy token create ROLE NAME) and enrol it anew."
+
+
 class UnreachableError(PeerError):
     code = "US467"
     default_action = "Check that the other end runs and that the network lets this port through."

@@ -96,9 +96,44 @@ class Command(msgspec.Struct):
     args: dict[str, Any] = {}
 
 
+class Revocations(msgspec.Struct, frozen=True):
+    """Certificates that are refused although the CA signed them: by serial number (hex), and all of a ROLE:NAME."""
+
+    serials: list[str] = []
+    names: list[str] = []
+
+    def covers(self, serial: int, name: str) -> bool:
+        return name in self.names or f"{serial:x}" in self.serials
+
+
 class StatusReply(msgspec.Struct):
     commands: list[Command] = []
     received_ns: int = 0
+    revoked: Revocations | None = None
+    """For process servers, who admit others; None: nothing is said, and what was known holds."""
+
+
+class CertificateView(msgspec.Struct, kw_only=True):
+    serial: str
+    """Hexadecimal."""
+    name: str
+    """ROLE:NAME."""
+    issued: str
+    expires: str
+    revoked: str | None
+    """When; None when it is not."""
+    reason: str = ""
+
+
+class CertificateList(msgspec.Struct):
+    certificates: list[CertificateView]
+
+
+class RevokeRequest(msgspec.Struct, kw_only=True):
+    """Refuse from now on: one certificate (its serial number), or whatever ROLE:NAME has and gets until it enrols with a new token."""
+
+    certificate: str
+    reason: str = ""
 
 
 class CommandView(msgspec.Struct):

@@ -141,10 +141,11 @@ def _root_cause(exc: BaseException) -> BaseException:
     """The ssl or OS error inside aiohttp's, when there is one."""
     inner: BaseException | None = exc
     while inner is not None:
-        if isinstance(inner, ssl.SSLError):
-            return inner
+        # In this order: aiohttp's error for TLS is an ssl.SSLError, too, but an empty one.
         if isinstance(inner, aiohttp.ClientConnectorError):
             return inner.os_error
+        if isinstance(inner, ssl.SSLError):
+            return inner
         inner = inner.__cause__ or inner.__context__
     return exc
 

@@ -2,7 +2,9 @@
 
 A certificate's common name is ROLE:NAME, for example `agent:web1` or `process-server:ps1`. The TLS library
 proves that the CA signed it; what a role may do is decided by whoever asked for `peer_name`. Servers'
-certificates also carry DNS names or addresses, which clients check.
+certificates also carry DNS names or addresses, which clients check. That is not enough: every process server's certificate is valid for
+some host, and who takes over that host's name or address could play the config server with it. So clients name the role that the server
+must have (`server`), and a handshake with any other fails before a byte of theirs is sent.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from shared.errors import (
     WrongRoleError,
 )
 
+CONFIG_SERVER: Final = "config-server:*"
+PROCESS_SERVER: Final = "process-server:*"
+
 
 class TlsFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """PEM files of one daemon: its certificate (with chain), its private key, and the CA of its peers."""
@@ -48,11 +53,35 @@ def server_context(files: TlsFiles, require_client: bool = True) -> ssl.SSLConte
     return context
 
 
-def client_context(files: TlsFiles) -> ssl.SSLContext:
-    """For connecting as this daemon; checks the server's certificate and host name. Raises ConfigError."""
+def client_context(files: TlsFiles, server: str = "") -> ssl.SSLContext:
+    """For connecting as this daemon to a server whose certificate is `server` (`config-server:*`); "": to any of the CA's. Checks the
+    server's certificate and host name. Raises ConfigError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _load(context, files)
+    return expecting(context, server) if server else context
+
+
+def expecting(context: ssl.SSLContext, server: str) -> ssl.SSLContext:
+    """The context, which from now on completes no handshake but with a server whose certificate is `server`."""
+
+    class Checked(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            try:
+                require_name(peer_name(self), server)
+            except WrongRoleError as exc:
+                raise _WrongRole(exc) from exc
+
+    context.sslobject_class = Checked
     return context
+
+
+class _WrongRole(ssl.SSLError):
+    """A WrongRoleError inside a handshake: asyncio takes only errors of `ssl` from there."""
+
+    def __init__(self, error: WrongRoleError) -> None:
+        super().__init__(ssl.SSL_ERROR_SSL, error.cause)
+        self.error = error
 
 
 def reload(context: ssl.SSLContext, files: TlsFiles) -> None:
@@ -80,6 +109,12 @@ def peer_name(ssl_object: ssl.SSLObject | ssl.SSLSocket | None) -> str:
     return ""
 
 
+def peer_serial(ssl_object: ssl.SSLObject | ssl.SSLSocket | None) -> int:
+    """The serial number of the peer's verified certificate; 0 when it showed none."""
+    certificate = ssl_object.getpeercert() if ssl_object is not None else None
+    return int(str((certificate or {}).get("serialNumber", "0")), 16)
+
+
 def require_name(name: str, *expected: str) -> str:
     """`name`, when it is one of `expected`: "ROLE:NAME" for one peer, "ROLE:*" for any of a role.
 
@@ -97,7 +132,8 @@ def require_name(name: str, *expected: str) -> str:
 
 # https://www.openssl.org/docs/man3.0/man1/openssl-verification-options.html (X509_V_ERR_*)
 _EXPIRED: Final = {9, 10}
-_UNKNOWN_CA: Final = {2, 18, 19, 20, 21, 24, 26, 79}
+_UNKNOWN_CA: Final = {2, 18, 19, 20, 21, 24, 79}
+_WRONG_PURPOSE: Final = 26
 _WRONG_HOST: Final = {62, 64}
 _NOT_TLS_REASONS: Final = {
     "HTTP_REQUEST",
@@ -118,12 +154,16 @@ def translate(exc: BaseException, what: str) -> PeerError:
     `what` names the failed operation and the peer."""
     if isinstance(exc, PeerError):
         return exc
+    if isinstance(exc, _WrongRole):
+        return WrongRoleError(what, cause=f"{exc.error.what}: {exc.error.cause}")
     if isinstance(exc, ssl.SSLCertVerificationError):
         cause = f"its certificate was not accepted: {exc.verify_message}"
         if exc.verify_code in _EXPIRED:
             return CertificateExpiredError(what, cause=cause)
         if exc.verify_code in _UNKNOWN_CA:
             return UnknownAuthorityError(what, cause=cause)
+        if exc.verify_code == _WRONG_PURPOSE:
+            return WrongRoleError(what, cause=f"{cause} (it is of a role that is no server, or no client)")
         if exc.verify_code in _WRONG_HOST:
             return WrongHostError(what, cause=cause)
         return TlsError(what, cause=cause)

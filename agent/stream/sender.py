@@ -66,7 +66,7 @@ class Sender:
         self._state = state
         self._hello = hello
         self._address = address
-        self._context = tls.client_context(files)
+        self._context = tls.client_context(files, tls.PROCESS_SERVER)
         self._files = files
         self._end_epoch = end_epoch
         self.connected = False

@@ -28,6 +28,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "daemon": ("record_commands:daemon", "Agents and servers that report."),
     "audit": ("record_commands:audit", "Who changed what."),
     "policy": ("record_commands:policy", "The default replication policy."),
+    "certificate": ("certificate_commands:certificate", "Certificates of daemons: list, revoke."),
     "token": ("record_commands:token", "Enrolment tokens for new hosts."),
     "completion": ("completion_command:completion", "Tab completion for a shell."),
 }

@@ -113,10 +113,13 @@ class Target:
         """A client. A server whose CA is not the one that was given is told in terms of this command's options."""
         import ssl
 
+        from shared import tls
         from shared.rest import RestClient
 
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
+            if self.ca_file is not None:  # else a public CA vouches, for something that stands in front of it
+                tls.expecting(context, tls.CONFIG_SERVER)
         except (OSError, ssl.SSLError) as exc:
             raise UsageError(
                 f"The CA file {self.ca_file} could not be used",

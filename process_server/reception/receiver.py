@@ -29,7 +29,15 @@ from typing import Final, NamedTuple
 from process_server.reception.credit import CacheSpace, CreditGate, CreditPolicy
 from process_server.reception.session import MachineLog, Session
 from shared import logging, tls
-from shared.errors import CopyRefusedError, ListenError, StoppingError, SupersededError, UnderstudyError
+from shared.errors import (
+    CertificateRevokedError,
+    CopyRefusedError,
+    ListenError,
+    StoppingError,
+    SupersededError,
+    UnderstudyError,
+)
+from shared.messages import Revocations
 from shared.wire.messages import Hello
 from shared.wire.transport import HANDSHAKE_S, SHUTDOWN_S, Channel
 
@@ -110,6 +118,7 @@ class Receiver:
         self.machines: dict[str, Machine] = {}
         self.copies: dict[str, Copy] = {}
         """By machine, the copy that was refused last."""
+        self.revoked = Revocations()
         self._address = address
         self._context = context
         self._open_log = open_log
@@ -193,9 +202,18 @@ class Receiver:
                 except CopyRefusedError as exc:
                     session.fail(exc)
 
+    def revoke(self, revoked: Revocations) -> None:
+        """Admit these no more, and end their sessions. What they had sent stays: it was theirs to send."""
+        self.revoked = revoked
+        for session in list(self._sessions):
+            if revoked.covers(session.channel.serial, session.channel.peer):
+                session.fail(_refused(session))
+
     # ---- for sessions (session.Host) ----
 
     async def claim(self, session: Session, hello: Hello) -> MachineLog:
+        if self.revoked.covers(session.channel.serial, session.channel.peer):
+            raise _refused(session)
         tls.require_name(session.channel.peer, f"agent:{hello.machine}")
         await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
@@ -327,6 +345,10 @@ class Receiver:
         while True:
             await asyncio.sleep(REFRESH_S)
             self.refresh()
+
+
+def _refused(session: Session) -> CertificateRevokedError:
+    return CertificateRevokedError(f"The certificate of {session.channel.peer} was refused")
 
 
 async def _settled(session: Session) -> None:

@@ -49,6 +49,8 @@ class Channel(asyncio.BufferedProtocol):
         self.wire = Connection(side)
         self.peer = ""
         """The common name in the peer's certificate."""
+        self.serial = 0
+        """Its serial number."""
         self.address = "?"
         self.closed = asyncio.Event()
         self._on_event = on_event
@@ -118,7 +120,8 @@ class Channel(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.peer = tls.peer_name(cast("ssl.SSLObject | None", transport.get_extra_info("ssl_object")))
+        ssl_object = cast("ssl.SSLObject | None", transport.get_extra_info("ssl_object"))
+        self.peer, self.serial = tls.peer_name(ssl_object), tls.peer_serial(ssl_object)
         self._heard_at = self._sent_at = self._connected_at = self._loop.time()
         self._keep_alive()
 

@@ -19,6 +19,7 @@ from shared.errors import (
     WrongHostError,
     WrongRoleError,
 )
+from shared.identity import only_certificate
 from tests.pki import TestCa
 
 
@@ -148,3 +149,20 @@ def test_names_are_checked_by_role_or_exactly() -> None:
     for name in ("agent:", "agent", "", "master-target:agent:x"):
         with pytest.raises(WrongRoleError):
             tls.require_name(name, "agent:*")
+
+
+def test_a_server_of_another_role_is_refused_in_the_handshake(ca: TestCa, server: ssl.SSLContext) -> None:
+    agent = ca.issue("agent:lab")
+    Pair(tls.client_context(agent, tls.PROCESS_SERVER), server).shake()
+    for wanted in (tls.CONFIG_SERVER, "process-server:ps2"):
+        error = refusal(tls.client_context(agent, wanted), server)
+        assert isinstance(error, WrongRoleError)
+        assert "process-server:ps1" in error.cause
+
+
+def test_the_serial_number_of_a_peer_is_known(ca: TestCa, server: ssl.SSLContext) -> None:
+    files = ca.issue("agent:lab")
+    pair = Pair(tls.client_context(files), server)
+    pair.shake()
+    assert tls.peer_serial(pair.server) == only_certificate(files.cert.read_text()).serial_number
+    assert tls.peer_serial(None) == 0

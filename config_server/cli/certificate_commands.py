@@ -1,0 +1,73 @@
+"""`understudy certificate list|revoke`: who may take part, and who no more."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from config_server.cli.options import COMMON, add_options, find_target
+from config_server.cli.output import emit, grid, run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from shared.messages import CertificateView
+
+
+@click.group()
+@add_options(*COMMON)
+def certificate() -> None:
+    """Certificates of daemons."""
+
+
+@certificate.command("list")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
+@add_options(*COMMON)
+def certificate_list(limit: int) -> None:
+    """Certificates that were issued, newest first."""
+    found = run(_list(limit))
+    emit(found, lambda: _table(found))
+
+
+@certificate.command("revoke")
+@click.argument("certificate_", metavar="ROLE:NAME|SERIAL")
+@click.option("--reason", default="", help="Why; it is kept with it and in the audit log.")
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
+@add_options(*COMMON)
+def certificate_revoke(certificate_: str, reason: str, yes: bool) -> None:
+    """Refuse a certificate, or all of a daemon (agent:web1), from now on; open sessions end.
+
+    A daemon that was revoked takes part again when it enrols with a new token."""
+    if not yes and sys.stdin.isatty():
+        click.confirm(
+            f"Refuse {certificate_} from now on? What it protects is not replicated then.", abort=True
+        )
+    found = run(_revoke(certificate_, reason))
+    emit(found, lambda: _table(found))
+
+
+async def _list(limit: int) -> list[CertificateView]:
+    from shared import api
+    from shared.messages import Limit
+
+    async with find_target().connect() as client:
+        return (await client.call(api.CERTIFICATES, Limit(limit=limit))).certificates
+
+
+async def _revoke(certificate_: str, reason: str) -> list[CertificateView]:
+    from shared import api
+    from shared.messages import RevokeRequest
+
+    body = RevokeRequest(certificate=certificate_, reason=reason)
+    async with find_target().connect() as client:
+        return (await client.call(api.CERTIFICATE_REVOKE, body)).certificates
+
+
+def _table(found: list[CertificateView]) -> Table:
+    rows = [
+        (c.serial, c.name, c.issued[:19], c.expires[:19], c.revoked[:19] if c.revoked else "", c.reason)
+        for c in found
+    ]
+    return grid(None, ("serial", "name", "=issued", "=expires", "=revoked", "reason"), rows)

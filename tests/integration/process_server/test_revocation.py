@@ -1,0 +1,63 @@
+"""Revoked agents at the process server's port: a real config server tells, a real process server obeys."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from shared import api, identity, tls
+from shared.blob import BlobConfig
+from shared.errors import CertificateRevokedError
+from shared.messages import RevokeRequest
+from tests.config_parts import ConfigServer, config_for, running
+from tests.process_server_site import Site
+from tests.wire_parts import Agent, Chain, hello
+
+
+async def revoke(control: ConfigServer, certificate: str) -> None:
+    async with control.operator() as operator:
+        await operator.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate=certificate))
+
+
+async def test_an_open_session_ends_and_no_other_begins_even_after_a_restart_without_a_config_server(
+    tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    site = Site(tmp_path, blob_config)
+    async with running(config_for(tmp_path)) as control:
+        site.write_config(
+            tls=await control.enrolled("process-server", "ps1", tmp_path / "ps"), control_url=control.url
+        )
+        old = await control.enrolled("agent", "lab", tmp_path / "old")
+        new = await control.enrolled("agent", "lab", tmp_path / "new")
+        serial = f"{identity.only_certificate(old.cert.read_text()).serial_number:x}"
+        async with site.daemon():
+            async with Agent.connect(site.port, tls.client_context(old)) as agent:
+                chain = Chain.after(await agent.open(hello()))
+                await agent.send(chain.next())
+                await agent.acked(1)
+                await revoke(control, serial)
+                async with asyncio.timeout(20):
+                    fault = await agent.fault()
+                assert fault.code == CertificateRevokedError.code
+                assert not fault.new_epoch
+                await agent.close()
+            await no_session(site, old)
+            async with Agent.connect(site.port, tls.client_context(new)) as agent:
+                assert (await agent.open(hello(epoch=1, last_sent=1))).spooled == 1
+                await agent.close()
+            await revoke(control, "agent:lab")
+            # The process server has it when it refuses what it took a moment ago.
+            async with asyncio.timeout(20):
+                while not (tmp_path / "ps/revoked.json").read_text().count("agent:lab"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await no_session(site, new)
+    async with site.daemon():
+        await no_session(site, old)
+        await no_session(site, new)
+
+
+async def no_session(site: Site, files: tls.TlsFiles) -> None:
+    async with Agent.connect(site.port, tls.client_context(files)) as agent:
+        agent.write(agent.wire.send_hello(hello(epoch=1, last_sent=1)))
+        assert (await agent.fault()).code == CertificateRevokedError.code
+        await agent.close()
