@@ -10,7 +10,8 @@ is down.
 
     config     the configuration file            ca          certificates
     database   SQLite in a thread, schema        tokens, revocation, inventory, commands, events, jobs, audit: its tables
-    listener   TLS connections                   binding     routes → HTTP, authentication, errors
+    listener   TLS connections                   connections which of too many go (pure)
+    binding    routes → HTTP, authentication, errors
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
     operations machines, points, restores        presence    the latest reports
     view       a machine's state (pure)          storage     what is read from blob storage

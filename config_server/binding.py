@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import aiohttp
 import msgspec
 from aiohttp import web
 
@@ -38,6 +39,7 @@ _R = TypeVar("_R", bound=msgspec.Struct)
 _Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MAX_WAIT_S: Final = 30.0
+_BODY_S: Final = 15.0
 _HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError] | tuple[type[UnderstudyError], ...], int], ...]] = (
     (AccessError, 401),
     ((WrongRoleError, CertificateRevokedError), 403),
@@ -81,11 +83,14 @@ class Binder:
     def __init__(
         self,
         operator_of: Callable[[str], Awaitable[str | None]],
-        is_revoked: Callable[[int, str], bool] = lambda _serial, _name: False,
+        is_revoked: Callable[[int, str], bool],
+        asked: Callable[[web.Request], None],
     ) -> None:
-        """`is_revoked`: whether the certificate with this serial number and ROLE:NAME is."""
+        """`is_revoked`: whether the certificate with this serial number and ROLE:NAME is. `asked` is told of each request that has come
+        whole."""
         self._operator_of = operator_of
         self._is_revoked = is_revoked
+        self._asked = asked
         self._endpoints: dict[str, _Endpoint] = {}
 
     def on(self, route: Route[_Q, _R], handler: Callable[[Call, _Q], Awaitable[_R]]) -> None:
@@ -128,7 +133,8 @@ class Binder:
     async def _receive(self, request: web.Request, route: Route[_Q, _R]) -> tuple[Call, _Q]:
         # First who, then what: nothing of a stranger's body is looked at.
         who = await self._authenticate(request, route)
-        raw = await request.read()
+        raw = await _body(request, route)
+        self._asked(request)
         call = Call(
             who,
             dict(request.match_info),
@@ -184,6 +190,18 @@ def _peer_hosts(request: web.Request) -> tuple[str, ...]:
     # getpeercert() is a loosely typed structure: (("DNS", "ps1.example.com"), ("IP Address", "192.0.2.1"), …)
     names: Any = (certificate or {}).get("subjectAltName", ())
     return tuple(str(value) for kind, value in names if kind in ("DNS", "IP Address"))
+
+
+async def _body(request: web.Request, route: Route[Any, Any]) -> bytes:
+    """Raises RequestError when the body does not come, or not in time: who sends so slowly holds a place that others want."""
+    what = f"The call '{route.name}' was refused"
+    try:
+        async with asyncio.timeout(_BODY_S):
+            return await request.read()
+    except TimeoutError as exc:
+        raise RequestError(what, cause=f"its body had not come within {_BODY_S:.0f} s") from exc
+    except (OSError, aiohttp.ClientError, web.RequestPayloadError) as exc:
+        raise RequestError(what, cause="its sender went away before its body had come") from exc
 
 
 def _decode(request: web.Request, route: Route[_Q, _R], raw: bytes) -> _Q:

@@ -42,6 +42,8 @@ OPERATOR: Final = "admin"
 TOKEN_FILE: Final = "operator.token"
 _SWEEP_S: Final = 5.0
 _SHUTDOWN_S: Final = 3.0
+_LINGERING_S: Final = 1.0
+"""So long a refused request's body is read on, so that its sender can read the answer."""
 
 
 async def run(
@@ -64,16 +66,19 @@ async def run(
     try:
         with durable.named(f"The data folder {folder} could not be used"):
             await _recover(control, folder)
+        listener = Listener.open(config.listen, config.port, context)
         runner = web.AppRunner(
-            _application(control, sides, config.name), access_log=None, shutdown_timeout=_SHUTDOWN_S
+            _application(control, sides, config.name, listener),
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_S,
+            lingering_time=_LINGERING_S,
         )
         await runner.setup()
         try:
             if runner.server is None:
                 raise RuntimeError("the runner was set up, so it has a server")
-            listener = Listener.open(config.listen, config.port, runner.server, context)
             async with asyncio.TaskGroup() as tasks:
-                accepting = tasks.create_task(listener.run(), name="listener")
+                accepting = tasks.create_task(listener.run(runner.server), name="listener")
                 tasks.create_task(_sweep(control, sides, config, context, stop), name="sweeper")
                 _log.info("listening", host=config.listen, port=listener.port, name=config.name)
                 service.notify("READY=1")
@@ -88,10 +93,11 @@ async def run(
         await db.close()
 
 
-def _application(control: Control, sides: Sides, name: str) -> web.Application:
+def _application(control: Control, sides: Sides, name: str, listener: Listener) -> web.Application:
     binder = Binder(
         lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
         lambda serial, name: control.revoked.covers(serial, name),
+        listener.asked,
     )
 
     async def health(_call: Call, _body: Nothing) -> Health:
