@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from config_server.database import DATABASE_FILE
 from shared import durable
 from shared.errors import ConfigError, RequestError
 
@@ -39,9 +40,18 @@ class CertificateAuthority:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The CA in `folder` (`ca.pem`, `ca.key`), made when there is none. Raises ConfigError."""
+        """The CA in `folder` (`ca.pem`, `ca.key`), made for a new installation: one without a database, which is
+        made after it. Where there is a database, daemons have certificates of the CA that is gone, and a new one
+        would lock them all out without a word. Raises ConfigError."""
         key_file, certificate_file = folder / "ca.key", folder / "ca.pem"
         if not certificate_file.exists():
+            if (folder / DATABASE_FILE).exists():
+                raise ConfigError(
+                    f"The CA's certificate {certificate_file} is gone",
+                    cause=f"the installation is not new ({DATABASE_FILE} is there), so its daemons trust the CA that was here",
+                    action="Restore ca.key and ca.pem from a backup. Without one: move the whole data folder away, start, and enrol"
+                    " every daemon anew; what is replicated stays in storage.",
+                )
             # The certificate is written last: a key without one is from a start that was interrupted.
             key, certificate = _make_ca()
             durable.replace_file(key_file, _key_pem(key), mode=0o600)

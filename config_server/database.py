@@ -17,6 +17,8 @@ from typing import Final, Self, TypeVar
 from shared.errors import ConfigError, StorageError
 
 _T = TypeVar("_T")
+DATABASE_FILE: Final = "state.db"
+"""In the data folder."""
 
 MIGRATIONS: Final[tuple[str, ...]] = (
     """

@@ -95,9 +95,7 @@ class Reporting:
         return view
 
     async def events(self, _call: Call, body: EventQuery) -> EventList:
-        found = await self._control.db.run(
-            lambda db: events.find(db, body.object, body.open, min(body.limit, 10_000))
-        )
+        found = await self._control.db.run(lambda db: events.find(db, body.object, body.open, body.limit))
         return EventList(events=found)
 
     async def daemons(self, _call: Call, _body: Nothing) -> DaemonList:
@@ -105,7 +103,7 @@ class Reporting:
         return DaemonList(daemons=[_daemon_view(seen, now_ns) for seen in self._control.presence.all()])
 
     async def audit(self, _call: Call, body: Limit) -> AuditList:
-        found = await self._control.db.run(lambda db: audit.newest(db, min(body.limit, 10_000)))
+        found = await self._control.db.run(lambda db: audit.newest(db, body.limit))
         return AuditList(entries=found)
 
     def _note_state(self, db: sqlite3.Connection, before: Seen | None, seen: Seen, now_ns: int) -> None:

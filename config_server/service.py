@@ -23,7 +23,7 @@ from config_server.ca import CertificateAuthority, hosts_of, pem_of
 from config_server.commands import wait_for
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
-from config_server.database import Database
+from config_server.database import DATABASE_FILE, Database
 from config_server.identity import Identity
 from config_server.inventory import Machine
 from config_server.listener import Listener
@@ -59,7 +59,7 @@ async def run(
         ca = CertificateAuthority.open(folder)
         files = _own_certificate(config, ca)
     context = tls.server_context(files, require_client=False)
-    db = await Database.open(folder / "state.db")
+    db = await Database.open(folder / DATABASE_FILE)
     storage = Storage(config.blob, config.vault_file)
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)

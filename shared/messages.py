@@ -2,11 +2,14 @@
 
 Routes that carry them are in shared/api.py; what daemons report is in shared/status.py. Times that people
 read are RFC 3339 in UTC with nanoseconds; sizes end in `_b` (bytes), durations in `_s` (seconds).
+
+Requests refuse fields that they do not have: a mistyped one would silently mean its default. Their numbers have
+bounds. Answers and reports ignore what is unknown, so that two versions understand each other.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -20,7 +23,13 @@ ROLES: Final = ("agent", "process-server", "master-target", "config-server", "st
 Azurite)."""
 
 
-class Nothing(msgspec.Struct):
+Interval = Annotated[float, msgspec.Meta(ge=1, le=10 * 366 * 86_400)]
+"""Seconds, up to ten years."""
+Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+"""How many entries of a list, the newest first."""
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """An empty body."""
 
 
@@ -47,14 +56,14 @@ class CaCertificate(msgspec.Struct):
     fingerprint: str
 
 
-class TokenRequest(msgspec.Struct, kw_only=True):
+class TokenRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Asks for a one-time token with which ROLE:NAME can enrol; `hosts` are the DNS names and addresses that
     a server's certificate will be valid for."""
 
     role: str
     name: str
-    hosts: list[str] = []
-    ttl_s: int = 3600
+    hosts: Annotated[list[str], msgspec.Meta(max_length=100)] = []
+    ttl_s: Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400)] = 3600
 
 
 class Token(msgspec.Struct):
@@ -64,14 +73,14 @@ class Token(msgspec.Struct):
     expires: str
 
 
-class EnrolRequest(msgspec.Struct):
+class EnrolRequest(msgspec.Struct, forbid_unknown_fields=True):
     """`csr` is a PEM certificate request; only its public key is used: names come from the token."""
 
     token: str
     csr: str
 
 
-class RenewRequest(msgspec.Struct, kw_only=True):
+class RenewRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     csr: str
     identity: str = ""
     boot: str = ""
@@ -129,11 +138,11 @@ class CertificateList(msgspec.Struct):
     certificates: list[CertificateView]
 
 
-class RevokeRequest(msgspec.Struct, kw_only=True):
+class RevokeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Refuse from now on: one certificate (its serial number), or whatever ROLE:NAME has and gets until it enrols with a new token."""
 
     certificate: str
-    reason: str = ""
+    reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
 
 
 class CommandView(msgspec.Struct):
@@ -147,11 +156,11 @@ class CommandView(msgspec.Struct):
     created: str
 
 
-class Policy(msgspec.Struct, kw_only=True):
+class Policy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Replication policy. `rpo_threshold_s` only raises an event; it never changes replication."""
 
-    point_interval_s: float = 300.0
-    rpo_threshold_s: float = 900.0
+    point_interval_s: Interval = 300.0
+    rpo_threshold_s: Interval = 900.0
 
 
 class ErrorView(msgspec.Struct, omit_defaults=True):
@@ -254,10 +263,10 @@ class MachineList(msgspec.Struct):
     machines: list[MachineView]
 
 
-class RebindRequest(msgspec.Struct, kw_only=True):
+class RebindRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Makes another machine the one of this name; without `identity`, the copy that was refused last."""
 
-    identity: str = ""
+    identity: Annotated[str, msgspec.Meta(max_length=255)] = ""
 
 
 class SideView(msgspec.Struct, kw_only=True):
@@ -266,21 +275,21 @@ class SideView(msgspec.Struct, kw_only=True):
     generation: int
 
 
-class Protection(msgspec.Struct, kw_only=True):
-    disks: list[str]
+class Protection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    disks: Annotated[list[str], msgspec.Meta(min_length=1, max_length=256)]
     """Device paths on the machine."""
     policy: Policy | None = None
 
 
-class PointRequest(msgspec.Struct, kw_only=True):
+class PointRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Asks for a recovery point of now. `id` makes the request idempotent: the same id is the same point."""
 
     id: str = ""
     consistency: str = "crash"
 
 
-class FlushRequest(msgspec.Struct, kw_only=True):
-    wait_s: float = 10.0
+class FlushRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 10.0
 
 
 class FlushReply(msgspec.Struct):
@@ -290,7 +299,7 @@ class FlushReply(msgspec.Struct):
     missing: list[str]
 
 
-class RestoreRequest(msgspec.Struct, kw_only=True):
+class RestoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     point: str = "latest"
     to: str = ""
     host: str = ""
@@ -324,11 +333,11 @@ class RestoreGrant(msgspec.Struct, kw_only=True):
     key: MachineKeyGrant
 
 
-class JobProgress(msgspec.Struct, kw_only=True):
+class JobProgress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     state: str = "running"
     """running | done | failed | cancelled"""
-    progress: float | None = None
-    detail: str = ""
+    progress: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    detail: Annotated[str, msgspec.Meta(max_length=10_000)] = ""
     error: Failure | None = None
     result: dict[str, Any] | None = None
 
@@ -351,10 +360,10 @@ class JobList(msgspec.Struct):
     jobs: list[JobView]
 
 
-class EventQuery(msgspec.Struct, kw_only=True):
+class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     object: str = ""
     open: bool = False
-    limit: int = 200
+    limit: Count = 200
 
 
 class EventView(msgspec.Struct, kw_only=True):
@@ -403,5 +412,5 @@ class AuditList(msgspec.Struct):
     entries: list[AuditView]
 
 
-class Limit(msgspec.Struct):
-    limit: int = 200
+class Limit(msgspec.Struct, forbid_unknown_fields=True):
+    limit: Count = 200

@@ -289,14 +289,27 @@ async def test_points_and_restores_without_storage_say_so(operator: RestClient) 
 
 
 async def test_policies_are_checked_and_apply_to_machines_without_their_own(operator: RestClient) -> None:
-    with pytest.raises(RequestError, match="at least one second"):
+    with pytest.raises(RequestError, match="point_interval_s"):
         await operator.call(api.POLICY_SET, Policy(point_interval_s=0))
     await operator.call(api.POLICY_SET, Policy(point_interval_s=60))
+    with pytest.raises(RequestError, match="rpo_treshold_s"):
+        await operator.call_plain(api.POLICY_SET, {"rpo_treshold_s": 60}, {}, 0)
+    assert (await operator.call(api.POLICY, Nothing())).point_interval_s == 60
     await protect(operator)
     shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
     assert shown.policy.point_interval_s == 60
     log = await operator.call(api.AUDIT, Limit(limit=2))
     assert [entry.action for entry in log.entries] == ["machine.protect", "policy.set"]
+
+
+async def test_lists_have_a_limit_that_cannot_be_turned_off(operator: RestClient) -> None:
+    routes: tuple[api.Route[Any, Any], ...] = (api.EVENTS, api.AUDIT, api.JOBS, api.CERTIFICATES)
+    for route in routes:
+        for limit in (-1, 0, 10_001):
+            with pytest.raises(RequestError, match="limit"):
+                await operator.call_plain(route, {"limit": limit}, {}, 0)
+        with pytest.raises(RequestError, match="limits"):
+            await operator.call_plain(route, {"limits": 5}, {}, 0)
 
 
 async def test_known_daemons_survive_a_restart(tmp_path: Path) -> None:

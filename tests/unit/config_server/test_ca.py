@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from config_server import database
 from config_server.ca import CertificateAuthority, check_host, hosts_of, pem_of
 from shared import enrol, identity
 from shared.errors import ConfigError, RequestError
@@ -30,6 +31,19 @@ def test_a_start_that_was_cut_off_between_key_and_certificate_is_repaired(tmp_pa
     (tmp_path / "ca.pem").unlink()
     CertificateAuthority.open(tmp_path)
     CertificateAuthority.open(tmp_path)
+
+
+def test_a_ca_that_is_gone_is_not_replaced_beside_the_database_of_its_daemons(tmp_path: Path) -> None:
+    CertificateAuthority.open(tmp_path)
+    database.connect(tmp_path / database.DATABASE_FILE).close()
+    pem = (tmp_path / "ca.pem").read_bytes()
+    for also in ([], ["ca.key"]):
+        for name in ("ca.pem", *also):
+            (tmp_path / name).unlink()
+        with pytest.raises(ConfigError, match=r"Restore ca\.key and ca\.pem from a backup"):
+            CertificateAuthority.open(tmp_path)
+        assert not (tmp_path / "ca.pem").exists()
+        (tmp_path / "ca.pem").write_bytes(pem)
 
 
 def test_a_key_of_another_ca_is_refused(tmp_path: Path) -> None:

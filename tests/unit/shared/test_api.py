@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import msgspec
+import msgspec.inspect
 import pytest
 
 from shared import errors
@@ -12,6 +15,15 @@ from shared.api import ROUTES, Access
 from shared.messages import Failure, Nothing
 from shared.rest import error_of
 from shared.status import AgentReport, MasterTargetReport, ProcessServerReport
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "enrol": {"token": "t", "csr": "c"},
+    "renew": {"csr": "c"},
+    "token_create": {"role": "agent", "name": "a"},
+    "certificate_revoke": {"certificate": "agent:a"},
+    "protect": {"disks": ["/dev/a"]},
+}
+"""What requests must have."""
 
 
 def test_routes_have_unique_names_and_places() -> None:
@@ -24,9 +36,41 @@ def test_every_route_is_versioned_and_get_requests_have_flat_queries() -> None:
         assert route.path.startswith("/v1/"), route.name
         assert route.method in ("GET", "POST", "PUT", "DELETE"), route.name
         if route.method == "GET":
-            assert all(field.type in (str, int, bool) for field in msgspec.structs.fields(route.request)), (
-                route.name
-            )
+            assert all(
+                getattr(field.type, "__origin__", field.type) in (str, int, bool)
+                for field in msgspec.structs.fields(route.request)
+            ), route.name
+
+
+def test_every_request_but_a_report_refuses_fields_that_it_does_not_have() -> None:
+    for route in ROUTES:
+        if route.request is not msgspec.Struct:
+            with pytest.raises(msgspec.ValidationError, match="unknown field"):
+                msgspec.convert(EXAMPLES.get(route.name, {}) | {"tpyo": 1}, route.request)
+            msgspec.convert(EXAMPLES.get(route.name, {}), route.request)
+
+
+def test_every_number_in_a_request_has_both_bounds() -> None:
+    for route in ROUTES:
+        info = msgspec.inspect.type_info(route.request)
+        assert isinstance(info, msgspec.inspect.StructType)
+        for name, part in numbers(info):
+            assert (part.ge is None, part.le is None) == (False, False), (route.name, name)
+
+
+Number = msgspec.inspect.IntType | msgspec.inspect.FloatType
+
+
+def numbers(info: msgspec.inspect.Type, name: str = "") -> Iterator[tuple[str, Number]]:
+    """The numbers in a request, at any depth; an error that is passed on keeps what it had."""
+    if isinstance(info, msgspec.inspect.StructType) and info.cls is not Failure:
+        for field in info.fields:
+            yield from numbers(field.type, f"{name}.{field.name}")
+    elif isinstance(info, msgspec.inspect.UnionType):
+        for part in info.types:
+            yield from numbers(part, name)
+    elif isinstance(info, (msgspec.inspect.IntType, msgspec.inspect.FloatType)):
+        yield name, info
 
 
 def test_only_three_things_can_be_done_without_proof_of_identity() -> None:
