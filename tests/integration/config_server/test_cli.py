@@ -500,8 +500,9 @@ async def test_tokens_policies_events_daemons_and_audit(site: Site, agent: Contr
     assert policy["point_interval_s"] == 60
     problem = {"code": "US410", "what": "it broke", "object": "loop0"}
     await agent.report({"machine": "web1", "state": "bitmap", "errors": [problem]})
-    (event,) = (await site.run("event", "list", "--object", "web1", "--open", "--output", "json")).json
-    assert (event["code"], event["object"]) == ("US410", "web1/loop0")
+    found = (await site.run("event", "list", "--object", "web1", "--open", "--output", "json")).json
+    # The server looks after the machine by itself, too: by now it may have found its RPO too high.
+    assert ("US410", "web1/loop0") in {(event["code"], event["object"]) for event in found}
     (listed,) = (await site.run("daemon", "list", "--output", "json")).json
     assert (listed["role"], listed["connected"]) == ("agent", True)
     entries = (await site.run("audit", "list", "--limit", "1", "--output", "json")).json
