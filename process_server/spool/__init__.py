@@ -11,6 +11,7 @@ file            one file: written, made durable, closed, read for upload
 recovery        what a kill or a power cut left, made segments again
 watermark       what a folder remembers of its term and of what was listed
 uploader        closed files to listed segments, in order                           storage, with retries
+ownership       open, retake, wait, quarantine or delete: what becomes of an epoch here  pure
 reconcile       what of a recovered spool is still to be uploaded                    pure
 chore, threads  work that is tried until it is done; blocking work done to its end
 """

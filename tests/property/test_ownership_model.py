@@ -1,0 +1,322 @@
+"""Two process servers, an agent that moves between them, kills, lost servers, epochs that end: what was acknowledged is
+listed, contradicted, or still there; and in the end nothing lies about for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from process_server.spool.ownership import (
+    Decision,
+    LocalFile,
+    Owner,
+    Patience,
+    Relation,
+    View,
+    decide,
+    meeting_point,
+    relate,
+)
+
+RUNS = 400
+PATIENCE = Patience(silent_s=20.0, over_s=5.0)
+Chain = list[str]
+"""Digests of batches 1, 2, 3…; each covers the one before."""
+
+
+def digest(before: str, content: str) -> str:
+    return hashlib.sha256(f"{before}/{content}".encode()).hexdigest()[:8]
+
+
+def at(chain: Chain, number: int) -> str:
+    return chain[number - 1] if number else "none"
+
+
+class Storage:
+    def __init__(self) -> None:
+        self.index: dict[int, Chain] = {}
+        self.owners: dict[int, list[str]] = {}
+        self.held: dict[int, bool] = {}
+        self.moved_at: dict[int, int] = {}
+        self.newest = 0
+
+    def take(self, epoch: int, name: str, now: int) -> int:
+        self.owners[epoch].append(name)
+        self.held[epoch] = True
+        self.moved_at[epoch] = now
+        return len(self.owners[epoch])
+
+    def begin(self, now: int) -> int:
+        self.newest += 1
+        self.index[self.newest], self.owners[self.newest], self.held[self.newest] = [], [], False
+        self.moved_at[self.newest] = now
+        return self.newest
+
+
+class Spooled:
+    """One epoch's folder: consecutive files, each a list of digests from `first` on."""
+
+    def __init__(self) -> None:
+        self.first = 1
+        self.predecessor = "none"
+        self.files: list[Chain] = []
+        self.term = 0
+        self.open = False
+
+    def local(self) -> tuple[LocalFile, ...]:
+        found, first, before = [], self.first, self.predecessor
+        for file in self.files:
+            found.append(LocalFile(first, first + len(file) - 1, before, file[-1]))
+            first, before = first + len(file), file[-1]
+        return tuple(found)
+
+    def digest_at(self, number: int) -> str:
+        batches = [self.predecessor, *(d for file in self.files for d in file)]
+        return batches[number - self.first + 1]
+
+    @property
+    def last(self) -> tuple[int, str]:
+        return self.first - 1 + sum(map(len, self.files)), self.files[-1][
+            -1
+        ] if self.files else self.predecessor
+
+
+class Server:
+    def __init__(self, name: str, world: World) -> None:
+        self.name = name
+        self.world = world
+        self.alive = True
+        self.spool: dict[int, Spooled] = {}
+        self.seen_at: dict[int, int] = {}
+
+    def kill(self) -> None:
+        self.seen_at.clear()
+        for spooled in self.spool.values():
+            spooled.open = False
+
+    def open(self, epoch: int) -> Spooled:
+        """Takes the next term and sorts what is here."""
+        storage = self.world.storage
+        spooled = self.spool.setdefault(epoch, Spooled())
+        spooled.term = storage.take(epoch, self.name, self.world.now)
+        spooled.open = True
+        index = storage.index[epoch]
+        relation, point = self.relation(epoch)
+        if relation is Relation.CONTRADICTED:
+            self.world.set_aside(epoch, spooled)
+        elif relation is Relation.LISTED or point is None:
+            self.world.delete(epoch, spooled, len(index))
+        else:
+            self.world.delete(epoch, spooled, point)
+        if not spooled.files:
+            spooled.first, spooled.predecessor = len(index) + 1, at(index, len(index))
+        return spooled
+
+    def relation(self, epoch: int) -> tuple[Relation, int | None]:
+        spooled, index = self.spool[epoch], self.world.storage.index[epoch]
+        files = spooled.local()
+        point = meeting_point(files, len(index))
+        here, there = ("", "") if point is None else (spooled.digest_at(point), at(index, point))
+        return relate(files, len(index), here, there), point
+
+    def upload(self, epoch: int) -> None:
+        """Lists the first file, if the log is still ours."""
+        storage, spooled = self.world.storage, self.spool[epoch]
+        if spooled.term != len(storage.owners[epoch]):
+            spooled.open = False
+            return
+        if spooled.files:
+            index = storage.index[epoch]
+            assert (len(index) + 1, at(index, len(index))) == (spooled.first, spooled.predecessor)
+            index += spooled.files[0]
+            storage.moved_at[epoch] = self.world.now
+            self.world.delete(epoch, spooled, len(index))
+        elif epoch < storage.newest:
+            storage.held[epoch] = False
+            del self.spool[epoch]
+
+    def look(self, epoch: int) -> None:
+        """What a process server does with an epoch of which it has no open log."""
+        storage, spooled = self.world.storage, self.spool[epoch]
+        index, owners = storage.index[epoch], storage.owners[epoch]
+        _, point = self.relation(epoch)
+        seen_at = self.seen_at.setdefault(epoch, self.world.now)
+        view = View(
+            epoch=epoch,
+            newest=storage.newest,
+            us=self.name,
+            term=spooled.term,
+            owner=Owner(
+                term=len(owners),
+                name=owners[-1] if owners else "",
+                holds=storage.held[epoch],
+                silent_s=float(self.world.now - max(seen_at, storage.moved_at[epoch])),
+            ),
+            index_last=len(index),
+            files=spooled.local(),
+            here="" if point is None else spooled.digest_at(point),
+            there="" if point is None else at(index, point),
+        )
+        match decide(view, PATIENCE).decision:
+            case Decision.OPEN | Decision.RETAKE:
+                self.open(epoch)
+            case Decision.QUARANTINE:
+                self.world.set_aside(epoch, spooled)
+                del self.spool[epoch]
+            case Decision.DELETE:
+                self.world.delete(epoch, spooled, len(index))
+                assert not spooled.files
+                del self.spool[epoch]
+            case Decision.WAIT:
+                pass
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.now = 0
+        self.storage = Storage()
+        self.servers = [Server("a", self), Server("b", self)]
+        self.aside = 0
+        # the agent
+        self.at: Server | None = None
+        self.epoch = 0
+        self.acked: Chain = []
+        """Batches that it has freed."""
+        self.taste = 0
+
+    # ---- what must never happen ----
+
+    def delete(self, epoch: int, spooled: Spooled, up_to: int) -> None:
+        """Batches up to that number are deleted: all must be listed, as they are here."""
+        index = self.storage.index[epoch]
+        while spooled.files and spooled.first <= up_to:
+            head = spooled.files[0]
+            assert index[spooled.first - 1] == head[0], "an acknowledged batch was deleted that is not listed"
+            spooled.predecessor = head.pop(0)
+            spooled.first += 1
+            if not head:
+                spooled.files.pop(0)
+
+    def set_aside(self, epoch: int, spooled: Spooled) -> None:
+        """Nothing of it that is not listed may be listable any more."""
+        index = self.storage.index[epoch]
+        number, last = spooled.last
+        common = min(number, len(index))
+        assert common >= spooled.first and spooled.digest_at(common) != index[common - 1], (
+            "it could be listed"
+        )
+        assert last
+        self.aside += 1
+        spooled.files = []
+
+    # ---- what happens ----
+
+    def connect(self, server: Server) -> None:
+        newest = self.storage.newest
+        if self.epoch and self.epoch == newest:
+            spooled = server.spool.get(newest)
+            if spooled is None or not spooled.open or spooled.term != len(self.storage.owners[newest]):
+                spooled = server.open(newest)
+            number, last = spooled.last
+            if number >= len(self.acked) and (not self.acked or self.known(server, len(self.acked))):
+                self.acked += [""] * (number - len(self.acked))
+                self.acked[number - 1 : number] = [last] if number else []
+                self.at = server
+                return
+        self.epoch, self.acked = self.storage.begin(self.now), []
+        server.open(self.epoch)
+        self.at = server
+
+    def known(self, server: Server, number: int) -> bool:
+        """Whether what the server has is what this agent sent."""
+        spooled, index = server.spool[self.epoch], self.storage.index[self.epoch]
+        there = spooled.digest_at(number) if number >= spooled.first else index[number - 1]
+        return self.acked[number - 1] in ("", there)
+
+    def send(self) -> None:
+        server = self.at
+        if server is None or not server.alive:
+            return
+        spooled = server.spool[self.epoch]
+        if not spooled.open or (
+            spooled.term != len(self.storage.owners[self.epoch]) and self.rng.random() < 0.5
+        ):
+            spooled.open = False
+            self.at = None
+            return
+        number, last = spooled.last
+        new = digest(last, f"{number + 1}/{self.taste}")
+        if spooled.files and self.rng.random() < 0.5:
+            spooled.files[-1].append(new)
+        else:
+            spooled.files.append([new])
+        if (
+            self.rng.random() < 0.8
+        ):  # else the acknowledgement gets lost: the agent may send another batch instead
+            self.acked += [""] * (number + 1 - len(self.acked))
+            self.acked[number] = new
+        else:
+            self.at = None
+
+    def step(self) -> None:
+        self.now += self.rng.choice([0, 1, 1, 8])
+        server = self.rng.choice([s for s in self.servers if s.alive])
+        action = self.rng.random()
+        if action < 0.35:
+            self.send()
+        elif action < 0.45:
+            self.connect(server)
+        elif action < 0.50:
+            self.taste += 1  # batches are cut otherwise from now on
+            self.at = None
+        elif action < 0.53:
+            server.kill()
+            if self.at is server:
+                self.at = None
+        elif action < 0.56:
+            self.epoch = 0  # continuity is lost
+            self.at = None
+        elif action < 0.565 and all(s.alive for s in self.servers):
+            server.alive = False
+            if self.at is server:
+                self.at = None
+        else:
+            self.work(server)
+
+    def work(self, server: Server) -> None:
+        for epoch in self.some(list(server.spool)):
+            if server.spool[epoch].open:
+                server.upload(epoch)
+            else:
+                server.look(epoch)
+
+    def some(self, epochs: list[int]) -> Iterator[int]:
+        return (epoch for epoch in epochs if self.rng.random() < 0.6)
+
+    def settle(self) -> None:
+        """The agent is gone; the servers that are left work on."""
+        for _ in range(400):
+            self.now += 3
+            for server in self.servers:
+                if server.alive:
+                    self.work(server)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_nothing_acknowledged_is_deleted_unlisted_and_nothing_is_stranded(part: int) -> None:
+    aside = 0
+    for seed in range(part * RUNS, (part + 1) * RUNS):
+        world = World(seed)
+        for _ in range(150):
+            world.step()
+        world.settle()
+        for server in world.servers:
+            left = {epoch: s.files for epoch, s in server.spool.items() if s.files}
+            assert not server.alive or not left, f"seed {seed}: stranded at {server.name}: {left}"
+        aside += world.aside
+    assert aside, "the model never came to a contradiction"
