@@ -100,7 +100,7 @@ class Cache:
         free_b = usage.f_bavail * usage.f_frsize
         if self._size_b is None:
             return CacheSpace(total_b=usage.f_blocks * usage.f_frsize, free_b=free_b)
-        used_b = sum(log.pending_b for log in self._spool.machines.values())
+        used_b = sum(log.pending_b + log.aside_b for log in self._spool.machines.values())
         return CacheSpace(total_b=self._size_b, free_b=max(0, min(free_b, self._size_b - used_b)))
 
 

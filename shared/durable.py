@@ -86,6 +86,21 @@ def create_file(path: Path, data: Buffer, *, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
+def link_file(path: Path, target: Path) -> None:
+    """Gives the file a second name, durably. FileExistsError when something has it."""
+    target.hardlink_to(path)
+    sync_folder(target.parent)
+
+
+def move_file(path: Path, target: Path) -> None:
+    """Gives the file another name on the same file system, durably; after a crash it has one of them, or both.
+    FileExistsError when something has the new one.
+    """
+    link_file(path, target)
+    path.unlink()
+    sync_folder(path.parent)
+
+
 def remove_file(path: Path) -> None:
     """Removes it if it is there. Not synced: whoever removes a file can live with its return after a power
     cut.

@@ -569,6 +569,20 @@ class SpoolLostError(SpoolError):
     default_action = "Replace the cache disk. A new epoch begins by itself with a resync."
 
 
+class SpoolVersionError(SpoolError):
+    """A spool file was written by a newer program. It stays as it is."""
+
+    code = "US487"
+    default_action = "Run the version that wrote it until everything is uploaded, or upgrade again."
+
+
+class SetAsideError(StorageError):
+    """Acknowledged batches that can never be listed, because the log went on without them, are kept aside."""
+
+    code = "US488"
+    default_action = "Nothing, if the machine went on elsewhere. Delete the folder when nobody needs it."
+
+
 class StorageForgotError(StorageError):
     """Acknowledged data is gone from storage: the log has a hole that nobody here can fill."""
 
@@ -632,6 +646,13 @@ class SegmentTruncatedError(SegmentMissingError):
 
 class SegmentAlteredError(SegmentMissingError):
     code = "US443"
+
+
+class SegmentVersionError(SegmentMissingError):
+    """A newer program wrote it."""
+
+    code = "US446"
+    default_action = "Upgrade this program to the version of the one that wrote it."
 
 
 class WrongKeyError(IntegrityError):

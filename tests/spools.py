@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from process_server.spool.ownership import Patience
 from process_server.spool.spool import LogSettings, MachineLog, SegmentLimits, Spool
 from shared.batch import Batch
 from shared.blob import BlobStore
@@ -35,10 +36,15 @@ def make_spool(
     age_s: float = 3600.0,
     check_seconds: float = 3600.0,
     max_blocks: int = 1000,
+    patience: Patience = Patience(),  # noqa: B008 (frozen)
 ) -> Spool:
     """Not started. Files are closed at `size_b`, or when asked for. The vault is shared by all spools beside `folder`."""
     settings = LogSettings(
-        owner=owner, limits=SegmentLimits(size_b, age_s), check_seconds=check_seconds, max_blocks=max_blocks
+        owner=owner,
+        limits=SegmentLimits(size_b, age_s),
+        check_seconds=check_seconds,
+        max_blocks=max_blocks,
+        patience=patience,
     )
     return Spool(folder, store, vault_at(folder.parent), settings)
 

@@ -19,9 +19,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from process_server.spool import watermark
-from process_server.spool.file import FULL, SpooledSegment
-from process_server.spool.reconcile import reconcile
-from process_server.spool.recovery import recover_folder
+from process_server.spool.evidence import sort_files
+from process_server.spool.file import SpooledSegment
+from process_server.spool.machine_folder import MachineFolder, Recovered
+from process_server.spool.ownership import Patience
 from process_server.spool.threads import finish
 from process_server.spool.uploader import Uploader
 from process_server.spool.watermark import Watermark
@@ -29,10 +30,10 @@ from process_server.spool.writer import START, Point, SegmentLimits, SpoolWriter
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
-from shared.errors import SpoolError, SpoolFullError, StorageError, UnderstudyError
+from shared.errors import SpoolError, StorageError, UnderstudyError
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.sealing import MachineKey
-from shared.vault import Vault, machine_key_of
+from shared.vault import Vault, machine_key
 
 _log = logging.get()
 
@@ -43,7 +44,8 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
     limits: SegmentLimits = SegmentLimits()
     uploads_per_machine: int = 4
     check_seconds: float = 30.0
-    """How often the log is checked to be still ours and whole."""
+    """How often the log is checked to be still ours and whole, and how often what waits for another owner."""
+    patience: Patience = Patience()
     max_blocks: int = MAX_BLOCKS
 
 
@@ -55,6 +57,9 @@ class Resources(NamedTuple):
     settings: LogSettings
     sealers: Executor
     disk: Executor
+    """Appends and syncs: what acknowledgements wait for."""
+    reading: Executor
+    """All other work with files."""
     slots: asyncio.Semaphore
     """Uploads at a time."""
 
@@ -98,7 +103,7 @@ class EpochLog:
             index,
             slots=shared.slots,
             ahead=shared.settings.uploads_per_machine,
-            threads=shared.disk,
+            threads=shared.reading,
             on_indexed=self._on_indexed,
             forget=self._forget,
         )
@@ -123,31 +128,33 @@ class EpochLog:
     async def open(
         cls,
         shared: Resources,
-        machine: str,
+        folder: MachineFolder,
         epoch: int,
-        key: MachineKey,
-        folder: Path,
         changed: Callable[[], None],
+        opening: BlobStore,
     ) -> EpochLog:
-        """Recovers the spool folder, takes the next term, and goes on uploading what is not listed.
+        """Recovers the spool folder, takes the next term, and goes on uploading what is not listed. `opening` is
+        the store until it is open.
 
         Raises StorageForgotError (then the epoch cannot go on), SpoolError, WrongKeyError, and
         StorageErrors of the store.
         """
-        segments, known = await finish(shared.disk, partial(_recover, folder, shared.vault))
+        machine = folder.machine
+        key = await machine_key(opening, shared.vault, machine, create=True)
+        recovered = await folder.recover(epoch)
         index = await IndexWriter.take(
-            shared.store,
+            opening,
             machine,
             epoch,
             shared.settings.owner,
-            # A file is deleted only once it is listed: so the index reaches to the oldest file at least.
-            known_last=max(known.uploaded, segments[0].first.number - 1 if segments else 0),
+            known_last=_listed_once(recovered, damaged=epoch in folder.aside.epochs()),
             max_blocks=shared.settings.max_blocks,
         )
-        plan = reconcile(segments, index.fold.last, index.fold.last_digest)
+        found = await sort_files(opening, machine, epoch, recovered.runs, index.fold, shared.reading)
+        await folder.clear(epoch, found.listed, found.unlisted)
         mark = Watermark(index.term, index.fold.last)
-        await finish(shared.disk, partial(_settle, folder, plan.superfluous, mark))
-        log = cls(shared, index, key, folder, plan.to_upload, changed)
+        await finish(shared.reading, partial(watermark.remember, folder.epoch(epoch), mark))
+        log = cls(shared, index, key, folder.epoch(epoch), found.rest, changed)
         _log.info(
             "log opened",
             machine=machine,
@@ -155,8 +162,8 @@ class EpochLog:
             term=index.term,
             spooled=log.spooled.number,
             uploaded=log.uploaded.number,
-            superfluous=len(plan.superfluous),
-            cause=plan.cause,
+            listed=len(found.listed),
+            unlisted=len(found.unlisted),
         )
         return log
 
@@ -266,42 +273,12 @@ class EpochLog:
         self._changed()
 
 
-async def last_spooled(shared: Resources, folder: Path) -> int:
-    """The last batch in a spool folder that no log uses; 0 if it holds none. Raises SpoolError,
-    WrongKeyError.
+def _listed_once(recovered: Recovered, *, damaged: bool) -> int:
+    """The last batch that we know was listed. A file is deleted only once it is listed: so that reaches to the oldest file at least, unless
+    a damaged one was set aside.
     """
-    segments, _ = await finish(shared.disk, partial(_recover, folder, shared.vault))
-    return segments[-1].last.number if segments else 0
-
-
-def _recover(folder: Path, vault: Vault) -> tuple[list[SpooledSegment], Watermark]:
-    try:
-        durable.make_folder(folder)
-        segments = recover_folder(
-            folder, lambda header: machine_key_of(vault, header.machine, header.key_id, header.wrapped_key)
-        )
-    except OSError as exc:
-        kind = SpoolFullError if exc.errno in FULL else SpoolError
-        raise kind(
-            f"The spool folder {folder} could not be made or recovered", cause=exc.strerror or str(exc)
-        ) from exc
-    return segments, watermark.read(folder)
-
-
-def _settle(folder: Path, superfluous: Sequence[SpooledSegment], mark: Watermark) -> None:
-    """Deletes, for good, files that are not needed any more: one of another history must not come back
-    before those that are written now. Then remembers where the log stands. Raises SpoolError.
-    """
-    try:
-        for spooled in superfluous:
-            durable.remove_file(spooled.path)
-        if superfluous:
-            durable.sync_folder(folder)
-    except OSError as exc:
-        raise SpoolError(
-            f"The spool folder {folder} could not be tidied", cause=exc.strerror or str(exc)
-        ) from exc
-    watermark.remember(folder, mark)
+    oldest = recovered.runs[0][0].first.number if recovered.runs and not damaged else 1
+    return max(recovered.known.uploaded, oldest - 1)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> UnderstudyError:

@@ -10,19 +10,23 @@ was never acknowledged. A write that found the disk full is undone by truncation
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+import msgspec
+
+from process_server.spool.ownership import LocalFile
 from shared import durable, logging
-from shared.batch import Buffer
+from shared.batch import Buffer, StreamState
 from shared.crashpoints import reach
-from shared.errors import SpoolError, SpoolFullError, SpoolLostError
+from shared.errors import IntegrityError, SpoolError, SpoolFullError, SpoolLostError
 from shared.log import segment
 from shared.log.draft import Draft
-from shared.log.segment import BatchRow, FileHeader, Frame
+from shared.log.segment import BatchRow, FileHeader, Footer, Frame
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 SUFFIX: Final = ".seg"
@@ -30,47 +34,116 @@ SUFFIX: Final = ".seg"
 _log = logging.get()
 
 
-class SpooledSegment:
-    """A closed spool file that waits for upload. It has at least one batch."""
+class Readout(NamedTuple):
+    """A segment as it is uploaded."""
 
-    def __init__(self, path: Path, draft: Draft) -> None:
+    data: bytes
+    footer: Footer
+    digest: bytes
+
+
+class SpooledSegment:
+    """A closed spool file that waits for upload. It has at least one batch.
+
+    In a storage outage many thousands wait, so it remembers of its batches only the first and the last; the
+    rest stands in the file's footer. `first` and `header` are those of the segment that is uploaded: the file may
+    begin with batches that another process server has listed meanwhile (`behind`).
+    """
+
+    def __init__(self, path: Path, draft: Draft, *, has_footer: bool) -> None:
         self.path: Final = path
-        self.header: Final = draft.header
-        self.footer: Final = draft.footer
-        self.digest: Final = draft.digest
+        self.header = draft.header
+        self.first = draft.rows[0]
+        self.last: Final = draft.rows[-1]
+        self._digest: Final = draft.digest
         self._body_b: Final = draft.size_b
-        self._closing: Final = draft.closing()
+        self._closing: Final = None if has_footer else draft.closing()
 
     @property
     def size_b(self) -> int:
-        return self._body_b + len(self._closing)
+        """What it takes here, without the footer."""
+        return self._body_b
 
-    @property
-    def first(self) -> BatchRow:
-        return self.footer.rows[0]
+    def local(self) -> LocalFile:
+        return LocalFile(self.first.number, self.last.number, self.header.predecessor, self.last.digest)
 
-    @property
-    def last(self) -> BatchRow:
-        return self.footer.rows[-1]
+    def footer(self) -> Footer:
+        """Raises SpoolError."""
+        return self._footer(self._read())
 
-    def read(self) -> bytes:
+    def digest_of(self, number: int) -> str:
+        """The digest (hex) of one of its batches, or of the one before. Raises SpoolError."""
+        if number == self.first.number - 1:
+            return self.header.predecessor
+        if number == self.last.number:
+            return self.last.digest
+        return self._row(number).digest
+
+    def behind(self, number: int) -> SpooledSegment:
+        """The part of it that follows its batch `number`. Raises SpoolError."""
+        rest = copy.copy(self)
+        rest.first = self._row(number + 1)
+        rest.header = msgspec.structs.replace(
+            self.header, first=number + 1, predecessor=self._row(number).digest
+        )
+        return rest
+
+    def read(self) -> Readout:
         """The whole segment, compared with what was written. Raises SpoolLostError when the disk does not
-        give it back.
+        give it back; SpoolError when only its footer is unreadable, which recovery can make again.
         """
+        data = self._read()
+        if segment.body_digest(data, self._body_b) != self._digest:
+            raise self._lost("its bytes are not those that were written")
+        footer = self._footer(data)
+        if self.first.number == footer.rows[0].number:
+            return Readout(
+                bytes(memoryview(data)[: self._body_b])
+                + segment.encode_footer(footer, self._body_b, self._digest),
+                footer,
+                self._digest,
+            )
+        return self._without_front(data, footer)
+
+    def _without_front(self, data: bytes, footer: Footer) -> Readout:
+        """Frames do not depend on their place in a file, only on the salt, which the new header has as well."""
+        first = self.first.number
+        head = segment.encode_file_header(self.header)
+        shift = self.first.offset - len(head)
+        rows = tuple(
+            msgspec.structs.replace(row, offset=row.offset - shift)
+            for row in footer.rows
+            if row.number >= first
+        )
+        ordered = all(row.state == StreamState.ORDERED for row in rows)
+        rest = Footer(
+            rows=rows,
+            marks=tuple(mark for mark in footer.marks if mark.batch >= first),
+            cause="" if ordered else footer.cause,
+        )
+        body = head + bytes(memoryview(data)[self.first.offset : self._body_b])
+        digest = segment.body_digest(body, len(body))
+        return Readout(body + segment.encode_footer(rest, len(body), digest), rest, digest)
+
+    def _row(self, number: int) -> BatchRow:
+        rows = self.footer().rows
+        return rows[number - rows[0].number]
+
+    def _footer(self, data: bytes) -> Footer:
+        end = data[self._body_b :] if self._closing is None else self._closing
         try:
-            with self.path.open("rb", buffering=0) as file:
-                body = bytearray(self.size_b)
-                view = memoryview(body)
-                at = 0
-                while at < self._body_b and (count := file.readinto(view[at : self._body_b])):
-                    at += count
+            return segment.decode_footer(end, self._body_b + len(end), self.path.name)
+        except IntegrityError as exc:
+            raise SpoolError(f"The footer of spool file {self.path} cannot be read", cause=exc.cause) from exc
+
+    def _read(self) -> bytes:
+        try:
+            data = self.path.read_bytes()
         except OSError as exc:
             raise self._lost(exc.strerror or str(exc)) from exc
-        if at != self._body_b or segment.body_digest(body, self._body_b) != self.digest:
-            raise self._lost("its bytes are not those that were written")
-        view[self._body_b :] = self._closing
-        view.release()
-        return bytes(body)
+        if len(data) < self._body_b:
+            raise self._lost("it is shorter than what was written")
+        return data
 
     def _lost(self, cause: str) -> SpoolLostError:
         return SpoolLostError(
@@ -132,13 +205,11 @@ class SpoolFile:
             with contextlib.suppress(OSError):
                 durable.remove_file(self.path)
             return None
-        spooled = SpooledSegment(self.path, self.draft)
         reach("spool.before-footer")
-        with without_footer_at_worst(self.path):
-            write_footer(self._fd, self.draft)
+        has_footer = write_footer(self.path, self._fd, self.draft)
         self._close()
         reach("spool.after-footer")
-        return spooled
+        return SpooledSegment(self.path, self.draft, has_footer=has_footer)
 
     def _undo(self, end: int) -> bool:
         if self._fd < 0:
@@ -160,17 +231,14 @@ class SpoolFile:
                 os.close(fd)
 
 
-def write_footer(fd: int, draft: Draft) -> None:
-    os.ftruncate(fd, draft.size_b)
-    durable.write_all(fd, [draft.closing()], draft.size_b)
-
-
-@contextlib.contextmanager
-def without_footer_at_worst(path: Path) -> Iterator[None]:
-    """A full disk must not keep a file from being uploaded, which makes room. The upload takes the footer from
-    memory, and recovery makes it again from a scan.
+def write_footer(path: Path, fd: int, draft: Draft) -> bool:
+    """Whether it could be written. A full disk must not keep a file from being uploaded, which makes room: then the
+    footer stays in memory, and recovery makes it again from a scan.
     """
     try:
-        yield
+        os.ftruncate(fd, draft.size_b)
+        durable.write_all(fd, [draft.closing()], draft.size_b)
     except OSError as exc:
         _log.warning("spool file has no footer", path=str(path), cause=exc.strerror)
+        return False
+    return True

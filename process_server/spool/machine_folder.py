@@ -1,62 +1,70 @@
-"""One machine's folder in the spool: its epochs, whose they are, and opening them.
-
-Whether a log is ours. `state.json` remembers the last term that we took, but it may be older than the truth: it is written after the
-term was taken, and not at all on a full disk. So the document of the newest term decides, which names its owner.
-"""
+"""One machine's folder in the spool: its epochs, what they hold, and what was set aside. Only local files; knows no storage."""
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 from process_server.spool import watermark
-from process_server.spool.epoch_log import EpochLog, Resources, last_spooled
-from shared.blob import BlobStore
-from shared.errors import UNDECODABLE, IndexDamagedError, SpoolError
-from shared.log import names
-from shared.log.writer import TermDocument, terms
-from shared.vault import machine_key
+from process_server.spool.aside import Aside, Kind, Note
+from process_server.spool.file import FULL, SUFFIX, SpooledSegment
+from process_server.spool.recovery import Damage, recover_folder
+from process_server.spool.threads import finish
+from process_server.spool.watermark import Watermark
+from shared import durable
+from shared.errors import SpoolError, SpoolFullError
+from shared.vault import Vault, machine_key_of
+
+Runs = list[list[SpooledSegment]]
+"""Segments in order; each run's files continue each other."""
+
+
+class Recovered(NamedTuple):
+    """What an epoch's folder holds."""
+
+    runs: Runs
+    known: Watermark
 
 
 class MachineFolder:
-    def __init__(self, shared: Resources, machine: str, path: Path) -> None:
+    def __init__(self, machine: str, path: Path, vault: Vault, threads: Executor) -> None:
         self.machine: Final = machine
-        self._shared = shared
+        self.aside: Final = Aside(machine, path)
         self._path = path
+        self._vault = vault
+        self._threads = threads
+
+    def epoch(self, epoch: int) -> Path:
+        return self._path / f"{epoch:08d}"
 
     async def epochs(self) -> list[int]:
-        """The epochs that have a folder here, in order. Raises SpoolError."""
-        return await asyncio.to_thread(self._epochs)
+        """The epochs that have a folder here, in order; looks as well at what is aside. Raises SpoolError."""
+        return await finish(self._threads, self._epochs)
 
-    async def open(self, epoch: int, store: BlobStore, changed: Callable[[], None]) -> EpochLog:
-        """See EpochLog.open; `store` is used until it is open."""
-        key = await machine_key(store, self._shared.vault, self.machine, create=True)
-        shared = self._shared._replace(store=store)
-        return await EpochLog.open(shared, self.machine, epoch, key, self._epoch(epoch), changed)
+    async def recover(self, epoch: int) -> Recovered:
+        """What lies in an epoch's folder, which no log may use meanwhile. Raises SpoolError, WrongKeyError."""
+        return await finish(self._threads, partial(self._recover, epoch))
 
-    async def is_ours(self, epoch: int, store: BlobStore) -> bool:
-        """Whether nobody took the log since this process server had it."""
-        taken = max(await terms(store, self.machine, epoch), default=0)
-        known = await asyncio.to_thread(watermark.read, self._epoch(epoch))
-        return taken <= known.term or await self._owner(epoch, taken, store) == self._shared.settings.owner
+    async def clear(
+        self, epoch: int, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]
+    ) -> None:
+        """Deletes files that are listed, and sets aside, each for its reason, those that can not be; for good: one of
+        another history must not come back before those that are written now. Raises SpoolError.
+        """
+        if listed or unlisted:
+            await finish(self._threads, partial(self._clear, epoch, listed, unlisted))
 
-    async def last_spooled(self, epoch: int) -> int:
-        """The last batch that is here of an epoch whose log is not open. Raises SpoolError, WrongKeyError."""
-        return await last_spooled(self._shared, self._epoch(epoch))
+    async def remove(self, epoch: int) -> None:
+        """The folder of an epoch that is done with. It stays if a spool file is in it: nothing is deleted unseen."""
+        await finish(self._threads, partial(self._remove, self.epoch(epoch)))
 
-    async def delete(self, epoch: int) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._epoch(epoch), ignore_errors=True)
-
-    def _epoch(self, epoch: int) -> Path:
-        return self._path / f"{epoch:08d}"
+    # ---- in threads ----
 
     def _epochs(self) -> list[int]:
         try:
+            self.aside.look()
             return sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
         except FileNotFoundError:
             return []
@@ -65,10 +73,52 @@ class MachineFolder:
                 f"The spool folder {self._path} could not be read", cause=exc.strerror or str(exc)
             ) from exc
 
-    async def _owner(self, epoch: int, term: int, store: BlobStore) -> str:
-        name = names.term_document(self.machine, epoch, term)
-        data = await store.read(name)
+    def _recover(self, epoch: int) -> Recovered:
+        folder = self.epoch(epoch)
+
+        def set_aside(damage: Damage) -> None:
+            note = Note(epoch=epoch, first=damage.first, last=damage.last, cause=damage.cause)
+            self.aside.put(Kind.DAMAGED, damage.path, note, keep=not damage.whole)
+
         try:
-            return msgspec.json.decode(data, type=TermDocument).owner
-        except UNDECODABLE as exc:
-            raise IndexDamagedError(f"The term document {name} cannot be read", cause=str(exc)) from exc
+            durable.make_folder(folder)
+            runs = recover_folder(
+                folder,
+                lambda header: machine_key_of(self._vault, header.machine, header.key_id, header.wrapped_key),
+                set_aside,
+            )
+        except OSError as exc:
+            kind = SpoolFullError if exc.errno in FULL else SpoolError
+            raise kind(
+                f"The spool folder {folder} could not be made or recovered", cause=exc.strerror or str(exc)
+            ) from exc
+        return Recovered(runs, watermark.read(folder))
+
+    def _clear(
+        self, epoch: int, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]
+    ) -> None:
+        folder = self.epoch(epoch)
+        try:
+            for spooled, cause in unlisted:
+                note = Note(epoch=epoch, first=spooled.first.number, last=spooled.last.number, cause=cause)
+                self.aside.put(Kind.UNLISTED, spooled.path, note)
+            for spooled in listed:
+                durable.remove_file(spooled.path)
+            durable.sync_folder(folder)
+        except OSError as exc:
+            raise SpoolError(
+                f"The spool folder {folder} could not be tidied", cause=exc.strerror or str(exc)
+            ) from exc
+
+    def _remove(self, folder: Path) -> None:
+        try:
+            if not any(folder.glob(f"*{SUFFIX}")):
+                for path in folder.iterdir():
+                    durable.remove_file(path)
+                folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise SpoolError(
+                f"The spool folder {folder} could not be removed", cause=exc.strerror or str(exc)
+            ) from exc

@@ -7,10 +7,11 @@ higher one it was lost by storage. The log of the epoch is ours while no term is
 was with another process server meanwhile, and the log is opened anew with a new term. When storage cannot be asked just then, a log that is
 open goes on as it is: it can spool, and should it be fenced, listing fails and nothing is ever said to be uploaded.
 
-Whenever no log is open here, after a restart, a failed `begin` or a fence, the spool uploads what it holds without waiting for the agent,
-which may be gone for good: that is what the last minutes before a disaster hang on. But it takes a log only if nobody took it since: else
-the agent is with another process server, and taking would disturb it. Then the machine is no trouble of ours, and the files go once that
-log's index has passed them. An older epoch's rest is uploaded as well, beside the new one (older_epochs.py).
+Whenever no log is open here, after a restart, a failed `begin` or a fence, the spool uploads what it holds without waiting
+for the agent, which may be gone for good: that is what the last minutes before a disaster hang on. Whether it may, `ownership`
+says: as long as another process server shows signs of life the agent is with it, and taking the log would disturb it. Then the
+machine is no trouble of ours, but what is here and not listed still counts as pending. All other epochs' rests are looked after
+beside the new one (older_epochs.py).
 
 So a full cache drains in every state: that a new epoch finds no room is no obstacle to the old one. An epoch that was allocated and could
 not be opened is the answer to the same wish the next time: no agent was told of it, so no batch of it can be anywhere.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -29,6 +30,8 @@ from process_server.spool.chore import Chore
 from process_server.spool.epoch_log import EpochLog, Resources
 from process_server.spool.machine_folder import MachineFolder
 from process_server.spool.older_epochs import OlderEpochs
+from process_server.spool.ownership import Decision
+from process_server.spool.watch import Watch
 from process_server.spool.writer import Point
 from shared import logging
 from shared.batch import Batch, Buffer
@@ -43,7 +46,6 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.log.chain import IndexChain
 from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, newest_epoch
 from shared.log.writer import terms
 from shared.wire.messages import Hello
@@ -65,15 +67,6 @@ class Position(msgspec.Struct, frozen=True):
     uploaded_seq: int
 
 
-class _Elsewhere(NamedTuple):
-    """A log that another process server has, as far as files of it are here."""
-
-    epoch: int
-    last: int
-    """The last batch that is spooled here."""
-    chain: IndexChain
-
-
 class MachineLog:
     """One machine's log on this process server. `begin`, then `append` and `flush`; lives as long as the
     process.
@@ -84,13 +77,14 @@ class MachineLog:
         self.on_change: Callable[[], None] | None = None
         """Called, on the event loop, whenever something below may have changed."""
         self._shared = shared
-        self._folder: Final = MachineFolder(shared, machine, folder)
+        self._folder: Final = MachineFolder(machine, folder, shared.vault, shared.reading)
         self._current: EpochLog | None = None
         self._allocated: EpochInfo | None = None
         """An epoch that began in storage and that no agent was told of yet."""
-        self._fenced: UnderstudyError | None = None
-        """Why there is no log: another process server took it from us."""
-        self._elsewhere: _Elsewhere | None = None
+        self._ended: UnderstudyError | None = None
+        """Why the log that was open ended: another process server took it from us, or it failed."""
+        self._watch: Watch | None = None
+        """The newest epoch, while files of it are here and no log of it is open."""
         self._forgot: tuple[int, StorageForgotError] | None = None
         """An epoch that cannot go on, and why."""
         self._lock: Final = asyncio.Lock()
@@ -116,17 +110,26 @@ class MachineLog:
     @property
     def failure(self) -> UnderstudyError | None:
         """Why no more batches are taken, until the agent says Hello again."""
-        return self._current.failure if self._current is not None else self._fenced
+        return self._current.failure if self._current is not None else self._ended
 
     @property
     def elsewhere(self) -> bool:
         """Whether another process server has the machine now."""
-        return self._current is None and (self._fenced is not None or self._elsewhere is not None)
+        waits = self._watch is not None and self._watch.verdict is not None
+        return self._current is None and (isinstance(self._ended, FencedError) or waits)
 
     @property
     def pending_b(self) -> int:
-        """Bytes in the spool that are not uploaded."""
-        return sum(log.pending_b for log in self._logs())
+        """Bytes in the spool that are not listed and may still be."""
+        newest_b = self._current.pending_b if self._current is not None else 0
+        if self._current is None and self._watch is not None:
+            newest_b = self._watch.pending_b
+        return newest_b + self._older.pending_b
+
+    @property
+    def aside_b(self) -> int:
+        """Bytes that can not be listed any more and were set aside."""
+        return self._folder.aside.size_b
 
     @property
     def last_indexed(self) -> Point | None:
@@ -139,7 +142,7 @@ class MachineLog:
         found: list[UnderstudyError | None] = [self._resuming.trouble, self._older.trouble]
         for log in self._logs():
             found += [log.failure, log.trouble]
-        return [error for error in found if error is not None]
+        return [*(error for error in found if error is not None), *self._folder.aside.problems()]
 
     # ---- what the session does ----
 
@@ -221,7 +224,7 @@ class MachineLog:
         if self._current is not None and self._current.epoch < info.epoch:
             self._older.take(self._current)
             self._current = None
-        self._older.finish(info.epoch)
+        self._older.drain(info.epoch)
         return info.epoch
 
     async def _goes_on(self, epoch: int) -> bool:
@@ -255,9 +258,9 @@ class MachineLog:
         await self._open(epoch, store)
 
     async def _open(self, epoch: int, store: BlobStore) -> None:
-        self._current = await self._folder.open(epoch, store, self._change)
-        self._fenced = self._elsewhere = None
-        self._older.finish(epoch)
+        self._current = await EpochLog.open(self._shared, self._folder, epoch, self._change, store)
+        self._ended = self._watch = None
+        self._older.drain(epoch)
         self._change()
 
     async def _close_current(self) -> None:
@@ -268,46 +271,52 @@ class MachineLog:
     # ---- in the background ----
 
     async def _resume(self) -> bool:
-        """Goes on with the newest epoch, if no log is open and it is ours; whether nothing is left to look
-        after.
-        """
+        """Goes on with the newest epoch, if no log is open and it may; whether nothing is left to look after."""
         store = self._shared.store.patient(self._resuming.report)
         async with self._lock:
-            if self._current is not None and isinstance(self._current.failure, FencedError):
-                self._fenced = self._current.failure
-                await self._close_current()
-            if self._current is not None:
+            if self._current is not None and not await self._is_dead(self._current):
                 return True
             epochs = await self._folder.epochs()
             if not epochs:
                 return True
             newest = await newest_epoch(store, self.machine)
-            self._older.finish(newest)
+            self._older.drain(newest)
             if newest not in epochs:
+                self._watch = None
                 return True
-            if not await self._folder.is_ours(newest, store):
-                return await self._clear(newest, store)
-            if self._forgot is not None and self._forgot[0] == newest:
-                raise self._forgot[1]  # only the agent can help; opening it again would but take another term
-            try:
-                await self._open(newest, store)
-            except StorageForgotError as exc:
-                self._forgot = newest, exc
-                raise
+            if self._watch is None or self._watch.epoch != newest:
+                self._watch = Watch(self._shared, self._folder, newest)
+            verdict = await self._watch.look(newest, store)
+            match verdict.decision:
+                case Decision.OPEN | Decision.RETAKE:
+                    await self._reopen_alone(newest, store)
+                case Decision.DELETE | Decision.QUARANTINE:
+                    await self._watch.carry_out()
+                    self._watch = None
+                    self._older.drain(newest)
+                case Decision.WAIT:
+                    return False
             return True
 
-    async def _clear(self, epoch: int, store: BlobStore) -> bool:
-        """Deletes what is here of another's log once its index has passed it; whether that is so."""
-        there = self._elsewhere
-        if there is None or there.epoch != epoch:
-            last = await self._folder.last_spooled(epoch)
-            there = self._elsewhere = _Elsewhere(epoch, last, IndexChain(store, self.machine, epoch))
-            _log.info("log left alone", machine=self.machine, epoch=epoch, spooled=last)
-        await there.chain.read_to_end()
-        if there.chain.fold.last < there.last:
+    async def _is_dead(self, log: EpochLog) -> bool:
+        """Whether the current log has failed in a way that opening it again may heal; then it is closed."""
+        if log.failure is None or isinstance(log.failure, StorageForgotError):
             return False
-        await self._folder.delete(epoch)
+        self._ended = log.failure
+        await self._close_current()
+        if not isinstance(self._ended, FencedError):
+            raise self._ended  # told, and opened again after a pause
         return True
+
+    async def _reopen_alone(self, epoch: int, store: BlobStore) -> None:
+        """Without an agent."""
+        if self._forgot is not None and self._forgot[0] == epoch:
+            raise self._forgot[1]  # only the agent can help; opening it again would but take another term
+        try:
+            await self._open(epoch, store)
+        except StorageForgotError as exc:
+            self._forgot = epoch, exc
+            raise
 
     # ---- small things ----
 
@@ -317,7 +326,7 @@ class MachineLog:
 
     def _open_log(self) -> EpochLog:
         if self._current is None:
-            raise self._fenced or self._not_open()
+            raise self._ended or self._not_open()
         return self._current
 
     def _not_open(self) -> NotOpenError:
@@ -334,7 +343,8 @@ class MachineLog:
         return TransientError(what, cause="storage is slow or does not answer")
 
     def _change(self) -> None:
-        if self._current is not None and isinstance(self._current.failure, FencedError):
+        failure = self._current.failure if self._current is not None else None
+        if failure is not None and not isinstance(failure, StorageForgotError):
             self._resuming.ask()
         if self.on_change is not None:
             self.on_change()

@@ -1,8 +1,8 @@
-"""The rest of epochs that are over: uploaded beside the newest one, as long as it takes; then their folders go.
+"""All epochs here but the newest: their rest is uploaded beside it, as long as it takes; then their folders go.
 
-An epoch is over as soon as storage knows a newer one, whether or not that one can be opened here. Its open log simply goes on uploading,
-else it is opened again, until all of its rest is listed. Only then is its folder deleted (I5), or when nothing can come of it: another
-process server has the log by now, or storage lost what the rest would continue. Any other error keeps the folder, and it is tried again.
+An epoch is over as soon as storage knows a newer one, whether or not that one can be opened here. Its open log simply goes on uploading;
+of any other, `ownership` says what becomes of it, look after look: opened or taken again until all of its rest is listed, left to another
+owner meanwhile, set aside, or deleted (I5). Any error keeps the folder, and it is tried again.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from typing import Final
 from process_server.spool.chore import Chore
 from process_server.spool.epoch_log import EpochLog, Resources
 from process_server.spool.machine_folder import MachineFolder
-from shared import logging
-from shared.blob import BlobStore
+from process_server.spool.ownership import Decision
+from process_server.spool.watch import Watch
 from shared.errors import FencedError, StorageForgotError, UnderstudyError
-
-_log = logging.get()
 
 
 class OlderEpochs:
-    """Those of one machine. `finish` them whenever a newest epoch is known; `close` once."""
+    """Those of one machine. `drain` them whenever a newest epoch is known; `close` once."""
 
     def __init__(self, shared: Resources, folder: MachineFolder, changed: Callable[[], None]) -> None:
         self.logs: Final[dict[int, EpochLog]] = {}
         """Those that are open, by epoch."""
+        self._watches: Final[dict[int, Watch]] = {}
+        """The others."""
         self._newest = 0
+        self._shared = shared
         self._folder = folder
         self._changed = changed
         self._chore: Final = Chore(
             f"older epochs of {folder.machine}",
-            self._finish_all,
+            self._drain_all,
             look_s=shared.settings.check_seconds,
             changed=changed,
         )
@@ -42,13 +43,19 @@ class OlderEpochs:
         """Why their rest cannot be uploaded just now."""
         return self._chore.trouble
 
-    def finish(self, newest: int) -> None:
+    @property
+    def pending_b(self) -> int:
+        """Bytes of theirs that are not listed and may still be."""
+        open_b = sum(log.pending_b for log in self.logs.values())
+        return open_b + sum(watch.pending_b for watch in self._watches.values())
+
+    def drain(self, newest: int) -> None:
         """Epochs below `newest` are over; nobody else opens them any more."""
         self._newest = newest
         self._chore.ask()
 
     def take(self, log: EpochLog) -> None:
-        """The log was the current one; `finish` follows."""
+        """The log was the current one; `drain` follows."""
         self.logs[log.epoch] = log
 
     async def close(self) -> None:
@@ -56,38 +63,55 @@ class OlderEpochs:
         for log in self.logs.values():
             await log.close()
 
-    async def _finish_all(self) -> bool:
-        """One after the other; whether none is left."""
+    async def _drain_all(self) -> bool:
+        """One after the other; whether none is left, nor anything aside that goes with time."""
         done = True
         trouble: UnderstudyError | None = None
         for epoch in await self._folder.epochs():
-            if epoch < self._newest:
+            if epoch != self._newest:
                 try:
-                    await self._finish(epoch, self._store)
+                    done &= await self._drain(epoch)
                 except FencedError:
-                    done = False  # the next look finds that it is not ours
+                    done = False  # the next look finds whose it is
                 except UnderstudyError as exc:
                     trouble = exc
         if trouble is not None:
             raise trouble
-        return done
+        return done and self._folder.aside.is_empty
 
-    async def _finish(self, epoch: int, store: BlobStore) -> None:
-        """Nothing is deleted when it raises."""
+    async def _drain(self, epoch: int) -> bool:
+        """Whether nothing of it is left. Nothing is deleted when it raises."""
         try:
-            log = self.logs.get(epoch)
-            if log is None and await self._folder.is_ours(epoch, store):
-                log = self.logs[epoch] = await self._folder.open(epoch, store, self._changed)
+            log = self.logs.get(epoch) or await self._look(epoch)
             if log is not None:
+                self._watches.pop(epoch, None)
                 try:
                     await log.flush()
                     await log.release()
                 finally:
                     await log.close()
                     del self.logs[epoch]
+                await self._folder.remove(epoch)
         except StorageForgotError as exc:
-            _log.warning(
-                "rest of an old epoch is lost", machine=self._folder.machine, epoch=epoch, **exc.as_dict()
-            )
-        await self._folder.delete(epoch)
+            await Watch(self._shared, self._folder, epoch).give_up(exc.cause)
+            self._watches.pop(epoch, None)
         self._changed()
+        return epoch not in self._watches
+
+    async def _look(self, epoch: int) -> EpochLog | None:
+        """Does what is to be done with an epoch that has no open log. Its log, if it is now open."""
+        watch = self._watches.get(epoch)
+        if watch is None:
+            watch = self._watches[epoch] = Watch(self._shared, self._folder, epoch)
+        verdict = await watch.look(self._newest, self._store)
+        match verdict.decision:
+            case Decision.OPEN | Decision.RETAKE:
+                log = await EpochLog.open(self._shared, self._folder, epoch, self._changed, self._store)
+                self.logs[epoch] = log
+                return log
+            case Decision.DELETE | Decision.QUARANTINE:
+                await watch.carry_out()
+                del self._watches[epoch]
+            case Decision.WAIT:
+                pass
+        return None

@@ -3,6 +3,22 @@
 Recovery takes from a file exactly its whole batches: those the footer lists if there is one and the bytes
 match, else those that a scan opens. Batches behind the last acknowledged one may be among them. That is
 right: they are what the agent sent, in order, and it is told about them in Welcome.
+
+What cannot be read, and why nothing acknowledged vanishes silently (I5). A file is dropped, or its tail forgotten,
+only where no acknowledged batch can have been:
+
+- a file that ends inside its header, or has nothing but zeros behind it: batches are acknowledged after the
+  first sync, which covers the header and one whole batch;
+- a tail that ends inside a frame whose header is whole (or inside that header): a sync covers all frames of
+  a group with the file's size, so a frame that the file does not hold wholly was never synced;
+- what lies behind the last durable batch of a file where the next file goes on: there a sync had failed, and
+  nothing behind was acknowledged.
+
+Everything else may have been acknowledged, and was damaged since: such a file is *set aside* (aside.py), whole,
+with an event that names the batches. What of it can be opened up to the damage is still uploaded; what lies
+behind a hole is another *run* of files, which the caller sorts. How far the log reaches is then told to the
+agent in Welcome, and if it has let go of what was lost it begins a new epoch. A file of a newer format version
+is left as it is, and the machine's log waits.
 """
 
 from __future__ import annotations
@@ -10,13 +26,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from process_server.spool.file import SUFFIX, SpooledSegment, without_footer_at_worst, write_footer
+from process_server.spool.file import SUFFIX, SpooledSegment, write_footer
 from shared import durable, logging
-from shared.errors import IntegrityError
+from shared.errors import (
+    IntegrityError,
+    SegmentTruncatedError,
+    SegmentVersionError,
+    SpoolVersionError,
+)
 from shared.log import segment
 from shared.log.draft import Draft
-from shared.log.segment import FileHeader
+from shared.log.segment import FileHeader, Footer
 from shared.sealing import MachineKey
 
 _log = logging.get()
@@ -24,56 +46,108 @@ _log = logging.get()
 KeyOf = Callable[[FileHeader], MachineKey]
 
 
-def recover_folder(folder: Path, key_of: KeyOf) -> list[SpooledSegment]:
-    """The segments of an epoch's spool folder in order, each continuing the one before; torn tails are cut,
-    useless files deleted.
+class Damage(NamedTuple):
+    """A file that may hold acknowledged batches that nobody can read."""
 
-    Raises OSError, and WrongKeyError when the vault does not know the files' key.
+    path: Path
+    first: int
+    last: int
+    """0: not known."""
+    cause: str
+    whole: bool
+    """No batch of it can be read; else those before `first` can, and the file is still needed for them."""
+
+
+SetAside = Callable[[Damage], None]
+
+
+class _Found(NamedTuple):
+    path: Path
+    draft: Draft | None
+    """Its batches that can be read."""
+    damage: Damage | None
+    certain: bool
+    """Batches of the damaged part were acknowledged, whatever the next file says."""
+
+
+def recover_folder(folder: Path, key_of: KeyOf, set_aside: SetAside) -> list[list[SpooledSegment]]:
+    """The segments of an epoch's spool folder in order, in runs each of whose files continues the one before.
+
+    Raises OSError, SpoolVersionError, and WrongKeyError when the vault does not know the files' key; then everything is where it
+    was, or aside.
     """
     durable.sync_folder(folder)
-    drafts = [
-        (path, draft)
-        for path in sorted(folder.glob(f"*{SUFFIX}"))
-        if (draft := _recover(path, key_of)) is not None
-    ]
-    found: list[SpooledSegment] = []
-    for i, (path, draft) in enumerate(drafts):
-        header = draft.header
-        if found and (header.first, header.predecessor) != (found[-1].last.number + 1, found[-1].last.digest):
-            _drop(path, f"it does not continue batch {found[-1].last.number}")
+    found = [f for path in sorted(folder.glob(f"*{SUFFIX}")) if (f := _recover(path, key_of)) is not None]
+    runs: list[list[SpooledSegment]] = []
+    for i, (path, draft, damage, certain) in enumerate(found):
+        following = _first_number(found[i + 1]) if i + 1 < len(found) else None
+        if damage is not None and not damage.last and following is not None:
+            damage = damage._replace(last=following - 1)
+        if draft is None:
+            assert damage is not None
+            set_aside(damage)
             continue
-        if i + 1 < len(drafts) and drafts[i + 1][1].header.first <= draft.rows[-1].number:
+        if following is not None and following <= draft.rows[-1].number:
             # A sync of this file failed once, and the next file began behind what was durable in it.
-            draft = _cut(path, draft, drafts[i + 1][1].header.first)
-        found.append(_close_recovered(path, draft))
-    return found
+            draft, damage = _cut(path, draft, following), None
+        elif damage is not None and not certain and following == draft.rows[-1].number + 1:
+            damage = None
+        if damage is not None:
+            set_aside(damage)
+        closed = _close(path, draft, damaged=damage is not None)
+        before = runs[-1][-1] if runs else None
+        if before is None or (draft.header.first, draft.header.predecessor) != (
+            before.last.number + 1,
+            before.last.digest,
+        ):
+            runs.append([])
+        runs[-1].append(closed)
+    return runs
 
 
-def _recover(path: Path, key_of: KeyOf) -> Draft | None:
+def _recover(path: Path, key_of: KeyOf) -> _Found | None:
     data = _read_from_disk(path)
     name = path.name
     try:
         header, start = segment.decode_file_header(data, name)
+    except SegmentVersionError as exc:
+        raise SpoolVersionError(f"Spool file {path} cannot be read", cause=exc.cause) from exc
     except IntegrityError as exc:
-        _drop(path, exc.cause)
-        return None
+        highest = segment.highest_number(data, 0)
+        if not data or (isinstance(exc, SegmentTruncatedError) and not highest):
+            _drop(path, exc.cause)
+            return None
+        return _Found(path, None, Damage(path, _number_in(path), highest, exc.cause, True), True)
+    claimed: Footer | None = None
     try:
-        footer = segment.check_body(data, name)
         body_b, _ = segment.decode_trailer(data, len(data), name)
+        claimed = segment.decode_footer(data, len(data), name)
+        footer = segment.check_body(data, name)
     except IntegrityError:
-        scan = segment.scan(data, start, header, key_of(header).file_key(header.salt_bytes), name)
-        footer, body_b = scan.footer, scan.end
-        _log.info(
-            "spool file recovered",
-            path=str(path),
-            batches=len(footer.rows),
-            cut_b=len(data) - body_b,
-            cause=scan.why,
-        )
-    if not footer.rows:
+        return _scan(path, data, header, start, key_of(header), claimed)
+    return _Found(path, Draft.recovered(header, footer, memoryview(data)[:body_b]), None, False)
+
+
+def _scan(
+    path: Path, data: bytes, header: FileHeader, start: int, key: MachineKey, claimed: Footer | None
+) -> _Found | None:
+    """A file without a footer that can be believed."""
+    scan = segment.scan(data, start, header, key.file_key(header.salt_bytes), path.name)
+    rows = scan.footer.rows
+    cut_b = len(data) - scan.end
+    _log.info("spool file recovered", path=str(path), batches=len(rows), cut_b=cut_b, cause=scan.why)
+    first = rows[-1].number + 1 if rows else header.first
+    claims = claimed.rows[-1].number if claimed is not None and claimed.rows else 0
+    highest = max(segment.highest_number(data, scan.end), claims)
+    certain = claims >= first
+    damage: Damage | None = None
+    if certain or (scan.why and not scan.torn and data[scan.end :].strip(b"\0")):
+        damage = Damage(path, first, highest if highest >= first else 0, scan.why, not rows)
+    if not rows and damage is None:
         _drop(path, "no batch in it is whole")
         return None
-    return Draft.recovered(header, footer, memoryview(data)[:body_b])
+    draft = Draft.recovered(header, scan.footer, memoryview(data)[: scan.end]) if rows else None
+    return _Found(path, draft, damage, certain)
 
 
 def _read_from_disk(path: Path) -> bytes:
@@ -94,12 +168,23 @@ def _cut(path: Path, draft: Draft, before: int) -> Draft:
     return Draft.recovered(draft.header, segment.Footer(rows=rows, marks=marks, cause=footer.cause), body)
 
 
-def _close_recovered(path: Path, draft: Draft) -> SpooledSegment:
-    with without_footer_at_worst(path), path.open("r+b", buffering=0) as file:
-        write_footer(file.fileno(), draft)
-    return SpooledSegment(path, draft)
+def _close(path: Path, draft: Draft, *, damaged: bool) -> SpooledSegment:
+    """With its footer, but for a file that is aside as well under another name: there it must stay as it was found."""
+    if damaged:
+        return SpooledSegment(path, draft, has_footer=False)
+    with path.open("r+b", buffering=0) as file:
+        return SpooledSegment(path, draft, has_footer=write_footer(path, file.fileno(), draft))
+
+
+def _first_number(found: _Found) -> int:
+    return found.draft.header.first if found.draft is not None else _number_in(found.path)
+
+
+def _number_in(path: Path) -> int:
+    return int(path.stem) if path.stem.isdecimal() else 0
 
 
 def _drop(path: Path, cause: str) -> None:
-    _log.warning("spool file dropped", path=str(path), cause=cause)
+    """It holds nothing that was acknowledged."""
+    _log.info("spool file dropped", path=str(path), cause=cause)
     durable.remove_file(path)

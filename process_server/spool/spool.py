@@ -3,8 +3,9 @@ machine and epoch.
 
     <folder>/<machine>/<epoch>/<first batch>.seg     spool files = segments (shared/log/FORMAT.md)
     <folder>/<machine>/<epoch>/state.json            our term, and the last batch that we know was listed
+    <folder>/<machine>/damaged|unlisted/…            what was set aside (aside.py)
 
-Who may write which log: machine_log.py; how batches become durable: spool_writer.py, spool_file.py; how they get to storage: uploader.py.
+Who may write which log: machine_log.py, ownership.py; how batches become durable: writer.py, file.py; how they get to storage: uploader.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ __all__ = ["LogSettings", "MachineLog", "Position", "SegmentLimits", "Spool"]
 
 _SEALERS: Final = max(2, os.cpu_count() or 1)
 _DISK_THREADS: Final = 16
+_READING_THREADS: Final = 8
+"""As many as uploads: a disk that is read for them, or recovered, must not keep syncs waiting for a thread."""
 _UPLOADS: Final = 8
 
 
@@ -43,8 +46,9 @@ class Spool:
         self._lock_fd = -1
         self._sealers = ThreadPoolExecutor(_SEALERS, thread_name_prefix="seal")
         self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="spool")
+        self._reading = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="read")
         self._resources = Resources(
-            store, vault, settings, self._sealers, self._disk, asyncio.Semaphore(_UPLOADS)
+            store, vault, settings, self._sealers, self._disk, self._reading, asyncio.Semaphore(_UPLOADS)
         )
 
     async def start(self) -> None:
@@ -71,6 +75,7 @@ class Spool:
         await asyncio.gather(*(log.close() for log in self.machines.values()))
         self._sealers.shutdown()
         self._disk.shutdown()
+        self._reading.shutdown()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1

@@ -94,16 +94,16 @@ class Uploader:
         name = names.segment(index.machine, index.epoch, index.term, segment.first.number)
         async with self._slots:
             started = time.monotonic()
-            data = await finish(self._threads, segment.read)
+            read = await finish(self._threads, segment.read)
             reach("upload.before-create")
-            await self._create(name, data, segment.digest.hex())
+            await self._create(name, read.data, read.digest.hex())
             reach("upload.after-create")
-        _log.debug("segment uploaded", blob=name, size_b=len(data), took_s=time.monotonic() - started)
+        _log.debug("segment uploaded", blob=name, size_b=len(read.data), took_s=time.monotonic() - started)
         return entry_for(
-            segment.footer,
+            read.footer,
             blob=name,
-            size_b=len(data),
-            digest=segment.digest,
+            size_b=len(read.data),
+            digest=read.digest,
             predecessor=segment.header.predecessor,
             term=index.term,
             written_ns=time.time_ns(),

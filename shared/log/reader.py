@@ -140,6 +140,20 @@ class LogReader:
         return data
 
 
+async def listed_digest(store: BlobStore, machine: str, epoch: int, number: int) -> str:
+    """The digest (hex) of a batch, by the index or the footer of its segment; empty if no segment with it is listed.
+    Remembers nothing: the index is read up to there.
+    """
+    async for entries in IndexChain(store, machine, epoch).read_on():
+        for entry in entries:
+            if entry.last == number:
+                return entry.last_digest
+            if entry.first <= number <= entry.last:
+                rows = await LogReader(store, machine).footer(entry)
+                return rows[number - entry.first].digest
+    return ""
+
+
 def _verify(entry: IndexEntry, data: bytes) -> tuple[FileHeader, tuple[BatchRow, ...]]:
     """Header and rows of a whole segment that is what its entry says, as far as one can say without opening it."""
     header, _ = segment.decode_file_header(data, entry.blob)
@@ -200,4 +214,4 @@ def _check_chain(entry: IndexEntry, rows: tuple[BatchRow, ...], found: list[Batc
             )
 
 
-__all__ = ["BatchRow", "EpochInfo", "IndexEntry", "LogReader", "StreamState"]
+__all__ = ["BatchRow", "EpochInfo", "IndexEntry", "LogReader", "StreamState", "listed_digest"]

@@ -25,12 +25,19 @@ import xxhash
 from shared import batch as batches
 from shared import sealing
 from shared.batch import Batch, Buffer, StreamState
-from shared.errors import UNDECODABLE, IntegrityError, SegmentAlteredError, SegmentTruncatedError
+from shared.errors import (
+    UNDECODABLE,
+    IntegrityError,
+    SegmentAlteredError,
+    SegmentTruncatedError,
+    SegmentVersionError,
+)
 from shared.sealing import FileKey, SealError
 
 MAX_PLAIN_B: Final = 64 * 1024 * 1024
 """No batch is larger; a length beyond it is damage and never allocated."""
 
+VERSION: Final = 1
 _FILE_MAGIC: Final = b"UNDSEG1\n"
 _FILE: Final = struct.Struct("<8sIII")
 _MAX_HEADER_B: Final = 1 << 20
@@ -115,12 +122,12 @@ class Frame(NamedTuple):
 def encode_file_header(header: FileHeader) -> bytes:
     body = msgspec.json.encode(header)
     crc = zlib.crc32(body, zlib.crc32(_FILE_MAGIC))
-    return _FILE.pack(_FILE_MAGIC, 1, len(body), crc) + body
+    return _FILE.pack(_FILE_MAGIC, VERSION, len(body), crc) + body
 
 
 def decode_file_header(data: Buffer, name: str) -> tuple[FileHeader, int]:
-    """The header and where the frames begin. SegmentTruncatedError or SegmentAlteredError; `name` is for
-    the message.
+    """The header and where the frames begin. SegmentTruncatedError, SegmentAlteredError, SegmentVersionError;
+    `name` is for the message.
     """
     view = memoryview(data)
     if len(view) < _FILE.size:
@@ -128,8 +135,11 @@ def decode_file_header(data: Buffer, name: str) -> tuple[FileHeader, int]:
     magic, version, length, crc = _FILE.unpack_from(view)
     if magic != _FILE_MAGIC:
         raise _altered(name, "it does not begin like a segment")
-    if version != 1:
-        raise _altered(name, f"its format version is {version}; this program reads version 1")
+    if version != VERSION:
+        raise SegmentVersionError(
+            f"Segment {name} cannot be read",
+            cause=f"its format version is {version}; this program reads version {VERSION}",
+        )
     if length > _MAX_HEADER_B:
         raise _altered(name, "its header is damaged")
     end = _FILE.size + length
@@ -313,6 +323,8 @@ class Scan(NamedTuple):
     footer: Footer
     end: int
     why: str
+    torn: bool
+    """What follows is the begin of a frame at the end of the data, as an interrupted write leaves it."""
 
 
 def scan(data: Buffer, start: int, header: FileHeader, key: FileKey, name: str) -> Scan:
@@ -322,7 +334,7 @@ def scan(data: Buffer, start: int, header: FileHeader, key: FileKey, name: str) 
     view = memoryview(data)
     rows: list[BatchRow] = []
     marks: list[MarkRow] = []
-    cause, why, end, expected = "", "", start, header.first
+    cause, why, torn, end, expected = "", "", False, start, header.first
     while True:
         try:
             row = read_row(view, end, name)
@@ -332,14 +344,29 @@ def scan(data: Buffer, start: int, header: FileHeader, key: FileKey, name: str) 
                 raise _altered(name, f"batch {row.number} stands where batch {expected} should")
             batch = open_frame(key, header, view[end : end + row.length], name)
         except (SegmentTruncatedError, SegmentAlteredError) as exc:
-            why = exc.cause
+            why, torn = exc.cause, isinstance(exc, SegmentTruncatedError)
             break
         rows.append(row)
         marks += _marks(batch)
         cause = (batch.meta.cause or cause) if batch.state != StreamState.ORDERED else cause
         end += row.length
         expected += 1
-    return Scan(Footer(rows=tuple(rows), marks=tuple(marks), cause=cause), end, why)
+    return Scan(Footer(rows=tuple(rows), marks=tuple(marks), cause=cause), end, why, torn)
+
+
+def highest_number(data: Buffer, start: int) -> int:
+    """The highest batch number that a whole frame header names, anywhere behind `start`; 0 if there is none. For
+    telling what was in a file that cannot be read.
+    """
+    whole = bytes(memoryview(data)[start:])
+    highest, at = 0, whole.find(_FRAME_MAGIC)
+    while at >= 0:
+        if at + FRAME_HEADER_B <= len(whole):
+            (crc,) = _CRC.unpack_from(whole, at + _FRAME.size)
+            if zlib.crc32(whole[at : at + _FRAME.size]) == crc:
+                highest = max(highest, int(_FRAME.unpack_from(whole, at)[4]))
+        at = whole.find(_FRAME_MAGIC, at + 1)
+    return highest
 
 
 def ordered_ranges(rows: Sequence[BatchRow]) -> Iterator[tuple[int, int]]:

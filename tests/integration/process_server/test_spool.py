@@ -21,6 +21,7 @@ import pytest
 from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.receiver import Machine
 from process_server.spool import machine_log
+from process_server.spool.ownership import Patience
 from process_server.spool.spool import MachineLog, Spool
 from process_server.status import StatusBoard
 from shared import durable
@@ -31,15 +32,18 @@ from shared.errors import (
     EpochRefusedError,
     FencedError,
     NotOpenError,
+    SetAsideError,
     SilentPeerError,
     SpoolError,
     SpoolFullError,
+    SpoolLostError,
+    SpoolVersionError,
     StorageForgotError,
     StorageRefusedError,
     TransientError,
     UsageError,
 )
-from shared.log import names
+from shared.log import names, segment
 from shared.log.epochs import newest_epoch
 from shared.log.writer import IndexWriter
 from tests.azurite import Azurite
@@ -379,7 +383,8 @@ async def test_a_machine_that_moved_away_is_no_trouble_and_its_files_go_once_the
         async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
             await append_all(at_b, chain[3:4])
             await at_b.flush()
-            await until(at_a, lambda: at_a.elsewhere and at_a.pending_b == 0)
+            await until(at_a, lambda: at_a.elsewhere and spool_files(tmp_path / "a") == ["000000000004.seg"])
+            await until(at_a, lambda: at_a.pending_b > 0)
             assert board.report().machines["m1"].errors == []
             assert isinstance(at_a.failure, FencedError), "a session that is still here must end"
             assert spool_files(tmp_path / "a") == ["000000000004.seg"], "batch 5 is nowhere else"
@@ -394,24 +399,104 @@ async def test_a_machine_that_moved_away_is_no_trouble_and_its_files_go_once_the
     assert same_batches(await read_log(store, tmp_path / "a"), chain)
 
 
-async def test_files_of_a_machine_that_moved_away_go_when_its_epoch_is_over(
+async def test_what_a_machine_left_behind_is_listed_in_its_old_epoch_when_that_is_over(
     store: BlobStore, tmp_path: Path
 ) -> None:
+    """A lists 1 to 5 and spools 6 to 10, which the agent lets go; it moves to B, which cannot go on behind 10."""
+    chain = make_chain(10)
     async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
-        await append_all(at_a, make_chain(3))
+        await append_all(at_a, chain[:5])
+        await at_a.flush()
+        await append_all(at_a, chain[5:])
     async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+        assert at_b.position.spooled == 5
         again = make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05)
         async with started(again) as log:
             await until(log, lambda: log.elsewhere)
-            assert spool_files(tmp_path / "a") == ["000000000001.seg"]
             assert log.errors == []
-            await at_b.begin(hello(0, "lost continuity"))
+            assert log.pending_b > 0, "it waits for upload, although another has the log"
+            assert (await at_b.begin(hello(0, "lost continuity"))).epoch == 2
+            await append_all(at_b, make_chain(2, epoch=2))
             await until(log, lambda: epoch_folders(tmp_path / "a") == [])
+            assert log.pending_b == log.aside_b == 0
+        await at_b.flush()
+        assert at_b.errors == []
+    assert same_batches(await read_log(store, tmp_path / "a", 1), chain)
+    assert same_batches(await read_log(store, tmp_path / "a", 2), make_chain(2, epoch=2))
 
 
-async def test_what_another_server_listed_otherwise_makes_ours_superfluous(
+async def test_what_a_lost_server_took_and_never_continued_is_listed_after_its_silence(
     store: BlobStore, tmp_path: Path
 ) -> None:
+    """B takes the term and burns down; the agent is gone as well. A still has 6 to 10."""
+    chain = make_chain(10)
+    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
+        await append_all(at_a, chain[:5])
+        await at_a.flush()
+        await append_all(at_a, chain[5:])
+    await IndexWriter.take(store, "m1", 1, "b")
+    patience = Patience(silent_s=0.2)
+    again = make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05, patience=patience)
+    async with started(again) as log:
+        await until(log, lambda: log.elsewhere and log.pending_b > 0)
+        await until(log, lambda: uploaded(log) == 10)
+        assert log.pending_b == 0
+    assert same_batches(await read_log(store, tmp_path / "a"), chain)
+    assert spool_files(tmp_path / "a") == []
+
+
+async def test_two_servers_with_rests_of_one_epoch_come_to_an_end(store: BlobStore, tmp_path: Path) -> None:
+    """What one lists first decides, and the other's batches are set aside, none deleted."""
+    chain = make_chain(6)
+    other = [*chain[:3], *make_chain(2, first=4, predecessor=chain[2].digest, seed=7)]
+    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
+        await append_all(at_a, chain[:3])
+        await at_a.flush()
+        await append_all(at_a, chain[3:])
+    async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+        await append_all(at_b, other[3:])
+    assert await newest_epoch(store, "m1") == 1
+    async with opened(make_spool(tmp_path / "c", store, owner="c")) as at_c:
+        assert at_c.position.epoch == 2
+    patience = Patience(silent_s=0.1, over_s=0.1)
+    a, b = (
+        make_spool(tmp_path / name, store, owner=name, check_seconds=0.05, patience=patience)
+        for name in ("a", "b")
+    )
+    async with started(a) as at_a, started(b) as at_b:
+        await until(at_a, lambda: "00000001" not in epoch_folders(tmp_path / "a"))
+        await until(at_b, lambda: "00000001" not in epoch_folders(tmp_path / "b"))
+        aside = [log.aside_b for log in (at_a, at_b)]
+        assert sorted(map(bool, aside)) == [False, True]
+        loser = at_a if at_a.aside_b else at_b
+        (problem,) = loser.errors
+        assert isinstance(problem, SetAsideError)
+        assert "batches 4 to" in problem.cause
+        (kept,) = (tmp_path / ("a" if loser is at_a else "b") / "m1/unlisted").glob("*.seg")
+        assert segment.check_body(kept.read_bytes(), "kept").rows[0].number == 4
+    listed = await read_log(store, tmp_path / "a")
+    assert same_batches(listed, chain) or same_batches(listed, other)
+
+
+async def test_of_a_file_that_another_server_listed_in_part_the_rest_is_listed(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(7)
+    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
+        await append_all(at_a, chain[:2])
+        await at_a.flush()
+        await append_all(at_a, chain[2:])  # one file: 3 to 7
+        async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+            await append_all(at_b, chain[2:4])
+            await at_b.flush()
+        position = await at_a.begin(hello(1))
+        assert (position.spooled, position.uploaded) == (7, 4)
+        await at_a.flush()
+    assert same_batches(await read_log(store, tmp_path / "a"), chain)
+    assert spool_files(tmp_path / "a") == []
+
+
+async def test_what_another_server_listed_otherwise_sets_ours_aside(store: BlobStore, tmp_path: Path) -> None:
     """After an agent crash batch boundaries differ: b has another batch 5 than a."""
     chain = make_chain(6)
     other = [*chain[:4], *make_chain(3, first=5, predecessor=chain[3].digest, seed=7)]
@@ -424,6 +509,9 @@ async def test_what_another_server_listed_otherwise_makes_ours_superfluous(
             await at_b.flush()
         position = await at_a.begin(hello(1))
         assert (position.spooled, position.spooled_digest) == (5, other[4].digest)
+        assert [type(error) for error in at_a.errors] == [SetAsideError]
+        (kept,) = (tmp_path / "a/m1/unlisted").glob("*.seg")
+        assert [row.number for row in segment.check_body(kept.read_bytes(), "kept").rows] == [5, 6]
         await append_all(at_a, other[5:])
         await at_a.flush()
     assert same_batches(await read_log(store, tmp_path / "a"), other)
@@ -567,6 +655,63 @@ async def test_a_damaged_state_document_locks_nobody_out(
         await until(log, lambda: uploaded(log) == 6)  # without the agent
         assert (await log.begin(hello(1))).spooled == 6
     assert same_batches(await read_log(store, folder), chain)
+
+
+async def test_a_spool_file_of_a_newer_version_stays_and_its_machine_says_so(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(3)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain)
+    path = folder / "m1/00000001/000000000001.seg"
+    ours = path.read_bytes()
+    path.write_bytes(ours[:8] + b"\2" + ours[9:])
+    async with started(make_spool(folder, store, check_seconds=0.05)) as log:
+        await until(log, lambda: any(isinstance(e, SpoolVersionError) for e in log.errors))
+        with pytest.raises(SpoolVersionError, match="cannot be read"):
+            await log.begin(hello(1))
+    assert path.read_bytes() == ours[:8] + b"\2" + ours[9:]
+    path.write_bytes(ours)  # the program that wrote it is back
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: uploaded(log) == 3)
+    assert same_batches(await read_log(store, folder), chain)
+
+
+async def test_behind_a_damaged_spool_file_the_log_goes_on_where_it_still_can_and_the_loss_is_told(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(9)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store, size_b=1)) as log:
+        await append_all(log, chain[:3])
+        await log.flush()
+    async with Gated.connect(store.config) as gated:
+        gated.gate = asyncio.Event()
+        async with opened(make_spool(folder, gated, size_b=1), epoch=1) as log:
+            await append_all(log, chain[3:9])  # a file each
+    damaged = folder / "m1/00000001/000000000006.seg"
+    data = bytearray(damaged.read_bytes())
+    data[30] ^= 1
+    damaged.write_bytes(data)
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: uploaded(log) == 5)  # without the agent
+        assert (await log.begin(hello(1))).spooled == 5, "an agent that has let go of 6 begins a new epoch"
+        lost, unlisted = log.errors
+        assert isinstance(lost, SpoolLostError)
+        assert "batches 6 to 6 of epoch 1" in lost.cause
+        assert isinstance(unlisted, SetAsideError)
+        assert "batches 6 to 6 before them are lost" in unlisted.cause
+    assert (folder / "m1/damaged/00000001-000000000006.seg").read_bytes() == data
+    assert len(list((folder / "m1/unlisted").glob("*.seg"))) == 3
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: len(log.errors) == 2)  # after a restart as well
+        for kind in ("damaged", "unlisted"):
+            for path in (folder / "m1" / kind).iterdir():
+                path.unlink()
+        await log.begin(hello(0))
+        await until(log, lambda: log.errors == [])
+    assert same_batches(await read_log(store, folder), chain[:5])
 
 
 async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import SpooledSegment, SpoolFile
-from process_server.spool.reconcile import reconcile
-from process_server.spool.recovery import recover_folder
+from process_server.spool.recovery import Damage, recover_folder
 from shared import durable
 from shared.errors import SpoolError, SpoolFullError, SpoolLostError
 from shared.log import segment
@@ -39,8 +39,33 @@ def spool(folder: Path, made: Sequence[Made], *, close: bool = True) -> SpoolFil
     return file
 
 
+def set_nothing_aside(damage: Damage) -> None:
+    raise AssertionError(damage)
+
+
+def recover(folder: Path) -> list[SpooledSegment]:
+    """Where all files continue each other, and nothing is damaged."""
+    runs = recover_folder(folder, key_of, set_nothing_aside)
+    assert len(runs) <= 1
+    return runs[0] if runs else []
+
+
+def recover_with_damage(folder: Path) -> tuple[list[list[list[int]]], list[tuple[int, int, bool]]]:
+    """The batches of each file of each run, and what was set aside: first, last, whether no batch of the file is left."""
+    aside = Aside("m1", folder / "aside")
+    found: list[tuple[int, int, bool]] = []
+
+    def set_aside(damage: Damage) -> None:
+        note = Note(epoch=1, first=damage.first, last=damage.last, cause=damage.cause)
+        aside.put(Kind.DAMAGED, damage.path, note, keep=not damage.whole)
+        found.append((damage.first, damage.last, damage.whole))
+
+    runs = recover_folder(folder, key_of, set_aside)
+    return [numbers(run) for run in runs], found
+
+
 def numbers(segments: Sequence[SpooledSegment]) -> list[list[int]]:
-    return [[row.number for row in s.footer.rows] for s in segments]
+    return [[row.number for row in s.footer().rows] for s in segments]
 
 
 def test_closed_and_unclosed_files_are_recovered_in_order(tmp_path: Path) -> None:
@@ -48,16 +73,13 @@ def test_closed_and_unclosed_files_are_recovered_in_order(tmp_path: Path) -> Non
     spool(tmp_path, chain[:3])
     spool(tmp_path, chain[3:5])
     spool(tmp_path, chain[5:], close=False)
-    found = recover_folder(tmp_path, key_of)
+    found = recover(tmp_path)
     assert numbers(found) == [[1, 2, 3], [4, 5], [6, 7]]
     for s in found:
-        data = s.read()
-        assert len(data) == s.size_b
-        assert segment.check_body(data, "s") == s.footer
+        data = s.read().data
+        assert segment.check_body(data, "s") == s.footer() == s.read().footer
         assert s.path.read_bytes() == data, "recovery closes the file"
-    assert numbers(recover_folder(tmp_path, key_of)) == numbers(found), (
-        "the second recovery finds nothing to do"
-    )
+    assert numbers(recover(tmp_path)) == numbers(found), "the second recovery finds nothing to do"
 
 
 @pytest.mark.parametrize("cut_b", [1, 40, 100, 700])
@@ -66,7 +88,7 @@ def test_a_torn_tail_is_cut(tmp_path: Path, cut_b: int) -> None:
     size_b = file.path.stat().st_size
     with file.path.open("r+b") as f:
         f.truncate(size_b - cut_b)
-    found = recover_folder(tmp_path, key_of)
+    found = recover(tmp_path)
     ends = [row.offset + row.length for row in file.draft.rows]
     assert numbers(found) == [[1, 2, 3, 4][: sum(end <= size_b - cut_b for end in ends)]]
 
@@ -77,22 +99,30 @@ def test_a_group_that_was_written_out_of_order_is_cut_at_its_first_hole(tmp_path
     with file.path.open("r+b") as f:
         f.seek(hole.offset + 100)
         f.write(bytes(200))
-    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2]]
+    runs, aside = recover_with_damage(tmp_path)
+    assert (runs, aside) == ([[[1, 2]]], [(3, 4, False)]), (
+        "whether they were acknowledged nobody here can know"
+    )
 
 
-def test_a_footer_that_lies_about_the_bytes_is_not_believed(tmp_path: Path) -> None:
+def test_batches_that_a_footer_lists_and_nobody_can_open_are_set_aside(tmp_path: Path) -> None:
     file = spool(tmp_path, make_chain(3))
     with file.path.open("r+b") as f:
         f.seek(file.draft.rows[1].offset + 100)
         f.write(b"\xff\xff\xff")
-    assert numbers(recover_folder(tmp_path, key_of)) == [[1]]
+    before = file.path.read_bytes()
+    assert recover_with_damage(tmp_path) == ([[[1]]], [(2, 3, False)])
+    (aside,) = (tmp_path / "aside/damaged").glob("*.seg")
+    assert aside.read_bytes() == before
+    assert recover_with_damage(tmp_path)[0] == [[[1]]], "the second recovery finds the same"
+    assert len(list((tmp_path / "aside/damaged").glob("*.seg"))) == 1
 
 
 def test_what_a_failed_sync_left_is_cut_where_the_next_file_begins(tmp_path: Path) -> None:
     chain = make_chain(6)
     spool(tmp_path, chain[:4], close=False)  # 3 and 4 were never acknowledged, and then sent again
     spool(tmp_path, chain[2:6])
-    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2], [3, 4, 5, 6]]
+    assert numbers(recover(tmp_path)) == [[1, 2], [3, 4, 5, 6]]
 
 
 def test_files_without_a_whole_batch_and_foreign_files_are_no_obstacle(tmp_path: Path) -> None:
@@ -101,7 +131,7 @@ def test_files_without_a_whole_batch_and_foreign_files_are_no_obstacle(tmp_path:
     (tmp_path / "000000000003.seg").write_bytes(file_header_bytes(chain[2]) + b"\0" * 50)
     (tmp_path / "000000000009.seg").write_bytes(b"")
     (tmp_path / "state.json").write_bytes(b"{}")
-    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2]]
+    assert numbers(recover(tmp_path)) == [[1, 2]]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000000000001.seg", "state.json"]
 
 
@@ -109,13 +139,12 @@ def file_header_bytes(made: Made) -> bytes:
     return segment.encode_file_header(file_header(made))
 
 
-def test_what_does_not_continue_the_file_before_is_dropped(tmp_path: Path) -> None:
+def test_what_does_not_continue_the_file_before_is_another_run(tmp_path: Path) -> None:
     chain, other = make_chain(6), make_chain(6, seed=1)
     spool(tmp_path, chain[:2])
     spool(tmp_path, other[2:4])
-    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2]]
     spool(tmp_path, chain[4:6])  # 3 and 4 are gone
-    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2]]
+    assert recover_with_damage(tmp_path) == ([[[1, 2]], [[3, 4]], [[5, 6]]], [])
 
 
 def test_a_full_disk_leaves_the_file_as_it_was_and_it_goes_on(
@@ -145,7 +174,7 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_it_goes_on(
     monkeypatch.setattr(durable, "write_all", real)
     file.append(frames[2:])
     file.close()
-    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2, 3, 4]]
+    assert numbers(recover(tmp_path)) == [[1, 2, 3, 4]]
 
 
 def test_after_a_failed_sync_the_file_ends_at_what_was_durable_before(
@@ -167,8 +196,8 @@ def test_after_a_failed_sync_the_file_ends_at_what_was_durable_before(
     spooled = file.close()
     assert spooled is not None
     assert numbers([spooled]) == [[1]]
-    assert segment.check_body(spooled.read(), "s").rows == spooled.footer.rows
-    assert numbers(recover_folder(tmp_path, key_of)) == [[1]]
+    assert segment.check_body(spooled.read().data, "s").rows == spooled.footer().rows
+    assert numbers(recover(tmp_path)) == [[1]]
 
 
 def test_a_file_of_which_nothing_became_durable_vanishes(
@@ -200,16 +229,16 @@ def test_a_disk_without_room_for_footers_is_recovered_all_the_same(
 
     with monkeypatch.context() as patch:
         patch.setattr(durable, "write_all", full)
-        found = recover_folder(tmp_path, key_of)
+        found = recover(tmp_path)
         assert numbers(found) == [[1, 2, 3], [4, 5]]
         for s in found:
-            assert segment.check_body(s.read(), "s") == s.footer
-    assert numbers(recover_folder(tmp_path, key_of)) == [[1, 2, 3], [4, 5]]
+            assert segment.check_body(s.read().data, "s") == s.footer()
+    assert numbers(recover(tmp_path)) == [[1, 2, 3], [4, 5]]
 
 
 def test_a_spool_file_that_the_disk_changed_is_not_uploaded(tmp_path: Path) -> None:
     spool(tmp_path, make_chain(3))
-    (spooled,) = recover_folder(tmp_path, key_of)
+    (spooled,) = recover(tmp_path)
     with spooled.path.open("r+b") as f:
         f.seek(700)
         f.write(b"\xff\xff")
@@ -218,32 +247,3 @@ def test_a_spool_file_that_the_disk_changed_is_not_uploaded(tmp_path: Path) -> N
     spooled.path.unlink()
     with pytest.raises(SpoolLostError, match="No such file"):
         spooled.read()
-
-
-# ---- reconcile ----
-
-
-def recovered(folder: Path, *parts: Sequence[Made]) -> list[SpooledSegment]:
-    folder.mkdir()
-    for part in parts:
-        spool(folder, part)
-    return recover_folder(folder, key_of)
-
-
-def test_listed_files_are_superfluous_and_the_rest_is_uploaded(tmp_path: Path) -> None:
-    chain = make_chain(6)
-    segments = recovered(tmp_path / "s", chain[:2], chain[2:4], chain[4:])
-    for last, listed in ((0, 0), (2, 1), (4, 2), (6, 3)):
-        digest = chain[last - 1].digest.hex() if last else bytes(16).hex()
-        plan = reconcile(segments, last, digest)
-        assert (plan.to_upload, plan.superfluous, plan.cause) == (segments[listed:], segments[:listed], "")
-
-
-def test_batches_of_another_history_are_superfluous(tmp_path: Path) -> None:
-    chain = make_chain(6)
-    segments = recovered(tmp_path / "s", chain[:2], chain[2:4])
-    for last, digest in ((1, chain[0].digest), (3, chain[2].digest), (2, b"\1" * 16), (9, b"\1" * 16)):
-        plan = reconcile(segments, last, digest.hex())
-        assert plan.to_upload == []
-        assert plan.superfluous == segments
-    assert "other batches up to 3" in reconcile(segments, 3, "00").cause

@@ -1,0 +1,156 @@
+"""Files that hold, or may hold, acknowledged batches that can not be listed: kept aside, and said aloud. Blocking.
+
+    <machine>/damaged/<epoch>-<file>     what cannot be read, whole or in part
+    <machine>/unlisted/<epoch>-<file>    whole batches that the log went on without (ownership.py)
+    <same name>.note                     what it is and why, for the event; made anew from the name if it is gone
+
+Nothing here is ever read again by this program. `unlisted` files go after KEEP_S; damaged ones, of which nobody knows what they
+held, stay until an operator deletes them. Whoever deletes either by hand closes the event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from shared import durable, logging
+from shared.errors import UNDECODABLE, SetAsideError, SpoolLostError, UnderstudyError
+
+KEEP_S: Final = 14 * 86400.0
+_NOTE: Final = ".note"
+
+_log = logging.get()
+
+
+class Kind(enum.StrEnum):
+    DAMAGED = "damaged"
+    UNLISTED = "unlisted"
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    epoch: int
+    first: int
+    last: int
+    """0: not known."""
+    cause: str
+
+    @property
+    def batches(self) -> str:
+        return f"{self.first} to {self.last or '?'} of epoch {self.epoch}"
+
+
+class Aside:
+    """What one machine has aside. `look` before the first use, and when somebody may have deleted something."""
+
+    def __init__(self, machine: str, folder: Path) -> None:
+        self._machine = machine
+        self._folder = folder
+        self._found: dict[Kind, list[tuple[int, Note]]] = {kind: [] for kind in Kind}
+        """Size and note of each file."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self._found.values())
+
+    @property
+    def size_b(self) -> int:
+        return sum(size_b for files in self._found.values() for size_b, _ in files)
+
+    def epochs(self) -> set[int]:
+        return {note.epoch for files in self._found.values() for _, note in files}
+
+    def problems(self) -> list[UnderstudyError]:
+        """One of each kind."""
+        return [
+            error(
+                f"{_TOLD[kind]} of machine {self._machine}: {_size(sum(size_b for size_b, _ in files))} in "
+                f"{len(files)} files are kept in {self._folder / kind}",
+                cause="; ".join(f"batches {note.batches}: {note.cause}" for _, note in files[:4]),
+                action=action,
+            )
+            for kind, error, action in (
+                (Kind.DAMAGED, SpoolLostError, _DAMAGED_ACTION),
+                (Kind.UNLISTED, SetAsideError, ""),
+            )
+            if (files := self._found[kind])
+        ]
+
+    def put(self, kind: Kind, path: Path, note: Note, *, keep: bool = False) -> None:
+        """Moves the file aside; with `keep` it stays under its old name as well. Raises OSError: then it is where it was."""
+        folder = self._folder / kind
+        durable.make_folder(folder)
+        target = folder / f"{note.epoch:08d}-{path.name}"
+        copy = 1
+        while target.exists():
+            if target.samefile(path):  # an earlier run came so far
+                if not keep:
+                    durable.remove_file(path)
+                    durable.sync_folder(path.parent)
+                break
+            copy += 1
+            target = folder / f"{note.epoch:08d}-{path.name}.{copy}"
+        else:
+            with contextlib.suppress(OSError):  # a full disk, say: the name tells enough
+                durable.replace_file(_note_of(target), msgspec.json.encode(note), durable=False)
+            (durable.link_file if keep else durable.move_file)(path, target)
+            _log.error(
+                "batches set aside",
+                machine=self._machine,
+                path=str(target),
+                size_b=target.stat().st_size,
+                **msgspec.structs.asdict(note),
+            )
+        self.look()
+
+    def look(self) -> None:
+        """What is there now; drops what was kept long enough. Raises OSError."""
+        for kind in Kind:
+            self._found[kind] = []
+            folder = self._folder / kind
+            if not folder.is_dir():
+                continue
+            for path in sorted(folder.iterdir()):
+                if path.name.endswith(_NOTE) or path.name.startswith("."):
+                    continue
+                status = path.stat()
+                # The time of the last change of its names: when it came here.
+                if kind is Kind.UNLISTED and time.time() - status.st_ctime > KEEP_S:
+                    _log.warning("batches deleted that were kept aside", path=str(path), kept_s=KEEP_S)
+                    durable.remove_file(path)
+                    durable.remove_file(_note_of(path))
+                    continue
+                self._found[kind].append((status.st_size, _read_note(path)))
+
+
+_TOLD: Final = {
+    Kind.DAMAGED: "Damaged spool files",
+    Kind.UNLISTED: "Batches that were acknowledged and cannot be listed",
+}
+_DAMAGED_ACTION: Final = "Replace the cache disk. If batches were lost, a new epoch begins by itself with a resync. Delete the folder then."
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(path.name + _NOTE)
+
+
+def _read_note(path: Path) -> Note:
+    try:
+        return msgspec.json.decode(_note_of(path).read_bytes(), type=Note)
+    except (OSError, *UNDECODABLE):
+        epoch, _, rest = path.name.partition("-")
+        first = rest.partition(".")[0]
+        return Note(
+            epoch=int(epoch) if epoch.isdecimal() else 0,
+            first=int(first) if first.isdecimal() else 0,
+            last=0,
+            cause="its note is gone",
+        )
+
+
+def _size(size_b: int) -> str:
+    return f"{size_b / (1 << 20):.1f} MiB" if size_b >= 1 << 20 else f"{size_b / 1024:.1f} KiB"

@@ -1,0 +1,86 @@
+"""How an epoch's local files stand to its index: the facts that `ownership` decides on, fetched from both. Reads storage and disk."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from functools import partial
+from typing import NamedTuple
+
+from process_server.spool.file import SpooledSegment
+from process_server.spool.machine_folder import Runs
+from process_server.spool.ownership import LocalFile, Relation, chosen_run, meeting_point, relate
+from process_server.spool.threads import finish
+from shared.blob import BlobStore
+from shared.log.index import Fold
+from shared.log.reader import listed_digest
+
+
+class Sorted(NamedTuple):
+    """Local files, compared with an index."""
+
+    relation: Relation
+    """Of the run that can be gone on with."""
+    files: tuple[LocalFile, ...]
+    """That run."""
+    here: str
+    there: str
+    """Digests at the meeting point."""
+    listed: list[SpooledSegment]
+    rest: list[SpooledSegment]
+    """What continues the index; its first one may be the hind part of a file."""
+    unlisted: list[tuple[SpooledSegment, str]]
+    """What can not be listed, and why."""
+
+    @property
+    def pending_b(self) -> int:
+        return sum(spooled.size_b for spooled in self.rest)
+
+
+async def sort_files(
+    store: BlobStore, machine: str, epoch: int, runs: Runs, fold: Fold, threads: Executor
+) -> Sorted:
+    """`fold` is the epoch's index. Raises SpoolError, and what reading the log raises."""
+    last = fold.last
+    chosen = chosen_run([[s.local() for s in run] for run in runs], last)
+    run = runs[chosen] if runs else []
+    files = tuple(s.local() for s in run)
+    here, there = await _digests(store, machine, epoch, run, fold, threads)
+    relation = relate(files, last, here, there)
+    unlisted = [
+        (s, "they lie before what is listed, and do not lead to it") for r in runs[:chosen] for s in r
+    ]
+    unlisted += [
+        (s, f"batches {run[-1].last.number + 1} to {r[0].first.number - 1} before them are lost")
+        for r in runs[chosen + 1 :]
+        for s in r
+    ]
+    listed: list[SpooledSegment] = []
+    rest: list[SpooledSegment] = []
+    match relation:
+        case Relation.LISTED | Relation.CONTINUES:
+            listed = [s for s in run if s.last.number <= last]
+            rest = run[len(listed) :]
+            if rest and rest[0].first.number <= last:
+                rest = [await finish(threads, partial(rest[0].behind, last)), *rest[1:]]
+        case Relation.CONTRADICTED:
+            unlisted += [(s, f"the index lists other batches up to {last}") for s in run]
+        case Relation.BEHIND_A_GAP:
+            unlisted += [
+                (s, f"batches {last + 1} to {run[0].first.number - 1} before them are lost") for s in run
+            ]
+    return Sorted(relation, files, here, there, listed, rest, unlisted)
+
+
+async def _digests(
+    store: BlobStore, machine: str, epoch: int, run: list[SpooledSegment], fold: Fold, threads: Executor
+) -> tuple[str, str]:
+    """At the meeting point: here, and in the index."""
+    number = meeting_point([s.local() for s in run], fold.last)
+    if number is None:
+        return "", ""
+    holder = next(s for s in run if number <= s.last.number)
+    here = await finish(threads, partial(holder.digest_of, number))
+    if number == fold.last:
+        return here, fold.last_digest
+    newest = {entry.last: entry.last_digest for entry in fold.entries}
+    return here, newest.get(number) or await listed_digest(store, machine, epoch, number)
