@@ -7,6 +7,7 @@ acknowledged), then the spool uploads what it can in a few seconds; the rest wai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,11 +21,19 @@ from process_server.reception.credit import CacheSpace
 from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
+from process_server.spool.trouble import Trouble
 from process_server.status import StatusBoard
 from shared import durable, logging, protected, tls
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
-from shared.errors import UNDECODABLE, DeadlineError, MachineNotFoundError, StorageError, UsageError
+from shared.errors import (
+    UNDECODABLE,
+    BlobNotFoundError,
+    DeadlineError,
+    MachineNotFoundError,
+    StorageError,
+    UsageError,
+)
 from shared.messages import Command, Revocations
 from shared.service import notify, watchdog_interval_s
 from shared.vault import FileVault
@@ -34,6 +43,10 @@ _log = logging.get()
 REVOKED_FILE: Final = "revoked.json"
 STATUS_S: Final = 2.0
 """How often the service manager is told how things stand."""
+PROBE_S: Final = 60.0
+"""How often storage is asked for nothing but an answer: 43,000 requests a month for the whole process server."""
+PROBE: Final = "probe"
+"""A blob that never is."""
 FLUSH_S: Final = 30.0
 """How long a flush may take that the config server asked for."""
 STOP_FLUSH_S: Final = 5.0
@@ -49,7 +62,8 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
         owner=config.name, limits=SegmentLimits(size_b=config.segment_bytes, age_s=config.segment_seconds)
     )
     async with BlobStore.connect(config.blob) as store, asyncio.TaskGroup() as tasks:
-        container = tasks.create_task(_ensure_container(store), name="container")
+        storage = Trouble("storage", lambda: None)
+        watching = tasks.create_task(watch_storage(store, storage), name="storage")
         async with _spooling(Spool(config.spool_dir, store, vault, settings)) as spool:
             cache = Cache(config.spool_dir, config.cache_b, spool)
             receiver = Receiver(
@@ -60,7 +74,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 cache=cache.measure,
                 check_side=Sides(store, config.spool_dir).check,
             )
-            board = StatusBoard(receiver, spool)
+            board = StatusBoard(receiver, spool, storage)
             await receiver.start()
             beside: list[asyncio.Task[None]] = []
             try:
@@ -73,7 +87,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                     await _serve_control(config, context, receiver, board, spool, stop)
                 await stop.wait()
             finally:
-                for task in (container, *beside):
+                for task in (watching, *beside):
                     task.cancel()
                 await receiver.stop()
 
@@ -152,12 +166,24 @@ async def _spooling(spool: Spool) -> AsyncIterator[Spool]:
         await spool.close(flush_s=STOP_FLUSH_S)
 
 
-async def _ensure_container(store: BlobStore) -> None:
-    """Beside everything else: a process server must take batches also while storage cannot be reached."""
-    try:
-        await store.patient().ensure_container()
-    except StorageError as exc:
-        _log.error("the container could not be made sure of", **exc.as_dict())
+async def watch_storage(store: BlobStore, trouble: Trouble) -> None:
+    """Whether storage lets us in, although no machine may have anything to upload. Never returns.
+
+    Beside everything else: a process server must take batches also while storage cannot be reached.
+    """
+    patient = store.patient(trouble.report)
+    while True:
+        try:
+            await patient.ensure_container()
+            while True:
+                await asyncio.sleep(PROBE_S)
+                with contextlib.suppress(
+                    BlobNotFoundError
+                ):  # there is none of this name, and that is an answer
+                    await patient.properties(PROBE)
+        except StorageError as exc:
+            trouble.report(exc)
+            await asyncio.sleep(PROBE_S)
 
 
 async def _serve_control(

@@ -11,7 +11,8 @@ import msgspec
 from process_server.reception.credit import MIB
 from process_server.reception.receiver import Machine, Receiver
 from process_server.spool.spool import MachineLog, Position, Spool
-from shared.errors import NotOpenError, UnderstudyError
+from process_server.spool.trouble import Trouble
+from shared.errors import NotOpenError, UnderstudyError, UploadsStoppedError
 from shared.status import Problem, ProcessServerReport, StreamReport
 
 
@@ -52,8 +53,10 @@ class RateMeter:
 class StatusBoard:
     """Gathers the report from receiver and spool."""
 
-    def __init__(self, receiver: Receiver, spool: Spool) -> None:
+    def __init__(self, receiver: Receiver, spool: Spool, storage: Trouble) -> None:
+        """`storage` is what is wrong with it, whether a machine has anything to upload or not."""
         self._receiver = receiver
+        self._storage = storage
         self._spool = spool
         self._meters: dict[str, RateMeter] = {}
 
@@ -70,7 +73,7 @@ class StatusBoard:
             cache_b=cache.total_b,
             cache_free_b=cache.free_b,
             cache_used_b=sum(machine.pending_b for machine in machines.values()),
-            errors=self._copies(),
+            errors=[*_distinct(self._own_problems(), ""), *self._copies()],
             rates={"received_b_s": sum(machine.rates["received_b_s"] for machine in machines.values())},
         )
 
@@ -88,10 +91,33 @@ class StatusBoard:
         ]
 
     def line(self) -> str:
+        """For the service manager."""
         machines = self._receiver.machines.values()
         pending_b = sum(log.pending_b for log in self._spool.machines.values())
         connected = sum(machine.connected for machine in machines)
-        return f"{connected} machines connected, {pending_b / MIB:.1f} MiB wait for upload"
+        return f"{connected} machines connected, {pending_b / MIB:.1f} MiB wait for upload" + "".join(
+            f"; {problem.what}" for problem in self._own_problems()
+        )
+
+    def _own_problems(self) -> list[UnderstudyError]:
+        """What touches the process server as a whole."""
+        found = [self._storage.error] if self._storage.error is not None else []
+        stopped = [
+            (log.pending_b, trouble)
+            for log in self._spool.machines.values()
+            if (trouble := log.upload_trouble) is not None and log.pending_b
+        ]
+        if stopped:
+            waits_b = sum(pending_b for pending_b, _ in stopped)
+            _, first = stopped[0]
+            found.append(
+                UploadsStoppedError(
+                    f"Uploads have stopped for {len(stopped)} machines; {waits_b / MIB:.1f} MiB wait",
+                    cause=f"{first.what}: {first.cause}",
+                    action=first.action,
+                )
+            )
+        return found
 
     def _machine(self, name: str, machine: Machine | None, log: MachineLog | None) -> MachineReport:
         position = _position(log)

@@ -583,6 +583,13 @@ class SetAsideError(StorageError):
     default_action = "Nothing, if the machine went on elsewhere. Delete the folder when nobody needs it."
 
 
+class UploadsStoppedError(StorageError):
+    """Acknowledged batches wait on the process server, and none gets to storage. What they say of the cause is the cause's own."""
+
+    code = "US489"
+    default_action = "Check the storage account and the network to it. Until then points stand still."
+
+
 class StorageForgotError(StorageError):
     """Acknowledged data is gone from storage: the log has a hole that nobody here can fill."""
 

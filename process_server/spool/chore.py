@@ -12,13 +12,11 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from shared import logging
+from process_server.spool.trouble import Trouble
 from shared.errors import FencedError, UnderstudyError
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
-
-_log = logging.get()
 
 
 class Chore:
@@ -30,15 +28,18 @@ class Chore:
         """`work` says whether it is done. If it is not, or if another process server was faster, it is called
         again after `look_s`; after an error, after a pause.
         """
-        self.trouble: UnderstudyError | None = None
-        """Why it cannot be done just now."""
         self._name = name
         self._work = work
         self._look_s = look_s
-        self._changed = changed
+        self._trouble = Trouble(name, changed)
         self._asked: Final = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
+
+    @property
+    def trouble(self) -> UnderstudyError | None:
+        """Why it cannot be done just now."""
+        return self._trouble.error
 
     def ask(self) -> None:
         self._asked.set()
@@ -53,8 +54,7 @@ class Chore:
 
     def report(self, trouble: UnderstudyError | None) -> None:
         """Something about it is wrong, or right again."""
-        self.trouble = trouble
-        self._changed()
+        self._trouble.report(trouble)
 
     async def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -70,8 +70,6 @@ class Chore:
             if trouble is None:
                 wait_s, pause_s = self._look_s, _FIRST_PAUSE_S
             else:
-                if self.trouble is None or self.trouble.as_dict() != trouble.as_dict():
-                    _log.error("not done yet", task=self._name, **trouble.as_dict())
                 wait_s, pause_s = pause_s * random.uniform(0.5, 1.0), min(2 * pause_s, _LONGEST_PAUSE_S)
             self.report(trouble)
             if not done:

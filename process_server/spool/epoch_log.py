@@ -10,6 +10,7 @@ takes nothing more; opening it anew finds out where things stand.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -24,16 +25,20 @@ from process_server.spool.file import SpooledSegment
 from process_server.spool.machine_folder import MachineFolder, Recovered
 from process_server.spool.ownership import Patience
 from process_server.spool.threads import finish
+from process_server.spool.trouble import Trouble
 from process_server.spool.uploader import Uploader
 from process_server.spool.watermark import Watermark
 from process_server.spool.writer import START, Point, SegmentLimits, SpoolWriter
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
-from shared.errors import SpoolError, StorageError, UnderstudyError
+from shared.errors import SpoolError, UnderstudyError, UploadsStoppedError
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key
+
+STALL_S: Final = 60.0
+"""So long nothing may be listed while something waits: a segment of the usual size takes seconds."""
 
 _log = logging.get()
 
@@ -83,12 +88,17 @@ class EpochLog:
         self.term: Final = index.term
         self.failure: UnderstudyError | None = None
         """Why this log takes no more batches."""
-        self.trouble: StorageError | None = None
-        """What storage says while uploads are being retried."""
         self.folder: Final = folder
         self._changed = changed
+        fields = {"machine": index.machine, "epoch": index.epoch}
+        self._storage: Final = Trouble("uploads", self._announce, **fields)
+        """What storage says while a request is being retried."""
+        self._stall: Final = Trouble("upload progress", self._announce, **fields)
+        self._progress_at = time.monotonic()
+        """When a segment was listed, or the first one began to wait."""
         self._moved = asyncio.Event()
         self._check_s = shared.settings.check_seconds
+        self._reading = shared.reading
         fold = index.fold
         captured_ns = fold.entries[-1].last_captured_ns if fold.entries else 0
         self.uploaded = (
@@ -96,10 +106,11 @@ class EpochLog:
             if fold.last
             else START
         )
+        self._remembered = Watermark(self.term, self.uploaded.number)
         self._uploading_b = sum(spooled.size_b for spooled in segments)
-        index.be_patient(self._report)
+        index.be_patient(self._storage.report)
         self._uploader = Uploader(
-            shared.store.patient(self._report),
+            shared.store.patient(self._storage.report),
             index,
             slots=shared.slots,
             ahead=shared.settings.uploads_per_machine,
@@ -176,6 +187,12 @@ class EpochLog:
             await asyncio.wait([self._writing])
         self._running.cancel()
         await asyncio.wait([self._running])
+        await self._remember()
+
+    @property
+    def trouble(self) -> UnderstudyError | None:
+        """Why uploads do not go on just now."""
+        return self._storage.error or self._stall.error
 
     @property
     def spooled(self) -> Point:
@@ -227,6 +244,7 @@ class EpochLog:
                 )
                 tasks.create_task(self._uploader.run(), name=f"upload {self.machine}/{self.epoch}")
                 tasks.create_task(self._check_forever(), name=f"check {self.machine}/{self.epoch}")
+                tasks.create_task(self._watch_progress(), name=f"progress {self.machine}/{self.epoch}")
         except BaseExceptionGroup as group:
             self._fail(_first(group))
 
@@ -234,6 +252,29 @@ class EpochLog:
         while True:
             await asyncio.sleep(self._check_s)
             await self._uploader.check()
+            await self._remember()
+
+    async def _remember(self) -> None:
+        """What was listed; not in the listing loop, since it costs a sync and only makes later checks stricter."""
+        mark = Watermark(self.term, self.uploaded.number)
+        if mark != self._remembered:
+            self._remembered = mark
+            await finish(self._reading, partial(watermark.remember, self.folder, mark, durably=False))
+
+    async def _watch_progress(self) -> None:
+        """A request that hangs reports nothing by itself for minutes."""
+        while True:
+            await asyncio.sleep(STALL_S / 4)
+            silent_s = time.monotonic() - self._progress_at
+            if self._uploading_b and silent_s >= STALL_S:
+                self._stall.report(
+                    UploadsStoppedError(
+                        f"Uploads of machine {self.machine} make no progress",
+                        cause=f"no segment was listed for more than {STALL_S:.0f} s: storage is slow or does not answer",
+                    )
+                )
+            elif self._stall.error is not None:
+                self._stall.report(None)
 
     def _fail(self, error: UnderstudyError) -> None:
         self.failure = error
@@ -242,6 +283,8 @@ class EpochLog:
         self._announce()
 
     def _on_closed(self, spooled: SpooledSegment) -> None:
+        if not self._uploading_b:
+            self._progress_at = time.monotonic()
         self._uploading_b += spooled.size_b
         self._uploader.put(spooled)
         self._announce()
@@ -249,23 +292,16 @@ class EpochLog:
     def _on_indexed(self, spooled: SpooledSegment) -> None:
         self.uploaded = Point.of(spooled.last)
         self._uploading_b -= spooled.size_b
+        self._progress_at = time.monotonic()
         self._announce()
 
-    def _forget(self, spooled: SpooledSegment) -> None:
-        """The segment is listed: its file has done its work. Runs in a thread."""
-        try:
-            durable.remove_file(spooled.path)
-        except OSError as exc:  # recovery deletes it
-            _log.warning("spool file not deleted", path=str(spooled.path), cause=exc.strerror)
-        watermark.remember(self.folder, Watermark(self.term, spooled.last.number), durably=False)
-
-    def _report(self, trouble: StorageError | None) -> None:
-        if trouble is not None and self.trouble is None:
-            _log.warning("storage trouble", machine=self.machine, epoch=self.epoch, **trouble.as_dict())
-        elif trouble is None and self.trouble is not None:
-            _log.info("storage trouble is over", machine=self.machine, epoch=self.epoch)
-        self.trouble = trouble
-        self._announce()
+    def _forget(self, listed: Sequence[SpooledSegment]) -> None:
+        """The segments are listed: their files have done their work. Runs in a thread."""
+        for spooled in listed:
+            try:
+                durable.remove_file(spooled.path)
+            except OSError as exc:  # recovery deletes it
+                _log.warning("spool file not deleted", path=str(spooled.path), cause=exc.strerror)
 
     def _announce(self) -> None:
         moved, self._moved = self._moved, asyncio.Event()

@@ -137,6 +137,14 @@ class MachineLog:
         return self._current.uploaded if self._current is not None else None
 
     @property
+    def upload_trouble(self) -> UnderstudyError | None:
+        """Why what is pending does not get to storage just now."""
+        troubles = [self._resuming.trouble, self._older.trouble]
+        for log in self._logs():
+            troubles += [log.failure, log.trouble]
+        return next((t for t in troubles if t is not None and not isinstance(t, FencedError)), None)
+
+    @property
     def errors(self) -> list[UnderstudyError]:
         """What is wrong now."""
         found: list[UnderstudyError | None] = [self._resuming.trouble, self._older.trouble]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final
@@ -48,11 +48,11 @@ class Uploader:
         ahead: int,
         threads: Executor,
         on_indexed: Callable[[SpooledSegment], None],
-        forget: Callable[[SpooledSegment], None],
+        forget: Callable[[Sequence[SpooledSegment]], None],
     ) -> None:
         """`slots` bounds the uploads of all machines at a time, `ahead` those of this one.
 
-        Once a segment is listed, `on_indexed` is called, and then, in a thread, `forget`.
+        Once segments are listed, `on_indexed` is called for each, and then, in a thread, `forget` for all.
         """
         self._store = store
         self._index = index
@@ -134,9 +134,7 @@ class Uploader:
             for segment, entry in done:
                 self._on_indexed(segment)
                 self._room.release()
-                reach("upload.before-delete")
-                await finish(self._threads, partial(self._forget, segment))
-                _log.info(
+                _log.debug(
                     "segment listed",
                     machine=self._index.machine,
                     epoch=self._index.epoch,
@@ -145,3 +143,5 @@ class Uploader:
                     last=entry.last,
                     size_b=entry.bytes,
                 )
+            reach("upload.before-delete")
+            await finish(self._threads, partial(self._forget, [segment for segment, _ in done]))

@@ -20,7 +20,7 @@ from tests.logs import KEY, file_header, make_chain
 CHAIN = make_chain(7, sectors=1)
 FILES = ((0, 3, True), (3, 5, True), (5, 7, False))
 """From, to, closed."""
-RUNS = 120
+RUNS = 50
 
 
 def key_of(_header: FileHeader) -> MachineKey:

@@ -6,9 +6,11 @@ import asyncio
 import base64
 import contextlib
 import errno
+import gc
 import os
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,9 +22,11 @@ import pytest
 
 from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.receiver import Machine
-from process_server.spool import machine_log
+from process_server.service import watch_storage
+from process_server.spool import epoch_log, machine_log, watermark
 from process_server.spool.ownership import Patience
 from process_server.spool.spool import MachineLog, Spool
+from process_server.spool.trouble import Trouble
 from process_server.status import StatusBoard
 from shared import durable
 from shared.batch import NO_DIGEST, Buffer, encode
@@ -41,6 +45,7 @@ from shared.errors import (
     StorageForgotError,
     StorageRefusedError,
     TransientError,
+    UploadsStoppedError,
     UsageError,
 )
 from shared.log import names, segment
@@ -375,7 +380,7 @@ async def test_a_machine_that_moved_away_is_no_trouble_and_its_files_go_once_the
         machine = Machine("m1", CreditPolicy())
         machine.problem = SilentPeerError("The agent is silent")
         receiver = SimpleNamespace(machines={"m1": machine}, cache=CacheSpace(total_b=1, free_b=1))
-        board = StatusBoard(receiver, a)  # type: ignore[arg-type]
+        board = StatusBoard(receiver, a, Trouble("storage", lambda: None))  # type: ignore[arg-type]
         await append_all(at_a, chain[:3])
         await at_a.flush()
         await append_all(at_a, chain[3:5])
@@ -802,6 +807,129 @@ async def test_a_begin_that_takes_too_long_says_what_storage_answers(
         with pytest.raises(TransientError, match="HTTP 403") as caught:
             await log.begin(hello(1))
         assert caught.value.action == StorageRefusedError.default_action
+
+
+def board_of(spool: Spool, storage: Trouble | None = None) -> StatusBoard:
+    receiver = SimpleNamespace(machines={}, cache=CacheSpace(total_b=1, free_b=1))
+    return StatusBoard(receiver, spool, storage or Trouble("storage", lambda: None))  # type: ignore[arg-type]
+
+
+def with_wrong_key(config: BlobConfig, folder: Path) -> BlobConfig:
+    key_file = folder / "wrong-key"
+    key_file.write_text(base64.b64encode(bytes(32)).decode())
+    return msgspec.structs.replace(config, account_key_file=key_file)
+
+
+async def test_a_wrong_storage_key_shows_on_the_process_server_although_no_machine_is_there(
+    blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    told = asyncio.Event()
+    storage = Trouble("storage", told.set)
+    async with BlobStore.connect(with_wrong_key(blob_config, tmp_path)) as refusing:
+        watching = asyncio.create_task(watch_storage(refusing, storage))
+        async with asyncio.timeout(20):
+            await told.wait()
+        spool = make_spool(tmp_path / "spool", refusing)
+        (problem,) = board_of(spool, storage).report().errors
+        watching.cancel()
+        await asyncio.wait([watching])
+    assert problem.code == StorageRefusedError.code
+    assert "HTTP 403" in problem.cause
+    assert problem.action == StorageRefusedError.default_action
+
+
+async def test_uploads_that_storage_refuses_show_on_the_machine_and_on_the_process_server(
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, make_chain(2))
+    async with BlobStore.connect(with_wrong_key(blob_config, tmp_path)) as refusing:
+        spool = make_spool(folder, refusing)
+        async with started(spool) as log:
+            await until(log, lambda: log.upload_trouble is not None)
+            report = board_of(spool).report()
+            assert [p.code for p in report.machines["m1"].errors] == [StorageRefusedError.code]
+    async with opened(make_spool(folder, store), epoch=1) as log:
+        await log.flush()
+        await append_all(log, make_chain(3)[2:])
+
+
+async def test_uploads_that_hang_are_told_and_then_over(
+    blob_config: BlobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch_log, "STALL_S", 0.2)
+    async with Gated.connect(blob_config) as store:
+        store.gate = asyncio.Event()
+        spool = make_spool(tmp_path / "spool", store)
+        async with opened(spool) as log:
+            await append_all(log, make_chain(2))
+            flushing = asyncio.create_task(log.flush())
+            await until(log, lambda: isinstance(log.upload_trouble, UploadsStoppedError))
+            report = board_of(spool).report()
+            assert [p.code for p in report.machines["m1"].errors] == [UploadsStoppedError.code]
+            (whole,) = report.errors
+            assert "Uploads have stopped for 1 machines" in whole.what
+            assert "make no progress" in whole.cause
+            store.gate.set()
+            await flushing
+            await until(log, lambda: log.upload_trouble is None)
+            assert board_of(spool).report().errors == []
+
+
+async def test_listing_segments_writes_no_document_on_the_cache_disk(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    real = durable.replace_file
+
+    def replace(path: Path, data: Buffer, *, mode: int = 0o600, durable: bool = True) -> None:
+        written.append(path)
+        real(path, data, mode=mode, durable=durable)
+
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store, size_b=1)) as log:
+        monkeypatch.setattr(durable, "replace_file", replace)
+        await append_all(log, make_chain(8))
+        await log.flush()
+        assert written == []
+    assert [path.name for path in written] == ["state.json"]
+    assert watermark.read(folder / "m1/00000001").uploaded == 8
+
+
+async def test_memory_in_an_outage_is_bounded_by_segments_not_by_batches(
+    blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    chain = make_chain(4000, sectors=1)
+    folder = tmp_path / "spool"
+    async with Gated.connect(blob_config) as store:
+        store.gate = asyncio.Event()
+        async with opened(make_spool(folder, store, size_b=40_000)) as log:
+
+            async def append(made: list[Made]) -> None:
+                for at in range(0, len(made), 200):
+                    await asyncio.gather(*(log.append(*m) for m in made[at : at + 200]))
+
+            await append(chain[:1500])
+            before = len(spool_files(folder))
+            assert before > 5, "more than are uploaded at a time: those are in memory, whole"
+            gc.collect()
+            tracemalloc.start()
+            try:
+                await append(chain[1500:])
+                gc.collect()
+                ours = [tracemalloc.Filter(True, f"*/{part}/*") for part in ("process_server", "shared/log")]
+                held = tracemalloc.take_snapshot().filter_traces(ours).statistics("filename")
+            finally:
+                tracemalloc.stop()
+            closed = len(spool_files(folder)) - before
+            assert 0 < closed < 60
+            # At most one file is open, and remembers its batches; of the others, a few kilobytes each.
+            growth_b = sum(part.size for part in held)
+            assert growth_b < 200 * 500 + closed * 8192
+            store.gate.set()
+            await log.flush()
+        assert same_batches(await read_log(store, folder), chain)
 
 
 async def test_a_begin_that_waits_for_the_cache_disk_says_so(
