@@ -227,6 +227,7 @@ class MachineLog:
                 reason=reason,
                 agent_id=agent_id,
                 suspect_since_ns=suspect_since_ns,
+                above=max(await self._folder.epochs(), default=0),
             )
             _log.info("epoch begins", machine=self.machine, epoch=info.epoch, reason=info.reason)
         if self._current is not None and self._current.epoch < info.epoch:
@@ -286,12 +287,12 @@ class MachineLog:
                 return True
             epochs = await self._folder.epochs()
             if not epochs:
-                return True
+                return self._folder.aside.is_empty
             newest = await newest_epoch(store, self.machine)
             self._older.drain(newest)
             if newest not in epochs:
                 self._watch = None
-                return True
+                return True  # older_epochs looks after those that are here
             if self._watch is None or self._watch.epoch != newest:
                 self._watch = Watch(self._shared, self._folder, newest)
             verdict = await self._watch.look(newest, store)

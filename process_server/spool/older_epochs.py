@@ -68,16 +68,26 @@ class OlderEpochs:
         done = True
         trouble: UnderstudyError | None = None
         for epoch in await self._folder.epochs():
-            if epoch != self._newest:
-                try:
+            try:
+                if epoch < self._newest:
                     done &= await self._drain(epoch)
-                except FencedError:
-                    done = False  # the next look finds whose it is
-                except UnderstudyError as exc:
-                    trouble = exc
+                elif epoch > self._newest:
+                    raise self._unknown(epoch)
+            except FencedError:
+                done = False  # the next look finds whose it is
+            except UnderstudyError as exc:
+                trouble = exc
         if trouble is not None:
             raise trouble
         return done and self._folder.aside.is_empty
+
+    def _unknown(self, epoch: int) -> StorageForgotError:
+        """Its files stay as they are: its number is never given out again here (MachineLog), so they mix with no other's."""
+        return StorageForgotError(
+            f"Batches of epoch {epoch} of machine {self._folder.machine} wait here and cannot be listed",
+            cause=f"the newest epoch that storage knows is {self._newest}",
+            action="Check that this is the right storage account. A new epoch begins when the agent connects.",
+        )
 
     async def _drain(self, epoch: int) -> bool:
         """Whether nothing of it is left. Nothing is deleted when it raises."""

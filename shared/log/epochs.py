@@ -73,12 +73,15 @@ async def allocate_epoch(
     reason: str,
     agent_id: str,
     suspect_since_ns: int = 0,
+    above: int = 0,
 ) -> EpochInfo:
-    """The machine's next epoch. Two callers at a time get different ones."""
+    """The machine's next epoch. Two callers at a time get different ones. Its number is higher than any that storage knows, and than
+    `above`: the highest that the caller ever saw, since storage may have forgotten some.
+    """
     while True:
         info = EpochInfo(
             machine=machine,
-            epoch=await newest_epoch(store, machine) + 1,
+            epoch=max(await newest_epoch(store, machine), above) + 1,
             disks=tuple(disks),
             reason=reason,
             suspect_since_ns=suspect_since_ns,

@@ -719,6 +719,27 @@ async def test_behind_a_damaged_spool_file_the_log_goes_on_where_it_still_can_an
     assert same_batches(await read_log(store, folder), chain[:5])
 
 
+async def test_the_number_of_an_epoch_that_storage_forgot_is_not_used_again(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    old, new = make_chain(3), make_chain(2, seed=5, epoch=2)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, old)
+    for blob in [b.name async for b in store.list(names.epoch_folder("m1", 1))]:
+        await store.break_lease(blob)
+        await store.delete(blob)
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: any(isinstance(e, StorageForgotError) for e in log.errors))
+        assert spool_files(folder) == ["000000000001.seg"]
+        assert (await log.begin(hello(0))).epoch == 2, (
+            "else files of the old epoch 1 would be taken for its own"
+        )
+        await append_all(log, new)
+        await log.flush()
+    assert same_batches(await read_log(store, folder, 2), new)
+
+
 async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
     store: BlobStore, tmp_path: Path
 ) -> None:
