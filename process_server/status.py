@@ -10,8 +10,9 @@ import msgspec
 
 from process_server.reception.credit import MIB
 from process_server.reception.receiver import Machine, Receiver
-from process_server.spool.spool import MachineLog, Position, Spool
+from process_server.spool.spool import MachineLog, Spool
 from process_server.spool.trouble import Trouble
+from process_server.standing import Standing
 from shared.errors import NotOpenError, UnderstudyError, UploadsStoppedError
 from shared.status import Problem, ProcessServerReport, StreamReport
 
@@ -145,7 +146,7 @@ class StatusBoard:
         return report
 
 
-def _position(log: MachineLog | None) -> Position | None:
+def _position(log: MachineLog | None) -> Standing | None:
     try:
         return log.position if log is not None else None
     except NotOpenError:

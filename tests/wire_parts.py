@@ -8,6 +8,9 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
+from process_server.standing import Standing
 from shared.batch import (
     NO_DIGEST,
     Batch,
@@ -80,13 +83,7 @@ class Chain:
         return Encoded(batch.number, parts, self.digest)
 
 
-class MemoryPosition(NamedTuple):
-    epoch: int = 0
-    spooled: int = 0
-    spooled_seq: int = 0
-    spooled_digest: bytes = NO_DIGEST
-    uploaded: int = 0
-    uploaded_seq: int = 0
+START = Standing(epoch=0, spooled=0, spooled_seq=0, spooled_digest=NO_DIGEST, uploaded=0, uploaded_seq=0)
 
 
 class MemoryLog:
@@ -96,7 +93,7 @@ class MemoryLog:
     """
 
     def __init__(self) -> None:
-        self.position = MemoryPosition()
+        self.position = START
         self.on_change: Callable[[], None] | None = None
         self.failure: UnderstudyError | None = None
         self.durable: dict[int, bytes] = {}
@@ -116,11 +113,11 @@ class MemoryLog:
         self.keep = True
         self._order = asyncio.Lock()
 
-    async def begin(self, hello: Hello) -> MemoryPosition:
+    async def begin(self, hello: Hello) -> Standing:
         assert self.running == 0, "begin() while an append of the earlier session runs"
         await self.begin_gate.wait()
         if hello.epoch == 0:
-            self.position = MemoryPosition(epoch=self.position.epoch + 1)
+            self.position = replace(START, epoch=self.position.epoch + 1)
             self.durable.clear()
         elif hello.epoch != self.position.epoch:
             raise ContinuityError("The epoch is not known here")
@@ -137,8 +134,8 @@ class MemoryLog:
                 assert batch.number == self.position.spooled + 1
                 self.durable[batch.number] = bytes(encoded) if self.keep else b""
                 self.pending_b += len(encoded)
-                self.position = self.position._replace(
-                    spooled=batch.number, spooled_seq=batch.end_seq, spooled_digest=digest
+                self.position = replace(
+                    self.position, spooled=batch.number, spooled_seq=batch.end_seq, spooled_digest=digest
                 )
                 await self.return_gate.wait()
         finally:
@@ -153,8 +150,8 @@ class MemoryLog:
         if self.on_change is not None:
             asyncio.get_running_loop().call_soon(self.on_change)
         self.pending_b = 0
-        self.position = self.position._replace(
-            uploaded=self.position.spooled, uploaded_seq=self.position.spooled_seq
+        self.position = replace(
+            self.position, uploaded=self.position.spooled, uploaded_seq=self.position.spooled_seq
         )
 
 

@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from process_server.reception.credit import CacheSpace, CreditGate, CreditPolicy
-from process_server.reception.session import MachineLog, Session
+from process_server.reception.session import Session, StreamLog
 from shared import logging, tls
 from shared.errors import (
     CertificateRevokedError,
@@ -49,7 +49,7 @@ MAX_HANDSHAKES: Final = 256
 STOP_S: Final = 20.0
 """How long batches in flight may take at a stop; what is not durable then was not acknowledged."""
 
-OpenLog = Callable[[Hello], Awaitable[MachineLog]]
+OpenLog = Callable[[Hello], Awaitable[StreamLog]]
 CheckSide = Callable[[str, str], Awaitable[None]]
 """Machine and identity; raises CopyRefusedError."""
 
@@ -69,7 +69,7 @@ class Machine:
         self.name: Final = name
         self.gate: Final = CreditGate(policy)
         self.lock: Final = asyncio.Lock()
-        self.log: MachineLog | None = None
+        self.log: StreamLog | None = None
         self.session: Session | None = None
         """The last session that was admitted; its connection may be over."""
         self.newest: Session | None = None
@@ -211,7 +211,7 @@ class Receiver:
 
     # ---- for sessions (session.Host) ----
 
-    async def claim(self, session: Session, hello: Hello) -> MachineLog:
+    async def claim(self, session: Session, hello: Hello) -> StreamLog:
         if self.revoked.covers(session.channel.serial, session.channel.peer):
             raise _refused(session)
         tls.require_name(session.channel.peer, f"agent:{hello.machine}")

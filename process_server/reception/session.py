@@ -1,6 +1,6 @@
 """One agent's session: its batches go to the machine's log, its acknowledgements come from there.
 
-Input: wire events of one Channel. Output: `MachineLog.append`, and ACK frames. It never blocks: batches that
+Input: wire events of one Channel. Output: `StreamLog.append`, and ACK frames. It never blocks: batches that
 the log has not made durable yet are tasks in flight, bounded by the credit that was granted (and by reading
 no further beyond that).
 
@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, Protocol
 
+from process_server.standing import Standing
 from shared import logging
 from shared.batch import Batch, Buffer, StreamState
 from shared.errors import LocalProtocolError, StoppingError, SupersededError, UnderstudyError
@@ -40,24 +41,7 @@ from shared.wire.transport import Channel
 _log = logging.get()
 
 
-class Position(Protocol):
-    """Where a machine's log stands; values of WELCOME and ACK (shared/wire/FORMAT.md)."""
-
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def spooled(self) -> int: ...
-    @property
-    def spooled_seq(self) -> int: ...
-    @property
-    def spooled_digest(self) -> bytes: ...
-    @property
-    def uploaded(self) -> int: ...
-    @property
-    def uploaded_seq(self) -> int: ...
-
-
-class MachineLog(Protocol):
+class StreamLog(Protocol):
     """What a session needs of a machine's log (process_server/spool/machine_log.py)."""
 
     on_change: Callable[[], None] | None
@@ -68,13 +52,13 @@ class MachineLog(Protocol):
         """Why the log takes no more batches until `begin`."""
 
     @property
-    def position(self) -> Position: ...
+    def position(self) -> Standing: ...
 
     @property
     def pending_b(self) -> int:
         """Bytes in the cache that are not uploaded yet."""
 
-    async def begin(self, hello: Hello) -> Position:
+    async def begin(self, hello: Hello) -> Standing:
         """Recover, or take over, or begin the epoch that `hello` asks for."""
 
     async def append(self, encoded: Buffer, batch: Batch, digest: bytes) -> None:
@@ -87,7 +71,7 @@ class MachineLog(Protocol):
 class Host(Protocol):
     """What a session needs of the receiver."""
 
-    async def claim(self, session: Session, hello: Hello) -> MachineLog:
+    async def claim(self, session: Session, hello: Hello) -> StreamLog:
         """The machine's log, when this is its only session and no batch of an earlier one is in flight."""
 
     def release(self, session: Session) -> None:
@@ -123,7 +107,7 @@ class Session:
         self._log = _log.bind(session=id_, address=address)
         self.channel = Channel(Side.SERVER, self._on_event, self._on_over)
         self.channel.address = address
-        self._machine_log: MachineLog | None = None
+        self._machine_log: StreamLog | None = None
         self._spooled = self._spooled_seq = 0
         self._acked = Ack(spooled=0, spooled_seq=0, uploaded=0, uploaded_seq=0, credit_b=0)
         self._ack_due = self._ack_again = False
@@ -226,7 +210,7 @@ class Session:
         finally:
             self._host.release(self)
 
-    def _open(self, hello: Hello, log: MachineLog, position: Position) -> None:
+    def _open(self, hello: Hello, log: StreamLog, position: Standing) -> None:
         if not self.waiting:
             return  # the agent went away meanwhile
         self.disks = len(hello.disks)

@@ -24,7 +24,7 @@ from process_server.spool.evidence import sort_files
 from process_server.spool.file import SpooledSegment
 from process_server.spool.machine_folder import MachineFolder, Recovered
 from process_server.spool.ownership import Patience
-from process_server.spool.threads import finish
+from process_server.spool.threads import run_to_end
 from process_server.spool.trouble import Trouble
 from process_server.spool.uploader import Uploader
 from process_server.spool.watermark import Watermark
@@ -164,7 +164,7 @@ class EpochLog:
         found = await sort_files(opening, machine, epoch, recovered.runs, index.fold, shared.reading)
         await folder.clear(epoch, found.listed, found.unlisted)
         mark = Watermark(index.term, index.fold.last)
-        await finish(shared.reading, partial(watermark.remember, folder.epoch(epoch), mark))
+        await run_to_end(shared.reading, partial(watermark.remember, folder.epoch(epoch), mark))
         log = cls(shared, index, key, folder.epoch(epoch), found.rest, changed)
         _log.info(
             "log opened",
@@ -199,7 +199,7 @@ class EpochLog:
         return self._writer.spooled
 
     @property
-    def is_settled(self) -> bool:
+    def is_drained(self) -> bool:
         """Whether every batch that was taken is durable, or refused."""
         return self._writer.accepted == self._writer.spooled
 
@@ -212,16 +212,16 @@ class EpochLog:
         """See SpoolWriter.append."""
         await self._writer.append(encoded, batch, digest)
 
-    async def settle(self) -> None:
+    async def drained(self) -> None:
         """Until every batch that was taken is durable, or refused."""
-        await self._writer.settle()
+        await self._writer.drained()
 
     async def flush(self) -> None:
         """Until everything that was taken before is uploaded. It has no deadline of its own. Raises
         `failure`.
         """
         target = self._writer.accepted.number
-        await self._writer.settle()
+        await self._writer.drained()
         target = min(target, self.spooled.number)  # what was refused will not come
         while self.uploaded.number < target:
             if self.failure is not None:
@@ -259,7 +259,7 @@ class EpochLog:
         mark = Watermark(self.term, self.uploaded.number)
         if mark != self._remembered:
             self._remembered = mark
-            await finish(self._reading, partial(watermark.remember, self.folder, mark, durably=False))
+            await run_to_end(self._reading, partial(watermark.remember, self.folder, mark, durably=False))
 
     async def _watch_progress(self) -> None:
         """A request that hangs reports nothing by itself for minutes."""

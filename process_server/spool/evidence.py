@@ -9,7 +9,7 @@ from typing import NamedTuple
 from process_server.spool.file import SpooledSegment
 from process_server.spool.machine_folder import Runs
 from process_server.spool.ownership import LocalFile, Relation, chosen_run, meeting_point, relate
-from process_server.spool.threads import finish
+from process_server.spool.threads import run_to_end
 from shared.blob import BlobStore
 from shared.log.index import Fold
 from shared.log.reader import listed_digest
@@ -61,7 +61,7 @@ async def sort_files(
             listed = [s for s in run if s.last.number <= last]
             rest = run[len(listed) :]
             if rest and rest[0].first.number <= last:
-                rest = [await finish(threads, partial(rest[0].behind, last)), *rest[1:]]
+                rest = [await run_to_end(threads, partial(rest[0].behind, last)), *rest[1:]]
         case Relation.CONTRADICTED:
             unlisted += [(s, f"the index lists other batches up to {last}") for s in run]
         case Relation.BEHIND_A_GAP:
@@ -79,7 +79,7 @@ async def _digests(
     if number is None:
         return "", ""
     holder = next(s for s in run if number <= s.last.number)
-    here = await finish(threads, partial(holder.digest_of, number))
+    here = await run_to_end(threads, partial(holder.digest_of, number))
     if number == fold.last:
         return here, fold.last_digest
     newest = {entry.last: entry.last_digest for entry in fold.entries}

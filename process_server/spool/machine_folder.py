@@ -11,7 +11,7 @@ from process_server.spool import watermark
 from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import FULL, SUFFIX, SpooledSegment
 from process_server.spool.recovery import Damage, recover_folder
-from process_server.spool.threads import finish
+from process_server.spool.threads import run_to_end
 from process_server.spool.watermark import Watermark
 from shared import durable
 from shared.errors import SpoolError, SpoolFullError
@@ -41,11 +41,11 @@ class MachineFolder:
 
     async def epochs(self) -> list[int]:
         """The epochs that have a folder here, in order; looks as well at what is aside. Raises SpoolError."""
-        return await finish(self._threads, self._epochs)
+        return await run_to_end(self._threads, self._epochs)
 
     async def recover(self, epoch: int) -> Recovered:
         """What lies in an epoch's folder, which no log may use meanwhile. Raises SpoolError, WrongKeyError."""
-        return await finish(self._threads, partial(self._recover, epoch))
+        return await run_to_end(self._threads, partial(self._recover, epoch))
 
     async def clear(
         self, epoch: int, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]
@@ -54,11 +54,11 @@ class MachineFolder:
         another history must not come back before those that are written now. Raises SpoolError.
         """
         if listed or unlisted:
-            await finish(self._threads, partial(self._clear, epoch, listed, unlisted))
+            await run_to_end(self._threads, partial(self._clear, epoch, listed, unlisted))
 
     async def remove(self, epoch: int) -> None:
         """The folder of an epoch that is done with. It stays if a spool file is in it: nothing is deleted unseen."""
-        await finish(self._threads, partial(self._remove, self.epoch(epoch)))
+        await run_to_end(self._threads, partial(self._remove, self.epoch(epoch)))
 
     # ---- in threads ----
 

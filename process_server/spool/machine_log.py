@@ -24,8 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from process_server.spool.chore import Chore
 from process_server.spool.epoch_log import EpochLog, Resources
 from process_server.spool.machine_folder import MachineFolder
@@ -33,6 +31,7 @@ from process_server.spool.older_epochs import OlderEpochs
 from process_server.spool.ownership import Decision
 from process_server.spool.watch import Watch
 from process_server.spool.writer import Point
+from process_server.standing import Standing
 from shared import logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore, Retry
@@ -54,17 +53,6 @@ _BEGIN_S: Final = 25.0
 _VERIFY: Final = Retry(deadline_s=3.0)
 
 _log = logging.get()
-
-
-class Position(msgspec.Struct, frozen=True):
-    """Where a machine's log stands; see Welcome in shared/wire/messages.py for the fields."""
-
-    epoch: int
-    spooled: int
-    spooled_seq: int
-    spooled_digest: bytes
-    uploaded: int
-    uploaded_seq: int
 
 
 class MachineLog:
@@ -99,13 +87,13 @@ class MachineLog:
     # ---- what it says ----
 
     @property
-    def position(self) -> Position:
+    def position(self) -> Standing:
         """Raises NotOpenError while no log is open."""
         log = self._current
         if log is None:
             raise self._not_open()
         spooled, uploaded = log.spooled, log.uploaded
-        return Position(log.epoch, spooled.number, spooled.seq, spooled.digest, uploaded.number, uploaded.seq)
+        return Standing(log.epoch, spooled.number, spooled.seq, spooled.digest, uploaded.number, uploaded.seq)
 
     @property
     def failure(self) -> UnderstudyError | None:
@@ -154,7 +142,7 @@ class MachineLog:
 
     # ---- what the session does ----
 
-    async def begin(self, hello: Hello) -> Position:
+    async def begin(self, hello: Hello) -> Standing:
         """Goes on with the epoch that the agent names, or begins the next one for epoch 0, and says where
         it stands.
 
@@ -241,7 +229,7 @@ class MachineLog:
         log = self._current
         if log is None or log.epoch != epoch or log.failure is not None:
             return False
-        await log.settle()
+        await log.drained()
         store = self._shared.store.with_retry(_VERIFY)
         try:
             newest = await newest_epoch(store, self.machine)
@@ -344,7 +332,7 @@ class MachineLog:
     def _too_slow(self) -> StorageError:
         """Why `begin` took too long, as far as it is known."""
         what = f"The log of {self.machine} could not be opened"
-        if self._current is not None and not self._current.is_settled:
+        if self._current is not None and not self._current.is_drained:
             return SpoolError(what, cause="the cache disk is slow or does not answer")
         trouble = self._resuming.trouble or (self._current.trouble if self._current is not None else None)
         if trouble is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from process_server.spool.epoch_log import LogSettings, Resources
-from process_server.spool.machine_log import MachineLog, Position
+from process_server.spool.machine_log import MachineLog
 from process_server.spool.writer import SegmentLimits
 from shared import durable
 from shared.blob import BlobStore
@@ -28,7 +28,7 @@ from shared.log import names
 from shared.vault import Vault
 from shared.wire.messages import Hello
 
-__all__ = ["LogSettings", "MachineLog", "Position", "SegmentLimits", "Spool"]
+__all__ = ["LogSettings", "MachineLog", "SegmentLimits", "Spool"]
 
 _SEALERS: Final = max(2, os.cpu_count() or 1)
 _DISK_THREADS: Final = 16

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def finish(executor: Executor, work: Callable[[], T]) -> T:
+async def run_to_end(executor: Executor, work: Callable[[], T]) -> T:
     """What `work` returns, run in a thread. A task that is cancelled meanwhile goes on only when the thread
     is done.
 

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Final
 
 from process_server.spool.file import SpooledSegment
-from process_server.spool.threads import finish
+from process_server.spool.threads import run_to_end
 from shared import logging
 from shared.blob import BlobStore
 from shared.crashpoints import reach
@@ -94,7 +94,7 @@ class Uploader:
         name = names.segment(index.machine, index.epoch, index.term, segment.first.number)
         async with self._slots:
             started = time.monotonic()
-            read = await finish(self._threads, segment.read)
+            read = await run_to_end(self._threads, segment.read)
             reach("upload.before-create")
             await self._create(name, read.data, read.digest.hex())
             reach("upload.after-create")
@@ -144,4 +144,4 @@ class Uploader:
                     size_b=entry.bytes,
                 )
             reach("upload.before-delete")
-            await finish(self._threads, partial(self._forget, [segment for segment, _ in done]))
+            await run_to_end(self._threads, partial(self._forget, [segment for segment, _ in done]))

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from process_server.spool.file import SpooledSegment, SpoolFile
-from process_server.spool.threads import finish
+from process_server.spool.threads import run_to_end
 from shared import logging, sealing
 from shared.batch import NO_DIGEST, Batch, Buffer
 from shared.errors import BatchGapError, SpoolError, StoppingError, UnderstudyError
@@ -76,7 +76,7 @@ class _Pending:
         self.salt = salt
         self.durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def settle(self, error: UnderstudyError | None) -> None:
+    def answer(self, error: UnderstudyError | None) -> None:
         if error is None:
             self.durable.set_result(None)
         else:
@@ -154,7 +154,7 @@ class SpoolWriter:
             if not pending.sealed.done():  # cancelled, or refused early: the buffer must outlive the sealing
                 await asyncio.wait([pending.sealed])
 
-    async def settle(self) -> None:
+    async def drained(self) -> None:
         """Until every batch that was taken is durable, or refused."""
         while self._queue:
             await asyncio.wait([self._queue[-1].durable])
@@ -224,7 +224,7 @@ class SpoolWriter:
             self._file = SpoolFile(self._folder, self._header(group[0]))
         frames = [pending.sealed.result() for pending in group]
         try:
-            await finish(self._disk, partial(self._file.append, frames))
+            await run_to_end(self._disk, partial(self._file.append, frames))
         except SpoolError as exc:
             self._refuse(exc)
             # A full disk: let go of what can be uploaded. A failed sync: the file must not be written any
@@ -236,7 +236,7 @@ class SpoolWriter:
             # If it was refused meanwhile (the log failed), the queue is empty, and that it is durable does
             # no harm.
             if self._queue and self._queue[0] is pending:
-                self._queue.popleft().settle(None)
+                self._queue.popleft().answer(None)
         if self._file_timer is None:
             self._file_timer = self._loop.call_later(self._limits.age_s, self.request_close)
         self._on_spooled()
@@ -267,7 +267,7 @@ class SpoolWriter:
                 **error.as_dict(),
             )
         while self._queue:
-            self._queue.popleft().settle(error)
+            self._queue.popleft().answer(error)
 
     def _is_full(self) -> bool:
         if self._file is None:
@@ -281,7 +281,7 @@ class SpoolWriter:
             self._file_timer.cancel()
             self._file_timer = None
         if self._file is not None:
-            spooled = await finish(self._disk, self._file.close)
+            spooled = await run_to_end(self._disk, self._file.close)
             self._file = None
             if spooled is not None:
                 self._on_closed(spooled)
