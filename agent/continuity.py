@@ -16,14 +16,19 @@ import msgspec
 
 from agent.capture import audit
 from agent.capture.audit import Baseline, Outcome, Sample, Verdict
-from agent.capture.disks import SYSFS, size_of
-from agent.capture.drain import can_drain, drain, is_lively
+from agent.capture.disks import SYSFS, counts_sectors, size_of
 from agent.capture.maps import Capture
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
 from shared import logging
 from shared.batch import SECTOR
-from shared.errors import AuditShortfallError, DeviceNotFoundError, EpochEndedError, UnderstudyError
+from shared.errors import (
+    AuditBlindError,
+    AuditShortfallError,
+    DeviceNotFoundError,
+    EpochEndedError,
+    UnderstudyError,
+)
 from shared.status import Problem
 
 _log = logging.get()
@@ -32,12 +37,15 @@ INTERVAL_S: Final = 1.0
 SETTLE_QUIET_S: Final = 1.0
 """A moment without any write in flight proves that those from before the attachment have ended, but only after this long…"""
 SETTLE_S: Final = 120.0
-"""…and on a disk that is never quiet and cannot be drained, they are taken to have ended after this long."""
+"""…and on a disk that is never seen quiet, they are taken to have ended after this long."""
+_LOOKS: Final = 20
+"""For a quiet moment, between two looks of the audit: the gaps of a busy disk are short."""
 STALE_S: Final = 5.0
 """An open write that is older than this, on a disk where nothing is in flight, has completed unseen."""
 SHOWN_S: Final = 300.0
 """A new epoch may be ordered again within seconds: people, and a config server that was away, shall still see why it began."""
 _ATTEMPTS: Final = 32
+_SWITCH_ON: Final = "Switch it on: echo 1 > {}/queue/iostats (since Linux 6.11 writes wait meanwhile for the disk's slowest request)."
 
 
 class Continuity:
@@ -53,22 +61,22 @@ class Continuity:
         self._over = 0
         """The epoch that ended last; until the next has begun, what happens is of it."""
         self._gone: list[Problem] = []
+        self._blind: list[Problem] = []
         self._unsettled_ns = capture.attached_boot_ns if capture.fresh else 0
         """Since when (boot clock) it is not known which writes are in flight; 0: to be noted at the next look."""
+        self._were_quiet: set[int] = set()
+        """Disks on which a moment without any write in flight was seen since then."""
         self.resized = asyncio.Event()
         """Set when a disk has another size than capture was attached to."""
 
     async def run(self) -> None:
         while True:
-            if not self._state[Word.SETTLED]:
-                try:
-                    await self._settle()
-                except OSError as exc:  # a disk is gone, which `check` shows
-                    _log.warning(
-                        "writes from before capture: not known", path=exc.filename, cause=exc.strerror
-                    )
             self.check()
-            await asyncio.sleep(INTERVAL_S)
+            looks = 1 if self._state[Word.SETTLED] else _LOOKS
+            for _ in range(looks):
+                if not self._state[Word.SETTLED]:
+                    self._settle()
+                await asyncio.sleep(INTERVAL_S / looks)
 
     def check(self) -> None:
         """One look at all disks; takes some milliseconds."""
@@ -81,6 +89,7 @@ class Continuity:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
             self._count_incidents()
         self._verdicts = [self._audit_if_there(slot) for slot in range(len(self._capture.disks))]
+        self._look_at_counting()
         for slot, verdict in enumerate(self._verdicts):
             if verdict.outcome is Outcome.SHORTFALL:
                 self._shortfall(slot, verdict)
@@ -93,7 +102,7 @@ class Continuity:
     @property
     def problems(self) -> list[Problem]:
         """How continuity was lost, shown until the epoch that repairs it is ordered and for some minutes at least; disks that are gone."""
-        return [*self._losses.values(), *self._gone]
+        return [*self._losses.values(), *self._gone, *self._blind]
 
     def _look_at_disks(self) -> None:
         gone = []
@@ -115,6 +124,21 @@ class Continuity:
             _log.error("disk gone", **{k: v for k, v in msgspec.to_builtins(gone[0]).items() if v})
         self._gone = gone
 
+    def _look_at_counting(self) -> None:
+        """Without the kernel's counting the audit is blind. It is not switched on from here: since Linux 6.11 that freezes the queue,
+        and all writes wait for its slowest request."""
+        blind = []
+        for disk in self._capture.disks:
+            folder = SYSFS / "block" / disk.name.replace("/", "!")
+            if folder.is_dir() and not counts_sectors(folder):
+                error = AuditBlindError(
+                    f"Capture of {disk.name} cannot be audited", action=_SWITCH_ON.format(folder)
+                )
+                blind.append(Problem(**error.as_dict(), severity="warning", object=disk.name))
+        if blind and not self._blind:
+            _log.warning("the audit is blind", disk=blind[0].object, cause=blind[0].cause)
+        self._blind = blind
+
     def _audit_if_there(self, slot: int) -> Verdict:
         try:
             return self._audit(slot)
@@ -123,7 +147,6 @@ class Continuity:
 
     def _audit(self, slot: int) -> Verdict:
         """The verdict on one disk; on a busy one, from the first of some samples that is conclusive."""
-        disk = self._capture.disks[slot]
         words = self._capture.audit_words(slot)
         for _ in range(_ATTEMPTS):
             sample = self._sample(slot)
@@ -132,11 +155,6 @@ class Continuity:
                 baseline = audit.settle(sample, baseline)
                 words[: len(baseline.words())] = baseline.words()
             verdict = audit.compare(sample, baseline)
-            if not sample.stat.counting:
-                _log.warning(
-                    "iostats was off: the audit was blind", disk=disk.name, action="switched on again"
-                )
-                audit.switch_on(disk)
             if verdict.outcome in (Outcome.EXACT, Outcome.SHORTFALL):
                 break
         return verdict
@@ -147,33 +165,37 @@ class Continuity:
         seen, completed = self._capture.sector_counts(slot)
         return Sample(stat, seen, completed, before == (seen, completed))
 
-    async def _settle(self) -> None:
-        """Waits for the writes from before the attachment: by draining the queues, which takes as long as the slowest request, once
-        per attachment; else by finding the disks quiet; else by patience."""
-        capture = self._capture
+    def _settle(self) -> None:
+        """Looks whether the writes from before the attachment have ended: each disk was quiet once, or patience is over.
+
+        Nothing is asked of the disks' queues: what waits for their requests also holds back the workload's next ones.
+        """
         boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._unsettled_ns = self._unsettled_ns or boot_ns
         since_s = (boot_ns - self._unsettled_ns) / 1e9
-        if all(can_drain(disk) for disk in capture.disks) and is_lively(capture.open_writes(), boot_ns):
-            for disk in capture.disks:
-                await asyncio.to_thread(drain, disk)
-        elif not (since_s > SETTLE_S or (since_s > SETTLE_QUIET_S and self._is_quiet())):
-            return
-        self._rounds.settle()
-        self._unsettled_ns = 0
-        _log.info("writes from before capture have ended", after_s=round(since_s, 1))
+        if since_s > SETTLE_QUIET_S:
+            self._were_quiet |= {slot for slot in range(len(self._capture.disks)) if self._is_quiet(slot)}
+        if since_s > SETTLE_S or len(self._were_quiet) == len(self._capture.disks):
+            self._rounds.settle()
+            self._unsettled_ns = 0
+            self._were_quiet.clear()
+            _log.info("writes from before capture have ended", after_s=round(since_s, 1))
 
-    def _is_quiet(self) -> bool:
-        for slot, disk in enumerate(self._capture.disks):
-            seen, completed = self._capture.sector_counts(slot)
-            handed_over = (SYSFS / "block" / disk.name.replace("/", "!") / "inflight").read_text().split()[1]
-            if seen != completed or int(handed_over):
-                return False
-        return True
+    def _is_quiet(self, slot: int) -> bool:
+        """Whether no write to the disk is in flight at this moment."""
+        disk = self._capture.disks[slot]
+        seen, completed = self._capture.sector_counts(slot)
+        try:
+            inflight = (SYSFS / "block" / disk.name.replace("/", "!") / "inflight").read_text()
+        except OSError as exc:  # a disk is gone, which `check` shows
+            _log.debug("writes in flight: not known", path=exc.filename, cause=exc.strerror)
+            return False
+        return seen == completed and not int(inflight.split()[1])
 
     def _forget_stale(self) -> None:
         boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        if is_lively(self._capture.open_writes(), boot_ns, STALE_S):
+        opened = self._capture.open_writes()["since_ns"]
+        if not len(opened) or boot_ns - int(opened.min()) <= STALE_S * 1e9:
             return
         for slot in range(len(self._capture.disks)):
             sample = self._sample(slot)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.capture import attach, disks, drain
+from agent.capture import attach, disks
 from agent.capture.calibrate import Calibration
 from agent.capture.disks import Disk
 from shared.errors import DeviceError, UnderstudyError
@@ -99,10 +99,8 @@ def _examine(device: str, sysfs: Path, machine_error: DeviceError | None, rehear
         return Finding(device, exc, disk)
     notes = []
     if not disk.iostats:
-        notes.append("the kernel does not count its sectors (iostats = 0); protection switches that on")
-    if not drain.can_drain(disk):
         notes.append(
-            "the first ordered point takes minutes longer: this kernel cannot tell when old writes are through"
+            "the kernel does not count its sectors (iostats = 0): switch that on, else capture cannot be audited"
         )
     if not disk.serial:
         notes.append(

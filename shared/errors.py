@@ -287,6 +287,11 @@ class AuditShortfallError(DeviceError):
     default_action = "None: a new epoch with a full resync begins by itself. Points made since the last exact audit are suspect."
 
 
+class AuditBlindError(DeviceError):
+    code = "US406"
+    default_cause = "the kernel does not count the disk's sectors (iostats = 0)"
+
+
 class EpochEndedError(DeviceError):
     """The stream cannot go on where it stopped."""
 

@@ -7,5 +7,4 @@ calibrate           how a program finds a page's data, proved before it is used
 maps                the door: ring, bitmaps, open writes, counters of an attached capture
 ring                the ring as numpy arrays                            never blocks
 disks, audit        what a device is; whether the kernel counted more than capture saw
-drain               waiting until writes from before have ended          blocks as long as the disk does
 """

@@ -148,11 +148,6 @@ def settle(sample: Sample, baseline: Baseline) -> Baseline:
     return replace(baseline, offset_sectors=known, candidate_sectors=candidate, agreed=agreed)
 
 
-def switch_on(disk: Disk, *, sysfs: Path = SYSFS) -> None:
-    """Makes the kernel count the disk's sectors (again)."""
-    (sysfs / f"block/{disk.name.replace('/', '!')}/queue/iostats").write_text("1")
-
-
 def read_stat(disk: Disk, *, sysfs: Path = SYSFS) -> Stat:
     folder = sysfs / f"block/{disk.name.replace('/', '!')}"
     fields = (folder / "stat").read_text().split()

@@ -133,3 +133,74 @@ def test_a_disk_of_another_size_wants_capture_to_begin_anew(machine: Machine) ->
     machine.size = 2 * SECTORS
     machine.continuity.check()
     assert machine.continuity.resized.is_set()
+
+
+class TwoDisks:
+    """Disks that were being written when capture was attached; `inflight[name]` is what the kernel says of each."""
+
+    def __init__(self, sysfs: Path) -> None:
+        self.settled = False
+        self.sysfs = sysfs
+        self.inflight = {"sda": 1, "sdb": 1}
+        disks = [
+            SimpleNamespace(name=name, path=Path("/dev") / name, sectors=SECTORS) for name in self.inflight
+        ]
+        capture: Any = SimpleNamespace(
+            disks=disks, sector_counts=lambda slot: (8, 8), fresh=True, attached_boot_ns=1
+        )
+        rounds: Any = SimpleNamespace(settle=lambda: setattr(self, "settled", True))
+        self.continuity = Continuity(capture, AgentState(np.zeros(4096, np.uint64)), rounds)
+
+    def look(self) -> None:
+        for name, count in self.inflight.items():
+            folder = self.sysfs / "block" / name
+            (folder / "queue").mkdir(parents=True, exist_ok=True)
+            (folder / "inflight").write_text(f"0 {count}\n")
+        self.continuity._settle()
+
+
+@pytest.fixture
+def two_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TwoDisks:
+    monkeypatch.setattr(continuity, "SYSFS", tmp_path)
+    return TwoDisks(tmp_path)
+
+
+def test_each_disk_needs_a_quiet_moment_of_its_own(
+    two_disks: TwoDisks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuity, "SETTLE_S", float("inf"))
+    two_disks.look()
+    two_disks.inflight = {"sda": 0, "sdb": 1}
+    two_disks.look()
+    assert not two_disks.settled
+    two_disks.inflight = {"sda": 1, "sdb": 0}
+    two_disks.look()
+    assert two_disks.settled
+
+
+def test_a_disk_that_is_never_quiet_is_waited_for_with_patience_only(
+    two_disks: TwoDisks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuity, "SETTLE_S", float("inf"))
+    two_disks.look()
+    assert not two_disks.settled
+    monkeypatch.setattr(continuity, "SETTLE_S", 0.0)
+    two_disks.look()
+    assert two_disks.settled
+    assert [*two_disks.sysfs.glob("block/*/queue/*")] == []
+
+
+def test_counting_that_is_switched_off_is_shown_and_left_to_a_person(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "block/sda"
+    (folder / "queue").mkdir(parents=True)
+    (folder / "mq").mkdir()
+    (folder / "queue/iostats").write_text("0\n")
+    monkeypatch.setattr(continuity, "SYSFS", tmp_path)
+    machine.continuity.check()
+    assert [problem.code for problem in machine.continuity.problems] == ["US406"]
+    assert (folder / "queue/iostats").read_text() == "0\n"
+    (folder / "queue/iostats").write_text("1\n")
+    machine.continuity.check()
+    assert machine.continuity.problems == []

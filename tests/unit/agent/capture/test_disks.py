@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture import disks, drain, layout
+from agent.capture import disks, layout
 from agent.capture.disks import check, check_set, describe, find_disk, size_of
 from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
 from tests.disk_parts import make_disk
@@ -118,17 +118,6 @@ def test_a_disk_without_serial_has_an_empty_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("sectors", "words"), [(1, 1), (32 * 64, 1), (32 * 64 + 1, 2), (1 << 31, 1 << 20)])
 def test_a_bitmap_covers_its_disk(sectors: int, words: int) -> None:
     assert layout.bitmap_words(sectors) == words
-
-
-@pytest.mark.parametrize(
-    ("release", "mq", "can"),
-    [("6.18.44-fc", True, True), ("6.11.0", True, True), ("6.1.0-30-amd64", True, False), ("6.18.1", False, False),
-     ("7.0", True, True), ("unknown", True, False)],
-)  # fmt: skip
-def test_draining_is_offered_where_the_kernel_does_it(
-    tmp_path: Path, release: str, mq: bool, can: bool
-) -> None:
-    assert drain.can_drain(make_disk(tmp_path, "sda", mq=mq), release=release) is can
 
 
 def test_the_number_of_this_machines_disks_can_be_read() -> None:
