@@ -18,6 +18,7 @@ from agent.capture import audit
 from agent.capture.audit import Baseline, Outcome, Sample, Verdict
 from agent.capture.disks import SYSFS, counts_sectors, size_of
 from agent.capture.maps import Capture
+from agent.stream import clock
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
 from shared import logging
@@ -54,7 +55,10 @@ class Continuity:
         self._state = state
         self._rounds = rounds
         self._verdicts: list[Verdict] = []
-        self._exact_ns = 0
+        self._exact_boot_ns = 0
+        """Boot-clock time of the last look at which all was exact; 0: none was."""
+        self._least_offset_ns = clock.unix_offset_ns()
+        """Of the wall clock, since then."""
         self._lost_at = 0.0
         self._losses: dict[tuple[Reason, int], Problem] = {}
         """By reason, and by the epoch that is over for it."""
@@ -80,7 +84,8 @@ class Continuity:
 
     def check(self) -> None:
         """One look at all disks; takes some milliseconds."""
-        now_ns = time.time_ns()
+        looked_ns = clock.boot_ns()
+        self._least_offset_ns = min(self._least_offset_ns, clock.unix_offset_ns())
         self._look_at_disks()
         if self._gone:
             # Nothing read of a disk that is not there is worth sending, and what is written in its place is not its content.
@@ -94,7 +99,7 @@ class Continuity:
             if verdict.outcome is Outcome.SHORTFALL:
                 self._shortfall(slot, verdict)
         if all(verdict.outcome is Outcome.EXACT for verdict in self._verdicts):
-            self._exact_ns = now_ns
+            self._exact_boot_ns, self._least_offset_ns = looked_ns, clock.unix_offset_ns()
             self._forget_stale()
         if self._state[Word.EVER_ORDERED] and time.monotonic() - self._lost_at > SHOWN_S:
             self._losses.clear()
@@ -170,7 +175,7 @@ class Continuity:
 
         Nothing is asked of the disks' queues: what waits for their requests also holds back the workload's next ones.
         """
-        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        boot_ns = clock.boot_ns()
         self._unsettled_ns = self._unsettled_ns or boot_ns
         since_s = (boot_ns - self._unsettled_ns) / 1e9
         if since_s > SETTLE_QUIET_S:
@@ -193,7 +198,7 @@ class Continuity:
         return seen == completed and not int(inflight.split()[1])
 
     def _forget_stale(self) -> None:
-        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        boot_ns = clock.boot_ns()
         opened = self._capture.open_writes()["since_ns"]
         if not len(opened) or boot_ns - int(opened.min()) <= STALE_S * 1e9:
             return
@@ -242,9 +247,13 @@ class Continuity:
         self._note(reason, EpochEndedError(f"Epoch {self._over} cannot be continued", cause=reason.text))
 
     def _lose(self, reason: Reason, error: AuditShortfallError) -> None:
-        # Before the first exact look nothing was ever proved: every point of this epoch is suspect.
-        self._want_epoch(reason, suspect_since_ns=max(self._exact_ns, 1))
+        self._want_epoch(reason, suspect_since_ns=self._suspect_since_ns())
         self._note(reason, error)
+
+    def _suspect_since_ns(self) -> int:
+        """By the earliest that the wall clock can have shown for a point since the last exact look: it may have been set meanwhile, and a
+        point too many is doubted rather than one too few. Before the first such look nothing was ever proved: every point is suspect."""
+        return max(self._exact_boot_ns + self._least_offset_ns, 1) if self._exact_boot_ns else 1
 
     def _want_epoch(self, reason: Reason, suspect_since_ns: int = 0) -> None:
         self._over = self._state[Word.EPOCH] or self._over
@@ -261,7 +270,7 @@ class Continuity:
         """The newest verdict per disk, when all were exact last (Unix ns, 0: never), and what happened since capture was attached."""
         names = [disk.name for disk in self._capture.disks]
         return {
-            "exact_ns": self._exact_ns,
+            "exact_ns": self._exact_boot_ns + clock.unix_offset_ns() if self._exact_boot_ns else 0,
             "incidents": asdict(self._capture.incidents()),
             "disks": {
                 name: {"outcome": v.outcome.value, "sectors": v.sectors, "cause": v.cause}

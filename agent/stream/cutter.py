@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from agent.capture.maps import Capture
 from agent.capture.ring import Window
+from agent.stream import clock
 from agent.stream.catchup import CatchUp
 from agent.stream.marks import Marks
 from agent.stream.records import Records
@@ -24,6 +25,7 @@ from agent.stream.retention import Retention
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import ReadChunk, SyncReader
+from shared import logging
 from shared.batch import (
     Batch,
     BatchMeta,
@@ -38,8 +40,12 @@ from shared.batch import (
 )
 from shared.recovery.position import NOWHERE, Position
 
+_log = logging.get()
+
 MAX_CHUNKS: Final = 4
 """Catch-up chunks in a batch: 4 MiB of data at most."""
+CLOCK_STEP_NS: Final = 1_000_000_000
+"""What a clock is set by at once, and not drifted or slewed to between two batches, is told in the log."""
 HEARTBEAT_S: Final = 5.0
 """An ordered stream without writes still says so this often: that is what the RPO of an idle machine rests on."""
 
@@ -69,6 +75,7 @@ class Stream:
         self._uploaded = NOWHERE
         self._last_state: StreamState | None = None
         self._last_cut = 0.0
+        self._offset_ns: int | None = None
         self.unreadable: dict[tuple[int, int], int] = {}
         """Source ranges that could not be read: (disk, sector) → sectors."""
 
@@ -112,7 +119,7 @@ class Stream:
         Raises DeviceError when catch-up cannot read a disk: before anything was taken from the ring, so that nothing is skipped.
         """
         chunks = [] if self.catchup.round is None else self._reader.take(MAX_CHUNKS)
-        sampled_ns = time.time_ns()
+        sampled_ns = clock.boot_ns()
         producer, loss = self._ring.producer_seq, self._capture.loss_count()
         taken = self._records.take(self._ordered_end)
         self.catchup.records_emitted(taken.extents, taken.stands)
@@ -134,14 +141,14 @@ class Stream:
         # An image is that of the moment at which everything was emitted, unless it lacks a write that was lost before that moment.
         is_current = self._emitted_to >= producer and not (ordered and loss != self.catchup.loss_at_order)
         image_ns = sampled_ns if is_current else min(taken.newest_ns, sampled_ns)
-        captured_ns = max(self._state[Word.CAPTURED_NS], image_ns)
-        self._state[Word.CAPTURED_NS] = captured_ns
+        image_ns = max(self._state[Word.IMAGE_BOOT_NS], image_ns)
+        self._state[Word.IMAGE_BOOT_NS] = image_ns
         number = BatchNumber(self._number + 1)
         batch = Batch(
             epoch=Epoch(self._state[Word.EPOCH]),
             number=number,
             end_seq=Seq(self._emitted_to),
-            captured_ns=captured_ns,
+            captured_ns=self._captured_ns(image_ns),
             state=state,
             predecessor=self._predecessor,
             extents=np.concatenate((taken.extents, *sync)) if sync else taken.extents,
@@ -162,6 +169,14 @@ class Stream:
         if ordered and not self._state[Word.EVER_ORDERED]:
             self._state[Word.EVER_ORDERED] = 1
         return CutBatch(batch, parts, size_b, len(chunks))
+
+    def _captured_ns(self, image_ns: int) -> int:
+        """The image's moment, on the wall clock as it is set now. So one that was wrong is right again with the next batch."""
+        offset_ns = clock.unix_offset_ns()
+        if self._offset_ns is not None and abs(offset_ns - self._offset_ns) > CLOCK_STEP_NS:
+            _log.warning("the machine's clock was set", by_s=round((offset_ns - self._offset_ns) / 1e9, 1))
+        self._offset_ns = offset_ns
+        return image_ns + offset_ns
 
     def _ordered_end(self, window: Window) -> int:
         """Where this batch has to end: an ordered stream is cut before the first record of another loss count."""

@@ -40,7 +40,7 @@ class Taken:
     """The ring position at which each extent stands."""
     payload: npt.NDArray[np.uint8]
     newest_ns: int
-    """Wall-clock time of the newest record, Unix ns; 0 if there is none."""
+    """Boot-clock time of the newest record; 0 if there is none."""
 
 
 class Records:
@@ -68,7 +68,7 @@ class Records:
         headers = window.headers[:count]
         extents, stands, payload = to_extents(headers, window.data[:count], got)
         times = headers["time_ns"][window.valid[:count]]
-        newest_ns = int(times.max()) + _boot_offset_ns() if len(times) else 0
+        newest_ns = int(times.max()) if len(times) else 0
         self.emitted_to, self.hold_from = end, got.hold_from
         return Taken(extents, stands, payload, newest_ns)
 
@@ -105,8 +105,3 @@ class Records:
         """In a window that ends at `end`: below which position the first piece of an open bio tells that it is an orphan."""
         before, after = self._grace
         return before if end >= after else 0
-
-
-def _boot_offset_ns() -> int:
-    """What to add to the kernel's boot clock to get Unix time."""
-    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)

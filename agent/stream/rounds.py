@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.capture.maps import Capture
+from agent.stream import clock
 from agent.stream.catchup import CatchUp
 from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
@@ -91,7 +92,7 @@ class Rounds:
         before_grace = self._ring.producer_seq
         await self._swap()
         start_seq = self._ring.producer_seq
-        self._start_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._start_ns = clock.boot_ns()
         self._harvest()
         self._records.note_grace(before_grace, start_seq)
         self._unsettle_if_open_writes_are_unknown()

@@ -44,8 +44,8 @@ class Word(enum.IntEnum):
     """1 once no write from before capture was attached can still be in flight."""
     EPOCHS_BEGUN = 10
     ROUNDS = 11
-    CAPTURED_NS = 12
-    """Highest captured time given out, Unix ns: times never go back within an epoch."""
+    CAPTURED_NS_BEFORE = 12
+    """Not used any more: a wall-clock time."""
     SUSPECT_SINCE_NS = 13
     """Points captured from then on are suspect, up to the epoch that followed; Unix ns, 0: none."""
     MISSES_SEEN = 14
@@ -53,6 +53,8 @@ class Word(enum.IntEnum):
     """Incident counts that have led to a new epoch already."""
     OPEN_MISSED_SEEN = 16
     """Writes in flight that are not among the open ones: how many had been when capture was last taken to be not settled for it."""
+    IMAGE_BOOT_NS = 17
+    """The moment of the newest image given out, on the boot clock: that of a later batch is never earlier."""
 
 
 class Reason(enum.IntEnum):

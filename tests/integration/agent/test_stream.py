@@ -390,3 +390,25 @@ async def drain(pump: Pump) -> None:
             batch = await pump.turn()
             if batch is not None and batch.state == StreamState.ORDERED and batch.end_seq >= end:
                 return
+
+
+async def test_a_clock_that_was_ahead_leaves_no_trace_in_later_times(
+    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def captured_ns() -> int:
+        mark = secrets.token_hex(4)
+        stream.mark(Mark(mark))
+        return (await until_placed(pump, mark)).captured_ns
+
+    year_ns = 365 * 86_400 * 10**9
+    replica = Replica(shm, [DISK_B, DISK_B])
+    async with running(pin_dir, devices, 64) as stream:
+        pump = await ordered_pump(stream, replica)
+        real_ns = time.time_ns
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time_ns", lambda: real_ns() + year_ns)
+            before_ns = time.time_ns()
+            assert before_ns <= await captured_ns() <= time.time_ns()
+        before_ns = time.time_ns()
+        assert before_ns <= await captured_ns() <= time.time_ns()
+    replica.close()

@@ -204,3 +204,17 @@ def test_counting_that_is_switched_off_is_shown_and_left_to_a_person(
     (folder / "queue/iostats").write_text("1\n")
     machine.continuity.check()
     assert machine.continuity.problems == []
+
+
+def test_a_clock_that_was_set_back_makes_points_suspect_from_the_earliest_time_that_they_can_carry(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour_ns = 3600 * 10**9
+    real_ns = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + hour_ns)
+    machine.continuity.check()
+    monkeypatch.setattr(time, "time_ns", real_ns)
+    point_ns = time.time_ns()
+    machine.happen(passthrough=1)
+    machine.continuity.check()
+    assert 0 < machine.state[Word.SUSPECT_SINCE_NS] <= point_ns
