@@ -20,7 +20,7 @@ from agent.capture.ring import Window
 from agent.stream import clock
 from agent.stream.catchup import CatchUp
 from agent.stream.marks import Marks
-from agent.stream.records import Records
+from agent.stream.records import MAX_RECORDS, Records
 from agent.stream.retention import Retention
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
@@ -46,6 +46,13 @@ MAX_CHUNKS: Final = 4
 """Catch-up chunks in a batch: 4 MiB of data at most."""
 CLOCK_STEP_NS: Final = 1_000_000_000
 """What a clock is set by at once, and not drifted or slewed to between two batches, is told in the log."""
+LINGER_S: Final = 0.1
+"""Small batches are cut at most this often…"""
+LINGER_EVEN: Final = 1008
+LINGER_DOUBLES: Final = 168
+"""…but beyond so many batches that are not uploaded yet, the time doubles with each so many more…"""
+LINGER_LIMIT_S: Final = 10.0
+"""…up to this: what is not spooled is lost if the machine is. So the digests that are remembered (state.py) reach back for hours."""
 HEARTBEAT_S: Final = 5.0
 """An ordered stream without writes still says so this often: that is what the RPO of an idle machine rests on."""
 
@@ -118,6 +125,8 @@ class Stream:
 
         Raises DeviceError when catch-up cannot read a disk: before anything was taken from the ring, so that nothing is skipped.
         """
+        if not self._state.may_cut:
+            return None
         chunks = [] if self.catchup.round is None else self._reader.take(MAX_CHUNKS)
         sampled_ns = clock.boot_ns()
         producer, loss = self._ring.producer_seq, self._capture.loss_count()
@@ -242,6 +251,15 @@ class Stream:
 
     def _position(self, number: int) -> Position:
         return Position.of(self._state[Word.EPOCH], number)
+
+    @property
+    def linger_s(self) -> float:
+        """How long the next small batch may wait for company. While uploads lag it is longer, since so many batches less are to be
+        remembered; a mark, or a batch's worth of records, never waits."""
+        if self.marks.waiting or self._ring.producer_seq - self._emitted_to >= MAX_RECORDS:
+            return 0.0
+        doublings = max(0, self._state.held - LINGER_EVEN) / LINGER_DOUBLES
+        return float(min(LINGER_LIMIT_S, LINGER_S * 2.0 ** min(doublings, 32)))
 
     # -- for status ----------------------------------------------------------------------------------------
 

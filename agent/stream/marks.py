@@ -37,6 +37,10 @@ class Marks:
         if mark.id not in self._placed and all(asked.mark.id != mark.id for asked in self._waiting):
             self._waiting.append(_Asked(mark, end_seq, loss))
 
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
     def due(self, emitted_to: int, loss_at_order: int) -> tuple[Mark, ...]:
         """Those that an ordered boundary at `emitted_to`, whose order rests on `loss_at_order`, fulfils."""
         return tuple(a.mark for a in self._waiting if a.end_seq <= emitted_to and a.loss <= loss_at_order)

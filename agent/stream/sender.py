@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from agent.stream.cutter import CutBatch, Stream
+from agent.stream.cutter import LINGER_S, CutBatch, Stream
 from agent.stream.link import Link
 from agent.stream.state import AgentState, Reason, Word
 from shared import logging, tls
@@ -34,9 +34,6 @@ _log = logging.get()
 
 BATCH_B: Final = 9 * 1024 * 1024 + HEADER_SIZE
 """More than any batch of ours takes; what credit must have room for before one is cut."""
-LINGER_S: Final = 0.1
-"""Small batches are cut at most this often; so long may a write wait for company. It also bounds how many batches there are for the
-digests that `AgentState` remembers."""
 LINGER_BELOW_B: Final = 256 * 1024
 IDLE_S: Final = 0.02
 RETRY_LIMIT_S: Final = 10.0
@@ -157,8 +154,8 @@ class Sender:
             self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
         elif welcome.spooled < state[Word.FREED]:
             self._want_epoch(Reason.PROCESS_SERVER_BEHIND)
-        elif state.digest_of(welcome.spooled) != welcome.spooled_digest:
-            self._want_epoch(Reason.DIGEST_MISMATCH)
+        elif not (ours := state.is_ours(welcome.spooled, welcome.spooled_digest)):
+            self._want_epoch(Reason.DIGEST_FORGOTTEN if ours is None else Reason.DIGEST_MISMATCH)
         self._stream.resume(welcome.spooled, welcome.spooled_seq, welcome.spooled_digest, welcome.uploaded)
         self._ordered_sent = [sent for sent in self._ordered_sent if sent[0] <= welcome.spooled]
         self._note(welcome)
@@ -200,7 +197,7 @@ class Sender:
             if cut is None:
                 await self._pause(IDLE_S)
             elif cut.size_b < LINGER_BELOW_B:
-                await self._pause(LINGER_S)
+                await self._linger()
 
     async def _cut(self, link: Link) -> CutBatch | None:
         """The next batch when credit has room for it. A disk that cannot be read stops catch-up, not the stream."""
@@ -237,6 +234,14 @@ class Sender:
         self._stream.wakeup.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stream.wakeup.wait(), min(seconds, IDLE_S))
+
+    async def _linger(self) -> None:
+        """Small batches wait for company; for how long shows anew while they do."""
+        since = time.monotonic()
+        await self._pause(LINGER_S)
+        while not self._flush.is_set() and time.monotonic() - since < self._stream.linger_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._flush.wait(), IDLE_S)
 
     async def _take_acks(self, link: Link) -> None:
         while True:

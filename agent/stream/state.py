@@ -5,6 +5,11 @@ written to a disk, so a protected disk never sees the agent's own writes.
 
 A SIGKILL can fall between any two word stores. Every multi-word fact therefore has one word that makes it valid, stored last and
 cleared first.
+
+**Digests.** Of each batch that was cut one word is remembered: 48 bits of its digest, and 16 that say for which of the numbers that share
+the place. That is a check against histories that are not ours (a reverted or cloned machine), for which 48 bits are plenty. `REMEMBERED`
+batches are, and no more may ever be held: `retention` keeps FREED so near behind LAST_CUT that whoever may be continued at all
+(FREED ≤ its last batch ≤ LAST_CUT) can be compared.
 """
 
 from __future__ import annotations
@@ -18,10 +23,14 @@ import numpy.typing as npt
 from shared.batch import DIGEST_SIZE, Epoch
 
 WORDS: Final = 4096
-_LAYOUT: Final = 1
-_RECENT_AT: Final = 64
-_RECENT_WORDS: Final = 4
-_RECENT: Final = (WORDS - _RECENT_AT) // _RECENT_WORDS
+_LAYOUT: Final = 2
+_DIGESTS_AT: Final = 64
+REMEMBERED: Final = WORDS - _DIGESTS_AT
+"""Batches whose digests are remembered, the newest ones."""
+_TAG_BITS: Final = 16
+_LAYOUT_OF_FEW_DIGESTS: Final = 1
+"""Four words a digest (number, digest, unused), at number % 1008."""
+_FEW_DIGESTS: Final = 1008
 
 
 class Word(enum.IntEnum):
@@ -70,6 +79,7 @@ class Reason(enum.IntEnum):
     PASSTHROUGH_WRITE = 7
     MANUAL = 8
     DISK_RESIZED = 9
+    DIGEST_FORGOTTEN = 10
 
     @property
     def text(self) -> str:
@@ -87,6 +97,7 @@ _REASONS: Final = {
     Reason.PASSTHROUGH_WRITE: "a passthrough command may have written to the disk behind the block layer",
     Reason.MANUAL: "requested by an operator",
     Reason.DISK_RESIZED: "a protected disk was resized",
+    Reason.DIGEST_FORGOTTEN: "the process server's last batch is too old to be compared with what this agent sent",
 }
 
 
@@ -97,9 +108,11 @@ class AgentState:
         if len(words) < WORDS:
             raise ValueError(f"the state map has {len(words)} words, {WORDS} are needed")
         self._words = words
-        if int(words[Word.LAYOUT]) != _LAYOUT:
+        if int(words[Word.LAYOUT]) == _LAYOUT_OF_FEW_DIGESTS:
+            self._take_over_few_digests()
+        elif int(words[Word.LAYOUT]) != _LAYOUT:
             words[:] = 0
-            words[Word.LAYOUT] = _LAYOUT
+        words[Word.LAYOUT] = _LAYOUT
 
     def __getitem__(self, word: Word) -> int:
         return int(self._words[word])
@@ -125,7 +138,7 @@ class AgentState:
     def begin_epoch(self, epoch: Epoch) -> None:
         """The process server allocated `epoch`. The caller has marked everything as to-do before."""
         self.set_unordered()
-        self._words[_RECENT_AT:] = 0
+        self._words[_DIGESTS_AT:] = 0
         self[Word.LAST_CUT] = 0
         self[Word.FREED] = 0
         self[Word.EVER_ORDERED] = 0
@@ -146,17 +159,46 @@ class AgentState:
 
     def cut(self, number: int, digest: bytes) -> None:
         """Called before the batch leaves the agent."""
-        at = _RECENT_AT + number % _RECENT * _RECENT_WORDS
-        self._words[at] = 0
-        self._words[at + 1 : at + 3] = np.frombuffer(digest, np.uint64)
-        self._words[at] = number
+        self._words[_place(number)] = _word(number, digest)
         self[Word.LAST_CUT] = number
 
-    def digest_of(self, number: int) -> bytes | None:
-        """The digest of a batch that was cut, or None when it is no longer known."""
+    def is_ours(self, number: int, digest: bytes) -> bool | None:
+        """Whether batch `number` as it was cut has this digest; None when that is not known any more."""
         if number == 0:
-            return bytes(DIGEST_SIZE)
-        at = _RECENT_AT + number % _RECENT * _RECENT_WORDS
-        if int(self._words[at]) != number:
+            return digest == bytes(DIGEST_SIZE)
+        found, expected = int(self._words[_place(number)]), _word(number, digest)
+        if (found ^ expected) % (1 << _TAG_BITS):
             return None
-        return self._words[at + 1 : at + 3].tobytes()
+        return found == expected
+
+    @property
+    def held(self) -> int:
+        """By how many batches a process server may be behind and still be continued."""
+        return self[Word.LAST_CUT] - self[Word.FREED]
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether one more batch can be remembered without forgetting the digest of FREED."""
+        return self.held < REMEMBERED - 1
+
+    @property
+    def least_freed(self) -> int:
+        """Up to where batches must be freed at the next chance, so that cutting need not stop for want of memory."""
+        return self[Word.LAST_CUT] - REMEMBERED * 7 // 8
+
+    def _take_over_few_digests(self) -> None:
+        """A kill meanwhile leaves digests that match nothing: at worst a new epoch, with its reason."""
+        old = self._words[_DIGESTS_AT:].copy().reshape(_FEW_DIGESTS, 4)
+        self._words[_DIGESTS_AT:] = 0
+        for row in old[old[:, 0] != 0]:
+            self._words[_place(int(row[0]))] = _word(int(row[0]), row[1:3].tobytes())
+
+
+def _place(number: int) -> int:
+    return _DIGESTS_AT + number % REMEMBERED
+
+
+def _word(number: int, digest: bytes) -> int:
+    """Never 0, which stands for no digest."""
+    tag = number // REMEMBERED % ((1 << _TAG_BITS) - 1) + 1
+    return int.from_bytes(digest[:8], "little") >> _TAG_BITS << _TAG_BITS | tag

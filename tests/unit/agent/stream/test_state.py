@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xxhash
 
-from agent.stream.state import WORDS, AgentState, Reason, Word
+from agent.stream.state import REMEMBERED, WORDS, AgentState, Reason, Word
 from shared.batch import Epoch
 
 
@@ -34,22 +35,40 @@ def test_what_was_cut_is_known_after_a_restart(words: np.ndarray) -> None:
     again = AgentState(words)
     assert again[Word.EPOCH] == 3
     assert again[Word.LAST_CUT] == 2
-    assert again.digest_of(0) == bytes(16)
-    assert again.digest_of(1) == b"a" * 16
-    assert again.digest_of(2) == b"b" * 16
-    assert again.digest_of(3) is None
+    assert again.is_ours(0, bytes(16))
+    assert again.is_ours(1, b"a" * 16)
+    assert again.is_ours(2, b"b" * 16)
+    assert again.is_ours(2, b"a" * 16) is False
+    assert again.is_ours(3, b"c" * 16) is None
 
 
-def test_digests_of_batches_long_past_are_unknown_and_never_another_batchs(
-    words: np.ndarray,
-) -> None:
+def digest(number: int) -> bytes:
+    return xxhash.xxh3_128_digest(number.to_bytes(8, "little"))
+
+
+def test_digests_of_batches_long_past_are_unknown_and_never_another_batchs(words: np.ndarray) -> None:
     state = AgentState(words)
-    for number in range(1, 3000):
-        state.cut(number, number.to_bytes(16, "big"))
-    known = [number for number in range(1, 3000) if state.digest_of(number) is not None]
-    assert known == list(range(3000 - len(known), 3000))
-    assert len(known) > 900
-    assert all(state.digest_of(number) == number.to_bytes(16, "big") for number in known)
+    last = 3 * REMEMBERED + 7
+    for number in range(1, last + 1):
+        state.cut(number, digest(number))
+    for number in range(1, last + 1):
+        known = True if number > last - REMEMBERED else None
+        assert state.is_ours(number, digest(number)) is known
+        assert not state.is_ours(number, digest(number + 1))
+
+
+def test_the_first_layouts_digests_and_epoch_are_taken_over(words: np.ndarray) -> None:
+    words[Word.LAYOUT] = 1
+    words[Word.EPOCH], words[Word.FREED], words[Word.LAST_CUT] = 5, 1900, 2016
+    old = words[64:].reshape(1008, 4)
+    for number in range(1009, 2017):
+        old[number % 1008, 1:3] = np.frombuffer(digest(number), np.uint64)
+        old[number % 1008, 0] = number
+    state = AgentState(words)
+    assert (state[Word.EPOCH], state[Word.LAST_CUT]) == (5, 2016)
+    assert all(state.is_ours(number, digest(number)) for number in range(1009, 2017))
+    assert state.is_ours(1008, digest(1008)) is None
+    assert AgentState(words).is_ours(2000, digest(2000))
 
 
 def test_a_new_epoch_forgets_the_digests_and_the_order_of_the_old_one(words: np.ndarray) -> None:
@@ -61,7 +80,7 @@ def test_a_new_epoch_forgets_the_digests_and_the_order_of_the_old_one(words: np.
     assert state[Word.EPOCH] == 0
     assert not state[Word.ORDERED]
     state.begin_epoch(Epoch(2))
-    assert state.digest_of(1) is None
+    assert state.is_ours(1, b"a" * 16) is None
     assert state[Word.LAST_CUT] == 0
     assert state.reason is Reason.AUDIT_SHORTFALL
 

@@ -1,0 +1,75 @@
+"""What was sent and is not uploaded: what of it may be freed, and whether whoever has it can be continued."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+
+from agent.stream.retention import Retention
+from agent.stream.state import REMEMBERED, WORDS, AgentState, Word
+from shared.batch import Epoch
+
+OF_OLD = 1008
+"""So many digests were remembered once."""
+
+
+class Agent:
+    """Cuts batches of one record each."""
+
+    def __init__(self) -> None:
+        self.state = AgentState(np.zeros(WORDS, np.uint64))
+        self.state.begin_epoch(Epoch(1))
+        ring: Any = SimpleNamespace(used_b=0, size_b=1 << 30, consumer_seq=0)
+        records: Any = SimpleNamespace(hold_from=0)
+        self.ring, self.records = ring, records
+        self.ring.free_to = lambda seq: setattr(self.ring, "consumer_seq", seq)
+        self.retention = Retention(ring, self.state, records)
+
+    def cut(self, number: int) -> None:
+        self.records.hold_from = number
+        self.state.cut(number, digest(number))
+        self.retention.sent(number)
+
+
+def digest(number: int) -> bytes:
+    return xxhash.xxh3_128_digest(number.to_bytes(8, "little"))
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent()
+
+
+def test_a_storage_outage_of_many_batches_leaves_every_one_of_them_comparable(agent: Agent) -> None:
+    for number in range(1, 3 * OF_OLD + 1):
+        agent.cut(number)
+        agent.retention.acknowledged(spooled=number, uploaded=10)
+    assert agent.state[Word.FREED] == agent.ring.consumer_seq == 10
+    assert all(agent.state.is_ours(number, digest(number)) for number in range(10, 3 * OF_OLD + 1))
+
+
+def test_what_is_not_remembered_any_more_is_freed_and_nothing_else(agent: Agent) -> None:
+    for number in range(1, 3 * REMEMBERED):
+        assert agent.state.may_cut
+        agent.cut(number)
+        agent.retention.acknowledged(spooled=number, uploaded=10)
+        assert agent.state.is_ours(agent.state[Word.FREED], digest(agent.state[Word.FREED]))
+    assert agent.state.held > REMEMBERED // 2
+    assert agent.ring.consumer_seq == agent.state[Word.FREED]
+
+
+def test_nothing_is_cut_when_its_digest_would_replace_one_that_may_be_asked_for(agent: Agent) -> None:
+    number = 10
+    for earlier in range(1, number + 1):
+        agent.cut(earlier)
+    agent.retention.acknowledged(spooled=number, uploaded=number)
+    while agent.state.may_cut:
+        number += 1
+        agent.cut(number)
+    assert agent.state.is_ours(10, digest(10))
+    agent.retention.acknowledged(spooled=number, uploaded=10)
+    assert agent.state.may_cut
