@@ -14,5 +14,5 @@
 Imports go downwards only: service → status → pipeline → continuity → stream → capture.
 
 Memory: the ring, plus 24 MiB per protected TiB for the bitmaps, plus up to 264 MiB per TiB while a round runs over a disk that is
-written everywhere (the set of sectors that a round must not read), plus 24 MiB for buffers.
+written everywhere (the set of sectors that a round must not read), plus 24 MiB for buffers and 4 MiB per disk that is read.
 """

@@ -64,7 +64,8 @@ class Continuity:
         """By reason, and by the epoch that is over for it."""
         self._over = 0
         """The epoch that ended last; until the next has begun, what happens is of it."""
-        self._gone: list[Problem] = []
+        self._gone: dict[int, Problem] = {}
+        """By slot."""
         self._blind: list[Problem] = []
         self._unsettled_ns = capture.attached_boot_ns if capture.fresh else 0
         """Since when (boot clock) it is not known which writes are in flight; 0: to be noted at the next look."""
@@ -87,10 +88,9 @@ class Continuity:
         looked_ns = clock.boot_ns()
         self._least_offset_ns = min(self._least_offset_ns, clock.unix_offset_ns())
         self._look_at_disks()
-        if self._gone:
-            # Nothing read of a disk that is not there is worth sending, and what is written in its place is not its content.
-            self._rounds.give_up(INTERVAL_S)
-        else:
+        # Nothing read of a disk that is not there is worth sending, and what is written in its place is not its content.
+        self._rounds.leave_out(self._gone)
+        if not self._gone:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
             self._count_incidents()
         self._verdicts = [self._audit_if_there(slot) for slot in range(len(self._capture.disks))]
@@ -107,11 +107,11 @@ class Continuity:
     @property
     def problems(self) -> list[Problem]:
         """How continuity was lost, shown until the epoch that repairs it is ordered and for some minutes at least; disks that are gone."""
-        return [*self._losses.values(), *self._gone, *self._blind]
+        return [*self._losses.values(), *self._gone.values(), *self._blind]
 
     def _look_at_disks(self) -> None:
-        gone = []
-        for disk in self._capture.disks:
+        gone = {}
+        for slot, disk in enumerate(self._capture.disks):
             sectors = size_of(disk)
             if not sectors:
                 error = DeviceNotFoundError(
@@ -119,14 +119,14 @@ class Continuity:
                     cause=f"{disk.name} was pulled out, or is another disk now",
                     action="Attach it again and restart the agent. If it shall not come back, protect the machine without it.",
                 )
-                gone.append(Problem(**error.as_dict(), severity="critical", object=disk.name))
+                gone[slot] = Problem(**error.as_dict(), severity="critical", object=disk.name)
             elif sectors != disk.sectors and not self.resized.is_set():
                 _log.error(
                     "disk resized: capture begins anew", disk=disk.name, sectors=disk.sectors, now=sectors
                 )
                 self.resized.set()
-        if gone and not self._gone:
-            _log.error("disk gone", **{k: v for k, v in msgspec.to_builtins(gone[0]).items() if v})
+        for slot in gone.keys() - self._gone.keys():
+            _log.error("disk gone", **{k: v for k, v in msgspec.to_builtins(gone[slot]).items() if v})
         self._gone = gone
 
     def _look_at_counting(self) -> None:

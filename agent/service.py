@@ -129,7 +129,7 @@ async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
         try:
             yield agent
         finally:
-            await agent.reader.close()
+            await agent.stream.close()
     finally:
         capture.close()
 

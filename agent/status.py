@@ -62,6 +62,8 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     problems = [*agent.continuity.problems]
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
+    for slot, error in agent.reader.problems.items():
+        problems.append(Problem(**error.as_dict(), object=capture.disks[slot].name))
     if name == "bitmap":
         problems.append(
             _warning(

@@ -49,6 +49,7 @@ class Pump:
         self.on_ordered: Callable[[Batch], None] = lambda batch: None
 
     async def begin(self, epoch: int = 1) -> None:
+        await self.stream.rounds.everything_is_to_do("a test begins")
         self.stream.begin_epoch(Epoch(epoch))
         self.number, self.end_seq, self.digest = 0, 0, bytes(16)
         await self.resume()

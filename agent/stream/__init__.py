@@ -3,7 +3,9 @@
 bios         ring records → whole bios in order                  pure
 records      which bios are emitted, what the ring must keep     never blocks
 catchup      rounds over what the stream misses                  pure
-sync_reader  reads the rounds' chunks with O_DIRECT              threads, bounded buffers
+pending      chunks that were sent and are not uploaded          pure
+sync_reader  reads the rounds' chunks with O_DIRECT              bounded buffers; each disk apart
+disk_threads calls that block on one disk                        threads of that disk's own
 rounds       when rounds begin, bitmap swaps, what ends them     grace periods, in threads
 marks        where recovery points may stand                     pure
 cutter       cuts batches; where the stream stands               never blocks

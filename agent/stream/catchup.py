@@ -22,19 +22,26 @@ The four rules are methods of their own, `_rule_a` to `_rule_d`: the property te
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.stream.pending import Pending
 from shared.batch import EXTENT, SECTOR, Extents, Op
 
 GRANULE_SECTORS: Final = 32
 """One bit of a dirty or to-do bitmap stands for 32 sectors (16 KiB): 8 MiB of bitmap per TiB."""
 WORD_GRANULES: Final = 64
+SLICE_WORDS: Final = 1 << 16
+"""No step here looks at more of a bitmap at once (64 GiB of disk), or allocates more: what takes longer is an iterator of steps."""
+_ALL: Final = 2**64 - 1
+_LONG_SECTORS: Final = 256
+"""A range that is longer is set by itself, not sector by sector."""
 
 Bitmap = npt.NDArray[np.uint64]
 Payload = npt.NDArray[np.uint8]
@@ -52,12 +59,9 @@ class Chunk:
     sectors: int
 
 
-@dataclass(slots=True)
-class _Pending:
-    """Chunks that were sent in a batch whose segment is not uploaded yet; their to-do bits are still set."""
-
-    number: int
-    chunks: list[Chunk]
+class NoChunk(enum.Enum):
+    YET = "nothing in this part of the bitmap: ask again"
+    LEFT = "the round has no more of this disk"
 
 
 @dataclass(slots=True)
@@ -66,17 +70,19 @@ class Round:
     """L0: the loss count as read before the swap."""
     start_seq: int
     """P0: the ring's producer position after the swap."""
-    wanted: list[Bitmap]
     carried: list[npt.NDArray[np.uint8]]
     """Per disk, one bit per sector, little-endian: sectors of records at or above P0 that have been emitted. Allocated by the
     kernel page by page as they are touched: 256 MiB per TiB if every 16 MiB of the disk is written during one round."""
+    chunks: list[Iterator[Chunk | NoChunk]]
+    """Per disk, what is to do when the bitmap is looked at, part by part. That is at least what it was when the round began, without what
+    was sent before and is pending; what came since is read as well, and once more in the next round."""
+    blocked: list[deque[Chunk]]
+    """Per disk, chunks that an open write kept from being read; they are tried again after the others."""
+    again: list[Bitmap]
+    """Per disk, granules that were put into the to-do since the round began: what it reads of them does not tick them off. Allocated by
+    the kernel where it is touched."""
     deferred: bool = False
     """Something had to be left to the next round, so this one cannot end ordered."""
-    chunks: Iterator[Chunk] = field(default_factory=lambda: iter(()))
-    blocked: deque[Chunk] = field(default_factory=deque)
-    """Chunks that an open write kept from being read; they are tried again after the others."""
-    again: dict[tuple[int, int], int] = field(default_factory=dict)
-    """(disk, word) → granules that were put into the to-do since the round began: what it reads of them does not tick them off."""
 
 
 class CatchUp:
@@ -92,7 +98,8 @@ class CatchUp:
         self._disk_sectors = list(disk_sectors)
         self._todo = list(todo)
         self._granule = granule_sectors
-        self._pending: deque[_Pending] = deque()
+        self._todo_count = [0] * len(self._todo)
+        self._pending = Pending()
         self.round: Round | None = None
         self.loss_at_order: int | None = None
         """The loss count under which the stream is ordered, or will be from `ordered_from` on; None while it is not."""
@@ -116,63 +123,79 @@ class CatchUp:
 
     # -- rounds --------------------------------------------------------------------------------------------
 
-    def mark_everything(self) -> None:
-        """Initial replication and full resync: every granule of every disk is to do; nothing sent before counts."""
+    def recount(self) -> Iterator[None]:
+        """Counts what is to do, in steps: once, after a start."""
+        for disk, words in enumerate(self._todo):
+            self._todo_count[disk] = 0
+            for first in range(0, len(words), SLICE_WORDS):
+                self._todo_count[disk] += _count(words[first : first + SLICE_WORDS])
+                yield
+
+    def mark_everything(self) -> Iterator[None]:
+        """Initial replication and full resync, in steps: every granule of every disk is to do; nothing sent before counts."""
         self._pending.clear()
         self.round = None
         self.lose_order()
-        for words, sectors in zip(self._todo, self._disk_sectors, strict=True):
-            granules = -(-sectors // self._granule)
-            words[:] = 0
-            words[: granules // WORD_GRANULES] = np.uint64(2**64 - 1)
-            if granules % WORD_GRANULES:
-                words[granules // WORD_GRANULES] = np.uint64((1 << granules % WORD_GRANULES) - 1)
+        for disk, sectors in enumerate(self._disk_sectors):
+            yield from self._mark(disk, 0, -(-sectors // self._granule))
 
-    def harvest(self, disk: int, marked: Bitmap) -> None:
-        """Adds granules that the kernel marked to the to-do; chunks that are pending, or that the round may have read already, no
-        longer tick them off, since they are older."""
-        self._todo[disk] |= marked
-        for entry in self._pending:
-            entry.chunks = [
-                _with_mask(c, c.mask & ~int(marked[c.word])) if c.disk == disk else c for c in entry.chunks
-            ]
+    def harvest(self, disk: int, marked: Bitmap, first_word: int = 0) -> None:
+        """Adds granules that the kernel marked (words from `first_word` on) to the to-do; chunks that are pending, or that the round may
+        have read already, no longer tick them off, since they are older."""
+        words = self._todo[disk][first_word : first_word + len(marked)]
+        self._todo_count[disk] += _count(marked & ~words)
+        words |= marked
+        self._pending.unmark(disk, first_word, marked)
         if self.round is not None:
-            for word in np.flatnonzero(marked).tolist():
-                self.round.again[disk, word] = self.round.again.get((disk, word), 0) | int(marked[word])
+            self.round.again[disk][first_word : first_word + len(marked)] |= marked
 
     def mark_range(self, disk: int, sector: int, sectors: int) -> None:
         """Puts a range of sectors into the to-do; the next round reads it, whenever that is."""
-        marked = np.zeros_like(self._todo[disk])
-        for granule in range(sector // self._granule, -(-(sector + sectors) // self._granule)):
-            marked[granule // WORD_GRANULES] |= np.uint64(1 << granule % WORD_GRANULES)
-        self.harvest(disk, marked)
+        for _ in self._mark(disk, sector // self._granule, -(-(sector + sectors) // self._granule)):
+            pass
+
+    def _mark(self, disk: int, first: int, end: int) -> Iterator[None]:
+        """Puts the granules [first, end) into the to-do, in steps."""
+        last_word = -(-end // WORD_GRANULES)
+        for at in range(first // WORD_GRANULES, last_word, SLICE_WORDS):
+            stop = min(at + SLICE_WORDS, last_word)
+            marked = np.full(stop - at, _ALL, np.uint64)
+            if (before := first - at * WORD_GRANULES) > 0:
+                marked[0] = _ALL << before & _ALL
+            if (behind := stop * WORD_GRANULES - end) > 0:
+                marked[-1] &= np.uint64(_ALL >> behind)
+            self.harvest(disk, marked, at)
+            yield
 
     def begin_round(self, loss: int, start_seq: int) -> None:
         """Starts a round over all that is to do. The caller has, in this order: read `loss`, swapped the dirty bitmaps, sampled
         the producer position `start_seq`, and harvested what the swap made inactive."""
         self.lose_order()
-        wanted = [words.copy() for words in self._todo]
-        for entry in self._pending:
-            for c in entry.chunks:
-                wanted[c.disk][c.word] &= ~np.uint64(c.mask)
+        disks = range(len(self._disk_sectors))
         self.round = Round(
             loss=loss,
             start_seq=start_seq,
-            wanted=wanted,
             carried=[np.zeros(-(-sectors // 8), np.uint8) for sectors in self._disk_sectors],
+            chunks=[self._scan(disk) for disk in disks],
+            blocked=[deque() for _ in disks],
+            again=[np.zeros(len(words), np.uint64) for words in self._todo],
         )
-        self.round.chunks = self._iterate(self.round)
 
     def may_begin_reading(self, emitted_to: int) -> bool:
         return self.round is not None and self._rule_a(emitted_to)
 
-    def next_chunk(self) -> Chunk | None:
-        """The next chunk to read (blocked ones come last, again), or None when the round has no more."""
+    def next_chunk(self, disk: int) -> Chunk | NoChunk:
+        """The disk's next chunk to read; blocked ones come last, again."""
         assert self.round is not None
-        chunk = next(self.round.chunks, None)
-        if chunk is None and self.round.blocked:
-            return self.round.blocked.popleft()
+        chunk = next(self.round.chunks[disk], NoChunk.LEFT)
+        if chunk is NoChunk.LEFT and self.round.blocked[disk]:
+            return self.round.blocked[disk].popleft()
         return chunk
+
+    def block(self, chunk: Chunk) -> None:
+        """An open write overlaps it: it is tried again after the others."""
+        assert self.round is not None
+        self.round.blocked[chunk.disk].append(chunk)
 
     def may_read(self, chunk: Chunk, open_from_before: npt.NDArray[np.void]) -> bool:
         """Whether no write that was open at P0 (rows with disk, sector, sectors) overlaps the chunk.
@@ -238,8 +261,7 @@ class CatchUp:
         capture was attached: `defer` these, so that a later round reads them again."""
         assert self.round is not None
         again = self.round.again
-        done = [_with_mask(c, c.mask & ~again.get((c.disk, c.word), 0)) for c in chunks]
-        self._pending.append(_Pending(number, done))
+        self._pending.add(number, ((c.disk, c.word, c.mask & ~int(again[c.disk][c.word])) for c in chunks))
 
     def finish_reading(self, end_seq: int, loss: int) -> bool:
         """Ends the round. The caller sampled, after the last read returned, the producer position `end_seq` (P1) and then `loss`.
@@ -258,17 +280,18 @@ class CatchUp:
 
     def uploaded(self, number: int) -> None:
         """Batches up to `number` are uploaded: their chunks are done for good."""
-        while self._pending and self._pending[0].number <= number:
-            for c in self._pending.popleft().chunks:
-                self._todo[c.disk][c.word] &= ~np.uint64(c.mask)
+        done = self._pending.take_up_to(number)
+        for disk in np.unique(done["disk"]).tolist():
+            mine = done[done["disk"] == disk]
+            words, todo = np.unique(mine["word"]), self._todo[disk]
+            before = _count(todo[words])
+            np.bitwise_and.at(todo, mine["word"], ~mine["mask"])
+            self._todo_count[disk] += _count(todo[words]) - before
 
     def resume(self, spooled: int) -> bool:
         """After a break: batches above `spooled` are lost. If any of them carried SYNC data, the round or the order built on it is void;
         the granules are still in the to-do. Returns whether that was so."""
-        lost = False
-        while self._pending and self._pending[-1].number > spooled:
-            self._pending.pop()
-            lost = True
+        lost = self._pending.drop_behind(spooled)
         if lost:
             self.round = None
             self.lose_order()
@@ -276,7 +299,7 @@ class CatchUp:
 
     def todo_by_disk(self) -> list[int]:
         """How many granules of each disk are to do or not uploaded yet."""
-        return [int(np.bitwise_count(words).sum()) for words in self._todo]
+        return [*self._todo_count]
 
     # -- the rules -------------------------------------------------------------------------------------------
 
@@ -301,10 +324,14 @@ class CatchUp:
 
     # -- helpers ---------------------------------------------------------------------------------------------
 
-    def _iterate(self, round_: Round) -> Iterator[Chunk]:
-        for disk, words in enumerate(round_.wanted):
-            for word in np.flatnonzero(words).tolist():
-                yield self._chunk(disk, word, int(words[word]))
+    def _scan(self, disk: int) -> Iterator[Chunk | NoChunk]:
+        words = self._todo[disk]
+        for first in range(0, len(words), SLICE_WORDS):
+            part = words[first : first + SLICE_WORDS]
+            wanted = part & ~self._pending.masks(disk, first, len(part))
+            for word in np.flatnonzero(wanted).tolist():
+                yield self._chunk(disk, first + word, int(wanted[word]))
+            yield NoChunk.YET
 
     def _chunk(self, disk: int, word: int, mask: int) -> Chunk:
         low = (mask & -mask).bit_length() - 1
@@ -318,17 +345,17 @@ class CatchUp:
         return np.repeat(bits[low:], self._granule)[: chunk.sectors]
 
 
-def _with_mask(chunk: Chunk, mask: int) -> Chunk:
-    return Chunk(chunk.disk, chunk.word, mask, chunk.first_sector, chunk.sectors)
+def _count(words: Bitmap) -> int:
+    return int(np.bitwise_count(words).sum(dtype=np.int64))
 
 
 def _set_ranges(
     bits: npt.NDArray[np.uint8], sector: npt.NDArray[np.uint64], sectors: npt.NDArray[np.uint32]
 ) -> None:
-    """Sets the bits of the ranges. Long ranges (a discard of gigabytes) are set slice by slice, short ones all at once."""
+    """Sets the bits of the ranges. Long ranges (discards, up to gigabytes) are set one by one, short ones all at once."""
     start = sector.astype(np.int64)
     length = sectors.astype(np.int64)
-    long = length > 65536
+    long = length > _LONG_SECTORS
     for a, n in zip(start[long].tolist(), length[long].tolist(), strict=True):
         first_full, last_full = -(-a // 8), (a + n) // 8
         bits[first_full:last_full] = 0xFF

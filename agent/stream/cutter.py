@@ -89,10 +89,9 @@ class Stream:
     # -- start and resumption ----------------------------------------------------------------------------
 
     def begin_epoch(self, epoch: Epoch) -> None:
-        """Every granule is to do; the ring goes on where it is (what it holds is repeated by the full replication)."""
-        self._reader.cancel()
+        """Every granule is to do already (`rounds.everything_is_to_do`); the ring goes on where it is: the full replication repeats what it
+        holds."""
         self.marks.lost_behind(self._uploaded)
-        self.rounds.everything_is_to_do(self._state.reason.text)
         self._state.begin_epoch(epoch)
         self._number, self._predecessor = 0, bytes(16)
         self._retention.clear()
@@ -260,6 +259,12 @@ class Stream:
             return 0.0
         doublings = max(0, self._state.held - LINGER_EVEN) / LINGER_DOUBLES
         return float(min(LINGER_LIMIT_S, LINGER_S * 2.0 ** min(doublings, 32)))
+
+    async def close(self) -> None:
+        """No thread works on what is captured any more. These waits are grace periods, which always end; a disk is not waited for."""
+        self._reader.close()
+        await self.rounds.close()
+        await self._records.close()
 
     # -- for status ----------------------------------------------------------------------------------------
 

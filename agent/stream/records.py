@@ -52,6 +52,7 @@ class Records:
         """Nothing below is needed any more once what was emitted is safe."""
         self._grace = (0, 0)
         """(Pg, P0) of the newest grace period."""
+        self._waiting: asyncio.Task[None] | None = None
         self._held = (0, 0.0)
         """What `hold_from` was, and since when."""
 
@@ -92,9 +93,17 @@ class Records:
             self._held = self.hold_from, now
         elif now - self._held[1] >= HOLD_PATIENCE_S:
             before = self._ring.producer_seq
-            await asyncio.to_thread(wait_for_programs)
+            if self._waiting is not None:  # for a session that ended meanwhile
+                await asyncio.wait([self._waiting])
+            self._waiting = asyncio.create_task(asyncio.to_thread(wait_for_programs), name="grace period")
+            await asyncio.shield(self._waiting)
             self.note_grace(before, self._ring.producer_seq)
             self._held = self.hold_from, time.monotonic()
+
+    async def close(self) -> None:
+        """Waits for the thread that may still wait for a grace period: it works on a descriptor that is closed next."""
+        if self._waiting is not None:
+            await asyncio.wait([self._waiting])
 
     def _assemble(self, window: Window, end: int) -> Assembled:
         count = end - window.first_seq

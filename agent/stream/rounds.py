@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -16,13 +17,15 @@ import numpy.typing as npt
 
 from agent.capture.maps import Capture
 from agent.stream import clock
-from agent.stream.catchup import CatchUp
+from agent.stream.catchup import SLICE_WORDS, CatchUp
 from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
 
 LOSS_QUIET_S: Final = 0.5
 """A round begins when nothing was lost for this long…"""
+DEVICE_RETRY_S: Final = 5.0
+"""How long after a round that some disk could not be read in."""
 LOSS_WAIT_S: Final = 5.0
 """…or after this long, so that a machine under lasting overload is at least roughly followed."""
 
@@ -55,7 +58,8 @@ class Rounds:
         before_grace = self._ring.producer_seq
         await self._swap()
         self._records.note_grace(before_grace, self._ring.producer_seq)
-        self._harvest()
+        await self._harvest()
+        await _in_steps(self._catchup.recount())
         still = (
             self._state[Word.ORDERED]
             and not any(self._catchup.todo_by_disk())
@@ -68,9 +72,10 @@ class Rounds:
             self.cause = cause or "the agent was restarted while the stream was not in order"
             self.lose_order(self.cause)
 
-    def everything_is_to_do(self, cause: str) -> None:
-        """A new epoch begins: the next round reads all disks, and begins at once."""
-        self._catchup.mark_everything()
+    async def everything_is_to_do(self, cause: str) -> None:
+        """A new epoch is to begin: the next round reads all disks, and begins at once."""
+        self._reader.cancel()
+        await _in_steps(self._catchup.mark_everything())
         self.cause = cause
         self._unordered_at = 0.0
 
@@ -93,7 +98,7 @@ class Rounds:
         await self._swap()
         start_seq = self._ring.producer_seq
         self._start_ns = clock.boot_ns()
-        self._harvest()
+        await self._harvest()
         self._records.note_grace(before_grace, start_seq)
         self._unsettle_if_open_writes_are_unknown()
         self._catchup.begin_round(loss, start_seq)
@@ -114,12 +119,21 @@ class Rounds:
         end_seq = self._ring.producer_seq
         if self._catchup.finish_reading(end_seq, self._capture.loss_count()):
             self._state.set_ordered(self._catchup.loss_at_order or 0, end_seq)
+        elif self._reader.troubled:
+            self._pause(DEVICE_RETRY_S)
 
     def give_up(self, pause_s: float) -> None:
         """The round failed: its granules stay to do, and the next begins after a pause."""
         self._catchup.round = None
-        self._unordered_at = self._loss_seen_at = time.monotonic() + pause_s
+        self._pause(pause_s)
         self._reader.cancel()
+
+    def leave_out(self, disks: Iterable[int]) -> None:
+        """Nothing is read of these disks, and of no others, until further notice; the next round begins after a pause, if one is due."""
+        self._reader.leave_out(disks)
+
+    def _pause(self, seconds: float) -> None:
+        self._unordered_at = self._loss_seen_at = time.monotonic() + seconds
 
     def lose_order(self, cause: str) -> None:
         if self._catchup.loss_at_order is not None:
@@ -132,6 +146,11 @@ class Rounds:
         """Puts the ranges of these writes (disk, sector, sectors) into the to-do: the next round reads them."""
         for write in writes:
             self._catchup.mark_range(int(write["disk"]), int(write["sector"]), int(write["sectors"]))
+
+    async def close(self) -> None:
+        """Waits for the swap that may still run: it works on descriptors that are closed next."""
+        if self._swapping is not None:
+            await asyncio.wait([self._swapping])
 
     # -- settling ------------------------------------------------------------------------------------------
 
@@ -164,14 +183,24 @@ class Rounds:
         active again, and the round would end without them. Hence the wait: a thread goes on when the session that began it ends."""
         if self._swapping is not None:
             await asyncio.wait([self._swapping])
-        self._harvest()
+        await self._harvest()
         self._swapping = asyncio.create_task(asyncio.to_thread(self._capture.swap_dirty), name="swap")
         await asyncio.shield(self._swapping)
 
-    def _harvest(self) -> None:
-        """Moves the inactive bitmaps into the to-do: first or, then clear, so that a kill between the two repeats but never loses."""
+    async def _harvest(self) -> None:
+        """Moves the inactive bitmaps into the to-do, part by part: first or, then clear, so that a kill between the two repeats but never
+        loses. One that is cancelled half-way is completed before the next swap."""
         for disk in range(len(self._capture.disks)):
             inactive = self._capture.inactive_dirty(disk)
-            if inactive.any():
-                self._catchup.harvest(disk, inactive)
-                inactive[:] = 0
+            for first in range(0, len(inactive), SLICE_WORDS):
+                part = inactive[first : first + SLICE_WORDS]
+                if part.any():
+                    self._catchup.harvest(disk, part, first)
+                    part[:] = 0
+                await asyncio.sleep(0)
+
+
+async def _in_steps(steps: Iterator[None]) -> None:
+    """Lets others run between the steps of what takes long on a large disk."""
+    for _ in steps:
+        await asyncio.sleep(0)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from agent.stream import rounds
 from agent.stream.cutter import LINGER_S, CutBatch, Stream
 from agent.stream.link import Link
 from agent.stream.state import AgentState, Reason, Word
@@ -40,7 +41,6 @@ RETRY_LIMIT_S: Final = 10.0
 RETRY_AFTER_LIMIT_S: Final = 60.0
 STEADY_S: Final = 30.0
 """A session that was open for so long was a good one: the next is not waited for longer on account of earlier failures."""
-DEVICE_RETRY_S: Final = 5.0
 
 
 class _NewEpochError(Exception):
@@ -132,7 +132,7 @@ class Sender:
                     "The process server has been reached, but does not take the stream yet"
                 )
             hello = self._hello()
-            self._take_up(hello, await link.greet(hello))
+            await self._take_up(hello, await link.greet(hello))
             await self._stream_over(link)
         except PeerError as exc:
             self._end_epoch_if_over(link, exc)
@@ -140,10 +140,11 @@ class Sender:
         finally:
             await link.close()
 
-    def _take_up(self, hello: Hello, welcome: Welcome) -> None:
+    async def _take_up(self, hello: Hello, welcome: Welcome) -> None:
         """Goes on where the process server stands, or finds that this is not our history."""
         state = self._state
         if state[Word.EPOCH] == 0:
+            await self._stream.rounds.everything_is_to_do(state.reason.text)
             if hello.epoch or hello.suspect_since_ns != state[Word.SUSPECT_SINCE_NS]:
                 raise _NewEpochError  # continuity was lost after Hello: what is welcomed is not what is wanted now
             self._stream.begin_epoch(Epoch(welcome.epoch))
@@ -214,7 +215,7 @@ class Sender:
         except DeviceError as exc:
             _log.error("catch-up stopped; it is tried again", **exc.as_dict())
             self.problem = exc
-            self._stream.rounds.give_up(DEVICE_RETRY_S)
+            self._stream.rounds.give_up(rounds.DEVICE_RETRY_S)
             return None
         if cut is not None and cut.chunks:
             self.problem = None

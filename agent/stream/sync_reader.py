@@ -1,12 +1,14 @@
-"""Reads the chunks that a catch-up round wants, a few ahead of the stream, with O_DIRECT, in threads.
+"""Reads the chunks that a catch-up round wants, a few ahead of the stream, with O_DIRECT, in threads of each disk's own.
 
-Input: chunks from `CatchUp`. Output: `take()`, chunks with their data, in the order in which the reads were begun. It blocks on nothing but
-the disk; how many chunks are ahead is bounded by the number of buffers, so memory is too.
+Input: chunks from `CatchUp`. Output: `take()`, chunks with their data, of one disk in the order in which the reads were begun. It blocks on
+nothing but the disks, and on each of these apart: one that fails, is gone or never answers is left to a later round, with its problem; the
+others are read meanwhile. How many chunks are ahead is bounded by the number of buffers, so memory is too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -14,23 +16,27 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.stream.catchup import GRANULE_SECTORS, WORD_GRANULES, CatchUp, Chunk
+from agent.stream.catchup import GRANULE_SECTORS, WORD_GRANULES, CatchUp, Chunk, NoChunk
+from agent.stream.disk_threads import DiskThreads
 from shared.batch import SECTOR
 from shared.errors import DeviceError
 
-BUFFERS: Final = 8
-PARALLEL_READS: Final = 2
+BUFFERS: Final = 4
+"""Per disk; memory is only taken where chunks are read."""
 BUFFER_B: Final = WORD_GRANULES * GRANULE_SECTORS * SECTOR
 BLOCKED_PATIENCE_S: Final = 2.0
 """How long a round waits for open writes that keep its last chunks from being read, before it leaves those to the next round."""
+ANSWER_S: Final = 30.0
+"""A disk that gave nothing for so long, though it was asked, is left to a later round."""
 _BLOCKED_PROBE_S: Final = 0.02
+_HUNG_PROBE_S: Final = 0.5
 _BLKSSZGET: Final = 0x1268
 
 OpenWrites = Callable[[], npt.NDArray[np.void]]
@@ -47,84 +53,159 @@ class ReadChunk:
     buffer: mmap.mmap
 
 
+class _Lane:
+    """What is read of one disk."""
+
+    def __init__(self, slot: int, path: str) -> None:
+        self.slot = slot
+        self.path = path
+        self.threads = DiskThreads(path)
+        self.free = [mmap.mmap(-1, BUFFER_B) for _ in range(BUFFERS)]
+        self.room = asyncio.Event()
+        self.ready: deque[asyncio.Task[ReadChunk]] = deque()
+        """The round's reads, begun or done."""
+        self.under_way: set[asyncio.Task[ReadChunk]] = set()
+        """Reads that have not come back, those of rounds that were given up among them."""
+        self.moved_at = 0.0
+        """When the disk was last asked first, or gave something. Threads write it, too."""
+        self.feeder: asyncio.Task[None] | None = None
+        self.left_out = False
+        self.problem: DeviceError | None = None
+
+    def moved(self) -> None:
+        self.moved_at = time.monotonic()
+
+    @property
+    def hangs(self) -> bool:
+        return bool(self.under_way) and time.monotonic() - self.moved_at >= ANSWER_S
+
+    def give_back(self, buffer: mmap.mmap) -> None:
+        self.free.append(buffer)
+        self.room.set()
+
+    def discard(self, read: asyncio.Task[ReadChunk]) -> None:
+        if not read.cancelled() and read.exception() is None:
+            self.give_back(read.result().buffer)
+
+    def give_up(self) -> None:
+        """What was read is thrown away. Threads that are reading go on, so nothing here waits for a slow disk; their buffers are free
+        when they have ended, not before."""
+        for read in self.ready:
+            read.add_done_callback(self.discard)
+        self.ready.clear()
+        if self.feeder is not None:
+            self.feeder.cancel()
+
+
 class SyncReader:
     """One round at a time: `start` it, `take` what is ready until `finished`, `cancel` it at any time."""
 
     def __init__(self, devices: Sequence[str], catchup: CatchUp) -> None:
         self._catchup = catchup
-        self._fds = [os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC) for path in devices]
-        self._free = [mmap.mmap(-1, BUFFER_B) for _ in range(BUFFERS)]
-        self._ready: deque[asyncio.Task[ReadChunk]] = deque()
-        self._room = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._reads: set[asyncio.Task[ReadChunk]] = set()
-        """All that are under way, those of rounds that were given up among them."""
+        self._lanes = [_Lane(slot, path) for slot, path in enumerate(devices)]
+        self._running = False
+        self._next = 0
+        """The lane that `take` looks at first: each in turn."""
         self.wakeup = asyncio.Event()
         """Set whenever a chunk became ready or the reading ended."""
 
     def start(self, open_from_before: OpenWrites) -> None:
         """Begins to read the round's chunks. `open_from_before()` gives the writes that were open at P0 and still are."""
-        assert self._task is None
-        self._task = asyncio.create_task(self._read_all(open_from_before), name="sync-reader")
+        assert not self._running
+        self._running = True
+        for lane in self._lanes:
+            feed = self._feed(lane, open_from_before)
+            lane.feeder = asyncio.create_task(feed, name=f"sync-reader {lane.slot}")
 
     @property
     def running(self) -> bool:
-        return self._task is not None
+        return self._running
 
     @property
     def finished(self) -> bool:
-        """Every chunk of the round has been read and taken."""
-        return self._task is not None and self._task.done() and not self._ready
+        """Every chunk of the round has been read and taken, or left to a later round."""
+        return self._running and all(
+            lane.feeder is not None and lane.feeder.done() and not lane.ready for lane in self._lanes
+        )
+
+    @property
+    def problems(self) -> dict[int, DeviceError]:
+        """Why disks could not be read when they were last asked."""
+        return {lane.slot: lane.problem for lane in self._lanes if lane.problem is not None}
+
+    @property
+    def troubled(self) -> bool:
+        """Whether disks cannot be read, so that it is no use to begin the next round at once."""
+        return any(lane.left_out or lane.problem is not None for lane in self._lanes)
+
+    def leave_out(self, slots: Iterable[int]) -> None:
+        """These disks, and no others, are not read until further notice."""
+        gone = {*slots}
+        for lane in self._lanes:
+            lane.left_out = lane.slot in gone
 
     def take(self, limit: int) -> list[ReadChunk]:
-        """Up to `limit` chunks that are ready, in order. Give each back with `release` once its data was copied.
+        """Up to `limit` chunks that are ready. Give each back with `release` once its data was copied.
 
-        Raises what a read raised (DeviceError): then nothing was taken, and the round can only be given up.
+        Raises what kept the reading of all disks from going on (BpfError, say): then nothing was taken, and the round can only be given up.
         """
-        for task in (*self._ready, self._task):
-            if task is not None and task.done():
-                task.result()
+        for lane in self._lanes:
+            if lane.feeder is not None and lane.feeder.done() and not lane.feeder.cancelled():
+                lane.feeder.result()
         taken: list[ReadChunk] = []
-        while self._ready and self._ready[0].done() and len(taken) < limit:
-            taken.append(self._ready.popleft().result())
+        lanes = self._lanes[self._next :] + self._lanes[: self._next]
+        self._next = (self._next + 1) % len(self._lanes)
+        for lane in lanes:
+            while len(taken) < limit and lane.ready and lane.ready[0].done():
+                error = lane.ready[0].exception()
+                if lane.left_out:
+                    self._leave_to_later(lane, None)
+                elif error is None:
+                    taken.append(lane.ready.popleft().result())
+                    lane.problem = None
+                elif isinstance(error, DeviceError):
+                    self._leave_to_later(lane, error)
+                else:
+                    raise error
         return taken
 
     def release(self, chunk: ReadChunk) -> None:
-        self._free.append(chunk.buffer)
-        self._room.set()
+        self._lanes[chunk.chunk.disk].give_back(chunk.buffer)
 
     def end(self) -> None:
         """The round is over; the next may start."""
         assert self.finished
-        self._task = None
+        self._running = False
 
     def cancel(self) -> None:
-        """Gives the round up; what was read is thrown away. Threads that are reading go on, so nothing here waits for a slow disk;
-        their buffers are free when they have ended, not before."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-        for read in self._ready:
-            read.add_done_callback(self._discard)
-        self._ready.clear()
+        """Gives the round up."""
+        self._running = False
+        for lane in self._lanes:
+            lane.give_up()
+            lane.feeder = None
 
-    async def close(self) -> None:
+    def close(self) -> None:
+        """Waits for no disk."""
         self.cancel()
-        if self._reads:
-            await asyncio.wait([*self._reads])
-        for fd in self._fds:
-            os.close(fd)
+        for lane in self._lanes:
+            lane.threads.close()
 
-    def _discard(self, read: asyncio.Task[ReadChunk]) -> None:
-        if not read.cancelled() and read.exception() is None:
-            self.release(read.result())
+    def _leave_to_later(self, lane: _Lane, problem: DeviceError | None) -> None:
+        """What the round wanted of the disk stays to do."""
+        if self._catchup.round is not None:
+            self._catchup.round.deferred = True
+        lane.problem = problem
+        lane.give_up()
+        self.wakeup.set()
 
-    async def _read_all(self, open_from_before: OpenWrites) -> None:
-        parallel = asyncio.Semaphore(PARALLEL_READS)
+    async def _feed(self, lane: _Lane, open_from_before: OpenWrites) -> None:
         opened = open_from_before()
         blocked_since = 0.0
         try:
-            while (chunk := self._catchup.next_chunk()) is not None:
+            while (chunk := self._catchup.next_chunk(lane.slot)) is not NoChunk.LEFT:
+                if isinstance(chunk, NoChunk):
+                    await asyncio.sleep(0)
+                    continue
                 if len(opened):
                     opened = open_from_before()
                 if not self._catchup.may_read(chunk, opened):
@@ -132,53 +213,97 @@ class SyncReader:
                     if time.monotonic() - blocked_since > BLOCKED_PATIENCE_S:
                         self._catchup.defer(chunk)
                     else:
-                        assert self._catchup.round is not None
-                        self._catchup.round.blocked.append(chunk)
+                        self._catchup.block(chunk)
                         await asyncio.sleep(_BLOCKED_PROBE_S)
                     continue
-                while not self._free:
-                    self._room.clear()
-                    await self._room.wait()
-                read = asyncio.create_task(self._read(chunk, self._free.pop(), parallel), name="sync-read")
-                self._reads.add(read)
-                read.add_done_callback(self._reads.discard)
-                self._ready.append(read)
-            if self._ready:
-                await asyncio.wait([*self._ready])
+                while not lane.free and not self._is_given_up(lane):
+                    lane.room.clear()
+                    await _for_a_while(lane.room.wait())
+                if self._is_given_up(lane):
+                    return
+                self._begin(lane, chunk)
+            while not all(read.done() for read in lane.ready) and not self._is_given_up(lane):
+                await _for_a_while(asyncio.wait([*lane.ready]))
         finally:
             self.wakeup.set()
 
-    async def _read(self, chunk: Chunk, buffer: mmap.mmap, parallel: asyncio.Semaphore) -> ReadChunk:
+    def _is_given_up(self, lane: _Lane) -> bool:
+        """Whether the round goes on without this disk, from now on if need be."""
+        if not (lane.left_out or lane.hangs):
+            return False
+        self._leave_to_later(lane, None if lane.left_out else _silent(lane))
+        return True
+
+    def _begin(self, lane: _Lane, chunk: Chunk) -> None:
+        if not lane.under_way:
+            lane.moved()
+        read = asyncio.create_task(self._read(lane, chunk, lane.free.pop()), name="sync-read")
+        lane.under_way.add(read)
+        read.add_done_callback(lane.under_way.discard)
+        lane.ready.append(read)
+
+    async def _read(self, lane: _Lane, chunk: Chunk, buffer: mmap.mmap) -> ReadChunk:
+        begun: list[bool] = []
+
+        def read(fd: int) -> list[tuple[int, int]]:
+            begun.append(self._catchup.settled)
+            return read_span(fd, chunk, buffer, lane.moved)
+
         try:
-            async with parallel:
-                is_final = self._catchup.settled
-                unreadable = await asyncio.to_thread(read_span, self._fds[chunk.disk], chunk, buffer)
+            unreadable = await asyncio.wrap_future(lane.threads.run(read))
         except Exception:
-            self._free.append(buffer)
-            self._room.set()
+            lane.give_back(buffer)
             raise
         finally:
             self.wakeup.set()
         data = np.frombuffer(buffer, np.uint8, chunk.sectors * SECTOR)
-        return ReadChunk(chunk, data, unreadable, is_final, buffer)
+        return ReadChunk(chunk, data, unreadable, begun[0], buffer)
 
 
-def read_span(fd: int, chunk: Chunk, buffer: mmap.mmap) -> list[tuple[int, int]]:
-    """Reads the chunk's span into `buffer`; returns the runs of sectors that could not be read, zeroed.
+async def _for_a_while(event: Coroutine[Any, Any, object]) -> None:
+    """Until the event, or until it is time to see whether the disk still answers."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event, _HUNG_PROBE_S)
 
-    Raises DeviceError when the disk is gone, or shorter than it was.
+
+def _silent(lane: _Lane) -> DeviceError:
+    return DeviceError(
+        f"Protected disk {lane.path} does not answer reads",
+        cause=f"nothing came for {ANSWER_S:.0f} s",
+        action="Check the disk and what connects it (dmesg). Other disks are copied meanwhile; this one when it answers.",
+    )
+
+
+def read_span(fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]) -> list[tuple[int, int]]:
+    """Reads the chunk's span into `buffer`; returns the runs of sectors that could not be read, zeroed. Calls `moved` whenever the disk
+    has answered.
+
+    Raises DeviceError when the disk is gone, shorter than it was, or does not give any data at all.
     """
     with memoryview(buffer)[: chunk.sectors * SECTOR] as view:
         if _read_exactly(fd, view, chunk.first_sector):
+            moved()
             return []
         # Something in the span is unreadable: block by block, so that the list names exactly what is lost.
         bad: list[tuple[int, int]] = []
         block = _block_sectors(fd)
+
+        def is_readable(into: memoryview, sector: int) -> bool:
+            readable = _read_exactly(fd, into, sector)
+            moved()
+            return readable
+
         with mmap.mmap(-1, mmap.PAGESIZE) as one, memoryview(one) as aligned:
+            if not any(is_readable(aligned[: block * SECTOR], at) for at in _samples(fd, block)):
+                raise DeviceError(
+                    f"Catch-up could not read a protected disk, neither at sector {chunk.first_sector} nor elsewhere",
+                    cause="it gives errors only",
+                    action="Check the disk and what connects it (dmesg). Other disks are copied meanwhile; this one when it answers.",
+                )
             for i in range(0, chunk.sectors, block):
                 sector, count = chunk.first_sector + i, min(block, chunk.sectors - i)
                 here = view[i * SECTOR : (i + count) * SECTOR]
-                if _read_exactly(fd, aligned[: len(here)], sector):
+                if is_readable(aligned[: len(here)], sector):
                     here[:] = aligned[: len(here)]
                     continue
                 here[:] = bytes(len(here))
@@ -187,6 +312,12 @@ def read_span(fd: int, chunk: Chunk, buffer: mmap.mmap) -> list[tuple[int, int]]
                 else:
                     bad.append((sector, count))
         return bad
+
+
+def _samples(fd: int, block: int) -> list[int]:
+    """First sectors of some blocks all over the disk: one that gives none of them is not damaged here and there, but does not work."""
+    blocks = os.lseek(fd, 0, os.SEEK_END) // SECTOR // block
+    return [blocks * i // 8 * block for i in range(8)]
 
 
 def _block_sectors(fd: int) -> int:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.stream.catchup import CatchUp, Chunk, Round
+from agent.stream.catchup import CatchUp, Chunk, NoChunk, Round
 from shared.batch import EXTENT, SECTOR, Op, has_payload
 
 GRANULE = 2
@@ -159,12 +159,15 @@ class Model:
         if self.reading is None:
             if not c.may_begin_reading(self.emitted_to):
                 return
-            chunk = c.next_chunk()
-            if chunk is None:
+            chunk = c.next_chunk(0)
+            if chunk is NoChunk.YET:
+                return
+            if chunk is NoChunk.LEFT:
                 end = self.producer
                 self.world()
                 c.finish_reading(end, self.loss)
                 return
+            assert isinstance(chunk, Chunk)
             if not c.may_read(chunk, self.open_rows()):
                 c.defer(chunk)
                 return
@@ -288,7 +291,7 @@ class WithoutCarried(CatchUp):
 
 
 class WithPendingKeptAcrossHarvest(CatchUp):
-    def harvest(self, disk: int, marked: npt.NDArray[np.uint64]) -> None:
+    def harvest(self, disk: int, marked: npt.NDArray[np.uint64], first_word: int = 0) -> None:
         self._todo[disk] |= marked
 
 

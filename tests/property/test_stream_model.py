@@ -30,7 +30,7 @@ import agent.stream.state
 from agent.capture.layout import DATA_B, OPEN_WRITE, RECORD, RECORD_SIZE
 from agent.capture.ring import Window
 from agent.stream.bios import LAST, PIECE_SECTORS
-from agent.stream.catchup import CatchUp, Chunk
+from agent.stream.catchup import CatchUp, Chunk, NoChunk
 from agent.stream.cutter import Stream
 from agent.stream.marks import Marks
 from agent.stream.records import Records
@@ -270,7 +270,7 @@ class Reader:
         self._kernel = kernel
         self._catchup = catchup
         self._ready: deque[ReadChunk] = deque()
-        self._done = False
+        self._done = self.troubled = False
         self._open: Callable[[], npt.NDArray[np.void]] | None = None
         self.wakeup = asyncio.Event()
 
@@ -300,19 +300,26 @@ class Reader:
         self._open = None
         self._ready.clear()
 
+    def _next_chunk(self) -> Chunk | None:
+        """Of any disk that has one left."""
+        for disk in self._kernel.rng.sample(range(DISKS), DISKS):
+            while (chunk := self._catchup.next_chunk(disk)) is not NoChunk.LEFT:
+                if isinstance(chunk, Chunk):
+                    return chunk
+        return None
+
     def read(self) -> None:
         kernel = self._kernel
         if self._open is None or self._done:
             return
-        chunk = self._catchup.next_chunk()
+        chunk = self._next_chunk()
         if chunk is None:
             self._done = True
         elif not self._catchup.may_read(chunk, self._open()):
             if kernel.rng.random() < 0.2:
                 self._catchup.defer(chunk)
             else:
-                assert self._catchup.round is not None
-                self._catchup.round.blocked.append(chunk)
+                self._catchup.block(chunk)
         else:
             values = np.zeros(chunk.sectors, np.uint32)
             for i in range(chunk.sectors):
@@ -394,6 +401,7 @@ class Model:
         self.on_the_way.clear()
         if not self.state[Word.EPOCH]:
             self.epoch += 1
+            await self.stream.rounds.everything_is_to_do("the model begins")
             self.stream.begin_epoch(Epoch(self.epoch))
             self.stored = [(0, 0, bytes(16), self.stored[-1][3])]
         number, seq, digest, _ = self.stored[-1]
@@ -511,8 +519,7 @@ def forgetful_marks(self: Marks, stored: object) -> None:
 
 
 def resume_without_void(self: CatchUp, spooled: int) -> bool:
-    while self._pending and self._pending[-1].number > spooled:
-        self._pending.pop()
+    self._pending.drop_behind(spooled)
     return False
 
 

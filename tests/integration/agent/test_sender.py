@@ -125,7 +125,7 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
         running.cancel()
         server.close()
         await server.wait_closed()
-        await reader.close()
+        await stream.close()
         capture.close()
 
 

@@ -7,9 +7,10 @@ import mmap
 import os
 import secrets
 import shutil
+import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -70,7 +71,7 @@ async def running(pin_dir: Path, devices: list[str], ring_mib: int) -> AsyncIter
             await stream.rounds.recover()
             yield stream
         finally:
-            await reader.close()
+            await stream.close()
     finally:
         capture.close()
 
@@ -188,24 +189,24 @@ async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
     replica = Replica(shm, [DISK_B, DISK_B])
     failures = 0
 
-    def failing_read(fd: int, chunk: Chunk, buffer: mmap.mmap) -> list[tuple[int, int]]:
+    def failing_read(
+        fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]
+    ) -> list[tuple[int, int]]:
         nonlocal failures
         if chunk.word % 7 == 3 and failures < 5:
             failures += 1
             raise DeviceError("Catch-up could not read a protected disk")
-        return read_span(fd, chunk, buffer)
+        return read_span(fd, chunk, buffer, moved)
 
     monkeypatch.setattr("agent.stream.sync_reader.read_span", failing_read)
+    monkeypatch.setattr("agent.stream.rounds.DEVICE_RETRY_S", 0.1)
     async with running(pin_dir, devices, 64) as stream:
         pump = Pump(stream, replica)
         await pump.begin()
         stream.rounds.settle()
         async with asyncio.timeout(60):
             while pump.ordered < 10:
-                try:
-                    await pump.turn()
-                except DeviceError:
-                    stream.rounds.give_up(0.1)
+                await pump.turn()
         total = writer.stop()
         await drain(pump)
         checker = PrefixChecker(schedule(seed))
@@ -323,6 +324,11 @@ async def test_a_swap_whose_session_ended_hides_no_lost_write(
         assert checker.check(pump.replica.paths, at_least=total, at_most=total) == total
 
 
+def fill(device: str) -> None:
+    Path(device).write_bytes(secrets.token_bytes(DISK_B))
+    subprocess.run(["blockdev", "--flushbufs", device], check=True)
+
+
 def is_equal(image: Path, device: str) -> bool:
     return image.read_bytes() == Path(device).read_bytes()
 
@@ -411,4 +417,38 @@ async def test_a_clock_that_was_ahead_leaves_no_trace_in_later_times(
             assert before_ns <= await captured_ns() <= time.time_ns()
         before_ns = time.time_ns()
         assert before_ns <= await captured_ns() <= time.time_ns()
+    replica.close()
+
+
+async def test_beside_a_disk_that_never_answers_the_others_are_copied_and_their_writes_sent(
+    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def read(fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]) -> list[tuple[int, int]]:
+        if chunk.disk == 0:
+            go_on.wait(60)
+        return read_span(fd, chunk, buffer, moved)
+
+    monkeypatch.setattr("agent.stream.sync_reader.read_span", read)
+    fill(devices[1])
+    replica = Replica(shm, [DISK_B, DISK_B])
+    async with asyncio.timeout(60):
+        async with running(pin_dir, devices, 64) as stream:
+            pump = Pump(stream, replica)
+            await pump.begin()
+            stream.rounds.settle()
+            while not is_equal(replica.paths[1], devices[1]):
+                await pump.turn()
+            fd = os.open(devices[1], os.O_RDWR | os.O_DIRECT)
+            with mmap.mmap(-1, mmap.PAGESIZE) as page:
+                page[:] = secrets.token_bytes(mmap.PAGESIZE)
+                os.pwrite(fd, page, 17 * mmap.PAGESIZE)
+            os.close(fd)
+            while not is_equal(replica.paths[1], devices[1]):
+                await pump.turn()
+            assert stream.state == StreamState.INITIAL_REPLICATION
+        # To close waited for no disk.
+        assert not go_on.is_set()
+    go_on.set()
     replica.close()

@@ -9,7 +9,7 @@ import os
 import secrets
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 from agent.capture.layout import OPEN_WRITE
 from agent.stream import sync_reader
 from agent.stream.catchup import CatchUp, Chunk
+from agent.stream.disk_threads import PARALLEL
 from agent.stream.sync_reader import BUFFERS, SyncReader, read_span
 from shared.batch import SECTOR
 from tests.loopdisk import loop_disk
@@ -42,16 +43,21 @@ def disk(content: bytes) -> Iterator[str]:
 
 
 class SlowDisk:
-    """Reads of it wait until `go_on` is set."""
+    """Reads of the first disk wait until `go_on` is set."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
         self.begun = threading.Semaphore(0)
+        self.fds: set[int] = set()
 
-    def read(self, fd: int, chunk: Chunk, buffer: mmap.mmap) -> list[tuple[int, int]]:
-        self.begun.release()
-        self.go_on.wait(30)
-        return read_span(fd, chunk, buffer)
+    def read(
+        self, fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]
+    ) -> list[tuple[int, int]]:
+        if chunk.disk == 0:
+            self.fds.add(fd)
+            self.begun.release()
+            self.go_on.wait(30)
+        return read_span(fd, chunk, buffer, moved)
 
 
 def round_over(catchup: CatchUp, todo: np.ndarray, words: range) -> None:
@@ -88,8 +94,8 @@ async def test_what_a_given_up_round_reads_never_gets_into_the_next_one(
             await asyncio.sleep(0.01)
     assert words == [*range(10, 30)]
     reader.end()
-    await reader.close()
-    assert len(reader._free) == BUFFERS
+    assert len(reader._lanes[0].free) == BUFFERS
+    reader.close()
 
 
 async def test_a_read_that_began_before_capture_had_settled_is_not_final(
@@ -102,7 +108,7 @@ async def test_a_read_that_began_before_capture_had_settled_is_not_final(
     reader = SyncReader([disk], catchup)
     round_over(catchup, todo, range(4))
     reader.start(lambda: NOTHING_OPEN)
-    for _ in range(sync_reader.PARALLEL_READS):
+    for _ in range(PARALLEL):
         await asyncio.to_thread(slow.begun.acquire)
     catchup.settled = True
     slow.go_on.set()
@@ -113,7 +119,7 @@ async def test_a_read_that_began_before_capture_had_settled_is_not_final(
             await asyncio.sleep(0.01)
     assert final == [False, False, True, True]
     reader.end()
-    await reader.close()
+    reader.close()
 
 
 @pytest.mark.parametrize("block_b", [512, 4096])
@@ -140,10 +146,121 @@ def test_an_unreadable_block_is_named_and_the_rest_of_the_chunk_is_read(
             sectors = 2 * block_b // SECTOR
             # A bad range that no block boundary cuts is exactly what is named.
             bad = range(first * SECTOR, first * SECTOR + 2 * block_b)
-            assert read_span(fd, Chunk(0, 0, 2**64 - 1, 0, 2048), buffer) == [(first, sectors)]
+            assert read_span(fd, Chunk(0, 0, 2**64 - 1, 0, 2048), buffer, lambda: None) == [(first, sectors)]
             expected = content[: bad.start] + bytes(len(bad)) + content[bad.stop : CHUNK_B]
             assert buffer[:] == expected
         os.close(fd)
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
         backing.unlink()
+
+
+class TwoDisks:
+    """A reader of two disks with everything to do; what it gives is taken as it comes."""
+
+    def __init__(self, paths: list[str]) -> None:
+        todo = [np.full(DISK_B // CHUNK_B, 2**64 - 1, np.uint64) for _ in paths]
+        self.catchup = CatchUp([DISK_B // SECTOR] * len(paths), todo)
+        self.catchup.begin_round(0, 0)
+        self.reader = SyncReader(paths, self.catchup)
+        self.words: list[list[int]] = [[] for _ in paths]
+
+    async def take_until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                for read in self.reader.take(4):
+                    assert not read.unreadable
+                    self.words[read.chunk.disk].append(read.chunk.word)
+                    self.reader.release(read)
+                await asyncio.sleep(0.001)
+
+    def has_all_of(self, disk: int) -> bool:
+        return self.words[disk] == [*range(DISK_B // CHUNK_B)]
+
+
+async def test_a_disk_that_never_answers_holds_up_neither_the_others_nor_the_end(
+    disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowDisk()
+    monkeypatch.setattr(sync_reader, "read_span", slow.read)
+    two = TwoDisks([disk, disk])
+    reader, catchup = two.reader, two.catchup
+    reader.start(lambda: NOTHING_OPEN)
+    await two.take_until(lambda: two.has_all_of(1))
+    assert not reader.finished
+    reader._lanes[0].moved_at -= sync_reader.ANSWER_S
+    await two.take_until(lambda: reader.finished)
+    assert [*reader.problems] == [0]
+    assert "does not answer" in str(reader.problems[0])
+    reader.end()
+    assert not catchup.finish_reading(0, 0)
+    # The next round asks it for nothing while it hangs, and the other disk is read again.
+    asked = len(reader._lanes[0].under_way)
+    catchup.begin_round(0, 0)
+    two.words = [[], []]
+    reader.start(lambda: NOTHING_OPEN)
+    await two.take_until(lambda: reader.finished)
+    assert two.has_all_of(1)
+    assert len(reader._lanes[0].under_way) == asked
+    (hung_fd,) = slow.fds
+    reader.close()
+    os.fstat(hung_fd)  # it is not another's while a thread works on it
+    slow.go_on.set()
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(f"disk {disk}")]
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 30)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(hung_fd)
+
+
+async def test_a_disk_that_answers_again_is_read_again(disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowDisk()
+    monkeypatch.setattr(sync_reader, "read_span", slow.read)
+    monkeypatch.setattr(sync_reader, "ANSWER_S", 0.0)
+    two = TwoDisks([disk])
+    two.reader.start(lambda: NOTHING_OPEN)
+    await two.take_until(lambda: two.reader.finished)
+    two.reader.end()
+    two.catchup.finish_reading(0, 0)
+    slow.go_on.set()
+    monkeypatch.setattr(sync_reader, "ANSWER_S", 30.0)
+    await two.take_until(lambda: not two.reader._lanes[0].under_way)
+    two.catchup.begin_round(0, 0)
+    two.reader.start(lambda: NOTHING_OPEN)
+    await two.take_until(lambda: two.reader.finished)
+    assert two.has_all_of(0)
+    assert two.reader.problems == {}
+    two.reader.close()
+
+
+async def test_a_disk_that_gives_errors_only_is_no_disk_full_of_zeroes(
+    disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = TwoDisks([disk, disk])
+    real_read = os.preadv
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if fd == two.reader._lanes[0].threads._fd:
+            raise OSError(errno.EIO, "Input/output error")
+        return real_read(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    two.reader.start(lambda: NOTHING_OPEN)
+    await two.take_until(lambda: two.reader.finished)
+    assert two.words[0] == []
+    assert two.has_all_of(1)
+    assert "errors only" in str(two.reader.problems[0])
+    two.reader.close()
+
+
+async def test_a_disk_that_cannot_be_opened_or_is_gone_is_left_out(disk: str) -> None:
+    two = TwoDisks([disk, "/dev/no-such-disk", disk])
+    two.reader.leave_out([0])
+    two.reader.start(lambda: NOTHING_OPEN)
+    await two.take_until(lambda: two.reader.finished)
+    assert two.words[0] == two.words[1] == []
+    assert two.has_all_of(2)
+    assert [*two.reader.problems] == [1]
+    assert two.reader.troubled
+    assert not two.catchup.finish_reading(0, 0)
+    two.reader.close()

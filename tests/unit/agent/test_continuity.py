@@ -30,7 +30,7 @@ class Machine:
         self.incidents = NO_INCIDENTS
         self.verdict = Verdict(Outcome.EXACT)
         self.size = SECTORS
-        self.rounds_given_up = 0
+        self.left_out: list[int] = []
         self.words = np.zeros(6, np.uint64)
         self.words[:] = Baseline(0, 0).words()
         self.state = AgentState(np.zeros(4096, np.uint64))
@@ -43,11 +43,8 @@ class Machine:
             fresh=True,
             attached_boot_ns=1,
         )
-        rounds: Any = SimpleNamespace(give_up=self.give_up)
+        rounds: Any = SimpleNamespace(leave_out=lambda slots: setattr(self, "left_out", [*slots]))
         self.continuity = Continuity(capture, self.state, rounds)
-
-    def give_up(self, pause_s: float) -> None:
-        self.rounds_given_up += 1
 
     def happen(self, **counts: int) -> None:
         self.incidents = Incidents(**{name: counts.get(name, 0) for name in Incidents.__slots__})
@@ -119,7 +116,7 @@ def test_a_disk_that_is_gone_is_shown_and_nothing_is_read_or_begun(
     machine.continuity.check()
     (problem,) = machine.continuity.problems
     assert (problem.code, problem.severity, problem.object) == ("US220", "critical", "sda")
-    assert machine.rounds_given_up == 1
+    assert machine.left_out == [0]
     assert machine.state[Word.EPOCH] == 1
     machine.size = SECTORS
     monkeypatch.setattr(Continuity, "_audit", lambda self, slot: machine.verdict)

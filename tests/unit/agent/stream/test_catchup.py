@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 
-from agent.stream.catchup import CatchUp, Chunk
+from agent.stream.catchup import SLICE_WORDS, CatchUp, Chunk, NoChunk
 from shared.batch import SECTOR, Op, make_extents, payload_bytes
 
 SECTORS = 70
@@ -16,15 +19,20 @@ STANDS = np.array([5], np.int64)
 def catchup() -> CatchUp:
     made = CatchUp([SECTORS], [np.zeros(1, np.uint64)])
     made.settled = True
-    made.mark_everything()
+    run(made.mark_everything())
     made.begin_round(loss=0, start_seq=5)
     return made
 
 
 def next_chunk(catchup: CatchUp) -> Chunk:
-    chunk = catchup.next_chunk()
-    assert chunk is not None
+    chunk = catchup.next_chunk(0)
+    assert isinstance(chunk, Chunk)
     return chunk
+
+
+def run(steps: Iterator[None]) -> None:
+    for _ in steps:
+        pass
 
 
 def data(sectors: int) -> np.ndarray:
@@ -38,7 +46,8 @@ def rows(extents: np.ndarray) -> list[tuple[int, int, int]]:
 def test_the_last_chunk_ends_with_the_disk(catchup: CatchUp) -> None:
     chunk = next_chunk(catchup)
     assert (chunk.first_sector, chunk.sectors) == (0, SECTORS)
-    assert catchup.next_chunk() is None
+    assert catchup.next_chunk(0) is NoChunk.YET
+    assert catchup.next_chunk(0) is NoChunk.LEFT
 
 
 def test_sectors_written_since_the_round_began_are_left_out_exactly(catchup: CatchUp) -> None:
@@ -129,7 +138,7 @@ def test_a_lost_batch_with_catch_up_data_voids_the_order_built_on_it(catchup: Ca
 def test_large_and_unaligned_ranges_are_carried_exactly() -> None:
     sectors = 400_000
     catchup = CatchUp([sectors], [np.zeros(-(-sectors // 2048), np.uint64)])
-    catchup.mark_everything()
+    run(catchup.mark_everything())
     catchup.begin_round(0, 0)
     extents = make_extents([(0, 4099, 300_001, Op.ZERO), (0, 17, 3, Op.WRITE), (0, 399_999, 1, Op.WRITE)])
     catchup.records_emitted(extents, np.zeros(3, np.int64))
@@ -138,3 +147,72 @@ def test_large_and_unaligned_ranges_are_carried_exactly() -> None:
     expected = np.zeros(len(carried), bool)
     expected[4099 : 4099 + 300_001] = expected[17:20] = expected[399_999] = True
     assert np.array_equal(carried, expected)
+
+
+TIB_SECTORS = 1 << 31
+STEP_B = 4 << 20
+
+
+@pytest.fixture
+def large() -> Iterator[CatchUp]:
+    """Of a disk of 4 TiB, in a round over all of it. What is allocated from here on is counted."""
+    sectors = 4 * TIB_SECTORS
+    made = CatchUp([sectors], [np.zeros(sectors // 2048, np.uint64)])
+    run(made.mark_everything())
+    made.begin_round(0, 0)
+    tracemalloc.start()
+    yield made
+    tracemalloc.stop()
+
+
+def peak_b(action: Callable[[], object]) -> int:
+    """How much was allocated at a time, beyond what was before."""
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    action()
+    return tracemalloc.get_traced_memory()[1] - before
+
+
+@pytest.mark.parametrize("name", ["mark_everything", "recount"])
+def test_no_step_over_a_large_bitmap_allocates_more_than_a_part_of_it(large: CatchUp, name: str) -> None:
+    steps, count = getattr(large, name)(), 0
+    while peak_b(lambda: next(steps)) < STEP_B:
+        count += 1
+        if count == 4 * TIB_SECTORS // 2048 // SLICE_WORDS:
+            break
+    assert next(steps, None) is None
+    assert large.todo_by_disk() == [4 * TIB_SECTORS // 32]
+
+
+def test_neither_one_write_nor_the_next_chunk_costs_a_bitmap(large: CatchUp) -> None:
+    assert peak_b(lambda: large.mark_range(0, 3 * TIB_SECTORS, 8)) < 1 << 16
+    assert peak_b(lambda: large.mark_range(0, 77, TIB_SECTORS)) < STEP_B
+    assert peak_b(lambda: [large.next_chunk(0) for _ in range(1000)]) < STEP_B
+    assert peak_b(large.todo_by_disk) < 1 << 16
+
+
+def test_what_is_sent_and_not_uploaded_costs_some_bytes_a_chunk(large: CatchUp) -> None:
+    def send() -> None:
+        for number in range(1, 4001):
+            large.sent(number, [next_chunk(large)])
+
+    assert peak_b(send) < STEP_B
+    assert peak_b(lambda: large.harvest(0, np.ones(SLICE_WORDS, np.uint64))) < STEP_B
+    assert peak_b(lambda: large.uploaded(4000)) < STEP_B
+    assert large.todo_by_disk() == [4 * TIB_SECTORS // 32 - 4000 * 63]
+
+
+def test_many_discards_in_one_batch_are_not_noted_sector_by_sector(large: CatchUp) -> None:
+    discards = make_extents([(0, i * 100_001, 65_535, Op.ZERO) for i in range(1024)])
+    assert peak_b(lambda: large.records_emitted(discards, np.zeros(1024, np.int64))) < STEP_B
+
+
+@pytest.mark.parametrize(("first", "sectors"), [(0, 1), (31, 2), (63 * 32, 64), (5, 3 * SLICE_WORDS * 2048)])
+def test_a_range_is_marked_exactly(first: int, sectors: int) -> None:
+    words = 4 * SLICE_WORDS
+    todo = np.zeros(words, np.uint64)
+    catchup = CatchUp([words * 2048], [todo])
+    catchup.mark_range(0, first, sectors)
+    granules = np.flatnonzero(np.unpackbits(todo.view(np.uint8), bitorder="little"))
+    assert granules.tolist() == [*range(first // 32, -(-(first + sectors) // 32))]
+    assert catchup.todo_by_disk() == [len(granules)]
