@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from agent.capture.layout import GRANULE_SECTORS
 from agent.pipeline import Agent
-from agent.stream.catchup import GRANULE_SECTORS
 from agent.stream.state import Word
 from shared.batch import SECTOR, StreamState
 from shared.errors import CopyRefusedError, OrderLostError, UnderstudyError, UnreadableSourceError

@@ -20,11 +20,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from agent.capture.layout import DATA_B, FLAG_LAST
 from shared.batch import EXTENT, SECTOR, Extents, Op
 
-LAST: Final = 1
-"""Record flag: the last piece of its bio."""
-PIECE_SECTORS: Final = 8
+PIECE_SECTORS: Final = DATA_B // SECTOR
 
 Headers = npt.NDArray[np.void]
 Indices = npt.NDArray[np.int64]
@@ -53,7 +52,7 @@ def assemble(
     if count == 0:
         return Assembled(_EMPTY, _EMPTY, max(end_seq, emitted_to))
     bio, piece = headers["bio"], headers["piece"]
-    last = (headers["flags"] & LAST) != 0
+    last = (headers["flags"] & FLAG_LAST) != 0
     if first_seq >= emitted_to and valid.all() and _is_in_order(bio, piece, last):
         pieces = np.arange(count)
         ends = np.flatnonzero(last)

@@ -31,11 +31,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from agent.capture.layout import GRANULE_SECTORS
 from agent.stream.pending import Pending
 from shared.batch import EXTENT, SECTOR, Extents, Op
 
-GRANULE_SECTORS: Final = 32
-"""One bit of a dirty or to-do bitmap stands for 32 sectors (16 KiB): 8 MiB of bitmap per TiB."""
 WORD_GRANULES: Final = 64
 SLICE_WORDS: Final = 1 << 16
 """No step here looks at more of a bitmap at once (64 GiB of disk), or allocates more: what takes longer is an iterator of steps."""

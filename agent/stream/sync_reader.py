@@ -23,7 +23,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from agent.stream.catchup import GRANULE_SECTORS, WORD_GRANULES, CatchUp, Chunk, NoChunk
+from agent.capture.layout import GRANULE_SECTORS
+from agent.stream.catchup import WORD_GRANULES, CatchUp, Chunk, NoChunk
 from agent.stream.disk_threads import DiskThreads
 from shared.batch import SECTOR
 from shared.errors import DeviceError

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.stream.bios import LAST, assemble, end_within, to_extents
+from agent.capture.layout import FLAG_LAST
+from agent.stream.bios import assemble, end_within, to_extents
 from shared.batch import Op
 
 HEADER = np.dtype(
@@ -35,7 +36,7 @@ def ring_of(rng: random.Random) -> tuple[np.ndarray, np.ndarray, np.ndarray, set
         for _ in range(rng.randrange(1, 6)):
             bio += 1
             if rng.random() < 0.15:
-                queue.append((bio, rng.randrange(1000), 5000, 0, 0, Op.ZERO, LAST, 1))
+                queue.append((bio, rng.randrange(1000), 5000, 0, 0, Op.ZERO, FLAG_LAST, 1))
                 whole.add(bio)
                 continue
             pieces = rng.randrange(1, 5)
@@ -45,10 +46,10 @@ def ring_of(rng: random.Random) -> tuple[np.ndarray, np.ndarray, np.ndarray, set
                 final = piece == pieces - 1
                 if fails and final:
                     if rng.random() < 0.5:
-                        queue.append((bio, sector, 8, piece, 0, Op.WRITE, LAST, 0))
+                        queue.append((bio, sector, 8, piece, 0, Op.WRITE, FLAG_LAST, 0))
                     break
                 sectors = rng.randrange(1, 9) if final else 8
-                queue.append((bio, sector, sectors, piece, 0, Op.WRITE, LAST if final else 0, 1))
+                queue.append((bio, sector, sectors, piece, 0, Op.WRITE, FLAG_LAST if final else 0, 1))
                 sector += sectors
             else:
                 whole.add(bio)

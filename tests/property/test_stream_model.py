@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 import agent.stream.records
 import agent.stream.rounds
 import agent.stream.state
-from agent.capture.layout import DATA_B, OPEN_WRITE, RECORD, RECORD_SIZE
+from agent.capture.layout import DATA_B, FLAG_LAST, OPEN_WRITE, RECORD, RECORD_SIZE
 from agent.capture.ring import Window
-from agent.stream.bios import LAST, PIECE_SECTORS
+from agent.stream.bios import PIECE_SECTORS
 from agent.stream.catchup import CatchUp, Chunk, NoChunk
 from agent.stream.cutter import Stream
 from agent.stream.marks import Marks
@@ -157,7 +157,7 @@ class Kernel:
             record["time_ns"], record["bio"], record["loss"] = bio.since_ns, 4096 + bio.cpu, bio.loss
             record["sector"], record["sectors"], record["disk"] = bio.first + offset, sectors, bio.disk
             record["op"] = Op.ZERO if bio.value == 0 else Op.WRITE
-            record["flags"] = LAST if offset + sectors == bio.sectors else 0
+            record["flags"] = FLAG_LAST if offset + sectors == bio.sectors else 0
             record["piece"], record["bio_sectors"] = piece, bio.sectors
             self.data[seq].view(np.uint32)[:] = bio.value
         else:
