@@ -8,6 +8,7 @@ sync_reader  reads the rounds' chunks with O_DIRECT              bounded buffers
 disk_threads calls that block on one disk                        threads of that disk's own
 rounds       when rounds begin, bitmap swaps, what ends them     grace periods, in threads
 marks        where recovery points may stand                     pure
+uploading    the newest captured time that is in storage         pure
 cutter       cuts batches; where the stream stands               never blocks
 retention    what was sent: what may be freed, where to resume   never blocks
 link         one connection, as awaitables                       blocks on the peer

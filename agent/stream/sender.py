@@ -20,6 +20,7 @@ from agent.stream import rounds
 from agent.stream.cutter import LINGER_S, CutBatch, Stream
 from agent.stream.link import Link
 from agent.stream.state import AgentState, Reason, Word
+from agent.stream.uploading import Uploading
 from shared import logging, tls
 from shared.batch import HEADER_SIZE, Epoch, StreamState
 from shared.errors import (
@@ -74,11 +75,17 @@ class Sender:
         """Bytes of batches sent since the start."""
         self.sent = 0
         self.credit_b = 0
-        self.uploaded_ordered_ns = 0
-        """`captured_ns` of the newest batch that is ordered and uploaded."""
-        self._ordered_sent: list[tuple[int, int]] = []
+        self.busy_since: float | None = None
+        """Since when (monotonic) the next batch is being made; None while there is nothing to make or it is on its way."""
+        self._uploading = Uploading()
+        self._told: dict[str, str] = {}
         self._flush = asyncio.Event()
         self._retry_after_s = 0.0
+
+    @property
+    def uploaded_ordered_ns(self) -> int:
+        """`captured_ns` of the newest batch that is ordered and uploaded; 0: none of this epoch is known."""
+        return self._uploading.captured_ns
 
     def reload_certificate(self) -> None:
         tls.reload(self._context, self._files)
@@ -98,11 +105,11 @@ class Sender:
             except _NewEpochError:
                 _log.info("the session begins again, for a new epoch")
             except PeerError as exc:
-                if self.problem is None or self.problem.as_dict() != exc.as_dict():
-                    _log.warning("no session with the process server; capture goes on", **exc.as_dict())
-                self.problem = exc
+                if self._told != exc.as_dict():
+                    _log.warning("no session with the process server; it is tried again", **exc.as_dict())
+                self.problem, self._told = exc, exc.as_dict()
             finally:
-                self.connected = False
+                self.connected, self.busy_since = False, None
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             pause_s = min(RETRY_LIMIT_S, 0.125 * 2.0 ** min(failures, 7)) * random.uniform(0.5, 1.0)
             with contextlib.suppress(TimeoutError):
@@ -148,8 +155,7 @@ class Sender:
             if hello.epoch or hello.suspect_since_ns != state[Word.SUSPECT_SINCE_NS]:
                 raise _NewEpochError  # continuity was lost after Hello: what is welcomed is not what is wanted now
             self._stream.begin_epoch(Epoch(welcome.epoch))
-            self._ordered_sent.clear()
-            self.uploaded_ordered_ns = 0
+            self._uploading.clear()
             _log.info("epoch begun", epoch=welcome.epoch, reason=state.reason.text)
         elif welcome.spooled > state[Word.LAST_CUT]:
             self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
@@ -158,10 +164,10 @@ class Sender:
         elif not (ours := state.is_ours(welcome.spooled, welcome.spooled_digest)):
             self._want_epoch(Reason.DIGEST_FORGOTTEN if ours is None else Reason.DIGEST_MISMATCH)
         self._stream.resume(welcome.spooled, welcome.spooled_seq, welcome.spooled_digest, welcome.uploaded)
-        self._ordered_sent = [sent for sent in self._ordered_sent if sent[0] <= welcome.spooled]
+        self._uploading.drop_behind(welcome.spooled)
         self._note(welcome)
         self.connected = True
-        self.problem = None
+        self.problem, self._told = None, {}
         _log.info("session opened", epoch=welcome.epoch, spooled=welcome.spooled, uploaded=welcome.uploaded)
 
     def _want_epoch(self, reason: Reason) -> None:
@@ -187,10 +193,15 @@ class Sender:
     async def _pump(self, link: Link) -> None:
         channel = link.channel
         while True:
+            # Before the look at what is ready: what becomes ready while this turn lasts is looked at in the next one, without a wait.
+            self._stream.wakeup.clear()
+            self.busy_since = time.monotonic()
             cut = await self._cut(link)
+            self.busy_since = None
             if cut is not None:
-                channel.send(channel.wire.send_batch(cut.batch.number, cut.parts))
+                frame = channel.wire.send_batch(cut.batch.number, cut.parts)
                 self._sent(cut)
+                await channel.send_slowly(frame)
             if self._flush.is_set():
                 self._flush.clear()
                 channel.send(channel.wire.send_flush())
@@ -225,22 +236,25 @@ class Sender:
         self.sent = cut.batch.number
         self.sent_b += cut.size_b
         if cut.batch.state == StreamState.ORDERED:
-            self._ordered_sent.append((cut.batch.number, cut.batch.captured_ns))
+            self._uploading.add(cut.batch.number, cut.batch.captured_ns)
 
     async def _pause(self, seconds: float) -> None:
         if not self._stream.catching_up:
             await asyncio.sleep(seconds)
             return
         # Chunks that become ready are not kept waiting.
-        self._stream.wakeup.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stream.wakeup.wait(), min(seconds, IDLE_S))
 
     async def _linger(self) -> None:
-        """Small batches wait for company; for how long shows anew while they do."""
+        """Small batches wait for company; for how long, while uploads lag, shows anew while they do."""
         since = time.monotonic()
         await self._pause(LINGER_S)
-        while not self._flush.is_set() and time.monotonic() - since < self._stream.linger_s:
+        while (
+            self._stream.linger_s > LINGER_S
+            and not self._flush.is_set()
+            and time.monotonic() - since < self._stream.linger_s
+        ):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._flush.wait(), IDLE_S)
 
@@ -252,8 +266,7 @@ class Sender:
 
     def _note(self, position: Ack | Welcome) -> None:
         self.spooled, self.uploaded, self.credit_b = position.spooled, position.uploaded, position.credit_b
-        while self._ordered_sent and self._ordered_sent[0][0] <= position.uploaded:
-            self.uploaded_ordered_ns = self._ordered_sent.pop(0)[1]
+        self._uploading.uploaded(position.uploaded)
 
     def _end_epoch_if_over(self, link: Link, error: PeerError) -> None:
         """Whether this end of the session is also that of the epoch: the process server, or the wire's own check, says so."""

@@ -2,7 +2,7 @@
 
 Bytes are decrypted straight into the buffer that the wire's reader offers, so a batch is written into memory once. Keepalive: a side that
 has sent nothing for PING_S sends PING; a peer that was silent for SILENCE_S, while we were reading and it was its turn to speak, is given
-up. Writes: `send` only queues, `drain` waits while the peer takes less than was queued.
+up. Writes: `send` only queues, `drain` waits while the peer takes less than was queued, `send_slowly` does both for what is large.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from shared.wire.protocol import Connection, Ended, Event, Failed, Faulted, Ping
 
 PING_S: Final = 10.0
 SILENCE_S: Final = 30.0
+PIECE_B: Final = 128 * 1024
+"""As much as is encrypted at once."""
 HELLO_S: Final = 10.0
 """How long an agent may take from the end of the handshake to its HELLO."""
 HANDSHAKE_S: Final = 10.0
@@ -59,7 +61,7 @@ class Channel(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._paused = False
+        self._paused = self._in_frame = False
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._heard_at = self._sent_at = self._connected_at = self._loop.time()
@@ -69,10 +71,25 @@ class Channel(asyncio.BufferedProtocol):
     # ---- for the session ----
 
     def send(self, buffers: Sequence[Buffer]) -> None:
-        """Write what a `wire.send_…` returned. After the end of the session it goes nowhere."""
-        if self._transport is not None and buffers:
+        """Write what a `wire.send_…` returned: small frames. It goes nowhere after the end of the session, nor within a frame that
+        `send_slowly` has begun: a PING is not needed then, and a FAULT could not be read."""
+        if self._transport is not None and buffers and not self._in_frame:
             self._sent_at = self._loop.time()
             self._transport.writelines(buffers)
+
+    async def send_slowly(self, buffers: Sequence[Buffer]) -> None:
+        """Write a large frame piece by piece, each when there is room for it: TLS encrypts what it is given at once, on the event loop, and
+        into memory that it then has to move about. Cancelled half-way, the connection is of no use any more."""
+        self._in_frame = True
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            for at in range(0, len(view), PIECE_B):
+                if self._transport is None or self._over:
+                    return
+                self._sent_at = self._loop.time()
+                self._transport.write(view[at : at + PIECE_B])
+                await self.drain()
+        self._in_frame = False
 
     async def drain(self) -> None:
         """Returns when there is room for more, or when the session is over."""
