@@ -71,6 +71,8 @@ class Continuity:
         """Since when (boot clock) it is not known which writes are in flight; 0: to be noted at the next look."""
         self._were_quiet: set[int] = set()
         """Disks on which a moment without any write in flight was seen since then."""
+        self.looked_at = time.monotonic()
+        """When the last look at all disks began."""
         self.resized = asyncio.Event()
         """Set when a disk has another size than capture was attached to."""
 
@@ -85,6 +87,7 @@ class Continuity:
 
     def check(self) -> None:
         """One look at all disks; takes some milliseconds."""
+        self.looked_at = time.monotonic()
         looked_ns = clock.boot_ns()
         self._least_offset_ns = min(self._least_offset_ns, clock.unix_offset_ns())
         self._look_at_disks()

@@ -25,6 +25,8 @@ from shared.wire.messages import Hello
 
 _log = logging.get()
 
+STILL_S: Final = 45.0
+"""What takes longer than this, of all that never should, stands still."""
 MARK_DEADLINE_S: Final = 110.0
 """How long a requested point waits for the stream to be ordered."""
 
@@ -64,6 +66,15 @@ class Agent:
             held_from=self.state[Word.FREED] + 1 if epoch else 1,
             last_sent=self.state[Word.LAST_CUT] if epoch else 0,
         )
+
+    def standstill(self) -> str:
+        """What does not move although it should; empty while all moves or rightly waits: for credit, for the network, for a disk."""
+        now = time.monotonic()
+        if now - self.continuity.looked_at > STILL_S:
+            return "the audit does not look at the disks"
+        if self.sender.busy_since is not None and now - self.sender.busy_since > STILL_S:
+            return "no batch is cut"
+        return ""
 
     async def handle(self, command: Command) -> dict[str, Any]:
         """Carries out a command of the config server; what it returns is the command's result."""

@@ -19,7 +19,7 @@ from agent.capture.attach import check_machine
 from agent.capture.maps import Capture, detach
 from agent.config import AgentConfig
 from agent.pipeline import Agent
-from agent.status import Rates, report
+from agent.status import STATE_NAMES, Rates, report
 from agent.stream.state import AgentState, Reason
 from shared import durable, logging, protected
 from shared.control_client import ControlClient
@@ -154,10 +154,14 @@ def _only_one(state_dir: Path) -> Any:
 
 
 async def _watchdog(agent: Agent) -> None:
-    """Tells the service manager that the pipeline moves: the event loop turns, and what was cut last is told in STATUS."""
+    """Tells the service manager that the pipeline moves, or rightly waits; what stands still is not told to be alive, and is restarted."""
     interval_s = watchdog_interval_s() or 10.0
+    still = ""
     while True:
-        notify(
-            f"WATCHDOG=1\nSTATUS={agent.stream.state.name.lower().replace('_', ' ')}, batch {agent.sender.sent}"
-        )
+        now_still = agent.standstill()
+        if now_still and not still:
+            _log.error("the agent stands still", cause=now_still)
+        still = now_still
+        state = still or f"{STATE_NAMES[agent.stream.state].replace('-', ' ')}, batch {agent.sender.sent}"
+        notify(f"STATUS={state}" if still else f"WATCHDOG=1\nSTATUS={state}")
         await asyncio.sleep(interval_s)

@@ -1,0 +1,73 @@
+"""What the service manager is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent import pipeline, service
+from agent.pipeline import Agent
+from shared.batch import StreamState
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.setblocking(False)
+        yield listening
+
+
+class Parts:
+    """Of an agent, those that tell whether it moves."""
+
+    def __init__(self) -> None:
+        now = time.monotonic()
+        made: Any = SimpleNamespace(
+            continuity=SimpleNamespace(looked_at=now),
+            sender=SimpleNamespace(busy_since=None, sent=7),
+            stream=SimpleNamespace(state=StreamState.ORDERED),
+        )
+        made.standstill = partial(Agent.standstill, made)
+        self.agent = made
+
+
+async def told(manager: socket.socket, agent: Any) -> str:
+    """What the manager is told first."""
+    watchdog = asyncio.create_task(service._watchdog(agent))
+    async with asyncio.timeout(10):
+        said = await asyncio.get_running_loop().sock_recv(manager, 1024)
+    watchdog.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watchdog
+    return said.decode()
+
+
+async def test_an_agent_that_moves_or_has_nothing_to_do_is_alive(manager: socket.socket) -> None:
+    parts = Parts()
+    assert await told(manager, parts.agent) == "WATCHDOG=1\nSTATUS=ordered, batch 7"
+    parts.agent.sender.busy_since = time.monotonic()
+    assert "WATCHDOG=1" in await told(manager, parts.agent)
+
+
+@pytest.mark.parametrize("what", ["audit", "pump"])
+async def test_an_agent_in_which_something_stands_still_is_not_told_to_be_alive(
+    manager: socket.socket, what: str
+) -> None:
+    parts = Parts()
+    long_ago = time.monotonic() - 2 * pipeline.STILL_S
+    if what == "audit":
+        parts.agent.continuity.looked_at = long_ago
+    else:
+        parts.agent.sender.busy_since = long_ago
+    assert "WATCHDOG" not in await told(manager, parts.agent)
