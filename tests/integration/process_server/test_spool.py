@@ -684,14 +684,14 @@ async def test_a_spool_file_of_a_newer_version_stays_and_its_machine_says_so(
 
 
 async def test_behind_a_damaged_spool_file_the_log_goes_on_where_it_still_can_and_the_loss_is_told(
-    store: BlobStore, tmp_path: Path
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
 ) -> None:
     chain = make_chain(9)
     folder = tmp_path / "spool"
     async with opened(make_spool(folder, store, size_b=1)) as log:
         await append_all(log, chain[:3])
         await log.flush()
-    async with Gated.connect(store.config) as gated:
+    async with Gated.connect(blob_config) as gated:
         gated.gate = asyncio.Event()
         async with opened(make_spool(folder, gated, size_b=1), epoch=1) as log:
             await append_all(log, chain[3:9])  # a file each
@@ -727,7 +727,7 @@ async def test_the_number_of_an_epoch_that_storage_forgot_is_not_used_again(
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, old)
     for blob in [b.name async for b in store.list(names.epoch_folder("m1", 1))]:
-        await store.break_lease(blob)
+        await store.leases.break_now(blob)
         await store.delete(blob)
     async with started(make_spool(folder, store)) as log:
         await until(log, lambda: any(isinstance(e, StorageForgotError) for e in log.errors))
