@@ -1,0 +1,232 @@
+"""Which disk is which: a disk has a stable id; the kernel's name is a label that the next boot may give to another. Pure.
+
+Input: the disks that are protected (`Known`: id, path, identity at protection), every disk that stands on the machine now (`Standing`), and
+what capture is pinned to (`Pinned`). Output: one `Verdict` per protected disk.
+
+    CONTINUE  the disk that capture is pinned to: same device number, same diskseq, same size
+    ATTACH    the disk is there, and capture is not pinned to it as it stands: first protection, another kernel name or diskseq,
+              another size. What was written to it meanwhile is unknown, so a new epoch begins
+    MISSING   it stands nowhere
+    REFUSED   another disk stands under its path, or it cannot be told which disk it is
+
+An identity says what a disk *is*, wherever it stands. Kinds, strongest first; the strongest that a disk has is kept when it is protected:
+
+    wwid       SCSI's or NVMe's world-wide name
+    serial     serial number (virtio, USB)
+    dm, md     uuid of a device-mapper or RAID device
+    loop       backing file: "device:inode path". The inode must agree, and of device and path one: the device number of btrfs, overlay
+               and tmpfs is another after each mount, and a file may be renamed
+    gpt, mbr   the partition table's disk GUID or signature. It is data: a clone bears the same one, and repartitioning changes it
+    by-path    the port that the disk is plugged into
+    name       nothing at all is known: the kernel's name and the size
+
+The last four are weak: they can change under a disk that is the same, or stay when it is not. So as long as capture is pinned to what
+stands under the path (the kernel gives no diskseq twice within a boot), a weak identity is not asked; `Verdict.identity` is the new one.
+Across a reboot it is all there is.
+
+A clone with the same identity is never chosen by guessing: the disk under the configured path is taken if it is one of them, else none.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._!-]{0,127}\Z")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._!-]")
+
+
+class Kind(enum.Enum):
+    """Strongest first."""
+
+    WWID = "wwid"
+    SERIAL = "serial"
+    DM = "dm"
+    MD = "md"
+    LOOP = "loop"
+    GPT = "gpt"
+    MBR = "mbr"
+    BY_PATH = "by-path"
+    NAME = "name"
+
+
+WEAK: Final = frozenset({Kind.GPT, Kind.MBR, Kind.BY_PATH, Kind.NAME})
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Written as "kind:value"."""
+
+    kind: Kind
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value}:{self.value}"
+
+    @staticmethod
+    def parse(text: str) -> Identity:
+        """ValueError for what is none."""
+        kind, colon, value = text.partition(":")
+        if not colon or not value:
+            raise ValueError(f"{text!r} is not kind:value")
+        return Identity(Kind(kind), value)
+
+    @property
+    def is_weak(self) -> bool:
+        return self.kind in WEAK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A whole disk as it stands now."""
+
+    path: str
+    """A path by which it can be opened."""
+    name: str
+    dev: int
+    """Device number, as the kernel keeps it."""
+    diskseq: int
+    sectors: int
+    identities: tuple[Identity, ...]
+    """Every one that it has, strongest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A protected disk. Without `identity` it was never seen, and whatever stands under its path is it."""
+
+    id: str
+    path: str
+    identity: Identity | None = None
+    at: int | None = None
+    """Device number of what stands under `path` now; None: nothing does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pinned:
+    slot: int
+    dev: int
+    diskseq: int
+    sectors: int
+
+
+class Action(enum.Enum):
+    CONTINUE = "continue"
+    ATTACH = "attach"
+    MISSING = "missing"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    known: Known
+    action: Action
+    standing: Standing | None = None
+    """With CONTINUE and ATTACH: the disk."""
+    slot: int | None = None
+    """With CONTINUE: where capture has it."""
+    reason: str = ""
+
+    @property
+    def identity(self) -> Identity | None:
+        """What the disk is to be bound by from now on."""
+        if self.standing is None or any(
+            same(self.known.identity, found) for found in self.standing.identities
+        ):
+            return self.known.identity
+        return self.standing.identities[0]
+
+
+def decide(
+    known: Sequence[Known], standing: Sequence[Standing], pinned: Sequence[Pinned] = ()
+) -> list[Verdict]:
+    """One verdict per protected disk, in their order. No disk is given to two of them."""
+    slots = {(pin.dev, pin.diskseq): pin for pin in pinned}
+    taken: dict[int, str] = {}
+    found: dict[str, Verdict] = {}
+    # Disks that are bound choose first: one that was never seen takes only what is nobody's.
+    for disk in sorted(known, key=lambda disk: disk.identity is None):
+        verdict = _decide(disk, standing, slots)
+        if verdict.standing is not None:
+            owner = taken.setdefault(verdict.standing.dev, disk.id)
+            if owner != disk.id:
+                reason = f"{verdict.standing.path} is the protected disk {owner} already"
+                verdict = Verdict(known=disk, action=Action.REFUSED, reason=reason)
+        found[disk.id] = verdict
+    return [found[disk.id] for disk in known]
+
+
+def _decide(known: Known, standing: Sequence[Standing], slots: dict[tuple[int, int], Pinned]) -> Verdict:
+    here = next((disk for disk in standing if disk.dev == known.at), None)
+    if known.identity is None:
+        if here is None:
+            reason = f"nothing stands under {known.path}, and which disk it was is not known"
+            return Verdict(known=known, action=Action.MISSING, reason=reason)
+        return _take(known, here, slots, "it is protected from now on")
+    matching = [disk for disk in standing if any(same(known.identity, found) for found in disk.identities)]
+    is_pinned = here is not None and (here.dev, here.diskseq) in slots
+    if here is not None and (here in matching or (is_pinned and known.identity.is_weak)):
+        return _take(known, here, slots, f"{here.path} was taken away and came back")
+    if len(matching) == 1:
+        (there,) = matching
+        return _take(known, there, slots, f"it stands under {there.path} now, not under {known.path}")
+    if matching:
+        names = ", ".join(sorted(disk.path for disk in matching))
+        reason = f"{names} all bear its identity ({known.identity}): which of them it is cannot be told"
+        return Verdict(known=known, action=Action.REFUSED, reason=reason)
+    if here is not None:
+        other = here.identities[0]
+        reason = f"another disk stands under {known.path}: it is {other}, not {known.identity}"
+        return Verdict(known=known, action=Action.REFUSED, reason=reason)
+    return Verdict(
+        known=known,
+        action=Action.MISSING,
+        reason=f"no disk of this machine bears its identity ({known.identity})",
+    )
+
+
+def _take(known: Known, disk: Standing, slots: dict[tuple[int, int], Pinned], why: str) -> Verdict:
+    pin = slots.get((disk.dev, disk.diskseq))
+    if pin is not None and pin.sectors == disk.sectors:
+        return Verdict(known=known, action=Action.CONTINUE, standing=disk, slot=pin.slot)
+    if pin is not None:
+        why = f"it was resized: {disk.sectors} sectors now, not {pin.sectors}"
+    return Verdict(known=known, action=Action.ATTACH, standing=disk, reason=why)
+
+
+def same(kept: Identity | None, found: Identity) -> bool:
+    """Whether a disk with the identity `found` is the one that `kept` was taken of."""
+    if kept is None or kept.kind is not found.kind:
+        return False
+    if kept.kind is not Kind.LOOP:
+        return kept.value == found.value
+    then, now = _loop_file(kept.value), _loop_file(found.value)
+    return then[1] == now[1] and (then[0] == now[0] or then[2] == now[2])
+
+
+def _loop_file(value: str) -> tuple[str, str, str]:
+    """(device, inode, path) of a loop identity."""
+    number, _, path = value.partition(" ")
+    device, _, inode = number.rpartition(":")
+    return device, inode, path
+
+
+def new_id(name: str, taken: Collection[str]) -> str:
+    """An id for a disk that is protected under this kernel name: the name, or with a number behind it if a disk ever had that. Safe
+    in blob and file names."""
+    base = _UNSAFE.sub("-", name.replace("/", "!")).lstrip(".-_!") or "disk"
+    base = base[:120]
+    number = 1
+    made = base
+    while made in taken:
+        number += 1
+        made = f"{base}-{number}"
+    return made
+
+
+def is_id(text: str) -> bool:
+    """Whether it can stand in blob and file names."""
+    return _ID.match(text) is not None

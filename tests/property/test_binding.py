@@ -1,0 +1,92 @@
+"""Binding over random machines: whatever was swapped, pulled, cloned or replaced, no disk is taken for another."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.capture.binding import Action, Identity, Kind, Known, Pinned, Standing, decide, same
+
+SECTORS = 2048
+PLACES = st.integers(0, 5)
+IDENTITIES = st.builds(
+    Identity,
+    st.sampled_from([Kind.WWID, Kind.SERIAL, Kind.GPT]),
+    st.sampled_from("abcd"),
+)
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> tuple[list[Known], list[Standing], list[Pinned]]:
+    standing = [
+        Standing(
+            path=f"/dev/disk{place}",
+            name=f"disk{place}",
+            dev=place,
+            diskseq=draw(st.integers(1, 3)),
+            sectors=draw(st.sampled_from([SECTORS, 2 * SECTORS])),
+            identities=(draw(IDENTITIES),),
+        )
+        for place in sorted(draw(st.sets(PLACES, max_size=5)))
+    ]
+    devs = {disk.dev for disk in standing}
+    known = []
+    for number, place in enumerate(draw(st.lists(PLACES, max_size=4))):
+        known.append(
+            Known(
+                id=f"id{number}",
+                path=f"/dev/disk{place}",
+                identity=draw(st.none() | IDENTITIES),
+                at=place if place in devs else None,
+            )
+        )
+    pinned = [
+        Pinned(slot=slot, dev=place, diskseq=draw(st.integers(1, 3)), sectors=SECTORS)
+        for slot, place in enumerate(sorted(draw(st.sets(PLACES, max_size=4))))
+    ]
+    return known, standing, pinned
+
+
+@given(machines())
+def test_no_disk_is_taken_for_another(machine: tuple[list[Known], list[Standing], list[Pinned]]) -> None:
+    known, standing, pinned = machine
+    slots = {pin.slot: pin for pin in pinned}
+    verdicts = decide(known, standing, pinned)
+    assert [verdict.known for verdict in verdicts] == known
+    taken = [verdict.standing.dev for verdict in verdicts if verdict.standing]
+    assert len(taken) == len(set(taken)), "one disk was given to two"
+    for verdict in verdicts:
+        disk, kept = verdict.standing, verdict.known.identity
+        assert (disk is not None) == (verdict.action in (Action.CONTINUE, Action.ATTACH))
+        assert verdict.reason or verdict.action is Action.CONTINUE
+        if disk is None:
+            continue
+        if verdict.action is Action.CONTINUE:
+            assert verdict.slot is not None
+            pin = slots[verdict.slot]
+            assert (pin.dev, pin.diskseq, pin.sectors) == (disk.dev, disk.diskseq, disk.sectors)
+        if kept is not None and not any(same(kept, found) for found in disk.identities):
+            # Only a weak identity may differ, and only where the kernel itself says that it is the same disk.
+            assert kept.is_weak
+            assert disk.dev == verdict.known.at
+            assert any((pin.dev, pin.diskseq) == (disk.dev, disk.diskseq) for pin in pinned)
+
+
+@given(machines(), st.randoms())
+def test_the_order_in_which_disks_are_listed_decides_nothing_but_who_of_two_equals_is_first(
+    machine: tuple[list[Known], list[Standing], list[Pinned]], random: object
+) -> None:
+    known, standing, pinned = machine
+    shuffled = [*standing]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert decide(known, standing, pinned) == decide(known, shuffled, [*reversed(pinned)])
+
+
+@given(machines())
+def test_what_becomes_of_a_disk_does_not_depend_on_the_state_of_the_others(
+    machine: tuple[list[Known], list[Standing], list[Pinned]],
+) -> None:
+    known, standing, pinned = machine
+    alone = {disk.id: decide([disk], standing, pinned)[0] for disk in known}
+    for verdict in decide(known, standing, pinned):
+        assert verdict == alone[verdict.known.id] or verdict.action is Action.REFUSED

@@ -1,0 +1,163 @@
+"""Which disk is which: the table of what may have become of a disk, and what is done in each case."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from agent.capture.binding import (
+    Action,
+    Identity,
+    Kind,
+    Known,
+    Pinned,
+    Standing,
+    decide,
+    is_id,
+    new_id,
+    same,
+)
+from shared.log.names import DiskName
+
+WWID = Identity(Kind.WWID, "naa.5000c500a1b2c3d4")
+OTHER = Identity(Kind.WWID, "naa.5000c500ffffffff")
+GPT = Identity(Kind.GPT, "6d1f0f5e-0000-0000-0000-000000000001")
+OTHER_GPT = Identity(Kind.GPT, "6d1f0f5e-0000-0000-0000-000000000002")
+
+
+def disk(
+    name: str, identity: Identity = WWID, *, dev: int = 16, diskseq: int = 5, sectors: int = 2048
+) -> Standing:
+    return Standing(
+        path=f"/dev/{name}", name=name, dev=dev, diskseq=diskseq, sectors=sectors, identities=(identity,)
+    )
+
+
+def bound(identity: Identity | None = WWID, *, at: int | None = 16) -> Known:
+    return Known(id="sdb", path="/dev/sdb", identity=identity, at=at)
+
+
+PIN = Pinned(slot=3, dev=16, diskseq=5, sectors=2048)
+
+
+@pytest.mark.parametrize(
+    ("known", "standing", "pinned", "action", "why"),
+    [
+        (bound(), [disk("sdb")], [PIN], Action.CONTINUE, ""),
+        (bound(), [disk("sdb")], [], Action.ATTACH, "taken away and came back"),
+        (bound(), [disk("sdb", diskseq=6)], [PIN], Action.ATTACH, "taken away and came back"),
+        (bound(), [disk("sdb", sectors=4096)], [PIN], Action.ATTACH, "resized: 4096 sectors now, not 2048"),
+        # the reboot swapped names
+        (bound(), [disk("sdb", OTHER), disk("sdc", dev=32)], [], Action.ATTACH, "under /dev/sdc now, not under /dev/sdb"),
+        # the configured path is a link that followed the disk
+        (bound(at=32), [disk("sdb", OTHER), disk("sdc", dev=32)], [], Action.ATTACH, "taken away and came back"),
+        (bound(), [disk("sdb", OTHER)], [PIN], Action.REFUSED, f"another disk stands under /dev/sdb: it is {OTHER}, not {WWID}"),
+        (bound(at=None), [], [PIN], Action.MISSING, "no disk of this machine bears its identity"),
+        (bound(at=None), [disk("sdc", dev=32)], [PIN], Action.ATTACH, "under /dev/sdc now"),
+        # clones
+        (bound(), [disk("sdb"), disk("sdc", dev=32)], [PIN], Action.CONTINUE, ""),
+        (bound(at=None), [disk("sdc", dev=32), disk("sdd", dev=48)], [], Action.REFUSED, "/dev/sdc, /dev/sdd all bear its identity"),
+        # never seen before
+        (bound(None), [disk("sdb")], [], Action.ATTACH, "protected from now on"),
+        (bound(None), [disk("sdb")], [PIN], Action.CONTINUE, ""),
+        (bound(None, at=None), [disk("sdc", dev=32)], [], Action.MISSING, "nothing stands under /dev/sdb"),
+        # weak identities: not asked while capture is pinned to what stands there
+        (bound(GPT), [disk("sdb", OTHER_GPT)], [PIN], Action.CONTINUE, ""),
+        (bound(GPT), [disk("sdb", OTHER_GPT, diskseq=6)], [PIN], Action.REFUSED, "another disk"),
+        (bound(GPT), [disk("sdb", OTHER_GPT)], [], Action.REFUSED, "another disk"),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_a_disk(
+    known: Known, standing: list[Standing], pinned: list[Pinned], action: Action, why: str
+) -> None:
+    (verdict,) = decide([known], standing, pinned)
+    assert verdict.action is action
+    assert re.search(why, verdict.reason)
+    assert (verdict.slot == 3) == (action is Action.CONTINUE)
+    assert (verdict.standing is not None) == (action in (Action.CONTINUE, Action.ATTACH))
+
+
+def test_disks_whose_names_were_swapped_are_both_found_and_the_third_goes_on() -> None:
+    known = [
+        Known(id="sda", path="/dev/sda", identity=WWID, at=0),
+        Known(id="sdb", path="/dev/sdb", identity=OTHER, at=16),
+        Known(id="sdc", path="/dev/sdc", identity=GPT, at=32),
+    ]
+    standing = [
+        disk("sda", OTHER, dev=0, diskseq=9),
+        disk("sdb", WWID, dev=16, diskseq=10),
+        disk("sdc", GPT, dev=32, diskseq=3),
+    ]
+    verdicts = decide(known, standing, [Pinned(slot=2, dev=32, diskseq=3, sectors=2048)])
+    assert [(v.action, v.standing.name if v.standing else "") for v in verdicts] == [
+        (Action.ATTACH, "sdb"),
+        (Action.ATTACH, "sda"),
+        (Action.CONTINUE, "sdc"),
+    ]
+
+
+def test_a_disk_that_was_never_seen_is_not_taken_from_one_that_is_bound_to_it() -> None:
+    new = Known(id="new", path="/dev/sdc", at=32)
+    old = Known(id="sdb", path="/dev/sdb", identity=WWID, at=None)
+    refused, found = decide([new, old], [disk("sdc", dev=32)])
+    assert (found.action, refused.action) == (Action.ATTACH, Action.REFUSED)
+    assert refused.reason == "/dev/sdc is the protected disk sdb already"
+
+
+def test_a_weak_identity_that_changed_under_a_pinned_disk_is_learnt_anew() -> None:
+    (verdict,) = decide([bound(GPT)], [disk("sdb", OTHER_GPT)], [PIN])
+    assert verdict.identity == OTHER_GPT
+    (verdict,) = decide([bound(None)], [disk("sdb", OTHER)])
+    assert verdict.identity == OTHER
+    stronger = Standing(path="/dev/sdb", name="sdb", dev=16, diskseq=5, sectors=2048, identities=(OTHER, GPT))
+    (verdict,) = decide([bound(GPT)], [stronger])
+    assert (verdict.action, verdict.identity) == (Action.ATTACH, GPT)  # what is kept is kept
+
+
+@pytest.mark.parametrize(
+    ("kept", "found", "is_same"),
+    [
+        ("8:1:77 /a", "8:1:77 /a", True),
+        ("8:1:77 /a", "8:1:77 /renamed", True),
+        ("0:40:77 /a", "0:51:77 /a", True),  # btrfs, tmpfs: another device number after each mount
+        ("8:1:77 /a", "8:1:78 /a", False),  # another file under the same path
+        ("8:1:77 /a", "8:2:77 /b", False),
+    ],
+)
+def test_a_loop_disk_is_its_backing_file(kept: str, found: str, is_same: bool) -> None:
+    assert same(Identity(Kind.LOOP, kept), Identity(Kind.LOOP, found)) is is_same
+    assert not same(Identity(Kind.SERIAL, kept), Identity(Kind.LOOP, kept))
+
+
+def test_an_identity_is_read_back_as_it_was_written() -> None:
+    for identity in (WWID, GPT, Identity(Kind.LOOP, "0:27:845 /dev/shm/disk a: b")):
+        assert Identity.parse(str(identity)) == identity
+    for text in ("wwid", "wwid:", "wnn:1", ""):
+        with pytest.raises(ValueError, match=r".+"):
+            Identity.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "made"),
+    [
+        ("sdb", [], "sdb"),
+        ("sdb", ["sdb"], "sdb-2"),
+        ("sdb", ["sdb", "sdb-2"], "sdb-3"),
+        ("cciss/c0d0", [], "cciss!c0d0"),
+        ("../etc", [], "etc"),
+        ("ä", [], "disk"),
+        ("x" * 300, [], "x" * 120),
+    ],
+)
+def test_ids_can_stand_in_blob_names_and_are_never_given_twice(
+    name: str, taken: list[str], made: str
+) -> None:
+    assert new_id(name, taken) == made
+    assert is_id(made)
+
+
+def test_an_id_is_what_blob_names_allow() -> None:
+    pattern = DiskName.__metadata__[0].pattern  # type: ignore[attr-defined]
+    for text in ("sdb", "sdb-2", "a!b", ".x", "a/b", "", "x" * 129, "a\n"):
+        assert is_id(text) == (re.match(pattern, text) is not None)
