@@ -21,10 +21,10 @@ def loop_disk(backing: Path, size_b: int) -> Iterator[str]:
 
 
 @contextmanager
-def attached(backing: Path) -> Iterator[str]:
-    """A loop device over a file that exists and stays."""
+def attached(backing: Path, *options: str) -> Iterator[str]:
+    """A loop device over a file that exists and stays. `options` are losetup's."""
     device = subprocess.run(
-        ["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True
+        ["losetup", "--find", "--show", *options, str(backing)], check=True, capture_output=True, text=True
     ).stdout.strip()
     try:
         yield device

@@ -17,6 +17,8 @@ from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskErro
 
 SYSFS: Final = Path("/sys")
 MIN_SECTORS: Final = 8
+MAX_BLOCK_B: Final = 4096
+"""What one record of the ring holds, and calibration reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class Disk:
     diskseq: int
     """Grows whenever a device number is given to another disk; 0 on kernels before 5.15."""
     sectors: int
+    """Size in 512-byte sectors, down to a whole logical block: the rest nobody can read or write."""
     serial: str
     """WWN, serial number or the like; empty when the disk has none."""
     bio_based: bool
@@ -46,6 +49,11 @@ class Disk:
     """Kernel names of the disks right below it."""
     multipath_holder: str
     """The multipath device that this disk is a path of, or empty."""
+
+    block_b: int = 512
+    """A logical block, the least that can be read or written."""
+    id: str = ""
+    """The stable id, once it is bound (agent/capture/binding.py); else the name, as blob names have it."""
 
     @property
     def bytes(self) -> int:
@@ -86,7 +94,7 @@ def describe(path: Path, folder: Path, major: int, minor: int) -> Disk:
         major=major,
         minor=minor,
         diskseq=int(_text(folder / "diskseq") or 0),
-        sectors=int(_text(folder / "size") or 0),
+        sectors=_whole_sectors(folder),
         serial=_serial(folder),
         bio_based=not (folder / "mq").is_dir(),
         read_only=_text(folder / "ro") == "1",
@@ -95,6 +103,8 @@ def describe(path: Path, folder: Path, major: int, minor: int) -> Disk:
         zoned=_text(folder / "queue/zoned") not in ("", "none"),
         slaves=tuple(sorted(entry.name for entry in slaves.iterdir())) if slaves.is_dir() else (),
         multipath_holder=_multipath_holder(folder),
+        block_b=_block_b(folder),
+        id=folder.name,
     )
 
 
@@ -105,6 +115,11 @@ def check(disk: Disk) -> None:
             disk.sectors < MIN_SECTORS,
             "its size is zero",
             "Attach a medium, or a file in the case of a loop device.",
+        ),
+        (
+            disk.block_b > MAX_BLOCK_B,
+            f"its logical blocks have {disk.block_b} bytes; more than {MAX_BLOCK_B} are not supported",
+            "Format it with blocks of 512 or 4096 bytes, or leave it out.",
         ),
         (
             disk.read_only,
@@ -160,7 +175,17 @@ def size_of(disk: Disk, *, sysfs: Path = SYSFS) -> int:
     """The disk's size now, in sectors; 0 when it is gone, or its place was taken by another."""
     folder = sysfs / f"block/{disk.name.replace('/', '!')}"
     is_same = int(_text(folder / "diskseq") or 0) == disk.diskseq
-    return int(_text(folder / "size") or 0) if is_same else 0
+    return _whole_sectors(folder) if is_same else 0
+
+
+def _whole_sectors(folder: Path) -> int:
+    """The size in sectors, without a rest that is less than a logical block: no read or write ever reaches it."""
+    sectors = int(_text(folder / "size") or 0)
+    return sectors - sectors % (_block_b(folder) // 512)
+
+
+def _block_b(folder: Path) -> int:
+    return int(_text(folder / "queue/logical_block_size") or 512)
 
 
 def _all_below(name: str, sysfs: Path) -> set[str]:

@@ -24,7 +24,7 @@ from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader, read_span
 from shared.batch import SECTOR, Batch, Mark, StreamState
 from shared.errors import DeviceError
-from tests.loopdisk import loop_disk
+from tests.loopdisk import attached, loop_disk
 from tests.prefix import PrefixChecker, Schedule, Writer
 from tests.replica import Pump, Replica
 
@@ -451,4 +451,23 @@ async def test_beside_a_disk_that_never_answers_the_others_are_copied_and_their_
         # To close waited for no disk.
         assert not go_on.is_set()
     go_on.set()
+    replica.close()
+
+
+async def test_a_disk_whose_size_is_no_multiple_of_its_blocks_is_replicated_but_for_the_tail(
+    shm: Path, pin_dir: Path, stack: ExitStack
+) -> None:
+    odd = shm / "odd"
+    odd.write_bytes(os.urandom((8 << 20) + 1536))
+    device = stack.enter_context(attached(odd, "--sector-size", "4096"))
+    good = stack.enter_context(loop_disk(shm / "good", 8 << 20))
+    Path(good).write_bytes(os.urandom(8 << 20))
+    replica = Replica(shm, [8 << 20, 8 << 20])
+    async with running(pin_dir, [device, good], 1) as stream:
+        pump = Pump(stream, replica)
+        await pump.begin()
+        stream.rounds.settle()
+        await pump.until_ordered()
+    assert replica.paths[0].read_bytes() == odd.read_bytes()[: 8 << 20]
+    assert replica.paths[1].read_bytes() == (shm / "good").read_bytes()
     replica.close()

@@ -102,6 +102,21 @@ def test_a_grown_disk_has_its_new_size_and_a_replaced_or_removed_one_has_none(tm
     assert size_of(disk, sysfs=tmp_path) == 0
 
 
+def test_a_tail_that_is_less_than_a_logical_block_is_no_part_of_the_disk(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path, "sda", {"size": "2051", "queue/logical_block_size": "4096"})
+    assert disk.sectors == 2048
+    assert size_of(disk, sysfs=tmp_path) == 2048
+    (tmp_path / "block/sda/size").write_text("2063")  # it grew by a block and a bit
+    assert size_of(disk, sysfs=tmp_path) == 2056
+    assert make_disk(tmp_path, "sdb", {"size": "2051"}).sectors == 2051
+
+
+def test_blocks_that_no_record_can_hold_are_refused(tmp_path: Path) -> None:
+    check(make_disk(tmp_path, "sda", {"queue/logical_block_size": "4096"}))
+    with pytest.raises(UnsuitableDiskError, match="its logical blocks have 16384 bytes"):
+        check(make_disk(tmp_path, "sdb", {"queue/logical_block_size": "16384"}))
+
+
 def test_a_scsi_unit_serial_number_is_found(tmp_path: Path) -> None:
     assert make_disk(tmp_path, "sda", {"device/vpd_pg80": "\0\x80\0\x04sc17"}).serial == "sc17"
 
