@@ -3,6 +3,8 @@
 bpf/capture.bpf.c   the programs: every write copied into the ring at submission; the dirty bitmap when the ring is full
 libbpf, layout      loading them; the memory that they share with Python
 attach, pins        attached afresh, continued, detached; where capture lives while no agent runs
+members             disks join and leave, programs are upgraded, while capture goes on
+binding             which disk is which: pure
 calibrate           how a program finds a page's data, proved before it is used
 maps                the door: ring, bitmaps, open writes, counters of an attached capture
 ring                the ring as numpy arrays                            never blocks

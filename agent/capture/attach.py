@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.capture import audit, layout, libbpf, pins
+from agent.capture.binding import Pinned
 from agent.capture.calibrate import Calibration, calibrate
 from agent.capture.disks import Disk
 from shared.errors import CaptureUnavailableError, DiskResizedError, PinnedElsewhereError, UsageError
@@ -123,20 +125,27 @@ def attach_fresh(pin_dir: Path, wanted: Sequence[Disk], ring_b: int, object_path
         for name, map_name in PINNED_MAPS.items():
             libbpf.pin(loaded.map_fd(map_name), folder / name)
         _make_array(STATE, layout.STATE_WORDS, libbpf.F_MMAPABLE, folder / STATE)
-        counters = mapped(loaded.map_fd("counters"), layout.COUNTERS, layout.MAX_DISKS)
-        for slot, disk in enumerate(wanted):
-            counters[slot]["base"][: layout.AUDIT_WORDS] = audit.Baseline(baselines[slot]).words()
-            _add_disk(loaded, folder, slot, disk)
-        for program in _needed(wanted):
+        for slot, (disk, baseline) in enumerate(zip(wanted, baselines, strict=True)):
+            prepare_slot(loaded, folder, slot, disk, baseline)
+            track(loaded, slot, disk)
+        for program in needed(wanted):
             link = loaded.attach(program)
             undo_files.callback(link.close)
             libbpf.pin(link.fd, pins.link_path(folder, program))
+        control["slots"] = len(wanted)
+        control["object_hash"] = np.frombuffer(sha256(object_path.read_bytes()).digest(), np.uint64)
         control["attached_ns"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         control["layout"] = layout.LAYOUT
         pins.publish(pin_dir)
 
 
-def _add_disk(loaded: libbpf.BpfObject, folder: Path, slot: int, disk: Disk) -> None:
+def prepare_slot(
+    loaded: libbpf.BpfObject, folder: Path, slot: int, disk: Disk, stat_sectors: int | None = None
+) -> None:
+    """Gives the slot its baseline (`stat_sectors`, or what the kernel counts now) and its bitmaps."""
+    stat = audit.read_stat(disk).sectors if stat_sectors is None else stat_sectors
+    counters = mapped(loaded.map_fd("counters"), layout.COUNTERS, layout.MAX_DISKS)
+    counters[slot]["base"][: layout.AUDIT_WORDS] = audit.Baseline(stat).words()
     words = layout.bitmap_words(disk.sectors)
     flags = libbpf.F_MMAPABLE | libbpf.F_INNER_MAP
     first, second, todo = (folder / name for name in bitmap_names(slot))
@@ -148,6 +157,10 @@ def _add_disk(loaded: libbpf.BpfObject, folder: Path, slot: int, disk: Disk) -> 
         libbpf.update(loaded.map_fd("dirty"), key_bytes(slot), key_bytes(fd))
     finally:
         os.close(fd)
+
+
+def track(loaded: libbpf.BpfObject, slot: int, disk: Disk) -> None:
+    """From now on the programs that are attached see the disk's writes."""
     entry = np.zeros((), layout.TRACKED)
     entry["slot"], entry["diskseq"], entry["sectors"] = slot, disk.diskseq, disk.sectors
     entry["flags"] = layout.DISK_BIO_BASED if disk.bio_based else 0
@@ -156,7 +169,7 @@ def _add_disk(loaded: libbpf.BpfObject, folder: Path, slot: int, disk: Disk) -> 
     )
 
 
-def _needed(wanted: Sequence[Disk]) -> list[str]:
+def needed(wanted: Sequence[Disk]) -> list[str]:
     """The programs that these disks need, completions first."""
     programs = list(_ALWAYS)
     if any(not disk.bio_based for disk in wanted):
@@ -166,9 +179,8 @@ def _needed(wanted: Sequence[Disk]) -> list[str]:
     return programs
 
 
-def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> list[Disk]:
-    """`wanted` in the order of the pinned capture's slots. Raises PinnedElsewhereError unless it captures
-    exactly these; DiskResizedError, which is one, if it does but one has another size."""
+def read_pinned(pin_dir: Path) -> list[Pinned]:
+    """What is captured there, by slot. Raises PinnedElsewhereError if it is not whole, or of another version."""
     what = f"Capture pinned at {pin_dir} cannot be continued"
     missing = [name for name in (*PINNED_MAPS, STATE) if not (pin_dir / name).exists()]
     if missing:
@@ -184,20 +196,33 @@ def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> list[Disk]:
         if int(control["layout"]) != layout.LAYOUT:
             raise PinnedElsewhereError(what, cause="it was made by another version of the agent")
         keys, values = libbpf.read_hash(fds["tracked"], np.dtype("<u4"), layout.TRACKED)
-    pinned = {int(key): value for key, value in zip(keys, values, strict=True)}
+    pinned = [
+        Pinned(slot=int(v["slot"]), dev=int(key), diskseq=int(v["diskseq"]), sectors=int(v["sectors"]))
+        for key, v in zip(keys, values, strict=True)
+    ]
+    return sorted(pinned, key=lambda pin: pin.slot)
+
+
+def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> dict[int, Disk]:
+    """`wanted` by the slot that the pinned capture has them in, in order. Raises PinnedElsewhereError unless it captures
+    exactly these; DiskResizedError, which is one, if it does but one has another size."""
+    what = f"Capture pinned at {pin_dir} cannot be continued"
+    pinned = read_pinned(pin_dir)
     by_dev = {layout.kernel_dev(disk.major, disk.minor): disk for disk in wanted}
-    if by_dev.keys() != pinned.keys():
-        names = ", ".join(f"{key >> 20}:{key & 0xFFFFF}" for key in sorted(pinned))
+    if by_dev.keys() != {pin.dev for pin in pinned}:
+        names = ", ".join(
+            f"{pin.dev >> 20}:{pin.dev & 0xFFFFF}" for pin in sorted(pinned, key=lambda p: p.dev)
+        )
         raise PinnedElsewhereError(what, cause=f"it captures other disks (devices {names})")
-    for key, disk in by_dev.items():
-        entry = pinned[key]
-        if int(entry["diskseq"]) != disk.diskseq:
+    for pin in pinned:
+        disk = by_dev[pin.dev]
+        if pin.diskseq != disk.diskseq:
             raise PinnedElsewhereError(what, cause=f"{disk.path} is not the disk that was captured any more")
-        if int(entry["sectors"]) != disk.sectors:
+        if pin.sectors != disk.sectors:
             raise DiskResizedError(
-                what, cause=f"{disk.path} has {disk.sectors} sectors now, not {int(entry['sectors'])}"
+                what, cause=f"{disk.path} has {disk.sectors} sectors now, not {pin.sectors}"
             )
-    return sorted(wanted, key=lambda disk: int(pinned[layout.kernel_dev(disk.major, disk.minor)]["slot"]))
+    return {pin.slot: by_dev[pin.dev] for pin in pinned}
 
 
 def _make_array(name: str, words: int, flags: int, path: Path) -> None:

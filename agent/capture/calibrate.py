@@ -94,6 +94,22 @@ def calibrate(
         return Calibration(str(exc))
 
 
+def prove(loaded: BpfObject, probe: npt.NDArray[Any], disk: Disk, *, readback: bool) -> str:
+    """The cause why the hooks do not see this disk, or (with `readback`) why the bases that are known do not give its data;
+    empty when all is well. For a disk that joins a capture whose `control` is shared with `loaded`."""
+    with ExitStack() as links:
+        for program in _PROBE_PROGRAMS:
+            links.callback(loaded.attach(program).close)
+        probe["step"] = 0
+        cause = ""
+        for _ in range(_TRIES):
+            with _Page() as page:
+                cause = _prove(probe, disk) if readback else _read_through(probe, disk, page)
+            if not cause:
+                break
+        return cause
+
+
 def _try(control: npt.NDArray[Any], probe: npt.NDArray[Any], disks: Sequence[Disk], step: int) -> Calibration:
     control["vmemmap"], control["direct_map"] = 0, 0
     found = _find(control, probe, disks[0], step)

@@ -88,7 +88,11 @@ CONTROL: Final = np.dtype(
         ("lost_failed", "<u8"),
         ("late", "<u8"),
         ("cause", "S256"),
-        ("reserved", "<u8", (17,)),
+        ("handover", "<u8"),
+        ("misses_before", "<u8"),
+        ("slots", "<u8"),
+        ("object_hash", "<u8", (4,)),
+        ("reserved", "<u8", (10,)),
     ]
 )
 PROBE_WORDS: Final = 8

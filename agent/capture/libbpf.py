@@ -224,6 +224,15 @@ class BpfObject:
             ctypes.c_uint32(entries),
         )
 
+    def reuse(self, map_name: str, fd: int) -> None:
+        """Before `load`: the programs share the map `fd` instead of getting one of their own."""
+        self._lib.call(
+            "bpf_map__reuse_fd",
+            f"Map {map_name} does not fit the one that exists",
+            ctypes.c_void_p(self._map(map_name)),
+            fd,
+        )
+
     def load(self) -> None:
         self._lib.call(
             "bpf_object__load", "The kernel refused the BPF programs", ctypes.c_void_p(self._object)

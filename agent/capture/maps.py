@@ -8,7 +8,7 @@ comes back finds the same maps and goes on from the ring's consumer position.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture import disks, layout, libbpf, pins
+from agent.capture import disks, layout, libbpf, members, pins
 from agent.capture.attach import (
     COMPLETIONS,
     OBJECT,
@@ -33,10 +33,13 @@ from agent.capture.attach import (
 )
 from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
-from agent.capture.ring import Ring
+from agent.capture.ring import GONE, Ring, numbers
+from shared import logging
+from shared.errors import BpfError
 
 __all__ = ["GRANULE_SECTORS", "Capture", "Counters", "Incidents", "describe_loss", "detach"]
 
+_log = logging.get()
 _SWAPS_AT_ONCE: Final = 8
 _LOSSES: Final = (
     ("ring_full", "the ring was full: writes came faster than they were sent"),
@@ -108,20 +111,23 @@ def describe_loss(now: Incidents, before: Incidents | None) -> str:
 class Capture:
     """An attached capture. Made by `attach`; `close` lets go of it without detaching anything."""
 
-    def __init__(self, folder: Path, disks_in_order: Sequence[Disk], *, fresh: bool) -> None:
+    def __init__(self, folder: Path, disks_by_slot: Mapping[int, Disk], *, fresh: bool) -> None:
         self.fresh: Final = fresh
         """True if this attachment made the capture; False if it was running."""
-        self.disks: Final = tuple(disks_in_order)
-        """By slot: the `disk` of a ring record is an index into this."""
+        self.disks: Final = tuple(disks_by_slot.values())
+        """By number: the `disk` of a record in a window of `ring` is an index into this. The programs know slots, which only this
+        class and `ring` translate: a disk that left leaves a hole behind."""
+        self._slots: Final = tuple(disks_by_slot)
+        self._numbers = numbers(self._slots)
         self._open_files = ExitStack()
         self._fds = {name: self._open(folder / name) for name in PINNED_MAPS}
         ring_b = libbpf.map_info(self._fds["ring"]).max_entries
-        self.ring: Final = Ring(self._fds["ring"], ring_b)
+        self.ring: Final = Ring(self._fds["ring"], ring_b, self._slots)
         self._control = mapped(self._fds["control"], layout.CONTROL, 1).reshape(())
         self._counters = mapped(self._fds["counters"], layout.COUNTERS, layout.MAX_DISKS)
         self._dirty: list[tuple[_Bitmap, _Bitmap]] = []
         self._todo: list[_Bitmap] = []
-        for slot, disk in enumerate(self.disks):
+        for slot, disk in disks_by_slot.items():
             words = layout.bitmap_words(disk.sectors)
             first, second, todo = (_Bitmap(self._open(folder / name), words) for name in bitmap_names(slot))
             self._dirty.append((first, second))
@@ -149,7 +155,13 @@ class Capture:
         fresh = not pins.exist(pin_dir)
         if fresh:
             attach_fresh(pin_dir, wanted, ring_b, object_path)
-        return cls(pin_dir, by_slot(pin_dir, wanted), fresh=fresh)
+        found = by_slot(pin_dir, wanted)
+        if not members.is_current(pin_dir, object_path):
+            try:
+                members.upgrade(pin_dir, object_path)
+            except BpfError as exc:
+                _log.warning("capture goes on with the programs that it has", **exc.as_dict())
+        return cls(pin_dir, found, fresh=fresh)
 
     def close(self) -> None:
         """Closes descriptors. Capture goes on; views of its memory stay valid until they are dropped."""
@@ -209,13 +221,8 @@ class Capture:
     def recursion_misses(self) -> int:
         """Runs of submission programs that the kernel skipped because the program was already running on
         that CPU; more than before means loss."""
-        misses = 0
-        for program in self._programs:
-            fd = libbpf.program_fd(program)
-            try:
-                misses += libbpf.program_info(fd).recursion_misses
-            finally:
-                os.close(fd)
+        misses = int(self._control["misses_before"])
+        misses += sum(members.misses_of(program) for program in self._programs)
         return misses
 
     # -- bitmaps -------------------------------------------------------------------------------------------
@@ -233,11 +240,11 @@ class Capture:
         """Returns when every run of a program that was going on at the call has ended: an RCU grace period, which any update of
         `dirty` is."""
         active = self._dirty[0][self._active(0)]
-        libbpf.update(self._fds["dirty"], key_bytes(0), key_bytes(active.fd))
+        libbpf.update(self._fds["dirty"], key_bytes(self._slots[0]), key_bytes(active.fd))
 
-    def _swap(self, slot: int) -> None:
-        inactive = self._dirty[slot][1 - self._active(slot)]
-        libbpf.update(self._fds["dirty"], key_bytes(slot), key_bytes(inactive.fd))
+    def _swap(self, disk: int) -> None:
+        inactive = self._dirty[disk][1 - self._active(disk)]
+        libbpf.update(self._fds["dirty"], key_bytes(self._slots[disk]), key_bytes(inactive.fd))
 
     def inactive_dirty(self, disk: int) -> Words:
         """The bitmap that no program writes to; bit i of word w is granule 64 w + i. Clear it before the
@@ -252,17 +259,17 @@ class Capture:
         """Catch-up's to-do bitmap, same shape; no program knows it."""
         return self._todo[disk].words
 
-    def _active(self, slot: int) -> int:
-        found = libbpf.lookup(self._fds["dirty"], key_bytes(slot), 4)
+    def _active(self, disk: int) -> int:
+        found = libbpf.lookup(self._fds["dirty"], key_bytes(self._slots[disk]), 4)
         active = int.from_bytes(found or b"", "little")
-        return next(i for i, bitmap in enumerate(self._dirty[slot]) if bitmap.id == active)
+        return next(i for i, bitmap in enumerate(self._dirty[disk]) if bitmap.id == active)
 
     # -- writes in flight, counters ------------------------------------------------------------------------
 
     def open_writes(self) -> npt.NDArray[np.void]:
         """The writes in flight (`layout.OPEN_WRITE`). May hold some that completed unseen, but misses none
         unless `incidents().open_missed` says so."""
-        return libbpf.read_hash(self._fds["open"], np.dtype("<u8"), layout.OPEN_WRITE)[1]
+        return self._by_number(libbpf.read_hash(self._fds["open"], np.dtype("<u8"), layout.OPEN_WRITE)[1])
 
     def forget_open(self, until_ns: int) -> npt.NDArray[np.void]:
         """Drops the open writes from `until_ns` (boot clock) or before, for a caller who knows that they
@@ -276,10 +283,16 @@ class Capture:
         dropped = [i for i in old if libbpf.delete(self._fds["open"], keys[i].tobytes())]
         for write in values[dropped]:
             self._counters[int(write["disk"])]["base"][layout.FORGOTTEN_WORD] += np.uint64(write["sectors"])
-        return values[dropped]
+        return self._by_number(values[dropped])
+
+    def _by_number(self, writes: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Those of our disks, with the disk's number in place of its slot."""
+        writes["disk"] = self._numbers[writes["disk"] % layout.MAX_DISKS]
+        result: npt.NDArray[np.void] = writes[writes["disk"] != GONE]
+        return result
 
     def counters(self, disk: int) -> Counters:
-        row = self._counters[disk]
+        row = self._counters[self._slots[disk]]
         return Counters(
             seen_sectors=int(row["seen"]),
             captured_sectors=int(row["captured"]),
@@ -294,12 +307,12 @@ class Capture:
 
     def sector_counts(self, disk: int) -> tuple[int, int]:
         """Sectors of writes seen, and of writes completed."""
-        row = self._counters[disk]
+        row = self._counters[self._slots[disk]]
         return int(row["seen"]), int(row["completed"]) + int(row["base"][layout.FORGOTTEN_WORD])
 
     def audit_words(self, disk: int) -> Words:
         """Six words per disk that live as long as the capture; agent.audit owns their meaning."""
-        words: Words = self._counters[disk]["base"][: layout.AUDIT_WORDS]
+        words: Words = self._counters[self._slots[disk]]["base"][: layout.AUDIT_WORDS]
         return words
 
     # -- resources -----------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from shared.errors import BpfError, DetachError, DeviceError
 
 _BPFFS: Final = Path("/sys/fs/bpf")
 _LINK_PREFIX: Final = "link-"
+_NEXT_PREFIX: Final = "next-"
+"""A link that will take the place of the one of the same name: bpffs renames over what is there in one step."""
 _GONE_WITHIN_S: Final = 10.0
 
 
@@ -61,7 +63,9 @@ def remove(folder: Path) -> None:
     """Removes a folder of pins; links first, since they do something."""
     if not folder.is_dir():
         return
-    for path in sorted(folder.iterdir(), key=lambda path: not path.name.startswith(_LINK_PREFIX)):
+    for path in sorted(
+        folder.iterdir(), key=lambda path: not path.name.startswith((_LINK_PREFIX, _NEXT_PREFIX))
+    ):
         path.unlink()
     folder.rmdir()
 
@@ -70,16 +74,30 @@ def link_path(folder: Path, program: str) -> Path:
     return folder / f"{_LINK_PREFIX}{program}"
 
 
+def next_path(folder: Path, program: str) -> Path:
+    return folder / f"{_NEXT_PREFIX}{program}"
+
+
 def link_paths(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{_LINK_PREFIX}*"))
+    """Links in force, and those of an upgrade that was not finished."""
+    return sorted([*folder.glob(f"{_LINK_PREFIX}*"), *next_paths(folder)])
 
 
-def program_ids(folder: Path, leave_out: Collection[str] = ()) -> dict[int, int]:
+def next_paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_NEXT_PREFIX}*"))
+
+
+def programs(folder: Path) -> list[str]:
+    """The programs that are attached."""
+    return [path.name.removeprefix(_LINK_PREFIX) for path in sorted(folder.glob(f"{_LINK_PREFIX}*"))]
+
+
+def program_ids(folder: Path, leave_out: Collection[str] = (), *, also_next: bool = True) -> dict[int, int]:
     """Program id by link id, of the pinned links but those of the programs to `leave_out`."""
     ids = {}
-    left_out = {link_path(folder, program) for program in leave_out}
+    left_out = {path(folder, program) for program in leave_out for path in (link_path, next_path)}
     for path in link_paths(folder):
-        if path in left_out:
+        if path in left_out or (not also_next and path.name.startswith(_NEXT_PREFIX)):
             continue
         fd = libbpf.get(path)
         try:

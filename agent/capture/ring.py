@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture.layout import BUSY, DATA_AT, DISCARDED, RECORD, RECORD_SIZE
+from agent.capture.layout import BUSY, DATA_AT, DISCARDED, MAX_DISKS, RECORD, RECORD_SIZE
 from shared.errors import IntegrityError
 
 _PAGE: Final = mmap.PAGESIZE
@@ -49,12 +50,29 @@ class Window:
         return len(self.headers)
 
 
+GONE: Final = 0xFFFF
+"""The number of a slot whose disk left."""
+
+
+def numbers(slots: Sequence[int]) -> npt.NDArray[np.uint16]:
+    """By slot, the number of its disk in the stream, or GONE."""
+    table = np.full(MAX_DISKS, GONE, np.uint16)
+    table[list(slots)] = np.arange(len(slots), dtype=np.uint16)
+    return table
+
+
 class Ring:
     """A mapped BPF ring buffer of RECORD_SIZE records. `map_fd` may be closed afterwards; `size_b` is the
-    map's max_entries."""
+    map's max_entries.
 
-    def __init__(self, map_fd: int, size_b: int) -> None:
+    `slots`: the slots of the disks whose records are wanted, in the order of their numbers in the stream. Records of other
+    slots are of disks that left: they are as if discarded, and `disk` is a number, not a slot."""
+
+    def __init__(self, map_fd: int, size_b: int, slots: Sequence[int] | None = None) -> None:
         self.size_b: Final = size_b
+        self._numbers = (
+            numbers(slots) if slots is not None and list(slots) != list(range(len(slots))) else None
+        )
         consumer = mmap.mmap(map_fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         producer = mmap.mmap(map_fd, _PAGE + 2 * size_b, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
         self._consumer = np.frombuffer(consumer, np.uint64, 1)
@@ -95,7 +113,13 @@ class Ring:
         if len(busy):
             count = int(busy[0])
         self._fence()
-        return Window(first, headers[:count], rows[:count, DATA_AT:], (length[:count] & DISCARDED) == 0)
+        headers, valid = headers[:count], (length[:count] & DISCARDED) == 0
+        if self._numbers is not None:
+            headers = headers.copy()
+            number = self._numbers[headers["disk"] % MAX_DISKS]
+            valid &= number != GONE
+            headers["disk"] = number
+        return Window(first, headers, rows[:count, DATA_AT:], valid)
 
     def advance_to(self, seq: int) -> None:
         """Moves the read cursor forward."""

@@ -123,7 +123,11 @@ struct control {
 	u64 lost_failed;      /* they failed */
 	u64 late;             /* completions that were missed, and noticed when the bio's memory was used again */
 	char cause[256];  /* user space's: why direct_map is 0 */
-	u64 reserved[17];
+	u64 handover;     /* user space's: boot time since which two generations of the programs are attached; 0: one is */
+	u64 misses_before; /* user space's: runs skipped of programs that were replaced */
+	u64 slots;        /* user space's: how many were ever given; none is given twice */
+	u64 object_hash[4]; /* user space's: SHA-256 of the object that the programs are of */
+	u64 reserved[10];
 };
 
 /* One calibration probe: see agent/capture/calibrate.py. User space fills the first part, the program the second. */
@@ -538,6 +542,22 @@ static __always_inline void completed_unnoticed(u64 key, struct open_write *now)
 		__sync_fetch_and_add(&control.open_missed, 1);
 }
 
+/* While an upgrade attaches the new programs beside the old ones (agent/capture/members.py), both see the same bio at the same hook,
+ * one right after the other. The first has put it among the open writes, at a time since the handover began, and has captured or
+ * marked it: the second leaves it alone. So no write goes without, and none is captured twice. A completion that is missed during the
+ * handover, by a bio whose memory is then used again for the same range, would deceive this; the audit counts such a write. */
+static __always_inline bool handed_over(u64 key, struct open_write *now)
+{
+	u64 since_ns = *(volatile u64 *)&control.handover;
+	struct open_write *before;
+
+	if (!since_ns)
+		return false;
+	before = bpf_map_lookup_elem(&open_writes, &key);
+	return before && before->since_ns >= since_ns && before->sector == now->sector && before->sectors == now->sectors &&
+	       before->disk == now->disk;
+}
+
 static int write_seen(struct bio *bio, u32 hook)
 {
 	u32 op = BPF_CORE_READ(bio, bi_opf) & OP_MASK;
@@ -562,8 +582,11 @@ static int write_seen(struct bio *bio, u32 hook)
 		.sectors = size >> SECTOR_SHIFT,
 		.disk = slot,
 	};
-	if (bpf_map_update_elem(&open_writes, &key, &open, BPF_NOEXIST))
+	if (bpf_map_update_elem(&open_writes, &key, &open, BPF_NOEXIST)) {
+		if (handed_over(key, &open))
+			return 0;
 		completed_unnoticed(key, &open);
+	}
 
 	bool captured = false, zero = false;
 	/* Behind the end: the disk has grown. User space will notice, and begin anew with all of it. */
@@ -665,6 +688,8 @@ static __always_inline void write_completed(struct bio *bio, bool error, u64 sec
 	struct counters *count = bpf_map_lookup_elem(&counters, &slot);
 	if (!count)
 		return;
+	if (!seen && control.handover)
+		return; /* the other generation saw it, and counted it */
 	__sync_fetch_and_add(seen ? &count->completed : &count->unseen, sectors);
 	if (error)
 		__sync_fetch_and_add(&count->errored, sectors);

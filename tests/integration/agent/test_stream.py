@@ -461,7 +461,7 @@ async def test_a_disk_whose_size_is_no_multiple_of_its_blocks_is_replicated_but_
     odd.write_bytes(os.urandom((8 << 20) + 1536))
     device = stack.enter_context(attached(odd, "--sector-size", "4096"))
     good = stack.enter_context(loop_disk(shm / "good", 8 << 20))
-    Path(good).write_bytes(os.urandom(8 << 20))
+    (shm / "good").write_bytes(os.urandom(8 << 20))
     replica = Replica(shm, [8 << 20, 8 << 20])
     async with running(pin_dir, [device, good], 1) as stream:
         pump = Pump(stream, replica)

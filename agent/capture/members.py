@@ -1,0 +1,213 @@
+"""Changing an attached capture while it captures: disks join and leave, programs are replaced by those of a newer object.
+
+Nothing here touches what the other disks have: their slots, bitmaps, counters and records stay, and their writes are seen throughout.
+
+**Leave.** 1. The disk's entry goes from `tracked`: programs that begin later do not see it. 2. A grace period: those that had begun have
+ended. 3. Its open writes, its bitmap, its pins go. What the ring still holds of it is as if discarded (`ring.numbers`).
+
+**Join.** 1. The slot is taken for good (`control.slots`): none is given twice, or records of a disk that left would be taken for those of
+the one that joined. When all are used up, capture is attached afresh. 2. The kernel's sector counters are read, the bitmaps made.
+3. The programs that a disk of this kind needs are attached. 4. The disk enters `tracked`.
+
+Both follow upon a wanted epoch, so a kill in between leaves nothing that is believed: `tidy` removes what belongs to no tracked slot.
+
+**Upgrade.** The new programs share the maps. They are attached beside the old ones, then the old are detached, so each hook always has
+one. In between both see each write:
+
+- At a hook, the kernel runs programs in the order in which they were attached: the old one first. It puts the bio among the open
+  writes and captures or marks it; the new one finds it there, since the handover began, and leaves it alone (`handed_over` in
+  capture.bpf.c). A hook at which only the new one is attached (or the old one was skipped) finds nothing, and captures.
+- At a completion the first takes the bio out, and counts; the second finds nothing and, during the handover, counts nothing.
+
+So a write is captured exactly once, by either; both write the same records into the same maps (the layout is equal, or there is no
+upgrade), and nothing about order depends on which. Programs from before the handover existed work as *old* too: they never look at it.
+A kill leaves each hook with one or two programs; the next attachment does it again, because the object's hash is stored last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.capture import attach, layout, libbpf, pins
+from agent.capture.attach import PINNED_MAPS, key_bytes, mapped
+from agent.capture.calibrate import prove
+from agent.capture.disks import Disk
+from shared.errors import CaptureUnavailableError
+
+
+def object_hash(object_path: Path) -> npt.NDArray[np.uint64]:
+    """As `control` keeps it: four words."""
+    return np.frombuffer(hashlib.sha256(object_path.read_bytes()).digest(), np.uint64)
+
+
+@contextmanager
+def _sharing(pin_dir: Path, object_path: Path) -> Iterator[libbpf.BpfObject]:
+    """The object, loaded over the pinned maps."""
+    with ExitStack() as undo:
+        loaded = libbpf.BpfObject(object_path)
+        undo.callback(loaded.close)
+        for name, map_name in PINNED_MAPS.items():
+            fd = libbpf.get(pin_dir / name)
+            undo.callback(os.close, fd)
+            loaded.reuse(map_name, fd)
+        loaded.load()
+        yield loaded
+
+
+@contextmanager
+def _map(pin_dir: Path, name: str) -> Iterator[int]:
+    fd = libbpf.get(pin_dir / name)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _control(fd: int) -> npt.NDArray[np.void]:
+    return mapped(fd, layout.CONTROL, 1).reshape(())
+
+
+# -- upgrade -----------------------------------------------------------------------------------------------
+
+
+def is_current(pin_dir: Path, object_path: Path) -> bool:
+    """Whether the attached programs are those of this object, and no upgrade to it was broken off."""
+    with _map(pin_dir, "control") as fd:
+        control = _control(fd)
+        return (
+            np.array_equal(control["object_hash"], object_hash(object_path))
+            and not int(control["handover"])
+            and not pins.next_paths(pin_dir)
+        )
+
+
+def upgrade(pin_dir: Path, object_path: Path) -> None:
+    """Replaces the programs of a capture of the same layout, without a gap. See above."""
+    programs = pins.programs(pin_dir)
+    with ExitStack() as undo:
+        loaded = undo.enter_context(_sharing(pin_dir, object_path))
+        control = _control(undo.enter_context(_map(pin_dir, "control")))
+        for leftover in pins.next_paths(pin_dir):  # each of its hooks has the one in force as well
+            leftover.unlink()
+        control["handover"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for program in sorted(programs, key=lambda name: name not in attach.COMPLETIONS):
+            link = loaded.attach(program)
+            undo.callback(link.close)
+            libbpf.pin(link.fd, pins.next_path(pin_dir, program))
+        # Skipped runs of the old ones count until here; from here on the new ones see what the old do not.
+        control["misses_before"] += np.uint64(misses(pin_dir, leave_out_next=True))
+        for program in programs:
+            pins.next_path(pin_dir, program).rename(pins.link_path(pin_dir, program))
+        _wait_for_programs(pin_dir)
+        control["object_hash"] = object_hash(object_path)
+        control["handover"] = 0
+
+
+def misses(pin_dir: Path, *, leave_out_next: bool = False) -> int:
+    """Runs of the attached programs that see submissions which the kernel skipped."""
+    left_out = [*attach.COMPLETIONS]
+    ids = pins.program_ids(pin_dir, leave_out=left_out, also_next=not leave_out_next)
+    return sum(misses_of(program) for program in ids.values())
+
+
+def misses_of(program_id: int) -> int:
+    fd = libbpf.program_fd(program_id)
+    try:
+        return libbpf.program_info(fd).recursion_misses
+    finally:
+        os.close(fd)
+
+
+# -- leave and join ----------------------------------------------------------------------------------------
+
+
+def leave(pin_dir: Path, slots: Iterable[int]) -> None:
+    """The disks in these slots are captured no more."""
+    leaving = set(slots)
+    with _map(pin_dir, "tracked") as tracked:
+        keys, values = libbpf.read_hash(tracked, np.dtype("<u4"), layout.TRACKED)
+        for key, value in zip(keys, values, strict=True):
+            if int(value["slot"]) in leaving:
+                libbpf.delete(tracked, key.tobytes())
+    tidy(pin_dir)
+
+
+def tidy(pin_dir: Path) -> None:
+    """Removes what belongs to no tracked disk: bitmaps, open writes."""
+    with _map(pin_dir, "tracked") as tracked:
+        _, values = libbpf.read_hash(tracked, np.dtype("<u4"), layout.TRACKED)
+    staying = {int(slot) for slot in values["slot"]}
+    gone = sorted({int(path.name[-2:]) for path in pin_dir.glob("todo-*")} - staying)
+    if not gone:
+        return
+    _wait_for_programs(pin_dir)
+    with _map(pin_dir, "open") as fd:
+        keys, writes = libbpf.read_hash(fd, np.dtype("<u8"), layout.OPEN_WRITE)
+        for i in np.flatnonzero(np.isin(writes["disk"], gone)).tolist():
+            libbpf.delete(fd, keys[i].tobytes())
+    with _map(pin_dir, "dirty") as fd:
+        for slot in gone:
+            libbpf.delete(fd, key_bytes(slot))
+    for slot in gone:
+        # The to-do last: by it a slot is known that is not wholly removed.
+        for name in attach.bitmap_names(slot):
+            (pin_dir / name).unlink(missing_ok=True)
+
+
+def free_slots(pin_dir: Path) -> int:
+    """How many disks can still join."""
+    with _map(pin_dir, "control") as fd:
+        return layout.MAX_DISKS - _slots_given(pin_dir, _control(fd))
+
+
+def join(pin_dir: Path, disks: Sequence[Disk], object_path: Path) -> list[int]:
+    """Captures these disks, too; returns their slots. Raises CaptureUnavailableError, BpfError."""
+    given = []
+    with ExitStack() as undo:
+        loaded = undo.enter_context(_sharing(pin_dir, object_path))
+        control = _control(undo.enter_context(_map(pin_dir, "control")))
+        probe = mapped(loaded.map_fd(".data.probe"), layout.PROBE, 1).reshape(())
+        for disk in disks:
+            if cause := prove(loaded, probe, disk, readback=bool(int(control["direct_map"]))):
+                raise CaptureUnavailableError(f"Writes to {disk.path} cannot be captured", cause=cause)
+        for disk in disks:
+            slot = _slots_given(pin_dir, control)
+            control["slots"] = slot + 1
+            attach.prepare_slot(loaded, pin_dir, slot, disk)
+            for program in attach.needed([disk]):
+                if not pins.link_path(pin_dir, program).exists():
+                    link = loaded.attach(program)
+                    undo.callback(link.close)
+                    libbpf.pin(link.fd, pins.link_path(pin_dir, program))
+            attach.track(loaded, slot, disk)
+            given.append(slot)
+        control["attached_ns"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return given
+
+
+def _slots_given(pin_dir: Path, control: npt.NDArray[np.void]) -> int:
+    """Captures from before slots were counted have given those that they use."""
+    used = [int(path.name[-2:]) + 1 for path in pin_dir.glob("todo-*")]
+    return max([int(control["slots"]), *used])
+
+
+def _wait_for_programs(pin_dir: Path) -> None:
+    """Returns when every run of a program that was going on at the call has ended: an RCU grace period, which any update of `dirty`
+    is. (No map value changes: a slot gets the bitmap that it has.)"""
+    with _map(pin_dir, "dirty") as fd:
+        for path in sorted(pin_dir.glob("dirty-a-*")):
+            slot = int(path.name[-2:])
+            active = int.from_bytes(libbpf.lookup(fd, key_bytes(slot), 4) or b"", "little")
+            for name in attach.bitmap_names(slot)[:2]:
+                with _map(pin_dir, name) as bitmap:
+                    if libbpf.map_info(bitmap).id == active:
+                        libbpf.update(fd, key_bytes(slot), key_bytes(bitmap))
+                        return
