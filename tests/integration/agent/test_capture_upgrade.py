@@ -64,6 +64,7 @@ def test_programs_are_replaced_under_writes_and_every_write_is_captured_once(
             checker = PrefixChecker(Schedule(seed, (size // 512, size // 512)))
             devices = [str(disk.path) for disk in r.disks]
             with Writer(devices, tmp_path / "progress", seed, rate_mb=10) as writer:
+                writer.wait_for(50)
                 writes = capture.counters(0).writes
                 for object_path in (attach.OBJECT, objects["next"], attach.OBJECT):
                     before = tags(r.pin_dir)
