@@ -9,6 +9,7 @@
     epochs     which epoch is applied, on which disks, and when the next one begins
     targets/   page blob (fixed VHD) or image file: own lease, cursor before and after, snapshots that name their position
     points     a document by position as soon as a mark is indexed; with snapshots once apply is there
+    roll       who owns the machine's points: no other master target's writes count
     retention  old points and orphan snapshots go
 
 `machine` runs these for one machine: one task follows the index and writes documents, one applies. `service` runs a `machine` for

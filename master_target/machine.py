@@ -217,7 +217,7 @@ class _Work:
 
     async def follow(self, worked: Callable[[], None]) -> None:
         """Poll the index until ending. `worked` is called after each poll that went well."""
-        await self._points.load()
+        await self._points.take()
         while not self.ending.is_set():
             known = [e for e in (self._epochs.current, self._points.documented.epoch) if e]
             await self._look(min(known, default=1))
@@ -244,14 +244,18 @@ class _Work:
             self._news.clear()
             if self._log.newest_epoch and not self._epochs.current:
                 await self._epochs.take_up_first()
-            await self._prune_if_due()  # before a step, which may fail for want of the room that this makes
+            if self._epochs.current:
+                await (
+                    self._prune_if_due()
+                )  # before a step, which may fail for want of the room that this makes
             while self._epochs.current and not self.ending.is_set() and await self._step():
                 await self._prune_if_due()
             await self._news.wait()
 
     async def _prune_if_due(self) -> None:
         if self._pruner.due:
-            await self._pruner.prune([d.target for d in self._epochs.disks], await self._claim.skew_s())
+            targets = [disk.target for disk in self._epochs.disks]
+            await self._pruner.prune(self._points.roll, targets, await self._claim.skew_s())
 
     async def _step(self) -> bool:
         """The next interval, or the next epoch; False when there is nothing to do."""

@@ -1,102 +1,182 @@
 """Making recovery points: documents for marks, snapshots when apply is there.
 
-The order that makes a point all or nothing (I6): the mark's segment is listed in the index; then the document, by position alone; then,
-while all disks stand exactly at the position, a snapshot of each, which names that position; then the document again, with the
-snapshots. A crash in between leaves a point that restores from the log, and snapshots that no document names: orphans, which
-retention removes; the snapshots are taken again, as the disks are still there (nothing moves them before the point has its snapshots).
+The order that makes a point all or nothing (I6): the mark's segment is listed in the index; then the document, by position alone; then
+the roll that names it; then, while all disks stand exactly at the position, a snapshot of each, which names that position; then the
+document again, with the snapshots. A crash in between leaves a document that the roll does not name, which the next owner of the machine
+makes its own; or a point that restores from the log, and snapshots that no document names: orphans, which retention removes; the
+snapshots are taken again, as the disks are still there (nothing moves them before the point has its snapshots).
 
-Documents are first written in log order, and the newest is never removed: so the newest tells which marks have been documented.
+Points are added in log order, and the newest is never removed: so the newest tells which marks have been documented. Who else might write,
+and why that does no harm: roll.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from master_target.apply import DiskTarget
+from master_target.roll import OwnedRoll
 from shared import logging
 from shared.blob import BlobStore
 from shared.crashpoints import reach
-from shared.errors import UNDECODABLE, BlobNotFoundError, IntegrityError
-from shared.recovery import point_store, points
+from shared.errors import (
+    UNDECODABLE,
+    BlobExistsError,
+    BlobNotFoundError,
+    IntegrityError,
+    LeaseLostError,
+    PreconditionError,
+)
+from shared.recovery import point_store
 from shared.recovery.points import PointDoc, Range
 from shared.recovery.position import NOWHERE, Position
 
 _log = logging.get()
 
+_TRIES: Final = 20
+"""Each try means that somebody changed the document meanwhile; so many at a time is a fight."""
+
 
 class PointMaker:
-    """The points of one machine."""
+    """The points of one machine. Methods raise LeaseLostError once another master target has taken it."""
 
     def __init__(self, store: BlobStore, machine: str) -> None:
         self._store = store
         self._machine = machine
-        self.documented = NOWHERE
-        """The newest point that has a document. Known after `load`."""
+        self._roll: OwnedRoll | None = None
         self.last: PointDoc | None = None
         """The newest point that was documented or got its snapshots here."""
 
-    async def load(self) -> None:
-        names = [info.name async for info in self._store.list(points.prefix(self._machine))]
-        self.documented = max((p for name in names if (p := points.position_of(name))), default=NOWHERE)
+    async def take(self) -> None:
+        """Become the owner of the machine's points; before all else. Only for the holder of the machine's claim."""
+        self._roll = await OwnedRoll.take(self._store, self._machine)
+
+    @property
+    def roll(self) -> OwnedRoll:
+        assert self._roll is not None
+        return self._roll
+
+    @property
+    def documented(self) -> Position:
+        """The newest point; all marks up to it have been documented."""
+        return NOWHERE if self._roll is None else self._roll.newest
 
     async def document(self, found: Sequence[PointDoc]) -> None:
         """Write the documents of those points that are newer than any documented one. `found` is in log order."""
         for point in found:
             if point.position > self.documented:
-                await point_store.write_new(self._store, point)
-                self.documented = point.position
+                await self._write(msgspec.structs.replace(point, term=self.roll.term))
+                reach("points.after-document")
+                await self.roll.add(point.position)
                 self.last = point
                 _log.info("point logged", machine=self._machine, point=point.id, captured=point.time)
-                reach("points.after-document")
+                reach("points.after-roll")
+
+    async def _write(self, point: PointDoc) -> None:
+        """The document of a point that the roll does not name. One that is there is an earlier owner's, who was killed, or is late."""
+        for _ in range(_TRIES):
+            if await point_store.write_new(self._store, point):
+                return
+            stored = await point_store.read(self._store, self._machine, point.position)
+            if stored is None:
+                continue
+            self._check_term(stored.doc)
+            try:
+                await point_store.change(self._store, point, stored.etag)
+            except PreconditionError:
+                continue
+            return
+        raise self._contended(point.position)
 
     async def take_snapshots(self, position: Position, disks: Sequence[DiskTarget]) -> bool:
-        """Take the snapshots of the point at `position` if it has none; False when no document says that there is a point.
+        """Take the snapshots of the point at `position` if it has none; False when the roll names no point there.
 
         All `disks`, which are all disks of the machine, must stand at `position`.
         """
-        doc = await point_store.read(self._store, self._machine, position)
-        if doc is None:
+        if position not in self.roll:
             return False
-        if doc.state == "snapshotted":
+        snapshots: dict[str, str] = {}
+        for _ in range(_TRIES):
+            stored = await point_store.read(self._store, self._machine, position)
+            if stored is None:
+                return False
+            self._check_term(stored.doc)
+            if stored.doc.state == "snapshotted":
+                return True
+            for disk in disks:
+                if disk.target.name not in snapshots:
+                    snapshots[disk.target.name] = await disk.target.snapshot()
+                    reach("points.after-a-snapshot")
+            point = msgspec.structs.replace(
+                stored.doc,
+                state="snapshotted",
+                target=disks[0].target.kind,
+                snapshots=snapshots,
+                unreadable=await self._read_unreadable(position.epoch),
+                term=self.roll.term,
+            )
+            try:
+                await point_store.change(self._store, point, stored.etag)
+            except PreconditionError:
+                continue
+            self.last = point
+            _log.info("point snapshotted", machine=self._machine, point=point.id, captured=point.time)
+            reach("points.after-snapshots")
             return True
-        snapshots = {}
-        for disk in disks:
-            snapshots[disk.target.name] = await disk.target.snapshot()
-            reach("points.after-a-snapshot")
-        self.last = msgspec.structs.replace(
-            doc,
-            state="snapshotted",
-            target=disks[0].target.kind,
-            snapshots=snapshots,
-            unreadable=await self._read_unreadable(position.epoch),
+        raise self._contended(position)
+
+    def _check_term(self, doc: PointDoc) -> None:
+        if doc.term > self.roll.term:
+            raise LeaseLostError(
+                f"Recovery point {doc.id} of machine {self._machine} was not changed",
+                cause=f"another master target wrote it, with term {doc.term}; ours is {self.roll.term}",
+            )
+
+    def _contended(self, position: Position) -> LeaseLostError:
+        return LeaseLostError(
+            f"Recovery point {position} of machine {self._machine} was not changed",
+            cause="another master target keeps changing it",
         )
-        await point_store.replace(self._store, self.last)
-        _log.info("point snapshotted", machine=self._machine, point=doc.id, captured=doc.time)
-        reach("points.after-snapshots")
-        return True
 
     async def note_unreadable(self, epoch: int, new: Sequence[Range]) -> None:
         """Remember what catch-up could not read, before the interval that says so is applied: all later points carry it."""
-        if new:
-            known = await self._read_unreadable(epoch)
+        name = self._unreadable_blob(epoch)
+        while new:
+            found = await point_store.read_versioned(self._store, name)
+            known = () if found is None else _decode_ranges(name, found[0])
             merged = tuple(dict.fromkeys((*known, *new)))
-            if merged != known:
-                await self._store.replace(self._unreadable_blob(epoch), msgspec.json.encode(merged))
+            if merged == known:
+                return
+            data = msgspec.json.encode(merged)
+            try:
+                if found is None:
+                    await self._store.create(name, data)
+                else:
+                    await self._store.replace(name, data, found[1])
+            except (BlobExistsError, PreconditionError, BlobNotFoundError):
+                continue  # somebody wrote meanwhile, or our own first try did: look again
+            return
 
     async def _read_unreadable(self, epoch: int) -> tuple[Range, ...]:
         name = self._unreadable_blob(epoch)
         try:
-            return msgspec.json.decode(await self._store.read(name), type=tuple[Range, ...])
+            return _decode_ranges(name, await self._store.read(name))
         except BlobNotFoundError:
             return ()
-        except UNDECODABLE as exc:
-            raise IntegrityError(
-                f"{name} could not be read",
-                cause=str(exc),
-                action="Delete it; points then do not list what the source disk could not read.",
-            ) from exc
 
     def _unreadable_blob(self, epoch: int) -> str:
         return f"disks/{self._machine}/unreadable-{epoch:08d}.json"
+
+
+def _decode_ranges(name: str, data: bytes) -> tuple[Range, ...]:
+    try:
+        return msgspec.json.decode(data, type=tuple[Range, ...])
+    except UNDECODABLE as exc:
+        raise IntegrityError(
+            f"{name} could not be read",
+            cause=str(exc),
+            action="Delete it; points then do not list what the source disk could not read.",
+        ) from exc

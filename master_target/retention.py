@@ -6,7 +6,8 @@ point, the newest with snapshots.
 
 The document goes first, its snapshots later: when nothing has referred to a snapshot for an hour, as seen by this process. So a
 restore that began before is not cut off, and a snapshot whose document is still being written is safe. A document that cannot be read
-here (damaged, or of a newer version) may name any snapshot that shows its position: those stay.
+here (damaged, or of a newer version) may name any snapshot that shows its position: those stay. So do those of a point that is still
+without snapshots under an earlier owner's term: that owner may be about to name them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from master_target.roll import OwnedRoll
 from master_target.targets.base import Target
 from shared import logging
 from shared.blob import BlobStore
@@ -76,32 +78,44 @@ class Pruner:
         """Whether a minute has passed since `prune` began the last time, also when that failed."""
         return time.monotonic() >= self._due_at
 
-    async def prune(self, targets: Sequence[Target], skew_s: float) -> None:
+    async def prune(self, roll: OwnedRoll, targets: Sequence[Target], skew_s: float) -> None:
         """Remove what has expired. Does nothing while the clocks here and at the storage differ by minutes."""
         self._due_at = time.monotonic() + _PRUNE_S
         if abs(skew_s) > MAX_SKEW_S:
             _log.warning("nothing pruned: clocks differ", machine=self._machine, skew_s=round(skew_s))
             return
         docs, unreadable = await point_store.survey(self._store, self._machine)
-        gone = expired(docs, time.time_ns(), self._policy)
-        for doc in gone:
-            await point_store.delete(self._store, self._machine, doc.position)
+        points = [doc for doc in docs if doc.position in roll]
+        gone = expired(points, time.time_ns(), self._policy)
         if gone:
+            await roll.strike([doc.position for doc in gone])
             _log.info("points expired", machine=self._machine, count=len(gone), newest=gone[-1].id)
-        left = [doc for doc in docs if doc not in gone]
+        # What the roll does not name, up to its newest: struck out just now, or before a kill, or created late by an owner before us.
+        for doc in docs:
+            if doc.position not in roll and doc.position < roll.newest:
+                await point_store.delete(self._store, self._machine, doc.position)
+        left = [doc for doc in points if doc.position in roll]
+        late = {doc.position for doc in left if doc.state == "logged" and doc.term != roll.term}
+        kept = unreadable | late
         for target in targets:
-            await self._remove_orphans(target, {doc.snapshots.get(target.name) for doc in left}, unreadable)
+            await self._remove_orphans(roll, target, {doc.snapshots.get(target.name) for doc in left}, kept)
 
     async def _remove_orphans(
-        self, target: Target, needed: Container[str | None], unknown: Container[Position | None]
+        self,
+        roll: OwnedRoll,
+        target: Target,
+        needed: Container[str | None],
+        unknown: Container[Position | None],
     ) -> None:
-        """`needed`: ids of snapshots that points name; `unknown`: positions of points of which nobody knows what they name."""
+        """`needed`: ids of snapshots that points name; `unknown`: positions of points of which nobody knows what they (will) name."""
         now = time.monotonic()
         found = await target.snapshots()
         orphans = [s.id for s in found if s.id not in needed and s.position not in unknown]
         since = {(target.name, s): self._orphans.get((target.name, s), now) for s in orphans}
         self._orphans = {k: v for k, v in self._orphans.items() if k[0] != target.name} | since
-        for (disk, snapshot), first_seen in since.items():
-            if now - first_seen >= self._policy.orphan_s:
-                await target.delete_snapshot(snapshot)
-                _log.info("orphan snapshot removed", machine=self._machine, disk=disk, snapshot=snapshot)
+        old = [key for key, first_seen in since.items() if now - first_seen >= self._policy.orphan_s]
+        if old:
+            await roll.check()
+        for disk, snapshot in old:
+            await target.delete_snapshot(snapshot)
+            _log.info("orphan snapshot removed", machine=self._machine, disk=disk, snapshot=snapshot)

@@ -1,4 +1,4 @@
-"""Point documents in blob storage.
+"""Point documents and their roll in blob storage.
 
 A document also stands in its blob's metadata, as long as it is small enough, so that listing a machine's points takes one request
 for thousands of them. Storage writes content and metadata of a block blob as one.
@@ -15,10 +15,10 @@ import msgspec
 
 from shared import logging
 from shared.blob import BlobStore
-from shared.errors import BlobExistsError, BlobNotFoundError, IntegrityError
+from shared.errors import BlobExistsError, BlobNotFoundError, IntegrityError, PreconditionError
 from shared.recovery import points
 from shared.recovery.parallel import parallel
-from shared.recovery.points import PointDoc
+from shared.recovery.points import PointDoc, Roll
 from shared.recovery.position import Position
 
 _log = logging.get()
@@ -28,8 +28,15 @@ _METADATA_MAX_B: Final = 6000
 """Azure takes 8 KiB of metadata."""
 
 
+class Stored(NamedTuple):
+    """A document with the version in which it was read: what `change` swaps."""
+
+    doc: PointDoc
+    etag: str
+
+
 async def write_new(store: BlobStore, doc: PointDoc) -> bool:
-    """Write the document of a new point; False, and nothing done, when the point has one already."""
+    """Write the document of a new point; False, and nothing done, when there is a document already."""
     data = msgspec.json.encode(doc)
     try:
         await store.create(points.blob_name(doc.machine, doc.position), data, _metadata(data))
@@ -38,29 +45,62 @@ async def write_new(store: BlobStore, doc: PointDoc) -> bool:
     return True
 
 
-async def replace(store: BlobStore, doc: PointDoc) -> None:
-    """Write the document of a point that has one. Only the holder of the machine's claim may call this."""
+async def change(store: BlobStore, doc: PointDoc, etag: str) -> None:
+    """Write `doc` over the version of its document that has this ETag. Raises PreconditionError when it has another, or is gone."""
     data = msgspec.json.encode(doc)
-    await store.replace(points.blob_name(doc.machine, doc.position), data, metadata=_metadata(data))
+    name = points.blob_name(doc.machine, doc.position)
+    try:
+        await store.replace(name, data, etag, _metadata(data))
+    except (PreconditionError, BlobNotFoundError) as exc:
+        stored = await read(store, doc.machine, doc.position)
+        if stored is None or stored.doc != doc:  # else our own try, of which the answer was lost
+            raise PreconditionError(f"{name} was not changed", cause="somebody else changed it") from exc
 
 
-async def read(store: BlobStore, machine: str, position: Position) -> PointDoc | None:
+async def read(store: BlobStore, machine: str, position: Position) -> Stored | None:
     """The document of the point at `position`; None when there is none. Raises IntegrityError."""
     name = points.blob_name(machine, position)
+    found = await read_versioned(store, name)
+    return None if found is None else Stored(points.decode(found[0], name), found[1])
+
+
+async def read_versioned(store: BlobStore, name: str) -> tuple[bytes, str] | None:
+    """A small blob's content and ETag; None when there is no such blob. The ETag is of that content or of an older one: so what is
+    swapped under it was seen.
+    """
     try:
-        return points.decode(await store.read(name), name)
+        etag = (await store.properties(name)).etag
+        return await store.read(name), etag
+    except BlobNotFoundError:
+        return None
+
+
+async def read_roll(store: BlobStore, machine: str) -> Roll | None:
+    """None when no master target has written one: then every document is a point. Raises IntegrityError."""
+    name = points.roll_name(machine)
+    try:
+        return points.decode_roll(await store.read(name), name)
     except BlobNotFoundError:
         return None
 
 
 async def list_docs(store: BlobStore, machine: str) -> list[PointDoc]:
-    """All point documents of a machine, in log order. One that vanishes meanwhile (retention) is left out; so is, with a
-    warning, one that cannot be read: it must not keep people from the others.
+    """The documents of all points of a machine, in log order. One that vanishes meanwhile (retention) is left out; so is, with a
+    warning, one that cannot be read: it must not keep people from the others, and nor must a roll that cannot be read.
     """
-    return (await survey(store, machine)).docs
+    # The roll first: a point that is added meanwhile is then behind its newest, and is taken for a mark without a document.
+    try:
+        roll = await read_roll(store, machine)
+    except IntegrityError as exc:
+        _log.warning("roll of points not used: every document counts", machine=machine, **exc.as_dict())
+        roll = None
+    docs = (await survey(store, machine)).docs
+    return docs if roll is None else [doc for doc in docs if doc.id in roll.points]
 
 
 class Survey(NamedTuple):
+    """Documents, whether the roll names them or not."""
+
     docs: list[PointDoc]
     """In log order."""
     unreadable: frozenset[Position]
@@ -68,7 +108,7 @@ class Survey(NamedTuple):
 
 
 async def survey(store: BlobStore, machine: str) -> Survey:
-    """As `list_docs`, with the positions of the documents that it leaves out because they cannot be read."""
+    """All documents that are there, with the positions of those that cannot be read."""
     found: dict[Position, PointDoc] = {}
     unreadable: set[Position] = set()
     to_read: list[tuple[str, Position]] = []

@@ -1,11 +1,15 @@
-"""Recovery points and their documents (pure; kept by point_store.py), `points/<machine>/<epoch>-<batch>.json`. Layout in FORMAT.md beside
-this file.
+"""Recovery points, their documents, and the roll that names them (pure; kept by point_store.py). Layout in FORMAT.md beside this file.
 
 A point names one ordered position, whole in the log, for all disks of the machine. It exists as soon as the
 log up to it is indexed (`logged`: it restores by replay); once apply has reached it and all disks are
 snapshotted it is `snapshotted`. Its document is written last in both steps, so whatever a document promises
 is there: first the index entry, then the document; then the snapshots of all disks, then the document
 again.
+
+One writer (I7). The *roll* names the documents that are points, and the term of the master target that may change it. It is replaced by
+compare-and-swap only, and whoever takes a machine raises the term first: from then on an earlier owner cannot add a point or remove one. A
+document that the roll does not name is none, whoever wrote it: so what a stale owner creates late never comes to light, and an expired
+point does not come back.
 """
 
 from __future__ import annotations
@@ -46,11 +50,28 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     """An audit shortfall was found after it was taken: writes may be missing in it."""
     unreadable: tuple[Range, ...] = ()
     """Source ranges that catch-up could not read since the epoch began."""
+    term: int = 0
+    """The owner's, that wrote the document last; see `Roll`. 0: written before there were terms."""
     v: int = FORMAT_VERSION
 
     @property
     def position(self) -> Position:
         return Position.of(self.epoch, self.batch)
+
+
+class Roll(msgspec.Struct, frozen=True, kw_only=True):
+    """`points/<machine>/roll.json`: which documents are points."""
+
+    machine: str
+    term: int
+    """Of the master target that owns the machine; each owner takes the next."""
+    points: tuple[str, ...] = ()
+    """Ids, in log order. The newest is never removed: it tells which marks have been documented."""
+    v: int = FORMAT_VERSION
+
+    @property
+    def positions(self) -> tuple[Position, ...]:
+        return tuple(p for id_ in self.points if (p := Position.parse(id_)))
 
 
 def logged_point(
@@ -72,12 +93,16 @@ def prefix(machine: str) -> str:
     return f"points/{machine}/"
 
 
+def roll_name(machine: str) -> str:
+    return f"{prefix(machine)}roll.json"
+
+
 def blob_name(machine: str, position: Position) -> str:
     return f"{prefix(machine)}{position.epoch:08d}-{position.batch:012d}.json"
 
 
 def position_of(name: str) -> Position | None:
-    """The position in a point document's blob name; None for other blobs."""
+    """The position in a point document's blob name; None for other blobs (the roll)."""
     return Position.parse(name.rsplit("/", 1)[-1].removesuffix(".json"))
 
 
@@ -90,6 +115,20 @@ def decode(data: bytes, name: str) -> PointDoc:
     if doc.v != FORMAT_VERSION:
         raise _unreadable(name, f"it has format version {doc.v}; this program knows {FORMAT_VERSION}")
     return doc
+
+
+def decode_roll(data: bytes, name: str) -> Roll:
+    """Raises IntegrityError when `data` is no roll of a version that is known here."""
+    action = "Delete it: it is made anew from the documents of the points."
+    what = f"The roll of recovery points {name} could not be read"
+    try:
+        roll = msgspec.json.decode(data, type=Roll)
+    except UNDECODABLE as exc:
+        raise IntegrityError(what, cause=str(exc), action=action) from exc
+    if roll.v != FORMAT_VERSION or len(roll.positions) != len(roll.points):
+        cause = f"it has format version {roll.v}, or names what is no position"
+        raise IntegrityError(what, cause=cause, action=action)
+    return roll
 
 
 def _unreadable(name: str, cause: str) -> IntegrityError:

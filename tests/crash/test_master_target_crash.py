@@ -30,6 +30,7 @@ KILLS = [
     "apply.before-finish",
     "apply.after-a-finish",
     "points.after-document",
+    "points.after-roll",
     "points.after-a-snapshot",
     "points.after-a-snapshot:2",
     "points.after-snapshots",

@@ -13,6 +13,7 @@ from master_target import retention
 from master_target.follow import Follower
 from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
+from master_target.roll import OwnedRoll
 from shared.blob import BlobStore
 from shared.errors import ImageFileError, IntegrityError, SnapshotError
 from shared.recovery import point_store
@@ -67,14 +68,15 @@ async def test_expired_points_go_at_once_and_their_snapshots_an_hour_later(
     # The policy keeps what is at most one second older than the newest: the last two points.
     pruner = Pruner(store, model.name, RetentionPolicy(all_s=1, hourly_s=0))
 
-    await pruner.prune([seed], skew_s=300)
+    roll = await OwnedRoll.take(store, model.name)
+    await pruner.prune(roll, [seed], skew_s=300)
     assert len(await point_store.list_docs(store, model.name)) == 4  # clocks differ: nothing happens
-    await pruner.prune([seed], skew_s=1)
+    await pruner.prune(roll, [seed], skew_s=1)
     assert [d.id for d in await point_store.list_docs(store, model.name)] == [d.id for d in docs[2:]]
     assert len(await seed.snapshots()) == 5
     later = time.monotonic() + 3601
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    await pruner.prune([seed], skew_s=1)
+    await pruner.prune(roll, [seed], skew_s=1)
     monkeypatch.undo()
     left = {s.id for s in await seed.snapshots()}
     assert left == {d.snapshots["loop0"] for d in docs[2:]}
@@ -98,11 +100,13 @@ async def test_the_snapshots_of_a_point_stay_while_its_document_cannot_be_read(
     async with running(model) as machine:
         docs = await until_snapshotted(machine, model)
     newer = msgspec.structs.replace(docs[1], v=2)
-    await point_store.replace(store, newer)
+    stored = await point_store.read(store, model.name, newer.position)
+    assert stored is not None
+    await point_store.change(store, newer, stored.etag)
     seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
     second_of_last = await seed.snapshot()
     pruner = Pruner(store, model.name, RetentionPolicy(orphan_s=0))
-    await pruner.prune([seed], skew_s=0)
+    await pruner.prune(await OwnedRoll.take(store, model.name), [seed], skew_s=0)
     left = {s.id for s in await seed.snapshots()}
     assert left == {d.snapshots["loop0"] for d in docs}
     assert second_of_last not in left

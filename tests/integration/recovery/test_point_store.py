@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from shared.blob import BlobStore
-from shared.errors import IntegrityError
+from shared.errors import IntegrityError, PreconditionError
 from shared.recovery import point_store, points
-from shared.recovery.points import PointDoc, logged_point
+from shared.recovery.points import PointDoc, Roll, logged_point
 from shared.recovery.position import Position
 
 
@@ -45,14 +45,46 @@ async def test_a_document_that_cannot_be_read_does_not_hide_the_others(
         await point_store.read(store, "web1", Position.of(1, 2))
 
 
-async def test_a_point_is_written_once_and_then_replaced(store: BlobStore) -> None:
+async def stored(store: BlobStore, batch: int) -> point_store.Stored:
+    found = await point_store.read(store, "web1", Position.of(1, batch))
+    assert found is not None
+    return found
+
+
+async def test_a_document_is_written_once_and_changed_only_as_it_was_seen(store: BlobStore) -> None:
     assert await point_store.write_new(store, doc(1))
     assert not await point_store.write_new(store, doc(1, disks=5))
-    assert await point_store.read(store, "web1", Position.of(1, 1)) == doc(1)
-    await point_store.replace(store, doc(1, disks=5))
-    assert await point_store.read(store, "web1", Position.of(1, 1)) == doc(1, disks=5)
+    seen = await stored(store, 1)
+    assert seen.doc == doc(1)
+    await point_store.change(store, doc(1, disks=5), seen.etag)
+    await point_store.change(store, doc(1, disks=5), seen.etag)  # as when the first answer was lost
+    with pytest.raises(PreconditionError):
+        await point_store.change(store, doc(1, disks=7), seen.etag)
     assert await point_store.list_docs(store, "web1") == [doc(1, disks=5)]
+    seen = await stored(store, 1)
     await point_store.delete(store, "web1", Position.of(1, 1))
     await point_store.delete(store, "web1", Position.of(1, 1))
+    with pytest.raises(PreconditionError):
+        await point_store.change(store, doc(1), seen.etag)
     assert await point_store.read(store, "web1", Position.of(1, 1)) is None
     assert await point_store.list_docs(store, "web1") == []
+
+
+async def test_what_the_roll_does_not_name_is_no_point(store: BlobStore) -> None:
+    for batch in (1, 2, 3):
+        await point_store.write_new(store, doc(batch))
+    await store.create(
+        points.roll_name("web1"), msgspec.json.encode(Roll(machine="web1", term=1, points=("1-1", "1-3")))
+    )
+    assert await point_store.list_docs(store, "web1") == [doc(1), doc(3)]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b'{"machine":"web1","term":1,"points":["?"]}', b'{"machine":"web1","term":1,"v":2}']
+)
+async def test_a_roll_that_cannot_be_read_hides_no_point(store: BlobStore, data: bytes) -> None:
+    await point_store.write_new(store, doc(1))
+    await store.create(points.roll_name("web1"), data)
+    assert await point_store.list_docs(store, "web1") == [doc(1)]
+    with pytest.raises(IntegrityError, match="roll"):
+        await point_store.read_roll(store, "web1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shared.batch import SECTOR, StreamState
@@ -123,10 +124,10 @@ async def test_a_base_whose_snapshot_is_gone_or_of_another_position_is_not_used(
     await machine.store.set_metadata(blob, {"cursor": "1-3", "pending": "1-4"})  # in mid-interval
     torn = await machine.store.snapshot(blob)
     for bad in (torn, "2020-01-01T00:00:00.0000000Z"):
-        fields = {f: getattr(doc, f) for f in doc.__struct_fields__}
-        await point_store.replace(
-            machine.store, PointDoc(**fields | {"snapshots": doc.snapshots | {"loop1": bad}})
-        )
+        stored = await point_store.read(machine.store, machine.name, doc.position)
+        assert stored is not None
+        changed = msgspec.structs.replace(doc, snapshots=doc.snapshots | {"loop1": bad})
+        await point_store.change(machine.store, changed, stored.etag)
         catalog = await Catalog.load(machine.store, machine.name)
         plan = await make_plan(machine.store, catalog, machine.position)
         assert plan.base is None

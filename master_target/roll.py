@@ -1,0 +1,111 @@
+"""Owning the roll of a machine's points (shared/recovery/points.py): the fence between this master target and any other.
+
+Why a stale owner changes nothing that anybody sees. `take` raises the term by compare-and-swap; every later change is one, too, from
+the version that this owner wrote last. So once another has taken the roll, each of our changes fails. Documents stand outside of the
+roll, so they are ordered around it: a document is written before the roll names it, and removed after it was struck out. What a stale
+owner still does to documents is then one of these.
+- It creates one: the roll does not name it. The next owner makes it its own when it comes to that mark, or had struck it out: then
+  retention removes it.
+- It adds snapshots to one: a compare-and-swap from the version that it read. When the newer owner has changed the document, it fails.
+  When not, the snapshots are those of that position, whoever took them, and they are there: retention leaves alone the snapshots that
+  show the position of a document that an earlier owner may still change (master_target/retention.py).
+- It removes one that it had struck out itself, while it was the owner: nobody adds that position again, since points are added behind
+  the newest only, and the newest is never struck out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+from shared.blob import BlobStore
+from shared.errors import BlobExistsError, BlobNotFoundError, LeaseLostError, PreconditionError
+from shared.recovery import point_store, points
+from shared.recovery.points import Roll
+from shared.recovery.position import NOWHERE, Position
+
+_TRIES: Final = 20
+"""Each try means that another owner took the roll meanwhile; so many at a time is a fight."""
+
+
+class OwnedRoll:
+    """Make it with `take`. Methods raise LeaseLostError once another owner has taken the roll."""
+
+    def __init__(self, store: BlobStore, roll: Roll, etag: str) -> None:
+        self._store = store
+        self._etag = etag
+        self._name = points.roll_name(roll.machine)
+        self._roll = roll
+        self._positions = set(roll.positions)
+        self.newest = max(self._positions, default=NOWHERE)
+        """The newest point; all marks up to it have been documented."""
+
+    @property
+    def term(self) -> int:
+        return self._roll.term
+
+    def __contains__(self, position: Position) -> bool:
+        return position in self._positions
+
+    @classmethod
+    async def take(cls, store: BlobStore, machine: str) -> OwnedRoll:
+        """Only the holder of the machine's claim calls this. Where there is no roll yet, it is made from the documents. Raises
+        IntegrityError.
+        """
+        name = points.roll_name(machine)
+        for _ in range(_TRIES):
+            found = await point_store.read_versioned(store, name)
+            if found is None:
+                docs, unreadable = await point_store.survey(store, machine)
+                there = sorted({doc.position for doc in docs} | unreadable)
+                term = max((doc.term for doc in docs), default=0) + 1
+                roll = Roll(machine=machine, term=term, points=tuple(str(p) for p in there))
+                try:
+                    return cls(store, roll, await store.create(name, msgspec.json.encode(roll)))
+                except BlobExistsError:
+                    continue
+            old = points.decode_roll(found[0], name)
+            roll = msgspec.structs.replace(old, term=old.term + 1)
+            try:
+                return cls(store, roll, await store.replace(name, msgspec.json.encode(roll), found[1]))
+            except (PreconditionError, BlobNotFoundError):
+                continue
+        raise LeaseLostError(f"{name} could not be taken", cause="other master targets keep taking it")
+
+    async def add(self, position: Position) -> None:
+        """`position` must be behind `newest`, and its document be there."""
+        await self._swap({*self._positions, position})
+
+    async def strike(self, positions: Collection[Position]) -> None:
+        await self._swap(self._positions - set(positions))
+
+    async def check(self) -> None:
+        """Raises LeaseLostError unless the roll is still ours."""
+        found = await point_store.read_versioned(self._store, self._name)
+        if found is None or points.decode_roll(found[0], self._name) != self._roll:
+            raise await self._lost()
+        self._etag = found[1]
+
+    async def _swap(self, positions: Collection[Position]) -> None:
+        roll = msgspec.structs.replace(self._roll, points=tuple(str(p) for p in sorted(positions)))
+        data = msgspec.json.encode(roll)
+        try:
+            self._etag = await self._store.replace(self._name, data, self._etag)
+        except (PreconditionError, BlobNotFoundError) as exc:
+            found = await point_store.read_versioned(self._store, self._name)
+            if found is None or found[0] != data:  # else our own try, of which the answer was lost
+                raise await self._lost() from exc
+            self._etag = found[1]
+        self._roll, self._positions = roll, set(positions)
+        self.newest = max(self._positions, default=NOWHERE)
+
+    async def _lost(self) -> LeaseLostError:
+        other = await point_store.read_roll(self._store, self._roll.machine)
+        return LeaseLostError(
+            f"The points of machine {self._roll.machine} were not changed",
+            cause=f"another master target took them: their roll has term {other.term}, ours is {self.term}"
+            if other is not None
+            else f"somebody deleted {self._name}",
+        )

@@ -1,0 +1,207 @@
+"""Two master targets own one machine's points, one after the other, and the first does not know: it is stopped before each of its writes
+in turn, the second does its whole work meanwhile, and then the first goes on. Real storage; what counts is what readers see afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from master_target.apply import DiskTarget
+from master_target.points import PointMaker
+from master_target.retention import Pruner, RetentionPolicy
+from shared.blob import BlobStore
+from shared.errors import SeedDiskError, StorageError
+from shared.recovery import point_store, points
+from shared.recovery.points import PointDoc, logged_point
+from shared.recovery.position import Position
+from tests.master_parts import open_page_blob
+
+DISK_B = 64 * 1024
+HOUR_NS = 3600 * 1_000_000_000
+
+
+class GatedStore(BlobStore):
+    """A store that stops before its write number `stop_at`, until `go_on` is set."""
+
+    stop_at: int
+    writes: int
+    stopped: asyncio.Event
+    go_on: asyncio.Event
+
+    @classmethod
+    def over(cls, store: BlobStore, stop_at: int) -> GatedStore:
+        gated = copy.copy(store)
+        gated.__class__ = cls
+        assert isinstance(gated, GatedStore)
+        gated.stop_at, gated.writes = stop_at, 0
+        gated.stopped, gated.go_on = asyncio.Event(), asyncio.Event()
+        return gated
+
+    async def _gate(self) -> None:
+        self.writes += 1
+        if self.writes == self.stop_at:
+            self.stopped.set()
+            await self.go_on.wait()
+
+    async def create(self, name: str, data: bytes, metadata: Mapping[str, str] | None = None) -> str:
+        await self._gate()
+        return await super().create(name, data, metadata)
+
+    async def replace(
+        self, name: str, data: bytes, if_match: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        await self._gate()
+        return await super().replace(name, data, if_match, metadata)
+
+    async def delete(self, name: str, snapshot: str | None = None, lease: str | None = None) -> bool:
+        await self._gate()
+        return await super().delete(name, snapshot, lease)
+
+    async def snapshot(self, *args: Any, **more: Any) -> str:
+        await self._gate()
+        return await super().snapshot(*args, **more)
+
+
+def mark(batch: int) -> PointDoc:
+    return logged_point("web1", Position.of(1, batch), batch * HOUR_NS, "crash", [f"m{batch}"])
+
+
+async def own(store: BlobStore, marks: Sequence[int]) -> None:
+    """What an owner does from its start to its end: points for the marks 1-1, 1-2, …, snapshots at each; old ones expire on the way."""
+    maker = PointMaker(store, "web1")
+    await maker.take()
+    seed = await open_page_blob(store, "web1", "sda", DISK_B)
+    disks = [DiskTarget(0, DISK_B, seed)]
+    pruner = Pruner(store, "web1", RetentionPolicy(all_s=1.5 * 3600, hourly_s=0, orphan_s=0))
+    try:
+        for batch in marks:
+            at = seed.state.cursor
+            end = Position.of(1, batch)
+            await maker.document([mark(batch)])
+            if at < end:
+                await seed.begin(at if at.epoch else Position.of(1, 0), end, DISK_B)
+                await seed.write(batch * 512, memoryview(bytes([batch]) * 512))
+                await seed.finish()
+            if seed.state.cursor == end:
+                await maker.take_snapshots(end, disks)
+            await pruner.prune(maker.roll, [seed], 0.0)
+        assert seed.state.settled
+    finally:
+        await seed.close()
+
+
+async def fenced_or_done(work: Awaitable[None]) -> None:
+    """A stale owner may fail, by a name of storage's or the disk's, or do what changes nothing."""
+    try:
+        await work
+    except (StorageError, SeedDiskError):
+        return
+
+
+async def seen(store: BlobStore) -> list[tuple[PointDoc, bool]]:
+    """What readers see: each point, and whether its snapshots are there and show its position."""
+    found = []
+    for doc in await point_store.list_docs(store, "web1"):
+        whole = True
+        for disk, snapshot in doc.snapshots.items():
+            there = {
+                i.snapshot: i.metadata async for i in store.list(f"disks/web1/{disk}.vhd", snapshots=True)
+            }
+            whole = whole and there.get(snapshot, {}).get("cursor") == doc.id
+        found.append((doc, whole))
+    return found
+
+
+async def writes_of_one_owner(store: BlobStore) -> int:
+    gated = GatedStore.over(store, 0)
+    await own(gated, (1, 2, 3, 4))
+    return gated.writes
+
+
+async def clear(store: BlobStore) -> None:
+    for prefix in ("points/", "disks/"):
+        for name in [info.name async for info in store.list(prefix)]:
+            try:
+                await store.delete(name)
+            except StorageError:
+                await store.break_lease(name)
+                await store.delete(name)
+
+
+@pytest.mark.parametrize("newest", [4, 6])
+async def test_a_stale_owner_stopped_before_any_of_its_writes_changes_nothing_that_the_new_one_made(
+    store: BlobStore, newest: int
+) -> None:
+    count = await writes_of_one_owner(store)
+    assert count > 15
+    for stop_at in range(2, count + 1):  # the first is the roll itself: before that, nobody owns anything
+        await clear(store)
+        stale = GatedStore.over(store, stop_at)
+        first = asyncio.create_task(fenced_or_done(own(stale, (1, 2, 3, 4))))
+        await stale.stopped.wait()
+        await own(store, range(1, newest + 1))
+        before = await seen(store)
+        stale.go_on.set()
+        await first
+        after = await seen(store)
+        assert after == before, f"stopped before write {stop_at}"
+        assert [doc.batch for doc, _ in after] == [newest - 1, newest]
+        assert all(whole for _, whole in after)
+        # What it left behind goes with the next owner's pruning.
+        maker = PointMaker(store, "web1")
+        await maker.take()
+        seed = await open_page_blob(store, "web1", "sda", DISK_B)
+        await Pruner(store, "web1", RetentionPolicy(all_s=1.5 * 3600, hourly_s=0)).prune(
+            maker.roll, [seed], 0.0
+        )
+        await seed.close()
+        left = [info.name async for info in store.list(points.prefix("web1"))]
+        assert left == [points.blob_name("web1", Position.of(1, b)) for b in (newest - 1, newest)] + [
+            points.roll_name("web1")
+        ]
+
+
+async def test_snapshots_that_a_late_owner_names_are_kept_for_it(store: BlobStore) -> None:
+    """It took its snapshots and stopped before it could say so; the next owner, who has not come to that point, removes orphans."""
+    count = 0
+    while (
+        True
+    ):  # its third write after the roll, the document and the roll again: the document with the snapshots
+        count += 1
+        await clear(store)
+        stale = GatedStore.over(store, count)
+        first = asyncio.create_task(fenced_or_done(own(stale, (1,))))
+        await stale.stopped.wait()
+        if [i async for i in store.list("disks/web1/sda.vhd", snapshots=True) if i.snapshot]:
+            break
+        stale.go_on.set()
+        await first
+    maker = PointMaker(store, "web1")
+    await maker.take()
+    seed = await open_page_blob(store, "web1", "sda", DISK_B)
+    pruner = Pruner(store, "web1", RetentionPolicy(orphan_s=0))
+    await pruner.prune(maker.roll, [seed], 0.0)
+    stale.go_on.set()
+    await first
+    await pruner.prune(maker.roll, [seed], 0.0)
+    await seed.close()
+    ((doc, whole),) = await seen(store)
+    assert (doc.state, whole) == ("snapshotted", True)
+
+
+async def test_an_owner_that_lost_the_points_says_who_has_them(store: BlobStore) -> None:
+    old, new = PointMaker(store, "web1"), PointMaker(store, "web1")
+    await old.take()
+    await new.take()
+    with pytest.raises(
+        StorageError, match="another master target took them: their roll has term 2, ours is 1"
+    ):
+        await old.document([mark(1)])
+    assert await point_store.list_docs(store, "web1") == []
+    await new.document([mark(1)])
+    assert [doc.term for doc in await point_store.list_docs(store, "web1")] == [2]
