@@ -24,7 +24,9 @@ from master_target.targets.state import DiskState
 from shared.batch import SECTOR, Batch
 from shared.crashpoints import reach
 from shared.errors import SeedDiskError
+from shared.log.epochs import EpochDisk
 from shared.recovery.coalesce import DiskRuns, Run, coalesce
+from shared.recovery.fit import check_extents
 from shared.recovery.parallel import parallel
 from shared.recovery.points import Range
 from shared.recovery.position import Position
@@ -46,8 +48,14 @@ class Interval(msgspec.Struct, frozen=True):
     """What catch-up could not read, as these batches say."""
 
 
-async def make_interval(start: Position, end: Position, batches: Sequence[Batch]) -> Interval:
-    """Coalesces `batches`, which are all of (start, end]. They are not needed any more afterwards."""
+async def make_interval(
+    start: Position, end: Position, batches: Sequence[Batch], disks: Sequence[EpochDisk]
+) -> Interval:
+    """Coalesces `batches`, which are all of (start, end]. They are not needed any more afterwards. `disks`: those of the epoch.
+
+    Raises LogMisfitError when the batches write outside of the disks.
+    """
+    check_extents(batches, disks)
     return Interval(
         start,
         end,
@@ -113,7 +121,6 @@ async def apply(
     """
     began = time.monotonic()
     runs = interval.runs
-    _check_fit(runs, disks)
     behind = [disks[i] for i in members]
     done = Applied(payload_b=interval.payload_b)
 
@@ -167,29 +174,21 @@ def _write_bridged(target: Target, members: Sequence[Run], done: Applied) -> Ste
     done.written_b += length_b
 
     async def step() -> None:
-        inner_b = len(first.data)
-        data = bytearray(length_b)
-        data[inner_b : length_b - len(last.data)] = await target.read(
-            first.offset_b + inner_b, length_b - inner_b - len(last.data)
-        )
+        data = memoryview(
+            bytearray(length_b)
+        )  # whose slices, unlike a bytearray's, never shift what stands behind
+        inner = slice(len(first.data), length_b - len(last.data))
+        found = await target.read(first.offset_b + inner.start, inner.stop - inner.start)
+        if len(found) != inner.stop - inner.start:
+            raise SeedDiskError(
+                f"Seed disk {target.name} could not be read",
+                cause=f"{len(found)} bytes came for the {inner.stop - inner.start} at {first.offset_b + inner.start}",
+            )
+        data[inner] = found
         for run in members:
             at = run.offset_b - first.offset_b
             data[at : at + len(run.data)] = run.data
-        await target.write(first.offset_b, memoryview(data))
+        await target.write(first.offset_b, data)
         reach("apply.after-a-write")
 
     return step
-
-
-def _check_fit(runs: Mapping[int, DiskRuns], disks: Sequence[DiskTarget]) -> None:
-    sizes = {d.number: d.disk_b for d in disks}
-    for number, disk_runs in runs.items():
-        end_b = disk_runs.end_sector * SECTOR
-        if number not in sizes or end_b > sizes[number]:
-            raise SeedDiskError(
-                f"The log writes to byte {end_b} of disk number {number}",
-                cause=f"the epoch lists that disk with {sizes[number]} bytes"
-                if number in sizes
-                else "the epoch lists no such disk",
-                action="This is a bug in the agent, or a foreign log. Resynchronise the machine.",
-            )

@@ -19,6 +19,7 @@ from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.log import epochs
 from shared.log.epochs import EpochInfo
+from shared.recovery.fit import check_disks
 from shared.recovery.position import NOWHERE, Position
 
 _log = logging.get()
@@ -92,7 +93,8 @@ class Epochs:
         )
 
     async def _open(self, info: EpochInfo) -> None:
-        """Open the targets of the epoch's disks; keep those that are open, close those that are not in it."""
+        """Open the targets of the epoch's disks; keep those that are open, close those that are not in it. Raises LogMisfitError."""
+        check_disks(self._machine, info.epoch, info.disks)
         before = {disk.target.name: disk.target for disk in self.disks}
         self.disks = [
             DiskTarget(d.number, d.sectors * SECTOR, before.pop(d.name))

@@ -154,7 +154,8 @@ class Follower:
             return None
         taken, self._opened = self._opened[:count], self._opened[count:]
         self._read_ahead(Position.of(start.epoch, taken[-1].number + len(self._opened)))
-        return await make_interval(start, Position.of(start.epoch, taken[-1].number), taken)
+        end = Position.of(start.epoch, taken[-1].number)
+        return await make_interval(start, end, taken, self._epochs[start.epoch].disks)
 
     async def exactly(self, start: Position, end: Position) -> Interval:
         """The interval (start, end], which a crash left unfinished. Raises LogGapError when it is not all in the log."""
@@ -163,7 +164,7 @@ class Follower:
         entries = self._tail(end.epoch).between(start.batch, end.batch)
         for step in replay_steps(entries, start.batch, end):
             batches += await self._read(step.entry, step.first, step.last)
-        return await make_interval(start, end, batches)
+        return await make_interval(start, end, batches, self._epochs[end.epoch].disks)
 
     def _drop_before(self, start: Position) -> None:
         """Make `_opened` begin with the batch behind `start`, or be empty."""

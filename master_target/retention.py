@@ -97,25 +97,27 @@ class Pruner:
         left = [doc for doc in points if doc.position in roll]
         late = {doc.position for doc in left if doc.state == "logged" and doc.term != roll.term}
         kept = unreadable | late
-        for target in targets:
-            await self._remove_orphans(roll, target, {doc.snapshots.get(target.name) for doc in left}, kept)
+        if targets:  # any of them knows the snapshots of all the machine's disks, also of those that left it
+            needed = {item for doc in left for item in doc.snapshots.items()}
+            await self._remove_orphans(roll, targets[0], needed, kept)
 
     async def _remove_orphans(
         self,
         roll: OwnedRoll,
         target: Target,
-        needed: Container[str | None],
+        needed: Container[tuple[str, str]],
         unknown: Container[Position | None],
     ) -> None:
-        """`needed`: ids of snapshots that points name; `unknown`: positions of points of which nobody knows what they (will) name."""
+        """`needed`: (disk, snapshot) that points name; `unknown`: positions of points of which nobody knows what they (will) name."""
         now = time.monotonic()
         found = await target.snapshots()
-        orphans = [s.id for s in found if s.id not in needed and s.position not in unknown]
-        since = {(target.name, s): self._orphans.get((target.name, s), now) for s in orphans}
-        self._orphans = {k: v for k, v in self._orphans.items() if k[0] != target.name} | since
-        old = [key for key, first_seen in since.items() if now - first_seen >= self._policy.orphan_s]
+        orphans = [
+            (s.disk, s.id) for s in found if (s.disk, s.id) not in needed and s.position not in unknown
+        ]
+        self._orphans = {key: self._orphans.get(key, now) for key in orphans}
+        old = [key for key, first_seen in self._orphans.items() if now - first_seen >= self._policy.orphan_s]
         if old:
             await roll.check()
         for disk, snapshot in old:
-            await target.delete_snapshot(snapshot)
+            await target.delete_snapshot(disk, snapshot)
             _log.info("orphan snapshot removed", machine=self._machine, disk=disk, snapshot=snapshot)

@@ -686,6 +686,13 @@ class LogGapError(IntegrityError):
     )
 
 
+class LogMisfitError(IntegrityError):
+    """The log of an epoch contradicts the epoch's own list of disks."""
+
+    code = "US494"
+    default_action = "This is a bug in the agent, or a foreign log. Resynchronise the machine; restore a point of another epoch."
+
+
 class SnapshotError(IntegrityError):
     """A snapshot that a recovery point names is missing, or does not name the point's position."""
 

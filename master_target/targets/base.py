@@ -20,8 +20,9 @@ from shared.recovery.position import Position
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """`position` is what the snapshot itself names; None when it names none, or was taken in mid-interval."""
+    """Of the disk named `disk`. `position` is what the snapshot itself names; None when it names none, or was taken in mid-interval."""
 
+    disk: str
     id: str
     position: Position | None
     taken_s: float
@@ -63,10 +64,12 @@ class Target(Protocol):
         """
         ...
 
-    async def snapshots(self) -> list[Snapshot]: ...
+    async def snapshots(self) -> list[Snapshot]:
+        """Of all disks of the machine in this place: also of those that left the machine, which no target is open for."""
+        ...
 
-    async def delete_snapshot(self, snapshot: str) -> None:
-        """Harmless when it is gone already."""
+    async def delete_snapshot(self, disk: str, snapshot: str) -> None:
+        """Harmless when it is gone already. `disk` is any of the machine's."""
 
     async def close(self) -> None:
         """Give up ownership."""

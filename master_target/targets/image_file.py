@@ -118,7 +118,7 @@ class ImageTarget:
     async def snapshots(self) -> list[Snapshot]:
         return await _in_thread(self._snapshots)
 
-    async def delete_snapshot(self, snapshot: str) -> None:
+    async def delete_snapshot(self, disk: str, snapshot: str) -> None:
         path = self._path.with_name(snapshot)
         with _translated(path, "deleted"):
             _remove_snapshot(path)
@@ -156,10 +156,11 @@ class ImageTarget:
     def _snapshots(self) -> list[Snapshot]:
         found = []
         with _translated(self._path, "listed"):
-            for path in sorted(self._path.parent.glob(f"{self._path.stem}@*.img")):
+            for path in sorted(self._path.parent.glob("*@*.img")):
                 state = path.with_suffix(".state.json")
                 position = shown_position(_read_state(state)) if state.exists() else None
-                found.append(Snapshot(path.name, position, path.stat().st_mtime))
+                disk = path.name.split("@", 1)[0]
+                found.append(Snapshot(disk, path.name, position, path.stat().st_mtime))
         return found
 
 

@@ -49,10 +49,11 @@ class PageBlobTarget:
 
     kind: Final = "page-blob"
 
-    def __init__(self, store: BlobStore, disk: str, blob: str, lease: KeptLease, info: BlobInfo) -> None:
+    def __init__(self, store: BlobStore, machine: str, disk: str, lease: KeptLease, info: BlobInfo) -> None:
         self.name = disk
         self._store = store
-        self._blob = blob
+        self._machine = machine
+        self._blob = blob = seed_blob(machine, disk)
         self._lease = lease
         self._etag = info.etag
         self._state = decode(info.metadata, blob)
@@ -74,7 +75,7 @@ class PageBlobTarget:
         lease = await KeptLease.take(store, blob, by_force=take)
         try:
             # Looked up under the lease: from here on nobody else changes it.
-            return cls(store, disk, blob, lease, await store.properties(blob))
+            return cls(store, machine, disk, lease, await store.properties(blob))
         except BaseException:
             await lease.release()
             raise
@@ -98,7 +99,17 @@ class PageBlobTarget:
             await self._store.pages.clear(self._blob, at, length, self._lease.id, self._state.sequence)
 
     async def read(self, offset_b: int, length_b: int) -> bytes:
-        return await self._store.pages.read(self._blob, offset_b, length_b)
+        parts: list[bytes] = []
+        at, end = offset_b, offset_b + length_b
+        while at < end:
+            part = await self._store.pages.read(self._blob, at, end - at)
+            if not part:
+                raise SeedDiskError(
+                    f"Seed disk {self._blob} could not be read", cause=f"it ends at byte {at}, before {end}"
+                )
+            parts.append(part[: end - at])
+            at += len(parts[-1])
+        return b"".join(parts)
 
     async def finish(self) -> None:
         await self._record(self._state.finish())
@@ -117,15 +128,21 @@ class PageBlobTarget:
         raise self._unstable()
 
     async def snapshots(self) -> list[Snapshot]:
-        found = []
-        async for info in self._store.list(self._blob, snapshots=True):
-            if info.name == self._blob and info.snapshot is not None:
-                position = shown_position(info.metadata)
-                found.append(Snapshot(info.snapshot, position, _taken_s(info.snapshot)))
-        return found
+        folder, name = seed_blob(self._machine, self.name).rsplit("/", 1)
+        suffix = name.removeprefix(self.name)
+        return [
+            Snapshot(
+                disk=info.name.removeprefix(f"{folder}/").removesuffix(suffix),
+                id=info.snapshot,
+                position=shown_position(info.metadata),
+                taken_s=_taken_s(info.snapshot),
+            )
+            async for info in self._store.list(f"{folder}/", snapshots=True)
+            if info.snapshot is not None and info.name.endswith(suffix)
+        ]
 
-    async def delete_snapshot(self, snapshot: str) -> None:
-        await self._store.delete(self._blob, snapshot)
+    async def delete_snapshot(self, disk: str, snapshot: str) -> None:
+        await self._store.delete(seed_blob(self._machine, disk), snapshot)
 
     async def close(self) -> None:
         await self._lease.release()

@@ -27,10 +27,11 @@ import msgspec
 from shared.batch import SECTOR, Batch
 from shared.blob import BlobStore
 from shared.crashpoints import reach
-from shared.errors import LogGapError, SnapshotError
+from shared.errors import SnapshotError
 from shared.log.epochs import EpochDisk
 from shared.log.reader import LogReader
 from shared.recovery.coalesce import DiskRuns, coalesce
+from shared.recovery.fit import check_extents
 from shared.recovery.folder import Manifest, ManifestDisk, RestoreFolder, open_folder
 from shared.recovery.parallel import parallel
 from shared.recovery.plan import Plan
@@ -82,7 +83,8 @@ async def materialise(
 ) -> Manifest:
     """Write `<disk name>.raw` for each disk and manifest.json into `to_dir`, durably; goes on where a killed restore stopped.
 
-    Raises RestoreFolderError, ImageFileError, SnapshotError, LogGapError, WrongKeyError and other IntegrityErrors, StorageErrors.
+    Raises RestoreFolderError, ImageFileError, SnapshotError, LogGapError, LogMisfitError, WrongKeyError and other IntegrityErrors,
+    StorageErrors.
     `progress` may be called from other threads.
     """
     with open_folder(to_dir, plan) as folder, contextlib.ExitStack() as stack:
@@ -217,6 +219,7 @@ async def _replay(
         for i, step in enumerate(steps):
             assert following is not None
             batches, following = await following, fetch(i + 1)
+            check_extents(batches, plan.disks)
             for group in by_payload(batches, _REPLAY_B):
                 await asyncio.to_thread(_write, group, images)
             await asyncio.to_thread(_sync, images)
@@ -247,7 +250,7 @@ def by_payload(batches: Sequence[Batch], most_b: int) -> Iterator[list[Batch]]:
 
 def _write(batches: Sequence[Batch], images: Mapping[int, SparseFile]) -> None:
     for number, runs in coalesce(batches).items():
-        _write_runs(runs, _image(images, number))
+        _write_runs(runs, images[number])
 
 
 def _write_runs(runs: DiskRuns, image: SparseFile) -> None:
@@ -256,15 +259,6 @@ def _write_runs(runs: DiskRuns, image: SparseFile) -> None:
     for sector, sectors in runs.clears.tolist():
         image.clear(sector * SECTOR, sectors * SECTOR)
     reach("restore.after-runs")
-
-
-def _image(images: Mapping[int, SparseFile], number: int) -> SparseFile:
-    if number not in images:
-        raise LogGapError(
-            "The log does not fit the machine",
-            cause=f"it writes to disk number {number}, which the epoch does not list",
-        )
-    return images[number]
 
 
 def _sync(images: Mapping[int, SparseFile]) -> None:

@@ -9,6 +9,7 @@ from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.errors import BlobNotFoundError, SnapshotError
 from shared.recovery.catalog import Catalog
+from shared.recovery.fit import check_disks, check_extents
 from shared.recovery.plan import Plan, base_candidates, replay_steps
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
@@ -32,8 +33,9 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def make_plan(store: BlobStore, catalog: Catalog, position: Position) -> Plan:
-    """How to restore `position`: from the newest base that proves valid. Raises LogGapError."""
+    """How to restore `position`: from the newest base that proves valid. Raises LogGapError, LogMisfitError."""
     epoch = catalog.epoch(position.epoch)
+    check_disks(catalog.machine, epoch.epoch, epoch.disks)
     base = None
     for doc in base_candidates(position, list(catalog.docs.values())):
         try:
@@ -86,7 +88,9 @@ async def verify(store: BlobStore, vault: Vault, catalog: Catalog, position: Pos
     plan = await make_plan(store, catalog, position)
     batches = 0
     for step in plan.replay:
-        batches += len(await catalog.reader.batches(step.entry, vault, step.first, step.last))
+        opened = await catalog.reader.batches(step.entry, vault, step.first, step.last)
+        check_extents(opened, plan.disks)
+        batches += len(opened)
     return Verification(
         machine=plan.machine,
         id=str(position),

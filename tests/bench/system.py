@@ -10,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import Batch, BatchNumber, Epoch
 from shared.blob import BlobStore
 from shared.log import epochs
+from shared.log.epochs import EpochDisk
 from shared.log.reader import LogReader
 from shared.recovery.parallel import parallel
 from shared.recovery.position import Position
@@ -137,7 +138,7 @@ async def _against_page_writes(site: Lab) -> dict[str, Any]:
         for entry in entries:
             if entry.ordered and entry.ordered[0][0] == entry.first:
                 batches += await reader.batches(entry, vault(site))
-        intervals = await _intervals(batches)
+        intervals = await _intervals(batches, info.disks)
         size_b = info.disks[0].sectors * 512
         raw_s = await _raw(store, size_b, intervals)
         result: dict[str, Any] = {}
@@ -161,7 +162,9 @@ async def _against_page_writes(site: Lab) -> dict[str, Any]:
         return {"payload_mb": round(sum(i.payload_b for i in intervals) / 1e6), **result}
 
 
-async def _intervals(batches: list[Batch], limit_b: int = 64 << 20) -> list[Interval]:
+async def _intervals(
+    batches: list[Batch], disks: Sequence[EpochDisk], limit_b: int = 64 << 20
+) -> list[Interval]:
     """The batches as apply would group them, renumbered from the start of an epoch."""
     found: list[Interval] = []
     group: list[Batch] = []
@@ -170,7 +173,7 @@ async def _intervals(batches: list[Batch], limit_b: int = 64 << 20) -> list[Inte
         group.append(batch)
         if sum(len(b.payload) for b in group) >= limit_b or i == len(batches) - 1:
             end = Position(Epoch(1), BatchNumber(i + 1))
-            found.append(await make_interval(Position(Epoch(1), BatchNumber(start)), end, group))
+            found.append(await make_interval(Position(Epoch(1), BatchNumber(start)), end, group, disks))
             start, group = i + 1, []
     return found
 

@@ -169,8 +169,8 @@ async def test_a_snapshot_names_its_position_and_keeps_its_content(kind: Kind, t
     known = {s.id: s.position for s in await target.snapshots()}
     assert known == {snapshot: FIRST[1], later: SECOND[1]}
 
-    await target.delete_snapshot(snapshot)
-    await target.delete_snapshot(snapshot)
+    await target.delete_snapshot(target.name, snapshot)
+    await target.delete_snapshot(target.name, snapshot)
     assert [s.id for s in await target.snapshots()] == [later]
 
 

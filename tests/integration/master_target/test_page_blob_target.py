@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from master_target.apply import DiskTarget, apply, make_interval
+from master_target.bridge import BridgeSettings
 from master_target.targets import vhd
 from master_target.targets.page_blob import PageBlobTarget
+from shared.batch import Op, make_extents
 from shared.blob import BlobStore
 from shared.errors import LeaseLostError, PreconditionError, SeedDiskError
+from shared.log.epochs import EpochDisk
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
+from tests.logs import make_batch
 
 BLOB = seed_blob("web1", "sda")
 MIB = 1024 * 1024
@@ -128,3 +135,62 @@ async def test_shrinking_and_growing_leave_no_old_bytes_behind_the_disk(store: B
     assert (await store.properties(BLOB)).size_b == 2 * MIB + 512
     assert await store.read(BLOB, disk_b, 4096) == bytes(4096)
     assert vhd.disk_size_b(await store.read(BLOB, 2 * MIB, 512)) == 2 * MIB
+
+
+class StingyStore(BlobStore):
+    """Answers page reads with `most_b` bytes at most."""
+
+    most_b = 512
+
+    async def page_read(self, name: str, offset: int, length: int, snapshot: str | None = None) -> bytes:
+        return (await super().page_read(name, offset, length, snapshot))[: self.most_b]
+
+
+def stingy(store: BlobStore, most_b: int) -> StingyStore:
+    found = copy.copy(store)
+    found.__class__ = StingyStore
+    assert isinstance(found, StingyStore)
+    found.most_b = most_b
+    return found
+
+
+async def test_a_gap_that_is_read_in_short_answers_is_bridged_without_a_shift(store: BlobStore) -> None:
+    target = await PageBlobTarget.open(stingy(store, 512), "web1", "sda", MIB)
+    await target.begin(*FIRST, MIB)
+    old = bytes(range(1, 17)) * 32 * 16  # 16 sectors
+    await target.write(0, memoryview(old))
+    await target.finish()
+    rows = [(0, sector, 1, Op.WRITE) for sector in (0, 8, 15)]
+    made = make_batch(6).batch
+    batch = msgspec.structs.replace(made, extents=make_extents(rows), payload=b"n" * 512 * 3)
+    interval = await make_interval(*SECOND, [batch], [EpochDisk(0, "sda", "", MIB // 512)])
+    await apply(interval, [DiskTarget(0, MIB, target)], [0], BridgeSettings(behind_s=0))
+    wanted = bytearray(old)
+    for sector in (0, 8, 15):
+        wanted[sector * 512 : sector * 512 + 512] = b"n" * 512
+    assert await store.page_read(BLOB, 0, len(old)) == wanted
+    await target.close()
+
+
+async def test_a_read_that_gets_nothing_is_an_error(store: BlobStore) -> None:
+    target = await PageBlobTarget.open(stingy(store, 0), "web1", "sda", MIB)
+    with pytest.raises(SeedDiskError, match="could not be read"):
+        await target.read(512, 1024)
+    await target.close()
+
+
+async def test_apply_takes_no_short_answer_of_any_target(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await PageBlobTarget.open(store, "web1", "sda", MIB)
+
+    async def short(offset_b: int, length_b: int) -> bytes:
+        return bytes(length_b - 512)
+
+    monkeypatch.setattr(target, "read", short)
+    rows = [(0, sector, 1, Op.WRITE) for sector in (0, 8, 15)]
+    batch = msgspec.structs.replace(make_batch(1).batch, extents=make_extents(rows), payload=b"n" * 512 * 3)
+    interval = await make_interval(*FIRST, [batch], [EpochDisk(0, "sda", "", MIB // 512)])
+    with pytest.raises(SeedDiskError, match="sda could not be read"):
+        await apply(interval, [DiskTarget(0, MIB, target)], [0], BridgeSettings(behind_s=0))
+    await target.close()
