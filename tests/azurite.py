@@ -47,7 +47,7 @@ class Azurite:
         self._key = base64.b64encode(secrets.token_bytes(32)).decode()
         self.key_file = folder / "account.key"
         self.ca_file = folder / "azurite.pem"
-        self._tls_key_file = folder / "azurite.key"
+        self.tls_key_file = folder / "azurite.key"
         self._process: subprocess.Popen[str] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.key_file.write_text(self._key)
@@ -78,7 +78,7 @@ class Azurite:
     def start(self) -> None:
         command = ["node", str(_MAIN), "--silent", "--skipApiVersionCheck", "--disableProductStyleUrl"]
         command += ["--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
-        command += ["--cert", str(self.ca_file), "--key", str(self._tls_key_file)]
+        command += ["--cert", str(self.ca_file), "--key", str(self.tls_key_file)]
         command += ["--location", str(self.folder)] if self.persistent else ["--inMemoryPersistence"]
         self._process = subprocess.Popen(
             command,
@@ -152,14 +152,14 @@ class Azurite:
             .sign(key, hashes.SHA256())
         )
         self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        self._tls_key_file.write_bytes(
+        self.tls_key_file.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM,
                 serialization.PrivateFormat.PKCS8,
                 serialization.NoEncryption(),
             )
         )
-        self._tls_key_file.chmod(0o600)
+        self.tls_key_file.chmod(0o600)
 
 
 @pytest.fixture(scope="session")
