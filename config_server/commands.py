@@ -42,7 +42,7 @@ def add(
 def pending(db: sqlite3.Connection, target: str) -> list[Command]:
     """What waits for `target`, oldest first."""
     rows = db.execute(
-        "SELECT * FROM commands WHERE target = ? AND state = 'pending' ORDER BY created_ns, id", (target,)
+        "SELECT * FROM commands WHERE target = ? AND state = 'pending' ORDER BY rowid", (target,)
     )
     return [Command(row["id"], row["kind"], msgspec.json.decode(row["args"])) for row in rows]
 

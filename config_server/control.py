@@ -9,13 +9,17 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from config_server.ca import CertificateAuthority
 from config_server.commands import Bell
 from config_server.database import Database
 from config_server.presence import Presence
+from config_server.rpo import StorageProgress
 from config_server.storage import Storage
+from config_server.view import Facts, facts_of
 from shared.errors import RequestError
-from shared.messages import Revocations
+from shared.messages import PointView, Revocations
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
@@ -32,8 +36,23 @@ class Control:
     bell: Bell = field(default_factory=Bell)
     """Rung with ROLE:NAME when there is a command for it, with a command's id when its result is there."""
 
+    progress: StorageProgress = field(default_factory=StorageProgress)
+    job_heard_ns: dict[str, int] = field(default_factory=dict)
+    """Running jobs → when their workers were heard (monotonic)."""
+
     def now_ns(self) -> int:
+        """The time of day: for what people read, and what outlives this process."""
         return time.time_ns()
+
+    def mono_ns(self) -> int:
+        """For all that has passed since: it never jumps."""
+        return time.monotonic_ns()
+
+    def facts(self, machine: str, last_point: PointView | None) -> Facts:
+        """What is known of the machine now."""
+        found = facts_of(self.presence, machine, last_point)
+        rpo_s = self.progress.rpo_s(machine, found, self.mono_ns(), self.now_ns())
+        return msgspec.structs.replace(found, rpo_s=rpo_s)
 
 
 def check_name(name: str, what: str) -> str:

@@ -47,18 +47,20 @@ def update(db: sqlite3.Connection, id_: str, report: JobProgress, now_ns: int) -
     return get(db, id_)
 
 
-def fail_silent(db: sqlite3.Connection, now_ns: int) -> list[JobView]:
-    """End the jobs whose worker is gone; those that were ended."""
-    rows = db.execute(
-        "SELECT id FROM jobs WHERE state = 'running' AND updated_ns < ?", (now_ns - _SILENT_NS,)
-    ).fetchall()
+def fail_silent(db: sqlite3.Connection, heard_ns: dict[str, int], mono_ns: int, now_ns: int) -> list[JobView]:
+    """End the jobs whose worker is gone; those that were ended. `heard_ns` says when each was heard, by the monotonic clock: one that is
+    not in it yet (this server has just started) is heard now, and those that do not run are taken out."""
+    running = [row["id"] for row in db.execute("SELECT id FROM jobs WHERE state = 'running'")]
+    for id_ in heard_ns.keys() - set(running):
+        del heard_ns[id_]
+    silent = [id_ for id_ in running if mono_ns - heard_ns.setdefault(id_, mono_ns) > _SILENT_NS]
     error = RestoreError(
         "The job was given up",
         cause="the command that ran it has said nothing for two minutes",
         action="Run the same command again: it continues where the other stopped.",
     )
     report = JobProgress(state="failed", error=Failure(**error.as_dict(), exit_code=error.exit_code))
-    return [update(db, row["id"], report, now_ns) for row in rows]
+    return [update(db, id_, report, now_ns) for id_ in silent]
 
 
 def get(db: sqlite3.Connection, id_: str) -> JobView:
@@ -70,7 +72,7 @@ def get(db: sqlite3.Connection, id_: str) -> JobView:
 
 
 def newest(db: sqlite3.Connection, limit: int) -> list[JobView]:
-    rows = db.execute("SELECT * FROM jobs ORDER BY created_ns DESC, id LIMIT ?", (limit,))
+    rows = db.execute("SELECT * FROM jobs ORDER BY rowid DESC LIMIT ?", (limit,))
     return [_view(row) for row in rows]
 
 

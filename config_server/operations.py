@@ -94,7 +94,7 @@ class Operations:
         facts = view.facts_of(self._control.presence, name)
         target = f"agent:{name}"
         reported = None
-        if facts.agent is not None and not facts.agent[0].is_silent(now_ns):
+        if facts.agent is not None and not facts.agent[0].is_silent(self._control.mono_ns()):
             reported = {disk.device or f"/dev/{disk.name}" for disk in facts.agent[1].disks}
 
         def work(db: sqlite3.Connection) -> Machine:
@@ -143,7 +143,7 @@ class Operations:
         if not machine.protected:
             raise RequestError(what, cause="it is not protected")
         found = self._control.presence.agent(machine.name)
-        if found is None or found[0].is_silent(self._control.now_ns()):
+        if found is None or found[0].is_silent(self._control.mono_ns()):
             raise DisconnectedError(what, cause="its agent does not report")
         return found[0].source
 
@@ -182,7 +182,7 @@ class Operations:
         asked: dict[str, str] = {}
         missing: list[str] = []
         for seen, _stream in self._control.presence.streams(machine.name):
-            if seen.is_silent(now_ns):
+            if seen.is_silent(self._control.mono_ns()):
                 missing.append(seen.name)
                 continue
             id_ = asked[seen.name] = new_id()
@@ -236,6 +236,7 @@ class Operations:
 
     async def update_job(self, call: Call, body: JobProgress) -> JobView:
         now_ns = self._control.now_ns()
+        self._control.job_heard_ns[call.path["id"]] = self._control.mono_ns()
 
         def work(db: sqlite3.Connection) -> JobView:
             before = jobs.get(db, call.path["id"])
@@ -257,8 +258,8 @@ class Operations:
 
     async def _view(self, machine: Machine) -> MachineView:
         last_point = await self._control.storage.last_point(machine.name)
-        facts = view.facts_of(self._control.presence, machine.name, last_point)
-        return view.machine_view(machine, facts, self._control.now_ns())
+        facts = self._control.facts(machine.name, last_point)
+        return view.machine_view(machine, facts, self._control.mono_ns())
 
 
 def note_ended(db: sqlite3.Connection, job: JobView, who: str, now_ns: int) -> None:

@@ -34,15 +34,18 @@ _TYPES: Final[dict[str, type[Report]]] = {
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A daemon's last report, and when it came (this host's clock)."""
+    """A daemon's last report, and when it came. What has passed since is told by the monotonic clock: the time of day may jump."""
 
     role: str
     name: str
     received_ns: int
+    """Time of day."""
+    heard_ns: int
+    """The same, monotonic."""
     report: Report
     raw: bytes
     recovered_ns: int = 0
-    """When a restarted config server read this from its database; 0 for what it heard itself."""
+    """When a restarted config server read this from its database (monotonic); 0 for what it heard itself."""
 
     @property
     def source(self) -> str:
@@ -50,12 +53,16 @@ class Seen(msgspec.Struct, frozen=True):
 
     @property
     def skew_ns(self) -> int:
-        """How much this host's clock is ahead of the daemon's, travel time included; 0 when it did not tell
-        its time."""
-        return self.received_ns - self.report.sent_ns if self.report.sent_ns else 0
+        """How much this host's clock is ahead of the daemon's, as far as it can be told: the report took between nothing and a whole round
+        trip to come, and the difference that is nearest to none counts. 0 when the daemon did not tell its time."""
+        if not self.report.sent_ns:
+            return 0
+        most = self.received_ns - self.report.sent_ns
+        least = most - max(0, self.report.round_trip_ns)
+        return least if least > 0 else min(most, 0)
 
     def age_s(self, now_ns: int) -> float:
-        return max(0.0, (now_ns - self.received_ns) / SECOND_NS)
+        return max(0.0, (now_ns - self.heard_ns) / SECOND_NS)
 
     def is_silent(self, now_ns: int) -> bool:
         """Too old to be believed. What comes from before a restart of the config server always is."""
@@ -64,7 +71,7 @@ class Seen(msgspec.Struct, frozen=True):
     def is_missing(self, now_ns: int) -> bool:
         """Silent for so long that it is a problem. After a restart of the config server, everybody gets time
         to report."""
-        return now_ns - max(self.received_ns, self.recovered_ns) > SILENT_S * SECOND_NS
+        return now_ns - max(self.heard_ns, self.recovered_ns) > SILENT_S * SECOND_NS
 
 
 class Presence:
@@ -73,10 +80,12 @@ class Presence:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Seen] = {}
 
-    def learn(self, role: str, name: str, raw: bytes, received_ns: int, recovered_ns: int = 0) -> Seen:
-        """Take in a report. Raises RequestError, with the path of the field, when it is not what the role
-        reports."""
-        seen = Seen(role, name, received_ns, decode(role, raw), raw, recovered_ns)
+    def learn(
+        self, role: str, name: str, raw: bytes, received_ns: int, heard_ns: int, recovered_ns: int = 0
+    ) -> Seen:
+        """Take in a report, and when it came (time of day, and monotonic). Raises RequestError, with the path of the
+        field, when it is not what the role reports."""
+        seen = Seen(role, name, received_ns, heard_ns, decode(role, raw), raw, recovered_ns)
         self._seen[role, name] = seen
         return seen
 

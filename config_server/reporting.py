@@ -51,13 +51,15 @@ class Reporting:
     async def status(self, call: Call, _body: msgspec.Struct) -> StatusReply:
         """Take a daemon's report and hand out its commands; with `Prefer: wait` only when there is one, or
         at the end."""
-        now_ns = self._control.now_ns()
+        now_ns, began_ns = self._control.now_ns(), self._control.mono_ns()
         if call.role == "agent":
             said = decode(call.role, call.body)
             assert isinstance(said, AgentReport)
             await self._sides.admit(check_name(call.name, call.role), said.identity, said.boot, call.remote)
         before = next((seen for seen in self._control.presence.all() if seen.source == call.who), None)
-        seen = self._control.presence.learn(call.role, check_name(call.name, call.role), call.body, now_ns)
+        seen = self._control.presence.learn(
+            call.role, check_name(call.name, call.role), call.body, now_ns, began_ns
+        )
         rung = self._control.bell.listen(call.who)
 
         def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], list[Command]]:
@@ -65,13 +67,13 @@ class Reporting:
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
             self._note_state(db, before, seen, now_ns)
             news = before is None or before.report.state != seen.report.state
-            if news or now_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS:
+            if news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS:
                 if call.role == "agent":
                     inventory.ensure_machine(db, call.name, now_ns)
                 inventory.save_report(
                     db, inventory.StoredReport(call.role, call.name, now_ns, _without_results(seen))
                 )
-                self._saved_ns[call.who] = now_ns
+                self._saved_ns[call.who] = began_ns
             return finished, changed, commands.pending(db, call.who)
 
         finished, changed, waiting = await self._control.db.run(work)
@@ -82,7 +84,8 @@ class Reporting:
             await commands.wait_for(rung, call.wait_s)
             waiting = await self._control.db.run(lambda db: commands.pending(db, call.who))
         revoked = self._control.revoked if call.role == "process-server" else None
-        return StatusReply(commands=waiting, received_ns=now_ns, revoked=revoked)
+        held_ns = self._control.mono_ns() - began_ns
+        return StatusReply(commands=waiting, received_ns=now_ns, held_ns=held_ns, revoked=revoked)
 
     async def command(self, call: Call, _body: Nothing) -> CommandView:
         """A command; with `Prefer: wait` when its result is there, or at the end of the wait."""
@@ -99,7 +102,7 @@ class Reporting:
         return EventList(events=found)
 
     async def daemons(self, _call: Call, _body: Nothing) -> DaemonList:
-        now_ns = self._control.now_ns()
+        now_ns = self._control.mono_ns()
         return DaemonList(daemons=[_daemon_view(seen, now_ns) for seen in self._control.presence.all()])
 
     async def audit(self, _call: Call, body: Limit) -> AuditList:

@@ -121,8 +121,10 @@ async def _recover(control: Control, folder: Path) -> None:
     control.revoked = await control.db.run(lambda db: revocation.current(db, control.now_ns()))
     for stored in await control.db.run(inventory.reports):
         try:
+            mono_ns = control.mono_ns()
+            heard_ns = mono_ns - max(0, control.now_ns() - stored.received_ns)
             control.presence.learn(
-                stored.role, stored.name, stored.report, stored.received_ns, control.now_ns()
+                stored.role, stored.name, stored.report, stored.received_ns, heard_ns, mono_ns
             )
         except RequestError as exc:
             # Stored by another version of this program; the daemon's next report replaces it.
@@ -194,15 +196,15 @@ async def _sweep(
 async def _sweep_once(control: Control, sides: Sides) -> None:
     known = await control.db.run(inventory.machines)
     last_points = await _last_points(control, known)
-    now_ns = control.now_ns()
+    now_ns, mono_ns = control.now_ns(), control.mono_ns()
 
     def work(db: sqlite3.Connection) -> list[EventView]:
         problems = sides.problems()
         for machine in inventory.machines(db):
-            facts = view.facts_of(control.presence, machine.name, last_points.get(machine.name))
-            problems += view.derived_problems(machine, facts, now_ns)
+            facts = control.facts(machine.name, last_points.get(machine.name))
+            problems += view.derived_problems(machine, facts, mono_ns)
         changed = events.reconcile(db, view.SELF, problems, now_ns)
-        for job in jobs.fail_silent(db, now_ns):
+        for job in jobs.fail_silent(db, control.job_heard_ns, mono_ns, now_ns):
             note_ended(db, job, view.SELF, now_ns)
         events.trim(db, now_ns)
         return changed

@@ -139,7 +139,7 @@ class Sides:
         return side
 
     def _check_boot(self, machine: str, boot: str, now_s: float) -> None:
-        now_ns = self._control.now_ns()
+        now_ns = self._control.mono_ns()
         for seen, stream in self._control.presence.streams(machine):
             if stream.connected and stream.boot and not seen.is_silent(now_ns):
                 if stream.boot == boot:

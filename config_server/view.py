@@ -7,11 +7,10 @@ State, the first that applies:
                      may well go on, nobody can tell
     as reported      ordered | initial-replication | bitmap | catching-up | resync | …
 
-RPO = now − the time of the newest ordered state that the log index lists, that is, which a restore would
-bring back. Both the process server and the agent know it; the newer one counts. Both forget it when they start
-anew, and in a new epoch: until there is one again, the newest recovery point is what a restore would bring back.
-That time is of the machine's clock: the agent's skew is taken out, so that a wrong clock does not show as a wrong
-RPO (it shows as an error of its own).
+RPO = the age of the newest ordered state that the log index lists, that is, which a restore would bring back: rpo.py
+measures it. A clock that is wrong is an error of its own.
+
+`now_ns` is monotonic here: no view depends on the time of day, which may jump on this server, too.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from config_server.presence import Presence, Seen, problems_of
 from shared.batch import SECTOR
 from shared.errors import ClockSkewError, DisconnectedError, RpoThresholdError, UnhealthyError
 from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
-from shared.recovery.position import parse_rfc3339
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 
 SKEW_LIMIT_S: Final = 5.0
@@ -42,11 +40,13 @@ class Facts(msgspec.Struct, frozen=True):
     """Of the process server with the newest epoch and batch."""
     apply: tuple[Seen, ApplyReport] | None
     last_point: PointView | None = None
+    rpo_s: float | None = None
+    """Seconds of work that a disaster now would cost; None while nothing ordered is in storage."""
 
 
 def facts_of(presence: Presence, machine: str, last_point: PointView | None = None) -> Facts:
-    streams = sorted(presence.streams(machine), key=lambda s: (s[1].epoch, s[1].spooled, s[0].received_ns))
-    applies = sorted(presence.applies(machine), key=lambda a: (a[1].epoch, a[1].applied, a[0].received_ns))
+    streams = sorted(presence.streams(machine), key=lambda s: (s[1].epoch, s[1].spooled, s[0].heard_ns))
+    applies = sorted(presence.applies(machine), key=lambda a: (a[1].epoch, a[1].applied, a[0].heard_ns))
     return Facts(
         presence.agent(machine),
         streams[-1] if streams else None,
@@ -68,7 +68,7 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         epoch=report.epoch or (facts.stream[1].epoch if facts.stream else 0),
         epochs=report.epochs,
         rounds=report.rounds,
-        rpo_s=rpo_s(facts, now_ns),
+        rpo_s=facts.rpo_s,
         last_seen_s=None if seen is None else seen.age_s(now_ns),
         process_server=facts.stream[0].name if facts.stream else "",
         disks=[
@@ -92,15 +92,6 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         errors=errors_of(machine, facts, now_ns),
         policy=machine.policy,
     )
-
-
-def rpo_s(facts: Facts, now_ns: int) -> float | None:
-    """Seconds of work that a disaster now would cost; None while nothing ordered is in storage."""
-    newest_ns = reported_ns(facts)
-    if not newest_ns and facts.last_point is not None:
-        newest_ns = parse_rfc3339(facts.last_point.time) or 0
-    skew_ns = facts.agent[0].skew_ns if facts.agent is not None else 0
-    return max(0.0, (now_ns - newest_ns - skew_ns) / SECOND_NS) if newest_ns else None
 
 
 def reported_ns(facts: Facts) -> int:
@@ -146,20 +137,13 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
         if seen.is_missing(now_ns):
             yield problem_of(silence(seen, now_ns), machine.name)
         elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
-            ahead = "behind" if seen.skew_ns > 0 else "ahead of"
-            yield problem_of(
-                ClockSkewError(
-                    f"The clock of {machine.name} is wrong, or the config server's is",
-                    cause=f"it is {abs(seen.skew_ns) / SECOND_NS:.0f} s {ahead} the config server's",
-                ),
-                machine.name,
-                "warning",
-            )
+            yield problem_of(skewed(seen, machine.name), machine.name, "warning")
     for side in (facts.stream, facts.apply):
         if side is not None and side[0].is_missing(now_ns):
             yield problem_of(silence(side[0], now_ns), side[0].source)
-    rpo = rpo_s(facts, now_ns)
-    if rpo is not None and rpo > machine.policy.rpo_threshold_s:
+        elif side is not None and abs(side[0].skew_ns) > SKEW_LIMIT_S * SECOND_NS:
+            yield problem_of(skewed(side[0], side[0].source), side[0].source, "warning")
+    if facts.rpo_s is not None and facts.rpo_s > machine.policy.rpo_threshold_s:
         yield problem_of(
             RpoThresholdError(
                 f"The RPO of {machine.name} is over its threshold",
@@ -176,6 +160,14 @@ def silence(seen: Seen, now_ns: int) -> DisconnectedError:
     since = f"more than {minutes} min" if minutes else "15 seconds"
     return DisconnectedError(
         f"{seen.role} '{seen.name}' does not report", cause=f"nothing was heard of it for {since}"
+    )
+
+
+def skewed(seen: Seen, name: str) -> ClockSkewError:
+    ahead = "behind" if seen.skew_ns > 0 else "ahead of"
+    return ClockSkewError(
+        f"The clock of {name} is wrong, or the config server's is",
+        cause=f"it is {abs(seen.skew_ns) / SECOND_NS:.0f} s {ahead} the config server's",
     )
 
 

@@ -55,6 +55,7 @@ class ControlClient:
         self._context = tls.client_context(files, tls.CONFIG_SERVER)
         self._client = RestClient(url, self._context)
         self._on_renewed = on_renewed
+        self._round_trip_ns = 0
         self._on_revoked = on_revoked
         self._machine = machine
         self.problem: UnderstudyError | None = None
@@ -71,13 +72,15 @@ class ControlClient:
         With `wait_s` the server answers at once when there is a command, else after that time. Raises
         UnderstudyError.
         """
-        body = {**_plain(status), "sent_ns": time.time_ns()}
+        body = {**_plain(status), "sent_ns": time.time_ns(), "round_trip_ns": self._round_trip_ns}
+        began_ns = time.monotonic_ns()
         try:
             reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
         except UnreachableError:
             # A server that refuses a certificate cuts the connection; the reason can be seen on this side.
             await asyncio.to_thread(identity.check_certificate, self._files)
             raise
+        self._round_trip_ns = max(0, time.monotonic_ns() - began_ns - reply.held_ns)
         if reply.revoked is not None and self._on_revoked is not None:
             await self._on_revoked(reply.revoked)
         return reply.commands

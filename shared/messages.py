@@ -118,6 +118,8 @@ class Revocations(msgspec.Struct, frozen=True):
 class StatusReply(msgspec.Struct):
     commands: list[Command] = []
     received_ns: int = 0
+    held_ns: int = 0
+    """How long the server held this answer."""
     revoked: Revocations | None = None
     """For process servers, who admit others; None: nothing is said, and what was known holds."""
 
@@ -246,7 +248,7 @@ class MachineView(msgspec.Struct, kw_only=True):
     epochs: int | None
     rounds: int | None
     rpo_s: float | None
-    """Now − the time of the newest ordered write-state that blob storage holds; null while there is none."""
+    """Age of the newest ordered state that blob storage holds (config_server/rpo.py); null while there is none."""
     last_seen_s: float | None
     process_server: str
     disks: list[DiskView]

@@ -39,6 +39,8 @@ class Report(msgspec.Struct, kw_only=True):
     sent_ns: int = 0
     """The sender's clock when it sent this; ControlClient fills it in. The difference to the receiver's is
     the clock skew."""
+    round_trip_ns: int = 0
+    """How long its last report was under way, there and back; ControlClient fills it in."""
     errors: list[Problem] = []
     running: list[str] = []
     """Ids of commands that it works on: an answer may be held although they are pending."""

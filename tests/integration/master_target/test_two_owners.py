@@ -129,7 +129,7 @@ async def clear(store: BlobStore) -> None:
             try:
                 await store.delete(name)
             except StorageError:
-                await store.break_lease(name)
+                await store.leases.break_now(name)
                 await store.delete(name)
 
 

@@ -9,6 +9,7 @@ from config_server import view
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.inventory import Machine
 from config_server.presence import Presence
+from config_server.rpo import StorageProgress
 from shared.errors import RequestError
 from shared.messages import MachineView, PointView, Policy
 from shared.status import (
@@ -35,16 +36,25 @@ class World:
 
     def __init__(self) -> None:
         self.presence = Presence()
+        self.progress = StorageProgress()
+        self.now_ns = NOW
+
+    def later(self, seconds: float) -> World:
+        self.now_ns += int(seconds * SECOND_NS)
+        return self
 
     def says(self, role: str, name: str, report: Report, age_s: float = 0.0, skew_s: float = 0.0) -> World:
-        received_ns = NOW - int(age_s * SECOND_NS)
+        received_ns = self.now_ns - int(age_s * SECOND_NS)
         report = msgspec.structs.replace(report, sent_ns=received_ns - int(skew_s * SECOND_NS))
-        self.presence.learn(role, name, msgspec.json.encode(report), received_ns)
+        self.presence.learn(role, name, msgspec.json.encode(report), received_ns, received_ns)
         return self
 
     def show(self, protected: Machine | None = None, last_point: PointView | None = None) -> MachineView:
         facts = view.facts_of(self.presence, "web1", last_point)
-        return view.machine_view(protected or machine(), facts, NOW)
+        rpo_s = self.progress.rpo_s("web1", facts, self.now_ns, self.now_ns)
+        return view.machine_view(
+            protected or machine(), msgspec.structs.replace(facts, rpo_s=rpo_s), self.now_ns
+        )
 
 
 def test_a_machine_without_protection_is_unprotected_whatever_its_agent_says() -> None:
@@ -105,6 +115,80 @@ def test_a_wrong_clock_is_an_error_of_its_own_and_not_a_wrong_rpo() -> None:
     assert shown.rpo_s == pytest.approx(5)
     assert [(error.code, error.severity) for error in shown.errors] == [("US473", "warning")]
     assert "3600 s behind" in shown.errors[0].cause
+
+
+@pytest.mark.parametrize("jumps_s", [[0], [7200], [-7200], [86_400 * 3650], [7200, -7200], [-1, 1] * 3])
+def test_when_uploads_stop_the_rpo_grows_whatever_the_machines_clock_does(jumps_s: list[int]) -> None:
+    world = World()
+    captured_ns = NOW - 2 * SECOND_NS
+    skew_s = 0
+    for step, jump_s in enumerate(jumps_s * 3):
+        # The same state is the newest in every report: nothing is uploaded any more.
+        report = AgentReport(state="ordered", epoch=1, uploaded_captured_ns=captured_ns)
+        shown = world.says("agent", "web1", report, skew_s=-skew_s).show()
+        assert shown.rpo_s == pytest.approx(2 + 10 * step)
+        skew_s += jump_s
+        world.later(10)
+
+
+def test_a_clock_that_is_always_ahead_or_behind_changes_no_rpo() -> None:
+    for skew_s in (-86_400, -10, 0, 10, 86_400):
+        world = World()
+        for _ in range(3):
+            captured_ns = world.now_ns - (3 + skew_s) * SECOND_NS
+            report = AgentReport(state="ordered", epoch=1, uploaded_captured_ns=captured_ns)
+            assert world.says("agent", "web1", report, skew_s=skew_s).show().rpo_s == pytest.approx(3)
+            world.later(5)
+
+
+def test_a_clock_that_jumps_back_before_the_report_never_hides_that_uploads_stopped() -> None:
+    world = World()
+    report = AgentReport(
+        state="ordered", epoch=1, uploaded_captured_ns=NOW + 7200 * SECOND_NS
+    )  # ahead when captured
+    assert world.says("agent", "web1", report).show().rpo_s == 0
+    world.later(600)
+    shown = world.says("agent", "web1", report).show(machine(policy=Policy(rpo_threshold_s=60)))
+    assert shown.rpo_s == 600
+    assert "US472" in [error.code for error in shown.errors]
+
+
+def test_a_stale_time_of_one_daemon_does_not_stand_for_the_fresh_one_of_another() -> None:
+    world = World()
+    stale = StreamReport(epoch=1, ordered_captured_ns=NOW + 7200 * SECOND_NS)
+    world.says("process-server", "ps1", ProcessServerReport(machines={"web1": stale}))
+    world.show()
+    world.later(300)
+    fresh = AgentReport(state="ordered", epoch=1, uploaded_captured_ns=world.now_ns - SECOND_NS)
+    assert world.says("agent", "web1", fresh).show().rpo_s == pytest.approx(1)
+
+
+def test_a_clock_that_stands_is_a_problem_and_its_rpo_is_not_0() -> None:
+    world = World()
+    for _ in range(4):
+        passed_s = (world.now_ns - NOW) / SECOND_NS
+        report = AgentReport(state="ordered", epoch=1, uploaded_captured_ns=NOW)
+        shown = world.says("agent", "web1", report, skew_s=passed_s).show()
+        world.later(10)
+    assert shown.rpo_s == 30
+    assert [error.code for error in shown.errors] == ["US473"]
+
+
+@pytest.mark.parametrize(("differs_s", "round_trip_s", "wrong"), [
+    (6, 0, True), (6, 2, False), (60, 50, True), (-6, 30, True), (-4, 0, False), (4, 0, False),
+])  # fmt: skip
+def test_a_slow_line_is_no_wrong_clock(differs_s: int, round_trip_s: int, wrong: bool) -> None:
+    report = AgentReport(state="ordered", round_trip_ns=round_trip_s * SECOND_NS)
+    shown = World().says("agent", "web1", report, skew_s=differs_s).show()
+    assert [error.code for error in shown.errors] == (["US473"] if wrong else [])
+
+
+def test_the_wrong_clock_of_a_process_server_shows_on_its_machines() -> None:
+    world = World().says("agent", "web1", AgentReport(state="ordered"))
+    world.says(
+        "process-server", "ps1", ProcessServerReport(machines={"web1": StreamReport(epoch=1)}), skew_s=-90
+    )
+    assert [(e.code, e.object) for e in world.show().errors] == [("US473", "process-server:ps1")]
 
 
 def test_an_rpo_over_the_threshold_is_a_warning() -> None:
@@ -173,8 +257,8 @@ def test_disks_show_size_and_the_weakest_mode_is_the_machines() -> None:
 
 def test_a_report_with_unknown_fields_is_taken_and_one_of_the_wrong_type_is_not() -> None:
     presence = Presence()
-    seen = presence.learn("agent", "web1", b'{"state": "ordered", "news": [1]}', NOW)
+    seen = presence.learn("agent", "web1", b'{"state": "ordered", "news": [1]}', NOW, NOW)
     assert seen.report.state == "ordered"
     with pytest.raises(RequestError, match="ring_b"):
-        presence.learn("agent", "web1", b'{"ring_b": "large"}', NOW)
+        presence.learn("agent", "web1", b'{"ring_b": "large"}', NOW, NOW)
     assert presence.all() == [seen]
