@@ -37,6 +37,8 @@ from shared.status import Problem
 _log = logging.get()
 _STORAGE_LIFE: Final = dt.timedelta(days=365)
 """For an emulator of blob storage, which cannot renew its certificate by itself."""
+_SERVERS: Final = ("process-server", "storage")
+"""Roles that others connect to."""
 _REFUSALS_NS: Final = 600 * SECOND_NS
 """Refusals of one kind for one name are noted at most this often."""
 _REFUSED_ACTION: Final = "If nobody of yours tried this: `understudy audit list` shows who enrolled with the token, if anybody did."
@@ -66,6 +68,12 @@ class Identity:
             raise RequestError(
                 f"A token for the role '{body.role}' cannot be made",
                 cause=f"the roles are {', '.join(role for role in ROLES if role != 'config-server')}",
+            )
+        if body.role in _SERVERS and not body.hosts:
+            raise RequestError(
+                f"A token for {body.role} '{body.name}' was not made",
+                cause="a server's certificate must say under which names it is reached, or no client takes it",
+                action="Give at least one DNS name or address: --host HOST (hosts in the API).",
             )
         grant = tokens.Grant(
             body.role, check_name(body.name, body.role), tuple(check_host(h) for h in body.hosts)

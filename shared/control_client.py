@@ -261,14 +261,17 @@ class _Link:
     def __init__(self, url: str) -> None:
         self._url = url
         self._failures = 0
+        self._cause: tuple[str, str] | None = None
 
     def works(self) -> None:
         if self._failures:
             _log.info("config server reached again", url=self._url)
-        self._failures = 0
+        self._failures, self._cause = 0, None
 
     def failed(self, exc: UnderstudyError) -> float:
-        if not self._failures:
+        """Each cause once: behind "connection refused" of a restart may follow a certificate that is not accepted."""
+        if self._cause != (exc.code, exc.cause):
+            self._cause = exc.code, exc.cause
             _log.warning("config server not reached; work goes on", url=self._url, **exc.as_dict())
         self._failures += 1
         return min(_RETRY_LIMIT_S, 0.5 * float(2 ** min(self._failures, 5))) * random.uniform(0.5, 1.0)

@@ -130,7 +130,7 @@ async def _translated(what: str) -> AsyncIterator[None]:
     except aiohttp.ClientConnectorCertificateError as exc:
         raise tls.translate(exc.certificate_error, what) from exc
     except aiohttp.ServerDisconnectedError as exc:
-        raise UnreachableError(what, cause="it closed the connection without an answer") from exc
+        raise UnreachableError(what, cause=tls.CUT) from exc
     except aiohttp.ClientError as exc:
         raise tls.translate(_root_cause(exc), what) from exc
     except (OSError, TimeoutError) as exc:
@@ -139,6 +139,12 @@ async def _translated(what: str) -> AsyncIterator[None]:
 
 def _root_cause(exc: BaseException) -> BaseException:
     """The ssl or OS error inside aiohttp's, when there is one."""
+    if (
+        isinstance(exc, aiohttp.ClientOSError)
+        and not isinstance(exc, aiohttp.ClientConnectorError)
+        and exc.errno
+    ):
+        return OSError(exc.errno, exc.strerror)  # of the matching class, as the system raised it
     inner: BaseException | None = exc
     while inner is not None:
         # In this order: aiohttp's error for TLS is an ssl.SSLError, too, but an empty one.

@@ -9,6 +9,8 @@ must have (`server`), and a handshake with any other fails before a byte of thei
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 from pathlib import Path
 from typing import Final
@@ -18,6 +20,7 @@ import msgspec
 from shared.errors import (
     CertificateExpiredError,
     CertificateMissingError,
+    CertificateRevokedError,
     ConfigError,
     NotTlsError,
     PeerError,
@@ -171,7 +174,20 @@ def translate(exc: BaseException, what: str) -> PeerError:
         return _translate_ssl(exc, what)
     if isinstance(exc, TimeoutError):
         return UnreachableError(what, cause="no answer in time")
-    return UnreachableError(what, cause=str(exc) or type(exc).__name__)
+    if isinstance(exc, ConnectionResetError | BrokenPipeError):
+        return UnreachableError(what, cause=CUT)
+    return UnreachableError(what, cause=_words(exc))
+
+
+CUT: Final = "the peer cut the connection without a word; if it does so at once and again, it refuses our certificate, and its log says why"
+
+
+def _words(exc: BaseException) -> str:
+    """The system's words for an error; asyncio's own ("Connect call failed") name no cause."""
+    number = exc.errno if isinstance(exc, OSError) else None
+    if number and number > 0 and not isinstance(exc, socket.gaierror):
+        return os.strerror(number).lower()
+    return (exc.strerror if isinstance(exc, OSError) else "") or str(exc) or type(exc).__name__
 
 
 def _translate_ssl(exc: ssl.SSLError, what: str) -> PeerError:
@@ -180,12 +196,18 @@ def _translate_ssl(exc: ssl.SSLError, what: str) -> PeerError:
         return CertificateMissingError(what)
     if "ALERT_UNKNOWN_CA" in reason:
         return UnknownAuthorityError(what, cause="the peer does not know the CA of our certificate")
+    if "ALERT_CERTIFICATE_REVOKED" in reason:
+        return CertificateRevokedError(what, cause="the peer says that our certificate was revoked")
+    if "ALERT_UNSUPPORTED_CERTIFICATE" in reason:
+        return WrongRoleError(
+            what, cause="the peer says that our certificate is of a role that may not do this"
+        )
     if "ALERT_CERTIFICATE_EXPIRED" in reason:
         return CertificateExpiredError(what, cause="the peer says that our certificate has expired")
     if reason in _NOT_TLS_REASONS:
         return NotTlsError(what, cause=f"the bytes are not TLS 1.3 ({reason.lower().replace('_', ' ')})")
     if isinstance(exc, ssl.SSLEOFError):
-        return UnreachableError(what, cause="the peer closed the connection without a word")
+        return UnreachableError(what, cause=CUT)
     return TlsError(what, cause=reason.lower().replace("_", " ") or str(exc))
 
 

@@ -23,6 +23,7 @@ from shared.control_client import ControlClient
 from shared.messages import EventQuery, JobView, Limit, Nothing, Protection
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from tests.config_parts import ConfigServer, config_for, daemon, running
+from tests.dispositions import inherited
 from tests.machine_log import ModelMachine
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -367,7 +368,9 @@ async def test_restore_writes_the_images_a_manifest_and_a_job(site: Site, tmp_pa
     async with site.server.operator() as operator:
         jobs = (await operator.call(api.JOBS, Limit())).jobs
         log = (await operator.call(api.AUDIT, Limit())).entries
-        (event,) = (await operator.call(api.EVENTS, EventQuery(object="web1"))).events
+        events = (await operator.call(api.EVENTS, EventQuery(object="web1"))).events
+    # The model's points are years old: a sweep may have found that, too.
+    (event,) = [event for event in events if event.kind == "job"]
     assert [(job.kind, job.machine, job.state) for job in jobs] == [("restore", "web1", "done")]
     assert (event.kind, event.severity, event.what) == ("job", "info", f"The restore of web1 to {to} is done")
     assert log[0].action == "restore.grant"
@@ -459,7 +462,8 @@ async def test_a_restore_that_is_ended_by_a_signal_is_a_cancelled_job_and_leaves
     async with daemon(site.server, files) as process_server, site.server.operator() as operator:
         holding = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True)})
         await process_server.report(holding)
-        process = await begun("restore", "web1", "--to", str(tmp_path / "out"), *site.options)
+        with inherited(signal.SIG_DFL, number):
+            process = await begun("restore", "web1", "--to", str(tmp_path / "out"), *site.options)
         # It has its grant, and waits for the process server's answer.
         (command,) = await process_server.report(holding, wait_s=20)
         assert command.kind == "flush"
@@ -478,11 +482,8 @@ async def test_a_restore_under_nohup_survives_the_end_of_its_terminal(site: Site
     async with daemon(site.server, files) as process_server:
         holding = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True)})
         await process_server.report(holding)
-        ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it
-        try:
+        with inherited(signal.SIG_IGN, signal.SIGHUP):
             process = await begun("restore", "web1", "--to", str(tmp_path / "out"), *site.options)
-        finally:
-            signal.signal(signal.SIGHUP, ignored)
         (command,) = await process_server.report(holding, wait_s=20)
         process.send_signal(signal.SIGHUP)
         await process_server.report(ProcessServerReport(results={command.id: {}}))
@@ -500,9 +501,8 @@ async def test_tokens_policies_events_daemons_and_audit(site: Site, agent: Contr
     assert policy["point_interval_s"] == 60
     problem = {"code": "US410", "what": "it broke", "object": "loop0"}
     await agent.report({"machine": "web1", "state": "bitmap", "errors": [problem]})
-    found = (await site.run("event", "list", "--object", "web1", "--open", "--output", "json")).json
-    # The server looks after the machine by itself, too: by now it may have found its RPO too high.
-    assert ("US410", "web1/loop0") in {(event["code"], event["object"]) for event in found}
+    events = (await site.run("event", "list", "--object", "web1", "--open", "--output", "json")).json
+    assert [event["object"] for event in events if event["code"] == "US410"] == ["web1/loop0"]
     (listed,) = (await site.run("daemon", "list", "--output", "json")).json
     assert (listed["role"], listed["connected"]) == ("agent", True)
     entries = (await site.run("audit", "list", "--limit", "1", "--output", "json")).json

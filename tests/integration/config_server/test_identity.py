@@ -240,6 +240,9 @@ async def test_only_known_roles_and_plain_names_get_tokens(server: ConfigServer)
         for role, name in [("admin", "x"), ("config-server", "cs2"), ("agent", "../x"), ("agent", "")]:
             with pytest.raises(RequestError):
                 await client.call(api.TOKEN_CREATE, TokenRequest(role=role, name=name))
+        for role in ("process-server", "storage"):
+            with pytest.raises(RequestError, match="under which names"):
+                await client.call(api.TOKEN_CREATE, TokenRequest(role=role, name="a"))
         with pytest.raises(RequestError, match="host name"):
             await client.call(api.TOKEN_CREATE, TokenRequest(role="agent", name="a", hosts=["a b"]))
 

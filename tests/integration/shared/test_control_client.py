@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from structlog.testing import capture_logs
 
 from config_server.ca import CertificateAuthority, pem_of
 from shared import api, control_client, identity, tls
@@ -91,14 +93,16 @@ BAD: dict[str, Answer] = {
 
 
 @contextlib.asynccontextmanager
-async def serving(client: ControlClient) -> AsyncIterator[None]:
+async def serving(
+    client: ControlClient, report: Callable[[], AgentReport] = AgentReport
+) -> AsyncIterator[None]:
     """A daemon's `serve`, which must still be alive at the end."""
 
     async def handle(_command: Command) -> dict[str, Any]:
         return {}
 
     stop = asyncio.Event()
-    task = asyncio.create_task(client.serve(AgentReport, handle, stop, interval_s=0.05))
+    task = asyncio.create_task(client.serve(report, handle, stop, interval_s=0.05))
     try:
         yield
         assert not task.done()
@@ -234,3 +238,30 @@ async def test_a_daemon_reports_with_the_certificate_that_it_renewed(
         assert await client.renew_if_due()
         assert not await client.renew_if_due()
         assert await client.report({"state": "ordered"}) == []
+
+
+async def test_each_cause_of_a_config_server_that_is_not_reached_is_logged_once(
+    server: ConfigServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_client, "_RETRY_LIMIT_S", 0.01)
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = int(other.getsockname()[1])
+    tried: list[bool] = []
+
+    def report() -> AgentReport:
+        tried.append(True)
+        return AgentReport()
+
+    client = ControlClient(f"https://127.0.0.1:{port}", files)
+    with capture_logs() as logs:
+        async with serving(client, report):
+            await until(lambda: len(tried) > 5)
+            # It comes back with another CA, as one does that lost its data folder.
+            async with running(config_for(tmp_path / "other", port=port)):
+                await until(lambda: "US464" in [line.get("code") for line in logs])
+                seen = len(tried)
+                await until(lambda: len(tried) > seen + 5)
+    lines = [line for line in logs if line["event"].startswith("config server not reached")]
+    assert [line["code"] for line in lines] == ["US467", "US464"]
+    assert lines[0]["cause"] == "connection refused"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import ssl
 from pathlib import Path
 
@@ -124,6 +126,25 @@ def test_a_peer_that_is_not_there_is_unreachable(exc: OSError) -> None:
     error = tls.translate(exc, "Connecting to ps1")
     assert isinstance(error, UnreachableError)
     assert error.cause
+
+
+@pytest.mark.parametrize(
+    ("exc", "cause"),
+    [
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 1)"),
+            "connection refused",
+        ),
+        (OSError(errno.EHOSTUNREACH, "Connect call failed ('192.0.2.1', 1)"), "no route to host"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), tls.CUT),
+        (ConnectionResetError("Connection lost"), tls.CUT),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), tls.CUT),
+        (TimeoutError(), "no answer in time"),
+    ],
+)
+def test_the_cause_is_in_the_words_of_the_system(exc: OSError, cause: str) -> None:
+    assert tls.translate(exc, "Connecting to ps1").cause == cause
 
 
 @pytest.mark.parametrize("which", ["cert", "key", "ca"])
