@@ -16,13 +16,13 @@ import msgspec
 
 from config_server.clock import SECOND_NS, rfc3339
 from shared.errors import CommandNotFoundError, RequestError
-from shared.messages import Command, CommandView
+from shared.messages import Command, CommandKind, CommandState, CommandView
 
 _KEPT_NS: Final = 7 * 86_400 * SECOND_NS
 
 
 def add(
-    db: sqlite3.Connection, id_: str, target: str, kind: str, args: dict[str, Any], now_ns: int
+    db: sqlite3.Connection, id_: str, target: str, kind: CommandKind, args: dict[str, Any], now_ns: int
 ) -> CommandView:
     """Queue a command for `target` (ROLE:NAME). Raises RequestError when the id is another command's."""
     db.execute("DELETE FROM commands WHERE done_ns < ?", (now_ns - _KEPT_NS,))
@@ -52,7 +52,7 @@ def finish(db: sqlite3.Connection, target: str, results: dict[str, dict[str, Any
     already."""
     finished = []
     for id_, result in results.items():
-        state = "failed" if "error" in result else "done"
+        state = CommandState.FAILED if "error" in result else CommandState.DONE
         changed = db.execute(
             "UPDATE commands SET state = ?, result = ?, done_ns = ?"
             " WHERE id = ? AND target = ? AND state = 'pending'",
@@ -79,9 +79,9 @@ def get(db: sqlite3.Connection, id_: str) -> CommandView:
     return CommandView(
         id=row["id"],
         target=row["target"],
-        kind=row["kind"],
+        kind=CommandKind(row["kind"]),
         args=msgspec.json.decode(row["args"]),
-        state=row["state"],
+        state=CommandState(row["state"]),
         result=msgspec.json.decode(row["result"]),
         created=rfc3339(row["created_ns"]),
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from config_server.clock import SECOND_NS, rfc3339
-from shared.messages import EventView
+from shared.messages import EventKind, EventView
 from shared.status import Problem
 
 _KEPT_NS: Final = 90 * 86_400 * SECOND_NS
@@ -40,11 +40,13 @@ def reconcile(
             )
         elif now_ns - row["last_ns"] > _REFRESH_NS:
             db.execute("UPDATE events SET last_ns = ? WHERE id = ?", (now_ns, row["id"]))
-    changed.extend(_insert(db, "problem", source, problem, now_ns, None) for problem in now_open.values())
+    changed.extend(
+        _insert(db, EventKind.PROBLEM, source, problem, now_ns, None) for problem in now_open.values()
+    )
     return [_view(db.execute("SELECT * FROM events WHERE id = ?", (id_,)).fetchone()) for id_ in changed]
 
 
-def note(db: sqlite3.Connection, kind: str, source: str, happened: Problem, now_ns: int) -> None:
+def note(db: sqlite3.Connection, kind: EventKind, source: str, happened: Problem, now_ns: int) -> None:
     """Something that happened and is over: a state that changed, a job that ended."""
     _insert(db, kind, source, happened, now_ns, now_ns)
 
@@ -64,7 +66,12 @@ def find(db: sqlite3.Connection, object_: str, only_open: bool, limit: int) -> l
 
 
 def _insert(
-    db: sqlite3.Connection, kind: str, source: str, problem: Problem, now_ns: int, resolved_ns: int | None
+    db: sqlite3.Connection,
+    kind: EventKind,
+    source: str,
+    problem: Problem,
+    now_ns: int,
+    resolved_ns: int | None,
 ) -> int:
     cursor = db.execute(
         "INSERT INTO events (kind, severity, source, object, code, key, what, cause, action, first_ns, last_ns,"
@@ -90,7 +97,7 @@ def _insert(
 def _view(row: sqlite3.Row) -> EventView:
     return EventView(
         id=row["id"],
-        kind=row["kind"],
+        kind=EventKind(row["kind"]),
         severity=row["severity"],
         object=row["object"],
         code=row["code"],

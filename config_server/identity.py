@@ -25,6 +25,7 @@ from shared.messages import (
     CertificateList,
     CertificateView,
     EnrolRequest,
+    EventKind,
     Limit,
     Nothing,
     RenewRequest,
@@ -141,7 +142,7 @@ class Identity:
 
         def work(db: sqlite3.Connection) -> None:
             audit.add(db, "unknown", "enrol.refused", subject, detail, now_ns)
-            events.note(db, "enrolment", SELF, happened, now_ns)
+            events.note(db, EventKind.ENROLMENT, SELF, happened, now_ns)
 
         await self._control.db.run(work)
 

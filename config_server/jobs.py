@@ -8,10 +8,9 @@ from typing import Any, Final
 import msgspec
 
 from config_server.clock import SECOND_NS, rfc3339
-from shared.errors import JobNotFoundError, RequestError, RestoreError
-from shared.messages import Failure, JobProgress, JobView
+from shared.errors import JobNotFoundError, RestoreError
+from shared.messages import Failure, JobProgress, JobState, JobView
 
-STATES: Final = ("running", "done", "failed", "cancelled")
 _SILENT_NS: Final = 120 * SECOND_NS
 """A running job whose worker says nothing for so long has lost it."""
 
@@ -27,9 +26,7 @@ def create(
 
 
 def update(db: sqlite3.Connection, id_: str, report: JobProgress, now_ns: int) -> JobView:
-    """Raises JobNotFoundError, RequestError for an unknown state. An ended job stays as it ended."""
-    if report.state not in STATES:
-        raise RequestError(f"The job state '{report.state}' does not exist")
+    """Raises JobNotFoundError. An ended job stays as it ended."""
     get(db, id_)
     db.execute(
         "UPDATE jobs SET state = ?, progress = ?, detail = ?, result = ?, error = ?, updated_ns = ?"
@@ -59,7 +56,7 @@ def fail_silent(db: sqlite3.Connection, heard_ns: dict[str, int], mono_ns: int, 
         cause="the command that ran it has said nothing for two minutes",
         action="Run the same command again: it continues where the other stopped.",
     )
-    report = JobProgress(state="failed", error=Failure(**error.as_dict(), exit_code=error.exit_code))
+    report = JobProgress(state=JobState.FAILED, error=Failure(**error.as_dict(), exit_code=error.exit_code))
     return [update(db, id_, report, now_ns) for id_ in silent]
 
 
@@ -81,7 +78,7 @@ def _view(row: sqlite3.Row) -> JobView:
         id=row["id"],
         kind=row["kind"],
         machine=row["machine"],
-        state=row["state"],
+        state=JobState(row["state"]),
         progress=row["progress"],
         detail=row["detail"],
         args=msgspec.json.decode(row["args"]),

@@ -15,11 +15,15 @@ from config_server.inventory import Machine
 from shared import api
 from shared.errors import DisconnectedError, NotFoundError, RequestError, UsageError
 from shared.messages import (
+    CommandKind,
+    CommandState,
     CommandView,
+    EventKind,
     FlushReply,
     FlushRequest,
     JobList,
     JobProgress,
+    JobState,
     JobView,
     Limit,
     MachineList,
@@ -35,7 +39,11 @@ from shared.messages import (
 from shared.status import Problem
 
 _CONSISTENCIES = ("crash",)
-_ENDED: Final = {"done": "is done", "failed": "has failed", "cancelled": "was cancelled"}
+_ENDED: Final = {
+    JobState.DONE: "is done",
+    JobState.FAILED: "has failed",
+    JobState.CANCELLED: "was cancelled",
+}
 
 
 class Operations:
@@ -101,7 +109,7 @@ class Operations:
             machine = inventory.protect(db, name, body.disks, body.policy, now_ns)
             audit.add(db, call.who, "machine.protect", name, msgspec.to_builtins(body), now_ns)
             if reported is not None and reported != set(body.disks):
-                commands.add(db, new_id(), target, "protect", {"disks": body.disks}, now_ns)
+                commands.add(db, new_id(), target, CommandKind.PROTECT, {"disks": body.disks}, now_ns)
             return machine
 
         machine = await self._control.db.run(work)
@@ -117,7 +125,7 @@ class Operations:
             machine = inventory.unprotect(db, known.name)
             audit.add(db, call.who, "machine.unprotect", known.name, {}, now_ns)
             if self._control.presence.agent(known.name) is not None:
-                commands.add(db, new_id(), target, "unprotect", {}, now_ns)
+                commands.add(db, new_id(), target, CommandKind.UNPROTECT, {}, now_ns)
             return machine
 
         machine = await self._control.db.run(work)
@@ -132,7 +140,7 @@ class Operations:
 
         def work(db: sqlite3.Connection) -> CommandView:
             audit.add(db, call.who, "machine.resync", machine.name, {"command": id_}, now_ns)
-            return commands.add(db, id_, target, "resync", {}, now_ns)
+            return commands.add(db, id_, target, CommandKind.RESYNC, {}, now_ns)
 
         queued = await self._control.db.run(work)
         self._control.bell.ring(target)
@@ -168,7 +176,7 @@ class Operations:
 
         def work(db: sqlite3.Connection) -> CommandView:
             audit.add(db, call.who, "point.create", machine.name, args, now_ns)
-            return commands.add(db, id_, target, "mark", args, now_ns)
+            return commands.add(db, id_, target, CommandKind.MARK, args, now_ns)
 
         queued = await self._control.db.run(work)
         self._control.bell.ring(target)
@@ -189,7 +197,7 @@ class Operations:
             args = {"machine": machine.name}
             await self._control.db.run(
                 lambda db, seen=seen, id_=id_, args=args: commands.add(  # type: ignore[misc]
-                    db, id_, seen.source, "flush", args, now_ns
+                    db, id_, seen.source, CommandKind.FLUSH, args, now_ns
                 )
             )
             self._control.bell.ring(seen.source)
@@ -200,15 +208,15 @@ class Operations:
     async def _finished(self, id_: str, wait_s: float) -> bool:
         """Whether the command's result came in time and is no failure."""
         rung = self._control.bell.listen(id_)
-        if (await self._control.db.run(lambda db: commands.get(db, id_))).state == "pending":
+        if (await self._control.db.run(lambda db: commands.get(db, id_))).state is CommandState.PENDING:
             await commands.wait_for(rung, wait_s)
         now_ns = self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> str:
+        def work(db: sqlite3.Connection) -> CommandState:
             commands.withdraw(db, id_, now_ns)
             return commands.get(db, id_).state
 
-        return await self._control.db.run(work) == "done"
+        return await self._control.db.run(work) is CommandState.DONE
 
     # ---- restore jobs
 
@@ -241,7 +249,7 @@ class Operations:
         def work(db: sqlite3.Connection) -> JobView:
             before = jobs.get(db, call.path["id"])
             after = jobs.update(db, before.id, body, now_ns)
-            if before.state == "running" and after.state != "running":
+            if before.state is JobState.RUNNING and after.state is not JobState.RUNNING:
                 note_ended(db, after, call.who, now_ns)
             return after
 
@@ -276,4 +284,4 @@ def note_ended(db: sqlite3.Connection, job: JobView, who: str, now_ns: int) -> N
         severity="error" if error else "info",
         object=job.machine,
     )
-    events.note(db, "job", who, happened, now_ns)
+    events.note(db, EventKind.JOB, who, happened, now_ns)

@@ -18,9 +18,11 @@ from shared import api, logging
 from shared.messages import (
     AuditList,
     Command,
+    CommandState,
     CommandView,
     DaemonList,
     DaemonView,
+    EventKind,
     EventList,
     EventQuery,
     EventView,
@@ -92,7 +94,7 @@ class Reporting:
         id_ = call.path["id"]
         rung = self._control.bell.listen(id_)
         view = await self._control.db.run(lambda db: commands.get(db, id_))
-        if view.state == "pending" and call.wait_s > 0:
+        if view.state is CommandState.PENDING and call.wait_s > 0:
             await commands.wait_for(rung, call.wait_s)
             view = await self._control.db.run(lambda db: commands.get(db, id_))
         return view
@@ -122,7 +124,7 @@ class Reporting:
             severity="info",
             object=seen.name,
         )
-        events.note(db, "state", seen.source, happened, now_ns)
+        events.note(db, EventKind.STATE, seen.source, happened, now_ns)
         _log.info("machine state", machine=seen.name, old=old, new=seen.report.state, cause=seen.report.cause)
 
 

@@ -25,7 +25,7 @@ from config_server.inventory import Machine
 from config_server.presence import Presence, Seen, problems_of
 from shared.batch import SECTOR
 from shared.errors import ClockSkewError, DisconnectedError, RpoThresholdError, UnhealthyError
-from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
+from shared.messages import DiskView, ErrorView, HopState, HopView, MachineView, PointView, RingView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 
 SKEW_LIMIT_S: Final = 5.0
@@ -237,8 +237,12 @@ def _hops(facts: Facts, now_ns: int) -> Iterator[HopView]:
 
 def _hop(name: str, seen: Seen | None, now_ns: int, *, ok: bool, detail: str) -> HopView:
     if seen is None:
-        return HopView(name=name, where="", state="unknown", detail="nothing reported yet", seen_s=None)
-    state = "error" if seen.is_missing(now_ns) else "ok" if ok and not seen.is_silent(now_ns) else "waiting"
+        return HopView(
+            name=name, where="", state=HopState.UNKNOWN, detail="nothing reported yet", seen_s=None
+        )
+    state = HopState.OK if ok and not seen.is_silent(now_ns) else HopState.WAITING
+    if seen.is_missing(now_ns):
+        state = HopState.ERROR
     return HopView(name=name, where=seen.source, state=state, detail=detail, seen_s=seen.age_s(now_ns))
 
 

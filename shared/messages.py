@@ -9,6 +9,7 @@ bounds. Answers and reports ignore what is unknown, so that two versions underst
 
 from __future__ import annotations
 
+import enum
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -27,6 +28,48 @@ Interval = Annotated[float, msgspec.Meta(ge=1, le=10 * 366 * 86_400)]
 """Seconds, up to ten years."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 """How many entries of a list, the newest first."""
+
+
+class CommandKind(enum.StrEnum):
+    MARK = "mark"
+    FLUSH = "flush"
+    PROTECT = "protect"
+    UNPROTECT = "unprotect"
+    RESYNC = "resync"
+
+
+class CommandState(enum.StrEnum):
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+    WITHDRAWN = "withdrawn"
+    """Nobody waits for it any more, so it is not handed out."""
+
+
+class JobState(enum.StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class HopState(enum.StrEnum):
+    OK = "ok"
+    WAITING = "waiting"
+    ERROR = "error"
+    UNKNOWN = "unknown"
+    """Nothing was reported of it yet."""
+
+
+class EventKind(enum.StrEnum):
+    PROBLEM = "problem"
+    """Open until it is over; all others have happened."""
+    STATE = "state"
+    """A machine went from one state to another."""
+    JOB = "job"
+    """A job ended."""
+    ENROLMENT = "enrolment"
+    """An enrolment was refused."""
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -101,7 +144,7 @@ class Command(msgspec.Struct):
 
     id: str
     kind: str
-    """mark | flush | protect | unprotect"""
+    """A CommandKind, or one of a newer config server: whoever does not know it refuses this command, and not the whole answer."""
     args: dict[str, Any] = {}
 
 
@@ -150,10 +193,9 @@ class RevokeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class CommandView(msgspec.Struct):
     id: str
     target: str
-    kind: str
+    kind: CommandKind
     args: dict[str, Any]
-    state: str
-    """pending | done | failed"""
+    state: CommandState
     result: dict[str, Any]
     created: str
 
@@ -193,12 +235,11 @@ class RingView(msgspec.Struct):
 
 
 class HopView(msgspec.Struct):
-    """One hop of the data path: capture, stream, spool, upload, apply. `state`: ok | waiting | error |
-    unknown."""
+    """One hop of the data path: capture, stream, upload, apply."""
 
     name: str
     where: str
-    state: str
+    state: HopState
     detail: str
     seen_s: float | None
     """Age of what is known about it."""
@@ -336,8 +377,7 @@ class RestoreGrant(msgspec.Struct, kw_only=True):
 
 
 class JobProgress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    state: str = "running"
-    """running | done | failed | cancelled"""
+    state: JobState = JobState.RUNNING
     progress: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     detail: Annotated[str, msgspec.Meta(max_length=10_000)] = ""
     error: Failure | None = None
@@ -348,7 +388,7 @@ class JobView(msgspec.Struct, kw_only=True):
     id: str
     kind: str
     machine: str
-    state: str
+    state: JobState
     progress: float | None
     detail: str
     args: dict[str, Any]
@@ -370,7 +410,7 @@ class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class EventView(msgspec.Struct, kw_only=True):
     id: int
-    kind: str
+    kind: EventKind
     severity: str
     object: str
     code: str

@@ -26,6 +26,7 @@ from shared.messages import (
     FlushReply,
     FlushRequest,
     JobProgress,
+    JobState,
     MachineKeyGrant,
     RestoreRequest,
     StorageGrant,
@@ -68,7 +69,9 @@ class Access:
         if self.client is None or not self.job:
             return
         failure = Failure(**error.as_dict(), exit_code=error.exit_code) if error else None
-        body = JobProgress(state=state, progress=progress, detail=detail, error=failure, result=result)
+        body = JobProgress(
+            state=JobState(state), progress=progress, detail=detail, error=failure, result=result
+        )
         with contextlib.suppress(UnderstudyError):
             await self.client.call(api.JOB_UPDATE, body, id=self.job)
 

@@ -302,6 +302,11 @@ async def test_policies_are_checked_and_apply_to_machines_without_their_own(oper
     assert [entry.action for entry in log.entries] == ["machine.protect", "policy.set"]
 
 
+async def test_a_job_has_no_state_but_those_that_there_are(operator: RestClient) -> None:
+    with pytest.raises(RequestError, match="paused"):
+        await operator.call_plain(api.JOB_UPDATE, {"state": "paused"}, {"id": "j1"}, 0)
+
+
 async def test_lists_have_a_limit_that_cannot_be_turned_off(operator: RestClient) -> None:
     routes: tuple[api.Route[Any, Any], ...] = (api.EVENTS, api.AUDIT, api.JOBS, api.CERTIFICATES)
     for route in routes:

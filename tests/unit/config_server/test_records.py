@@ -20,7 +20,7 @@ from shared.errors import (
     TokenUnknownError,
     TokenUsedError,
 )
-from shared.messages import Failure, JobProgress, Policy
+from shared.messages import CommandKind, EventKind, Failure, JobProgress, JobState, Policy
 from shared.status import Problem
 
 NOW = 1_700_000_000 * SECOND_NS
@@ -141,8 +141,8 @@ def test_a_new_operator_token_ends_the_old_one(db: sqlite3.Connection) -> None:
 
 def test_commands_are_handed_out_in_order_until_finished(db: sqlite3.Connection) -> None:
     for number in (1, 2):
-        commands.add(db, f"c{number}", "agent:web1", "mark", {}, NOW + number)
-    commands.add(db, "other", "agent:web2", "mark", {}, NOW)
+        commands.add(db, f"c{number}", "agent:web1", CommandKind.MARK, {}, NOW + number)
+    commands.add(db, "other", "agent:web2", CommandKind.MARK, {}, NOW)
     assert [command.id for command in commands.pending(db, "agent:web1")] == ["c1", "c2"]
     assert commands.finish(db, "agent:web1", {"c1": {"batch": 3}, "other": {}}, NOW) == ["c1"]
     assert [command.id for command in commands.pending(db, "agent:web1")] == ["c2"]
@@ -150,23 +150,23 @@ def test_commands_are_handed_out_in_order_until_finished(db: sqlite3.Connection)
 
 
 def test_a_result_is_stored_once(db: sqlite3.Connection) -> None:
-    commands.add(db, "c1", "agent:web1", "mark", {}, NOW)
+    commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW)
     commands.finish(db, "agent:web1", {"c1": {"batch": 3}}, NOW)
     assert commands.finish(db, "agent:web1", {"c1": {"batch": 4}}, NOW) == []
     assert commands.get(db, "c1").result == {"batch": 3}
 
 
 def test_a_result_with_an_error_is_a_failure(db: sqlite3.Connection) -> None:
-    commands.add(db, "c1", "agent:web1", "mark", {}, NOW)
+    commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW)
     commands.finish(db, "agent:web1", {"c1": {"error": {"code": "US300"}}}, NOW)
     assert commands.get(db, "c1").state == "failed"
 
 
 def test_the_id_of_another_command_is_refused(db: sqlite3.Connection) -> None:
-    commands.add(db, "c1", "agent:web1", "mark", {}, NOW)
-    assert commands.add(db, "c1", "agent:web1", "mark", {}, NOW).id == "c1"
+    commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW)
+    assert commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW).id == "c1"
     with pytest.raises(RequestError, match="another command"):
-        commands.add(db, "c1", "agent:web2", "mark", {}, NOW)
+        commands.add(db, "c1", "agent:web2", CommandKind.MARK, {}, NOW)
 
 
 async def test_the_bell_wakes_those_who_listen_and_nobody_waits_after_closing() -> None:
@@ -236,7 +236,7 @@ def test_events_are_found_by_machine_with_its_disks_only(db: sqlite3.Connection)
 
 
 def test_what_happened_is_over_at_once_and_old_events_go(db: sqlite3.Connection) -> None:
-    events.note(db, "state", "agent:web1", problem(code=""), NOW)
+    events.note(db, EventKind.STATE, "agent:web1", problem(code=""), NOW)
     assert events.find(db, "", only_open=True, limit=10) == []
     events.trim(db, NOW + 91 * 86_400 * SECOND_NS)
     assert events.find(db, "", only_open=False, limit=10) == []
@@ -248,11 +248,9 @@ def test_what_happened_is_over_at_once_and_old_events_go(db: sqlite3.Connection)
 def test_a_job_that_ended_stays_as_it_ended(db: sqlite3.Connection) -> None:
     jobs.create(db, "j1", "restore", "web1", {"to": "/x"}, NOW)
     jobs.update(db, "j1", JobProgress(progress=0.5), NOW)
-    jobs.update(db, "j1", JobProgress(state="done", progress=1.0), NOW)
-    late = jobs.update(db, "j1", JobProgress(state="failed", error=Failure("US1", "x")), NOW)
+    jobs.update(db, "j1", JobProgress(state=JobState.DONE, progress=1.0), NOW)
+    late = jobs.update(db, "j1", JobProgress(state=JobState.FAILED, error=Failure("US1", "x")), NOW)
     assert (late.state, late.progress, late.error) == ("done", 1.0, None)
-    with pytest.raises(RequestError):
-        jobs.update(db, "j1", JobProgress(state="paused"), NOW)
     with pytest.raises(JobNotFoundError):
         jobs.update(db, "j2", JobProgress(), NOW)
 

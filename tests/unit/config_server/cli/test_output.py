@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from config_server.cli import output, record_commands, restore_command
 from config_server.cli.main import cli, show_error
 from shared.errors import NotFoundError
-from shared.messages import AuditView, EventView, Failure, JobView
+from shared.messages import AuditView, EventView, Failure, JobState, JobView
 from shared.recovery.folder import Manifest, ManifestDisk
 
 TIME = "2026-11-24T14:16:00.123456789Z"
@@ -100,7 +100,7 @@ def test_an_event_shows_its_whole_time_why_and_what_to_do() -> None:
 def test_a_job_shows_its_whole_id_and_why_it_failed() -> None:
     error = Failure("US490", "loop0.raw could not be written", "no space", "Make room.", 5)
     job = JobView(
-        id="0123456789abcdef", kind="restore", machine="web1", state="failed", progress=0.45, detail="",
+        id="0123456789abcdef", kind="restore", machine="web1", state=JobState.FAILED, progress=0.45, detail="",
         args={}, result=None, error=error, created=TIME, updated=TIME,
     )  # fmt: skip
     shown = lines_of(record_commands._jobs_page([job]))
