@@ -21,7 +21,7 @@ from config_server.control import Control, check_name, new_id
 from shared import active_side, api, logging
 from shared.active_side import ActiveSide
 from shared.errors import ConfigError, CopyRefusedError, IntegrityError, RequestError, StorageError
-from shared.messages import RebindRequest, SideView
+from shared.messages import CommandKind, RebindRequest, SideView
 from shared.status import Problem
 
 _log = logging.get()
@@ -103,7 +103,7 @@ class Sides:
             detail = {"identity": identity, "generation": side.generation}
             audit.add(db, call.who, "machine.rebind", machine, detail, now_ns)
             for holder in holders:
-                commands.add(db, new_id(), holder, "check-side", {"machine": machine}, now_ns)
+                commands.add(db, new_id(), holder, CommandKind.CHECK_SIDE, {"machine": machine}, now_ns)
 
         await self._control.db.run(work)
         for holder in holders:

@@ -34,7 +34,7 @@ from shared.errors import (
     StorageError,
     UsageError,
 )
-from shared.messages import Command, Revocations
+from shared.messages import Command, CommandKind, Revocations
 from shared.service import notify, watchdog_interval_s
 from shared.vault import FileVault
 
@@ -198,10 +198,10 @@ async def _serve_control(
     on."""
 
     async def handle(command: Command) -> dict[str, Any]:
-        if command.kind == "check-side":
+        if command.kind == CommandKind.CHECK_SIDE:
             await receiver.check_side(str(command.args.get("machine", "")))
             return {}
-        if command.kind == "flush":
+        if command.kind == CommandKind.FLUSH:
             return await flush(spool, str(command.args.get("machine", "")))
         raise UsageError(f"The process server knows no command '{command.kind}'")
 

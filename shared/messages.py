@@ -36,6 +36,7 @@ class CommandKind(enum.StrEnum):
     PROTECT = "protect"
     UNPROTECT = "unprotect"
     RESYNC = "resync"
+    CHECK_SIDE = "check-side"
 
 
 class CommandState(enum.StrEnum):
