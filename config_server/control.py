@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import Final
 
 import msgspec
 
@@ -20,8 +18,7 @@ from config_server.storage import Storage
 from config_server.view import Facts, facts_of
 from shared.errors import RequestError
 from shared.messages import PointView, Revocations
-
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+from shared.naming import SAYS, is_name
 
 
 @dataclass
@@ -58,10 +55,10 @@ class Control:
 def check_name(name: str, what: str) -> str:
     """`name`, when it can name a machine or a daemon: it becomes part of blob names, paths and
     certificates."""
-    if not _NAME.fullmatch(name) or ".." in name:
+    if not is_name(name):
         raise RequestError(
             f"'{name}' cannot be the name of a {what}",
-            cause="a name has 1 to 63 letters, digits, dots, dashes or underscores, a letter or digit first",
+            cause=SAYS,
         )
     return name
 

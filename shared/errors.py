@@ -212,6 +212,13 @@ class DisconnectedError(UnhealthyError):
     default_action = "Check that it runs and reaches the config server; capture goes on meanwhile."
 
 
+class OutputError(UnhealthyError):
+    """The result of a command could not be printed; what the command did is done."""
+
+    code = "US479"
+    default_action = "Send it elsewhere, or make room there."
+
+
 class RpoThresholdError(UnhealthyError):
     code = "US472"
     default_action = "Look at the hops of `understudy machine watch` for the one that is behind."

@@ -11,12 +11,11 @@ import base64
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from config_server.cli.options import Target
+from config_server.cli.output import say
 from config_server.cli.profile import Rescue
 from shared import api
 from shared.blob import BlobConfig, BlobStore
@@ -53,8 +52,15 @@ class Access:
         try:
             return await self.client.call(api.FLUSH, FlushRequest(wait_s=wait_s), machine=machine)
         except UnderstudyError as exc:
-            _say(f"The process servers could not be asked to upload what they hold: {exc}")
+            say(f"The process servers could not be asked to upload what they hold: {exc}")
             return None
+
+    async def begin(self, request: RestoreRequest, machine: str) -> Access:
+        """From here on there is a job, if there is a config server."""
+        if self.client is None:
+            return self
+        grant = await self.client.call(api.RESTORE, request, machine=machine)
+        return replace(self, job=grant.job)
 
     async def tell(
         self,
@@ -111,7 +117,7 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
         except PeerError as exc:
             if find.rescue is None:
                 raise
-            _say(
+            say(
                 f"The config server does not answer ({exc.cause}): using the vault and the storage key of the profile."
             )
             async with _rescued(find.rescue) as access:
@@ -131,7 +137,3 @@ def _granted(grant: StorageGrant) -> BlobStore:
 async def _rescued(rescue: Rescue) -> AsyncIterator[Access]:
     async with BlobStore.connect(rescue.blob) as store:
         yield Access(store, FileVault(rescue.vault_file), None, "")
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)

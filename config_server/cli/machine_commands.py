@@ -18,6 +18,7 @@ from config_server.cli.output import (
     fields,
     grid,
     percent,
+    printing,
     run,
     seconds,
     size,
@@ -25,6 +26,7 @@ from config_server.cli.output import (
     told,
 )
 from shared.errors import DeadlineError, PeerError
+from shared.naming import SAYS, is_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,6 +40,13 @@ _POLL_S: Final = 0.5
 _STYLES: Final = {"ordered": "green", "ok": "green", "error": "red", "disconnected": "red", "unknown": "dim"}
 
 
+def checked_name(ctx: click.Context, _param: click.Parameter, name: str) -> str:
+    """As a callback of a parameter that names a machine or a daemon."""
+    if not ctx.resilient_parsing and not is_name(name):
+        raise click.BadParameter(f"{name!r}: {SAYS}")
+    return name
+
+
 def complete_machine(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of machines for tab completion; nothing when the config server cannot be asked."""
     from shared.errors import UnderstudyError
@@ -49,7 +58,7 @@ def complete_machine(ctx: click.Context, _param: click.Parameter, incomplete: st
         return []
 
 
-name_argument = click.argument("name", shell_complete=complete_machine)
+name_argument = click.argument("name", callback=checked_name, shell_complete=complete_machine)
 
 
 @click.group()
@@ -222,8 +231,8 @@ async def _watch(name: str, interval_s: float, count: int | None) -> None:
         found = await fetch(client, name)
         if wants_json():
             while True:
-                click.echo(to_json(found).replace("\n", " "))
-                sys.stdout.flush()
+                with printing():
+                    click.echo(to_json(found).replace("\n", " "))
                 looks += 1
                 if count is not None and looks >= count:
                     return

@@ -6,7 +6,9 @@ what failed, why, and what to do; a traceback appears for bugs only.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 from importlib.metadata import EntryPoints, entry_points
 from typing import Any, Final
@@ -14,7 +16,8 @@ from typing import Any, Final
 import click
 
 from config_server.cli.options import COMMON, add_options
-from shared.errors import UnderstudyError
+from config_server.cli.output import printing, say
+from shared.errors import UnderstudyError, UsageError
 from shared.version import VERSION
 
 _VERBS: Final = "understudy.verbs"
@@ -81,28 +84,51 @@ def main() -> None:
 def run(args: list[str] | None = None) -> int:
     """Run the command line; its exit code."""
     try:
-        result: Any = cli.main(args=args, prog_name="understudy", standalone_mode=False)
+        _check_text(sys.argv[1:] if args is None else args)
+        with printing():  # also what click itself prints: help, version
+            return _run(args)
     except click.exceptions.Exit as exc:
         return exc.exit_code
-    except click.ClickException as exc:
-        exc.show()
-        return exc.exit_code
-    except click.Abort:
-        click.echo("Aborted.", err=True)
-        return 130
     except UnderstudyError as exc:
         show_error(exc)
         return exc.exit_code
+
+
+def _check_text(args: list[str]) -> None:
+    """Everything that is given may be shown, stored as JSON, or sent: as UTF-8."""
+    for argument in args:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as exc:
+            raise UsageError(
+                f"The argument {os.fsencode(argument)!r} cannot be used",
+                cause="its bytes are not UTF-8",
+                action="Use names that are; a folder can be renamed, or reached by a link with another name.",
+            ) from exc
+
+
+def _run(args: list[str] | None) -> int:
+    try:
+        result: Any = cli.main(args=args, prog_name="understudy", standalone_mode=False)
+    except SystemExit as exc:  # so click ends for one reason: the reader of stdout has gone
+        raise BrokenPipeError from exc
+    except click.ClickException as exc:
+        with contextlib.suppress(OSError):  # stderr may be full
+            exc.show()
+        return exc.exit_code
+    except click.Abort:
+        say("Aborted.")
+        return 130
     return result if isinstance(result, int) else 0
 
 
 def show_error(exc: UnderstudyError) -> None:
     """What, why, what to do; on stderr."""
-    click.echo(f"{click.style('Error', fg='red', bold=True)} {exc.code}: {exc.what}.", err=True)
+    say(f"{click.style('Error', fg='red', bold=True)} {exc.code}: {exc.what}.")
     if exc.cause:
-        click.echo(f"  Why: {exc.cause}", err=True)
+        say(f"  Why: {exc.cause}")
     if exc.action:
-        click.echo(f"  Do:  {exc.action}", err=True)
+        say(f"  Do:  {exc.action}")
 
 
 if __name__ == "__main__":

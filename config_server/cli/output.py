@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -13,6 +16,7 @@ import click
 import msgspec
 
 from config_server.cli.options import wants_json
+from shared.errors import OutputError, StateFileError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -52,16 +56,49 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
     except asyncio.CancelledError:
         if not ended_by:
             raise
-        click.echo(f"Ended by {ended_by[0].name}.", err=True)
+        say(f"Ended by {ended_by[0].name}.")
         raise click.exceptions.Exit(128 + ended_by[0]) from None
+
+
+def say(text: str, *, nl: bool = True) -> None:
+    """On stderr. What cannot be said there (it is full, nobody reads) changes nothing of what a command does."""
+    with contextlib.suppress(OSError):
+        click.echo(text, nl=nl, err=True)
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Whatever goes to stdout. A reader that went away has seen what it wanted; anything else is an error. (Printing names no file: an
+    error that does is another's.)
+
+    Raises OutputError, and click's Exit as if SIGPIPE had ended the command.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as exc:
+        if exc.filename is not None:
+            name = os.fsdecode(exc.filename)
+            raise StateFileError(
+                f"{name[:200]} could not be used",
+                cause=exc.strerror or "",
+                action="Check its name, place and permissions.",
+            ) from exc
+        with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            # What Python still holds back must not fail a second time when it ends.
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(exc, BrokenPipeError):
+            raise click.exceptions.Exit(128 + signal.SIGPIPE) from exc
+        raise OutputError("The result could not be printed", cause=exc.strerror or str(exc)) from exc
 
 
 def emit(value: Any, table: Callable[[], RenderableType]) -> None:
     """Print `value` as JSON or as what `table` makes, as the user chose."""
-    if wants_json():
-        click.echo(to_json(value))
-    else:
-        console().print(table())
+    with printing():
+        if wants_json():
+            click.echo(to_json(value))
+        else:
+            console().print(table())
 
 
 def to_json(value: Any) -> str:
@@ -69,7 +106,11 @@ def to_json(value: Any) -> str:
 
 
 def console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
+    from rich.console import Console as RichConsole
+
+    class Console(RichConsole):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for `printing`; rich would end the program itself
 
     made = Console(stderr=stderr, highlight=False)
     if not made.is_terminal:
@@ -152,7 +193,7 @@ class Progress:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._terminal and self._shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
+            say("\r\x1b[K", nl=False)
 
     def show(self, text: str, *, force: bool = False) -> None:
         """`force` shows it even if the last line is fresh: for what happens once."""
@@ -160,9 +201,9 @@ class Progress:
             return
         now = time.monotonic()
         if self._terminal:
-            click.echo(f"\r\x1b[K{text[: _columns() - 1]}", nl=False, err=True)
+            say(f"\r\x1b[K{text[: _columns() - 1]}", nl=False)
         elif force or now - self._shown_at >= _PLAIN_INTERVAL_S:
-            click.echo(text, err=True)
+            say(text)
         else:
             return
         self._shown, self._shown_at = text, now

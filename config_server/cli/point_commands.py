@@ -13,7 +13,7 @@ import msgspec
 
 from config_server.cli.machine_commands import fetch, name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
-from config_server.cli.output import Progress, emit, grid, run, size
+from config_server.cli.output import Progress, emit, grid, run, say, size
 from shared.errors import (
     DeadlineError,
     DisconnectedError,
@@ -111,7 +111,7 @@ async def _list(target: Target, name: str) -> PointList:
     from shared.blob import BlobStore
     from shared.recovery import listing
 
-    click.echo(f"The config server does not answer ({trouble.cause}): reading storage itself.", err=True)
+    say(f"The config server does not answer ({trouble.cause}): reading storage itself.")
     async with BlobStore.connect(target.rescue.blob) as store:
         return await listing.read(store, name)
 

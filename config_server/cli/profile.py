@@ -56,7 +56,11 @@ def load(file: Path) -> Profile:
 def load_from(folder: Path) -> Profile:
     """The profile that a folder holds. Raises LabNotFoundError when there is none, ConfigError."""
     file = folder / FILE
-    if not file.is_file():
+    try:
+        found = file.is_file()
+    except OSError:  # a name that is too long, say
+        found = False
+    if not found:
         raise LabNotFoundError(f"{folder} is no lab", cause=f"it has no {FILE}")
     return load(file)
 

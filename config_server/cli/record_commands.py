@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from config_server.cli.machine_commands import checked_name
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import emit, fields, grid, percent, run, seconds, told
 
@@ -226,7 +227,7 @@ def token() -> None:
 
 @token.command("create")
 @click.argument("role", type=click.Choice(["agent", "process-server", "master-target", "storage"]))
-@click.argument("name")
+@click.argument("name", callback=checked_name)
 @click.option("--host", "hosts", multiple=True, help="DNS name or address under which a server is reached.")
 @click.option(
     "--ttl", "ttl_s", default=3600, show_default=True, type=click.IntRange(1, 2_592_000), metavar="S"

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+import msgspec
 
 from config_server.cli.machine_commands import name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
-from config_server.cli.output import Progress, emit, fields, grid, run, seconds, size
+from config_server.cli.output import Progress, emit, fields, grid, run, say, seconds, size
 from shared import protected
 from shared.errors import UNDECODABLE, UnderstudyError, UsageError
 
@@ -124,10 +125,15 @@ async def _plan_only(find: Target | Rescue, name: str, reference: str, to_dir: P
 async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Manifest:
     from config_server.cli.access import opened
     from shared.messages import RestoreRequest
+    from shared.recovery.folder import check_folder
 
     reference = _unfinished(to_dir, name, reference)
     request = RestoreRequest(point=reference, to=str(to_dir), host=socket.gethostname())
-    async with opened(find, name, request) as access:
+    dry = msgspec.structs.replace(request, dry_run=True)
+    async with opened(find, name, dry) as looking:
+        # Whatever is wrong with the request shall be found before there is a job that failed of it.
+        check_folder(to_dir, await _plan(looking, name, reference))
+        access = await looking.begin(request, name)
         try:
             if reference == "latest":
                 await _flush(access, name)
@@ -139,6 +145,7 @@ async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Pat
             raise
         except asyncio.CancelledError:
             await access.tell("cancelled", detail="interrupted; the same command continues it")
+            say("Interrupted: run the same command again, and it goes on where it stopped.")
             raise
         await access.tell("done", progress=1.0, result={"point": manifest.id, "time": manifest.time})
         return manifest
@@ -146,8 +153,6 @@ async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Pat
 
 def _unfinished(to_dir: Path, name: str, reference: str) -> str:
     """`latest` moves on; a restore of it that was interrupted goes on with the point that it began with."""
-    import msgspec
-
     from shared.recovery.folder import JOURNAL, Journal
 
     if reference not in ("latest", "latest-processed"):
@@ -158,17 +163,16 @@ def _unfinished(to_dir: Path, name: str, reference: str) -> str:
         return reference  # none, or one that the restore itself will complain about
     if journal.machine != name:
         return reference
-    click.echo(f"{to_dir} holds an unfinished restore of point {journal.id}: it goes on.", err=True)
+    say(f"{to_dir} holds an unfinished restore of point {journal.id}: it goes on.")
     return journal.id
 
 
 async def _flush(access: Access, name: str) -> None:
     answer = await access.flush(name, FLUSH_S)
     if answer is not None and answer.missing:
-        click.echo(
+        say(
             f"Process server {', '.join(answer.missing)} did not upload what it held within {FLUSH_S:.0f} s:"
-            " the point may be older than what it has.",
-            err=True,
+            " the point may be older than what it has."
         )
 
 
@@ -194,10 +198,9 @@ def _room_b(plan: Plan, to_dir: Path) -> int | None:
 def _warn_of_room(plan: Plan, to_dir: Path) -> None:
     room_b = _room_b(plan, to_dir)
     if room_b is not None and room_b < plan.disks_b:
-        click.echo(
+        say(
             f"{to_dir} has room for {size(room_b)}, the disks have {size(plan.disks_b)}: images are sparse and may fit;"
-            " if they do not, make room and run the same command again.",
-            err=True,
+            " if they do not, make room and run the same command again."
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from config_server.cli.options import COMMON, OUTPUT, add_options, chosen_folder
-from config_server.cli.output import Progress, emit, grid
+from config_server.cli.output import Progress, emit, grid, say
 from shared.errors import UsageError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def stop(daemon: str, folder: Path | None) -> None:
     with locked(found.folder), Progress() as progress:
         ran = actions.stop(found, actions.require_daemon(found, daemon), progress.show)
     if not ran:
-        click.echo(f"{daemon} was not running.", err=True)
+        say(f"{daemon} was not running.")
     _show(found)
 
 
@@ -160,7 +160,7 @@ def kill(daemon: str, folder: Path | None) -> None:
     with locked(found.folder), Progress() as progress:
         ran = actions.kill(found, actions.require_daemon(found, daemon), progress.show)
     if not ran:
-        click.echo(f"{daemon} was not running.", err=True)
+        say(f"{daemon} was not running.")
     _show(found)
 
 
@@ -179,7 +179,7 @@ def down(folder: Path | None, wipe: bool, yes: bool) -> None:
         found = _find(folder)
         with locked(found.folder), Progress() as progress:
             actions.down(found, progress.show)
-        click.echo("The lab is down; capture goes on.", err=True)
+        say("The lab is down; capture goes on.")
         return
     where = _where(folder)
     if not yes and sys.stdin.isatty():
@@ -188,7 +188,7 @@ def down(folder: Path | None, wipe: bool, yes: bool) -> None:
         found = Lab.open_to_wipe(where)
         with locked(where), Progress() as progress:
             actions.wipe(found, progress.show)
-    click.echo("The lab is deleted.", err=True)
+    say("The lab is deleted.")
 
 
 def _where(folder: Path | None) -> Path:

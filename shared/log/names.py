@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 
 from shared.errors import UsageError
+from shared.naming import SAYS, is_name
 
 DiskName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._!-]{0,127}\Z")]
 """A disk's name is used in blob and file names: no slash (the kernel, too, writes "!" instead), nothing hidden."""
-_MACHINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 
 def check_machine(machine: str) -> str:
@@ -19,7 +18,7 @@ def check_machine(machine: str) -> str:
     if not is_machine(machine):
         raise UsageError(
             f"{machine!r} is not a machine name",
-            cause="1 to 63 letters, digits, dots, dashes, underscores; the first a letter or digit",
+            cause=SAYS,
             action="Choose another name.",
         )
     return machine
@@ -27,7 +26,7 @@ def check_machine(machine: str) -> str:
 
 def is_machine(name: str) -> bool:
     """Whether a machine can have this name."""
-    return _MACHINE.match(name) is not None
+    return is_name(name)
 
 
 def machine_document(machine: str) -> str:

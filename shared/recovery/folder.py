@@ -91,6 +91,19 @@ class RestoreFolder:
             durable.sync_folder(self.path)
 
 
+def check_folder(path: Path, plan: Plan) -> None:
+    """Raises RestoreFolderError when `open_folder` would; changes nothing."""
+    with translated(path, "used"):
+        if path.exists():
+            _check_is_folder(path)
+            _unfinished(path, plan)
+
+
+def _check_is_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise RestoreFolderError(f"{path} cannot take a restore", cause="it is not a folder")
+
+
 @contextlib.contextmanager
 def open_folder(path: Path, plan: Plan) -> Iterator[RestoreFolder]:
     """Create `path` if need be, lock it, and find out whether to begin or to go on.
@@ -98,8 +111,7 @@ def open_folder(path: Path, plan: Plan) -> Iterator[RestoreFolder]:
     Raises RestoreFolderError for a folder that is in use, or holds anything else than this restore's own beginnings.
     """
     with translated(path, "used"):
-        if path.exists() and not path.is_dir():
-            raise RestoreFolderError(f"{path} cannot take a restore", cause="it is not a folder")
+        _check_is_folder(path)
         durable.make_folder(path)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -125,17 +137,9 @@ def _begin_or_resume(path: Path, plan: Plan) -> Journal:
         replayed=plan.base.batch if plan.base else 0,
         unreadable=list(plan.base.unreadable) if plan.base else [],
     )
-    if not (path / JOURNAL).exists():
-        if set(path.iterdir()) - set(_remains(path)):
-            raise RestoreFolderError(f"{path} cannot take a restore", cause=_contents(path))
+    journal = _unfinished(path, plan)
+    if journal is None:
         return fresh
-    journal = _read(path / JOURNAL)
-    if (journal.machine, journal.id) != (fresh.machine, fresh.id):
-        raise RestoreFolderError(
-            f"{path} cannot take a restore of {fresh.machine} at {fresh.id}",
-            cause=f"it holds an unfinished restore of {journal.machine} at {journal.id}",
-            action=f"Go on with that one (--point {journal.id}), or give another folder.",
-        )
     images = [path / f"{disk.name}.raw" for disk in plan.disks]
     progress = journal.base_done or journal.replayed != fresh.replayed
     if journal.base == fresh.base and not (progress and not all(image.exists() for image in images)):
@@ -147,6 +151,22 @@ def _begin_or_resume(path: Path, plan: Plan) -> Journal:
         image.unlink(missing_ok=True)
     durable.sync_folder(path)
     return fresh
+
+
+def _unfinished(path: Path, plan: Plan) -> Journal | None:
+    """The journal of this same restore, None in an empty folder. Raises RestoreFolderError for everything else."""
+    if not (path / JOURNAL).exists():
+        if set(path.iterdir()) - set(_remains(path)):
+            raise RestoreFolderError(f"{path} cannot take a restore", cause=_contents(path))
+        return None
+    journal = _read(path / JOURNAL)
+    if (journal.machine, journal.id) != (plan.machine, str(plan.position)):
+        raise RestoreFolderError(
+            f"{path} cannot take a restore of {plan.machine} at {plan.position}",
+            cause=f"it holds an unfinished restore of {journal.machine} at {journal.id}",
+            action=f"Go on with that one (--point {journal.id}), or give another folder.",
+        )
+    return journal
 
 
 def _contents(path: Path) -> str:

@@ -13,6 +13,7 @@ import msgspec
 from shared.batch import Buffer
 from shared.errors import UnderstudyError
 from shared.log.names import DiskName
+from shared.naming import NAME
 
 _M = TypeVar("_M", bound=msgspec.Struct)
 
@@ -21,7 +22,7 @@ PROTOCOL: Final = 1
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-MachineName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
+MachineName = Annotated[str, msgspec.Meta(pattern=f"^{NAME}")]
 """A machine's name is used in blob names, file names and certificates."""
 
 

@@ -20,7 +20,7 @@ from config_server import service
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.control_client import ControlClient
-from shared.messages import EventQuery, JobView, Limit, Nothing, Protection
+from shared.messages import EventQuery, Limit, Protection
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.dispositions import inherited
@@ -401,20 +401,18 @@ async def test_a_dry_run_writes_nothing_and_opens_no_job(site: Site, tmp_path: P
         assert (await operator.call(api.JOBS, Limit())).jobs == []
 
 
-async def test_a_folder_that_is_not_empty_is_refused_and_the_job_says_so(site: Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["folder", "point", "machine"])
+async def test_a_mistyped_restore_is_refused_before_there_is_a_job(
+    site: Site, tmp_path: Path, wrong: str
+) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/file").write_text("mine")
-    done = await site.run("restore", "web1", "--to", str(tmp_path / "out"))
+    if wrong == "folder":
+        (tmp_path / "out/file").write_text("mine")
+    point, machine = "1-99999" if wrong == "point" else "latest", "web2" if wrong == "machine" else "web1"
+    done = await site.run("restore", machine, "--point", point, "--to", str(tmp_path / "out"))
     assert done.exit_code != 0
-    assert "not empty" in done.stderr
     async with site.server.operator() as operator:
-        (job,) = (await operator.call(api.JOBS, Limit())).jobs
-        shown: JobView = await operator.call(api.JOB, Nothing(), id=job.id)
-        events = (await operator.call(api.EVENTS, EventQuery(object="web1"))).events
-    assert shown.state == "failed"
-    assert shown.error is not None
-    assert "not empty" in shown.error.cause
-    assert events == [], "a wrong folder is no trouble of the machine"
+        assert (await operator.call(api.JOBS, Limit())).jobs == []
 
 
 @pytest.mark.parametrize("point", ["yesterday", "1-99999"])
