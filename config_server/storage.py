@@ -24,7 +24,7 @@ _FRESH_S: Final = 3.0
 than of one."""
 _PATIENCE_S: Final = 1.0
 """How long the view of a machine waits for its points; later it shows those of the last reading."""
-_DEADLINE: Final = Retry(deadline_s=8.0)
+_DEADLINE: Final = Retry(deadline_s=8.0, attempt_s=3.0)
 
 
 class Storage:

@@ -11,7 +11,9 @@
         │   ├── RemoteProtocolError the peer's fault: frames, versions, order of batches
         │   └── TlsError            certificates, roles, bytes that are not TLS
         ├── StorageError            blob storage or a local disk
-        │   └── TransientError      worth another try (the only class that anything retries)
+        │   ├── TransientError      worth another try (the only class that anything retries)
+        │   │   └── ThrottledError  later, and with fewer requests at a time
+        │   └── StorageRefusedError an operator must act; servers go on trying, slowly, and say so
         └── IntegrityError          data is not what it must be: digest, key, order
 
 Codes are unique across the tree (a unit test checks it): a subclass with its own `code` is one kind of
@@ -502,8 +504,28 @@ class TransientError(StorageError):
     )
 
 
+class ThrottledError(TransientError):
+    """Storage is busy and says so. `retry_after_s` is the pause that it asks for; 0 if it names none."""
+
+    code = "US494"
+    default_action = "Nothing: requests become fewer by themselves. If it lasts, the storage account is too small for what is asked of it."
+
+    def __init__(self, what: str, *, cause: str = "", action: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(what, cause=cause, action=action)
+        self.retry_after_s = retry_after_s
+
+
+class StorageRequestError(StorageError):
+    """Storage understood the request and says that it is wrong: no repetition helps."""
+
+    code = "US489"
+    default_action = "Report it with this message; what else the machine needs goes on."
+
+
 class StorageRefusedError(StorageError):
-    """Storage answers, but does not let us in: key, role, certificate, firewall, or the account itself."""
+    """Storage answers, but does not let us in: key, role, certificate, firewall, or the account itself. An
+    operator must act; subclasses say what is wrong.
+    """
 
     code = "US432"
     default_action = "Check the storage account's URL, its key or role assignment, and its certificate."
@@ -514,6 +536,81 @@ class StateFileError(StorageError):
 
     code = "US478"
     default_action = "Make room on its disk, or make it writable; then start the daemon again."
+
+
+class StorageKeyError(StorageRefusedError):
+    code = "US495"
+    default_cause = "the storage account does not accept the key"
+    default_action = (
+        "Put one of the account's two access keys into the account key file, and restart the service, which reads "
+        "it at its start."
+    )
+
+
+class StorageRightsError(StorageRefusedError):
+    code = "US496"
+    default_action = (
+        "Assign the role Storage Blob Data Contributor on the account to this service's identity, and let the "
+        "account's network rules admit this host."
+    )
+
+
+class StorageIdentityError(StorageRefusedError):
+    """No key is configured, and Azure gives this host no identity."""
+
+    code = "US446"
+    default_action = (
+        "Give this host a managed identity with a role on the account, or configure account_key_file."
+    )
+
+
+class ContainerMissingError(StorageRefusedError):
+    code = "US497"
+    default_cause = "the container does not exist"
+    default_action = "Check the names of account and container. If the container was deleted, restore it (soft delete) first."
+
+
+class AccountMissingError(StorageRefusedError):
+    code = "US498"
+    default_action = "Check the account's URL; whether the account still exists and is enabled; and DNS, if it has a private endpoint."
+
+
+class PublicAccessRefusedError(StorageRefusedError):
+    code = "US499"
+    default_cause = "the request came without credentials, and the account admits no public access"
+    default_action = (
+        "Leave public access off; give this service the account's key, or an identity with a role."
+    )
+
+
+class StorageClockError(StorageRefusedError):
+    """Storage refuses what is signed at a time too far from its own."""
+
+    code = "US487"
+    default_action = "Set this host's clock right (NTP: timedatectl, chronyc tracking); then it goes on."
+
+
+class StorageCertificateError(StorageRefusedError):
+    code = "US488"
+    default_action = (
+        "Configure the CA that signed it (ca_file), or find out what answers in the account's place."
+    )
+
+
+class StorageProtectedError(StorageRefusedError):
+    """The account is set up so that what we must do is forbidden: immutability, legal hold, encryption."""
+
+    code = "US448"
+    default_action = "Change the account's data protection or encryption settings; docs/operations.md says what they must be."
+
+
+class NotStorageError(StorageRefusedError):
+    """Something between us and the account answers in its place."""
+
+    code = "US447"
+    default_action = (
+        "Find the proxy, portal or firewall between this host and the account, and let blob storage pass."
+    )
 
 
 class BlobExistsError(StorageError):
@@ -528,6 +625,13 @@ class PreconditionError(StorageError):
     """A conditional request found the blob changed (ETag, append position, sequence number)."""
 
     code = "US435"
+
+
+class BlobTooShortError(StorageError):
+    """The blob ends before the range that was to be read."""
+
+    code = "US449"
+    default_action = "Its writer has not finished, or another program shortened it: see the machine's events."
 
 
 class LeaseHeldError(StorageError):

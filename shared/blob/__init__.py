@@ -4,14 +4,16 @@ storage is here.
     store      BlobStore, what callers use: whole, block and append blobs; composed of
     pages      page blobs (`BlobStore.pages`)
     leases     leases (`BlobStore.leases`)
-    core       how a request is made: the one retry layer, which all three share
-    answers    foreign errors made ours
-    connection one HTTPS pool under Azure's SDK, with transport (how bodies reach the socket)
+    reading    a blob's bytes: all that were asked for, or an error
+    core       how a request is made: the one retry layer, which all share
+    answers    the table of error codes: foreign errors made ours, and what becomes of the request
+    lanes      how many requests at a time: small and bulk ones apart, fewer when storage throttles
+    connection one HTTPS pool under Azure's SDK, with transport (how requests reach the socket, or the proxy)
     config     where the container is
 
-All calls raise StorageError and its subclasses only: TransientError (retried here until the store's
-deadline), StorageRefusedError, BlobExistsError, BlobNotFoundError, PreconditionError, LeaseHeldError,
-LeaseLostError.
+All calls raise StorageError and its subclasses only: TransientError (retried here until the store's deadline),
+StorageRefusedError (an operator must act), StorageRequestError (a bug), and the answers that callers act upon:
+BlobExistsError, BlobNotFoundError, BlobTooShortError, PreconditionError, LeaseHeldError, LeaseLostError.
 """
 
 from shared.blob.config import BlobConfig

@@ -1,4 +1,4 @@
-"""The connection to a storage account: one HTTPS pool under Azure's SDK.
+"""The connection to a storage account: one HTTPS pool under Azure's SDK, with two lanes (lanes.py).
 
 The SDK is imported when a connection is made, not when this module is: the command line must start fast.
 """
@@ -9,62 +9,76 @@ import asyncio
 import logging
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shared.blob.config import BlobConfig
+from shared.blob.lanes import BULK, BULK_B, CONNECTIONS, SMALL, Lane
 
 if TYPE_CHECKING:
-    from azure.identity.aio import DefaultAzureCredential
     from azure.storage.blob.aio import BlobServiceClient
 
-CONNECTIONS: Final = 32
+    from shared.blob.transport import ProxiedTransport
+    from shared.proxies import Proxy
+
 _TLS_CLOSE_LEAKS: Final = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
 """asyncio keeps a TLS connection for ever whose peer closes it at the same time (CPython issue 118950)."""
 _SINGLE_REQUEST_B: Final = 256 * 1024 * 1024
-"""Below this size, a blob is written and read in one request."""
+"""Below this size, a blob is written in one request."""
 
 
-def open_service(
-    config: BlobConfig, key: str | None, tls: ssl.SSLContext
-) -> tuple[BlobServiceClient, Callable[[], Awaitable[None]]]:
-    import aiohttp
-    from azure.storage.blob.aio import BlobServiceClient
+class Connection:
+    """Shared by all stores that were made from one (`BlobStore.with_retry`)."""
 
-    from shared.blob.transport import PiecewiseTransport
+    def __init__(self, config: BlobConfig, key: str | None, tls: ssl.SSLContext) -> None:
+        import aiohttp
+        from azure.storage.blob.aio import BlobServiceClient
 
-    # The SDK logs each request's URL and headers, and warns on every retry: our errors say it better, once.
-    logging.getLogger("azure").setLevel(logging.CRITICAL)
-    # Our own session: the SDK would build a TLS context for every request, and so never reuse a connection.
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=tls, limit=CONNECTIONS, enable_cleanup_closed=_TLS_CLOSE_LEAKS),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=True,
-    )
-    identity: DefaultAzureCredential | None = None
-    if key is None:
-        from azure.identity.aio import DefaultAzureCredential
+        from shared.blob.transport import ProxiedTransport, StorageTransport
 
-        identity = DefaultAzureCredential()
-    service = BlobServiceClient(
-        config.url,
-        credential=identity or {"account_name": config.account, "account_key": key or ""},
-        transport=PiecewiseTransport(session=session, session_owner=False),
-        retry_total=0,
-        connection_timeout=10,
-        read_timeout=60,
-        connection_data_block_size=1024 * 1024,
-        max_single_put_size=_SINGLE_REQUEST_B,
-        max_single_get_size=_SINGLE_REQUEST_B,
-        max_chunk_get_size=16 * 1024 * 1024,
-    )
+        # The SDK logs each request's URL and headers, and warns on every retry: our errors say it better, once.
+        logging.getLogger("azure").setLevel(logging.CRITICAL)
+        # Our own session: the SDK would build a TLS context for every request, and so never reuse a connection.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=tls, limit=CONNECTIONS, enable_cleanup_closed=_TLS_CLOSE_LEAKS
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+        # aiohttp would repeat requests by itself, out of our sight, and bodies that are sent in pieces wrongly.
+        self._session._retry_connection = False
+        self._url = config.url
+        self._identity: Any = None
+        if key is None:
+            from azure.identity.aio import DefaultAzureCredential
 
-    async def close() -> None:
-        await service.close()
-        if identity is not None:
-            await identity.close()
-        await session.close()
+            # Its requests (metadata service, sign-in) follow the same rule of proxies; storage's CA is not theirs.
+            self._identity = DefaultAzureCredential(transport=ProxiedTransport(use_env_settings=False))
+        self._transport: ProxiedTransport = StorageTransport(session=self._session, session_owner=False)
+        self.service: BlobServiceClient = BlobServiceClient(
+            config.url,
+            credential=self._identity or {"account_name": config.account, "account_key": key or ""},
+            transport=self._transport,
+            retry_total=0,
+            connection_timeout=10,
+            read_timeout=60,
+            connection_data_block_size=1024 * 1024,
+            max_single_put_size=_SINGLE_REQUEST_B,
+        )
+        self._small: Final = Lane(SMALL)
+        self._bulk: Final = Lane(BULK)
+
+    def lane(self, size_b: int) -> Lane:
+        return self._bulk if size_b >= BULK_B else self._small
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy between us and the account."""
+        return self._transport.known_route(self._url)
+
+    async def close(self) -> None:
+        await self.service.close()
+        if self._identity is not None:
+            await self._identity.close()
+        await self._session.close()
         await asyncio.sleep(0)  # one turn of the loop, in which aborted connections give their sockets back
-
-    return service, close

@@ -1,9 +1,17 @@
 """How a request to the container is made: the one retry layer.
 
-Nothing else in the project retries storage requests. A request that fails for a passing reason is tried
-again with growing, jittered pauses until its deadline; a *patient* store (see `BlobStore.patient`) never
-gives up and tells its owner about the trouble meanwhile. Requests that were cut off may have happened:
-callers make them idempotent (conditions, equal content), never this layer.
+Nothing else in the project retries storage requests. What becomes of a request that fails is decided by the class
+of its error (the table in answers.py):
+
+- For a passing reason it is tried again with growing, jittered pauses until its deadline; throttled storage also
+  says when, and gets fewer requests at a time (lanes.py). Each attempt has a limit of its own that lets the deadline
+  hold another: one request that stalls ends nothing.
+- What an operator must mend is raised at once. A *patient* store (see `BlobStore.patient`) goes on trying, slowly,
+  and tells its owner, or the log, from the first refusal on.
+- Everything else is an answer, and the caller's.
+
+Requests that were cut off may have happened: callers make them idempotent (conditions, equal content), never this
+layer.
 """
 
 from __future__ import annotations
@@ -12,30 +20,42 @@ import asyncio
 import copy
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
-from shared.blob.answers import translate
+from shared import logging
+from shared.blob.answers import ForeignAnswerError, MisshapenError, place, translate
 from shared.blob.config import BlobConfig, is_account_url, read_key, tls_context
-from shared.blob.connection import open_service
-from shared.errors import StorageError, StorageRefusedError, TransientError, UsageError
+from shared.blob.connection import Connection
+from shared.errors import StorageError, StorageRefusedError, ThrottledError, TransientError, UsageError
 
 if TYPE_CHECKING:
-    from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient
+    from azure.core.async_paging import AsyncItemPaged
+    from azure.storage.blob.aio import BlobClient, ContainerClient
 
 T = TypeVar("T")
 
-_ATTEMPT_S: Final = 30.0
-_SLOWEST_B_PER_S: Final = 256 * 1024
+_log = logging.get()
+
+SLOWEST_B_PER_S: Final = 256 * 1024
+"""An attempt, and the deadline, may take longer by what a transfer of its size takes at this speed."""
+_LEAST_ATTEMPT_S: Final = 3.0
+"""No attempt is cut shorter for its deadline's sake."""
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
+_FIRST_SLOW_PAUSE_S: Final = 2.0
+_LONGEST_SLOW_PAUSE_S: Final = 30.0
 
 
 class Retry(msgspec.Struct, frozen=True):
-    deadline_s: float = 30.0
+    deadline_s: float = 75.0
+    """After so long (attempts and pauses; waiting for a turn does not count) the last error is raised. 0: one attempt."""
+    attempt_s: float = 30.0
+    """An attempt without an answer for so long is given up."""
     also_refused: bool = False
     """Keep trying also when storage refuses the request: an operator can put that right while we run."""
     report: Callable[[StorageError | None], None] | None = None
@@ -46,17 +66,10 @@ class Retry(msgspec.Struct, frozen=True):
 class BlobCore:
     """One container, and how a request to it is made."""
 
-    def __init__(
-        self,
-        config: BlobConfig,
-        service: BlobServiceClient,
-        close: Callable[[], Awaitable[None]],
-        retry: Retry = Retry(),  # noqa: B008 (frozen)
-    ) -> None:
+    def __init__(self, config: BlobConfig, connection: Connection, retry: Retry = Retry()) -> None:  # noqa: B008 (frozen)
         self.config = config
-        self._service = service
-        self.container: ContainerClient = service.get_container_client(config.container)
-        self._close = close
+        self._connection = connection
+        self.container: ContainerClient = connection.service.get_container_client(config.container)
         self._retry = retry
 
     @classmethod
@@ -79,11 +92,10 @@ class BlobCore:
                 cause="Azure's credentials (a managed identity, say) may only be sent over HTTPS",
                 action="Give the https:// URL of the account, or a file with its key.",
             )
-        service, close = open_service(config, key, tls_context(config, ca_pem))
-        return cls(config, service, close)
+        return cls(config, Connection(config, key, tls_context(config, ca_pem)))
 
     async def close(self) -> None:
-        await self._close()
+        await self._connection.close()
 
     def with_retry(self, retry: Retry) -> Self:
         other = copy.copy(self)
@@ -94,37 +106,116 @@ class BlobCore:
         return self.container.get_blob_client(name, snapshot=snapshot)
 
     async def call(self, what: str, attempt: Callable[[], Awaitable[T]], *, size_b: int = 0) -> T:
-        """The result of `attempt`, tried again after passing failures. `what` completes "Could not …"."""
-        from aiohttp import ClientError
-        from azure.core.exceptions import AzureError
-
-        started = time.monotonic()
-        pause = _FIRST_PAUSE_S
-        troubled = False
+        """The result of `attempt`, tried again as the module says. `what` completes "Could not …"; `size_b` is
+        what travels, at most: it decides about the lane, and about the time that is given.
+        """
+        retry, lane = self._retry, self._connection.lane(size_b)
+        allowance_s = size_b / SLOWEST_B_PER_S
+        left_s = retry.deadline_s + 2 * allowance_s
+        pauses = _Pauses()
+        trouble = _Trouble(what, retry.report)
         try:
             while True:
-                limit_s = _ATTEMPT_S + size_b / _SLOWEST_B_PER_S
-                try:
-                    async with asyncio.timeout(limit_s):
-                        return await attempt()
-                except TimeoutError as exc:
-                    error: StorageError = TransientError(
-                        f"Could not {what}", cause=f"no answer within {limit_s:.0f} s"
-                    )
-                    origin: Exception = exc
-                except (AzureError, ClientError, OSError) as exc:
-                    error, origin = translate(f"Could not {what}", exc, self.config), exc
-                again = isinstance(error, TransientError) or (
-                    self._retry.also_refused and type(error) in (StorageError, StorageRefusedError)
-                )
-                if not again or time.monotonic() - started + pause > self._retry.deadline_s:
-                    raise error from origin
-                troubled = True
-                if self._retry.report is not None:
-                    self._retry.report(error)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                limit_s = min(retry.attempt_s + allowance_s, max(left_s, _LEAST_ATTEMPT_S + allowance_s))
+                async with lane.turn():
+                    began = time.monotonic()
+                    try:
+                        async with self._translated(what, limit_s):
+                            result = await attempt()
+                    except StorageError as exc:
+                        error = exc
+                        if isinstance(error, ThrottledError):
+                            lane.throttled(began)
+                    else:
+                        lane.width.succeeded()
+                        return result
+                pause_s = pauses.after(error)
+                left_s -= time.monotonic() - began + pause_s
+                passing = isinstance(error, TransientError)
+                awaited = retry.also_refused and isinstance(error, StorageRefusedError)
+                if not (passing or awaited) or left_s < 0:
+                    raise error
+                trouble.tell(error)
+                await asyncio.sleep(pause_s)
         finally:
             # Whatever the answer: a repeated create that finds its own blob fails, and all is well.
-            if troubled and self._retry.report is not None:
-                self._retry.report(None)
+            trouble.over()
+
+    async def listed(self, what: str, items: AsyncItemPaged[T]) -> AsyncIterator[T]:
+        """The items of one of the SDK's listings. Each page is a call of its own, with its own attempts and
+        deadline: a long listing takes as long as it takes, and trouble repeats one page, not all.
+        """
+        token: str | None = None
+        while True:
+
+            async def page(token: str | None = token) -> tuple[list[T], str | None]:
+                pages = items.by_page(token)
+                async for found in pages:
+                    return [item async for item in found], pages.continuation_token  # type: ignore[attr-defined]
+                return [], None
+
+            found, token = await self.call(what, page)
+            for item in found:
+                yield item
+            if not token:
+                return
+
+    @asynccontextmanager
+    async def _translated(self, what: str, limit_s: float) -> AsyncIterator[None]:
+        """An attempt that fails, or takes longer than this, raises a StorageError."""
+        from aiohttp import ClientError
+        from azure.core.exceptions import AzureError, DeserializationError
+
+        foreign = (AzureError, DeserializationError, ClientError, OSError, ForeignAnswerError, MisshapenError)
+        try:
+            async with asyncio.timeout(limit_s):
+                yield
+        except TimeoutError as exc:
+            where = place(self.config, self._connection.proxy)
+            cause = f"no answer within {limit_s:.0f} s from {where}"
+            raise TransientError(f"Could not {what}", cause=cause) from exc
+        except foreign as exc:
+            raise translate(f"Could not {what}", exc, self.config, self._connection.proxy) from exc
+
+
+class _Pauses:
+    """How long to wait before the next attempt: growing, jittered, each kind of trouble by its own measure."""
+
+    def __init__(self) -> None:
+        self._passing_s = _FIRST_PAUSE_S
+        self._refused_s = _FIRST_SLOW_PAUSE_S
+
+    def after(self, error: StorageError) -> float:
+        if isinstance(error, StorageRefusedError):
+            pause_s, self._refused_s = self._refused_s, min(2 * self._refused_s, _LONGEST_SLOW_PAUSE_S)
+        else:
+            pause_s, self._passing_s = self._passing_s, min(2 * self._passing_s, _LONGEST_PAUSE_S)
+        pause_s *= random.uniform(0.5, 1.0)
+        if isinstance(error, ThrottledError) and error.retry_after_s:
+            # Not before storage said; and not all at once at that moment.
+            return error.retry_after_s + pause_s
+        return pause_s
+
+
+class _Trouble:
+    """Tells whoever wants to hear of errors that are retried; the log, where nobody does and an operator should."""
+
+    def __init__(self, what: str, report: Callable[[StorageError | None], None] | None) -> None:
+        self._what = what
+        self._report = report
+        self._last: StorageError | None = None
+
+    def tell(self, error: StorageError) -> None:
+        if self._report is not None:
+            self._report(error)
+        elif isinstance(error, StorageRefusedError) and type(error) is not type(self._last):
+            _log.error("storage refuses; trying again", **error.as_dict())
+        self._last = error
+
+    def over(self) -> None:
+        if self._last is None:
+            return
+        if self._report is not None:
+            self._report(None)
+        elif isinstance(self._last, StorageRefusedError):
+            _log.info("storage refuses no more, or nobody waits for it", request=self._what)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
 
 from shared.blob.core import BlobCore
-from shared.errors import LeaseLostError
+from shared.errors import BlobExistsError, LeaseHeldError, LeaseLostError
 
 FOR_EVER: Final = -1
 """Duration of a lease that does not expire; only release or break ends it."""
@@ -60,6 +62,18 @@ class Leases:
             )
         except LeaseLostError:
             return
+
+
+@contextmanager
+def existing_leased() -> Iterator[None]:
+    """Around the creation of a blob that must not exist: one that exists, and is leased, is one that exists.
+
+    Azure looks at the lease first and answers 412 LeaseIdMissing; Azurite 3.35 answers 409 BlobAlreadyExists.
+    """
+    try:
+        yield
+    except LeaseHeldError as exc:
+        raise BlobExistsError(exc.what, cause="a blob of this name exists already, and is leased") from exc
 
 
 def _client(core: BlobCore, name: str, lease_id: str | None) -> Any:

@@ -7,18 +7,23 @@ import datetime as dt
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
 from shared.blob.config import BlobConfig
 from shared.blob.core import BlobCore, Retry
-from shared.blob.leases import Leases
+from shared.blob.leases import Leases, existing_leased
 from shared.blob.pages import PageBlobs
+from shared.blob.reading import download
 from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError, StorageError
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
+
+
+_PER_PAGE: Final = 5000
+"""The most that storage lists in one answer."""
 
 
 class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,9 +66,11 @@ class BlobStore:
         await self.close()
 
     def patient(self, report: Callable[[StorageError | None], None] | None = None) -> Self:
-        """The same store (same pool; close only the original) with requests that retry for ever.
+        """The same store (same pool; close only the original) with requests that wait storage out: passing trouble
+        is retried for ever, and so, slowly, is what an operator must mend. Everything else is raised at once.
 
-        Conditional failures are still raised at once. `report` hears of every error that is being retried.
+        `report` hears of every error that is being retried, from the first on, and of the end of it; without it,
+        refusals are logged.
         """
         return self.with_retry(Retry(deadline_s=math.inf, also_refused=True, report=report))
 
@@ -92,13 +99,14 @@ class BlobStore:
         After a broken connection the blob that exists may be this call's own: compare content before
         drawing conclusions.
         """
-        reply: dict[str, Any] = await self._core.call(
-            f"write {name}",
-            lambda: self._core.blob(name).upload_blob(
-                data, length=len(data), metadata=dict(metadata or {}), overwrite=False
-            ),
-            size_b=len(data),
-        )
+        with existing_leased():
+            reply: dict[str, Any] = await self._core.call(
+                f"write {name}",
+                lambda: self._core.blob(name).upload_blob(
+                    data, length=len(data), metadata=dict(metadata or {}), overwrite=False
+                ),
+                size_b=len(data),
+            )
         return str(reply["etag"])
 
     async def replace(
@@ -127,17 +135,10 @@ class BlobStore:
         if length == 0:
             return b""
 
-        async def download() -> bytes:
-            stream = await self._core.blob(name, snapshot).download_blob(offset=offset, length=length)
-            data: bytes = await stream.readall()
-            return data
-
         try:
-            return await self._core.call(f"read {name}", download, size_b=length or 0)
+            return await download(self._core, f"read {name}", name, offset, length, snapshot)
         except PreconditionError:
-            # The range begins at or behind the end. (An append blob that grew during a read of several
-            # requests ends here as well; those stay far below the size of one request.)
-            return b""
+            return b""  # the range begins at or behind the end
 
     async def properties(self, name: str, snapshot: str | None = None) -> BlobInfo:
         found = await self._core.call(
@@ -148,31 +149,19 @@ class BlobStore:
     async def list(self, prefix: str, *, snapshots: bool = False) -> AsyncIterator[BlobInfo]:
         """The blobs whose names begin with `prefix`, in the order of their names, with metadata."""
         include = ["metadata", "snapshots"] if snapshots else ["metadata"]
-        token: str | None = None
-        while True:
-
-            async def page(token: str | None = token) -> tuple[list[BlobProperties], str | None]:
-                pages = self._core.container.list_blobs(name_starts_with=prefix, include=include).by_page(
-                    token
-                )
-                async for items in pages:
-                    return [item async for item in items], pages.continuation_token  # type: ignore[attr-defined]
-                return [], None
-
-            items, token = await self._core.call(f"list {prefix}*", page)
-            for item in items:
-                yield _info(item, item.name)
-            if not token:
-                return
+        listed = self._core.container.list_blobs(
+            name_starts_with=prefix, include=include, results_per_page=_PER_PAGE
+        )
+        async for item in self._core.listed(f"list {prefix}*", listed):
+            yield _info(item, item.name)
 
     async def list_folders(self, prefix: str) -> Sequence[str]:
         """The names of the folders right below `prefix` (which ends in "/"), without the prefix, in order."""
-
-        async def walk() -> list[str]:
-            found = self._core.container.walk_blobs(name_starts_with=prefix, delimiter="/")
-            return [str(item.name) async for item in found]
-
-        names = await self._core.call(f"list the folders of {prefix}", walk)
+        walked = self._core.container.walk_blobs(
+            name_starts_with=prefix, delimiter="/", results_per_page=_PER_PAGE
+        )
+        found = self._core.listed(f"list the folders of {prefix}", walked)
+        names = [str(item.name) async for item in found]
         return sorted(name.removeprefix(prefix).rstrip("/") for name in names if name.endswith("/"))
 
     async def delete(self, name: str, snapshot: str | None = None, lease: str | None = None) -> bool:
@@ -221,10 +210,11 @@ class BlobStore:
         """A new, empty append blob. BlobExistsError if there is a blob of this name."""
         from azure.core import MatchConditions
 
-        await self._core.call(
-            f"create {name}",
-            lambda: self._core.blob(name).create_append_blob(match_condition=MatchConditions.IfMissing),
-        )
+        with existing_leased():
+            await self._core.call(
+                f"create {name}",
+                lambda: self._core.blob(name).create_append_blob(match_condition=MatchConditions.IfMissing),
+            )
 
     async def append(self, name: str, data: bytes, lease: str | None, expected_size: int) -> int:
         """Appends if the blob is exactly `expected_size` long, and returns its size right behind `data`.

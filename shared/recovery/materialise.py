@@ -27,7 +27,7 @@ import msgspec
 from shared.batch import SECTOR, Batch
 from shared.blob import BlobStore
 from shared.crashpoints import reach
-from shared.errors import SnapshotError
+from shared.errors import BlobTooShortError, SnapshotError
 from shared.log.epochs import EpochDisk
 from shared.log.reader import LogReader
 from shared.recovery.coalesce import DiskRuns, coalesce
@@ -132,11 +132,12 @@ async def _download_base(
         async def fetch(
             piece: _Piece, blob: str = blob, snapshot: str = snapshot, image: SparseFile = image
         ) -> None:
-            data = memoryview(await store.pages.read(blob, piece.offset_b, piece.length_b, snapshot))
-            if len(data) != piece.length_b:
+            try:
+                data = memoryview(await store.pages.read(blob, piece.offset_b, piece.length_b, snapshot))
+            except BlobTooShortError as exc:
                 raise SnapshotError(
                     f"Snapshot {snapshot} of {blob} could not be read", cause="it ends too early"
-                )
+                ) from exc
             for offset, length in piece.ranges:
                 at = offset - piece.offset_b
                 await asyncio.to_thread(image.write, offset, data[at : at + length])

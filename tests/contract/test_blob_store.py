@@ -13,11 +13,13 @@ from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import (
     BlobExistsError,
     BlobNotFoundError,
+    ContainerMissingError,
     LeaseHeldError,
     LeaseLostError,
     PreconditionError,
+    StorageCertificateError,
     StorageError,
-    StorageRefusedError,
+    StorageKeyError,
     TransientError,
     UsageError,
 )
@@ -185,7 +187,9 @@ async def test_a_wrong_key_is_refused_and_the_key_is_not_in_the_message(
         url=blob_config.url, container="test", account_key_file=key_file, ca_file=blob_config.ca_file
     )
     async with BlobStore.connect(config) as store:
-        with pytest.raises(StorageRefusedError) as caught:
+        with pytest.raises(StorageKeyError):
+            await store.read("x")
+        with pytest.raises(StorageKeyError) as caught:
             await store.ensure_container()
     assert wrong not in str(caught.value)
     assert "HTTP 403" in caught.value.cause
@@ -196,13 +200,13 @@ async def test_an_unknown_certificate_is_refused_by_name(blob_config: BlobConfig
         url=blob_config.url, container="test", account_key_file=blob_config.account_key_file, ca_file=None
     )
     async with BlobStore.connect(config) as store:
-        with pytest.raises(StorageRefusedError, match=r"certificate of .* is not trusted"):
+        with pytest.raises(StorageCertificateError, match=r"certificate of .* is not trusted"):
             await store.read("x")
 
 
 async def test_a_missing_container_is_not_a_missing_blob(blob_config: BlobConfig) -> None:
     async with BlobStore.connect(blob_config) as store:
-        with pytest.raises(StorageRefusedError, match="container does not exist"):
+        with pytest.raises(ContainerMissingError, match="container does not exist"):
             await store.read("x")
 
 

@@ -43,7 +43,7 @@ from shared.errors import (
     SpoolLostError,
     SpoolVersionError,
     StorageForgotError,
-    StorageRefusedError,
+    StorageKeyError,
     TransientError,
     UploadsStoppedError,
     UsageError,
@@ -827,7 +827,7 @@ async def test_a_begin_that_takes_too_long_says_what_storage_answers(
         await until(log, lambda: log.errors != [])
         with pytest.raises(TransientError, match="HTTP 403") as caught:
             await log.begin(hello(1))
-        assert caught.value.action == StorageRefusedError.default_action
+        assert caught.value.action == StorageKeyError.default_action
 
 
 def board_of(spool: Spool, storage: Trouble | None = None) -> StatusBoard:
