@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from config_server.database import DATABASE_FILE
-from shared import durable
+from shared import identity
 from shared.errors import ConfigError, RequestError
 
 _CA_LIFE: Final = dt.timedelta(days=3650)
@@ -33,7 +33,7 @@ class CertificateAuthority:
     """Issues certificates. `pem` is its own certificate."""
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-        self._certificate = certificate
+        self.certificate = certificate
         self._key = key
         self.pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
         self.der = certificate.public_bytes(serialization.Encoding.DER)
@@ -42,7 +42,7 @@ class CertificateAuthority:
     def open(cls, folder: Path) -> Self:
         """The CA in `folder` (`ca.pem`, `ca.key`), made for a new installation: one without a database, which is
         made after it. Where there is a database, daemons have certificates of the CA that is gone, and a new one
-        would lock them all out without a word. Raises ConfigError."""
+        would lock them all out without a word. Raises ConfigError, IdentityFileError."""
         key_file, certificate_file = folder / "ca.key", folder / "ca.pem"
         if not certificate_file.exists():
             if (folder / DATABASE_FILE).exists():
@@ -54,10 +54,8 @@ class CertificateAuthority:
                 )
             # The certificate is written last: a key without one is from a start that was interrupted.
             key, certificate = _make_ca()
-            durable.replace_file(key_file, _key_pem(key), mode=0o600)
-            durable.replace_file(
-                certificate_file, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644
-            )
+            identity.write(key_file, _key_pem(key), mode=0o600)
+            identity.write(certificate_file, identity.pem_of(certificate), mode=0o644)
         try:
             loaded = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
             certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
@@ -103,7 +101,7 @@ class CertificateAuthority:
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{role}:{name}")]))
-            .issuer_name(self._certificate.subject)
+            .issuer_name(self.certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(min(now, now + life) - _BACKDATED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import socket
 import sqlite3
 import ssl
 from collections.abc import Callable, Sequence
@@ -13,13 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from config_server import audit, events, inventory, jobs, revocation, tokens, view
+from config_server import audit, events, inventory, jobs, own_certificate, revocation, tokens, view
 from config_server.binding import Binder, Call
-from config_server.ca import CertificateAuthority, hosts_of, pem_of
+from config_server.ca import CertificateAuthority
 from config_server.commands import wait_for
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
@@ -51,13 +47,13 @@ async def run(
 ) -> None:
     """Serve until `stop` is set; `ready` is called with the port once calls are answered.
 
-    Raises ConfigError, ListenError, StorageError.
+    Raises ConfigError, IdentityFileError, ListenError, StorageError.
     """
     folder = config.data_dir
     _make_private(folder)
     with durable.named(f"The data folder {folder} could not be used"):
         ca = CertificateAuthority.open(folder)
-        files = _own_certificate(config, ca)
+        files = own_certificate.ready(config, ca)
     context = tls.server_context(files, require_client=False)
     db = await Database.open(folder / DATABASE_FILE)
     storage = Storage(config.blob, config.vault_file)
@@ -142,35 +138,8 @@ async def _recover(control: Control, folder: Path) -> None:
 
     # First the database: a file whose token does not work would never be replaced.
     await control.db.run(work)
-    durable.replace_file(token_file, token.encode() + b"\n", mode=0o600)
+    identity.write(token_file, token.encode() + b"\n", mode=0o600)
     _log.info("operator token written", file=str(token_file))
-
-
-def _own_certificate(config: ConfigServerConfig, ca: CertificateAuthority) -> tls.TlsFiles:
-    """The server's own key and certificate, made anew when they are missing, due, or for other hosts."""
-    folder = config.data_dir
-    files = tls.TlsFiles(cert=folder / "server.pem", key=folder / "server.key", ca=folder / "ca.pem")
-    hosts = ["localhost", "127.0.0.1", "::1", socket.gethostname(), *config.hosts]
-    hosts = list(dict.fromkeys(hosts))
-    if not files.key.exists():
-        durable.replace_file(files.key, identity.new_key_pem(), mode=0o600)
-    if files.cert.exists() and not identity.renewal_is_due(files.cert):
-        certificate = x509.load_pem_x509_certificate(files.cert.read_bytes())
-        if sorted(hosts_of(certificate)) == sorted(hosts):
-            return files
-    key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"The server key {files.key} could not be used", cause="it is not an EC key")
-    certificate = ca.issue(
-        key.public_key(),
-        "config-server",
-        config.name,
-        hosts,
-        dt.timedelta(days=config.certificate_days),
-        dt.datetime.now(dt.UTC),
-    )
-    durable.replace_file(files.cert, pem_of(certificate).encode(), mode=0o644)
-    return files
 
 
 async def _sweep(
@@ -181,9 +150,9 @@ async def _sweep(
     while not stop.is_set():
         try:
             await _sweep_once(control, sides)
-            files = _own_certificate(config, control.ca)
+            files = await asyncio.to_thread(own_certificate.ready, config, control.ca)
             # Loading what is loaded already is harmless; a renewed one serves new connections from here on.
-            context.load_cert_chain(files.cert, files.key)
+            await asyncio.to_thread(tls.reload, context, files)
         except (UnderstudyError, OSError) as exc:
             # A full disk, say. Who reports or asks is answered as well as it goes; the next sweep tries
             # again.

@@ -688,21 +688,21 @@ class SpoolLostError(SpoolError):
 class SpoolVersionError(SpoolError):
     """A spool file was written by a newer program. It stays as it is."""
 
-    code = "US487"
+    code = "US401"
     default_action = "Run the version that wrote it until everything is uploaded, or upgrade again."
 
 
 class SetAsideError(StorageError):
     """Acknowledged batches that can never be listed, because the log went on without them, are kept aside."""
 
-    code = "US488"
+    code = "US402"
     default_action = "Nothing, if the machine went on elsewhere. Delete the folder when nobody needs it."
 
 
 class UploadsStoppedError(StorageError):
     """Acknowledged batches wait on the process server, and none gets to storage. What they say of the cause is the cause's own."""
 
-    code = "US489"
+    code = "US403"
     default_action = "Check the storage account and the network to it. Until then points stand still."
 
 
@@ -774,7 +774,7 @@ class SegmentAlteredError(SegmentMissingError):
 class SegmentVersionError(SegmentMissingError):
     """A newer program wrote it."""
 
-    code = "US446"
+    code = "US457"
     default_action = "Upgrade this program to the version of the one that wrote it."
 
 
@@ -800,7 +800,7 @@ class LogGapError(IntegrityError):
 class LogMisfitError(IntegrityError):
     """The log of an epoch contradicts the epoch's own list of disks."""
 
-    code = "US494"
+    code = "US458"
     default_action = "This is a bug in the agent, or a foreign log. Resynchronise the machine; restore a point of another epoch."
 
 

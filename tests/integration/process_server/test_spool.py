@@ -854,9 +854,9 @@ async def test_a_wrong_storage_key_shows_on_the_process_server_although_no_machi
         (problem,) = board_of(spool, storage).report().errors
         watching.cancel()
         await asyncio.wait([watching])
-    assert problem.code == StorageRefusedError.code
+    assert problem.code == StorageKeyError.code
     assert "HTTP 403" in problem.cause
-    assert problem.action == StorageRefusedError.default_action
+    assert problem.action == StorageKeyError.default_action
 
 
 async def test_uploads_that_storage_refuses_show_on_the_machine_and_on_the_process_server(
@@ -870,7 +870,7 @@ async def test_uploads_that_storage_refuses_show_on_the_machine_and_on_the_proce
         async with started(spool) as log:
             await until(log, lambda: log.upload_trouble is not None)
             report = board_of(spool).report()
-            assert [p.code for p in report.machines["m1"].errors] == [StorageRefusedError.code]
+            assert [p.code for p in report.machines["m1"].errors] == [StorageKeyError.code]
     async with opened(make_spool(folder, store), epoch=1) as log:
         await log.flush()
         await append_all(log, make_chain(3)[2:])

@@ -1,0 +1,72 @@
+"""The config server's own key and certificate: made anew when they are missing, due, of another key or CA, or for other hosts.
+
+It signs for itself, so nothing but its disk can hinder it. A certificate that still serves is kept while a new one cannot be written."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from config_server.ca import CertificateAuthority, hosts_of
+from config_server.config import ConfigServerConfig
+from shared import identity, logging, tls
+from shared.errors import IdentityFileError
+
+_log = logging.get()
+ROLE: Final = "config-server"
+
+
+def ready(config: ConfigServerConfig, ca: CertificateAuthority) -> tls.TlsFiles:
+    """The files, with a certificate in them that serves. Raises ConfigError, IdentityFileError."""
+    folder = config.data_dir
+    files = tls.TlsFiles(cert=folder / "server.pem", key=folder / "server.key", ca=folder / "ca.pem")
+    hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), *config.hosts]))
+    if not files.key.exists():
+        identity.write(files.key, identity.new_key_pem(), mode=0o600)
+    key = identity.key_of(files).public_key()
+    name = f"{ROLE}:{config.name}"
+    there = _there(files.cert)
+    serves = (
+        there is not None
+        and there.public_key() == key
+        and identity.name_of(there) == name
+        and _issued(there, ca)
+    )
+    if (
+        serves
+        and there is not None
+        and not identity.renewal_is_due(files.cert)
+        and sorted(hosts_of(there)) == sorted(hosts)
+    ):
+        return files
+    life = dt.timedelta(days=config.certificate_days)
+    issued = ca.issue(key, ROLE, config.name, hosts, life, dt.datetime.now(dt.UTC))
+    try:
+        identity.write(files.cert, identity.pem_of(issued), mode=0o644)
+    except IdentityFileError as exc:
+        if not serves:
+            raise
+        # The one that is there is good for something yet; this is tried again with every sweep.
+        _log.error("the server's certificate could not be renewed", **exc.as_dict())
+    return files
+
+
+def _there(cert: Path) -> x509.Certificate | None:
+    """The certificate that is there; None for what is none, which is replaced."""
+    try:
+        return identity.only_certificate(cert.read_text("ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _issued(certificate: x509.Certificate, ca: CertificateAuthority) -> bool:
+    try:
+        certificate.verify_directly_issued_by(ca.certificate)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
