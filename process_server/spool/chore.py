@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -35,6 +37,8 @@ class Chore:
         self._asked: Final = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
+        self._troubled_at = -math.inf
+        self._pause_s = _FIRST_PAUSE_S
 
     @property
     def trouble(self) -> UnderstudyError | None:
@@ -57,7 +61,6 @@ class Chore:
         self._trouble.report(trouble)
 
     async def _run(self) -> None:
-        pause_s = _FIRST_PAUSE_S
         while True:
             self._asked.clear()
             trouble: UnderstudyError | None = None
@@ -67,10 +70,7 @@ class Chore:
                 done = False
             except UnderstudyError as exc:
                 done, trouble = False, exc
-            if trouble is None:
-                wait_s, pause_s = self._look_s, _FIRST_PAUSE_S
-            else:
-                wait_s, pause_s = pause_s * random.uniform(0.5, 1.0), min(2 * pause_s, _LONGEST_PAUSE_S)
+            wait_s = self._look_s if trouble is None else self._pause()
             self.report(trouble)
             if not done:
                 with contextlib.suppress(TimeoutError):
@@ -78,3 +78,11 @@ class Chore:
                         await self._asked.wait()
             elif not self._asked.is_set():
                 return
+
+    def _pause(self) -> float:
+        """Before the next try. It grows also when what failed was done in between, and soon failed again."""
+        now = time.monotonic()
+        calm = now - self._troubled_at > 2 * _LONGEST_PAUSE_S
+        self._pause_s = _FIRST_PAUSE_S if calm else min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._troubled_at = now
+        return self._pause_s * random.uniform(0.5, 1.0)

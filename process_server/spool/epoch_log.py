@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -79,7 +78,7 @@ class EpochLog:
         shared: Resources,
         index: IndexWriter,
         key: MachineKey,
-        folder: Path,
+        folder: MachineFolder,
         segments: Sequence[SpooledSegment],
         changed: Callable[[], None],
     ) -> None:
@@ -88,7 +87,8 @@ class EpochLog:
         self.term: Final = index.term
         self.failure: UnderstudyError | None = None
         """Why this log takes no more batches."""
-        self.folder: Final = folder
+        self._home: Final = folder
+        self._folder: Final = folder.epoch(index.epoch)
         self._changed = changed
         fields = {"machine": index.machine, "epoch": index.epoch}
         self._storage: Final = Trouble("uploads", self._announce, **fields)
@@ -124,7 +124,7 @@ class EpochLog:
             self.machine,
             self.epoch,
             key,
-            folder,
+            self._folder,
             spooled=Point.of(segments[-1].last) if segments else self.uploaded,
             limits=shared.settings.limits,
             sealers=shared.sealers,
@@ -165,7 +165,7 @@ class EpochLog:
         await folder.clear(epoch, found.listed, found.unlisted)
         mark = Watermark(index.term, index.fold.last)
         await run_to_end(shared.reading, partial(watermark.remember, folder.epoch(epoch), mark))
-        log = cls(shared, index, key, folder.epoch(epoch), found.rest, changed)
+        log = cls(shared, index, key, folder, found.rest, changed)
         _log.info(
             "log opened",
             machine=machine,
@@ -259,7 +259,7 @@ class EpochLog:
         mark = Watermark(self.term, self.uploaded.number)
         if mark != self._remembered:
             self._remembered = mark
-            await run_to_end(self._reading, partial(watermark.remember, self.folder, mark, durably=False))
+            await run_to_end(self._reading, partial(watermark.remember, self._folder, mark, durably=False))
 
     async def _watch_progress(self) -> None:
         """A request that hangs reports nothing by itself for minutes."""
@@ -278,6 +278,8 @@ class EpochLog:
 
     def _fail(self, error: UnderstudyError) -> None:
         self.failure = error
+        if isinstance(error, SpoolError):
+            self._home.distrust(self.epoch)
         _log.error("log failed", machine=self.machine, epoch=self.epoch, term=self.term, **error.as_dict())
         self._writer.fail(error)
         self._announce()

@@ -50,14 +50,37 @@ class SpooledSegment:
     begin with batches that another process server has listed meanwhile (`behind`).
     """
 
-    def __init__(self, path: Path, draft: Draft, *, has_footer: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: FileHeader,
+        first: BatchRow,
+        last: BatchRow,
+        *,
+        body_b: int,
+        digest: bytes,
+        closing: bytes | None,
+    ) -> None:
+        """`closing`: footer and trailer, if they are not in the file."""
         self.path: Final = path
-        self.header = draft.header
-        self.first = draft.rows[0]
-        self.last: Final = draft.rows[-1]
-        self._digest: Final = draft.digest
-        self._body_b: Final = draft.size_b
-        self._closing: Final = None if has_footer else draft.closing()
+        self.header = header
+        self.first = first
+        self.last: Final = last
+        self._digest: Final = digest
+        self._body_b: Final = body_b
+        self._closing: Final = closing
+
+    @classmethod
+    def of(cls, path: Path, draft: Draft, *, has_footer: bool) -> SpooledSegment:
+        return cls(
+            path,
+            draft.header,
+            draft.rows[0],
+            draft.rows[-1],
+            body_b=draft.size_b,
+            digest=draft.digest,
+            closing=None if has_footer else draft.closing(),
+        )
 
     @property
     def size_b(self) -> int:
@@ -209,7 +232,7 @@ class SpoolFile:
         has_footer = write_footer(self.path, self._fd, self.draft)
         self._close()
         reach("spool.after-footer")
-        return SpooledSegment(self.path, self.draft, has_footer=has_footer)
+        return SpooledSegment.of(self.path, self.draft, has_footer=has_footer)
 
     def _undo(self, end: int) -> bool:
         if self._fd < 0:

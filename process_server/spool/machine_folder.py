@@ -35,6 +35,7 @@ class MachineFolder:
         self._path = path
         self._vault = vault
         self._threads = threads
+        self._distrusted: set[int] = set()
 
     def epoch(self, epoch: int) -> Path:
         return self._path / f"{epoch:08d}"
@@ -42,6 +43,10 @@ class MachineFolder:
     async def epochs(self) -> list[int]:
         """The epochs that have a folder here, in order; looks as well at what is aside. Raises SpoolError."""
         return await run_to_end(self._threads, self._epochs)
+
+    def distrust(self, epoch: int) -> None:
+        """A file of it was not what its footer says: from now on recovery reads all of them whole."""
+        self._distrusted.add(epoch)
 
     async def recover(self, epoch: int) -> Recovered:
         """What lies in an epoch's folder, which no log may use meanwhile. Raises SpoolError, WrongKeyError."""
@@ -86,6 +91,8 @@ class MachineFolder:
                 folder,
                 lambda header: machine_key_of(self._vault, header.machine, header.key_id, header.wrapped_key),
                 set_aside,
+                # A damaged file may keep a whole footer, and is here as well while its front part waits for upload.
+                thorough=epoch in self._distrusted | self.aside.epochs(),
             )
         except OSError as exc:
             kind = SpoolFullError if exc.errno in FULL else SpoolError

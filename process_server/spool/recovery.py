@@ -1,8 +1,15 @@
 """What a process that was killed, or a power cut, left in an epoch's spool folder, made segments again. Blocking.
 
-Recovery takes from a file exactly its whole batches: those the footer lists if there is one and the bytes
-match, else those that a scan opens. Batches behind the last acknowledged one may be among them. That is
+Recovery takes from a file exactly its whole batches: those the footer lists if there is one, else those that
+a scan opens. Batches behind the last acknowledged one may be among them. That is
 right: they are what the agent sent, in order, and it is told about them in Welcome.
+
+Why the footer is enough, and a restart need not read whole spools. A footer is written when all batches that it lists
+were made durable before (by `append`, or by the recovery that wrote it after a sync and a scan of what the disk
+gave back), and it has a CRC. So whether it is on the disk or only in the page cache, what it says of them is
+true. A file without one is read whole, and from the disk: a killed process may have left in the page cache what
+it never synced. Bytes that rotted since are found by whoever reads them for upload (`SpooledSegment.read`);
+then the folder is recovered *thoroughly*, which reads every file and compares it with its footer's digest.
 
 What cannot be read, and why nothing acknowledged vanishes silently (I5). A file is dropped, or its tail forgotten,
 only where no acknowledged batch can have been:
@@ -26,7 +33,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from process_server.spool.file import SUFFIX, SpooledSegment, write_footer
 from shared import durable, logging
@@ -38,8 +45,11 @@ from shared.errors import (
 )
 from shared.log import segment
 from shared.log.draft import Draft
-from shared.log.segment import FileHeader, Footer
+from shared.log.segment import BatchRow, FileHeader, Footer
 from shared.sealing import MachineKey
+
+_END_B: Final = 64 * 1024
+"""Holds the header of every file, and the footer of nearly every one."""
 
 _log = logging.get()
 
@@ -61,23 +71,35 @@ class Damage(NamedTuple):
 SetAside = Callable[[Damage], None]
 
 
+class _Closed(NamedTuple):
+    """A file whose footer was believed."""
+
+    header: FileHeader
+    rows: tuple[BatchRow, ...]
+    body_b: int
+    digest: bytes
+
+
 class _Found(NamedTuple):
     path: Path
-    draft: Draft | None
+    draft: Draft | _Closed | None
     """Its batches that can be read."""
     damage: Damage | None
     certain: bool
     """Batches of the damaged part were acknowledged, whatever the next file says."""
 
 
-def recover_folder(folder: Path, key_of: KeyOf, set_aside: SetAside) -> list[list[SpooledSegment]]:
+def recover_folder(
+    folder: Path, key_of: KeyOf, set_aside: SetAside, *, thorough: bool = False
+) -> list[list[SpooledSegment]]:
     """The segments of an epoch's spool folder in order, in runs each of whose files continues the one before.
 
     Raises OSError, SpoolVersionError, and WrongKeyError when the vault does not know the files' key; then everything is where it
     was, or aside.
     """
     durable.sync_folder(folder)
-    found = [f for path in sorted(folder.glob(f"*{SUFFIX}")) if (f := _recover(path, key_of)) is not None]
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    found = [f for path in paths if (f := _recover(path, key_of, thorough=thorough)) is not None]
     runs: list[list[SpooledSegment]] = []
     for i, (path, draft, damage, certain) in enumerate(found):
         following = _first_number(found[i + 1]) if i + 1 < len(found) else None
@@ -105,7 +127,10 @@ def recover_folder(folder: Path, key_of: KeyOf, set_aside: SetAside) -> list[lis
     return runs
 
 
-def _recover(path: Path, key_of: KeyOf) -> _Found | None:
+def _recover(path: Path, key_of: KeyOf, *, thorough: bool) -> _Found | None:
+    closed = None if thorough else _read_ends(path)
+    if closed is not None:
+        return _Found(path, closed, None, False)
     data = _read_from_disk(path)
     name = path.name
     try:
@@ -150,6 +175,24 @@ def _scan(
     return _Found(path, draft, damage, certain)
 
 
+def _read_ends(path: Path) -> _Closed | None:
+    """What header and footer say of a file, if they are whole and fit each other."""
+    with path.open("rb", buffering=0) as file:
+        size_b = os.fstat(file.fileno()).st_size
+        head = file.read(_END_B)
+        tail = os.pread(file.fileno(), _END_B, max(0, size_b - _END_B))
+        try:
+            header, _ = segment.decode_file_header(head, path.name)
+            body_b, digest = segment.decode_trailer(tail, size_b, path.name)
+            if body_b < size_b - len(tail):
+                tail = os.pread(file.fileno(), size_b - body_b, body_b)
+            rows = segment.decode_footer(tail, size_b, path.name).rows
+        except IntegrityError:
+            return None
+    fits = rows and rows[0].number == header.first and rows[-1].offset + rows[-1].length == body_b
+    return _Closed(header, rows, body_b, digest) if fits else None
+
+
 def _read_from_disk(path: Path) -> bytes:
     """What is on the disk, not in the page cache: a killed process may have left there what it never
     synced, or what a sync failed on.
@@ -160,20 +203,27 @@ def _read_from_disk(path: Path) -> bytes:
         return file.read()
 
 
-def _cut(path: Path, draft: Draft, before: int) -> Draft:
-    footer = draft.footer
+def _cut(path: Path, draft: Draft | _Closed, before: int) -> Draft:
+    """The file's batches below `before`."""
+    data = path.read_bytes()
+    footer = draft.footer if isinstance(draft, Draft) else segment.decode_footer(data, len(data), path.name)
     rows = tuple(row for row in footer.rows if row.number < before)
     marks = tuple(mark for mark in footer.marks if mark.batch < before)
-    body = path.read_bytes()[: rows[-1].offset + rows[-1].length]
-    return Draft.recovered(draft.header, segment.Footer(rows=rows, marks=marks, cause=footer.cause), body)
+    body = data[: rows[-1].offset + rows[-1].length]
+    return Draft.recovered(draft.header, Footer(rows=rows, marks=marks, cause=footer.cause), body)
 
 
-def _close(path: Path, draft: Draft, *, damaged: bool) -> SpooledSegment:
+def _close(path: Path, draft: Draft | _Closed, *, damaged: bool) -> SpooledSegment:
     """With its footer, but for a file that is aside as well under another name: there it must stay as it was found."""
+    if isinstance(draft, _Closed):
+        first, last = draft.rows[0], draft.rows[-1]
+        return SpooledSegment(
+            path, draft.header, first, last, body_b=draft.body_b, digest=draft.digest, closing=None
+        )
     if damaged:
-        return SpooledSegment(path, draft, has_footer=False)
+        return SpooledSegment.of(path, draft, has_footer=False)
     with path.open("r+b", buffering=0) as file:
-        return SpooledSegment(path, draft, has_footer=write_footer(path, file.fileno(), draft))
+        return SpooledSegment.of(path, draft, has_footer=write_footer(path, file.fileno(), draft))
 
 
 def _first_number(found: _Found) -> int:

@@ -23,7 +23,7 @@ import pytest
 from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.receiver import Machine
 from process_server.service import watch_storage
-from process_server.spool import epoch_log, machine_log, watermark
+from process_server.spool import epoch_log, machine_log, recovery, watermark
 from process_server.spool.ownership import Patience
 from process_server.spool.spool import MachineLog, Spool
 from process_server.spool.trouble import Trouble
@@ -577,8 +577,16 @@ def failing(part: str) -> Iterator[Callable[[], None]]:
             raise OSError(errno.EIO, "Input/output error")
         real(fd)
 
+    real_ends = recovery._read_ends
+
+    def fail_ends(path: Path) -> object:
+        if part in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return real_ends(path)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(durable, "sync_data", fail)
+        patch.setattr(recovery, "_read_ends", fail_ends)
         yield patch.undo
 
 
@@ -717,6 +725,32 @@ async def test_behind_a_damaged_spool_file_the_log_goes_on_where_it_still_can_an
         await log.begin(hello(0))
         await until(log, lambda: log.errors == [])
     assert same_batches(await read_log(store, folder), chain[:5])
+
+
+async def test_damage_that_only_the_upload_finds_is_set_aside_and_the_rest_goes_on(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(9)
+    folder = tmp_path / "spool"
+    async with Gated.connect(store.config) as gated:
+        gated.gate = asyncio.Event()
+        async with opened(make_spool(folder, gated, size_b=2500)) as log:
+            await append_all(log, chain)
+    files = sorted((folder / "m1/00000001").glob("*.seg"))
+    assert len(files) > 2
+    data = bytearray(files[1].read_bytes())
+    data[1000] ^= 1
+    files[1].write_bytes(data)
+    first = int(files[1].stem)
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: any("Damaged spool files" in e.what for e in log.errors))
+        await until(log, lambda: uploaded(log) >= first - 1 and log.upload_trouble is None)
+        position = await log.begin(hello(1))
+        assert first - 1 <= position.spooled < int(files[2].stem)
+        await append_all(log, chain[position.spooled :])  # this agent still has them
+        await log.flush()
+    assert (folder / f"m1/damaged/00000001-{files[1].name}").read_bytes() == data
+    assert same_batches(await read_log(store, folder), chain)
 
 
 async def test_the_number_of_an_epoch_that_storage_forgot_is_not_used_again(

@@ -67,3 +67,19 @@ async def test_asking_ends_a_pause_and_begins_anew_what_was_done() -> None:
     await script.chore.stop()
     script.chore.ask()  # after the end nothing begins any more
     assert script.left == []
+
+
+def test_the_pause_grows_while_troubles_follow_each_other_and_begins_anew_after_calm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("process_server.spool.chore.time.monotonic", lambda: now)
+    monkeypatch.setattr("process_server.spool.chore.random.uniform", lambda _low, high: high)
+    tired = Chore("test", Script()._work, look_s=1.0, changed=lambda: None)
+    pauses = []
+    for _ in range(8):
+        pauses.append(tired._pause())
+        now += pauses[-1]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    now += 121
+    assert tired._pause() == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from process_server.spool import recovery
 from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import SpooledSegment, SpoolFile
 from process_server.spool.recovery import Damage, recover_folder
@@ -60,7 +61,7 @@ def recover_with_damage(folder: Path) -> tuple[list[list[list[int]]], list[tuple
         aside.put(Kind.DAMAGED, damage.path, note, keep=not damage.whole)
         found.append((damage.first, damage.last, damage.whole))
 
-    runs = recover_folder(folder, key_of, set_aside)
+    runs = recover_folder(folder, key_of, set_aside, thorough=True)
     return [numbers(run) for run in runs], found
 
 
@@ -80,6 +81,34 @@ def test_closed_and_unclosed_files_are_recovered_in_order(tmp_path: Path) -> Non
         assert segment.check_body(data, "s") == s.footer() == s.read().footer
         assert s.path.read_bytes() == data, "recovery closes the file"
     assert numbers(recover(tmp_path)) == numbers(found), "the second recovery finds nothing to do"
+
+
+def test_closed_files_are_recovered_by_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = make_chain(7)
+    spool(tmp_path, chain[:3])
+    spool(tmp_path, chain[3:5])
+    spool(tmp_path, chain[5:], close=False)
+    whole: list[str] = []
+    real = recovery._read_from_disk
+
+    def read(path: Path) -> bytes:
+        whole.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(recovery, "_read_from_disk", read)
+    assert numbers(recover(tmp_path)) == [[1, 2, 3], [4, 5], [6, 7]]
+    assert whole == ["000000000006.seg"]
+    assert numbers(recover(tmp_path)) == [[1, 2, 3], [4, 5], [6, 7]]
+    assert whole == ["000000000006.seg"], "it has a footer now"
+
+
+def test_a_footer_that_does_not_fit_in_what_is_read_of_the_end_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool(tmp_path, make_chain(9))
+    monkeypatch.setattr(recovery, "_END_B", 400)
+    monkeypatch.setattr(recovery, "_read_from_disk", None)
+    assert numbers(recover(tmp_path)) == [[*range(1, 10)]]
 
 
 @pytest.mark.parametrize("cut_b", [1, 40, 100, 700])
