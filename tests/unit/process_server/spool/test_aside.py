@@ -42,6 +42,14 @@ def test_a_file_that_is_still_needed_has_both_names_and_is_put_aside_once(tmp_pa
     assert [type(p) for p in found.problems()] == [SpoolLostError]
 
 
+def test_a_kill_between_the_two_names_is_made_good_by_the_next_run(tmp_path: Path) -> None:
+    found = Aside("m1", tmp_path / "m1")
+    path = put(tmp_path, found, Kind.UNLISTED, keep=True)  # so far the killed run came
+    found.put(Kind.UNLISTED, path, Note(epoch=1, first=6, last=10, cause=""))
+    assert not path.exists()
+    assert found.size_b == 2048
+
+
 def test_two_files_of_one_name_are_both_kept(tmp_path: Path) -> None:
     found = Aside("m1", tmp_path / "m1")
     put(tmp_path, found, Kind.UNLISTED)
