@@ -99,12 +99,8 @@ class Listener:
         address = str(peer[0])
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _Watched(server(), lambda: self._lost(peer)),
-                accepted,
-                ssl=self._context,
-                ssl_handshake_timeout=_HANDSHAKE_S,
-                ssl_shutdown_timeout=1.0,
+            transport, _ = await tls.accept(
+                lambda: _Watched(server(), lambda: self._lost(peer)), accepted, self._context, _HANDSHAKE_S
             )
         except (OSError, TimeoutError) as exc:
             error = tls.translate(exc, f"A connection from {address} was refused")

@@ -9,11 +9,15 @@ must have (`server`), and a handshake with any other fails before a byte of thei
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import socket
 import ssl
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -31,6 +35,9 @@ from shared.errors import (
     WrongRoleError,
 )
 
+_P = TypeVar("_P", bound=asyncio.BaseProtocol)
+_ALERT_S: Final = 1.0
+"""So long a refused client may take to read why."""
 CONFIG_SERVER: Final = "config-server:*"
 PROCESS_SERVER: Final = "process-server:*"
 
@@ -48,12 +55,71 @@ def server_context(files: TlsFiles, require_client: bool = True) -> ssl.SSLConte
 
     With `require_client` False a client may come without a certificate (enrolment); one that it does show
     must still be the CA's."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _ServerContext(ssl.PROTOCOL_TLS_SERVER)
     _load(context, files)
     context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
     # No resumption: every session shows its certificate, so that an expired one cannot live on in a ticket.
     context.num_tickets = 0
     return context
+
+
+_accepted: ContextVar[socket.socket | None] = ContextVar("accepted", default=None)
+
+
+class _ServerContext(ssl.SSLContext):
+    """Sends the alert of a handshake that fails. asyncio closes the socket with the alert unsent, and a client whose certificate is refused
+    (which in TLS 1.3 has finished its own handshake) would see a connection that was reset."""
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        wrapped = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        sock = _accepted.get()
+        if sock is None:
+            return wrapped
+        shake = wrapped.do_handshake
+
+        def do_handshake() -> None:
+            try:
+                shake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):
+                    sock.send(outgoing.read())
+                    sock.shutdown(socket.SHUT_WR)
+                raise
+
+        wrapped.do_handshake = do_handshake  # type: ignore[method-assign]
+        return wrapped
+
+
+async def accept(
+    protocol: Callable[[], _P], sock: socket.socket, context: ssl.SSLContext, handshake_s: float
+) -> tuple[asyncio.Transport, _P]:
+    """The server's side of a connection that was accepted.
+
+    Raises OSError (ssl.SSLError is one), after the client had a moment to read why."""
+    again = sock.dup()  # asyncio closes its own at once
+    try:
+        _accepted.set(again)
+        return await asyncio.get_running_loop().connect_accepted_socket(
+            protocol, sock, ssl=context, ssl_handshake_timeout=handshake_s, ssl_shutdown_timeout=1.0
+        )
+    except ssl.SSLError:
+        # What the client has sent meanwhile is read: closing with unread bytes resets the connection, and the alert would be lost.
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_ALERT_S):
+                while await asyncio.get_running_loop().sock_recv(again, 65_536):
+                    pass
+        raise
+    finally:
+        again.close()
 
 
 def client_context(files: TlsFiles, server: str = "") -> ssl.SSLContext:

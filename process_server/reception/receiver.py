@@ -39,7 +39,7 @@ from shared.errors import (
 )
 from shared.messages import Revocations
 from shared.wire.messages import Hello
-from shared.wire.transport import HANDSHAKE_S, SHUTDOWN_S, Channel
+from shared.wire.transport import HANDSHAKE_S, Channel
 
 _log = logging.get()
 
@@ -333,13 +333,7 @@ class Receiver:
             self._sessions.discard(session)
 
     async def _handshake(self, sock: socket.socket, channel: Channel) -> None:
-        await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: channel,
-            sock,
-            ssl=self._context,
-            ssl_handshake_timeout=HANDSHAKE_S,
-            ssl_shutdown_timeout=SHUTDOWN_S,
-        )
+        await tls.accept(lambda: channel, sock, self._context, HANDSHAKE_S)
 
     async def _refresh_regularly(self) -> None:
         while True:
