@@ -14,6 +14,7 @@ from tests.long.audit import failed_writes_leave_no_difference, missed_writes_ar
 from tests.long.copies import copies
 from tests.long.identity import identity_of, identity_over_md
 from tests.long.outage import outage
+from tests.long.storage_faults import storage_faults
 from tests.long.story import Result, Story, scratch, two_disks
 
 DAEMONS: Final = ("agent", "process-server", "config-server", "master-target", "azurite")
@@ -158,6 +159,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "identity-xfs": lambda: identity_of("xfs"),
     "identity-btrfs": lambda: identity_of("btrfs"),
     "identity-md": identity_over_md,
+    "storage-faults": storage_faults,
     "audit-missed": missed_writes_are_found,
     "audit-errors": failed_writes_leave_no_difference,
 }
