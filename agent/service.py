@@ -125,8 +125,8 @@ async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
             protected.note(
                 config.machine, config.pin_dir, [(disk.name, disk.diskseq) for disk in capture.disks]
             )
-        await agent.stream.rounds.recover()
         try:
+            await agent.stream.rounds.recover()
             yield agent
         finally:
             await agent.stream.close()

@@ -1,15 +1,15 @@
 """Rounds of catch-up, in time: when the next begins, the bitmap swap and the harvest before it, and what its end means for order.
 
 Input: loss counts and dirty bitmaps (`capture`), what was read (`sync_reader`). Output: rounds begun and finished in `CatchUp`, which holds
-the rules; the pinned words of order. Nothing here waits for anything but `begin_if_due` and `recover`, whose bitmap swap waits for an RCU
-grace period in a thread.
+the rules; the pinned words of order. Nothing here waits for anything but `begin_if_due` and `recover`, for an RCU grace period in
+a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -40,7 +40,7 @@ class Rounds:
         self._catchup = catchup
         self._reader = reader
         self._records = records
-        self._swapping: asyncio.Task[None] | None = None
+        self._thread: asyncio.Task[None] | None = None
         self._loss_seen = capture.loss_count()
         self._loss_seen_at = self._unordered_at = time.monotonic()
         self._start_ns = 0
@@ -50,27 +50,28 @@ class Rounds:
         """Why the stream is not, or was not, in order; for people."""
 
     async def recover(self) -> None:
-        """Takes up the pinned state after a start: both bitmaps go into the to-do, and order is believed only if nothing is to do,
-        and nothing was lost since it was declared."""
+        """Takes up the pinned state after a start. Order is believed only if nothing is to do.
+
+        Then this process stands where the one before stood in an ordered stream. All that a round sent is uploaded, for to-do bits are
+        cleared no earlier. No round was running, and no bitmap was swapped since order was declared, for order is taken back before. So
+        every bit in the dirty bitmaps is of a write that was lost afterwards, and the next round, which swaps first, harvests it; it is not
+        touched here. Whatever was lost since, what the ring holds is in order up to the first record of another loss count, or to its
+        end if the count has moved: there the cutter ends it, as it does in a process that was never killed.
+        """
         self._catchup.settled = bool(self._state[Word.SETTLED])
-        lost = self._state[Word.ORDERED] and self._state[Word.LOSS_AT_ORDER] != self._capture.loss_count()
-        cause = self._capture.loss_cause() if lost else ""
         before_grace = self._ring.producer_seq
-        await self._swap()
+        await self._in_thread(self._capture.wait_for_programs)
         self._records.note_grace(before_grace, self._ring.producer_seq)
-        await self._harvest()
         await _in_steps(self._catchup.recount())
-        still = (
-            self._state[Word.ORDERED]
-            and not any(self._catchup.todo_by_disk())
-            and self._state[Word.LOSS_AT_ORDER] == self._capture.loss_count()
-        )
-        if still:
+        if self._may_believe_order():
             self._catchup.loss_at_order = self._state[Word.LOSS_AT_ORDER]
             self._catchup.ordered_from = self._state[Word.ORDERED_FROM]
         else:
-            self.cause = cause or "the agent was restarted while the stream was not in order"
+            self.cause = "the agent was restarted while the stream was not in order"
             self.lose_order(self.cause)
+
+    def _may_believe_order(self) -> bool:
+        return bool(self._state[Word.ORDERED]) and not any(self._catchup.todo_by_disk())
 
     async def everything_is_to_do(self, cause: str) -> None:
         """A new epoch is to begin: the next round reads all disks, and begins at once."""
@@ -149,8 +150,8 @@ class Rounds:
 
     async def close(self) -> None:
         """Waits for the swap that may still run: it works on descriptors that are closed next."""
-        if self._swapping is not None:
-            await asyncio.wait([self._swapping])
+        if self._thread is not None:
+            await asyncio.wait([self._thread])
 
     # -- settling ------------------------------------------------------------------------------------------
 
@@ -181,11 +182,15 @@ class Rounds:
     async def _swap(self) -> None:
         """Swaps the bitmaps once what the former swap made inactive is harvested: by a swap upon a swap, unharvested bits would be
         active again, and the round would end without them. Hence the wait: a thread goes on when the session that began it ends."""
-        if self._swapping is not None:
-            await asyncio.wait([self._swapping])
+        if self._thread is not None:
+            await asyncio.wait([self._thread])
         await self._harvest()
-        self._swapping = asyncio.create_task(asyncio.to_thread(self._capture.swap_dirty), name="swap")
-        await asyncio.shield(self._swapping)
+        await self._in_thread(self._capture.swap_dirty)
+
+    async def _in_thread(self, call: Callable[[], None]) -> None:
+        """The thread goes on if this is cancelled; `close` and the next swap wait for it."""
+        self._thread = asyncio.create_task(asyncio.to_thread(call), name="grace period")
+        await asyncio.shield(self._thread)
 
     async def _harvest(self) -> None:
         """Moves the inactive bitmaps into the to-do, part by part: first or, then clear, so that a kill between the two repeats but never

@@ -34,6 +34,7 @@ from agent.stream.catchup import CatchUp, Chunk, NoChunk
 from agent.stream.cutter import Stream
 from agent.stream.marks import Marks
 from agent.stream.records import Records
+from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
 from shared.batch import SECTOR, Batch, Epoch, Mark, Op, StreamState, decode, has_payload
 
@@ -344,7 +345,8 @@ class Model:
         """Marks in stored batches, by batch number."""
         self.answered: set[str] = set()
         """Marks that an earlier life of the agent told to be stored: nobody asks for them again."""
-        self.epoch = self.marks = self.ordered = 0
+        self.epoch = self.marks = self.ordered = self.believed_after_loss = 0
+        """The last: restarts after a loss, with order up to it."""
         self.problems: list[str] = []
 
     async def run(self, steps: int) -> None:
@@ -390,6 +392,8 @@ class Model:
         self.reader = Reader(kernel, catchup)
         self.stream = Stream(kernel, self.state, catchup, self.reader)  # type: ignore[arg-type]
         await self.stream.rounds.recover()
+        expected = self.stream.catchup.loss_at_order
+        self.believed_after_loss += expected is not None and expected != kernel.loss
         self.stream.rounds.settle()
         self.answered |= self.kept.keys()
         for id_ in self.asked.keys() - self.kept.keys():
@@ -506,6 +510,14 @@ def test_what_is_stored_is_always_a_state_that_the_disks_had(seed: int) -> None:
     assert problems_of(seed) == []
 
 
+def test_the_model_restarts_the_agent_between_a_loss_and_its_notice() -> None:
+    models = [Model(seed) for seed in range(30)]
+    for model in models:
+        asyncio.run(model.run(1200))
+        assert model.problems == []
+    assert sum(model.believed_after_loss for model in models) > 0
+
+
 def orphans_by_any_window(self: Records, end: int) -> int:
     return self._grace[0]
 
@@ -516,6 +528,10 @@ def nothing_held(self: Records, emitted_to: int, hold_from: int | None) -> None:
 
 def forgetful_marks(self: Marks, stored: object) -> None:
     pass
+
+
+def believe_order_whatever_is_to_do(self: Rounds) -> bool:
+    return bool(self._state[Word.ORDERED])
 
 
 def resume_without_void(self: CatchUp, spooled: int) -> bool:
@@ -530,6 +546,7 @@ def resume_without_void(self: CatchUp, spooled: int) -> bool:
         (Records, "go_to", nothing_held),
         (Marks, "lost_behind", forgetful_marks),
         (CatchUp, "resume", resume_without_void),
+        (Rounds, "_may_believe_order", believe_order_whatever_is_to_do),
         (AgentState, "may_cut", property(lambda self: True)),
     ],
 )

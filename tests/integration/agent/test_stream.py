@@ -471,3 +471,56 @@ async def test_a_disk_whose_size_is_no_multiple_of_its_blocks_is_replicated_but_
     assert replica.paths[0].read_bytes() == odd.read_bytes()[: 8 << 20]
     assert replica.paths[1].read_bytes() == (shm / "good").read_bytes()
     replica.close()
+
+
+async def test_after_an_overflow_and_a_restart_what_the_ring_holds_is_still_in_order(
+    shm: Path, devices: list[str], pin_dir: Path
+) -> None:
+    replica = Replica(shm, [DISK_B, DISK_B])
+    async with running(pin_dir, devices, 1) as stream:
+        pump = await ordered_pump(stream, replica)
+        while await pump.turn() is not None:
+            pass
+        write_until_one_is_lost(devices[0], stream)
+        held = len(stream._ring.peek(1 << 20))
+    async with running(pin_dir, devices, 1) as stream:
+        pump.stream = stream
+        await pump.resume()
+        pieces, batch = 0, await pump.turn()
+        while batch is None or batch.state == StreamState.ORDERED:
+            pieces += 0 if batch is None else len(batch.extents)
+            batch = await pump.turn()
+        assert pieces == held > 100
+        await pump.until_ordered()
+        await drain(pump)
+        assert is_equal(replica.paths[0], devices[0])
+    replica.close()
+
+
+@pytest.mark.parametrize("call", ["swap_dirty", "wait_for_programs"])
+async def test_no_descriptor_is_closed_under_a_thread_that_outlived_its_session(
+    devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    ended: list[bool] = []
+
+    async with running(pin_dir, devices, 1) as stream:
+        capture = stream._capture
+
+        def slow() -> None:
+            begun.set()
+            go_on.wait(30)
+            os.fstat(capture._fds["dirty"])
+            ended.append(True)
+
+        monkeypatch.setattr(capture, call, slow)
+        if call == "swap_dirty":
+            session = asyncio.create_task(until_round(stream))
+        else:
+            stream._records.hold_from, stream._records._held = -1, (-1, 0.0)
+            session = asyncio.create_task(stream.drop_orphans_if_due())
+        await asyncio.to_thread(begun.wait, 30)
+        session.cancel()
+        await asyncio.gather(session, return_exceptions=True)
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+    assert ended == [True]
