@@ -151,5 +151,5 @@ async def put_segment(
         digest=draft.digest,
         predecessor=made[0].batch.predecessor.hex(),
         term=term,
-        written_ns=1,
+        written_ns=made[-1].batch.captured_ns,
     )

@@ -9,8 +9,9 @@ point is one of:
     RFC 3339 time       the last ordered batch captured at or before it
 
 A time is refused where it would give something else than the machine's state then: before the first ordered batch, in the
-future, and in a period in which order was not kept. Such a period begins right after the last ordered batch before it (order
-was lost some time after it, nobody knows when) and ends with the next ordered batch. "Newest" goes by position, never by time.
+future, where the machine's clock does not tell (times.py), and in a period in which order was not kept. Such a period begins right
+after the last ordered batch before it (order was lost some time after it, nobody knows when) and ends with the next ordered batch.
+"Newest" goes by position, never by time.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from shared.errors import (
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
-from shared.log.segment import BatchRow
-from shared.recovery import history, point_store
+from shared.recovery import history, point_store, times
 from shared.recovery.history import Gap
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position, format_ns, parse_rfc3339
+from shared.recovery.times import Moment
 
 
 class Catalog:
@@ -170,53 +171,52 @@ class Catalog:
         return max(ready)
 
     async def _at_time(self, at_ns: int) -> Position:
+        """See times.py for what a time means, and when it means nothing."""
         asked = f"at {format_ns(at_ns)}"
-        rows = await self._rows_around(at_ns)
-        captured = [i for i, (_, row) in enumerate(rows) if row.captured_ns <= at_ns]
-        if not captured:
-            before = Position.of(rows[0][0].epoch, rows[0][0].batch - 1)
-            raise await self._no_point(asked, before, "the log begins later")
-        exact = [p for p, r in rows if r.captured_ns == at_ns and r.state == StreamState.ORDERED]
-        if exact:
-            return exact[-1]
-        last = captured[-1]
-        if last == len(rows) - 1 and self.damaged and max(self.damaged) >= rows[last][0].epoch:
-            raise self._damage(max(self.damaged))
-        at_end = last == len(rows) - 1
-        if at_end and at_ns > self.now_ns:
-            raise await self._no_point(asked, rows[last][0], "this time is in the future")
-        newest = self.epochs[-1].epoch
-        if at_end and newest > rows[last][0].epoch:
-            cause = f"order was not kept at that time: epoch {newest} has begun and holds no batch yet"
-            raise await self._no_point(asked, rows[last][0], cause)
-        if any(row.state != StreamState.ORDERED for _, row in rows[last : last + 2]):
-            raise await self._no_point(asked, rows[last][0], "order was not kept at that time")
-        return rows[last][0]
-
-    async def _rows_around(self, at_ns: int) -> list[tuple[Position, BatchRow]]:
-        """Batches in log order, among them the last one captured at or before the time, and the next one if there is one.
-
-        Raises NoPointsError for an empty log.
-        """
-        started = [i for i, (_, entry) in enumerate(self.history) if entry.first_captured_ns <= at_ns]
-        at = started[-1] if started else 0
+        around = times.around(self.history, at_ns)
         rows = [
-            (Position.of(epoch, row.number), row)
-            for epoch, entry in self.history[at : at + 2]
+            Moment(Position.of(epoch, row.number), row.captured_ns, row.state == StreamState.ORDERED)
+            for epoch, entry in around.entries
             for row in await self.reader.footer(entry)
         ]
         if not rows:
-            self._latest()
-        return rows
+            if not self.history:
+                self._latest()
+            raise await self._no_point(asked, around.before, times.AHEAD, around.behind)
+        passed = times.passed(rows, at_ns)
+        if passed is None:
+            begin = rows[0].position
+            raise await self._no_point(
+                asked, Position.of(begin.epoch, begin.batch - 1), "the log begins later"
+            )
+        last, at_end = rows[passed], passed == len(rows) - 1
+        if cause := times.doubt(around, rows, passed, at_ns):
+            raise await self._no_point(asked, around.before, cause, max(last.position, around.behind))
+        if last.captured_ns == at_ns and last.ordered:
+            return last.position
+        if at_end and self.damaged and max(self.damaged) >= last.position.epoch:
+            raise self._damage(max(self.damaged))
+        if at_end and at_ns > self.now_ns:
+            raise await self._no_point(asked, last.position, "this time is in the future")
+        newest = self.epochs[-1].epoch
+        if at_end and newest > last.position.epoch:
+            cause = f"order was not kept at that time: epoch {newest} has begun and holds no batch yet"
+            raise await self._no_point(asked, last.position, cause)
+        if any(not row.ordered for row in rows[passed : passed + 2]):
+            raise await self._no_point(asked, last.position, "order was not kept at that time")
+        return last.position
 
-    async def _no_point(self, asked: str, position: Position, cause: str) -> PointNotFoundError:
-        """The error for a reference that means no point, with the ordered positions up to and behind `position`."""
+    async def _no_point(
+        self, asked: str, position: Position, cause: str, behind: Position | None = None
+    ) -> PointNotFoundError:
+        """The error for a reference that means no point, with the ordered positions up to `position` and behind it (or `behind`)."""
+        after = position if behind is None else max(position, behind)
         said = [cause]
         for word, near in (
             ("nearest earlier", history.at_or_before(self.runs, position)),
             (
                 "nearest later",
-                history.at_or_after(self.runs, Position.of(position.epoch, position.batch + 1)),
+                history.at_or_after(self.runs, Position.of(after.epoch, after.batch + 1)),
             ),
         ):
             when = f"{near} of {format_ns(await self.captured_ns(near))}" if near else "none"
