@@ -5,9 +5,8 @@ What protects what:
 - A frame's fixed header has a CRC, so that a scan finds where whole frames end without any key.
 - Header and batch are bound together, and to machine and epoch, as associated data of AES-256-GCM: a frame that opens is whole, unaltered,
   and the batch of its number. Batches also name their predecessor's digest.
-- The footer repeats what the frames say, so that a reader finds its way with one read. It is not secret and
-not trusted: readers compare it,
-  and the index entry, with the frames that they open.
+- The footer repeats what the frames say, so that a reader finds its way with one read. It is not secret and not trusted: readers compare
+  it, and the index entry, with the frames that they open.
 - The trailer carries a digest of all bytes before the footer, which finds bit rot without the key.
 """
 

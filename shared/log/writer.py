@@ -5,23 +5,17 @@ and storage serves the appends to a blob one after the other. So the index is a 
 append succeeds only if its writer has seen everything that stands before it. Why a stale writer can never
 make `uploaded` advance:
 
-- A new owner takes the next term t (conditional create of `term-t.json`), reads the index to its end, and
-appends its *claim* at
-  that end. Until the append succeeds it owns nothing; when it fails, it reads what was added and tries again.
-- Let W be an earlier owner, with term s < t, and A one of its appends. Either A stands before the claim:
-then the new owner has read it before its
-  claim succeeded, and counts it. Or W makes A after the claim stands: then A's expected size is not the
-  blob's size, A fails, W reads the rest, sees the claim and stops (FencedError). There is no third case. W
-  reports `uploaded` only after A succeeded.
-- A doubtful append (no answer) is repeated with the same condition. If it had happened, exactly these
-bytes, which carry W's term, stand at
-  the expected place: `BlobStore.append` recognises them. The claim of another never looks like them.
-- The chain: `closed` is an appended line like any other, so it is the last one of its blob for everybody:
-whoever knows the blob's size
+- A new owner takes the next term t (conditional create of `term-t.json`), reads the index to its end, and appends its *claim* at that
+  end. Until the append succeeds it owns nothing; when it fails, it reads what was added and tries again.
+- Let W be an earlier owner, with term s < t, and A one of its appends. Either A stands before the claim: then the new owner has read it
+  before its claim succeeded, and counts it. Or W makes A after the claim stands: then A's expected size is not the blob's size, A fails,
+  W reads the rest, sees the claim and stops (FencedError). There is no third case. W reports `uploaded` only after A succeeded.
+- A doubtful append (no answer) is repeated with the same condition. If it had happened, exactly these bytes, which carry W's term, stand
+  at the expected place: `BlobStore.append` recognises them. The claim of another never looks like them.
+- The chain: `closed` is an appended line like any other, so it is the last one of its blob for everybody: whoever knows the blob's size
   has read it, and goes on in the next blob. No two writers can disagree about which blob is the current one.
-- Readers also ignore lines of a lower term after a higher one (shared/log/index.py). By the above there are
-none; the rule guards
-  against storage that breaks its promise.
+- Readers also ignore lines of a lower term after a higher one (shared/log/index.py). By the above there are none; the rule guards against
+  storage that breaks its promise.
 
 The lease. The current index blob is under an endless lease of its writer, broken by the next owner between
 term and claim. The argument above does not need it: the lease turns a stale writer away sooner, and keeps
