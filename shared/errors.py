@@ -754,6 +754,13 @@ class SeedDiskError(StorageError):
     default_action = "Look for another writer of this disk; a new epoch (resync) makes it whole again."
 
 
+class DiskTooLargeError(SeedDiskError):
+    code = "US495"
+    default_action = (
+        'Use another target for this machine (target = "image" of the master target), or leave the disk out.'
+    )
+
+
 class IntegrityError(UnhealthyError):
     code = "US440"
 

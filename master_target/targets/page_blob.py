@@ -35,6 +35,7 @@ from shared.errors import (
     PreconditionError,
     SeedDiskError,
 )
+from shared.limits import check_page_blob_target
 from shared.recovery.position import Position, parse_rfc3339
 from shared.recovery.seed import seed_blob, shown_position
 
@@ -63,9 +64,10 @@ class PageBlobTarget:
     async def open(
         cls, store: BlobStore, machine: str, disk: str, disk_b: int, *, take: bool = False
     ) -> PageBlobTarget:
-        """Take the disk's lease; create the blob, all zeroes, when there is none. Raises LeaseHeldError; with `take`, which is for the
-        holder of the machine's claim, the lease of an earlier owner is broken instead.
+        """Take the disk's lease; create the blob, all zeroes, when there is none. Raises DiskTooLargeError, LeaseHeldError; with
+        `take`, which is for the holder of the machine's claim, the lease of an earlier owner is broken instead.
         """
+        check_page_blob_target(disk, disk_b)
         blob = seed_blob(machine, disk)
         size_b = vhd.capacity_b(disk_b) + vhd.FOOTER_SIZE
         try:
@@ -85,6 +87,7 @@ class PageBlobTarget:
         return self._state
 
     async def begin(self, start: Position, end: Position, disk_b: int) -> None:
+        check_page_blob_target(self.name, disk_b)
         await self._record(self._state.begin(start, end, disk_b))
         await self._store.pages.set_sequence_number(self._blob, self._state.sequence, self._lease.id)
         if start.batch == 0:

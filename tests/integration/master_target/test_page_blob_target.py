@@ -20,7 +20,7 @@ from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import Op, make_extents
 from shared.blob import BlobStore
 from shared.blob.pages import PageBlobs
-from shared.errors import LeaseLostError, PreconditionError, SeedDiskError
+from shared.errors import DiskTooLargeError, LeaseLostError, PreconditionError, SeedDiskError
 from shared.log.epochs import EpochDisk
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
@@ -193,4 +193,17 @@ async def test_apply_takes_no_short_answer_of_any_target(
     interval = await make_interval(*FIRST, [batch], [EpochDisk(0, "sda", "", MIB // 512)])
     with pytest.raises(SeedDiskError, match="sda could not be read"):
         await apply(interval, [DiskTarget(0, MIB, target)], [0], BridgeSettings(behind_s=0))
+    await target.close()
+
+
+async def test_a_disk_beyond_the_limit_of_page_blobs_is_refused_before_anything_is_made(
+    store: BlobStore,
+) -> None:
+    with pytest.raises(DiskTooLargeError, match="sda"):
+        await PageBlobTarget.open(store, "web1", "sda", 9 << 40)
+    assert [info.name async for info in store.list("disks/")] == []
+    target = await PageBlobTarget.open(store, "web1", "sda", MIB)
+    with pytest.raises(DiskTooLargeError, match="sda"):  # it grew
+        await target.begin(*FIRST, 9 << 40)
+    assert target.state.settled
     await target.close()
