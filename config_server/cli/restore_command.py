@@ -21,7 +21,7 @@ from config_server.cli.machine_commands import name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
 from config_server.cli.output import Progress, emit, fields, grid, run, say, seconds, size
 from shared import protected
-from shared.errors import UNDECODABLE, UnderstudyError, UsageError
+from shared.errors import UNDECODABLE, RestoreError, UnderstudyError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,6 +84,7 @@ def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **rescue: An
         plan = run(_plan_only(find, name, reference, to_dir))
         shown = _plan_view(plan, to_dir)
         emit(shown, lambda: _plan_table(shown))
+        _check_room(shown["room_b"], plan, to_dir)
         return
     began = time.monotonic()
     manifest = run(_restore(find, name, reference, to_dir.absolute()))
@@ -201,6 +202,16 @@ def _warn_of_room(plan: Plan, to_dir: Path) -> None:
         say(
             f"{to_dir} has room for {size(room_b)}, the disks have {size(plan.disks_b)}: images are sparse and may fit;"
             " if they do not, make room and run the same command again."
+        )
+
+
+def _check_room(room_b: int | None, plan: Plan, to_dir: Path) -> None:
+    """Raises RestoreError when the images, full, do not fit."""
+    if room_b is not None and room_b < plan.disks_b:
+        raise RestoreError(
+            f"{to_dir} may not have room for this restore",
+            cause=f"the disks have {size(plan.disks_b)}, and there is room for {size(room_b)}",
+            action="Make room or give another folder. Images are sparse: the restore fits if the disks are not full.",
         )
 
 

@@ -96,6 +96,11 @@ class LogReader:
         _check_rows(entry, rows)
         return rows
 
+    async def check_key(self, entry: IndexEntry, vault: Vault) -> None:
+        """Raises WrongKeyError when `vault` does not hold the key of this segment. Reads its header only."""
+        data = await self._read(entry, 0, min(entry.bytes, _TAIL_B))
+        self._key(segment.decode_file_header(data, entry.blob)[0], vault)
+
     async def batches(
         self, entry: IndexEntry, vault: Vault, first: int | None = None, last: int | None = None
     ) -> list[Batch]:

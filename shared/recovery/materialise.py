@@ -87,13 +87,16 @@ async def materialise(
     StorageErrors.
     `progress` may be called from other threads.
     """
+    reader = LogReader(store, plan.machine)
+    for step in plan.replay[:1] + plan.replay[-1:]:  # the wrong vault is found before hours of download
+        await reader.check_key(step.entry, vault)
     with open_folder(to_dir, plan) as folder, contextlib.ExitStack() as stack:
         images = {
             disk.number: stack.enter_context(SparseFile(folder.image(disk.name), disk.sectors * SECTOR))
             for disk in plan.disks
         }
         await _download_base(store, plan, folder, images, progress)
-        await _replay(LogReader(store, plan.machine), vault, plan, folder, images, progress)
+        await _replay(reader, vault, plan, folder, images, progress)
         return await _complete(plan, folder, images, progress)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from config_server.cli import restore_command
+from shared.errors import RestoreError
 from shared.log.epochs import EpochDisk
 from shared.recovery.plan import Plan
 from shared.recovery.position import Position
@@ -55,3 +56,11 @@ def test_what_an_interrupted_restore_has_written_counts_as_room(
     (tmp_path / "sda.raw").write_bytes(b"x" * MIB)
     restore_command._warn_of_room(PLAN, tmp_path)
     assert capsys.readouterr().err == ""
+
+
+def test_a_dry_run_into_too_small_a_disk_ends_unhealthy(free_2_mib: None, tmp_path: Path) -> None:
+    with pytest.raises(RestoreError, match=r"3\.0 MiB, and there is room for 2\.0 MiB") as caught:
+        restore_command._check_room(2 * MIB, PLAN, tmp_path)
+    assert caught.value.exit_code == 5
+    restore_command._check_room(3 * MIB, PLAN, tmp_path)
+    restore_command._check_room(None, PLAN, tmp_path)
