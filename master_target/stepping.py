@@ -71,7 +71,8 @@ class Stepper:
         await self._points.note_unreadable(epoch, interval.unreadable)
         done = await apply(interval, disks, next_.members, self._bridge if behind else None)
         self._rates.add(done)
-        _log.info(
+        say = _log.info if done.requests else _log.debug  # a heartbeat changes nothing
+        say(
             "interval applied",
             machine=self._log.machine,
             epoch=epoch,

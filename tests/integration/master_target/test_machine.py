@@ -420,3 +420,20 @@ async def test_a_log_that_lost_what_was_begun_is_left_for_the_next_epoch(model: 
         await until_applied(machine, model.position)
     assert await seed_digests(model) == model.sha256()
     assert model.position == Position.of(2, 4)
+
+
+async def test_an_interval_that_changes_nothing_is_no_news(
+    model: ModelMachine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await model.begin_epoch()
+    model.write(mark="m")
+    await model.publish()
+    async with running(model) as machine:
+        await until_snapshotted(machine, model)
+        capsys.readouterr()
+        model._add([], StreamState.ORDERED, (), "")  # a heartbeat
+        await model.publish()
+        await until_applied(machine, model.position)
+    said = [line for line in capsys.readouterr().out.splitlines() if "interval applied" in line]
+    assert len(said) == 1
+    assert "debug" in said[0]
