@@ -6,6 +6,8 @@
     machine_commands, point_commands, restore_command, record_commands    the verbs (click)
     access       storage access for restores: granted by the config server, or the profile's
 
+    rescue       from storage and vault alone, when every server is gone
+
 Modules are imported when their command runs: `understudy --help` must be quick. The command never imports a
 daemon: it asks them over the API. Other packages add verbs by entry points (`lab`, deploy/lab).
 """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from config_server.cli.options import Target
 from config_server.cli.output import say
 from config_server.cli.profile import Rescue
+from config_server.cli.rescue import HINT
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import PeerError, UnderstudyError, WrongKeyError
@@ -116,7 +117,8 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
             grant = await client.call(api.RESTORE, request, machine=machine)
         except PeerError as exc:
             if find.rescue is None:
-                raise
+                # Its own class keeps the code; the words are for the worst day.
+                raise type(exc)(exc.what, cause=exc.cause, action=f"{exc.action} {HINT}".strip()) from exc
             say(
                 f"The config server does not answer ({exc.cause}): using the vault and the storage key of the profile."
             )

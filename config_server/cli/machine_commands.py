@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from config_server.cli import rescue
 from config_server.cli.options import COMMON, CONNECTION, OUTPUT, add_options, find_target, wants_json
 from config_server.cli.output import (
     Progress,
@@ -68,9 +69,15 @@ def machine() -> None:
 
 
 @machine.command("list")
+@add_options(*rescue.OPTIONS)
 @add_options(*COMMON)
-def list_() -> None:
-    """All machines."""
+def list_(**storage: Any) -> None:
+    """All machines; with --blob-url those that storage knows, whatever has become of the servers."""
+    config = rescue.storage_of(**storage)
+    if config is not None:
+        stored = run(rescue.machines(config))
+        emit(stored, lambda: _stored_table(stored))
+        return
     found = run(_list())
     emit(found, lambda: _list_table(found))
 
@@ -283,6 +290,14 @@ def _list_table(found: list[MachineView]) -> Table:
         for machine in found
     ]
     return grid(None, ("=machine", "=state", ">RPO", "=last point", "disks", ">errors"), rows)
+
+
+def _stored_table(found: list[rescue.StoredMachine]) -> Table:
+    rows = [
+        (each.name, str(each.points), each.last_point.time[:19] if each.last_point else "-", each.cause)
+        for each in found
+    ]
+    return grid(None, ("=machine", ">points", "=last point", "remark"), rows)
 
 
 def machine_page(found: MachineView) -> RenderableType:

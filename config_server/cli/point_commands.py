@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 import msgspec
 
+from config_server.cli import rescue
 from config_server.cli.machine_commands import fetch, name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
 from config_server.cli.output import Progress, emit, grid, run, say, size
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from config_server.cli.access import Access
+    from config_server.cli.profile import Rescue
+    from shared.blob import BlobConfig
     from shared.messages import CommandView, PointList, PointView
     from shared.rest import RestClient
 
@@ -44,10 +47,12 @@ def point() -> None:
 
 @point.command("list")
 @name_argument
+@add_options(*rescue.OPTIONS)
 @add_options(*COMMON)
-def list_(name: str) -> None:
-    """The points of a machine, oldest first; the table also shows periods without any."""
-    found = run(_list(find_target(), name))
+def list_(name: str, **storage: Any) -> None:
+    """The points of a machine, oldest first; the table also shows periods without any. With --blob-url from storage alone."""
+    config = rescue.storage_of(**storage)
+    found = run(_list_stored(config, name) if config is not None else _list(find_target(), name))
     emit(found.points, lambda: _table(found))
 
 
@@ -72,11 +77,12 @@ def create(name: str, wait: bool, timeout_s: float) -> None:
 @name_argument
 @click.argument("points", nargs=-1, metavar="[POINT]...")
 @click.option("--all", "every", is_flag=True, help="All points of the machine.")
+@add_options(*rescue.OPTIONS)
 @add_options(*COMMON)
-def verify(name: str, points: tuple[str, ...], every: bool) -> None:
+def verify(name: str, points: tuple[str, ...], every: bool, **storage: Any) -> None:
     """Read and open the log that a restore of POINT needs (default: latest), without writing anything. Snapshots of
     seed disks are looked up, not read: that would take as long as the restore."""
-    done = run(_verify(find_target(), name, points, every))
+    done = run(_verify(rescue.find(**storage), name, points, every))
     emit(
         done,
         lambda: grid(
@@ -108,11 +114,15 @@ async def _list(target: Target, name: str) -> PointList:
             if target.rescue is None:
                 raise
             trouble = exc
+    say(f"The config server does not answer ({trouble.cause}): reading storage itself.")
+    return await _list_stored(target.rescue.blob, name)
+
+
+async def _list_stored(config: BlobConfig, name: str) -> PointList:
     from shared.blob import BlobStore
     from shared.recovery import listing
 
-    say(f"The config server does not answer ({trouble.cause}): reading storage itself.")
-    async with BlobStore.connect(target.rescue.blob) as store:
+    async with BlobStore.connect(config) as store:
         return await listing.read(store, name)
 
 
@@ -208,7 +218,7 @@ async def _too_late(client: RestClient, name: str, timeout_s: float, why: str) -
 
 
 async def _verify(
-    target: Target, name: str, references: tuple[str, ...], every: bool
+    target: Target | Rescue, name: str, references: tuple[str, ...], every: bool
 ) -> list[dict[str, Any]]:
     from config_server.cli.access import opened
     from shared.messages import RestoreRequest

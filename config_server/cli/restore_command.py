@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from config_server.cli import rescue
 from config_server.cli.machine_commands import name_argument
-from config_server.cli.options import COMMON, Target, add_options, find_target
+from config_server.cli.options import COMMON, Target, add_options
 from config_server.cli.output import Progress, emit, fields, grid, run, say, seconds, size
 from shared import protected
-from shared.errors import UNDECODABLE, RestoreError, UnderstudyError, UsageError
+from shared.errors import UNDECODABLE, RestoreError, UnderstudyError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,24 +63,13 @@ _WEIGHTS: Final = {"base": (0.0, 0.5), "log": (0.5, 0.4), "check": (0.9, 0.1)}
     help="An empty folder, or that of the same restore when it was interrupted.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be restored, from what.")
-@click.option(
-    "--vault-file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Rescue without a config server: the vault,",
-)
-@click.option("--blob-url", metavar="URL", help="and the storage account,")
-@click.option("--blob-container", default="understudy", show_default=True, metavar="NAME", help="container,")
-@click.option("--blob-key-file", type=click.Path(path_type=Path), metavar="FILE", help="account key,")
-@click.option(
-    "--blob-ca-file", type=click.Path(path_type=Path), metavar="FILE", help="CA of the storage server."
-)
+@add_options(*rescue.OPTIONS)
 @add_options(*COMMON)
-def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **rescue: Any) -> None:
+def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **storage: Any) -> None:
     """Write the disks of a machine as sparse images, DIR/<kernel name>.raw, with SHA-256 sums in
     manifest.json."""
     protected.check_place(to_dir, "The restore was not begun")
-    find = _find(**rescue)
+    find = rescue.find(**storage)
     if dry_run:
         plan = run(_plan_only(find, name, reference, to_dir))
         shown = _plan_view(plan, to_dir)
@@ -89,29 +79,6 @@ def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **rescue: An
     began = time.monotonic()
     manifest = run(_restore(find, name, reference, to_dir.absolute()))
     emit(manifest, lambda: _manifest_table(manifest, to_dir, time.monotonic() - began))
-
-
-def _find(
-    vault_file: Path | None,
-    blob_url: str | None,
-    blob_container: str,
-    blob_key_file: Path | None,
-    blob_ca_file: Path | None,
-) -> Target | Rescue:
-    if vault_file is None and blob_url is None:
-        return find_target()
-    if vault_file is None or blob_url is None:
-        raise UsageError(
-            "A rescue needs both the vault and the storage account",
-            action="Give --vault-file and --blob-url.",
-        )
-    from config_server.cli.profile import Rescue
-    from shared.blob import BlobConfig
-
-    config = BlobConfig(
-        url=blob_url, container=blob_container, account_key_file=blob_key_file, ca_file=blob_ca_file
-    )
-    return Rescue(vault_file=vault_file, blob=config)
 
 
 async def _plan_only(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Plan:

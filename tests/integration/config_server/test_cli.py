@@ -438,6 +438,27 @@ async def test_storage_and_vault_alone_are_enough(
     assert images(tmp_path / "out") == site.machine.digests[site.machine.ordered[-1]]
 
 
+async def test_storage_alone_lists_machines_and_points_and_says_so_when_the_server_is_gone(
+    site: Site, tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    storage = [
+        *("--vault-file", str(tmp_path / "vault.json"), "--blob-url", blob_config.url),
+        *("--blob-container", blob_config.container, "--blob-key-file", str(blob_config.account_key_file)),
+        *("--blob-ca-file", str(blob_config.ca_file)),
+    ]
+    listed = (await understudy("point", "list", "web1", *storage, "--output", "json")).json
+    asked = (await site.run("point", "list", "web1", "--output", "json")).json
+    assert listed == asked
+    [machine] = (await understudy("machine", "list", *storage, "--output", "json")).json
+    assert (machine["name"], machine["points"], machine["last_point"]) == ("web1", len(asked), asked[-1])
+    [verified] = (await understudy("point", "verify", "web1", *storage, "--output", "json")).json
+    assert verified["verified"]
+    gone = ["--server", "https://127.0.0.1:1", *site.options[2:]]
+    refused = await understudy("restore", "web1", "--to", str(tmp_path / "out"), *gone)
+    assert refused.exit_code == 5
+    assert "--vault-file FILE --blob-url URL" in refused.stderr
+
+
 def private_files() -> list[Path]:
     """What commands keep, or kept, in folders of memory; also those of other installations on this host."""
     return list(Path("/dev/shm").glob("understudy-*/*.key"))

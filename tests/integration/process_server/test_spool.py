@@ -728,11 +728,11 @@ async def test_behind_a_damaged_spool_file_the_log_goes_on_where_it_still_can_an
 
 
 async def test_damage_that_only_the_upload_finds_is_set_aside_and_the_rest_goes_on(
-    store: BlobStore, tmp_path: Path
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
 ) -> None:
     chain = make_chain(9)
     folder = tmp_path / "spool"
-    async with Gated.connect(store.config) as gated:
+    async with Gated.connect(blob_config) as gated:
         gated.gate = asyncio.Event()
         async with opened(make_spool(folder, gated, size_b=2500)) as log:
             await append_all(log, chain)

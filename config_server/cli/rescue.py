@@ -1,0 +1,104 @@
+"""The worst day: commands that work from storage and vault alone, when every server is gone (storage describes itself).
+
+Options that `restore`, `machine list`, `point list` and `point verify` share, and what storage knows of machines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from config_server.cli.options import Target, find_target
+from shared.errors import UnderstudyError, UsageError
+from shared.messages import PointView
+
+if TYPE_CHECKING:
+    from config_server.cli.profile import Rescue
+    from shared.blob import BlobConfig, BlobStore
+
+HINT: Final = (
+    "If it is gone for good, storage is enough: give --vault-file FILE --blob-url URL --blob-key-file FILE"
+    " (also to `machine list` and `point list`)."
+)
+OPTIONS: Final = (
+    click.option(
+        "--vault-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Rescue without a config server: the vault,",
+    ),
+    click.option("--blob-url", metavar="URL", help="and the storage account,"),
+    click.option(
+        "--blob-container", default="understudy", show_default=True, metavar="NAME", help="container,"
+    ),
+    click.option("--blob-key-file", type=click.Path(path_type=Path), metavar="FILE", help="account key,"),
+    click.option(
+        "--blob-ca-file", type=click.Path(path_type=Path), metavar="FILE", help="CA of the storage server."
+    ),
+)
+
+
+def find(vault_file: Path | None, blob_url: str | None, **blob: Any) -> Target | Rescue:
+    """Where the options lead; without them, to the config server. Raises what `find_target` does."""
+    if vault_file is None and blob_url is None:
+        return find_target()
+    if vault_file is None or blob_url is None:
+        raise UsageError(
+            "A rescue needs both the vault and the storage account",
+            action="Give --vault-file and --blob-url.",
+        )
+    from config_server.cli.profile import Rescue
+
+    return Rescue(vault_file=vault_file, blob=_config(blob_url, **blob))
+
+
+def storage_of(blob_url: str | None, vault_file: Path | None, **blob: Any) -> BlobConfig | None:
+    """For what is only listed: the vault opens nothing there. None without these options."""
+    if blob_url is None and vault_file is not None:
+        raise UsageError("A rescue needs the storage account", action="Give --blob-url.")
+    return None if blob_url is None else _config(blob_url, **blob)
+
+
+def _config(
+    blob_url: str, blob_container: str, blob_key_file: Path | None, blob_ca_file: Path | None
+) -> BlobConfig:
+    from shared.blob import BlobConfig
+
+    return BlobConfig(
+        url=blob_url, container=blob_container, account_key_file=blob_key_file, ca_file=blob_ca_file
+    )
+
+
+class StoredMachine(msgspec.Struct):
+    """A machine as storage knows it."""
+
+    name: str
+    points: int
+    last_point: PointView | None
+    state: str = "unknown"
+    cause: str = "read from storage: no server was asked"
+
+
+async def machines(config: BlobConfig) -> list[StoredMachine]:
+    """All machines that storage has, with their points. One whose log cannot be read is listed with the reason."""
+    from shared.blob import BlobStore
+
+    async with BlobStore.connect(config) as store:
+        names = [
+            info.name.removeprefix("machines/").removesuffix(".json")
+            async for info in store.list("machines/")
+        ]
+        return [await _machine(store, name) for name in sorted(names)]
+
+
+async def _machine(store: BlobStore, name: str) -> StoredMachine:
+    from config_server import points
+
+    try:
+        found = (await points.read(store, name)).points
+    except UnderstudyError as exc:
+        return StoredMachine(name, 0, None, cause=str(exc))
+    return StoredMachine(name, len(found), found[-1] if found else None)
