@@ -121,7 +121,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table. Columns whose name begins with ">" are right-aligned, numbers; they and those with "=" (times, ids) stay
-    in one piece. Others are folded where there is no room, never cut."""
+    in one piece, or end in "…" on a screen that is too narrow even so. Others are folded where there is no room, never cut."""
     from rich import box
     from rich.table import Table
 
@@ -135,11 +135,12 @@ def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]
         show_edge=False,
     )
     for column in columns:
+        whole = column.startswith((">", "="))
         table.add_column(
             column.lstrip(">="),
             justify="right" if column.startswith(">") else "left",
-            no_wrap=column.startswith((">", "=")),
-            overflow="fold",
+            no_wrap=whole,
+            overflow="ellipsis" if whole else "fold",
         )
     for row in rows:
         table.add_row(*row)

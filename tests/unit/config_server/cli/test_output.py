@@ -61,8 +61,8 @@ def test_an_error_is_three_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -
 # ---- on a terminal of 80 columns
 
 
-def lines_of(page: RenderableType) -> list[str]:
-    console = Console(width=80, highlight=False, no_color=True)
+def lines_of(page: RenderableType, width: int = 80) -> list[str]:
+    console = Console(width=width, highlight=False, no_color=True)
     with console.capture() as captured:
         console.print(page)
     return [line.rstrip() for line in captured.get().splitlines()]
@@ -130,6 +130,13 @@ def test_times_and_ids_stay_in_one_piece_and_long_words_are_folded() -> None:
     shown = lines_of(output.grid(None, ("=time", "=id", "path"), [(TIME, "0123456789abcdef", path)]))
     assert shown[2].startswith(f"{TIME}  0123456789abcdef  /var/tmp/")
     assert "".join(line[len(TIME) + 20 :] for line in shown[2:]) == path
+
+
+def test_what_must_stay_in_one_piece_and_has_no_room_shows_that_it_is_cut() -> None:
+    shown = lines_of(output.grid(None, ("=time", "=id"), [(TIME, "0123456789abcdef")]), width=40)
+    for column in shown[2].split():
+        assert column.endswith("…") or column in (TIME, "0123456789abcdef")
+    assert "…" in shown[2]
 
 
 def test_an_audit_entry_shows_who_did_what_in_one_line_and_the_detail_below() -> None:
