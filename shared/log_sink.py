@@ -12,10 +12,14 @@ import contextlib
 import io
 import os
 import select
+import stat
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, TextIO
 
+LIMIT: Final = "UNDERSTUDY_LOG_LIMIT_B"
+"""Environment variable: a log that is a file, and that nobody else rotates (a lab's), is renamed to FILE.1 when it has so many bytes."""
 _PIECE_B: Final = select.PIPE_BUF
 """A pipe that is writable takes so much without blocking."""
 _PATIENCE_MS: Final = 100
@@ -31,6 +35,7 @@ class Sink:
     def __init__(self, stream: TextIO | None, on_recovery: Callable[[int, str], None] | None = None) -> None:
         self._stream = stream
         self._fd = _descriptor(stream)
+        self._limit_b = int(os.environ.get(LIMIT, "0"))
         self._on_recovery = on_recovery
         self._lock = threading.Lock()
         self._lost = 0
@@ -69,6 +74,8 @@ class Sink:
                 self._stream.write(data.decode())
                 self._stream.flush()
                 return ""
+            if self._limit_b:
+                self._rotate(self._fd, self._limit_b)
             rest = memoryview(b"\n" + data if self._torn else data)
             while rest:
                 if not self._has_room(self._fd):
@@ -79,6 +86,22 @@ class Sink:
         except (OSError, ValueError) as exc:  # ValueError: the stream was closed
             return getattr(exc, "strerror", None) or str(exc)
         return ""
+
+    def _rotate(self, fd: int, limit_b: int) -> None:
+        """The descriptor keeps its number, so that what others write to stderr goes to the new file, too."""
+        with contextlib.suppress(OSError):  # a log that grows is better than none
+            status = os.fstat(fd)
+            path = Path(f"/proc/self/fd/{fd}").readlink()
+            if (
+                not stat.S_ISREG(status.st_mode)
+                or status.st_size < limit_b
+                or not path.samefile(f"/proc/self/fd/{fd}")
+            ):
+                return
+            path.rename(path.with_name(path.name + ".1"))
+            fresh = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.dup2(fresh, fd)
+            os.close(fresh)
 
     def _has_room(self, fd: int) -> bool:
         poll = select.poll()

@@ -25,6 +25,7 @@ from deploy.lab import azurite, ports, processes
 from deploy.lab.state import HOST, Lab
 from shared.crashpoints import reach
 from shared.errors import DaemonError, LabError
+from shared.log_sink import LIMIT
 
 READY_S: Final = 90.0
 STOP_S: Final = 40.0
@@ -102,6 +103,7 @@ def _run_until_ready(lab: Lab, daemon: str, show: Show) -> tuple[bool, bool]:
     return ready, child.poll() is not None
 
 
+_LOG_LIMIT_B: Final = 16 << 20
 _KEPT: Final = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _FOR_STORAGE_ELSEWHERE: Final = ("AZURE_", "IDENTITY_", "MSI_")
 """Beginnings of the names that Azure's credential chain reads."""
@@ -114,6 +116,7 @@ def environment(lab: Lab) -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")}
     kept["PYTHONPATH"] = str(_ROOT)
+    kept[LIMIT] = str(_LOG_LIMIT_B)
     if not lab.own_azurite:
         for name, value in os.environ.items():
             if name.lower() in ("https_proxy", "all_proxy", "no_proxy") or name.startswith(

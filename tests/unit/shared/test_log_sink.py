@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared.log_sink import Sink
+import pytest
+
+from shared.log_sink import LIMIT, Sink
 
 
 def test_a_full_disk_is_counted_and_named() -> None:
@@ -68,6 +70,22 @@ def test_a_text_that_is_no_unicode_is_written_all_the_same(tmp_path: Path) -> No
     with (tmp_path / "log").open("w") as stream:
         Sink(stream).write("bad \udcff name\n")
     assert (tmp_path / "log").read_text() == "bad \\udcff name\n"
+
+
+def test_a_log_file_that_has_a_limit_is_rotated_and_no_line_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT, "100")
+    log, older = tmp_path / "log", tmp_path / "log.1"
+    with log.open("a") as stream:
+        sink = Sink(stream)
+        for number in range(15):
+            sink.write(f"line {number:04}\n")
+        assert sink.trouble == ""
+    assert (older.read_text() + log.read_text()).split("\n")[:-1] == [
+        f"line {number:04}" for number in range(15)
+    ]
+    assert len(older.read_text()) == 100
 
 
 def test_no_file_gets_the_number_of_a_descriptor_that_was_closed_at_the_start(tmp_path: Path) -> None:
