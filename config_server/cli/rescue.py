@@ -95,10 +95,10 @@ async def machines(config: BlobConfig) -> list[StoredMachine]:
 
 
 async def _machine(store: BlobStore, name: str) -> StoredMachine:
-    from config_server import points
+    from shared.recovery import listing
 
     try:
-        found = (await points.read(store, name)).points
+        found = (await listing.read(store, name)).points
     except UnderstudyError as exc:
         return StoredMachine(name, 0, None, cause=str(exc))
     return StoredMachine(name, len(found), found[-1] if found else None)
