@@ -755,7 +755,7 @@ class SeedDiskError(StorageError):
 
 
 class DiskTooLargeError(SeedDiskError):
-    code = "US495"
+    code = "US477"
     default_action = (
         'Use another target for this machine (target = "image" of the master target), or leave the disk out.'
     )

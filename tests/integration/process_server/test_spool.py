@@ -379,7 +379,7 @@ async def test_a_machine_that_moved_away_is_no_trouble_and_its_files_go_once_the
     async with opened(a) as at_a:
         machine = Machine("m1", CreditPolicy())
         machine.problem = SilentPeerError("The agent is silent")
-        receiver = SimpleNamespace(machines={"m1": machine}, cache=CacheSpace(total_b=1, free_b=1))
+        receiver = SimpleNamespace(machines={"m1": machine}, copies={}, cache=CacheSpace(total_b=1, free_b=1))
         board = StatusBoard(receiver, a, Trouble("storage", lambda: None))  # type: ignore[arg-type]
         await append_all(at_a, chain[:3])
         await at_a.flush()
@@ -865,7 +865,7 @@ async def test_a_begin_that_takes_too_long_says_what_storage_answers(
 
 
 def board_of(spool: Spool, storage: Trouble | None = None) -> StatusBoard:
-    receiver = SimpleNamespace(machines={}, cache=CacheSpace(total_b=1, free_b=1))
+    receiver = SimpleNamespace(machines={}, copies={}, cache=CacheSpace(total_b=1, free_b=1))
     return StatusBoard(receiver, spool, storage or Trouble("storage", lambda: None))  # type: ignore[arg-type]
 
 
