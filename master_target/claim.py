@@ -8,7 +8,6 @@ predecessor's, which was killed. So it is back at work at once instead of after 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import os
 import socket
 
@@ -65,10 +64,3 @@ class Claim:
 
     async def release(self) -> None:
         await self._lease.release()
-
-    async def skew_s(self) -> float:
-        """The storage's clock minus ours, in whole seconds."""
-        metadata = (await self._store.properties(self._blob)).metadata
-        await self._store.set_metadata(self._blob, metadata, self._lease.id)
-        now = dt.datetime.now(dt.UTC)
-        return ((await self._store.properties(self._blob)).last_modified - now).total_seconds()

@@ -255,7 +255,7 @@ class _Work:
     async def _prune_if_due(self) -> None:
         if self._pruner.due:
             targets = [disk.target for disk in self._epochs.disks]
-            await self._pruner.prune(self._points.roll, targets, await self._claim.skew_s())
+            await self._pruner.prune(self._points.roll, targets)
 
     async def _step(self) -> bool:
         """The next interval, or the next epoch; False when there is nothing to do."""

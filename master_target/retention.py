@@ -1,8 +1,9 @@
 """Which recovery points go, and which snapshots nobody needs. Rules are pure; `prune` carries them out.
 
-A point's age is measured from the newest point, or from now if that lies in the newest point's past: points expire only
-when newer ones have arrived, and a machine's clock that ran ahead expires nothing. "Newest" goes by position. Never removed: the newest
-point, the newest with snapshots.
+A point's age goes by the storage's clock alone: when its document was written. Neither the machine's clock nor ours has a say, so none of
+them that is years away deletes everything, or keeps everything. A document that is written again later, by another owner say, makes its
+point look younger than those behind it: a point is never taken to be younger than the next one. Age is measured from the newest point:
+points expire only when newer ones have arrived. "Newest" goes by position. Never removed: the newest point, the newest with snapshots.
 
 The document goes first, its snapshots later: when nothing has referred to a snapshot for an hour, as seen by this process. So a
 restore that began before is not cut off, and a snapshot whose document is still being written is safe. A document that cannot be read
@@ -13,7 +14,7 @@ without snapshots under an earlier owner's term: that owner may be about to name
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -30,7 +31,6 @@ _log = logging.get()
 
 _SECOND_NS: Final = 1_000_000_000
 _PRUNE_S: Final = 60.0
-MAX_SKEW_S: Final = 120.0
 
 
 class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,17 +42,20 @@ class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """A snapshot that no point names is kept so long."""
 
 
-def expired(docs: Sequence[PointDoc], now_ns: int, policy: RetentionPolicy) -> list[PointDoc]:
-    """The points that the policy does not keep. `docs`: all points of a machine, in log order."""
+def expired(
+    docs: Sequence[PointDoc], stored_ns: Mapping[Position, int], policy: RetentionPolicy
+) -> list[PointDoc]:
+    """The points that the policy does not keep. `docs`: all points of a machine, in log order; `stored_ns`: when each was stored."""
     if not docs:
         return []
     processed = [doc for doc in docs if doc.state == "snapshotted"]
     kept = {docs[-1].id, *(doc.id for doc in processed[-1:])}
-    from_ns = min(now_ns, docs[-1].captured_ns)
+    newest_ns = at_ns = stored_ns[docs[-1].position]
     hours: set[tuple[int, int]] = set()
     for doc in reversed(docs):  # newest first: the last of an hour is the one that stays
-        age_ns = from_ns - doc.captured_ns
-        hour = (doc.epoch, doc.captured_ns // (3600 * _SECOND_NS))
+        at_ns = min(at_ns, stored_ns[doc.position])
+        age_ns = newest_ns - at_ns
+        hour = (doc.epoch, at_ns // (3600 * _SECOND_NS))
         if age_ns <= policy.all_s * _SECOND_NS or (
             age_ns <= policy.hourly_s * _SECOND_NS and hour not in hours
         ):
@@ -78,15 +81,12 @@ class Pruner:
         """Whether a minute has passed since `prune` began the last time, also when that failed."""
         return time.monotonic() >= self._due_at
 
-    async def prune(self, roll: OwnedRoll, targets: Sequence[Target], skew_s: float) -> None:
-        """Remove what has expired. Does nothing while the clocks here and at the storage differ by minutes."""
+    async def prune(self, roll: OwnedRoll, targets: Sequence[Target]) -> None:
+        """Remove what has expired."""
         self._due_at = time.monotonic() + _PRUNE_S
-        if abs(skew_s) > MAX_SKEW_S:
-            _log.warning("nothing pruned: clocks differ", machine=self._machine, skew_s=round(skew_s))
-            return
-        docs, unreadable = await point_store.survey(self._store, self._machine)
+        docs, unreadable, stored_ns = await point_store.survey(self._store, self._machine)
         points = [doc for doc in docs if doc.position in roll]
-        gone = expired(points, time.time_ns(), self._policy)
+        gone = expired(points, stored_ns, self._policy)
         if gone:
             await roll.strike([doc.position for doc in gone])
             _log.info("points expired", machine=self._machine, count=len(gone), newest=gone[-1].id)

@@ -58,7 +58,7 @@ class OwnedRoll:
         for _ in range(_TRIES):
             found = await point_store.read_versioned(store, name)
             if found is None:
-                docs, unreadable = await point_store.survey(store, machine)
+                docs, unreadable, _ = await point_store.survey(store, machine)
                 there = sorted({doc.position for doc in docs} | unreadable)
                 term = max((doc.term for doc in docs), default=0) + 1
                 roll = Roll(machine=machine, term=term, points=tuple(str(p) for p in there))

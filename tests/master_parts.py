@@ -8,13 +8,15 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import pytest
+
 from master_target.bridge import BridgeSettings
 from master_target.machine import Machine, Settings
 from master_target.targets.base import Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
-from shared.blob import BlobStore
-from shared.recovery import point_store
+from shared.blob import BlobInfo, BlobStore
+from shared.recovery import point_store, points
 from shared.recovery.catalog import Catalog
 from shared.recovery.folder import Manifest
 from shared.recovery.materialise import materialise
@@ -26,6 +28,16 @@ from tests.machine_log import ModelMachine
 
 SETTINGS = Settings(owner="mt1", poll_s=0.02, bridge=BridgeSettings(behind_s=0, request_b=8192))
 _DEADLINE_S = 30.0
+
+
+def stored_apart(patch: pytest.MonkeyPatch, step_s: float) -> None:
+    """By the storage's clock each point is so much older than the next: retention goes by that, and a test has no hours."""
+
+    def stored_ns(info: BlobInfo) -> int:
+        position = points.position_of(info.name)
+        return 0 if position is None else int((position.epoch * 1000 + position.batch) * step_s * 1e9)
+
+    patch.setattr(point_store, "stored_ns_of", stored_ns)
 
 
 async def open_page_blob(store: BlobStore, machine: str, disk: str, disk_b: int) -> Target:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from shared import logging
-from shared.blob import BlobStore
+from shared.blob import BlobInfo, BlobStore
 from shared.errors import BlobExistsError, BlobNotFoundError, IntegrityError, PreconditionError
 from shared.recovery import points
 from shared.recovery.parallel import parallel
@@ -105,11 +105,14 @@ class Survey(NamedTuple):
     """In log order."""
     unreadable: frozenset[Position]
     """Where documents stand that cannot be read here: damaged, or of a newer version. Nobody knows what they name."""
+    stored_ns: dict[Position, int]
+    """When each document was written last, by the storage's clock, Unix ns."""
 
 
 async def survey(store: BlobStore, machine: str) -> Survey:
     """All documents that are there, with the positions of those that cannot be read."""
     found: dict[Position, PointDoc] = {}
+    stored_ns: dict[Position, int] = {}
     unreadable: set[Position] = set()
     to_read: list[tuple[str, Position]] = []
 
@@ -132,12 +135,18 @@ async def survey(store: BlobStore, machine: str) -> Survey:
         position = points.position_of(info.name)
         if position is None:
             continue
+        stored_ns[position] = stored_ns_of(info)
         if (data := _from_metadata(info.metadata)) is not None:
             take(info.name, position, data)
         else:
             to_read.append((info.name, position))
     await parallel((partial(fetch, *one) for one in to_read), _WIDTH)
-    return Survey([doc for _, doc in sorted(found.items())], frozenset(unreadable))
+    return Survey([doc for _, doc in sorted(found.items())], frozenset(unreadable), stored_ns)
+
+
+def stored_ns_of(info: BlobInfo) -> int:
+    """When the blob was written last, by the storage's clock."""
+    return int(info.last_modified.timestamp()) * 1_000_000_000
 
 
 async def delete(store: BlobStore, machine: str, position: Position) -> None:

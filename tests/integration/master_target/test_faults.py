@@ -28,6 +28,7 @@ from tests.master_parts import (
     open_page_blob,
     running,
     seed_digests,
+    stored_apart,
     until,
     until_applied,
     until_snapshotted,
@@ -67,18 +68,17 @@ async def test_expired_points_go_at_once_and_their_snapshots_an_hour_later(
     seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
     orphan = await seed.snapshot()
     # The policy keeps what is at most one second older than the newest: the last two points.
+    stored_apart(monkeypatch, 1)
     pruner = Pruner(store, model.name, RetentionPolicy(all_s=1, hourly_s=0))
 
     roll = await OwnedRoll.take(store, model.name)
-    await pruner.prune(roll, [seed], skew_s=300)
-    assert len(await point_store.list_docs(store, model.name)) == 4  # clocks differ: nothing happens
-    await pruner.prune(roll, [seed], skew_s=1)
+    await pruner.prune(roll, [seed])
     assert [d.id for d in await point_store.list_docs(store, model.name)] == [d.id for d in docs[2:]]
     assert len(await seed.snapshots()) == 9  # two disks at four points, and the orphan
     later = time.monotonic() + 3601
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    await pruner.prune(roll, [seed], skew_s=1)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: later)
+        await pruner.prune(roll, [seed])
     left = {s.id for s in await seed.snapshots()}
     assert left == {s for d in docs[2:] for s in d.snapshots.values()}
     assert orphan not in left
@@ -107,7 +107,7 @@ async def test_the_snapshots_of_a_point_stay_while_its_document_cannot_be_read(
     seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
     second_of_last = await seed.snapshot()
     pruner = Pruner(store, model.name, RetentionPolicy(orphan_s=0))
-    await pruner.prune(await OwnedRoll.take(store, model.name), [seed], skew_s=0)
+    await pruner.prune(await OwnedRoll.take(store, model.name), [seed])
     left = {s.id for s in await seed.snapshots()}
     assert left == {s for d in docs for s in d.snapshots.values()}
     assert second_of_last not in left
@@ -194,6 +194,7 @@ async def test_snapshots_of_a_disk_that_left_the_machine_go_with_their_points(
         docs = await until_snapshotted(machine, model)
         assert await of_left_disk()  # a point names it
     monkeypatch.setattr(retention, "_PRUNE_S", 0.0)
+    stored_apart(monkeypatch, 2)
     settings = msgspec.structs.replace(SETTINGS, retention=RetentionPolicy(all_s=1, hourly_s=0, orphan_s=0))
     async with running(model, settings, image_dir=images):
         async with asyncio.timeout(30):

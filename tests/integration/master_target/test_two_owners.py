@@ -19,7 +19,7 @@ from shared.errors import SeedDiskError, StorageError
 from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import Position
-from tests.master_parts import open_page_blob
+from tests.master_parts import open_page_blob, stored_apart
 
 DISK_B = 64 * 1024
 HOUR_NS = 3600 * 1_000_000_000
@@ -67,6 +67,11 @@ class GatedStore(BlobStore):
         return await super().snapshot(*args, **more)
 
 
+@pytest.fixture(autouse=True)
+def an_hour_between_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored_apart(monkeypatch, 3600)
+
+
 def mark(batch: int) -> PointDoc:
     return logged_point("web1", Position.of(1, batch), batch * HOUR_NS, "crash", [f"m{batch}"])
 
@@ -89,7 +94,7 @@ async def own(store: BlobStore, marks: Sequence[int]) -> None:
                 await seed.finish()
             if seed.state.cursor == end:
                 await maker.take_snapshots(end, disks)
-            await pruner.prune(maker.roll, [seed], 0.0)
+            await pruner.prune(maker.roll, [seed])
         assert seed.state.settled
     finally:
         await seed.close()
@@ -156,9 +161,7 @@ async def test_a_stale_owner_stopped_before_any_of_its_writes_changes_nothing_th
         maker = PointMaker(store, "web1")
         await maker.take()
         seed = await open_page_blob(store, "web1", "sda", DISK_B)
-        await Pruner(store, "web1", RetentionPolicy(all_s=1.5 * 3600, hourly_s=0)).prune(
-            maker.roll, [seed], 0.0
-        )
+        await Pruner(store, "web1", RetentionPolicy(all_s=1.5 * 3600, hourly_s=0)).prune(maker.roll, [seed])
         await seed.close()
         left = [info.name async for info in store.list(points.prefix("web1"))]
         assert left == [points.blob_name("web1", Position.of(1, b)) for b in (newest - 1, newest)] + [
@@ -185,10 +188,10 @@ async def test_snapshots_that_a_late_owner_names_are_kept_for_it(store: BlobStor
     await maker.take()
     seed = await open_page_blob(store, "web1", "sda", DISK_B)
     pruner = Pruner(store, "web1", RetentionPolicy(orphan_s=0))
-    await pruner.prune(maker.roll, [seed], 0.0)
+    await pruner.prune(maker.roll, [seed])
     stale.go_on.set()
     await first
-    await pruner.prune(maker.roll, [seed], 0.0)
+    await pruner.prune(maker.roll, [seed])
     await seed.close()
     ((doc, whole),) = await seen(store)
     assert (doc.state, whole) == ("snapshotted", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from master_target.retention import RetentionPolicy, expired
 from shared.recovery.points import PointDoc, logged_point
@@ -19,8 +20,9 @@ def point(batch: int, age_ns: int, *, snapshots: bool = True) -> PointDoc:
     return msgspec.structs.replace(doc, state="snapshotted" if snapshots else "logged")
 
 
-def kept(docs: list[PointDoc], now_ns: int = NOW_NS) -> list[int]:
-    gone = {doc.id for doc in expired(docs, now_ns, POLICY)}
+def kept(docs: list[PointDoc], stored_ns: dict[Position, int] | None = None) -> list[int]:
+    """By default storage's clock is the machine's."""
+    gone = {doc.id for doc in expired(docs, stored_ns or {d.position: d.captured_ns for d in docs}, POLICY)}
     return [doc.batch for doc in docs if doc.id not in gone]
 
 
@@ -52,12 +54,33 @@ def test_pruning_again_after_pruning_removes_nothing() -> None:
 
 def test_points_expire_only_when_newer_ones_have_arrived() -> None:
     docs = every(5, 4)
-    assert kept(docs, NOW_NS + 1000 * HOUR_NS) == kept(docs)
+    later = {doc.position: doc.captured_ns + 1000 * HOUR_NS for doc in docs}
+    assert kept(docs, later) == kept(docs)
 
 
-def test_a_clock_that_ran_ahead_expires_nothing() -> None:
-    docs = [*every(5, 2), point(1000, -900 * HOUR_NS)]
-    assert kept(docs) == [doc.batch for doc in docs]
+@pytest.mark.parametrize("years", [-30, -1, 1, 30])
+def test_a_machine_whose_clock_is_years_away_loses_and_keeps_what_others_do(years: int) -> None:
+    docs = every(5, 48)
+    stored_ns = {doc.position: doc.captured_ns for doc in docs}
+    away_ns = years * 365 * 24 * HOUR_NS
+    wrong = [
+        msgspec.structs.replace(doc, captured_ns=doc.captured_ns + (away_ns if i % 3 else 0))
+        for i, doc in enumerate(docs)
+    ]
+    assert kept(wrong, stored_ns) == kept(docs, stored_ns)
+
+
+def test_points_of_one_moment_stay_or_go_together() -> None:
+    old = [point(i, 30 * HOUR_NS) for i in range(1, 4)]
+    young = [point(i, HOUR_NS) for i in range(4, 7)]
+    assert kept([*old, *young]) == [4, 5, 6]
+
+
+def test_a_document_that_was_written_again_is_no_younger_than_the_next_point() -> None:
+    docs = every(5, 48)
+    stored_ns = {doc.position: doc.captured_ns for doc in docs}
+    again = stored_ns | {docs[7].position: NOW_NS}
+    assert kept(docs, again) == kept(docs, stored_ns)
 
 
 def test_the_newest_and_the_newest_processed_stay_at_any_age() -> None:
