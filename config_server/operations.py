@@ -13,7 +13,9 @@ from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
 from config_server.inventory import Machine
 from shared import api
+from shared.batch import SECTOR
 from shared.errors import DisconnectedError, NotFoundError, RequestError, UsageError
+from shared.limits import check_page_blob_target
 from shared.messages import (
     CommandKind,
     CommandState,
@@ -105,6 +107,8 @@ class Operations:
         if facts.agent is not None and not facts.agent[0].is_silent(self._control.mono_ns()):
             reported = {disk.device or f"/dev/{disk.name}" for disk in facts.agent[1].disks}
 
+        self._check_sizes(facts, body)
+
         def work(db: sqlite3.Connection) -> Machine:
             machine = inventory.protect(db, name, body.disks, body.policy, now_ns)
             audit.add(db, call.who, "machine.protect", name, msgspec.to_builtins(body), now_ns)
@@ -115,6 +119,14 @@ class Operations:
         machine = await self._control.db.run(work)
         self._control.bell.ring(target)
         return await self._view(machine)
+
+    def _check_sizes(self, facts: view.Facts, body: Protection) -> None:
+        """Raises DiskTooLargeError for a disk that no master target here can hold."""
+        if facts.agent is None or self._control.presence.has_image_target():
+            return
+        for disk in facts.agent[1].disks:
+            if (disk.device or f"/dev/{disk.name}") in body.disks:
+                check_page_blob_target(disk.name, disk.sectors * SECTOR)
 
     async def unprotect(self, call: Call, _body: Nothing) -> MachineView:
         known = await self._known(call)

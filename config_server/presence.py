@@ -109,6 +109,11 @@ class Presence:
             if isinstance(seen.report, MasterTargetReport) and machine in seen.report.machines:
                 yield seen, seen.report.machines[machine]
 
+    def has_image_target(self) -> bool:
+        """Whether a master target keeps its seed disks as images, which have no limit of size."""
+        reports = (seen.report for seen in self._seen.values())
+        return any(isinstance(report, MasterTargetReport) and report.target == "image" for report in reports)
+
     def names(self, role: str) -> Iterable[str]:
         return [name for known, name in sorted(self._seen) if known == role]
 

@@ -92,7 +92,9 @@ class Service:
     def report(self) -> MasterTargetReport:
         failed = [] if self._failure is None else [Problem(**self._failure.as_dict())]
         return MasterTargetReport(
-            machines={name: machine.report() for name, machine in self._machines.items()}, errors=failed
+            target=self._config.target,
+            machines={name: machine.report() for name, machine in self._machines.items()},
+            errors=failed,
         )
 
     async def handle(self, command: Command) -> dict[str, Any]:

@@ -134,5 +134,7 @@ class ApplyReport(msgspec.Struct, kw_only=True):
 
 
 class MasterTargetReport(Report, kw_only=True):
+    target: str = ""
+    """What its seed disks are: page-blob | image."""
     machines: dict[str, ApplyReport] = {}
     rates: dict[str, float] = {}

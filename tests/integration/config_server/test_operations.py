@@ -18,6 +18,7 @@ from shared.control_client import ControlClient
 from shared.errors import (
     ConfigError,
     DisconnectedError,
+    DiskTooLargeError,
     JobNotFoundError,
     MachineNotFoundError,
     NotFoundError,
@@ -36,7 +37,7 @@ from shared.messages import (
     Protection,
 )
 from shared.rest import RestClient
-from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
+from shared.status import AgentDisk, AgentReport, MasterTargetReport, ProcessServerReport, StreamReport
 from tests.config_parts import ConfigServer, config_for, daemon, running
 
 
@@ -356,3 +357,19 @@ async def test_plain_http_on_the_port_is_cut_and_harms_nobody(
     await reader.read()
     writer.close()
     await operator.call(api.MACHINES, Nothing())
+
+
+async def test_a_disk_that_no_seed_disk_can_hold_is_refused_at_protection_unless_there_is_another_target(
+    server: ConfigServer, operator: RestClient, agent: ControlClient, tmp_path: Path
+) -> None:
+    large = AgentDisk(name="sdb", device="/dev/sdb", sectors=9 << 31)
+    await agent.report(AgentReport(machine="web1", state="ordered", disks=[large]))
+    wanted = Protection(disks=["/dev/sdb"])
+    with pytest.raises(DiskTooLargeError, match="sdb") as caught:
+        await operator.call(api.PROTECT, wanted, machine="web1")
+    assert "8 TiB" in caught.value.cause
+    assert "image" in caught.value.action
+    files = await server.enrolled("master-target", "mt1", tmp_path / "mt")
+    async with daemon(server, files) as master_target:
+        await master_target.report(MasterTargetReport(target="image"))
+        assert (await operator.call(api.PROTECT, wanted, machine="web1")).protected
