@@ -145,7 +145,7 @@ class PointMaker:
         """Remember what catch-up could not read, before the interval that says so is applied: all later points carry it."""
         name = self._unreadable_blob(epoch)
         while new:
-            found = await point_store.read_versioned(self._store, name)
+            found = await self._store.read_versioned(name)
             known = () if found is None else _decode_ranges(name, found[0])
             merged = tuple(dict.fromkeys((*known, *new)))
             if merged == known:

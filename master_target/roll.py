@@ -56,7 +56,7 @@ class OwnedRoll:
         """
         name = points.roll_name(machine)
         for _ in range(_TRIES):
-            found = await point_store.read_versioned(store, name)
+            found = await store.read_versioned(name)
             if found is None:
                 docs, unreadable, _ = await point_store.survey(store, machine)
                 there = sorted({doc.position for doc in docs} | unreadable)
@@ -83,7 +83,7 @@ class OwnedRoll:
 
     async def check(self) -> None:
         """Raises LeaseLostError unless the roll is still ours."""
-        found = await point_store.read_versioned(self._store, self._name)
+        found = await self._store.read_versioned(self._name)
         if found is None or points.decode_roll(found[0], self._name) != self._roll:
             raise await self._lost()
         self._etag = found[1]
@@ -94,7 +94,7 @@ class OwnedRoll:
         try:
             self._etag = await self._store.replace(self._name, data, self._etag)
         except (PreconditionError, BlobNotFoundError) as exc:
-            found = await point_store.read_versioned(self._store, self._name)
+            found = await self._store.read_versioned(self._name)
             if found is None or found[0] != data:  # else our own try, of which the answer was lost
                 raise await self._lost() from exc
             self._etag = found[1]

@@ -22,7 +22,6 @@ from shared.blob import BlobStore
 from shared.errors import (
     UNDECODABLE,
     BlobExistsError,
-    BlobNotFoundError,
     CopyRefusedError,
     IntegrityError,
     PreconditionError,
@@ -129,13 +128,8 @@ async def _swap(store: BlobStore, name: str, new: ActiveSide, etag: str) -> bool
 
 
 async def _read(store: BlobStore, name: str) -> tuple[ActiveSide, str] | None:
-    """The document and a version that is not newer than it: a swap over that version cannot overwrite what was not read."""
-    try:
-        etag = (await store.properties(name)).etag
-        data = await store.read(name)
-    except BlobNotFoundError:
-        return None
-    return decode(data, name), etag
+    found = await store.read_versioned(name)
+    return None if found is None else (decode(found[0], name), found[1])
 
 
 def decode(data: bytes, name: str) -> ActiveSide:

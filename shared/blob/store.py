@@ -140,6 +140,16 @@ class BlobStore:
         except PreconditionError:
             return b""  # the range begins at or behind the end
 
+    async def read_versioned(self, name: str) -> tuple[bytes, str] | None:
+        """A small blob's content and ETag; None when there is no such blob. The ETag is of that content or of an older one: so what is
+        swapped under it was seen.
+        """
+        try:
+            etag = (await self.properties(name)).etag
+            return await self.read(name), etag
+        except BlobNotFoundError:
+            return None
+
     async def properties(self, name: str, snapshot: str | None = None) -> BlobInfo:
         found = await self._core.call(
             f"look up {name}", lambda: self._core.blob(name, snapshot).get_blob_properties()

@@ -60,19 +60,8 @@ async def change(store: BlobStore, doc: PointDoc, etag: str) -> None:
 async def read(store: BlobStore, machine: str, position: Position) -> Stored | None:
     """The document of the point at `position`; None when there is none. Raises IntegrityError."""
     name = points.blob_name(machine, position)
-    found = await read_versioned(store, name)
+    found = await store.read_versioned(name)
     return None if found is None else Stored(points.decode(found[0], name), found[1])
-
-
-async def read_versioned(store: BlobStore, name: str) -> tuple[bytes, str] | None:
-    """A small blob's content and ETag; None when there is no such blob. The ETag is of that content or of an older one: so what is
-    swapped under it was seen.
-    """
-    try:
-        etag = (await store.properties(name)).etag
-        return await store.read(name), etag
-    except BlobNotFoundError:
-        return None
 
 
 async def read_roll(store: BlobStore, machine: str) -> Roll | None:
