@@ -13,6 +13,7 @@ from tests.lab import lab
 from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
 from tests.long.copies import copies
 from tests.long.identity import identity_of, identity_over_md
+from tests.long.moved import moved
 from tests.long.outage import outage
 from tests.long.storage_faults import storage_faults
 from tests.long.story import Result, Story, scratch, two_disks
@@ -154,6 +155,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "overflow": overflow,
     "kill": kill,
     "copy": copies,
+    "moved": moved,
     "outage": outage,
     "identity-ext4": lambda: identity_of("ext4"),
     "identity-xfs": lambda: identity_of("xfs"),
