@@ -1,5 +1,25 @@
 """Fixtures of all test layers."""
 
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
 from tests.azurite import azurite, blob_config, store
 
 __all__ = ["azurite", "blob_config", "store"]
+
+
+@pytest.fixture(autouse=True)
+def as_logging_was() -> Iterator[None]:
+    """A test that runs a program in this process configures its logging: the next test finds it as it was."""
+    root = logging.getLogger()
+    before, handlers, level = structlog.get_config(), [*root.handlers], root.level
+    yield
+    structlog.configure(**before)
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)
+    root.setLevel(level)

@@ -113,7 +113,7 @@ def test_a_port_in_use_is_named_with_its_owner(folder: Path, disk: str) -> None:
         ("foo", 2, "is not valid"),
         ("http://nonsense", 2, "without an account key"),
         ("https://127.0.0.1:1/acct", 5, "does not answer"),
-        ("https://nosuchaccount1234.invalid", 5, "does not answer"),
+        ("https://nosuchaccount1234.invalid", 5, "DNS does not know"),
     ],
 )
 def test_storage_that_can_never_work_is_refused(

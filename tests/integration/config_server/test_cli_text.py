@@ -34,6 +34,7 @@ ODD = {
 }
 FITTING = {
     "name": "web1",
+    "certificate_": "agent:web9",
     "id_": "0123456789abcdef",
     "points": "1-2",
     "role": "agent",
