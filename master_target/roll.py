@@ -15,6 +15,7 @@ owner still does to documents is then one of these.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from typing import Final
 
@@ -41,6 +42,8 @@ class OwnedRoll:
         self._positions = set(roll.positions)
         self.newest = max(self._positions, default=NOWHERE)
         """The newest point; all marks up to it have been documented."""
+        self._changing = asyncio.Lock()
+        """New points are added while others expire: one change at a time, or the later would take the earlier for another owner's."""
 
     @property
     def term(self) -> int:
@@ -76,17 +79,20 @@ class OwnedRoll:
 
     async def add(self, position: Position) -> None:
         """`position` must be behind `newest`, and its document be there."""
-        await self._swap({*self._positions, position})
+        async with self._changing:
+            await self._swap({*self._positions, position})
 
     async def strike(self, positions: Collection[Position]) -> None:
-        await self._swap(self._positions - set(positions))
+        async with self._changing:
+            await self._swap(self._positions - set(positions))
 
     async def check(self) -> None:
         """Raises LeaseLostError unless the roll is still ours."""
-        found = await self._store.read_versioned(self._name)
-        if found is None or points.decode_roll(found[0], self._name) != self._roll:
-            raise await self._lost()
-        self._etag = found[1]
+        async with self._changing:
+            found = await self._store.read_versioned(self._name)
+            if found is None or points.decode_roll(found[0], self._name) != self._roll:
+                raise await self._lost()
+            self._etag = found[1]
 
     async def _swap(self, positions: Collection[Position]) -> None:
         roll = msgspec.structs.replace(self._roll, points=tuple(str(p) for p in sorted(positions)))

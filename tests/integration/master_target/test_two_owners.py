@@ -14,6 +14,7 @@ import pytest
 from master_target.apply import DiskTarget
 from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
+from master_target.roll import OwnedRoll
 from shared.blob import BlobStore
 from shared.errors import SeedDiskError, StorageError
 from shared.recovery import point_store, points
@@ -208,3 +209,15 @@ async def test_an_owner_that_lost_the_points_says_who_has_them(store: BlobStore)
     assert await point_store.list_docs(store, "web1") == []
     await new.document([mark(1)])
     assert [doc.term for doc in await point_store.list_docs(store, "web1")] == [2]
+
+
+async def test_points_that_are_added_while_others_expire_are_one_owners(store: BlobStore) -> None:
+    roll = await OwnedRoll.take(store, "web1")
+    for batch in range(1, 5):
+        await roll.add(Position.of(1, batch))
+    await asyncio.gather(
+        roll.strike([Position.of(1, 1), Position.of(1, 2)]), roll.add(Position.of(1, 5)), roll.check()
+    )
+    found = await point_store.read_roll(store, "web1")
+    assert found is not None
+    assert sorted(found.positions) == [Position.of(1, batch) for batch in (3, 4, 5)]
