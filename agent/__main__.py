@@ -11,13 +11,17 @@ from typing import Final
 
 from agent.config import AgentConfig
 from shared import protected
-from shared.errors import UnderstudyError
+from shared.errors import AgentRunningError, UnderstudyError
 from shared.service import load_config, run_daemon
 
 _TOOLS: Final = """tools:
   python -m agent preflight DEVICE…       could these disks be protected, and how well? (no side effects)
   python -m agent detach --config FILE    remove every trace of capture from the kernel
 """
+_STOP_FIRST: Final = (
+    "Stop it first (systemctl stop understudy-agent, or understudy lab stop agent): it would attach again, and replicate "
+    "everything anew. --force detaches under it."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -39,20 +43,39 @@ def start(config: AgentConfig, stop: asyncio.Event) -> Awaitable[None]:
 
 
 def detach(argv: list[str]) -> int:
-    """Removes every trace of capture from the kernel, and proves it."""
+    """Removes every trace of capture from the kernel, and proves it. Not under a running agent, which would attach again at once."""
+    from agent import lock
     from agent.capture.maps import detach
 
     parser = argparse.ArgumentParser(prog="python -m agent detach", description="Detach capture.")
     parser.add_argument("--config", type=Path, required=True, help="agent.toml")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="detach although an agent runs; it is not stopped, and loses its stream: stop it before",
+    )
     options = parser.parse_args(argv)
     try:
         config = load_config(options.config, AgentConfig)
-        detach(config.pin_dir)
+        try:
+            with lock.held(config.state_dir, "Capture was not detached"):
+                detach(config.pin_dir)
+        except AgentRunningError as exc:
+            if not options.force:
+                raise AgentRunningError(exc.what, cause=exc.cause, action=_STOP_FIRST) from exc
+            print(
+                f"agent: {exc.cause}. It is not stopped: it sees no write any more, and replicates everything anew when "
+                "it is started again.",
+                file=sys.stderr,
+            )
+            detach(config.pin_dir)
         protected.forget(config.pin_dir)
     except UnderstudyError as exc:
         print(f"agent: {exc}", file=sys.stderr)
         return exc.exit_code
-    print(f"Capture of {', '.join(config.disks)} is detached; no trace of it is left in the kernel.")
+    print(
+        f"Capture of {', '.join(disk.device for disk in config.protected)} is detached; no trace of it is left in the kernel."
+    )
     return 0
 
 

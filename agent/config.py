@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from agent.capture.binding import Identity
+from agent.capture.bindings import Wanted
 from shared import logging
 from shared.errors import ConfigError
 from shared.tls import TlsFiles
@@ -14,14 +16,17 @@ from shared.tls import TlsFiles
 class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     machine: str
     """The machine's name in the installation; its certificate is `agent:<machine>`."""
-    disks: list[str]
-    """Device paths of the protected disks. Their order is their number in the stream."""
+    disks: list[str] = []
+    """Device paths of the protected disks. What stands there at the first start is what is protected, wherever it stands later
+    (agent/capture/binding.py); a link of /dev/disk/by-id says the same in the configuration itself."""
+    disk: list[Wanted] = []
+    """The same with ids: tables `[[disk]]` of device, id, identity."""
     process_server: str
     """host:port"""
     control_url: str
     tls: TlsFiles
     state_dir: Path
-    """Holds the lock file only; what must survive is in pinned BPF maps."""
+    """Holds the lock file and disks.json, which says which disk is which; all else that must survive is in pinned BPF maps."""
     pin_dir: Path
     """Folder in bpffs for the pinned maps and links of this installation."""
     identity: str = ""
@@ -38,8 +43,33 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 cause="the kernel wants a power of two",
                 action="Choose 1, 2, 4, … 1024 MiB.",
             )
-        if not self.disks:
+        if not self.protected:
             raise ConfigError("No disks are configured", action="List at least one device in `disks`.")
+        self._check_disks()
+
+    def _check_disks(self) -> None:
+        for name, values in (
+            ("device", [disk.device for disk in self.protected]),
+            ("id", [disk.id for disk in self.protected if disk.id is not None]),
+        ):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ConfigError(f"Two disks have the {name} {twice[0]}", action="Name each disk once.")
+        for disk in self.protected:
+            try:
+                if disk.identity is not None:
+                    Identity.parse(disk.identity)
+            except ValueError as exc:
+                raise ConfigError(
+                    f"The identity of disk {disk.id or disk.device} is none",
+                    cause=str(exc),
+                    action="Write it as `python -m agent preflight DEVICE` prints it.",
+                ) from exc
+
+    @property
+    def protected(self) -> tuple[Wanted, ...]:
+        """All disks, in the order of the configuration."""
+        return (*(Wanted(path) for path in self.disks), *self.disk)
 
     @property
     def address(self) -> tuple[str, int]:

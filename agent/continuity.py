@@ -43,6 +43,8 @@ _LOOKS: Final = 20
 """For a quiet moment, between two looks of the audit: the gaps of a busy disk are short."""
 STALE_S: Final = 5.0
 """An open write that is older than this, on a disk where nothing is in flight, has completed unseen."""
+GONE_S: Final = 10.0
+"""How long a disk that is gone keeps a stream that is not ordered from going on without it."""
 SHOWN_S: Final = 300.0
 """A new epoch may be ordered again within seconds: people, and a config server that was away, shall still see why it began."""
 _ATTEMPTS: Final = 32
@@ -73,8 +75,10 @@ class Continuity:
         """Disks on which a moment without any write in flight was seen since then."""
         self.looked_at = time.monotonic()
         """When the last look at all disks began."""
+        self._whole_at, self._whole_boot_ns = self.looked_at, clock.boot_ns()
+        """When the last look began at which all disks were there, by both clocks."""
         self.resized = asyncio.Event()
-        """Set when a disk has another size than capture was attached to."""
+        """Set when capture does not fit the disks any more: one has another size, is gone for good, or is back."""
 
     async def run(self) -> None:
         while True:
@@ -91,8 +95,7 @@ class Continuity:
         looked_ns = clock.boot_ns()
         self._least_offset_ns = min(self._least_offset_ns, clock.unix_offset_ns())
         self._look_at_disks()
-        # Nothing read of a disk that is not there is worth sending, and what is written in its place is not its content.
-        self._rounds.leave_out(self._gone)
+        self._go_on_without(looked_ns)
         if not self._gone:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
             self._count_incidents()
@@ -120,17 +123,45 @@ class Continuity:
                 error = DeviceNotFoundError(
                     f"Protected disk {disk.path} is gone",
                     cause=f"{disk.name} was pulled out, or is another disk now",
-                    action="Attach it again and restart the agent. If it shall not come back, protect the machine without it.",
+                    action="Attach it again: it is taken in by itself. If it shall not come back, protect the machine without it.",
                 )
-                gone[slot] = Problem(**error.as_dict(), severity="critical", object=disk.name)
-            elif sectors != disk.sectors and not self.resized.is_set():
-                _log.error(
-                    "disk resized: capture begins anew", disk=disk.name, sectors=disk.sectors, now=sectors
-                )
-                self.resized.set()
+                gone[slot] = Problem(**error.as_dict(), severity="critical", object=disk.id)
+            elif sectors != disk.sectors:
+                self._begin_anew("disk resized", disk=disk.id, sectors=disk.sectors, now=sectors)
         for slot in gone.keys() - self._gone.keys():
             _log.error("disk gone", **{k: v for k, v in msgspec.to_builtins(gone[slot]).items() if v})
         self._gone = gone
+
+    def _go_on_without(self, looked_ns: int) -> None:
+        """What follows from disks that are gone, and from such as are back.
+
+        Nothing is read of a disk that is gone from the first look on. While the stream is ordered, nothing has to be, and points go on with
+        what it held last. A stream that is not ordered waits for it: after `GONE_S` the others begin anew without it. The only disk of a
+        machine is waited for. One that is back is taken in by beginning anew, whichever of the two was the case.
+        """
+        # What stands in the place of a disk that is gone is not its content either.
+        self._rounds.leave_out(self._gone)
+        offset_ns = clock.unix_offset_ns()
+        if not self._gone:
+            self._whole_at, self._whole_boot_ns = self.looked_at, looked_ns
+            self._state[Word.ALL_THERE_NS] = looked_ns + offset_ns
+        else:
+            # By a clock that was set back since, points carry times from before that moment.
+            there_ns = min(self._state[Word.ALL_THERE_NS], self._whole_boot_ns + offset_ns)
+            self._state[Word.ALL_THERE_NS] = there_ns
+            others = len(self._gone) < len(self._capture.disks)
+            if others and not self._state[Word.ORDERED] and self.looked_at - self._whole_at > GONE_S:
+                names = [problem.object for problem in self._gone.values()]
+                self._begin_anew("the others go on without disks that are gone", disks=names)
+        watch = self._capture.watch
+        if watch is not None and watch.is_one_back(looking=bool(self._gone)):
+            self._begin_anew("a disk is back")
+
+    def _begin_anew(self, why: str, **fields: object) -> None:
+        """Capture is fitted to the disks that are there: `resized` ends this run."""
+        if not self.resized.is_set():
+            _log.warning(f"capture is fitted anew: {why}", **fields)
+            self.resized.set()
 
     def _look_at_counting(self) -> None:
         """Without the kernel's counting the audit is blind. It is not switched on from here: since Linux 6.11 that freezes the queue,
@@ -140,9 +171,9 @@ class Continuity:
             folder = SYSFS / "block" / disk.name.replace("/", "!")
             if folder.is_dir() and not counts_sectors(folder):
                 error = AuditBlindError(
-                    f"Capture of {disk.name} cannot be audited", action=_SWITCH_ON.format(folder)
+                    f"Capture of {disk.id} cannot be audited", action=_SWITCH_ON.format(folder)
                 )
-                blind.append(Problem(**error.as_dict(), severity="warning", object=disk.name))
+                blind.append(Problem(**error.as_dict(), severity="warning", object=disk.id))
         if blind and not self._blind:
             _log.warning("the audit is blind", disk=blind[0].object, cause=blind[0].cause)
         self._blind = blind
@@ -217,7 +248,7 @@ class Continuity:
         _log.info("completions that were not seen", writes=len(forgotten))
 
     def _shortfall(self, slot: int, verdict: Verdict) -> None:
-        disk = self._capture.disks[slot].name
+        disk = self._capture.disks[slot].id
         what = f"{verdict.sectors} sectors ({verdict.sectors * SECTOR} bytes) were written to {disk} past capture"
         self._lose(Reason.AUDIT_SHORTFALL, AuditShortfallError(what, cause=verdict.cause))
         # What was found missing is accounted for, so that only what goes missing from now on is found again. Afterwards: a kill in
@@ -271,7 +302,7 @@ class Continuity:
 
     def summary(self) -> dict[str, Any]:
         """The newest verdict per disk, when all were exact last (Unix ns, 0: never), and what happened since capture was attached."""
-        names = [disk.name for disk in self._capture.disks]
+        names = [disk.id for disk in self._capture.disks]
         return {
             "exact_ns": self._exact_boot_ns + clock.unix_offset_ns() if self._exact_boot_ns else 0,
             "incidents": asdict(self._capture.incidents()),

@@ -53,7 +53,7 @@ class Agent:
 
     def _hello(self) -> Hello:
         epoch = self.state[Word.EPOCH]
-        infos = disk_infos([(disk.name, disk.serial, disk.sectors) for disk in self.capture.disks])
+        infos = disk_infos([(disk.id, disk.serial, disk.sectors) for disk in self.capture.disks])
         return Hello(
             machine=self.config.machine,
             epoch=epoch,

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.capture import attach, disks
+from agent.capture import answer, attach, disks, identify
+from agent.capture.binding import Identity, Kind
 from agent.capture.calibrate import Calibration
 from agent.capture.disks import Disk
-from shared.errors import DeviceError, UnderstudyError
+from shared.errors import DeviceError, UnderstudyError, UnsuitableDiskError
 
 _BITMAP_B_PER_TIB: Final = 24 << 20
 _GIB: Final = 1 << 30
@@ -51,6 +52,8 @@ class Finding:
     cause: str = ""
     """Why the mode is not ordered."""
     notes: tuple[str, ...] = ()
+    identity: Identity | None = None
+    """What the disk would be bound by."""
 
     def as_dict(self) -> dict[str, object]:
         row: dict[str, object] = {"device": self.device, "protectable": self.error is None}
@@ -64,11 +67,22 @@ class Finding:
                 "kind": "bio-based" if self.disk.bio_based else "blk-mq",
                 "kernel_memory_bytes": bitmap_memory_b(self.disk),
             }
+        if self.identity:
+            row["identity"] = str(self.identity)
         if self.mode:
             row |= {"mode": self.mode.value, "guarantee": GUARANTEES[self.mode], "cause": self.cause}
         return row | {"notes": list(self.notes)}
 
 
+_BY_TABLE: Final = (
+    "it has no serial number, and is told from others by its partition table: a clone of it looks the same"
+)
+_WEAK: Final = {
+    Kind.GPT: _BY_TABLE,
+    Kind.MBR: _BY_TABLE,
+    Kind.BY_PATH: "nothing identifies it but the port that it is plugged into: another disk there is taken for it",
+    Kind.NAME: "it has no serial number: after a reboot it cannot be told from another disk of its name and size",
+}
 Rehearse = Callable[[Sequence[Disk]], Calibration]
 
 
@@ -78,6 +92,7 @@ def examine(
     sysfs: Path = disks.SYSFS,
     check_machine: Callable[[], None] = attach.check_machine,
     rehearse: Rehearse = attach.rehearse,
+    ask: Callable[[Sequence[str]], dict[str, answer.Answer]] = answer.ask,
 ) -> list[Finding]:
     """One finding per device. The parameters are the machine; tests give others."""
     machine_error: DeviceError | None = None
@@ -85,10 +100,16 @@ def examine(
         check_machine()
     except DeviceError as exc:
         machine_error = exc
-    return [_examine(device, sysfs, machine_error, rehearse) for device in devices]
+    return [_examine(device, sysfs, machine_error, rehearse, ask) for device in devices]
 
 
-def _examine(device: str, sysfs: Path, machine_error: DeviceError | None, rehearse: Rehearse) -> Finding:
+def _examine(
+    device: str,
+    sysfs: Path,
+    machine_error: DeviceError | None,
+    rehearse: Rehearse,
+    ask: Callable[[Sequence[str]], dict[str, answer.Answer]],
+) -> Finding:
     try:
         disk = disks.find_disk(Path(device), sysfs=sysfs)
     except UnderstudyError as exc:
@@ -102,10 +123,12 @@ def _examine(device: str, sysfs: Path, machine_error: DeviceError | None, rehear
         notes.append(
             "the kernel does not count its sectors (iostats = 0): switch that on, else capture cannot be audited"
         )
-    if not disk.serial:
-        notes.append(
-            "it has no serial number: after a reboot it cannot be told from another disk of its size"
-        )
+    told = ask([str(disk.path)])[str(disk.path)]
+    if told.cause:
+        return Finding(device, UnsuitableDiskError(f"{device} cannot be protected", cause=told.cause), disk)
+    identity = identify.identities(disk, told.head, sysfs=sysfs)[0]
+    if note := _WEAK.get(identity.kind):
+        notes.append(note)
     error = machine_error
     if not error:
         try:
@@ -113,9 +136,9 @@ def _examine(device: str, sysfs: Path, machine_error: DeviceError | None, rehear
         except DeviceError as exc:
             error = exc
     if error:
-        return Finding(device, error, disk, Mode.SCAN, error.cause, tuple(notes))
+        return Finding(device, error, disk, Mode.SCAN, error.cause, tuple(notes), identity)
     mode = Mode.BITMAP if calibration.cause else Mode.ORDERED
-    return Finding(device, None, disk, mode, calibration.cause, tuple(notes))
+    return Finding(device, None, disk, mode, calibration.cause, tuple(notes), identity)
 
 
 def bitmap_memory_b(disk: Disk) -> int:
@@ -140,6 +163,8 @@ def as_text(findings: Sequence[Finding], release: str) -> str:
             lines.append(f"  error  {finding.error.code} {finding.error}")
         elif finding.cause:
             lines.append(f"  why    {finding.cause}")
+        if finding.identity:
+            lines.append(f"  bound  by {finding.identity}")
         lines += [f"  note   {note}" for note in finding.notes]
     return "\n".join(lines)
 

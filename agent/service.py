@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import fcntl
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from agent.capture import disks
+from agent import lock
 from agent.capture.attach import check_machine
-from agent.capture.maps import Capture, detach
+from agent.capture.maps import Capture
+from agent.capture.protection import Change, Watch, protect
 from agent.config import AgentConfig
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report
-from agent.stream.state import AgentState, Reason
+from agent.stream.state import AgentState, Reason, Word
 from shared import durable, logging, protected
 from shared.control_client import ControlClient
-from shared.errors import AgentRunningError, DiskResizedError, UnderstudyError
+from shared.errors import UnderstudyError
 from shared.service import notify, watchdog_interval_s
 from shared.status import AgentReport, Problem
 
 _log = logging.get()
 
+CHANGES: Final = {
+    Change.RESIZED: Reason.DISK_RESIZED,
+    Change.LEFT: Reason.DISK_LEFT,
+    Change.JOINED: Reason.DISK_JOINED,
+    Change.RETURNED: Reason.DISK_RETURNED,
+}
+"""Why a new epoch begins."""
 _TELL_S: Final = 5.0
 
 
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     """The daemon. SIGTERM ends it and leaves capture attached: only `detach` removes that."""
     check_machine()
-    with _only_one(config.state_dir):
+    with lock.held(config.state_dir, "The agent was not started"):
         try:
             while not stop.is_set():
                 async with _running(config) as agent:
@@ -46,7 +51,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
 
 
 async def _serve(agent: Agent, stop: asyncio.Event) -> None:
-    """Returns soon after `stop` is set, or when a disk has another size, for which capture has to begin anew."""
+    """Returns soon after `stop` is set, or when capture does not fit the disks any more and has to begin anew."""
     config = agent.config
     rates = Rates()
     control = ControlClient(
@@ -97,27 +102,32 @@ async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
 
 
 def _attach(config: AgentConfig) -> Capture:
-    """Attaches capture, or continues it. A disk that was resized ends what is pinned: all of it is replicated anew, in a new epoch."""
-    found = [disks.find_disk(Path(path)) for path in config.disks]
-    try:
-        return Capture.attach(config.pin_dir, found, config.ring_mib << 20)
-    except DiskResizedError as exc:
-        _log.warning("capture begins anew", **exc.as_dict())
-    detach(config.pin_dir)
-    capture = Capture.attach(config.pin_dir, found, config.ring_mib << 20)
-    AgentState(capture.state).want_epoch(Reason.DISK_RESIZED)
+    """Attaches capture to every protected disk that is there and well, or continues it. When the set of them changed, or one of them
+    did, a new epoch begins: a point needs all disks of its epoch."""
+
+    def before_change(words: npt.NDArray[np.uint64], change: Change) -> None:
+        state = AgentState(words)
+        missed = change is Change.RETURNED
+        state.want_epoch(CHANGES[change], suspect_since_ns=max(state[Word.ALL_THERE_NS], 1) if missed else 0)
+        state[Word.SETTLED] = 0
+
+    where = config.state_dir, config.pin_dir
+    capture, left_out = protect(config.protected, *where, config.ring_mib << 20, before_change)
+    for left in left_out:
+        _log.error("disk left out; the others are protected", id=left.id, **left.error.as_dict())
+    capture.watch = Watch(config.protected, *where, left_out)
     return capture
 
 
 @asynccontextmanager
 async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
-    capture = _attach(config)
+    capture = await asyncio.to_thread(_attach, config)
     try:
         agent = Agent(config, capture)
         _log.info(
             "capture attached" if capture.fresh else "capture continued",
             machine=config.machine,
-            disks=[disk.name for disk in capture.disks],
+            disks=[disk.id for disk in capture.disks],
             mode=capture.mode,
             cause=capture.mode_cause,
         )
@@ -132,25 +142,6 @@ async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
             await agent.stream.close()
     finally:
         capture.close()
-
-
-@contextlib.contextmanager
-def _only_one(state_dir: Path) -> Any:
-    """Two agents on one capture would both free the ring."""
-    path = state_dir / "agent.lock"
-    with durable.named("The agent's lock could not be made"):
-        state_dir.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            if exc.errno != errno.EWOULDBLOCK:
-                raise
-            raise AgentRunningError(f"The agent was not started: {path} is locked") from exc
-        yield
-    finally:
-        os.close(fd)
 
 
 async def _watchdog(agent: Agent) -> None:

@@ -46,7 +46,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     todo = agent.catchup.todo_by_disk()
     disks = [
         AgentDisk(
-            name=disk.name,
+            name=disk.id,
             device=str(disk.path),
             sectors=disk.sectors,
             serial=disk.serial,
@@ -60,10 +60,15 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     ]
     counters = [capture.counters(slot) for slot in range(len(capture.disks))]
     problems = [*agent.continuity.problems]
+    if capture.watch is not None:
+        problems += [
+            Problem(**left.error.as_dict(), severity="critical", object=left.id)
+            for left in capture.watch.left_out
+        ]
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
     for slot, error in agent.reader.problems.items():
-        problems.append(Problem(**error.as_dict(), object=capture.disks[slot].name))
+        problems.append(Problem(**error.as_dict(), object=capture.disks[slot].id))
     if name == "bitmap":
         problems.append(
             _warning(

@@ -150,6 +150,16 @@ class NotADiskError(UsageError):
     code = "US150"
 
 
+class BindingDamagedError(ConfigError):
+    """The file that says which disk is which cannot be read."""
+
+    code = "US151"
+    default_action = (
+        "Put it back from a backup. Without it (delete it) each disk is bound to what stands under its path now: check "
+        "that before, since a disk that is taken for another overwrites its replica."
+    )
+
+
 class NotFoundError(UnderstudyError):
     code = "US200"
     exit_code = 3
@@ -269,7 +279,8 @@ class PinnedElsewhereError(DeviceError):
 
     code = "US413"
     default_action = (
-        "Detach that capture first (`python -m agent detach --config FILE`); then a new epoch begins."
+        "If it is this machine's own, stop the agent, run `python -m agent detach --config FILE` and start it again: everything is "
+        "replicated anew, in a new epoch. If it is another installation's, give this one a pin_dir of its own."
     )
 
 
@@ -319,6 +330,28 @@ class UnreadableSourceError(DeviceError):
     code = "US409"
     default_cause = "the medium returned errors; recovery points name these sectors"
     default_action = "Replace the disk, or rewrite the sectors."
+
+
+class DiskLeftOutError(DeviceError):
+    """A disk that cannot be captured now, beside others that are."""
+
+    code = "US404"
+    default_action = "Attach it again: it is taken in by itself. If it shall not come back, take it out of the configuration."
+
+
+class OtherDiskError(DeviceError):
+    """Another disk stands where a protected one stood, or it cannot be told which it is."""
+
+    code = "US405"
+    default_action = (
+        "Attach the right disk. If this one takes its place, protect it as a new disk: give it an id of its own, or remove the "
+        "old one's line from disks.json in the agent's state_dir."
+    )
+
+
+class NoUsableDiskError(DeviceError):
+    code = "US418"
+    default_action = "Attach one of them, or correct the configuration: the agent needs at least one disk."
 
 
 class AgentRunningError(DeviceError):

@@ -50,7 +50,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 class AgentDisk(msgspec.Struct, kw_only=True):
     name: str
-    """Kernel name, e.g. `loop0`: a restored image is called `<name>.raw`."""
+    """The stable id, e.g. `loop0`: a restored image is called `<name>.raw`."""
     device: str = ""
     sectors: int = 0
     serial: str = ""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+_LOOP_CTL_ADD: Final = 0x4C80
+_LOOP_CTL_REMOVE: Final = 0x4C81
 
 
 @contextmanager
@@ -30,3 +37,19 @@ def attached(backing: Path, *options: str) -> Iterator[str]:
         yield device
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextmanager
+def own_device() -> Iterator[str]:
+    """A loop device with nothing attached, of a number that `losetup --find` gives nobody while lower ones are free: for tests that
+    detach and attach again."""
+    number = 500_000 + secrets.randbelow(500_000)
+    device = f"/dev/loop{number}"
+    with Path("/dev/loop-control").open("rb") as control:
+        fcntl.ioctl(control, _LOOP_CTL_ADD, number)
+        try:
+            yield device
+        finally:
+            subprocess.run(["losetup", "--detach", device], check=False, stderr=subprocess.DEVNULL)
+            with contextlib.suppress(OSError):  # somebody still has it open
+                fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)

@@ -4,7 +4,9 @@ bpf/capture.bpf.c   the programs: every write copied into the ring at submission
 libbpf, layout      loading them; the memory that they share with Python
 attach, pins        attached afresh, continued, detached; where capture lives while no agent runs
 members             disks join and leave, programs are upgraded, while capture goes on
-binding             which disk is which: pure
+protection          the door for the service: every configured disk that is there and well is captured    blocks for seconds
+binding, bindings   which disk is which: pure; the file that remembers it
+identify, answer    what identifies the disks of this machine; whether one answers at all
 calibrate           how a program finds a page's data, proved before it is used
 maps                the door: ring, bitmaps, open writes, counters of an attached capture
 ring                the ring as numpy arrays                            never blocks

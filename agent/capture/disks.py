@@ -146,11 +146,13 @@ def check(disk: Disk) -> None:
             raise UnsuitableDiskError(f"{disk.path} cannot be protected", cause=cause, action=action)
 
 
-def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS) -> None:
-    """Raises UsageError if the disks cannot be protected together: named twice, or one lies on another."""
+def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS, examine: bool = True) -> None:
+    """Raises UsageError if the disks cannot be protected together: named twice, or one lies on another. With `examine`,
+    UnsuitableDiskError if one cannot be protected by itself."""
     seen: dict[str, Disk] = {}
     for disk in disks:
-        check(disk)
+        if examine:
+            check(disk)
         if disk.name in seen:
             raise UsageError(
                 f"{disk.path} and {seen[disk.name].path} are the same disk", action="Name each disk once."

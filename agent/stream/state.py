@@ -64,6 +64,8 @@ class Word(enum.IntEnum):
     """Writes in flight that are not among the open ones: how many had been when capture was last taken to be not settled for it."""
     IMAGE_BOOT_NS = 17
     """The moment of the newest image given out, on the boot clock: that of a later batch is never earlier."""
+    ALL_THERE_NS = 18
+    """When all captured disks were last seen where capture is attached to them; Unix ns, by the earliest that the clock may have shown."""
 
 
 class Reason(enum.IntEnum):
@@ -80,6 +82,9 @@ class Reason(enum.IntEnum):
     MANUAL = 8
     DISK_RESIZED = 9
     DIGEST_FORGOTTEN = 10
+    DISK_LEFT = 11
+    DISK_JOINED = 12
+    DISK_RETURNED = 13
 
     @property
     def text(self) -> str:
@@ -98,6 +103,9 @@ _REASONS: Final = {
     Reason.MANUAL: "requested by an operator",
     Reason.DISK_RESIZED: "a protected disk was resized",
     Reason.DIGEST_FORGOTTEN: "the process server's last batch is too old to be compared with what this agent sent",
+    Reason.DISK_LEFT: "a protected disk is away: the machine goes on without it",
+    Reason.DISK_JOINED: "a protected disk was taken in",
+    Reason.DISK_RETURNED: "a protected disk was taken away and came back: what was written to it meanwhile is unknown",
 }
 
 

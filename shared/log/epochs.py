@@ -22,7 +22,7 @@ class EpochDisk(msgspec.Struct, frozen=True):
 
     number: Annotated[int, msgspec.Meta(ge=0)]
     name: names.DiskName
-    """The kernel's name on the source."""
+    """The disk's stable id (agent/capture/binding.py)."""
     serial: str
     sectors: int
     """Size in 512-byte sectors."""

@@ -31,7 +31,7 @@ class DiskInfo(msgspec.Struct, frozen=True):
 
     number: Annotated[int, msgspec.Meta(ge=0, lt=2**16)]
     name: DiskName
-    """The kernel's name on the source, e.g. sda; recovered disks bear it."""
+    """The disk's stable id, e.g. sda; recovered disks bear it."""
     serial: Annotated[str, msgspec.Meta(max_length=255)]
     """WWN or serial number; "" when it has none."""
     sectors: _Count

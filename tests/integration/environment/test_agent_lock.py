@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.service import _only_one
+from agent import lock
 from shared.errors import StateFileError
 from tests.failing_disks import FAILING
 
@@ -17,17 +17,20 @@ def test_a_lock_that_cannot_be_made_is_named(kind: str) -> None:
         disk.fail()
         with (
             pytest.raises(StateFileError, match="The agent's lock could not be made") as caught,
-            _only_one(disk.where / "agent"),
+            lock.held(disk.where / "agent", "The agent was not started"),
         ):
             pass
         assert kind in caught.value.cause
         if disk.heals:
             disk.heal()
-            with _only_one(disk.where / "agent"):
+            with lock.held(disk.where / "agent", "The agent was not started"):
                 pass
 
 
 def test_a_state_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "agent").touch()
-    with pytest.raises(StateFileError, match="lock could not be made"), _only_one(tmp_path / "agent"):
+    with (
+        pytest.raises(StateFileError, match="lock could not be made"),
+        lock.held(tmp_path / "agent", "The agent was not started"),
+    ):
         pass

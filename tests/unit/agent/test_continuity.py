@@ -36,13 +36,15 @@ class Machine:
         self.state = AgentState(np.zeros(4096, np.uint64))
         self.state.begin_epoch(Epoch(1))
         capture: Any = SimpleNamespace(
-            disks=[SimpleNamespace(name="sda", path=Path("/dev/sda"), sectors=SECTORS)],
+            disks=[SimpleNamespace(name="sda", id="sda", path=Path("/dev/sda"), sectors=SECTORS)],
             incidents=lambda: self.incidents,
             audit_words=lambda slot: self.words,
             open_writes=lambda: np.zeros(0, OPEN_WRITE),
             fresh=True,
+            watch=None,
             attached_boot_ns=1,
         )
+        self.capture = capture
         rounds: Any = SimpleNamespace(leave_out=lambda slots: setattr(self, "left_out", [*slots]))
         self.continuity = Continuity(capture, self.state, rounds)
 
@@ -140,7 +142,8 @@ class TwoDisks:
         self.sysfs = sysfs
         self.inflight = {"sda": 1, "sdb": 1}
         disks = [
-            SimpleNamespace(name=name, path=Path("/dev") / name, sectors=SECTORS) for name in self.inflight
+            SimpleNamespace(name=name, id=name, path=Path("/dev") / name, sectors=SECTORS)
+            for name in self.inflight
         ]
         capture: Any = SimpleNamespace(
             disks=disks, sector_counts=lambda slot: (8, 8), fresh=True, attached_boot_ns=1
@@ -215,3 +218,78 @@ def test_a_clock_that_was_set_back_makes_points_suspect_from_the_earliest_time_t
     machine.happen(passthrough=1)
     machine.continuity.check()
     assert 0 < machine.state[Word.SUSPECT_SINCE_NS] <= point_ns
+
+
+class Watched:
+    """Disks that are left out, of which a test says when they are back."""
+
+    back = False
+    looked = False
+
+    def is_one_back(self, *, looking: bool) -> bool:
+        self.looked = looking
+        return self.back
+
+
+def test_a_disk_that_is_gone_leaves_an_ordered_stream_alone_and_is_left_by_another(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    machine.continuity._whole_at = now
+    other = SimpleNamespace(name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS)
+    machine.capture.disks = [*machine.capture.disks, other]
+    monkeypatch.setattr(continuity, "size_of", lambda disk: 0 if disk.name == "sda" else SECTORS)
+    machine.state.set_ordered(0, 0)
+    machine.continuity.check()
+    assert machine.left_out == [0], "what stands in its place is read"
+    now += 2 * continuity.GONE_S
+    machine.continuity.check()
+    assert not machine.continuity.resized.is_set()
+    machine.state.set_unordered()  # what the disk held has to be read, and cannot be
+    machine.continuity.check()
+    assert machine.continuity.resized.is_set()
+
+
+def test_the_only_disk_of_a_machine_is_waited_for(machine: Machine) -> None:
+    machine.size = 0
+    machine.continuity._whole_at = -1e9
+    machine.continuity.check()
+    assert not machine.continuity.resized.is_set()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_disk_that_is_back_is_taken_in(machine: Machine, gone: bool) -> None:
+    watch = Watched()
+    machine.capture.watch = watch
+    machine.size = 0 if gone else SECTORS
+    machine.continuity.check()
+    assert watch.looked is gone
+    assert not machine.continuity.resized.is_set()
+    watch.back = True
+    machine.continuity.check()
+    assert machine.continuity.resized.is_set()
+
+
+def test_since_when_a_disk_is_away_is_known_after_a_kill(machine: Machine) -> None:
+    machine.continuity.check()
+    there = machine.state[Word.ALL_THERE_NS]
+    assert there > 0
+    happened_ns = time.time_ns()
+    machine.size = 0
+    machine.continuity.check()
+    assert 0 < machine.state[Word.ALL_THERE_NS] <= min(there, happened_ns)
+
+
+def test_a_disk_is_away_since_the_earliest_time_that_a_clock_set_back_gives_to_points(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.continuity.check()
+    machine.size = 0
+    real_ns = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() - 3600 * 10**9)
+    point_ns = time.time_ns()
+    machine.continuity.check()
+    monkeypatch.setattr(time, "time_ns", real_ns)
+    machine.continuity.check()
+    assert 0 < machine.state[Word.ALL_THERE_NS] <= point_ns

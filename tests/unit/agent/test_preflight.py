@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from agent import preflight
 from agent.capture import attach
+from agent.capture.answer import Answer
 from agent.capture.calibrate import Calibration
 from agent.capture.disks import Disk
 from agent.preflight import Finding, Mode, as_text, examine, exit_code
@@ -28,8 +30,12 @@ def fine() -> None:
     pass
 
 
+def answered(devices: Sequence[str]) -> dict[str, Answer]:
+    return {device: Answer() for device in devices}
+
+
 def look(rehearse: preflight.Rehearse, check_machine: object = fine) -> Finding:
-    (finding,) = examine(["/dev/sda"], check_machine=check_machine, rehearse=rehearse)  # type: ignore[arg-type]
+    (finding,) = examine(["/dev/sda"], check_machine=check_machine, rehearse=rehearse, ask=answered)  # type: ignore[arg-type]
     return finding
 
 

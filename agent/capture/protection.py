@@ -1,0 +1,291 @@
+"""Puts capture on the disks that the configuration names, as far as they are there and well. One bad disk never costs the others.
+
+Input: the configuration, the bindings (`bindings`), what stands on the machine (`identify`), what is pinned (`attach.read_pinned`).
+Each disk is judged by itself (`binding.decide`, `disks.check`, `answer`); those that cannot be captured now are *left out*, with cause and
+action, and looked for again. Blocks for seconds: a disk that does not answer is given up after a deadline.
+
+The machine's stream is over the disks that are captured, so whenever those change a new epoch begins: `before_change` is called first, and
+makes that durable. A kill behind it leaves a capture that nobody takes for the old one.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.capture import answer, attach, bindings, disks, identify, layout, libbpf, members, pins
+from agent.capture.answer import Answer
+from agent.capture.binding import WEAK, Action, Identity, Kind, Known, Standing, Verdict, decide
+from agent.capture.bindings import Bound, Wanted
+from agent.capture.disks import Disk
+from agent.capture.maps import Capture
+from shared import logging
+from shared.errors import (
+    DiskLeftOutError,
+    NotADiskError,
+    NoUsableDiskError,
+    OtherDiskError,
+    UnderstudyError,
+)
+
+_log = logging.get()
+
+RETRY_S: Final = 10.0
+"""How often disks that are left out are looked for."""
+_READ_TABLES_OF: Final = frozenset({Kind.GPT, Kind.MBR})
+
+
+class Change(enum.Enum):
+    """What became of the set of captured disks."""
+
+    NONE = "none"
+    RESIZED = "resized"
+    LEFT = "left"
+    JOINED = "joined"
+    RETURNED = "returned"
+    """A disk that was captured was taken away and came back: what was written to it meanwhile is unknown."""
+
+
+BeforeChange = Callable[[npt.NDArray[np.uint64], Change], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    id: str
+    device: str
+    error: UnderstudyError
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The machine at one moment."""
+
+    verdicts: list[Verdict]
+    found: dict[int, Disk]
+    answers: dict[str, Answer]
+    wrong: dict[str, UnderstudyError]
+    """By configured path: what is no disk at all."""
+    remembered: list[Bound]
+
+
+def protect(
+    wanted: Sequence[Wanted],
+    state_dir: Path,
+    pin_dir: Path,
+    ring_b: int,
+    before_change: BeforeChange,
+    *,
+    object_path: Path = attach.OBJECT,
+) -> tuple[Capture, list[LeftOut]]:
+    """The capture of all disks that can be captured now, and those that cannot. Raises UnderstudyError when none can."""
+    attach.check_machine(object_path)
+    pins.ensure_bpffs(pin_dir)
+    pinned = attach.read_pinned(pin_dir) if pins.exist(pin_dir) else []
+    remembered = bindings.read(state_dir)
+    if remembered is None and pinned:
+        _log.warning(
+            "which disk is which is not known any more: they are bound to what stands under their paths",
+            path=str(state_dir / bindings.NAME),
+        )
+    look = _look(wanted, remembered or [], pin_dir)
+    chosen: list[tuple[Verdict, Disk]] = []
+    left_out: list[LeftOut] = []
+    for verdict in look.verdicts:
+        error = _why_not(verdict, look)
+        if error is not None:
+            left_out.append(LeftOut(verdict.known.id, verdict.known.path, error))
+            continue
+        assert verdict.standing is not None
+        disk = replace(look.found[verdict.standing.dev], id=verdict.known.id)
+        if Path(verdict.known.path).resolve() == disk.path.resolve():
+            disk = replace(disk, path=Path(verdict.known.path))
+        chosen.append((verdict, disk))
+    if not chosen:
+        raise NoUsableDiskError(
+            "None of the protected disks can be captured",
+            cause="; ".join(f"{left.id}: {left.error.cause or left.error.what}" for left in left_out),
+        )
+    disks.check_set([disk for _, disk in chosen], examine=False)
+    _remember(state_dir, look.remembered, remembered, [verdict for verdict, _ in chosen])
+    _bring_about(chosen, [pin.slot for pin in pinned], pin_dir, ring_b, before_change, object_path)
+    capture = Capture.attach(pin_dir, [disk for _, disk in chosen], ring_b, object_path=object_path)
+    return capture, left_out
+
+
+def _bring_about(
+    chosen: Sequence[tuple[Verdict, Disk]],
+    pinned: Sequence[int],
+    pin_dir: Path,
+    ring_b: int,
+    before_change: BeforeChange,
+    object_path: Path,
+) -> None:
+    """Makes what is pinned the chosen disks: those that go on are not touched."""
+    new = [disk for verdict, disk in chosen if verdict.action is Action.ATTACH]
+    staying = {verdict.slot for verdict, _ in chosen if verdict.slot is not None}
+    stale = [slot for slot in pinned if slot not in staying]
+    if not pinned:
+        return
+    members.tidy(pin_dir)
+    if not new and not stale:
+        return
+    change = _change(chosen, stale)
+    before_change(state_words(pin_dir), change)
+    if not staying or len(new) > members.free_slots(pin_dir):
+        pins.detach(pin_dir)
+        attach.attach_fresh(pin_dir, [disk for _, disk in chosen], ring_b, object_path)
+        before_change(state_words(pin_dir), change)
+        return
+    # First those that go: one that was resized, or whose number another got, is one and the other.
+    members.leave(pin_dir, stale)
+    if new:
+        members.join(pin_dir, new, object_path)
+
+
+def _change(chosen: Sequence[tuple[Verdict, Disk]], stale: Sequence[int]) -> Change:
+    new = [verdict for verdict, _ in chosen if verdict.action is Action.ATTACH]
+    if new and all("resized" in verdict.reason for verdict in new):
+        return Change.RESIZED
+    if new:
+        return Change.RETURNED if stale else Change.JOINED
+    return Change.LEFT
+
+
+def state_words(pin_dir: Path) -> npt.NDArray[np.uint64]:
+    fd = libbpf.get(pin_dir / attach.STATE)
+    try:
+        return attach.mapped(fd, np.dtype("<u8"), layout.STATE_WORDS)
+    finally:
+        os.close(fd)
+
+
+def _look(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) -> _Look:
+    pinned = attach.read_pinned(pin_dir) if pins.exist(pin_dir) else []
+    found = {layout.kernel_dev(disk.major, disk.minor): disk for disk in identify.all_disks()}
+    at: dict[str, int] = {}
+    wrong: dict[str, UnderstudyError] = {}
+    for disk in wanted:
+        try:
+            there = disks.find_disk(Path(disk.device))
+        except NotADiskError as exc:
+            wrong[disk.device] = exc
+            continue
+        except UnderstudyError:
+            continue
+        at[disk.device] = number = layout.kernel_dev(there.major, there.minor)
+        found.setdefault(number, there)
+    known: list[Known] = []
+    taken = [*(bound.id for bound in remembered), *(disk.id for disk in wanted if disk.id)]
+    for disk in wanted:
+        before = bindings.known(disk, remembered, at.get(disk.device))
+        if before is None:
+            dev = at.get(disk.device)
+            name = found[dev].name if dev is not None else Path(disk.device).name
+            before = bindings.fresh(disk, name, taken, dev)
+            taken.append(before.id)
+        known.append(before)
+    # Every disk that is named is asked whether it answers; the others, only if one is looked for by its partition table.
+    asked = {str(found[dev].path) for dev in at.values()}
+    bare = {dev: identify.identities(disk) for dev, disk in found.items()}
+    if any(disk.identity and disk.identity.kind in _READ_TABLES_OF for disk in known):
+        asked |= {str(found[dev].path) for dev, those in bare.items() if those[0].kind in WEAK}
+    answers = answer.ask(sorted(asked))
+    standing = [identify.standing(disk, _with_table(disk, bare[dev], answers)) for dev, disk in found.items()]
+    verdicts = decide(known, standing, pinned)
+    late = [v.standing.path for v in verdicts if v.standing is not None and v.standing.path not in answers]
+    return _Look(verdicts, found, answers | answer.ask(late), wrong, remembered)
+
+
+def _with_table(disk: Disk, bare: tuple[Identity, ...], answers: dict[str, Answer]) -> tuple[Identity, ...]:
+    told = answers.get(str(disk.path))
+    return identify.identities(disk, told.head) if told is not None and told.head else bare
+
+
+def _why_not(verdict: Verdict, look: _Look) -> UnderstudyError | None:
+    """Why this disk cannot be captured now; None if it can."""
+    known, what = verdict.known, f"Disk {verdict.known.id} ({verdict.known.path}) is not protected"
+    if known.path in look.wrong and verdict.standing is None:
+        return look.wrong[known.path]
+    if verdict.action is Action.REFUSED:
+        return OtherDiskError(what, cause=verdict.reason)
+    if verdict.standing is None:
+        return DiskLeftOutError(what, cause=verdict.reason)
+    told = look.answers[verdict.standing.path]
+    if told.hangs or (told.cause and verdict.action is Action.ATTACH):
+        return DiskLeftOutError(
+            what, cause=told.cause, action="Repair or replace it: it is taken in again when it answers."
+        )
+    if verdict.action is Action.ATTACH:
+        try:
+            disks.check(look.found[verdict.standing.dev])
+        except UnderstudyError as exc:
+            return exc
+    return None
+
+
+def _remember(
+    state_dir: Path, before: list[Bound], stored: list[Bound] | None, chosen: Sequence[Verdict]
+) -> None:
+    """Keeps what the chosen disks are bound by."""
+    after = {bound.id: bound for bound in before}
+    for verdict in chosen:
+        assert verdict.standing is not None
+        identity = verdict.identity or verdict.standing.identities[0]
+        bound = Bound(verdict.known.id, verdict.known.path, str(identity), verdict.standing.path)
+        if after.get(bound.id) != bound:
+            _log.info("disk bound", id=bound.id, device=bound.last, identity=bound.identity)
+        after[bound.id] = bound
+    if list(after.values()) != stored:
+        bindings.write(state_dir, list(after.values()))
+
+
+class Watch:
+    """Looks for the disks that are left out (or went away), in a thread, every `RETRY_S`."""
+
+    def __init__(
+        self, wanted: Sequence[Wanted], state_dir: Path, pin_dir: Path, left_out: Sequence[LeftOut]
+    ) -> None:
+        self._wanted = wanted
+        self._where = state_dir, pin_dir
+        self.left_out: Final = tuple(left_out)
+        self._next = time.monotonic() + RETRY_S
+        self._thread: threading.Thread | None = None
+        self._found = False
+
+    def is_one_back(self, *, looking: bool = False) -> bool:
+        """Whether a disk can be captured that is not. Never blocks: begins a look if one is due, says what the last one found.
+        `looking`: there is something to look for beside what was left out."""
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        if not self._found and (self.left_out or looking) and time.monotonic() >= self._next:
+            self._next = time.monotonic() + RETRY_S
+            self._thread = threading.Thread(target=self._search, name="disk-watch", daemon=True)
+            self._thread.start()
+        return self._found
+
+    def _search(self) -> None:
+        state_dir, pin_dir = self._where
+        try:
+            look = _look(self._wanted, bindings.read(state_dir) or [], pin_dir)
+        except UnderstudyError as exc:
+            _log.warning("disks that are left out could not be looked for", **exc.as_dict())
+            return
+        self._found = any(
+            verdict.action is Action.ATTACH and _why_not(verdict, look) is None for verdict in look.verdicts
+        )
+
+
+def standing_now(device: str) -> Standing:
+    """One device with all its identities. Raises UnderstudyError."""
+    disk = disks.find_disk(Path(device))
+    told = answer.ask([device])[device]
+    return identify.standing(disk, identify.identities(disk, told.head))

@@ -1,0 +1,98 @@
+"""`python -m agent detach` beside an agent that runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agent import lock
+from shared.errors import AgentRunningError
+from tests.capture_parts import MIB, Rig, needs_capture, rig
+
+CONFIG = """
+machine = "m"
+disks = ["{disk}"]
+process_server = "ps:9443"
+control_url = "https://cs"
+state_dir = "{state}"
+pin_dir = "{pins}"
+[tls]
+cert = "c"
+key = "k"
+ca = "a"
+"""
+
+
+def detach(r: Rig, *options: str) -> subprocess.CompletedProcess[str]:
+    config = r.folder / "agent.toml"
+    config.write_text(CONFIG.format(disk=r.device, state=r.folder / "state", pins=r.pin_dir))
+    command = [sys.executable, "-m", "agent", "detach", "--config", str(config), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def agent(state_dir: Path) -> Iterator[int]:
+    """A process that holds the lock, as an agent does; its pid."""
+    script = (
+        "import sys; from pathlib import Path; from agent import lock\n"
+        "with lock.held(Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(state_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        yield child.pid
+        child.kill()
+
+
+@needs_capture
+def test_capture_is_not_detached_under_a_running_agent_which_is_named() -> None:
+    with rig(8 * MIB) as r:
+        with agent(r.folder / "state") as pid:
+            refused = detach(r)
+            assert refused.returncode == 5
+            assert f"an agent runs (process {pid})" in refused.stderr
+            assert "Stop it first" in refused.stderr
+            assert r.pin_dir.exists()
+            forced = detach(r, "--force")
+            assert forced.returncode == 0
+            assert f"(process {pid})" in forced.stderr
+            assert "It is not stopped" in forced.stderr
+            assert not r.pin_dir.exists()
+            os.kill(pid, 0)
+        r.capture.close()
+
+
+@needs_capture
+def test_capture_of_an_agent_that_is_stopped_is_detached() -> None:
+    with rig(8 * MIB) as r:
+        with agent(r.folder / "state"):
+            pass
+        done = detach(r)
+        assert (done.returncode, r.pin_dir.exists()) == (0, False), done.stderr
+        assert "no trace of it is left" in done.stdout
+
+
+def test_a_holder_that_the_kernel_does_not_show_is_not_invented(tmp_path: Path) -> None:
+    locks = tmp_path / "locks"
+    locks.write_text(
+        "1: POSIX  ADVISORY  WRITE 7 00:1b:845 0 EOF\n2: -> FLOCK  ADVISORY  WRITE 8 00:1b:845 0 EOF\n"
+    )
+    assert lock.holder(845, locks) == 0
+    locks.write_text("1: FLOCK  ADVISORY  WRITE 9 00:1b:845 0 EOF\n")
+    assert lock.holder(845, locks) == 9
+    assert lock.holder(845, tmp_path / "none") == 0
+    with (
+        lock.held(tmp_path, "x"),
+        pytest.raises(AgentRunningError, match=f"process {os.getpid()}"),
+        lock.held(tmp_path, "y"),
+    ):
+        pass

@@ -1,0 +1,277 @@
+"""Which disk is which, on real loop devices: disks that go, come back elsewhere, are replaced or ill, beside one that is well."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from agent.capture import answer, attach, bindings, pins
+from agent.capture.answer import Answer, ask
+from agent.capture.binding import Kind
+from agent.capture.bindings import Wanted
+from agent.capture.disks import find_disk
+from agent.capture.maps import Capture, detach
+from agent.capture.protection import Change, LeftOut, Watch, protect, standing_now
+from shared.errors import BindingDamagedError, NoUsableDiskError
+from tests.capture_parts import MIB, Rig, needs_capture, rig, run, until
+from tests.loopdisk import attached, own_device
+
+pytestmark = needs_capture
+
+
+class Machine:
+    """Two files under two loop devices, protected by path alone."""
+
+    def __init__(self, r: Rig, undo: ExitStack) -> None:
+        self.rig = r
+        self.undo = undo
+        self.state_dir = r.folder / "state"
+        self.state_dir.mkdir()
+        self.wanted = [Wanted(str(disk.path)) for disk in r.disks]
+        self.changes: list[Change] = []
+
+    def protect(self) -> tuple[Capture, list[LeftOut]]:
+        capture, left_out = protect(self.wanted, self.state_dir, self.rig.pin_dir, 1 << 22, self._changed)
+        self.undo.callback(capture.close)
+        return capture, left_out
+
+    def _changed(self, words: npt.NDArray[np.uint64], change: Change) -> None:
+        words[1] = 0  # the epoch
+        self.changes.append(change)
+
+    def ids(self, capture: Capture) -> dict[str, str]:
+        return {disk.id: disk.name for disk in capture.disks}
+
+    def watch(self, left_out: list[LeftOut]) -> Watch:
+        made = Watch(self.wanted, self.state_dir, self.rig.pin_dir, left_out)
+        made._next = 0.0
+        return made
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with rig(4 * MIB, count=0, attached=False) as r, ExitStack() as undo:
+        for number in range(2):
+            file = r.folder / f"disk-{number}"
+            file.write_bytes(bytes(4 * MIB))
+            device = undo.enter_context(own_device())
+            run("losetup", device, str(file))
+            r.backing = [*r.backing, file]
+            r.disks = [*r.disks, find_disk(Path(device))]
+        undo.callback(lambda: detach(r.pin_dir))
+        yield Machine(r, undo)
+
+
+def reattach(device: str, file: Path, *options: str) -> None:
+    """Another file, or the same one again, under this very device."""
+    subprocess.run(["losetup", "--detach", device], check=False, stderr=subprocess.DEVNULL)
+    until(lambda: not Path(f"/sys/block/{Path(device).name}/loop").exists(), f"{device} stays in use")
+    run("losetup", *options, device, str(file))
+
+
+def test_the_same_disks_go_on_and_keep_their_ids(machine: Machine) -> None:
+    first, none = machine.protect()
+    names = [disk.name for disk in machine.rig.disks]
+    assert (machine.ids(first), none, first.fresh) == ({name: name for name in names}, [], True)
+    again, none = machine.protect()
+    assert (machine.ids(again), none, again.fresh, machine.changes) == (machine.ids(first), [], False, [])
+    assert [bound.identity.split(":")[0] for bound in bindings.read(machine.state_dir) or []] == ["loop"] * 2
+
+
+def test_the_same_file_attached_again_is_attached_anew_and_the_other_goes_on(machine: Machine) -> None:
+    r = machine.rig
+    first, _ = machine.protect()
+    r.write(0, b"x" * 4096, disk=1)
+    reattach(r.device, r.backing[0])
+    again, left_out = machine.protect()
+    assert (left_out, again.fresh, machine.changes) == ([], False, [Change.RETURNED])
+    assert machine.ids(again) == machine.ids(first)
+    number = [disk.id for disk in again.disks].index(r.disks[1].name)
+    assert again.counters(number).captured_sectors == 8, "the disk that stayed lost what was captured of it"
+    r.write(0, b"y" * 4096, disk=0)
+    r.write(4096, b"z" * 4096, disk=1)
+    window = again.ring.peek(10)
+    assert sorted(window.headers["disk"][window.valid].tolist()) == sorted([number, number, 1 - number])
+
+
+def test_a_disk_that_stands_under_another_name_is_found_there(machine: Machine) -> None:
+    r = machine.rig
+    first, _ = machine.protect()
+    run("losetup", "--detach", r.device)
+    until(lambda: not Path(f"/sys/block/{r.disks[0].name}/loop").exists(), "still attached")
+    # its old name is taken by a stranger, as after a reboot
+    stranger = r.folder / "stranger"
+    stranger.write_bytes(bytes(4 * MIB))
+    reattach(r.device, stranger)
+    with attached(r.backing[0]) as elsewhere:
+        again, left_out = machine.protect()
+        assert left_out == []
+        assert machine.ids(again) == machine.ids(first) | {r.disks[0].name: Path(elsewhere).name}
+        again.close()
+        detach(r.pin_dir)  # or the device would stay in use
+
+
+def test_another_file_under_the_known_path_is_refused_by_name_and_the_other_disk_goes_on(
+    machine: Machine,
+) -> None:
+    r = machine.rig
+    machine.protect()
+    stranger = r.folder / "stranger"
+    stranger.write_bytes(bytes(4 * MIB))
+    reattach(r.device, stranger)
+    again, (left,) = machine.protect()
+    assert (left.id, left.error.code) == (r.disks[0].name, "US405")
+    assert f"another disk stands under {r.device}" in left.error.cause
+    assert str(r.backing[0]) in left.error.cause
+    assert [disk.id for disk in again.disks] == [r.disks[1].name]
+    assert machine.changes == [Change.LEFT]
+    # and the right one is taken in again, by itself
+    watch = machine.watch([left])
+    assert not watch.is_one_back()
+    reattach(r.device, r.backing[0])
+    watch._next = 0.0
+    until(lambda: watch.is_one_back(), "the disk that came back was not noticed")
+    back, none = machine.protect()
+    assert (none, machine.changes) == ([], [Change.LEFT, Change.JOINED])
+    assert {disk.id for disk in back.disks} == {disk.name for disk in r.disks}
+
+
+def test_a_missing_disk_leaves_the_other_protected_from_the_start(machine: Machine) -> None:
+    r = machine.rig
+    machine.wanted = [Wanted("/dev/no-such-disk"), *machine.wanted[1:]]
+    capture, (left,) = machine.protect()
+    assert (left.id, left.error.code) == ("no-such-disk", "US404")
+    assert [disk.id for disk in capture.disks] == [r.disks[1].name]
+    assert len(bindings.read(machine.state_dir) or []) == 1
+
+
+def test_a_read_only_disk_leaves_the_other_protected(machine: Machine) -> None:
+    r = machine.rig
+    reattach(r.device, r.backing[0], "--read-only")
+    capture, (left,) = machine.protect()
+    assert left.error.cause == "it is read-only"
+    assert [disk.id for disk in capture.disks] == [r.disks[1].name]
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_disk_that_does_not_answer_leaves_the_other_protected(
+    machine: Machine, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    sick = Answer(cause="reads of it fail: Input/output error", hangs=hangs)
+    real = ask
+
+    def some(devices: list[str]) -> dict[str, Answer]:
+        return real(devices) | {device: sick for device in devices if device == r.device}
+
+    monkeypatch.setattr(answer, "ask", some)
+    capture, (left,) = machine.protect()
+    assert (left.id, left.error.cause) == (r.disks[0].name, sick.cause)
+    assert [disk.id for disk in capture.disks] == [r.disks[1].name]
+
+
+def test_without_any_disk_nothing_is_attached_and_each_cause_is_named(machine: Machine) -> None:
+    machine.wanted = [Wanted("/dev/no-such-a"), Wanted("/dev/no-such-b")]
+    with pytest.raises(NoUsableDiskError, match=r"no-such-a: nothing stands.*no-such-b: nothing stands"):
+        machine.protect()
+    assert not machine.rig.pin_dir.exists()
+
+
+def test_a_resized_disk_is_attached_anew_and_the_other_goes_on(machine: Machine) -> None:
+    r = machine.rig
+    machine.protect()
+    with r.backing[0].open("r+b") as file:
+        file.truncate(8 * MIB)
+    run("losetup", "--set-capacity", r.device)
+    again, left_out = machine.protect()
+    assert (left_out, machine.changes, again.fresh) == ([], [Change.RESIZED], False)
+    assert sorted(disk.bytes for disk in again.disks) == [4 * MIB, 8 * MIB]
+
+
+def test_a_lost_binding_is_said_and_a_damaged_one_refused(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, _ = machine.protect()
+    file = machine.state_dir / bindings.NAME
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    with pytest.raises(BindingDamagedError, match=r"disks\.json could not be read"):
+        machine.protect()
+    file.unlink()
+    again, _ = machine.protect()
+    assert machine.ids(again) == machine.ids(first)
+    assert "which disk is which is not known any more" in capsys.readouterr().out
+    assert file.read_bytes() == whole
+
+
+def test_ids_and_identities_of_the_configuration_bind(machine: Machine) -> None:
+    r = machine.rig
+    identity = str(standing_now(r.device).identities[0])
+    assert identity.startswith("loop:")
+    # the path is wrong: what counts is the identity
+    machine.wanted = [Wanted("/dev/no-such-disk", "data", identity)]
+    capture, _ = machine.protect()
+    assert machine.ids(capture) == {"data": r.disks[0].name}
+
+
+def test_a_partition_table_identifies_what_has_nothing_else(machine: Machine) -> None:
+    r = machine.rig
+    subprocess.run(
+        ["sfdisk", "-q", r.device], input="label: gpt\n", text=True, check=True, stderr=subprocess.DEVNULL
+    )
+    kinds = [identity.kind for identity in standing_now(r.device).identities]
+    assert kinds == [Kind.LOOP, Kind.GPT, Kind.NAME]
+
+
+def test_a_kill_while_disks_are_exchanged_leaves_what_the_next_attachment_puts_right(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise KilledError
+
+    r = machine.rig
+    machine.protect()
+    reattach(r.device, r.backing[0])
+    for place in ("leave", "join"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"agent.capture.members.{place}", die)
+            with pytest.raises(KilledError):
+                machine.protect()
+        assert machine.changes.pop() in (Change.RETURNED, Change.JOINED), "the epoch was not ended before"
+    with monkeypatch.context() as patch:
+        patch.setattr(attach, "track", die)  # the slot is made, but nothing is tracked
+        with pytest.raises(KilledError):
+            machine.protect()
+    capture, left_out = machine.protect()
+    assert (len(capture.disks), left_out) == (2, [])
+    tracked = {pin.slot for pin in attach.read_pinned(r.pin_dir)}
+    assert {int(path.name[-2:]) for path in r.pin_dir.glob("todo-*")} == tracked
+    assert pins.exist(r.pin_dir)
+
+
+# -- does it answer? ---------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = tmp_path / "never.py"
+    never.write_text("import signal; signal.pause()")
+    monkeypatch.setattr(answer, "__file__", str(never))
+    told = ask(["/dev/null"], deadline_s=0.2)["/dev/null"]
+    assert told.hangs
+    assert "did not answer within" in told.cause
+    until(lambda: answer._given_up[-1].poll() is not None, "the child stays though its disk lets it go")
+
+
+def test_a_device_that_cannot_be_read_says_why() -> None:
+    told = ask(["/dev/no-such-disk"])["/dev/no-such-disk"]
+    assert (told.hangs, told.head) == (False, b"")
+    assert "No such file or directory" in told.cause

@@ -1,0 +1,62 @@
+"""The disks of an agent's configuration: paths, or tables with ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import AgentConfig
+from shared.errors import ConfigError
+from shared.service import load_config
+
+BASE = """
+machine = "m"
+process_server = "ps:9443"
+control_url = "https://cs"
+state_dir = "/var/lib/understudy"
+pin_dir = "/sys/fs/bpf/understudy"
+{disks}
+[tls]
+cert = "c"
+key = "k"
+ca = "a"
+"""
+
+
+def load(folder: Path, disks: str) -> AgentConfig:
+    file = folder / "agent.toml"
+    plain = disks if not disks.lstrip().startswith("[[") else ""
+    file.write_text(BASE.format(disks=plain) + (disks if not plain else ""))
+    return load_config(file, AgentConfig)
+
+
+def test_paths_alone_are_enough(tmp_path: Path) -> None:
+    config = load(tmp_path, 'disks = ["/dev/sdb", "/dev/sdc"]')
+    assert [(disk.device, disk.id, disk.identity) for disk in config.protected] == [
+        ("/dev/sdb", None, None),
+        ("/dev/sdc", None, None),
+    ]
+
+
+def test_a_table_carries_id_and_identity(tmp_path: Path) -> None:
+    config = load(tmp_path, '[[disk]]\nid = "data"\ndevice = "/dev/sdb"\nidentity = "wwid:naa.1"\n')
+    (disk,) = config.protected
+    assert (disk.device, disk.id, disk.identity) == ("/dev/sdb", "data", "wwid:naa.1")
+
+
+@pytest.mark.parametrize(
+    ("disks", "why"),
+    [
+        ("disks = []", "No disks are configured"),
+        ('disks = ["/dev/sdb", "/dev/sdb"]', "Two disks have the device /dev/sdb"),
+        ('[[disk]]\nid = "a"\ndevice = "/dev/b"\n[[disk]]\nid = "a"\ndevice = "/dev/c"\n', "Two disks have the id a"),
+        ('[[disk]]\nid = "a/b"\ndevice = "/dev/b"\n', r"matching regex .*at `disk.0.\.id`"),
+        ('[[disk]]\ndevice = "/dev/b"\nidentity = "naa.1"\n', "identity of disk /dev/b is none"),
+        ('[[disk]]\ndevice = "/dev/b"\nidentity = "wwn:1"\n', "'wwn' is not a valid Kind"),
+        ('[[disk]]\ndevice = "/dev/b"\nnumber = 1\n', "unknown field `number`"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(tmp_path: Path, disks: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load(tmp_path, disks)
