@@ -331,7 +331,10 @@ static void lose(u32 slot, u64 sector, u32 sectors, u64 *cause)
 
 struct walk {
 	u32 busy;
-	u64 vec;   /* address of the next bio_vec */
+	u64 vec;   /* address of the next bio_vec; before the walk, of the first */
+	u64 page;  /* of the first bio_vec, if it was loaded; else 0. Addresses pass through here, not over the stack: the verifier does
+	            * not let us calculate with what it knows as a pointer, and forgets it in a map */
+	u32 page_len, page_offset;
 	u64 addr;  /* of the data of the current one */
 	u32 span;  /* bytes left in the current one */
 	u32 begin; /* bytes to leave out at the beginning of the next one */
@@ -351,25 +354,52 @@ struct {
 	__type(value, struct walk);
 } walks SEC(".maps");
 
+/* What capture needs of a bio. Filled by direct loads where the verifier knows the pointer as a bio's (the argument of a tp_btf
+ * program: `look`), and by helper calls where it is only a number (`look_by_copy`). The loads are what the fast path costs. */
+struct seen_bio {
+	u64 key;     /* the bio's address */
+	u64 sector;
+	u64 diskseq;
+	u32 dev;     /* key of `tracked` */
+	u32 size;
+	u32 op;
+	u32 idx, done;
+	bool encrypted;
+	bool has_walk; /* the walk of this hook and CPU is ours, and holds the addresses below */
+};
+
 struct walk_ref {
 	struct walk *walk;
 };
 
-static __always_inline bool next_vec(struct walk *w)
+static __always_inline void take_vec(struct walk *w, u64 page, u32 len, u32 offset)
 {
-	struct bio_vec *vec = (struct bio_vec *)w->vec;
-	u64 page = 0;
-	u32 len = 0, offset = 0;
-
-	if (bpf_core_read(&page, sizeof(page), &vec->bv_page) || bpf_core_read(&len, sizeof(len), &vec->bv_len) ||
-	    bpf_core_read(&offset, sizeof(offset), &vec->bv_offset))
-		return false;
-	if (w->begin > len)
-		return false;
 	w->addr = control.direct_map + (page - control.vmemmap) / bpf_core_type_size(struct page) * control.page_b + offset + w->begin;
 	w->span = len - w->begin;
 	w->begin = 0;
 	w->vec += bpf_core_type_size(struct bio_vec);
+}
+
+static __always_inline bool next_vec(struct walk *w)
+{
+	struct bio_vec *vec = (struct bio_vec *)w->vec;
+	/* In every kernel so far it is as declared here: one read instead of three. */
+	struct vec_copy {
+		u64 page;
+		u32 len, offset;
+	} v = {};
+
+	if (bpf_core_type_size(struct bio_vec) == sizeof(v) && bpf_core_field_offset(struct bio_vec, bv_page) == 0 &&
+	    bpf_core_field_offset(struct bio_vec, bv_len) == 8 && bpf_core_field_offset(struct bio_vec, bv_offset) == 12) {
+		if (bpf_probe_read_kernel(&v, sizeof(v), vec))
+			return false;
+	} else if (bpf_core_read(&v.page, sizeof(v.page), &vec->bv_page) || bpf_core_read(&v.len, sizeof(v.len), &vec->bv_len) ||
+		   bpf_core_read(&v.offset, sizeof(v.offset), &vec->bv_offset)) {
+		return false;
+	}
+	if (w->begin > v.len)
+		return false;
+	take_vec(w, v.page, v.len, v.offset);
 	return true;
 }
 
@@ -455,13 +485,15 @@ failed:
 	return 1;
 }
 
-static __always_inline bool capture_data(struct bio *bio, struct walk *w)
+static __always_inline bool capture_data(struct seen_bio *b, struct walk *w)
 {
-	w->vec = (u64)BPF_CORE_READ(bio, bi_io_vec) + (u64)BPF_CORE_READ(bio, bi_iter.bi_idx) * bpf_core_type_size(struct bio_vec);
-	w->begin = BPF_CORE_READ(bio, bi_iter.bi_bvec_done);
+	w->vec += (u64)b->idx * bpf_core_type_size(struct bio_vec);
+	w->begin = b->done;
 	w->span = 0;
 	w->piece = 0;
-	w->left = BPF_CORE_READ(bio, bi_iter.bi_size);
+	w->left = b->size;
+	if (w->page && w->begin <= w->page_len)
+		take_vec(w, w->page, w->page_len, w->page_offset);
 	/* A bio that cannot fit would only fill the ring with pieces that nobody wants. (Others may take the room meanwhile, and a bio
 	 * may have more pieces than this: then it fails on the way.) */
 	u64 room = bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) - bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
@@ -503,18 +535,55 @@ static __always_inline bool capture_zero(struct walk *w)
 
 /* ---- a write is seen -------------------------------------------------------------------------------------------------------- */
 
-static __always_inline struct tracked_disk *find_disk(struct gendisk *disk)
+static __always_inline struct tracked_disk *find_dev(u32 key, u64 diskseq)
 {
-	u32 key = (u32)BPF_CORE_READ(disk, major) << 20 | (u32)BPF_CORE_READ(disk, first_minor);
 	struct tracked_disk *found = bpf_map_lookup_elem(&tracked, &key);
 
 	/* The number was given to another disk. User space will notice; until it does, nothing that is written can be called ordered. */
-	if (found && bpf_core_field_exists(disk->diskseq) && BPF_CORE_READ(disk, diskseq) != found->diskseq) {
+	if (found && bpf_core_field_exists(struct gendisk, diskseq) && diskseq != found->diskseq) {
 		__sync_fetch_and_add(&control.unknown_range, 1);
 		__sync_fetch_and_add(&control.loss, 1);
 		return NULL;
 	}
 	return found;
+}
+
+static __always_inline struct tracked_disk *find_disk(struct gendisk *disk)
+{
+	u32 key = (u32)BPF_CORE_READ(disk, major) << 20 | (u32)BPF_CORE_READ(disk, first_minor);
+	u64 diskseq = bpf_core_field_exists(disk->diskseq) ? BPF_CORE_READ(disk, diskseq) : 0;
+
+	return find_dev(key, diskseq);
+}
+
+static __always_inline void look(struct seen_bio *b, struct bio *bio)
+{
+	struct gendisk *disk = bio->bi_bdev->bd_disk;
+
+	b->key = (u64)bio;
+	b->op = bio->bi_opf & OP_MASK;
+	b->size = bio->bi_iter.bi_size;
+	b->sector = bio->bi_iter.bi_sector;
+	b->idx = bio->bi_iter.bi_idx;
+	b->done = bio->bi_iter.bi_bvec_done;
+	b->dev = (u32)disk->major << 20 | (u32)disk->first_minor;
+	b->diskseq = bpf_core_field_exists(disk->diskseq) ? disk->diskseq : 0;
+	b->encrypted = bpf_core_field_exists(bio->bi_crypt_context) && bio->bi_crypt_context;
+}
+
+static __always_inline void look_by_copy(struct seen_bio *b, struct bio *bio)
+{
+	struct gendisk *disk = BPF_CORE_READ(bio, bi_bdev, bd_disk);
+
+	b->key = (u64)bio;
+	b->op = BPF_CORE_READ(bio, bi_opf) & OP_MASK;
+	b->size = BPF_CORE_READ(bio, bi_iter.bi_size);
+	b->sector = BPF_CORE_READ(bio, bi_iter.bi_sector);
+	b->idx = BPF_CORE_READ(bio, bi_iter.bi_idx);
+	b->done = BPF_CORE_READ(bio, bi_iter.bi_bvec_done);
+	b->dev = (u32)BPF_CORE_READ(disk, major) << 20 | (u32)BPF_CORE_READ(disk, first_minor);
+	b->diskseq = bpf_core_field_exists(disk->diskseq) ? BPF_CORE_READ(disk, diskseq) : 0;
+	b->encrypted = bpf_core_field_exists(bio->bi_crypt_context) && BPF_CORE_READ(bio, bi_crypt_context);
 }
 
 static __always_inline bool skipped(void)
@@ -558,14 +627,14 @@ static __always_inline bool handed_over(u64 key, struct open_write *now)
 	       before->disk == now->disk;
 }
 
-static int write_seen(struct bio *bio, u32 hook)
+static __noinline int write_seen(struct seen_bio *b, u32 hook)
 {
-	u32 op = BPF_CORE_READ(bio, bi_opf) & OP_MASK;
-	u32 size = BPF_CORE_READ(bio, bi_iter.bi_size);
+	u32 op = b->op;
+	u32 size = b->size;
 
 	if (!(op & 1) || (!size && op == OP(REQ_OP_WRITE))) /* reads are even; a WRITE without data is a flush */
 		return 0;
-	struct tracked_disk *disk = find_disk(BPF_CORE_READ(bio, bi_bdev, bd_disk));
+	struct tracked_disk *disk = find_dev(b->dev, b->diskseq);
 	if (!disk || (disk->flags & DISK_BIO_BASED) != (hook == QUEUE) || skipped())
 		return 0;
 	u32 slot = disk->slot;
@@ -575,10 +644,10 @@ static int write_seen(struct bio *bio, u32 hook)
 		return 0;
 
 	u64 loss = *(volatile u64 *)&control.loss;
-	u64 key = (u64)bio;
+	u64 key = b->key;
 	struct open_write open = {
 		.since_ns = bpf_ktime_get_boot_ns(),
-		.sector = BPF_CORE_READ(bio, bi_iter.bi_sector),
+		.sector = b->sector,
 		.sectors = size >> SECTOR_SHIFT,
 		.disk = slot,
 	};
@@ -593,9 +662,7 @@ static int write_seen(struct bio *bio, u32 hook)
 	bool fits = open.sector + open.sectors <= disk->sectors;
 	u64 *cause = &control.lost_unsupported;
 	u32 records = 0;
-	if (fits && control.direct_map && !w->busy &&
-	    !(bpf_core_field_exists(bio->bi_crypt_context) && BPF_CORE_READ(bio, bi_crypt_context))) {
-		w->busy = 1;
+	if (fits && control.direct_map && b->has_walk && !b->encrypted) {
 		w->time_ns = open.since_ns;
 		w->bio = key;
 		w->loss = loss;
@@ -605,7 +672,7 @@ static int write_seen(struct bio *bio, u32 hook)
 		w->records = 0;
 		w->failed = w->full = 0;
 		if (op == OP(REQ_OP_WRITE))
-			captured = capture_data(bio, w);
+			captured = capture_data(b, w);
 		else if (op == OP(REQ_OP_DISCARD) || op == OP(REQ_OP_WRITE_ZEROES) || op == OP(REQ_OP_SECURE_ERASE))
 			captured = zero = capture_zero(w);
 		records = w->records;
@@ -613,7 +680,6 @@ static int write_seen(struct bio *bio, u32 hook)
 			cause = &control.lost_full;
 		else if (w->failed)
 			cause = &control.lost_unreadable;
-		w->busy = 0;
 	}
 	if (!fits) {
 		__sync_fetch_and_add(&control.unknown_range, 1);
@@ -631,28 +697,65 @@ static int write_seen(struct bio *bio, u32 hook)
 	return 0;
 }
 
+/* Takes the walk of this hook and CPU; false when a run that this one interrupted has it. */
+static __always_inline bool take_walk(struct walk *w)
+{
+	if (w->busy)
+		return false;
+	w->busy = 1;
+	w->page = 0;
+	return true;
+}
+
+static __always_inline int see(struct bio *bio, u32 hook)
+{
+	struct seen_bio b = {};
+	struct walk *w;
+
+	if (!(bio->bi_opf & 1)) /* reads are even */
+		return 0;
+	look(&b, bio);
+	w = bpf_map_lookup_elem(&walks, &hook);
+	if (!w)
+		return 0;
+	b.has_walk = take_walk(w);
+	if (b.has_walk) {
+		w->vec = (u64)bio->bi_io_vec;
+		/* An element at a varying index is not the verifier's to know; nearly all bios begin at the first. */
+		if (!b.idx && b.size && b.op == OP(REQ_OP_WRITE)) {
+			w->page = (u64)bio->bi_io_vec->bv_page;
+			w->page_len = bio->bi_io_vec->bv_len;
+			w->page_offset = bio->bi_io_vec->bv_offset;
+		}
+	}
+	write_seen(&b, hook);
+	if (b.has_walk)
+		w->busy = 0;
+	return 0;
+}
+
 SEC("tp_btf/block_getrq")
 int BPF_PROG(us_getrq, struct bio *bio)
 {
-	return bio->bi_opf & 1 ? write_seen(bio, GETRQ) : 0;
+	return see(bio, GETRQ);
 }
 
 SEC("tp_btf/block_bio_backmerge")
 int BPF_PROG(us_backmerge, struct bio *bio)
 {
-	return bio->bi_opf & 1 ? write_seen(bio, BACKMERGE) : 0;
+	return see(bio, BACKMERGE);
 }
 
 SEC("tp_btf/block_bio_frontmerge")
 int BPF_PROG(us_frontmerge, struct bio *bio)
 {
-	return bio->bi_opf & 1 ? write_seen(bio, FRONTMERGE) : 0;
+	return see(bio, FRONTMERGE);
 }
 
 SEC("tp_btf/block_bio_queue")
 int BPF_PROG(us_queue, struct bio *bio)
 {
-	return bio->bi_opf & 1 ? write_seen(bio, QUEUE) : 0;
+	return see(bio, QUEUE);
 }
 
 /* ---- a write completed ------------------------------------------------------------------------------------------------------ */
@@ -753,8 +856,19 @@ static long find_merged_discard(u32 index, struct bio_list *list)
 	struct open_write *open = bpf_map_lookup_elem(&open_writes, &list->bio);
 	/* A bio that is among the open writes with another range is the next user of its memory, after a missed completion. */
 	if (!open || open->sector != BPF_CORE_READ(bio, bi_iter.bi_sector) ||
-	    open->sectors != BPF_CORE_READ(bio, bi_iter.bi_size) >> SECTOR_SHIFT)
-		write_seen(bio, ISSUE);
+	    open->sectors != BPF_CORE_READ(bio, bi_iter.bi_size) >> SECTOR_SHIFT) {
+		struct seen_bio b = {};
+		u32 hook = ISSUE;
+		struct walk *w = bpf_map_lookup_elem(&walks, &hook);
+
+		look_by_copy(&b, bio);
+		b.has_walk = w && take_walk(w);
+		if (b.has_walk)
+			w->vec = (u64)BPF_CORE_READ(bio, bi_io_vec);
+		write_seen(&b, ISSUE);
+		if (w && b.has_walk)
+			w->busy = 0;
+	}
 	list->bio = (u64)BPF_CORE_READ(bio, bi_next);
 	return 0;
 }
