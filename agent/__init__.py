@@ -6,6 +6,8 @@
     capture/     BPF programs and their maps: every write, copied at submission      its map: capture/__init__.py
     stream/      batches in one order, catch-up, the session                          its map: stream/__init__.py
     continuity   runs the audit; what follows if a write went past capture
+    traces       what of the agent's own lies on the disks that it captures
+    lock         one agent, or one detach, at a time
     preflight    could this disk be protected, and how well?
     pipeline     the parts of a running agent, put together
     status       what the agent says of itself

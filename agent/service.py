@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from agent import lock
+from agent import lock, traces
 from agent.capture.attach import check_machine
 from agent.capture.maps import Capture
 from agent.capture.protection import Change, Watch, protect
@@ -115,6 +115,8 @@ def _attach(config: AgentConfig) -> Capture:
     capture, left_out = protect(config.protected, *where, config.ring_mib << 20, before_change)
     for left in left_out:
         _log.error("disk left out; the others are protected", id=left.id, **left.error.as_dict())
+    for trace in traces.on_captured(config.state_dir, capture.disks):
+        _log.warning("the agent writes onto a disk that it captures", what=trace)
     capture.watch = Watch(config.protected, *where, left_out)
     return capture
 
