@@ -105,10 +105,14 @@ def _attach(config: AgentConfig) -> Capture:
     """Attaches capture to every protected disk that is there and well, or continues it. When the set of them changed, or one of them
     did, a new epoch begins: a point needs all disks of its epoch."""
 
+    all_there_ns = 0
+
     def before_change(words: npt.NDArray[np.uint64], change: Change) -> None:
+        """Called once for what is pinned, and once more for what replaces it, if everything is attached afresh."""
+        nonlocal all_there_ns
         state = AgentState(words)
-        missed = change is Change.RETURNED
-        state.want_epoch(CHANGES[change], suspect_since_ns=max(state[Word.ALL_THERE_NS], 1) if missed else 0)
+        all_there_ns = all_there_ns or max(state[Word.ALL_THERE_NS], 1)
+        state.want_epoch(CHANGES[change], suspect_since_ns=all_there_ns if change is Change.RETURNED else 0)
         state[Word.SETTLED] = 0
 
     where = config.state_dir, config.pin_dir

@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -100,8 +100,14 @@ def _calibration_maps(loaded: libbpf.BpfObject) -> tuple[npt.NDArray[Any], npt.N
     return control, probe
 
 
-def attach_fresh(pin_dir: Path, wanted: Sequence[Disk], ring_b: int, object_path: Path) -> None:
-    """Leaves a complete `pin_dir`, or nothing."""
+def attach_fresh(
+    pin_dir: Path,
+    wanted: Sequence[Disk],
+    ring_b: int,
+    object_path: Path,
+    prepare: Callable[[npt.NDArray[np.uint64]], None] = lambda words: None,
+) -> None:
+    """Leaves a complete `pin_dir`, or nothing. `prepare` is given the state's words before anybody can find them."""
     if len(wanted) > layout.MAX_DISKS or not wanted:
         raise UsageError(
             f"{len(wanted)} disks cannot be protected",
@@ -125,6 +131,7 @@ def attach_fresh(pin_dir: Path, wanted: Sequence[Disk], ring_b: int, object_path
         for name, map_name in PINNED_MAPS.items():
             libbpf.pin(loaded.map_fd(map_name), folder / name)
         _make_array(STATE, layout.STATE_WORDS, libbpf.F_MMAPABLE, folder / STATE)
+        prepare(state_words(folder))
         for slot, (disk, baseline) in enumerate(zip(wanted, baselines, strict=True)):
             prepare_slot(loaded, folder, slot, disk, baseline)
             track(loaded, slot, disk)
@@ -223,6 +230,14 @@ def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> dict[int, Disk]:
                 what, cause=f"{disk.path} has {disk.sectors} sectors now, not {pin.sectors}"
             )
     return {pin.slot: by_dev[pin.dev] for pin in pinned}
+
+
+def state_words(folder: Path) -> npt.NDArray[np.uint64]:
+    fd = libbpf.get(folder / STATE)
+    try:
+        return mapped(fd, np.dtype("<u8"), layout.STATE_WORDS)
+    finally:
+        os.close(fd)
 
 
 def _make_array(name: str, words: int, flags: int, path: Path) -> None:

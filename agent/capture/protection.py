@@ -11,7 +11,6 @@ makes that durable. A kill behind it leaves a capture that nobody takes for the 
 from __future__ import annotations
 
 import enum
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture import answer, attach, bindings, disks, identify, layout, libbpf, members, pins
+from agent.capture import answer, attach, bindings, disks, identify, layout, members, pins
 from agent.capture.answer import Answer
 from agent.capture.binding import WEAK, Action, Identity, Kind, Known, Standing, Verdict, decide
 from agent.capture.bindings import Bound, Wanted
@@ -30,6 +29,7 @@ from agent.capture.disks import Disk
 from agent.capture.maps import Capture
 from shared import logging
 from shared.errors import (
+    CaptureUnavailableError,
     DiskLeftOutError,
     NotADiskError,
     NoUsableDiskError,
@@ -63,6 +63,8 @@ class LeftOut:
     id: str
     device: str
     error: UnderstudyError
+    retry: bool = True
+    """It may become well by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,10 @@ def protect(
         )
     disks.check_set([disk for _, disk in chosen], examine=False)
     _remember(state_dir, look.remembered, remembered, [verdict for verdict, _ in chosen])
-    _bring_about(chosen, [pin.slot for pin in pinned], pin_dir, ring_b, before_change, object_path)
-    capture = Capture.attach(pin_dir, [disk for _, disk in chosen], ring_b, object_path=object_path)
+    unseen = _bring_about(chosen, [pin.slot for pin in pinned], pin_dir, ring_b, before_change, object_path)
+    left_out += unseen
+    captured = [disk for _, disk in chosen if disk.id not in {left.id for left in unseen}]
+    capture = Capture.attach(pin_dir, captured, ring_b, object_path=object_path)
     return capture, left_out
 
 
@@ -128,27 +132,34 @@ def _bring_about(
     ring_b: int,
     before_change: BeforeChange,
     object_path: Path,
-) -> None:
-    """Makes what is pinned the chosen disks: those that go on are not touched."""
-    new = [disk for verdict, disk in chosen if verdict.action is Action.ATTACH]
+) -> list[LeftOut]:
+    """Makes what is pinned the chosen disks: those that go on are not touched. Returns those whose writes the programs do not see."""
+    new = [(verdict, disk) for verdict, disk in chosen if verdict.action is Action.ATTACH]
     staying = {verdict.slot for verdict, _ in chosen if verdict.slot is not None}
     stale = [slot for slot in pinned if slot not in staying]
     if not pinned:
-        return
+        return []
     members.tidy(pin_dir)
     if not new and not stale:
-        return
+        return []
     change = _change(chosen, stale)
-    before_change(state_words(pin_dir), change)
+    before_change(attach.state_words(pin_dir), change)
     if not staying or len(new) > members.free_slots(pin_dir):
         pins.detach(pin_dir)
-        attach.attach_fresh(pin_dir, [disk for _, disk in chosen], ring_b, object_path)
-        before_change(state_words(pin_dir), change)
-        return
+        everything = [disk for _, disk in chosen]
+        attach.attach_fresh(
+            pin_dir, everything, ring_b, object_path, lambda words: before_change(words, change)
+        )
+        return []
     # First those that go: one that was resized, or whose number another got, is one and the other.
     members.leave(pin_dir, stale)
-    if new:
-        members.join(pin_dir, new, object_path)
+    unseen = []
+    for verdict, disk in new:
+        try:
+            members.join(pin_dir, [disk], object_path)
+        except CaptureUnavailableError as exc:
+            unseen.append(LeftOut(verdict.known.id, verdict.known.path, exc, retry=False))
+    return unseen
 
 
 def _change(chosen: Sequence[tuple[Verdict, Disk]], stale: Sequence[int]) -> Change:
@@ -158,14 +169,6 @@ def _change(chosen: Sequence[tuple[Verdict, Disk]], stale: Sequence[int]) -> Cha
     if new:
         return Change.RETURNED if stale else Change.JOINED
     return Change.LEFT
-
-
-def state_words(pin_dir: Path) -> npt.NDArray[np.uint64]:
-    fd = libbpf.get(pin_dir / attach.STATE)
-    try:
-        return attach.mapped(fd, np.dtype("<u8"), layout.STATE_WORDS)
-    finally:
-        os.close(fd)
 
 
 def _look(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) -> _Look:
@@ -257,6 +260,7 @@ class Watch:
         self._wanted = wanted
         self._where = state_dir, pin_dir
         self.left_out: Final = tuple(left_out)
+        self._hopeless = {left.id for left in left_out if not left.retry}
         self._next = time.monotonic() + RETRY_S
         self._thread: threading.Thread | None = None
         self._found = False
@@ -280,7 +284,10 @@ class Watch:
             _log.warning("disks that are left out could not be looked for", **exc.as_dict())
             return
         self._found = any(
-            verdict.action is Action.ATTACH and _why_not(verdict, look) is None for verdict in look.verdicts
+            verdict.action is Action.ATTACH
+            and verdict.known.id not in self._hopeless
+            and _why_not(verdict, look) is None
+            for verdict in look.verdicts
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from agent import service
 from agent.capture import answer, attach, bindings, pins
 from agent.capture.answer import Answer, ask
 from agent.capture.binding import Kind
@@ -18,7 +19,11 @@ from agent.capture.bindings import Wanted
 from agent.capture.disks import find_disk
 from agent.capture.maps import Capture, detach
 from agent.capture.protection import Change, LeftOut, Watch, protect, standing_now
+from agent.config import AgentConfig
+from agent.stream.state import AgentState, Reason, Word
+from shared.batch import Epoch
 from shared.errors import BindingDamagedError, NoUsableDiskError
+from shared.tls import TlsFiles
 from tests.capture_parts import MIB, Rig, needs_capture, rig, run, until
 from tests.loopdisk import attached, own_device
 
@@ -256,6 +261,51 @@ def test_a_kill_while_disks_are_exchanged_leaves_what_the_next_attachment_puts_r
     tracked = {pin.slot for pin in attach.read_pinned(r.pin_dir)}
     assert {int(path.name[-2:]) for path in r.pin_dir.glob("todo-*")} == tracked
     assert pins.exist(r.pin_dir)
+
+
+def test_a_disk_whose_writes_cannot_be_seen_does_not_cost_the_others_nor_is_tried_again_and_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    machine.protect()
+    reattach(r.device, r.backing[0])
+    monkeypatch.setattr("agent.capture.members.prove", lambda *_, **__: "a read did not pass the hooks")
+    capture, (left,) = machine.protect()
+    assert (left.error.code, left.error.cause) == ("US411", "a read did not pass the hooks")
+    assert [disk.id for disk in capture.disks] == [r.disks[1].name]
+    watch = machine.watch([left])
+    watch.is_one_back()
+    assert watch._thread is not None
+    watch._thread.join()
+    assert not watch.is_one_back()
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_the_agent_wants_a_new_epoch_and_says_since_when_points_are_suspect(
+    machine: Machine, both: bool
+) -> None:
+    r = machine.rig
+    files = TlsFiles(cert=Path("c"), key=Path("k"), ca=Path("a"))
+    config = AgentConfig(
+        machine="m", disks=[disk.device for disk in machine.wanted], process_server="ps:9443", control_url="https://cs",
+        tls=files, state_dir=machine.state_dir, pin_dir=r.pin_dir, ring_mib=1,
+    )  # fmt: skip
+    capture = service._attach(config)
+    state = AgentState(capture.state)
+    state.begin_epoch(Epoch(7))
+    state[Word.ALL_THERE_NS] = 123
+    state[Word.SETTLED] = 1
+    capture.close()
+    for disk, file in zip(r.disks[: 2 if both else 1], r.backing, strict=False):
+        reattach(str(disk.path), file)
+    again = service._attach(config)
+    state = AgentState(again.state)
+    again.close()
+    assert again.fresh is False
+    assert (state[Word.EPOCH], state.reason, state[Word.SUSPECT_SINCE_NS]) == (0, Reason.DISK_RETURNED, 123)
+    assert state[Word.SETTLED] == 0
+    assert again.watch is not None
+    assert again.watch.left_out == ()
 
 
 # -- does it answer? ---------------------------------------------------------------------------------------
