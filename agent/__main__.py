@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from collections.abc import Awaitable
 from pathlib import Path
@@ -58,7 +59,11 @@ def detach(argv: list[str]) -> int:
     try:
         config = load_config(options.config, AgentConfig)
         try:
-            with lock.held(config.state_dir, "Capture was not detached"):
+            with contextlib.ExitStack() as stack:
+                if (
+                    config.state_dir / lock.NAME
+                ).exists():  # or no agent ever ran here, and there may be no room for a lock
+                    stack.enter_context(lock.held(config.state_dir, "Capture was not detached"))
                 detach(config.pin_dir)
         except AgentRunningError as exc:
             if not options.force:

@@ -81,6 +81,13 @@ def test_capture_of_an_agent_that_is_stopped_is_detached() -> None:
         assert "no trace of it is left" in done.stdout
 
 
+@needs_capture
+def test_detach_makes_nothing_where_no_agent_ever_ran() -> None:
+    with rig(8 * MIB) as r:
+        assert detach(r).returncode == 0
+        assert not (r.folder / "state").exists()
+
+
 def test_a_holder_that_the_kernel_does_not_show_is_not_invented(tmp_path: Path) -> None:
     locks = tmp_path / "locks"
     locks.write_text(

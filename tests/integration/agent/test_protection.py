@@ -199,6 +199,24 @@ def test_a_resized_disk_is_attached_anew_and_the_other_goes_on(machine: Machine)
     assert sorted(disk.bytes for disk in again.disks) == [4 * MIB, 8 * MIB]
 
 
+def test_another_list_of_disks_is_taken_up_without_a_detach(machine: Machine) -> None:
+    r = machine.rig
+    both = machine.wanted
+    machine.wanted = both[1:]
+    one, _ = machine.protect()
+    r.write(0, b"x" * 4096, disk=1)
+    machine.wanted = both
+    two, _ = machine.protect()
+    assert {disk.id for disk in two.disks} == {disk.name for disk in r.disks}
+    assert two.disks[0].id == one.disks[0].id
+    assert two.counters(0).captured_sectors == 8
+    machine.wanted = both[:1]
+    other, none = machine.protect()
+    assert ([disk.id for disk in other.disks], none) == ([r.disks[0].name], [])
+    assert machine.changes == [Change.JOINED, Change.LEFT]
+    assert len(bindings.read(machine.state_dir) or []) == 2, "the id of a disk that left may be given again"
+
+
 def test_a_lost_binding_is_said_and_a_damaged_one_refused(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
