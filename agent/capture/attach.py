@@ -187,7 +187,7 @@ def needed(wanted: Sequence[Disk]) -> list[str]:
 
 
 def read_pinned(pin_dir: Path) -> list[Pinned]:
-    """What is captured there, by slot. Raises PinnedElsewhereError if it is not whole, or of another version."""
+    """What is captured there, in the order of the stream. Raises PinnedElsewhereError if it is not whole, or of another version."""
     what = f"Capture pinned at {pin_dir} cannot be continued"
     missing = [name for name in (*PINNED_MAPS, STATE) if not (pin_dir / name).exists()]
     if missing:
@@ -207,11 +207,12 @@ def read_pinned(pin_dir: Path) -> list[Pinned]:
         Pinned(slot=int(v["slot"]), dev=int(key), diskseq=int(v["diskseq"]), sectors=int(v["sectors"]))
         for key, v in zip(keys, values, strict=True)
     ]
-    return sorted(pinned, key=lambda pin: pin.slot)
+    numbers = control["numbers"]
+    return sorted(pinned, key=lambda pin: int(numbers[pin.slot]) or layout.MAX_DISKS + 1 + pin.slot)
 
 
 def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> dict[int, Disk]:
-    """`wanted` by the slot that the pinned capture has them in, in order. Raises PinnedElsewhereError unless it captures
+    """`wanted` by the slot that the pinned capture has them in, in the order of the stream. Raises PinnedElsewhereError unless it captures
     exactly these; DiskResizedError, which is one, if it does but one has another size."""
     what = f"Capture pinned at {pin_dir} cannot be continued"
     pinned = read_pinned(pin_dir)

@@ -92,7 +92,8 @@ CONTROL: Final = np.dtype(
         ("misses_before", "<u8"),
         ("slots", "<u8"),
         ("object_hash", "<u8", (4,)),
-        ("reserved", "<u8", (10,)),
+        ("numbers", "u1", (MAX_DISKS,)),
+        ("reserved", "<u8", (2,)),
     ]
 )
 PROBE_WORDS: Final = 8

@@ -193,6 +193,15 @@ def join(pin_dir: Path, disks: Sequence[Disk], object_path: Path) -> list[int]:
     return given
 
 
+def put_in_order(pin_dir: Path, devs: Sequence[int]) -> None:
+    """Numbers the captured disks as the device numbers are listed. Only before an epoch begins: within one, numbers stay."""
+    slots = {pin.dev: pin.slot for pin in attach.read_pinned(pin_dir)}
+    with _map(pin_dir, "control") as fd:
+        numbers = _control(fd)["numbers"]
+        for number, dev in enumerate(dev for dev in devs if dev in slots):
+            numbers[slots[dev]] = number + 1
+
+
 def _slots_given(pin_dir: Path, control: npt.NDArray[np.void]) -> int:
     """Captures from before slots were counted have given those that they use."""
     used = [int(path.name[-2:]) + 1 for path in pin_dir.glob("todo-*")]

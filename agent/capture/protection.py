@@ -159,6 +159,7 @@ def _bring_about(
             members.join(pin_dir, [disk], object_path)
         except CaptureUnavailableError as exc:
             unseen.append(LeftOut(verdict.known.id, verdict.known.path, exc, retry=False))
+    members.put_in_order(pin_dir, [layout.kernel_dev(disk.major, disk.minor) for _, disk in chosen])
     return unseen
 
 

@@ -127,7 +127,8 @@ struct control {
 	u64 misses_before; /* user space's: runs skipped of programs that were replaced */
 	u64 slots;        /* user space's: how many were ever given; none is given twice */
 	u64 object_hash[4]; /* user space's: SHA-256 of the object that the programs are of */
-	u64 reserved[10];
+	u8 numbers[64];   /* user space's, by slot: 1 + the disk's number in the stream; 0: by slot */
+	u64 reserved[2];
 };
 
 /* One calibration probe: see agent/capture/calibrate.py. User space fills the first part, the program the second. */
