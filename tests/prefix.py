@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import mmap
 import os
 import signal
@@ -73,8 +74,15 @@ def content(numbers: npt.NDArray[np.uint64], disk: int, first: int) -> npt.NDArr
     return result
 
 
-def write(schedule: Schedule, devices: Sequence[str], progress: Path, rate_b: float, seconds: float) -> int:
-    """Runs the schedule on the devices. Returns the number of writes that completed."""
+def write(
+    schedule: Schedule,
+    devices: Sequence[str],
+    progress: Path,
+    rate_b: float,
+    seconds: float,
+    after: int = 0,
+) -> int:
+    """Runs the schedule on the devices, from the write that follows `after`. Returns the number of the last one that completed."""
     stop = False
 
     def on_signal(*_: object) -> None:
@@ -90,7 +98,7 @@ def write(schedule: Schedule, devices: Sequence[str], progress: Path, rate_b: fl
     array = np.frombuffer(buffer, np.uint64).reshape(MAX_SECTORS, _WORDS)
     began = time.monotonic()
     written = 0
-    for number, disk, first, sectors, zero in schedule.writes():
+    for number, disk, first, sectors, zero in itertools.islice(schedule.writes(), after, None):
         if stop or (seconds and time.monotonic() - began > seconds):
             return number - 1
         if rate_b and (ahead := written / rate_b - (time.monotonic() - began)) > 0.002:
@@ -111,12 +119,20 @@ class Writer:
     """The writer as a process of its own; a context manager."""
 
     def __init__(
-        self, devices: Sequence[str], progress: Path, seed: int, *, rate_mb: float = 0, seconds: float = 0
+        self,
+        devices: Sequence[str],
+        progress: Path,
+        seed: int,
+        *,
+        rate_mb: float = 0,
+        seconds: float = 0,
+        after: int = 0,
     ) -> None:
         self._progress = progress
-        progress.write_bytes(bytes(16))
+        progress.write_bytes(struct.pack("<QQ", after, after))
         command = [sys.executable, "-m", "tests.prefix", "--seed", str(seed), "--progress", str(progress)]
-        command += ["--rate-mb", str(rate_mb), "--seconds", str(seconds), *devices]
+        command += ["--rate-mb", str(rate_mb), "--seconds", str(seconds), "--after", str(after)]
+        command += devices
         self.process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
 
     def __enter__(self) -> Self:
@@ -231,6 +247,7 @@ def main() -> int:
     parser.add_argument("--progress", type=Path, required=True)
     parser.add_argument("--rate-mb", type=float, default=0, help="MB/s; 0: full speed")
     parser.add_argument("--seconds", type=float, default=0, help="0: until SIGTERM")
+    parser.add_argument("--after", type=int, default=0, help="writes that the disks hold already")
     parser.add_argument("devices", nargs="+")
     options = parser.parse_args()
     sizes = []
@@ -241,7 +258,7 @@ def main() -> int:
     schedule = Schedule(options.seed, tuple(sizes))
     if not options.progress.exists():
         options.progress.write_bytes(bytes(16))
-    write(schedule, options.devices, options.progress, options.rate_mb * 1e6, options.seconds)
+    write(schedule, options.devices, options.progress, options.rate_mb * 1e6, options.seconds, options.after)
     return 0
 
 

@@ -15,6 +15,7 @@ from tests.long.copies import copies
 from tests.long.identity import identity_of, identity_over_md
 from tests.long.moved import moved
 from tests.long.outage import outage
+from tests.long.reboot import reboot
 from tests.long.storage_faults import storage_faults
 from tests.long.story import Result, Story, scratch, two_disks
 
@@ -157,6 +158,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "copy": copies,
     "moved": moved,
     "outage": outage,
+    "reboot": reboot,
     "identity-ext4": lambda: identity_of("ext4"),
     "identity-xfs": lambda: identity_of("xfs"),
     "identity-btrfs": lambda: identity_of("btrfs"),

@@ -43,6 +43,7 @@ class Story:
         self._sectors = (disk_b // 512,) * len(devices)
         self._at_least: dict[str, int] = {}
         self.seed = secrets.randbits(32)
+        self._rate_mb = rate_mb
         self.writer = Writer(devices, folder / "progress", self.seed, rate_mb=rate_mb)
         self.total = 0
 
@@ -54,6 +55,12 @@ class Story:
 
     def stop(self) -> None:
         self.total = self.writer.stop()
+
+    def go_on(self, devices: list[str]) -> None:
+        """After `stop`: the same disks, which may stand under other names by now, in the same order."""
+        self.writer = Writer(
+            devices, self.folder / "progress", self.seed, rate_mb=self._rate_mb, after=self.total
+        )
 
     def checker(self) -> PrefixChecker:
         return PrefixChecker(Schedule(self.seed, self._sectors))
