@@ -1,7 +1,8 @@
 """From closed spool files to listed segments: several uploads at a time, listed in order.
 
 Input: `SpooledSegment`s in the order of their batches. Output: block blobs, index entries, then deleted
-files. It blocks on storage only, for as long as it takes: its store is a patient one.
+files. It blocks on storage only, for as long as it takes: what one try does not bring there goes by a patient store, one
+segment at a time, and only that one is in memory.
 
 Order of things, each step durable before the next: blob (created once, never overwritten) → index entry →
 `on_indexed` (`uploaded` advances) → the spool file is deleted. A crash between two of them repeats the
@@ -22,9 +23,9 @@ from typing import Final
 from process_server.spool.file import SpooledSegment
 from process_server.spool.threads import run_to_end
 from shared import logging
-from shared.blob import BlobStore
+from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
-from shared.errors import BlobExistsError, SegmentAlteredError
+from shared.errors import BlobExistsError, SegmentAlteredError, StorageRefusedError, TransientError
 from shared.log import names
 from shared.log.index import IndexEntry, entry_for
 from shared.log.writer import IndexWriter
@@ -55,6 +56,8 @@ class Uploader:
         Once segments are listed, `on_indexed` is called for each, and then, in a thread, `forget` for all.
         """
         self._store = store
+        self._hasty = store.with_retry(Retry(deadline_s=0.0))
+        self._patience: Final = asyncio.Lock()
         self._index = index
         self._index_lock: Final = asyncio.Lock()
         self._slots = slots
@@ -90,13 +93,23 @@ class Uploader:
             await self._index.release()
 
     async def _upload(self, segment: SpooledSegment) -> IndexEntry:
+        """While storage takes nothing, one segment at a time waits for it in memory; the others wait on the disk."""
+        if not self._patience.locked():
+            try:
+                return await self._upload_to(self._hasty, segment)
+            except (TransientError, StorageRefusedError):
+                pass  # storage trouble, which the patient store tells of
+        async with self._patience:
+            return await self._upload_to(self._store, segment)
+
+    async def _upload_to(self, store: BlobStore, segment: SpooledSegment) -> IndexEntry:
         index = self._index
         name = names.segment(index.machine, index.epoch, index.term, segment.first.number)
         async with self._slots:
             started = time.monotonic()
             read = await run_to_end(self._threads, segment.read)
             reach("upload.before-create")
-            await self._create(name, read.data, read.digest.hex())
+            await _create(store, name, read.data, read.digest.hex())
             reach("upload.after-create")
         _log.debug("segment uploaded", blob=name, size_b=len(read.data), took_s=time.monotonic() - started)
         return entry_for(
@@ -108,16 +121,6 @@ class Uploader:
             term=index.term,
             written_ns=time.time_ns(),
         )
-
-    async def _create(self, name: str, data: bytes, digest: str) -> None:
-        try:
-            await self._store.create(name, data, {"digest": digest})
-        except BlobExistsError:
-            there = await self._store.properties(name)
-            if (there.size_b, there.metadata.get("digest")) != (len(data), digest):
-                raise SegmentAlteredError(
-                    f"Segment {name} could not be written", cause="another blob has its name"
-                ) from None
 
     async def _list_in_order(self) -> None:
         while True:
@@ -145,3 +148,14 @@ class Uploader:
                 )
             reach("upload.before-delete")
             await run_to_end(self._threads, partial(self._forget, [segment for segment, _ in done]))
+
+
+async def _create(store: BlobStore, name: str, data: bytes, digest: str) -> None:
+    try:
+        await store.create(name, data, {"digest": digest})
+    except BlobExistsError:
+        there = await store.properties(name)
+        if (there.size_b, there.metadata.get("digest")) != (len(data), digest):
+            raise SegmentAlteredError(
+                f"Segment {name} could not be written", cause="another blob has its name"
+            ) from None

@@ -24,6 +24,7 @@ from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.receiver import Machine
 from process_server.service import watch_storage
 from process_server.spool import epoch_log, machine_log, recovery, watermark
+from process_server.spool.file import Readout, SpooledSegment
 from process_server.spool.ownership import Patience
 from process_server.spool.spool import MachineLog, Spool
 from process_server.spool.trouble import Trouble
@@ -55,6 +56,7 @@ from tests.azurite import Azurite
 from tests.logs import Made, make_batch, make_chain
 from tests.loopdisk import loop_disk
 from tests.spools import append_all, hello, make_spool, read_log, same_batches
+from tests.storage_faults import Answer, FaultProxy
 
 T = TypeVar("T")
 
@@ -1207,3 +1209,38 @@ async def test_a_sync_that_really_fails_loses_nothing_that_was_acknowledged(
         await log.flush()
     assert same_batches(await read_log(store, folder), chain)
     assert spool_files(folder) == []
+
+
+async def test_while_storage_takes_nothing_one_segment_waits_in_memory_and_the_others_on_the_disk(
+    azurite: Azurite,
+    store: BlobStore,
+    blob_config: BlobConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chain = make_chain(8)
+    read: list[str] = []
+
+    def noted(segment: SpooledSegment) -> Readout:
+        read.append(segment.path.name)
+        return really(segment)
+
+    really = SpooledSegment.read
+    with FaultProxy(azurite) as proxy:
+        async with (
+            BlobStore.connect(proxy.config(blob_config.container)) as faulty,
+            opened(make_spool(tmp_path / "spool", faulty, size_b=1)) as log,
+        ):
+            refused = proxy.add(Answer(503, "ServerBusy"), blob="logs/*.seg", times=None)
+            await append_all(log, chain[:1])
+            await until(log, lambda: log.upload_trouble is not None)
+            monkeypatch.setattr(SpooledSegment, "read", noted)
+            await append_all(log, chain[1:])
+            struck = refused.struck
+            while refused.struck < struck + 2:  # noqa: ASYNC110 - the proxy's thread has no event of this loop
+                await asyncio.sleep(0.05)
+            assert read == []
+            proxy.clear()
+            await log.flush()
+    assert len(read) == 7
+    assert same_batches(await read_log(store, tmp_path / "spool"), chain)
