@@ -21,7 +21,8 @@ from agent.capture import answer, attach, disks, identify
 from agent.capture.binding import Identity, Kind
 from agent.capture.calibrate import Calibration
 from agent.capture.disks import Disk
-from shared.errors import DeviceError, UnderstudyError, UnsuitableDiskError
+from shared.errors import DeviceError, DiskTooLargeError, UnderstudyError, UnsuitableDiskError
+from shared.limits import check_page_blob_target
 
 _BITMAP_B_PER_TIB: Final = 24 << 20
 _GIB: Final = 1 << 30
@@ -123,6 +124,10 @@ def _examine(
         notes.append(
             "the kernel does not count its sectors (iostats = 0): switch that on, else capture cannot be audited"
         )
+    try:
+        check_page_blob_target(disk.name, disk.bytes)
+    except DiskTooLargeError as exc:
+        notes.append(f"as a page blob it cannot be kept: {exc.cause}. {exc.action}")
     told = ask([str(disk.path)])[str(disk.path)]
     if told.cause:
         return Finding(device, UnsuitableDiskError(f"{device} cannot be protected", cause=told.cause), disk)

@@ -126,3 +126,13 @@ def test_switched_off_counting_is_noted(tmp_path: Path, monkeypatch: pytest.Monk
     notes = " ".join(look(lambda _: Calibration("")).notes)
     assert "iostats = 0" in notes
     assert "no serial number" in notes
+
+
+def test_a_disk_that_no_page_blob_holds_is_told_before_it_is_protected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = replace(make_disk(tmp_path, "sda", {"device/wwid": "naa.1"}), sectors=9 << 31)
+    monkeypatch.setattr("agent.capture.disks.find_disk", lambda path, *, sysfs: made)
+    finding = look(lambda _: Calibration("", 1, 2))
+    (note,) = (note for note in finding.notes if "8 TiB" in note)
+    assert 'target = "image"' in note
