@@ -6,6 +6,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ class Lab:
         self.folder = folder
         self.devices = list(devices)
         self._disks = [argument for device in devices for argument in ("--disk", device)]
-        self._port_base = 20000 + 20 * secrets.randbelow(600)
+        self._port_base = _free_base()
 
     def run(self, *arguments: str, timeout_s: float = 300, folder: Path | None = None) -> str:
         """Runs one command, on this lab or on the one in `folder`; its standard output. Raises CommandFailedError."""
@@ -106,6 +107,19 @@ class Lab:
 
     def start(self, daemon: str) -> None:
         self.run("lab", "start", daemon)
+
+
+def _free_base() -> int:
+    """A base at which nobody listens on a lab's ports: other labs may be up on this host."""
+    while True:
+        base = 20000 + 20 * secrets.randbelow(600)
+        if all(_is_free(base + offset) for offset in (0, 3, 10)):
+            return base
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @contextlib.contextmanager
