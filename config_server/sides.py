@@ -65,7 +65,7 @@ class Sides:
         now_s = time.monotonic()
         try:
             side = await self._side(machine, identity, now_s)
-            if side is not None:
+            if side is not None and side.identity != active_side.UNKNOWN:
                 side.check(identity)
             self._check_boot(machine, boot, now_s)
         except CopyRefusedError as exc:

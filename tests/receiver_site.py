@@ -43,7 +43,7 @@ class Site:
     def agent(self, machine: str = "lab") -> contextlib.AbstractAsyncContextManager[Agent]:
         return Agent.connect(self.receiver.port, tls.client_context(self.ca.issue(f"agent:{machine}")))
 
-    async def check_side(self, machine: str, identity: str) -> None:
+    async def check_side(self, machine: str, identity: str, *, claim: bool) -> None:
         if self.active is not None:
             self.active.check(identity)
 

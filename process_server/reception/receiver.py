@@ -24,7 +24,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from process_server.reception.credit import CacheSpace, CreditGate, CreditPolicy
 from process_server.reception.session import Session, StreamLog
@@ -50,8 +50,11 @@ STOP_S: Final = 20.0
 """How long batches in flight may take at a stop; what is not durable then was not acknowledged."""
 
 OpenLog = Callable[[Hello], Awaitable[StreamLog]]
-CheckSide = Callable[[str, str], Awaitable[None]]
-"""Machine and identity; raises CopyRefusedError."""
+
+
+class CheckSide(Protocol):
+    def __call__(self, machine: str, identity: str, *, claim: bool) -> Awaitable[None]:
+        """Raises CopyRefusedError; see process_server/spool/sides.py."""
 
 
 class Copy(NamedTuple):
@@ -198,7 +201,7 @@ class Receiver:
         for session in (machine.session, machine.newest):
             if session is not None and (session.connected or session.waiting):
                 try:
-                    await self._check_side(name, session.identity)
+                    await self._check_side(name, session.identity, claim=False)
                 except CopyRefusedError as exc:
                     session.fail(exc)
 
@@ -269,7 +272,7 @@ class Receiver:
     async def _refuse_copies(self, session: Session, hello: Hello) -> None:
         """Raises CopyRefusedError; nothing of the machine was touched then."""
         try:
-            await self._check_side(hello.machine, hello.identity)
+            await self._check_side(hello.machine, hello.identity, claim=False)
             while (other := self._other_boot(hello)) is not None:
                 if await other.answers():
                     raise CopyRefusedError(
@@ -278,6 +281,7 @@ class Receiver:
                     )
                 if self._other_boot(hello) is other:
                     break  # it does not answer: the machine was restarted
+            await self._check_side(hello.machine, hello.identity, claim=True)
         except CopyRefusedError as exc:
             self.copies[hello.machine] = Copy(session.address, exc, time.monotonic())
             raise

@@ -30,14 +30,23 @@ class Sides:
         self._folder = spool_dir
         self._known: dict[str, ActiveSide] = {}
 
-    async def check(self, machine: str, identity: str) -> None:
-        """Raises CopyRefusedError; TransientError when nobody can tell yet."""
-        (await self._current(machine, identity)).check(identity)
+    async def check(self, machine: str, identity: str, *, claim: bool) -> None:
+        """Raises CopyRefusedError; TransientError when nobody can tell yet. With `claim`, a name that nobody has, or somebody without
+        an identity, is this machine's from now on: so first without, and with it when nobody else answers for the name.
+        """
+        side = await self._current(machine, identity, claim)
+        if side is not None and (claim or side.identity != active_side.UNKNOWN):
+            side.check(identity)
 
-    async def _current(self, machine: str, identity: str) -> ActiveSide:
+    async def _current(self, machine: str, identity: str, claim: bool) -> ActiveSide | None:
         try:
             await self._store.ensure_container()
-            side = await active_side.find_or_begin(self._store, machine, identity)
+            if claim:
+                side = await active_side.find_or_begin(self._store, machine, identity)
+            elif (found := await active_side.find(self._store, machine)) is not None:
+                side = found
+            else:
+                return None
         except StorageError as exc:
             known = self._known.get(machine) or await asyncio.to_thread(self._recall, machine)
             if known is None:

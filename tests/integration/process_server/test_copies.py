@@ -101,14 +101,14 @@ async def test_the_first_identity_is_the_active_side_until_somebody_changes_it(
     store: BlobStore, tmp_path: Path
 ) -> None:
     sides = Sides(store, tmp_path)
-    await sides.check("m1", "first")
+    await sides.check("m1", "first", claim=True)
     with pytest.raises(CopyRefusedError, match="second"):
-        await sides.check("m1", "second")
+        await sides.check("m1", "second", claim=True)
     changed = await active_side.change(store, "m1", "second")
     assert (changed.generation, changed.direction) == (2, Direction.OUTWARD)
-    await sides.check("m1", "second")
+    await sides.check("m1", "second", claim=True)
     with pytest.raises(CopyRefusedError):
-        await sides.check("m1", "first")
+        await sides.check("m1", "first", claim=True)
 
 
 async def test_two_that_are_first_agree_on_one(store: BlobStore) -> None:
@@ -126,19 +126,19 @@ async def test_changes_at_once_get_generations_of_their_own(store: BlobStore) ->
 
 async def test_a_machine_that_had_no_identity_is_known_by_its_first(store: BlobStore, tmp_path: Path) -> None:
     sides = Sides(store, tmp_path)
-    await sides.check("m1", active_side.UNKNOWN)
-    await sides.check("m1", "now-known")
+    await sides.check("m1", active_side.UNKNOWN, claim=True)
+    await sides.check("m1", "now-known", claim=True)
     with pytest.raises(CopyRefusedError):
-        await sides.check("m1", "other")
+        await sides.check("m1", "other", claim=True)
     with pytest.raises(CopyRefusedError):
-        await sides.check("m1", active_side.UNKNOWN)
+        await sides.check("m1", active_side.UNKNOWN, claim=True)
 
 
 async def test_what_storage_said_last_counts_while_it_is_away_also_after_a_restart(
     azurite: Azurite, blob_config: BlobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with BlobStore.connect(blob_config) as store:
-        await Sides(store, tmp_path).check("m1", "first")
+        await Sides(store, tmp_path).check("m1", "first", claim=True)
     gone = BlobConfig(
         url="https://127.0.0.1:1/account",
         container=blob_config.container,
@@ -148,8 +148,25 @@ async def test_what_storage_said_last_counts_while_it_is_away_also_after_a_resta
     monkeypatch.setattr("process_server.spool.sides._ASK", Retry(deadline_s=0.3))
     async with BlobStore.connect(gone) as away:
         restarted = Sides(away, tmp_path)
-        await restarted.check("m1", "first")
+        await restarted.check("m1", "first", claim=True)
         with pytest.raises(CopyRefusedError):
-            await restarted.check("m1", "second")
+            await restarted.check("m1", "second", claim=True)
         with pytest.raises(TransientError, match="cannot be taken yet"):
-            await restarted.check("m2", "first")
+            await restarted.check("m2", "first", claim=True)
+
+
+async def test_a_copy_that_has_an_identity_does_not_get_the_name_of_a_machine_that_has_none_while_that_is_there(
+    site: Site, store: BlobStore, tmp_path: Path
+) -> None:
+    sides = Sides(store, tmp_path / "spool")
+    site.receiver._check_side = sides.check
+    async with site.agent() as original, site.agent() as copy:
+        await original.open(hello(identity=active_side.UNKNOWN, boot="1"))
+        async with answering(original):
+            copy.write(copy.wire.send_hello(hello(identity="smbios:1", boot="2")))
+            assert (await copy.fault()).code == CopyRefusedError.code
+    side = await active_side.find(store, "lab")
+    assert side is not None
+    assert side.identity == active_side.UNKNOWN
+    async with site.agent() as again:
+        await again.open(hello(epoch=1, identity=active_side.UNKNOWN, boot="1"))

@@ -42,7 +42,7 @@ class Port:
         async def open_log(_message: Hello) -> MemoryLog:
             return self.log
 
-        async def everybody(_machine: str, _identity: str) -> None:
+        async def everybody(machine: str, identity: str, *, claim: bool) -> None:
             pass
 
         self.receiver = Receiver(
