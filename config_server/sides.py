@@ -134,8 +134,10 @@ class Sides:
             except (StorageError, IntegrityError, ConfigError, TimeoutError) as exc:
                 _log.warning("active side not asked for", machine=machine, cause=str(exc))
             else:
-                if found is not None:
-                    side = self._known[machine] = found
+                known = self._known.get(machine)
+                if found is not None and (known is None or known.generation <= found.generation):
+                    self._known[machine] = found
+                side = self._known.get(machine)
         return side
 
     def _check_boot(self, machine: str, boot: str, now_s: float) -> None:

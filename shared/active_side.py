@@ -94,8 +94,8 @@ async def change(
     """Makes `identity` the active side, whichever is: the next generation. From now on every other copy is refused."""
     name = names.side_document(machine)
     while True:
-        found = await _read(store, name)
-        generation = found[0].generation if found is not None else 0
+        found = await store.read_versioned(name)
+        generation = _generation(found[0], name) if found is not None else 0
         new = msgspec.structs.replace(_following(machine, generation, identity), direction=direction)
         if found is None:
             try:
@@ -122,9 +122,17 @@ async def _swap(store: BlobStore, name: str, new: ActiveSide, etag: str) -> bool
     try:
         await store.replace(name, msgspec.json.encode(new), if_match=etag)
     except PreconditionError:
-        found = await _read(store, name)
-        return found is not None and found[0].claim == new.claim
+        found = await store.read_versioned(name)
+        return found is not None and found[0] == msgspec.json.encode(new)
     return True
+
+
+def _generation(data: bytes, name: str) -> int:
+    """Of a document that cannot be read nobody knows it: then a number that no count of changes reaches."""
+    try:
+        return decode(data, name).generation
+    except IntegrityError:
+        return int(time.time())
 
 
 async def _read(store: BlobStore, name: str) -> tuple[ActiveSide, str] | None:

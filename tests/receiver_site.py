@@ -43,9 +43,10 @@ class Site:
     def agent(self, machine: str = "lab") -> contextlib.AbstractAsyncContextManager[Agent]:
         return Agent.connect(self.receiver.port, tls.client_context(self.ca.issue(f"agent:{machine}")))
 
-    async def check_side(self, machine: str, identity: str, *, claim: bool) -> None:
+    async def check_side(self, machine: str, identity: str, *, claim: bool) -> bool:
         if self.active is not None:
             self.active.check(identity)
+        return self.active is not None
 
     async def open_log(self, message: Hello) -> MemoryLog:
         self.opened.append(message.machine)

@@ -52,8 +52,11 @@ STOP_S: Final = 20.0
 OpenLog = Callable[[Hello], Awaitable[StreamLog]]
 
 
+_NOT_ANY_MORE: Final = "another machine was named as the one of this name"
+
+
 class CheckSide(Protocol):
-    def __call__(self, machine: str, identity: str, *, claim: bool) -> Awaitable[None]:
+    def __call__(self, machine: str, identity: str, *, claim: bool) -> Awaitable[bool]:
         """Raises CopyRefusedError; see process_server/spool/sides.py."""
 
 
@@ -218,9 +221,10 @@ class Receiver:
         if self.revoked.covers(session.channel.serial, session.channel.peer):
             raise _refused(session)
         tls.require_name(session.channel.peer, f"agent:{hello.machine}")
+        session.identity, session.boot = hello.identity, hello.boot
         await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
-        session.machine, session.identity, session.boot = machine.name, hello.identity, hello.boot
+        session.machine = machine.name
         machine.newest = session
         superseded = SupersededError(f"The session of {machine.name} was closed")
         if machine.session is not None:
@@ -231,6 +235,9 @@ class Receiver:
             raise superseded
         if machine.session is not None:
             await _settled(machine.session)
+        await self._check_side(
+            machine.name, hello.identity, claim=False
+        )  # another may have been named while this one waited
         machine.admit(session)
         if machine.log is None:
             machine.log = await self._open_log(hello)
@@ -272,9 +279,13 @@ class Receiver:
     async def _refuse_copies(self, session: Session, hello: Hello) -> None:
         """Raises CopyRefusedError; nothing of the machine was touched then."""
         try:
-            await self._check_side(hello.machine, hello.identity, claim=False)
+            is_it = await self._check_side(hello.machine, hello.identity, claim=False)
             while (other := self._other_boot(hello)) is not None:
-                if await other.answers():
+                if is_it and other.identity != hello.identity:
+                    other.fail(
+                        CopyRefusedError(f"The session of {hello.machine} was closed", cause=_NOT_ANY_MORE)
+                    )
+                elif await other.answers():
                     raise CopyRefusedError(
                         f"A copy of machine {hello.machine} was refused",
                         cause=f"the machine is there, at {other.address}, and this is another boot with the same identity",

@@ -30,13 +30,16 @@ class Sides:
         self._folder = spool_dir
         self._known: dict[str, ActiveSide] = {}
 
-    async def check(self, machine: str, identity: str, *, claim: bool) -> None:
-        """Raises CopyRefusedError; TransientError when nobody can tell yet. With `claim`, a name that nobody has, or somebody without
-        an identity, is this machine's from now on: so first without, and with it when nobody else answers for the name.
+    async def check(self, machine: str, identity: str, *, claim: bool) -> bool:
+        """Whether this identity is known to be the active side. Raises CopyRefusedError; TransientError when nobody can tell yet.
+
+        With `claim`, a name that nobody has, or somebody without an identity, is this machine's from now on: so first without, and with
+        it when nobody else answers for the name.
         """
         side = await self._current(machine, identity, claim)
         if side is not None and (claim or side.identity != active_side.UNKNOWN):
             side.check(identity)
+        return side is not None and side.identity == identity != active_side.UNKNOWN
 
     async def _current(self, machine: str, identity: str, claim: bool) -> ActiveSide | None:
         try:
@@ -57,7 +60,10 @@ class Sides:
                 ) from exc
             _log.warning("active side not asked for", machine=machine, **exc.as_dict())
             return known
-        if side != self._known.get(machine):
+        known = self._known.get(machine)
+        if known is not None and known.generation > side.generation:
+            return known  # a slow answer: somebody was told more meanwhile
+        if side != known:
             self._known[machine] = side
             await asyncio.to_thread(self._remember, side)
         return side

@@ -66,6 +66,8 @@ class Channel(asyncio.BufferedProtocol):
         self._may_write.set()
         self._heard_at = self._sent_at = self._connected_at = self._loop.time()
         self._asked = self._answer = 0
+        self._owed = 0
+        """What the peer asked within a frame of ours: answered behind it."""
         self._answered = asyncio.Event()
 
     # ---- for the session ----
@@ -90,14 +92,17 @@ class Channel(asyncio.BufferedProtocol):
                 self._transport.write(view[at : at + PIECE_B])
                 await self.drain()
         self._in_frame = False
+        if self._owed:
+            owed, self._owed = self._owed, 0
+            self.send(self.wire.send_ping(answer=owed))
 
     async def drain(self) -> None:
         """Returns when there is room for more, or when the session is over."""
         await self._may_write.wait()
 
     async def answers(self) -> bool:
-        """Whether the peer is there: it answers a PING within ANSWER_S. One whose bytes are not read just now (it sent more than it
-        may) counts as there."""
+        """Whether the peer is there: it answers a PING within ANSWER_S, or still sends at the end of that time: within a large frame it
+        cannot answer. One whose bytes are not read just now (it sent more than it may) counts as there."""
         ask = self._asked = self._asked + 1
         self.send(self.wire.send_ping(ask=ask))
         with contextlib.suppress(TimeoutError):
@@ -105,7 +110,8 @@ class Channel(asyncio.BufferedProtocol):
                 while self._answer < ask and not self._over:
                     self._answered.clear()
                     await self._answered.wait()
-        return not self._over and (self._answer >= ask or self._paused)
+        still_sends = self._loop.time() - self._heard_at < ANSWER_S / 3
+        return not self._over and (self._answer >= ask or still_sends or self._paused)
 
     def fail(self, error: UnderstudyError) -> None:
         """End the session from this side: tell the peer why, then close."""
@@ -188,7 +194,9 @@ class Channel(asyncio.BufferedProtocol):
                 what = f"The {self.wire.peer.value} gave up: {fault.what}"
                 self._end(RefusedError(what, cause=fault.cause, action=fault.action))
             case Pinged(ask, answer):
-                if ask:
+                if ask and self._in_frame:
+                    self._owed = ask
+                elif ask:
                     self.send(self.wire.send_ping(answer=ask))
                 self._answer = max(self._answer, answer)
                 self._answered.set()

@@ -13,7 +13,7 @@ from process_server.spool.sides import Sides
 from shared import active_side
 from shared.active_side import ActiveSide, Direction
 from shared.blob import BlobConfig, BlobStore, Retry
-from shared.errors import CopyRefusedError, SupersededError, TransientError
+from shared.errors import CopyRefusedError, IntegrityError, SupersededError, TransientError
 from shared.wire import transport
 from tests.azurite import Azurite
 from tests.receiver_site import Site
@@ -170,3 +170,47 @@ async def test_a_copy_that_has_an_identity_does_not_get_the_name_of_a_machine_th
     assert side.identity == active_side.UNKNOWN
     async with site.agent() as again:
         await again.open(hello(epoch=1, identity=active_side.UNKNOWN, boot="1"))
+
+
+async def test_a_machine_in_the_middle_of_a_large_frame_is_there(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "ANSWER_S", 0.6)
+    async with site.agent() as original, site.agent() as copy:
+        chain = Chain.after(await original.open(hello(identity="original", boot="1")))
+        batch = chain.next(sectors=4096)
+        frame = b"".join(bytes(part) for part in original.wire.send_batch(batch.number, batch.parts))
+
+        async def trickle() -> None:
+            """It does not read, and it cannot answer before its frame is over."""
+            for at in range(0, len(frame), len(frame) // 20):
+                original.write([frame[at : at + len(frame) // 20]])
+                await asyncio.sleep(0.1)
+
+        sending = asyncio.create_task(trickle())
+        copy.write(copy.wire.send_hello(hello(identity="original", boot="2")))
+        assert (await copy.fault()).code == CopyRefusedError.code
+        await sending
+        await original.acked(1)
+    assert site.log().position.epoch == 1
+
+
+async def test_a_session_of_the_old_side_does_not_keep_the_new_one_out(site: Site) -> None:
+    async with site.agent() as old, site.agent() as new:
+        await old.open(hello(identity="original", boot="1"))
+        site.active = ActiveSide(machine="lab", generation=2, identity="new", changed_ns=0, claim="")
+        async with answering(old):
+            await new.open(hello(identity="new", boot="2"))
+        assert (await old.fault()).code == CopyRefusedError.code
+
+
+async def test_a_damaged_document_is_mended_by_naming_the_active_side(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    sides = Sides(store, tmp_path)
+    await sides.check("m1", "first", claim=True)
+    await store.replace("sides/m1.json", b"{")
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        await Sides(store, tmp_path).check("m1", "first", claim=True)
+    await active_side.change(store, "m1", "second")
+    await sides.check("m1", "second", claim=True)

@@ -42,8 +42,8 @@ class Port:
         async def open_log(_message: Hello) -> MemoryLog:
             return self.log
 
-        async def everybody(machine: str, identity: str, *, claim: bool) -> None:
-            pass
+        async def everybody(machine: str, identity: str, *, claim: bool) -> bool:
+            return False
 
         self.receiver = Receiver(
             ("127.0.0.1", 0),
