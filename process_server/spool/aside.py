@@ -108,23 +108,25 @@ class Aside:
         self.look()
 
     def look(self) -> None:
-        """What is there now; drops what was kept long enough. Raises OSError."""
+        """What is there now; drops what was kept long enough. Several threads may look at once. Raises OSError."""
+        found: dict[Kind, list[tuple[int, Note]]] = {kind: [] for kind in Kind}
         for kind in Kind:
-            self._found[kind] = []
             folder = self._folder / kind
             if not folder.is_dir():
                 continue
             for path in sorted(folder.iterdir()):
                 if path.name.endswith(_NOTE) or path.name.startswith("."):
                     continue
-                status = path.stat()
-                # The time of the last change of its names: when it came here.
-                if kind is Kind.UNLISTED and time.time() - status.st_ctime > KEEP_S:
-                    _log.warning("batches deleted that were kept aside", path=str(path), kept_s=KEEP_S)
-                    durable.remove_file(path)
-                    durable.remove_file(_note_of(path))
-                    continue
-                self._found[kind].append((status.st_size, _read_note(path)))
+                with contextlib.suppress(FileNotFoundError):  # an operator deleted it, or another look did
+                    status = path.stat()
+                    # The time of the last change of its names: when it came here.
+                    if kind is Kind.UNLISTED and time.time() - status.st_ctime > KEEP_S:
+                        _log.warning("batches deleted that were kept aside", path=str(path), kept_s=KEEP_S)
+                        durable.remove_file(path)
+                        durable.remove_file(_note_of(path))
+                        continue
+                    found[kind].append((status.st_size, _read_note(path)))
+        self._found = found
 
 
 _TOLD: Final = {

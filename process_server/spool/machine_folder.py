@@ -70,9 +70,9 @@ class MachineFolder:
     def _epochs(self) -> list[int]:
         try:
             self.aside.look()
+            if not self._path.is_dir():
+                return []
             return sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
-        except FileNotFoundError:
-            return []
         except OSError as exc:
             raise SpoolError(
                 f"The spool folder {self._path} could not be read", cause=exc.strerror or str(exc)
