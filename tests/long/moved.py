@@ -17,6 +17,7 @@ from typing import Any, Final
 from shared import enrol
 from shared.toml import to_toml
 from tests.lab import Lab, lab
+from tests.long.copies import agent_config
 from tests.long.story import Result, Story, scratch, two_disks
 
 MOVES: Final = 20
@@ -121,10 +122,6 @@ class SecondServer:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
-
-
-def agent_config(site: Lab) -> dict[str, Any]:
-    return tomllib.loads((site.folder / "agent.toml").read_text())
 
 
 def set_process_server(site: Lab, address: str) -> None:
