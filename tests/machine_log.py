@@ -36,6 +36,7 @@ from tests.logs import Made, put_segment
 SECOND_NS = 1_000_000_000
 START_NS = 1_700_000_000 * SECOND_NS
 """When the first batch is captured; each further batch one second later."""
+SIZES_B = (256 * 1024, 96 * 1024 + 512)
 
 
 class ModelMachine:
@@ -45,7 +46,7 @@ class ModelMachine:
         vault: FileVault,
         key: MachineKey,
         name: str = "web1",
-        sizes_b: Sequence[int] = (256 * 1024, 96 * 1024 + 512),
+        sizes_b: Sequence[int] = SIZES_B,
         seed: int = 0,
     ) -> None:
         self.store = store
@@ -65,10 +66,18 @@ class ModelMachine:
         self._writer: IndexWriter | None = None
 
     @classmethod
-    async def create(cls, store: BlobStore, folder: Path, name: str = "web1", seed: int = 0) -> ModelMachine:
+    async def create(
+        cls,
+        store: BlobStore,
+        folder: Path,
+        name: str = "web1",
+        seed: int = 0,
+        sizes_b: Sequence[int] = SIZES_B,
+    ) -> ModelMachine:
         path = folder / "vault.json"
         vault = FileVault(path) if path.exists() else FileVault.create(path)
-        return cls(store, vault, await machine_key(store, vault, name, create=True), name, seed=seed)
+        key = await machine_key(store, vault, name, create=True)
+        return cls(store, vault, key, name, sizes_b, seed)
 
     @property
     def disk_names(self) -> list[str]:
@@ -118,28 +127,15 @@ class ModelMachine:
             first = self.rng.randrange(sectors)
             length = min(self.rng.choice([1, 2, 8, 24]), sectors - first)
             rows.append((disk, first, length, Op.ZERO if self.rng.random() < 0.2 else Op.WRITE))
+        payload = bytearray()  # where writes of a batch overlap, each has its own data: the order must decide
         for disk, first, length, op in rows:
             data = self.rng.randbytes(length * SECTOR) if op == Op.WRITE else bytes(length * SECTOR)
             self.disks[disk][first * SECTOR : (first + length) * SECTOR] = data
-        # As the last write of a sector wins, it may carry the final data in each of its writes.
+            if op == Op.WRITE:
+                payload += data
         marks = () if mark is None else (Mark(mark),)
-        self._add(self._final(rows), state, marks, "" if state == StreamState.ORDERED else "ring full")
+        self._add(rows, state, marks, "" if state == StreamState.ORDERED else "ring full", bytes(payload))
         return self.position
-
-    @staticmethod
-    def _final(rows: list[tuple[int, int, int, Op]]) -> list[tuple[int, int, int, Op]]:
-        """A clear under a later write would carry no data: send every row as data but clears that nothing overlaps."""
-
-        def alone(i: int) -> bool:
-            disk, first, length, _ = rows[i]
-            return all(
-                j == i or d != disk or f >= first + length or first >= f + n
-                for j, (d, f, n, _) in enumerate(rows)
-            )
-
-        return [
-            (d, f, n, op if op == Op.WRITE or alone(i) else Op.WRITE) for i, (d, f, n, op) in enumerate(rows)
-        ]
 
     def _add(
         self,
@@ -147,15 +143,18 @@ class ModelMachine:
         state: StreamState,
         marks: tuple[Mark, ...],
         cause: str,
+        payload: bytes | None = None,
         unreadable: tuple[tuple[int, int, int], ...] = (),
     ) -> None:
+        """One batch; without `payload` it carries what the disks hold now."""
         self.position = Position.of(self.position.epoch, self.position.batch + 1)
         self.captured_ns += SECOND_NS
-        payload = b"".join(
-            self.disks[disk][first * SECTOR : (first + length) * SECTOR]
-            for disk, first, length, op in rows
-            if op in (Op.WRITE, Op.SYNC)
-        )
+        if payload is None:
+            payload = b"".join(
+                self.disks[disk][first * SECTOR : (first + length) * SECTOR]
+                for disk, first, length, op in rows
+                if op in (Op.WRITE, Op.SYNC)
+            )
         batch = Batch(
             epoch=Epoch(self.position.epoch),
             number=BatchNumber(self.position.batch),

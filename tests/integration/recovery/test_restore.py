@@ -17,6 +17,7 @@ from shared.errors import (
     SnapshotError,
     WrongKeyError,
 )
+from shared.recovery import materialise as materialise_module
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.folder import JOURNAL, MANIFEST, Manifest, open_folder
@@ -27,6 +28,12 @@ from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan, verify
 from shared.vault import FileVault
 from tests.machine_log import ModelMachine
+
+MIB = 1024 * 1024
+
+
+class Interrupted(Exception):
+    pass
 
 
 async def restore(
@@ -43,9 +50,10 @@ async def snapshot_now(machine: ModelMachine) -> PointDoc:
     for name, disk in zip(machine.disk_names, machine.disks, strict=True):
         blob = seed_blob(machine.name, name)
         await machine.store.delete(blob)
-        await machine.store.pages.create(blob, 1024 * 1024 + 512)
-        for at in range(0, len(disk), 4096):
-            piece = bytes(disk[at : at + 4096])
+        await machine.store.pages.create(blob, -(-len(disk) // MIB) * MIB + 512)
+        step_b = 4096 if len(disk) < MIB else MIB
+        for at in range(0, len(disk), step_b):
+            piece = bytes(disk[at : at + step_b])
             if any(piece):
                 await machine.store.pages.write(blob, at, piece)
         await machine.store.set_metadata(
@@ -253,3 +261,39 @@ async def test_the_wrong_vault_is_found_before_anything_is_downloaded(
     with pytest.raises(WrongKeyError):
         await restore(machine, "latest", out, FileVault.create(tmp_path / "other.json"))
     assert not out.exists()
+
+
+async def test_a_base_in_several_reads_and_groups_is_whole_however_often_its_restore_was_interrupted(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads are cut at 4 MiB, and the journal is written after a group of them."""
+    machine = await ModelMachine.create(store, tmp_path, sizes_b=(21 * MIB + 512, 9 * MIB))
+    for disk in machine.disks:
+        for at in range(0, len(disk) - 2 * MIB, 5 * MIB):  # with holes of 3 MiB
+            disk[at : at + 2 * MIB] = machine.rng.randbytes(2 * MIB)
+    machine.disks[0][5 * MIB : 15 * MIB] = machine.rng.randbytes(10 * MIB)
+    await machine.begin_epoch()
+    machine.write(mark="p")
+    await machine.publish()
+    await snapshot_now(machine)
+    machine.write(20)
+    await machine.publish()
+    monkeypatch.setattr(materialise_module, "_JOURNAL_B", 5 * MIB)
+    groups = 0
+
+    def interrupted(point: str) -> None:
+        nonlocal groups
+        if point == "restore.after-base-group":
+            groups += 1
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(materialise_module, "reach", interrupted)
+        while True:
+            try:
+                manifest = await restore(machine, "latest", tmp_path / "a")
+            except Interrupted:
+                continue
+            break
+    assert groups == 3  # two of the first disk, one of the second
+    check(machine, machine.position, tmp_path / "a", manifest)
