@@ -83,6 +83,12 @@ class ModelMachine:
     def disk_names(self) -> list[str]:
         return [f"loop{n}" for n in range(len(self.disks))]
 
+    @property
+    def writer(self) -> IndexWriter:
+        """Of the current epoch's index."""
+        assert self._writer is not None
+        return self._writer
+
     def sha256(self) -> list[str]:
         return [hashlib.sha256(disk).hexdigest() for disk in self.disks]
 
@@ -176,12 +182,11 @@ class ModelMachine:
 
     async def publish(self, *, segments: int = 1) -> None:
         """Upload what was made since the last time, in that many segments, and list it."""
-        assert self._writer is not None
         size = -(-len(self._pending) // segments) or 1
         for at in range(0, len(self._pending), size):
             made = self._pending[at : at + size]
             entry = await put_segment(
-                self.store, made, term=self._writer.term, key=self.key, machine=self.name
+                self.store, made, term=self.writer.term, key=self.key, machine=self.name
             )
-            await self._writer.append([entry])
+            await self.writer.append([entry])
         self._pending = []

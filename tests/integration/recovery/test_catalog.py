@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shared.batch import StreamState
@@ -17,6 +18,7 @@ from shared.errors import (
 )
 from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch
+from shared.log.segment import MarkRow
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import logged_point
@@ -208,3 +210,45 @@ async def test_points_made_after_capture_was_last_proved_whole_are_suspect(machi
     await machine.publish()
     found = {p.id: p.suspect for p in (await Catalog.load(machine.store, machine.name)).points()}
     assert found == {proved.id: False, doubtful.id: True, "2-4": False}
+
+
+async def test_a_log_of_weeks_is_read_whole(machine: ModelMachine) -> None:
+    """50,000 segments, five seconds apart, in two blobs of the index; each hundredth has a mark."""
+    await machine.begin_epoch()
+    machine.write()
+    await machine.publish()
+    writer = machine.writer
+    count, before = 50_000, writer.fold.entries[-1]
+    first = before.last + 1
+    entries = []
+    for number in range(first, first + count):
+        captured_ns = START_NS + number * 5 * SECOND_NS
+        digest = f"{number:032x}"
+        entries.append(
+            msgspec.structs.replace(
+                before,
+                blob=names.segment(machine.name, 1, 1, number),
+                first=number,
+                last=number,
+                first_captured_ns=captured_ns,
+                last_captured_ns=captured_ns,
+                end_seq=number * 10,
+                predecessor=before.last_digest,
+                last_digest=digest,
+                ordered=((number, number),),
+                marks=(MarkRow(number, f"m{number}", "crash", captured_ns),) if number % 100 == 0 else (),
+                written_ns=captured_ns,
+            )
+        )
+        before = entries[-1]
+    for start in range(0, count, 4000):
+        await writer.append(entries[start : start + 4000])
+    assert writer.fold.number == 2
+    catalog = await Catalog.load(machine.store, machine.name)
+    last = first + count - 1
+    assert len(catalog.entries(1)) == count + 1
+    assert await catalog.resolve("latest") == Position.of(1, last)
+    assert len(catalog.points()) == count // 100
+    assert catalog.points()[-1].batch == last // 100 * 100
+    assert [gap.until for gap in catalog.gaps()] == [machine.position]
+    assert await catalog.resolve(f"1-{last - 40_000}") == Position.of(1, last - 40_000)
