@@ -18,6 +18,7 @@ from agent.capture import audit
 from agent.capture.audit import Baseline, Outcome, Sample, Verdict
 from agent.capture.disks import SYSFS, counts_sectors, size_of
 from agent.capture.maps import Capture
+from agent.capture.protection import Watch
 from agent.stream import clock
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
@@ -52,8 +53,9 @@ _SWITCH_ON: Final = "Switch it on: echo 1 > {}/queue/iostats (since Linux 6.11 w
 
 
 class Continuity:
-    def __init__(self, capture: Capture, state: AgentState, rounds: Rounds) -> None:
+    def __init__(self, capture: Capture, state: AgentState, rounds: Rounds, watch: Watch) -> None:
         self._capture = capture
+        self._watch = watch
         self._state = state
         self._rounds = rounds
         self._verdicts: list[Verdict] = []
@@ -153,8 +155,7 @@ class Continuity:
             if others and not self._state[Word.ORDERED] and self.looked_at - self._whole_at > GONE_S:
                 names = [problem.object for problem in self._gone.values()]
                 self._begin_anew("the others go on without disks that are gone", disks=names)
-        watch = self._capture.watch
-        if watch is not None and watch.is_one_back(looking=bool(self._gone)):
+        if self._watch.is_one_back(looking=bool(self._gone)):
             self._begin_anew("a disk is back")
 
     def _begin_anew(self, why: str, **fields: object) -> None:

@@ -8,6 +8,7 @@ import time
 from typing import Any, Final
 
 from agent.capture.maps import Capture
+from agent.capture.protection import Watch
 from agent.config import AgentConfig
 from agent.continuity import Continuity
 from agent.machine_identity import boot_of, identity_of
@@ -34,16 +35,18 @@ MARK_DEADLINE_S: Final = 110.0
 class Agent:
     """The parts of a running agent."""
 
-    def __init__(self, config: AgentConfig, capture: Capture) -> None:
+    def __init__(self, config: AgentConfig, capture: Capture, watch: Watch) -> None:
         self.config = config
         self.capture = capture
+        self.watch = watch
+        """For disks that are protected and not captured."""
         self.state = AgentState(capture.state)
         self.catchup = CatchUp(
             [disk.sectors for disk in capture.disks], [capture.todo(i) for i in range(len(capture.disks))]
         )
         self.reader = SyncReader([str(disk.path) for disk in capture.disks], self.catchup)
         self.stream = Stream(capture, self.state, self.catchup, self.reader)
-        self.continuity = Continuity(capture, self.state, self.stream.rounds)
+        self.continuity = Continuity(capture, self.state, self.stream.rounds, watch)
         self.sender = Sender(
             self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
         )

@@ -101,7 +101,7 @@ async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
     over.set()
 
 
-def _attach(config: AgentConfig) -> Capture:
+def _attach(config: AgentConfig) -> tuple[Capture, Watch]:
     """Attaches capture to every protected disk that is there and well, or continues it. When the set of them changed, or one of them
     did, a new epoch begins: a point needs all disks of its epoch."""
 
@@ -121,15 +121,14 @@ def _attach(config: AgentConfig) -> Capture:
         _log.error("disk left out; the others are protected", id=left.id, **left.error.as_dict())
     for trace in traces.on_captured(config.state_dir, capture.disks):
         _log.warning("the agent writes onto a disk that it captures", what=trace)
-    capture.watch = Watch(config.protected, *where, left_out)
-    return capture
+    return capture, Watch(config.protected, *where, left_out)
 
 
 @asynccontextmanager
 async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
-    capture = await asyncio.to_thread(_attach, config)
+    capture, watch = await asyncio.to_thread(_attach, config)
     try:
-        agent = Agent(config, capture)
+        agent = Agent(config, capture, watch)
         _log.info(
             "capture attached" if capture.fresh else "capture continued",
             machine=config.machine,

@@ -59,12 +59,13 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
         for slot, disk in enumerate(capture.disks)
     ]
     counters = [capture.counters(slot) for slot in range(len(capture.disks))]
-    problems = [*agent.continuity.problems]
-    if capture.watch is not None:
-        problems += [
+    problems = [
+        *agent.continuity.problems,
+        *(
             Problem(**left.error.as_dict(), severity="critical", object=left.id)
-            for left in capture.watch.left_out
-        ]
+            for left in agent.watch.left_out
+        ),
+    ]
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
     for slot, error in agent.reader.problems.items():

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +36,6 @@ from agent.capture.layout import GRANULE_SECTORS
 from agent.capture.ring import GONE, Ring, numbers
 from shared import logging
 from shared.errors import BpfError
-
-if TYPE_CHECKING:
-    from agent.capture.protection import Watch
 
 __all__ = ["GRANULE_SECTORS", "Capture", "Counters", "Incidents", "describe_loss", "detach"]
 
@@ -137,8 +134,6 @@ class Capture:
             self._todo.append(todo)
         self.state: Final[Words] = mapped(self._open(folder / STATE), np.dtype("<u8"), layout.STATE_WORDS)
         """4096 words that live as long as the capture; agent.state owns their meaning."""
-        self.watch: Watch | None = None
-        """Looks for disks that are protected and not captured; the agent's."""
         self._incidents_at_swap: Incidents | None = None
         # Ids, not descriptors: a process that holds a program open would keep it alive after a detach.
         self._programs = tuple(pins.program_ids(folder, leave_out=COMPLETIONS).values())

@@ -311,7 +311,7 @@ def test_the_agent_wants_a_new_epoch_and_says_since_when_points_are_suspect(
         machine="m", disks=[disk.device for disk in machine.wanted], process_server="ps:9443", control_url="https://cs",
         tls=files, state_dir=machine.state_dir, pin_dir=r.pin_dir, ring_mib=1,
     )  # fmt: skip
-    capture = service._attach(config)
+    capture, _ = service._attach(config)
     state = AgentState(capture.state)
     state.begin_epoch(Epoch(7))
     state[Word.ALL_THERE_NS] = 123
@@ -319,14 +319,13 @@ def test_the_agent_wants_a_new_epoch_and_says_since_when_points_are_suspect(
     capture.close()
     for disk, file in zip(r.disks[: 2 if both else 1], r.backing, strict=False):
         reattach(str(disk.path), file)
-    again = service._attach(config)
+    again, watch = service._attach(config)
     state = AgentState(again.state)
     again.close()
     assert again.fresh is False
     assert (state[Word.EPOCH], state.reason, state[Word.SUSPECT_SINCE_NS]) == (0, Reason.DISK_RETURNED, 123)
     assert state[Word.SETTLED] == 0
-    assert again.watch is not None
-    assert again.watch.left_out == ()
+    assert watch.left_out == ()
 
 
 # -- does it answer? ---------------------------------------------------------------------------------------

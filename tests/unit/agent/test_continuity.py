@@ -23,6 +23,17 @@ NO_INCIDENTS = Incidents(0, 0, 0, 0, 0, 0, 0, 0, 0)
 SECTORS = 1000
 
 
+class Watched:
+    """Disks that are left out, of which a test says when they are back."""
+
+    back = False
+    looked = False
+
+    def is_one_back(self, *, looking: bool) -> bool:
+        self.looked = looking
+        return self.back
+
+
 class Machine:
     """A machine with one disk, whose counts and verdicts a test sets."""
 
@@ -41,12 +52,13 @@ class Machine:
             audit_words=lambda slot: self.words,
             open_writes=lambda: np.zeros(0, OPEN_WRITE),
             fresh=True,
-            watch=None,
             attached_boot_ns=1,
         )
         self.capture = capture
         rounds: Any = SimpleNamespace(leave_out=lambda slots: setattr(self, "left_out", [*slots]))
-        self.continuity = Continuity(capture, self.state, rounds)
+        watch: Any = Watched()
+        self.watch = watch
+        self.continuity = Continuity(capture, self.state, rounds, watch)
 
     def happen(self, **counts: int) -> None:
         self.incidents = Incidents(**{name: counts.get(name, 0) for name in Incidents.__slots__})
@@ -149,7 +161,8 @@ class TwoDisks:
             disks=disks, sector_counts=lambda slot: (8, 8), fresh=True, attached_boot_ns=1
         )
         rounds: Any = SimpleNamespace(settle=lambda: setattr(self, "settled", True))
-        self.continuity = Continuity(capture, AgentState(np.zeros(4096, np.uint64)), rounds)
+        watch: Any = Watched()
+        self.continuity = Continuity(capture, AgentState(np.zeros(4096, np.uint64)), rounds, watch)
 
     def look(self) -> None:
         for name, count in self.inflight.items():
@@ -220,17 +233,6 @@ def test_a_clock_that_was_set_back_makes_points_suspect_from_the_earliest_time_t
     assert 0 < machine.state[Word.SUSPECT_SINCE_NS] <= point_ns
 
 
-class Watched:
-    """Disks that are left out, of which a test says when they are back."""
-
-    back = False
-    looked = False
-
-    def is_one_back(self, *, looking: bool) -> bool:
-        self.looked = looking
-        return self.back
-
-
 def test_a_disk_that_is_gone_leaves_an_ordered_stream_alone_and_is_left_by_another(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,8 +262,7 @@ def test_the_only_disk_of_a_machine_is_waited_for(machine: Machine) -> None:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_disk_that_is_back_is_taken_in(machine: Machine, gone: bool) -> None:
-    watch = Watched()
-    machine.capture.watch = watch
+    watch = machine.watch
     machine.size = 0 if gone else SECTORS
     machine.continuity.check()
     assert watch.looked is gone
