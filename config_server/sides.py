@@ -20,7 +20,14 @@ from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
 from shared import active_side, api, logging
 from shared.active_side import ActiveSide
-from shared.errors import ConfigError, CopyRefusedError, IntegrityError, RequestError, StorageError
+from shared.errors import (
+    ConfigError,
+    CopyRefusedError,
+    IntegrityError,
+    MachineNotFoundError,
+    RequestError,
+    StorageError,
+)
 from shared.messages import CommandKind, RebindRequest, SideView
 from shared.status import Problem
 
@@ -92,7 +99,8 @@ class Sides:
         """From now on another machine is the one of this name: what was refused as a copy, or what the operator names."""
         machine = check_name(call.path["machine"], "machine")
         identity = body.identity or self._identity_of_copy(machine)
-        side = await active_side.change(self._control.storage.store(), machine, identity)
+        store = await self._control.storage.machines().find(machine)
+        side = await active_side.change(store, machine, identity)
         now_ns = self._control.now_ns()
         self._known[machine] = side
         self._heard.pop(machine, None)
@@ -130,7 +138,9 @@ class Sides:
             self._asked_s[machine] = now_s
             try:
                 async with asyncio.timeout(_ASK_S):
-                    found = await active_side.find(self._control.storage.store(), machine)
+                    found = await active_side.find(await self._control.storage.machines().find(machine))
+            except MachineNotFoundError:
+                return side  # no machine of this name was ever replicated
             except (StorageError, IntegrityError, ConfigError, TimeoutError) as exc:
                 _log.warning("active side not asked for", machine=machine, cause=str(exc))
             else:

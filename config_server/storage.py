@@ -13,8 +13,15 @@ import time
 from pathlib import Path
 from typing import Final
 
-from shared.blob import BlobConfig, BlobStore, Retry
-from shared.errors import BlobNotFoundError, ConfigError, NotFoundError, UnderstudyError
+from shared.blob import BlobConfig, Retry
+from shared.errors import (
+    BlobNotFoundError,
+    ConfigError,
+    MachineNotFoundError,
+    NotFoundError,
+    UnderstudyError,
+)
+from shared.machine_storage import MachineStorage
 from shared.messages import MachineKeyGrant, PointList, PointView, StorageGrant
 from shared.recovery import listing
 from shared.vault import FileVault, machine_key
@@ -28,12 +35,12 @@ _DEADLINE: Final = Retry(deadline_s=8.0, attempt_s=3.0)
 
 
 class Storage:
-    """Read access to the vault's container; connects when first used."""
+    """The machines' containers; connects when first used."""
 
     def __init__(self, config: BlobConfig | None, vault_file: Path | None) -> None:
         self._config = config
         self._vault_file = vault_file
-        self._store: BlobStore | None = None
+        self._machines: MachineStorage | None = None
         self._known: dict[str, tuple[float, PointList]] = {}
         self._reading: dict[str, asyncio.Task[PointList]] = {}
 
@@ -41,9 +48,9 @@ class Storage:
         for task in list(self._reading.values()):
             task.cancel()
         await asyncio.gather(*self._reading.values(), return_exceptions=True)
-        if self._store is not None:
-            await self._store.close()
-            self._store = None
+        if self._machines is not None:
+            await self._machines.close()
+            self._machines = None
 
     async def points(self, machine: str) -> PointList:
         """The machine's points, and the periods without any. Raises StorageError, ConfigError."""
@@ -80,12 +87,13 @@ class Storage:
     async def access(self, machine: str) -> tuple[StorageGrant, MachineKeyGrant]:
         """What somebody needs to restore the machine. Raises NotFoundError when storage holds nothing of
         it."""
-        store = self._connected()
+        machines = self._connected()
         if self._config is None or self._vault_file is None:
             raise ConfigError("Restores cannot be granted here", cause="no vault file is configured")
         try:
+            store = await machines.find(machine)
             key = await machine_key(store, FileVault(self._vault_file), machine)
-        except BlobNotFoundError as exc:
+        except (MachineNotFoundError, BlobNotFoundError) as exc:
             raise NotFoundError(
                 f"Nothing of '{machine}' is in blob storage yet",
                 cause="its process server has not written anything",
@@ -93,7 +101,7 @@ class Storage:
             ) from exc
         grant = StorageGrant(
             url=self._config.url,
-            container=self._config.container,
+            container=store.container,
             account_key=_text_of(self._config.account_key_file),
             ca_pem=_text_of(self._config.ca_file),
         )
@@ -103,20 +111,20 @@ class Storage:
             key=base64.b64encode(key.key).decode(),
         )
 
-    def store(self) -> BlobStore:
+    def machines(self) -> MachineStorage:
         """Raises ConfigError where no storage is configured."""
         return self._connected()
 
-    def _connected(self) -> BlobStore:
+    def _connected(self) -> MachineStorage:
         if self._config is None:
             raise ConfigError(
                 "Points cannot be read",
                 cause="no blob storage is configured",
                 action="Add [blob] to the config server's configuration.",
             )
-        if self._store is None:
-            self._store = BlobStore.connect(self._config).with_retry(_DEADLINE)
-        return self._store
+        if self._machines is None:
+            self._machines = MachineStorage.connect(self._config).with_retry(_DEADLINE)
+        return self._machines
 
 
 def _text_of(path: Path | None) -> str:

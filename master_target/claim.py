@@ -1,4 +1,4 @@
-"""Claiming a machine: a lease on the blob masters/<machine>, whose metadata say who has it, for people.
+"""Claiming a machine: a lease on the blob `master` in its container, whose metadata say who has it, for people.
 
 The claim keeps two master targets from working on the same machine; that they could do no harm if they did is the seed disks'
 own business (targets/page_blob.py). A master target that starts breaks the claims that carry its own name: they are its
@@ -15,20 +15,15 @@ from master_target.leases import KeptLease
 from shared import logging
 from shared.blob import BlobStore
 from shared.errors import BlobExistsError, LeaseHeldError
+from shared.log import names
 
 _log = logging.get()
-
-
-def claim_blob(machine: str) -> str:
-    return f"masters/{machine}"
 
 
 class Claim:
     """Make it with `take`."""
 
-    def __init__(self, store: BlobStore, machine: str, lease: KeptLease) -> None:
-        self._store = store
-        self._blob = claim_blob(machine)
+    def __init__(self, lease: KeptLease) -> None:
         self._lease = lease
 
     @classmethod
@@ -36,22 +31,21 @@ class Claim:
         """Raises LeaseHeldError while another has it. `first`: this process has not had it yet, so that a claim of the same owner is
         a predecessor's.
         """
-        blob = claim_blob(machine)
         try:
-            await store.create(blob, b"")
+            await store.create(names.MASTER, b"")
         except BlobExistsError:
-            _log.debug("claim blob exists", blob=blob)
+            _log.debug("claim blob exists", machine=machine)
         try:
-            lease = await KeptLease.take(store, blob)
+            lease = await KeptLease.take(store, names.MASTER)
         except LeaseHeldError:
-            if not first or (await store.properties(blob)).metadata.get("owner") != owner:
+            if not first or (await store.properties(names.MASTER)).metadata.get("owner") != owner:
                 raise
             _log.info("claim of a predecessor broken", machine=machine, owner=owner)
-            lease = await KeptLease.take(store, blob, by_force=True)
-        claim = cls(store, machine, lease)
+            lease = await KeptLease.take(store, names.MASTER, by_force=True)
+        claim = cls(lease)
         try:
             metadata = {"owner": owner, "host": socket.gethostname(), "pid": str(os.getpid())}
-            await store.set_metadata(blob, metadata, lease.id)
+            await store.set_metadata(names.MASTER, metadata, lease.id)
         except BaseException:
             await claim.release()
             raise

@@ -57,7 +57,7 @@ class Epochs:
 
     async def take_up_first(self) -> None:
         """Begin with the epoch that the seed disks are in, if it exists; else with the newest. There must be one."""
-        newest = await epochs.read_epoch(self._store, self._machine, self._log.newest_epoch)
+        newest = await epochs.read_epoch(self._store, self._log.newest_epoch)
         await self._open(newest)
         found = max((disk.target.state.pending.epoch for disk in self.disks), default=0)
         if found and self._log.epoch(found) is None:

@@ -76,10 +76,10 @@ class Follower:
         newest has batches.
         """
         damaged: dict[int, UnderstudyError] = {}
-        for number in await epochs.epoch_numbers(self._store, self.machine):
+        for number in await epochs.epoch_numbers(self._store):
             if number >= from_epoch and number not in self._epochs:
                 try:
-                    self._epochs[number] = await epochs.read_epoch(self._store, self.machine, number)
+                    self._epochs[number] = await epochs.read_epoch(self._store, number)
                 except (IntegrityError, BlobNotFoundError) as exc:
                     damaged[number] = exc
         found: list[PointDoc] = []

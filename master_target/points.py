@@ -33,6 +33,7 @@ from shared.errors import (
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc, Range
 from shared.recovery.position import NOWHERE, Position
+from shared.recovery.seed import SEED_DISKS
 
 _log = logging.get()
 
@@ -80,7 +81,7 @@ class PointMaker:
         for _ in range(_TRIES):
             if await point_store.write_new(self._store, point):
                 return
-            stored = await point_store.read(self._store, self._machine, point.position)
+            stored = await point_store.read(self._store, point.position)
             if stored is None:
                 continue
             self._check_term(stored.doc)
@@ -100,7 +101,7 @@ class PointMaker:
             return False
         snapshots: dict[str, str] = {}
         for _ in range(_TRIES):
-            stored = await point_store.read(self._store, self._machine, position)
+            stored = await point_store.read(self._store, position)
             if stored is None:
                 return False
             self._check_term(stored.doc)
@@ -167,8 +168,9 @@ class PointMaker:
         except BlobNotFoundError:
             return ()
 
-    def _unreadable_blob(self, epoch: int) -> str:
-        return f"disks/{self._machine}/unreadable-{epoch:08d}.json"
+    @staticmethod
+    def _unreadable_blob(epoch: int) -> str:
+        return f"{SEED_DISKS}unreadable-{epoch:08d}.json"
 
 
 def _decode_ranges(name: str, data: bytes) -> tuple[Range, ...]:

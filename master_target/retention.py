@@ -93,7 +93,7 @@ class Pruner:
         # What the roll does not name, up to its newest: struck out just now, or before a kill, or created late by an owner before us.
         for doc in docs:
             if doc.position not in roll and doc.position < roll.newest:
-                await point_store.delete(self._store, self._machine, doc.position)
+                await point_store.delete(self._store, doc.position)
         left = [doc for doc in points if doc.position in roll]
         late = {doc.position for doc in left if doc.state == "logged" and doc.term != roll.term}
         kept = unreadable | late

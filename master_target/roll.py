@@ -37,7 +37,7 @@ class OwnedRoll:
     def __init__(self, store: BlobStore, roll: Roll, etag: str) -> None:
         self._store = store
         self._etag = etag
-        self._name = points.roll_name(roll.machine)
+        self._name = points.ROLL
         self._roll = roll
         self._positions = set(roll.positions)
         self.newest = max(self._positions, default=NOWHERE)
@@ -57,7 +57,7 @@ class OwnedRoll:
         """Only the holder of the machine's claim calls this. Where there is no roll yet, it is made from the documents. Raises
         IntegrityError.
         """
-        name = points.roll_name(machine)
+        name = points.ROLL
         for _ in range(_TRIES):
             found = await store.read_versioned(name)
             if found is None:
@@ -108,7 +108,7 @@ class OwnedRoll:
         self.newest = max(self._positions, default=NOWHERE)
 
     async def _lost(self) -> LeaseLostError:
-        other = await point_store.read_roll(self._store, self._roll.machine)
+        other = await point_store.read_roll(self._store)
         return LeaseLostError(
             f"The points of machine {self._roll.machine} were not changed",
             cause=f"another master target took them: their roll has term {other.term}, ours is {self.term}"

@@ -1,11 +1,16 @@
-"""Wiring of the master target: storage and vault → one `Machine` for each machine that storage knows, with the status beside them."""
+"""Wiring of the master target: storage and vault → one `Machine` for each machine that storage knows, with the status beside them.
+
+A name that the registry gives to another container (shared/machine_storage.py) is another machine: the work on the old one ends, and
+begins anew on that.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from master_target.config import MasterTargetConfig
 from master_target.machine import Machine, Settings, wait_for
@@ -15,7 +20,8 @@ from master_target.targets.page_blob import PageBlobTarget
 from shared import logging
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
-from shared.errors import StorageError, UsageError
+from shared.errors import IntegrityError, MachineNotFoundError, StorageError, UnderstudyError, UsageError
+from shared.machine_storage import MachineStorage
 from shared.messages import Command
 from shared.recovery.parallel import parallel
 from shared.service import notify, watchdog_interval_s
@@ -33,8 +39,8 @@ _GRACE_S: Final = 5.0
 async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
     """The daemon, from start to end. Raises UnderstudyError when it cannot start."""
     vault = FileVault(config.vault_file)
-    async with BlobStore.connect(config.blob) as store, contextlib.AsyncExitStack() as stack:
-        service = Service(config, store, vault)
+    async with MachineStorage.connect(config.blob) as storage, contextlib.AsyncExitStack() as stack:
+        service = Service(config, storage, vault)
         stages = [partial(service.work, stop), partial(service.tell_manager, stop)]
         if config.control_url and config.tls is not None:
             client = ControlClient(config.control_url, config.tls)
@@ -44,10 +50,16 @@ async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
         await parallel(stages, len(stages))
 
 
+class _Running(NamedTuple):
+    machine: Machine
+    container: str
+    task: asyncio.Task[None]
+
+
 class Service:
-    def __init__(self, config: MasterTargetConfig, store: BlobStore, vault: FileVault) -> None:
+    def __init__(self, config: MasterTargetConfig, storage: MachineStorage, vault: FileVault) -> None:
         self._config = config
-        self._store = store
+        self._storage = storage
         self._vault = vault
         self._settings = Settings(
             owner=config.name,
@@ -57,34 +69,35 @@ class Service:
             bridge=config.bridge,
             retention=config.retention,
         )
-        self._machines: dict[str, Machine] = {}
-        self._failure: StorageError | None = None
+        self._machines: dict[str, _Running] = {}
+        self._failure: UnderstudyError | None = None
 
     async def work(self, stop: asyncio.Event) -> None:
         """Find machines and work on each, until stopped."""
-        running: set[asyncio.Task[None]] = set()
+        running = self._machines
         try:
             while not stop.is_set():
-                for name in await self._find():
-                    if name not in self._machines:
-                        machine = Machine(self._store, self._vault, name, self._settings, self._opener())
-                        self._machines[name] = machine
-                        running.add(asyncio.create_task(machine.run(stop), name=f"machine {name}"))
-                for task in [task for task in running if task.done()]:
+                for name, store in (await self._find()).items():
+                    if name in running and running[name].container != store.container:
+                        _log.warning("machine lies elsewhere now", machine=name, container=store.container)
+                        await _ended([running.pop(name).task])
+                    if name not in running:
+                        machine = Machine(store, self._vault, name, self._settings, self._opener())
+                        task = asyncio.create_task(machine.run(stop), name=f"machine {name}")
+                        running[name] = _Running(machine, store.container, task)
+                for task in [found.task for found in running.values() if found.task.done()]:
                     await task  # none ends before `stop`; should one, this raises what it failed with
                 await wait_for(stop, _DISCOVER_S)
             if running:
-                await asyncio.wait(running, timeout=_GRACE_S)
+                await asyncio.wait([found.task for found in running.values()], timeout=_GRACE_S)
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await _ended([found.task for found in running.values()])
 
     async def tell_manager(self, stop: asyncio.Event) -> None:
         """Status line and watchdog for the service manager."""
         interval_s = min(_STATUS_S, watchdog_interval_s() or _STATUS_S)
         while not stop.is_set():
-            reports = [machine.report() for machine in self._machines.values()]
+            reports = [found.machine.report() for found in self._machines.values()]
             lag_s = max((report.lag_s or 0.0 for report in reports), default=0.0)
             notify(f"STATUS={len(reports)} machines, at most {lag_s:.0f} s behind\nWATCHDOG=1")
             await wait_for(stop, interval_s)
@@ -93,7 +106,7 @@ class Service:
         failed = [] if self._failure is None else [Problem(**self._failure.as_dict())]
         return MasterTargetReport(
             target=self._config.target,
-            machines={name: machine.report() for name, machine in self._machines.items()},
+            machines={name: found.machine.report() for name, found in self._machines.items()},
             errors=failed,
         )
 
@@ -102,20 +115,22 @@ class Service:
             f"The command '{command.kind}' was not carried out", cause="a master target takes no commands"
         )
 
-    async def _find(self) -> list[str]:
-        if self._config.machines:
-            return list(self._config.machines)
+    async def _find(self) -> dict[str, BlobStore]:
+        """The machines to work on that storage has, as far as it can be asked."""
+        found: dict[str, BlobStore] = {}
         try:
-            found = [
-                info.name.removeprefix("machines/").removesuffix(".json")
-                async for info in self._store.list("machines/")
-            ]
-        except StorageError as exc:
+            if not self._config.machines:
+                for name, container in (await self._storage.machines()).items():
+                    found[name] = self._storage.at(name, container)
+            for name in self._config.machines:
+                with contextlib.suppress(MachineNotFoundError):  # its process server has written nothing yet
+                    found[name] = await self._storage.find(name)
+        except (StorageError, IntegrityError) as exc:
             if self._failure is None:
                 _log.warning("machines not listed; will try again", **exc.as_dict())
             self._failure = exc
-            return []
-        self._failure = None
+        else:
+            self._failure = None
         return found
 
     def _opener(self) -> OpenTarget:
@@ -129,3 +144,9 @@ class Service:
             return await ImageTarget.open(folder, machine, disk, disk_b)
 
         return page_blob if folder is None else image
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -34,6 +34,7 @@ from shared.errors import (
     StorageError,
     UsageError,
 )
+from shared.machine_storage import MachineStorage
 from shared.messages import Command, CommandKind, Revocations
 from shared.service import notify, watchdog_interval_s
 from shared.vault import FileVault
@@ -61,10 +62,10 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
     settings = LogSettings(
         owner=config.name, limits=SegmentLimits(size_b=config.segment_bytes, age_s=config.segment_seconds)
     )
-    async with BlobStore.connect(config.blob) as store, asyncio.TaskGroup() as tasks:
+    async with MachineStorage.connect(config.blob) as machines, asyncio.TaskGroup() as tasks:
         storage = Trouble("storage", lambda: None)
-        watching = tasks.create_task(watch_storage(store, storage), name="storage")
-        async with _spooling(Spool(config.spool_dir, store, vault, settings)) as spool:
+        watching = tasks.create_task(watch_storage(machines.vault, storage), name="storage")
+        async with _spooling(Spool(config.spool_dir, machines, vault, settings)) as spool:
             cache = Cache(config.spool_dir, config.cache_b, spool)
             receiver = Receiver(
                 (config.listen, config.port),
@@ -72,7 +73,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 spool.open_machine,
                 policy=config.credit,
                 cache=cache.measure,
-                check_side=Sides(store, config.spool_dir).check,
+                check_side=Sides(machines, config.spool_dir).check,
             )
             board = StatusBoard(receiver, spool, storage)
             await receiver.start()

@@ -1,4 +1,4 @@
-"""Which copy of a machine is its active side (I7): `sides/<machine>.json`, created once and changed by compare-and-swap only.
+"""Which copy of a machine is its active side (I7): `side.json`, created once and changed by compare-and-swap only.
 
 A drill VM, a clone, a machine that was failed over and the old source that comes back all carry the certificate, the agent and the disks of
 one machine. Only the active side is replicated: whoever has another identity is refused, and takes nothing. The identity is the hardware's
@@ -60,15 +60,15 @@ def shown(identity: str) -> str:
     return identity or "a machine without an identity"
 
 
-async def find(store: BlobStore, machine: str) -> ActiveSide | None:
+async def find(store: BlobStore) -> ActiveSide | None:
     """None when no machine of this name was ever replicated. Raises IntegrityError, StorageErrors."""
-    found = await _read(store, names.side_document(machine))
+    found = await _read(store, names.SIDE_DOCUMENT)
     return found[0] if found is not None else None
 
 
 async def find_or_begin(store: BlobStore, machine: str, identity: str) -> ActiveSide:
     """The active side; `identity` when there is none yet. A machine whose identity was not known is taken at its first word."""
-    name = names.side_document(machine)
+    name = names.SIDE_DOCUMENT
     while True:
         found = await _read(store, name)
         if found is None:
@@ -92,7 +92,7 @@ async def change(
     store: BlobStore, machine: str, identity: str, direction: Direction = Direction.OUTWARD
 ) -> ActiveSide:
     """Makes `identity` the active side, whichever is: the next generation. From now on every other copy is refused."""
-    name = names.side_document(machine)
+    name = names.SIDE_DOCUMENT
     while True:
         found = await store.read_versioned(name)
         generation = _generation(found[0], name) if found is not None else 0

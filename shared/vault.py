@@ -1,7 +1,7 @@
 """Who holds the keys that wrap the machines' data keys: a vault. Today a file; a key vault service has the
 same two operations.
 
-A data key lies in storage only wrapped: in the machine document `machines/<machine>.json`, and again in
+A data key lies in storage only wrapped: in `machine.json` in the machine's container, and again in
 each segment's header, so that storage and the vault file alone are enough to read everything.
 """
 
@@ -137,7 +137,7 @@ def _associated(key_id: str, context: str) -> bytes:
 
 
 class MachineDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """`machines/<machine>.json`: which key the machine's logs are sealed with."""
+    """`machine.json`: which key the machine's logs are sealed with."""
 
     v: int = 1
     machine: str
@@ -157,7 +157,7 @@ async def machine_key(store: BlobStore, vault: Vault, machine: str, *, create: b
     Raises BlobNotFoundError (without `create`), WrongKeyError, IntegrityError for a document that cannot be
     read.
     """
-    name = names.machine_document(machine)
+    name = names.KEY_DOCUMENT
     while True:
         try:
             data = await store.read(name)
@@ -170,7 +170,7 @@ async def machine_key(store: BlobStore, vault: Vault, machine: str, *, create: b
                 wrapped = base64.b64decode(found.wrapped, validate=True)
             except ValueError as exc:
                 raise IntegrityError(
-                    f"The machine document {name} cannot be read",
+                    f"The document {name} of machine {machine} cannot be read",
                     cause=str(exc),
                     action="Restore it; its key also stands in the header of each of the machine's segments.",
                 ) from exc

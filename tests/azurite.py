@@ -1,8 +1,9 @@
 """A real blob service for tests: Azurite over HTTPS, with a certificate and an account key made on the fly.
 
-`azurite` is one server for the whole test session, in memory; `blob_config` is a container of its own in it
-for each test, `store` a connected BlobStore on it. Tests about persistence or outages start an `Azurite` of
-their own.
+`azurite` is one server for the whole test session, in memory; `blob_config` is a vault container of its own in it
+for each test, `store` a connected BlobStore on it, `machine_storage` the machines beside it. For most tests a machine's container is a
+container like any other: they use `store` itself, and hand it to what wants to look it up by `in_one`. Tests about persistence or
+outages start an `Azurite` of their own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from shared.blob import BlobConfig, BlobStore
+from shared.machine_storage import MachineStorage
 
 _ROOT: Final = Path(__file__).parent.parent
 _MAIN: Final = _ROOT / "build/azurite/node_modules/azurite/dist/src/blob/main.js"
@@ -181,3 +183,23 @@ async def store(blob_config: BlobConfig) -> AsyncIterator[BlobStore]:
     async with BlobStore.connect(blob_config) as connected:
         await connected.ensure_container()
         yield connected
+
+
+@pytest.fixture
+async def machine_storage(store: BlobStore) -> MachineStorage:
+    """The machines of the test's own vault container, which is `store`."""
+    return MachineStorage(store)
+
+
+class _InOne(MachineStorage):
+    async def find(self, machine: str) -> BlobStore:
+        return self.vault
+
+    async def find_or_create(self, machine: str) -> BlobStore:
+        await self.vault.ensure_container()
+        return self.vault
+
+
+def in_one(store: BlobStore) -> MachineStorage:
+    """Whichever machine is asked for, its container is this one."""
+    return _InOne(store)

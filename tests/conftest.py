@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from tests.azurite import azurite, blob_config, store
+from tests.azurite import azurite, blob_config, machine_storage, store
 
-__all__ = ["azurite", "blob_config", "store"]
+__all__ = ["azurite", "blob_config", "machine_storage", "store"]
 
 
 @pytest.fixture(autouse=True)

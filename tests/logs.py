@@ -142,7 +142,7 @@ async def put_segment(
     """Writes a segment of these batches to storage; its entry is not in any index yet."""
     draft, data = make_draft(made, key, machine)
     data += draft.closing()
-    name = names.segment(machine, made[0].batch.epoch, term, made[0].batch.number)
+    name = names.segment(made[0].batch.epoch, term, made[0].batch.number)
     await store.create(name, data)
     return entry_for(
         draft.footer,

@@ -115,7 +115,7 @@ async def seed_digests(model: ModelMachine, snapshots: dict[str, str] | None = N
     return [
         hashlib.sha256(
             await model.store.pages.read(
-                seed_blob(model.name, name), 0, len(disk), snapshots[name] if snapshots else None
+                seed_blob(name), 0, len(disk), snapshots[name] if snapshots else None
             )
         ).hexdigest()
         for name, disk in zip(model.disk_names, model.disks, strict=True)

@@ -17,8 +17,9 @@ import msgspec
 
 from shared import tls
 from shared.batch import Batch
-from shared.blob import BlobConfig, BlobStore
+from shared.blob import BlobConfig
 from shared.log.reader import LogReader
+from shared.machine_storage import MachineStorage
 from shared.toml import to_toml
 from shared.vault import FileVault
 from tests.pki import TestCa
@@ -93,7 +94,8 @@ class Site:
 
     async def uploaded(self, epoch: int = 1) -> list[Batch]:
         """What a restore would find."""
-        async with BlobStore.connect(self.blob) as store:
+        async with MachineStorage.connect(self.blob) as storage:
+            store = await storage.find("lab")
             reader = LogReader(store, "lab")
             vault = FileVault(self.vault_file)
             found: list[Batch] = []

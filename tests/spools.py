@@ -10,8 +10,10 @@ from process_server.spool.spool import LogSettings, MachineLog, SegmentLimits, S
 from shared.batch import Batch
 from shared.blob import BlobStore
 from shared.log.reader import LogReader
+from shared.machine_storage import MachineStorage
 from shared.vault import FileVault
 from shared.wire.messages import DiskInfo, Hello
+from tests.azurite import in_one
 from tests.logs import Made
 
 MACHINE = "m1"
@@ -29,7 +31,7 @@ def vault_at(folder: Path) -> FileVault:
 
 def make_spool(
     folder: Path,
-    store: BlobStore,
+    store: BlobStore | MachineStorage,
     *,
     owner: str = "ps1",
     size_b: int = 1 << 20,
@@ -38,7 +40,9 @@ def make_spool(
     max_blocks: int = 1000,
     patience: Patience = Patience(),  # noqa: B008 (frozen)
 ) -> Spool:
-    """Not started. Files are closed at `size_b`, or when asked for. The vault is shared by all spools beside `folder`."""
+    """Not started. `store`: the one container of whichever machine, or all machines'. Files are closed at `size_b`, or when asked for.
+    The vault is shared by all spools beside `folder`.
+    """
     settings = LogSettings(
         owner=owner,
         limits=SegmentLimits(size_b, age_s),
@@ -46,7 +50,8 @@ def make_spool(
         max_blocks=max_blocks,
         patience=patience,
     )
-    return Spool(folder, store, vault_at(folder.parent), settings)
+    storage = store if isinstance(store, MachineStorage) else in_one(store)
+    return Spool(folder, storage, vault_at(folder.parent), settings)
 
 
 async def append_all(log: MachineLog, made: Iterable[Made]) -> None:

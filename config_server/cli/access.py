@@ -21,6 +21,7 @@ from config_server.cli.rescue import HINT
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import PeerError, UnderstudyError, WrongKeyError
+from shared.machine_storage import MachineStorage
 from shared.messages import (
     Failure,
     FlushReply,
@@ -109,7 +110,7 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
     """Access to the machine's storage. Raises what the config server answers, PeerError, StorageError,
     UsageError."""
     if isinstance(find, Rescue):
-        async with _rescued(find) as access:
+        async with _rescued(find, machine) as access:
             yield access
         return
     async with find.connect() as client:
@@ -122,20 +123,20 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
             say(
                 f"The config server does not answer ({exc.cause}): using the vault and the storage key of the profile."
             )
-            async with _rescued(find.rescue) as access:
+            async with _rescued(find.rescue, machine) as access:
                 yield access
             return
-        async with _granted(grant.storage) as store:
+        async with _granted(grant.storage) as account:
+            store = account.in_container(grant.storage.container)
             yield Access(store, GrantedVault(machine, grant.key), client, grant.job)
 
 
 def _granted(grant: StorageGrant) -> BlobStore:
     # The key stays in memory: whatever ends this process, it leaves no secret behind.
-    config = BlobConfig(url=grant.url, container=grant.container)
-    return BlobStore.connect(config, account_key=grant.account_key, ca_pem=grant.ca_pem)
+    return BlobStore.connect(BlobConfig(url=grant.url), account_key=grant.account_key, ca_pem=grant.ca_pem)
 
 
 @asynccontextmanager
-async def _rescued(rescue: Rescue) -> AsyncIterator[Access]:
-    async with BlobStore.connect(rescue.blob) as store:
-        yield Access(store, FileVault(rescue.vault_file), None, "")
+async def _rescued(rescue: Rescue, machine: str) -> AsyncIterator[Access]:
+    async with MachineStorage.connect(rescue.blob) as storage:
+        yield Access(await storage.find(machine), FileVault(rescue.vault_file), None, "")

@@ -119,11 +119,11 @@ async def _list(target: Target, name: str) -> PointList:
 
 
 async def _list_stored(config: BlobConfig, name: str) -> PointList:
-    from shared.blob import BlobStore
+    from shared.machine_storage import MachineStorage
     from shared.recovery import listing
 
-    async with BlobStore.connect(config) as store:
-        return await listing.read(store, name)
+    async with MachineStorage.connect(config) as storage:
+        return await listing.read(storage, name)
 
 
 async def _ask(name: str) -> CommandView:

@@ -17,7 +17,8 @@ from shared.messages import PointView
 
 if TYPE_CHECKING:
     from config_server.cli.profile import Rescue
-    from shared.blob import BlobConfig, BlobStore
+    from shared.blob import BlobConfig
+    from shared.machine_storage import MachineStorage
 
 HINT: Final = (
     "If it is gone for good, storage is enough: give --vault-file FILE --blob-url URL --blob-key-file FILE"
@@ -84,21 +85,17 @@ class StoredMachine(msgspec.Struct):
 
 async def machines(config: BlobConfig) -> list[StoredMachine]:
     """All machines that storage has, with their points. One whose log cannot be read is listed with the reason."""
-    from shared.blob import BlobStore
+    from shared.machine_storage import MachineStorage
 
-    async with BlobStore.connect(config) as store:
-        names = [
-            info.name.removeprefix("machines/").removesuffix(".json")
-            async for info in store.list("machines/")
-        ]
-        return [await _machine(store, name) for name in sorted(names)]
+    async with MachineStorage.connect(config) as storage:
+        return [await _machine(storage, name) for name in await storage.machines(thorough=True)]
 
 
-async def _machine(store: BlobStore, name: str) -> StoredMachine:
+async def _machine(storage: MachineStorage, name: str) -> StoredMachine:
     from shared.recovery import listing
 
     try:
-        found = (await listing.read(store, name)).points
+        found = (await listing.read(storage, name)).points
     except UnderstudyError as exc:
         return StoredMachine(name, 0, None, cause=str(exc))
     return StoredMachine(name, len(found), found[-1] if found else None)

@@ -37,7 +37,7 @@ from shared.errors import (
 )
 from shared.limits import check_page_blob_target
 from shared.recovery.position import Position, parse_rfc3339
-from shared.recovery.seed import seed_blob, shown_position
+from shared.recovery.seed import SEED_DISKS, SUFFIX, seed_blob, shown_position
 
 _log = logging.get()
 
@@ -54,7 +54,7 @@ class PageBlobTarget:
         self.name = disk
         self._store = store
         self._machine = machine
-        self._blob = blob = seed_blob(machine, disk)
+        self._blob = blob = seed_blob(disk)
         self._lease = lease
         self._etag = info.etag
         self._state = decode(info.metadata, blob)
@@ -68,7 +68,7 @@ class PageBlobTarget:
         `take`, which is for the holder of the machine's claim, the lease of an earlier owner is broken instead.
         """
         check_page_blob_target(disk, disk_b)
-        blob = seed_blob(machine, disk)
+        blob = seed_blob(disk)
         size_b = vhd.capacity_b(disk_b) + vhd.FOOTER_SIZE
         try:
             await store.pages.create(blob, size_b, DiskState(disk_b=disk_b).encode())
@@ -131,21 +131,19 @@ class PageBlobTarget:
         raise self._unstable()
 
     async def snapshots(self) -> list[Snapshot]:
-        folder, name = seed_blob(self._machine, self.name).rsplit("/", 1)
-        suffix = name.removeprefix(self.name)
         return [
             Snapshot(
-                disk=info.name.removeprefix(f"{folder}/").removesuffix(suffix),
+                disk=info.name.removeprefix(SEED_DISKS).removesuffix(SUFFIX),
                 id=info.snapshot,
                 position=shown_position(info.metadata),
                 taken_s=_taken_s(info.snapshot),
             )
-            async for info in self._store.list(f"{folder}/", snapshots=True)
-            if info.snapshot is not None and info.name.endswith(suffix)
+            async for info in self._store.list(SEED_DISKS, snapshots=True)
+            if info.snapshot is not None and info.name.endswith(SUFFIX)
         ]
 
     async def delete_snapshot(self, disk: str, snapshot: str) -> None:
-        await self._store.delete(seed_blob(self._machine, disk), snapshot)
+        await self._store.delete(seed_blob(disk), snapshot)
 
     async def close(self) -> None:
         await self._lease.release()
@@ -191,7 +189,7 @@ class PageBlobTarget:
             self._size_b = size_b
         if capacity_b > disk_b:
             await self.clear(disk_b, capacity_b - disk_b)
-        await self.write(capacity_b, memoryview(vhd.footer(capacity_b, self._blob)))
+        await self.write(capacity_b, memoryview(vhd.footer(capacity_b, f"{self._machine}/{self.name}")))
 
     def _unstable(self) -> SeedDiskError:
         return SeedDiskError(

@@ -33,6 +33,7 @@ from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
 from shared.errors import SpoolError, UnderstudyError, UploadsStoppedError
 from shared.log.writer import MAX_BLOCKS, IndexWriter
+from shared.machine_storage import MachineStorage
 from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key
 
@@ -56,7 +57,7 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Resources(NamedTuple):
     """What the logs of all machines share."""
 
-    store: BlobStore
+    storage: MachineStorage
     vault: Vault
     settings: LogSettings
     sealers: Executor
@@ -76,6 +77,7 @@ class EpochLog:
     def __init__(
         self,
         shared: Resources,
+        store: BlobStore,
         index: IndexWriter,
         key: MachineKey,
         folder: MachineFolder,
@@ -110,7 +112,7 @@ class EpochLog:
         self._uploading_b = sum(spooled.size_b for spooled in segments)
         index.be_patient(self._storage.report)
         self._uploader = Uploader(
-            shared.store.patient(self._storage.report),
+            store.patient(self._storage.report),
             index,
             slots=shared.slots,
             ahead=shared.settings.uploads_per_machine,
@@ -145,7 +147,7 @@ class EpochLog:
         opening: BlobStore,
     ) -> EpochLog:
         """Recovers the spool folder, takes the next term, and goes on uploading what is not listed. `opening` is
-        the store until it is open.
+        the machine's store until it is open.
 
         Raises StorageForgotError (then the epoch cannot go on), SpoolError, WrongKeyError, and
         StorageErrors of the store.
@@ -165,7 +167,7 @@ class EpochLog:
         await folder.clear(epoch, found.listed, found.unlisted)
         mark = Watermark(index.term, index.fold.last)
         await run_to_end(shared.reading, partial(watermark.remember, folder.epoch(epoch), mark))
-        log = cls(shared, index, key, folder, found.rest, changed)
+        log = cls(shared, opening, index, key, folder, found.rest, changed)
         _log.info(
             "log opened",
             machine=machine,

@@ -193,8 +193,7 @@ class MachineLog:
 
     async def _next_epoch(self, hello: Hello) -> int:
         """The epoch that the wish gets. The one before it is over from now on."""
-        store = self._shared.store
-        await store.ensure_container()
+        store = await self._shared.storage.find_or_create(self.machine)
         wish = (
             tuple(EpochDisk(d.number, d.name, d.serial, d.sectors) for d in hello.disks),
             hello.reason,
@@ -205,7 +204,7 @@ class MachineLog:
         if (
             info is None
             or (info.disks, info.reason, info.agent_id, info.suspect_since_ns) != wish
-            or await newest_epoch(store, self.machine) != info.epoch
+            or await newest_epoch(store) != info.epoch
         ):
             disks, reason, agent_id, suspect_since_ns = wish
             info = self._allocated = await allocate_epoch(
@@ -230,18 +229,19 @@ class MachineLog:
         if log is None or log.epoch != epoch or log.failure is not None:
             return False
         await log.drained()
-        store = self._shared.store.with_retry(_VERIFY)
+        storage = self._shared.storage.with_retry(_VERIFY)
         try:
-            newest = await newest_epoch(store, self.machine)
-            taken = max(await terms(store, self.machine, epoch), default=0)
+            store = await storage.find_or_create(self.machine)
+            newest = await newest_epoch(store)
+            taken = max(await terms(store, epoch), default=0)
         except StorageError as exc:
             _log.warning("log goes on unverified", machine=self.machine, epoch=epoch, **exc.as_dict())
             return True
         return newest == epoch and taken == log.term
 
     async def _reopen(self, epoch: int) -> None:
-        store = self._shared.store
-        newest = await newest_epoch(store, self.machine)
+        store = await self._shared.storage.find_or_create(self.machine)
+        newest = await newest_epoch(store)
         if epoch < newest:
             raise EpochRefusedError(
                 f"Epoch {epoch} of machine {self.machine} is over", cause=f"epoch {newest} has begun since"
@@ -269,20 +269,21 @@ class MachineLog:
 
     async def _resume(self) -> bool:
         """Goes on with the newest epoch, if no log is open and it may; whether nothing is left to look after."""
-        store = self._shared.store.patient(self._resuming.report)
+        storage = self._shared.storage.patient(self._resuming.report)
         async with self._lock:
             if self._current is not None and not await self._is_dead(self._current):
                 return True
             epochs = await self._folder.epochs()
             if not epochs:
                 return self._folder.aside.is_empty
-            newest = await newest_epoch(store, self.machine)
+            store = await storage.find_or_create(self.machine)
+            newest = await newest_epoch(store)
             self._older.drain(newest)
             if newest not in epochs:
                 self._watch = None
                 return True  # older_epochs looks after those that are here
             if self._watch is None or self._watch.epoch != newest:
-                self._watch = Watch(self._shared, self._folder, newest)
+                self._watch = Watch(self._shared, self._folder, newest, store)
             verdict = await self._watch.look(newest, store)
             match verdict.decision:
                 case Decision.OPEN | Decision.RETAKE:

@@ -15,6 +15,7 @@ from process_server.spool.epoch_log import EpochLog, Resources
 from process_server.spool.machine_folder import MachineFolder
 from process_server.spool.ownership import Decision
 from process_server.spool.watch import Watch
+from shared.blob import BlobStore
 from shared.errors import FencedError, StorageForgotError, UnderstudyError
 
 
@@ -36,7 +37,7 @@ class OlderEpochs:
             look_s=shared.settings.check_seconds,
             changed=changed,
         )
-        self._store = shared.store.patient(self._chore.report)
+        self._storage = shared.storage.patient(self._chore.report)
 
     @property
     def trouble(self) -> UnderstudyError | None:
@@ -91,8 +92,9 @@ class OlderEpochs:
 
     async def _drain(self, epoch: int) -> bool:
         """Whether nothing of it is left. Nothing is deleted when it raises."""
+        store = await self._storage.find_or_create(self._folder.machine)
         try:
-            log = self.logs.get(epoch) or await self._look(epoch)
+            log = self.logs.get(epoch) or await self._look(epoch, store)
             if log is not None:
                 self._watches.pop(epoch, None)
                 try:
@@ -103,20 +105,20 @@ class OlderEpochs:
                     del self.logs[epoch]
                 await self._folder.remove(epoch)
         except StorageForgotError as exc:
-            await Watch(self._shared, self._folder, epoch).give_up(exc.cause)
+            await Watch(self._shared, self._folder, epoch, store).give_up(exc.cause)
             self._watches.pop(epoch, None)
         self._changed()
         return epoch not in self._watches
 
-    async def _look(self, epoch: int) -> EpochLog | None:
+    async def _look(self, epoch: int, store: BlobStore) -> EpochLog | None:
         """Does what is to be done with an epoch that has no open log. Its log, if it is now open."""
         watch = self._watches.get(epoch)
         if watch is None:
-            watch = self._watches[epoch] = Watch(self._shared, self._folder, epoch)
-        verdict = await watch.look(self._newest, self._store)
+            watch = self._watches[epoch] = Watch(self._shared, self._folder, epoch, store)
+        verdict = await watch.look(self._newest, store)
         match verdict.decision:
             case Decision.OPEN | Decision.RETAKE:
-                log = await EpochLog.open(self._shared, self._folder, epoch, self._changed, self._store)
+                log = await EpochLog.open(self._shared, self._folder, epoch, self._changed, store)
                 self.logs[epoch] = log
                 return log
             case Decision.DELETE | Decision.QUARANTINE:

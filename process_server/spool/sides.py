@@ -14,9 +14,10 @@ import msgspec
 
 from shared import active_side, durable, logging
 from shared.active_side import ActiveSide
-from shared.blob import BlobStore, Retry
+from shared.blob import Retry
 from shared.errors import IntegrityError, StorageError, TransientError
 from shared.log import names
+from shared.machine_storage import MachineStorage
 
 _ASK: Retry = Retry(deadline_s=3.0)
 _FILE = "side.json"
@@ -25,8 +26,8 @@ _log = logging.get()
 
 
 class Sides:
-    def __init__(self, store: BlobStore, spool_dir: Path) -> None:
-        self._store = store.with_retry(_ASK)
+    def __init__(self, storage: MachineStorage, spool_dir: Path) -> None:
+        self._storage = storage.with_retry(_ASK)
         self._folder = spool_dir
         self._known: dict[str, ActiveSide] = {}
 
@@ -43,10 +44,10 @@ class Sides:
 
     async def _current(self, machine: str, identity: str, claim: bool) -> ActiveSide | None:
         try:
-            await self._store.ensure_container()
+            store = await self._storage.find_or_create(machine)
             if claim:
-                side = await active_side.find_or_begin(self._store, machine, identity)
-            elif (found := await active_side.find(self._store, machine)) is not None:
+                side = await active_side.find_or_begin(store, machine, identity)
+            elif (found := await active_side.find(store)) is not None:
                 side = found
             else:
                 return None

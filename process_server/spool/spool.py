@@ -22,9 +22,9 @@ from process_server.spool.epoch_log import LogSettings, Resources
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.writer import SegmentLimits
 from shared import durable
-from shared.blob import BlobStore
 from shared.errors import SpoolError, UsageError
 from shared.log import names
+from shared.machine_storage import MachineStorage
 from shared.vault import Vault
 from shared.wire.messages import Hello
 
@@ -40,7 +40,7 @@ _UPLOADS: Final = 8
 class Spool:
     """All machines' logs in one folder. One process at a time uses it."""
 
-    def __init__(self, folder: Path, store: BlobStore, vault: Vault, settings: LogSettings) -> None:
+    def __init__(self, folder: Path, storage: MachineStorage, vault: Vault, settings: LogSettings) -> None:
         self.machines: dict[str, MachineLog] = {}
         self._folder = folder
         self._lock_fd = -1
@@ -48,7 +48,7 @@ class Spool:
         self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="spool")
         self._reading = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="read")
         self._resources = Resources(
-            store, vault, settings, self._sealers, self._disk, self._reading, asyncio.Semaphore(_UPLOADS)
+            storage, vault, settings, self._sealers, self._disk, self._reading, asyncio.Semaphore(_UPLOADS)
         )
 
     async def start(self) -> None:

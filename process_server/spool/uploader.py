@@ -104,7 +104,7 @@ class Uploader:
 
     async def _upload_to(self, store: BlobStore, segment: SpooledSegment) -> IndexEntry:
         index = self._index
-        name = names.segment(index.machine, index.epoch, index.term, segment.first.number)
+        name = names.segment(index.epoch, index.term, segment.first.number)
         async with self._slots:
             started = time.monotonic()
             read = await run_to_end(self._threads, segment.read)

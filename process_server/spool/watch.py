@@ -24,7 +24,7 @@ _log = logging.get()
 class Watch:
     """Makes no sense any more once a log of the epoch was opened: that one moves the files."""
 
-    def __init__(self, shared: Resources, folder: MachineFolder, epoch: int) -> None:
+    def __init__(self, shared: Resources, folder: MachineFolder, epoch: int, store: BlobStore) -> None:
         self.epoch: Final = epoch
         self.verdict: Verdict | None = None
         """The last one."""
@@ -32,7 +32,7 @@ class Watch:
         self._folder = folder
         self._recovered: Recovered | None = None
         self._sorted: Sorted | None = None
-        self._chain = IndexChain(shared.store, folder.machine, epoch)
+        self._chain = IndexChain(store, folder.machine, epoch)
         self._owners: dict[int, str] = {}
         self._seen = (-1, -1)
         self._seen_at = 0.0
@@ -96,7 +96,7 @@ class Watch:
         await self._folder.remove(self.epoch)
 
     async def _owner(self, store: BlobStore) -> Owner:
-        term = max(await terms(store, self._folder.machine, self.epoch), default=0)
+        term = max(await terms(store, self.epoch), default=0)
         seen = (term, self._chain.fold.last)
         if seen != self._seen:
             self._seen, self._seen_at = seen, time.monotonic()
@@ -114,7 +114,7 @@ class Watch:
         )
 
     async def _owner_of(self, term: int, store: BlobStore) -> str:
-        name = names.term_document(self._folder.machine, self.epoch, term)
+        name = names.term_document(self.epoch, term)
         data = await store.read(name)
         try:
             return msgspec.json.decode(data, type=TermDocument).owner

@@ -1,7 +1,7 @@
-"""Blob storage: one container of an Azure storage account (or of Azurite). Everything the project asks of
+"""Blob storage: containers of one Azure storage account (or of Azurite). Everything the project asks of
 storage is here.
 
-    store      BlobStore, what callers use: whole, block and append blobs; composed of
+    store      BlobStore, what callers use, over one container: whole, block and append blobs; composed of
     pages      page blobs (`BlobStore.pages`)
     leases     leases (`BlobStore.leases`)
     reading    a blob's bytes: all that were asked for, or an error
@@ -9,7 +9,7 @@ storage is here.
     answers    the table of error codes: foreign errors made ours, and what becomes of the request
     lanes      how many requests at a time: small and bulk ones apart, fewer when storage throttles
     connection one HTTPS pool under Azure's SDK, with transport (how requests reach the socket, or the proxy)
-    config     where the container is
+    config     where the vault's container is
 
 All calls raise StorageError and its subclasses only: TransientError (retried here until the store's deadline),
 StorageRefusedError (an operator must act), StorageRequestError (a bug), and the answers that callers act upon:
@@ -17,7 +17,7 @@ BlobExistsError, BlobNotFoundError, BlobTooShortError, PreconditionError, LeaseH
 """
 
 from shared.blob.config import BlobConfig
-from shared.blob.core import BlobCore, Retry
+from shared.blob.core import BlobCore, Missing, Retry
 from shared.blob.leases import FOR_EVER, Lease
 from shared.blob.pages import PAGE, PAGE_WRITE_MAX_B
 from shared.blob.store import BlobInfo, BlobStore
@@ -31,5 +31,6 @@ __all__ = [
     "BlobInfo",
     "BlobStore",
     "Lease",
+    "Missing",
     "Retry",
 ]

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import ssl
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
-from shared.errors import UsageError
+from shared.errors import ConfigError, UsageError
+
+VAULT_CONTAINER_MAX: Final = 46
+"""Of Azure's 63 characters, "-" and the 16 digits of a machine's id are needed behind it (shared/machine_storage.py)."""
+_CONTAINER: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class BlobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the vault's container is. Without a key file, Azure's default credential chain (managed
-    identity…) is used.
+    """Where the vault's container is, and beside it those of the machines (shared/machine_storage.py). Without a key file, Azure's
+    default credential chain (managed identity…) is used. Raises ConfigError for a container name that cannot be.
     """
 
     url: str
@@ -24,6 +30,14 @@ class BlobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     account_key_file: Path | None = None
     ca_file: Path | None = None
     """CA certificate of the storage server, when it is not a public one."""
+
+    def __post_init__(self) -> None:
+        if not (3 <= len(self.container) <= VAULT_CONTAINER_MAX and _CONTAINER.fullmatch(self.container)):
+            raise ConfigError(
+                f"The container name {self.container!r} cannot be used",
+                cause=f"it must have 3 to {VAULT_CONTAINER_MAX} characters: lower-case letters, digits and single hyphens between them",
+                action="Correct it: `container` in the blob section of the configuration, or the option --blob-container.",
+            )
 
     @property
     def account(self) -> str:

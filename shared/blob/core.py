@@ -31,11 +31,18 @@ from shared import logging
 from shared.blob.answers import ForeignAnswerError, MisshapenError, place, translate
 from shared.blob.config import BlobConfig, is_account_url, read_key, tls_context
 from shared.blob.connection import Connection
-from shared.errors import StorageError, StorageRefusedError, ThrottledError, TransientError, UsageError
+from shared.errors import (
+    ContainerMissingError,
+    StorageError,
+    StorageRefusedError,
+    ThrottledError,
+    TransientError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from azure.core.async_paging import AsyncItemPaged
-    from azure.storage.blob.aio import BlobClient, ContainerClient
+    from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient
 
 T = TypeVar("T")
 
@@ -49,6 +56,10 @@ _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
 _FIRST_SLOW_PAUSE_S: Final = 2.0
 _LONGEST_SLOW_PAUSE_S: Final = 30.0
+
+
+Missing = Callable[[ContainerMissingError], Awaitable[StorageError]]
+"""What is to be made of a container that is not there: this error, or one that says more. It may ask storage."""
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -71,6 +82,7 @@ class BlobCore:
         self._connection = connection
         self.container: ContainerClient = connection.service.get_container_client(config.container)
         self._retry = retry
+        self._missing: Missing | None = None
 
     @classmethod
     def connect(cls, config: BlobConfig, *, account_key: str = "", ca_pem: str = "") -> Self:
@@ -102,6 +114,18 @@ class BlobCore:
         other._retry = retry
         return other
 
+    def in_container(self, name: str, missing: Missing | None = None) -> Self:
+        """The same for another container of the account. `missing` is asked what it means that the container is not there."""
+        other = copy.copy(self)
+        other.container = self._connection.service.get_container_client(name)
+        other._missing = missing
+        return other
+
+    @property
+    def service(self) -> BlobServiceClient:
+        """For what goes beyond one container."""
+        return self._connection.service
+
     def blob(self, name: str, snapshot: str | None = None) -> BlobClient:
         return self.container.get_blob_client(name, snapshot=snapshot)
 
@@ -129,6 +153,8 @@ class BlobCore:
                     else:
                         lane.width.succeeded()
                         return result
+                if self._missing is not None and isinstance(error, ContainerMissingError):
+                    error = await self._missing(error)
                 pause_s = pauses.after(error)
                 left_s -= time.monotonic() - began + pause_s
                 passing = isinstance(error, TransientError)

@@ -1,4 +1,4 @@
-"""Blobs of the container, their leases and snapshots. See the package."""
+"""Blobs of a container, their leases and snapshots. See the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from shared.blob.config import BlobConfig
-from shared.blob.core import BlobCore, Retry
+from shared.blob.core import BlobCore, Missing, Retry
 from shared.blob.leases import Leases, existing_leased
 from shared.blob.pages import PageBlobs
 from shared.blob.reading import download
@@ -84,13 +84,32 @@ class BlobStore:
         self.pages = PageBlobs(core)
         self.leases = Leases(core)
 
-    async def ensure_container(self) -> None:
+    def in_container(self, name: str, missing: Missing | None = None) -> Self:
+        """A store over another container of the same account, over the same pool (close only the original). See BlobCore.in_container."""
+        other = copy.copy(self)
+        other._use(self._core.in_container(name, missing))
+        return other
+
+    @property
+    def container(self) -> str:
+        """The container's name."""
+        return str(self._core.container.container_name)
+
+    async def ensure_container(self, metadata: Mapping[str, str] | None = None) -> None:
+        """Creates the container if it is not there; `metadata` are for a new one."""
         try:
             await self._core.call(
-                f"create container {self._core.config.container}", self._core.container.create_container
+                f"create container {self.container}",
+                lambda: self._core.container.create_container(metadata=dict(metadata or {})),
             )
         except BlobExistsError:
             return
+
+    async def list_containers(self, prefix: str) -> AsyncIterator[tuple[str, dict[str, str]]]:
+        """The account's containers whose names begin so, with their metadata."""
+        listed = self._core.service.list_containers(name_starts_with=prefix, include_metadata=True)
+        async for item in self._core.listed(f"list the containers {prefix}*", listed):
+            yield str(item.name), dict(item.metadata or {})
 
     async def create(self, name: str, data: bytes, metadata: Mapping[str, str] | None = None) -> str:
         """Writes a new block blob, all or nothing, and returns its ETag. BlobExistsError if one of this

@@ -39,7 +39,7 @@ class IndexChain:
     @property
     def blob(self) -> str:
         """The blob of the chain in which the next line will stand."""
-        return names.index(self.machine, self.epoch, self.fold.number)
+        return names.index(self.epoch, self.fold.number)
 
     async def read_to_end(self) -> None:
         """As `read_on`, for those whom `fold` tells enough."""

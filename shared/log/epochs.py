@@ -45,19 +45,19 @@ class EpochInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Random: tells who made it when the answer to the create was lost."""
 
 
-async def newest_epoch(store: BlobStore, machine: str) -> int:
+async def newest_epoch(store: BlobStore) -> int:
     """The machine's epoch; 0 if it has none."""
-    return max(await epoch_numbers(store, machine), default=0)
+    return max(await epoch_numbers(store), default=0)
 
 
-async def epoch_numbers(store: BlobStore, machine: str) -> list[int]:
-    folders = await store.list_folders(names.machine_logs(machine))
+async def epoch_numbers(store: BlobStore) -> list[int]:
+    folders = await store.list_folders(names.LOGS)
     return sorted(int(folder) for folder in folders if folder.isdecimal())
 
 
-async def read_epoch(store: BlobStore, machine: str, epoch: int) -> EpochInfo:
+async def read_epoch(store: BlobStore, epoch: int) -> EpochInfo:
     """Raises BlobNotFoundError, IndexDamagedError."""
-    name = names.epoch_document(machine, epoch)
+    name = names.epoch_document(epoch)
     data = await store.read(name)
     try:
         return msgspec.json.decode(data, type=EpochInfo)
@@ -81,7 +81,7 @@ async def allocate_epoch(
     while True:
         info = EpochInfo(
             machine=machine,
-            epoch=max(await newest_epoch(store, machine), above) + 1,
+            epoch=max(await newest_epoch(store), above) + 1,
             disks=tuple(disks),
             reason=reason,
             suspect_since_ns=suspect_since_ns,
@@ -89,11 +89,11 @@ async def allocate_epoch(
             created_ns=time.time_ns(),
             claim=secrets.token_hex(8),
         )
-        name = names.epoch_document(machine, info.epoch)
+        name = names.epoch_document(info.epoch)
         try:
             await store.create(name, msgspec.json.encode(info))
         except BlobExistsError:
-            if (await read_epoch(store, machine, info.epoch)).claim != info.claim:
+            if (await read_epoch(store, info.epoch)).claim != info.claim:
                 continue
         reach("epoch.after-create")
         return info

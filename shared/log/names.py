@@ -1,8 +1,8 @@
-"""Names of the blobs of a machine's log, and back. Pure."""
+"""Names of the blobs of one machine, in its container, and back. Pure. (Which container: shared/machine_storage.py.)"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -11,6 +11,15 @@ from shared.naming import SAYS, is_name
 
 DiskName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._!-]{0,127}\Z")]
 """A disk's name is used in blob and file names: no slash (the kernel, too, writes "!" instead), nothing hidden."""
+
+KEY_DOCUMENT: Final = "machine.json"
+"""Key id and wrapped key of the machine (shared/vault.py)."""
+SIDE_DOCUMENT: Final = "side.json"
+"""Which copy of the machine is its active side (shared/active_side.py)."""
+LOGS: Final = "logs/"
+"""The folder of all epochs."""
+MASTER: Final = "master"
+"""The master target's claim: its lease."""
 
 
 def check_machine(machine: str) -> str:
@@ -29,34 +38,21 @@ def is_machine(name: str) -> bool:
     return is_name(name)
 
 
-def machine_document(machine: str) -> str:
-    return f"machines/{check_machine(machine)}.json"
-
-
-def side_document(machine: str) -> str:
-    return f"sides/{check_machine(machine)}.json"
-
-
-def machine_logs(machine: str) -> str:
-    """The folder of all epochs of a machine, with its slash."""
-    return f"logs/{check_machine(machine)}/"
-
-
-def epoch_folder(machine: str, epoch: int) -> str:
+def epoch_folder(epoch: int) -> str:
     """The folder of one epoch, with its slash."""
-    return f"{machine_logs(machine)}{epoch:08d}/"
+    return f"{LOGS}{epoch:08d}/"
 
 
-def epoch_document(machine: str, epoch: int) -> str:
-    return f"{epoch_folder(machine, epoch)}epoch.json"
+def epoch_document(epoch: int) -> str:
+    return f"{epoch_folder(epoch)}epoch.json"
 
 
-def term_prefix(machine: str, epoch: int) -> str:
-    return f"{epoch_folder(machine, epoch)}term-"
+def term_prefix(epoch: int) -> str:
+    return f"{epoch_folder(epoch)}term-"
 
 
-def term_document(machine: str, epoch: int, term: int) -> str:
-    return f"{term_prefix(machine, epoch)}{term:08d}.json"
+def term_document(epoch: int, term: int) -> str:
+    return f"{term_prefix(epoch)}{term:08d}.json"
 
 
 def term_of(name: str) -> int:
@@ -64,10 +60,10 @@ def term_of(name: str) -> int:
     return int(name.rsplit("term-", 1)[1].removesuffix(".json"))
 
 
-def index(machine: str, epoch: int, number: int) -> str:
+def index(epoch: int, number: int) -> str:
     """The `number`-th (1, 2, 3…) append blob of the epoch's index."""
-    return f"{epoch_folder(machine, epoch)}index-{number:06d}"
+    return f"{epoch_folder(epoch)}index-{number:06d}"
 
 
-def segment(machine: str, epoch: int, term: int, first: int) -> str:
-    return f"{epoch_folder(machine, epoch)}{term:08d}/{first:012d}.seg"
+def segment(epoch: int, term: int, first: int) -> str:
+    return f"{epoch_folder(epoch)}{term:08d}/{first:012d}.seg"

@@ -58,10 +58,10 @@ class LogReader:
         Raises IndexDamagedError for one whose document cannot be read; with `damaged` it is left out and noted there.
         """
         found = []
-        for number in await epochs.epoch_numbers(self._store, self.machine):
+        for number in await epochs.epoch_numbers(self._store):
             if number not in self._epochs:
                 try:
-                    self._epochs[number] = await epochs.read_epoch(self._store, self.machine, number)
+                    self._epochs[number] = await epochs.read_epoch(self._store, number)
                 except BlobNotFoundError:
                     continue  # half deleted: no epoch any more
                 except IntegrityError as exc:

@@ -158,7 +158,7 @@ class IndexWriter:
 
     async def _take_term(self) -> int:
         while True:
-            taken = await terms(self._store, self.machine, self.epoch)
+            taken = await terms(self._store, self.epoch)
             term = max(*taken, self.fold.term, 0) + 1
             document = TermDocument(
                 term=term,
@@ -167,7 +167,7 @@ class IndexWriter:
                 after=self.fold.last,
                 created_ns=time.time_ns(),
             )
-            name = names.term_document(self.machine, self.epoch, term)
+            name = names.term_document(self.epoch, term)
             data = msgspec.json.encode(document)
             try:
                 await self._store.create(name, data)
@@ -258,7 +258,7 @@ class IndexWriter:
         )
 
     async def _raise_if_newer_term(self) -> None:
-        newest = max(await terms(self._store, self.machine, self.epoch), default=0)
+        newest = max(await terms(self._store, self.epoch), default=0)
         if newest > self.term:
             raise self._fenced(newest)
         if newest < self.term:
@@ -286,6 +286,6 @@ async def _give_back(lease: Lease) -> None:
         await lease.release()
 
 
-async def terms(store: BlobStore, machine: str, epoch: int) -> list[int]:
+async def terms(store: BlobStore, epoch: int) -> list[int]:
     """All terms ever taken in the epoch."""
-    return [names.term_of(blob.name) async for blob in store.list(names.term_prefix(machine, epoch))]
+    return [names.term_of(blob.name) async for blob in store.list(names.term_prefix(epoch))]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from shared.blob import BlobStore
 from shared.errors import MachineNotFoundError
+from shared.machine_storage import MachineStorage
 from shared.messages import GapView, PointList, PointView
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import PointDoc
 from shared.recovery.position import format_ns as rfc3339
 
 
-async def read(store: BlobStore, machine: str) -> PointList:
+async def read(storage: MachineStorage, machine: str) -> PointList:
     """The machine's points in log order, and the periods without any; nothing when storage has no log of it.
 
     Raises StorageError, IntegrityError.
     """
     try:
-        return listing(await Catalog.load(store, machine))
+        return listing(await Catalog.load(await storage.find(machine), machine))
     except MachineNotFoundError:
         return PointList(machine=machine, points=[])
 

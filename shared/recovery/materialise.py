@@ -125,7 +125,7 @@ async def _download_base(
     meter = _Meter(progress, "base", sum(p.length_b for group in pieces.values() for p in group))
     for disk in plan.disks:
         blob, snapshot, image = (
-            seed_blob(plan.machine, disk.name),
+            seed_blob(disk.name),
             base.snapshots[disk.name],
             images[disk.number],
         )
@@ -157,7 +157,7 @@ async def _download_base(
 async def _pieces(store: BlobStore, plan: Plan, disk: EpochDisk) -> list[_Piece]:
     """The written ranges of a disk's base, within the disk, as reads of at most `_READ_B`, ascending."""
     assert plan.base is not None
-    ranges = await store.pages.ranges(seed_blob(plan.machine, disk.name), plan.base.snapshots[disk.name])
+    ranges = await store.pages.ranges(seed_blob(disk.name), plan.base.snapshots[disk.name])
     size_b = disk.sectors * SECTOR
     pieces: list[_Piece] = []
     members: list[tuple[int, int]] = []

@@ -39,7 +39,7 @@ async def write_new(store: BlobStore, doc: PointDoc) -> bool:
     """Write the document of a new point; False, and nothing done, when there is a document already."""
     data = msgspec.json.encode(doc)
     try:
-        await store.create(points.blob_name(doc.machine, doc.position), data, _metadata(data))
+        await store.create(points.blob_name(doc.position), data, _metadata(data))
     except BlobExistsError:
         return False
     return True
@@ -48,25 +48,25 @@ async def write_new(store: BlobStore, doc: PointDoc) -> bool:
 async def change(store: BlobStore, doc: PointDoc, etag: str) -> None:
     """Write `doc` over the version of its document that has this ETag. Raises PreconditionError when it has another, or is gone."""
     data = msgspec.json.encode(doc)
-    name = points.blob_name(doc.machine, doc.position)
+    name = points.blob_name(doc.position)
     try:
         await store.replace(name, data, etag, _metadata(data))
     except (PreconditionError, BlobNotFoundError) as exc:
-        stored = await read(store, doc.machine, doc.position)
+        stored = await read(store, doc.position)
         if stored is None or stored.doc != doc:  # else our own try, of which the answer was lost
             raise PreconditionError(f"{name} was not changed", cause="somebody else changed it") from exc
 
 
-async def read(store: BlobStore, machine: str, position: Position) -> Stored | None:
+async def read(store: BlobStore, position: Position) -> Stored | None:
     """The document of the point at `position`; None when there is none. Raises IntegrityError."""
-    name = points.blob_name(machine, position)
+    name = points.blob_name(position)
     found = await store.read_versioned(name)
     return None if found is None else Stored(points.decode(found[0], name), found[1])
 
 
-async def read_roll(store: BlobStore, machine: str) -> Roll | None:
+async def read_roll(store: BlobStore) -> Roll | None:
     """None when no master target has written one: then every document is a point. Raises IntegrityError."""
-    name = points.roll_name(machine)
+    name = points.ROLL
     try:
         return points.decode_roll(await store.read(name), name)
     except BlobNotFoundError:
@@ -79,7 +79,7 @@ async def list_docs(store: BlobStore, machine: str) -> list[PointDoc]:
     """
     # The roll first: a point that is added meanwhile is then behind its newest, and is taken for a mark without a document.
     try:
-        roll = await read_roll(store, machine)
+        roll = await read_roll(store)
     except IntegrityError as exc:
         _log.warning("roll of points not used: every document counts", machine=machine, **exc.as_dict())
         roll = None
@@ -120,7 +120,7 @@ async def survey(store: BlobStore, machine: str) -> Survey:
         except BlobNotFoundError:
             _log.debug("point expired while it was read", blob=name)
 
-    async for info in store.list(points.prefix(machine)):
+    async for info in store.list(points.FOLDER):
         position = points.position_of(info.name)
         if position is None:
             continue
@@ -138,9 +138,9 @@ def stored_ns_of(info: BlobInfo) -> int:
     return int(info.last_modified.timestamp()) * 1_000_000_000
 
 
-async def delete(store: BlobStore, machine: str, position: Position) -> None:
+async def delete(store: BlobStore, position: Position) -> None:
     """Harmless when it is gone already."""
-    await store.delete(points.blob_name(machine, position))
+    await store.delete(points.blob_name(position))
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -23,6 +23,8 @@ from shared.errors import UNDECODABLE, IntegrityError
 from shared.recovery.position import Position, format_ns
 
 FORMAT_VERSION: Final = 1
+FOLDER: Final = "points/"
+ROLL: Final = f"{FOLDER}roll.json"
 PointState = Literal["logged", "snapshotted"]
 Range = tuple[int, int, int]
 """(disk number, first sector, sectors)."""
@@ -60,7 +62,7 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Roll(msgspec.Struct, frozen=True, kw_only=True):
-    """`points/<machine>/roll.json`: which documents are points."""
+    """`points/roll.json`: which documents are points."""
 
     machine: str
     term: int
@@ -89,16 +91,8 @@ def logged_point(
     )
 
 
-def prefix(machine: str) -> str:
-    return f"points/{machine}/"
-
-
-def roll_name(machine: str) -> str:
-    return f"{prefix(machine)}roll.json"
-
-
-def blob_name(machine: str, position: Position) -> str:
-    return f"{prefix(machine)}{position.epoch:08d}-{position.batch:012d}.json"
+def blob_name(position: Position) -> str:
+    return f"{FOLDER}{position.epoch:08d}-{position.batch:012d}.json"
 
 
 def position_of(name: str) -> Position | None:

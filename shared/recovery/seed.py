@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from shared.recovery.position import Position
 
+SEED_DISKS: Final = "disks/"
+"""Their folder."""
+SUFFIX: Final = ".vhd"
 
-def seed_blob(machine: str, disk: str) -> str:
-    """The name of a disk's page blob."""
-    return f"disks/{machine}/{disk}.vhd"
+
+def seed_blob(disk: str) -> str:
+    """The name of a disk's page blob, in the machine's container."""
+    return f"{SEED_DISKS}{disk}{SUFFIX}"
 
 
 def shown_position(metadata: Mapping[str, str]) -> Position | None:

@@ -66,7 +66,7 @@ async def check_snapshots(store: BlobStore, catalog: Catalog, doc: PointDoc) -> 
         if snapshot is None:
             raise SnapshotError(what, cause="its document names none")
         try:
-            info = await store.properties(seed_blob(catalog.machine, disk.name), snapshot)
+            info = await store.properties(seed_blob(disk.name), snapshot)
         except BlobNotFoundError as exc:
             raise SnapshotError(what, cause=f"snapshot {snapshot} does not exist") from exc
         shown = shown_position(info.metadata)

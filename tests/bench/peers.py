@@ -23,7 +23,7 @@ from shared.log import epochs
 from shared.log.reader import LogReader
 from tests.bench.system import disk
 from tests.lab import Lab, lab
-from tests.labstore import storage
+from tests.labstore import machine_store
 
 DISK_B: Final = 2 << 30
 DATA_B: Final = 3 * DISK_B // 4
@@ -36,8 +36,8 @@ _INSTALLED: Final = Path("build/azcopy")
 
 async def replicated_s(site: Lab) -> float:
     """From the beginning of the epoch to the listing of its last unordered segment."""
-    async with storage(site) as store:
-        info = await epochs.read_epoch(store, "lab", 1)
+    async with machine_store(site) as store:
+        info = await epochs.read_epoch(store, 1)
         entries = await LogReader(store, "lab").entries(1)
         full = [entry for entry in entries if not entry.ordered or entry.ordered[0][0] > entry.first]
         return (full[-1].written_ns - info.created_ns) / 1e9

@@ -30,7 +30,7 @@ from shared.recovery.parallel import parallel
 from shared.recovery.position import Position
 from tests.bench.stats import percentile
 from tests.lab import Lab, lab
-from tests.labstore import storage, vault
+from tests.labstore import machine_store, vault
 from tests.loopdisk import loop_disk
 
 INITIAL_B: Final = 512 << 20
@@ -68,9 +68,9 @@ def initial_replication() -> dict[str, Any]:
 
 
 async def _against_uploads(site: Lab) -> dict[str, Any]:
-    async with storage(site) as store:
+    async with machine_store(site) as store:
         reader = LogReader(store, "lab")
-        info = await epochs.read_epoch(store, "lab", 1)
+        info = await epochs.read_epoch(store, 1)
         entries = await reader.entries(1)
         full = [entry for entry in entries if not entry.ordered or entry.ordered[0][0] > entry.first]
         seconds = (full[-1].written_ns - info.created_ns) / 1e9
@@ -130,9 +130,9 @@ def apply_speed() -> dict[str, Any]:
 
 
 async def _against_page_writes(site: Lab) -> dict[str, Any]:
-    async with storage(site) as store:
+    async with machine_store(site) as store:
         reader = LogReader(store, "lab")
-        info = await epochs.read_epoch(store, "lab", 1)
+        info = await epochs.read_epoch(store, 1)
         entries = await reader.entries(1)
         batches: list[Batch] = []
         for entry in entries:

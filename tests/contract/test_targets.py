@@ -44,10 +44,10 @@ class PageBlobKind(Kind):
         return await PageBlobTarget.open(self.store, "web1", "sda", disk_b)
 
     async def content(self, snapshot: str | None = None) -> bytes:
-        return await self.store.read(seed_blob("web1", "sda"), 0, DISK_B, snapshot)
+        return await self.store.read(seed_blob("sda"), 0, DISK_B, snapshot)
 
     async def delete(self) -> None:
-        await self.store.delete(seed_blob("web1", "sda"))
+        await self.store.delete(seed_blob("sda"))
 
 
 class ImageKind(Kind):

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from shared.blob import BlobConfig, BlobStore
+from shared.blob import BlobConfig
+from shared.log import names
+from shared.machine_storage import MachineStorage
 from shared.recovery import point_store
+from shared.recovery.seed import seed_blob
 from tests.machine_log import ModelMachine
 from tests.master_parts import (
     check_points,
@@ -71,10 +74,10 @@ async def start(config: Path, crash_at: str = "") -> asyncio.subprocess.Process:
 
 @pytest.mark.parametrize("target", ["page-blob", "image"])
 async def test_killed_anywhere_the_disks_and_all_points_are_right_after_a_restart(
-    store: BlobStore, blob_config: BlobConfig, tmp_path: Path, target: str
+    machine_storage: MachineStorage, blob_config: BlobConfig, tmp_path: Path, target: str
 ) -> None:
     images = tmp_path / "images" if target == "image" else None
-    model = await ModelMachine.create(store, tmp_path)
+    model = await ModelMachine.create(await machine_storage.find_or_create("web1"), tmp_path)
     config = write_config(
         tmp_path, blob_config, **({"target": "image", "image_dir": str(images)} if images else {})
     )
@@ -89,7 +92,7 @@ async def test_killed_anywhere_the_disks_and_all_points_are_right_after_a_restar
         await model.publish()
         await until_ended(await start(config, crash_at), -signal.SIGKILL)
         # Whatever a document promises is there, also right after the kill.
-        for doc in await point_store.list_docs(store, model.name):
+        for doc in await point_store.list_docs(model.store, model.name):
             if doc.state == "snapshotted" and not images:
                 assert await seed_digests(model, doc.snapshots) == model.digests[doc.position]
     async with running(model, image_dir=images) as machine:
@@ -105,19 +108,19 @@ async def test_killed_anywhere_the_disks_and_all_points_are_right_after_a_restar
 
 
 async def test_sigterm_ends_the_daemon_and_leaves_nothing_unfinished(
-    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+    machine_storage: MachineStorage, blob_config: BlobConfig, tmp_path: Path
 ) -> None:
-    model = await ModelMachine.create(store, tmp_path)
+    model = await ModelMachine.create(await machine_storage.find_or_create("web1"), tmp_path)
     await model.begin_epoch()
     model.write(mark="m")
     await model.publish()
     process = await start(write_config(tmp_path, blob_config))
-    while not any(d.state == "snapshotted" for d in await point_store.list_docs(store, model.name)):
+    while not any(d.state == "snapshotted" for d in await point_store.list_docs(model.store, model.name)):
         assert process.returncode is None
     process.terminate()
     await until_ended(process, 0)
     for name in model.disk_names:
-        info = await store.properties(f"disks/{model.name}/{name}.vhd")
+        info = await model.store.properties(seed_blob(name))
         assert not info.leased
         assert info.metadata["cursor"] == info.metadata["pending"] == str(model.position)
-    assert not (await store.properties(f"masters/{model.name}")).leased
+    assert not (await model.store.properties(names.MASTER)).leased

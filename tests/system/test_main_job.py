@@ -17,8 +17,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from shared.recovery.seed import seed_blob
 from tests.lab import CommandFailedError
-from tests.labstore import storage
+from tests.labstore import machine_store
 from tests.system.conftest import DISK_B, Site
 
 
@@ -142,8 +143,8 @@ def test_storage_that_lost_acknowledged_log_begins_a_new_epoch_by_itself(site: S
     epoch = site.lab.machine()["epoch"]
 
     async def lose_the_index() -> None:
-        async with storage(site.lab) as store:
-            index = f"logs/lab/{epoch:08d}/index-000001"
+        async with machine_store(site.lab) as store:
+            index = f"logs/{epoch:08d}/index-000001"
             await store.leases.break_now(index)
             await store.delete(index)
 
@@ -223,10 +224,10 @@ def sniffed(port: int) -> Iterator[list[bytes]]:
 
 
 async def log_blobs(site: Site) -> dict[str, bytes]:
-    async with storage(site.lab) as store:
+    async with machine_store(site.lab) as store:
         return {info.name: await store.read(info.name) async for info in store.list("logs/")}
 
 
 async def seed_disk(site: Site, disk: str) -> bytes:
-    async with storage(site.lab) as store:
-        return await store.read(f"disks/lab/{disk}.vhd")
+    async with machine_store(site.lab) as store:
+        return await store.read(seed_blob(disk))

@@ -20,6 +20,7 @@ from config_server import service
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.control_client import ControlClient
+from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, Limit, Protection
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from tests.config_parts import ConfigServer, config_for, daemon, running
@@ -93,7 +94,7 @@ def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def site(tmp_path: Path, store: BlobStore, blob_config: BlobConfig) -> AsyncIterator[Site]:
-    machine = await ModelMachine.create(store, tmp_path)
+    machine = await ModelMachine.create(await MachineStorage(store).find_or_create("web1"), tmp_path)
     await machine.begin_epoch()
     machine.write(mark="m1")
     machine.write()

@@ -9,9 +9,10 @@ import pytest
 
 from config_server import sides
 from shared import active_side, api
-from shared.blob import BlobConfig, BlobStore
+from shared.blob import BlobConfig
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, RequestError
+from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, Nothing, PointRequest, Protection, RebindRequest, RenewRequest
 from shared.rest import RestClient
 from shared.status import AgentReport, ProcessServerReport, StreamReport
@@ -20,8 +21,10 @@ from tests.config_parts import ConfigServer, config_for, daemon, running
 
 
 @pytest.fixture
-async def server(tmp_path: Path, store: BlobStore, blob_config: BlobConfig) -> AsyncIterator[ConfigServer]:
-    await active_side.find_or_begin(store, "web1", "original")
+async def server(
+    tmp_path: Path, machine_storage: MachineStorage, blob_config: BlobConfig
+) -> AsyncIterator[ConfigServer]:
+    await active_side.find_or_begin(await machine_storage.find_or_create("web1"), "web1", "original")
     async with running(config_for(tmp_path, blob=blob_config)) as started:
         yield started
 
@@ -113,7 +116,7 @@ async def test_a_copy_gets_no_new_certificate(
 
 
 async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(
-    operator: RestClient, agent: ControlClient, copy: ControlClient, store: BlobStore
+    operator: RestClient, agent: ControlClient, copy: ControlClient, machine_storage: MachineStorage
 ) -> None:
     await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
     await agent.report(said())
@@ -126,7 +129,7 @@ async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(
     await copy.report(said(identity="new-hardware", boot="2"))
     with pytest.raises(CopyRefusedError):
         await agent.report(said())
-    stored = await active_side.find(store, "web1")
+    stored = await active_side.find(await machine_storage.find("web1"))
     assert stored is not None
     assert stored.identity == "new-hardware"
 

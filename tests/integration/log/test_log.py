@@ -77,7 +77,7 @@ async def test_a_stale_owner_is_fenced_and_the_new_one_continues(store: BlobStor
 
 async def test_an_owner_that_lost_its_lease_but_not_its_term_goes_on(store: BlobStore) -> None:
     writer = await IndexWriter.take(store, M, E, "ps1")
-    await store.leases.break_now(names.index(M, E, 1))
+    await store.leases.break_now(names.index(E, 1))
     await writer.append([await put_segment(store, make_chain(1))])
     assert len(await LogReader(store, M).entries(E)) == 1
 
@@ -115,7 +115,7 @@ async def test_the_index_goes_on_in_the_next_blob(store: BlobStore) -> None:
             writer = await IndexWriter.take(store, M, E, "ps2", max_blocks=4)
         await writer.append([await put_segment(store, chain[i : i + 1], term=writer.term)])
         assert [e.last for e in await reader.entries(E)] == list(range(1, i + 2))
-    blobs = [b async for b in store.list(names.epoch_folder(M, E) + "index-")]
+    blobs = [b async for b in store.list(names.epoch_folder(E) + "index-")]
     assert len(blobs) >= 4
     assert [b.leased for b in blobs] == [False] * (len(blobs) - 1) + [True]
     assert [e.last for e in await LogReader(store, M).entries(E)] == list(range(1, 13))
@@ -161,8 +161,8 @@ async def test_an_index_that_is_damaged_behind_the_first_piece_is_known_up_to_th
     for entry in listed:
         await writer.append([entry])
     await writer.release()
-    size_b = (await store.properties(names.index(M, E, 1))).size_b
-    await store.append(names.index(M, E, 1), b"no line", None, size_b)
+    size_b = (await store.properties(names.index(E, 1))).size_b
+    await store.append(names.index(E, 1), b"no line", None, size_b)
     monkeypatch.setattr(chain, "_PIECE_B", 10)
     index = IndexChain(store, M, E)
     found = []
@@ -179,8 +179,8 @@ async def test_an_owner_that_died_between_closing_and_the_next_blob_is_succeeded
     chain = make_chain(3)
     for made in chain[:2]:
         await writer.append([await put_segment(store, [made])])
-    await store.leases.break_now(names.index(M, E, 2))
-    await store.delete(names.index(M, E, 2))  # as if it had never been created
+    await store.leases.break_now(names.index(E, 2))
+    await store.delete(names.index(E, 2))  # as if it had never been created
     # (its one entry goes with it: what is left is the closed first blob)
     successor = await IndexWriter.take(store, M, E, "ps2")
     assert (successor.fold.last, successor.fold.number) == (1, 2)
@@ -198,7 +198,7 @@ async def test_an_append_that_does_not_continue_the_log_is_refused_before_it_is_
 async def test_storage_that_forgot_index_entries_is_noticed(store: BlobStore) -> None:
     chain = make_chain(4)
     writer = await IndexWriter.take(store, M, E, "ps1")
-    index = names.index(M, E, 1)
+    index = names.index(E, 1)
     before = await store.read(index)
     await writer.append([await put_segment(store, chain[:2])])
     reader = LogReader(store, M)
@@ -235,7 +235,7 @@ async def test_storage_that_forgot_a_listed_segment_or_the_terms_is_noticed(stor
     with pytest.raises(StorageForgotError):
         await IndexWriter.take(store, M, E, "ps1")
     for term in (1, 2, 3):
-        await store.delete(names.term_document(M, E, term))
+        await store.delete(names.term_document(E, term))
     with pytest.raises(StorageForgotError):
         await writer.check()
 
@@ -246,15 +246,14 @@ async def test_epochs_are_allocated_one_by_one(store: BlobStore) -> None:
         *(allocate_epoch(store, M, disks=disks, reason=f"test {i}", agent_id="a") for i in range(5))
     )
     assert sorted(info.epoch for info in made) == [1, 2, 3, 4, 5]
-    assert await newest_epoch(store, M) == 5
-    assert await newest_epoch(store, "other") == 0
+    assert await newest_epoch(store) == 5
     found = await LogReader(store, M).epochs()
     assert found == sorted(made, key=lambda info: info.epoch)
 
 
 @pytest.mark.parametrize("data", [b"", b'{"reason":"\xff"}', b'{"reason":' + b"[" * 100_000])
 async def test_an_epoch_document_that_cannot_be_read_is_damage(store: BlobStore, data: bytes) -> None:
-    await store.create(names.epoch_document(M, E), data)
+    await store.create(names.epoch_document(E), data)
     with pytest.raises(IndexDamagedError, match=r"epoch\.json"):
         await LogReader(store, M).epochs()
 
@@ -322,7 +321,7 @@ async def test_a_machine_document_that_was_lost_and_made_anew_takes_no_segment_a
     assert len({key.key for key in keys}) == 1
     chain = make_chain(4)
     first = await put_segment(store, chain[:2], key=keys[0])
-    await store.delete(names.machine_document(M))
+    await store.delete(names.KEY_DOCUMENT)
     reader = LogReader(store, M)
     assert [b.number for b in await reader.batches(first, vault)] == [1, 2]
     other = await machine_key(store, vault, M, create=True)

@@ -101,7 +101,7 @@ async def test_the_snapshots_of_a_point_stay_while_its_document_cannot_be_read(
     async with running(model) as machine:
         docs = await until_snapshotted(machine, model)
     newer = msgspec.structs.replace(docs[1], v=2)
-    stored = await point_store.read(store, model.name, newer.position)
+    stored = await point_store.read(store, newer.position)
     assert stored is not None
     await point_store.change(store, newer, stored.etag)
     seed = await open_page_blob(store, model.name, "loop0", len(model.disks[0]))
@@ -134,7 +134,7 @@ async def test_an_orphan_goes_in_its_time_although_the_work_on_its_machine_keeps
     monkeypatch.setattr(retention, "_PRUNE_S", 0.0)
     # Longer than any one try works, shorter than the pause before the next one.
     settings = msgspec.structs.replace(SETTINGS, retention=RetentionPolicy(orphan_s=0.4))
-    seed_name = seed_blob(model.name, "loop0")
+    seed_name = seed_blob("loop0")
     async with running(model, settings):
         left = {orphan}
         async with asyncio.timeout(30):
@@ -144,7 +144,7 @@ async def test_an_orphan_goes_in_its_time_although_the_work_on_its_machine_keeps
 
 
 async def test_a_list_of_unreadable_ranges_that_cannot_be_read_is_named(store: BlobStore) -> None:
-    await store.create("disks/web1/unreadable-00000001.json", b'["\xff"]')
+    await store.create("disks/unreadable-00000001.json", b'["\xff"]')
     with pytest.raises(IntegrityError, match="unreadable-00000001"):
         await PointMaker(store, "web1").note_unreadable(1, [(0, 8, 8)])
 
@@ -159,7 +159,7 @@ async def test_a_point_whose_snapshot_was_deleted_is_told_apart(store: BlobStore
         await until_applied(machine, model.position)
     catalog = await Catalog.load(store, model.name)
     await check_snapshots(store, catalog, doc)
-    await store.delete(seed_blob(model.name, "loop1"), doc.snapshots["loop1"])
+    await store.delete(seed_blob("loop1"), doc.snapshots["loop1"])
     with pytest.raises(SnapshotError, match="loop1"):
         await check_snapshots(store, catalog, doc)
     with pytest.raises(SnapshotError, match="names none"):
@@ -186,9 +186,7 @@ async def test_snapshots_of_a_disk_that_left_the_machine_go_with_their_points(
     async def of_left_disk() -> list[str]:
         if images:
             return [path.name for path in (images / model.name).glob("loop1@*")]
-        return [
-            i.snapshot async for i in store.list(seed_blob(model.name, "loop1"), snapshots=True) if i.snapshot
-        ]
+        return [i.snapshot async for i in store.list(seed_blob("loop1"), snapshots=True) if i.snapshot]
 
     async with running(model, image_dir=images) as machine:
         docs = await until_snapshotted(machine, model)

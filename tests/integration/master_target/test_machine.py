@@ -149,7 +149,7 @@ async def test_a_mark_is_a_point_before_it_is_applied_and_only_where_order_is_ke
     model.write(mark="kept")
     model.write(mark="lost", state=StreamState.BITMAP)
     await model.publish()
-    seed = seed_blob(model.name, "loop0")
+    seed = seed_blob("loop0")
     await model.store.pages.create(seed, 512)  # a foreign blob in the way: nothing can be applied
     async with running(model) as machine:
         await until(machine, lambda: bool(machine.report().errors))
@@ -223,7 +223,7 @@ async def test_a_deleted_seed_disk_is_rebuilt_from_the_log(model: ModelMachine) 
     await model.publish()
     async with running(model) as machine:
         await until_snapshotted(machine, model)
-    await model.store.delete(seed_blob(model.name, "loop1"))
+    await model.store.delete(seed_blob("loop1"))
     model.write(mark="b")
     model.write()
     await model.publish()
@@ -311,15 +311,15 @@ async def write_beyond_the_end(model: ModelMachine) -> None:
 
 
 async def damage_index(model: ModelMachine) -> None:
-    await replace(model.store, names.index(model.name, 1, 1), b"ps1", b"ps\xff")
+    await replace(model.store, names.index(1, 1), b"ps1", b"ps\xff")
 
 
 async def damage_epoch_document(model: ModelMachine) -> None:
-    await replace(model.store, names.epoch_document(model.name, 1), b"first", b"\xff")
+    await replace(model.store, names.epoch_document(1), b"first", b"\xff")
 
 
 async def delete_epoch_document(model: ModelMachine) -> None:
-    await model.store.delete(names.epoch_document(model.name, 1))
+    await model.store.delete(names.epoch_document(1))
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ async def test_the_marks_before_damage_in_an_index_are_points(
         await model.publish()
     await model.begin_epoch("resynchronised")
     await model.publish()
-    await replace(model.store, names.index(model.name, 1, 1), b'"first":7', b'"first":\xff')
+    await replace(model.store, names.index(1, 1), b'"first":7', b'"first":\xff')
     monkeypatch.setattr(chain, "_PIECE_B", 10)  # one line at a time
     follower = Follower(model.store, model.vault, model.name)
     for points in ([marked], []):
@@ -409,7 +409,7 @@ async def test_a_log_that_lost_what_was_begun_is_left_for_the_next_epoch(model: 
     async with running(model) as machine:
         await until_applied(machine, model.position)
     for name in model.disk_names:  # as after a crash in an interval whose log storage forgot
-        info = await model.store.properties(seed_blob(model.name, name))
+        info = await model.store.properties(seed_blob(name))
         await model.store.set_metadata(info.name, info.metadata | {"pending": "1-50"})
     async with running(model) as machine:
         await until(machine, lambda: bool(machine.report().errors))

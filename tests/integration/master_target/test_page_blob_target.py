@@ -26,7 +26,7 @@ from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
 from tests.logs import make_batch
 
-BLOB = seed_blob("web1", "sda")
+BLOB = seed_blob("sda")
 MIB = 1024 * 1024
 FIRST = (Position.of(1, 0), Position.of(1, 5))
 SECOND = (Position.of(1, 5), Position.of(1, 9))

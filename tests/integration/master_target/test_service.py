@@ -12,8 +12,9 @@ import pytest
 from master_target.config import MasterTargetConfig
 from master_target.follow import Follower
 from master_target.service import Service
-from shared.blob import BlobConfig, BlobStore
+from shared.blob import BlobConfig
 from shared.log import names
+from shared.machine_storage import MachineStorage
 from shared.recovery.points import PointDoc
 from shared.status import ApplyReport
 from tests.machine_log import ModelMachine
@@ -22,9 +23,12 @@ _DEADLINE_S = 30.0
 
 
 @pytest.fixture
-async def two(store: BlobStore, tmp_path: Path) -> tuple[ModelMachine, ModelMachine]:
+async def two(machine_storage: MachineStorage, tmp_path: Path) -> tuple[ModelMachine, ModelMachine]:
     """Machines `a` and `b`, each with a full replication and a mark."""
-    made = await ModelMachine.create(store, tmp_path, "a"), await ModelMachine.create(store, tmp_path, "b")
+    made = (
+        await ModelMachine.create(await machine_storage.find_or_create("a"), tmp_path, "a"),
+        await ModelMachine.create(await machine_storage.find_or_create("b"), tmp_path, "b"),
+    )
     for model in made:
         await model.begin_epoch()
         model.write(mark="m")
@@ -33,10 +37,12 @@ async def two(store: BlobStore, tmp_path: Path) -> tuple[ModelMachine, ModelMach
 
 
 @contextlib.asynccontextmanager
-async def serving(model: ModelMachine, folder: Path, blob: BlobConfig) -> AsyncIterator[Service]:
+async def serving(
+    model: ModelMachine, folder: Path, blob: BlobConfig, storage: MachineStorage
+) -> AsyncIterator[Service]:
     """A master target's work on all machines in storage; what ended it too early is raised at the end."""
     config = MasterTargetConfig(name="mt1", vault_file=folder / "vault.json", blob=blob, poll_s=0.05)
-    service = Service(config, model.store, model.vault)
+    service = Service(config, storage, model.vault)
     stop = asyncio.Event()
     task = asyncio.create_task(service.work(stop))
     try:
@@ -57,16 +63,19 @@ async def until(service: Service, machine: str, condition: Callable[[ApplyReport
 
 
 async def test_a_damaged_index_is_shown_and_stops_no_other_machine(
-    two: tuple[ModelMachine, ModelMachine], tmp_path: Path, blob_config: BlobConfig
+    two: tuple[ModelMachine, ModelMachine],
+    tmp_path: Path,
+    blob_config: BlobConfig,
+    machine_storage: MachineStorage,
 ) -> None:
     a, b = two
-    index = names.index(a.name, 1, 1)
+    index = names.index(1, 1)
     data = (await a.store.read(index)).replace(b"ps1", b"ps\xff", 1)
     await a.store.leases.break_now(index)
     await a.store.delete(index)
     await a.store.append_create(index)
     await a.store.append(index, data, None, 0)
-    async with serving(a, tmp_path, blob_config) as service:
+    async with serving(a, tmp_path, blob_config, machine_storage) as service:
         await until(service, a.name, lambda r: any("index" in error.what for error in r.errors))
         await until(service, b.name, lambda r: r.applied == b.position.batch)
 
@@ -75,6 +84,7 @@ async def test_a_bug_that_one_machine_meets_is_shown_and_stops_no_other_machine(
     two: tuple[ModelMachine, ModelMachine],
     tmp_path: Path,
     blob_config: BlobConfig,
+    machine_storage: MachineStorage,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     a, b = two
@@ -86,8 +96,32 @@ async def test_a_bug_that_one_machine_meets_is_shown_and_stops_no_other_machine(
         return await real(self, from_epoch)
 
     monkeypatch.setattr(Follower, "refresh", refresh)
-    async with serving(a, tmp_path, blob_config) as service:
+    async with serving(a, tmp_path, blob_config, machine_storage) as service:
         await until(service, a.name, lambda r: any("ZeroDivisionError" in e.cause for e in r.errors))
         await until(service, b.name, lambda r: r.applied == b.position.batch)
         monkeypatch.undo()
         await until(service, a.name, lambda r: r.applied == a.position.batch and not r.errors)
+
+
+async def test_a_name_that_is_given_to_another_machine_is_worked_on_anew_in_its_container(
+    two: tuple[ModelMachine, ModelMachine],
+    tmp_path: Path,
+    blob_config: BlobConfig,
+    machine_storage: MachineStorage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("master_target.service._DISCOVER_S", 0.05)
+    a, b = two
+    async with serving(a, tmp_path, blob_config, machine_storage) as service:
+        await until(service, a.name, lambda r: r.applied == a.position.batch)
+        await machine_storage.vault.delete(f"machines/{a.name}.json")
+        await a.store._core.container.delete_container()
+        new = await ModelMachine.create(
+            await MachineStorage(machine_storage.vault).find_or_create(a.name), tmp_path, a.name, seed=7
+        )
+        await new.begin_epoch()
+        for _ in range(3):
+            new.write()
+        await new.publish()
+        await until(service, a.name, lambda r: r.applied == new.position.batch and not r.errors)
+        await until(service, b.name, lambda r: r.applied == b.position.batch and not r.errors)

@@ -115,9 +115,7 @@ async def seen(store: BlobStore) -> list[tuple[PointDoc, bool]]:
     for doc in await point_store.list_docs(store, "web1"):
         whole = True
         for disk, snapshot in doc.snapshots.items():
-            there = {
-                i.snapshot: i.metadata async for i in store.list(f"disks/web1/{disk}.vhd", snapshots=True)
-            }
+            there = {i.snapshot: i.metadata async for i in store.list(f"disks/{disk}.vhd", snapshots=True)}
             whole = whole and there.get(snapshot, {}).get("cursor") == doc.id
         found.append((doc, whole))
     return found
@@ -164,10 +162,8 @@ async def test_a_stale_owner_stopped_before_any_of_its_writes_changes_nothing_th
         seed = await open_page_blob(store, "web1", "sda", DISK_B)
         await Pruner(store, "web1", RetentionPolicy(all_s=1.5 * 3600, hourly_s=0)).prune(maker.roll, [seed])
         await seed.close()
-        left = [info.name async for info in store.list(points.prefix("web1"))]
-        assert left == [points.blob_name("web1", Position.of(1, b)) for b in (newest - 1, newest)] + [
-            points.roll_name("web1")
-        ]
+        left = [info.name async for info in store.list(points.FOLDER)]
+        assert left == [points.blob_name(Position.of(1, b)) for b in (newest - 1, newest)] + [points.ROLL]
 
 
 async def test_snapshots_that_a_late_owner_names_are_kept_for_it(store: BlobStore) -> None:
@@ -181,7 +177,7 @@ async def test_snapshots_that_a_late_owner_names_are_kept_for_it(store: BlobStor
         stale = GatedStore.over(store, count)
         first = asyncio.create_task(fenced_or_done(own(stale, (1,))))
         await stale.stopped.wait()
-        if [i async for i in store.list("disks/web1/sda.vhd", snapshots=True) if i.snapshot]:
+        if [i async for i in store.list("disks/sda.vhd", snapshots=True) if i.snapshot]:
             break
         stale.go_on.set()
         await first
@@ -218,6 +214,6 @@ async def test_points_that_are_added_while_others_expire_are_one_owners(store: B
     await asyncio.gather(
         roll.strike([Position.of(1, 1), Position.of(1, 2)]), roll.add(Position.of(1, 5)), roll.check()
     )
-    found = await point_store.read_roll(store, "web1")
+    found = await point_store.read_roll(store)
     assert found is not None
     assert sorted(found.positions) == [Position.of(1, batch) for batch in (3, 4, 5)]

@@ -14,8 +14,10 @@ from shared import active_side
 from shared.active_side import ActiveSide, Direction
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import CopyRefusedError, IntegrityError, SupersededError, TransientError
+from shared.log import names
+from shared.machine_storage import MachineStorage
 from shared.wire import transport
-from tests.azurite import Azurite
+from tests.azurite import Azurite, in_one
 from tests.receiver_site import Site
 from tests.wire_parts import Agent, Chain, hello, until
 
@@ -100,7 +102,7 @@ async def test_of_two_that_begin_at_once_the_first_that_answers_stays(site: Site
 async def test_the_first_identity_is_the_active_side_until_somebody_changes_it(
     store: BlobStore, tmp_path: Path
 ) -> None:
-    sides = Sides(store, tmp_path)
+    sides = Sides(in_one(store), tmp_path)
     await sides.check("m1", "first", claim=True)
     with pytest.raises(CopyRefusedError, match="second"):
         await sides.check("m1", "second", claim=True)
@@ -120,12 +122,12 @@ async def test_two_that_are_first_agree_on_one(store: BlobStore) -> None:
 async def test_changes_at_once_get_generations_of_their_own(store: BlobStore) -> None:
     changed = await asyncio.gather(*(active_side.change(store, "m1", f"id-{i}") for i in range(5)))
     assert sorted(side.generation for side in changed) == [1, 2, 3, 4, 5]
-    newest = await active_side.find(store, "m1")
+    newest = await active_side.find(store)
     assert newest == max(changed, key=lambda side: side.generation)
 
 
 async def test_a_machine_that_had_no_identity_is_known_by_its_first(store: BlobStore, tmp_path: Path) -> None:
-    sides = Sides(store, tmp_path)
+    sides = Sides(in_one(store), tmp_path)
     await sides.check("m1", active_side.UNKNOWN, claim=True)
     await sides.check("m1", "now-known", claim=True)
     with pytest.raises(CopyRefusedError):
@@ -138,7 +140,7 @@ async def test_what_storage_said_last_counts_while_it_is_away_also_after_a_resta
     azurite: Azurite, blob_config: BlobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with BlobStore.connect(blob_config) as store:
-        await Sides(store, tmp_path).check("m1", "first", claim=True)
+        await Sides(in_one(store), tmp_path).check("m1", "first", claim=True)
     gone = BlobConfig(
         url="https://127.0.0.1:1/account",
         container=blob_config.container,
@@ -147,7 +149,7 @@ async def test_what_storage_said_last_counts_while_it_is_away_also_after_a_resta
     )
     monkeypatch.setattr("process_server.spool.sides._ASK", Retry(deadline_s=0.3))
     async with BlobStore.connect(gone) as away:
-        restarted = Sides(away, tmp_path)
+        restarted = Sides(MachineStorage(away), tmp_path)
         await restarted.check("m1", "first", claim=True)
         with pytest.raises(CopyRefusedError):
             await restarted.check("m1", "second", claim=True)
@@ -158,14 +160,14 @@ async def test_what_storage_said_last_counts_while_it_is_away_also_after_a_resta
 async def test_a_copy_that_has_an_identity_does_not_get_the_name_of_a_machine_that_has_none_while_that_is_there(
     site: Site, store: BlobStore, tmp_path: Path
 ) -> None:
-    sides = Sides(store, tmp_path / "spool")
+    sides = Sides(in_one(store), tmp_path / "spool")
     site.receiver._check_side = sides.check
     async with site.agent() as original, site.agent() as copy:
         await original.open(hello(identity=active_side.UNKNOWN, boot="1"))
         async with answering(original):
             copy.write(copy.wire.send_hello(hello(identity="smbios:1", boot="2")))
             assert (await copy.fault()).code == CopyRefusedError.code
-    side = await active_side.find(store, "lab")
+    side = await active_side.find(store)
     assert side is not None
     assert side.identity == active_side.UNKNOWN
     async with site.agent() as again:
@@ -207,10 +209,10 @@ async def test_a_session_of_the_old_side_does_not_keep_the_new_one_out(site: Sit
 async def test_a_damaged_document_is_mended_by_naming_the_active_side(
     store: BlobStore, tmp_path: Path
 ) -> None:
-    sides = Sides(store, tmp_path)
+    sides = Sides(in_one(store), tmp_path)
     await sides.check("m1", "first", claim=True)
-    await store.replace("sides/m1.json", b"{")
+    await store.replace(names.SIDE_DOCUMENT, b"{")
     with pytest.raises(IntegrityError, match="cannot be read"):
-        await Sides(store, tmp_path).check("m1", "first", claim=True)
+        await Sides(in_one(store), tmp_path).check("m1", "first", claim=True)
     await active_side.change(store, "m1", "second")
     await sides.check("m1", "second", claim=True)

@@ -52,6 +52,7 @@ from shared.errors import (
 from shared.log import names, segment
 from shared.log.epochs import newest_epoch
 from shared.log.writer import IndexWriter
+from shared.machine_storage import MachineStorage
 from tests.azurite import Azurite
 from tests.logs import Made, make_batch, make_chain
 from tests.loopdisk import loop_disk
@@ -336,8 +337,8 @@ async def test_requests_whose_first_answer_is_lost_do_nothing_twice(
                 assert log.position.epoch == 1
         assert log.errors == []
     assert same_batches(await read_log(store, folder), chain)
-    assert len([b async for b in store.list(names.term_prefix("m1", 1))]) == 2
-    assert not [b async for b in store.list(names.epoch_folder("m1", 2))]
+    assert len([b async for b in store.list(names.term_prefix(1))]) == 2
+    assert not [b async for b in store.list(names.epoch_folder(2))]
 
 
 # ---- who may write ----
@@ -462,7 +463,7 @@ async def test_two_servers_with_rests_of_one_epoch_come_to_an_end(store: BlobSto
         await append_all(at_a, chain[3:])
     async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
         await append_all(at_b, other[3:])
-    assert await newest_epoch(store, "m1") == 1
+    assert await newest_epoch(store) == 1
     async with opened(make_spool(tmp_path / "c", store, owner="c")) as at_c:
         assert at_c.position.epoch == 2
     patience = Patience(silent_s=0.1, over_s=0.1)
@@ -564,7 +565,7 @@ async def test_the_rest_of_an_epoch_is_uploaded_beside_the_next_one(store: BlobS
         await log.flush()
         await until(log, lambda: epoch_folders(folder) == ["00000002"])
         assert log.pending_b == 0
-    assert not (await store.properties(names.index("m1", 1, 1))).leased
+    assert not (await store.properties(names.index(1, 1))).leased
     assert same_batches(await read_log(store, folder, 1), old)
     assert same_batches(await read_log(store, folder, 2), new)
 
@@ -762,7 +763,7 @@ async def test_the_number_of_an_epoch_that_storage_forgot_is_not_used_again(
     folder = tmp_path / "spool"
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, old)
-    for blob in [b.name async for b in store.list(names.epoch_folder("m1", 1))]:
+    for blob in [b.name async for b in store.list(names.epoch_folder(1))]:
         await store.leases.break_now(blob)
         await store.delete(blob)
     async with started(make_spool(folder, store)) as log:
@@ -776,6 +777,51 @@ async def test_the_number_of_an_epoch_that_storage_forgot_is_not_used_again(
     assert same_batches(await read_log(store, folder, 2), new)
 
 
+async def test_a_name_that_is_another_machines_now_ends_the_epoch_and_none_of_the_old_batches_gets_there(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    old, lost, new = make_chain(3), make_chain(5)[3:], make_chain(2, seed=5, epoch=2)
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, machine_storage)) as log:
+        await append_all(log, old)
+        await log.flush()
+        first = await machine_storage.find("m1")
+        await machine_storage.vault.delete("machines/m1.json")
+        await first._core.container.delete_container()
+        await MachineStorage(machine_storage.vault).find_or_create("m1")
+        await append_all(log, lost)
+        with pytest.raises(StorageForgotError, match="forgot machine m1"):
+            await log.flush()
+        with pytest.raises(StorageForgotError) as caught:
+            await log.begin(hello(1))
+        assert caught.value.ends_epoch
+        assert (await log.begin(hello(0))).epoch == 2
+        await append_all(log, new)
+        await log.flush()
+        second = await machine_storage.find("m1")
+        assert second.container != first.container
+        assert same_batches(await read_log(second, folder, 2), new)
+        assert not [b async for b in second.list(names.epoch_folder(1))]
+
+
+async def test_a_log_that_is_open_goes_on_although_nobody_can_say_where_its_machine_lies(
+    machine_storage: MachineStorage, azurite: Azurite, tmp_path: Path
+) -> None:
+    chain = make_chain(4)
+    with FaultProxy(azurite) as proxy:
+        async with (
+            MachineStorage.connect(proxy.config(machine_storage.vault.container)) as storage,
+            opened(make_spool(tmp_path / "spool", storage)) as log,
+        ):
+            await append_all(log, chain[:2])
+            proxy.add(Answer(503, "ServerBusy"), times=None)
+            await append_all(log, chain[2:])
+            assert (await log.begin(hello(1))).spooled == 4, "a session may even begin anew"
+            proxy.clear()
+            await log.flush()
+    assert same_batches(await read_log(await machine_storage.find("m1"), tmp_path / "spool"), chain)
+
+
 async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
     store: BlobStore, tmp_path: Path
 ) -> None:
@@ -784,7 +830,7 @@ async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, chain)
         await log.flush()
-    index = names.index("m1", 1, 1)
+    index = names.index(1, 1)
     data = await store.read(index)
     await store.leases.break_now(index)
     await store.delete(index)
@@ -809,7 +855,7 @@ async def test_storage_that_forgets_while_we_run_ends_the_epoch(store: BlobStore
         log.on_change = changed.set
         await append_all(log, make_chain(2))
         await log.flush()
-        index = names.index("m1", 1, 1)
+        index = names.index(1, 1)
         await store.leases.break_now(index)
         await store.delete(index)
         while log.failure is None:
@@ -1098,7 +1144,7 @@ async def test_a_restart_on_a_full_cache_disk_uploads_what_it_holds(
     async with started(make_spool(folder, store)) as log:
         await until(log, lambda: uploaded(log) == 100)
         assert (await log.begin(hello(1))).spooled == 100
-        assert len([b async for b in store.list(names.term_prefix("m1", 1))]) == 2
+        assert len([b async for b in store.list(names.term_prefix(1))]) == 2
     assert spool_files(folder) == []
     assert same_batches(await read_log(store, folder), chain)
 
@@ -1142,10 +1188,10 @@ async def test_a_new_epoch_that_finds_no_room_is_allocated_once_and_the_old_one_
             for _ in range(3):
                 with pytest.raises(SpoolFullError, match="No space left"):
                     await log.begin(hello(0, "reboot"))
-            assert await newest_epoch(store, "m1") == 2
+            assert await newest_epoch(store) == 2
             store.gate.set()
             await until(log, lambda: epoch_folders(folder) == [])
-            assert len([b async for b in store.list(names.term_prefix("m1", 1))]) == 1, "it simply goes on"
+            assert len([b async for b in store.list(names.term_prefix(1))]) == 1, "it simply goes on"
             assert (await log.begin(hello(0, "reboot"))).epoch == 2
             await append_all(log, new)
             await log.flush()

@@ -132,11 +132,11 @@ async def spoil(machine: ModelMachine, blob: str, data: bytes) -> None:
 
 async def test_a_damaged_index_takes_away_only_what_lies_behind_the_damage(machine: ModelMachine) -> None:
     await two_epochs(machine)
-    await spoil(machine, names.index(machine.name, 1, 1), b"no line\n")
+    await spoil(machine, names.index(1, 1), b"no line\n")
     catalog = await Catalog.load(machine.store, machine.name)
     assert await catalog.resolve("latest") == Position.of(2, 5)
     assert await catalog.resolve("1-6") == Position.of(1, 6)
-    await spoil(machine, names.index(machine.name, 2, 1), b"no line\n")
+    await spoil(machine, names.index(2, 1), b"no line\n")
     catalog = await Catalog.load(machine.store, machine.name)
     assert await catalog.resolve("2-4") == Position.of(2, 4)
     for reference in ("latest", at(1000)):
@@ -147,7 +147,7 @@ async def test_a_damaged_index_takes_away_only_what_lies_behind_the_damage(machi
 
 async def test_a_damaged_epoch_document_takes_away_that_epoch_alone(machine: ModelMachine) -> None:
     await two_epochs(machine)
-    await machine.store.replace(names.epoch_document(machine.name, 2), b"{")
+    await machine.store.replace(names.epoch_document(2), b"{")
     catalog = await Catalog.load(machine.store, machine.name)
     assert await catalog.resolve("1-9") == Position.of(1, 9)
     for reference in ("latest", at(1000)):
@@ -172,7 +172,7 @@ async def test_points_are_documents_and_marks_that_have_none_yet(machine: ModelM
     second = machine.write(mark="b")
     await machine.publish()
     await point_store.write_new(machine.store, logged_point(machine.name, first, START_NS, "app", ["a"]))
-    await machine.store.create(f"points/{machine.name}/00000009-000000000001.json", b"{}")
+    await machine.store.create("points/00000009-000000000001.json", b"{}")
     catalog = await Catalog.load(machine.store, machine.name)
     assert [(p.position, p.consistency, p.marks) for p in catalog.points()] == [
         (first, "app", ("a",)),
@@ -227,7 +227,7 @@ async def test_a_log_of_weeks_is_read_whole(machine: ModelMachine) -> None:
         entries.append(
             msgspec.structs.replace(
                 before,
-                blob=names.segment(machine.name, 1, 1, number),
+                blob=names.segment(1, 1, number),
                 first=number,
                 last=number,
                 first_captured_ns=captured_ns,

@@ -27,7 +27,7 @@ async def test_documents_small_and_large_are_listed_in_log_order(store: BlobStor
         assert await point_store.write_new(store, made)
     listed = await point_store.list_docs(store, "web1")
     assert listed == sorted(docs, key=lambda d: d.position)
-    large = await store.properties(points.blob_name("web1", docs[2].position))
+    large = await store.properties(points.blob_name(docs[2].position))
     assert not large.metadata  # too large for metadata: its content is read
 
 
@@ -38,15 +38,15 @@ async def test_a_document_that_cannot_be_read_does_not_hide_the_others(
 ) -> None:
     await point_store.write_new(store, doc(1))
     metadata = {"doc": base64.b64encode(data).decode()} if in_metadata else {}
-    await store.create(points.blob_name("web1", Position.of(1, 2)), data, metadata)
+    await store.create(points.blob_name(Position.of(1, 2)), data, metadata)
     await point_store.write_new(store, doc(3))
     assert await point_store.list_docs(store, "web1") == [doc(1), doc(3)]
     with pytest.raises(IntegrityError, match="000000000002"):
-        await point_store.read(store, "web1", Position.of(1, 2))
+        await point_store.read(store, Position.of(1, 2))
 
 
 async def stored(store: BlobStore, batch: int) -> point_store.Stored:
-    found = await point_store.read(store, "web1", Position.of(1, batch))
+    found = await point_store.read(store, Position.of(1, batch))
     assert found is not None
     return found
 
@@ -62,20 +62,18 @@ async def test_a_document_is_written_once_and_changed_only_as_it_was_seen(store:
         await point_store.change(store, doc(1, disks=7), seen.etag)
     assert await point_store.list_docs(store, "web1") == [doc(1, disks=5)]
     seen = await stored(store, 1)
-    await point_store.delete(store, "web1", Position.of(1, 1))
-    await point_store.delete(store, "web1", Position.of(1, 1))
+    await point_store.delete(store, Position.of(1, 1))
+    await point_store.delete(store, Position.of(1, 1))
     with pytest.raises(PreconditionError):
         await point_store.change(store, doc(1), seen.etag)
-    assert await point_store.read(store, "web1", Position.of(1, 1)) is None
+    assert await point_store.read(store, Position.of(1, 1)) is None
     assert await point_store.list_docs(store, "web1") == []
 
 
 async def test_what_the_roll_does_not_name_is_no_point(store: BlobStore) -> None:
     for batch in (1, 2, 3):
         await point_store.write_new(store, doc(batch))
-    await store.create(
-        points.roll_name("web1"), msgspec.json.encode(Roll(machine="web1", term=1, points=("1-1", "1-3")))
-    )
+    await store.create(points.ROLL, msgspec.json.encode(Roll(machine="web1", term=1, points=("1-1", "1-3"))))
     assert await point_store.list_docs(store, "web1") == [doc(1), doc(3)]
 
 
@@ -84,7 +82,7 @@ async def test_what_the_roll_does_not_name_is_no_point(store: BlobStore) -> None
 )
 async def test_a_roll_that_cannot_be_read_hides_no_point(store: BlobStore, data: bytes) -> None:
     await point_store.write_new(store, doc(1))
-    await store.create(points.roll_name("web1"), data)
+    await store.create(points.ROLL, data)
     assert await point_store.list_docs(store, "web1") == [doc(1)]
     with pytest.raises(IntegrityError, match="roll"):
-        await point_store.read_roll(store, "web1")
+        await point_store.read_roll(store)

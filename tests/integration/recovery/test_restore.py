@@ -48,7 +48,7 @@ async def snapshot_now(machine: ModelMachine) -> PointDoc:
     """The point at the machine's last batch, snapshotted: seed disks as a master target would leave them."""
     snapshots = {}
     for name, disk in zip(machine.disk_names, machine.disks, strict=True):
-        blob = seed_blob(machine.name, name)
+        blob = seed_blob(name)
         await machine.store.delete(blob)
         await machine.store.pages.create(blob, -(-len(disk) // MIB) * MIB + 512)
         step_b = 4096 if len(disk) < MIB else MIB
@@ -117,7 +117,7 @@ async def test_a_restore_from_snapshots_equals_one_from_the_log_alone(
     assert [(s.first, s.last) for s in plan.replay] == [(5, 5)]
     check(machine, machine.position, tmp_path / "a", await restore(machine, "latest", tmp_path / "a"))
     check(machine, base.position, tmp_path / "b", await restore(machine, "latest-processed", tmp_path / "b"))
-    await point_store.delete(machine.store, machine.name, base.position)
+    await point_store.delete(machine.store, base.position)
     check(machine, machine.position, tmp_path / "c", await restore(machine, "latest", tmp_path / "c"))
 
 
@@ -128,11 +128,11 @@ async def test_a_base_whose_snapshot_is_gone_or_of_another_position_is_not_used(
     machine.write(mark="p")
     await machine.publish()
     doc = await snapshot_now(machine)
-    blob = seed_blob(machine.name, "loop1")
+    blob = seed_blob("loop1")
     await machine.store.set_metadata(blob, {"cursor": "1-3", "pending": "1-4"})  # in mid-interval
     torn = await machine.store.snapshot(blob)
     for bad in (torn, "2020-01-01T00:00:00.0000000Z"):
-        stored = await point_store.read(machine.store, machine.name, doc.position)
+        stored = await point_store.read(machine.store, doc.position)
         assert stored is not None
         changed = msgspec.structs.replace(doc, snapshots=doc.snapshots | {"loop1": bad})
         await point_store.change(machine.store, changed, stored.etag)

@@ -29,7 +29,7 @@ from shared.errors import (
 )
 from shared.proxies import Proxy
 
-CONFIG = BlobConfig(url="https://acct.blob.core.windows.net", container="c")
+CONFIG = BlobConfig(url="https://acct.blob.core.windows.net", container="vault")
 
 
 class Response:

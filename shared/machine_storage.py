@@ -1,0 +1,264 @@
+"""Where each machine lies in the storage account: a container of its own, named by a stable id that the registry gives it.
+
+    <vault container>           machines/<name>.json     the registry: name → id, created once (If-None-Match)
+    <vault container>-<id>      all that is of that machine (shared/log/names.py), and metadata that say whose it is
+
+So whoever may read one machine can be given that container and nothing else, and a name that is used again never meets what an earlier
+machine of it left.
+
+A machine begins in this order: registry entry, then container. Whoever is killed in between leaves an entry, and the next to come makes
+its container; two that begin one machine at once get one id, since who loses the create reads what the winner wrote. A container is
+never made before its entry, so none is left that nobody names.
+
+Storage describes itself (I8): with the registry lost, the containers' metadata say the same, and an entry is made again from them. Of
+several containers of one name the youngest is the machine's: that is the one which the registry named last.
+
+The id is asked for once, and kept. When a machine's container is not there any more, the registry is asked again: does it still name this
+one, an operator must bring the container back (ContainerMissingError). Else storage forgot the machine: what stands under its name
+now, in another container, is another history, and a store never goes over to it by itself. Every request of the old one fails, once;
+who asks `find_or_create` again gets a store on the new one.
+"""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Annotated, Final, Self
+
+import msgspec
+
+from shared import logging
+from shared.blob import BlobConfig, BlobStore, Missing, Retry
+from shared.errors import (
+    UNDECODABLE,
+    BlobExistsError,
+    BlobNotFoundError,
+    ContainerMissingError,
+    IntegrityError,
+    MachineNotFoundError,
+    StorageError,
+    StorageForgotError,
+    UnderstudyError,
+)
+from shared.log.names import check_machine, is_machine
+
+REGISTRY: Final = "machines/"
+_SUFFIX: Final = ".json"
+_ID_B: Final = 8
+
+_log = logging.get()
+
+MachineId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+
+
+class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """`machines/<name>.json` in the vault container. It never changes. The id stands in the blob's metadata, too, so that a listing
+    is enough.
+    """
+
+    v: int = 1
+    machine: str
+    id: MachineId
+    created_ns: int
+    claim: str
+    """Random: tells who made it when the answer to the create was lost."""
+
+
+class MachineStorage:
+    """The machines of one vault container. All stores that it gives share its connections: close only this."""
+
+    def __init__(self, vault: BlobStore) -> None:
+        self.vault: BlobStore = vault
+        """The vault container, where only the registry lies."""
+        self._known: Final[dict[str, str]] = {}
+        """Container by machine; shared by all that `with_retry` and `patient` gave."""
+
+    @classmethod
+    def connect(cls, config: BlobConfig) -> Self:
+        """See BlobCore.connect."""
+        return cls(BlobStore.connect(config))
+
+    async def close(self) -> None:
+        await self.vault.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def patient(self, report: Callable[[StorageError | None], None] | None = None) -> Self:
+        """The same, whose requests wait storage out; so do those of the stores that it gives. See BlobStore.patient."""
+        return self._over(self.vault.patient(report))
+
+    def with_retry(self, retry: Retry) -> Self:
+        return self._over(self.vault.with_retry(retry))
+
+    async def find(self, machine: str) -> BlobStore:
+        """The machine's container. Raises MachineNotFoundError, StorageError; IntegrityError for an entry that cannot be read."""
+        container = self._known.get(machine)
+        if container is None:
+            entry = await self._registered(machine) or await self._described(machine)
+            if entry is None:
+                raise MachineNotFoundError(
+                    f"Storage holds nothing of machine '{machine}'",
+                    cause=f"neither container {self.vault.container} nor another one beside it names the machine",
+                )
+            container = self._known[machine] = self._container(entry.id)
+        return self.at(machine, container)
+
+    async def find_or_create(self, machine: str) -> BlobStore:
+        """The machine's container, made if there is none. It asks storage once; raises StorageError, IntegrityError."""
+        container = self._known.get(machine)
+        if container is None:
+            await self.vault.ensure_container()
+            entry = await self._entry(machine)
+            if entry is None:
+                entry = await self._register(await self._described(machine) or self._new(machine))
+            container = self._container(entry.id)
+            metadata = {"machine": machine, "vault": self.vault.container, "created": str(entry.created_ns)}
+            await self.vault.in_container(container).ensure_container(metadata)
+            self._known[machine] = container
+        return self.at(machine, container)
+
+    async def machines(self, *, thorough: bool = False) -> dict[str, str]:
+        """The machines, in order, and their containers: those in the registry. Containers that the registry does not name are
+        looked for when it is lost, or holds no machine; with `thorough`, always.
+        """
+        found: dict[str, str] = {}
+        try:
+            async for info in self.vault.list(REGISTRY):
+                machine = info.name.removeprefix(REGISTRY).removesuffix(_SUFFIX)
+                if is_machine(machine) and (container := await self._listed(machine, info.metadata)):
+                    found[machine] = container
+        except ContainerMissingError as exc:
+            _log.debug("no registry", **exc.as_dict())
+        if thorough or not found:
+            described = {entry.machine: self._container(entry.id) for entry in await self._all_described()}
+            found = described | found
+        return dict(sorted(found.items()))
+
+    def at(self, machine: str, container: str) -> BlobStore:
+        """A store on that container, which `machines` names as the machine's."""
+        return self.vault.in_container(container, self._missing(machine, container))
+
+    # ---- inside ----
+
+    def _over(self, vault: BlobStore) -> Self:
+        other = copy.copy(self)
+        other.vault = vault
+        return other
+
+    def _container(self, id_: str) -> str:
+        return f"{self.vault.container}-{id_}"
+
+    def _new(self, machine: str) -> MachineEntry:
+        return MachineEntry(
+            machine=machine,
+            id=secrets.token_hex(_ID_B),
+            created_ns=time.time_ns(),
+            claim=secrets.token_hex(8),
+        )
+
+    async def _register(self, entry: MachineEntry) -> MachineEntry:
+        """The entry that stands now: this one, or that of somebody who was faster."""
+        try:
+            await self.vault.create(_name(entry.machine), msgspec.json.encode(entry), {"id": entry.id})
+        except BlobExistsError:
+            found = await self._entry(entry.machine)
+            if found is None:
+                raise
+            return found
+        _log.info("machine registered", machine=entry.machine, container=self._container(entry.id))
+        return entry
+
+    async def _entry(self, machine: str) -> MachineEntry | None:
+        """What the registry says of the machine. Raises ContainerMissingError when there is no registry."""
+        name = _name(machine)
+        try:
+            data = await self.vault.read(name)
+        except BlobNotFoundError:
+            return None
+        try:
+            return msgspec.json.decode(data, type=MachineEntry)
+        except UNDECODABLE as exc:
+            raise IntegrityError(
+                f"The registry's entry {name} cannot be read",
+                cause=str(exc),
+                action="Delete it: it is made anew from the metadata of the machine's container.",
+            ) from exc
+
+    async def _registered(self, machine: str) -> MachineEntry | None:
+        try:
+            return await self._entry(machine)
+        except ContainerMissingError:
+            return None
+
+    async def _listed(self, machine: str, metadata: dict[str, str]) -> str | None:
+        """The container of a machine that a listing of the registry names. One whose entry cannot be read is left out."""
+        try:
+            id_ = msgspec.convert(metadata.get("id"), MachineId)
+        except msgspec.ValidationError:
+            try:
+                entry = await self._entry(machine)
+            except IntegrityError as exc:
+                _log.warning("machine left out", machine=machine, **exc.as_dict())
+                return None
+            return None if entry is None else self._container(entry.id)
+        return self._container(id_)
+
+    async def _described(self, machine: str) -> MachineEntry | None:
+        """What the containers say of the machine."""
+        found = [entry for entry in await self._all_described() if entry.machine == machine]
+        return found[-1] if found else None
+
+    async def _all_described(self) -> list[MachineEntry]:
+        """What the containers beside the vault's say of themselves, oldest first."""
+        prefix = f"{self.vault.container}-"
+        found: list[MachineEntry] = []
+        async for name, metadata in self.vault.list_containers(prefix):
+            if metadata.get("vault") != self.vault.container or not is_machine(metadata.get("machine", "")):
+                continue
+            try:
+                entry = msgspec.convert(
+                    {
+                        "machine": metadata["machine"],
+                        "id": name.removeprefix(prefix),
+                        "created_ns": int(metadata.get("created", "0")),
+                        "claim": secrets.token_hex(8),
+                    },
+                    MachineEntry,
+                )
+            except ValueError:
+                continue  # another's, or somebody changed it
+            found.append(entry)
+        return sorted(found, key=lambda entry: entry.created_ns)
+
+    def _missing(self, machine: str, container: str) -> Missing:
+        hasty = self.vault.with_retry(Retry(deadline_s=0.0))
+
+        async def explain(error: ContainerMissingError) -> StorageError:
+            if self._known.get(machine) == container:
+                del self._known[machine]  # who asks next sees to it that it is there
+            try:
+                entry = await self._over(hasty)._entry(machine)
+            except UnderstudyError:
+                return error  # nobody can tell now
+            if entry is not None and self._container(entry.id) == container:
+                return error
+            now = "no machine of this name" if entry is None else f"container {self._container(entry.id)}"
+            return StorageForgotError(
+                f"Storage forgot machine {machine}",
+                cause=f"its container {container} is gone, and the registry names {now}",
+            )
+
+        return explain
+
+
+def _name(machine: str) -> str:
+    return f"{REGISTRY}{check_machine(machine)}{_SUFFIX}"
