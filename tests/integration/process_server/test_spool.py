@@ -11,7 +11,7 @@ import os
 import subprocess
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,6 +80,22 @@ async def opened(spool: Spool, epoch: int = 0) -> AsyncIterator[MachineLog]:
         yield log
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a spool of the test is."""
+    return tmp_path / "spool"
+
+
+async def left_behind(folder: Path, store: BlobStore, made: Iterable[Made]) -> None:
+    """A process server took these batches of a new epoch, and stopped before any was uploaded."""
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, made)
+
+
+def everything_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def spool_files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.rglob("*.seg"))
 
@@ -103,10 +119,9 @@ def uploaded(log: MachineLog) -> int:
 
 
 async def test_what_is_appended_and_flushed_is_read_back_and_leaves_the_spool(
-    store: BlobStore, tmp_path: Path
+    store: BlobStore, folder: Path
 ) -> None:
     chain = make_chain(30)
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store)) as log:
         assert (log.position.epoch, log.position.spooled, log.position.uploaded) == (1, 0, 0)
         await append_all(log, chain[:10])
@@ -128,14 +143,14 @@ async def test_what_is_appended_and_flushed_is_read_back_and_leaves_the_spool(
 
 
 async def test_a_batch_is_acknowledged_only_after_its_sync_and_others_share_the_next_one(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = make_chain(6)
     syncs: list[int] = []
     syncing, go = threading.Semaphore(0), threading.Semaphore(0)
     real = durable.sync_data
 
-    async with opened(make_spool(tmp_path / "spool", store)) as log:
+    async with opened(make_spool(folder, store)) as log:
 
         def gated(fd: int) -> None:
             syncing.release()
@@ -163,22 +178,22 @@ async def test_a_batch_is_acknowledged_only_after_its_sync_and_others_share_the_
 
 
 async def test_the_folder_of_a_new_file_is_synced_before_its_first_batch_is_acknowledged(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
     real_data, real_folder = durable.sync_data, durable.sync_folder
-    async with opened(make_spool(tmp_path / "spool", store)) as log:
+    async with opened(make_spool(folder, store)) as log:
 
-        def data(fd: int) -> None:
+        def sync_data(fd: int) -> None:
             real_data(fd)
             calls.append("data")
 
-        def folder(path: Path) -> None:
+        def sync_folder(path: Path) -> None:
             real_folder(path)
             calls.append("folder")
 
-        monkeypatch.setattr(durable, "sync_data", data)
-        monkeypatch.setattr(durable, "sync_folder", folder)
+        monkeypatch.setattr(durable, "sync_data", sync_data)
+        monkeypatch.setattr(durable, "sync_folder", sync_folder)
         await append_all(log, make_chain(2))
     assert calls == ["data", "folder", "data"]
 
@@ -192,13 +207,12 @@ async def test_the_folder_of_a_new_file_is_synced_before_its_first_batch_is_ackn
     ],
 )
 async def test_a_segment_is_closed_at_its_size_at_what_it_holds_and_at_its_age(
-    store: BlobStore, tmp_path: Path, numbers: list[int], size_b: int, age_s: float
+    store: BlobStore, folder: Path, numbers: list[int], size_b: int, age_s: float
 ) -> None:
     made: list[Made] = []
     for number, kind in enumerate(numbers, 1):  # 32 KiB each; even kinds compress to nothing
         payload = make_batch(kind, sectors=64).batch.payload
         made.append(rebuilt(number, payload, made[-1].digest if made else NO_DIGEST))
-    folder = tmp_path / "spool"
     moved = asyncio.Event()
     async with opened(make_spool(folder, store, size_b=size_b, age_s=age_s)) as log:
         log.on_change = moved.set
@@ -215,11 +229,9 @@ def rebuilt(number: int, payload: Buffer, predecessor: bytes) -> Made:
     return Made(b"".join(bytes(b) for b in buffers), batch, digest)
 
 
-async def test_a_restart_goes_on_uploading_without_the_agent(store: BlobStore, tmp_path: Path) -> None:
+async def test_a_restart_goes_on_uploading_without_the_agent(store: BlobStore, folder: Path) -> None:
     chain = make_chain(9)
-    folder = tmp_path / "spool"
-    async with opened(make_spool(folder, store)) as log:
-        await append_all(log, chain[:5])
+    await left_behind(folder, store, chain[:5])
     assert spool_files(folder) == ["000000000001.seg"]
     spool = make_spool(folder, store)
     await spool.start()
@@ -233,9 +245,9 @@ async def test_a_restart_goes_on_uploading_without_the_agent(store: BlobStore, t
     assert spool_files(folder) == []
 
 
-async def test_a_batch_that_is_not_the_next_one_is_refused(store: BlobStore, tmp_path: Path) -> None:
+async def test_a_batch_that_is_not_the_next_one_is_refused(store: BlobStore, folder: Path) -> None:
     chain = make_chain(4)
-    async with opened(make_spool(tmp_path / "spool", store)) as log:
+    async with opened(make_spool(folder, store)) as log:
         with pytest.raises(BatchGapError):
             await log.append(*chain[1])
         await log.append(*chain[0])
@@ -247,9 +259,8 @@ async def test_a_batch_that_is_not_the_next_one_is_refused(store: BlobStore, tmp
         assert log.position.spooled == 2
 
 
-async def test_nothing_is_lost_while_storage_is_down(tmp_path: Path) -> None:
+async def test_nothing_is_lost_while_storage_is_down(tmp_path: Path, folder: Path) -> None:
     chain = make_chain(12)
-    folder = tmp_path / "spool"
     with Azurite(tmp_path / "azurite", persistent=True) as server:
         async with BlobStore.connect(server.config("test")) as store:
             async with opened(make_spool(folder, store, size_b=2000)) as log:
@@ -274,10 +285,9 @@ async def test_nothing_is_lost_while_storage_is_down(tmp_path: Path) -> None:
 
 
 async def test_after_a_failed_sync_the_agent_sends_again_and_nothing_is_lost_or_doubled(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = make_chain(9)
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, chain[:3])
 
@@ -296,11 +306,8 @@ async def test_after_a_failed_sync_the_agent_sends_again_and_nothing_is_lost_or_
     assert spool_files(folder) == []
 
 
-async def test_a_cancelled_append_keeps_its_buffer_until_it_is_sealed(
-    store: BlobStore, tmp_path: Path
-) -> None:
+async def test_a_cancelled_append_keeps_its_buffer_until_it_is_sealed(store: BlobStore, folder: Path) -> None:
     chain = make_chain(3, sectors=2000)
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store)) as log:
         buffer = bytearray(chain[0].encoded)
         task = asyncio.create_task(log.append(buffer, chain[0].batch, chain[0].digest))
@@ -325,10 +332,9 @@ class EveryTwice(BlobCore):
 
 
 async def test_requests_whose_first_answer_is_lost_do_nothing_twice(
-    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+    store: BlobStore, blob_config: BlobConfig, folder: Path
 ) -> None:
     chain = make_chain(20)
-    folder = tmp_path / "spool"
     async with BlobStore(EveryTwice.connect(blob_config)) as twice:
         for epoch, part in ((0, chain[:11]), (1, chain[11:])):
             async with opened(make_spool(folder, twice, size_b=2000, max_blocks=4), epoch) as log:
@@ -544,8 +550,8 @@ async def test_a_restart_leaves_a_log_alone_that_another_server_took(
     assert same_batches(await read_log(store, tmp_path / "a"), chain)
 
 
-async def test_epochs_that_are_over_or_unknown_are_refused(store: BlobStore, tmp_path: Path) -> None:
-    spool = make_spool(tmp_path / "spool", store)
+async def test_epochs_that_are_over_or_unknown_are_refused(store: BlobStore, folder: Path) -> None:
+    spool = make_spool(folder, store)
     async with opened(spool) as log:
         assert (await log.begin(hello(0, "again"))).epoch == 2
         with pytest.raises(EpochRefusedError, match="epoch 2 has begun since"):
@@ -555,9 +561,8 @@ async def test_epochs_that_are_over_or_unknown_are_refused(store: BlobStore, tmp
         assert (await log.begin(hello(2))).epoch == 2
 
 
-async def test_the_rest_of_an_epoch_is_uploaded_beside_the_next_one(store: BlobStore, tmp_path: Path) -> None:
+async def test_the_rest_of_an_epoch_is_uploaded_beside_the_next_one(store: BlobStore, folder: Path) -> None:
     old, new = make_chain(5), make_chain(3, epoch=2)
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, old)
         assert (await log.begin(hello(0, "lost continuity"))).epoch == 2
@@ -594,12 +599,10 @@ def failing(part: str) -> Iterator[Callable[[], None]]:
 
 
 async def test_the_rest_of_an_epoch_stays_until_it_is_uploaded_whatever_fails_meanwhile(
-    store: BlobStore, tmp_path: Path
+    store: BlobStore, folder: Path
 ) -> None:
     old, new = make_chain(5), make_chain(3, epoch=2)
-    folder = tmp_path / "spool"
-    async with opened(make_spool(folder, store)) as log:
-        await append_all(log, old)
+    await left_behind(folder, store, old)
     with failing("/00000001/") as repair:
         async with started(make_spool(folder, store)) as log:
             assert (await log.begin(hello(0, "reboot"))).epoch == 2
@@ -615,12 +618,10 @@ async def test_the_rest_of_an_epoch_stays_until_it_is_uploaded_whatever_fails_me
 
 @pytest.mark.parametrize("epoch", [0, 1])
 async def test_a_log_is_ours_although_a_kill_kept_its_last_term_from_the_spool(
-    store: BlobStore, tmp_path: Path, epoch: int
+    store: BlobStore, folder: Path, epoch: int
 ) -> None:
     chain = make_chain(5)
-    folder = tmp_path / "spool"
-    async with opened(make_spool(folder, store)) as log:
-        await append_all(log, chain)
+    await left_behind(folder, store, chain)
     await IndexWriter.take(store, "m1", 1, "ps1")  # what a process does that is killed right after it
     async with started(make_spool(folder, store)) as log:
         if epoch == 0:
@@ -631,11 +632,9 @@ async def test_a_log_is_ours_although_a_kill_kept_its_last_term_from_the_spool(
     assert same_batches(await read_log(store, folder), chain)
 
 
-async def test_a_spool_that_cannot_be_resumed_is_tried_again(store: BlobStore, tmp_path: Path) -> None:
+async def test_a_spool_that_cannot_be_resumed_is_tried_again(store: BlobStore, folder: Path) -> None:
     chain = make_chain(5)
-    folder = tmp_path / "spool"
-    async with opened(make_spool(folder, store)) as log:
-        await append_all(log, chain)
+    await left_behind(folder, store, chain)
     with failing("/00000001/") as repair:
         async with started(make_spool(folder, store)) as log:
             await until(log, lambda: any(isinstance(e, SpoolError) for e in log.errors))
@@ -644,9 +643,8 @@ async def test_a_spool_that_cannot_be_resumed_is_tried_again(store: BlobStore, t
     assert same_batches(await read_log(store, folder), chain)
 
 
-async def test_a_failed_begin_does_not_stop_the_uploads(store: BlobStore, tmp_path: Path) -> None:
+async def test_a_failed_begin_does_not_stop_the_uploads(store: BlobStore, folder: Path) -> None:
     chain = make_chain(5)
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, chain)
         await IndexWriter.take(store, "m1", 1, "ps1")  # so the agent's return opens it anew
@@ -657,11 +655,8 @@ async def test_a_failed_begin_does_not_stop_the_uploads(store: BlobStore, tmp_pa
 
 
 @pytest.mark.parametrize("left", [b"", b"\xff\xfe", b"[" * 100_000], ids=["empty", "garbage", "too deep"])
-async def test_a_damaged_state_document_locks_nobody_out(
-    store: BlobStore, tmp_path: Path, left: bytes
-) -> None:
+async def test_a_damaged_state_document_locks_nobody_out(store: BlobStore, folder: Path, left: bytes) -> None:
     chain = make_chain(6)
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, chain[:3])
         await log.flush()
@@ -674,12 +669,10 @@ async def test_a_damaged_state_document_locks_nobody_out(
 
 
 async def test_a_spool_file_of_a_newer_version_stays_and_its_machine_says_so(
-    store: BlobStore, tmp_path: Path
+    store: BlobStore, folder: Path
 ) -> None:
     chain = make_chain(3)
-    folder = tmp_path / "spool"
-    async with opened(make_spool(folder, store)) as log:
-        await append_all(log, chain)
+    await left_behind(folder, store, chain)
     path = folder / "m1/00000001/000000000001.seg"
     ours = path.read_bytes()
     path.write_bytes(ours[:8] + b"\2" + ours[9:])
@@ -695,10 +688,9 @@ async def test_a_spool_file_of_a_newer_version_stays_and_its_machine_says_so(
 
 
 async def test_behind_a_damaged_spool_file_the_log_goes_on_where_it_still_can_and_the_loss_is_told(
-    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+    store: BlobStore, blob_config: BlobConfig, folder: Path
 ) -> None:
     chain = make_chain(9)
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store, size_b=1)) as log:
         await append_all(log, chain[:3])
         await log.flush()
@@ -731,10 +723,9 @@ async def test_behind_a_damaged_spool_file_the_log_goes_on_where_it_still_can_an
 
 
 async def test_damage_that_only_the_upload_finds_is_set_aside_and_the_rest_goes_on(
-    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+    store: BlobStore, blob_config: BlobConfig, folder: Path
 ) -> None:
     chain = make_chain(9)
-    folder = tmp_path / "spool"
     async with Gated.connect(blob_config) as gated:
         gated.gate = asyncio.Event()
         async with opened(make_spool(folder, gated, size_b=2500)) as log:
@@ -757,12 +748,10 @@ async def test_damage_that_only_the_upload_finds_is_set_aside_and_the_rest_goes_
 
 
 async def test_the_number_of_an_epoch_that_storage_forgot_is_not_used_again(
-    store: BlobStore, tmp_path: Path
+    store: BlobStore, folder: Path
 ) -> None:
     old, new = make_chain(3), make_chain(2, seed=5, epoch=2)
-    folder = tmp_path / "spool"
-    async with opened(make_spool(folder, store)) as log:
-        await append_all(log, old)
+    await left_behind(folder, store, old)
     for blob in [b.name async for b in store.list(names.epoch_folder(1))]:
         await store.leases.break_now(blob)
         await store.delete(blob)
@@ -823,10 +812,9 @@ async def test_a_log_that_is_open_goes_on_although_nobody_can_say_where_its_mach
 
 
 async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
-    store: BlobStore, tmp_path: Path
+    store: BlobStore, folder: Path
 ) -> None:
     chain = make_chain(4)
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, chain)
         await log.flush()
@@ -849,8 +837,8 @@ async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
         await spool.close()
 
 
-async def test_storage_that_forgets_while_we_run_ends_the_epoch(store: BlobStore, tmp_path: Path) -> None:
-    async with opened(make_spool(tmp_path / "spool", store, check_seconds=0.05)) as log:
+async def test_storage_that_forgets_while_we_run_ends_the_epoch(store: BlobStore, folder: Path) -> None:
+    async with opened(make_spool(folder, store, check_seconds=0.05)) as log:
         changed = asyncio.Event()
         log.on_change = changed.set
         await append_all(log, make_chain(2))
@@ -883,11 +871,11 @@ class AnswerLost(BlobCore):
 
 
 async def test_trouble_is_over_when_storage_has_answered_whatever_it_says(
-    blob_config: BlobConfig, tmp_path: Path
+    blob_config: BlobConfig, folder: Path
 ) -> None:
     async with (
         BlobStore(AnswerLost.connect(blob_config)) as store,
-        opened(make_spool(tmp_path / "spool", store)) as log,
+        opened(make_spool(folder, store)) as log,
     ):
         await append_all(log, make_chain(3))
         await log.flush()
@@ -896,11 +884,9 @@ async def test_trouble_is_over_when_storage_has_answered_whatever_it_says(
 
 
 async def test_a_begin_that_takes_too_long_says_what_storage_answers(
-    store: BlobStore, blob_config: BlobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "spool"
-    async with opened(make_spool(folder, store)) as log:
-        await append_all(log, make_chain(2))
+    await left_behind(folder, store, make_chain(2))
     monkeypatch.setattr(machine_log, "_BEGIN_S", 0.3)
     key_file = tmp_path / "key"
     key_file.write_text(base64.b64encode(bytes(32)).decode())
@@ -924,7 +910,7 @@ def with_wrong_key(config: BlobConfig, folder: Path) -> BlobConfig:
 
 
 async def test_a_wrong_storage_key_shows_on_the_process_server_although_no_machine_is_there(
-    blob_config: BlobConfig, tmp_path: Path
+    blob_config: BlobConfig, tmp_path: Path, folder: Path
 ) -> None:
     told = asyncio.Event()
     storage = Trouble("storage", told.set)
@@ -932,7 +918,7 @@ async def test_a_wrong_storage_key_shows_on_the_process_server_although_no_machi
         watching = asyncio.create_task(watch_storage(refusing, storage))
         async with asyncio.timeout(20):
             await told.wait()
-        spool = make_spool(tmp_path / "spool", refusing)
+        spool = make_spool(folder, refusing)
         (problem,) = board_of(spool, storage).report().errors
         watching.cancel()
         await asyncio.wait([watching])
@@ -942,11 +928,9 @@ async def test_a_wrong_storage_key_shows_on_the_process_server_although_no_machi
 
 
 async def test_uploads_that_storage_refuses_show_on_the_machine_and_on_the_process_server(
-    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path, folder: Path
 ) -> None:
-    folder = tmp_path / "spool"
-    async with opened(make_spool(folder, store)) as log:
-        await append_all(log, make_chain(2))
+    await left_behind(folder, store, make_chain(2))
     async with BlobStore.connect(with_wrong_key(blob_config, tmp_path)) as refusing:
         spool = make_spool(folder, refusing)
         async with started(spool) as log:
@@ -959,12 +943,12 @@ async def test_uploads_that_storage_refuses_show_on_the_machine_and_on_the_proce
 
 
 async def test_uploads_that_hang_are_told_and_then_over(
-    blob_config: BlobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    blob_config: BlobConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(epoch_log, "STALL_S", 0.2)
     async with Gated.connect(blob_config) as store:
         store.gate = asyncio.Event()
-        spool = make_spool(tmp_path / "spool", store)
+        spool = make_spool(folder, store)
         async with opened(spool) as log:
             await append_all(log, make_chain(2))
             flushing = asyncio.create_task(log.flush())
@@ -981,7 +965,7 @@ async def test_uploads_that_hang_are_told_and_then_over(
 
 
 async def test_listing_segments_writes_no_document_on_the_cache_disk(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
     real = durable.replace_file
@@ -990,7 +974,6 @@ async def test_listing_segments_writes_no_document_on_the_cache_disk(
         written.append(path)
         real(path, data, mode=mode, durable=durable)
 
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store, size_b=1)) as log:
         monkeypatch.setattr(durable, "replace_file", replace)
         await append_all(log, make_chain(8))
@@ -1001,10 +984,9 @@ async def test_listing_segments_writes_no_document_on_the_cache_disk(
 
 
 async def test_memory_in_an_outage_is_bounded_by_segments_not_by_batches(
-    blob_config: BlobConfig, tmp_path: Path
+    blob_config: BlobConfig, folder: Path
 ) -> None:
     chain = make_chain(4000, sectors=1)
-    folder = tmp_path / "spool"
     async with Gated.connect(blob_config) as store:
         store.gate = asyncio.Event()
         async with opened(make_spool(folder, store, size_b=40_000)) as log:
@@ -1036,7 +1018,7 @@ async def test_memory_in_an_outage_is_bounded_by_segments_not_by_batches(
 
 
 async def test_a_begin_that_waits_for_the_cache_disk_says_so(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncing, go = threading.Event(), threading.Event()
 
@@ -1044,7 +1026,7 @@ async def test_a_begin_that_waits_for_the_cache_disk_says_so(
         syncing.set()
         go.wait()
 
-    async with opened(make_spool(tmp_path / "spool", store)) as log:
+    async with opened(make_spool(folder, store)) as log:
         monkeypatch.setattr(machine_log, "_BEGIN_S", 0.3)
         monkeypatch.setattr(durable, "sync_data", hang)
         appending = asyncio.create_task(log.append(*make_chain(1)[0]))
@@ -1057,25 +1039,24 @@ async def test_a_begin_that_waits_for_the_cache_disk_says_so(
         await appending
 
 
-async def test_two_processes_cannot_use_one_spool(store: BlobStore, tmp_path: Path) -> None:
-    async with opened(make_spool(tmp_path / "spool", store)):
-        second = make_spool(tmp_path / "spool", store)
+async def test_two_processes_cannot_use_one_spool(store: BlobStore, folder: Path) -> None:
+    async with opened(make_spool(folder, store)):
+        second = make_spool(folder, store)
         with pytest.raises(UsageError, match="in use"):
             await second.start()
         await second.close()
 
 
 async def test_no_plaintext_is_in_the_spool_or_in_storage(
-    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path, folder: Path
 ) -> None:
     chain = make_chain(4, sectors=8)
-    folder = tmp_path / "spool"
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, chain[:2])
         await log.flush()
         await append_all(log, chain[2:])
         stored = [await store.read(b.name) async for b in store.list("")]
-        stored += [p.read_bytes() for p in folder.rglob("*") if p.is_file()]
+        stored += [p.read_bytes() for p in everything_in(folder)]
     vault_key = (tmp_path / "vault.json").read_bytes()
     assert len(stored) > 5
     for m in chain:
@@ -1261,7 +1242,7 @@ async def test_while_storage_takes_nothing_one_segment_waits_in_memory_and_the_o
     azurite: Azurite,
     store: BlobStore,
     blob_config: BlobConfig,
-    tmp_path: Path,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chain = make_chain(8)
@@ -1275,7 +1256,7 @@ async def test_while_storage_takes_nothing_one_segment_waits_in_memory_and_the_o
     with FaultProxy(azurite) as proxy:
         async with (
             BlobStore.connect(proxy.config(blob_config.container)) as faulty,
-            opened(make_spool(tmp_path / "spool", faulty, size_b=1)) as log,
+            opened(make_spool(folder, faulty, size_b=1)) as log,
         ):
             refused = proxy.add(Answer(503, "ServerBusy"), blob="logs/*.seg", times=None)
             await append_all(log, chain[:1])
@@ -1289,4 +1270,4 @@ async def test_while_storage_takes_nothing_one_segment_waits_in_memory_and_the_o
             proxy.clear()
             await log.flush()
     assert len(read) == 7
-    assert same_batches(await read_log(store, tmp_path / "spool"), chain)
+    assert same_batches(await read_log(store, folder), chain)
