@@ -64,7 +64,7 @@ Missing = Callable[[ContainerMissingError], Awaitable[StorageError]]
 
 class Retry(msgspec.Struct, frozen=True):
     deadline_s: float = 75.0
-    """After so long (attempts and pauses; waiting for a turn does not count) the last error is raised. 0: one attempt."""
+    """After so long (attempts and pauses; waiting for a turn does not count) the last error is raised. 0: one attempt, of whatever size."""
     attempt_s: float = 30.0
     """An attempt without an answer for so long is given up."""
     also_refused: bool = False
@@ -135,7 +135,7 @@ class BlobCore:
         """
         retry, lane = self._retry, self._connection.lane(size_b)
         allowance_s = size_b / SLOWEST_B_PER_S
-        left_s = retry.deadline_s + 2 * allowance_s
+        left_s = retry.deadline_s + 2 * allowance_s if retry.deadline_s else 0.0
         pauses = _Pauses()
         trouble = _Trouble(what, retry.report)
         try:

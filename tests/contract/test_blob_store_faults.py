@@ -282,6 +282,16 @@ def test_the_default_deadline_holds_more_than_one_attempt_that_stalls() -> None:
     assert Retry().deadline_s > 2 * Retry().attempt_s
 
 
+@pytest.mark.parametrize("size_b", [16, 4 << 20], ids=["small", "large"])
+async def test_a_store_that_tries_once_tries_once_whatever_the_size(
+    direct: BlobStore, via: BlobStore, faulty: FaultProxy, size_b: int
+) -> None:
+    busy = faulty.add(Answer(503, "ServerBusy"), times=None)
+    with pytest.raises(TransientError):
+        await via.with_retry(Retry(deadline_s=0)).create("d/new", bytes(size_b))
+    assert busy.struck == 1
+
+
 async def test_storage_that_is_busy_for_longer_than_we_may_wait_says_how_long(
     direct: BlobStore, via: BlobStore, faulty: FaultProxy
 ) -> None:
