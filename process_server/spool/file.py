@@ -119,14 +119,12 @@ class SpooledSegment:
         if segment.body_digest(data, self._body_b) != self._digest:
             raise self._lost("its bytes are not those that were written")
         footer = self._footer(data)
-        if self.first.number == footer.rows[0].number:
-            return Readout(
-                bytes(memoryview(data)[: self._body_b])
-                + segment.encode_footer(footer, self._body_b, self._digest),
-                footer,
-                self._digest,
-            )
-        return self._without_front(data, footer)
+        if self.first.number != footer.rows[0].number:
+            return self._without_front(data, footer)
+        end = segment.encode_footer(footer, self._body_b, self._digest)
+        if memoryview(data)[self._body_b :] != end:
+            data = b"".join((memoryview(data)[: self._body_b], end))
+        return Readout(data, footer, self._digest)
 
     def _without_front(self, data: bytes, footer: Footer) -> Readout:
         """Frames do not depend on their place in a file, only on the salt, which the new header has as well."""
@@ -144,7 +142,7 @@ class SpooledSegment:
             marks=tuple(mark for mark in footer.marks if mark.batch >= first),
             cause="" if ordered else footer.cause,
         )
-        body = head + bytes(memoryview(data)[self.first.offset : self._body_b])
+        body = b"".join((head, memoryview(data)[self.first.offset : self._body_b]))
         digest = segment.body_digest(body, len(body))
         return Readout(body + segment.encode_footer(rest, len(body), digest), rest, digest)
 

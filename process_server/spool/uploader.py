@@ -2,7 +2,8 @@
 
 Input: `SpooledSegment`s in the order of their batches. Output: block blobs, index entries, then deleted
 files. It blocks on storage only, for as long as it takes: what one try does not bring there goes by a patient store, one
-segment at a time, and only that one is in memory.
+segment at a time. A segment is read for each attempt anew: while storage is away, what waits is in no memory, however long
+and however much it is.
 
 Order of things, each step durable before the next: blob (created once, never overwritten) → index entry →
 `on_indexed` (`uploaded` advances) → the spool file is deleted. A crash between two of them repeats the
@@ -23,7 +24,7 @@ from typing import Final
 from process_server.spool.file import SpooledSegment
 from process_server.spool.threads import run_to_end
 from shared import logging
-from shared.blob import BlobStore, Retry
+from shared.blob import BlobStore, Content, Retry
 from shared.crashpoints import reach
 from shared.errors import BlobExistsError, SegmentAlteredError, StorageRefusedError, TransientError
 from shared.log import names
@@ -93,7 +94,7 @@ class Uploader:
             await self._index.release()
 
     async def _upload(self, segment: SpooledSegment) -> IndexEntry:
-        """While storage takes nothing, one segment at a time waits for it in memory; the others wait on the disk."""
+        """While storage takes nothing, one segment at a time is tried; the others wait on the disk."""
         if not self._patience.locked():
             try:
                 return await self._upload_to(self._hasty, segment)
@@ -105,22 +106,34 @@ class Uploader:
     async def _upload_to(self, store: BlobStore, segment: SpooledSegment) -> IndexEntry:
         index = self._index
         name = names.segment(index.epoch, index.term, segment.first.number)
+        entry: IndexEntry | None = None
+
+        async def content() -> Content:
+            nonlocal entry
+            read = await run_to_end(self._threads, segment.read)
+            entry = entry_for(
+                read.footer,
+                blob=name,
+                size_b=len(read.data),
+                digest=read.digest,
+                predecessor=segment.header.predecessor,
+                term=index.term,
+                written_ns=time.time_ns(),
+            )
+            reach("upload.before-create")
+            return Content(read.data, {"digest": entry.digest})
+
         async with self._slots:
             started = time.monotonic()
-            read = await run_to_end(self._threads, segment.read)
-            reach("upload.before-create")
-            await _create(store, name, read.data, read.digest.hex())
+            try:
+                await store.create_from(name, content, segment.size_b)
+            except BlobExistsError:
+                assert entry is not None, "storage was given the content"
+                await _check_same(store, entry)
             reach("upload.after-create")
-        _log.debug("segment uploaded", blob=name, size_b=len(read.data), took_s=time.monotonic() - started)
-        return entry_for(
-            read.footer,
-            blob=name,
-            size_b=len(read.data),
-            digest=read.digest,
-            predecessor=segment.header.predecessor,
-            term=index.term,
-            written_ns=time.time_ns(),
-        )
+        assert entry is not None
+        _log.debug("segment uploaded", blob=name, size_b=entry.bytes, took_s=time.monotonic() - started)
+        return entry
 
     async def _list_in_order(self) -> None:
         while True:
@@ -150,12 +163,10 @@ class Uploader:
             await run_to_end(self._threads, partial(self._forget, [segment for segment, _ in done]))
 
 
-async def _create(store: BlobStore, name: str, data: bytes, digest: str) -> None:
-    try:
-        await store.create(name, data, {"digest": digest})
-    except BlobExistsError:
-        there = await store.properties(name)
-        if (there.size_b, there.metadata.get("digest")) != (len(data), digest):
-            raise SegmentAlteredError(
-                f"Segment {name} could not be written", cause="another blob has its name"
-            ) from None
+async def _check_same(store: BlobStore, entry: IndexEntry) -> None:
+    """That the blob of this name is the segment: then it is our own."""
+    there = await store.properties(entry.blob)
+    if (there.size_b, there.metadata.get("digest")) != (entry.bytes, entry.digest):
+        raise SegmentAlteredError(
+            f"Segment {entry.blob} could not be written", cause="another blob has its name"
+        )

@@ -20,7 +20,7 @@ from shared.blob.config import BlobConfig
 from shared.blob.core import BlobCore, Missing, Retry
 from shared.blob.leases import FOR_EVER, Lease
 from shared.blob.pages import PAGE, PAGE_WRITE_MAX_B
-from shared.blob.store import BlobInfo, BlobStore
+from shared.blob.store import BlobInfo, BlobStore, Content
 
 __all__ = [
     "FOR_EVER",
@@ -30,6 +30,7 @@ __all__ = [
     "BlobCore",
     "BlobInfo",
     "BlobStore",
+    "Content",
     "Lease",
     "Missing",
     "Retry",

@@ -160,7 +160,11 @@ class BlobCore:
                 passing = isinstance(error, TransientError)
                 awaited = retry.also_refused and isinstance(error, StorageRefusedError)
                 if not (passing or awaited) or left_s < 0:
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error  # or it would be its own traceback's, until a collection
+                _forget_frames(error)
                 trouble.tell(error)
                 await asyncio.sleep(pause_s)
         finally:
@@ -202,6 +206,13 @@ class BlobCore:
             raise TransientError(f"Could not {what}", cause=cause) from exc
         except foreign as exc:
             raise translate(f"Could not {what}", exc, self.config, self._connection.proxy) from exc
+
+
+def _forget_frames(error: BaseException) -> None:
+    """An error that is retried is shown for as long as the trouble lasts. The frames that it came through hold what was to be
+    written, megabytes; they must not be kept with it.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
 class _Pauses:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -36,6 +36,13 @@ class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
     sequence_number: int | None
     """Of page blobs."""
     leased: bool
+
+
+class Content(NamedTuple):
+    """What a blob is made of."""
+
+    data: bytes
+    metadata: Mapping[str, str]
 
 
 class BlobStore:
@@ -118,14 +125,26 @@ class BlobStore:
         After a broken connection the blob that exists may be this call's own: compare content before
         drawing conclusions.
         """
-        with existing_leased():
-            reply: dict[str, Any] = await self._core.call(
-                f"write {name}",
-                lambda: self._core.blob(name).upload_blob(
-                    data, length=len(data), metadata=dict(metadata or {}), overwrite=False
-                ),
-                size_b=len(data),
+
+        async def content() -> Content:
+            return Content(data, metadata or {})
+
+        return await self.create_from(name, content, len(data))
+
+    async def create_from(self, name: str, content: Callable[[], Awaitable[Content]], size_b: int) -> str:
+        """`create` with content that is fetched anew for each attempt: between two, however long storage is away,
+        it is in nobody's memory. `size_b` is its size, about. What `content` raises is raised.
+        """
+
+        async def attempt() -> dict[str, Any]:
+            data, metadata = await content()
+            reply: dict[str, Any] = await self._core.blob(name).upload_blob(
+                data, length=len(data), metadata=dict(metadata), overwrite=False
             )
+            return reply
+
+        with existing_leased():
+            reply = await self._core.call(f"write {name}", attempt, size_b=size_b)
         return str(reply["etag"])
 
     async def replace(
