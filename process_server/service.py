@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from process_server.config import ProcessServerConfig
+from process_server.reception.boots import BootFiles
 from process_server.reception.credit import CacheSpace
 from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
@@ -74,6 +75,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 policy=config.credit,
                 cache=cache.measure,
                 check_side=Sides(machines, config.spool_dir).check,
+                boots=BootFiles(config.spool_dir),
             )
             board = StatusBoard(receiver, spool, storage)
             await receiver.start()

@@ -4,9 +4,9 @@
     ├── UsageError          US1xx   exit 2   the request itself is wrong
     ├── NotFoundError       US2xx   exit 3   the named thing does not exist
     ├── DeadlineError       US3xx   exit 4   it did not happen in time
-    └── UnhealthyError      US4xx   exit 5   the system cannot do it now
+    └── UnhealthyError      US4xx, US5xx  exit 5   the system cannot do it now
         ├── DeviceError             a block device or the kernel's capture
-        ├── PeerError               the other end of a connection (US42x, US45x, US46x)
+        ├── PeerError               the other end of a connection (US42x, US45x, US46x, US53x)
         │   ├── LocalProtocolError  our fault
         │   ├── RemoteProtocolError the peer's fault: frames, versions, order of batches
         │   └── TlsError            certificates, roles, bytes that are not TLS
@@ -456,6 +456,17 @@ class CopyRefusedError(PeerError):
         "Leave it so for a drill, a clone or an old source. If this is the machine now, on other hardware:"
         " understudy machine rebind NAME."
     )
+
+
+class MachineAwaitedError(PeerError):
+    """Another boot than the machine's last one comes too soon after it: it may be a copy. `retry_after_s`: how long it is kept waiting."""
+
+    code = "US530"
+    default_action = "Nothing, if the machine was rebooted: it is taken a few seconds later. If this is a copy of it, stop its agent."
+
+    def __init__(self, what: str, *, cause: str = "", action: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(what, cause=cause, action=action)
+        self.retry_after_s = retry_after_s
 
 
 class StoppingError(PeerError):

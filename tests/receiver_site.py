@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.receiver import Receiver
 from shared import tls
@@ -18,6 +19,7 @@ class Site:
     """A receiver, its logs, and certificates for its agents."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.ca = TestCa(folder)
         self.logs: dict[str, MemoryLog] = {}
         self.policy = CreditPolicy(window_b=MIB, quota_per_disk_b=64 * MIB)
@@ -34,6 +36,7 @@ class Site:
             policy=self.policy,
             cache=lambda: self.space,
             check_side=self.check_side,
+            boots=BootFiles(self.folder / "spool"),
         )
         await self.receiver.start()
 

@@ -2,5 +2,6 @@
 
 receiver   connections in, one session per machine      the earlier session's last batches
 session    wire events in, append and ACK out           nothing: appends are bounded by credit
+boots      which boot of a machine another waits for   pure; one small file a machine
 credit     how much a machine may send                  pure
 """

@@ -6,7 +6,8 @@ Nothing here blocks: handshakes, hellos and appends are tasks; a machine whose l
 Which machine (I7). A copy of a machine carries its name and certificate. Who is not the active side is refused
 (`check_side`). A copy on the same hardware, or restored under the same identity, is told by its boot: while a session of
 another boot still answers a ping, the machine is there, and whoever else says Hello in its name is refused before anything of
-that session is touched. A machine that was really restarted does not answer under its old boot.
+that session is touched. A session that does not answer is not touched either: whoever has another boot of the kernel waits
+until it is over, and then for as long as an agent may take to come back (boots.py).
 
 One session per machine, and why WELCOME's position is exact. A HELLO first closes the machine's earlier
 session: its wire takes no further batch. Then it waits, under the machine's lock, until the batches of that
@@ -26,6 +27,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, Protocol
 
+from process_server.reception.boots import SILENT_RETRY_S, BootFiles, LastBoot, awaited, kernel_of
 from process_server.reception.credit import CacheSpace, CreditGate, CreditPolicy
 from process_server.reception.session import Session, StreamLog
 from shared import logging, tls
@@ -120,10 +122,15 @@ class Receiver:
         policy: CreditPolicy,
         cache: Callable[[], CacheSpace],
         check_side: CheckSide,
+        boots: BootFiles,
     ) -> None:
         self.machines: dict[str, Machine] = {}
         self.copies: dict[str, Copy] = {}
         """By machine, the copy that was refused last."""
+        self.clock: Callable[[], float] = time.monotonic
+        self._boots: dict[str, LastBoot] = {}
+        self._boot_files = boots
+        self._started_s = self.clock()
         self.revoked = Revocations()
         self._address = address
         self._context = context
@@ -222,22 +229,23 @@ class Receiver:
             raise _refused(session)
         tls.require_name(session.channel.peer, f"agent:{hello.machine}")
         session.identity, session.boot = hello.identity, hello.boot
-        await self._refuse_copies(session, hello)
+        boot = await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
         session.machine = machine.name
         machine.newest = session
-        superseded = SupersededError(f"The session of {machine.name} was closed")
         if machine.session is not None:
-            machine.session.fail(superseded)
+            machine.session.fail(_superseded(machine))
         await machine.lock.acquire()
         machine.holder = session
-        if machine.newest is not session or not session.waiting:
-            raise superseded
+        self._must_be_newest(session, machine)
         if machine.session is not None:
             await _settled(machine.session)
         await self._check_side(
             machine.name, hello.identity, claim=False
         )  # another may have been named while this one waited
+        if boot.admit(hello) and boot.admitted is not None:
+            await asyncio.to_thread(self._boot_files.remember, machine.name, boot.admitted)
+        self._must_be_newest(session, machine)
         machine.admit(session)
         if machine.log is None:
             machine.log = await self._open_log(hello)
@@ -271,17 +279,27 @@ class Receiver:
 
     def over(self, session: Session) -> None:
         machine = self.machines.get(session.machine)
+        if machine is not None and (boot := self._boots.get(machine.name)) is not None:
+            boot.ended(session.boot, self.clock())
         if machine is not None and session is machine.session:
             machine.problem = session.problem
 
     # ---- inside ----
 
-    async def _refuse_copies(self, session: Session, hello: Hello) -> None:
-        """Raises CopyRefusedError; nothing of the machine was touched then."""
+    def _must_be_newest(self, session: Session, machine: Machine) -> None:
+        """One that came while this one waited could end only what was admitted. Raises SupersededError."""
+        if machine.newest is not session or not session.waiting:
+            raise _superseded(machine)
+
+    async def _refuse_copies(self, session: Session, hello: Hello) -> LastBoot:
+        """Raises CopyRefusedError or MachineAwaitedError; nothing of the machine was touched then. Nobody else was admitted since the last
+        look at it, which is this one's last step.
+        """
         try:
-            is_it = await self._check_side(hello.machine, hello.identity, claim=False)
+            is_side = await self._check_side(hello.machine, hello.identity, claim=False)
+            boot = await self._last_boot(hello.machine)
             while (other := self._other_boot(hello)) is not None:
-                if is_it and other.identity != hello.identity:
+                if is_side and other.identity != hello.identity:
                     other.fail(
                         CopyRefusedError(f"The session of {hello.machine} was closed", cause=_NOT_ANY_MORE)
                     )
@@ -290,12 +308,29 @@ class Receiver:
                         f"A copy of machine {hello.machine} was refused",
                         cause=f"the machine is there, at {other.address}, and this is another boot with the same identity",
                     )
-                if self._other_boot(hello) is other:
-                    break  # it does not answer: the machine was restarted
+                elif self._other_boot(hello) is other:
+                    self._wait_for_silent(other, hello)
+                    break  # the same kernel, and its agent is gone
+            boot.check(hello, is_side=is_side, now_s=self.clock())
             await self._check_side(hello.machine, hello.identity, claim=True)
+            if (other := self._other_boot(hello)) is not None:
+                self._wait_for_silent(other, hello)
+            boot.check(hello, is_side=is_side, now_s=self.clock())
         except CopyRefusedError as exc:
             self.copies[hello.machine] = Copy(session.address, exc, time.monotonic())
             raise
+        return boot
+
+    async def _last_boot(self, machine: str) -> LastBoot:
+        if machine not in self._boots:
+            recalled = await asyncio.to_thread(self._boot_files.recall, machine, self._started_s)
+            self._boots.setdefault(machine, recalled)
+        return self._boots[machine]
+
+    def _wait_for_silent(self, other: Session, hello: Hello) -> None:
+        """Its session is open, and it did not answer."""
+        if kernel_of(other.boot) != kernel_of(hello.boot):
+            raise awaited(hello.machine, f"its session from {other.address} is not over", SILENT_RETRY_S)
 
     def _other_boot(self, hello: Hello) -> Session | None:
         """The machine's session, when it is with another boot than this Hello comes from."""
@@ -354,6 +389,10 @@ class Receiver:
         while True:
             await asyncio.sleep(REFRESH_S)
             self.refresh()
+
+
+def _superseded(machine: Machine) -> SupersededError:
+    return SupersededError(f"The session of {machine.name} was closed")
 
 
 def _refused(session: Session) -> CertificateRevokedError:

@@ -35,6 +35,7 @@ from shared.errors import (
     CopyRefusedError,
     IntegrityError,
     LocalProtocolError,
+    MachineAwaitedError,
     MalformedFrameError,
     PeerError,
     RemoteProtocolError,
@@ -378,6 +379,8 @@ def fault_for(error: UnderstudyError) -> Fault:
     """The Fault that tells the peer of `error`, with a pause that fits it."""
     if error.ends_epoch:
         return Fault.of(error, retry_after_s=0.0)
+    if isinstance(error, MachineAwaitedError):
+        return Fault.of(error, retry_after_s=error.retry_after_s)
     lasting = isinstance(error, (VersionSkewError, CopyRefusedError))
     return Fault.of(error, retry_after_s=60.0 if lasting else 1.0)
 

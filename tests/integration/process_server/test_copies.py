@@ -9,14 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from process_server.reception import boots
 from process_server.spool.sides import Sides
 from shared import active_side
 from shared.active_side import ActiveSide, Direction
 from shared.blob import BlobConfig, BlobStore, Retry
-from shared.errors import CopyRefusedError, IntegrityError, SupersededError, TransientError
+from shared.errors import (
+    CopyRefusedError,
+    IntegrityError,
+    MachineAwaitedError,
+    SupersededError,
+    TransientError,
+)
 from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.wire import transport
+from shared.wire.messages import Fault, Hello
 from tests.azurite import Azurite, in_one
 from tests.receiver_site import Site
 from tests.wire_parts import Agent, Chain, hello, until
@@ -69,15 +77,132 @@ async def test_a_copy_with_the_same_identity_is_refused_while_the_machine_answer
     assert site.log().position.epoch == 1
 
 
-async def test_a_machine_that_was_restarted_is_taken_though_its_old_session_seems_open(
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(site: Site) -> Clock:
+    """The receiver's, which stands still unless it is moved."""
+    clock = Clock()
+    site.receiver.clock = clock
+    return clock
+
+
+async def refused(site: Site, message: Hello) -> Fault:
+    async with site.agent() as agent:
+        agent.write(agent.wire.send_hello(message))
+        return await agent.fault()
+
+
+async def welcomed(site: Site, message: Hello) -> int:
+    """The epoch; the session is over then."""
+    async with site.agent() as agent:
+        epoch = (await agent.open(message)).epoch
+    await until(lambda: not site.receiver.machines["lab"].connected)
+    return epoch
+
+
+ORIGINAL, COPY = "11111111/a", "22222222/b"
+
+
+async def test_a_moment_without_a_session_is_not_enough_for_a_copy_with_the_same_identity(
+    site: Site, clock: Clock
+) -> None:
+    assert await welcomed(site, hello(identity="original", boot=ORIGINAL)) == 1
+    fault = await refused(site, hello(identity="original", boot=COPY))
+    assert (fault.code, fault.retry_after_s) == (MachineAwaitedError.code, boots.KEEP_S)
+    assert "another boot" in fault.cause
+    for _ in range(3):  # it comes and goes
+        clock.now_s += boots.KEEP_S - 1
+        assert await welcomed(site, hello(epoch=1, identity="original", boot=ORIGINAL)) == 1
+        assert (await refused(site, hello(identity="original", boot=COPY))).code == MachineAwaitedError.code
+    assert site.log().position.epoch == 1
+    assert site.receiver.copies == {}, "a machine that was rebooted is told the same, and is no copy"
+
+
+async def test_a_machine_that_was_rebooted_is_taken_once_its_last_boot_had_time_to_come_back(
+    site: Site, clock: Clock
+) -> None:
+    await welcomed(site, hello(identity="original", boot=ORIGINAL))
+    clock.now_s += boots.KEEP_S
+    assert await welcomed(site, hello(identity="original", boot=COPY)) == 2
+    fault = await refused(site, hello(epoch=1, identity="original", boot=ORIGINAL))
+    assert fault.code == MachineAwaitedError.code, "from now on the other one waits"
+
+
+async def test_capture_that_was_attached_anew_under_the_same_kernel_waits_for_nothing(
+    site: Site, clock: Clock
+) -> None:
+    await welcomed(site, hello(identity="original", boot="11111111/a"))
+    assert await welcomed(site, hello(identity="original", boot="11111111/b")) == 2
+
+
+async def test_a_session_that_does_not_answer_keeps_another_boot_out_until_it_is_over(
+    site: Site, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "ANSWER_S", 0.2)
+    async with site.agent() as silent:
+        chain = Chain.after(await silent.open(hello(identity="original", boot=ORIGINAL)))
+        fault = await refused(site, hello(identity="original", boot=COPY))
+        assert (fault.code, fault.retry_after_s) == (MachineAwaitedError.code, boots.SILENT_RETRY_S)
+        await silent.send(chain.next())
+        await silent.acked(1)
+    await until(lambda: not site.receiver.machines["lab"].connected)
+    assert (await refused(site, hello(identity="original", boot=COPY))).code == MachineAwaitedError.code
+    clock.now_s += boots.KEEP_S
+    assert await welcomed(site, hello(identity="original", boot=COPY)) == 2
+
+
+async def test_an_agent_of_the_same_kernel_takes_over_from_a_session_that_does_not_answer(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "ANSWER_S", 0.2)
     async with site.agent() as before, site.agent() as after:
-        await before.open(hello(identity="original", boot="1"))
-        welcome = await after.open(hello(identity="original", boot="2"))
-        assert welcome.epoch == 2
+        await before.open(hello(identity="original", boot="11111111/a"))
+        assert (await after.open(hello(identity="original", boot="11111111/b"))).epoch == 2
         assert (await before.fault()).code == SupersededError.code
+
+
+@pytest.mark.parametrize(
+    "left", [None, b"", b"\xff{", b'{"v": 1}'], ids=["whole", "empty", "garbage", "other"]
+)
+async def test_a_process_server_that_was_restarted_waits_for_the_machine_that_it_had(
+    site: Site, left: bytes | None
+) -> None:
+    await welcomed(site, hello(identity="original", boot=ORIGINAL))
+    await site.receiver.stop()
+    if left is not None:
+        (site.folder / "spool/lab/boot.json").write_bytes(left)
+    await site.start()
+    assert (await refused(site, hello(identity="original", boot=COPY))).code == MachineAwaitedError.code
+    assert await welcomed(site, hello(epoch=1, identity="original", boot=ORIGINAL)) == 1
+    assert (await refused(site, hello(identity="original", boot=COPY))).code == MachineAwaitedError.code
+
+
+async def test_a_process_server_that_never_had_the_machine_takes_it_at_once(
+    site: Site, tmp_path: Path
+) -> None:
+    await welcomed(site, hello(identity="original", boot=ORIGINAL))
+    (tmp_path / "other").mkdir()
+    other = Site(tmp_path / "other")
+    await other.start()
+    try:
+        assert await welcomed(other, hello(identity="original", boot=COPY)) == 1
+    finally:
+        await other.receiver.stop()
+
+
+async def test_whoever_was_named_the_machine_does_not_wait_for_the_one_before(
+    site: Site, clock: Clock
+) -> None:
+    await welcomed(site, hello(identity="original", boot=ORIGINAL))
+    site.active = ActiveSide(machine="lab", generation=2, identity="new", changed_ns=0, claim="")
+    assert await welcomed(site, hello(identity="new", boot=COPY)) == 2
 
 
 async def test_an_agent_that_was_restarted_in_the_same_boot_is_not_asked_for(site: Site) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace
 from process_server.reception.receiver import Receiver
 from shared import tls
@@ -376,6 +377,7 @@ async def test_a_port_in_use_is_a_clear_error(site: Site) -> None:
         policy=site.policy,
         cache=lambda: site.space,
         check_side=site.check_side,
+        boots=BootFiles(site.folder / "spool"),
     )
     with pytest.raises(ListenError) as caught:
         await second.start()

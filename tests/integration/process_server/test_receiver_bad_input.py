@@ -19,6 +19,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from process_server.reception import receiver as receivers
+from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.receiver import Receiver
 from shared import tls
@@ -33,6 +34,7 @@ class Port:
     """A receiver with one machine that has one durable batch."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.ca = TestCa(folder)
         self.log = MemoryLog()
         self.chain = Chain()
@@ -52,6 +54,7 @@ class Port:
             policy=CreditPolicy(window_b=MIB),
             cache=lambda: CacheSpace(total_b=1 << 40, free_b=1 << 40),
             check_side=everybody,
+            boots=BootFiles(self._folder / "spool"),
         )
         await self.receiver.start()
         self.context = tls.client_context(self.ca.issue("agent:lab"))

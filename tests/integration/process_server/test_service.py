@@ -15,7 +15,7 @@ from process_server.config import ProcessServerConfig
 from process_server.service import flush, run
 from shared import tls
 from shared.blob import BlobConfig
-from shared.errors import ConfigError, MachineNotFoundError, UnderstudyError, UsageError
+from shared.errors import ConfigError, MachineAwaitedError, MachineNotFoundError, UnderstudyError, UsageError
 from shared.service import load_config
 from tests.azurite import Azurite
 from tests.process_server_site import Site
@@ -59,6 +59,15 @@ async def test_what_was_acknowledged_survives_sigkill(site: Site) -> None:
         await agent.acked(20, uploaded=20)
         await agent.close()
     assert [(b.number, b.payload[0]) for b in await site.uploaded()] == [(n, n) for n in range(1, 21)]
+
+
+async def test_a_server_that_was_killed_waits_for_the_boot_that_it_had(site: Site) -> None:
+    async with site.daemon(stop=signal.SIGKILL), site.agent() as agent:
+        await agent.open(hello(identity="it", boot="1/a"))
+    async with site.daemon(), site.agent() as copy, site.agent() as agent:
+        copy.write(copy.wire.send_hello(hello(identity="it", boot="2/a")))
+        assert (await copy.fault()).code == MachineAwaitedError.code
+        assert (await agent.open(hello(epoch=1, identity="it", boot="1/b"))).epoch == 1
 
 
 async def test_a_restart_uploads_what_it_holds_without_the_agent(site: Site) -> None:

@@ -23,8 +23,8 @@ def test_codes_say_the_section_of_the_tree() -> None:
     for cls in classes():
         assert re.fullmatch(r"US\d{3}", cls.code), cls
         if cls is not UnderstudyError:
-            section = {2: "1", 3: "2", 4: "3", 5: "4"}[cls.exit_code]
-            assert cls.code[2] == section, cls
+            sections = {2: "1", 3: "2", 4: "3", 5: "45"}[cls.exit_code]
+            assert cls.code[2] in sections, cls
 
 
 def test_every_kind_of_failure_declares_its_own_code() -> None:

@@ -1,0 +1,122 @@
+"""Which boot of a machine was admitted last, and how long another one is kept waiting for it (I7).
+
+A copy with the machine's own identity differs from it in one thing that it cannot have: the boot of its kernel. Machines lose
+their sessions all the time (a network that breaks, an agent or a process server that is restarted), and come back within
+seconds. Would a copy be taken whenever no session is open, one such moment would be enough to end the machine's epoch. So whoever
+has another boot waits for KEEP_S after the last session of the known one has ended, and after this server's own start, when it
+cannot know who is on their way back; the boot is kept on disk for that. A machine that was really rebooted waits as well, once:
+it has lost its continuity anyway, and its writes are captured meanwhile.
+
+Only the kernel's boot id counts: the other half of `boot` names an attachment of capture, which the same machine may make anew
+at any time (a disk resized, added, gone). A machine that this server has never had waits for nobody. Time is monotonic time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from shared import durable, logging
+from shared.errors import UNDECODABLE, MachineAwaitedError
+from shared.log import names
+from shared.wire.messages import Hello
+
+KEEP_S: Final = 20.0
+"""An agent comes back in less: it connects within 10 s, and pauses for 10 s at most (agent/stream/sender.py)."""
+SILENT_RETRY_S: Final = 5.0
+"""When whoever finds a session open that does not answer may ask again: it ends by itself, or answers again."""
+_FILE: Final = "boot.json"
+
+_log = logging.get()
+
+
+class Admitted(msgspec.Struct, frozen=True, kw_only=True):
+    v: int = 1
+    identity: str
+    kernel: str
+    """The kernel's boot id."""
+
+
+def kernel_of(boot: str) -> str:
+    """What names the boot of the kernel in Hello's `boot`; the rest names the attachment of capture."""
+    return boot.partition("/")[0]
+
+
+class LastBoot:
+    """Of one machine. Pure; `gone_s` is when it was last known to be there."""
+
+    def __init__(self, admitted: Admitted | None, *, unreadable: bool, gone_s: float) -> None:
+        self.admitted = admitted
+        self._unreadable = unreadable
+        self._gone_s = gone_s
+
+    def check(self, hello: Hello, *, is_side: bool, now_s: float) -> None:
+        """Raises MachineAwaitedError for another boot than the last, too early. `is_side`: this identity is known to be the active
+        side's, so that whoever has another one is not waited for.
+        """
+        left_s = self._gone_s + KEEP_S - now_s
+        if left_s > 0 and self._is_kept_for_another(hello, is_side):
+            raise awaited(hello.machine, "its session ended, or this server started, a moment ago", left_s)
+
+    def is_of(self, boot: str) -> bool:
+        return self.admitted is not None and self.admitted.kernel == kernel_of(boot)
+
+    def ended(self, boot: str, now_s: float) -> None:
+        """A session of this boot is over."""
+        if self.is_of(boot):
+            self._gone_s = now_s
+
+    def admit(self, hello: Hello) -> bool:
+        """From now on this boot is the machine; whether that is news."""
+        before = self.admitted
+        self.admitted = Admitted(identity=hello.identity, kernel=kernel_of(hello.boot))
+        self._unreadable = False
+        return self.admitted != before
+
+    def _is_kept_for_another(self, hello: Hello, is_side: bool) -> bool:
+        if self.admitted is None:
+            return self._unreadable and hello.epoch == 0  # only the machine itself has an epoch to go on with
+        if is_side and self.admitted.identity != hello.identity:
+            return False
+        return not self.is_of(hello.boot)
+
+
+def awaited(machine: str, why: str, retry_after_s: float) -> MachineAwaitedError:
+    return MachineAwaitedError(
+        f"Machine {machine} is waited for",
+        cause=f"{why}, and this is another boot with its identity",
+        retry_after_s=retry_after_s,
+    )
+
+
+class BootFiles:
+    """Beside the machine's spool. Blocking."""
+
+    def __init__(self, spool_dir: Path) -> None:
+        self._folder = spool_dir
+
+    def recall(self, machine: str, started_s: float) -> LastBoot:
+        """As this server, started at that time, knows it from earlier."""
+        path = self._path(machine)
+        try:
+            admitted = msgspec.json.decode(path.read_bytes(), type=Admitted)
+        except FileNotFoundError:
+            return LastBoot(None, unreadable=False, gone_s=started_s)
+        except (OSError, *UNDECODABLE) as exc:
+            _log.warning("last boot not recalled", machine=machine, file=str(path), cause=str(exc))
+            return LastBoot(None, unreadable=True, gone_s=started_s)
+        return LastBoot(admitted, unreadable=False, gone_s=started_s)
+
+    def remember(self, machine: str, admitted: Admitted) -> None:
+        """At worst it is not remembered: then the one before is, or none, after a restart."""
+        path = self._path(machine)
+        try:
+            durable.make_folder(path.parent)
+            durable.replace_file(path, msgspec.json.encode(admitted))
+        except OSError as exc:
+            _log.warning("last boot not remembered", machine=machine, file=str(path), cause=exc.strerror)
+
+    def _path(self, machine: str) -> Path:
+        return self._folder / names.check_machine(machine) / _FILE
