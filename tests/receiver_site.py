@@ -10,6 +10,7 @@ from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.receiver import Receiver
 from shared import tls
 from shared.active_side import ActiveSide
+from shared.errors import TransientError
 from shared.wire.messages import Hello
 from tests.pki import TestCa
 from tests.wire_parts import Agent, MemoryLog
@@ -25,6 +26,9 @@ class Site:
         self.policy = CreditPolicy(window_b=MIB, quota_per_disk_b=64 * MIB)
         self.space = CacheSpace(total_b=1 << 40, free_b=1 << 40)
         self.opened: list[str] = []
+        self.asked: list[str] = []
+        """Of which machines storage was asked for the active side, and nothing else would do."""
+        self.storage_away = False
         self.active: ActiveSide | None = None
         """None: everybody may speak for a machine."""
 
@@ -46,7 +50,11 @@ class Site:
     def agent(self, machine: str = "lab") -> contextlib.AbstractAsyncContextManager[Agent]:
         return Agent.connect(self.receiver.port, tls.client_context(self.ca.issue(f"agent:{machine}")))
 
-    async def check_side(self, machine: str, identity: str, *, claim: bool) -> bool:
+    async def check_side(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
+        if surely:
+            self.asked.append(machine)
+            if self.storage_away:
+                raise TransientError("Could not read the active side")
         if self.active is not None:
             self.active.check(identity)
         return self.active is not None

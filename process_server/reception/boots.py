@@ -52,6 +52,11 @@ class LastBoot:
         self._unreadable = unreadable
         self._gone_s = gone_s
 
+    @classmethod
+    def unknown(cls, started_s: float) -> LastBoot:
+        """Of a machine that this server never had."""
+        return cls(None, unreadable=False, gone_s=started_s)
+
     def check(self, hello: Hello, *, is_side: bool, now_s: float) -> None:
         """Raises MachineAwaitedError for another boot than the last, too early. `is_side`: this identity is known to be the active
         side's, so that whoever has another one is not waited for.
@@ -97,17 +102,19 @@ class BootFiles:
     def __init__(self, spool_dir: Path) -> None:
         self._folder = spool_dir
 
-    def recall(self, machine: str, started_s: float) -> LastBoot:
-        """As this server, started at that time, knows it from earlier."""
-        path = self._path(machine)
-        try:
-            admitted = msgspec.json.decode(path.read_bytes(), type=Admitted)
-        except FileNotFoundError:
-            return LastBoot(None, unreadable=False, gone_s=started_s)
-        except (OSError, *UNDECODABLE) as exc:
-            _log.warning("last boot not recalled", machine=machine, file=str(path), cause=str(exc))
-            return LastBoot(None, unreadable=True, gone_s=started_s)
-        return LastBoot(admitted, unreadable=False, gone_s=started_s)
+    def recall(self, started_s: float) -> dict[str, LastBoot]:
+        """By machine, what this server, started at that time, knows from earlier."""
+        found: dict[str, LastBoot] = {}
+        for path in self._folder.glob(f"*/{_FILE}"):
+            machine = path.parent.name
+            try:
+                admitted = msgspec.json.decode(path.read_bytes(), type=Admitted)
+            except (OSError, *UNDECODABLE) as exc:
+                _log.warning("last boot not recalled", machine=machine, file=str(path), cause=str(exc))
+                found[machine] = LastBoot(None, unreadable=True, gone_s=started_s)
+            else:
+                found[machine] = LastBoot(admitted, unreadable=False, gone_s=started_s)
+        return found
 
     def remember(self, machine: str, admitted: Admitted) -> None:
         """At worst it is not remembered: then the one before is, or none, after a restart."""

@@ -36,6 +36,7 @@ from shared.errors import (
     CopyRefusedError,
     ListenError,
     StoppingError,
+    StorageError,
     SupersededError,
     UnderstudyError,
 )
@@ -45,6 +46,9 @@ from shared.wire.transport import HANDSHAKE_S, Channel
 
 _log = logging.get()
 
+CHECK_SIDES_S: Final = 60.0
+"""How often it is asked whether machines with an open session are still the active side: 44,000 requests a month and machine. The
+command of a config server comes sooner, but none comes from one that is away, or does not know that the machine is here."""
 REFRESH_S: Final = 0.25
 """How often free space and credit are looked at when nothing else makes them move."""
 MAX_HANDSHAKES: Final = 256
@@ -58,8 +62,8 @@ _NOT_ANY_MORE: Final = "another machine was named as the one of this name"
 
 
 class CheckSide(Protocol):
-    def __call__(self, machine: str, identity: str, *, claim: bool) -> Awaitable[bool]:
-        """Raises CopyRefusedError; see process_server/spool/sides.py."""
+    def __call__(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> Awaitable[bool]:
+        """See process_server/spool/sides.py."""
 
 
 class Copy(NamedTuple):
@@ -166,14 +170,16 @@ class Receiver:
                 f"The process server cannot listen on {host}:{port}", cause=exc.strerror or str(exc)
             ) from exc
         self._listener.setblocking(False)
+        self._boots = await asyncio.to_thread(self._boot_files.recall, self._started_s)
         self._loop_tasks = [
             asyncio.create_task(self._accept(self._listener), name="accept"),
             asyncio.create_task(self._refresh_regularly(), name="refresh"),
+            asyncio.create_task(self._check_sides_regularly(), name="sides"),
         ]
         _log.info("listening", host=host, port=self.port)
 
     async def watch(self) -> None:
-        """Never returns; raises when accepting or refreshing has failed, which is a bug."""
+        """Never returns; raises when one of the loops has failed, which is a bug."""
         await asyncio.gather(*self._loop_tasks)
 
     async def stop(self) -> None:
@@ -204,16 +210,17 @@ class Receiver:
                 machine.session.refresh()
 
     async def check_side(self, name: str) -> None:
-        """Somebody made another machine the active side: whoever is not it loses his session."""
+        """Whoever is not the active side any more loses his session. Raises StorageErrors and IntegrityError when that cannot be told."""
         machine = self.machines.get(name)
         if machine is None:
             return
-        for session in (machine.session, machine.newest):
+        for session in {machine.session, machine.newest}:
             if session is not None and (session.connected or session.waiting):
                 try:
-                    await self._check_side(name, session.identity, claim=False)
+                    await self._check_side(name, session.identity, claim=False, surely=True)
                 except CopyRefusedError as exc:
-                    session.fail(exc)
+                    what = f"The session of {name} was closed"
+                    session.fail(CopyRefusedError(what, cause=f"{_NOT_ANY_MORE}: {exc.cause}"))
 
     def revoke(self, revoked: Revocations) -> None:
         """Admit these no more, and end their sessions. What they had sent stays: it was theirs to send."""
@@ -233,19 +240,19 @@ class Receiver:
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
         session.machine = machine.name
         machine.newest = session
+        superseded = SupersededError(f"The session of {machine.name} was closed")
         if machine.session is not None:
-            machine.session.fail(_superseded(machine))
+            machine.session.fail(superseded)
         await machine.lock.acquire()
         machine.holder = session
-        self._must_be_newest(session, machine)
         if machine.session is not None:
             await _settled(machine.session)
-        await self._check_side(
-            machine.name, hello.identity, claim=False
-        )  # another may have been named while this one waited
+        # Another may have been named while this one waited.
+        await self._check_side(machine.name, hello.identity, claim=False)
         if boot.admit(hello) and boot.admitted is not None:
             await asyncio.to_thread(self._boot_files.remember, machine.name, boot.admitted)
-        self._must_be_newest(session, machine)
+        if machine.newest is not session or not session.waiting:
+            raise superseded
         machine.admit(session)
         if machine.log is None:
             machine.log = await self._open_log(hello)
@@ -286,18 +293,13 @@ class Receiver:
 
     # ---- inside ----
 
-    def _must_be_newest(self, session: Session, machine: Machine) -> None:
-        """One that came while this one waited could end only what was admitted. Raises SupersededError."""
-        if machine.newest is not session or not session.waiting:
-            raise _superseded(machine)
-
     async def _refuse_copies(self, session: Session, hello: Hello) -> LastBoot:
         """Raises CopyRefusedError or MachineAwaitedError; nothing of the machine was touched then. Nobody else was admitted since the last
         look at it, which is this one's last step.
         """
         try:
             is_side = await self._check_side(hello.machine, hello.identity, claim=False)
-            boot = await self._last_boot(hello.machine)
+            boot = self._boots.setdefault(hello.machine, LastBoot.unknown(self._started_s))
             while (other := self._other_boot(hello)) is not None:
                 if is_side and other.identity != hello.identity:
                     other.fail(
@@ -320,12 +322,6 @@ class Receiver:
             self.copies[hello.machine] = Copy(session.address, exc, time.monotonic())
             raise
         return boot
-
-    async def _last_boot(self, machine: str) -> LastBoot:
-        if machine not in self._boots:
-            recalled = await asyncio.to_thread(self._boot_files.recall, machine, self._started_s)
-            self._boots.setdefault(machine, recalled)
-        return self._boots[machine]
 
     def _wait_for_silent(self, other: Session, hello: Hello) -> None:
         """Its session is open, and it did not answer."""
@@ -390,9 +386,17 @@ class Receiver:
             await asyncio.sleep(REFRESH_S)
             self.refresh()
 
-
-def _superseded(machine: Machine) -> SupersededError:
-    return SupersededError(f"The session of {machine.name} was closed")
+    async def _check_sides_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SIDES_S)
+            for name in list(self.machines):
+                try:
+                    await self.check_side(name)
+                except StorageError as exc:
+                    _log.debug("active sides not checked; again in a minute", **exc.as_dict())
+                    break  # the next machines would wait for storage as well; that it is away is told by service.py
+                except UnderstudyError as exc:
+                    _log.warning("active side not checked", machine=name, **exc.as_dict())
 
 
 def _refused(session: Session) -> CertificateRevokedError:

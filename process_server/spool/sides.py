@@ -1,8 +1,8 @@
 """Whether a machine that says Hello is the active side of its name (I7, shared/active_side.py).
 
 Input: identities from Hello. Output: nothing, or CopyRefusedError. Storage is asked each time, for a moment; while it cannot
-be asked, what it said last counts, which lies beside the machine's spool, so that a restart in an outage refuses and admits as
-before.
+be asked, what it said last counts for a Hello: it lies beside the machine's spool, so that a restart in an outage refuses and admits
+as before. Whoever must know (`surely`) is told that storage did not answer.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ class Sides:
         self._folder = spool_dir
         self._known: dict[str, ActiveSide] = {}
 
-    async def check(self, machine: str, identity: str, *, claim: bool) -> bool:
-        """Whether this identity is known to be the active side. Raises CopyRefusedError; TransientError when nobody can tell yet.
+    async def check(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
+        """Whether this identity is known to be the active side. Raises CopyRefusedError; TransientError when nobody can tell yet;
+        IntegrityError for a document that cannot be read. With `surely`, any StorageError: nothing from memory.
 
         With `claim`, a name that nobody has, or somebody without an identity, is this machine's from now on: so first without, and with
         it when nobody else answers for the name.
         """
-        side = await self._current(machine, identity, claim)
+        side = await self._current(machine, identity, claim, surely)
         if side is not None and (claim or side.identity != active_side.UNKNOWN):
             side.check(identity)
         return side is not None and side.identity == identity != active_side.UNKNOWN
 
-    async def _current(self, machine: str, identity: str, claim: bool) -> ActiveSide | None:
+    async def _current(self, machine: str, identity: str, claim: bool, surely: bool) -> ActiveSide | None:
         try:
             store = await self._storage.find_or_create(machine)
             if claim:
@@ -52,6 +53,8 @@ class Sides:
             else:
                 return None
         except StorageError as exc:
+            if surely:
+                raise
             known = self._known.get(machine) or await asyncio.to_thread(self._recall, machine)
             if known is None:
                 raise TransientError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from process_server.reception import boots
+from process_server.reception import boots, receiver
 from process_server.spool.sides import Sides
 from shared import active_side
 from shared.active_side import ActiveSide, Direction
@@ -280,6 +280,8 @@ async def test_what_storage_said_last_counts_while_it_is_away_also_after_a_resta
             await restarted.check("m1", "second", claim=True)
         with pytest.raises(TransientError, match="cannot be taken yet"):
             await restarted.check("m2", "first", claim=True)
+        with pytest.raises(TransientError):  # what is known counts for a Hello, and not for who must know
+            await restarted.check("m1", "first", claim=False, surely=True)
 
 
 async def test_a_copy_that_has_an_identity_does_not_get_the_name_of_a_machine_that_has_none_while_that_is_there(
@@ -329,6 +331,49 @@ async def test_a_session_of_the_old_side_does_not_keep_the_new_one_out(site: Sit
         async with answering(old):
             await new.open(hello(identity="new", boot="2"))
         assert (await old.fault()).code == CopyRefusedError.code
+
+
+async def test_sessions_are_checked_without_anybody_asking_and_again_after_an_outage(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.receiver.stop()
+    monkeypatch.setattr(receiver, "CHECK_SIDES_S", 0.02)
+    await site.start()
+    async with site.agent() as old, site.agent("idle") as idle:
+        chain = Chain.after(await old.open(hello(identity="original", boot="1")))
+        await idle.open(hello("idle", identity="original"))
+        await idle.close()
+        await until(lambda: not site.receiver.machines["idle"].connected)
+        site.storage_away = True
+        site.active = ActiveSide(machine="lab", generation=2, identity="new", changed_ns=0, claim="")
+        site.asked.clear()
+        await until(lambda: len(site.asked) > 2)
+        await old.send(chain.next())
+        await old.acked(1)
+        with pytest.raises(TransientError):
+            await site.receiver.check_side("lab")
+        site.storage_away = False
+        fault = await old.fault()
+    assert fault.code == CopyRefusedError.code
+    assert fault.what == "The session of lab was closed"
+    assert "another machine was named" in fault.cause
+    assert set(site.asked) == {"lab"}, "a machine without a session costs no request"
+
+
+async def test_a_document_that_cannot_be_read_ends_no_session_and_keeps_no_other_from_being_checked(
+    store: BlobStore, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.receiver.stop()
+    monkeypatch.setattr(receiver, "CHECK_SIDES_S", 0.02)
+    await site.start()
+    site.receiver._check_side = Sides(store, tmp_path / "spool").check
+    async with site.agent() as damaged, site.agent("web") as moved:
+        await damaged.open(hello(identity="original"))
+        await moved.open(hello("web", identity="original"))
+        await store.replace("sides/lab.json", b"{")
+        await active_side.change(store, "web", "new")
+        assert (await moved.fault()).code == CopyRefusedError.code
+        assert site.receiver.machines["lab"].connected
 
 
 async def test_a_damaged_document_is_mended_by_naming_the_active_side(

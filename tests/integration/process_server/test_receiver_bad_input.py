@@ -44,7 +44,7 @@ class Port:
         async def open_log(_message: Hello) -> MemoryLog:
             return self.log
 
-        async def everybody(machine: str, identity: str, *, claim: bool) -> bool:
+        async def everybody(machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
             return False
 
         self.receiver = Receiver(
