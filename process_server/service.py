@@ -32,6 +32,7 @@ from shared.errors import (
     BlobNotFoundError,
     DeadlineError,
     MachineNotFoundError,
+    RevokedListError,
     StorageError,
     UsageError,
 )
@@ -68,16 +69,18 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
         watching = tasks.create_task(watch_storage(machines.vault, storage), name="storage")
         async with _spooling(Spool(config.spool_dir, machines, vault, settings)) as spool:
             cache = Cache(config.spool_dir, config.cache_b, spool)
+            sides = Sides(machines, config.spool_dir)
             receiver = Receiver(
                 (config.listen, config.port),
                 context,
                 spool.open_machine,
                 policy=config.credit,
                 cache=cache.measure,
-                check_side=Sides(machines, config.spool_dir).check,
+                check_side=sides.check,
                 boots=BootFiles(config.spool_dir),
             )
-            board = StatusBoard(receiver, spool, storage)
+            revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), receiver.revoke)
+            board = StatusBoard(receiver, spool, storage, (sides.trouble, revoked.trouble))
             await receiver.start()
             beside: list[asyncio.Task[None]] = []
             try:
@@ -87,7 +90,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 ]
                 notify("READY=1")
                 if config.control_url:
-                    await _serve_control(config, context, receiver, board, spool, stop)
+                    await _serve_control(config, context, receiver, board, spool, revoked, stop)
                 await stop.wait()
             finally:
                 for task in (watching, *beside):
@@ -125,6 +128,8 @@ class RevokedFile:
     """The newest list of revoked certificates, kept beside our own: a restart while the config server is away must not readmit anybody."""
 
     def __init__(self, path: Path, use: Callable[[Revocations], None]) -> None:
+        self.trouble: Final = Trouble("revoked certificates", lambda: None)
+        """Why the newest list is not on the disk."""
         self._path = path
         self._use = use
         self._known = self._stored = Revocations()
@@ -136,9 +141,7 @@ class RevokedFile:
             return
         except (OSError, *UNDECODABLE) as exc:
             # The config server's next answer brings it again.
-            _log.error(
-                "the list of revoked certificates cannot be read", file=str(self._path), cause=str(exc)
-            )
+            self.trouble.report(self._failed("read", str(exc)))
             return
         self._use(self._known)
 
@@ -147,17 +150,21 @@ class RevokedFile:
         if revoked != self._known:
             self._known = revoked
             self._use(revoked)
-        if revoked == self._stored:
+        if revoked == self._stored and self.trouble.error is None:
             return
         try:
             await asyncio.to_thread(
                 durable.replace_file, self._path, msgspec.json.encode(revoked), mode=0o644
             )
             self._stored = revoked
+            self.trouble.report(None)
         except OSError as exc:
-            _log.error(
-                "the list of revoked certificates cannot be stored", file=str(self._path), cause=str(exc)
-            )
+            self.trouble.report(self._failed("written", exc.strerror or str(exc)))
+
+    def _failed(self, verb: str, cause: str) -> RevokedListError:
+        return RevokedListError(
+            f"The list of revoked certificates {self._path} could not be {verb}", cause=cause
+        )
 
 
 @asynccontextmanager
@@ -195,6 +202,7 @@ async def _serve_control(
     receiver: Receiver,
     board: StatusBoard,
     spool: Spool,
+    revoked: RevokedFile,
     stop: asyncio.Event,
 ) -> None:
     """Reports and takes commands until `stop` is set. The renewed certificate is used from the next session
@@ -208,7 +216,6 @@ async def _serve_control(
             return await flush(spool, str(command.args.get("machine", "")))
         raise UsageError(f"The process server knows no command '{command.kind}'")
 
-    revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), receiver.revoke)
     revoked.load()
     control = ControlClient(
         config.control_url,

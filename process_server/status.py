@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -54,8 +55,11 @@ class RateMeter:
 class StatusBoard:
     """Gathers the report from receiver and spool."""
 
-    def __init__(self, receiver: Receiver, spool: Spool, storage: Trouble) -> None:
-        """`storage` is what is wrong with it, whether a machine has anything to upload or not."""
+    def __init__(
+        self, receiver: Receiver, spool: Spool, storage: Trouble, files: Sequence[Trouble] = ()
+    ) -> None:
+        """`storage` is what is wrong with it, whether a machine has anything to upload or not; `files`, with files of this server's own."""
+        self._files = files
         self._receiver = receiver
         self._storage = storage
         self._spool = spool
@@ -102,7 +106,7 @@ class StatusBoard:
 
     def _own_problems(self) -> list[UnderstudyError]:
         """What touches the process server as a whole."""
-        found = [self._storage.error] if self._storage.error is not None else []
+        found = [trouble.error for trouble in (self._storage, *self._files) if trouble.error is not None]
         stopped = [
             (log.pending_b, trouble)
             for log in self._spool.machines.values()

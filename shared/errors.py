@@ -231,6 +231,13 @@ class OutputError(UnhealthyError):
     default_action = "Send it elsewhere, or make room there."
 
 
+class LogLostError(UnhealthyError):
+    """A daemon's log lines cannot be written. It works on, and what is wrong is in its reports, but not what happened."""
+
+    code = "US540"
+    default_action = "Make room where its log goes (journal, file), or start what reads it again."
+
+
 class RpoThresholdError(UnhealthyError):
     code = "US472"
     default_action = "Look at the hops of `understudy machine watch` for the one that is behind."
@@ -582,6 +589,36 @@ class StateFileError(StorageError):
     default_action = "Make room on its disk, or make it writable; then start the daemon again."
 
 
+class HostNoteError(StateFileError):
+    """Other programs of this host are not told which disks are protected; protection goes on."""
+
+    code = "US546"
+    default_action = (
+        "Make room in /run, or make it writable; it is tried again. Meanwhile nothing warns who puts a spool, a lab or a restore onto "
+        "a protected disk."
+    )
+
+
+class RevokedListError(StateFileError):
+    """The list of revoked certificates is in force, but not on the disk."""
+
+    code = "US543"
+    default_action = (
+        "Make room on its disk, or make it readable and writable; it is tried again. A restart while the config server is away "
+        "would admit who was revoked."
+    )
+
+
+class SideFileError(StateFileError):
+    """Which copy of a machine is its active side is known, but not on the disk."""
+
+    code = "US544"
+    default_action = (
+        "Make room on the cache disk, or make it writable; it is tried again. A restart while storage is away would keep the "
+        "machine waiting."
+    )
+
+
 class StorageKeyError(StorageRefusedError):
     code = "US495"
     default_cause = "the storage account does not accept the key"
@@ -727,6 +764,20 @@ class SpoolLostError(SpoolError):
     code = "US483"
     ends_epoch = True
     default_action = "Replace the cache disk. A new epoch begins by itself with a resync."
+
+
+class SpoolStateError(SpoolError):
+    """The note beside an epoch's spool files, which makes later checks stricter, cannot be written."""
+
+    code = "US541"
+    default_action = "Make room on the cache disk, or make it writable. Uploads go on; it is tried again."
+
+
+class SpoolLeftoversError(SpoolError):
+    """Spool files that are in storage cannot be deleted, and take room."""
+
+    code = "US542"
+    default_action = "Make the cache disk writable. Nothing is lost; it is tried again."
 
 
 class SpoolVersionError(SpoolError):

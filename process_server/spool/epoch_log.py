@@ -10,6 +10,7 @@ takes nothing more; opening it anew finds out where things stand.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -31,7 +32,7 @@ from process_server.spool.writer import START, Point, SegmentLimits, SpoolWriter
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
-from shared.errors import SpoolError, UnderstudyError, UploadsStoppedError
+from shared.errors import SpoolError, SpoolLeftoversError, UnderstudyError, UploadsStoppedError
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.machine_storage import MachineStorage
 from shared.sealing import MachineKey
@@ -98,9 +99,15 @@ class EpochLog:
         self._stall: Final = Trouble("upload progress", self._announce, **fields)
         self._progress_at = time.monotonic()
         """When a segment was listed, or the first one began to wait."""
+        self._notes: Final = Trouble("spool state", self._announce, **fields)
+        self._undeleted: list[SpooledSegment] = []
+        """Files that are listed and could not be deleted yet."""
+        self._deleting: Final = threading.Lock()
+        self._deletion: Final = Trouble("deletion of spool files", self._announce, **fields)
         self._moved = asyncio.Event()
         self._check_s = shared.settings.check_seconds
         self._reading = shared.reading
+        self._loop: Final = asyncio.get_running_loop()
         fold = index.fold
         captured_ns = fold.entries[-1].last_captured_ns if fold.entries else 0
         self.uploaded = (
@@ -108,7 +115,8 @@ class EpochLog:
             if fold.last
             else START
         )
-        self._remembered = Watermark(self.term, self.uploaded.number)
+        self._remembered: Watermark | None = None
+        """What the folder holds for certain."""
         self._uploading_b = sum(spooled.size_b for spooled in segments)
         index.be_patient(self._storage.report)
         self._uploader = Uploader(
@@ -166,8 +174,9 @@ class EpochLog:
         found = await sort_files(opening, machine, epoch, recovered.runs, index.fold, shared.reading)
         await folder.clear(epoch, found.listed, found.unlisted)
         mark = Watermark(index.term, index.fold.last)
-        await run_to_end(shared.reading, partial(watermark.remember, folder.epoch(epoch), mark))
+        failed = await run_to_end(shared.reading, partial(watermark.remember, folder.epoch(epoch), mark))
         log = cls(shared, opening, index, key, folder, found.rest, changed)
+        log._note_remembered(mark, failed)
         _log.info(
             "log opened",
             machine=machine,
@@ -195,6 +204,12 @@ class EpochLog:
     def trouble(self) -> UnderstudyError | None:
         """Why uploads do not go on just now."""
         return self._storage.error or self._stall.error
+
+    @property
+    def cache_troubles(self) -> list[UnderstudyError]:
+        """What is wrong with the cache disk just now."""
+        found = (self._writer.trouble.error, self._notes.error, self._deletion.error)
+        return [error for error in found if error is not None]
 
     @property
     def spooled(self) -> Point:
@@ -255,13 +270,21 @@ class EpochLog:
             await asyncio.sleep(self._check_s)
             await self._uploader.check()
             await self._remember()
+            if self._undeleted:
+                await run_to_end(self._reading, partial(self._forget, []))
 
     async def _remember(self) -> None:
         """What was listed; not in the listing loop, since it costs a sync and only makes later checks stricter."""
         mark = Watermark(self.term, self.uploaded.number)
         if mark != self._remembered:
-            self._remembered = mark
-            await run_to_end(self._reading, partial(watermark.remember, self._folder, mark, durably=False))
+            failed = await run_to_end(
+                self._reading, partial(watermark.remember, self._folder, mark, durably=False)
+            )
+            self._note_remembered(mark, failed)
+
+    def _note_remembered(self, mark: Watermark, failed: SpoolError | None) -> None:
+        self._remembered = mark if failed is None else None
+        self._notes.report(failed)
 
     async def _watch_progress(self) -> None:
         """A request that hangs reports nothing by itself for minutes."""
@@ -300,12 +323,20 @@ class EpochLog:
         self._announce()
 
     def _forget(self, listed: Sequence[SpooledSegment]) -> None:
-        """The segments are listed: their files have done their work. Runs in a thread."""
-        for spooled in listed:
-            try:
-                durable.remove_file(spooled.path)
-            except OSError as exc:  # recovery deletes it
-                _log.warning("spool file not deleted", path=str(spooled.path), cause=exc.strerror)
+        """The segments are listed: their files have done their work. Runs in a thread. What cannot be deleted is tried again."""
+        failed: SpoolLeftoversError | None = None
+        with self._deleting:
+            todo, self._undeleted = [*self._undeleted, *listed], []
+            for spooled in todo:
+                try:
+                    durable.remove_file(spooled.path)
+                except OSError as exc:
+                    self._undeleted.append(spooled)
+                    failed = SpoolLeftoversError(
+                        f"Spool files of machine {self.machine} that are in storage cannot be deleted",
+                        cause=exc.strerror or str(exc),
+                    )
+        self._loop.call_soon_threadsafe(self._deletion.report, failed)
 
     def _announce(self) -> None:
         moved, self._moved = self._moved, asyncio.Event()

@@ -46,20 +46,26 @@ async def sort_files(
     files = tuple(s.local() for s in run)
     here, there = await _digests(store, machine, epoch, run, fold, threads)
     relation = relate(files, last, here, there)
-    unlisted = [
-        (s, "they lie before what is listed, and do not lead to it") for r in runs[:chosen] for s in r
-    ]
+    listed: list[SpooledSegment] = []
+    unlisted: list[tuple[SpooledSegment, str]] = []
+    for earlier in runs[:chosen]:
+        # Its last digest covers all batches before: what the index has there as well is listed, and was only not deleted.
+        end = earlier[-1].last
+        if await _there(store, machine, epoch, end.number, fold) == end.digest:
+            listed += earlier
+        else:
+            unlisted += [(s, "they lie before what is listed, and do not lead to it") for s in earlier]
     unlisted += [
         (s, f"batches {run[-1].last.number + 1} to {r[0].first.number - 1} before them are lost")
         for r in runs[chosen + 1 :]
         for s in r
     ]
-    listed: list[SpooledSegment] = []
     rest: list[SpooledSegment] = []
     match relation:
         case Relation.LISTED | Relation.CONTINUES:
-            listed = [s for s in run if s.last.number <= last]
-            rest = run[len(listed) :]
+            done = [s for s in run if s.last.number <= last]
+            listed += done
+            rest = run[len(done) :]
             if rest and rest[0].first.number <= last:
                 rest = [await run_to_end(threads, partial(rest[0].behind, last)), *rest[1:]]
         case Relation.CONTRADICTED:
@@ -80,7 +86,12 @@ async def _digests(
         return "", ""
     holder = next(s for s in run if number <= s.last.number)
     here = await run_to_end(threads, partial(holder.digest_of, number))
+    return here, await _there(store, machine, epoch, number, fold)
+
+
+async def _there(store: BlobStore, machine: str, epoch: int, number: int, fold: Fold) -> str:
+    """The digest of a batch by the index; empty when it lists none of this number."""
     if number == fold.last:
-        return here, fold.last_digest
+        return fold.last_digest
     newest = {entry.last: entry.last_digest for entry in fold.entries}
-    return here, newest.get(number) or await listed_digest(store, machine, epoch, number)
+    return newest.get(number) or await listed_digest(store, machine, epoch, number)

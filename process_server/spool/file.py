@@ -112,8 +112,8 @@ class SpooledSegment:
         return rest
 
     def read(self) -> Readout:
-        """The whole segment, compared with what was written. Raises SpoolLostError when the disk does not
-        give it back; SpoolError when only its footer is unreadable, which recovery can make again.
+        """The whole segment, compared with what was written. Raises SpoolLostError when what the disk gives is not that; SpoolError
+        when it gives nothing, which may pass, or when only the footer is unreadable, which recovery can make again.
         """
         data = self._read()
         if segment.body_digest(data, self._body_b) != self._digest:
@@ -160,8 +160,13 @@ class SpooledSegment:
     def _read(self) -> bytes:
         try:
             data = self.path.read_bytes()
+        except FileNotFoundError as exc:
+            raise self._lost(exc.strerror or "it is gone") from exc
         except OSError as exc:
-            raise self._lost(exc.strerror or str(exc)) from exc
+            # Not lost yet: a path that is away comes back. How long it is waited for says machine_folder.
+            raise SpoolError(
+                f"Spool file {self.path} could not be read", cause=exc.strerror or str(exc)
+            ) from exc
         if len(data) < self._body_b:
             raise self._lost("it is shorter than what was written")
         return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,9 @@ from shared import durable
 from shared.errors import SpoolError, SpoolFullError
 from shared.vault import Vault, machine_key_of
 
+UNREADABLE_S: Final = 600.0
+"""So long a spool file that the disk does not give is waited for: no path that is cut, and no array that fails over, takes longer, and a
+new epoch costs a full resync."""
 Runs = list[list[SpooledSegment]]
 """Segments in order; each run's files continue each other."""
 
@@ -36,6 +40,8 @@ class MachineFolder:
         self._vault = vault
         self._threads = threads
         self._distrusted: set[int] = set()
+        self._unreadable: dict[Path, float] = {}
+        """Files that the disk did not give, and since when (monotonic)."""
 
     def epoch(self, epoch: int) -> Path:
         return self._path / f"{epoch:08d}"
@@ -93,13 +99,19 @@ class MachineFolder:
                 set_aside,
                 # A damaged file may keep a whole footer, and is here as well while its front part waits for upload.
                 thorough=epoch in self._distrusted | self.aside.epochs(),
+                give_up=self._give_up,
             )
+            self._unreadable.clear()
         except OSError as exc:
             kind = SpoolFullError if exc.errno in FULL else SpoolError
             raise kind(
                 f"The spool folder {folder} could not be made or recovered", cause=exc.strerror or str(exc)
             ) from exc
         return Recovered(runs, watermark.read(folder))
+
+    def _give_up(self, path: Path) -> bool:
+        now = time.monotonic()
+        return now - self._unreadable.setdefault(path, now) > UNREADABLE_S
 
     def _clear(
         self, epoch: int, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]

@@ -137,7 +137,7 @@ class MachineLog:
         """What is wrong now."""
         found: list[UnderstudyError | None] = [self._resuming.trouble, self._older.trouble]
         for log in self._logs():
-            found += [log.failure, log.trouble]
+            found += [log.failure, log.trouble, *log.cache_troubles]
         return [*(error for error in found if error is not None), *self._folder.aside.problems()]
 
     # ---- what the session does ----

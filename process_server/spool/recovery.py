@@ -25,7 +25,8 @@ Everything else may have been acknowledged, and was damaged since: such a file i
 with an event that names the batches. What of it can be opened up to the damage is still uploaded; what lies
 behind a hole is another *run* of files, which the caller sorts. How far the log reaches is then told to the
 agent in Welcome, and if it has let go of what was lost it begins a new epoch. A file of a newer format version
-is left as it is, and the machine's log waits.
+is left as it is, and the machine's log waits. So it does for a file that the disk does not give (a path that is away comes
+back), until the caller gives up waiting: then it is damaged.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Damage(NamedTuple):
 
 
 SetAside = Callable[[Damage], None]
+GiveUp = Callable[[Path], bool]
+"""Whether a file that the disk did not give is waited for no longer."""
 
 
 class _Closed(NamedTuple):
@@ -90,7 +93,12 @@ class _Found(NamedTuple):
 
 
 def recover_folder(
-    folder: Path, key_of: KeyOf, set_aside: SetAside, *, thorough: bool = False
+    folder: Path,
+    key_of: KeyOf,
+    set_aside: SetAside,
+    *,
+    thorough: bool = False,
+    give_up: GiveUp = lambda _path: False,
 ) -> list[list[SpooledSegment]]:
     """The segments of an epoch's spool folder in order, in runs each of whose files continues the one before.
 
@@ -99,7 +107,7 @@ def recover_folder(
     """
     durable.sync_folder(folder)
     paths = sorted(folder.glob(f"*{SUFFIX}"))
-    found = [f for path in paths if (f := _recover(path, key_of, thorough=thorough)) is not None]
+    found = [f for path in paths if (f := _recover(path, key_of, give_up, thorough=thorough)) is not None]
     runs: list[list[SpooledSegment]] = []
     for i, (path, draft, damage, certain) in enumerate(found):
         following = _first_number(found[i + 1]) if i + 1 < len(found) else None
@@ -127,11 +135,17 @@ def recover_folder(
     return runs
 
 
-def _recover(path: Path, key_of: KeyOf, *, thorough: bool) -> _Found | None:
-    closed = None if thorough else _read_ends(path)
-    if closed is not None:
-        return _Found(path, closed, None, False)
-    data = _read_from_disk(path)
+def _recover(path: Path, key_of: KeyOf, give_up: GiveUp, *, thorough: bool) -> _Found | None:
+    try:
+        closed = None if thorough else _read_ends(path)
+        if closed is not None:
+            return _Found(path, closed, None, False)
+        data = _read_from_disk(path)
+    except OSError as exc:
+        if not give_up(path):
+            raise
+        cause = f"the disk does not give it: {exc.strerror or exc}"
+        return _Found(path, None, Damage(path, _number_in(path), 0, cause, True), True)
     name = path.name
     try:
         header, start = segment.decode_file_header(data, name)

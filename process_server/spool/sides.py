@@ -12,10 +12,11 @@ from pathlib import Path
 
 import msgspec
 
+from process_server.spool.trouble import Trouble
 from shared import active_side, durable, logging
 from shared.active_side import ActiveSide
 from shared.blob import Retry
-from shared.errors import IntegrityError, StorageError, TransientError
+from shared.errors import IntegrityError, SideFileError, StorageError, TransientError
 from shared.log import names
 from shared.machine_storage import MachineStorage
 
@@ -30,6 +31,9 @@ class Sides:
         self._storage = storage.with_retry(_ASK)
         self._folder = spool_dir
         self._known: dict[str, ActiveSide] = {}
+        self._unstored: set[str] = set()
+        self.trouble = Trouble("active sides", lambda: None)
+        """Why what storage said last is not on the disk."""
 
     async def check(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
         """Whether this identity is known to be the active side. Raises CopyRefusedError; TransientError when nobody can tell yet;
@@ -67,19 +71,29 @@ class Sides:
         known = self._known.get(machine)
         if known is not None and known.generation > side.generation:
             return known  # a slow answer: somebody was told more meanwhile
-        if side != known:
+        if side != known or machine in self._unstored:
             self._known[machine] = side
-            await asyncio.to_thread(self._remember, side)
+            await self._store_side(side)
         return side
 
-    def _remember(self, side: ActiveSide) -> None:
-        """At worst it is not remembered: then storage must be there when this server starts anew."""
+    async def _store_side(self, side: ActiveSide) -> None:
+        """At worst it is not on the disk: then storage must be there when this server starts anew. Tried again with the next Hello."""
+        failed = await asyncio.to_thread(self._remember, side)
+        if failed is None:
+            self._unstored.discard(side.machine)
+        else:
+            self._unstored.add(side.machine)
+        if failed is not None or not self._unstored:
+            self.trouble.report(failed)
+
+    def _remember(self, side: ActiveSide) -> SideFileError | None:
         folder = self._folder / names.check_machine(side.machine)
         try:
             durable.make_folder(folder)
             durable.replace_file(folder / _FILE, msgspec.json.encode(side))
         except OSError as exc:
-            _log.warning("active side not remembered", machine=side.machine, cause=exc.strerror)
+            return SideFileError(f"{folder / _FILE} could not be written", cause=exc.strerror or str(exc))
+        return None
 
     def _recall(self, machine: str) -> ActiveSide | None:
         path = self._folder / names.check_machine(machine) / _FILE

@@ -23,7 +23,11 @@ class Trouble:
 
     def report(self, error: UnderstudyError | None) -> None:
         """Something is wrong, or right again."""
-        before, self.error = self.error, error
+        before = self.error
+        if before is None or error is None or _kind(before) != _kind(error):
+            self.error = (
+                error  # of one kind, the first stays: an event's words change only when the matter does
+            )
         if error is not None and (before is None or _kind(before) != _kind(error)):
             _log.warning(f"{self._what}: trouble", **self._fields, **error.as_dict())
         elif error is None and before is not None:

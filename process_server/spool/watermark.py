@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from shared import durable, logging
-from shared.errors import UNDECODABLE, SpoolError
+from shared.errors import UNDECODABLE, SpoolError, SpoolStateError
 
 _NAME: Final = "state.json"
 
@@ -38,8 +38,10 @@ def read(folder: Path) -> Watermark:
         return Watermark(0, 0)
 
 
-def remember(folder: Path, mark: Watermark, *, durably: bool = True) -> None:
+def remember(folder: Path, mark: Watermark, *, durably: bool = True) -> SpoolStateError | None:
+    """Why it could not be written, which hinders nothing but later checks."""
     try:
         durable.replace_file(folder / _NAME, msgspec.json.encode(mark), durable=durably)
     except OSError as exc:
-        _log.warning("spool state not written", folder=str(folder), cause=exc.strerror)
+        return SpoolStateError(f"{folder / _NAME} could not be written", cause=exc.strerror or str(exc))
+    return None

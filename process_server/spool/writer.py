@@ -26,6 +26,7 @@ import msgspec
 
 from process_server.spool.file import SpooledSegment, SpoolFile
 from process_server.spool.threads import run_to_end
+from process_server.spool.trouble import Trouble
 from shared import logging, sealing
 from shared.batch import NO_DIGEST, Batch, Buffer
 from shared.errors import BatchGapError, SpoolError, StoppingError, UnderstudyError
@@ -105,6 +106,8 @@ class SpoolWriter:
         """The last durable batch."""
         self.accepted = spooled
         """The last batch that was taken."""
+        self.trouble: Final = Trouble("cache disk", on_spooled, machine=machine, epoch=epoch)
+        """From the first write that failed until one succeeds."""
         self._machine = machine
         self._epoch = epoch
         self._key = key
@@ -226,12 +229,21 @@ class SpoolWriter:
         try:
             await run_to_end(self._disk, partial(self._file.append, frames))
         except SpoolError as exc:
+            self.trouble.report(
+                type(exc)(
+                    f"Batches of machine {self._machine} cannot be written to the cache disk",
+                    cause=exc.cause,
+                    action=exc.action,
+                )
+            )
             self._refuse(exc)
             # A full disk: let go of what can be uploaded. A failed sync: the file must not be written any
             # more.
             await self._close_file()
             return
         self.spooled = group[-1].point
+        if self.trouble.error is not None:
+            self.trouble.report(None)
         for pending in group:
             # If it was refused meanwhile (the log failed), the queue is empty, and that it is durable does
             # no harm.

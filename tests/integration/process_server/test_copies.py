@@ -361,17 +361,17 @@ async def test_sessions_are_checked_without_anybody_asking_and_again_after_an_ou
 
 
 async def test_a_document_that_cannot_be_read_ends_no_session_and_keeps_no_other_from_being_checked(
-    store: BlobStore, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine_storage: MachineStorage, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await site.receiver.stop()
     monkeypatch.setattr(receiver, "CHECK_SIDES_S", 0.02)
     await site.start()
-    site.receiver._check_side = Sides(store, tmp_path / "spool").check
+    site.receiver._check_side = Sides(machine_storage, tmp_path / "spool").check
     async with site.agent() as damaged, site.agent("web") as moved:
         await damaged.open(hello(identity="original"))
         await moved.open(hello("web", identity="original"))
-        await store.replace("sides/lab.json", b"{")
-        await active_side.change(store, "web", "new")
+        await (await machine_storage.find("lab")).replace(names.SIDE_DOCUMENT, b"{")
+        await active_side.change(await machine_storage.find("web"), "web", "new")
         assert (await moved.fault()).code == CopyRefusedError.code
         assert site.receiver.machines["lab"].connected
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import gc
 import os
+import stat
 import subprocess
 import threading
 import tracemalloc
@@ -23,7 +24,7 @@ import pytest
 from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.receiver import Machine
 from process_server.service import watch_storage
-from process_server.spool import epoch_log, machine_log, recovery, watermark
+from process_server.spool import epoch_log, machine_folder, machine_log, recovery, watermark
 from process_server.spool.file import Readout, SpooledSegment
 from process_server.spool.ownership import Patience
 from process_server.spool.spool import MachineLog, Spool
@@ -41,7 +42,9 @@ from shared.errors import (
     SilentPeerError,
     SpoolError,
     SpoolFullError,
+    SpoolLeftoversError,
     SpoolLostError,
+    SpoolStateError,
     SpoolVersionError,
     StorageForgotError,
     StorageKeyError,
@@ -1153,6 +1156,114 @@ class Gated(BlobStore):
         if name.endswith(".seg"):
             await self.gate.wait()
         return await super().create_from(name, content, size_b)
+
+
+@contextlib.contextmanager
+def nothing_deletable(folder: Path) -> Iterator[None]:
+    """Until the block ends, files can be made in the folder, but none can be deleted or replaced."""
+    subprocess.run(["chattr", "+a", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-a", folder], check=True)
+
+
+def kinds(log: MachineLog) -> set[type[Exception]]:
+    return {type(error) for error in log.errors}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
+async def test_spool_files_that_cannot_be_deleted_are_told_and_go_when_they_can(
+    store: BlobStore, small_ext4: Path
+) -> None:
+    folder = small_ext4 / "spool"
+    chain = make_chain(4)
+    async with opened(make_spool(folder, store, check_seconds=0.2)) as log:
+        with nothing_deletable(folder / "m1/00000001"):
+            await append_all(log, chain[:2])
+            await log.flush()
+            await until(log, lambda: kinds(log) >= {SpoolLeftoversError, SpoolStateError})
+            assert len(spool_files(folder)) == 1
+            await append_all(log, chain[2:])
+            await log.flush()  # and it goes on meanwhile
+        await until(log, lambda: not log.errors)
+        assert spool_files(folder) == []
+    assert same_batches(await read_log(store, folder), chain)
+
+
+async def test_listed_files_that_a_restart_finds_before_a_gap_are_deleted_and_not_called_unlisted(
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spool"
+    home = folder / "m1/00000001"
+    chain = make_chain(9)
+    async with Gated.connect(blob_config) as gated:
+        gated.gate = asyncio.Event()
+        async with opened(make_spool(folder, gated)) as log:
+            await append_all(log, chain[:3])
+            [first] = home.glob("*.seg")
+            kept = first.read_bytes()
+            gated.gate.set()
+            await log.flush()
+            await append_all(log, chain[3:6])
+            await log.flush()
+            await until(log, lambda: not spool_files(folder))
+            gated.gate.clear()
+            await append_all(log, chain[6:])
+        first.write_bytes(kept)  # as if it could not be deleted
+        gated.gate.set()
+        async with opened(make_spool(folder, gated), epoch=1) as log:
+            await log.flush()
+            assert not log.errors
+    assert spool_files(folder) == []
+    assert same_batches(await read_log(store, folder), chain)
+
+
+async def test_a_spool_file_that_the_disk_does_not_give_for_a_while_ends_no_epoch(
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spool"
+    chain = make_chain(3)
+    async with Gated.connect(blob_config) as gated:
+        gated.gate = asyncio.Event()
+        async with opened(make_spool(folder, gated)) as log:
+            await append_all(log, chain)
+    [path] = (folder / "m1/00000001").glob("*.seg")
+    away = path.with_suffix(".away")
+    path.rename(away)
+    path.mkdir()  # reading it fails
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: any("Is a directory" in error.cause for error in log.errors))
+        with pytest.raises(SpoolError) as caught:
+            await log.begin(hello(1))
+        assert not caught.value.ends_epoch
+        path.rmdir()
+        away.rename(path)
+        assert (await log.begin(hello(1))).spooled == 3
+        await log.flush()
+    assert same_batches(await read_log(store, folder), chain)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root")
+async def test_what_the_disk_does_not_give_for_long_is_set_aside_and_the_machine_goes_on(
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_folder, "UNREADABLE_S", 0.0)
+    folder = tmp_path / "spool"
+    chain = make_chain(3)
+    async with Gated.connect(blob_config) as gated:
+        gated.gate = asyncio.Event()
+        async with opened(make_spool(folder, gated)) as log:
+            await append_all(log, chain)
+    [path] = (folder / "m1/00000001").glob("*.seg")
+    path.unlink()
+    os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(0, 0))  # nothing answers behind it
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: any(isinstance(e, SpoolLostError) for e in log.errors))
+        assert (await log.begin(hello(1))).spooled == 0
+        await append_all(log, chain)  # this agent still has them
+        await log.flush()
+    assert same_batches(await read_log(store, folder), chain)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
