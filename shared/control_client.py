@@ -110,9 +110,10 @@ class ControlClient:
                     await self._renew_quietly()
                 sent = desk.results()
                 body = {**_plain(status()), "results": sent, "running": desk.running}
-                if self.problem is not None:
-                    warning = Problem(**self.problem.as_dict(), severity="warning")
-                    body["errors"] = [*body.get("errors", []), msgspec.to_builtins(warning)]
+                for problem in (self.problem, logging.problem()):
+                    if problem is not None:
+                        warning = Problem(**problem.as_dict(), severity="warning")
+                        body["errors"] = [*body.get("errors", []), msgspec.to_builtins(warning)]
                 began = time.monotonic()
                 try:
                     # Cut short when a command finishes: its result is reported at once.

@@ -38,6 +38,7 @@ class Sink:
         self._limit_b = int(os.environ.get(LIMIT, "0"))
         self._on_recovery = on_recovery
         self._lock = threading.Lock()
+        self._lines = 0
         self._lost = 0
         self._cause = ""
         self._torn = False
@@ -48,11 +49,36 @@ class Sink:
         with self._lock:
             return f"{self._lost} log lines lost ({self._cause})" if self._lost else ""
 
+    @property
+    def cause(self) -> str:
+        """Why lines are lost; empty while they are written."""
+        with self._lock:
+            return self._cause if self._lost else ""
+
+    def try_again(self) -> None:
+        """If lines were lost and there is room by now, tell so: else that would wait for the next thing that happens."""
+        with self._lock:
+            lost, cause = self._lost, self._cause
+            if (
+                not lost
+                or self._on_recovery is None
+                or (self._fd is not None and not self._has_room(self._fd))
+            ):
+                return
+            before, self._lost = self._lines, 0
+        self._on_recovery(lost, cause)
+        with self._lock:
+            if self._lost:  # not yet: the line that should have told it does not count
+                self._lost += lost - 1
+            elif self._lines == before:  # it is below the level that is written
+                self._lost = lost
+
     def isatty(self) -> bool:
         return self._fd is not None and os.isatty(self._fd)
 
     def write(self, text: str) -> int:
         with self._lock:
+            self._lines += 1
             cause = self._put(text.encode(errors="backslashreplace"))
             if cause:
                 self._lost, self._cause = self._lost + 1, cause

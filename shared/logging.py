@@ -22,6 +22,7 @@ from typing import Any, Final, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from shared.errors import LogLostError
 from shared.log_sink import Sink
 
 SECRET_FIELDS: Final = frozenset(
@@ -91,8 +92,20 @@ class _Lines:
 
 
 def trouble() -> str:
-    """What is wrong with the log, for a status line; empty when nothing is."""
-    return _sinks[0].trouble if _sinks else ""
+    """What is wrong with the log, for a status line; empty when nothing is. Looks whether it still is."""
+    if not _sinks:
+        return ""
+    _sinks[0].try_again()
+    return _sinks[0].trouble
+
+
+def problem() -> LogLostError | None:
+    """The same as an error, whose words stay while its cause does."""
+    if not _sinks:
+        return None
+    _sinks[0].try_again()
+    cause = _sinks[0].cause
+    return LogLostError("Log lines are lost", cause=cause) if cause else None
 
 
 def _tell_what_was_lost(lines: int, cause: str) -> None:

@@ -51,6 +51,49 @@ def test_a_reader_that_does_not_read_holds_nobody_up_and_misses_what_it_did_not_
         assert whole[: written - 1] == ["x" * 10_000] * (written - 1)
 
 
+def test_what_was_lost_is_told_as_soon_as_it_can_be_and_not_only_with_the_next_line() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream, os.fdopen(reading, "rb") as reader:
+        told: list[str] = []
+
+        def tell(lost: int, cause: str) -> None:
+            told.append(f"{lost} lost: {cause}")
+            sink.write(f"{lost} lost: {cause}\n")
+
+        sink = Sink(stream, tell)
+        while not sink.trouble:
+            sink.write("x" * 10_000 + "\n")
+        sink.try_again()
+        assert sink.cause == "nobody reads them"
+        os.set_blocking(reading, False)
+        while reader.read(1 << 20):
+            pass
+        sink.try_again()
+        assert sink.cause == sink.trouble == ""
+        assert b"1 lost: nobody reads them" in reader.read()
+        assert len(told) == 1
+
+
+def test_lines_stay_lost_while_the_line_that_would_tell_it_is_lost_as_well() -> None:
+    with Path("/dev/full").open("w") as stream:
+
+        def tell(lost: int, cause: str) -> None:
+            sink.write(f"{lost} lost: {cause}\n")
+
+        sink = Sink(stream, tell)
+        sink.write("a line\n")
+        sink.try_again()
+        assert sink.trouble == "1 log lines lost (No space left on device)"
+
+
+def test_lines_stay_lost_while_nothing_could_tell_whether_it_is_over() -> None:
+    with Path("/dev/full").open("w") as stream:
+        sink = Sink(stream, lambda _lost, _cause: None)
+        sink.write("a line\n")
+        sink.try_again()
+        assert sink.trouble == "1 log lines lost (No space left on device)"
+
+
 def test_without_any_stderr_lines_are_counted() -> None:
     sink = Sink(None)
     sink.write("a line\n")
