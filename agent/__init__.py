@@ -7,6 +7,7 @@
     stream/      batches in one order, catch-up, the session                          its map: stream/__init__.py
     continuity   runs the audit; what follows if a write went past capture
     traces       what of the agent's own lies on the disks that it captures
+    host_note    tells other programs of this host which disks are protected
     lock         one agent, or one detach, at a time
     preflight    could this disk be protected, and how well?
     pipeline     the parts of a running agent, put together

@@ -23,7 +23,8 @@ def held(state_dir: Path, what: str) -> Iterator[None]:
     path = state_dir / NAME
     with durable.named("The agent's lock could not be made"):
         state_dir.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # To read, since that is enough for a lock: an agent that ran here before starts again on a disk that the kernel made read-only.
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ from agent.capture.maps import Capture
 from agent.capture.protection import Watch
 from agent.config import AgentConfig
 from agent.continuity import Continuity
+from agent.host_note import HostNote
 from agent.machine_identity import boot_of, identity_of
 from agent.stream.catchup import CatchUp
 from agent.stream.cutter import Stream
@@ -50,6 +51,7 @@ class Agent:
         self.sender = Sender(
             self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
         )
+        self.note = HostNote(config, capture)
         self.identity = identity_of(config.identity)
         self.boot = boot_of(capture.attached_boot_ns)
         self._id = secrets.token_hex(8)

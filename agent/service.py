@@ -19,7 +19,7 @@ from agent.config import AgentConfig
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report
 from agent.stream.state import AgentState, Reason, Word
-from shared import durable, logging, protected
+from shared import logging
 from shared.control_client import ControlClient
 from shared.errors import UnderstudyError
 from shared.service import notify, watchdog_interval_s
@@ -34,6 +34,8 @@ CHANGES: Final = {
     Change.RETURNED: Reason.DISK_RETURNED,
 }
 """Why a new epoch begins."""
+NOTE_S: Final = 10.0
+"""How often the note for other programs of this host is tried again."""
 _TELL_S: Final = 5.0
 
 
@@ -67,6 +69,7 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
             group.create_task(agent.continuity.run(), name="audit"),
             group.create_task(agent.place_points(), name="points"),
             group.create_task(_watchdog(agent), name="watchdog"),
+            group.create_task(_keep_note(agent), name="note"),
             *(
                 group.create_task(_set_with(over, event), name="end")
                 for event in (stop, agent.continuity.resized)
@@ -136,10 +139,7 @@ async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
             mode=capture.mode,
             cause=capture.mode_cause,
         )
-        with durable.named("The protected disks could not be noted for other programs of this host"):
-            protected.note(
-                config.machine, config.pin_dir, [(disk.name, disk.diskseq) for disk in capture.disks]
-            )
+        agent.note.keep()
         try:
             await agent.stream.rounds.recover()
             yield agent
@@ -147,6 +147,12 @@ async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
             await agent.stream.close()
     finally:
         capture.close()
+
+
+async def _keep_note(agent: Agent) -> None:
+    while True:
+        await asyncio.to_thread(agent.note.keep)
+        await asyncio.sleep(NOTE_S)
 
 
 async def _watchdog(agent: Agent) -> None:

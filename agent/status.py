@@ -66,6 +66,8 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
             for left in agent.watch.left_out
         ),
     ]
+    if agent.note.problem is not None:
+        problems.append(_warning(agent.note.problem))
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
     for slot, error in agent.reader.problems.items():

@@ -34,6 +34,7 @@ from shared.errors import (
     NotADiskError,
     NoUsableDiskError,
     OtherDiskError,
+    StateFileError,
     UnderstudyError,
 )
 
@@ -117,7 +118,9 @@ def protect(
             cause="; ".join(f"{left.id}: {left.error.cause or left.error.what}" for left in left_out),
         )
     disks.check_set([disk for _, disk in chosen], examine=False)
-    _remember(state_dir, look.remembered, remembered, [verdict for verdict, _ in chosen])
+    unbound = _remember(state_dir, look.remembered, remembered, [verdict for verdict, _ in chosen])
+    left_out += unbound
+    chosen = [(v, disk) for v, disk in chosen if v.known.id not in {left.id for left in unbound}]
     unseen = _bring_about(chosen, [pin.slot for pin in pinned], pin_dir, ring_b, before_change, object_path)
     left_out += unseen
     captured = [disk for _, disk in chosen if disk.id not in {left.id for left in unseen}]
@@ -238,8 +241,10 @@ def _why_not(verdict: Verdict, look: _Look) -> UnderstudyError | None:
 
 def _remember(
     state_dir: Path, before: list[Bound], stored: list[Bound] | None, chosen: Sequence[Verdict]
-) -> None:
-    """Keeps what the chosen disks are bound by."""
+) -> list[LeftOut]:
+    """Keeps what the chosen disks are bound by. Where that fails, those of which it was known before go on; returns the others: a disk
+    is written down before it is captured for the first time, or it could be taken for another later. Raises StateFileError when none
+    is left."""
     after = {bound.id: bound for bound in before}
     for verdict in chosen:
         assert verdict.standing is not None
@@ -248,8 +253,22 @@ def _remember(
         if after.get(bound.id) != bound:
             _log.info("disk bound", id=bound.id, device=bound.last, identity=bound.identity)
         after[bound.id] = bound
-    if list(after.values()) != stored:
+    if list(after.values()) == stored:
+        return []
+    try:
         bindings.write(state_dir, list(after.values()))
+    except StateFileError as exc:
+        known = {(bound.id, bound.identity) for bound in stored or []}
+        unbound = [
+            LeftOut(verdict.known.id, verdict.known.path, exc)
+            for verdict in chosen
+            if (verdict.known.id, after[verdict.known.id].identity) not in known
+        ]
+        if len(unbound) == len(chosen):
+            raise
+        _log.warning("where the disks stand now could not be noted", **exc.as_dict())
+        return unbound
+    return []
 
 
 class Watch:
@@ -280,7 +299,10 @@ class Watch:
     def _search(self) -> None:
         state_dir, pin_dir = self._where
         try:
-            look = _look(self._wanted, bindings.read(state_dir) or [], pin_dir)
+            remembered = bindings.read(state_dir) or []
+            if any(isinstance(left.error, StateFileError) for left in self.left_out):
+                bindings.write(state_dir, remembered)  # whether it can be written by now
+            look = _look(self._wanted, remembered, pin_dir)
         except UnderstudyError as exc:
             _log.warning("disks that are left out could not be looked for", **exc.as_dict())
             return

@@ -28,6 +28,7 @@ from shared.errors import (
     DeviceError,
     NotReadyError,
     PeerError,
+    RefusedError,
     UnderstudyError,
 )
 from shared.wire.messages import Ack, DiskInfo, Hello, Welcome
@@ -78,7 +79,10 @@ class Sender:
         self.busy_since: float | None = None
         """Since when (monotonic) the next batch is being made; None while there is nothing to make or it is on its way."""
         self._uploading = Uploading()
-        self._told: dict[str, str] = {}
+        self._told = ("", "")
+        self._opened_at = 0.0
+        self._welcomed = 0
+        """The last batch that the process server had when the session opened."""
         self._flush = asyncio.Event()
         self._retry_after_s = 0.0
 
@@ -105,9 +109,11 @@ class Sender:
             except _NewEpochError:
                 _log.info("the session begins again, for a new epoch")
             except PeerError as exc:
-                if self._told != exc.as_dict():
+                told = (exc.code, exc.cause)  # which batches it was is not another matter
+                if self._told != told:
                     _log.warning("no session with the process server; it is tried again", **exc.as_dict())
-                self.problem, self._told = exc, exc.as_dict()
+                if self._told != told or not isinstance(self.problem, RefusedError):
+                    self.problem, self._told = exc, told
             finally:
                 self.connected, self.busy_since = False, None
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
@@ -134,7 +140,9 @@ class Sender:
         link = Link(self._address)
         await link.connect(self._context)
         try:
-            if self.problem is not None:  # whatever it was, there is a connection now
+            if self.problem is not None and not isinstance(
+                self.problem, RefusedError
+            ):  # whatever it was, there is a connection now
                 self.problem = NotReadyError(
                     "The process server has been reached, but does not take the stream yet"
                 )
@@ -167,7 +175,9 @@ class Sender:
         self._uploading.drop_behind(welcome.spooled)
         self._note(welcome)
         self.connected = True
-        self.problem, self._told = None, {}
+        self._opened_at, self._welcomed = time.monotonic(), welcome.spooled
+        if not isinstance(self.problem, RefusedError):
+            self.problem, self._told = None, ("", "")
         _log.info("session opened", epoch=welcome.epoch, spooled=welcome.spooled, uploaded=welcome.uploaded)
 
     def _want_epoch(self, reason: Reason) -> None:
@@ -195,6 +205,7 @@ class Sender:
         while True:
             # Before the look at what is ready: what becomes ready while this turn lasts is looked at in the next one, without a wait.
             self._stream.wakeup.clear()
+            self._forget_refusal()
             self.busy_since = time.monotonic()
             cut = await self._cut(link)
             self.busy_since = None
@@ -228,7 +239,7 @@ class Sender:
             self.problem = exc
             self._stream.rounds.give_up(rounds.DEVICE_RETRY_S)
             return None
-        if cut is not None and cut.chunks:
+        if cut is not None and cut.chunks and isinstance(self.problem, DeviceError):
             self.problem = None
         return cut
 
@@ -267,6 +278,14 @@ class Sender:
     def _note(self, position: Ack | Welcome) -> None:
         self.spooled, self.uploaded, self.credit_b = position.spooled, position.uploaded, position.credit_b
         self._uploading.uploaded(position.uploaded)
+
+    def _forget_refusal(self) -> None:
+        """A process server that refuses batches takes sessions all the same: what it said is over when it has taken something, or nothing
+        was refused for long. Else the problem would come and go with each try."""
+        if isinstance(self.problem, RefusedError) and (
+            self.spooled > self._welcomed or time.monotonic() - self._opened_at > STEADY_S
+        ):
+            self.problem, self._told = None, ("", "")
 
     def _end_epoch_if_over(self, link: Link, error: PeerError) -> None:
         """Whether this end of the session is also that of the epoch: the process server, or the wire's own check, says so."""

@@ -22,9 +22,10 @@ from agent.capture.protection import Change, LeftOut, Watch, protect, standing_n
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Word
 from shared.batch import Epoch
-from shared.errors import BindingDamagedError, NoUsableDiskError
+from shared.errors import BindingDamagedError, NoUsableDiskError, StateFileError
 from shared.tls import TlsFiles
 from tests.capture_parts import MIB, Rig, needs_capture, rig, run, until
+from tests.failing_disks import full_disk
 from tests.loopdisk import attached, own_device
 
 pytestmark = needs_capture
@@ -234,6 +235,39 @@ def test_a_lost_binding_is_said_and_a_damaged_one_refused(
     assert machine.ids(again) == machine.ids(first)
     assert "which disk is which is not known any more" in capsys.readouterr().out
     assert file.read_bytes() == whole
+
+
+def test_a_disk_that_cannot_be_written_down_is_left_out_until_it_can_and_those_that_are_known_go_on(
+    machine: Machine,
+) -> None:
+    both = machine.wanted
+    with full_disk() as disk:
+        machine.state_dir = disk.where
+        machine.wanted = both[:1]
+        first, _ = machine.protect()
+        machine.wanted = both
+        disk.fail()
+        again, (left,) = machine.protect()
+        assert [(d.id, again.fresh) for d in again.disks] == [(d.id, False) for d in first.disks]
+        assert (left.id, left.error.code) == (machine.rig.disks[1].name, "US478")
+        assert "No space left on device" in left.error.cause
+        watch = machine.watch([left])
+        watch._search()
+        assert not watch._found, "the capture would be fitted anew, in vain, again and again"
+        disk.heal()
+        watch._search()
+        assert watch._found
+        whole, none = machine.protect()
+        assert (len(whole.disks), none) == (2, [])
+
+
+def test_where_no_disk_can_be_written_down_nothing_is_attached(machine: Machine) -> None:
+    with full_disk() as disk:
+        machine.state_dir = disk.where
+        disk.fail()
+        with pytest.raises(StateFileError, match="could not be noted"):
+            machine.protect()
+        assert not pins.exist(machine.rig.pin_dir)
 
 
 def test_ids_and_identities_of_the_configuration_bind(machine: Machine) -> None:

@@ -19,10 +19,10 @@ from agent.stream.sender import Sender, disk_infos
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
 from shared import tls
-from shared.errors import NotAFrameError
+from shared.errors import NotAFrameError, RefusedError
 from shared.wire import transport
-from shared.wire.messages import Fault, Hello, Welcome
-from shared.wire.protocol import Connection, Faulted, HelloReceived, Side
+from shared.wire.messages import Ack, Fault, Hello, Welcome
+from shared.wire.protocol import BatchReceived, Connection, Faulted, HelloReceived, Side
 from tests.loopdisk import loop_disk
 from tests.pki import TestCa
 
@@ -34,9 +34,14 @@ Script = Callable[[Connection, Hello, asyncio.StreamWriter], Awaitable[None]]
 class Site:
     """A sender, its state, and what each of its sessions said first."""
 
+    sender: Sender
+
     def __init__(self, state: AgentState) -> None:
         self.state = state
         self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
+        self.batch_came = asyncio.Event()
+        self.end_seq = 0
+        """Of the first batch."""
         self.script: Script = hang_up
         self.on_fault: Callable[[Fault], None] = lambda fault: None
 
@@ -48,6 +53,9 @@ class Site:
                     if isinstance(event, HelloReceived):
                         self.hellos.put_nowait(event.hello)
                         await self.script(wire, event.hello, writer)
+                    elif isinstance(event, BatchReceived):
+                        self.end_seq = self.end_seq or event.batch.end_seq
+                        self.batch_came.set()
                     elif isinstance(event, Faulted):
                         self.on_fault(event.fault)
         finally:
@@ -58,7 +66,7 @@ async def hang_up(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) 
     writer.close()
 
 
-def welcome(epoch: int) -> Welcome:
+def welcome(epoch: int, credit_b: int = 1 << 20) -> Welcome:
     return Welcome(
         epoch=epoch,
         spooled=0,
@@ -66,7 +74,7 @@ def welcome(epoch: int) -> Welcome:
         spooled_digest=bytes(16),
         uploaded=0,
         uploaded_seq=0,
-        credit_b=1 << 20,
+        credit_b=credit_b,
     )
 
 
@@ -114,6 +122,7 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
     sender = Sender(
         stream, state, hello, server.sockets[0].getsockname(), ca.issue("agent:m"), lambda reason: None
     )
+    site.sender = sender
     stop = asyncio.Event()
     running = asyncio.create_task(sender.run(stop))
     try:
@@ -148,6 +157,36 @@ async def test_a_fault_right_behind_welcome_ends_the_session_and_nothing_else(si
     assert (await next_hello(site)).epoch == 0
     for _ in range(2):
         await next_hello(site)
+
+
+async def test_why_batches_are_refused_is_shown_until_one_is_taken_and_not_only_between_two_tries(
+    site: Site,
+) -> None:
+    full = Fault(code="US480", what="Batch 1 could not be written", cause="No space left on device")
+
+    async def refuse(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines([*wire.send_welcome(welcome(hello.epoch or 1)), *wire.send_fault(full)])
+        writer.close()
+
+    taking: asyncio.Queue[tuple[Connection, asyncio.StreamWriter]] = asyncio.Queue()
+
+    async def take(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(welcome(hello.epoch, 1 << 26)))
+        taking.put_nowait((wire, writer))
+
+    site.script = refuse
+    for _ in range(2):
+        await next_hello(site)
+    site.script = take
+    async with asyncio.timeout(10):
+        wire, writer = await taking.get()
+        await site.batch_came.wait()
+        assert isinstance(site.sender.problem, RefusedError)
+        assert "No space left on device" in site.sender.problem.cause
+        ack = Ack(spooled=1, spooled_seq=site.end_seq, uploaded=0, uploaded_seq=0, credit_b=1 << 26)
+        writer.writelines(wire.send_ack(ack))
+        while site.sender.problem is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_an_epoch_that_ended_while_welcome_was_awaited_is_not_taken_up(site: Site) -> None:

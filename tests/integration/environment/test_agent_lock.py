@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent import lock
-from shared.errors import StateFileError
+from shared.errors import AgentRunningError, StateFileError
 from tests.failing_disks import FAILING
 
 
@@ -25,6 +25,19 @@ def test_a_lock_that_cannot_be_made_is_named(kind: str) -> None:
             disk.heal()
             with lock.held(disk.where / "agent", "The agent was not started"):
                 pass
+
+
+def test_an_agent_that_ran_before_starts_again_on_a_disk_that_became_read_only() -> None:
+    with FAILING["Read-only file system"]() as disk:
+        with lock.held(disk.where / "agent", "The agent was not started"):
+            pass
+        disk.fail()
+        with (
+            lock.held(disk.where / "agent", "The agent was not started"),
+            pytest.raises(AgentRunningError),
+            lock.held(disk.where / "agent", "Another was not started"),
+        ):
+            pass
 
 
 def test_a_state_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
