@@ -15,10 +15,14 @@ from config_server.database import Database
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
 from config_server.storage import Storage
-from config_server.view import Facts, facts_of
-from shared.errors import RequestError
+from config_server.view import SELF, Facts, facts_of
+from shared import logging
+from shared.errors import RequestError, UnderstudyError
 from shared.messages import PointView, Revocations
 from shared.naming import SAYS, is_name
+from shared.status import Problem
+
+_log = logging.get()
 
 
 @dataclass
@@ -37,6 +41,27 @@ class Control:
     job_heard_ns: dict[str, int] = field(default_factory=dict)
     """Running jobs → when their workers were heard (monotonic)."""
 
+    troubles: dict[str, UnderstudyError] = field(default_factory=dict)
+    """What else is wrong with this server itself: by the part of it that said so last."""
+
+    def note(self, part: str, error: UnderstudyError | None) -> None:
+        """Something of this server's own fails, or works again. Each change is a line in the log."""
+        before = self.troubles.pop(part, None)
+        if error is not None:
+            self.troubles[part] = error
+            if before is None or (before.code, before.cause) != (error.code, error.cause):
+                _log.error(f"{part}: trouble", **error.as_dict())
+        elif before is not None:
+            _log.info(f"{part}: trouble is over")
+
+    def own_problems(self) -> list[Problem]:
+        """What is wrong with this server itself. It is also shown of each machine: while the database fails no event can tell."""
+        found = {error.code: error for error in (self.db.trouble, *self.troubles.values()) if error}
+        problems = [Problem(**error.as_dict(), object=SELF) for error in found.values()]
+        if (lost := logging.problem()) is not None:
+            problems.append(Problem(**lost.as_dict(), severity="warning", object=SELF))
+        return problems
+
     def now_ns(self) -> int:
         """The time of day: for what people read, and what outlives this process."""
         return time.time_ns()
@@ -49,7 +74,7 @@ class Control:
         """What is known of the machine now."""
         found = facts_of(self.presence, machine, last_point)
         rpo_s = self.progress.rpo_s(machine, found, self.mono_ns(), self.now_ns())
-        return msgspec.structs.replace(found, rpo_s=rpo_s)
+        return msgspec.structs.replace(found, rpo_s=rpo_s, own=tuple(self.own_problems()))
 
 
 def check_name(name: str, what: str) -> str:

@@ -14,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from shared.errors import ConfigError, StorageError
+from shared import logging
+from shared.errors import ConfigError, DatabaseError
 
+_log = logging.get()
 _T = TypeVar("_T")
 DATABASE_FILE: Final = "state.db"
 """In the data folder."""
@@ -68,7 +70,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
 
 
 def connect(path: Path | str) -> sqlite3.Connection:
-    """An open, migrated database. Raises ConfigError when it is from a newer version, StorageError
+    """An open, migrated database. Raises ConfigError when it is from a newer version, DatabaseError
     otherwise."""
     connection = None
     try:
@@ -100,6 +102,8 @@ class Database:
     """An open database; all work is done in its one thread."""
 
     def __init__(self, path: Path, executor: ThreadPoolExecutor, connection: sqlite3.Connection) -> None:
+        self.trouble: DatabaseError | None = None
+        """Why it cannot be used just now: from the first transaction that fails until one has written again."""
         self._path = path
         self._executor = executor
         self._connection = connection
@@ -115,7 +119,7 @@ class Database:
         return cls(path, executor, connection)
 
     async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """The result of `work` in a transaction. Raises what it raises, and StorageError for SQLite's own
+        """The result of `work` in a transaction. Raises what it raises, and DatabaseError for SQLite's own
         errors.
 
         The transaction runs to its end even when the caller is cancelled.
@@ -127,24 +131,30 @@ class Database:
         self._executor.shutdown()
 
     def _transact(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        changes = self._connection.total_changes
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 result = work(self._connection)
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # after some errors SQLite has rolled back by itself
+                    self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
         except sqlite3.Error as exc:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            raise _translated(exc, self._path) from exc
+            error = _translated(exc, self._path)
+            if self.trouble is None or self.trouble.cause != error.cause:
+                _log.error("the database fails", **error.as_dict())
+            self.trouble = error
+            raise error from exc
+        # Of a disk that takes nothing SQLite still reads: only a write proves that it is over.
+        if self.trouble is not None and self._connection.total_changes != changes:
+            _log.info("the database works again", path=str(self._path))
+            self.trouble = None
         return result
 
 
-def _translated(exc: sqlite3.Error, path: Path | str) -> StorageError:
-    return StorageError(
-        f"The database {path} could not be used",
-        cause=str(exc),
-        action="Check that its disk has space and is writable; if the file is damaged, restore a backup.",
-    )
+def _translated(exc: sqlite3.Error, path: Path | str) -> DatabaseError:
+    return DatabaseError(f"The database {path} could not be used", cause=str(exc))

@@ -123,12 +123,13 @@ class Identity:
         first is noted, and later how many followed: whoever reaches the port can make as many as he likes."""
         now_ns = self._control.now_ns()
         subject = await self._control.db.run(lambda db: tokens.subject_of(db, hash_))
-        noted_ns, attempts = self._refused.get((exc.code, subject), (0, 0))
+        mono_ns = self._control.mono_ns()
+        noted_ns, attempts = self._refused.get((exc.code, subject), (mono_ns - _REFUSALS_NS, 0))
         attempts += 1
-        if now_ns - noted_ns < _REFUSALS_NS:
+        if mono_ns - noted_ns < _REFUSALS_NS:
             self._refused[exc.code, subject] = noted_ns, attempts
             return
-        self._refused[exc.code, subject] = now_ns, 0
+        self._refused[exc.code, subject] = mono_ns, 0
         detail = {"code": exc.code, "cause": exc.cause, "address": remote, "attempts": attempts}
         how_often = f", {attempts} attempts since the last entry" if attempts > 1 else ""
         happened = Problem(

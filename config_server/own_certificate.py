@@ -14,15 +14,17 @@ from cryptography.exceptions import InvalidSignature
 
 from config_server.ca import CertificateAuthority, hosts_of
 from config_server.config import ConfigServerConfig
-from shared import identity, logging, tls
-from shared.errors import IdentityFileError
+from shared import identity, tls
+from shared.errors import IdentityFileError, UnderstudyError
 
-_log = logging.get()
 ROLE: Final = "config-server"
 
 
-def ready(config: ConfigServerConfig, ca: CertificateAuthority) -> tls.TlsFiles:
-    """The files, with a certificate in them that serves. Raises ConfigError, IdentityFileError."""
+def ready(
+    config: ConfigServerConfig, ca: CertificateAuthority
+) -> tuple[tls.TlsFiles, UnderstudyError | None]:
+    """The files, with a certificate in them that serves; and why it is an old one, where it should have been renewed. Raises
+    ConfigError, IdentityFileError."""
     folder = config.data_dir
     files = tls.TlsFiles(cert=folder / "server.pem", key=folder / "server.key", ca=folder / "ca.pem")
     hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), *config.hosts]))
@@ -43,7 +45,7 @@ def ready(config: ConfigServerConfig, ca: CertificateAuthority) -> tls.TlsFiles:
         and not identity.renewal_is_due(files.cert)
         and sorted(hosts_of(there)) == sorted(hosts)
     ):
-        return files
+        return files, None
     life = dt.timedelta(days=config.certificate_days)
     issued = ca.issue(key, ROLE, config.name, hosts, life, dt.datetime.now(dt.UTC))
     try:
@@ -52,8 +54,8 @@ def ready(config: ConfigServerConfig, ca: CertificateAuthority) -> tls.TlsFiles:
         if not serves:
             raise
         # The one that is there is good for something yet; this is tried again with every sweep.
-        _log.error("the server's certificate could not be renewed", **exc.as_dict())
-    return files
+        return files, exc
+    return files, None
 
 
 def _there(cert: Path) -> x509.Certificate | None:

@@ -28,7 +28,7 @@ from config_server.reporting import Reporting, log_changes
 from config_server.sides import Sides
 from config_server.storage import Storage
 from shared import api, durable, identity, logging, service, tls
-from shared.errors import ConfigError, RequestError, UnderstudyError
+from shared.errors import ConfigError, DatabaseError, RequestError, UnderstudyError
 from shared.messages import EventView, Health, Nothing, PointView
 from shared.version import VERSION
 
@@ -53,7 +53,7 @@ async def run(
     _make_private(folder)
     with durable.named(f"The data folder {folder} could not be used"):
         ca = CertificateAuthority.open(folder)
-        files = own_certificate.ready(config, ca)
+        files, _kept = own_certificate.ready(config, ca)
     context = tls.server_context(files, require_client=False)
     db = await Database.open(folder / DATABASE_FILE)
     storage = Storage(config.blob, config.vault_file)
@@ -150,16 +150,28 @@ async def _sweep(
     while not stop.is_set():
         try:
             await _sweep_once(control, sides)
-            files = await asyncio.to_thread(own_certificate.ready, config, control.ca)
-            # Loading what is loaded already is harmless; a renewed one serves new connections from here on.
-            await asyncio.to_thread(tls.reload, context, files)
-        except (UnderstudyError, OSError) as exc:
-            # A full disk, say. Who reports or asks is answered as well as it goes; the next sweep tries
-            # again.
-            _log.error("sweep failed", cause=str(exc))
+        except DatabaseError:
+            pass  # it says so itself. Who reports or asks is answered as well as it goes; the next sweep tries again
+        except UnderstudyError as exc:
+            control.note("sweep", exc)
+        else:
+            control.note("sweep", None)
+        await _renew_own(control, config, context)
         known = control.presence.all()
-        service.notify(f"WATCHDOG=1\nSTATUS={len(known)} daemons known")
+        wrong = "".join(f"; {problem.what}: {problem.cause}" for problem in control.own_problems())
+        service.notify(f"WATCHDOG=1\nSTATUS={len(known)} daemons known{wrong}")
         await wait_for(stop, _SWEEP_S)
+
+
+async def _renew_own(control: Control, config: ConfigServerConfig, context: ssl.SSLContext) -> None:
+    """What cannot be renewed serves on."""
+    try:
+        files, kept = await asyncio.to_thread(own_certificate.ready, config, control.ca)
+        # Loading what is loaded already is harmless; a renewed one serves new connections from here on.
+        await asyncio.to_thread(tls.reload, context, files)
+    except UnderstudyError as exc:
+        kept = exc
+    control.note("own certificate", kept)
 
 
 async def _sweep_once(control: Control, sides: Sides) -> None:
@@ -168,7 +180,7 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
     now_ns, mono_ns = control.now_ns(), control.mono_ns()
 
     def work(db: sqlite3.Connection) -> list[EventView]:
-        problems = sides.problems()
+        problems = [*sides.problems(), *control.own_problems()]
         for machine in inventory.machines(db):
             facts = control.facts(machine.name, last_points.get(machine.name))
             problems += view.derived_problems(machine, facts, mono_ns)

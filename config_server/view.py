@@ -42,6 +42,8 @@ class Facts(msgspec.Struct, frozen=True):
     last_point: PointView | None = None
     rpo_s: float | None = None
     """Seconds of work that a disaster now would cost; None while nothing ordered is in storage."""
+    own: tuple[Problem, ...] = ()
+    """What ails the config server itself."""
 
 
 def facts_of(presence: Presence, machine: str, last_point: PointView | None = None) -> Facts:
@@ -104,7 +106,7 @@ def reported_ns(facts: Facts) -> int:
 
 def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
     """What the daemons report about the machine, and what follows from their reports."""
-    found = [(SELF, problem) for problem in derived_problems(machine, facts, now_ns)]
+    found = [(SELF, problem) for problem in (*derived_problems(machine, facts, now_ns), *facts.own)]
     for side in (facts.agent, facts.stream, facts.apply):
         if side is not None and not side[0].is_silent(now_ns):
             # What ails a whole daemon ails the machines that it serves too.

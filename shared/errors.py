@@ -589,6 +589,15 @@ class StateFileError(StorageError):
     default_action = "Make room on its disk, or make it writable; then start the daemon again."
 
 
+class DatabaseError(StateFileError):
+    """The config server's database. What daemons report is still shown, from memory; nothing is remembered."""
+
+    code = "US545"
+    default_action = (
+        "Check that its disk works, has space and is writable; if the file is damaged, restore a backup."
+    )
+
+
 class HostNoteError(StateFileError):
     """Other programs of this host are not told which disks are protected; protection goes on."""
 

@@ -39,10 +39,12 @@ def test_a_certificate_that_still_serves_is_kept_while_no_new_one_can_be_written
     config: ConfigServerConfig, how: str
 ) -> None:
     ca = CertificateAuthority.open(config.data_dir)
-    files = own_certificate.ready(config, ca)
+    files, _ = own_certificate.ready(config, ca)
     before = files.cert.read_bytes()
     hinder(config.data_dir, how)
-    assert own_certificate.ready(config, ca) == files
+    again, kept = own_certificate.ready(config, ca)
+    assert again == files
+    assert isinstance(kept, IdentityFileError)
     assert files.cert.read_bytes() == before
     if how == "full":
         (config.data_dir / "ballast").unlink()
@@ -63,9 +65,9 @@ def test_without_any_certificate_that_is_a_named_error(config: ConfigServerConfi
 def test_what_cannot_serve_is_replaced(config: ConfigServerConfig, tmp_path: Path) -> None:
     lasting = msgspec.structs.replace(config, certificate_days=30.0)
     ca = CertificateAuthority.open(config.data_dir)
-    files = own_certificate.ready(lasting, ca)
+    files, _ = own_certificate.ready(lasting, ca)
     good = files.cert.read_bytes()
-    assert own_certificate.ready(lasting, ca) == files
+    assert own_certificate.ready(lasting, ca) == (files, None)
     assert files.cert.read_bytes() == good
     (tmp_path / "other").mkdir()
     foreign = CertificateAuthority.open(tmp_path / "other")
@@ -87,7 +89,7 @@ def test_what_cannot_serve_is_replaced(config: ConfigServerConfig, tmp_path: Pat
 
 def test_a_key_that_is_none_is_named_and_never_replaced(config: ConfigServerConfig) -> None:
     ca = CertificateAuthority.open(config.data_dir)
-    files = own_certificate.ready(config, ca)
+    files, _ = own_certificate.ready(config, ca)
     files.key.write_text("nonsense")
     with pytest.raises(ConfigError, match=r"server\.key"):
         own_certificate.ready(config, ca)

@@ -9,7 +9,7 @@ import pytest
 
 from config_server import service
 from shared import api
-from shared.errors import StorageError, UnderstudyError
+from shared.errors import DatabaseError, StorageError, UnderstudyError
 from shared.messages import Failure, Nothing, Protection
 from shared.rest import error_of
 from tests.config_parts import ConfigServer, config_for, running
@@ -37,6 +37,13 @@ async def http_status(server: ConfigServer, machine: str) -> int:
         return answer.status
 
 
+async def shown(server: ConfigServer) -> set[str]:
+    """The codes of what ails the machine, as people see it."""
+    async with server.operator() as operator:
+        machine = await operator.call(api.MACHINE, Nothing(), machine="web1")
+    return {error.code for error in machine.errors}
+
+
 @pytest.mark.parametrize("kind", FAILING)
 async def test_a_database_that_cannot_be_written_is_a_503_with_its_cause_and_reads_go_on(kind: str) -> None:
     with FAILING[kind]() as disk:
@@ -57,9 +64,11 @@ async def test_a_database_that_cannot_be_written_is_a_503_with_its_cause_and_rea
             async with server.operator() as operator:
                 listed = await operator.call(api.MACHINES, Nothing())
             assert "web1" in [machine.name for machine in listed.machines]
+            assert DatabaseError.code in await shown(server)
             if disk.heals:
                 disk.heal()
                 await protect(server, "web2")
+                assert DatabaseError.code not in await shown(server)
 
 
 @pytest.mark.parametrize("kind", FAILING)
