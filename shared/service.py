@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import sys
 import tomllib
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -29,6 +30,9 @@ from shared.log_sink import Sink, fill_standard_descriptors
 _log = logging.get()
 _T = TypeVar("_T")
 
+READY_NAME: Final = "understudy"
+"""A daemon that is ready shows so in the process table (/proc/PID/comm, `ps -e`); until then it has its program's name. Who finds a daemon
+that somebody else started, and died before it was ready, can tell so by nothing else."""
 _manager_trouble = [""]
 """Why the service manager could not be told the last time: only changes are logged."""
 
@@ -112,7 +116,10 @@ async def run_service(name: str, main: Callable[[asyncio.Event], Awaitable[None]
 
 def notify(state: str) -> None:
     """Tell the service manager (sd_notify): READY=1, STATUS=…, WATCHDOG=1, STOPPING=1. Does nothing without
-    one. A status says also when the log cannot be written: there it can still be read."""
+    one. A status says also when the log cannot be written: there it can still be read. READY=1 is shown in the process table, too."""
+    if "READY=1" in state.splitlines():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/comm").write_text(READY_NAME)
     if (lost := logging.trouble()) and "STATUS=" in state:
         state = "\n".join(
             f"{line}; {lost}" if line.startswith("STATUS=") else line for line in state.splitlines()

@@ -29,6 +29,7 @@ from shared.errors import (
     UNDECODABLE,
     CertificateExpiredError,
     DeviceError,
+    HostClockError,
     LabError,
     ProtectedPlaceError,
     UnknownAuthorityError,
@@ -267,7 +268,7 @@ def _is_enrolled(lab: Lab, daemon: str) -> bool:
         return False
     try:
         identity.check_certificate(files)
-    except (CertificateExpiredError, UnknownAuthorityError):
+    except (CertificateExpiredError, HostClockError, UnknownAuthorityError):
         return False
     # Azurite cannot renew; the others do it themselves, but may have been down for long.
     return not identity.renewal_is_due(files.cert)

@@ -1,8 +1,8 @@
 """A lab's daemons: start until ready, stop, kill.
 
 A daemon is ready when it says READY=1 (the service manager's protocol); Azurite when its port answers. One
-that does not become ready is ended again, so that what runs is ready: `start` of a running daemon has
-nothing to do.
+that does not become ready is ended again. A command that was killed in between leaves one of which it is not known: what runs and does
+not show that it is ready (shared/service.py) is ended and started anew. So behind `start` it is ready, whatever was before.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from deploy.lab.state import HOST, Lab
 from shared.crashpoints import reach
 from shared.errors import DaemonError, LabError
 from shared.log_sink import LIMIT
+from shared.service import READY_NAME
 
 READY_S: Final = 90.0
 STOP_S: Final = 40.0
@@ -62,10 +63,16 @@ def _own_arguments(lab: Lab, daemon: str) -> list[str]:
 
 def start(lab: Lab, daemon: str, show: Show) -> None:
     """Start the daemon unless it runs, and wait until it is ready. Raises ListenError, DaemonError."""
-    if pid_of(lab, daemon) is not None:
-        return
     if daemon == "azurite":
-        azurite.restore_port(lab)
+        azurite.restore_port(
+            lab
+        )  # before the look: a `kill` that was cut off leaves it running behind a port that is cut
+    pid = pid_of(lab, daemon)
+    if pid is not None:
+        if _is_ready(lab, daemon, pid):
+            return
+        show(f"{daemon} was left half-started")
+        _end(lab, daemon, signal.SIGKILL, KILL_S)
     for port in lab.ports(daemon):
         ports.check_free(HOST, port, daemon)
     show(f"starting {daemon}")
@@ -83,6 +90,18 @@ def start(lab: Lab, daemon: str, show: Show) -> None:
         # Not left half-started: the next start would find it running and take it for ready.
         _end(lab, daemon, signal.SIGKILL, KILL_S)
     raise _start_failure(daemon, log, log_begin, ended)
+
+
+def _is_ready(lab: Lab, daemon: str, pid: int) -> bool:
+    """Whether a daemon that runs got so far. Azurite has acknowledged nothing as long as nobody listens."""
+    if daemon == "azurite":
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((HOST, lab.ports(daemon)[0]), timeout=5.0),
+        ):
+            return True
+        return False
+    return processes.name_of(pid) == READY_NAME
 
 
 def _run_until_ready(lab: Lab, daemon: str, show: Show) -> tuple[bool, bool]:

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -21,9 +22,9 @@ _PROC: Final = Path("/proc")
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a daemon in a session of its own, its output appended to `log`."""
+    """Start a daemon in a session of its own, its output appended to `log`. `find` finds it from then on."""
     with log.open("ab") as out:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             argv,
             env=dict(env),
             cwd="/",
@@ -33,6 +34,10 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.
             start_new_session=True,
             close_fds=True,
         )
+    # The kernel reports the exec as done a moment before the new command line is there.
+    while not _command_line(child.pid) and child.poll() is None:
+        time.sleep(0.001)
+    return child
 
 
 def find(arguments: Sequence[str]) -> int | None:
@@ -42,6 +47,14 @@ def find(arguments: Sequence[str]) -> int | None:
         if folder.name.isdecimal() and _arguments(int(folder.name)) == wanted:
             return int(folder.name)
     return None
+
+
+def name_of(pid: int) -> str:
+    """As the process table shows it; empty when it is gone."""
+    try:
+        return (_PROC / str(pid) / "comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
 
 
 def send(pid: int, arguments: Sequence[str], number: signal.Signals, timeout_s: float) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.lab import daemons
+from deploy.lab.state import Lab as LabState
 from tests.lab import UNDERSTUDY, CommandFailedError, Lab
 from tests.loopdisk import loop_disk
 
@@ -81,6 +83,10 @@ def id_of(lab: Lab) -> str:
     return "none yet"
 
 
+def pid_of(lab: Lab, daemon: str) -> int | None:
+    return daemons.pid_of(LabState.open(lab.folder), daemon) if id_of(lab) != "none yet" else None
+
+
 def up(lab: Lab) -> list[str]:
     return ["lab", "up", "--disk", lab.devices[0], "--port-base", str(lab._port_base)]
 
@@ -105,6 +111,23 @@ def test_a_lab_whose_making_was_killed_goes_on(folder: Path, disk: str, step: in
     finally:
         lab.run("lab", "down", "--wipe", "--yes")
     assert traces(lab) == set()
+
+
+@pytest.mark.parametrize(("daemon", "step"), [("config-server", 7), ("azurite", 14), ("process-server", 16)])
+def test_a_daemon_that_a_killed_command_started_is_not_taken_for_ready(
+    folder: Path, disk: str, daemon: str, step: int
+) -> None:
+    lab = Lab(folder / "lab", [disk])
+    assert killed(lab, f"lab.step:{step}", *up(lab))  # right behind the start of this daemon
+    pid = pid_of(lab, daemon)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # on a busy host it may take so long
+    try:
+        lab.run(*up(lab))
+        assert pid_of(lab, daemon) not in (None, pid)
+        lab.wait_ordered(60)
+    finally:
+        lab.run("lab", "down", "--wipe", "--yes")
 
 
 @pytest.mark.parametrize("first", STEPS_OF_WIPE)
