@@ -50,6 +50,8 @@ PROBE_S: Final = 60.0
 """How often storage is asked for nothing but an answer: 43,000 requests a month for the whole process server."""
 PROBE: Final = "probe"
 """A blob that never is."""
+STORE_AGAIN_S: Final = 10.0
+"""How often a file of our own that could not be written is tried again."""
 FLUSH_S: Final = 30.0
 """How long a flush may take that the config server asked for."""
 STOP_FLUSH_S: Final = 5.0
@@ -86,6 +88,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
             try:
                 beside = [
                     tasks.create_task(receiver.watch(), name="receiver"),
+                    tasks.create_task(_store_again(sides), name="sides"),
                     tasks.create_task(_tell_service_manager(board), name="service manager"),
                 ]
                 notify("READY=1")
@@ -194,6 +197,12 @@ async def watch_storage(store: BlobStore, trouble: Trouble) -> None:
         except StorageError as exc:
             trouble.report(exc)
             await asyncio.sleep(PROBE_S)
+
+
+async def _store_again(sides: Sides) -> None:
+    while True:
+        await asyncio.sleep(STORE_AGAIN_S)
+        await sides.store_again()
 
 
 async def _serve_control(

@@ -86,6 +86,11 @@ class Sides:
         if failed is not None or not self._unstored:
             self.trouble.report(failed)
 
+    async def store_again(self) -> None:
+        """What could not be stored before."""
+        for machine in list(self._unstored):
+            await self._store_side(self._known[machine])
+
     def _remember(self, side: ActiveSide) -> SideFileError | None:
         folder = self._folder / names.check_machine(side.machine)
         try:
