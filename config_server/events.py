@@ -16,6 +16,7 @@ from shared.messages import EventKind, EventView
 from shared.status import Problem
 
 _KEPT_NS: Final = 90 * 86_400 * SECOND_NS
+_KEPT_ALWAYS: Final = 10_000
 _REFRESH_NS: Final = 60 * SECOND_NS
 """An open event's time of last sight is stored at most this often."""
 
@@ -38,7 +39,7 @@ def reconcile(
                 " WHERE id = ?",
                 (problem.what, problem.cause, problem.action, now_ns, row["id"]),
             )
-        elif now_ns - row["last_ns"] > _REFRESH_NS:
+        elif not 0 <= now_ns - row["last_ns"] <= _REFRESH_NS:  # or the clock was set back
             db.execute("UPDATE events SET last_ns = ? WHERE id = ?", (now_ns, row["id"]))
     changed.extend(
         _insert(db, EventKind.PROBLEM, source, problem, now_ns, None) for problem in now_open.values()
@@ -52,7 +53,11 @@ def note(db: sqlite3.Connection, kind: EventKind, source: str, happened: Problem
 
 
 def trim(db: sqlite3.Connection, now_ns: int) -> None:
-    db.execute("DELETE FROM events WHERE resolved_ns < ?", (now_ns - _KEPT_NS,))
+    """What is over, old, and not among the newest: a clock that is years ahead must not wipe out the history."""
+    db.execute(
+        "DELETE FROM events WHERE resolved_ns < ? AND id <= (SELECT max(id) FROM events) - ?",
+        (now_ns - _KEPT_NS, _KEPT_ALWAYS),
+    )
 
 
 def find(db: sqlite3.Connection, object_: str, only_open: bool, limit: int) -> list[EventView]:

@@ -191,8 +191,7 @@ class Identity:
         return CertificateList(certificates=covered)
 
     async def _take_revocations(self) -> None:
-        now_ns = self._control.now_ns()
-        self._control.revoked = await self._control.db.run(lambda db: revocation.current(db, now_ns))
+        self._control.revoked = await self._control.db.run(revocation.current)
 
     def _issue(
         self,

@@ -15,16 +15,19 @@ from cryptography.exceptions import InvalidSignature
 from config_server.ca import CertificateAuthority, hosts_of
 from config_server.config import ConfigServerConfig
 from shared import identity, tls
-from shared.errors import IdentityFileError, UnderstudyError
+from shared.errors import HostClockError, IdentityFileError, UnderstudyError
 
 ROLE: Final = "config-server"
 
 
 def ready(
-    config: ConfigServerConfig, ca: CertificateAuthority
+    config: ConfigServerConfig, ca: CertificateAuthority, *, believe_clock: bool = True
 ) -> tuple[tls.TlsFiles, UnderstudyError | None]:
     """The files, with a certificate in them that serves; and why it is an old one, where it should have been renewed. Raises
-    ConfigError, IdentityFileError."""
+    ConfigError, HostClockError, IdentityFileError.
+
+    A clock that is not to be believed renews nothing: what it would sign is of another time, and nobody whose clock is right would
+    take it."""
     folder = config.data_dir
     files = tls.TlsFiles(cert=folder / "server.pem", key=folder / "server.key", ca=folder / "ca.pem")
     hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), *config.hosts]))
@@ -39,15 +42,22 @@ def ready(
         and identity.name_of(there) == name
         and _issued(there, ca)
     )
-    if (
-        serves
-        and there is not None
-        and not identity.renewal_is_due(files.cert)
-        and sorted(hosts_of(there)) == sorted(hosts)
-    ):
-        return files, None
+    now = dt.datetime.now(dt.UTC)
+    if now < ca.certificate.not_valid_before_utc:
+        wrong = HostClockError(
+            "The config server's clock is wrong",
+            cause=f"it shows {now:%Y-%m-%d %H:%M:%S} UTC, and its CA was made at {ca.certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S}",
+            action="Set it right (NTP: timedatectl, chronyc tracking); then it goes on by itself.",
+        )
+        if not serves:
+            raise wrong
+        return files, wrong
+    if serves and there is not None:
+        fits = not identity.renewal_is_due(files.cert) and sorted(hosts_of(there)) == sorted(hosts)
+        if fits or not believe_clock:
+            return files, None
     life = dt.timedelta(days=config.certificate_days)
-    issued = ca.issue(key, ROLE, config.name, hosts, life, dt.datetime.now(dt.UTC))
+    issued = ca.issue(key, ROLE, config.name, hosts, life, now)
     try:
         identity.write(files.cert, identity.pem_of(issued), mode=0o644)
     except IdentityFileError as exc:

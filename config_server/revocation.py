@@ -3,7 +3,8 @@
 A revocation names a certificate by its serial number, or a ROLE:NAME: then every certificate of that name is refused, those of which this
 database knows nothing (it may have been restored from a backup) too, and its unused tokens are void. Who shall take
 part again enrols with a new token: that lifts the revocation of the name and leaves one for each earlier
-certificate. The entry of a certificate goes when it has expired, since nobody takes it any more then.
+certificate. An entry never goes: whether a certificate has expired says only a clock, and one that is years ahead would readmit everybody
+wherever the clock is right.
 """
 
 from __future__ import annotations
@@ -58,8 +59,7 @@ def readmit(db: sqlite3.Connection, role: str, name: str) -> None:
     db.execute("DELETE FROM revocations WHERE subject = ?", (subject,))
 
 
-def current(db: sqlite3.Connection, now_ns: int) -> Revocations:
-    db.execute("DELETE FROM revocations WHERE expires_ns < ?", (now_ns - _GRACE_NS,))
+def current(db: sqlite3.Connection) -> Revocations:
     subjects = [row["subject"] for row in db.execute("SELECT subject FROM revocations ORDER BY subject")]
     return Revocations(
         serials=[subject for subject in subjects if ":" not in subject],
@@ -69,10 +69,6 @@ def current(db: sqlite3.Connection, now_ns: int) -> Revocations:
 
 def newest(db: sqlite3.Connection, limit: int) -> list[CertificateView]:
     return _views(db, "TRUE", (), limit)
-
-
-_GRACE_NS = 86_400 * 1_000_000_000
-"""Clocks differ: a certificate that has expired here may not have elsewhere."""
 
 
 def _views(db: sqlite3.Connection, which: str, values: tuple[str, ...], limit: int) -> list[CertificateView]:

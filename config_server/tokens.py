@@ -48,8 +48,11 @@ def operator_of(db: sqlite3.Connection, token: str) -> str | None:
 
 
 def add(db: sqlite3.Connection, token_hash: bytes, grant: Grant, now_ns: int, expires_ns: int) -> None:
-    """Register an enrolment token; forgets those that are long over."""
-    db.execute("DELETE FROM tokens WHERE expires_ns < ?", (now_ns - 30 * 86_400 * 1_000_000_000,))
+    """Register an enrolment token; forgets those that are long over and not among the newest (the clock may be years ahead)."""
+    db.execute(
+        "DELETE FROM tokens WHERE expires_ns < ? AND rowid <= (SELECT max(rowid) FROM tokens) - 1000",
+        (now_ns - 30 * 86_400 * 1_000_000_000,),
+    )
     db.execute(
         "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)",
         (token_hash, grant.role, grant.name, msgspec.json.encode(grant.hosts).decode(), now_ns, expires_ns),

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from shared import api, identity, logging, tls
-from shared.errors import ConfigError, UnderstudyError, UnreachableError
+from shared.errors import CertificateExpiredError, ConfigError, UnderstudyError, UnreachableError
 from shared.messages import Command, RenewRequest, Revocations, StatusReply
 from shared.rest import RestClient
 from shared.status import Problem, Report
@@ -80,6 +80,8 @@ class ControlClient:
             # A server that refuses a certificate cuts the connection; the reason can be seen on this side.
             await asyncio.to_thread(identity.check_certificate, self._files)
             raise
+        except CertificateExpiredError as exc:
+            raise await asyncio.to_thread(identity.explained, self._files, exc) from exc
         self._round_trip_ns = max(0, time.monotonic_ns() - began_ns - reply.held_ns)
         if reply.revoked is not None and self._on_revoked is not None:
             await self._on_revoked(reply.revoked)
@@ -162,8 +164,11 @@ class ControlClient:
             await self.renew_if_due()
         except UnderstudyError as exc:
             self.problem = exc
-            if before is None or before.as_dict() != exc.as_dict():
-                _log.warning("the certificate could not be renewed yet", **exc.as_dict())
+            if isinstance(exc, CertificateExpiredError):
+                self.problem = await asyncio.to_thread(identity.explained, self._files, exc)
+            told = self.problem
+            if before is None or (before.code, before.what) != (told.code, told.what):
+                _log.warning("the certificate could not be renewed yet", **told.as_dict())
         if before is not None and self.problem is None:
             _log.info("the certificate is in order again")
 

@@ -503,6 +503,16 @@ class CertificateExpiredError(TlsError):
     default_action = "Check the clocks of both hosts; if they are right, renew the certificate."
 
 
+class HostClockError(TlsError):
+    """This host's clock is so wrong that certificates seem to be out of date."""
+
+    code = "US547"
+    default_action = (
+        "Set this host's clock right (NTP: timedatectl, chronyc tracking); then it goes on by itself. If the clock is right, enrol "
+        "this daemon anew."
+    )
+
+
 class UnknownAuthorityError(TlsError):
     code = "US464"
     default_action = "Both ends must be enrolled with the same config server."

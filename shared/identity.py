@@ -7,8 +7,10 @@ and our CA, and valid now. Whatever fails before that, or while it is written, l
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -21,11 +23,16 @@ from shared.errors import (
     BadCertificateError,
     CertificateExpiredError,
     ConfigError,
+    HostClockError,
     IdentityFileError,
+    PeerError,
     UnknownAuthorityError,
 )
 from shared.messages import Certificate
 from shared.tls import TlsFiles
+
+_OFF_S: Final = 365 * 86400.0
+"""A certificate that ended longer ago speaks of a wrong clock sooner than of a daemon that was off."""
 
 
 def files_in(folder: Path) -> TlsFiles:
@@ -132,28 +139,71 @@ def write(path: Path, data: bytes, *, mode: int) -> None:
 
 
 def renewal_is_due(cert: Path, now_s: float | None = None) -> bool:
-    """Whether less than a third of the certificate's life is left. Raises ConfigError when it cannot be
-    read."""
+    """Whether less than a third of the certificate's life is left, or it has not begun: then it was issued by a clock that was ahead.
+    Raises ConfigError when it cannot be read."""
     certificate = _read(cert, f"Certificate {cert} could not be read")
     begin = certificate.not_valid_before_utc.timestamp()
     end = certificate.not_valid_after_utc.timestamp()
-    return (time.time() if now_s is None else now_s) > end - (end - begin) / 3
+    now_s = time.time() if now_s is None else now_s
+    return now_s < begin or now_s > end - (end - begin) / 3
 
 
 def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
-    """Raises CertificateExpiredError or UnknownAuthorityError when our own certificate cannot be accepted by
+    """Raises CertificateExpiredError, HostClockError or UnknownAuthorityError when our own certificate cannot be accepted by
     anybody, ConfigError when it cannot be read. A server that refuses a certificate may just cut the
     connection."""
     what = f"The certificate {files.cert} cannot be used"
     certificate, ca = _own(files)
-    if certificate.not_valid_after_utc.timestamp() < (time.time() if now_s is None else now_s):
+    now_s = time.time() if now_s is None else now_s
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now_s < begins.timestamp():
+        # It was valid when it was taken (`checked`), so the clock went back since.
+        raise HostClockError(
+            "This host's clock is wrong",
+            cause=f"it shows {_shown(now_s)}, which is before {files.cert} begins ({_shown(begins.timestamp())})",
+        )
+    if now_s > ends.timestamp() + _OFF_S:
+        raise HostClockError(
+            "This host's clock is wrong, or this daemon was off for long",
+            cause=f"it shows {_shown(now_s)}, and {files.cert} ended at {_shown(ends.timestamp())}",
+        )
+    if now_s > ends.timestamp():
         raise CertificateExpiredError(
-            what, cause=f"it expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
+            what,
+            cause=f"it expired at {_shown(ends.timestamp())}, and this host's clock shows {_shown(now_s)}",
         )
     try:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature) as exc:
         raise UnknownAuthorityError(what, cause=f"the CA {files.ca} did not sign it") from exc
+
+
+def explained(files: TlsFiles, error: PeerError) -> PeerError:
+    """The error of a connection with `files`; where it speaks of a certificate's time, with what this host's clock has to do with it.
+    Blocks for a moment."""
+    if not isinstance(error, CertificateExpiredError):
+        return error
+    try:
+        check_certificate(files)
+        certificate, _ = _own(files)
+    except (HostClockError, CertificateExpiredError) as exc:
+        return type(exc)(error.what, cause=f"{exc.what}: {exc.cause}", action=exc.action)
+    except (ConfigError, UnknownAuthorityError):
+        return error
+    ours = f"{_shown(certificate.not_valid_before_utc.timestamp())} to {_shown(certificate.not_valid_after_utc.timestamp())}"
+    return CertificateExpiredError(
+        error.what,
+        cause=f"{error.cause}. This host's clock shows {_shown(time.time())}, and our certificate lasts from {ours}",
+        action="Check the other host's clock first, then this one's. If both are right, the other's certificate has to be renewed.",
+    )
+
+
+def _shown(time_s: float) -> str:
+    """A moment as people read it, also one that no calendar has."""
+    try:
+        return f"{dt.datetime.fromtimestamp(time_s, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):
+        return f"{time_s:.0f} s since 1970"
 
 
 def _own(files: TlsFiles) -> tuple[x509.Certificate, x509.Certificate]:

@@ -21,7 +21,7 @@ from agent.stream.cutter import LINGER_S, CutBatch, Stream
 from agent.stream.link import Link
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.uploading import Uploading
-from shared import logging, tls
+from shared import identity, logging, tls
 from shared.batch import HEADER_SIZE, Epoch, StreamState
 from shared.errors import (
     ContinuityError,
@@ -108,8 +108,12 @@ class Sender:
                 await self._session_until(stop)
             except _NewEpochError:
                 _log.info("the session begins again, for a new epoch")
-            except PeerError as exc:
-                told = (exc.code, exc.cause)  # which batches it was is not another matter
+            except PeerError as caught:
+                exc = await asyncio.to_thread(identity.explained, self._files, caught)
+                told = (
+                    exc.code,
+                    caught.cause,
+                )  # which batches it was, or what time it is, is not another matter
                 if self._told != told:
                     _log.warning("no session with the process server; it is tried again", **exc.as_dict())
                 if self._told != told or not isinstance(self.problem, RefusedError):

@@ -4,14 +4,16 @@
     <machine>/unlisted/<epoch>-<file>    whole batches that the log went on without (ownership.py)
     <same name>.note                     what it is and why, for the event; made anew from the name if it is gone
 
-Nothing here is ever read again by this program. `unlisted` files go after KEEP_S; damaged ones, of which nobody knows what they
-held, stay until an operator deletes them. Whoever deletes either by hand closes the event.
+Nothing here is ever read again by this program. `unlisted` files go after KEEP_S, which this server must have lived through with
+them: it goes by the monotonic clock and is kept in the note, so no wall clock that is years ahead deletes them at once. Damaged ones, of
+which nobody knows what they held, stay until an operator deletes them. Whoever deletes either by hand closes the event.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -22,6 +24,8 @@ from shared import durable, logging
 from shared.errors import UNDECODABLE, SetAsideError, SpoolLostError, UnderstudyError
 
 KEEP_S: Final = 14 * 86400.0
+_NOTED_S: Final = 3600.0
+"""At most so much of it is forgotten by a restart."""
 _NOTE: Final = ".note"
 
 _log = logging.get()
@@ -38,6 +42,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     last: int
     """0: not known."""
     cause: str
+    kept_s: float = 0.0
+    """How long it has been here, as far as that was noted."""
 
     @property
     def batches(self) -> str:
@@ -52,6 +58,10 @@ class Aside:
         self._folder = folder
         self._found: dict[Kind, list[tuple[int, Note]]] = {kind: [] for kind in Kind}
         """Size and note of each file."""
+        self._looking: Final = threading.Lock()
+        self._looked_at = time.monotonic()
+        self._unnoted_s: dict[Path, float] = {}
+        """How long each unlisted file has been seen here since its note was written."""
 
     @property
     def is_empty(self) -> bool:
@@ -109,7 +119,13 @@ class Aside:
 
     def look(self) -> None:
         """What is there now; drops what was kept long enough. Several threads may look at once. Raises OSError."""
+        with self._looking:
+            self._found = self._look()
+
+    def _look(self) -> dict[Kind, list[tuple[int, Note]]]:
         found: dict[Kind, list[tuple[int, Note]]] = {kind: [] for kind in Kind}
+        now = time.monotonic()
+        since_s, self._looked_at = now - self._looked_at, now
         for kind in Kind:
             folder = self._folder / kind
             if not folder.is_dir():
@@ -118,15 +134,26 @@ class Aside:
                 if path.name.endswith(_NOTE) or path.name.startswith("."):
                     continue
                 with contextlib.suppress(FileNotFoundError):  # an operator deleted it, or another look did
-                    status = path.stat()
-                    # The time of the last change of its names: when it came here.
-                    if kind is Kind.UNLISTED and time.time() - status.st_ctime > KEEP_S:
+                    status, note = path.stat(), _read_note(path)
+                    if kind is Kind.UNLISTED and self._age_s(path, note, since_s) > KEEP_S:
                         _log.warning("batches deleted that were kept aside", path=str(path), kept_s=KEEP_S)
                         durable.remove_file(path)
                         durable.remove_file(_note_of(path))
                         continue
-                    found[kind].append((status.st_size, _read_note(path)))
-        self._found = found
+                    found[kind].append((status.st_size, note))
+        return found
+
+    def _age_s(self, path: Path, note: Note, since_s: float) -> float:
+        """How long it has been here. `since_s`: since the last look."""
+        unnoted_s = self._unnoted_s[path] + since_s if path in self._unnoted_s else 0.0
+        age_s = note.kept_s + unnoted_s
+        if unnoted_s > _NOTED_S:
+            with contextlib.suppress(OSError):  # a full disk, say: it is noted later
+                noted = msgspec.structs.replace(note, kept_s=age_s)
+                durable.replace_file(_note_of(path), msgspec.json.encode(noted), durable=False)
+                unnoted_s = 0.0
+        self._unnoted_s[path] = unnoted_s
+        return age_s
 
 
 _TOLD: Final = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from config_server import audit, commands, database, events, inventory, jobs, tokens
+from config_server import audit, commands, database, events, inventory, jobs, revocation, tokens
 from config_server.clock import SECOND_NS
 from shared.errors import (
     ConfigError,
@@ -235,11 +235,33 @@ def test_events_are_found_by_machine_with_its_disks_only(db: sqlite3.Connection)
     assert {event.object for event in events.find(db, "web_1", False, 10)} == {"web_1"}
 
 
-def test_what_happened_is_over_at_once_and_old_events_go(db: sqlite3.Connection) -> None:
-    events.note(db, EventKind.STATE, "agent:web1", problem(code=""), NOW)
+def test_what_happened_is_over_at_once_and_old_events_go(
+    db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        events.note(db, EventKind.STATE, "agent:web1", problem(code=""), NOW)
     assert events.find(db, "", only_open=True, limit=10) == []
     events.trim(db, NOW + 91 * 86_400 * SECOND_NS)
-    assert events.find(db, "", only_open=False, limit=10) == []
+    assert len(events.find(db, "", only_open=False, limit=10)) == 3, (
+        "a clock ahead must not wipe out the history"
+    )
+    monkeypatch.setattr(events, "_KEPT_ALWAYS", 1)
+    events.trim(db, NOW + 91 * 86_400 * SECOND_NS)
+    assert len(events.find(db, "", only_open=False, limit=10)) == 1
+
+
+def test_no_clock_ends_a_revocation(db: sqlite3.Connection) -> None:
+    revocation.note_certificate(db, 0xABC, "agent", "web1", NOW, NOW + SECOND_NS)
+    revocation.revoke(db, "abc", "stolen", NOW)
+    revocation.note_certificate(db, 0xDEF, "agent", "web1", NOW + 10**18, NOW + 2 * 10**18)
+    assert revocation.current(db).serials == ["abc"]
+
+
+def test_a_clock_that_is_ahead_forgets_no_token_that_is_valid(db: sqlite3.Connection) -> None:
+    grant = tokens.Grant("agent", "web1", ())
+    tokens.add(db, b"first", grant, NOW, NOW + 600 * SECOND_NS)
+    tokens.add(db, b"second", grant, NOW + 10**18, NOW + 10**18 + 600 * SECOND_NS)
+    assert tokens.redeem(db, b"first", NOW + SECOND_NS) == grant
 
 
 # ---- jobs, inventory, audit
