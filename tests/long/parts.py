@@ -12,6 +12,7 @@ from typing import Any, Final
 from tests.lab import lab
 from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
 from tests.long.copies import copies
+from tests.long.environment import environment
 from tests.long.identity import identity_of, identity_over_md
 from tests.long.moved import moved
 from tests.long.outage import outage
@@ -156,6 +157,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "overflow": overflow,
     "kill": kill,
     "copy": copies,
+    "environment": environment,
     "moved": moved,
     "outage": outage,
     "reboot": reboot,

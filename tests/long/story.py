@@ -111,8 +111,14 @@ class Story:
         self._check(lab, self.checker(), point["id"], self.total)
 
     def _check(self, lab: Lab, checker: PrefixChecker, point: str, at_least: int) -> int:
-        target = self.folder / "restored"
+        return self.check_restored(lab, point, self.folder / "restored", checker, at_least)
+
+    def check_restored(
+        self, lab: Lab, point: str, target: Path, checker: PrefixChecker | None = None, at_least: int = 0
+    ) -> int:
+        """Restores into `target`, where another try may have stopped; which prefix it is. The folder is gone afterwards."""
         images = lab.restore(point, target)
+        checker = checker or self.checker()
         try:
             return checker.check(images, at_least=at_least, at_most=self.total)
         except AssertionError as exc:
