@@ -75,8 +75,8 @@ class Control:
     def facts(self, machine: str, last_point: PointView | None) -> Facts:
         """What is known of the machine now."""
         found = facts_of(self.presence, machine, last_point)
-        rpo_s = self.progress.rpo_s(machine, found, self.mono_ns(), self.now_ns())
-        return msgspec.structs.replace(found, rpo_s=rpo_s, own=tuple(self.own_problems()))
+        rpo = self.progress.rpo(machine, found, self.mono_ns(), self.now_ns())
+        return msgspec.structs.replace(found, rpo=rpo, own=tuple(self.own_problems()))
 
 
 def check_name(name: str, what: str) -> str:

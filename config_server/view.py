@@ -24,12 +24,29 @@ from config_server.clock import SECOND_NS
 from config_server.inventory import Machine
 from config_server.presence import Presence, Seen, problems_of
 from shared.batch import SECTOR
-from shared.errors import ClockSkewError, DisconnectedError, RpoThresholdError, UnhealthyError
+from shared.errors import (
+    ClockSkewError,
+    DisconnectedError,
+    RpoThresholdError,
+    RpoUnknownError,
+    UnhealthyError,
+)
 from shared.messages import DiskView, ErrorView, HopState, HopView, MachineView, PointView, RingView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 
 SKEW_LIMIT_S: Final = 5.0
 SELF: Final = "config-server"
+
+
+class Rpo(msgspec.Struct, frozen=True):
+    """Seconds of work that a disaster now would cost."""
+
+    seconds: float | None = None
+    """None while nothing ordered is in storage, or when it cannot be measured."""
+    at_least_s: float | None = None
+    """What is certain, measured or not."""
+    unknown: str = ""
+    """Why it cannot be measured."""
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -40,8 +57,7 @@ class Facts(msgspec.Struct, frozen=True):
     """Of the process server with the newest epoch and batch."""
     apply: tuple[Seen, ApplyReport] | None
     last_point: PointView | None = None
-    rpo_s: float | None = None
-    """Seconds of work that a disaster now would cost; None while nothing ordered is in storage."""
+    rpo: Rpo = Rpo()
     own: tuple[Problem, ...] = ()
     """What ails the config server itself."""
 
@@ -70,7 +86,7 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         epoch=report.epoch or (facts.stream[1].epoch if facts.stream else 0),
         epochs=report.epochs,
         rounds=report.rounds,
-        rpo_s=facts.rpo_s,
+        rpo_s=facts.rpo.seconds,
         last_seen_s=None if seen is None else seen.age_s(now_ns),
         process_server=facts.stream[0].name if facts.stream else "",
         disks=[
@@ -145,7 +161,14 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             yield problem_of(silence(side[0], now_ns), side[0].source)
         elif side is not None and abs(side[0].skew_ns) > SKEW_LIMIT_S * SECOND_NS:
             yield problem_of(skewed(side[0], side[0].source), side[0].source, "warning")
-    if facts.rpo_s is not None and facts.rpo_s > machine.policy.rpo_threshold_s:
+    if facts.rpo.unknown:
+        yield problem_of(
+            RpoUnknownError(f"The RPO of {machine.name} cannot be measured", cause=facts.rpo.unknown),
+            machine.name,
+            "warning",
+        )
+    certain_s = facts.rpo.at_least_s if facts.rpo.seconds is None else facts.rpo.seconds
+    if certain_s is not None and certain_s > machine.policy.rpo_threshold_s:
         yield problem_of(
             RpoThresholdError(
                 f"The RPO of {machine.name} is over its threshold",

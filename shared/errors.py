@@ -243,6 +243,11 @@ class RpoThresholdError(UnhealthyError):
     default_action = "Look at the hops of `understudy machine watch` for the one that is behind."
 
 
+class RpoUnknownError(UnhealthyError):
+    code = "US548"
+    default_action = "Synchronise the machine's clock (NTP). It is measured again with the next state that gets to storage."
+
+
 class ClockSkewError(UnhealthyError):
     code = "US473"
     default_action = "Synchronise the clocks (NTP): recovery times are those of the machine's own clock."

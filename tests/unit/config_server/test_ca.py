@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from config_server import database
 from config_server.ca import CertificateAuthority, check_host, hosts_of, pem_of
 from shared import enrol, identity
-from shared.errors import ConfigError, RequestError
+from shared.errors import CertificateExpiredError, ConfigError, HostClockError, RequestError, UnderstudyError
 from shared.tls import TlsFiles
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
@@ -122,3 +122,33 @@ def test_tokens_survive_a_copy_with_spaces_around_and_nothing_else() -> None:
     parts = enrol.parse_token(f"  {token}\n")
     assert enrol.token_hash(parts.secret) == hash_
     assert parts.fingerprint == enrol.fingerprint(b"ca")
+
+
+@pytest.mark.parametrize(
+    ("offset_days", "error", "words"),
+    [
+        (-3650, HostClockError, "before"),
+        (45, CertificateExpiredError, "this host's clock shows"),
+        (3650, HostClockError, "or this daemon was off for long"),
+    ],
+)
+def test_a_clock_that_makes_certificates_seem_out_of_date_is_named(
+    tmp_path: Path, offset_days: int, error: type[UnderstudyError], words: str
+) -> None:
+    ca = CertificateAuthority.open(tmp_path)
+    files = identity.files_in(tmp_path)
+    files.key.write_bytes(identity.new_key_pem())
+    files.ca.write_text(ca.pem)
+    now = dt.datetime.now(dt.UTC)
+    made = ca.issue(identity.key_of(files).public_key(), "agent", "web1", [], dt.timedelta(days=30), now)
+    files.cert.write_bytes(identity.pem_of(made))
+    identity.check_certificate(files, now.timestamp())
+    with pytest.raises(error) as caught:
+        identity.check_certificate(files, now.timestamp() + offset_days * 86_400)
+    assert words in str(caught.value)
+    assert identity.renewal_is_due(files.cert, now.timestamp() + offset_days * 86_400)
+    said = identity.explained(
+        files, CertificateExpiredError("No session", cause="the peer says that it has expired")
+    )
+    assert "our certificate lasts from" in said.cause, "it is well by our clock"
+    assert "other host's clock" in said.action

@@ -51,10 +51,8 @@ class World:
 
     def show(self, protected: Machine | None = None, last_point: PointView | None = None) -> MachineView:
         facts = view.facts_of(self.presence, "web1", last_point)
-        rpo_s = self.progress.rpo_s("web1", facts, self.now_ns, self.now_ns)
-        return view.machine_view(
-            protected or machine(), msgspec.structs.replace(facts, rpo_s=rpo_s), self.now_ns
-        )
+        rpo = self.progress.rpo("web1", facts, self.now_ns, self.now_ns)
+        return view.machine_view(protected or machine(), msgspec.structs.replace(facts, rpo=rpo), self.now_ns)
 
 
 def test_a_machine_without_protection_is_unprotected_whatever_its_agent_says() -> None:
@@ -146,11 +144,40 @@ def test_a_clock_that_jumps_back_before_the_report_never_hides_that_uploads_stop
     report = AgentReport(
         state="ordered", epoch=1, uploaded_captured_ns=NOW + 7200 * SECOND_NS
     )  # ahead when captured
-    assert world.says("agent", "web1", report).show().rpo_s == 0
+    shown = world.says("agent", "web1", report).show()
+    assert (shown.rpo_s, [error.code for error in shown.errors]) == (None, ["US548"])
     world.later(600)
     shown = world.says("agent", "web1", report).show(machine(policy=Policy(rpo_threshold_s=60)))
-    assert shown.rpo_s == 600
-    assert "US472" in [error.code for error in shown.errors]
+    assert shown.rpo_s is None
+    assert [error.code for error in shown.errors] == ["US548", "US472"]
+
+
+@pytest.mark.parametrize("jump_s", [86_400 * 3650, -86_400 * 3650, 7200, -7200, 60, -60])
+@pytest.mark.parametrize("noticed", ["by the report", "by the state"])
+def test_while_a_state_from_before_a_jump_is_the_newest_there_is_no_wrong_rpo(
+    jump_s: int, noticed: str
+) -> None:
+    world, epoch = World(), 1
+
+    def show(captured_ns: int, skew_s: int) -> MachineView:
+        stream = StreamReport(epoch=epoch, ordered_captured_ns=captured_ns)
+        world.says("process-server", "ps1", ProcessServerReport(machines={"web1": stream}))
+        world.says("agent", "web1", AgentReport(state="ordered", epoch=epoch), skew_s=-skew_s)
+        return world.show()
+
+    for _ in range(3):
+        assert show(world.now_ns - 3 * SECOND_NS, 0).rpo_s == pytest.approx(3)
+        world.later(2)
+    # captured before the jump, seen behind it; or the other way round, while the agent's last report is from before it
+    late = noticed == "by the report"
+    shown = show(world.now_ns - 3 * SECOND_NS + (0 if late else jump_s * SECOND_NS), jump_s if late else 0)
+    assert shown.rpo_s is None
+    assert "US548" in [error.code for error in shown.errors]
+    for _ in range(3):
+        world.later(10)
+        shown = show(world.now_ns + (jump_s - 3) * SECOND_NS, jump_s)
+    assert shown.rpo_s == pytest.approx(3)
+    assert "US548" not in [error.code for error in shown.errors]
 
 
 def test_a_stale_time_of_one_daemon_does_not_stand_for_the_fresh_one_of_another() -> None:
@@ -163,15 +190,15 @@ def test_a_stale_time_of_one_daemon_does_not_stand_for_the_fresh_one_of_another(
     assert world.says("agent", "web1", fresh).show().rpo_s == pytest.approx(1)
 
 
-def test_a_clock_that_stands_is_a_problem_and_its_rpo_is_not_0() -> None:
+def test_a_clock_that_stands_is_a_problem_and_gives_no_rpo() -> None:
     world = World()
     for _ in range(4):
         passed_s = (world.now_ns - NOW) / SECOND_NS
         report = AgentReport(state="ordered", epoch=1, uploaded_captured_ns=NOW)
         shown = world.says("agent", "web1", report, skew_s=passed_s).show()
         world.later(10)
-    assert shown.rpo_s == 30
-    assert [error.code for error in shown.errors] == ["US473"]
+    assert shown.rpo_s is None
+    assert [error.code for error in shown.errors] == ["US473", "US548"]
 
 
 @pytest.mark.parametrize(("differs_s", "round_trip_s", "wrong"), [
