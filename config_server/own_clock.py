@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from config_server.clock import SECOND_NS
 from config_server.presence import Seen
 from shared.errors import HostClockError
 
@@ -30,10 +31,13 @@ class OwnClock:
         """`heard`: the daemons' newest reports; `now_ns` is monotonic."""
         offset_s = self._wall() - self._monotonic()
         step_s = offset_s - self._offset_s
-        agree = any(
-            seen.report.sent_ns and not seen.is_silent(now_ns) and abs(seen.skew_ns) < AGREES_S * 1e9
+        # What they show now, and not what the difference was when they reported: that may have been before the jump.
+        shown_s = [
+            (seen.report.sent_ns + now_ns - seen.heard_ns) / SECOND_NS
             for seen in heard
-        )
+            if seen.report.sent_ns and not seen.is_silent(now_ns)
+        ]
+        agree = any(abs(self._wall() - daemons_s) < AGREES_S for daemons_s in shown_s)
         if agree or abs(step_s) <= STEP_S:
             self._offset_s = offset_s if agree else self._offset_s
             return None

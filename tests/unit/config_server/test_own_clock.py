@@ -53,6 +53,13 @@ def test_a_clock_that_was_set_by_days_is_believed_when_it_is_set_back_or_a_daemo
     assert "days" in world.trouble()
 
 
+def test_a_report_from_before_the_jump_does_not_agree_with_it() -> None:
+    world = World()
+    seen = world.heard(world.wall)
+    world.later(5, STEP_S * 3650)
+    assert world.clock.look(seen, int(world.monotonic * S)) is not None
+
+
 def test_a_clock_that_is_set_back_is_believed_again() -> None:
     world = World()
     world.later(5, STEP_S * 10)
