@@ -15,7 +15,7 @@ is down.
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
     operations machines, points, restores        presence    the latest reports
     view       a machine's state (pure)          storage     what is read from blob storage
-    own_certificate  of this server              own_clock   may its wall clock be believed
+    own_certificate  of this server
     rpo        how old the newest state in storage is (pure)
     sides      copies of machines, refused
     service    wiring, and what happens every few seconds

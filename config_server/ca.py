@@ -96,6 +96,8 @@ class CertificateAuthority:
         hosts: Sequence[str],
         life: dt.timedelta,
         now: dt.datetime,
+        *,
+        begins: dt.datetime | None = None,
     ) -> x509.Certificate:
         """A certificate for ROLE:NAME that is valid until now + `life`."""
         builder = (
@@ -104,7 +106,7 @@ class CertificateAuthority:
             .issuer_name(self.certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(min(now, now + life) - _BACKDATED)
+            .not_valid_before(begins or min(now, now + life) - _BACKDATED)
             .not_valid_after(now + life)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign_certificates=False), critical=True)

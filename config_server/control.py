@@ -12,7 +12,6 @@ import msgspec
 from config_server.ca import CertificateAuthority
 from config_server.commands import Bell
 from config_server.database import Database
-from config_server.own_clock import OwnClock
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
 from config_server.storage import Storage
@@ -42,7 +41,6 @@ class Control:
     job_heard_ns: dict[str, int] = field(default_factory=dict)
     """Running jobs → when their workers were heard (monotonic)."""
 
-    clock: OwnClock = field(default_factory=OwnClock)
     troubles: dict[str, UnderstudyError] = field(default_factory=dict)
     """What else is wrong with this server itself: by the part of it that said so last."""
 

@@ -1,6 +1,10 @@
 """The config server's own key and certificate: made anew when they are missing, due, of another key or CA, or for other hosts.
 
-It signs for itself, so nothing but its disk can hinder it. A certificate that still serves is kept while a new one cannot be written."""
+It signs for itself, so nothing but its disk can hinder it. A certificate that still serves is kept while a new one cannot be written.
+
+Nor can its clock: a certificate begins with the CA, and not now. One that was made while the clock was years ahead is therefore good for
+everybody whose clock is right, and while the clock is years back none is due.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,10 @@ ROLE: Final = "config-server"
 
 
 def ready(
-    config: ConfigServerConfig, ca: CertificateAuthority, *, believe_clock: bool = True
+    config: ConfigServerConfig, ca: CertificateAuthority
 ) -> tuple[tls.TlsFiles, UnderstudyError | None]:
     """The files, with a certificate in them that serves; and why it is an old one, where it should have been renewed. Raises
-    ConfigError, HostClockError, IdentityFileError.
-
-    A clock that is not to be believed renews nothing: what it would sign is of another time, and nobody whose clock is right would
-    take it."""
+    ConfigError, HostClockError, IdentityFileError."""
     folder = config.data_dir
     files = tls.TlsFiles(cert=folder / "server.pem", key=folder / "server.key", ca=folder / "ca.pem")
     hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), *config.hosts]))
@@ -42,6 +43,7 @@ def ready(
         and identity.name_of(there) == name
         and _issued(there, ca)
     )
+    life = dt.timedelta(days=config.certificate_days)
     now = dt.datetime.now(dt.UTC)
     if now < ca.certificate.not_valid_before_utc:
         wrong = HostClockError(
@@ -53,11 +55,10 @@ def ready(
             raise wrong
         return files, wrong
     if serves and there is not None:
-        fits = not identity.renewal_is_due(files.cert) and sorted(hosts_of(there)) == sorted(hosts)
-        if fits or not believe_clock:
+        begins, ends = there.not_valid_before_utc, there.not_valid_after_utc
+        if begins <= now < ends - life / 3 and sorted(hosts_of(there)) == sorted(hosts):
             return files, None
-    life = dt.timedelta(days=config.certificate_days)
-    issued = ca.issue(key, ROLE, config.name, hosts, life, now)
+    issued = ca.issue(key, ROLE, config.name, hosts, life, now, begins=ca.certificate.not_valid_before_utc)
     try:
         identity.write(files.cert, identity.pem_of(issued), mode=0o644)
     except IdentityFileError as exc:

@@ -8,7 +8,6 @@ import datetime as dt
 import sqlite3
 import ssl
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -166,12 +165,8 @@ async def _sweep(
 
 async def _renew_own(control: Control, config: ConfigServerConfig, context: ssl.SSLContext) -> None:
     """What cannot be renewed serves on."""
-    wrong = control.clock.look(control.presence.all(), control.mono_ns())
-    control.note("clock", wrong)
     try:
-        files, kept = await asyncio.to_thread(
-            partial(own_certificate.ready, config, control.ca, believe_clock=wrong is None)
-        )
+        files, kept = await asyncio.to_thread(own_certificate.ready, config, control.ca)
         # Loading what is loaded already is harmless; a renewed one serves new connections from here on.
         await asyncio.to_thread(tls.reload, context, files)
     except UnderstudyError as exc:

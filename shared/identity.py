@@ -160,17 +160,17 @@ def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
         # It was valid when it was taken (`checked`), so the clock went back since.
         raise HostClockError(
             "This host's clock is wrong",
-            cause=f"it shows {_shown(now_s)}, which is before {files.cert} begins ({_shown(begins.timestamp())})",
+            cause=f"it shows {_now(now_s)}, which is before {files.cert} begins ({_shown(begins.timestamp())})",
         )
     if now_s > ends.timestamp() + _OFF_S:
         raise HostClockError(
             "This host's clock is wrong, or this daemon was off for long",
-            cause=f"it shows {_shown(now_s)}, and {files.cert} ended at {_shown(ends.timestamp())}",
+            cause=f"it shows {_now(now_s)}, and {files.cert} ended at {_shown(ends.timestamp())}",
         )
     if now_s > ends.timestamp():
         raise CertificateExpiredError(
             what,
-            cause=f"it expired at {_shown(ends.timestamp())}, and this host's clock shows {_shown(now_s)}",
+            cause=f"it expired at {_shown(ends.timestamp())}, and this host's clock shows {_now(now_s)}",
         )
     try:
         certificate.verify_directly_issued_by(ca)
@@ -193,9 +193,14 @@ def explained(files: TlsFiles, error: PeerError) -> PeerError:
     ours = f"{_shown(certificate.not_valid_before_utc.timestamp())} to {_shown(certificate.not_valid_after_utc.timestamp())}"
     return CertificateExpiredError(
         error.what,
-        cause=f"{error.cause}. This host's clock shows {_shown(time.time())}, and our certificate lasts from {ours}",
+        cause=f"{error.cause}. This host's clock shows {_now(time.time())}, and our certificate lasts from {ours}",
         action="Check the other host's clock first, then this one's. If both are right, the other's certificate has to be renewed.",
     )
+
+
+def _now(now_s: float) -> str:
+    """What this host's clock shows, so coarse that an error's words do not change with every try."""
+    return f"about {_shown(now_s // 3600 * 3600)}"
 
 
 def _shown(time_s: float) -> str:

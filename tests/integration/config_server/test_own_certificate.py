@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from config_server import own_certificate
-from config_server.ca import CertificateAuthority, hosts_of
+from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from shared import identity
 from shared.errors import ConfigError, HostClockError, IdentityFileError
 from tests.config_parts import config_for
 from tests.small_fs import fill, remount, small_fs
 
-SOON = 0.001
-"""Days: its begin lies five minutes back, so less than a third of its life is left."""
+SOON = 0.0
+"""Days: it is always due."""
 
 
 @pytest.fixture
@@ -97,53 +99,53 @@ def test_a_key_that_is_none_is_named_and_never_replaced(config: ConfigServerConf
     assert files.key.read_text() == "nonsense"
 
 
-def issue(config: ConfigServerConfig, ca: CertificateAuthority, now: dt.datetime) -> bytes:
-    """Puts a certificate of another time there."""
-    files, _ = own_certificate.ready(config, ca)
-    life = dt.timedelta(days=30)
-    hosts = hosts_of(identity.only_certificate(files.cert.read_text()))
-    made = ca.issue(identity.key_of(files).public_key(), "config-server", "cs1", hosts, life, now)
-    files.cert.write_bytes(identity.pem_of(made))
-    return files.cert.read_bytes()
+class Clock(dt.datetime):
+    """As the config server's clock shows it."""
+
+    shift = dt.timedelta()
+
+    @classmethod
+    def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:  # type: ignore[override]
+        return dt.datetime.fromtimestamp(time.time(), tz) + cls.shift
 
 
-def test_a_certificate_that_a_clock_years_ahead_made_is_replaced_when_the_clock_is_right(
-    config: ConfigServerConfig,
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
+    monkeypatch.setattr(Clock, "shift", dt.timedelta())
+    monkeypatch.setattr(
+        own_certificate, "dt", SimpleNamespace(datetime=Clock, timedelta=dt.timedelta, UTC=dt.UTC)
+    )
+    return Clock
+
+
+@pytest.mark.parametrize("days", [3650 - 60, 365, 60])
+def test_a_certificate_that_a_clock_years_ahead_makes_is_good_for_those_whose_clocks_are_right(
+    config: ConfigServerConfig, clock: type[Clock], days: int
 ) -> None:
     lasting = msgspec.structs.replace(config, certificate_days=30.0)
     ca = CertificateAuthority.open(config.data_dir)
-    ahead = issue(lasting, ca, dt.datetime.now(dt.UTC) + dt.timedelta(days=3650))
     files, _ = own_certificate.ready(lasting, ca)
-    assert files.cert.read_bytes() != ahead
-    identity.check_certificate(files)
-
-
-def test_a_clock_that_is_not_believed_replaces_nothing_that_may_be_good(config: ConfigServerConfig) -> None:
-    lasting = msgspec.structs.replace(config, certificate_days=30.0)
-    ca = CertificateAuthority.open(config.data_dir)
-    seems_old = issue(lasting, ca, dt.datetime.now(dt.UTC) - dt.timedelta(days=3650))
-    files, _ = own_certificate.ready(lasting, ca, believe_clock=False)
-    assert files.cert.read_bytes() == seems_old
+    before = files.cert.read_bytes()
+    clock.shift = dt.timedelta(days=days)
     own_certificate.ready(lasting, ca)
+    ahead = files.cert.read_bytes()
+    assert ahead != before, "the old one is out of date by this clock"
     identity.check_certificate(files)
+    clock.shift = dt.timedelta()
+    assert own_certificate.ready(lasting, ca) == (files, None)
+    assert files.cert.read_bytes() == ahead
 
 
 def test_a_clock_from_before_the_ca_is_said_and_the_certificate_stays(
-    config: ConfigServerConfig, monkeypatch: pytest.MonkeyPatch
+    config: ConfigServerConfig, clock: type[Clock]
 ) -> None:
     ca = CertificateAuthority.open(config.data_dir)
     files, _ = own_certificate.ready(config, ca)
     before = files.cert.read_bytes()
-
-    class Past(dt.datetime):
-        @classmethod
-        def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:  # type: ignore[override]
-            return dt.datetime(1970, 1, 2, tzinfo=tz)
-
-    monkeypatch.setattr(dt, "datetime", Past)
+    clock.shift = dt.timedelta(days=-3650)
     _, wrong = own_certificate.ready(config, ca)
     assert isinstance(wrong, HostClockError)
-    assert "1970-01-02" in wrong.cause
+    assert "its CA was made at" in wrong.cause
     assert files.cert.read_bytes() == before
     files.cert.unlink()
     with pytest.raises(HostClockError):
