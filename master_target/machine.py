@@ -151,7 +151,8 @@ class Machine:
                 wait.cancel()
         if claim.lost.is_set():
             raise LeaseLostError(
-                f"The claim on machine {self.name} was lost", cause="another master target took it"
+                f"The claim on machine {self.name} was lost",
+                cause="another master target took it, or it could not be renewed in time",
             )
         work.ending.set()
 
