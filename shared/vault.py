@@ -41,13 +41,11 @@ class WrappedKey(msgspec.Struct, frozen=True):
 
 
 class Vault(Protocol):
-    def wrap(self, data_key: bytes, context: str) -> WrappedKey:
-        """The data key, encrypted under the vault's current key. `context` (the machine) must be given
-        again to unwrap.
-        """
+    async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
+        """The data key. Raises WrongKeyError when this vault did not wrap it, or not for this machine."""
 
-    def unwrap(self, wrapped: WrappedKey, context: str) -> bytes:
-        """The data key. Raises WrongKeyError when this vault did not wrap it, or not for this context."""
+    async def new_key(self, machine: str) -> MachineKey:
+        """A new data key, wrapped under the vault's current key: it opens for this machine only."""
 
 
 class _VaultKey(msgspec.Struct, frozen=True):
@@ -110,30 +108,30 @@ class FileVault:
             ) from exc
         return cls(path)
 
-    def wrap(self, data_key: bytes, context: str) -> WrappedKey:
-        nonce = os.urandom(_NONCE_B)
-        sealed = self._keys[self._current].encrypt(nonce, data_key, _associated(self._current, context))
-        return WrappedKey(self._current, nonce + sealed)
+    async def new_key(self, machine: str) -> MachineKey:
+        key, nonce = sealing.new_key(), os.urandom(_NONCE_B)
+        sealed = self._keys[self._current].encrypt(nonce, key, _associated(self._current, machine))
+        return MachineKey(self._current, nonce + sealed, key)
 
-    def unwrap(self, wrapped: WrappedKey, context: str) -> bytes:
+    async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
         vault_key = self._keys.get(wrapped.key_id)
         if vault_key is None:
             raise WrongKeyError(
-                f"The key of machine {context} cannot be unwrapped",
+                f"The key of machine {machine} cannot be unwrapped",
                 cause=f"it was wrapped by vault key {wrapped.key_id}, which {self.path} does not hold",
             )
         data = wrapped.wrapped
         try:
-            return vault_key.decrypt(data[:_NONCE_B], data[_NONCE_B:], _associated(wrapped.key_id, context))
+            return vault_key.decrypt(data[:_NONCE_B], data[_NONCE_B:], _associated(wrapped.key_id, machine))
         except (InvalidTag, ValueError) as exc:
             raise WrongKeyError(
-                f"The key of machine {context} cannot be unwrapped",
+                f"The key of machine {machine} cannot be unwrapped",
                 cause=f"vault key {wrapped.key_id} of {self.path} does not open it, or it was altered",
             ) from exc
 
 
-def _associated(key_id: str, context: str) -> bytes:
-    return f"understudy wrap 1\0{key_id}\0{context}".encode()
+def _associated(key_id: str, machine: str) -> bytes:
+    return f"understudy wrap 1\0{key_id}\0{machine}".encode()
 
 
 class MachineDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,9 +144,9 @@ class MachineDocument(msgspec.Struct, frozen=True, kw_only=True):
     """Base64."""
 
 
-def machine_key_of(vault: Vault, machine: str, key_id: str, wrapped: bytes) -> MachineKey:
+async def machine_key_of(vault: Vault, machine: str, key_id: str, wrapped: bytes) -> MachineKey:
     """The machine's key from its wrapped form, as a segment's header has it. Raises WrongKeyError."""
-    return MachineKey(key_id, wrapped, vault.unwrap(WrappedKey(key_id, wrapped), machine))
+    return MachineKey(key_id, wrapped, await vault.unwrap(WrappedKey(key_id, wrapped), machine))
 
 
 async def machine_key(store: BlobStore, vault: Vault, machine: str, *, create: bool = False) -> MachineKey:
@@ -174,8 +172,8 @@ async def machine_key(store: BlobStore, vault: Vault, machine: str, *, create: b
                     cause=str(exc),
                     action="Restore it; its key also stands in the header of each of the machine's segments.",
                 ) from exc
-            return machine_key_of(vault, machine, found.key_id, wrapped)
-        key = vault.wrap(sealing.new_key(), machine)
+            return await machine_key_of(vault, machine, found.key_id, wrapped)
+        key = await vault.new_key(machine)
         document = MachineDocument(
             machine=machine, key_id=key.key_id, wrapped=base64.b64encode(key.wrapped).decode()
         )

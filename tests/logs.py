@@ -40,10 +40,10 @@ class KnownKeys:
     def __init__(self, *keys: MachineKey) -> None:
         self._keys = {key.wrapped: key.key for key in keys}
 
-    def wrap(self, data_key: bytes, context: str) -> WrappedKey:
+    async def new_key(self, machine: str) -> MachineKey:
         raise NotImplementedError
 
-    def unwrap(self, wrapped: WrappedKey, context: str) -> bytes:
+    async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
         if wrapped.wrapped not in self._keys:
             raise WrongKeyError("The key cannot be unwrapped", cause=f"it was wrapped by {wrapped.key_id}")
         return self._keys[wrapped.wrapped]

@@ -32,6 +32,7 @@ from shared.messages import (
     RestoreRequest,
     StorageGrant,
 )
+from shared.sealing import MachineKey
 from shared.vault import FileVault, Vault, WrappedKey
 
 if TYPE_CHECKING:
@@ -92,13 +93,13 @@ class GrantedVault:
         self._wrapped = WrappedKey(grant.key_id, base64.b64decode(grant.wrapped))
         self._key = base64.b64decode(grant.key)
 
-    def wrap(self, data_key: bytes, context: str) -> WrappedKey:
-        raise WrongKeyError(f"No key of {context} can be wrapped", cause="a grant is for reading only")
+    async def new_key(self, machine: str) -> MachineKey:
+        raise WrongKeyError(f"No key of {machine} can be made", cause="a grant is for reading only")
 
-    def unwrap(self, wrapped: WrappedKey, context: str) -> bytes:
-        if context != self._machine or wrapped != self._wrapped:
+    async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
+        if machine != self._machine or wrapped != self._wrapped:
             raise WrongKeyError(
-                f"The key of machine {context} cannot be unwrapped",
+                f"The key of machine {machine} cannot be unwrapped",
                 cause=f"it was wrapped by vault key {wrapped.key_id} in another way than the granted one",
                 action="Restore with the vault file: --vault-file FILE.",
             )

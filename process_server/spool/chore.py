@@ -1,7 +1,7 @@
 """Work in the background that must get done: tried again with growing pauses, its trouble told meanwhile.
 
 Storage requests are retried below (shared/blob/core.py). What fails here is the rest of the world: a cache
-disk that is full or answers with an error, no file descriptors, a key that the vault lacks.
+disk that is full or answers with an error, no file descriptors, a key that the vault lacks or that cannot be had now.
 """
 
 from __future__ import annotations

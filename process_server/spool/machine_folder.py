@@ -11,11 +11,13 @@ from typing import Final, NamedTuple
 from process_server.spool import watermark
 from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import FULL, SUFFIX, SpooledSegment
-from process_server.spool.recovery import Damage, recover_folder
+from process_server.spool.recovery import Damage, KeyWantedError, recover_folder
 from process_server.spool.threads import run_to_end
 from process_server.spool.watermark import Watermark
 from shared import durable
 from shared.errors import SpoolError, SpoolFullError
+from shared.log.segment import FileHeader
+from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key_of
 
 UNREADABLE_S: Final = 600.0
@@ -42,6 +44,8 @@ class MachineFolder:
         self._distrusted: set[int] = set()
         self._unreadable: dict[Path, float] = {}
         """Files that the disk did not give, and since when (monotonic)."""
+        self._keys: dict[tuple[str, str, str], MachineKey] = {}
+        """Those that a recovery wanted; as a rule one, for ever."""
 
     def epoch(self, epoch: int) -> Path:
         return self._path / f"{epoch:08d}"
@@ -56,7 +60,14 @@ class MachineFolder:
 
     async def recover(self, epoch: int) -> Recovered:
         """What lies in an epoch's folder, which no log may use meanwhile. Raises SpoolError, WrongKeyError."""
-        return await run_to_end(self._threads, partial(self._recover, epoch))
+        while True:
+            try:
+                return await run_to_end(self._threads, partial(self._recover, epoch))
+            except KeyWantedError as exc:
+                wanted = exc.header
+            self._keys[_wrapping(wanted)] = await machine_key_of(
+                self._vault, wanted.machine, wanted.key_id, wanted.wrapped_key
+            )
 
     async def clear(
         self, epoch: int, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]
@@ -95,7 +106,7 @@ class MachineFolder:
             durable.make_folder(folder)
             runs = recover_folder(
                 folder,
-                lambda header: machine_key_of(self._vault, header.machine, header.key_id, header.wrapped_key),
+                self._key_of,
                 set_aside,
                 # A damaged file may keep a whole footer, and is here as well while its front part waits for upload.
                 thorough=epoch in self._distrusted | self.aside.epochs(),
@@ -112,6 +123,12 @@ class MachineFolder:
     def _give_up(self, path: Path) -> bool:
         now = time.monotonic()
         return now - self._unreadable.setdefault(path, now) > UNREADABLE_S
+
+    def _key_of(self, header: FileHeader) -> MachineKey:
+        key = self._keys.get(_wrapping(header))
+        if key is None:
+            raise KeyWantedError(header)
+        return key
 
     def _clear(
         self, epoch: int, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]
@@ -141,3 +158,8 @@ class MachineFolder:
             raise SpoolError(
                 f"The spool folder {folder} could not be removed", cause=exc.strerror or str(exc)
             ) from exc
+
+
+def _wrapping(header: FileHeader) -> tuple[str, str, str]:
+    """What tells one key from another."""
+    return header.machine, header.key_id, header.wrapped

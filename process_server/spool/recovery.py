@@ -55,6 +55,17 @@ _END_B: Final = 64 * 1024
 _log = logging.get()
 
 KeyOf = Callable[[FileHeader], MachineKey]
+"""Raises KeyWantedError for a key that it does not have yet."""
+
+
+class KeyWantedError(Exception):
+    """Recovery cannot go on without a key that must be asked for elsewhere: recovery runs in a thread, and whoever has keys is reached
+    from the event loop, perhaps over the network, perhaps not for weeks. So no thread waits for it; the caller gets it and begins anew.
+    """
+
+    def __init__(self, header: FileHeader) -> None:
+        super().__init__(header.machine)
+        self.header: Final = header
 
 
 class Damage(NamedTuple):
@@ -102,8 +113,8 @@ def recover_folder(
 ) -> list[list[SpooledSegment]]:
     """The segments of an epoch's spool folder in order, in runs each of whose files continues the one before.
 
-    Raises OSError, SpoolVersionError, and WrongKeyError when the vault does not know the files' key; then everything is where it
-    was, or aside.
+    Raises OSError, SpoolVersionError, and KeyWantedError; then everything is where it was, or aside. Keys are wanted before anything
+    is set aside or closed, and only for files without a footer that can be believed.
     """
     durable.sync_folder(folder)
     paths = sorted(folder.glob(f"*{SUFFIX}"))

@@ -99,7 +99,7 @@ class LogReader:
     async def check_key(self, entry: IndexEntry, vault: Vault) -> None:
         """Raises WrongKeyError when `vault` does not hold the key of this segment. Reads its header only."""
         data = await self._read(entry, 0, min(entry.bytes, _TAIL_B))
-        self._key(segment.decode_file_header(data, entry.blob)[0], vault)
+        await self._key(segment.decode_file_header(data, entry.blob)[0], vault)
 
     async def batches(
         self, entry: IndexEntry, vault: Vault, first: int | None = None, last: int | None = None
@@ -111,7 +111,7 @@ class LogReader:
         """
         data = await self._read(entry, 0, entry.bytes)
         header, rows = await asyncio.to_thread(_verify, entry, data)
-        file_key = self._key(header, vault).file_key(header.salt_bytes)
+        file_key = (await self._key(header, vault)).file_key(header.salt_bytes)
         wanted = [r for r in rows if (first or 0) <= r.number and (last is None or r.number <= last)]
         size = -(-len(wanted) // _THREADS) or 1
         groups = [wanted[i : i + size] for i in range(0, len(wanted), size)]
@@ -122,10 +122,10 @@ class LogReader:
         _check_chain(entry, rows, found)
         return found
 
-    def _key(self, header: FileHeader, vault: Vault) -> MachineKey:
+    async def _key(self, header: FileHeader, vault: Vault) -> MachineKey:
         """Raises WrongKeyError."""
         if header.wrapped not in self._keys:
-            key = machine_key_of(vault, self.machine, header.key_id, header.wrapped_key)
+            key = await machine_key_of(vault, self.machine, header.key_id, header.wrapped_key)
             self._keys[header.wrapped] = key
         return self._keys[header.wrapped]
 

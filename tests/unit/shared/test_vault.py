@@ -12,19 +12,20 @@ from shared.sealing import MachineKey, SealError
 from shared.vault import FileVault, WrappedKey
 
 
-def test_a_wrapped_key_comes_back_only_from_its_vault_and_for_its_machine(tmp_path: Path) -> None:
+async def test_a_wrapped_key_comes_back_only_from_its_vault_and_for_its_machine(tmp_path: Path) -> None:
     vault, other = FileVault.create(tmp_path / "a"), FileVault.create(tmp_path / "b")
-    key = sealing.new_key()
-    wrapped = vault.wrap(key, "m1")
-    assert key not in wrapped.wrapped
-    assert FileVault(tmp_path / "a").unwrap(wrapped, "m1") == key
+    made = await vault.new_key("m1")
+    wrapped = WrappedKey(made.key_id, made.wrapped)
+    assert made.key not in wrapped.wrapped
+    assert (await vault.new_key("m1")).key != made.key
+    assert await FileVault(tmp_path / "a").unwrap(wrapped, "m1") == made.key
     with pytest.raises(WrongKeyError, match="m2"):
-        vault.unwrap(wrapped, "m2")
+        await vault.unwrap(wrapped, "m2")
     with pytest.raises(WrongKeyError, match="does not hold"):
-        other.unwrap(wrapped, "m1")
+        await other.unwrap(wrapped, "m1")
     for bad in (b"", wrapped.wrapped[:-1], bytes(60)):
         with pytest.raises(WrongKeyError):
-            vault.unwrap(WrappedKey(wrapped.key_id, bad), "m1")
+            await vault.unwrap(WrappedKey(wrapped.key_id, bad), "m1")
 
 
 def test_a_vault_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
