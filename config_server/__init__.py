@@ -14,6 +14,7 @@ is down.
     binding    routes → HTTP, authentication, errors
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
     operations machines, points, restores        presence    the latest reports
+    keys       machines' data keys, for daemons
     view       a machine's state (pure)          storage     what is read from blob storage
     own_certificate  of this server
     rpo        how old the newest state in storage is (pure)

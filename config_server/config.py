@@ -22,6 +22,8 @@ class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     blob: BlobConfig | None = None
     """Where the machines' logs and points are; without it there are no points and no restore grants."""
     vault_file: Path | None = None
+    """The keys that wrap every machine's data key. Only the config server has it, and gives daemons what they need of it, machine by
+    machine. Back it up apart from its disk: without it nothing in storage can be read."""
     certificate_days: float = 30.0
     """Life of the certificates that it issues; daemons renew when a third is left."""
     log_level: logging.Level = logging.Level.INFO

@@ -12,6 +12,7 @@ from config_server import audit, commands, events, inventory, jobs, view
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
 from config_server.inventory import Machine
+from config_server.keys import grant_of
 from shared import api
 from shared.batch import SECTOR
 from shared.errors import DisconnectedError, NotFoundError, RequestError, UsageError
@@ -246,7 +247,7 @@ class Operations:
                 jobs.create(db, id_, "restore", machine.name, args, now_ns)
 
         await self._control.db.run(work)
-        return RestoreGrant(job="" if body.dry_run else id_, storage=storage, key=key)
+        return RestoreGrant(job="" if body.dry_run else id_, storage=storage, key=grant_of(key))
 
     async def jobs(self, _call: Call, body: Limit) -> JobList:
         return JobList(jobs=await self._control.db.run(lambda db: jobs.newest(db, body.limit)))

@@ -22,6 +22,7 @@ from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
 from config_server.identity import Identity
 from config_server.inventory import Machine
+from config_server.keys import Keys
 from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
 from config_server.reporting import Reporting, log_changes
@@ -30,6 +31,7 @@ from config_server.storage import Storage
 from shared import api, durable, identity, logging, service, tls
 from shared.errors import ConfigError, DatabaseError, RequestError, UnderstudyError
 from shared.messages import EventView, Health, Nothing, PointView
+from shared.vault import FileVault
 from shared.version import VERSION
 
 _log = logging.get()
@@ -47,7 +49,7 @@ async def run(
 ) -> None:
     """Serve until `stop` is set; `ready` is called with the port once calls are answered.
 
-    Raises ConfigError, IdentityFileError, ListenError, StorageError.
+    Raises ConfigError, IdentityFileError, ListenError, StorageError; UsageError for a vault file that cannot be used.
     """
     folder = config.data_dir
     _make_private(folder)
@@ -55,8 +57,9 @@ async def run(
         ca = CertificateAuthority.open(folder)
         files, _kept = own_certificate.ready(config, ca)
     context = tls.server_context(files, require_client=False)
+    vault = FileVault(config.vault_file) if config.vault_file is not None else None
     db = await Database.open(folder / DATABASE_FILE)
-    storage = Storage(config.blob, config.vault_file)
+    storage = Storage(config.blob, vault)
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)
     try:
@@ -64,7 +67,7 @@ async def run(
             await _recover(control, folder)
         listener = Listener.open(config.listen, config.port, context)
         runner = web.AppRunner(
-            _application(control, sides, config.name, listener),
+            _application(control, sides, vault, config.name, listener),
             access_log=None,
             shutdown_timeout=_SHUTDOWN_S,
             lingering_time=_LINGERING_S,
@@ -89,7 +92,9 @@ async def run(
         await db.close()
 
 
-def _application(control: Control, sides: Sides, name: str, listener: Listener) -> web.Application:
+def _application(
+    control: Control, sides: Sides, vault: FileVault | None, name: str, listener: Listener
+) -> web.Application:
     binder = Binder(
         lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
         lambda serial, name: control.revoked.covers(serial, name),
@@ -100,7 +105,14 @@ def _application(control: Control, sides: Sides, name: str, listener: Listener) 
         return Health(name=name, version=VERSION)
 
     binder.on(api.HEALTH, health)
-    for part in (Identity(control, sides), Reporting(control, sides), Operations(control), sides):
+    parts = (
+        Identity(control, sides),
+        Reporting(control, sides),
+        Operations(control),
+        Keys(control, vault),
+        sides,
+    )
+    for part in parts:
         part.bind(binder)
     return binder.application()
 

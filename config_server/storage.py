@@ -7,7 +7,6 @@ and nothing else: state and health come from reports.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import time
 from pathlib import Path
@@ -22,9 +21,10 @@ from shared.errors import (
     UnderstudyError,
 )
 from shared.machine_storage import MachineStorage
-from shared.messages import MachineKeyGrant, PointList, PointView, StorageGrant
+from shared.messages import PointList, PointView, StorageGrant
 from shared.recovery import listing
-from shared.vault import FileVault, machine_key
+from shared.sealing import MachineKey
+from shared.vault import Vault, machine_key
 
 _FRESH_S: Final = 3.0
 """A list of points is read again when it is older: `machine watch` of several people costs storage no more
@@ -37,9 +37,9 @@ _DEADLINE: Final = Retry(deadline_s=8.0, attempt_s=3.0)
 class Storage:
     """The machines' containers; connects when first used."""
 
-    def __init__(self, config: BlobConfig | None, vault_file: Path | None) -> None:
+    def __init__(self, config: BlobConfig | None, vault: Vault | None) -> None:
         self._config = config
-        self._vault_file = vault_file
+        self._vault = vault
         self._machines: MachineStorage | None = None
         self._known: dict[str, tuple[float, PointList]] = {}
         self._reading: dict[str, asyncio.Task[PointList]] = {}
@@ -84,15 +84,15 @@ class Storage:
         if not task.cancelled() and task.exception() is None:
             self._known[machine] = (time.monotonic(), task.result())
 
-    async def access(self, machine: str) -> tuple[StorageGrant, MachineKeyGrant]:
+    async def access(self, machine: str) -> tuple[StorageGrant, MachineKey]:
         """What somebody needs to restore the machine. Raises NotFoundError when storage holds nothing of
         it."""
         machines = self._connected()
-        if self._config is None or self._vault_file is None:
+        if self._config is None or self._vault is None:
             raise ConfigError("Restores cannot be granted here", cause="no vault file is configured")
         try:
             store = await machines.find(machine)
-            key = await machine_key(store, FileVault(self._vault_file), machine)
+            key = await machine_key(store, self._vault, machine)
         except (MachineNotFoundError, BlobNotFoundError) as exc:
             raise NotFoundError(
                 f"Nothing of '{machine}' is in blob storage yet",
@@ -105,11 +105,7 @@ class Storage:
             account_key=_text_of(self._config.account_key_file),
             ca_pem=_text_of(self._config.ca_file),
         )
-        return grant, MachineKeyGrant(
-            key_id=key.key_id,
-            wrapped=base64.b64encode(key.wrapped).decode(),
-            key=base64.b64encode(key.key).decode(),
-        )
+        return grant, key
 
     def machines(self) -> MachineStorage:
         """Raises ConfigError where no storage is configured."""

@@ -33,7 +33,9 @@ from shared.messages import (
     JobList,
     JobProgress,
     JobView,
+    KeyRequest,
     Limit,
+    MachineKeyGrant,
     MachineList,
     MachineView,
     Nothing,
@@ -190,6 +192,26 @@ RESTORE = Route(
     RestoreGrant,
     "Open a restore job, get access to the storage",
 )
+KEY_UNWRAP = Route(
+    "key_unwrap",
+    "POST",
+    "/v1/machines/{machine}/keys/unwrap",
+    Access.DAEMON,
+    KeyRequest,
+    MachineKeyGrant,
+    "A machine's data key, for its wrapped form",
+    ("process-server", "master-target"),
+)
+KEY_CREATE = Route(
+    "key_create",
+    "POST",
+    "/v1/machines/{machine}/keys",
+    Access.DAEMON,
+    Nothing,
+    MachineKeyGrant,
+    "A new data key for a machine",
+    ("process-server",),
+)
 COMMAND = Route(
     "command", "GET", "/v1/commands/{id}", Access.OPERATOR, Nothing, CommandView, "A command and its result"
 )
@@ -209,5 +231,5 @@ AUDIT = Route(
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, CERTIFICATES, CERTIFICATE_REVOKE, POLICY, POLICY_SET,
     MACHINES, MACHINE, PROTECT, UNPROTECT, REBIND, RESYNC,
-    POINTS, POINT_CREATE, FLUSH, RESTORE, COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
+    POINTS, POINT_CREATE, FLUSH, RESTORE, KEY_UNWRAP, KEY_CREATE, COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
 )  # fmt: skip

@@ -360,6 +360,13 @@ class StorageGrant(msgspec.Struct, kw_only=True):
     ca_pem: str = ""
 
 
+class KeyRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Names a machine's data key as the header of a segment or the machine's document does; `wrapped` is base64."""
+
+    key_id: Annotated[str, msgspec.Meta(max_length=256)]
+    wrapped: Annotated[bytes, msgspec.Meta(max_length=4096)]
+
+
 class MachineKeyGrant(msgspec.Struct, kw_only=True):
     """A machine's data key, unwrapped; `wrapped` and `key` are base64."""
 

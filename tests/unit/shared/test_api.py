@@ -22,6 +22,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "token_create": {"role": "agent", "name": "a"},
     "certificate_revoke": {"certificate": "agent:a"},
     "protect": {"disks": ["/dev/a"]},
+    "key_unwrap": {"key_id": "k", "wrapped": ""},
 }
 """What requests must have."""
 

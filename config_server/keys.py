@@ -1,0 +1,68 @@
+"""Handlers of keys: what process servers and master targets are given of the vault, which stays here.
+
+A daemon gets one machine's data key at a time, for its wrapped form, which lies in storage: the vault's own keys never leave. Nobody is
+given a key before the audit log says so durably; where it cannot be written, no key goes out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Final
+
+from config_server import audit
+from config_server.binding import Binder, Call
+from config_server.control import Control, check_name
+from shared import api
+from shared.errors import ConfigError
+from shared.messages import KeyRequest, MachineKeyGrant, Nothing
+from shared.sealing import MachineKey
+from shared.vault import FileVault, WrappedKey
+
+
+class Keys:
+    def __init__(self, control: Control, vault: FileVault | None) -> None:
+        self._control: Final = control
+        self._vault: Final = vault
+
+    def bind(self, binder: Binder) -> None:
+        binder.on(api.KEY_UNWRAP, self.unwrap)
+        binder.on(api.KEY_CREATE, self.create)
+
+    async def unwrap(self, call: Call, body: KeyRequest) -> MachineKeyGrant:
+        machine = check_name(call.path["machine"], "machine")
+        key = await self._open().unwrap(WrappedKey(body.key_id, body.wrapped), machine)
+        return await self._hand_out(call, "key.grant", machine, MachineKey(body.key_id, body.wrapped, key))
+
+    async def create(self, call: Call, _body: Nothing) -> MachineKeyGrant:
+        """Nothing is kept of it here: it is the machine's from the moment that its process server has put it, wrapped, into storage."""
+        machine = check_name(call.path["machine"], "machine")
+        return await self._hand_out(call, "key.create", machine, await self._open().new_key(machine))
+
+    def _open(self) -> FileVault:
+        if self._vault is None:
+            raise ConfigError(
+                "No key can be handed out",
+                cause="no vault file is configured on this config server",
+                action="Add `vault_file` to its configuration, and start it again.",
+            )
+        return self._vault
+
+    async def _hand_out(self, call: Call, action: str, machine: str, key: MachineKey) -> MachineKeyGrant:
+        detail = {
+            "key_id": key.key_id,
+            "wrapped_sha256": hashlib.sha256(key.wrapped).hexdigest(),
+            "serial": f"{call.serial:x}",
+            "address": call.remote,
+        }
+        now_ns = self._control.now_ns()
+        await self._control.db.run(lambda db: audit.add(db, call.who, action, machine, detail, now_ns))
+        return grant_of(key)
+
+
+def grant_of(key: MachineKey) -> MachineKeyGrant:
+    return MachineKeyGrant(
+        key_id=key.key_id,
+        wrapped=base64.b64encode(key.wrapped).decode(),
+        key=base64.b64encode(key.key).decode(),
+    )
