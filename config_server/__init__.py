@@ -6,7 +6,7 @@
                                                        └─► storage        points and grants
 
 Nothing here stands in the data path: replication, and a restore from storage and key alone, work while this
-is down.
+is down. Only a machine that is new to a process server or master target waits for its key.
 
     config     the configuration file            ca          certificates
     database   SQLite in a thread, schema        tokens, revocation, inventory, commands, events, jobs, audit: its tables

@@ -2,7 +2,6 @@
 
 ```toml
 name = "mt1"
-vault_file = "/etc/understudy/vault.json"
 control_url = "https://config.example.com"
 tls = {cert = "…/mt1.pem", key = "…/mt1.key", ca = "…/ca.pem"}
 blob = {url = "https://account.blob.core.windows.net", container = "understudy"}
@@ -23,16 +22,20 @@ from shared import logging
 from shared.blob import BlobConfig
 from shared.errors import ConfigError
 from shared.tls import TlsFiles
+from shared.vault import check_choice
 
 
 class MasterTargetConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     name: str
     """Its certificate is `master-target:<name>`. No two that run may share a name."""
-    vault_file: Path
     blob: BlobConfig
     tls: TlsFiles | None = None
     control_url: str = ""
-    """The config server; without it nothing is reported."""
+    """The config server, which hands out the machines' data keys; without it nothing is reported."""
+    vault_file: Path | None = None
+    """Only without a config server: the keys that wrap the machines' data keys."""
+    state_dir: Path = Path("/var/lib/understudy/master-target")
+    """Holds the data keys that were handed out, sealed; nothing else that must survive."""
     machines: tuple[str, ...] = ()
     """The machines to claim; empty: every machine in storage that nobody else has."""
     target: Literal["page-blob", "image"] = "page-blob"
@@ -57,3 +60,4 @@ class MasterTargetConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
             raise ConfigError(
                 "The master target's configuration is not valid", cause="`control_url` needs `tls` as well"
             )
+        check_choice("master target", self.vault_file, self.control_url)

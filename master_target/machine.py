@@ -29,6 +29,7 @@ from shared import logging
 from shared.blob import BlobStore
 from shared.errors import (
     IntegrityError,
+    KeyUnavailableError,
     LeaseHeldError,
     LeaseLostError,
     SeedDiskError,
@@ -43,6 +44,8 @@ _log = logging.get()
 
 _TAKEN_S: Final = 5.0
 """How often to ask for a machine that another master target has."""
+_KEY_S: Final = 5.0
+"""How often to ask for a key that could not be had."""
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 
@@ -198,6 +201,7 @@ class _Work:
             behind_interval_b=settings.behind_interval_b,
             bridge=settings.bridge,
         )
+        self._unavailable: KeyUnavailableError | None = None
         self._looking = asyncio.Lock()
         self._news = asyncio.Event()
 
@@ -212,7 +216,10 @@ class _Work:
         report.applied_captured_ns = self._log.captured_ns(at)
         report.lag_s, report.lag_b = self._log.behind(at)
         report.last_point = self._points.last.id if self._points.last else ""
-        report.errors += [Problem(**error.as_dict(), object=self._name) for error in self._log.damaged]
+        unavailable = [self._unavailable] if self._unavailable is not None else []
+        report.errors += [
+            Problem(**error.as_dict(), object=self._name) for error in (*self._log.damaged, *unavailable)
+        ]
 
     # ---- follow ----
 
@@ -240,18 +247,31 @@ class _Work:
     # ---- apply ----
 
     async def apply(self) -> None:
-        """Apply what there is until ending; an interval that has begun is applied wholly."""
+        """Apply what there is until ending; an interval that has begun is applied wholly.
+
+        A key that cannot be had now keeps the apply waiting, and nothing else: documents of points need none, and go on.
+        """
         while not self.ending.is_set():
             self._news.clear()
-            if self._log.newest_epoch and not self._epochs.current:
-                await self._epochs.take_up_first()
-            if self._epochs.current:
-                await (
-                    self._prune_if_due()
-                )  # before a step, which may fail for want of the room that this makes
-            while self._epochs.current and not self.ending.is_set() and await self._step():
-                await self._prune_if_due()
+            try:
+                await self._apply_all()
+            except KeyUnavailableError as exc:
+                if self._unavailable is None or self._unavailable.cause != exc.cause:
+                    _log.warning("apply waits for a key", machine=self._name, **exc.as_dict())
+                self._unavailable = exc
+                await wait_for(self.ending, _KEY_S)
+                continue
+            self._unavailable = None
             await self._news.wait()
+
+    async def _apply_all(self) -> None:
+        """All that is known of the log now. KeyUnavailableError comes while batches are read, before any disk is touched for them."""
+        if self._log.newest_epoch and not self._epochs.current:
+            await self._epochs.take_up_first()
+        if self._epochs.current:
+            await self._prune_if_due()  # before a step, which may fail for want of the room that this makes
+        while self._epochs.current and not self.ending.is_set() and await self._step():
+            await self._prune_if_due()
 
     async def _prune_if_due(self) -> None:
         if self._pruner.due:

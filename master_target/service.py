@@ -17,7 +17,7 @@ from master_target.machine import Machine, Settings, wait_for
 from master_target.targets.base import OpenTarget, Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
-from shared import logging
+from shared import logging, remote_vault
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import IntegrityError, MachineNotFoundError, StorageError, UnderstudyError, UsageError
@@ -26,7 +26,7 @@ from shared.messages import Command
 from shared.recovery.parallel import parallel
 from shared.service import notify, watchdog_interval_s
 from shared.status import MasterTargetReport, Problem
-from shared.vault import FileVault
+from shared.vault import Vault
 
 _log = logging.get()
 
@@ -38,12 +38,17 @@ _GRACE_S: Final = 5.0
 
 async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
     """The daemon, from start to end. Raises UnderstudyError when it cannot start."""
-    vault = FileVault(config.vault_file)
-    async with MachineStorage.connect(config.blob) as storage, contextlib.AsyncExitStack() as stack:
+    async with (
+        remote_vault.opened(config.vault_file, config.control_url, config.tls, config.state_dir) as vault,
+        MachineStorage.connect(config.blob) as storage,
+        contextlib.AsyncExitStack() as stack,
+    ):
         service = Service(config, storage, vault)
         stages = [partial(service.work, stop), partial(service.tell_manager, stop)]
         if config.control_url and config.tls is not None:
-            client = ControlClient(config.control_url, config.tls)
+            client = ControlClient(
+                config.control_url, config.tls, on_renewed=partial(remote_vault.renewed, vault)
+            )
             stack.push_async_callback(client.close)
             stages.append(partial(client.serve, service.report, service.handle, stop))
         notify("READY=1")
@@ -57,7 +62,7 @@ class _Running(NamedTuple):
 
 
 class Service:
-    def __init__(self, config: MasterTargetConfig, storage: MachineStorage, vault: FileVault) -> None:
+    def __init__(self, config: MasterTargetConfig, storage: MachineStorage, vault: Vault) -> None:
         self._config = config
         self._storage = storage
         self._vault = vault
@@ -107,7 +112,7 @@ class Service:
         return MasterTargetReport(
             target=self._config.target,
             machines={name: found.machine.report() for name, found in self._machines.items()},
-            errors=failed,
+            errors=[*failed, *remote_vault.warnings(self._vault)],
         )
 
     async def handle(self, command: Command) -> dict[str, Any]:

@@ -4,7 +4,6 @@
 name = "ps1"
 control_url = "https://config.example.com"
 spool_dir = "/var/lib/understudy/spool"
-vault_file = "/etc/understudy/vault.json"
 tls = {cert = "…/ps1.pem", key = "…/ps1.key", ca = "…/ca.pem"}
 blob = {url = "https://account.blob.core.windows.net", container = "understudy"}
 credit = {quota_per_disk_b = 8589934592}
@@ -22,6 +21,7 @@ from process_server.reception.credit import CreditPolicy
 from shared import logging
 from shared.blob import BlobConfig
 from shared.tls import TlsFiles
+from shared.vault import check_choice
 
 PORT: Final = 9443
 
@@ -31,12 +31,12 @@ class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     """Its certificate is `process-server:<name>`."""
     tls: TlsFiles
     spool_dir: Path
-    """The cache: on a disk of its own if possible."""
-    vault_file: Path
-    """Master keys that wrap the machines' keys."""
+    """The cache: on a disk of its own if possible. It also holds the data keys that were handed out, sealed."""
     blob: BlobConfig
     control_url: str = ""
-    """The config server, e.g. https://config.example.com; without it nothing is reported."""
+    """The config server, e.g. https://config.example.com, which hands out the machines' data keys; without it nothing is reported."""
+    vault_file: Path | None = None
+    """Only without a config server: the keys that wrap the machines' data keys."""
     listen: str = "0.0.0.0"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = PORT
     cache_b: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -47,3 +47,6 @@ class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     segment_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
     """… or at this age, which is the floor of the RPO."""
     log_level: logging.Level = logging.Level.INFO
+
+    def __post_init__(self) -> None:
+        check_choice("process server", self.vault_file, self.control_url)

@@ -24,7 +24,7 @@ from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.spool.trouble import Trouble
 from process_server.status import StatusBoard
-from shared import durable, logging, protected, tls
+from shared import durable, logging, protected, remote_vault, tls
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import (
@@ -39,7 +39,7 @@ from shared.errors import (
 from shared.machine_storage import MachineStorage
 from shared.messages import Command, CommandKind, Revocations
 from shared.service import notify, watchdog_interval_s
-from shared.vault import FileVault
+from shared.vault import Vault
 
 _log = logging.get()
 
@@ -62,11 +62,14 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
     """The daemon, from start to drained. Raises UnderstudyError when it cannot start."""
     protected.check_place(config.spool_dir, "The process server was not started")
     context = tls.server_context(config.tls)
-    vault = FileVault(config.vault_file)
     settings = LogSettings(
         owner=config.name, limits=SegmentLimits(size_b=config.segment_bytes, age_s=config.segment_seconds)
     )
-    async with MachineStorage.connect(config.blob) as machines, asyncio.TaskGroup() as tasks:
+    async with (
+        remote_vault.opened(config.vault_file, config.control_url, config.tls, config.spool_dir) as vault,
+        MachineStorage.connect(config.blob) as machines,
+        asyncio.TaskGroup() as tasks,
+    ):
         storage = Trouble("storage", lambda: None)
         watching = tasks.create_task(watch_storage(machines.vault, storage), name="storage")
         async with _spooling(Spool(config.spool_dir, machines, vault, settings)) as spool:
@@ -82,7 +85,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 boots=BootFiles(config.spool_dir),
             )
             revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), receiver.revoke)
-            board = StatusBoard(receiver, spool, storage, (sides.trouble, revoked.trouble))
+            board = StatusBoard(receiver, spool, storage, vault, (sides.trouble, revoked.trouble))
             await receiver.start()
             beside: list[asyncio.Task[None]] = []
             try:
@@ -93,7 +96,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 ]
                 notify("READY=1")
                 if config.control_url:
-                    await _serve_control(config, context, receiver, board, spool, revoked, stop)
+                    await _serve_control(config, context, receiver, board, spool, vault, revoked, stop)
                 await stop.wait()
             finally:
                 for task in (watching, *beside):
@@ -211,6 +214,7 @@ async def _serve_control(
     receiver: Receiver,
     board: StatusBoard,
     spool: Spool,
+    vault: Vault,
     revoked: RevokedFile,
     stop: asyncio.Event,
 ) -> None:
@@ -225,11 +229,15 @@ async def _serve_control(
             return await flush(spool, str(command.args.get("machine", "")))
         raise UsageError(f"The process server knows no command '{command.kind}'")
 
+    def renewed() -> None:
+        tls.reload(context, config.tls)
+        remote_vault.renewed(vault)
+
     revoked.load()
     control = ControlClient(
         config.control_url,
         config.tls,
-        on_renewed=lambda: tls.reload(context, config.tls),
+        on_renewed=renewed,
         on_revoked=revoked.take,
     )
     try:

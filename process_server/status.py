@@ -14,8 +14,10 @@ from process_server.reception.receiver import Machine, Receiver
 from process_server.spool.spool import MachineLog, Spool
 from process_server.spool.trouble import Trouble
 from process_server.standing import Standing
+from shared import remote_vault
 from shared.errors import NotOpenError, UnderstudyError, UploadsStoppedError
 from shared.status import Problem, ProcessServerReport, StreamReport
+from shared.vault import Vault
 
 
 class MachineReport(StreamReport, kw_only=True):
@@ -56,9 +58,15 @@ class StatusBoard:
     """Gathers the report from receiver and spool."""
 
     def __init__(
-        self, receiver: Receiver, spool: Spool, storage: Trouble, files: Sequence[Trouble] = ()
+        self,
+        receiver: Receiver,
+        spool: Spool,
+        storage: Trouble,
+        vault: Vault | None = None,
+        files: Sequence[Trouble] = (),
     ) -> None:
         """`storage` is what is wrong with it, whether a machine has anything to upload or not; `files`, with files of this server's own."""
+        self._vault = vault
         self._files = files
         self._receiver = receiver
         self._storage = storage
@@ -78,7 +86,11 @@ class StatusBoard:
             cache_b=cache.total_b,
             cache_free_b=cache.free_b,
             cache_used_b=sum(machine.pending_b for machine in machines.values()),
-            errors=[*_distinct(self._own_problems(), ""), *self._copies()],
+            errors=[
+                *_distinct(self._own_problems(), ""),
+                *self._copies(),
+                *(remote_vault.warnings(self._vault) if self._vault is not None else ()),
+            ],
             rates={"received_b_s": sum(machine.rates["received_b_s"] for machine in machines.values())},
         )
 

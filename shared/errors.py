@@ -581,6 +581,23 @@ class ThrottledError(TransientError):
         self.retry_after_s = retry_after_s
 
 
+class KeyUnavailableError(TransientError):
+    """A machine's data key was never here, and the config server, which has it, does not hand it out now."""
+
+    code = "US510"
+    default_action = "The machine waits, and goes on by itself once the config server answers; those whose keys are here go on."
+
+
+class KeyCacheError(StorageError):
+    """The file in which a daemon keeps the keys that it was given. Nothing stops for it."""
+
+    code = "US511"
+    default_action = (
+        "Nothing, if this host was just enrolled anew; else see that its folder is writable and has room. Keys are asked for again, "
+        "which needs the config server."
+    )
+
+
 class StorageRequestError(StorageError):
     """Storage understood the request and says that it is wrong: no repetition helps."""
 
@@ -906,7 +923,9 @@ class SegmentVersionError(SegmentMissingError):
 
 class WrongKeyError(IntegrityError):
     code = "US444"
-    default_action = "Use the key file that the process server used (its vault), or a backup of it."
+    default_action = (
+        "Use the vault file of the installation that wrote it (the config server's), or a backup of it."
+    )
 
 
 class IndexDamagedError(IntegrityError):

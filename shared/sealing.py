@@ -31,6 +31,7 @@ OVERHEAD_B: Final = NONCE_B + TAG_B
 """How much longer sealed data is than what was sealed."""
 _LEVEL: Final = 1
 _INFO: Final = b"understudy segment 1"
+_CACHE_INFO: Final = b"understudy key cache 1"
 
 
 class SealError(Exception):
@@ -86,6 +87,11 @@ class FileKey:
             return self._gcm.decrypt(bytes(view[:NONCE_B]), view[NONCE_B:], associated)
         except InvalidTag as exc:
             raise SealError("it does not open with this key") from exc
+
+
+def cache_key(secret: bytes, salt: bytes) -> FileKey:
+    """The key of a daemon's key cache (shared/key_cache.py), from its private key."""
+    return FileKey(HKDF(SHA256(), KEY_B, salt, _CACHE_INFO).derive(secret))
 
 
 def new_key() -> bytes:

@@ -1,5 +1,5 @@
-"""Who holds the keys that wrap the machines' data keys: a vault. Today a file; a key vault service has the
-same two operations.
+"""Who holds the keys that wrap the machines' data keys: a vault. A file, which the config server has (and who rescues without any
+server), or the config server itself, asked over the network (shared/remote_vault.py); a key vault service has the same two operations.
 
 A data key lies in storage only wrapped: in `machine.json` in the machine's container, and again in
 each segment's header, so that storage and the vault file alone are enough to read everything.
@@ -7,10 +7,12 @@ each segment's header, so that storage and the vault file alone are enough to re
 
 from __future__ import annotations
 
+import argparse
 import base64
 import os
 import secrets
 import stat
+import sys
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -24,7 +26,10 @@ from shared.errors import (
     UNDECODABLE,
     BlobExistsError,
     BlobNotFoundError,
+    ConfigError,
     IntegrityError,
+    StateFileError,
+    UnderstudyError,
     UsageError,
     WrongKeyError,
 )
@@ -106,6 +111,12 @@ class FileVault:
                 cause="overwriting it would make all logs under its keys unreadable",
                 action="Use it, or choose another path.",
             ) from exc
+        except OSError as exc:
+            raise StateFileError(
+                f"The vault file {path} could not be made",
+                cause=exc.strerror or str(exc),
+                action="Make its folder, writable by this user.",
+            ) from exc
         return cls(path)
 
     async def new_key(self, machine: str) -> MachineKey:
@@ -132,6 +143,23 @@ class FileVault:
 
 def _associated(key_id: str, machine: str) -> bytes:
     return f"understudy wrap 1\0{key_id}\0{machine}".encode()
+
+
+def check_choice(daemon: str, vault_file: Path | None, control_url: str) -> None:
+    """Where a daemon gets keys: of its configuration. Raises ConfigError."""
+    what = f"The {daemon}'s configuration is not valid"
+    if vault_file is not None and control_url:
+        raise ConfigError(
+            what,
+            cause="it has both `control_url` and `vault_file`, which holds the keys of all machines",
+            action="Remove `vault_file`, and the file from this host: the config server hands out what is needed.",
+        )
+    if vault_file is None and not control_url:
+        raise ConfigError(
+            what,
+            cause="it has neither `control_url` nor `vault_file`: nobody would give it keys",
+            action="Add `control_url`, or `vault_file` where there is no config server.",
+        )
 
 
 class MachineDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,3 +209,24 @@ async def machine_key(store: BlobStore, vault: Vault, machine: str, *, create: b
             await store.create(name, msgspec.json.encode(document))
         except BlobExistsError:
             continue  # another process server was faster: its key is the machine's key
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.vault", description="Make the vault file of a new installation."
+    )
+    parser.add_argument("file", type=Path, help="where it shall be; it is never overwritten")
+    path: Path = parser.parse_args(argv).file
+    try:
+        FileVault.create(path)
+    except UnderstudyError as exc:
+        sys.stderr.write(f"{exc.code}: {exc}\n")
+        return exc.exit_code
+    sys.stdout.write(
+        f"made: {path}\nKeep a copy in a second place: without it nothing in storage can be read by anybody.\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The storage of a lab, opened from the configuration of its process server."""
+"""The storage of a lab and its vault, opened from the configuration of its daemons."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ async def machine_store(lab: Lab, machine: str = "lab") -> AsyncIterator[BlobSto
 
 
 def vault(lab: Lab) -> FileVault:
-    return FileVault(Path(_config(lab)["vault_file"]))
+    return FileVault(Path(_config(lab, "config-server")["vault_file"]))
 
 
-def _config(lab: Lab) -> dict[str, Any]:
-    return tomllib.loads((lab.folder / "process-server.toml").read_text())
+def _config(lab: Lab, daemon: str = "process-server") -> dict[str, Any]:
+    return tomllib.loads((lab.folder / f"{daemon}.toml").read_text())

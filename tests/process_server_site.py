@@ -41,12 +41,11 @@ class Site:
         self.more: dict[str, Any] = {}
 
     def write_config(self, **more: Any) -> None:
-        """`more` overrides what is configured by default, here and in every later call."""
+        """`more` overrides what is configured by default, here and in every later call. With `control_url` there is no vault file."""
         self.more.update(more)
-        values = {
+        values: dict[str, Any] = {
             "name": "ps1",
             "spool_dir": self.folder / "spool",
-            "vault_file": self.vault_file,
             "listen": "127.0.0.1",
             "port": self.port,
             "cache_b": 64 << 20,
@@ -54,6 +53,8 @@ class Site:
             "tls": self.more.get("tls") or self.ca.issue("process-server:ps1"),
             "blob": self.blob,
         }
+        if "control_url" not in self.more:
+            values["vault_file"] = self.vault_file
         self.config_file.write_text(to_toml(msgspec.to_builtins(values | self.more, enc_hook=str)))
 
     @asynccontextmanager

@@ -18,6 +18,7 @@ from shared.batch import (
     BatchNumber,
     Buffer,
     Epoch,
+    Mark,
     Op,
     Seq,
     StreamState,
@@ -65,7 +66,13 @@ class Chain:
     def after(cls, welcome: Welcome) -> Chain:
         return cls(welcome.epoch, welcome.spooled, welcome.spooled_seq, welcome.spooled_digest)
 
-    def next(self, sectors: int = 8, fill: int = 1, state: StreamState = StreamState.ORDERED) -> Encoded:
+    def next(
+        self,
+        sectors: int = 8,
+        fill: int = 1,
+        state: StreamState = StreamState.ORDERED,
+        marks: Sequence[str] = (),
+    ) -> Encoded:
         self.number += 1
         self.seq += 1
         batch = Batch(
@@ -77,7 +84,7 @@ class Chain:
             predecessor=self.digest,
             extents=make_extents([(0, 0, sectors, Op.WRITE)]),
             payload=bytes([fill]) * (sectors * 512),
-            meta=BatchMeta(),
+            meta=BatchMeta(marks=tuple(map(Mark, marks))),
         )
         parts, self.digest = encode(batch)
         return Encoded(batch.number, parts, self.digest)

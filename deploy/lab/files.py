@@ -17,7 +17,7 @@ from shared.blob import BlobConfig
 from shared.toml import to_toml
 
 ACCOUNT: Final = "understudylab"
-FOLDERS: Final = ("config-server", "secrets", "spool", "blob", "log", "tls", "agent")
+FOLDERS: Final = ("config-server", "secrets", "spool", "blob", "log", "tls", "agent", "master-target")
 
 
 def make_folders(lab: Lab) -> None:
@@ -99,14 +99,13 @@ def configs(lab: Lab) -> dict[str, dict[str, Any]]:
             "spool_dir": str(lab.spool),
             "cache_b": settings.cache_mib << 20,
             "segment_seconds": settings.segment_seconds,
-            "vault_file": str(lab.vault_file),
             "control_url": control_url,
             "tls": tls(lab, "process-server"),
             "blob": blob,
         },
         "master-target": {
             "name": MACHINE,
-            "vault_file": str(lab.vault_file),
+            "state_dir": str(lab.folder / "master-target"),
             "control_url": control_url,
             "tls": tls(lab, "master-target"),
             "blob": blob,

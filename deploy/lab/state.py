@@ -6,6 +6,7 @@ DIR/NAME.toml           configuration of a daemon   DIR/tls/NAME/    its key and
 DIR/config-server/      CA, database, operator token
 DIR/secrets/            vault file, storage account key (0700)
 DIR/spool/  DIR/blob/   cache of the process server, Azurite's data
+DIR/master-target/      keys that the master target was given, sealed
 DIR/log/NAME.log        output; at 16 MiB it becomes NAME.log.1
 
 lab.json is written first, so that a lab whose making was cut off can go on or be wiped; a wipe renames it to lab.wiping.json before it

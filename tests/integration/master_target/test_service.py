@@ -13,10 +13,14 @@ from master_target.config import MasterTargetConfig
 from master_target.follow import Follower
 from master_target.service import Service
 from shared.blob import BlobConfig
+from shared.errors import KeyUnavailableError
 from shared.log import names
 from shared.machine_storage import MachineStorage
+from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.status import ApplyReport
+from shared.vault import Vault
+from tests.gated_vault import GatedVault
 from tests.machine_log import ModelMachine
 
 _DEADLINE_S = 30.0
@@ -38,11 +42,15 @@ async def two(machine_storage: MachineStorage, tmp_path: Path) -> tuple[ModelMac
 
 @contextlib.asynccontextmanager
 async def serving(
-    model: ModelMachine, folder: Path, blob: BlobConfig, storage: MachineStorage
+    model: ModelMachine,
+    folder: Path,
+    blob: BlobConfig,
+    storage: MachineStorage,
+    vault: Vault | None = None,
 ) -> AsyncIterator[Service]:
     """A master target's work on all machines in storage; what ended it too early is raised at the end."""
     config = MasterTargetConfig(name="mt1", vault_file=folder / "vault.json", blob=blob, poll_s=0.05)
-    service = Service(config, storage, model.vault)
+    service = Service(config, storage, vault or model.vault)
     stop = asyncio.Event()
     task = asyncio.create_task(service.work(stop))
     try:
@@ -125,3 +133,34 @@ async def test_a_name_that_is_given_to_another_machine_is_worked_on_anew_in_its_
         await new.publish()
         await until(service, a.name, lambda r: r.applied == new.position.batch and not r.errors)
         await until(service, b.name, lambda r: r.applied == b.position.batch and not r.errors)
+
+
+async def test_a_key_that_cannot_be_had_keeps_its_machine_s_disks_waiting_and_nothing_else(
+    two: tuple[ModelMachine, ModelMachine],
+    tmp_path: Path,
+    blob_config: BlobConfig,
+    machine_storage: MachineStorage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("master_target.machine._KEY_S", 0.05)
+    a, b = two
+    vault = GatedVault(a.vault)
+    vault.away = {a.name}
+    async with serving(a, tmp_path, blob_config, machine_storage, vault) as service:
+        await until(service, a.name, lambda r: any(e.code == KeyUnavailableError.code for e in r.errors))
+        await until(service, b.name, lambda r: r.applied == b.position.batch)
+        a.write(mark="later")
+        await a.publish()
+        async with asyncio.timeout(_DEADLINE_S):  # points are made of the index alone
+            while len(await point_store.list_docs(a.store, a.name)) < 2:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+        asked = len(vault.asked)
+        async with asyncio.timeout(
+            _DEADLINE_S
+        ):  # it is asked for again and again, and the work never ends for it
+            while len(vault.asked) < asked + 3:
+                report = service.report().machines[a.name]
+                assert (report.state, report.applied) == ("following", 0)
+                await asyncio.sleep(0.01)
+        vault.away = set()
+        await until(service, a.name, lambda r: r.applied == a.position.batch and not r.errors)

@@ -16,8 +16,8 @@ from tests.wire_parts import Agent, Chain, hello
 async def test_status_is_reported_and_a_flush_uploads_at_once(
     tmp_path: Path, blob_config: BlobConfig
 ) -> None:
-    async with running(config_for(tmp_path)) as control:
-        site = Site(tmp_path, blob_config)
+    site = Site(tmp_path, blob_config)
+    async with running(config_for(tmp_path, vault_file=site.vault_file)) as control:
         site.write_config(
             tls=await control.enrolled("process-server", "ps1", tmp_path / "ps"),
             control_url=control.url,

@@ -23,7 +23,7 @@ async def test_an_open_session_ends_and_no_other_begins_even_after_a_restart_wit
     tmp_path: Path, blob_config: BlobConfig
 ) -> None:
     site = Site(tmp_path, blob_config)
-    async with running(config_for(tmp_path)) as control:
+    async with running(config_for(tmp_path, vault_file=site.vault_file)) as control:
         site.write_config(
             tls=await control.enrolled("process-server", "ps1", tmp_path / "ps"), control_url=control.url
         )

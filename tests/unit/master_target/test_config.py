@@ -37,6 +37,7 @@ def test_a_minimal_file_gives_the_defaults(tmp_path: Path) -> None:
         ('target = "tape"', "target"),
         ("interval_b = 5", "interval_b"),
         ('control_url = "https://c"', "tls"),
+        ('control_url = "https://c"\ntls = {cert = "/c", key = "/k", ca = "/a"}', "both"),
         ("bridge = {gap = 5}", "gap"),
         ('nmae = "x"', "nmae"),
     ],
@@ -44,6 +45,13 @@ def test_a_minimal_file_gives_the_defaults(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, more: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         load(tmp_path, GOOD + more)
+
+
+def test_it_has_a_vault_file_or_somebody_to_ask_for_keys(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither"):
+        load(tmp_path, GOOD.replace("vault_file", "#"))
+    asking = GOOD.replace('vault_file = "/v.json"', 'control_url = "https://c"')
+    assert load(tmp_path, asking + 'tls = {cert = "/c", key = "/k", ca = "/a"}').vault_file is None
 
 
 def test_a_wrong_file_ends_the_program_with_one_line(

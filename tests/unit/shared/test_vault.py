@@ -6,26 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from shared import sealing
-from shared.errors import UsageError, WrongKeyError
+from shared import sealing, vault
+from shared.errors import StateFileError, UsageError, WrongKeyError
 from shared.sealing import MachineKey, SealError
 from shared.vault import FileVault, WrappedKey
 
 
 async def test_a_wrapped_key_comes_back_only_from_its_vault_and_for_its_machine(tmp_path: Path) -> None:
-    vault, other = FileVault.create(tmp_path / "a"), FileVault.create(tmp_path / "b")
-    made = await vault.new_key("m1")
+    ours, other = FileVault.create(tmp_path / "a"), FileVault.create(tmp_path / "b")
+    made = await ours.new_key("m1")
     wrapped = WrappedKey(made.key_id, made.wrapped)
     assert made.key not in wrapped.wrapped
-    assert (await vault.new_key("m1")).key != made.key
+    assert (await ours.new_key("m1")).key != made.key
     assert await FileVault(tmp_path / "a").unwrap(wrapped, "m1") == made.key
     with pytest.raises(WrongKeyError, match="m2"):
-        await vault.unwrap(wrapped, "m2")
+        await ours.unwrap(wrapped, "m2")
     with pytest.raises(WrongKeyError, match="does not hold"):
         await other.unwrap(wrapped, "m1")
     for bad in (b"", wrapped.wrapped[:-1], bytes(60)):
         with pytest.raises(WrongKeyError):
-            await vault.unwrap(WrappedKey(wrapped.key_id, bad), "m1")
+            await ours.unwrap(WrappedKey(wrapped.key_id, bad), "m1")
 
 
 def test_a_vault_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
@@ -52,6 +52,19 @@ def test_a_vault_file_that_cannot_be_used_is_named_with_the_reason(tmp_path: Pat
     path.chmod(0o644)
     with pytest.raises(UsageError, match="readable by others"):
         FileVault(path)
+
+
+def test_a_new_installation_s_vault_is_made_by_one_command_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "vault.json"
+    assert vault.main([str(path)]) == 0
+    assert "second place" in capsys.readouterr().out
+    FileVault(path)
+    assert vault.main([str(path)]) == UsageError.exit_code
+    assert "exists already" in capsys.readouterr().err
+    assert vault.main([str(tmp_path / "none" / "vault.json")]) == StateFileError.exit_code
+    assert "No such file" in capsys.readouterr().err
 
 
 def test_a_key_is_not_printed() -> None:

@@ -69,6 +69,11 @@ def test_secrets_are_made_once_and_are_private(lab: Lab) -> None:
     assert all(secret not in path.read_text() for path in lab.folder.glob("*.toml"))
 
 
+def test_only_the_config_server_has_the_vault(lab: Lab) -> None:
+    having = {name for name, config in files.configs(lab).items() if str(lab.vault_file) in str(config)}
+    assert having == {"config-server"}
+
+
 def test_the_profile_leads_to_the_lab_and_round_it(lab: Lab) -> None:
     files.write_profile(lab)
     found = profile.load_from(lab.folder)

@@ -1,0 +1,220 @@
+"""A vault at the other end of the network: process servers and master targets are given data keys by the config server.
+
+    unwrap ─► memory ─► (key cache, at the start) ─► config server ─► memory and key cache ─► the key
+
+Only what was never asked for before needs the config server, which may be away for weeks, over any number of restarts. A key is in the
+cache, durably, before it is first used: so a machine whose batches were ever acknowledged here is served here without the config server.
+A cache that cannot be read or written is told (`problem`) and stops nobody: while it cannot be written, keys are in memory only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self, TypeVar
+
+import msgspec
+
+from shared import api, logging, tls
+from shared.api import Route
+from shared.errors import (
+    KeyCacheError,
+    KeyUnavailableError,
+    PeerError,
+    UnderstudyError,
+    UnreachableError,
+    WrongKeyError,
+)
+from shared.key_cache import FILE, CachedKey, KeyCache
+from shared.messages import KeyRequest, MachineKeyGrant, Nothing
+from shared.rest import RestClient
+from shared.sealing import MachineKey
+from shared.status import Problem
+from shared.tls import TlsFiles
+from shared.vault import FileVault, Vault, WrappedKey
+
+_log = logging.get()
+_Q = TypeVar("_Q", bound=msgspec.Struct)
+
+_ASK_S: Final = 10.0
+"""Less than a session's patience for a log to open."""
+_RETRY_S: Final = 60.0
+"""Between tries to write the cache."""
+
+
+class _Id(NamedTuple):
+    machine: str
+    key_id: str
+    wrapped: bytes
+
+
+class RemoteVault:
+    """An async context manager. `files`: who this daemon is."""
+
+    def __init__(self, url: str, files: TlsFiles, cache: KeyCache) -> None:
+        self.problem: KeyCacheError | None = None
+        """What is wrong with the cache."""
+        self._files: Final = files
+        self._context: Final = tls.client_context(files, tls.CONFIG_SERVER)
+        self._client: Final = RestClient(url, self._context, timeout_s=_ASK_S)
+        self._cache: Final = cache
+        self._keys: Final[dict[_Id, bytes]] = {}
+        self._asking: Final[dict[_Id, asyncio.Lock]] = {}
+        self._wanted_version = 0
+        self._stored_version = 0
+        self._storing: asyncio.Task[None] | None = None
+        self._unstored: Final = asyncio.Event()
+        self._tending: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            for found in await asyncio.to_thread(self._cache.load):
+                self._keys[_Id(found.machine, found.key_id, found.wrapped)] = found.key
+        except KeyCacheError as exc:
+            self._note(exc)
+        self._tending = asyncio.create_task(self._tend(), name="key cache")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tending is not None:
+            self._tending.cancel()
+            await asyncio.gather(self._tending, return_exceptions=True)
+        if self._storing is not None:
+            await asyncio.gather(self._storing, return_exceptions=True)
+        await self._client.close()
+
+    async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
+        """Also raises KeyUnavailableError."""
+        id_ = _Id(machine, wrapped.key_id, wrapped.wrapped)
+        if id_ in self._keys:
+            return self._keys[id_]
+        async with self._asking.setdefault(id_, asyncio.Lock()):  # several who want it ask once
+            if id_ not in self._keys:
+                request = KeyRequest(key_id=wrapped.key_id, wrapped=wrapped.wrapped)
+                key = await self._ask(api.KEY_UNWRAP, request, machine)
+                if (key.key_id, key.wrapped) != (wrapped.key_id, wrapped.wrapped):
+                    raise _unavailable(machine, PeerError("", cause="it answered with another key"))
+                await self._keep(id_, key)
+        return self._keys[id_]
+
+    async def new_key(self, machine: str) -> MachineKey:
+        """Also raises KeyUnavailableError."""
+        key = await self._ask(api.KEY_CREATE, Nothing(), machine)
+        # Before anybody can have seal anything with it: from here on the config server may go away.
+        await self._keep(_Id(machine, key.key_id, key.wrapped), key)
+        return key
+
+    def renewed(self) -> None:
+        """Our certificate, perhaps also our private key, was replaced. Whoever is killed before the cache is sealed with the new one
+        finds it not to open and asks again: the config server was there a moment ago.
+        """
+        tls.reload(self._context, self._files)
+        self._wanted_version += 1
+        self._unstored.set()
+
+    async def _ask(self, route: Route[_Q, MachineKeyGrant], request: _Q, machine: str) -> MachineKey:
+        try:
+            grant = await self._client.call(route, request, machine=machine)
+            return MachineKey(
+                grant.key_id,
+                base64.b64decode(grant.wrapped, validate=True),
+                base64.b64decode(grant.key, validate=True),
+            )
+        except WrongKeyError:
+            raise
+        except UnderstudyError as exc:
+            raise _unavailable(machine, exc) from exc
+        except ValueError as exc:
+            raise _unavailable(machine, PeerError("", cause=f"its answer is no key: {exc}")) from exc
+
+    # ---- the cache ----
+
+    async def _keep(self, id_: _Id, key: MachineKey) -> None:
+        self._keys[id_] = key.key
+        self._wanted_version += 1
+        if not await self._store():
+            self._unstored.set()
+
+    async def _store(self) -> bool:
+        """Whether all that is known now is stored. The writing itself is a task of its own, one at a time: whoever waits for it may be
+        cancelled, and two threads must not replace the file in the wrong order.
+        """
+        version = self._wanted_version
+        while self._stored_version < version:
+            if self._storing is None or self._storing.done():
+                self._storing = asyncio.create_task(self._store_once(), name="store keys")
+            storing = self._storing
+            await asyncio.shield(storing)
+            if self.problem is not None:
+                return False
+        return True
+
+    async def _store_once(self) -> None:
+        version = self._wanted_version
+        keys = [CachedKey(**id_._asdict(), key=key) for id_, key in self._keys.items()]
+        try:
+            await asyncio.to_thread(self._cache.store, keys)
+        except KeyCacheError as exc:
+            self._note(exc)
+        else:
+            self._stored_version = version
+            self._note(None)
+
+    async def _tend(self) -> None:
+        """Seals anew when that is wanted, and tries again what failed. Never returns."""
+        while True:
+            await self._unstored.wait()
+            self._unstored.clear()
+            if not await self._store():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._unstored.wait(), _RETRY_S)
+                self._unstored.set()
+
+    def _note(self, problem: KeyCacheError | None) -> None:
+        before, self.problem = self.problem, problem
+        if problem is not None and (before is None or before.as_dict() != problem.as_dict()):
+            _log.warning("key cache: trouble; work goes on", **problem.as_dict())
+        elif problem is None and before is not None:
+            _log.info("key cache: trouble is over")
+
+
+def _unavailable(machine: str, exc: UnderstudyError) -> KeyUnavailableError:
+    said = exc.cause or exc.what
+    action = "" if isinstance(exc, UnreachableError) else exc.action
+    return KeyUnavailableError(
+        f"The key of machine {machine} is not here and cannot be had now",
+        cause=f"the config server did not hand it out: {said}",
+        action=f"{action} {KeyUnavailableError.default_action}".strip(),
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    vault_file: Path | None, control_url: str, files: TlsFiles | None, state_dir: Path
+) -> AsyncIterator[Vault]:
+    """The vault that a daemon's configuration names. Raises UsageError for a vault file that cannot be used."""
+    if vault_file is not None:
+        yield FileVault(vault_file)
+        return
+    assert files is not None, "a configuration with control_url has tls"
+    async with RemoteVault(control_url, files, KeyCache(state_dir / FILE, files)) as vault:
+        yield vault
+
+
+def renewed(vault: Vault) -> None:
+    """This daemon's certificate was replaced."""
+    if isinstance(vault, RemoteVault):
+        vault.renewed()
+
+
+def warnings(vault: Vault) -> list[Problem]:
+    """What is wrong about it, for the daemon's report: nothing that stops work."""
+    if not isinstance(vault, RemoteVault) or vault.problem is None:
+        return []
+    return [Problem(**vault.problem.as_dict(), severity="warning")]

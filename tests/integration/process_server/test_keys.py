@@ -1,0 +1,160 @@
+"""Machines' keys on a process server: they wait for nobody else's, and outlive the config server."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from master_target.config import MasterTargetConfig
+from master_target.service import run as run_master_target
+from process_server.spool.spool import LogSettings, SegmentLimits, Spool
+from shared import tls
+from shared.blob import BlobConfig
+from shared.errors import KeyUnavailableError
+from shared.log.reader import LogReader
+from shared.machine_storage import MachineStorage
+from shared.recovery import point_store
+from shared.wire.messages import Hello
+from tests.config_parts import config_for, running
+from tests.gated_vault import GatedVault
+from tests.logs import make_chain
+from tests.process_server_site import Site, free_port
+from tests.spools import DISKS, append_all, vault_at
+from tests.wire_parts import Agent, Chain, hello
+
+SETTINGS = LogSettings(owner="ps1", limits=SegmentLimits(1 << 20, 3600.0), check_seconds=3600.0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - other tasks' state has no event
+            await asyncio.sleep(0.01)
+
+
+async def left_behind(folder: Path, storage: MachineStorage, machines: list[str]) -> None:
+    """Each machine's spool as a kill leaves it: three batches in a file without a footer."""
+    spool = Spool(folder, storage, vault_at(folder.parent), SETTINGS)
+    await spool.start()
+    for name in machines:
+        log = await spool.open_machine(Hello(machine=name, epoch=0, reason="test", disks=DISKS))
+        await log.begin(Hello(machine=name, epoch=0, reason="test", disks=DISKS))
+        await append_all(log, make_chain(3))
+    files = sorted(folder.rglob("*.seg"))  # noqa: ASYNC240
+    kept = [path.read_bytes() for path in files]  # before the stop, which would close them
+    await spool.close()
+    for path, data in zip(files, kept, strict=True):
+        path.write_bytes(data)
+
+
+async def listed(storage: MachineStorage, machine: str) -> int:
+    entries = await LogReader(await storage.find(machine), machine).entries(1)
+    return entries[-1].last if entries else 0
+
+
+async def test_recovery_waits_for_a_key_and_no_other_machine_waits_with_it(
+    tmp_path: Path, machine_storage: MachineStorage
+) -> None:
+    silent, away = {f"s{n}" for n in range(10)}, {"a1"}  # more than there are threads to read with
+    await left_behind(tmp_path / "spool", machine_storage, sorted([*silent, *away, "m1"]))
+    vault = GatedVault(vault_at(tmp_path))
+    vault.silent, vault.away = silent, away
+    spool = Spool(tmp_path / "spool", machine_storage, vault, SETTINGS)
+    await spool.start()
+    try:
+        await until(lambda: silent | away <= set(vault.asked))
+        log = spool.machines["m1"]
+        await log.begin(Hello(machine="m1", epoch=1, reason="", disks=DISKS))
+        assert log.position.spooled == 3
+        await log.flush()
+        assert await listed(machine_storage, "m1") == 3
+        await until(lambda: spool.machines["a1"].errors)
+        (error,) = spool.machines["a1"].errors
+        assert isinstance(error, KeyUnavailableError)
+        assert spool.machines["m1"].errors == []
+        vault.away = set()
+        spool.machines["a1"].resume()
+        await until(lambda: not spool.machines["a1"].errors)
+        await spool.machines["a1"].flush()
+        assert await listed(machine_storage, "a1") == 3
+    finally:
+        async with asyncio.timeout(20):  # the silent ones' keys are still waited for
+            await spool.close()
+
+
+async def test_points_go_on_for_weeks_without_the_config_server_over_every_restart(
+    tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    site = Site(tmp_path, blob_config)
+    config = config_for(tmp_path, vault_file=site.vault_file, port=free_port())
+    async with running(config) as control:
+        site.write_config(
+            tls=await control.enrolled("process-server", "ps1", tmp_path / "ps"), control_url=control.url
+        )
+        master = MasterTargetConfig(
+            name="mt1",
+            tls=await control.enrolled("master-target", "mt1", tmp_path / "mt"),
+            control_url=control.url,
+            state_dir=tmp_path / "mt-state",
+            blob=blob_config,
+            poll_s=0.05,
+        )
+        agents = {
+            name: tls.client_context(await control.enrolled("agent", name, tmp_path / name))
+            for name in ("lab", "new")
+        }
+        async with site.daemon(signal.SIGKILL), Agent.connect(site.port, agents["lab"]) as agent:
+            chain = Chain.after(await agent.open(hello()))
+            await agent.send(chain.next(marks=["p1"]))
+            await agent.acked(1, uploaded=1)
+            await agent.close()
+        await pointed(master, blob_config, 1)
+
+    # From here on the config server is gone.
+    site.write_config(segment_seconds=3600.0)
+    async with site.daemon(signal.SIGKILL), Agent.connect(site.port, agents["lab"]) as agent:
+        assert (await agent.open(hello(epoch=1, last_sent=1))).spooled == 1
+        await agent.send(chain.next(marks=["p2"]))
+        await agent.acked(2)
+        await agent.close()
+    site.write_config(segment_seconds=0.3)
+    async with site.daemon(signal.SIGKILL):
+        async with Agent.connect(site.port, agents["lab"]) as agent:
+            assert (await agent.open(hello(epoch=1, last_sent=2))).spooled == 2
+            async with Agent.connect(site.port, agents["new"]) as other:
+                other.write(other.wire.send_hello(hello("new")))
+                fault = await other.fault()
+                assert fault.code == KeyUnavailableError.code
+                assert not fault.new_epoch
+                assert "config server" in fault.cause
+                await other.close()
+            await agent.send(chain.next(marks=["p3"]))
+            await agent.acked(3, uploaded=3)
+            await agent.close()
+        await pointed(master, blob_config, 3)
+
+        # It is back: who waited for a key goes on.
+        async with running(config), Agent.connect(site.port, agents["new"]) as other:
+            new = Chain.after(await other.open(hello("new")))
+            await other.send(new.next())
+            await other.acked(1, uploaded=1)
+            await other.close()
+
+
+async def pointed(config: MasterTargetConfig, blob: BlobConfig, count: int) -> None:
+    """A master target runs until the machine has so many points with snapshots, and is ended."""
+    stop = asyncio.Event()
+    running_ = asyncio.create_task(run_master_target(config, stop))
+    try:
+        async with MachineStorage.connect(blob) as storage, asyncio.timeout(30):
+            store = await storage.find("lab")
+            while True:
+                docs = await point_store.list_docs(store, "lab")
+                if [doc.state for doc in docs] == ["snapshotted"] * count:
+                    break
+                assert not running_.done()
+                await asyncio.sleep(0.02)
+    finally:
+        stop.set()
+        await running_

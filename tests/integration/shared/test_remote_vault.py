@@ -1,0 +1,195 @@
+"""Keys from a real config server: kept over restarts without it, and every trouble of the cache named and survived."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from config_server.config import ConfigServerConfig
+from shared import api
+from shared.errors import KeyCacheError, KeyUnavailableError, WrongKeyError
+from shared.key_cache import KeyCache
+from shared.messages import Limit, RevokeRequest
+from shared.remote_vault import RemoteVault, warnings
+from shared.tls import TlsFiles
+from shared.vault import FileVault, WrappedKey
+from tests.config_parts import ConfigServer, config_for, running
+from tests.process_server_site import free_port
+from tests.small_fs import fill, small_fs
+
+
+class Daemon:
+    """An enrolled process server's files, and a config server that can go and come back."""
+
+    def __init__(self, folder: Path, config: ConfigServerConfig, vault: FileVault, files: TlsFiles) -> None:
+        self.folder, self.config, self.vault, self.files = folder, config, vault, files
+        self.cache = KeyCache(folder / "state" / "keys.sealed", files)
+
+    def remote(self) -> RemoteVault:
+        return RemoteVault(f"https://127.0.0.1:{self.config.port}", self.files, self.cache)
+
+    async def wrapped(self, machine: str = "web1") -> tuple[WrappedKey, bytes]:
+        made = await self.vault.new_key(machine)
+        return WrappedKey(made.key_id, made.wrapped), made.key
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> Daemon:
+    vault = FileVault.create(tmp_path / "vault.json")
+    config = config_for(tmp_path, vault_file=vault.path, port=free_port())
+    async with running(config) as server:
+        files = await server.enrolled("process-server", "ps1", tmp_path / "tls")
+    return Daemon(tmp_path, config, vault, files)
+
+
+async def handed_out(server: ConfigServer) -> int:
+    async with server.operator() as operator:
+        entries = (await operator.call(api.AUDIT, Limit())).entries
+    return sum(entry.action.startswith("key.") for entry in entries)
+
+
+async def test_keys_outlive_the_config_server_and_restarts(daemon: Daemon) -> None:
+    one, key = await daemon.wrapped()
+    async with running(daemon.config), daemon.remote() as vault:
+        assert await vault.unwrap(one, "web1") == key
+        made = await vault.new_key("web2")
+    for _ in range(2):
+        async with daemon.remote() as vault:
+            assert await vault.unwrap(one, "web1") == key
+            assert await vault.unwrap(WrappedKey(made.key_id, made.wrapped), "web2") == made.key
+            assert vault.problem is None
+    assert await daemon.vault.unwrap(WrappedKey(made.key_id, made.wrapped), "web2") == made.key
+
+
+async def test_a_key_is_asked_for_once_by_however_many_want_it(daemon: Daemon) -> None:
+    one, key = await daemon.wrapped()
+    async with running(daemon.config) as server, daemon.remote() as vault:
+        assert await asyncio.gather(*(vault.unwrap(one, "web1") for _ in range(20))) == [key] * 20
+        assert await handed_out(server) == 1
+
+
+async def test_who_waited_for_a_key_and_was_cancelled_keeps_it_from_nobody(daemon: Daemon) -> None:
+    keys = [await daemon.wrapped(f"web{n}") for n in range(8)]
+    async with running(daemon.config), daemon.remote() as vault:
+        waiting = [asyncio.create_task(vault.unwrap(k, f"web{n}")) for n, (k, _) in enumerate(keys)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting[::2]:
+            task.cancel()
+        await asyncio.wait(waiting)
+        for n, (wrapped, key) in enumerate(keys):
+            assert await vault.unwrap(wrapped, f"web{n}") == key
+    async with daemon.remote() as vault:
+        for n, (wrapped, key) in enumerate(keys):
+            assert await vault.unwrap(wrapped, f"web{n}") == key
+
+
+async def test_without_config_server_an_unknown_key_is_told_and_had_when_it_is_back(daemon: Daemon) -> None:
+    one, key = await daemon.wrapped()
+    async with daemon.remote() as vault:
+        with pytest.raises(KeyUnavailableError, match="web1") as caught:
+            await vault.unwrap(one, "web1")
+        assert "connection refused" in caught.value.cause
+        assert "goes on by itself" in caught.value.action
+        with pytest.raises(KeyUnavailableError):
+            await vault.new_key("web1")
+        async with running(daemon.config):
+            assert await vault.unwrap(one, "web1") == key
+
+
+async def test_a_key_of_another_vault_is_no_matter_of_waiting(daemon: Daemon) -> None:
+    made = await FileVault.create(daemon.folder / "other.json").new_key("web1")
+    async with running(daemon.config), daemon.remote() as vault:
+        with pytest.raises(WrongKeyError, match="web1"):
+            await vault.unwrap(WrappedKey(made.key_id, made.wrapped), "web1")
+
+
+async def test_a_revoked_daemon_keeps_what_it_had_and_gets_nothing_more(daemon: Daemon) -> None:
+    one, key = await daemon.wrapped("web1")
+    two, _ = await daemon.wrapped("web2")
+    async with running(daemon.config) as server, daemon.remote() as vault:
+        await vault.unwrap(one, "web1")
+        async with server.operator() as operator:
+            await operator.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate="process-server:ps1"))
+        with pytest.raises(KeyUnavailableError, match="web2") as caught:
+            await vault.unwrap(two, "web2")
+        assert "revoked" in caught.value.cause
+        assert "enrol it anew" in caught.value.action
+        assert await vault.unwrap(one, "web1") == key
+
+
+@pytest.mark.parametrize("damage", ["bytes", "cut", "folder"])
+async def test_a_cache_that_cannot_be_read_is_told_and_fetched_again(daemon: Daemon, damage: str) -> None:
+    one, key = await daemon.wrapped()
+    async with running(daemon.config), daemon.remote() as vault:
+        await vault.unwrap(one, "web1")
+    path = daemon.cache.path
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(data[:-1] if damage == "cut" else data[:50] + b"\0\0\0\0" + data[54:])
+    async with daemon.remote() as vault:
+        (warning,) = warnings(vault)
+        assert (warning.code, warning.severity) == (KeyCacheError.code, "warning")
+        assert str(path) in warning.what
+        with pytest.raises(KeyUnavailableError):
+            await vault.unwrap(one, "web1")
+        if damage == "folder":
+            path.rmdir()
+        async with running(daemon.config):
+            assert await vault.unwrap(one, "web1") == key
+        assert warnings(vault) == []
+    async with daemon.remote() as vault:
+        assert await vault.unwrap(one, "web1") == key
+
+
+async def test_a_full_disk_keeps_nobody_from_a_key(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.remote_vault._RETRY_S", 0.05)
+    one, key = await daemon.wrapped()
+    with small_fs(daemon.folder / "state") as state:
+        ballast = fill(state)
+        async with running(daemon.config), daemon.remote() as vault:
+            assert await vault.unwrap(one, "web1") == key
+            assert vault.problem is not None
+            assert "No space left" in vault.problem.cause
+            ballast.unlink()
+            async with asyncio.timeout(10):
+                while vault.problem is not None:  # noqa: ASYNC110 - it is tried again by itself
+                    await asyncio.sleep(0.01)
+        async with daemon.remote() as vault:
+            assert await vault.unwrap(one, "web1") == key
+
+
+async def test_a_host_that_is_enrolled_anew_has_its_cache_sealed_anew(daemon: Daemon) -> None:
+    one, key = await daemon.wrapped()
+    async with running(daemon.config) as server, daemon.remote() as vault:
+        await vault.unwrap(one, "web1")
+        before = daemon.cache.path.read_bytes()
+        anew = await server.enrolled("process-server", "ps1", daemon.folder / "anew")
+        for old, new in ((daemon.files.key, anew.key), (daemon.files.cert, anew.cert)):
+            old.write_bytes(new.read_bytes())
+        vault.renewed()
+        async with asyncio.timeout(10):
+            while daemon.cache.path.read_bytes() == before:  # noqa: ASYNC110 - another task's work
+                await asyncio.sleep(0.01)
+    async with daemon.remote() as vault:
+        assert vault.problem is None
+        assert await vault.unwrap(one, "web1") == key
+
+
+async def test_killed_between_a_new_identity_and_its_sealing_costs_one_more_question(daemon: Daemon) -> None:
+    one, key = await daemon.wrapped()
+    async with running(daemon.config) as server:
+        async with daemon.remote() as vault:
+            await vault.unwrap(one, "web1")
+        anew = await server.enrolled("process-server", "ps1", daemon.folder / "anew")
+        for old, new in ((daemon.files.key, anew.key), (daemon.files.cert, anew.cert)):
+            old.write_bytes(new.read_bytes())
+        async with daemon.remote() as vault:
+            assert vault.problem is not None
+            assert "another private key" in vault.problem.cause
+            assert await vault.unwrap(one, "web1") == key
+            assert vault.problem is None
