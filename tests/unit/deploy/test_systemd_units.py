@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
+import os
 import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -71,3 +73,64 @@ def test_systemd_accepts_the_unit_and_finds_it_hardened(unit: Path, tmp_path: Pa
     level = re.search(r"Overall exposure level for \S+: ([\d.]+)", security.stdout)
     assert level is not None, security.stdout + security.stderr
     assert float(level[1]) <= MOST_EXPOSED.get(unit.name, 2.0)
+
+
+def test_every_daemon_but_the_agent_has_a_user_of_its_own_and_folders_that_are_nobody_else_s() -> None:
+    users = set()
+    for unit in UNITS:
+        service = read(unit)["Service"]
+        if unit.stem == "understudy-agent":
+            assert "User" not in service
+            continue
+        assert service["User"] == service["Group"]
+        assert service["StateDirectoryMode"] == "0700"
+        assert service["UMask"] == "0077"
+        assert service["ReadWritePaths"] == f"/etc/{service['StateDirectory']}"
+        users.add(service["User"])
+    assert len(users) == len(UNITS) - 1
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("systemd-sysusers", "systemd-tmpfiles", "setpriv"))),
+    reason="systemd-sysusers, systemd-tmpfiles or setpriv is not installed",
+)
+def test_no_daemon_s_user_reads_the_vault_or_another_one_s_private_key(tmp_path: Path) -> None:
+    """As systemd makes users and folders, in a root of the test."""
+    folder = tmp_path / "host"
+    for name, at in (("sysusers", "usr/lib/sysusers.d"), ("tmpfiles", "usr/lib/tmpfiles.d")):
+        (folder / at).mkdir(parents=True)
+        shutil.copy(FOLDER / f"{name}.conf", folder / at / "understudy.conf")
+    (folder / "etc").mkdir()
+    subprocess.run(["systemd-sysusers", f"--root={folder}", "understudy.conf"], check=True)
+    subprocess.run(["systemd-tmpfiles", f"--root={folder}", "--create", "understudy.conf"], check=True)
+    for above in (folder, *folder.parents[:3]):
+        above.chmod(above.stat().st_mode | 0o011)  # so that what is refused is refused below
+    ids = {
+        fields[0]: int(fields[2])
+        for fields in (line.split(":") for line in (folder / "etc/passwd").read_text().splitlines())
+    }
+    users = {
+        read(unit)["Service"]["User"]: read(unit)["Service"]["StateDirectory"]
+        for unit in UNITS
+        if "User" in read(unit)["Service"]
+    }
+    secrets = {}
+    for user, place in users.items():
+        own = folder / "etc" / place
+        assert (own.stat().st_uid, stat.S_IMODE(own.stat().st_mode)) == (ids[user], 0o700)
+        secrets[user] = own / ("vault.json" if user == "understudy-config" else "key.pem")
+        secrets[user].write_bytes(b"secret")
+        secrets[user].chmod(0o600)
+        os.chown(secrets[user], ids[user], ids[user])
+    readable = {
+        (user, owner)
+        for user in users
+        for owner, path in secrets.items()
+        if subprocess.run(
+            ["setpriv", f"--reuid={ids[user]}", f"--regid={ids[user]}", "--clear-groups", "cat", path],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
+    }
+    assert readable == {(user, user) for user in users}
