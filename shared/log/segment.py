@@ -248,8 +248,7 @@ def open_frame(key: FileKey, header: FileHeader, frame: Buffer, name: str) -> Ba
         raise _altered(name, "a batch is not where it should be")
     associated = _associated(header.machine, header.epoch, view[:FRAME_HEADER_B])
     try:
-        packed = key.open(view[FRAME_HEADER_B:], associated)
-        batch, digest = batches.decode(sealing.decompress(packed, row.plain_b))
+        batch, digest = batches.decode(sealing.unpack(key, view[FRAME_HEADER_B:], associated, row.plain_b))
     except (SealError, IntegrityError) as exc:
         raise _altered(name, f"batch {row.number} was altered: {exc}") from exc
     said = (batch.epoch, batch.number, batch.end_seq, batch.captured_ns, batch.state, digest.hex())
