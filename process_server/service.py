@@ -93,6 +93,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                     tasks.create_task(receiver.watch(), name="receiver"),
                     tasks.create_task(_store_again(sides), name="sides"),
                     tasks.create_task(_tell_service_manager(board), name="service manager"),
+                    tasks.create_task(spool.adapt_compression(), name="compression level"),
                 ]
                 notify("READY=1")
                 if config.control_url:

@@ -29,7 +29,6 @@ NONCE_B: Final = 12
 TAG_B: Final = 16
 OVERHEAD_B: Final = NONCE_B + TAG_B
 """How much longer sealed data is than what was sealed."""
-_LEVEL: Final = 1
 _INFO: Final = b"understudy segment 1"
 _CACHE_INFO: Final = b"understudy key cache 1"
 
@@ -132,11 +131,10 @@ def new_salt() -> bytes:
     return os.urandom(SALT_B)
 
 
-def compress(data: Buffer) -> bytes:
-    compressor = getattr(_local, "compressor", None)
-    if compressor is None:
-        compressor = _local.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
-    return bytes(compressor.compress(data))
+def compress(data: Buffer, level: int = 1) -> bytes:
+    if getattr(_local, "level", None) != level:  # one at a time: the higher ones take memory
+        _local.level, _local.compressor = level, zstandard.ZstdCompressor(level=level, write_checksum=False)
+    return bytes(_local.compressor.compress(data))
 
 
 def decompress(data: Buffer, size_b: int) -> bytes:

@@ -7,6 +7,7 @@ older_epochs    its other epochs, uploaded beside the newest
 watch           an epoch of which files are here and no log is open
 epoch_log       the two ends of one epoch: writer, uploader
 writer          batches in, durable files out                                       fdatasync, in groups
+level           how hard batches are compressed                                    pure
 uploader        closed files to listed segments, in order                           storage, with retries
 evidence        how the files here stand to the index
 ownership       open, retake, wait, quarantine or delete: what becomes of them      pure

@@ -28,7 +28,7 @@ from process_server.spool.threads import run_to_end
 from process_server.spool.trouble import Trouble
 from process_server.spool.uploader import Uploader
 from process_server.spool.watermark import Watermark
-from process_server.spool.writer import START, Point, SegmentLimits, SpoolWriter
+from process_server.spool.writer import START, Compression, Point, SegmentLimits, SpoolWriter
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
@@ -68,6 +68,7 @@ class Resources(NamedTuple):
     """All other work with files."""
     slots: asyncio.Semaphore
     """Uploads at a time."""
+    compression: Compression
 
 
 class EpochLog:
@@ -118,6 +119,8 @@ class EpochLog:
         self._remembered: Watermark | None = None
         """What the folder holds for certain."""
         self._uploading_b = sum(spooled.size_b for spooled in segments)
+        self._uploading = len(segments)
+        self._ahead: Final = shared.settings.uploads_per_machine
         index.be_patient(self._storage.report)
         self._uploader = Uploader(
             store.patient(self._storage.report),
@@ -139,6 +142,7 @@ class EpochLog:
             limits=shared.settings.limits,
             sealers=shared.sealers,
             disk=shared.disk,
+            compression=shared.compression,
             on_spooled=self._announce,
             on_closed=self._on_closed,
         )
@@ -224,6 +228,11 @@ class EpochLog:
     def pending_b(self) -> int:
         """Bytes in the spool that are not uploaded."""
         return self._uploading_b + self._writer.open_b
+
+    @property
+    def waits_for_uplink(self) -> bool:
+        """Whether closed segments wait although as many are being uploaded as may be."""
+        return self._uploading > self._ahead
 
     async def append(self, encoded: Buffer, batch: Batch, digest: bytes) -> None:
         """See SpoolWriter.append."""
@@ -313,12 +322,14 @@ class EpochLog:
         if not self._uploading_b:
             self._progress_at = time.monotonic()
         self._uploading_b += spooled.size_b
+        self._uploading += 1
         self._uploader.put(spooled)
         self._announce()
 
     def _on_indexed(self, spooled: SpooledSegment) -> None:
         self.uploaded = Point.of(spooled.last)
         self._uploading_b -= spooled.size_b
+        self._uploading -= 1
         self._progress_at = time.monotonic()
         self._announce()
 

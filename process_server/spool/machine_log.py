@@ -115,6 +115,11 @@ class MachineLog:
         return newest_b + self._older.pending_b
 
     @property
+    def waits_for_uplink(self) -> bool:
+        """Whether closed segments wait for others to be uploaded."""
+        return any(log.waits_for_uplink for log in self._logs())
+
+    @property
     def aside_b(self) -> int:
         """Bytes that can not be listed any more and were set aside."""
         return self._folder.aside.size_b

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from process_server.spool.epoch_log import LogSettings, Resources
+from process_server.spool.level import idle_part, next_level
 from process_server.spool.machine_log import MachineLog
-from process_server.spool.writer import SegmentLimits
-from shared import durable
+from process_server.spool.writer import Compression, SegmentLimits
+from shared import durable, logging
 from shared.errors import SpoolError, UsageError
 from shared.log import names
 from shared.machine_storage import MachineStorage
@@ -37,6 +38,12 @@ _READING_THREADS: Final = 8
 _UPLOADS: Final = 8
 
 
+_LEVEL_S: Final = 5.0
+"""How often the compression level may change."""
+
+_log = logging.get()
+
+
 class Spool:
     """All machines' logs in one folder. One process at a time uses it."""
 
@@ -48,7 +55,14 @@ class Spool:
         self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="spool")
         self._reading = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="read")
         self._resources = Resources(
-            storage, vault, settings, self._sealers, self._disk, self._reading, asyncio.Semaphore(_UPLOADS)
+            storage,
+            vault,
+            settings,
+            self._sealers,
+            self._disk,
+            self._reading,
+            asyncio.Semaphore(_UPLOADS),
+            Compression(),
         )
 
     async def start(self) -> None:
@@ -64,6 +78,19 @@ class Spool:
     async def open_machine(self, hello: Hello) -> MachineLog:
         """The log of the machine that says hello; `begin` it."""
         return self._machine(names.check_machine(hello.machine))
+
+    async def adapt_compression(self) -> None:
+        """Compresses as hard as the uplink asks for and idle cores allow. Never returns."""
+        compression, before = self._resources.compression, _stat()
+        while True:
+            await asyncio.sleep(_LEVEL_S)
+            now = _stat()
+            waits = any(log.waits_for_uplink for log in self.machines.values())
+            level = next_level(compression.level, waits=waits, idle=idle_part(before, now))
+            before = now
+            if level != compression.level:
+                _log.info("compression level", level=level, before=compression.level)
+                compression.level = level
 
     async def close(self, flush_s: float = 0.0) -> None:
         """Stops; with `flush_s`, tries for so long to upload everything first. What is not uploaded stays
@@ -101,3 +128,11 @@ class Spool:
             raise SpoolError(
                 f"The spool folder {self._folder} cannot be used", cause=exc.strerror or str(exc)
             ) from exc
+
+
+def _stat() -> str:
+    """What the kernel counts of its cores; empty where it cannot be read. Not a file on a disk: it answers at once."""
+    try:
+        return Path("/proc/stat").read_text()
+    except OSError:
+        return ""

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from process_server.spool.file import SpooledSegment, SpoolFile
+from process_server.spool.level import LEVELS
 from process_server.spool.threads import run_to_end
 from process_server.spool.trouble import Trouble
 from shared import logging, sealing
@@ -85,6 +86,13 @@ class _Pending:
             self.durable.exception()  # that nobody waits any more is no bug
 
 
+class Compression:
+    """How hard batches are compressed from now on: one for all machines (level.py)."""
+
+    def __init__(self) -> None:
+        self.level = LEVELS[0]
+
+
 class SpoolWriter:
     """`append` and `run` it; `stop` ends `run` when all is durable, `fail` refuses everything from now on."""
 
@@ -99,6 +107,7 @@ class SpoolWriter:
         limits: SegmentLimits,
         sealers: Executor,
         disk: Executor,
+        compression: Compression,
         on_spooled: Callable[[], None],
         on_closed: Callable[[SpooledSegment], None],
     ) -> None:
@@ -115,6 +124,7 @@ class SpoolWriter:
         self._limits = limits
         self._sealers = sealers
         self._disk = disk
+        self._compression = compression
         self._on_spooled = on_spooled
         self._on_closed = on_closed
         self._queue: Final[deque[_Pending]] = deque()
@@ -204,7 +214,14 @@ class SpoolWriter:
             self._file_key = self._key.file_key(self._salt)
         self._sealed += 1
         return self._loop.run_in_executor(
-            self._sealers, segment.seal_frame, self._file_key, self._machine, encoded, batch, digest
+            self._sealers,
+            segment.seal_frame,
+            self._file_key,
+            self._machine,
+            encoded,
+            batch,
+            digest,
+            self._compression.level,
         )
 
     async def _next_group(self) -> list[_Pending]:

@@ -163,11 +163,13 @@ def _associated(machine: str, epoch: int, frame_header: Buffer) -> bytes:
     return b"understudy frame 1\0%s\0%d\0%s" % (machine.encode(), epoch, bytes(frame_header))
 
 
-def seal_frame(key: FileKey, machine: str, encoded: Buffer, batch: Batch, digest: bytes) -> Frame:
-    """The batch, compressed and sealed. `encoded` is what `shared.batch.encode` made of `batch`, `digest`
+def seal_frame(
+    key: FileKey, machine: str, encoded: Buffer, batch: Batch, digest: bytes, level: int = 1
+) -> Frame:
+    """The batch, compressed (how hard says zstd's `level`) and sealed. `encoded` is what `shared.batch.encode` made of `batch`, `digest`
     its digest.
     """
-    packed = sealing.compress(encoded)
+    packed = sealing.compress(encoded, level)
     sealed_b = len(packed) + sealing.OVERHEAD_B
     data = bytearray(FRAME_HEADER_B + sealed_b)
     _FRAME.pack_into(
