@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from process_server import memory
 from process_server.config import ProcessServerConfig
 from process_server.reception.boots import BootFiles
 from process_server.reception.credit import CacheSpace
@@ -60,6 +61,7 @@ STOP_FLUSH_S: Final = 5.0
 
 async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
     """The daemon, from start to drained. Raises UnderstudyError when it cannot start."""
+    memory.give_back_large_buffers()
     protected.check_place(config.spool_dir, "The process server was not started")
     context = tls.server_context(config.tls)
     settings = LogSettings(
