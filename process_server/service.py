@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 from process_server import memory
 from process_server.config import ProcessServerConfig
@@ -23,28 +21,26 @@ from process_server.reception.credit import CacheSpace
 from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
-from process_server.spool.trouble import Trouble
 from process_server.status import StatusBoard
-from shared import durable, logging, protected, remote_vault, tls
+from shared import logging, protected, remote_vault, tls
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import (
-    UNDECODABLE,
     BlobNotFoundError,
     DeadlineError,
     MachineNotFoundError,
-    RevokedListError,
     StorageError,
     UsageError,
 )
 from shared.machine_storage import MachineStorage
-from shared.messages import Command, CommandKind, Revocations
+from shared.messages import Command, CommandKind
+from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.service import notify, watchdog_interval_s
+from shared.trouble import Trouble
 from shared.vault import Vault
 
 _log = logging.get()
 
-REVOKED_FILE: Final = "revoked.json"
 STATUS_S: Final = 2.0
 """How often the service manager is told how things stand."""
 PROBE_S: Final = 60.0
@@ -131,49 +127,6 @@ class Cache:
             return CacheSpace(total_b=usage.f_blocks * usage.f_frsize, free_b=free_b)
         used_b = sum(log.pending_b + log.aside_b for log in self._spool.machines.values())
         return CacheSpace(total_b=self._size_b, free_b=max(0, min(free_b, self._size_b - used_b)))
-
-
-class RevokedFile:
-    """The newest list of revoked certificates, kept beside our own: a restart while the config server is away must not readmit anybody."""
-
-    def __init__(self, path: Path, use: Callable[[Revocations], None]) -> None:
-        self.trouble: Final = Trouble("revoked certificates", lambda: None)
-        """Why the newest list is not on the disk."""
-        self._path = path
-        self._use = use
-        self._known = self._stored = Revocations()
-
-    def load(self) -> None:
-        try:
-            self._known = self._stored = msgspec.json.decode(self._path.read_bytes(), type=Revocations)
-        except FileNotFoundError:
-            return
-        except (OSError, *UNDECODABLE) as exc:
-            # The config server's next answer brings it again.
-            self.trouble.report(self._failed("read", str(exc)))
-            return
-        self._use(self._known)
-
-    async def take(self, revoked: Revocations) -> None:
-        """Used at once, whatever the disk says; stored when it has changed, and tried again with the next answer."""
-        if revoked != self._known:
-            self._known = revoked
-            self._use(revoked)
-        if revoked == self._stored and self.trouble.error is None:
-            return
-        try:
-            await asyncio.to_thread(
-                durable.replace_file, self._path, msgspec.json.encode(revoked), mode=0o644
-            )
-            self._stored = revoked
-            self.trouble.report(None)
-        except OSError as exc:
-            self.trouble.report(self._failed("written", exc.strerror or str(exc)))
-
-    def _failed(self, verb: str, cause: str) -> RevokedListError:
-        return RevokedListError(
-            f"The list of revoked certificates {self._path} could not be {verb}", cause=cause
-        )
 
 
 @asynccontextmanager

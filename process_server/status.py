@@ -12,11 +12,11 @@ import msgspec
 from process_server.reception.credit import MIB
 from process_server.reception.receiver import Machine, Receiver
 from process_server.spool.spool import MachineLog, Spool
-from process_server.spool.trouble import Trouble
 from process_server.standing import Standing
 from shared import remote_vault
 from shared.errors import NotOpenError, UnderstudyError, UploadsStoppedError
 from shared.status import Problem, ProcessServerReport, StreamReport
+from shared.trouble import Trouble
 from shared.vault import Vault
 
 

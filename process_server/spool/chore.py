@@ -14,8 +14,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from process_server.spool.trouble import Trouble
 from shared.errors import FencedError, UnderstudyError
+from shared.trouble import Trouble
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0

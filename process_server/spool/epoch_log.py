@@ -25,7 +25,6 @@ from process_server.spool.file import SpooledSegment
 from process_server.spool.machine_folder import MachineFolder, Recovered
 from process_server.spool.ownership import Patience
 from process_server.spool.threads import run_to_end
-from process_server.spool.trouble import Trouble
 from process_server.spool.uploader import Uploader
 from process_server.spool.watermark import Watermark
 from process_server.spool.writer import START, Compression, Point, SegmentLimits, SpoolWriter
@@ -36,6 +35,7 @@ from shared.errors import SpoolError, SpoolLeftoversError, UnderstudyError, Uplo
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.machine_storage import MachineStorage
 from shared.sealing import MachineKey
+from shared.trouble import Trouble
 from shared.vault import Vault, machine_key
 
 STALL_S: Final = 60.0

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from process_server.spool.trouble import Trouble
 from shared import active_side, durable, logging
 from shared.active_side import ActiveSide
 from shared.blob import Retry
 from shared.errors import IntegrityError, SideFileError, StorageError, TransientError
 from shared.log import names
 from shared.machine_storage import MachineStorage
+from shared.trouble import Trouble
 
 _ASK: Retry = Retry(deadline_s=3.0)
 _FILE = "side.json"

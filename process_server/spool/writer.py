@@ -27,13 +27,13 @@ import msgspec
 from process_server.spool.file import SpooledSegment, SpoolFile
 from process_server.spool.level import LEVELS
 from process_server.spool.threads import run_to_end
-from process_server.spool.trouble import Trouble
 from shared import logging, sealing
 from shared.batch import NO_DIGEST, Batch, Buffer
 from shared.errors import BatchGapError, SpoolError, StoppingError, UnderstudyError
 from shared.log import segment
 from shared.log.segment import BatchRow, FileHeader, Frame
 from shared.sealing import FileKey, MachineKey
+from shared.trouble import Trouble
 
 _GROUP_B: Final = 64 * 1024 * 1024
 _PLAIN_FACTOR: Final = 4

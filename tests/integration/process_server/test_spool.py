@@ -28,7 +28,6 @@ from process_server.spool import epoch_log, machine_folder, machine_log, recover
 from process_server.spool.file import Readout, SpooledSegment
 from process_server.spool.ownership import Patience
 from process_server.spool.spool import MachineLog, Spool
-from process_server.spool.trouble import Trouble
 from process_server.status import StatusBoard
 from shared import durable
 from shared.batch import NO_DIGEST, Buffer, encode
@@ -56,6 +55,7 @@ from shared.log import names, segment
 from shared.log.epochs import newest_epoch
 from shared.log.writer import IndexWriter
 from shared.machine_storage import MachineStorage
+from shared.trouble import Trouble
 from tests.azurite import Azurite
 from tests.logs import Made, make_batch, make_chain
 from tests.loopdisk import loop_disk

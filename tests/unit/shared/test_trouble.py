@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import structlog
 
-from process_server.spool import trouble
-from process_server.spool.trouble import Trouble
+from shared import trouble
 from shared.errors import StorageRefusedError, TransientError
+from shared.trouble import Trouble
 
 
 def test_each_change_is_a_line_and_repetition_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
