@@ -23,6 +23,7 @@ from shared.batch import Mark, StreamState
 from shared.errors import DeadlineError, UsageError
 from shared.messages import Command
 from shared.recovery.position import Position
+from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.wire.messages import Hello
 
 _log = logging.get()
@@ -52,6 +53,7 @@ class Agent:
             self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
         )
         self.note = HostNote(config, capture)
+        self.revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), self.sender.revoke)
         self.identity = identity_of(config.identity)
         self.boot = boot_of(capture.attached_boot_ns)
         self._id = secrets.token_hex(8)

@@ -56,10 +56,12 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
     """Returns soon after `stop` is set, or when capture does not fit the disks any more and has to begin anew."""
     config = agent.config
     rates = Rates()
+    agent.revoked.load()
     control = ControlClient(
         config.control_url,
         config.tls,
         on_renewed=agent.sender.reload_certificate,
+        on_revoked=agent.revoked.take,
         machine=(agent.identity, agent.boot),
     )
     over = asyncio.Event()

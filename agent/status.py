@@ -66,8 +66,9 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
             for left in agent.watch.left_out
         ),
     ]
-    if agent.note.problem is not None:
-        problems.append(_warning(agent.note.problem))
+    for trouble in (agent.note.problem, agent.revoked.trouble.error):
+        if trouble is not None:
+            problems.append(_warning(trouble))
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
     for slot, error in agent.reader.problems.items():

@@ -85,7 +85,7 @@ class Reporting:
         if call.wait_s > 0 and {command.id for command in waiting} <= set(seen.report.running):
             await commands.wait_for(rung, call.wait_s)
             waiting = await self._control.db.run(lambda db: commands.pending(db, call.who))
-        revoked = self._control.revoked if call.role == "process-server" else None
+        revoked = self._control.revoked if call.role in ("process-server", "agent") else None
         held_ns = self._control.mono_ns() - began_ns
         return StatusReply(commands=waiting, received_ns=now_ns, held_ns=held_ns, revoked=revoked)
 

@@ -165,7 +165,8 @@ class StatusReply(msgspec.Struct):
     held_ns: int = 0
     """How long the server held this answer."""
     revoked: Revocations | None = None
-    """For process servers, who admit others; None: nothing is said, and what was known holds."""
+    """For both ends of the stream: process servers, who admit agents, and agents, who trust process servers. None: nothing is said,
+    and what was known holds."""
 
 
 class CertificateView(msgspec.Struct, kw_only=True):

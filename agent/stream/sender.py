@@ -24,6 +24,7 @@ from agent.stream.uploading import Uploading
 from shared import identity, logging, tls
 from shared.batch import HEADER_SIZE, Epoch, StreamState
 from shared.errors import (
+    CertificateRevokedError,
     ContinuityError,
     DeviceError,
     NotReadyError,
@@ -31,6 +32,7 @@ from shared.errors import (
     RefusedError,
     UnderstudyError,
 )
+from shared.messages import Revocations
 from shared.wire.messages import Ack, DiskInfo, Hello, Welcome
 
 _log = logging.get()
@@ -85,6 +87,8 @@ class Sender:
         """The last batch that the process server had when the session opened."""
         self._flush = asyncio.Event()
         self._retry_after_s = 0.0
+        self._revoked = Revocations()
+        self._link: Link | None = None
 
     @property
     def uploaded_ordered_ns(self) -> int:
@@ -93,6 +97,12 @@ class Sender:
 
     def reload_certificate(self) -> None:
         tls.reload(self._context, self._files)
+
+    def revoke(self, revoked: Revocations) -> None:
+        """Nothing goes to a process server whose certificate is on the list, nor any more over an open session."""
+        self._revoked = revoked
+        if self._link is not None and (error := self._refusal(self._link)) is not None:
+            self._link.channel.fail(error)
 
     def flush(self) -> None:
         """Asks the process server, once everything cut so far is sent, to upload at once."""
@@ -143,7 +153,10 @@ class Sender:
     async def _session(self) -> None:
         link = Link(self._address)
         await link.connect(self._context)
+        self._link = link
         try:
+            if (refusal := self._refusal(link)) is not None:
+                raise refusal
             if self.problem is not None and not isinstance(
                 self.problem, RefusedError
             ):  # whatever it was, there is a connection now
@@ -157,7 +170,17 @@ class Sender:
             self._end_epoch_if_over(link, exc)
             raise
         finally:
+            self._link = None
             await link.close()
+
+    def _refusal(self, link: Link) -> CertificateRevokedError | None:
+        channel = link.channel
+        if not self._revoked.covers(channel.serial, channel.peer):
+            return None
+        return CertificateRevokedError(
+            f"The process server {channel.address} was refused",
+            cause=f"the certificate of {channel.peer} was revoked",
+        )
 
     async def _take_up(self, hello: Hello, welcome: Welcome) -> None:
         """Goes on where the process server stands, or finds that this is not our history."""

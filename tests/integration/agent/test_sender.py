@@ -19,7 +19,8 @@ from agent.stream.sender import Sender, disk_infos
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
 from shared import tls
-from shared.errors import NotAFrameError, RefusedError
+from shared.errors import CertificateRevokedError, NotAFrameError, RefusedError
+from shared.messages import Revocations
 from shared.wire import transport
 from shared.wire.messages import Ack, Fault, Hello, Welcome
 from shared.wire.protocol import BatchReceived, Connection, Faulted, HelloReceived, Side
@@ -44,6 +45,7 @@ class Site:
         """Of the first batch."""
         self.script: Script = hang_up
         self.on_fault: Callable[[Fault], None] = lambda fault: None
+        self.sender: Sender
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire = Connection(Side.SERVER)
@@ -223,3 +225,23 @@ async def test_a_frame_that_makes_no_sense_is_answered_with_a_fault(site: Site) 
     site.on_fault = faults.put_nowait
     async with asyncio.timeout(10):
         assert (await faults.get()).code == NotAFrameError.code
+
+
+async def test_a_revoked_process_server_loses_its_session_and_hears_nothing_more(site: Site) -> None:
+    faults: asyncio.Queue[Fault] = asyncio.Queue()
+
+    async def take(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(welcome(hello.epoch or 1)))
+
+    site.script, site.on_fault = take, faults.put_nowait
+    await next_hello(site)
+    async with asyncio.timeout(10):
+        while not site.sender.connected:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+        site.sender.revoke(Revocations(names=["process-server:ps"]))
+        assert (await faults.get()).code == CertificateRevokedError.code
+        while not isinstance(site.sender.problem, CertificateRevokedError):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert site.hellos.empty()
+    site.sender.revoke(Revocations(serials=["1"]))
+    await next_hello(site)
