@@ -19,6 +19,7 @@ is down. Only a machine that is new to a process server or master target waits f
     own_certificate  of this server
     rpo        how old the newest state in storage is (pure)
     sides      copies of machines, refused
+    granting   who may read a machine's container  grants     their table
     service    wiring, and what happens every few seconds
     cli/       the `understudy` command: a client of the API, which imports nothing of the server
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -24,6 +25,8 @@ class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     vault_file: Path | None = None
     """The keys that wrap every machine's data key. Only the config server has it, and gives daemons what they need of it, machine by
     machine. Back it up apart from its disk: without it nothing in storage can be read."""
+    grant_hours: Annotated[float, msgspec.Meta(gt=0, le=168)] = 8.0
+    """How long whoever restores may read the machine's container; a restore that takes longer asks again."""
     certificate_days: float = 30.0
     """Life of the certificates that it issues; daemons renew when a third is left."""
     log_level: logging.Level = logging.Level.INFO

@@ -65,6 +65,13 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     CREATE TABLE revocations (
         subject TEXT PRIMARY KEY, reason TEXT NOT NULL, revoked_ns INTEGER NOT NULL, expires_ns INTEGER);
     """,
+    """
+    CREATE TABLE grants (
+        id TEXT PRIMARY KEY, machine TEXT NOT NULL, container TEXT NOT NULL, who TEXT NOT NULL, host TEXT NOT NULL,
+        given_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL, ended_ns INTEGER, ended_by TEXT NOT NULL DEFAULT '',
+        returned INTEGER NOT NULL DEFAULT 0);
+    CREATE INDEX grants_machine ON grants (machine);
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

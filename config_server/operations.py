@@ -11,6 +11,7 @@ import msgspec
 from config_server import audit, commands, events, inventory, jobs, view
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
+from config_server.granting import Granting
 from config_server.inventory import Machine
 from config_server.keys import grant_of
 from shared import api
@@ -50,8 +51,9 @@ _ENDED: Final = {
 
 
 class Operations:
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, granting: Granting) -> None:
         self._control = control
+        self._granting = granting
 
     def bind(self, binder: Binder) -> None:
         binder.on(api.POLICY, self.policy)
@@ -236,7 +238,8 @@ class Operations:
     async def restore(self, call: Call, body: RestoreRequest) -> RestoreGrant:
         """Give access to the machine's points. Every grant is in the audit log, whether or not it is used."""
         machine = await self._known(call)
-        storage, key = await self._control.storage.access(machine.name)
+        store, key = await self._control.storage.access(machine.name)
+        storage = await self._granting.give(call, machine.name, store, host=body.host, again=body.grant)
         now_ns = self._control.now_ns()
         id_ = new_id()
         args: dict[str, Any] = msgspec.to_builtins(body)

@@ -20,6 +20,7 @@ from config_server.commands import wait_for
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
+from config_server.granting import Granting
 from config_server.identity import Identity
 from config_server.inventory import Machine
 from config_server.keys import Keys
@@ -67,7 +68,7 @@ async def run(
             await _recover(control, folder)
         listener = Listener.open(config.listen, config.port, context)
         runner = web.AppRunner(
-            _application(control, sides, vault, config.name, listener),
+            _application(control, sides, vault, config, listener),
             access_log=None,
             shutdown_timeout=_SHUTDOWN_S,
             lingering_time=_LINGERING_S,
@@ -93,7 +94,7 @@ async def run(
 
 
 def _application(
-    control: Control, sides: Sides, vault: FileVault | None, name: str, listener: Listener
+    control: Control, sides: Sides, vault: FileVault | None, config: ConfigServerConfig, listener: Listener
 ) -> web.Application:
     binder = Binder(
         lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
@@ -102,13 +103,15 @@ def _application(
     )
 
     async def health(_call: Call, _body: Nothing) -> Health:
-        return Health(name=name, version=VERSION)
+        return Health(name=config.name, version=VERSION)
 
     binder.on(api.HEALTH, health)
+    granting = Granting(control, config.grant_hours)
     parts = (
         Identity(control, sides),
         Reporting(control, sides),
-        Operations(control),
+        Operations(control, granting),
+        granting,
         Keys(control, vault),
         sides,
     )

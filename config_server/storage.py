@@ -1,7 +1,7 @@
 """What the config server reads from blob storage: points for display, and the keys that a restore is granted.
 
-It never writes there but which machine is the active side (`machine rebind`). Storage that is away makes these calls fail,
-and nothing else: state and health come from reports.
+It never writes there but which machine is the active side (`machine rebind`), and the policies of grants (granting.py).
+Storage that is away makes these calls fail, and nothing else: state and health come from reports.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from shared.blob import BlobConfig, Retry
+from shared.blob import BlobConfig, BlobStore, Retry
+from shared.blob.config import read_key
 from shared.errors import (
     BlobNotFoundError,
     ConfigError,
@@ -21,7 +22,7 @@ from shared.errors import (
     UnderstudyError,
 )
 from shared.machine_storage import MachineStorage
-from shared.messages import PointList, PointView, StorageGrant
+from shared.messages import PointList, PointView
 from shared.recovery import listing
 from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key
@@ -84,9 +85,8 @@ class Storage:
         if not task.cancelled() and task.exception() is None:
             self._known[machine] = (time.monotonic(), task.result())
 
-    async def access(self, machine: str) -> tuple[StorageGrant, MachineKey]:
-        """What somebody needs to restore the machine. Raises NotFoundError when storage holds nothing of
-        it."""
+    async def access(self, machine: str) -> tuple[BlobStore, MachineKey]:
+        """The machine's container, and its key for somebody who restores it. Raises NotFoundError when storage holds nothing of it."""
         machines = self._connected()
         if self._config is None or self._vault is None:
             raise ConfigError("Restores cannot be granted here", cause="no vault file is configured")
@@ -99,13 +99,20 @@ class Storage:
                 cause="its process server has not written anything",
                 action="See `understudy machine show` for what it waits for.",
             ) from exc
-        grant = StorageGrant(
-            url=self._config.url,
-            container=store.container,
-            account_key=_text_of(self._config.account_key_file),
-            ca_pem=_text_of(self._config.ca_file),
-        )
-        return grant, key
+        return store, key
+
+    def account(self) -> tuple[BlobConfig, str | None]:
+        """Where the account is, and its key, which never leaves this server; None where an identity serves. Raises UsageError,
+        ConfigError.
+        """
+        self._connected()
+        assert self._config is not None
+        file = self._config.account_key_file
+        return self._config, None if file is None else read_key(file)
+
+    def ca_pem(self) -> str:
+        """Of the storage server's CA; empty when it is a public one."""
+        return _text_of(self._config.ca_file) if self._config is not None else ""
 
     def machines(self) -> MachineStorage:
         """Raises ConfigError where no storage is configured."""

@@ -29,6 +29,9 @@ from shared.messages import (
     EventQuery,
     FlushReply,
     FlushRequest,
+    GrantEnd,
+    GrantList,
+    GrantView,
     Health,
     JobList,
     JobProgress,
@@ -212,6 +215,33 @@ KEY_CREATE = Route(
     "A new data key for a machine",
     ("process-server",),
 )
+GRANTS = Route(
+    "grants",
+    "GET",
+    "/v1/machines/{machine}/grants",
+    Access.OPERATOR,
+    Limit,
+    GrantList,
+    "Who may read it, newest first",
+)
+GRANT_RENEW = Route(
+    "grant_renew",
+    "POST",
+    "/v1/machines/{machine}/grants/{id}/renew",
+    Access.OPERATOR,
+    Nothing,
+    GrantView,
+    "Let a grant live on",
+)
+GRANT_END = Route(
+    "grant_end",
+    "POST",
+    "/v1/machines/{machine}/grants/{id}/end",
+    Access.OPERATOR,
+    GrantEnd,
+    GrantView,
+    "End a grant at once",
+)
 COMMAND = Route(
     "command", "GET", "/v1/commands/{id}", Access.OPERATOR, Nothing, CommandView, "A command and its result"
 )
@@ -231,5 +261,6 @@ AUDIT = Route(
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, CERTIFICATES, CERTIFICATE_REVOKE, POLICY, POLICY_SET,
     MACHINES, MACHINE, PROTECT, UNPROTECT, REBIND, RESYNC,
-    POINTS, POINT_CREATE, FLUSH, RESTORE, KEY_UNWRAP, KEY_CREATE, COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
+    POINTS, POINT_CREATE, FLUSH, RESTORE, GRANTS, GRANT_RENEW, GRANT_END, KEY_UNWRAP, KEY_CREATE,
+    COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
 )  # fmt: skip

@@ -257,6 +257,15 @@ class RestoreError(UnhealthyError):
     code = "US474"
 
 
+class GrantLimitError(UnhealthyError):
+    """Storage takes no more grants for a machine than it has."""
+
+    code = "US500"
+    default_action = (
+        "Wait until one ends, or end one: understudy grant list MACHINE, understudy grant revoke MACHINE ID."
+    )
+
+
 class IdentityFileError(UnhealthyError):
     """A private key, a certificate or a CA could not be written on this host."""
 
@@ -666,6 +675,16 @@ class StorageKeyError(StorageRefusedError):
     default_action = (
         "Put one of the account's two access keys into the account key file, and restart the service, which reads "
         "it at its start."
+    )
+
+
+class GrantEndedError(StorageRefusedError):
+    """Storage does not take what the config server had granted: its time is over, it was revoked, or it never included this."""
+
+    code = "US501"
+    default_action = (
+        "Run the same command again: it gets a new grant, and a restore goes on where it stopped. If that is refused as well, "
+        "`understudy grant list MACHINE` shows who revoked it."
     )
 
 

@@ -26,7 +26,17 @@ from shared.errors import LogLostError
 from shared.log_sink import Sink
 
 SECRET_FIELDS: Final = frozenset(
-    {"token", "password", "secret", "authorization", "account_key", "data_key", "master_key", "private_key"}
+    {
+        "token",
+        "sas",
+        "password",
+        "secret",
+        "authorization",
+        "account_key",
+        "data_key",
+        "master_key",
+        "private_key",
+    }
 )
 _FOREIGN_HANDLER: Final = "understudy"
 

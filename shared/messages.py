@@ -349,16 +349,60 @@ class RestoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     to: str = ""
     host: str = ""
     dry_run: bool = False
+    grant: str = ""
+    """The grant that is there already and goes on to serve; empty: a new one is wanted."""
 
 
 class StorageGrant(msgspec.Struct, kw_only=True):
-    """Access to the blob storage that holds the machine. `account_key` is empty when the reader must use its
-    own identity."""
+    """Access to the container that holds the machine: reading and listing, for a while. Without an `id` and a `sas`, the reader must
+    use his own identity: the config server has no account key to grant with."""
 
     url: str
     container: str
-    account_key: str = ""
+    id: str = ""
+    sas: str = ""
+    """A shared access signature: a secret."""
+    life_s: float = 0.0
+    """From now on."""
     ca_pem: str = ""
+
+    def __repr__(self) -> str:
+        return f"StorageGrant(container={self.container!r}, id={self.id!r})"
+
+
+class GrantState(enum.StrEnum):
+    GIVEN = "given"
+    EXPIRED = "expired"
+    RETURNED = "returned"
+    """By whoever had it."""
+    REVOKED = "revoked"
+
+
+class GrantView(msgspec.Struct, kw_only=True):
+    """A grant as it is on record; never its token."""
+
+    id: str
+    machine: str
+    who: str
+    host: str
+    """Where the reader runs, as he says."""
+    state: GrantState
+    given: str
+    expires: str
+    ended: str | None = None
+    """When it was returned or revoked."""
+    ended_by: str = ""
+    life_s: float = 0.0
+    """Left from now on; 0 when it is over."""
+
+
+class GrantList(msgspec.Struct):
+    grants: list[GrantView]
+
+
+class GrantEnd(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    returned: bool = False
+    """Whoever had it has done with it. Else it is revoked."""
 
 
 class KeyRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

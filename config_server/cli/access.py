@@ -7,28 +7,35 @@ account given as options, nothing else is needed at all (`Rescue`): storage desc
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from config_server.cli.options import Target
 from config_server.cli.output import say
 from config_server.cli.profile import Rescue
 from config_server.cli.rescue import HINT
 from shared import api
-from shared.blob import BlobConfig, BlobStore
-from shared.errors import PeerError, UnderstudyError, WrongKeyError
+from shared.blob import BlobConfig, BlobStore, Retry
+from shared.blob.policies import SETTLES_S
+from shared.errors import GrantEndedError, PeerError, UnderstudyError, WrongKeyError
 from shared.machine_storage import MachineStorage
 from shared.messages import (
     Failure,
     FlushReply,
     FlushRequest,
+    GrantEnd,
     JobProgress,
     JobState,
     MachineKeyGrant,
+    Nothing,
     RestoreRequest,
     StorageGrant,
 )
@@ -47,6 +54,7 @@ class Access:
     vault: Vault
     client: RestClient | None
     job: str
+    grant: StorageGrant | None = None
 
     async def flush(self, machine: str, wait_s: float) -> FlushReply | None:
         """Have the process servers upload what they hold; None when nobody can be asked."""
@@ -62,8 +70,34 @@ class Access:
         """From here on there is a job, if there is a config server."""
         if self.client is None:
             return self
-        grant = await self.client.call(api.RESTORE, request, machine=machine)
-        return replace(self, job=grant.job)
+        if self.grant is not None:
+            request = msgspec.structs.replace(request, grant=self.grant.id)
+        granted = await self.client.call(api.RESTORE, request, machine=machine)
+        return replace(self, job=granted.job)
+
+    async def keep(self, machine: str) -> None:
+        """Has the grant live on for as long as this runs. What it cannot, it tells, once; the grant serves to its end."""
+        if self.client is None or self.grant is None or not self.grant.id:
+            return
+        life_s, told = self.grant.life_s, False
+        while True:
+            await asyncio.sleep(life_s / 2)
+            try:
+                renewed = await self.client.call(
+                    api.GRANT_RENEW, Nothing(), machine=machine, id=self.grant.id
+                )
+            except GrantEndedError as exc:
+                say(f"{exc}")
+                return
+            except UnderstudyError as exc:
+                life_s = max(life_s / 2, 2.0)
+                if not told:
+                    say(
+                        f"The grant to read storage was not renewed, and will be over in {life_s:.0f} s: {exc}"
+                    )
+                told = True
+            else:
+                life_s, told = renewed.life_s, False
 
     async def tell(
         self,
@@ -129,12 +163,27 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
             return
         async with _granted(grant.storage) as account:
             store = account.in_container(grant.storage.container)
-            yield Access(store, GrantedVault(machine, grant.key), client, grant.job)
+            access = Access(store, GrantedVault(machine, grant.key), client, grant.job, grant.storage)
+            keeping = asyncio.create_task(access.keep(machine), name="grant")
+            try:
+                yield access
+            finally:
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
+                await _give_back(client, machine, grant.storage.id)
+
+
+async def _give_back(client: RestClient, machine: str, grant: str) -> None:
+    """Nobody needs it any more. When that does not work, it ends by itself."""
+    if grant:
+        with contextlib.suppress(UnderstudyError):
+            await client.call(api.GRANT_END, GrantEnd(returned=True), machine=machine, id=grant)
 
 
 def _granted(grant: StorageGrant) -> BlobStore:
-    # The key stays in memory: whatever ends this process, it leaves no secret behind.
-    return BlobStore.connect(BlobConfig(url=grant.url), account_key=grant.account_key, ca_pem=grant.ca_pem)
+    # The token stays in memory: whatever ends this process, it leaves no secret behind.
+    store = BlobStore.connect(BlobConfig(url=grant.url), sas=grant.sas, ca_pem=grant.ca_pem)
+    return store.with_retry(Retry(settled_at=time.monotonic() + SETTLES_S))
 
 
 @asynccontextmanager

@@ -32,6 +32,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "audit": ("record_commands:audit", "Who changed what."),
     "policy": ("record_commands:policy", "The default replication policy."),
     "certificate": ("certificate_commands:certificate", "Certificates of daemons: list, revoke."),
+    "grant": ("grant_commands:grant", "Who may read a machine's storage: list, revoke."),
     "token": ("record_commands:token", "Enrolment tokens for new hosts."),
     "completion": ("completion_command:completion", "Tab completion for a shell."),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -223,7 +224,9 @@ async def _verify(
     from config_server.cli.access import opened
     from shared.messages import RestoreRequest
 
-    async with opened(target, name, RestoreRequest(point="verify", dry_run=True)) as access:
+    async with opened(
+        target, name, RestoreRequest(point="verify", host=socket.gethostname(), dry_run=True)
+    ) as access:
         return await _verify_with(access, name, references, every)
 
 

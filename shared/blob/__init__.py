@@ -4,6 +4,7 @@ storage is here.
     store      BlobStore, what callers use, over one container: whole, block and append blobs; composed of
     pages      page blobs (`BlobStore.pages`)
     leases     leases (`BlobStore.leases`)
+    policies   stored access policies (`BlobStore.policies`), and tokens under them
     reading    a blob's bytes: all that were asked for, or an error
     core       how a request is made: the one retry layer, which all share
     answers    the table of error codes: foreign errors made ours, and what becomes of the request

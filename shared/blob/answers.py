@@ -20,6 +20,7 @@ Messages name operation, blob, HTTP status and Azure's error code; never a heade
 from __future__ import annotations
 
 import datetime as dt
+import re
 import socket
 import ssl
 from email.utils import parsedate_to_datetime
@@ -58,6 +59,9 @@ LONGEST_RETRY_AFTER_S: Final = 60.0
 """Storage that asks for a longer pause is asked again all the same: one answer must not silence a server for an hour."""
 _SKEW_S: Final = 5 * 60.0
 """A refusal beside clocks so far apart is theirs. (Storage itself refuses from 15 minutes on.)"""
+
+_QUERY: Final = re.compile(r"(?<=[\w/])\?[^\s'\")]+")
+"""Of a URL, as aiohttp puts it into some messages: it may hold a token."""
 
 _LEASED: Final = "somebody else holds its lease"
 _LAPSED: Final = "the lease has expired or was broken"
@@ -191,9 +195,10 @@ def translate(what: str, exc: Exception, config: BlobConfig, proxy: Proxy | None
             named = str(proxy) if proxy is not None else urlsplit(config.url).hostname
             return AccountMissingError(what, cause=f"DNS does not know {named} ({where})")
     inner = _chain(exc)[-1]
+    said = _QUERY.sub("?…", str(inner))
     if isinstance(exc, HttpResponseError | MisshapenError | ValueError):
-        return TransientError(what, cause=f"{where} gave an answer that is not whole ({inner})")
-    return TransientError(what, cause=f"{where} does not answer ({inner or type(inner).__name__})")
+        return TransientError(what, cause=f"{where} gave an answer that is not whole ({said})")
+    return TransientError(what, cause=f"{where} does not answer ({said or type(inner).__name__})")
 
 
 def _of_answer(what: str, status: int, headers: Mapping[str, str], said: str, where: str) -> StorageError:

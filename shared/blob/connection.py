@@ -29,8 +29,10 @@ _SINGLE_REQUEST_B: Final = 256 * 1024 * 1024
 class Connection:
     """Shared by all stores that were made from one (`BlobStore.with_retry`)."""
 
-    def __init__(self, config: BlobConfig, key: str | None, tls: ssl.SSLContext) -> None:
+    def __init__(self, config: BlobConfig, key: str | None, sas: str, tls: ssl.SSLContext) -> None:
+        """With a key, a granted token, or neither: then with this host's own identity."""
         import aiohttp
+        from azure.core.credentials import AzureSasCredential
         from azure.storage.blob.aio import BlobServiceClient
 
         from shared.blob.transport import ProxiedTransport, StorageTransport
@@ -49,7 +51,9 @@ class Connection:
         self._session._retry_connection = False
         self._url = config.url
         self._identity: Any = None
-        if key is None:
+        self.granted = bool(sas)
+        """Whether somebody else decides what we may, and for how long."""
+        if key is None and not sas:
             from azure.identity.aio import DefaultAzureCredential
 
             # Its requests (metadata service, sign-in) follow the same rule of proxies; storage's CA is not theirs.
@@ -57,7 +61,10 @@ class Connection:
         self._transport: ProxiedTransport = StorageTransport(session=self._session, session_owner=False)
         self.service: BlobServiceClient = BlobServiceClient(
             config.url,
-            credential=self._identity or {"account_name": config.account, "account_key": key or ""},
+            credential=self._identity
+            or (
+                AzureSasCredential(sas) if sas else {"account_name": config.account, "account_key": key or ""}
+            ),
             transport=self._transport,
             retry_total=0,
             connection_timeout=10,

@@ -33,8 +33,11 @@ from shared.blob.config import BlobConfig, is_account_url, read_key, tls_context
 from shared.blob.connection import Connection
 from shared.errors import (
     ContainerMissingError,
+    GrantEndedError,
     StorageError,
+    StorageKeyError,
     StorageRefusedError,
+    StorageRightsError,
     ThrottledError,
     TransientError,
     UsageError,
@@ -69,6 +72,8 @@ class Retry(msgspec.Struct, frozen=True):
     """An attempt without an answer for so long is given up."""
     also_refused: bool = False
     """Keep trying also when storage refuses the request: an operator can put that right while we run."""
+    settled_at: float = 0.0
+    """Until then (monotonic) a refusal may only mean that what we were granted does not count everywhere yet: it is waited for."""
     report: Callable[[StorageError | None], None] | None = None
     """Called with each error that will be retried, and after such ones with None when the request is over:
     storage gave its answer, whichever, or nobody waits for it any more."""
@@ -85,10 +90,10 @@ class BlobCore:
         self._missing: Missing | None = None
 
     @classmethod
-    def connect(cls, config: BlobConfig, *, account_key: str = "", ca_pem: str = "") -> Self:
+    def connect(cls, config: BlobConfig, *, sas: str = "", ca_pem: str = "") -> Self:
         """A store over its own connection pool; call it inside a running event loop. No request is made yet.
 
-        `account_key` and `ca_pem` stand for the files of `config` where they were granted: no secret needs a file.
+        `sas` (a token that was granted, policies.py) and `ca_pem` stand for the files of `config`: no secret needs a file.
         Raises UsageError for a URL, key file or CA file that cannot work.
         """
         if not is_account_url(config):
@@ -97,14 +102,14 @@ class BlobCore:
                 cause="it must look like https://ACCOUNT.blob.core.windows.net or https://HOST:PORT/ACCOUNT",
                 action="Correct it: `url` in the blob section of the configuration, or the option --blob-url.",
             )
-        key = account_key or (None if config.account_key_file is None else read_key(config.account_key_file))
+        key = None if sas or config.account_key_file is None else read_key(config.account_key_file)
         if key is None and urlsplit(config.url).scheme == "http":
             raise UsageError(
                 f"The storage account URL {config.url!r} cannot be used without an account key",
-                cause="Azure's credentials (a managed identity, say) may only be sent over HTTPS",
+                cause="Azure's credentials (a managed identity, a grant) may only be sent over HTTPS",
                 action="Give the https:// URL of the account, or a file with its key.",
             )
-        return cls(config, Connection(config, key, tls_context(config, ca_pem)))
+        return cls(config, Connection(config, key, sas, tls_context(config, ca_pem)))
 
     async def close(self) -> None:
         await self._connection.close()
@@ -158,7 +163,8 @@ class BlobCore:
                 pause_s = pauses.after(error)
                 left_s -= time.monotonic() - began + pause_s
                 passing = isinstance(error, TransientError)
-                awaited = retry.also_refused and isinstance(error, StorageRefusedError)
+                settling = time.monotonic() < retry.settled_at
+                awaited = (retry.also_refused or settling) and isinstance(error, StorageRefusedError)
                 if not (passing or awaited) or left_s < 0:
                     try:
                         raise error
@@ -205,7 +211,10 @@ class BlobCore:
             cause = f"no answer within {limit_s:.0f} s from {where}"
             raise TransientError(f"Could not {what}", cause=cause) from exc
         except foreign as exc:
-            raise translate(f"Could not {what}", exc, self.config, self._connection.proxy) from exc
+            error = translate(f"Could not {what}", exc, self.config, self._connection.proxy)
+            if self._connection.granted and isinstance(error, StorageKeyError | StorageRightsError):
+                error = GrantEndedError(error.what, cause=error.cause)
+            raise error from exc
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -15,6 +15,7 @@ from shared.blob.config import BlobConfig
 from shared.blob.core import BlobCore, Missing, Retry
 from shared.blob.leases import Leases, existing_leased
 from shared.blob.pages import PageBlobs
+from shared.blob.policies import Policies
 from shared.blob.reading import download
 from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError, StorageError
 
@@ -47,19 +48,20 @@ class Content(NamedTuple):
 
 class BlobStore:
     """The container, as its callers see it: whole blobs, block blobs and append blobs here; page blobs in
-    `pages`, leases in `leases`, over the same connections.
+    `pages`, leases in `leases`, access policies in `policies`, over the same connections.
     """
 
     pages: PageBlobs
     leases: Leases
+    policies: Policies
 
     def __init__(self, core: BlobCore) -> None:
         self._use(core)
 
     @classmethod
-    def connect(cls, config: BlobConfig, *, account_key: str = "", ca_pem: str = "") -> Self:
+    def connect(cls, config: BlobConfig, *, sas: str = "", ca_pem: str = "") -> Self:
         """See BlobCore.connect."""
-        return cls(BlobCore.connect(config, account_key=account_key, ca_pem=ca_pem))
+        return cls(BlobCore.connect(config, sas=sas, ca_pem=ca_pem))
 
     async def close(self) -> None:
         await self._core.close()
@@ -90,6 +92,7 @@ class BlobStore:
         self._core = core
         self.pages = PageBlobs(core)
         self.leases = Leases(core)
+        self.policies = Policies(core)
 
     def in_container(self, name: str, missing: Missing | None = None) -> Self:
         """A store over another container of the same account, over the same pool (close only the original). See BlobCore.in_container."""

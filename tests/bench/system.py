@@ -143,7 +143,7 @@ async def _against_page_writes(site: Lab) -> dict[str, Any]:
         raw_s = await _raw(store, size_b, intervals)
         result: dict[str, Any] = {}
         for name, bridging in (("plain", None), ("bridged", BridgeSettings(behind_s=0))):
-            target = await PageBlobTarget.open(store, f"bench-{name}", "disk", size_b)
+            target = await PageBlobTarget.open(store, "bench", f"bench-{name}", size_b)
             done = Applied()
             for interval in intervals:
                 one = await apply(interval, [DiskTarget(0, size_b, target)], [0], bridging)

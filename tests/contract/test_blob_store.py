@@ -284,12 +284,3 @@ def test_account_name_comes_from_either_form_of_url() -> None:
 def test_a_url_that_cannot_work_is_refused_before_anything_is_asked(url: str) -> None:
     with pytest.raises(UsageError, match="URL"):
         BlobStore.connect(BlobConfig(url=url))
-
-
-async def test_a_key_and_a_ca_that_were_granted_need_no_files(blob_config: BlobConfig) -> None:
-    assert blob_config.account_key_file is not None
-    assert blob_config.ca_file is not None
-    key, ca = blob_config.account_key_file.read_text(), blob_config.ca_file.read_text()
-    bare = BlobConfig(url=blob_config.url, container=blob_config.container)
-    async with BlobStore.connect(bare, account_key=key, ca_pem=ca) as store:
-        await store.ensure_container()

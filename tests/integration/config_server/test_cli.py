@@ -374,7 +374,9 @@ async def test_restore_writes_the_images_a_manifest_and_a_job(site: Site, tmp_pa
     (event,) = [event for event in events if event.kind == "job"]
     assert [(job.kind, job.machine, job.state) for job in jobs] == [("restore", "web1", "done")]
     assert (event.kind, event.severity, event.what) == ("job", "info", f"The restore of web1 to {to} is done")
-    assert log[0].action == "restore.grant"
+    assert [entry.action for entry in log[:4]] == [
+        *("grant.return", "restore.grant", "restore.grant", "grant.give"),
+    ]
     shown = (await site.run("job", "show", jobs[0].id, "--output", "json")).json
     assert shown["progress"] == 1.0
 
@@ -395,6 +397,8 @@ async def test_latest_is_the_last_ordered_batch_and_a_time_the_one_before_it(
 async def test_a_dry_run_writes_nothing_and_opens_no_job(site: Site, tmp_path: Path) -> None:
     to = tmp_path / "out"
     plan = (await site.run("restore", "web1", "--to", str(to), "--dry-run", "--output", "json")).json
+    [grant] = (await site.run("grant", "list", "web1", "--output", "json")).json
+    assert grant["state"] == "returned"
     assert (plan["id"], plan["base"]) == (str(site.machine.ordered[-1]), None)
     assert plan["at_most_b"] == sum(disk["size_b"] for disk in plan["disks"])
     assert not to.exists()
@@ -423,7 +427,9 @@ async def test_a_point_that_is_none_is_refused_with_a_reason(site: Site, tmp_pat
     assert "Why:" in done.stderr
     assert not (tmp_path / "out").exists()
     async with site.server.operator() as operator:
-        assert (await operator.call(api.EVENTS, EventQuery(object="web1"))).events == []
+        events = (await operator.call(api.EVENTS, EventQuery(object="web1"))).events
+    # The model's points are years old: a sweep may have found that.
+    assert [event for event in events if event.kind == "job"] == []
 
 
 async def test_storage_and_vault_alone_are_enough(

@@ -7,6 +7,7 @@ import socket
 from email.utils import format_datetime
 from typing import Any
 
+import aiohttp
 import pytest
 from azure.core.exceptions import HttpResponseError, ServiceRequestError
 
@@ -176,3 +177,16 @@ def test_errors_name_the_proxy_on_the_way_without_its_password() -> None:
     error = translate("Could not x", ConnectionRefusedError("refused"), CONFIG, proxy)
     assert "http://proxy.example:3128 (HTTPS_PROXY)" in error.cause
     assert "secret" not in str(error)
+
+
+def test_a_token_in_a_urls_query_is_in_no_message() -> None:
+    """aiohttp names the URL of a connection that was not made in time."""
+    url = "https://acct.blob.core.windows.net/vault-1/machine.json?sv=2018-03-28&sr=c&sig=c2VjcmV0"
+    for exc in (
+        aiohttp.ConnectionTimeoutError(f"Connection timeout to host {url}"),
+        ValueError(f"not whole: '{url}'"),
+        ServiceRequestError("no", error=OSError(f"({url})")),
+    ):
+        error = translate("Could not read x", exc, CONFIG)
+        assert "c2VjcmV0" not in str(error)
+        assert "sv=" not in str(error)

@@ -1,0 +1,148 @@
+"""What a token under a stored access policy opens, and what ends it; on a real blob service."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from shared.blob import BlobConfig, BlobStore, Retry
+from shared.blob.config import read_key
+from shared.blob.policies import token
+from shared.errors import GrantEndedError, StorageRefusedError
+from tests.azurite import Azurite
+from tests.storage_faults import Answer, FaultProxy
+
+POLICY = "understudy-1"
+HOUR = dt.timedelta(hours=1)
+_DEADLINE_S = 30.0
+
+
+def in_an_hour() -> dt.datetime:
+    return dt.datetime.now(dt.UTC) + HOUR
+
+
+def granted(config: BlobConfig, container: str, policy: str = POLICY, url: str = "") -> BlobStore:
+    """As somebody who has the token and nothing else."""
+    assert config.account_key_file is not None
+    assert config.ca_file is not None
+    sas = token(config.account, read_key(config.account_key_file), container, policy)
+    bare = BlobConfig(url=url or config.url)
+    return BlobStore.connect(bare, sas=sas, ca_pem=config.ca_file.read_text()).in_container(container)
+
+
+async def until_refused(store: BlobStore) -> GrantEndedError:
+    async with asyncio.timeout(_DEADLINE_S):
+        while True:
+            try:
+                await store.read("a")
+            except GrantEndedError as exc:
+                return exc
+            await asyncio.sleep(0.1)
+
+
+async def test_a_token_reads_and_lists_its_container(store: BlobStore, blob_config: BlobConfig) -> None:
+    await store.create("a", b"content")
+    await store.pages.create("disks/sda.vhd", 1024, {})
+    snapshot = await store.snapshot("disks/sda.vhd")
+    await store.policies.put(POLICY, in_an_hour())
+    async with granted(blob_config, store.container) as reader:
+        assert await reader.read("a") == b"content"
+        assert [blob.name async for blob in reader.list("")] == ["a", "disks/sda.vhd"]
+        assert await reader.list_folders("") == ["disks"]
+        assert (await reader.properties("disks/sda.vhd", snapshot)).size_b == 1024
+        assert await reader.pages.ranges("disks/sda.vhd", snapshot) == []
+
+
+WRITES: dict[str, Callable[[BlobStore], Awaitable[object]]] = {
+    "create": lambda s: s.create("b", b""),
+    "replace": lambda s: s.replace("a", b"other"),
+    "delete": lambda s: s.delete("a"),
+    "metadata": lambda s: s.set_metadata("a", {"x": "y"}),
+    "snapshot": lambda s: s.snapshot("a"),
+    "append": lambda s: s.append_create("c"),
+    "page blob": lambda s: s.pages.create("d", 512, {}),
+    "lease": lambda s: s.leases.acquire("a"),
+    "container": lambda s: s.ensure_container(),
+    "policies": lambda s: s.policies.put("mine", in_an_hour()),
+    "policies read": lambda s: s.policies.list(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+async def test_a_token_changes_nothing(
+    store: BlobStore, blob_config: BlobConfig, write: Callable[[BlobStore], Awaitable[object]]
+) -> None:
+    await store.create("a", b"content")
+    await store.policies.put(POLICY, in_an_hour())
+    async with granted(blob_config, store.container) as reader:
+        with pytest.raises(StorageRefusedError):
+            await write(reader)
+    assert [(blob.name, blob.snapshot) async for blob in store.list("", snapshots=True)] == [("a", None)]
+    assert await store.read("a") == b"content"
+
+
+async def test_a_token_opens_no_other_container(store: BlobStore, blob_config: BlobConfig) -> None:
+    other = store.in_container(f"{store.container}-other")
+    await other.ensure_container()
+    await other.create("a", b"another's")
+    await other.policies.put(POLICY, in_an_hour())
+    await store.policies.put(POLICY, in_an_hour())
+    async with granted(blob_config, store.container) as reader:
+        with pytest.raises(StorageRefusedError):
+            await reader.in_container(other.container).read("a")
+        with pytest.raises(StorageRefusedError):
+            [container async for container in reader.list_containers("")]
+
+
+async def test_a_token_ends_when_its_policy_does_and_at_once_when_that_goes(
+    store: BlobStore, blob_config: BlobConfig
+) -> None:
+    await store.create("a", b"content")
+    await store.policies.put("short", dt.datetime.now(dt.UTC) + dt.timedelta(seconds=3))
+    await store.policies.put("long", in_an_hour())
+    async with (
+        granted(blob_config, store.container, "short") as short,
+        granted(blob_config, store.container, "long") as long,
+    ):
+        assert await short.read("a") == await long.read("a") == b"content"
+        ended = await until_refused(short)
+        assert "Run the same command again" in ended.action
+        await store.policies.put("short", in_an_hour())
+        assert await short.read("a") == b"content", "longer is a matter of the policy, not of the token"
+        await store.policies.remove(["short", "never was"])
+        with pytest.raises(GrantEndedError):
+            await short.read("a")
+        assert await long.read("a") == b"content"
+        await store.policies.remove(["long"])
+        with pytest.raises(GrantEndedError):
+            await long.read("a")
+
+
+async def test_a_policy_is_put_beside_those_of_others_and_what_is_dropped_goes(store: BlobStore) -> None:
+    for number in range(5):
+        await store.policies.put(f"p{number}", in_an_hour())
+    await store.policies.put("p5", in_an_hour(), drop=["p1"])
+    found = await store.policies.list()
+    assert sorted(policy.id for policy in found) == ["p0", "p2", "p3", "p4", "p5"]
+    assert all(policy.until is not None for policy in found)
+
+
+async def test_a_new_grant_that_does_not_count_everywhere_yet_is_waited_for(
+    store: BlobStore, blob_config: BlobConfig, azurite: Azurite
+) -> None:
+    """As Azure's may not for half a minute."""
+    await store.create("a", b"content")
+    await store.policies.put(POLICY, in_an_hour())
+    with FaultProxy(azurite) as proxy:
+        refusal = Answer(403, "AuthenticationFailed")
+        async with granted(blob_config, store.container, url=proxy.url) as reader:
+            proxy.add(refusal, times=1)
+            with pytest.raises(GrantEndedError):
+                await reader.read("a")
+            proxy.add(refusal, times=2)
+            settling = reader.with_retry(Retry(settled_at=time.monotonic() + 30))
+            assert await settling.read("a") == b"content"

@@ -1,0 +1,232 @@
+"""Grants of the config server: given, listed, made longer, ended; with real policies in a real container."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared import api
+from shared.blob import BlobConfig, BlobStore
+from shared.errors import (
+    GrantEndedError,
+    GrantLimitError,
+    MachineNotFoundError,
+    NotFoundError,
+    StorageRefusedError,
+)
+from shared.machine_storage import MachineStorage
+from shared.messages import (
+    GrantEnd,
+    GrantView,
+    Limit,
+    Nothing,
+    Protection,
+    RestoreRequest,
+    StorageGrant,
+)
+from shared.rest import RestClient
+from shared.vault import FileVault, machine_key
+from tests.config_parts import ConfigServer, config_for, running
+
+REQUEST = RestoreRequest(dry_run=True, host="rescue1")
+
+
+@pytest.fixture
+async def container(machine_storage: MachineStorage, tmp_path: Path) -> BlobStore:
+    store = await machine_storage.find_or_create("web1")
+    await machine_key(store, FileVault.create(tmp_path / "vault.json"), "web1", create=True)
+    await store.create("a", b"content")
+    return store
+
+
+@pytest.fixture
+async def server(
+    container: BlobStore, blob_config: BlobConfig, tmp_path: Path
+) -> AsyncIterator[ConfigServer]:
+    config = config_for(tmp_path, blob=blob_config, vault_file=tmp_path / "vault.json")
+    async with running(config) as started:
+        yield started
+
+
+@pytest.fixture
+async def operator(server: ConfigServer) -> AsyncIterator[RestClient]:
+    async with server.operator() as client:
+        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+        yield client
+
+
+async def given(operator: RestClient) -> StorageGrant:
+    return (await operator.call(api.RESTORE, REQUEST, machine="web1")).storage
+
+
+async def ended(operator: RestClient, grant: StorageGrant, *, returned: bool = False) -> GrantView:
+    return await operator.call(api.GRANT_END, GrantEnd(returned=returned), machine="web1", id=grant.id)
+
+
+async def listed(operator: RestClient) -> list[GrantView]:
+    return (await operator.call(api.GRANTS, Limit(), machine="web1")).grants
+
+
+def reader(grant: StorageGrant) -> BlobStore:
+    return BlobStore.connect(BlobConfig(url=grant.url), sas=grant.sas, ca_pem=grant.ca_pem).in_container(
+        grant.container
+    )
+
+
+async def policies(container: BlobStore) -> set[str]:
+    return {policy.id for policy in await container.policies.list()}
+
+
+async def test_a_grant_reads_the_machine_and_neither_the_registry_nor_another_machine(
+    operator: RestClient, container: BlobStore, machine_storage: MachineStorage, blob_config: BlobConfig
+) -> None:
+    other = await machine_storage.find_or_create("web2")
+    await other.create("a", b"another's")
+    grant = await given(operator)
+    assert blob_config.account_key_file is not None
+    assert blob_config.account_key_file.read_text() not in str(grant.sas) + repr(grant)
+    assert grant.sas not in repr(grant)
+    async with reader(grant) as store:
+        assert await store.read("a") == b"content"
+        for closed in (other.container, machine_storage.vault.container):
+            with pytest.raises(StorageRefusedError):
+                await store.in_container(closed).read("a")
+            with pytest.raises(StorageRefusedError):
+                [blob async for blob in store.in_container(closed).list("")]
+
+
+async def test_who_has_a_grant_is_on_record_and_nobody_finds_its_token_there(
+    operator: RestClient, server: ConfigServer
+) -> None:
+    grant = await given(operator)
+    [view] = await listed(operator)
+    assert (view.id, view.who, view.host, view.state) == (grant.id, "operator:admin", "rescue1", "given")
+    assert 0 < view.life_s <= 8 * 3600
+    await ended(operator, grant, returned=True)
+    revoked = await given(operator)
+    await ended(operator, revoked)
+    assert [(view.state, view.ended_by) for view in await listed(operator)] == [
+        ("revoked", "operator:admin"),
+        ("returned", "operator:admin"),
+    ]
+    entries = (await operator.call(api.AUDIT, Limit())).entries
+    assert [entry.action for entry in entries if entry.action.startswith("grant.")] == [
+        *("grant.revoke", "grant.give", "grant.return", "grant.give"),
+    ]
+    kept = b"".join(path.read_bytes() for path in server.config.data_dir.glob("state.db*"))
+    assert grant.sas.split("sig=")[1].split("&")[0].encode() not in kept
+
+
+async def test_a_revoked_grant_is_refused_by_storage_and_does_not_live_on(
+    operator: RestClient, container: BlobStore
+) -> None:
+    grant, other = await given(operator), await given(operator)
+    async with reader(grant) as store, reader(other) as still:
+        assert await store.read("a") == b"content"
+        assert (await ended(operator, grant)).state == "revoked"
+        with pytest.raises(GrantEndedError):
+            await store.read("a")
+        assert await still.read("a") == b"content"
+    with pytest.raises(GrantEndedError, match="operator:admin ended it"):
+        await operator.call(api.GRANT_RENEW, Nothing(), machine="web1", id=grant.id)
+    again = RestoreRequest(dry_run=True, grant=grant.id)
+    with pytest.raises(GrantEndedError):
+        await operator.call(api.RESTORE, again, machine="web1")
+    assert (await ended(operator, grant, returned=True)).state == "revoked", "how it ended stays"
+    assert await policies(container) == {f"understudy-{other.id}"}
+
+
+async def test_a_grant_whose_policy_somebody_removed_from_the_container_is_not_made_again(
+    operator: RestClient, container: BlobStore
+) -> None:
+    grant = await given(operator)
+    await container.policies.remove([f"understudy-{grant.id}"])
+    with pytest.raises(GrantEndedError, match="was removed from the container"):
+        await operator.call(api.GRANT_RENEW, Nothing(), machine="web1", id=grant.id)
+    assert await policies(container) == set()
+
+
+async def test_a_grant_that_is_used_again_or_renewed_is_the_same(
+    operator: RestClient, container: BlobStore
+) -> None:
+    grant = await given(operator)
+    again = await operator.call(api.RESTORE, RestoreRequest(dry_run=True, grant=grant.id), machine="web1")
+    assert (again.storage.id, again.storage.sas) == (grant.id, grant.sas)
+    before = (await listed(operator))[0].expires
+    renewed = await operator.call(api.GRANT_RENEW, Nothing(), machine="web1", id=grant.id)
+    assert renewed.expires > before
+    assert await policies(container) == {f"understudy-{grant.id}"}
+
+
+async def test_the_sixth_is_refused_by_names_and_there_is_room_when_one_ends(
+    operator: RestClient, container: BlobStore
+) -> None:
+    grants = [await given(operator) for _ in range(5)]
+    with pytest.raises(GrantLimitError) as refused:
+        await given(operator)
+    assert all(grant.id in refused.value.cause for grant in grants)
+    assert "grant revoke web1" in refused.value.action
+    await ended(operator, grants[2])
+    assert (await given(operator)).id
+    assert len(await listed(operator)) == 6, "the refused one was never given"
+
+
+async def test_grants_at_once_do_not_lose_one_anothers_policies(
+    operator: RestClient, container: BlobStore
+) -> None:
+    grants = await asyncio.gather(*(given(operator) for _ in range(5)))
+    assert await policies(container) == {f"understudy-{grant.id}" for grant in grants}
+    await asyncio.gather(*(ended(operator, grant) for grant in grants[:3]))
+    assert await policies(container) == {f"understudy-{grant.id}" for grant in grants[3:]}
+
+
+async def test_policies_of_ours_that_nobody_has_make_room_and_those_of_others_stay(
+    operator: RestClient, container: BlobStore, server: ConfigServer
+) -> None:
+    kept = await given(operator)
+    until = (await container.policies.list())[0].until
+    assert until is not None
+    for policy in ("backup-tool", "understudy-left1", "understudy-left2", "understudy-left3"):
+        await container.policies.put(policy, until)
+    grant = await given(operator)
+    assert await policies(container) == {
+        "backup-tool",
+        *(f"understudy-{g.id}" for g in (kept, grant)),
+    }
+
+
+async def test_what_expired_makes_room(container: BlobStore, blob_config: BlobConfig, tmp_path: Path) -> None:
+    config = config_for(
+        tmp_path, blob=blob_config, vault_file=tmp_path / "vault.json", grant_hours=0.5 / 3600
+    )
+    async with running(config) as server, server.operator() as client:
+        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+        for _ in range(12):
+            grant = await given(client)
+            async with asyncio.timeout(20):
+                while (await listed(client))[0].state != "expired":  # noqa: ASYNC110 - only the clock ends it
+                    await asyncio.sleep(0.05)
+        with pytest.raises(GrantEndedError, match="its time is over"):
+            await client.call(api.GRANT_RENEW, Nothing(), machine="web1", id=grant.id)
+    assert await policies(container) == {f"understudy-{grant.id}"}
+
+
+async def test_a_grant_of_a_machine_whose_container_is_gone_can_still_be_ended(
+    operator: RestClient, container: BlobStore
+) -> None:
+    grant = await given(operator)
+    await container._core.container.delete_container()
+    assert (await ended(operator, grant)).state == "revoked"
+
+
+async def test_grants_of_what_is_not_there_are_not_found(operator: RestClient) -> None:
+    with pytest.raises(MachineNotFoundError):
+        await operator.call(api.GRANTS, Limit(), machine="web9")
+    with pytest.raises(NotFoundError):
+        await operator.call(api.GRANT_END, GrantEnd(), machine="web1", id="0123")
+    grant = await given(operator)
+    with pytest.raises(NotFoundError):
+        await operator.call(api.GRANT_END, GrantEnd(), machine="web2", id=grant.id)
