@@ -14,7 +14,8 @@ Storage describes itself (I8): with the registry lost, the containers' metadata 
 several containers of one name the youngest is the machine's: that is the one which the registry named last.
 
 The id is asked for once, and kept. When a machine's container is not there any more, the registry is asked again: does it still name this
-one, an operator must bring the container back (ContainerMissingError). Else storage forgot the machine: what stands under its name
+one, somebody may bring the container back (ContainerMissingError); `find_or_create` makes it anew, empty, so that a machine whose agent
+comes back is replicated again rather than not at all. Else storage forgot the machine: what stands under its name
 now, in another container, is another history, and a store never goes over to it by itself. Every request of the old one fails, once;
 who asks `find_or_create` again gets a store on the new one.
 """

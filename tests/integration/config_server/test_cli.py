@@ -432,9 +432,12 @@ async def test_a_point_that_is_none_is_refused_with_a_reason(site: Site, tmp_pat
     assert [event for event in events if event.kind == "job"] == []
 
 
+@pytest.mark.parametrize("registry", ["there", "lost"])
 async def test_storage_and_vault_alone_are_enough(
-    site: Site, tmp_path: Path, blob_config: BlobConfig
+    site: Site, tmp_path: Path, blob_config: BlobConfig, store: BlobStore, registry: str
 ) -> None:
+    if registry == "lost":
+        await store._core.container.delete_container()
     done = await understudy(
         *("restore", "web1", "--to", str(tmp_path / "out"), "--output", "json"),
         *("--vault-file", str(tmp_path / "vault.json"), "--blob-url", blob_config.url),
