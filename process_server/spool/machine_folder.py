@@ -112,7 +112,9 @@ class MachineFolder:
                 thorough=epoch in self._distrusted | self.aside.epochs(),
                 give_up=self._give_up,
             )
-            self._unreadable.clear()
+            self._unreadable = {
+                path: since for path, since in self._unreadable.items() if path.parent != folder
+            }
         except OSError as exc:
             kind = SpoolFullError if exc.errno in FULL else SpoolError
             raise kind(
