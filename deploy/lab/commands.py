@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deploy.lab.state import Lab
 
 _DAEMONS: Final = ("agent", "process-server", "config-server", "master-target", "azurite")
+_daemon_argument = click.argument("daemon", type=click.Choice(_DAEMONS))
 _dir_option = click.option(
     "--dir",
     "folder",
@@ -116,50 +117,41 @@ def status(folder: Path | None) -> None:
 
 
 @lab.command()
-@click.argument("daemon", type=click.Choice(_DAEMONS))
+@_daemon_argument
 @_dir_option
 @OUTPUT
 def start(daemon: str, folder: Path | None) -> None:
     """Start a daemon that was stopped or killed, and wait until it is ready."""
-    from deploy.lab import daemons as actions
-    from deploy.lab.state import locked
-
-    found = _find(folder)
-    with locked(found.folder), Progress() as progress:
-        actions.start(found, actions.require_daemon(found, daemon), progress.show)
-    _show(found)
+    _change(folder, daemon, "start")
 
 
 @lab.command()
-@click.argument("daemon", type=click.Choice(_DAEMONS))
+@_daemon_argument
 @_dir_option
 @OUTPUT
 def stop(daemon: str, folder: Path | None) -> None:
     """Stop a daemon in order (SIGTERM), and wait until it is gone."""
-    from deploy.lab import daemons as actions
-    from deploy.lab.state import locked
-
-    found = _find(folder)
-    with locked(found.folder), Progress() as progress:
-        ran = actions.stop(found, actions.require_daemon(found, daemon), progress.show)
-    if not ran:
-        say(f"{daemon} was not running.")
-    _show(found)
+    _change(folder, daemon, "stop")
 
 
 @lab.command()
-@click.argument("daemon", type=click.Choice(_DAEMONS))
+@_daemon_argument
 @_dir_option
 @OUTPUT
 def kill(daemon: str, folder: Path | None) -> None:
     """Kill a daemon at once (SIGKILL). Azurite is first cut off and may write what it acknowledged."""
-    from deploy.lab import daemons as actions
+    _change(folder, daemon, "kill")
+
+
+def _change(folder: Path | None, daemon: str, verb: Literal["start", "stop", "kill"]) -> None:
+    from deploy.lab import daemons
     from deploy.lab.state import locked
 
     found = _find(folder)
+    acts = {"start": daemons.start, "stop": daemons.stop, "kill": daemons.kill}
     with locked(found.folder), Progress() as progress:
-        ran = actions.kill(found, actions.require_daemon(found, daemon), progress.show)
-    if not ran:
+        ran = acts[verb](found, daemons.require_daemon(found, daemon), progress.show)
+    if ran is False:
         say(f"{daemon} was not running.")
     _show(found)
 
