@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,24 +13,9 @@ import pytest
 from deploy.lab import daemons
 from deploy.lab.state import Lab as LabState
 from tests.lab import UNDERSTUDY, CommandFailedError, Lab
-from tests.loopdisk import loop_disk
 
 STEPS_OF_UP = (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 16, 18, 20)
 STEPS_OF_WIPE = (1, 5, 6, 7, 10)
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    made = Path("/dev/shm") / f"understudy-crash-{secrets.token_hex(3)}"
-    made.mkdir()
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture(scope="module")
-def disk(folder: Path) -> Iterator[str]:
-    with loop_disk(folder / "disk", 16 << 20) as device:
-        yield device
 
 
 def killed(lab: Lab, crash_at: str, *arguments: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, lab
-from tests.long.story import Story
-from tests.loopdisk import loop_disk
+from tests.lab_places import disk, folder
+from tests.long.story import Story, scratch, two_disks
+
+__all__ = ["disk", "folder"]
 
 DISK_B = 64 << 20
 
@@ -28,15 +28,10 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    folder = Path("/dev/shm") / f"understudy-system-{secrets.token_hex(3)}"
-    folder.mkdir()
-    try:
-        with (
-            loop_disk(folder / "a", DISK_B) as a,
-            loop_disk(folder / "b", DISK_B) as b,
-            Story(folder, [a, b], 5, DISK_B) as story,
-            lab([a, b], point_interval=4, segment_seconds=1) as running,
-        ):
-            yield Site(running, story, folder)
-    finally:
-        shutil.rmtree(folder)
+    with (
+        scratch() as place,
+        two_disks(place, DISK_B) as devices,
+        Story(place, devices, 5, DISK_B) as story,
+        lab(devices, point_interval=4, segment_seconds=1) as running,
+    ):
+        yield Site(running, story, place)

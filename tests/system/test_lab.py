@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,20 +19,6 @@ from tests.labstore import storage
 from tests.loopdisk import attached, loop_disk
 
 PORT_BASE = 24040
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    made = Path("/dev/shm") / f"understudy-labtest-{secrets.token_hex(3)}"
-    made.mkdir()
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture(scope="module")
-def disk(folder: Path) -> Iterator[str]:
-    with loop_disk(folder / "disk", 32 << 20) as device:
-        yield device
 
 
 def refused(folder: Path, *arguments: str) -> CommandFailedError:
