@@ -12,7 +12,8 @@ What is not here, and why:
 - master target with page blobs: has no file of its own but certificate, vault and log; its state is in storage (storage-faults).
 - config server, operator.token and CA: written once, at the first start (tests/integration/environment/test_database.py).
 - the service manager's socket: nothing depends on it (tests/unit/shared/test_service.py).
-- pid files: there are none; the agent's lock is a start case.
+- pid files: there are none. The agent's lock needs no writing once it is there, so a full or read-only disk does not strike it
+  (tests/integration/environment/test_agent_lock.py); that it cannot be read is a start case.
 - the command line's output: tests/integration/config_server/test_cli.py; the folder of a restore is in the long part.
 """
 
@@ -138,9 +139,7 @@ def _starts() -> Iterator[Case]:
         yield Start("config-server", "CA key", "*/config-server/ca.key", how, "US101")
         yield Start("config-server", "database", "*/config-server/state.db*", how, "US545")
         for daemon in ("process-server", "master-target"):
-            yield Start(daemon, "vault", "*/vault.json", how, "US101")
-    for how in (Fail.FULL, Fail.READ_ONLY):
-        yield Start("agent", "lock", "*/agent.lock", how, "")
+            yield Start(daemon, "vault", "*/vault.json", how, "US100")
     for how in (Fail.READS, Fail.FORBIDDEN):
         yield Start("agent", "lock", "*/agent.lock", how, "US478")
         yield Start("agent", "disks.json", "*/agent/disks.json", how, "US151")
@@ -174,18 +173,18 @@ def _check_running(case: Running, lab: HostedLab) -> dict[str, Any]:
     try:
         with host.failing(case.where, case.how, calls=case.calls) as struck:
             case.begin(lab, case.daemon)
-            said = _until(lambda: shown(lab).get(case.code), f"{case.name}: {case.code} is not shown", lab)
+            said = until(lambda: shown(lab).get(case.code), f"{case.name}: {case.code} is not shown", lab)
             shown_s = time.monotonic() - began
-            _expect(struck.count > 0, f"{case.name}: nothing was struck")
-            _expect(lab.runs(case.daemon), f"{case.name}: the daemon ended: {lab.said(case.daemon)[-3:]}")
-            _expect(not said.endswith(". "), f"{case.name}: no way out is said: {said}")
+            expect(struck.count > 0, f"{case.name}: nothing was struck")
+            expect(lab.runs(case.daemon), f"{case.name}: the daemon ended: {lab.said(case.daemon)[-3:]}")
+            expect(not said.endswith(". "), f"{case.name}: no way out is said: {said}")
     finally:
         if case.begin is restart_with_a_due_certificate:
             host.mend_clock()
             restart(lab, case.daemon)
     began = time.monotonic()
-    _until(lambda: case.code not in shown(lab), f"{case.name}: {case.code} does not go", lab)
-    _expect(lab.runs(case.daemon), f"{case.name}: the daemon ended when all was well")
+    until(lambda: case.code not in shown(lab), f"{case.name}: {case.code} does not go", lab)
+    expect(lab.runs(case.daemon), f"{case.name}: the daemon ended when all was well")
     lab.site.wait_ordered(60)
     return {
         "struck": struck.count,
@@ -197,23 +196,29 @@ def _check_running(case: Running, lab: HostedLab) -> dict[str, Any]:
 
 def _check_start(case: Start, lab: HostedLab) -> dict[str, Any]:
     lab.stop(case.daemon)
-    with lab.hosts[case.daemon].failing(case.where, case.how) as struck:
-        code = lab.start(case.daemon)
-        errors = [line for line in lab.said(case.daemon) if line.get("level") == "error" and "code" in line]
-        _expect(struck.count > 0, f"{case.name}: nothing was struck")
-        if case.ends:
-            _expect(code not in (None, 0, 1), f"{case.name}: exit code {code}")
-            _expect(bool(errors) and errors[-1]["code"] == case.ends, f"{case.name}: it said {errors[-1:]}")
-            _expect(bool(errors[-1]["action"]), f"{case.name}: no way out is said: {errors[-1]}")
-        else:
-            _expect(code is None, f"{case.name}: it ended with {code}: {errors[-1:]}")
-    if case.ends and (again := lab.start(case.daemon)) is not None:
-        raise AssertionError(f"{case.name}: it does not start when all is well: {again}")
+    again: int | None = None
+    try:
+        with lab.hosts[case.daemon].failing(case.where, case.how) as struck:
+            code = lab.start(case.daemon)
+            errors = [
+                line for line in lab.said(case.daemon) if line.get("level") == "error" and "code" in line
+            ]
+    finally:
+        if not lab.runs(case.daemon):
+            again = lab.start(case.daemon)
+    expect(again is None, f"{case.name}: it does not start when all is well: {again}")
+    expect(struck.count > 0, f"{case.name}: nothing was struck")
+    if case.ends:
+        expect(code not in (None, 0, 1), f"{case.name}: exit code {code}")
+        expect(bool(errors) and errors[-1]["code"] == case.ends, f"{case.name}: it said {errors[-1:]}")
+        expect(bool(errors[-1]["action"]), f"{case.name}: no way out is said: {errors[-1]}")
+    else:
+        expect(code is None, f"{case.name}: it ended with {code}: {errors[-1:]}")
     lab.site.wait_ordered(90)
     return {"struck": struck.count, "exit_code": code, "said": errors[-1]["what"] if errors else ""}
 
 
-def _until(look: Callable[[], Any], what: str, lab: HostedLab, timeout_s: float = SHOWN_S) -> Any:
+def until(look: Callable[[], Any], what: str, lab: HostedLab, timeout_s: float = SHOWN_S) -> Any:
     deadline = time.monotonic() + timeout_s
     found: Any = None
     while not found:
@@ -228,6 +233,6 @@ def _until(look: Callable[[], Any], what: str, lab: HostedLab, timeout_s: float 
     return found
 
 
-def _expect(holds: bool, what: str) -> None:
+def expect(holds: bool, what: str) -> None:
     if not holds:
         raise AssertionError(what)

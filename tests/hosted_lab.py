@@ -23,6 +23,7 @@ from tests.lab import Lab, lab
 
 DAEMONS: Final = ("config-server", "process-server", "master-target", "agent")
 READY_S: Final = 60.0
+STOP_S: Final = 60.0
 
 
 class HostedLab:
@@ -73,7 +74,10 @@ class HostedLab:
         process = self._processes[daemon]
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        return process.wait(60)
+        try:
+            return process.wait(STOP_S)
+        except subprocess.TimeoutExpired as exc:
+            raise AssertionError(f"{daemon} does not stop within {STOP_S:.0f} s") from exc
 
     def restart(self, daemon: str) -> int | None:
         self.stop(daemon)

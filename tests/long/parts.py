@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tests.lab import lab
 from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
+from tests.long.clocks import clocks
 from tests.long.copies import copies
 from tests.long.environment import environment
 from tests.long.identity import identity_of, identity_over_md
@@ -156,6 +157,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "prefix-full-speed": prefix_full_speed,
     "overflow": overflow,
     "kill": kill,
+    "clocks": clocks,
     "copy": copies,
     "environment": environment,
     "moved": moved,
