@@ -143,7 +143,7 @@ def _starts() -> Iterator[Case]:
     for how in (Fail.READS, Fail.FORBIDDEN):
         yield Start("agent", "lock", "*/agent.lock", how, "US478")
         yield Start("agent", "disks.json", "*/agent/disks.json", how, "US151")
-    for how in (Fail.ALL, Fail.FULL, Fail.READ_ONLY, Fail.FORBIDDEN):
+    for how in (Fail.ALL, Fail.FORBIDDEN):
         yield Start("process-server", "spool", "*/spool/lab*", how, "")
 
 
