@@ -72,6 +72,9 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         returned INTEGER NOT NULL DEFAULT 0);
     CREATE INDEX grants_machine ON grants (machine);
     """,
+    """
+    CREATE INDEX events_over ON events (source, id) WHERE resolved_ns IS NOT NULL;
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -17,6 +17,8 @@ from shared.status import Problem
 
 _KEPT_NS: Final = 90 * 86_400 * SECOND_NS
 _KEPT_ALWAYS: Final = 10_000
+KEPT_OF_SOURCE: Final = 5000
+"""Events of one source that are over: whoever makes more pushes out his own oldest, and nobody else's."""
 _REFRESH_NS: Final = 60 * SECOND_NS
 """An open event's time of last sight is stored at most this often."""
 
@@ -39,17 +41,20 @@ def reconcile(
                 " WHERE id = ?",
                 (problem.what, problem.cause, problem.action, now_ns, row["id"]),
             )
-        elif not 0 <= now_ns - row["last_ns"] <= _REFRESH_NS:  # or the clock was set back
+        elif abs(now_ns - row["last_ns"]) > _REFRESH_NS:  # a clock that was ahead stops nothing
             db.execute("UPDATE events SET last_ns = ? WHERE id = ?", (now_ns, row["id"]))
     changed.extend(
         _insert(db, EventKind.PROBLEM, source, problem, now_ns, None) for problem in now_open.values()
     )
+    if changed:
+        _trim_source(db, source)
     return [_view(db.execute("SELECT * FROM events WHERE id = ?", (id_,)).fetchone()) for id_ in changed]
 
 
 def note(db: sqlite3.Connection, kind: EventKind, source: str, happened: Problem, now_ns: int) -> None:
     """Something that happened and is over: a state that changed, a job that ended."""
     _insert(db, kind, source, happened, now_ns, now_ns)
+    _trim_source(db, source)
 
 
 def trim(db: sqlite3.Connection, now_ns: int) -> None:
@@ -57,6 +62,14 @@ def trim(db: sqlite3.Connection, now_ns: int) -> None:
     db.execute(
         "DELETE FROM events WHERE resolved_ns < ? AND id <= (SELECT max(id) FROM events) - ?",
         (now_ns - _KEPT_NS, _KEPT_ALWAYS),
+    )
+
+
+def _trim_source(db: sqlite3.Connection, source: str) -> None:
+    db.execute(
+        "DELETE FROM events WHERE source = ?1 AND resolved_ns IS NOT NULL AND id <= (SELECT id FROM events"
+        " WHERE source = ?1 AND resolved_ns IS NOT NULL ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+        (source, KEPT_OF_SOURCE),
     )
 
 

@@ -6,13 +6,14 @@ only now and then: after a restart of the config server they tell which daemons 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
 
 from config_server.clock import SECOND_NS
-from shared.errors import UNDECODABLE, RequestError
+from shared.errors import UNDECODABLE, ManyProblemsError, RequestError
 from shared.status import (
     AgentReport,
     ApplyReport,
@@ -25,6 +26,14 @@ from shared.status import (
 
 SILENT_S: Final = 15.0
 """A daemon that has not reported for so long counts as disconnected."""
+
+MAX_PROBLEMS: Final = {"agent": 100, "process-server": 1000, "master-target": 1000}
+"""Of one report; servers have hundreds of machines."""
+_WORDS_LENGTH: Final = 2000
+_OBJECT_LENGTH: Final = 255
+_CODE_LENGTH: Final = 16
+_ANSWER_DEPTH: Final = 64
+"""So deep an answer may hold a report, and more."""
 
 _TYPES: Final[dict[str, type[Report]]] = {
     "agent": AgentReport,
@@ -43,7 +52,6 @@ class Seen(msgspec.Struct, frozen=True):
     heard_ns: int
     """The same, monotonic."""
     report: Report
-    raw: bytes
     recovered_ns: int = 0
     """When a restarted config server read this from its database (monotonic); 0 for what it heard itself."""
 
@@ -85,12 +93,19 @@ class Presence:
     ) -> Seen:
         """Take in a report, and when it came (time of day, and monotonic). Raises RequestError, with the path of the
         field, when it is not what the role reports."""
-        seen = Seen(role, name, received_ns, heard_ns, decode(role, raw), raw, recovered_ns)
+        seen = Seen(role, name, received_ns, heard_ns, decode(role, raw), recovered_ns)
         self._seen[role, name] = seen
         return seen
 
     def all(self) -> list[Seen]:
         return [self._seen[key] for key in sorted(self._seen)]
+
+    def of(self, role: str, name: str) -> Seen | None:
+        return self._seen.get((role, name))
+
+    def _of(self, role: str) -> list[Seen]:
+        """In the order of their names; of a thousand agents nobody looks for the few servers."""
+        return [self._seen[key] for key in sorted(key for key in self._seen if key[0] == role)]
 
     def agent(self, machine: str) -> tuple[Seen, AgentReport] | None:
         """The report of the machine's agent: its certificate names the machine."""
@@ -99,13 +114,13 @@ class Presence:
 
     def streams(self, machine: str) -> Iterator[tuple[Seen, StreamReport]]:
         """The process servers that know the machine."""
-        for seen in self.all():
+        for seen in self._of("process-server"):
             if isinstance(seen.report, ProcessServerReport) and machine in seen.report.machines:
                 yield seen, seen.report.machines[machine]
 
     def applies(self, machine: str) -> Iterator[tuple[Seen, ApplyReport]]:
         """The master targets that follow the machine."""
-        for seen in self.all():
+        for seen in self._of("master-target"):
             if isinstance(seen.report, MasterTargetReport) and machine in seen.report.machines:
                 yield seen, seen.report.machines[machine]
 
@@ -118,30 +133,79 @@ class Presence:
         return [name for known, name in sorted(self._seen) if known == role]
 
 
-def problems_of(seen: Seen) -> Iterator[Problem]:
+def problems_of(seen: Seen) -> list[Problem]:
     """The problems in a report, each with the object that it touches: a machine (`web1`), a disk
-    (`web1/sda`), or the daemon itself (`process-server:ps1`)."""
+    (`web1/sda`), or the daemon itself (`process-server:ps1`).
+
+    A daemon may report any number, of any length, and each becomes an event: so the words are cut, and of very many the first are
+    named and the rest counted."""
+    found = list(itertools.islice(_all_problems(seen), MAX_PROBLEMS[seen.role]))
+    more = _count(seen.report) - len(found)
+    if more > 0:
+        flood = ManyProblemsError(
+            f"{seen.source} reports {more} more problems", cause="only the first are shown"
+        )
+        found.append(Problem(**flood.as_dict(), severity="warning", object=_cut(seen.source, _OBJECT_LENGTH)))
+    return found
+
+
+def _all_problems(seen: Seen) -> Iterator[Problem]:
     report = seen.report
-    if isinstance(report, AgentReport):
-        for problem in report.errors:
-            object_ = f"{seen.name}/{problem.object}" if problem.object not in ("", seen.name) else seen.name
-            yield msgspec.structs.replace(problem, object=object_)
-        return
+    own = seen.name if isinstance(report, AgentReport) else seen.source
     for problem in report.errors:
-        yield problem if problem.object else msgspec.structs.replace(problem, object=seen.source)
+        if isinstance(report, AgentReport):
+            yield _of(problem, _within(own, problem.object))
+        else:
+            yield _of(problem, problem.object or own)
     if isinstance(report, (ProcessServerReport, MasterTargetReport)):
         for machine, part in report.machines.items():
             for problem in part.errors:
-                object_ = machine if problem.object in ("", machine) else f"{machine}/{problem.object}"
-                yield msgspec.structs.replace(problem, object=object_)
+                yield _of(problem, _within(machine, problem.object))
+
+
+def _count(report: Report) -> int:
+    machines = (
+        report.machines.values() if isinstance(report, (ProcessServerReport, MasterTargetReport)) else ()
+    )
+    return len(report.errors) + sum(len(part.errors) for part in machines)
+
+
+def _within(machine: str, part: str) -> str:
+    return machine if part in ("", machine) else f"{machine}/{part}"
+
+
+def _of(problem: Problem, object_: str) -> Problem:
+    return Problem(
+        code=_cut(problem.code, _CODE_LENGTH),
+        what=_cut(problem.what, _WORDS_LENGTH),
+        cause=_cut(problem.cause, _WORDS_LENGTH),
+        action=_cut(problem.action, _WORDS_LENGTH),
+        severity=_cut(problem.severity, _CODE_LENGTH),
+        object=_cut(object_, _OBJECT_LENGTH),
+        key=_cut(problem.key, _OBJECT_LENGTH),
+    )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def decode(role: str, raw: bytes) -> Report:
+    """Raises RequestError for what cannot be taken, or could not be given again: then one daemon's report would spoil the answers
+    about all."""
     try:
-        return msgspec.json.decode(raw, type=_TYPES[role])
-    except UNDECODABLE as exc:
+        report = msgspec.json.decode(raw, type=_TYPES[role])
+        answer: object = report
+        for _ in range(_ANSWER_DEPTH):
+            answer = [answer]
+        msgspec.json.encode(answer)
+    except (
+        *UNDECODABLE,
+        OverflowError,
+    ) as exc:  # of free values: a number of 400 digits, a thousand brackets
         raise RequestError(
             f"The status of a daemon of role '{role}' was refused",
             cause=str(exc),
             action="The fields are described in shared/status.py; install the same version everywhere.",
         ) from exc
+    return report

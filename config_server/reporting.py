@@ -33,6 +33,8 @@ from shared.messages import (
 from shared.status import AgentReport, Problem
 
 _log = logging.get()
+_LOGGED: Final = 20
+"""Events of one report."""
 _SAVE_NS: Final = 15 * SECOND_NS
 """How often a report is stored while its state stays: it only has to tell, after a restart, who there is."""
 
@@ -58,7 +60,7 @@ class Reporting:
             said = decode(call.role, call.body)
             assert isinstance(said, AgentReport)
             await self._sides.admit(check_name(call.name, call.role), said.identity, said.boot, call.remote)
-        before = next((seen for seen in self._control.presence.all() if seen.source == call.who), None)
+        before = self._control.presence.of(call.role, call.name)
         seen = self._control.presence.learn(
             call.role, check_name(call.name, call.role), call.body, now_ns, began_ns
         )
@@ -129,7 +131,8 @@ class Reporting:
 
 
 def log_changes(changed: list[EventView]) -> None:
-    for event in changed:
+    """A line for each, and one for what is more than a few."""
+    for event in changed[:_LOGGED]:
         _log.info(
             "event opened" if event.resolved is None else "event resolved",
             id=event.id,
@@ -139,10 +142,13 @@ def log_changes(changed: list[EventView]) -> None:
             cause=event.cause,
             source=event.source,
         )
+    if more := changed[_LOGGED:]:
+        opened = sum(event.resolved is None for event in more)
+        _log.info("more events", source=more[0].source, opened=opened, resolved=len(more) - opened)
 
 
 def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
-    report: dict[str, Any] = msgspec.json.decode(seen.raw)
+    report: dict[str, Any] = msgspec.to_builtins(seen.report)
     return DaemonView(
         role=seen.role,
         name=seen.name,
@@ -155,6 +161,4 @@ def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
 
 
 def _without_results(seen: Seen) -> bytes:
-    report: dict[str, Any] = msgspec.json.decode(seen.raw)
-    report.pop("results", None)
-    return msgspec.json.encode(report)
+    return msgspec.json.encode(msgspec.structs.replace(seen.report, results={}))

@@ -7,7 +7,7 @@ import asyncio
 import datetime as dt
 import sqlite3
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,12 +30,15 @@ from config_server.reporting import Reporting, log_changes
 from config_server.sides import Sides
 from config_server.storage import Storage
 from shared import api, durable, identity, logging, service, tls
-from shared.errors import ConfigError, DatabaseError, RequestError, UnderstudyError
+from shared.errors import ConfigError, DatabaseError, LookFailedError, RequestError, UnderstudyError
 from shared.messages import EventView, Health, Nothing, PointView
+from shared.status import Problem
 from shared.vault import FileVault
 from shared.version import VERSION
 
 _log = logging.get()
+
+_THOUGHT_OF: Final = (UnderstudyError, OSError)
 
 OPERATOR: Final = "admin"
 TOKEN_FILE: Final = "operator.token"
@@ -161,32 +164,47 @@ async def _sweep(
     control: Control, sides: Sides, config: ConfigServerConfig, context: ssl.SSLContext, stop: asyncio.Event
 ) -> None:
     """Every few seconds: problems that nobody reports of himself, jobs that were left, the own
-    certificate."""
+    certificate. Whatever one of these meets hinders neither the others nor those who report and ask: it is logged, and where it
+    was unthought of (or words about it can be stored at all) an event; the next sweep tries again."""
     while not stop.is_set():
-        try:
-            await _sweep_once(control, sides)
-        except DatabaseError:
-            pass  # it says so itself. Who reports or asks is answered as well as it goes; the next sweep tries again
-        except UnderstudyError as exc:
-            control.note("sweep", exc)
-        else:
-            control.note("sweep", None)
-        await _renew_own(control, config, context)
+        await _part(control, "sweep", _sweep_once(control, sides))
+        await _part(control, "own certificate", _renew_own(control, config, context))
         known = control.presence.all()
         wrong = "".join(f"; {problem.what}: {problem.cause}" for problem in control.own_problems())
         service.notify(f"WATCHDOG=1\nSTATUS={len(known)} daemons known{wrong}")
         await wait_for(stop, _SWEEP_S)
 
 
+async def _part(control: Control, what: str, work: Awaitable[None]) -> None:
+    """Do `work`. Why it failed is a problem of this server's own until it works again."""
+    try:
+        await work
+    except DatabaseError:
+        pass  # it says so itself. Who reports or asks is answered as well as it goes; the next sweep tries again
+    except Exception as exc:  # noqa: BLE001 - the outermost frame of what nobody waits for
+        if not isinstance(exc, _THOUGHT_OF) and what not in control.troubles:
+            _log.error("this is a bug", what=what, exc_info=exc)
+        control.note(what, _explained(f"What the config server does by itself ({what}) failed", exc))
+    else:
+        control.note(what, None)
+
+
+def _explained(what: str, exc: Exception) -> UnderstudyError:
+    if isinstance(exc, UnderstudyError):
+        return exc
+    thought_of = isinstance(exc, _THOUGHT_OF)  # a full disk, say
+    return LookFailedError(
+        what, cause=str(exc) if thought_of else f"an error inside the config server: {type(exc).__name__}"
+    )
+
+
 async def _renew_own(control: Control, config: ConfigServerConfig, context: ssl.SSLContext) -> None:
     """What cannot be renewed serves on."""
-    try:
-        files, kept = await asyncio.to_thread(own_certificate.ready, config, control.ca)
-        # Loading what is loaded already is harmless; a renewed one serves new connections from here on.
-        await asyncio.to_thread(tls.reload, context, files)
-    except UnderstudyError as exc:
-        kept = exc
-    control.note("own certificate", kept)
+    files, kept = await asyncio.to_thread(own_certificate.ready, config, control.ca)
+    # Loading what is loaded already is harmless; a renewed one serves new connections from here on.
+    await asyncio.to_thread(tls.reload, context, files)
+    if kept is not None:
+        raise kept
 
 
 async def _sweep_once(control: Control, sides: Sides) -> None:
@@ -194,11 +212,11 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
     last_points = await _last_points(control, known)
     now_ns, mono_ns = control.now_ns(), control.mono_ns()
 
+    problems = [*sides.problems(), *control.own_problems()]
+    for machine in known:
+        problems += _judged(control, machine, last_points.get(machine.name), mono_ns)
+
     def work(db: sqlite3.Connection) -> list[EventView]:
-        problems = [*sides.problems(), *control.own_problems()]
-        for machine in inventory.machines(db):
-            facts = control.facts(machine.name, last_points.get(machine.name))
-            problems += view.derived_problems(machine, facts, mono_ns)
         changed = events.reconcile(db, view.SELF, problems, now_ns)
         for job in jobs.fail_silent(db, control.job_heard_ns, mono_ns, now_ns):
             note_ended(db, job, view.SELF, now_ns)
@@ -206,6 +224,16 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
         return changed
 
     log_changes(await control.db.run(work))
+
+
+def _judged(control: Control, machine: Machine, last_point: PointView | None, mono_ns: int) -> list[Problem]:
+    """Each machine for itself: what cannot be judged of one is a problem of that one."""
+    try:
+        return list(view.derived_problems(machine, control.facts(machine.name, last_point), mono_ns))
+    except Exception as exc:  # noqa: BLE001 - whatever its daemons reported
+        error = _explained(f"The state of {machine.name} could not be judged", exc)
+        _log.error("machine not judged", exc_info=exc, **error.as_dict())
+        return [Problem(**error.as_dict(), object=machine.name)]
 
 
 async def _last_points(control: Control, machines: Sequence[Machine]) -> dict[str, PointView | None]:

@@ -27,6 +27,7 @@ from shared.batch import SECTOR
 from shared.errors import (
     ClockSkewError,
     DisconnectedError,
+    LookFailedError,
     RpoThresholdError,
     RpoUnknownError,
     UnhealthyError,
@@ -109,6 +110,17 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         hops=list(_hops(facts, now_ns)),
         errors=errors_of(machine, facts, now_ns),
         policy=machine.policy,
+    )
+
+
+def not_shown(machine: Machine, exc: Exception) -> MachineView:
+    """In a list, instead of a machine whose view failed."""
+    cause = f"an error inside the config server: {type(exc).__name__}"
+    error = LookFailedError(f"The state of {machine.name} could not be judged", cause=cause)
+    nothing = machine_view(msgspec.structs.replace(machine, protected=False), Facts(None, None, None), 0)
+    shown = ErrorView(**error.as_dict(), object=machine.name, source=SELF)
+    return msgspec.structs.replace(
+        nothing, state="unknown", cause=error.cause, protected=machine.protected, errors=[shown]
     )
 
 

@@ -248,6 +248,20 @@ class RpoUnknownError(UnhealthyError):
     default_action = "Synchronise the machine's clock (NTP). It is measured again with the next state that gets to storage."
 
 
+class ManyProblemsError(UnhealthyError):
+    """A daemon reports more problems than anybody can read."""
+
+    code = "US550"
+    default_action = "Mend those that are shown; if they are senseless, revoke the daemon's certificate."
+
+
+class LookFailedError(UnhealthyError):
+    """What the config server does by itself every few seconds met what nobody had thought of."""
+
+    code = "US551"
+    default_action = "See the config server's log, and report it."
+
+
 class ClockSkewError(UnhealthyError):
     code = "US473"
     default_action = "Synchronise the clocks (NTP): recovery times are those of the machine's own clock."

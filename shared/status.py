@@ -6,13 +6,27 @@ talk to an older config server; a known field of the wrong type is refused with 
 default: a daemon says what it knows.
 
 Times are Unix nanoseconds of the reporting host's clock (`…_ns`); sizes bytes (`…_b`); rates per second.
+
+Whatever a daemon says must be harmless to others: numbers fit into 64 bits, words and lists have a length. What is
+computed from a report, stored of it and answered to an operator then cannot fail because of its values.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Final
 
 import msgspec
+
+MAX_ENTRIES: Final = 10_000
+"""In a list or a table of a report."""
+
+Whole = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Sectors = Annotated[int, msgspec.Meta(ge=0, le=(1 << 54) - 1)]
+"""Of 512 bytes: as bytes they fit into 64 bits, too."""
+Real = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]
+Word = Annotated[str, msgspec.Meta(max_length=255)]
+Text = Annotated[str, msgspec.Meta(max_length=10_000)]
+_entries: Final = msgspec.Meta(max_length=MAX_ENTRIES)
 
 
 class Problem(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -34,107 +48,107 @@ class Problem(msgspec.Struct, omit_defaults=True, frozen=True):
 class Report(msgspec.Struct, kw_only=True):
     """Common to all daemons."""
 
-    state: str = "running"
-    version: str = ""
-    sent_ns: int = 0
+    state: Word = "running"
+    version: Word = ""
+    sent_ns: Whole = 0
     """The sender's clock when it sent this; ControlClient fills it in. The difference to the receiver's is
     the clock skew."""
-    round_trip_ns: int = 0
+    round_trip_ns: Whole = 0
     """How long its last report was under way, there and back; ControlClient fills it in."""
     errors: list[Problem] = []
-    running: list[str] = []
+    running: Annotated[list[Word], _entries] = []
     """Ids of commands that it works on: an answer may be held although they are pending."""
-    results: dict[str, dict[str, Any]] = {}
+    results: Annotated[dict[Word, dict[str, Any]], _entries] = {}
     """Command id → result object. `{"error": {code, what, cause, action}}` when the command failed."""
 
 
 class AgentDisk(msgspec.Struct, kw_only=True):
-    name: str
+    name: Word
     """The stable id, e.g. `loop0`: a restored image is called `<name>.raw`."""
-    device: str = ""
-    sectors: int = 0
-    serial: str = ""
-    mode: str = ""
+    device: Word = ""
+    sectors: Sectors = 0
+    serial: Word = ""
+    mode: Word = ""
     """ordered | bitmap | scan: what the capture can guarantee."""
-    mode_cause: str = ""
-    state: str = ""
-    progress: float | None = None
+    mode_cause: Text = ""
+    state: Word = ""
+    progress: Real | None = None
     """0…1 of the running initial replication, catch-up or resync; None when nothing runs."""
-    todo_b: int | None = None
+    todo_b: Whole | None = None
 
 
 class AgentReport(Report, kw_only=True):
     """`state` is the stream's: initial-replication | ordered | bitmap | catching-up | resync | starting |
     stopped…"""
 
-    machine: str = ""
-    identity: str = ""
+    machine: Word = ""
+    identity: Word = ""
     """What tells the machine from its copies; empty where there is nothing."""
-    boot: str = ""
+    boot: Word = ""
     """Names the attachment of capture that it continues; a copy has another."""
-    cause: str = ""
+    cause: Text = ""
     """Why `state` is not `ordered`, for people."""
-    mode: str = ""
-    mode_cause: str = ""
-    epoch: int = 0
-    epochs: int | None = None
+    mode: Word = ""
+    mode_cause: Text = ""
+    epoch: Whole = 0
+    epochs: Whole | None = None
     """Epochs begun since the agent was installed (this boot)."""
-    rounds: int | None = None
-    disks: list[AgentDisk] = []
-    ring_used_b: int = 0
-    ring_b: int = 0
-    rates: dict[str, float] = {}
+    rounds: Whole | None = None
+    disks: Annotated[list[AgentDisk], _entries] = []
+    ring_used_b: Whole = 0
+    ring_b: Whole = 0
+    rates: Annotated[dict[Word, Real], _entries] = {}
     audit: dict[str, Any] = {}
-    process_server: str = ""
+    process_server: Word = ""
     connected: bool | None = None
     """Whether there is a session with the process server."""
-    sent: int = 0
-    spooled: int = 0
-    uploaded: int = 0
+    sent: Whole = 0
+    spooled: Whole = 0
+    uploaded: Whole = 0
     """Batch numbers: highest sent, spooled, uploaded."""
-    uploaded_captured_ns: int = 0
+    uploaded_captured_ns: Whole = 0
     """`captured_ns` of the newest batch that is ordered and uploaded."""
 
 
 class StreamReport(msgspec.Struct, kw_only=True):
     """One machine as its process server sees it."""
 
-    epoch: int = 0
+    epoch: Whole = 0
     connected: bool = False
-    boot: str = ""
+    boot: Word = ""
     """Which boot of the machine the session is with."""
-    spooled: int = 0
-    uploaded: int = 0
-    ordered_captured_ns: int = 0
+    spooled: Whole = 0
+    uploaded: Whole = 0
+    ordered_captured_ns: Whole = 0
     """`captured_ns` of the newest batch that is ordered and listed in the log index; 0 when there is none."""
-    pending_b: int = 0
+    pending_b: Whole = 0
     """Bytes that are spooled and not yet uploaded."""
-    credit_b: int | None = None
+    credit_b: Whole | None = None
     errors: list[Problem] = []
 
 
 class ProcessServerReport(Report, kw_only=True):
-    machines: dict[str, StreamReport] = {}
-    cache_used_b: int = 0
-    cache_b: int = 0
-    rates: dict[str, float] = {}
+    machines: Annotated[dict[Word, StreamReport], _entries] = {}
+    cache_used_b: Whole = 0
+    cache_b: Whole = 0
+    rates: Annotated[dict[Word, Real], _entries] = {}
 
 
 class ApplyReport(msgspec.Struct, kw_only=True):
     """One machine as its master target sees it."""
 
-    state: str = ""
-    epoch: int = 0
-    applied: int = 0
+    state: Word = ""
+    epoch: Whole = 0
+    applied: Whole = 0
     """Number of the last batch that is on the seed disks."""
-    applied_captured_ns: int = 0
-    lag_b: int = 0
-    lag_s: float | None = None
+    applied_captured_ns: Whole = 0
+    lag_b: Whole = 0
+    lag_s: Real | None = None
     errors: list[Problem] = []
 
 
 class MasterTargetReport(Report, kw_only=True):
-    target: str = ""
+    target: Word = ""
     """What its seed disks are: page-blob | image."""
-    machines: dict[str, ApplyReport] = {}
-    rates: dict[str, float] = {}
+    machines: Annotated[dict[Word, ApplyReport], _entries] = {}
+    rates: Annotated[dict[Word, Real], _entries] = {}

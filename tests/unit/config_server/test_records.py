@@ -264,6 +264,21 @@ def test_a_clock_that_is_ahead_forgets_no_token_that_is_valid(db: sqlite3.Connec
     assert tokens.redeem(db, b"first", NOW + SECOND_NS) == grant
 
 
+def test_who_makes_many_events_pushes_out_his_own_oldest_only(
+    db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "KEPT_OF_SOURCE", 3)
+    open_ = problem(what="it lasts")
+    events.note(db, EventKind.STATE, "agent:web2", problem(), NOW)
+    events.reconcile(db, "agent:web1", [open_], NOW)
+    for n in range(5):
+        events.reconcile(db, "agent:web1", [open_, problem(what=f"{n}", object_=f"web1/{n}")], NOW)
+    kept = events.find(db, "", only_open=False, limit=100)
+    assert [e.source for e in kept if e.source != "agent:web1"] == ["agent:web2"]
+    assert len([e for e in kept if e.resolved is None]) == 2
+    assert [e.what for e in kept if e.resolved and e.source == "agent:web1"] == ["3", "2", "1"]
+
+
 # ---- jobs, inventory, audit
 
 
