@@ -10,6 +10,7 @@ from agent.capture.binding import Identity
 from agent.capture.bindings import Wanted
 from shared import logging
 from shared.errors import ConfigError
+from shared.naming import check_server_url
 from shared.tls import TlsFiles
 
 
@@ -43,6 +44,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 cause="the kernel wants a power of two",
                 action="Choose 1, 2, 4, … 1024 MiB.",
             )
+        check_server_url(self.control_url)
         if not self.protected:
             raise ConfigError("No disks are configured", action="List at least one device in `disks`.")
         self._check_disks()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -16,12 +16,13 @@ from agent.capture.attach import check_machine
 from agent.capture.maps import Capture
 from agent.capture.protection import Change, Watch, protect
 from agent.config import AgentConfig
+from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report
 from agent.stream.state import AgentState, Reason, Word
 from shared import logging
 from shared.control_client import ControlClient
-from shared.errors import UnderstudyError
+from shared.errors import CopyRefusedError, UnderstudyError
 from shared.service import notify, watchdog_interval_s
 from shared.status import AgentReport, Problem
 
@@ -36,19 +37,27 @@ CHANGES: Final = {
 """Why a new epoch begins."""
 NOTE_S: Final = 10.0
 """How often the note for other programs of this host is tried again."""
-_TELL_S: Final = 5.0
+_TELL_S: Final = 10.0
+"""Longer than a boot that is gone is taken for the machine (config_server/sides.py)."""
+_TELL_AGAIN_S: Final = 1.0
 
 
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     """The daemon. SIGTERM ends it and leaves capture attached: only `detach` removes that."""
     check_machine()
     with lock.held(config.state_dir, "The agent was not started"):
+        attached_boot_ns = 0
+
+        def attached(capture: Capture) -> None:
+            nonlocal attached_boot_ns
+            attached_boot_ns = capture.attached_boot_ns
+
         try:
             while not stop.is_set():
-                async with _running(config) as agent:
+                async with _running(config, attached) as agent:
                     await _serve(agent, stop)
         except UnderstudyError as exc:
-            await _tell_why(config, exc)
+            await _tell_why(config, exc, boot_of(attached_boot_ns))
             raise
 
 
@@ -87,18 +96,36 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
     await control.close()
 
 
-async def _tell_why(config: AgentConfig, error: UnderstudyError) -> None:
-    """An agent that cannot start is not there to be asked: the machine shall show why all the same."""
+async def _tell_why(config: AgentConfig, error: UnderstudyError, boot: str) -> None:
+    """An agent that cannot start is not there to be asked: the machine shall show why all the same. It says who it is, or it is taken
+    for a copy; while the one that ended a moment ago is still taken for the machine, it says it again."""
     problem = Problem(**error.as_dict(), severity="critical")
-    last = AgentReport(machine=config.machine, state="failed", cause=str(error), errors=[problem])
-    control = ControlClient(config.control_url, config.tls)
+    last = AgentReport(
+        machine=config.machine,
+        identity=identity_of(config.identity),
+        boot=boot,
+        state="failed",
+        cause=str(error),
+        errors=[problem],
+    )
     try:
-        async with asyncio.timeout(_TELL_S):
-            await control.report(msgspec.to_builtins(last))
+        control = ControlClient(config.control_url, config.tls)
+        try:
+            async with asyncio.timeout(_TELL_S):
+                while not await _taken(control, last):  # noqa: ASYNC110 - another process decides
+                    await asyncio.sleep(_TELL_AGAIN_S)
+        finally:
+            await control.close()
     except (UnderstudyError, TimeoutError) as exc:
-        _log.warning("the config server could not be told why", cause=str(exc))
-    finally:
-        await control.close()
+        _log.warning("the config server could not be told why", cause=str(exc) or "no answer in time")
+
+
+async def _taken(control: ControlClient, last: AgentReport) -> bool:
+    try:
+        await control.report(msgspec.to_builtins(last))
+    except CopyRefusedError:
+        return False
+    return True
 
 
 async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
@@ -130,8 +157,9 @@ def _attach(config: AgentConfig) -> tuple[Capture, Watch]:
 
 
 @asynccontextmanager
-async def _running(config: AgentConfig) -> AsyncIterator[Agent]:
+async def _running(config: AgentConfig, attached: Callable[[Capture], None]) -> AsyncIterator[Agent]:
     capture, watch = await asyncio.to_thread(_attach, config)
+    attached(capture)
     try:
         agent = Agent(config, capture, watch)
         _log.info(

@@ -20,6 +20,7 @@ import msgspec
 from process_server.reception.credit import CreditPolicy
 from shared import logging
 from shared.blob import BlobConfig
+from shared.naming import check_server_url
 from shared.tls import TlsFiles
 from shared.vault import check_choice
 
@@ -50,3 +51,5 @@ class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         check_choice("process server", self.vault_file, self.control_url)
+        if self.control_url:
+            check_server_url(self.control_url)

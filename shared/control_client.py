@@ -1,6 +1,7 @@
 """A daemon's line to the config server: it reports status, fetches commands, and keeps the daemon's certificate fresh.
 
-`ControlClient.serve` reports again and again: a daemon does its work whether or not the config server is there.
+`ControlClient.serve` reports again and again: a daemon does its work whether or not the config server is there, and
+whatever it, the line to it, or this module does. Nothing but `stop` (or cancelling it) ends `serve`.
 """
 
 from __future__ import annotations
@@ -110,28 +111,42 @@ class ControlClient:
                 if time.monotonic() >= renew_at:
                     renew_at = time.monotonic() + _RENEWAL_CHECK_S
                     await self._renew_quietly()
-                sent = desk.results()
-                body = {**_plain(status()), "results": sent, "running": desk.running}
-                for problem in (self.problem, logging.problem()):
-                    if problem is not None:
-                        warning = Problem(**problem.as_dict(), severity="warning")
-                        body["errors"] = [*body.get("errors", []), msgspec.to_builtins(warning)]
                 began = time.monotonic()
                 try:
-                    # Cut short when a command finishes: its result is reported at once.
-                    commands = await desk.unless_finished(stop, self.report(body, wait_s=interval_s))
+                    news = await self._exchange(desk, stop, status, interval_s, link)
                 except UnderstudyError as exc:
                     await _sleep_or(stop, link.failed(exc))
-                    continue
-                if commands is None:
-                    continue
-                link.works()
-                desk.reported(sent)
-                if not desk.take(commands):
-                    # The server holds its answer for the interval; should it not, this is no busy loop.
-                    await desk.wait(stop, max(0.0, began + interval_s - time.monotonic()))
+                except Exception as exc:  # noqa: BLE001 - the work of this daemon must not end for its reports
+                    await _sleep_or(stop, link.failed_by_bug(exc))
+                else:
+                    if not news:
+                        # The server holds its answer for the interval; should it not, this is no busy loop.
+                        await desk.wait(stop, max(0.0, began + interval_s - time.monotonic()))
         finally:
             await desk.close()
+
+    async def _exchange(
+        self,
+        desk: _CommandDesk,
+        stop: asyncio.Event,
+        status: Callable[[], Status],
+        interval_s: float,
+        link: _Link,
+    ) -> bool:
+        """One report, and the commands in its answer; whether there is something to say again at once."""
+        sent = desk.results()
+        body = {**_plain(status()), "results": sent, "running": desk.running}
+        for problem in (self.problem, logging.problem()):
+            if problem is not None:
+                warning = Problem(**problem.as_dict(), severity="warning")
+                body["errors"] = [*body.get("errors", []), msgspec.to_builtins(warning)]
+        # Cut short when a command finishes: its result is reported at once.
+        commands = await desk.unless_finished(stop, self.report(body, wait_s=interval_s))
+        if commands is None:
+            return True
+        link.works()
+        desk.reported(sent)
+        return desk.take(commands)
 
     async def renew_if_due(self) -> bool:
         """Get a new certificate when less than a third of this one's life is left; whether there was one. The key stays the same, so that
@@ -169,6 +184,10 @@ class ControlClient:
             told = self.problem
             if before is None or (before.code, before.what) != (told.code, told.what):
                 _log.warning("the certificate could not be renewed yet", **told.as_dict())
+        except Exception as exc:  # noqa: BLE001 - the daemon lives on, see the head of this module
+            self.problem = UnderstudyError("The certificate could not be renewed", cause=repr(exc))
+            if before is None or before.as_dict() != self.problem.as_dict():
+                _log.error("the certificate could not be renewed: this is a bug", exc_info=exc)
         if before is not None and self.problem is None:
             _log.info("the certificate is in order again")
 
@@ -279,6 +298,15 @@ class _Link:
         if self._cause != (exc.code, exc.cause):
             self._cause = exc.code, exc.cause
             _log.warning("config server not reached; work goes on", url=self._url, **exc.as_dict())
+        return self._pause_s()
+
+    def failed_by_bug(self, exc: Exception) -> float:
+        if self._cause != (UnderstudyError.code, repr(exc)):
+            self._cause = UnderstudyError.code, repr(exc)
+            _log.error("report failed: this is a bug; work goes on", url=self._url, exc_info=exc)
+        return self._pause_s()
+
+    def _pause_s(self) -> float:
         self._failures += 1
         return min(_RETRY_LIMIT_S, 0.5 * float(2 ** min(self._failures, 5))) * random.uniform(0.5, 1.0)
 

@@ -27,7 +27,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from shared import api, identity, rest, tls
+from shared import api, identity, naming, rest, tls
 from shared.errors import (
     IdentityFileError,
     TokenMalformedError,
@@ -89,7 +89,7 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
     BadCertificateError, IdentityFileError, or another PeerError.
     """
-    if not rest.is_server_url(url):
+    if not naming.is_server_url(url):
         raise UsageError(
             f"'{url}' is no config server",
             cause="its URL must look like https://HOST or https://HOST:PORT",

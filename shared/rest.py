@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -113,15 +113,6 @@ class RestClient:
         return self._session
 
 
-def is_server_url(url: str) -> bool:
-    """Whether `url` can be a config server's."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket that is not closed
-        return False
-
-
 @contextlib.asynccontextmanager
 async def _translated(what: str) -> AsyncIterator[None]:
     """aiohttp's and the operating system's errors as PeerErrors."""
@@ -135,6 +126,8 @@ async def _translated(what: str) -> AsyncIterator[None]:
         raise tls.translate(_root_cause(exc), what) from exc
     except (OSError, TimeoutError) as exc:
         raise tls.translate(exc, what) from exc
+    except ValueError as exc:  # a host that no resolver takes is found only here
+        raise PeerError(what, cause=f"its URL or its answer is not what HTTP allows: {exc}") from exc
 
 
 def _root_cause(exc: BaseException) -> BaseException:

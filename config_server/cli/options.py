@@ -175,7 +175,7 @@ def find_target() -> Target:
             cause="neither a profile nor a server was given",
             action=f"Give --profile FILE, --lab DIR or --server URL, or set {_PROFILE}, {_LAB} or {_SERVER}.",
         )
-    from shared.rest import is_server_url
+    from shared.naming import is_server_url
 
     if not is_server_url(server):
         raise UsageError(

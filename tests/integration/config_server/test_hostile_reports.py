@@ -114,7 +114,7 @@ async def test_a_machine_that_cannot_be_judged_is_an_event_and_the_others_are_ju
             pass
     assert [(e.object, e.code) for e in found] == [("web1", "US551")]
     assert "ArithmeticError" in found[0].cause
-    assert any(line["event"] == "sweep failed: this is a bug" for line in logs)
+    assert any(line["event"] == "machine not judged" for line in logs)
     listed = (await operator.call(api.MACHINES, Nothing())).machines
     assert [(m.name, m.state, [e.code for e in m.errors]) for m in listed] == [
         ("web0", "not-connected", []),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -266,3 +267,30 @@ async def test_each_cause_of_a_config_server_that_is_not_reached_is_logged_once(
                 lines = [line for line in logs if line["event"].startswith("config server not reached")]
     assert [line["code"] for line in lines] == ["US467", "US464"]
     assert lines[0]["cause"] == "connection refused"
+
+
+async def test_nothing_that_the_control_plane_or_a_report_does_ends_the_daemon(
+    server: ConfigServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_client, "_RETRY_LIMIT_S", 0.01)
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    client = ControlClient(server.url, files)
+    await client.report({"state": "starting"})
+    good = client._client.url
+    bad: list[Callable[[], AgentReport]] = [lambda: AgentReport(state=1 / 0)]  # type: ignore[arg-type]
+    tried: list[str] = []
+
+    def report() -> AgentReport:
+        tried.append(client._client.url)
+        return bad[0]() if bad else AgentReport(state="ordered")
+
+    async with serving(client, report):
+        await until(lambda: len(tried) > 3)  # of a report that cannot be made
+        bad.clear()
+        for url in ("https://cs..example.com", "https://xn--a.b", "nonsense", ""):
+            client._client.url = url
+            await until(functools.partial(lambda url: tried.count(url) > 1, url))
+        client._client.url = good
+        async with server.operator() as operator, asyncio.timeout(20):
+            while (await operator.call(api.DAEMONS, Nothing())).daemons[0].state != "ordered":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)

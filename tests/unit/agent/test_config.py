@@ -60,3 +60,11 @@ def test_a_table_carries_id_and_identity(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, disks: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load(tmp_path, disks)
+
+
+@pytest.mark.parametrize("url", ["http://cs", "https://a..b", "", "https://", "https://x:0"])
+def test_a_control_url_that_can_be_none_is_named(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(BASE.format(disks='disks = ["/dev/sdb"]').replace("https://cs", url))
+    with pytest.raises(ConfigError, match="control_url"):
+        load_config(file, AgentConfig)

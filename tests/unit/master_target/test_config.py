@@ -38,6 +38,7 @@ def test_a_minimal_file_gives_the_defaults(tmp_path: Path) -> None:
         ("interval_b = 5", "interval_b"),
         ('control_url = "https://c"', "tls"),
         ('control_url = "https://c"\ntls = {cert = "/c", key = "/k", ca = "/a"}', "both"),
+        ('control_url = "https://a..b"\ntls = {cert = "/c", key = "/k", ca = "/a"}', "control_url"),
         ("bridge = {gap = 5}", "gap"),
         ('nmae = "x"', "nmae"),
     ],

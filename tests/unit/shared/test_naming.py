@@ -1,0 +1,57 @@
+"""What can be a name, a host, a config server's URL."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.naming import is_host, is_server_url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://cs",
+        "https://cs.example.com:8443",
+        "https://cs.example.com.",
+        "https://192.0.2.1/",
+        "https://[2001:db8::1]:443",
+        "https://bücher.example",
+    ],
+)
+def test_a_server_has_such_a_url(url: str) -> None:
+    assert is_server_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "cs.example.com",
+        "http://cs",
+        "https://",
+        "https://cs:0",
+        "https://cs:x",
+        "https://[::1",
+        "https://a..b",
+        "https://.a",
+        "https://ex ample",
+        "https://" + "x" * 64,
+        "https://" + ".".join(["x" * 60] * 5),
+        "https://ü" + "x" * 64,
+        "https://root:secret@cs",
+    ],
+)
+def test_no_server_has_such_a_url(url: str) -> None:
+    assert not is_server_url(url)
+
+
+@given(st.text(st.sampled_from("a.-_ü:[]% \x00"), max_size=70))
+def test_what_can_be_a_host_can_be_given_to_a_resolver(text: str) -> None:
+    if is_host(text):
+        with contextlib.suppress(OSError):  # a name would have been asked for
+            socket.getaddrinfo(text, 443, flags=socket.AI_NUMERICHOST)
