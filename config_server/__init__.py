@@ -16,7 +16,7 @@ is down. Only a machine that is new to a process server or master target waits f
     operations machines, points, restores        presence    the latest reports
     keys       machines' data keys, for daemons
     view       a machine's state (pure)          storage     what is read from blob storage
-    own_certificate  of this server
+    own_certificate  of this server              lock        of its data folder
     rpo        how old the newest state in storage is (pure)
     sides      copies of machines, refused
     granting   who may read a machine's container  grants     their table

@@ -23,7 +23,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from config_server.database import DATABASE_FILE
 from shared import identity
 from shared.errors import ConfigError, RequestError
+from shared.naming import is_host
 
+_COMMON_NAME: Final = 64
+"""X.509's limit."""
 _CA_LIFE: Final = dt.timedelta(days=3650)
 _BACKDATED: Final = dt.timedelta(minutes=5)
 """Certificates begin a little in the past: hosts' clocks differ."""
@@ -139,12 +142,22 @@ def hosts_of(certificate: x509.Certificate) -> list[str]:
 
 
 def check_host(host: str) -> str:
-    """`host`, when a certificate can carry it. Raises RequestError."""
+    """`host` as a certificate carries it. Raises RequestError when none can."""
     try:
-        _general_name(host)
+        return str(_general_name(host).value)
     except ValueError as exc:
         raise RequestError(f"The host name '{host}' cannot be in a certificate", cause=str(exc)) from exc
-    return host
+
+
+def check_subject(role: str, name: str) -> str:
+    """`name`, when a certificate can carry ROLE:NAME. Raises RequestError."""
+    if len(f"{role}:{name}") > _COMMON_NAME:
+        raise RequestError(
+            f"'{name}' cannot be the name of a {role}",
+            cause=f"{role}:NAME must fit into {_COMMON_NAME} characters, as certificates have it",
+            action=f"Choose a name of at most {_COMMON_NAME - len(role) - 1} characters.",
+        )
+    return name
 
 
 def _make_ca() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
@@ -193,11 +206,14 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
 
 def _general_name(host: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        address = ipaddress.ip_address(host)
     except ValueError:
-        if not host or len(host) > 253 or any(c.isspace() or c in "/:@" for c in host):
-            raise ValueError("it is neither an address nor a DNS name") from None
+        if not (host.isascii() and is_host(host)):
+            raise ValueError("it is neither an address nor a DNS name (in ASCII)") from None
         return x509.DNSName(host)
+    if "%" in host:
+        raise ValueError("an address in a certificate has no interface")
+    return x509.IPAddress(address)
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -7,9 +7,12 @@ from typing import Annotated
 
 import msgspec
 
+from config_server.ca import check_host, check_subject
 from shared import logging
 from shared.blob import BlobConfig
+from shared.errors import ConfigError, RequestError
 from shared.messages import PORT
+from shared.naming import SAYS, is_name
 
 
 class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -17,7 +20,7 @@ class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     """CA, database and operator token. Back it up; it holds private keys."""
     name: str = "cs1"
     listen: str = "0.0.0.0"
-    port: int = PORT
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = PORT
     hosts: list[str] = []
     """DNS names and addresses under which clients reach it, besides localhost and its host name."""
     blob: BlobConfig | None = None
@@ -27,6 +30,18 @@ class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     machine. Back it up apart from its disk: without it nothing in storage can be read."""
     grant_hours: Annotated[float, msgspec.Meta(gt=0, le=168)] = 8.0
     """How long whoever restores may read the machine's container; a restore that takes longer asks again."""
-    certificate_days: float = 30.0
+    certificate_days: Annotated[float, msgspec.Meta(gt=0, le=825)] = 30.0
     """Life of the certificates that it issues; daemons renew when a third is left."""
     log_level: logging.Level = logging.Level.INFO
+
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise ConfigError(f"name = {self.name!r} is no name", cause=SAYS)
+        try:
+            check_subject("config-server", self.name)
+            for host in self.hosts:
+                check_host(host)
+        except RequestError as exc:
+            raise ConfigError(
+                "The config server's configuration is not valid", cause=f"{exc.what}: {exc.cause}"
+            ) from exc

@@ -146,11 +146,12 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 result = work(self._connection)
+                self._connection.execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:  # after some errors SQLite has rolled back by itself
+                # SQLite itself rolls back what does not fit on the disk, and then there is nothing to end.
+                if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
         except sqlite3.Error as exc:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server import audit, events, revocation, tokens
 from config_server.binding import Binder, Call
-from config_server.ca import check_host, pem_of
+from config_server.ca import check_host, check_subject, pem_of
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name
 from config_server.sides import Sides
@@ -76,9 +76,8 @@ class Identity:
                 cause="a server's certificate must say under which names it is reached, or no client takes it",
                 action="Give at least one DNS name or address: --host HOST (hosts in the API).",
             )
-        grant = tokens.Grant(
-            body.role, check_name(body.name, body.role), tuple(check_host(h) for h in body.hosts)
-        )
+        name = check_subject(body.role, check_name(body.name, body.role))
+        grant = tokens.Grant(body.role, name, tuple(check_host(h) for h in body.hosts))
         token, hash_ = enrol.new_token(self._control.ca.der)
         now_ns = self._control.now_ns()
         expires_ns = now_ns + body.ttl_s * SECOND_NS

@@ -1,4 +1,5 @@
-"""The config server's own key and certificate: made anew when they are missing, due, of another key or CA, or for other hosts.
+"""The config server's own key and certificate: made anew when they are missing, due, not valid yet (this host's clock was ahead once),
+of another key or CA, or for other hosts.
 
 It signs for itself, so nothing but its disk can hinder it. A certificate that still serves is kept while a new one cannot be written.
 
@@ -16,10 +17,11 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from config_server.ca import CertificateAuthority, hosts_of
+from config_server.ca import CertificateAuthority, check_host, hosts_of
 from config_server.config import ConfigServerConfig
 from shared import identity, tls
 from shared.errors import HostClockError, IdentityFileError, UnderstudyError
+from shared.naming import is_host
 
 ROLE: Final = "config-server"
 
@@ -31,12 +33,15 @@ def ready(
     ConfigError, HostClockError, IdentityFileError."""
     folder = config.data_dir
     files = tls.TlsFiles(cert=folder / "server.pem", key=folder / "server.key", ca=folder / "ca.pem")
-    hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), *config.hosts]))
+    # As a certificate gives them back: another spelling of an address is no other host.
+    named = [*_own_names(), *config.hosts]
+    hosts = list(dict.fromkeys(check_host(host) for host in named))
     if not files.key.exists():
         identity.write(files.key, identity.new_key_pem(), mode=0o600)
     key = identity.key_of(files).public_key()
     name = f"{ROLE}:{config.name}"
     there = _there(files.cert)
+    now = dt.datetime.now(dt.UTC)
     serves = (
         there is not None
         and there.public_key() == key
@@ -44,7 +49,6 @@ def ready(
         and _issued(there, ca)
     )
     life = dt.timedelta(days=config.certificate_days)
-    now = dt.datetime.now(dt.UTC)
     if now < ca.certificate.not_valid_before_utc:
         wrong = HostClockError(
             "The config server's clock is wrong",
@@ -67,6 +71,11 @@ def ready(
         # The one that is there is good for something yet; this is tried again with every sweep.
         return files, exc
     return files, None
+
+
+def _own_names() -> list[str]:
+    name = socket.gethostname()  # whatever somebody once called this host
+    return ["localhost", "127.0.0.1", "::1", *([name] if name.isascii() and is_host(name) else [])]
 
 
 def _there(cert: Path) -> x509.Certificate | None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import web
 
-from config_server import audit, events, inventory, jobs, own_certificate, revocation, tokens, view
+from config_server import audit, events, inventory, jobs, lock, own_certificate, revocation, tokens, view
 from config_server.binding import Binder, Call
 from config_server.ca import CertificateAuthority
 from config_server.commands import wait_for
@@ -53,10 +53,16 @@ async def run(
 ) -> None:
     """Serve until `stop` is set; `ready` is called with the port once calls are answered.
 
-    Raises ConfigError, IdentityFileError, ListenError, StorageError; UsageError for a vault file that cannot be used.
+    Raises ConfigError, DataFolderInUseError, IdentityFileError, ListenError, StorageError; UsageError for a vault file that cannot be used.
     """
+    _make_private(config.data_dir)
+    with lock.held(config.data_dir):
+        await _run(config, stop, ready)
+
+
+async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
     folder = config.data_dir
-    _make_private(folder)
+    _check_whole(folder)
     with durable.named(f"The data folder {folder} could not be used"):
         ca = CertificateAuthority.open(folder)
         files, _kept = own_certificate.ready(config, ca)
@@ -128,6 +134,19 @@ def _make_private(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:
         raise ConfigError(f"The data folder {folder} could not be made", cause=str(exc)) from exc
+
+
+def _check_whole(folder: Path) -> None:
+    """The operator token is written last: where it is, there was a database. A new one in its place would admit every certificate
+    that was ever revoked."""
+    if (folder / TOKEN_FILE).exists() and not (folder / DATABASE_FILE).exists():
+        raise ConfigError(
+            f"The database {folder / DATABASE_FILE} is gone",
+            cause=f"the installation is not new ({TOKEN_FILE} is there); an empty database would know no machine, and would admit"
+            " every certificate that was revoked",
+            action=f"Restore {DATABASE_FILE} from a backup. Without one: move the whole data folder away, start, and enrol every daemon"
+            " anew; what is replicated stays in storage.",
+        )
 
 
 async def _recover(control: Control, folder: Path) -> None:

@@ -262,6 +262,13 @@ class LookFailedError(UnhealthyError):
     default_action = "See the config server's log, and report it."
 
 
+class DataFolderInUseError(UnhealthyError):
+    """Another config server runs on the same data."""
+
+    code = "US552"
+    default_action = "Stop the other one, or give this one a data folder of its own."
+
+
 class ClockSkewError(UnhealthyError):
     code = "US473"
     default_action = "Synchronise the clocks (NTP): recovery times are those of the machine's own clock."

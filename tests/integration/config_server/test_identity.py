@@ -292,3 +292,12 @@ async def test_a_config_server_that_is_away_is_an_unreachable_peer(tmp_path: Pat
     async with daemon(server, files) as client:
         with pytest.raises(UnreachableError, match=str(server.port)):
             await client.report({"state": "ordered"})
+
+
+async def test_a_name_that_no_certificate_can_carry_is_refused_before_there_is_a_token(
+    server: ConfigServer,
+) -> None:
+    for role, most in (("agent", 58), ("process-server", 49), ("master-target", 50)):
+        with pytest.raises(RequestError, match=f"at most {most} characters"):
+            await server.token(role, "x" * (most + 1))
+        await server.token(role, "x" * most)

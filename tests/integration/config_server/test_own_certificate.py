@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from config_server import own_certificate
-from config_server.ca import CertificateAuthority
+from config_server.ca import CertificateAuthority, hosts_of
 from config_server.config import ConfigServerConfig
 from shared import identity
 from shared.errors import ConfigError, HostClockError, IdentityFileError
@@ -88,6 +89,42 @@ def test_what_cannot_serve_is_replaced(config: ConfigServerConfig, tmp_path: Pat
         found.verify_directly_issued_by(ca.certificate)
         assert identity.name_of(found) == "config-server:cs1"
         assert found.public_key() == identity.key_of(files).public_key()
+
+
+def test_a_certificate_from_a_time_when_the_clock_was_ahead_is_replaced(config: ConfigServerConfig) -> None:
+    lasting = msgspec.structs.replace(config, certificate_days=30.0)
+    ca = CertificateAuthority.open(config.data_dir)
+    files, _ = own_certificate.ready(lasting, ca)
+    key, hosts = (
+        identity.key_of(files).public_key(),
+        hosts_of(identity.only_certificate(files.cert.read_text())),
+    )
+    ahead = dt.datetime.now(dt.UTC) + dt.timedelta(days=40)
+    life = dt.timedelta(days=30)
+    files.cert.write_bytes(
+        identity.pem_of(ca.issue(key, "config-server", "cs1", hosts, life, ahead, begins=ahead))
+    )
+    own_certificate.ready(lasting, ca)
+    assert identity.only_certificate(files.cert.read_text()).not_valid_before_utc <= dt.datetime.now(dt.UTC)
+
+
+def test_another_spelling_of_an_address_is_no_reason_for_another_certificate(
+    config: ConfigServerConfig,
+) -> None:
+    spelled = msgspec.structs.replace(
+        config, certificate_days=30.0, hosts=["2001:DB8:0::1", "::1", "CS.example.com"]
+    )
+    ca = CertificateAuthority.open(config.data_dir)
+    before = own_certificate.ready(spelled, ca)[0].cert.read_bytes()
+    assert own_certificate.ready(spelled, ca)[0].cert.read_bytes() == before
+    assert {"2001:db8::1", "CS.example.com"} <= set(hosts_of(identity.only_certificate(before.decode())))
+
+
+def test_a_host_whose_name_no_certificate_can_carry_has_one_all_the_same(
+    config: ConfigServerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "b\u00fccher..host")
+    own_certificate.ready(config, CertificateAuthority.open(config.data_dir))
 
 
 def test_a_key_that_is_none_is_named_and_never_replaced(config: ConfigServerConfig) -> None:

@@ -91,7 +91,10 @@ def test_names_in_a_request_are_ignored_and_other_keys_refused(tmp_path: Path) -
         ca.public_key_of("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n")
 
 
-@pytest.mark.parametrize("host", ["", "a b", "user@host", "https://x", "x:443", "a" * 254])
+@pytest.mark.parametrize(
+    "host",
+    ["", "a b", "user@host", "https://x", "x:443", "a" * 254, "a..b", "\u00fc", "10.0.0.0/8", "fe80::1%eth0"],
+)
 def test_what_is_no_host_is_refused(host: str) -> None:
     with pytest.raises(RequestError, match="cannot be in a certificate"):
         check_host(host)

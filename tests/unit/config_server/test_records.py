@@ -22,6 +22,7 @@ from shared.errors import (
 )
 from shared.messages import CommandKind, EventKind, Failure, JobProgress, JobState, Policy
 from shared.status import Problem
+from tests.small_fs import fill, small_fs
 
 NOW = 1_700_000_000 * SECOND_NS
 GRANT = tokens.Grant("agent", "web1", ())
@@ -97,6 +98,21 @@ async def test_sqlite_errors_are_storage_errors_and_the_next_work_succeeds(tmp_p
     await db.run(lambda connection: inventory.ensure_machine(connection, "web1", NOW))
     assert [machine.name for machine in await db.run(inventory.machines)] == ["web1"]
     await db.close()
+
+
+async def test_a_full_disk_is_named_also_where_sqlite_has_rolled_back_itself(tmp_path: Path) -> None:
+    with small_fs(tmp_path / "small", 400 << 10) as folder:
+        db = await database.Database.open(folder / "state.db")
+        fill(folder)
+
+        def much(connection: sqlite3.Connection) -> None:
+            for _ in range(3000):  # more than SQLite keeps in memory until the end
+                audit.add(connection, "operator:admin", "policy.set", "x" * 1000, {}, NOW)
+
+        with pytest.raises(StorageError, match="disk is full"):
+            await db.run(much)
+        assert await db.run(lambda connection: audit.newest(connection, 10)) == []
+        await db.close()
 
 
 # ---- tokens
