@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from config_server.refusals import Refusals
 from shared import logging, tls
 from shared.api import ROUTES, Access, Route
 from shared.errors import (
@@ -63,6 +64,10 @@ class Call:
     """How long the caller lets the answer be held (Prefer: wait=N)."""
     serial: int = 0
     """Of the caller's certificate; 0 when it showed none."""
+    begins_s: int = 0
+    """When that begins (Unix)."""
+    der: bytes = b""
+    """That certificate; empty when it showed none."""
     hosts: tuple[str, ...] = ()
     """DNS names and addresses in the caller's certificate."""
     remote: str = ""
@@ -83,14 +88,15 @@ class Binder:
     def __init__(
         self,
         operator_of: Callable[[str], Awaitable[str | None]],
-        is_revoked: Callable[[int, str], bool],
+        is_revoked: Callable[[int, str, int], bool],
         asked: Callable[[web.Request], None],
     ) -> None:
-        """`is_revoked`: whether the certificate with this serial number and ROLE:NAME is. `asked` is told of each request that has come
-        whole."""
+        """`is_revoked`: whether the certificate with this serial number, ROLE:NAME and begin is. `asked` is told of each request that
+        has come whole."""
         self._operator_of = operator_of
         self._is_revoked = is_revoked
         self._asked = asked
+        self._refusals = Refusals()
         self._endpoints: dict[str, _Endpoint] = {}
 
     def on(self, route: Route[_Q, _R], handler: Callable[[Call, _Q], Awaitable[_R]]) -> None:
@@ -104,11 +110,11 @@ class Binder:
                 self._refuse_revoked(request, route)
                 return _answer(200, answer)
             except UnderstudyError as exc:
-                return _refuse(request, route, exc)
+                return self._refuse(request, route, exc)
             except asyncio.CancelledError:
                 raise
             except web.HTTPRequestEntityTooLarge:
-                return _refuse(
+                return self._refuse(
                     request, route, RequestError("The request was refused", cause="its body is too large")
                 )
             except Exception as exc:  # noqa: BLE001 - the outermost frame of a request
@@ -118,7 +124,7 @@ class Binder:
                     cause="an error inside the config server",
                     action="See its log, and report it.",
                 )
-                return _refuse(request, route, bug)
+                return self._refuse(request, route, bug)
 
         self._endpoints[route.name] = endpoint
 
@@ -135,12 +141,17 @@ class Binder:
         who = await self._authenticate(request, route)
         raw = await _body(request, route)
         self._asked(request)
+        # Again: its body may have taken its time, and the caller may be revoked since.
+        self._refuse_revoked(request, route)
+        ssl_object = _ssl_object(request)
         call = Call(
             who,
-            dict(request.match_info),
+            _path(request, route),
             raw,
             _wait_s(request),
-            tls.peer_serial(_ssl_object(request)),
+            tls.peer_serial(ssl_object),
+            tls.peer_begins_s(ssl_object),
+            (ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None) or b"",
             _peer_hosts(request),
             request.remote or "",
         )
@@ -176,8 +187,16 @@ class Binder:
     def _refuse_revoked(self, request: web.Request, route: Route[Any, Any]) -> None:
         ssl_object = _ssl_object(request)
         name = tls.peer_name(ssl_object)
-        if route.access is Access.DAEMON and self._is_revoked(tls.peer_serial(ssl_object), name):
+        certificate = tls.peer_serial(ssl_object), name, tls.peer_begins_s(ssl_object)
+        if route.access is Access.DAEMON and self._is_revoked(*certificate):
             raise CertificateRevokedError(f"The certificate of {name} was refused")
+
+    def _refuse(self, request: web.Request, route: Route[Any, Any], exc: UnderstudyError) -> web.Response:
+        status = next(status for cls, status in _HTTP_STATUS if isinstance(exc, cls))
+        if isinstance(exc, (AccessError, WrongRoleError, CertificateRevokedError)):
+            remote = request.remote or ""
+            self._refusals.note(remote, "access refused", route=route.name, remote=remote, **exc.as_dict())
+        return _answer(status, Failure(**exc.as_dict(), exit_code=exc.exit_code))
 
 
 def _ssl_object(request: web.Request) -> ssl.SSLObject | None:
@@ -192,9 +211,21 @@ def _peer_hosts(request: web.Request) -> tuple[str, ...]:
     return tuple(str(value) for kind, value in names if kind in ("DNS", "IP Address"))
 
 
+def _path(request: web.Request, route: Route[Any, Any]) -> dict[str, str]:
+    """What stands in the path's places. Raises RequestError for bytes that are no text: nothing has such a name."""
+    path = dict(request.match_info)
+    try:
+        "".join(path.values()).encode()
+    except UnicodeEncodeError as exc:
+        raise RequestError(f"The call '{route.name}' was refused", cause="its path is not UTF-8") from exc
+    return path
+
+
 async def _body(request: web.Request, route: Route[Any, Any]) -> bytes:
     """Raises RequestError when the body does not come, or not in time: who sends so slowly holds a place that others want."""
     what = f"The call '{route.name}' was refused"
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise RequestError(what, cause="its body is compressed, and bodies are taken as they are")
     try:
         async with asyncio.timeout(_BODY_S):
             return await request.read()
@@ -230,16 +261,9 @@ def _answer(status: int, body: msgspec.Struct) -> web.Response:
     return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")
 
 
-def _refuse(request: web.Request, route: Route[Any, Any], exc: UnderstudyError) -> web.Response:
-    status = next(status for cls, status in _HTTP_STATUS if isinstance(exc, cls))
-    if isinstance(exc, (AccessError, WrongRoleError, CertificateRevokedError)):
-        _log.warning("access refused", route=route.name, remote=request.remote, **exc.as_dict())
-    return _answer(status, Failure(**exc.as_dict(), exit_code=exc.exit_code))
-
-
 async def _unknown(request: web.Request) -> web.StreamResponse:
     exc = NotFoundError(
-        f"There is no {request.method} {request.path} on the config server",
+        f"There is no {request.method} {request.path[:200]!a} on the config server",
         action="The API is described in shared/api.py; the client may be of another version.",
     )
     return _answer(404, Failure(**exc.as_dict(), exit_code=exc.exit_code))

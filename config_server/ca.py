@@ -8,6 +8,7 @@ key; all names come from the enrolment token or, on renewal, from the certificat
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import ipaddress
 import secrets
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from shared.naming import is_host
 _COMMON_NAME: Final = 64
 """X.509's limit."""
 _CA_LIFE: Final = dt.timedelta(days=3650)
-_BACKDATED: Final = dt.timedelta(minutes=5)
+BACKDATED: Final = dt.timedelta(minutes=5)
 """Certificates begin a little in the past: hosts' clocks differ."""
 
 
@@ -109,7 +110,7 @@ class CertificateAuthority:
             .issuer_name(self.certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(begins or min(now, now + life) - _BACKDATED)
+            .not_valid_before(begins or min(now, now + life) - BACKDATED)
             .not_valid_after(now + life)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(sign_certificates=False), critical=True)
@@ -127,6 +128,12 @@ class CertificateAuthority:
 
 def pem_of(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def fingerprint_of(key: ec.EllipticCurvePublicKey) -> str:
+    """Names a key."""
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:
@@ -171,7 +178,7 @@ def _make_ca() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATED)
+        .not_valid_before(now - BACKDATED)
         .not_valid_after(now + _CA_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)

@@ -17,7 +17,7 @@ from config_server.rpo import StorageProgress
 from config_server.storage import Storage
 from config_server.view import SELF, Facts, facts_of
 from shared import logging
-from shared.errors import RequestError, UnderstudyError
+from shared.errors import CertificateRevokedError, RequestError, UnderstudyError
 from shared.messages import PointView, Revocations
 from shared.naming import SAYS, is_name
 from shared.status import Problem
@@ -69,6 +69,11 @@ class Control:
     def mono_ns(self) -> int:
         """For all that has passed since: it never jumps."""
         return time.monotonic_ns()
+
+    def refuse_revoked(self, serial: int, name: str, begins_s: int) -> None:
+        """Raises CertificateRevokedError."""
+        if self.revoked.covers(serial, name, begins_s):
+            raise CertificateRevokedError(f"The certificate of {name} was refused")
 
     def facts(self, machine: str, last_point: PointView | None) -> Facts:
         """What is known of the machine now."""

@@ -75,6 +75,13 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     """
     CREATE INDEX events_over ON events (source, id) WHERE resolved_ns IS NOT NULL;
     """,
+    """
+    ALTER TABLE revocations ADD COLUMN before_s INTEGER;
+    ALTER TABLE certificates ADD COLUMN key TEXT NOT NULL DEFAULT '';
+    CREATE INDEX certificates_of_key ON certificates (key);
+    ALTER TABLE tokens ADD COLUMN key TEXT NOT NULL DEFAULT '';
+    ALTER TABLE tokens ADD COLUMN certificate TEXT NOT NULL DEFAULT '';
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -11,12 +11,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server import audit, events, revocation, tokens
 from config_server.binding import Binder, Call
-from config_server.ca import check_host, check_subject, pem_of
+from config_server.ca import check_host, check_subject, fingerprint_of, pem_of
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name
+from config_server.renewals import Renewals
 from config_server.sides import Sides
 from config_server.view import SELF
-from shared import api, enrol, logging
+from shared import api, enrol, identity, logging
 from shared.errors import EnrolmentError, RequestError
 from shared.messages import (
     ROLES,
@@ -50,7 +51,8 @@ class Identity:
         self._control = control
         self._sides = sides
         self._refused: dict[tuple[str, str], tuple[int, int]] = {}
-        """Code and ROLE:NAME → when a refusal was noted, and how many followed since."""
+        """Code and ROLE:NAME → when a refusal was noted (monotonic), and how many followed since."""
+        self._renewals = Renewals()
 
     def bind(self, binder: Binder) -> None:
         binder.on(api.CA, self.ca)
@@ -102,27 +104,35 @@ class Identity:
     async def _enrol(self, hash_: bytes, body: EnrolRequest) -> Certificate:
         now_ns = self._control.now_ns()
 
-        def work(db: sqlite3.Connection) -> tuple[tokens.Grant, x509.Certificate]:
+        def work(db: sqlite3.Connection) -> tuple[tokens.Answered, x509.Certificate | None]:
             # The token first: who has none learns nothing about requests. A bad request rolls its use back.
-            grant = tokens.redeem(db, hash_, now_ns)
-            revocation.readmit(db, grant.role, grant.name)
+            if not tokens.exists(db, hash_):
+                tokens.redeem(db, hash_, now_ns)
             public_key = self._control.ca.public_key_of(body.csr)
+            if (again := tokens.answered(db, hash_, fingerprint_of(public_key), now_ns)) is not None:
+                return again, None
+            grant = tokens.redeem(db, hash_, now_ns)
             certificate = self._issue(db, public_key, grant, now_ns)
+            begins_s = int(certificate.not_valid_before_utc.timestamp())
+            revocation.readmit(db, grant.role, grant.name, certificate.serial_number, begins_s)
+            tokens.note_answer(db, hash_, fingerprint_of(public_key), pem_of(certificate))
             subject = f"{grant.role}:{grant.name}"
             audit.add(db, subject, "enrol", subject, {"serial": f"{certificate.serial_number:x}"}, now_ns)
-            return grant, certificate
+            return tokens.Answered(grant, pem_of(certificate)), certificate
 
-        grant, certificate = await self._control.db.run(work)
+        answered, issued = await self._control.db.run(work)
         await self._take_revocations()
-        _log.info("enrolled", name=f"{grant.role}:{grant.name}", not_after=certificate.not_valid_after_utc)
-        return self._answer(certificate, grant)
+        name = f"{answered.grant.role}:{answered.grant.name}"
+        if issued is not None:
+            self._renewals.issued(issued, 0, self._control.mono_ns())
+        _log.info("enrolled" if issued is not None else "enrolled again with the same key", name=name)
+        return self._answer(identity.only_certificate(answered.certificate), answered.grant)
 
     async def _note_refusal(self, hash_: bytes, exc: EnrolmentError, remote: str) -> None:
         """An audit entry and an event, so that a stolen token does not stay unseen. Of attempts of one kind for one name only the
         first is noted, and later how many followed: whoever reaches the port can make as many as he likes."""
-        now_ns = self._control.now_ns()
+        now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
         subject = await self._control.db.run(lambda db: tokens.subject_of(db, hash_))
-        mono_ns = self._control.mono_ns()
         noted_ns, attempts = self._refused.get((exc.code, subject), (mono_ns - _REFUSALS_NS, 0))
         attempts += 1
         if mono_ns - noted_ns < _REFUSALS_NS:
@@ -147,25 +157,34 @@ class Identity:
         await self._control.db.run(work)
 
     async def renew(self, call: Call, body: RenewRequest) -> Certificate:
+        """For the same key: whoever has stolen one gets no certificate of his own, and what a serial number revokes can be told by it."""
         if call.role == "agent":
-            await self._sides.admit(call.name, body.identity, body.boot, call.remote)
+            await self._sides.admit(call.name, body.identity, None, call.remote)
         public_key = self._control.ca.public_key_of(body.csr)
+        if public_key != x509.load_der_x509_certificate(call.der).public_key():
+            raise RequestError(
+                f"The certificate of {call.who} was not renewed",
+                cause="the request is for another key than the certificate's",
+                action="Enrol this host for a new key.",
+            )
         grant = tokens.Grant(call.role, call.name, call.hosts)
-        now_ns = self._control.now_ns()
+        now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
+        if (again := self._renewals.again(call.serial, _time(now_ns))) is not None:
+            return self._answer(again, grant)
+        self._renewals.check(call.serial, call.who, mono_ns)
 
         def work(db: sqlite3.Connection) -> x509.Certificate:
+            revocation.check(db, call.serial, call.who, call.begins_s)
+            revocation.note_key(db, call.serial, fingerprint_of(public_key))
             certificate = self._issue(db, public_key, grant, now_ns)
-            audit.add(
-                db,
-                call.who,
-                "certificate.renew",
-                call.who,
-                {"serial": f"{certificate.serial_number:x}"},
-                now_ns,
-            )
+            detail = {"serial": f"{certificate.serial_number:x}"}
+            audit.add(db, call.who, "certificate.renew", call.who, detail, now_ns)
             return certificate
 
-        return self._answer(await self._control.db.run(work), grant)
+        certificate = await self._control.db.run(work)
+        self._renewals.issued(certificate, call.serial, mono_ns)
+        await self._take_revocations()
+        return self._answer(certificate, grant)
 
     async def certificates(self, _call: Call, body: Limit) -> CertificateList:
         found = await self._control.db.run(lambda db: revocation.newest(db, body.limit))
@@ -199,11 +218,16 @@ class Identity:
         grant: tokens.Grant,
         now_ns: int,
     ) -> x509.Certificate:
-        now = dt.datetime.fromtimestamp(now_ns // SECOND_NS, dt.UTC)
+        now = _time(now_ns)
         life = _STORAGE_LIFE if grant.role == "storage" else self._control.certificate_life
         certificate = self._control.ca.issue(public_key, grant.role, grant.name, grant.hosts, life, now)
         expires_ns = int(certificate.not_valid_after_utc.timestamp()) * SECOND_NS
-        revocation.note_certificate(db, certificate.serial_number, grant.role, grant.name, now_ns, expires_ns)
+        key = fingerprint_of(public_key)
+        revocation.note_certificate(
+            db, certificate.serial_number, grant.role, grant.name, key, now_ns, expires_ns
+        )
+        begins_s = int(certificate.not_valid_before_utc.timestamp())
+        revocation.admit_from(db, grant.role, grant.name, begins_s)
         return certificate
 
     def _answer(self, certificate: x509.Certificate, grant: tokens.Grant) -> Certificate:
@@ -213,3 +237,7 @@ class Identity:
             name=f"{grant.role}:{grant.name}",
             not_after=certificate.not_valid_after_utc.isoformat(),
         )
+
+
+def _time(now_ns: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(now_ns // SECOND_NS, dt.UTC)

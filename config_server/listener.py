@@ -11,13 +11,13 @@ import asyncio
 import resource
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self
 
 from aiohttp import web
 
 from config_server.connections import Connections
+from config_server.refusals import Refusals
 from shared import logging, tls
 from shared.errors import ListenError
 
@@ -25,8 +25,6 @@ _log = logging.get()
 _HANDSHAKE_S: Final = 10.0
 _FIRST_REQUEST_S: Final = 20.0
 """So long a connection may take from the end of its handshake to the end of its first request."""
-_QUIET_S: Final = 30.0
-"""Refusals from one address are logged at most this often, with how many there were: anybody can cause any number."""
 _DESCRIPTORS: Final = 65_536
 
 Peer = tuple[Any, ...]
@@ -42,7 +40,7 @@ class Listener:
         self._connections: Connections[Peer] = Connections()
         self._closers: dict[Peer, Callable[[], object]] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
-        self._refusals = _Refusals()
+        self._refusals = Refusals()
 
     @classmethod
     def open(cls, host: str, port: int, context: ssl.SSLContext) -> Self:
@@ -163,24 +161,6 @@ class _Watched(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_lost()
         self._inner.connection_lost(exc)
-
-
-class _Refusals:
-    """Logs of each address the first of many, then how many there were."""
-
-    def __init__(self) -> None:
-        self._noted: dict[str, tuple[float, int]] = {}
-
-    def note(self, address: str, event: str, **fields: str) -> None:
-        now = time.monotonic()
-        at, more = self._noted.get(address, (-_QUIET_S, 0))
-        if now - at < _QUIET_S:
-            self._noted[address] = at, more + 1
-            return
-        for other in [other for other, (then, _) in self._noted.items() if now - then >= _QUIET_S]:
-            del self._noted[other]
-        self._noted[address] = now, 0
-        _log.warning(event, more_before=more, **fields)
 
 
 def _raise_descriptor_limit() -> None:

@@ -60,6 +60,9 @@ class Reporting:
             said = decode(call.role, call.body)
             assert isinstance(said, AgentReport)
             await self._sides.admit(check_name(call.name, call.role), said.identity, said.boot, call.remote)
+            self._control.refuse_revoked(
+                call.serial, call.who, call.begins_s
+            )  # storage may have taken its time
         before = self._control.presence.of(call.role, call.name)
         seen = self._control.presence.learn(
             call.role, check_name(call.name, call.role), call.body, now_ns, began_ns

@@ -1,81 +1,135 @@
 """Certificates that were issued, and those of them that are refused.
 
-A revocation names a certificate by its serial number, or a ROLE:NAME: then every certificate of that name is refused, those of which this
-database knows nothing (it may have been restored from a backup) too, and its unused tokens are void. Who shall take
-part again enrols with a new token: that lifts the revocation of the name and leaves one for each earlier
-certificate. An entry never goes: whether a certificate has expired says only a clock, and one that is years ahead would readmit everybody
-wherever the clock is right.
+A revocation names a certificate by its serial number, or a ROLE:NAME. It is entered whether or not this database knows what it
+names: it may have been restored from a backup.
+
+A *serial number* stands for the key: whoever has stolen a certificate has its key, and could use every other certificate of that key.
+So all of them are refused, earlier ones and those that were renewed from it (a renewal keeps the key, identity.py sees to it).
+
+Of a *name* every certificate is refused, those of which this database knows nothing too, and its tokens are void. Who shall take part
+again enrols with a token that was made afterwards: that admits certificates which begin no earlier than the one that he gets, so
+older ones stay refused for ever, and of those that are known the serial numbers, too.
+
+Nothing is ever deleted here because of the time of day: a clock that was ahead for a moment would readmit who was revoked. There are
+as many entries as operators made, and as those names and keys had certificates.
 """
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from typing import Final
 
 from config_server.clock import rfc3339
-from shared.errors import NotFoundError
-from shared.messages import CertificateView, Revocations
+from shared.errors import CertificateRevokedError, RequestError
+from shared.messages import ROLES, CertificateView, Revocations
+from shared.naming import SAYS, is_name
+
+_SERIAL: Final = re.compile(r"[0-9a-f]{1,40}\Z")
 
 
 def note_certificate(
-    db: sqlite3.Connection, serial: int, role: str, name: str, issued_ns: int, expires_ns: int
+    db: sqlite3.Connection, serial: int, role: str, name: str, key: str, issued_ns: int, expires_ns: int
 ) -> None:
+    """`key` is the fingerprint of its public key."""
     db.execute(
-        "INSERT INTO certificates VALUES (?, ?, ?, ?, ?)", (f"{serial:x}", role, name, issued_ns, expires_ns)
+        "INSERT INTO certificates (serial, role, name, key, issued_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?)",
+        (f"{serial:x}", role, name, key, issued_ns, expires_ns),
     )
 
 
-def revoke(db: sqlite3.Connection, subject: str, reason: str, now_ns: int) -> list[CertificateView]:
-    """Refuse the certificate or the ROLE:NAME `subject` from now on; what that covers. Again is harmless. Raises NotFoundError."""
+def note_key(db: sqlite3.Connection, serial: int, key: str) -> None:
+    """Of a certificate from before keys were noted."""
+    db.execute("UPDATE certificates SET key = ? WHERE serial = ? AND key = ''", (key, f"{serial:x}"))
+
+
+def revoke(db: sqlite3.Connection, certificate: str, reason: str, now_ns: int) -> list[CertificateView]:
+    """Refuse the certificate or the ROLE:NAME from now on; what is known of what that covers. Again is harmless. Raises RequestError
+    when it is neither."""
+    subject = _subject(certificate)
     role, colon, name = subject.partition(":")
     if colon:
-        covered = "role = ? AND name = ?"
-        values: tuple[str, ...] = (role, name)
-        db.execute("DELETE FROM tokens WHERE role = ? AND name = ? AND used_ns IS NULL", values)
-        expires_ns = None
-    else:
-        subject = subject.lower().lstrip("0")
-        covered, values = "serial = ?", (subject,)
-        row = db.execute("SELECT expires_ns FROM certificates WHERE serial = ?", values).fetchone()
-        expires_ns = row["expires_ns"] if row is not None else None
-    views = _views(db, covered, values, -1)
-    if not views:
-        raise NotFoundError(
-            f"No certificate of '{subject}' was revoked",
-            cause="none was ever issued here under this name or serial number",
-            action="`understudy certificate list` shows those that were.",
+        db.execute("DELETE FROM tokens WHERE role = ? AND name = ?", (role, name))
+        db.execute(
+            "INSERT INTO revocations (subject, reason, revoked_ns) VALUES (?, ?, ?) ON CONFLICT (subject) DO UPDATE"
+            " SET reason = excluded.reason, revoked_ns = excluded.revoked_ns, before_s = NULL WHERE before_s IS NOT NULL",
+            (subject, reason, now_ns),
         )
-    db.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?, ?, ?)", (subject, reason, now_ns, expires_ns))
-    return _views(db, covered, values, -1)
+        return _views(db, "role = ? AND name = ?", (role, name), -1)
+    known = "SELECT serial FROM certificates WHERE key = (SELECT key FROM certificates WHERE serial = ?) AND key != ''"
+    serials = [subject, *(row["serial"] for row in db.execute(known, (subject,)) if row["serial"] != subject)]
+    db.executemany(
+        "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns) VALUES (?, ?, ?)",
+        [(serial, reason, now_ns) for serial in serials],
+    )
+    found = (_views(db, "serial = ?", (serial,), 1) for serial in serials)
+    return [view for views in found for view in views]
 
 
-def readmit(db: sqlite3.Connection, role: str, name: str) -> None:
-    """ROLE:NAME enrols with a token that was made after its revocation: only its earlier certificates stay refused."""
+def readmit(db: sqlite3.Connection, role: str, name: str, serial: int, begins_s: int) -> None:
+    """ROLE:NAME got this certificate for a token that was made after its revocation: only earlier ones stay refused."""
     subject = f"{role}:{name}"
     db.execute(
-        "INSERT OR IGNORE INTO revocations SELECT c.serial, r.reason, r.revoked_ns, c.expires_ns"
-        " FROM certificates c, revocations r WHERE r.subject = ? AND c.role = ? AND c.name = ?",
-        (subject, role, name),
+        "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns) SELECT c.serial, r.reason, r.revoked_ns"
+        " FROM certificates c, revocations r WHERE r.subject = ? AND r.before_s IS NULL AND c.role = ? AND c.name = ?"
+        " AND c.serial != ?",
+        (subject, role, name, f"{serial:x}"),
     )
-    db.execute("DELETE FROM revocations WHERE subject = ?", (subject,))
+    db.execute(
+        "UPDATE revocations SET before_s = ? WHERE subject = ? AND before_s IS NULL", (begins_s, subject)
+    )
+
+
+def admit_from(db: sqlite3.Connection, role: str, name: str, begins_s: int) -> None:
+    """A certificate was issued to ROLE:NAME that begins then. It is good, also if this host's clock was ahead when the name was
+    readmitted and has been set right since."""
+    db.execute(
+        "UPDATE revocations SET before_s = ? WHERE subject = ? AND before_s > ?",
+        (begins_s, f"{role}:{name}", begins_s),
+    )
 
 
 def current(db: sqlite3.Connection) -> Revocations:
-    subjects = [row["subject"] for row in db.execute("SELECT subject FROM revocations ORDER BY subject")]
+    rows = db.execute("SELECT subject, before_s FROM revocations ORDER BY subject").fetchall()
+    names = [row for row in rows if ":" in row["subject"]]
     return Revocations(
-        serials=[subject for subject in subjects if ":" not in subject],
-        names=[subject for subject in subjects if ":" in subject],
+        serials=[row["subject"] for row in rows if ":" not in row["subject"]],
+        names=[row["subject"] for row in names if row["before_s"] is None],
+        before={row["subject"]: row["before_s"] for row in names if row["before_s"] is not None},
     )
+
+
+def check(db: sqlite3.Connection, serial: int, name: str, begins_s: int) -> None:
+    """Raises CertificateRevokedError for who may not have what this transaction gives."""
+    if current(db).covers(serial, name, begins_s):
+        raise CertificateRevokedError(f"The certificate of {name} was refused")
 
 
 def newest(db: sqlite3.Connection, limit: int) -> list[CertificateView]:
     return _views(db, "TRUE", (), limit)
 
 
+def _subject(certificate: str) -> str:
+    role, colon, name = certificate.partition(":")
+    if colon and role in ROLES and role != "config-server" and is_name(name):
+        return certificate
+    serial = certificate.lower().lstrip("0")
+    if not colon and _SERIAL.match(serial):
+        return serial
+    roles = ", ".join(role for role in ROLES if role != "config-server")
+    raise RequestError(
+        f"'{certificate}' was not revoked",
+        cause=f"it is neither a serial number (hexadecimal) nor ROLE:NAME (the roles are {roles}; {SAYS})",
+        action="`understudy certificate list` shows what was issued.",
+    )
+
+
 def _views(db: sqlite3.Connection, which: str, values: tuple[str, ...], limit: int) -> list[CertificateView]:
     """`which` is one of the conditions above, never anybody's input."""
     rows = db.execute(
         "SELECT c.*, r.revoked_ns, r.reason FROM certificates c LEFT JOIN revocations r"
-        f" ON r.subject IN (c.serial, c.role || ':' || c.name) WHERE {which}"
+        " ON r.subject = c.serial OR (r.subject = c.role || ':' || c.name AND r.before_s IS NULL)"
+        f" WHERE {which}"
         " GROUP BY c.serial ORDER BY c.issued_ns DESC, c.serial LIMIT ?",
         (*values, limit),
     )

@@ -81,6 +81,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             access_log=None,
             shutdown_timeout=_SHUTDOWN_S,
             lingering_time=_LINGERING_S,
+            auto_decompress=False,  # four megabytes may unpack to four gigabytes, on the event loop
         )
         await runner.setup()
         try:
@@ -107,7 +108,7 @@ def _application(
 ) -> web.Application:
     binder = Binder(
         lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
-        lambda serial, name: control.revoked.covers(serial, name),
+        lambda *certificate: control.revoked.covers(*certificate),
         listener.asked,
     )
 

@@ -67,20 +67,23 @@ class Sides:
     def bind(self, binder: Binder) -> None:
         binder.on(api.REBIND, self.rebind)
 
-    async def admit(self, machine: str, identity: str, boot: str, address: str) -> None:
-        """Raises CopyRefusedError: nothing that the caller says is of this machine."""
+    async def admit(self, machine: str, identity: str, boot: str | None, address: str) -> None:
+        """Raises CopyRefusedError: nothing that the caller says is of this machine. `boot` None: whichever of its boots it is, as for
+        a renewal, which a wrong word about boots must not hinder until the certificate is over."""
         now_s = time.monotonic()
         try:
             side = await self._side(machine, identity, now_s)
             if side is not None and side.identity != active_side.UNKNOWN:
                 side.check(identity)
-            self._check_boot(machine, boot, now_s)
+            if boot is not None:
+                self._check_boot(machine, boot, now_s)
         except CopyRefusedError as exc:
             before = self._refused.get(machine)
             since_s = before.since_s if before and now_s - before.at_s < SHOWN_S else now_s
             self._refused[machine] = _Refused(identity, address, exc, since_s, now_s)
             raise
-        self._heard[machine] = _Heard(boot, now_s)
+        if boot is not None:
+            self._heard[machine] = _Heard(boot, now_s)
 
     def problems(self) -> list[Problem]:
         """Copies that were refused lately, and not only once."""
@@ -151,12 +154,17 @@ class Sides:
         return side
 
     def _check_boot(self, machine: str, boot: str, now_s: float) -> None:
+        """Of sessions with several servers (one may not know yet that its own is over) the caller's own counts."""
         now_ns = self._control.mono_ns()
-        for seen, stream in self._control.presence.streams(machine):
-            if stream.connected and stream.boot and not seen.is_silent(now_ns):
-                if stream.boot == boot:
-                    return
-                raise _same_identity(machine, f"it has a session with {seen.source}")
+        sessions = [
+            (seen.source, stream.boot)
+            for seen, stream in self._control.presence.streams(machine)
+            if stream.connected and stream.boot and not seen.is_silent(now_ns)
+        ]
+        if boot in (theirs for _source, theirs in sessions):
+            return
+        if sessions:
+            raise _same_identity(machine, f"it has a session with {sessions[0][0]}")
         heard = self._heard.get(machine)
         if heard is not None and heard.boot != boot and now_s - heard.at_s < RECENT_S:
             raise _same_identity(machine, "it reported a moment ago")

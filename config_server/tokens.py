@@ -2,7 +2,8 @@
 
 An enrolment token is single use: `redeem` marks it in the transaction that checks it, and the database has
 one writer, so of two simultaneous uses one is refused. A token whose request was refused for another reason
-(a bad certificate request) stays usable, because that transaction is rolled back.
+(a bad certificate request) stays usable, because that transaction is rolled back. Who asks again with the same key gets the same
+answer.
 """
 
 from __future__ import annotations
@@ -54,9 +55,34 @@ def add(db: sqlite3.Connection, token_hash: bytes, grant: Grant, now_ns: int, ex
         (now_ns - 30 * 86_400 * 1_000_000_000,),
     )
     db.execute(
-        "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL)",
+        "INSERT INTO tokens (hash, role, name, hosts, created_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?)",
         (token_hash, grant.role, grant.name, msgspec.json.encode(grant.hosts).decode(), now_ns, expires_ns),
     )
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """What the token was exchanged for."""
+
+    grant: Grant
+    certificate: str
+
+
+def answered(db: sqlite3.Connection, token_hash: bytes, key: str, now_ns: int) -> Answered | None:
+    """The answer that was given already for this token and this key (its fingerprint), until the token expires: it may not have
+    arrived, or its receiver may have died. Nobody else can use it."""
+    row = db.execute(
+        "SELECT * FROM tokens WHERE hash = ? AND used_ns IS NOT NULL AND key = ? AND key != '' AND expires_ns > ?",
+        (token_hash, key, now_ns),
+    ).fetchone()
+    return Answered(_grant(row), row["certificate"]) if row else None
+
+
+def note_answer(db: sqlite3.Connection, token_hash: bytes, key: str, certificate: str) -> None:
+    db.execute("UPDATE tokens SET key = ?, certificate = ? WHERE hash = ?", (key, certificate, token_hash))
+
+
+def exists(db: sqlite3.Connection, token_hash: bytes) -> bool:
+    return db.execute("SELECT 1 FROM tokens WHERE hash = ?", (token_hash,)).fetchone() is not None
 
 
 def redeem(db: sqlite3.Connection, token_hash: bytes, now_ns: int) -> Grant:
@@ -69,6 +95,10 @@ def redeem(db: sqlite3.Connection, token_hash: bytes, now_ns: int) -> Grant:
     if row["expires_ns"] <= now_ns:
         raise TokenExpiredError(_WHAT)
     db.execute("UPDATE tokens SET used_ns = ? WHERE hash = ?", (now_ns, token_hash))
+    return _grant(row)
+
+
+def _grant(row: sqlite3.Row) -> Grant:
     return Grant(row["role"], row["name"], msgspec.json.decode(row["hosts"], type=tuple[str, ...]))
 
 
@@ -79,4 +109,4 @@ def subject_of(db: sqlite3.Connection, token_hash: bytes) -> str:
 
 
 def _operator_hash(token: str) -> bytes:
-    return hashlib.sha256(b"understudy operator\0" + token.encode()).digest()
+    return hashlib.sha256(b"understudy operator\0" + token.encode(errors="surrogateescape")).digest()

@@ -110,6 +110,17 @@ class RequestError(UsageError):
     default_action = "Correct the request; the API is described in shared/api.py."
 
 
+class RenewalNotDueError(RequestError):
+    """Most of the certificate's life is left."""
+
+    code = "US127"
+    default_cause = "it was issued only lately, and most of its life is left"
+    default_action = (
+        "If this host's clock is ahead, set it right; it renews when a third of the life is left. If it is not this daemon that asks,"
+        " its key is stolen: revoke the certificate."
+    )
+
+
 class AccessError(UsageError):
     """Who asks is not known, or may not do this."""
 

@@ -154,9 +154,13 @@ class Revocations(msgspec.Struct, frozen=True):
 
     serials: list[str] = []
     names: list[str] = []
+    before: dict[str, int] = {}
+    """Of a ROLE:NAME that was readmitted: those that begin (notBefore, Unix seconds) before then are refused."""
 
-    def covers(self, serial: int, name: str) -> bool:
-        return name in self.names or f"{serial:x}" in self.serials
+    def covers(self, serial: int, name: str, begins_s: int) -> bool:
+        return (
+            name in self.names or begins_s < self.before.get(name, begins_s) or f"{serial:x}" in self.serials
+        )
 
 
 class StatusReply(msgspec.Struct):
@@ -186,7 +190,8 @@ class CertificateList(msgspec.Struct):
 
 
 class RevokeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Refuse from now on: one certificate (its serial number), or whatever ROLE:NAME has and gets until it enrols with a new token."""
+    """Refuse from now on: a certificate (its serial number) and all others of its key, or whatever ROLE:NAME has and gets until it
+    enrols with a new token."""
 
     certificate: str
     reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""

@@ -184,6 +184,12 @@ def peer_serial(ssl_object: ssl.SSLObject | ssl.SSLSocket | None) -> int:
     return int(str((certificate or {}).get("serialNumber", "0")), 16)
 
 
+def peer_begins_s(ssl_object: ssl.SSLObject | ssl.SSLSocket | None) -> int:
+    """From when on the peer's verified certificate is valid (Unix seconds); 0 when it showed none."""
+    certificate = ssl_object.getpeercert() if ssl_object is not None else None
+    return ssl.cert_time_to_seconds(str(certificate["notBefore"])) if certificate else 0
+
+
 def require_name(name: str, *expected: str) -> str:
     """`name`, when it is one of `expected`: "ROLE:NAME" for one peer, "ROLE:*" for any of a role.
 

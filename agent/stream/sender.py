@@ -175,7 +175,7 @@ class Sender:
 
     def _refusal(self, link: Link) -> CertificateRevokedError | None:
         channel = link.channel
-        if not self._revoked.covers(channel.serial, channel.peer):
+        if not self._revoked.covers(channel.serial, channel.peer, channel.begins_s):
             return None
         return CertificateRevokedError(
             f"The process server {channel.address} was refused",

@@ -226,13 +226,13 @@ class Receiver:
         """Admit these no more, and end their sessions. What they had sent stays: it was theirs to send."""
         self.revoked = revoked
         for session in list(self._sessions):
-            if revoked.covers(session.channel.serial, session.channel.peer):
+            if _covered(revoked, session):
                 session.fail(_refused(session))
 
     # ---- for sessions (session.Host) ----
 
     async def claim(self, session: Session, hello: Hello) -> StreamLog:
-        if self.revoked.covers(session.channel.serial, session.channel.peer):
+        if _covered(self.revoked, session):
             raise _refused(session)
         tls.require_name(session.channel.peer, f"agent:{hello.machine}")
         session.identity, session.boot = hello.identity, hello.boot
@@ -397,6 +397,11 @@ class Receiver:
                     break  # the next machines would wait for storage as well; that it is away is told by service.py
                 except UnderstudyError as exc:
                     _log.warning("active side not checked", machine=name, **exc.as_dict())
+
+
+def _covered(revoked: Revocations, session: Session) -> bool:
+    channel = session.channel
+    return revoked.covers(channel.serial, channel.peer, channel.begins_s)
 
 
 def _refused(session: Session) -> CertificateRevokedError:

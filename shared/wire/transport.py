@@ -53,6 +53,8 @@ class Channel(asyncio.BufferedProtocol):
         """The common name in the peer's certificate."""
         self.serial = 0
         """Its serial number."""
+        self.begins_s = 0
+        """When it begins."""
         self.address = "?"
         self.closed = asyncio.Event()
         self._on_event = on_event
@@ -145,6 +147,7 @@ class Channel(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         ssl_object = cast("ssl.SSLObject | None", transport.get_extra_info("ssl_object"))
         self.peer, self.serial = tls.peer_name(ssl_object), tls.peer_serial(ssl_object)
+        self.begins_s = tls.peer_begins_s(ssl_object)
         self._heard_at = self._sent_at = self._connected_at = self._loop.time()
         self._keep_alive()
 

@@ -11,7 +11,7 @@ from config_server import sides
 from shared import active_side, api
 from shared.blob import BlobConfig
 from shared.control_client import ControlClient
-from shared.errors import CopyRefusedError, RequestError
+from shared.errors import CopyRefusedError, RenewalNotDueError, RequestError
 from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, Nothing, PointRequest, Protection, RebindRequest, RenewRequest
 from shared.rest import RestClient
@@ -112,7 +112,23 @@ async def test_a_copy_gets_no_new_certificate(
         csr = identity.request_of(files)
         with pytest.raises(CopyRefusedError):
             await client.call(api.RENEW, RenewRequest(csr=csr, identity="clone", boot="2"))
-        await client.call(api.RENEW, RenewRequest(csr=csr, identity="original", boot="1"))
+        # No copy, whatever boot is taken for the machine's; that it is not due yet is found out after.
+        with pytest.raises(RenewalNotDueError):
+            await client.call(api.RENEW, RenewRequest(csr=csr, identity="original", boot="2"))
+
+
+async def test_a_session_that_is_over_with_one_server_does_not_stand_against_that_with_another(
+    server: ConfigServer, agent: ControlClient, copy: ControlClient, tmp_path: Path
+) -> None:
+    one = await server.enrolled("process-server", "ps1", tmp_path / "ps1")
+    two = await server.enrolled("process-server", "ps2", tmp_path / "ps2")
+    async with daemon(server, one) as stale, daemon(server, two) as live:
+        for line, boot in ((stale, "1"), (live, "2")):
+            stream = StreamReport(epoch=1, connected=True, boot=boot)
+            await line.report(ProcessServerReport(machines={"web1": stream}))
+        await agent.report(said(boot="2"))
+        with pytest.raises(CopyRefusedError, match="has a session"):
+            await copy.report(said(boot="3"))
 
 
 async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(

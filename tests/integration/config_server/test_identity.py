@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server import identity
-from config_server.ca import CertificateAuthority, pem_of
+from config_server.ca import CertificateAuthority, hosts_of, pem_of
 from shared import api, enrol, tls
 from shared import identity as identity_files
 from shared.control_client import ControlClient
@@ -23,6 +23,7 @@ from shared.errors import (
     CertificateExpiredError,
     EnrolmentError,
     ListenError,
+    RenewalNotDueError,
     RequestError,
     TokenExpiredError,
     TokenMalformedError,
@@ -32,7 +33,16 @@ from shared.errors import (
     UnreachableError,
     WrongRoleError,
 )
-from shared.messages import AuditList, EnrolRequest, EventQuery, Limit, Nothing, RenewRequest, TokenRequest
+from shared.messages import (
+    AuditList,
+    EnrolRequest,
+    EventQuery,
+    Limit,
+    Nothing,
+    RenewRequest,
+    RevokeRequest,
+    TokenRequest,
+)
 from shared.rest import RestClient
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.pki import TestCa
@@ -202,10 +212,84 @@ async def test_a_wrong_operator_token_is_refused(server: ConfigServer) -> None:
             await client.call(api.MACHINES, Nothing())
 
 
+def due(server: ConfigServer, files: tls.TlsFiles, role: str, name: str) -> None:
+    """Another certificate of the same key, of whose life more than two thirds are over: it began five minutes ago."""
+    ca = CertificateAuthority.open(server.config.data_dir)
+    key = identity_files.key_of(files).public_key()
+    hosts = hosts_of(identity_files.only_certificate(files.cert.read_text()))
+    soon = ca.issue(key, role, name, hosts, dt.timedelta(seconds=100), dt.datetime.now(dt.UTC))
+    files.cert.write_text(pem_of(soon))
+
+
+async def renewed(server: ConfigServer, files: tls.TlsFiles, csr: str = "") -> str:
+    async with RestClient(server.url, tls.client_context(files)) as client:
+        request = RenewRequest(csr=csr or identity_files.request_of(files))
+        return (await client.call(api.RENEW, request)).certificate
+
+
+async def test_a_renewal_that_is_repeated_gets_the_same_answer_and_what_it_got_is_not_renewed_at_once(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    with pytest.raises(RenewalNotDueError):
+        await renewed(server, files)
+    due(server, files, "agent", "web1")
+    first = await renewed(server, files)
+    assert await renewed(server, files) == first
+    files.cert.write_text(first)
+    with pytest.raises(RenewalNotDueError):
+        await renewed(server, files)
+
+
+async def test_a_certificate_is_renewed_for_its_own_key_only(server: ConfigServer, tmp_path: Path) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    other = await server.enrolled("agent", "web2", tmp_path / "other")
+    due(server, files, "agent", "web1")
+    with pytest.raises(RequestError, match="another key"):
+        await renewed(server, files, identity_files.request_of(other))
+
+
+async def test_a_lost_answer_to_an_enrolment_is_given_again_to_the_same_key_and_to_no_other(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    token = (await server.token("agent", "web1")).token
+    files = await enrol.enrol(server.url, token, tmp_path / "agent")
+    first = files.cert.read_bytes()
+    files.cert.unlink()
+    assert (await enrol.enrol(server.url, token, tmp_path / "agent")).cert.read_bytes() == first
+    with pytest.raises(TokenUsedError):
+        await enrol.enrol(server.url, token, tmp_path / "other")
+    async with server.operator() as client:
+        await client.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate="agent:web1"))
+    with pytest.raises(TokenUnknownError):
+        await enrol.enrol(server.url, token, tmp_path / "agent")
+
+
+async def test_bytes_that_are_no_text_are_nobodys_token_and_nothings_name(server: ConfigServer) -> None:
+    for head, status in (
+        (b"GET /v1/machines HTTP/1.1\r\nAuthorization: Bearer \xff\xfe", b"401"),
+        (b"GET /v1/machines/%ff HTTP/1.1\r\nAuthorization: Bearer " + server.operator_token.encode(), b"4"),
+        (b"GET /v1/nothing/\xff HTTP/1.1", b"4"),
+        (
+            b"GET /v1/events?object=%ff HTTP/1.1\r\nAuthorization: Bearer " + server.operator_token.encode(),
+            b"",
+        ),
+    ):
+        context = server.anonymous_context()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+        writer.write(head + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        assert answer.split(b" ")[1].startswith(status), head
+        assert b"US000" not in answer
+        assert b" 500 " not in answer
+
+
 async def test_a_certificate_is_renewed_with_the_same_name_and_hosts(
     server: ConfigServer, tmp_path: Path
 ) -> None:
     files = await server.enrolled("process-server", "ps1", tmp_path / "ps")
+    due(server, files, "process-server", "ps1")
     before = x509.load_pem_x509_certificate(files.cert.read_bytes())
     async with RestClient(server.url, tls.client_context(files)) as client:
         answer = await client.call(api.RENEW, RenewRequest(csr=identity_files.request_of(files)))
@@ -217,15 +301,9 @@ async def test_a_certificate_is_renewed_with_the_same_name_and_hosts(
 
 
 async def test_a_daemon_renews_by_itself_when_a_third_of_the_life_is_left(tmp_path: Path) -> None:
-    # The life is one second: at the second report more than two thirds are over.
     async with running(config_for(tmp_path)) as server:
         files = await server.enrolled("agent", "web1", tmp_path / "agent")
-        key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        soon = CertificateAuthority.open(server.config.data_dir).issue(
-            key.public_key(), "agent", "web1", [], dt.timedelta(seconds=100), dt.datetime.now(dt.UTC)
-        )
-        files.cert.write_text(pem_of(soon))
+        due(server, files, "agent", "web1")
         renewed: list[bool] = []
         client = ControlClient(server.url, files, on_renewed=lambda: renewed.append(True))
         assert await client.renew_if_due()

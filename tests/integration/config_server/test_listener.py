@@ -7,6 +7,7 @@ import contextlib
 import resource
 import socket
 import ssl
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from structlog.testing import capture_logs
 
 from config_server import binding, listener
 from shared import api
+from shared.errors import AccessError
 from shared.messages import Nothing
+from shared.rest import RestClient
 from tests.config_parts import ConfigServer, config_for, running
 
 HALF = (
@@ -130,3 +133,23 @@ async def test_a_flood_of_refusals_is_few_lines(server: ConfigServer) -> None:
             writer.close()
         await answered(server)
     assert [line["code"] for line in logs if line["event"] == "connection refused"] == ["US461"]
+
+
+async def test_a_body_that_would_have_to_be_unpacked_is_refused(server: ConfigServer) -> None:
+    packed = zlib.compress(bytes(50_000_000), 9)
+    head = b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Encoding: deflate\r\nContent-Length: %d\r\n\r\n"
+    reader, writer = await half_open(server, head % len(packed) + packed)
+    answer = await reader.readuntil(b"}")
+    assert b" 400 " in answer
+    assert b"compressed" in answer
+    writer.close()
+    await answered(server)
+
+
+async def test_a_flood_of_strangers_who_are_refused_access_is_few_lines(server: ConfigServer) -> None:
+    with capture_logs() as logs:
+        async with RestClient(server.url, server.anonymous_context(), token="none") as stranger:
+            for _ in range(50):
+                with pytest.raises(AccessError):
+                    await stranger.call(api.MACHINES, Nothing())
+    assert len([line for line in logs if line["event"] == "access refused"]) == 1

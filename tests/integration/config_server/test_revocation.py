@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime as dt
+import shutil
+import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from config_server import ca, renewals
+from config_server.control import Control
 from shared import api, enrol, identity, tls
-from shared.errors import CertificateRevokedError, NotFoundError, TokenUnknownError, WrongRoleError
+from shared.errors import CertificateRevokedError, RequestError, TokenUnknownError, WrongRoleError
 from shared.messages import CertificateView, Limit, Nothing, RenewRequest, RevokeRequest, StatusReply
 from shared.rest import RestClient
 from tests.config_parts import ConfigServer, config_for, daemon, running
@@ -106,10 +113,107 @@ async def test_a_report_that_is_held_is_refused_when_its_certificate_is_revoked_
             await held
 
 
-async def test_what_was_never_issued_cannot_be_revoked(server: ConfigServer) -> None:
-    for name in ("agent:nobody", "abc123", ""):
-        with pytest.raises(NotFoundError, match="none was ever issued"):
+async def test_what_is_neither_a_name_nor_a_serial_number_cannot_be_revoked(server: ConfigServer) -> None:
+    for name in ("", "0", "xyz", "agent:", "agent:../x", "nobody:web1", "config-server:cs1", "f" * 41):
+        with pytest.raises(RequestError, match="neither a serial number"):
             await revoke(server, name)
+
+
+def restored(data_dir: Path) -> None:
+    """As from a backup of before the certificates."""
+    with contextlib.closing(sqlite3.connect(data_dir / "state.db")) as db:
+        db.execute("DELETE FROM certificates")
+        db.commit()
+
+
+async def test_a_name_is_revoked_with_its_tokens_also_when_nothing_of_it_is_known(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    async with running(config) as server:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+        other = await server.enrolled("agent", "web2", tmp_path / "other")
+        leaked = (await server.token("agent", "web3")).token
+    restored(config.data_dir)
+    async with running(config) as server:
+        assert await revoke(server, "agent:web1") == []
+        assert await revoke(server, serial(other)) == []
+        assert await revoke(server, "agent:web3") == []
+        await refused(server, files)
+        await refused(server, other)
+        with pytest.raises(TokenUnknownError):
+            await enrol.enrol(server.url, leaked, tmp_path / "thief")
+
+
+async def test_certificates_from_before_a_readmission_stay_refused_also_those_that_are_not_known(
+    tmp_path: Path,
+) -> None:
+    config = config_for(tmp_path)
+    async with running(config) as server:
+        stolen = await server.enrolled("agent", "web1", tmp_path / "stolen")
+        begins = identity.only_certificate(stolen.cert.read_text()).not_valid_before_utc
+    restored(config.data_dir)
+    async with running(config) as server:
+        await revoke(server, "agent:web1")
+        while dt.datetime.now(dt.UTC) - ca.BACKDATED < begins + dt.timedelta(seconds=1):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # certificates count in seconds
+        again = await server.enrolled("agent", "web1", tmp_path / "again")
+        await admitted(server, again)
+        await refused(server, stolen)
+        await revoke(server, "agent:web1")
+        await refused(server, again)
+    async with running(config) as server:
+        await refused(server, stolen)
+        await admitted(server, await server.enrolled("agent", "web1", tmp_path / "third"))
+
+
+async def test_a_serial_number_stands_for_its_key_and_what_was_renewed_from_it(
+    server: ConfigServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewals, "_wait_s", lambda _certificate: 0.0)
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    thief = identity.files_in(tmp_path / "thief")
+    shutil.copytree(files.cert.parent, thief.cert.parent)
+    async with RestClient(server.url, tls.client_context(thief)) as client:
+        answer = await client.call(api.RENEW, RenewRequest(csr=identity.request_of(thief)))
+    thief.cert.write_text(answer.certificate)
+    assert len(await revoke(server, serial(thief))) == 2
+    await refused(server, thief)
+    await refused(server, files)
+
+
+async def test_a_clock_that_was_ahead_for_a_moment_readmits_nobody(
+    server: ConfigServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    await revoke(server, serial(files))
+    now_ns = time.time_ns
+    monkeypatch.setattr(Control, "now_ns", lambda _self: now_ns() + 10**18)
+    await revoke(server, "agent:web2")
+    monkeypatch.undo()
+    await revoke(server, "agent:web3")
+    await refused(server, files)
+
+
+@pytest.mark.parametrize("role", ["agent", "process-server"])
+async def test_a_report_whose_body_comes_after_the_revocation_is_not_taken(
+    server: ConfigServer, tmp_path: Path, role: str
+) -> None:
+    files = await server.enrolled(role, "web1", tmp_path / "daemon")
+    async with daemon(server, files) as client:
+        await client.report({"state": "ordered"})
+    body = b'{"state": "bitmap"}'
+    context = tls.client_context(files)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+    writer.write(
+        b"POST /v1/status HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body[:1])
+    )
+    await writer.drain()
+    async with server.operator() as operator:
+        await revoke(server, f"{role}:web1")
+        writer.write(body[1:])
+        assert CertificateRevokedError.code.encode() in await reader.readuntil(b"}")
+        writer.close()
+        (shown,) = (await operator.call(api.DAEMONS, Nothing())).daemons
+    assert shown.state == "ordered"
 
 
 async def test_a_process_server_that_answers_in_the_config_servers_place_gets_no_report_and_no_token(

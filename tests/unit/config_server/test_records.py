@@ -109,10 +109,12 @@ async def test_a_full_disk_is_named_also_where_sqlite_has_rolled_back_itself(tmp
             for _ in range(3000):  # more than SQLite keeps in memory until the end
                 audit.add(connection, "operator:admin", "policy.set", "x" * 1000, {}, NOW)
 
-        with pytest.raises(StorageError, match="disk is full"):
-            await db.run(much)
-        assert await db.run(lambda connection: audit.newest(connection, 10)) == []
-        await db.close()
+        try:
+            with pytest.raises(StorageError, match="disk is full"):
+                await db.run(much)
+            assert await db.run(lambda connection: audit.newest(connection, 10)) == []
+        finally:
+            await db.close()
 
 
 # ---- tokens
@@ -267,9 +269,9 @@ def test_what_happened_is_over_at_once_and_old_events_go(
 
 
 def test_no_clock_ends_a_revocation(db: sqlite3.Connection) -> None:
-    revocation.note_certificate(db, 0xABC, "agent", "web1", NOW, NOW + SECOND_NS)
+    revocation.note_certificate(db, 0xABC, "agent", "web1", "key-1", NOW, NOW + SECOND_NS)
     revocation.revoke(db, "abc", "stolen", NOW)
-    revocation.note_certificate(db, 0xDEF, "agent", "web1", NOW + 10**18, NOW + 2 * 10**18)
+    revocation.note_certificate(db, 0xDEF, "agent", "web1", "key-2", NOW + 10**18, NOW + 2 * 10**18)
     assert revocation.current(db).serials == ["abc"]
 
 

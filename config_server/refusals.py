@@ -1,0 +1,30 @@
+"""What anybody who reaches the port can cause any number of, in the log: the first of each address, and later how many followed."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from shared import logging
+
+_log = logging.get()
+_QUIET_S: Final = 30.0
+"""Refusals from one address are logged at most this often, with how many there were."""
+
+
+class Refusals:
+    """Logs of each address the first of many, then how many there were."""
+
+    def __init__(self) -> None:
+        self._noted: dict[str, tuple[float, int]] = {}
+
+    def note(self, address: str, event: str, **fields: str) -> None:
+        now = time.monotonic()
+        at, more = self._noted.get(address, (-_QUIET_S, 0))
+        if now - at < _QUIET_S:
+            self._noted[address] = at, more + 1
+            return
+        for other in [other for other, (then, _) in self._noted.items() if now - then >= _QUIET_S]:
+            del self._noted[other]
+        self._noted[address] = now, 0
+        _log.warning(event, more_before=more, **fields)
