@@ -2,6 +2,9 @@
 
 A daemon may get a command more than once (it, or this server, may die in between), so commands are harmless
 to repeat, and the id says that it is the same one. `add` with an id that exists is the same command too.
+
+A command is an act of now: one that nobody fetches in its time fails, since what an operator wanted a month ago may do harm today.
+A daemon that had fetched it reports its result all the same, and that counts.
 """
 
 from __future__ import annotations
@@ -15,9 +18,17 @@ from typing import Any, Final
 import msgspec
 
 from config_server.clock import SECOND_NS, rfc3339
-from shared.errors import CommandNotFoundError, RequestError
+from shared.errors import CommandExpiredError, CommandNotFoundError, RequestError
 from shared.messages import Command, CommandKind, CommandState, CommandView
 
+LIFE_S: Final = {
+    CommandKind.MARK: 300,
+    CommandKind.FLUSH: 300,
+    CommandKind.RESYNC: 3600,
+    CommandKind.CHECK_SIDE: 86_400,
+    CommandKind.PROTECT: 7 * 86_400,
+    CommandKind.UNPROTECT: 7 * 86_400,
+}
 _KEPT_NS: Final = 7 * 86_400 * SECOND_NS
 
 
@@ -39,24 +50,51 @@ def add(
     return view
 
 
-def pending(db: sqlite3.Connection, target: str) -> list[Command]:
-    """What waits for `target`, oldest first."""
+def pending(db: sqlite3.Connection, target: str, now_ns: int) -> list[Command]:
+    """What waits for `target` and is wanted still, oldest first."""
+    expire(db, now_ns)
     rows = db.execute(
         "SELECT * FROM commands WHERE target = ? AND state = 'pending' ORDER BY rowid", (target,)
     )
     return [Command(row["id"], row["kind"], msgspec.json.decode(row["args"])) for row in rows]
 
 
+def waiting(db: sqlite3.Connection, target: str, kind: CommandKind) -> CommandView | None:
+    """The newest such command that was not done yet."""
+    row = db.execute(
+        "SELECT id FROM commands WHERE target = ? AND kind = ? AND state = 'pending' ORDER BY rowid DESC",
+        (target, kind),
+    ).fetchone()
+    return get(db, row["id"]) if row else None
+
+
+def expire(db: sqlite3.Connection, now_ns: int) -> list[str]:
+    """Fail those whose time is over; their ids. Of a clock that jumped, either way, it cannot be told: ask again."""
+    over = [
+        row
+        for row in db.execute("SELECT id, target, kind, created_ns FROM commands WHERE state = 'pending'")
+        if abs(now_ns - row["created_ns"]) > LIFE_S[CommandKind(row["kind"])] * SECOND_NS
+    ]
+    for row in over:
+        error = CommandExpiredError(f"The command '{row['kind']}' for {row['target']} was given up")
+        result = msgspec.json.encode({"error": error.as_dict()}).decode()
+        db.execute(
+            "UPDATE commands SET state = 'failed', result = ?, done_ns = ? WHERE id = ?",
+            (result, now_ns, row["id"]),
+        )
+    return [row["id"] for row in over]
+
+
 def finish(db: sqlite3.Connection, target: str, results: dict[str, dict[str, Any]], now_ns: int) -> list[str]:
-    """Store the results that `target` reported; the ids that were pending. Others are ignored: known
+    """Store the results that `target` reported; the ids whose result was not known. Others are ignored: known
     already."""
     finished = []
     for id_, result in results.items():
         state = CommandState.FAILED if "error" in result else CommandState.DONE
         changed = db.execute(
-            "UPDATE commands SET state = ?, result = ?, done_ns = ?"
-            " WHERE id = ? AND target = ? AND state = 'pending'",
-            (state, msgspec.json.encode(result).decode(), now_ns, id_, target),
+            "UPDATE commands SET state = ?, result = ?, done_ns = ? WHERE id = ? AND target = ? AND ("
+            " state IN ('pending', 'withdrawn') OR json_extract(result, '$.error.code') = ?)",
+            (state, msgspec.json.encode(result).decode(), now_ns, id_, target, CommandExpiredError.code),
         )
         if changed.rowcount:
             finished.append(id_)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from config_server.clock import SECOND_NS, rfc3339
-from shared.errors import JobNotFoundError, RestoreError
+from shared.errors import JobGivenUpError, JobNotFoundError
 from shared.messages import Failure, JobProgress, JobState, JobView
 
 _SILENT_NS: Final = 120 * SECOND_NS
@@ -26,11 +26,11 @@ def create(
 
 
 def update(db: sqlite3.Connection, id_: str, report: JobProgress, now_ns: int) -> JobView:
-    """Raises JobNotFoundError. An ended job stays as it ended."""
+    """Raises JobNotFoundError. An ended job stays as it ended; one that was only given up goes on when its worker is heard again."""
     get(db, id_)
     db.execute(
         "UPDATE jobs SET state = ?, progress = ?, detail = ?, result = ?, error = ?, updated_ns = ?"
-        " WHERE id = ? AND state = 'running'",
+        " WHERE id = ? AND (state = 'running' OR json_extract(error, '$.code') = ?)",
         (
             report.state,
             report.progress,
@@ -39,6 +39,7 @@ def update(db: sqlite3.Connection, id_: str, report: JobProgress, now_ns: int) -
             None if report.error is None else msgspec.json.encode(report.error).decode(),
             now_ns,
             id_,
+            JobGivenUpError.code,
         ),
     )
     return get(db, id_)
@@ -51,11 +52,7 @@ def fail_silent(db: sqlite3.Connection, heard_ns: dict[str, int], mono_ns: int, 
     for id_ in heard_ns.keys() - set(running):
         del heard_ns[id_]
     silent = [id_ for id_ in running if mono_ns - heard_ns.setdefault(id_, mono_ns) > _SILENT_NS]
-    error = RestoreError(
-        "The job was given up",
-        cause="the command that ran it has said nothing for two minutes",
-        action="Run the same command again: it continues where the other stopped.",
-    )
+    error = JobGivenUpError("The job was given up")
     report = JobProgress(state=JobState.FAILED, error=Failure(**error.as_dict(), exit_code=error.exit_code))
     return [update(db, id_, report, now_ns) for id_ in silent]
 

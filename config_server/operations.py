@@ -164,6 +164,9 @@ class Operations:
         id_, now_ns = new_id(), self._control.now_ns()
 
         def work(db: sqlite3.Connection) -> CommandView:
+            commands.expire(db, now_ns)
+            if (same := commands.waiting(db, target, CommandKind.RESYNC)) is not None:
+                return same  # once is enough: each reads all disks
             audit.add(db, call.who, "machine.resync", machine.name, {"command": id_}, now_ns)
             return commands.add(db, id_, target, CommandKind.RESYNC, {}, now_ns)
 
@@ -275,7 +278,8 @@ class Operations:
         def work(db: sqlite3.Connection) -> JobView:
             before = jobs.get(db, call.path["id"])
             after = jobs.update(db, before.id, body, now_ns)
-            if before.state is JobState.RUNNING and after.state is not JobState.RUNNING:
+            ended = after.state is not JobState.RUNNING
+            if ended and (before.state, before.error) != (after.state, after.error):
                 note_ended(db, after, call.who, now_ns)
             return after
 

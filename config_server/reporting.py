@@ -81,7 +81,7 @@ class Reporting:
                     db, inventory.StoredReport(call.role, call.name, now_ns, _without_results(seen))
                 )
                 self._saved_ns[call.who] = began_ns
-            return finished, changed, commands.pending(db, call.who)
+            return finished, changed, commands.pending(db, call.who, now_ns)
 
         finished, changed, waiting = await self._control.db.run(work)
         for id_ in finished:
@@ -89,7 +89,9 @@ class Reporting:
         log_changes(changed)
         if call.wait_s > 0 and {command.id for command in waiting} <= set(seen.report.running):
             await commands.wait_for(rung, call.wait_s)
-            waiting = await self._control.db.run(lambda db: commands.pending(db, call.who))
+            waiting = await self._control.db.run(
+                lambda db: commands.pending(db, call.who, self._control.now_ns())
+            )
         revoked = self._control.revoked if call.role in ("process-server", "agent") else None
         held_ns = self._control.mono_ns() - began_ns
         return StatusReply(commands=waiting, received_ns=now_ns, held_ns=held_ns, revoked=revoked)

@@ -13,7 +13,18 @@ from typing import Final
 
 from aiohttp import web
 
-from config_server import audit, events, inventory, jobs, lock, own_certificate, revocation, tokens, view
+from config_server import (
+    audit,
+    commands,
+    events,
+    inventory,
+    jobs,
+    lock,
+    own_certificate,
+    revocation,
+    tokens,
+    view,
+)
 from config_server.binding import Binder, Call
 from config_server.ca import CertificateAuthority
 from config_server.commands import wait_for
@@ -236,14 +247,17 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
     for machine in known:
         problems += _judged(control, machine, last_points.get(machine.name), mono_ns)
 
-    def work(db: sqlite3.Connection) -> list[EventView]:
+    def work(db: sqlite3.Connection) -> tuple[list[EventView], list[str]]:
         changed = events.reconcile(db, view.SELF, problems, now_ns)
         for job in jobs.fail_silent(db, control.job_heard_ns, mono_ns, now_ns):
             note_ended(db, job, view.SELF, now_ns)
         events.trim(db, now_ns)
-        return changed
+        return changed, commands.expire(db, now_ns)
 
-    log_changes(await control.db.run(work))
+    changed, expired = await control.db.run(work)
+    log_changes(changed)
+    for id_ in expired:
+        control.bell.ring(id_)
 
 
 def _judged(control: Control, machine: Machine, last_point: PointView | None, mono_ns: int) -> list[Problem]:

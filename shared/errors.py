@@ -217,6 +217,12 @@ class DeadlineError(UnderstudyError):
     exit_code = 4
 
 
+class CommandExpiredError(DeadlineError):
+    code = "US301"
+    default_cause = "its daemon did not fetch it in time, and by now it may be unwanted"
+    default_action = "See why the daemon does not report (understudy daemon list), then ask again."
+
+
 class UnhealthyError(UnderstudyError):
     code = "US400"
     exit_code = 5
@@ -296,6 +302,14 @@ class GrantLimitError(UnhealthyError):
     default_action = (
         "Wait until one ends, or end one: understudy grant list MACHINE, understudy grant revoke MACHINE ID."
     )
+
+
+class JobGivenUpError(RestoreError):
+    """Nothing was heard of its worker; if there is one still, its next word counts."""
+
+    code = "US553"
+    default_cause = "the command that ran it has said nothing for two minutes"
+    default_action = "Run the same command again: it continues where the other stopped."
 
 
 class IdentityFileError(UnhealthyError):

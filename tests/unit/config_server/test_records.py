@@ -11,6 +11,7 @@ import pytest
 from config_server import audit, commands, database, events, inventory, jobs, revocation, tokens
 from config_server.clock import SECOND_NS
 from shared.errors import (
+    CommandExpiredError,
     ConfigError,
     JobNotFoundError,
     MachineNotFoundError,
@@ -161,9 +162,9 @@ def test_commands_are_handed_out_in_order_until_finished(db: sqlite3.Connection)
     for number in (1, 2):
         commands.add(db, f"c{number}", "agent:web1", CommandKind.MARK, {}, NOW + number)
     commands.add(db, "other", "agent:web2", CommandKind.MARK, {}, NOW)
-    assert [command.id for command in commands.pending(db, "agent:web1")] == ["c1", "c2"]
+    assert [command.id for command in commands.pending(db, "agent:web1", NOW)] == ["c1", "c2"]
     assert commands.finish(db, "agent:web1", {"c1": {"batch": 3}, "other": {}}, NOW) == ["c1"]
-    assert [command.id for command in commands.pending(db, "agent:web1")] == ["c2"]
+    assert [command.id for command in commands.pending(db, "agent:web1", NOW)] == ["c2"]
     assert commands.get(db, "other").state == "pending"
 
 
@@ -178,6 +179,20 @@ def test_a_result_with_an_error_is_a_failure(db: sqlite3.Connection) -> None:
     commands.add(db, "c1", "agent:web1", CommandKind.MARK, {}, NOW)
     commands.finish(db, "agent:web1", {"c1": {"error": {"code": "US300"}}}, NOW)
     assert commands.get(db, "c1").state == "failed"
+
+
+@pytest.mark.parametrize("kind", CommandKind)
+def test_a_command_that_nobody_fetched_in_its_time_fails_and_a_late_result_counts(
+    db: sqlite3.Connection, kind: CommandKind
+) -> None:
+    life_ns = commands.LIFE_S[kind] * SECOND_NS
+    commands.add(db, "c1", "agent:web1", kind, {}, NOW)
+    assert [c.id for c in commands.pending(db, "agent:web1", NOW + life_ns)] == ["c1"]
+    assert commands.pending(db, "agent:web1", NOW + life_ns + 1) == []
+    failed = commands.get(db, "c1")
+    assert (failed.state, failed.result["error"]["code"]) == ("failed", CommandExpiredError.code)
+    assert commands.finish(db, "agent:web1", {"c1": {"batch": 3}}, NOW) == ["c1"]
+    assert (commands.get(db, "c1").state, commands.get(db, "c1").result) == ("done", {"batch": 3})
 
 
 def test_the_id_of_another_command_is_refused(db: sqlite3.Connection) -> None:
@@ -308,6 +323,19 @@ def test_a_job_that_ended_stays_as_it_ended(db: sqlite3.Connection) -> None:
     assert (late.state, late.progress, late.error) == ("done", 1.0, None)
     with pytest.raises(JobNotFoundError):
         jobs.update(db, "j2", JobProgress(), NOW)
+
+
+def test_a_job_that_was_given_up_too_soon_ends_as_its_worker_says(db: sqlite3.Connection) -> None:
+    jobs.create(db, "j1", "restore", "web1", {}, NOW)
+    heard: dict[str, int] = {}
+    jobs.fail_silent(db, heard, 0, NOW)
+    (given_up,) = jobs.fail_silent(db, heard, 121 * SECOND_NS, NOW)
+    assert given_up.state == "failed"
+    again = jobs.update(db, "j1", JobProgress(progress=0.5), NOW)
+    assert (again.state, again.error) == ("running", None)
+    jobs.fail_silent(db, {"j1": 0}, 121 * SECOND_NS, NOW)
+    done = jobs.update(db, "j1", JobProgress(state=JobState.DONE, progress=1.0), NOW)
+    assert (done.state, done.error) == ("done", None)
 
 
 def test_a_job_whose_worker_is_silent_is_given_up(db: sqlite3.Connection) -> None:
