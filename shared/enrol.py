@@ -41,6 +41,8 @@ from shared.tls import TlsFiles
 TOKEN_PREFIX: Final = "usy1"
 _SECRET_B: Final = 24
 _FINGERPRINT_B: Final = 16
+_STRANGERS_B: Final = 64 << 10
+"""What is read of somebody who is not known yet; a certificate has one kilobyte."""
 _NOT_THE_SERVER: Final = (
     "Something answers in the config server's place, or the token is another installation's."
 )
@@ -102,7 +104,7 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     unverified = ssl.create_default_context()
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
-    async with rest.RestClient(url, unverified) as client:
+    async with rest.RestClient(url, unverified, max_answer_b=_STRANGERS_B) as client:
         ca = await client.call(api.CA, Nothing())
     trusted = _proved(ca.pem, parts, url)
     verified = ssl.create_default_context(cadata=identity.pem_of(trusted).decode())

@@ -25,6 +25,8 @@ _Q = TypeVar("_Q", bound=msgspec.Struct)
 _R = TypeVar("_R", bound=msgspec.Struct)
 
 _TIMEOUT_S: Final = 15.0
+MAX_ANSWER_B: Final = 256 << 20
+"""Larger answers are not read on: of thousands of machines each with its problems there are tens of megabytes."""
 
 
 class RestClient:
@@ -35,12 +37,19 @@ class RestClient:
     """
 
     def __init__(
-        self, url: str, context: ssl.SSLContext, *, token: str = "", timeout_s: float = _TIMEOUT_S
+        self,
+        url: str,
+        context: ssl.SSLContext,
+        *,
+        token: str = "",
+        timeout_s: float = _TIMEOUT_S,
+        max_answer_b: int = MAX_ANSWER_B,
     ) -> None:
         self.url = url.rstrip("/")
         self._context = context
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout_s = timeout_s
+        self._max_answer_b = max_answer_b
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -96,7 +105,7 @@ class RestClient:
                 allow_redirects=False,
             ) as answer,
         ):
-            content = await answer.read()
+            content = await self._content(answer, what)
             status = answer.status
         if status >= 300:
             raise _failure(content, status, what)
@@ -105,11 +114,22 @@ class RestClient:
         except UNDECODABLE as exc:
             raise PeerError(what, cause=f"its answer is not what this version expects: {exc}") from exc
 
+    async def _content(self, answer: aiohttp.ClientResponse, what: str) -> bytes:
+        """The answer's body as it is: nothing is unpacked, and of one that does not end the beginning is enough. Raises PeerError."""
+        if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise PeerError(what, cause="its answer is compressed, which nobody asked for")
+        content = bytearray()
+        async for part in answer.content.iter_any():
+            content += part
+            if len(content) > self._max_answer_b:
+                raise PeerError(what, cause=f"its answer is longer than {self._max_answer_b} bytes")
+        return bytes(content)
+
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=self._context, limit=8)
-            headers = {"Content-Type": "application/json", **self._headers}
-            self._session = aiohttp.ClientSession(connector=connector, headers=headers)
+            headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self._headers}
+            self._session = aiohttp.ClientSession(connector=connector, headers=headers, auto_decompress=False)
         return self._session
 
 

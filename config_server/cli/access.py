@@ -1,6 +1,6 @@
 """Storage access for commands that read points and logs: restore, verify.
 
-Normally the config server grants it (and notes who asked). When it does not answer and the profile names vault and
+Normally the config server grants it (and notes who asked). When it does not answer, or cannot, and the profile names vault and
 storage, these serve instead: a disaster may have taken the config server too. With the vault file and the
 account given as options, nothing else is needed at all (`Rescue`): storage describes itself.
 """
@@ -25,7 +25,15 @@ from config_server.cli.rescue import HINT
 from shared import api
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.policies import SETTLES_S
-from shared.errors import GrantEndedError, PeerError, UnderstudyError, WrongKeyError
+from shared.errors import (
+    AccessError,
+    ConfigError,
+    GrantEndedError,
+    NotFoundError,
+    UnderstudyError,
+    UsageError,
+    WrongKeyError,
+)
 from shared.machine_storage import MachineStorage
 from shared.messages import (
     Failure,
@@ -72,7 +80,13 @@ class Access:
             return self
         if self.grant is not None:
             request = msgspec.structs.replace(request, grant=self.grant.id)
-        granted = await self.client.call(api.RESTORE, request, machine=machine)
+        try:
+            granted = await self.client.call(api.RESTORE, request, machine=machine)
+        except UnderstudyError as exc:
+            if _is_the_users(exc):
+                raise
+            say(f"The config server will not show this restore as a job: {exc}")
+            return self
         return replace(self, job=granted.job)
 
     async def keep(self, machine: str) -> None:
@@ -151,12 +165,14 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
     async with find.connect() as client:
         try:
             grant = await client.call(api.RESTORE, request, machine=machine)
-        except PeerError as exc:
+        except UnderstudyError as exc:
+            if _is_the_users(exc):
+                raise
             if find.rescue is None:
                 # Its own class keeps the code; the words are for the worst day.
                 raise type(exc)(exc.what, cause=exc.cause, action=f"{exc.action} {HINT}".strip()) from exc
             say(
-                f"The config server does not answer ({exc.cause}): using the vault and the storage key of the profile."
+                f"The config server is of no help ({exc.cause or exc.what}): using the vault and the storage key of the profile."
             )
             async with _rescued(find.rescue, machine) as access:
                 yield access
@@ -178,6 +194,12 @@ async def _give_back(client: RestClient, machine: str, grant: str) -> None:
     if grant:
         with contextlib.suppress(UnderstudyError):
             await client.call(api.GRANT_END, GrantEnd(returned=True), machine=machine, id=grant)
+
+
+def _is_the_users(exc: UnderstudyError) -> bool:
+    """Whether the request is wrong, and no config server would grant it. A token that it does not know, and what it lacks itself, are
+    none of it: it may have lost its database, its vault, or its mind."""
+    return isinstance(exc, (UsageError, NotFoundError)) and not isinstance(exc, (AccessError, ConfigError))
 
 
 def _granted(grant: StorageGrant) -> BlobStore:

@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from config_server.storage import Storage
 from shared import api
 from shared.control_client import ControlClient
 from shared.errors import (
@@ -373,3 +374,19 @@ async def test_a_disk_that_no_seed_disk_can_hold_is_refused_at_protection_unless
     async with daemon(server, files) as master_target:
         await master_target.report(MasterTargetReport(target="image"))
         assert (await operator.call(api.PROTECT, wanted, machine="web1")).protected
+
+
+async def test_a_list_of_machines_waits_for_storage_once_and_not_for_each(
+    server: ConfigServer, operator: RestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"web{n}" for n in range(8)]
+    all_asked = asyncio.Barrier(len(names))
+
+    async def last_point(_self: Storage, _machine: str) -> None:
+        await all_asked.wait()
+
+    for name in names:
+        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine=name)
+    monkeypatch.setattr(Storage, "last_point", last_point)
+    listed = (await operator.call(api.MACHINES, Nothing())).machines
+    assert [machine.name for machine in listed] == names

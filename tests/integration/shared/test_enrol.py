@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,18 @@ async def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
             with pytest.raises(PeerError, match="307"):
                 await enrol.enrol(url, token, tmp_path / "agent")
     assert asked == []
+
+
+@pytest.mark.parametrize("how", ["packed", "endless"])
+async def test_of_a_stranger_nothing_is_unpacked_and_no_more_is_read_than_a_certificate_needs(
+    tmp_path: Path, how: str
+) -> None:
+    token, _ = enrol.new_token(genuine(tmp_path).der)
+    evil = TestCa(tmp_path, "evil CA")
+    context = tls.server_context(evil.issue("config-server:cs1"), require_client=False)
+    plain = bytes(1 << 20)
+    packed = web.Response(body=zlib.compress(plain), headers={"Content-Encoding": "deflate"})
+    answers = {"ca": lambda _request: packed if how == "packed" else web.Response(body=plain)}
+    async with answering(context, answers) as url:
+        with pytest.raises(PeerError, match="compressed" if how == "packed" else "longer than"):
+            await enrol.enrol(url, token, tmp_path / "agent")
