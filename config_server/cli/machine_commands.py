@@ -18,6 +18,7 @@ from config_server.cli.output import (
     emit,
     fields,
     grid,
+    line,
     percent,
     printing,
     run,
@@ -32,6 +33,7 @@ from shared.naming import SAYS, is_name
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from shared.messages import CommandView, MachineView, SideView
     from shared.rest import RestClient
@@ -255,7 +257,7 @@ async def _watch(name: str, interval_s: float, count: int | None) -> None:
                 try:
                     found = await fetch(client, name)
                 except PeerError as exc:
-                    live.console.print(f"[red]{exc.what}: {exc.cause}[/red]")
+                    live.console.print(line((f"{exc.what}: {exc.cause}", "red")))
 
 
 def _one_line(found: MachineView) -> str:
@@ -272,9 +274,8 @@ def _one_line(found: MachineView) -> str:
     return " | ".join(parts)
 
 
-def _styled(text: str) -> str:
-    style = _STYLES.get(text)
-    return f"[{style}]{text}[/{style}]" if style else text
+def _styled(text: str, *more: str) -> Text:
+    return line((text, _STYLES.get(text, "")), *more)
 
 
 def _list_table(found: list[MachineView]) -> Table:
@@ -303,12 +304,11 @@ def _stored_table(found: list[rescue.StoredMachine]) -> Table:
 def machine_page(found: MachineView) -> RenderableType:
     """Everything about a machine, for a terminal."""
     from rich.console import Group
-    from rich.markup import escape
 
     last = found.last_point
-    facts = [
-        ("state", _styled(found.state) + (f"  {escape(found.cause)}" if found.cause else "")),
-        ("mode", escape(found.mode + (f"  {found.mode_cause}" if found.mode_cause else ""))),
+    facts: list[tuple[str, str | Text]] = [
+        ("state", _styled(found.state, f"  {found.cause}" if found.cause else "")),
+        ("mode", found.mode + (f"  {found.mode_cause}" if found.mode_cause else "")),
         ("RPO", seconds(found.rpo_s)),
         ("last point", f"{last.time}  {last.id}  {last.state}" if last else "-"),
         ("epoch", f"{found.epoch}, rounds {found.rounds if found.rounds is not None else '-'}"),
@@ -320,7 +320,7 @@ def machine_page(found: MachineView) -> RenderableType:
         (disk.name, size(disk.size_b), disk.mode, _styled(disk.state), percent(disk.progress), disk.device)
         for disk in found.disks
     ]
-    hops = [(hop.name, hop.where, _styled(hop.state), escape(hop.detail)) for hop in found.hops]
+    hops = [(hop.name, hop.where, _styled(hop.state), hop.detail) for hop in found.hops]
     parts: list[Any] = [
         fields(f"Machine {found.name}", facts),
         "",
@@ -332,7 +332,7 @@ def machine_page(found: MachineView) -> RenderableType:
         parts.append("")
     for error in found.errors:
         colour = "yellow" if error.severity == "warning" else "red"
-        head = f"[{colour}]{error.code}[/{colour}] {escape(error.what)} [dim]({escape(error.source)})[/dim]"
+        head = line((error.code, colour), f" {error.what} ", (f"({error.source})", "dim"))
         parts.append(told(head, error.cause, error.action))
     return Group(*parts)
 

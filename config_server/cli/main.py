@@ -125,7 +125,7 @@ def _run(args: list[str] | None) -> int:
 
 def show_error(exc: UnderstudyError) -> None:
     """What, why, what to do; on stderr."""
-    say(f"{click.style('Error', fg='red', bold=True)} {exc.code}: {exc.what}.")
+    say(f" {exc.code}: {exc.what}.", head=click.style("Error", fg="red", bold=True))
     if exc.cause:
         say(f"  Why: {exc.cause}")
     if exc.action:

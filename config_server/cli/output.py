@@ -1,4 +1,8 @@
-"""What commands print: JSON or tables on stdout, progress on stderr."""
+"""What commands print: JSON or tables on stdout, progress on stderr.
+
+Names, states, causes come from daemons, and somebody else may write them. So text is never markup here (styles are given beside
+it, `line`), and what would control a terminal is shown and not obeyed (`plain`): all that is printed goes through this module.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import click
 import msgspec
@@ -21,9 +25,32 @@ from shared.errors import OutputError, StateFileError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 _T = TypeVar("_T")
 _PLAIN_INTERVAL_S: Final = 5.0
+_CONTROLS: Final = {
+    number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0)) if chr(number) not in "\n\t"
+} | {
+    number: f"\\u{number:04x}" for number in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+"""Control characters, and those that turn the direction of what is beside them."""
+_JSON_CONTROLS: Final = {number: f"\\u{number:04x}" for number in _CONTROLS if number >= 0x7F}
+"""Those that JSON leaves as they are."""
+
+
+def plain(text: str) -> str:
+    """`text` without power over the terminal."""
+    return text.translate(_CONTROLS)
+
+
+def line(*parts: str | tuple[str, str]) -> Text:
+    """Text, or (text, style), one after the other."""
+    from rich.text import Text
+
+    return Text.assemble(
+        *(plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts)
+    )
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
@@ -60,10 +87,11 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         raise click.exceptions.Exit(128 + ended_by[0]) from None
 
 
-def say(text: str, *, nl: bool = True) -> None:
-    """On stderr. What cannot be said there (it is full, nobody reads) changes nothing of what a command does."""
+def say(text: str, *, nl: bool = True, head: str = "") -> None:
+    """On stderr; `head` goes before it as it is. What cannot be said there (it is full, nobody reads) changes nothing of what a command
+    does."""
     with contextlib.suppress(OSError):
-        click.echo(text, nl=nl, err=True)
+        click.echo(head + plain(text), nl=nl, err=True)
 
 
 @contextlib.contextmanager
@@ -102,24 +130,33 @@ def emit(value: Any, table: Callable[[], RenderableType]) -> None:
 
 
 def to_json(value: Any) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode().translate(_JSON_CONTROLS)
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(
+    *, stderr: bool = False, file: IO[str] | None = None, width: int = 200, terminal: bool = False
+) -> Console:
+    """Where results go, or `stderr`, or `file`; `terminal` says that this is one."""
     from rich.console import Console as RichConsole
 
     class Console(RichConsole):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # for `printing`; rich would end the program itself
 
-    made = Console(stderr=stderr, highlight=False)
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(plain(text), **options)
+
+    never: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    made = Console(stderr=stderr, file=file, **never)
+    if terminal:
+        made = Console(file=file, width=width, force_terminal=True, **never)
     if not made.is_terminal:
         # Not broken at 80 columns when it goes to a file or a pipe.
-        made = Console(stderr=stderr, highlight=False, width=200, no_color=True)
+        made = Console(stderr=stderr, file=file, width=width, no_color=True, **never)
     return made
 
 
-def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
     """A table. Columns whose name begins with ">" are right-aligned, numbers; they and those with "=" (times, ids) stay
     in one piece, or end in "…" on a screen that is too narrow even so. Others are folded where there is no room, never cut."""
     from rich import box
@@ -147,7 +184,7 @@ def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]
     return table
 
 
-def fields(title: str | None, rows: Sequence[tuple[str, str]]) -> Table:
+def fields(title: str | None, rows: Sequence[tuple[str, str | Text]]) -> Table:
     """Names and values, without a head."""
     from rich import box
     from rich.table import Table
@@ -162,10 +199,9 @@ def fields(title: str | None, rows: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def told(head: str, cause: str, action: str) -> RenderableType:
-    """What (markup), why, and what to do (plain, left out where empty), over the whole width of the screen."""
+def told(head: Text, cause: str, action: str) -> RenderableType:
+    """What, why, and what to do (left out where empty), over the whole width of the screen."""
     from rich.console import Group
-    from rich.markup import escape
     from rich.padding import Padding
     from rich.table import Table
 
@@ -174,7 +210,7 @@ def told(head: str, cause: str, action: str) -> RenderableType:
     lines.add_column(overflow="fold")
     for name, text in (("Why:", cause), ("Do:", action)):
         if text:
-            lines.add_row(name, escape(text))
+            lines.add_row(name, text)
     return Group(head, Padding(lines, (0, 0, 0, 2), expand=False)) if lines.row_count else head
 
 
@@ -194,7 +230,7 @@ class Progress:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._terminal and self._shown:
-            say("\r\x1b[K", nl=False)
+            say("", nl=False, head="\r\x1b[K")
 
     def show(self, text: str, *, force: bool = False) -> None:
         """`force` shows it even if the last line is fresh: for what happens once."""
@@ -202,7 +238,7 @@ class Progress:
             return
         now = time.monotonic()
         if self._terminal:
-            say(f"\r\x1b[K{text[: _columns() - 1]}", nl=False)
+            say(plain(text)[: _columns() - 1], nl=False, head="\r\x1b[K")
         elif force or now - self._shown_at >= _PLAIN_INTERVAL_S:
             say(text)
         else:

@@ -255,13 +255,11 @@ async def _verify_with(
 
 
 def _table(found: PointList) -> Table:
-    from rich.markup import escape
-
     table = _table_of(found.points)
     if found.gaps:
         table.caption = "\n".join(
             f"no points between {gap.since_time or 'the beginning'} and {gap.until_time or 'now'}: "
-            f"{escape(gap.cause)}"
+            f"{gap.cause}"
             for gap in found.gaps
         )
     return table

@@ -9,7 +9,7 @@ import msgspec
 
 from config_server.cli.machine_commands import checked_name
 from config_server.cli.options import COMMON, add_options, find_target
-from config_server.cli.output import emit, fields, grid, percent, run, seconds, told
+from config_server.cli.output import emit, fields, grid, line, percent, run, seconds, told
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -48,7 +48,6 @@ def event_list(object_: str, only_open: bool, limit: int) -> None:
 
 def _events_page(found: list[EventView]) -> RenderableType:
     from rich.console import Group
-    from rich.markup import escape
 
     parts = []
     for event_ in found:
@@ -60,10 +59,12 @@ def _events_page(found: list[EventView]) -> RenderableType:
             else ", open"
         )
         kind = f"{event_.severity} {event_.code}".rstrip()
-        if style := _STYLES.get(event_.severity):
-            kind = f"[{style}]{kind}[/{style}]"
-        where = f"[dim]({escape(event_.object)}{over})[/dim]"
-        head = f"{event_.first[:19]} {kind} {escape(event_.what)} {where}"
+        head = line(
+            f"{event_.first[:19]} ",
+            (kind, _STYLES.get(event_.severity, "")),
+            f" {event_.what} ",
+            (f"({event_.object}{over})", "dim"),
+        )
         parts.append(told(head, event_.cause, event_.action))
     return Group(*parts)
 
@@ -89,7 +90,6 @@ def job_list(limit: int) -> None:
 def _jobs_page(found: list[JobView]) -> RenderableType:
     """A line for each, and below them what there is to say of some."""
     from rich.console import Group
-    from rich.markup import escape
 
     rows = [(j.id, j.kind, j.machine, j.state, percent(j.progress), j.created[:19]) for j in found]
     parts: list[RenderableType] = [
@@ -97,10 +97,10 @@ def _jobs_page(found: list[JobView]) -> RenderableType:
     ]
     for job_ in found:
         if (error := job_.error) is not None:
-            head = f"\n{job_.id} [red]{error.code}[/red] {escape(error.what)}"
+            head = line(f"\n{job_.id} ", (error.code, "red"), f" {error.what}")
             parts.append(told(head, error.cause, error.action))
         elif job_.detail:
-            parts.append(f"\n{job_.id} {escape(job_.detail)}")
+            parts.append(f"\n{job_.id} {job_.detail}")
     return Group(*parts)
 
 
@@ -170,14 +170,13 @@ def audit_list(limit: int) -> None:
 
 def _audit_page(found: list[AuditView]) -> RenderableType:
     from rich.console import Group
-    from rich.markup import escape
     from rich.padding import Padding
 
     parts: list[RenderableType] = []
     for entry in found:
-        parts.append(escape(f"{entry.time[:19]} {entry.who} {entry.action} {entry.object}".rstrip()))
+        parts.append(f"{entry.time[:19]} {entry.who} {entry.action} {entry.object}".rstrip())
         if entry.detail:
-            parts.append(Padding(f"[dim]{escape(_compact(entry.detail))}[/dim]", (0, 0, 0, 2), expand=False))
+            parts.append(Padding(line((_compact(entry.detail), "dim")), (0, 0, 0, 2), expand=False))
     return Group(*parts)
 
 

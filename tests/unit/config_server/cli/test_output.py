@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
-from config_server.cli import output, record_commands, restore_command
+from config_server import view
+from config_server.cli import (
+    certificate_commands,
+    machine_commands,
+    output,
+    record_commands,
+    restore_command,
+)
 from config_server.cli.main import cli, show_error
-from shared.errors import NotFoundError
-from shared.messages import AuditView, EventView, Failure, JobState, JobView
+from config_server.inventory import Machine
+from config_server.presence import Presence
+from shared.errors import NotFoundError, UnhealthyError
+from shared.messages import (
+    AuditView,
+    CertificateView,
+    EventView,
+    Failure,
+    JobState,
+    JobView,
+    MachineView,
+    Policy,
+)
 from shared.recovery.folder import Manifest, ManifestDisk
+from shared.status import AgentDisk, AgentReport, Problem
 
 TIME = "2026-11-24T14:16:00.123456789Z"
 
@@ -62,10 +85,9 @@ def test_an_error_is_three_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -
 
 
 def lines_of(page: RenderableType, width: int = 80) -> list[str]:
-    console = Console(width=width, highlight=False, no_color=True)
-    with console.capture() as captured:
-        console.print(page)
-    return [line.rstrip() for line in captured.get().splitlines()]
+    printed = io.StringIO()
+    output.console(file=printed, width=width).print(page)
+    return [line.rstrip() for line in printed.getvalue().splitlines()]
 
 
 def event(**changes: object) -> EventView:
@@ -147,3 +169,57 @@ def test_an_audit_entry_shows_who_did_what_in_one_line_and_the_detail_below() ->
         who,
         f'  {{"serial":"{"7" * 40}"}}',
     ]
+
+
+EVIL = "[/x] [link=http://evil/]sda[/link] :bomb: \x1b]0;pwned\x07\x1b[2J\x9b2J \u202eexe"
+
+
+def _machine(text: str) -> MachineView:
+    """As the config server shows a machine whose agent reports such words."""
+    problem = Problem(code=text, what=text, cause=text, action=text, severity=text, object=text, key=text)
+    disk = AgentDisk(name=text, device=text, mode=text, mode_cause=text, state=text, serial=text)
+    report = AgentReport(
+        state=text, cause=text, mode=text, mode_cause=text, disks=[disk], rates={text: 1.0}, errors=[problem]
+    )
+    presence = Presence()
+    presence.learn("agent", "web1", msgspec.json.encode(report), 1, 1)
+    known = Machine("web1", protected=True, disks=(), policy=Policy(), created_ns=0)
+    return view.machine_view(known, view.facts_of(presence, "web1"), 1)
+
+
+PAGES: dict[str, Callable[[str], RenderableType]] = {
+    "machine list": lambda text: machine_commands._list_table([_machine(text)]),
+    "machine show": lambda text: machine_commands.machine_page(_machine(text)),
+    "event list": lambda text: record_commands._events_page([event(code=text, what=text, cause=text, object=text, severity=text)]),
+    "job list": lambda text: record_commands._jobs_page(
+        [JobView(id=text, kind=text, machine=text, state=JobState.FAILED, progress=0.1, detail=text, args={}, result=None,
+                 error=Failure(text, text, text, text, 5), created=TIME, updated=TIME)]
+    ),
+    "audit list": lambda text: record_commands._audit_page([AuditView(time=TIME, who=text, action=text, object=text, detail={text: text})]),
+    "certificate list": lambda text: certificate_commands._table(
+        [CertificateView(serial=text, name=text, issued=TIME, expires=TIME, revoked=None, reason=text)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_words_of_others_are_shown_as_they_are_and_control_nothing(page: str) -> None:
+    # On a terminal the only escapes are those of styles.
+    printed = io.StringIO()
+    console = output.console(file=printed, width=1000, terminal=True)
+    console.print(PAGES[page](EVIL))
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", shown), shown
+    for part in ("[/x]", "[link=http://evil/]", ":bomb:", "\\x1b[2J", "\\u202e"):
+        assert part in shown
+
+
+def test_what_goes_to_stderr_and_json_control_nothing_either(capsys: pytest.CaptureFixture[str]) -> None:
+    show_error(UnhealthyError(EVIL, cause=EVIL, action=EVIL))
+    output.say(EVIL)
+    with output.Progress() as progress:
+        progress.show(EVIL)
+    assert not re.search("[\x1b\x07\x9b\u202e]", capsys.readouterr().err)
+    as_json = output.to_json({"cause": EVIL})
+    assert not re.search("[\x1b\x07\x9b\u202e]", as_json)
+    assert msgspec.json.decode(as_json) == {"cause": EVIL}
