@@ -21,19 +21,11 @@ import msgspec
 from config_server.cli.options import Target
 from config_server.cli.output import say
 from config_server.cli.profile import Rescue
-from config_server.cli.rescue import HINT
+from config_server.cli.rescue import HINT, is_of_the_user
 from shared import api
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.policies import SETTLES_S
-from shared.errors import (
-    AccessError,
-    ConfigError,
-    GrantEndedError,
-    NotFoundError,
-    UnderstudyError,
-    UsageError,
-    WrongKeyError,
-)
+from shared.errors import GrantEndedError, UnderstudyError, WrongKeyError
 from shared.machine_storage import MachineStorage
 from shared.messages import (
     Failure,
@@ -83,7 +75,7 @@ class Access:
         try:
             granted = await self.client.call(api.RESTORE, request, machine=machine)
         except UnderstudyError as exc:
-            if _is_the_users(exc):
+            if is_of_the_user(exc):
                 raise
             say(f"The config server will not show this restore as a job: {exc}")
             return self
@@ -166,7 +158,7 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
         try:
             grant = await client.call(api.RESTORE, request, machine=machine)
         except UnderstudyError as exc:
-            if _is_the_users(exc):
+            if is_of_the_user(exc):
                 raise
             if find.rescue is None:
                 # Its own class keeps the code; the words are for the worst day.
@@ -194,12 +186,6 @@ async def _give_back(client: RestClient, machine: str, grant: str) -> None:
     if grant:
         with contextlib.suppress(UnderstudyError):
             await client.call(api.GRANT_END, GrantEnd(returned=True), machine=machine, id=grant)
-
-
-def _is_the_users(exc: UnderstudyError) -> bool:
-    """Whether the request is wrong, and no config server would grant it. A token that it does not know, and what it lacks itself, are
-    none of it: it may have lost its database, its vault, or its mind."""
-    return isinstance(exc, (UsageError, NotFoundError)) and not isinstance(exc, (AccessError, ConfigError))
 
 
 def _granted(grant: StorageGrant) -> BlobStore:

@@ -22,6 +22,7 @@ from shared.errors import (
     PeerError,
     PointNotFoundError,
     StorageError,
+    UnderstudyError,
     UnreachableError,
 )
 
@@ -111,11 +112,11 @@ async def _list(target: Target, name: str) -> PointList:
     async with target.connect() as client:
         try:
             return await client.call(api.POINTS, Nothing(), machine=name)
-        except PeerError as exc:
-            if target.rescue is None:
+        except UnderstudyError as exc:
+            if target.rescue is None or rescue.is_of_the_user(exc):
                 raise
             trouble = exc
-    say(f"The config server does not answer ({trouble.cause}): reading storage itself.")
+    say(f"The config server is of no help ({trouble.cause or trouble.what}): reading storage itself.")
     return await _list_stored(target.rescue.blob, name)
 
 

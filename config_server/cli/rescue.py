@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from config_server.cli.options import Target, find_target
-from shared.errors import UnderstudyError, UsageError
+from shared.errors import AccessError, ConfigError, NotFoundError, UnderstudyError, UsageError
 from shared.messages import PointView
 
 if TYPE_CHECKING:
@@ -81,6 +81,12 @@ class StoredMachine(msgspec.Struct):
     last_point: PointView | None
     state: str = "unknown"
     cause: str = "read from storage: no server was asked"
+
+
+def is_of_the_user(exc: UnderstudyError) -> bool:
+    """Whether the request is wrong, and no config server would grant it. A token that it does not know, and what it lacks itself, are
+    none of it: it may have lost its database, its vault, or its mind."""
+    return isinstance(exc, (UsageError, NotFoundError)) and not isinstance(exc, (AccessError, ConfigError))
 
 
 async def machines(config: BlobConfig) -> list[StoredMachine]:

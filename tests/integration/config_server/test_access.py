@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from config_server.cli import point_commands
 from config_server.cli.access import opened
 from config_server.cli.options import Target
 from config_server.cli.profile import Rescue
@@ -67,7 +68,9 @@ async def site(tmp_path: Path, store: BlobStore, blob_config: BlobConfig) -> Sit
 async def test_a_config_server_that_cannot_grant_is_as_good_as_one_that_is_away(
     site: Site, error: UnderstudyError
 ) -> None:
-    async with answering(site.context, {"restore": lambda _request: refusing(error)}) as url:
+    answers = {name: lambda _request: refusing(error) for name in ("restore", "points")}
+    async with answering(site.context, answers) as url:
+        assert (await point_commands._list(site.target(url, site.rescue), "web1")).machine == "web1"
         async with opened(site.target(url, site.rescue), "web1", RestoreRequest()) as access:
             assert access.client is None
         with pytest.raises(type(error)) as caught:
