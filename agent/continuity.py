@@ -27,6 +27,8 @@ from shared.batch import SECTOR
 from shared.errors import (
     AuditBlindError,
     AuditShortfallError,
+    CaptureRemovedError,
+    DeviceError,
     DeviceNotFoundError,
     EpochEndedError,
     UnderstudyError,
@@ -97,6 +99,10 @@ class Continuity:
         looked_ns = clock.boot_ns()
         self._least_offset_ns = min(self._least_offset_ns, clock.unix_offset_ns())
         self._look_at_disks()
+        removed = self._capture.removed()
+        if removed:
+            self._lose_capture(removed)
+            return
         self._go_on_without(looked_ns)
         if not self._gone:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
@@ -157,6 +163,14 @@ class Continuity:
                 self._begin_anew("the others go on without disks that are gone", disks=names)
         if self._watch.is_one_back(looking=bool(self._gone)):
             self._begin_anew("a disk is back")
+
+    def _lose_capture(self, programs: list[str]) -> None:
+        """Passthrough writes and the like would not be seen even by the audit: nothing is believed from here on."""
+        if not self.resized.is_set():
+            cause = f"pins of its programs were removed: {', '.join(programs)}"
+            error = CaptureRemovedError("Writes are not captured any more", cause=cause)
+            self._lose(Reason.CAPTURE_REMOVED, error)
+            self._begin_anew("a part of it was removed", programs=programs)
 
     def _begin_anew(self, why: str, **fields: object) -> None:
         """Capture is fitted to the disks that are there: `resized` ends this run."""
@@ -281,7 +295,7 @@ class Continuity:
         self._want_epoch(reason)
         self._note(reason, EpochEndedError(f"Epoch {self._over} cannot be continued", cause=reason.text))
 
-    def _lose(self, reason: Reason, error: AuditShortfallError) -> None:
+    def _lose(self, reason: Reason, error: DeviceError) -> None:
         self._want_epoch(reason, suspect_since_ns=self._suspect_since_ns())
         self._note(reason, error)
 

@@ -33,8 +33,11 @@ CHANGES: Final = {
     Change.LEFT: Reason.DISK_LEFT,
     Change.JOINED: Reason.DISK_JOINED,
     Change.RETURNED: Reason.DISK_RETURNED,
+    Change.REMOVED: Reason.CAPTURE_REMOVED,
 }
 """Why a new epoch begins."""
+_SUSPECT: Final = frozenset({Change.RETURNED, Change.REMOVED})
+"""After these, points since all disks were last seen captured are suspect."""
 NOTE_S: Final = 10.0
 """How often the note for other programs of this host is tried again."""
 _TELL_S: Final = 10.0
@@ -47,14 +50,15 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     check_machine()
     with lock.held(config.state_dir, "The agent was not started"):
         attached_boot_ns = 0
+        former: npt.NDArray[np.uint64] | None = None
 
         def attached(capture: Capture) -> None:
-            nonlocal attached_boot_ns
-            attached_boot_ns = capture.attached_boot_ns
+            nonlocal attached_boot_ns, former
+            attached_boot_ns, former = capture.attached_boot_ns, capture.state
 
         try:
             while not stop.is_set():
-                async with _running(config, attached) as agent:
+                async with _running(config, former, attached) as agent:
                     await _serve(agent, stop)
         except UnderstudyError as exc:
             await _tell_why(config, exc, boot_of(attached_boot_ns))
@@ -133,18 +137,27 @@ async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
     over.set()
 
 
-def _attach(config: AgentConfig) -> tuple[Capture, Watch]:
+def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -> tuple[Capture, Watch]:
     """Attaches capture to every protected disk that is there and well, or continues it. When the set of them changed, or one of them
-    did, a new epoch begins: a point needs all disks of its epoch."""
+    did, a new epoch begins: a point needs all disks of its epoch.
 
-    all_there_ns = 0
+    `former`: the state of the capture that this process had before. Its memory outlives the pins: should somebody have removed all of
+    them, what is suspect is known by it alone."""
+
+    before = None if former is None else AgentState(former)
 
     def before_change(words: npt.NDArray[np.uint64], change: Change) -> None:
         """Called once for what is pinned, and once more for what replaces it, if everything is attached afresh."""
-        nonlocal all_there_ns
+        nonlocal before
+        if change is Change.FRESH:
+            if before is None:
+                return
+            change = Change.REMOVED
         state = AgentState(words)
-        all_there_ns = all_there_ns or max(state[Word.ALL_THERE_NS], 1)
-        state.want_epoch(CHANGES[change], suspect_since_ns=all_there_ns if change is Change.RETURNED else 0)
+        before = before or state
+        pending_ns = 0 if before[Word.EPOCH] else before[Word.SUSPECT_SINCE_NS]
+        there_ns = max(before[Word.ALL_THERE_NS], 1) if change in _SUSPECT else 0
+        state.want_epoch(CHANGES[change], min((ns for ns in (pending_ns, there_ns) if ns), default=0))
         state[Word.SETTLED] = 0
 
     where = config.state_dir, config.pin_dir
@@ -157,8 +170,10 @@ def _attach(config: AgentConfig) -> tuple[Capture, Watch]:
 
 
 @asynccontextmanager
-async def _running(config: AgentConfig, attached: Callable[[Capture], None]) -> AsyncIterator[Agent]:
-    capture, watch = await asyncio.to_thread(_attach, config)
+async def _running(
+    config: AgentConfig, former: npt.NDArray[np.uint64] | None, attached: Callable[[Capture], None]
+) -> AsyncIterator[Agent]:
+    capture, watch = await asyncio.to_thread(_attach, config, former)
     attached(capture)
     try:
         agent = Agent(config, capture, watch)

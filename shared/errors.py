@@ -351,6 +351,16 @@ class PinnedElsewhereError(DeviceError):
     )
 
 
+class CaptureRemovedError(PinnedElsewhereError):
+    """Somebody removed a part of what captures: links, maps, or all."""
+
+    code = "US570"
+    default_action = (
+        "None: capture is attached afresh, and a new epoch with a full resync begins by itself. Find out what removes pins from its folder "
+        "(the pin_dir); to end capture, use `python -m agent detach`."
+    )
+
+
 class DiskResizedError(PinnedElsewhereError):
     """The same disks, but one has another size."""
 

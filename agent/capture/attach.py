@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +27,13 @@ from agent.capture import audit, layout, libbpf, pins
 from agent.capture.binding import Pinned
 from agent.capture.calibrate import Calibration, calibrate
 from agent.capture.disks import Disk
-from shared.errors import CaptureUnavailableError, DiskResizedError, PinnedElsewhereError, UsageError
+from shared.errors import (
+    CaptureRemovedError,
+    CaptureUnavailableError,
+    DiskResizedError,
+    PinnedElsewhereError,
+    UsageError,
+)
 
 OBJECT: Final = Path(__file__).resolve().parents[2] / "build/capture.bpf.o"
 PINNED_MAPS: Final = {
@@ -135,7 +141,7 @@ def attach_fresh(
         for slot, (disk, baseline) in enumerate(zip(wanted, baselines, strict=True)):
             prepare_slot(loaded, folder, slot, disk, baseline)
             track(loaded, slot, disk)
-        for program in needed(wanted):
+        for program in needed(disk.bio_based for disk in wanted):
             link = loaded.attach(program)
             undo_files.callback(link.close)
             libbpf.pin(link.fd, pins.link_path(folder, program))
@@ -176,22 +182,26 @@ def track(loaded: libbpf.BpfObject, slot: int, disk: Disk) -> None:
     )
 
 
-def needed(wanted: Sequence[Disk]) -> list[str]:
-    """The programs that these disks need, completions first."""
+def needed(bio_based: Iterable[bool]) -> list[str]:
+    """The programs that disks of these kinds need, completions first."""
+    kinds = set(bio_based)
     programs = list(_ALWAYS)
-    if any(not disk.bio_based for disk in wanted):
+    if False in kinds:
         programs += _FOR_REQUESTS
-    if any(disk.bio_based for disk in wanted):
+    if True in kinds:
         programs += _FOR_BIOS
     return programs
 
 
 def read_pinned(pin_dir: Path) -> list[Pinned]:
-    """What is captured there, in the order of the stream. Raises PinnedElsewhereError if it is not whole, or of another version."""
+    """What is captured there, in the order of the stream. Raises CaptureRemovedError if it is not whole, PinnedElsewhereError if it is of
+    another version.
+
+    Whole: the maps, of each tracked disk the bitmaps, and the links of all programs that such disks need. Maps alone look like a capture
+    that goes on, with every counter in its place, while nobody sees a write.
+    """
     what = f"Capture pinned at {pin_dir} cannot be continued"
-    missing = [name for name in (*PINNED_MAPS, STATE) if not (pin_dir / name).exists()]
-    if missing:
-        raise PinnedElsewhereError(what, cause=f"pins are missing: {', '.join(missing)}")
+    _require(what, pin_dir, (*PINNED_MAPS, STATE))
     with ExitStack() as files:
         fds = {}
         for name in ("control", "tracked"):
@@ -203,12 +213,20 @@ def read_pinned(pin_dir: Path) -> list[Pinned]:
         if int(control["layout"]) != layout.LAYOUT:
             raise PinnedElsewhereError(what, cause="it was made by another version of the agent")
         keys, values = libbpf.read_hash(fds["tracked"], np.dtype("<u4"), layout.TRACKED)
+    _require(what, pin_dir, (name for slot in values["slot"].tolist() for name in bitmap_names(slot)))
+    programs = needed(bool(flags & layout.DISK_BIO_BASED) for flags in values["flags"].tolist())
+    _require(what, pin_dir, (pins.link_path(pin_dir, program).name for program in programs))
     pinned = [
         Pinned(slot=int(v["slot"]), dev=int(key), diskseq=int(v["diskseq"]), sectors=int(v["sectors"]))
         for key, v in zip(keys, values, strict=True)
     ]
     numbers = control["numbers"]
     return sorted(pinned, key=lambda pin: int(numbers[pin.slot]) or layout.MAX_DISKS + 1 + pin.slot)
+
+
+def _require(what: str, pin_dir: Path, names: Iterable[str]) -> None:
+    if missing := [name for name in names if not (pin_dir / name).exists()]:
+        raise CaptureRemovedError(what, cause=f"pins were removed: {', '.join(missing)}")
 
 
 def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> dict[int, Disk]:

@@ -7,6 +7,7 @@ comes back finds the same maps and goes on from the ring's consumer position.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from agent.capture.attach import (
     check_machine,
     key_bytes,
     mapped,
+    needed,
 )
 from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
@@ -137,6 +139,8 @@ class Capture:
         self._incidents_at_swap: Incidents | None = None
         # Ids, not descriptors: a process that holds a program open would keep it alive after a detach.
         self._programs = tuple(pins.program_ids(folder, leave_out=COMPLETIONS).values())
+        self._misses = dict.fromkeys(self._programs, 0)
+        self._folder: Final = folder
 
     @classmethod
     def attach(
@@ -155,6 +159,13 @@ class Capture:
         pins.ensure_bpffs(pin_dir)
         if fresh:
             attach_fresh(pin_dir, wanted, ring_b, object_path)
+        return cls.attached(pin_dir, wanted, fresh=fresh, object_path=object_path)
+
+    @classmethod
+    def attached(
+        cls, pin_dir: Path, wanted: Sequence[Disk], *, fresh: bool = False, object_path: Path = OBJECT
+    ) -> Capture:
+        """The capture of exactly these disks that is pinned, with the programs of `object_path`. Raises PinnedElsewhereError."""
         found = by_slot(pin_dir, wanted)
         if not members.is_current(pin_dir, object_path):
             try:
@@ -183,6 +194,10 @@ class Capture:
     def attached_boot_ns(self) -> int:
         """CLOCK_BOOTTIME when the last program was attached: every write submitted later is seen."""
         return int(self._control["attached_ns"])
+
+    def removed(self) -> list[str]:
+        """The programs that somebody detached under us: they see no write any more."""
+        return pins.unlinked(self._folder, needed(disk.bio_based for disk in self.disks))
 
     # -- loss ----------------------------------------------------------------------------------------------
 
@@ -221,9 +236,13 @@ class Capture:
     def recursion_misses(self) -> int:
         """Runs of submission programs that the kernel skipped because the program was already running on
         that CPU; more than before means loss."""
-        misses = int(self._control["misses_before"])
-        misses += sum(members.misses_of(program) for program in self._programs)
-        return misses
+        for program in self._programs:
+            try:
+                self._misses[program] = members.misses_of(program)
+            except BpfError as exc:
+                if exc.number != errno.ENOENT or not self.removed():
+                    raise
+        return int(self._control["misses_before"]) + sum(self._misses.values())
 
     # -- bitmaps -------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -144,20 +144,22 @@ def tidy(pin_dir: Path) -> None:
     """Removes what belongs to no tracked disk: bitmaps, open writes."""
     with _map(pin_dir, "tracked") as tracked:
         _, values = libbpf.read_hash(tracked, np.dtype("<u4"), layout.TRACKED)
-    staying = {int(slot) for slot in values["slot"]}
-    gone = sorted({int(path.name[-2:]) for path in pin_dir.glob("todo-*")} - staying)
+    _remove(pin_dir, _slots_with_pins(pin_dir) - {int(slot) for slot in values["slot"]})
+
+
+def _remove(pin_dir: Path, gone: Collection[int]) -> None:
+    """What slots have that are not tracked (any more)."""
     if not gone:
         return
     _wait_for_programs(pin_dir)
     with _map(pin_dir, "open") as fd:
         keys, writes = libbpf.read_hash(fd, np.dtype("<u8"), layout.OPEN_WRITE)
-        for i in np.flatnonzero(np.isin(writes["disk"], gone)).tolist():
+        for i in np.flatnonzero(np.isin(writes["disk"], [*gone])).tolist():
             libbpf.delete(fd, keys[i].tobytes())
     with _map(pin_dir, "dirty") as fd:
         for slot in gone:
             libbpf.delete(fd, key_bytes(slot))
     for slot in gone:
-        # The to-do last: by it a slot is known that is not wholly removed.
         for name in attach.bitmap_names(slot):
             (pin_dir / name).unlink(missing_ok=True)
 
@@ -182,7 +184,7 @@ def join(pin_dir: Path, disks: Sequence[Disk], object_path: Path) -> list[int]:
             slot = _slots_given(pin_dir, control)
             control["slots"] = slot + 1
             attach.prepare_slot(loaded, pin_dir, slot, disk)
-            for program in attach.needed([disk]):
+            for program in attach.needed([disk.bio_based]):
                 if not pins.link_path(pin_dir, program).exists():
                     link = loaded.attach(program)
                     undo.callback(link.close)
@@ -204,8 +206,14 @@ def put_in_order(pin_dir: Path, devs: Sequence[int]) -> None:
 
 def _slots_given(pin_dir: Path, control: npt.NDArray[np.void]) -> int:
     """Captures from before slots were counted have given those that they use."""
-    used = [int(path.name[-2:]) + 1 for path in pin_dir.glob("todo-*")]
-    return max([int(control["slots"]), *used])
+    return max([int(control["slots"]), *(slot + 1 for slot in _slots_with_pins(pin_dir))])
+
+
+def _slots_with_pins(pin_dir: Path) -> set[int]:
+    """A kill may leave any of a slot's bitmaps."""
+    return {
+        int(path.name[-2:]) for kind in ("dirty-a-*", "dirty-b-*", "todo-*") for path in pin_dir.glob(kind)
+    }
 
 
 def _wait_for_programs(pin_dir: Path) -> None:

@@ -1,9 +1,9 @@
 """Pins: where capture lives while no agent runs. Maps and links pinned in a folder of bpffs keep the
 programs attached.
 
-A folder of pins is made under another name and renamed when everything in it is complete, so what has the
-right name is whole; a folder with the other name is what a killed attachment left, and is removed by the
-next. Unpinning a link detaches its program.
+A folder of pins is made under another name and renamed when everything in it is complete, and it gets that name back before anything
+in it is removed. So what has the right name is whole, unless somebody else removed something of it (`attach.read_pinned` looks); a folder
+with the other name is what a killed attachment or detachment left, and is removed by the next. Unpinning a link detaches its program.
 """
 
 from __future__ import annotations
@@ -87,6 +87,11 @@ def next_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_NEXT_PREFIX}*"))
 
 
+def unlinked(folder: Path, wanted: Iterable[str]) -> list[str]:
+    """Which of these programs are not attached any more."""
+    return [program for program in wanted if not link_path(folder, program).exists()]
+
+
 def programs(folder: Path) -> list[str]:
     """The programs that are attached."""
     return [path.name.removeprefix(_LINK_PREFIX) for path in sorted(folder.glob(f"{_LINK_PREFIX}*"))]
@@ -116,9 +121,13 @@ def detach(pin_dir: Path) -> None:
     something stays attached, which takes somebody else who holds a link of ours open.
     """
     ids: dict[int, int] = {}
-    for folder in (pin_dir, staging(pin_dir)):
+    for folder in (staging(pin_dir), pin_dir):
         if folder.is_dir():
             ids |= program_ids(folder)
+            if (
+                folder == pin_dir
+            ):  # a kill in between must not leave maps without links under a name that says: whole
+                folder = folder.rename(staging(pin_dir))
             remove(folder)
     _remove_empty(pin_dir.parent)
     deadline = time.monotonic() + _GONE_WITHIN_S

@@ -5,7 +5,8 @@ Each disk is judged by itself (`binding.decide`, `disks.check`, `answer`); those
 action, and looked for again. Blocks for seconds: a disk that does not answer is given up after a deadline.
 
 The machine's stream is over the disks that are captured, so whenever those change a new epoch begins: `before_change` is called first, and
-makes that durable. A kill behind it leaves a capture that nobody takes for the old one.
+makes that durable. A kill behind it leaves a capture that nobody takes for the old one. What is pinned and not whole is no capture: it is
+removed, and everything is attached afresh.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ import numpy.typing as npt
 
 from agent.capture import answer, attach, bindings, disks, identify, layout, members, pins
 from agent.capture.answer import Answer
-from agent.capture.binding import WEAK, Action, Identity, Kind, Known, Standing, Verdict, decide
+from agent.capture.binding import WEAK, Action, Identity, Kind, Known, Pinned, Standing, Verdict, decide
 from agent.capture.bindings import Bound, Wanted
 from agent.capture.disks import Disk
 from agent.capture.maps import Capture
 from shared import logging
 from shared.errors import (
+    CaptureRemovedError,
     CaptureUnavailableError,
     DiskLeftOutError,
     NotADiskError,
@@ -54,6 +56,10 @@ class Change(enum.Enum):
     JOINED = "joined"
     RETURNED = "returned"
     """A disk that was captured was taken away and came back: what was written to it meanwhile is unknown."""
+    FRESH = "fresh"
+    """Nothing was captured before."""
+    REMOVED = "removed"
+    """Somebody removed a part of what captured: what was written since then is unknown."""
 
 
 BeforeChange = Callable[[npt.NDArray[np.uint64], Change], None]
@@ -92,7 +98,9 @@ def protect(
     """The capture of all disks that can be captured now, and those that cannot. Raises UnderstudyError when none can."""
     attach.check_machine(object_path)
     pins.ensure_bpffs(pin_dir)
-    pinned = attach.read_pinned(pin_dir) if pins.exist(pin_dir) else []
+    pinned, removed = _pinned(pin_dir)
+    if removed is not None:
+        _log.error("capture is not whole: it is attached afresh", **removed.as_dict())
     remembered = bindings.read(state_dir)
     if remembered is None and pinned:
         _log.warning(
@@ -121,11 +129,16 @@ def protect(
     unbound = _remember(state_dir, look.remembered, remembered, [verdict for verdict, _ in chosen])
     left_out += unbound
     chosen = [(v, disk) for v, disk in chosen if v.known.id not in {left.id for left in unbound}]
-    unseen = _bring_about(chosen, [pin.slot for pin in pinned], pin_dir, ring_b, before_change, object_path)
+    if pinned:
+        slots = [pin.slot for pin in pinned]
+        unseen = _bring_about(chosen, slots, pin_dir, ring_b, before_change, object_path)
+    else:
+        change = Change.REMOVED if removed else Change.FRESH
+        unseen = _attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
     left_out += unseen
     captured = [disk for _, disk in chosen if disk.id not in {left.id for left in unseen}]
-    capture = Capture.attach(pin_dir, captured, ring_b, object_path=object_path)
-    return capture, left_out
+    is_fresh = not pinned and removed is None
+    return Capture.attached(pin_dir, captured, fresh=is_fresh, object_path=object_path), left_out
 
 
 def _bring_about(
@@ -140,20 +153,13 @@ def _bring_about(
     new = [(verdict, disk) for verdict, disk in chosen if verdict.action is Action.ATTACH]
     staying = {verdict.slot for verdict, _ in chosen if verdict.slot is not None}
     stale = [slot for slot in pinned if slot not in staying]
-    if not pinned:
-        return []
     members.tidy(pin_dir)
     if not new and not stale:
         return []
     change = _change(chosen, stale)
-    before_change(attach.state_words(pin_dir), change)
     if not staying or len(new) > members.free_slots(pin_dir):
-        pins.detach(pin_dir)
-        everything = [disk for _, disk in chosen]
-        attach.attach_fresh(
-            pin_dir, everything, ring_b, object_path, lambda words: before_change(words, change)
-        )
-        return []
+        return _attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
+    before_change(attach.state_words(pin_dir), change)
     # First those that go: one that was resized, or whose number another got, is one and the other.
     members.leave(pin_dir, stale)
     unseen = []
@@ -166,6 +172,23 @@ def _bring_about(
     return unseen
 
 
+def _attach_all(
+    chosen: Sequence[tuple[Verdict, Disk]],
+    pin_dir: Path,
+    ring_b: int,
+    before_change: BeforeChange,
+    change: Change,
+    object_path: Path,
+) -> list[LeftOut]:
+    """Removes what is pinned, if anything is, and attaches capture afresh."""
+    if (pin_dir / attach.STATE).exists():
+        before_change(attach.state_words(pin_dir), change)
+    pins.detach(pin_dir)
+    everything = [disk for _, disk in chosen]
+    attach.attach_fresh(pin_dir, everything, ring_b, object_path, lambda words: before_change(words, change))
+    return []
+
+
 def _change(chosen: Sequence[tuple[Verdict, Disk]], stale: Sequence[int]) -> Change:
     new = [verdict for verdict, _ in chosen if verdict.action is Action.ATTACH]
     if new and all("resized" in verdict.reason for verdict in new):
@@ -175,8 +198,18 @@ def _change(chosen: Sequence[tuple[Verdict, Disk]], stale: Sequence[int]) -> Cha
     return Change.LEFT
 
 
+def _pinned(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
+    """What is captured, and why nothing is although something is pinned."""
+    if not pins.exist(pin_dir):
+        return [], None
+    try:
+        return attach.read_pinned(pin_dir), None
+    except CaptureRemovedError as exc:
+        return [], exc
+
+
 def _look(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) -> _Look:
-    pinned = attach.read_pinned(pin_dir) if pins.exist(pin_dir) else []
+    pinned, _ = _pinned(pin_dir)
     found = {layout.kernel_dev(disk.major, disk.minor): disk for disk in identify.all_disks()}
     at: dict[str, int] = {}
     wrong: dict[str, UnderstudyError] = {}

@@ -85,6 +85,8 @@ class Reason(enum.IntEnum):
     DISK_LEFT = 11
     DISK_JOINED = 12
     DISK_RETURNED = 13
+    CAPTURE_REMOVED = 20
+    OTHER = 255
 
     @property
     def text(self) -> str:
@@ -106,6 +108,8 @@ _REASONS: Final = {
     Reason.DISK_LEFT: "a protected disk is away: the machine goes on without it",
     Reason.DISK_JOINED: "a protected disk was taken in",
     Reason.DISK_RETURNED: "a protected disk was taken away and came back: what was written to it meanwhile is unknown",
+    Reason.CAPTURE_REMOVED: "somebody removed a part of what captures: what was written since then is unknown",
+    Reason.OTHER: "a reason that this version of the agent does not know",
 }
 
 
@@ -130,7 +134,9 @@ class AgentState:
 
     @property
     def reason(self) -> Reason:
-        return Reason(self[Word.REASON])
+        """A newer agent, which was replaced by this one, may have had reasons of its own."""
+        word = self[Word.REASON]
+        return Reason(word) if word in _REASONS else Reason.OTHER
 
     # -- epoch -------------------------------------------------------------------------------------------
 

@@ -16,7 +16,14 @@ from agent.capture import audit, layout, libbpf, pins
 from agent.capture.audit import Baseline, Outcome, Sample
 from agent.capture.disks import find_disk
 from agent.capture.maps import Capture, detach
-from shared.errors import DeviceError, DeviceNotFoundError, NotADiskError, PinnedElsewhereError, UsageError
+from shared.errors import (
+    CaptureRemovedError,
+    DeviceError,
+    DeviceNotFoundError,
+    NotADiskError,
+    PinnedElsewhereError,
+    UsageError,
+)
 from tests.capture_parts import MIB, Rig, needs_capture, rig, run, until
 
 pytestmark = needs_capture
@@ -130,7 +137,7 @@ def test_pins_that_lost_a_part_are_not_continued_and_can_be_detached() -> None:
     with rig(8 * MIB) as r:
         r.capture.close()
         (r.pin_dir / "open").unlink()
-        with pytest.raises(PinnedElsewhereError, match="pins are missing: open"):
+        with pytest.raises(PinnedElsewhereError, match="pins were removed: open"):
             Capture.attach(r.pin_dir, r.disks, 1 << 16)
         detach(r.pin_dir)
         assert r.attach().fresh
@@ -297,3 +304,15 @@ def test_preflight_refuses_a_read_only_disk(tmp_path: Path) -> None:
         assert "it is read-only" in done.stdout
     finally:
         run("losetup", "--detach", device)
+
+
+def test_a_program_that_somebody_detached_under_the_agent_is_named_and_its_counts_stay() -> None:
+    with rig(8 * MIB) as r:
+        assert r.capture.removed() == []
+        (r.pin_dir / "link-us_rq_issue").unlink()
+        assert r.capture.removed() == ["us_rq_issue"]
+        programs = set(r.capture._programs)
+        until(lambda: not programs <= {info.id for info in libbpf.programs()}, "the program stays")
+        assert r.capture.recursion_misses() == 0
+        with pytest.raises(CaptureRemovedError, match="pins were removed: link-us_rq_issue"):
+            r.attach()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,6 +50,8 @@ class Machine:
         return capture, left_out
 
     def _changed(self, words: npt.NDArray[np.uint64], change: Change) -> None:
+        if change is Change.FRESH:
+            return
         words[1] = 0  # the epoch
         self.changes.append(change)
 
@@ -72,6 +76,14 @@ def machine() -> Iterator[Machine]:
             r.disks = [*r.disks, find_disk(Path(device))]
         undo.callback(lambda: detach(r.pin_dir))
         yield Machine(r, undo)
+
+
+def agent_config(machine: Machine) -> AgentConfig:
+    files = TlsFiles(cert=Path("c"), key=Path("k"), ca=Path("a"))
+    return AgentConfig(
+        machine="m", disks=[disk.device for disk in machine.wanted], process_server="ps:9443", control_url="https://cs",
+        tls=files, state_dir=machine.state_dir, pin_dir=machine.rig.pin_dir, ring_mib=1,
+    )  # fmt: skip
 
 
 def reattach(device: str, file: Path, *options: str) -> None:
@@ -335,16 +347,91 @@ def test_a_disk_whose_writes_cannot_be_seen_does_not_cost_the_others_nor_is_trie
     assert not watch.is_one_back()
 
 
+@pytest.mark.parametrize(
+    "removed",
+    [["link-us_rq_issue"], ["todo-01"], ["dirty-a-00"], ["tracked"], ["state", "link-us_rq_complete"]],
+)
+def test_what_is_pinned_and_not_whole_is_attached_afresh_in_a_new_epoch(
+    machine: Machine, removed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    r = machine.rig
+    config = agent_config(machine)
+    capture, _ = service._attach(config)
+    state = AgentState(capture.state)
+    state.begin_epoch(Epoch(7))
+    state[Word.ALL_THERE_NS] = 123
+    capture.close()
+    for name in removed:
+        (r.pin_dir / name).unlink()
+    r.write(0, b"u" * 4096)
+    again, watch = service._attach(config)
+    state = AgentState(again.state)
+    assert (state[Word.EPOCH], state.reason) == (0, Reason.CAPTURE_REMOVED)
+    assert state[Word.SUSPECT_SINCE_NS] == (1 if "state" in removed else 123)
+    assert (len(again.disks), watch.left_out) == (2, ())
+    r.write(0, b"x" * 4096)
+    assert again.counters(0).seen_sectors == 8
+    again.close()
+    said = capsys.readouterr().out
+    assert "capture is not whole" in said
+    assert ", ".join(removed[:1]) in said
+
+
+def test_a_capture_that_vanished_under_the_agent_leaves_its_points_suspect(machine: Machine) -> None:
+    config = agent_config(machine)
+    capture, _ = service._attach(config)
+    state = AgentState(capture.state)
+    state.begin_epoch(Epoch(7))
+    state[Word.ALL_THERE_NS] = 123
+    capture.close()
+    detach(machine.rig.pin_dir)
+    again, _ = service._attach(config, capture.state)
+    found = AgentState(again.state)
+    again.close()
+    assert (found.reason, found[Word.SUSPECT_SINCE_NS]) == (Reason.CAPTURE_REMOVED, 123)
+
+
+KILL_IN_DETACH = """
+import os, signal, sys
+from pathlib import Path
+from agent.capture import pins
+count = int(sys.argv[2])
+def counted(real):
+    def call(self, *arguments):
+        global count
+        if not count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count -= 1
+        return real(self, *arguments)
+    return call
+for name in ("unlink", "rename", "rmdir"):
+    setattr(Path, name, counted(getattr(Path, name)))
+pins.detach(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("point", [0, 1, 4, 9, 14])
+def test_a_detachment_that_is_killed_anywhere_leaves_a_whole_capture_or_none(
+    machine: Machine, point: int
+) -> None:
+    r = machine.rig
+    capture, _ = machine.protect()
+    capture.close()
+    killed = subprocess.run([sys.executable, "-c", KILL_IN_DETACH, str(r.pin_dir), str(point)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    again, _ = machine.protect()
+    assert (again.fresh, machine.changes) == (point > 0, [])
+    r.write(0, b"x" * 4096)
+    assert again.counters(0).seen_sectors == 8
+    assert not pins.staging(r.pin_dir).exists()
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_the_agent_wants_a_new_epoch_and_says_since_when_points_are_suspect(
     machine: Machine, both: bool
 ) -> None:
     r = machine.rig
-    files = TlsFiles(cert=Path("c"), key=Path("k"), ca=Path("a"))
-    config = AgentConfig(
-        machine="m", disks=[disk.device for disk in machine.wanted], process_server="ps:9443", control_url="https://cs",
-        tls=files, state_dir=machine.state_dir, pin_dir=r.pin_dir, ring_mib=1,
-    )  # fmt: skip
+    config = agent_config(machine)
     capture, _ = service._attach(config)
     state = AgentState(capture.state)
     state.begin_epoch(Epoch(7))

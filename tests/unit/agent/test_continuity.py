@@ -42,6 +42,7 @@ class Machine:
         self.verdict = Verdict(Outcome.EXACT)
         self.size = SECTORS
         self.left_out: list[int] = []
+        self.removed: list[str] = []
         self.words = np.zeros(6, np.uint64)
         self.words[:] = Baseline(0, 0).words()
         self.state = AgentState(np.zeros(4096, np.uint64))
@@ -53,6 +54,7 @@ class Machine:
             open_writes=lambda: np.zeros(0, OPEN_WRITE),
             fresh=True,
             attached_boot_ns=1,
+            removed=lambda: self.removed,
         )
         self.capture = capture
         rounds: Any = SimpleNamespace(leave_out=lambda slots: setattr(self, "left_out", [*slots]))
@@ -109,6 +111,19 @@ def test_a_shortfall_is_found_once(machine: Machine) -> None:
     machine.continuity.check()
     assert machine.state.reason == Reason.AUDIT_SHORTFALL
     assert Baseline.from_words(machine.words).offset_sectors == 8
+
+
+def test_programs_that_somebody_detached_are_named_and_capture_begins_anew(machine: Machine) -> None:
+    machine.continuity.check()
+    happened_ns = time.time_ns()
+    machine.removed = ["us_rq_issue"]
+    machine.continuity.check()
+    assert (machine.state[Word.EPOCH], machine.state.reason) == (0, Reason.CAPTURE_REMOVED)
+    assert 0 < machine.state[Word.SUSPECT_SINCE_NS] <= happened_ns
+    assert machine.continuity.resized.is_set()
+    machine.continuity.check()
+    (problem,) = machine.continuity.problems
+    assert (problem.code, problem.cause) == ("US570", "pins of its programs were removed: us_rq_issue")
 
 
 def test_what_happens_every_second_is_shown_once(machine: Machine) -> None:

@@ -99,3 +99,10 @@ def test_the_earliest_doubt_counts_until_the_new_epoch_has_begun(words: np.ndarr
 
 def test_every_reason_has_its_words() -> None:
     assert all(reason.text for reason in Reason)
+
+
+def test_a_reason_of_a_newer_agent_is_one_that_is_not_known() -> None:
+    state = AgentState(np.zeros(WORDS, np.uint64))
+    state[Word.REASON] = 77
+    assert state.reason is Reason.OTHER
+    assert state.reason.text
