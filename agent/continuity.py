@@ -30,6 +30,7 @@ from shared.errors import (
     CaptureRemovedError,
     DeviceError,
     DeviceNotFoundError,
+    DiskReturnedError,
     EpochEndedError,
     UnderstudyError,
 )
@@ -51,6 +52,9 @@ GONE_S: Final = 10.0
 SHOWN_S: Final = 300.0
 """A new epoch may be ordered again within seconds: people, and a config server that was away, shall still see why it began."""
 _ATTEMPTS: Final = 32
+_NOT_COUNTED: Final = (
+    "Capture goes on; what it might miss would not be noticed. Resynchronise the machine now and then."
+)
 _SWITCH_ON: Final = "Switch it on: echo 1 > {}/queue/iostats (since Linux 6.11 writes wait meanwhile for the disk's slowest request)."
 
 
@@ -124,9 +128,11 @@ class Continuity:
         return [*self._losses.values(), *self._gone.values(), *self._blind]
 
     def _look_at_disks(self) -> None:
+        """Which are gone or have another size, and which were gone and are back, or were exchanged, as the same disk to the kernel: capture
+        goes on with these, but what they hold is not known. (Before anything says that all disks are there now.)"""
         gone = {}
         for slot, disk in enumerate(self._capture.disks):
-            sectors = size_of(disk)
+            sectors = self._size_of(slot)
             if not sectors:
                 error = DeviceNotFoundError(
                     f"Protected disk {disk.path} is gone",
@@ -139,6 +145,39 @@ class Continuity:
         for slot in gone.keys() - self._gone.keys():
             _log.error("disk gone", **{k: v for k, v in msgspec.to_builtins(gone[slot]).items() if v})
         self._gone = gone
+        went = self._state[Word.WENT] | sum(1 << slot for slot in gone)
+        self._state[Word.WENT] = went
+        for slot in range(len(self._capture.disks)):
+            if slot not in gone:
+                self._look_at_content(slot, is_back=bool(went & 1 << slot))
+
+    def _size_of(self, slot: int) -> int:
+        disk = self._capture.disks[slot]
+        try:
+            return size_of(disk)
+        except OSError as exc:  # this says nothing of the disk: it is what it was
+            _log.warning("the size of a disk cannot be read", disk=disk.id, cause=str(exc))
+            return 0 if slot in self._gone else disk.sectors
+
+    def _look_at_content(self, slot: int, *, is_back: bool) -> None:
+        disk, words = self._capture.disks[slot], self._capture.audit_words(slot)
+        try:
+            stat = audit.read_stat(disk)
+        except OSError as exc:  # it went away just now, which the next look finds
+            _log.debug("sectors written: not known", path=exc.filename, cause=exc.strerror)
+            return
+        baseline = Baseline.from_words(words)
+        is_anew = audit.went_back(stat, baseline)
+        if is_back or is_anew:
+            cause = "the kernel's count of its sectors began anew" if is_anew else "it was gone for a while"
+            error = DiskReturnedError(f"What disk {disk.id} holds is unknown", cause=cause)
+            self._lose(Reason.DISK_RETURNED, error, max(self._state[Word.ALL_THERE_NS], 1))
+        # Afterwards, as with a shortfall: a kill in between costs one more epoch.
+        if is_anew:
+            baseline = audit.begun_anew(stat, self._capture.sector_counts(slot)[1])
+        audit.keep(words, replace(baseline, last_sectors=stat.sectors))
+        if is_back:
+            self._state[Word.WENT] &= ~(1 << slot)
 
     def _go_on_without(self, looked_ns: int) -> None:
         """What follows from disks that are gone, and from such as are back.
@@ -182,7 +221,12 @@ class Continuity:
         """Without the kernel's counting the audit is blind. It is not switched on from here: since Linux 6.11 that freezes the queue,
         and all writes wait for its slowest request."""
         blind = []
-        for disk in self._capture.disks:
+        for disk, verdict in zip(self._capture.disks, self._verdicts, strict=True):
+            if verdict.cause == audit.DRIVER:
+                error = AuditBlindError(
+                    f"Capture of {disk.id} cannot be audited", cause=verdict.cause, action=_NOT_COUNTED
+                )
+                blind.append(Problem(**error.as_dict(), severity="warning", object=disk.id))
             folder = SYSFS / "block" / disk.name.replace("/", "!")
             if folder.is_dir() and not counts_sectors(folder):
                 error = AuditBlindError(
@@ -207,7 +251,7 @@ class Continuity:
             baseline = Baseline.from_words(words)
             if self._state[Word.SETTLED]:
                 baseline = audit.settle(sample, baseline)
-                words[: len(baseline.words())] = baseline.words()
+                audit.keep(words, baseline)
             verdict = audit.compare(sample, baseline)
             if verdict.outcome in (Outcome.EXACT, Outcome.SHORTFALL):
                 break
@@ -271,8 +315,7 @@ class Continuity:
         words = self._capture.audit_words(slot)
         baseline = Baseline.from_words(words)
         offset = (baseline.offset_sectors or 0) + verdict.sectors
-        accounted = replace(baseline, offset_sectors=offset).words()
-        words[: len(accounted)] = accounted
+        audit.keep(words, replace(baseline, offset_sectors=offset))
 
     def _count_incidents(self) -> None:
         incidents = self._capture.incidents()
@@ -295,8 +338,8 @@ class Continuity:
         self._want_epoch(reason)
         self._note(reason, EpochEndedError(f"Epoch {self._over} cannot be continued", cause=reason.text))
 
-    def _lose(self, reason: Reason, error: DeviceError) -> None:
-        self._want_epoch(reason, suspect_since_ns=self._suspect_since_ns())
+    def _lose(self, reason: Reason, error: DeviceError, suspect_since_ns: int = 0) -> None:
+        self._want_epoch(reason, suspect_since_ns or self._suspect_since_ns())
         self._note(reason, error)
 
     def _suspect_since_ns(self) -> int:

@@ -159,6 +159,7 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
         there_ns = max(before[Word.ALL_THERE_NS], 1) if change in _SUSPECT else 0
         state.want_epoch(CHANGES[change], min((ns for ns in (pending_ns, there_ns) if ns), default=0))
         state[Word.SETTLED] = 0
+        state[Word.WENT] = 0
 
     where = config.state_dir, config.pin_dir
     capture, left_out = protect(config.protected, *where, config.ring_mib << 20, before_change)

@@ -384,6 +384,13 @@ class AuditShortfallError(DeviceError):
     default_action = "None: a new epoch with a full resync begins by itself. Points made since the last exact audit are suspect."
 
 
+class DiskReturnedError(DeviceError):
+    """What a captured disk holds is not what capture left there."""
+
+    code = "US571"
+    default_action = "None: a new epoch with a full resync begins by itself. Points made since all disks were last seen are suspect."
+
+
 class AuditBlindError(DeviceError):
     code = "US406"
     default_cause = "the kernel does not count the disk's sectors (iostats = 0)"

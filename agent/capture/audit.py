@@ -19,6 +19,10 @@ stat − completed at a still moment, once none of them is left (`settled`, the 
 our hook and the kernel's own addition lie some nanoseconds, and missed completions are accounted late, so
 one moment is not believed: `SAME` in a row must agree. A later agreement on less corrects the baseline;
 more is never believed.
+
+Going back: stat is a sum over processors, each of which only grows, and a later look reads each of them later; so stat only grows, too,
+while the disk lives. A look that finds less than the one before (`went_back`) proves that the kernel began to count anew: the disk was
+emptied or exchanged under its number (a reset of zram does that), and nothing is known of its content.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from agent.capture.disks import SYSFS, Disk, counts_sectors
 _WRITTEN_SECTORS, _DISCARDED_SECTORS = 6, 13
 _WRAP: Final = (1 << 64) - 1
 SAME: Final = 3
+DRIVER: Final = "the disk's driver does not count all that is written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Baseline:
     agreed: int = 0
     gap: bool = False
     """The kernel's counting was off for a while, so it may have counted less than was written."""
+    last_sectors: int = 0
+    """What the kernel's count was at the last look."""
 
     def words(self) -> list[int]:
         """As kept in `Capture.audit_words`."""
@@ -76,17 +83,19 @@ class Baseline:
         numbers = (
             self.stat_sectors,
             self.offset_sectors or 0,
-            int(known),
+            int(known) | int(self.gap) << 1,
             self.candidate_sectors,
             self.agreed,
-            int(self.gap),
+            self.last_sectors,
         )
         return [number & _WRAP for number in numbers]
 
     @staticmethod
     def from_words(words: npt.NDArray[np.uint64]) -> Baseline:
-        stat, offset, known, candidate, agreed, gap = words[:6].view(np.int64).tolist()
-        return Baseline(stat, offset if known else None, candidate, agreed, bool(gap))
+        stat, offset, flags, candidate, agreed, last = words[:6].view(np.int64).tolist()
+        # Captures from before the last look was kept have the gap in its place, as 1.
+        gap = bool(flags & 2) or last == 1
+        return Baseline(stat, offset if flags & 1 else None, candidate, agreed, gap, last)
 
 
 class Outcome(enum.Enum):
@@ -108,6 +117,13 @@ class Verdict:
     cause: str = ""
 
 
+def keep(words: npt.NDArray[np.uint64], baseline: Baseline) -> None:
+    """Stores the baseline where it outlives the agent, word by word."""
+    kept = baseline.words()
+    for at in np.flatnonzero(words[: len(kept)] != np.array(kept, np.uint64)).tolist():
+        words[at] = kept[at]
+
+
 def compare(sample: Sample, baseline: Baseline) -> Verdict:
     """Judges one disk. Pure."""
     if not sample.stat.counting:
@@ -117,7 +133,7 @@ def compare(sample: Sample, baseline: Baseline) -> Verdict:
     idle = sample.still and sample.seen_sectors == sample.completed_sectors
     counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
     if idle and not baseline.gap and counted < sample.seen_sectors:
-        return Verdict(Outcome.UNVERIFIABLE, cause="the disk's driver does not count all that is written")
+        return Verdict(Outcome.UNVERIFIABLE, cause=DRIVER)
     if baseline.offset_sectors is None:
         cause = "writes from before the attachment cannot be told apart yet"
         return Verdict(Outcome.UNVERIFIABLE, cause=cause)
@@ -129,6 +145,18 @@ def compare(sample: Sample, baseline: Baseline) -> Verdict:
     return Verdict(Outcome.IN_FLIGHT, sample.seen_sectors - counted)
 
 
+def went_back(stat: Stat, baseline: Baseline) -> bool:
+    """Whether the kernel began to count anew since the last look. Pure."""
+    return stat.sectors < baseline.last_sectors
+
+
+def begun_anew(stat: Stat, completed_sectors: int) -> Baseline:
+    """The baseline of a disk whose count begins anew, while ours goes on. Pure.
+
+    `completed_sectors` is read behind `stat`, so what they differ by is never overestimated, and `settle` finds the rest as an offset."""
+    return Baseline(stat.sectors - completed_sectors, last_sectors=stat.sectors)
+
+
 def settle(sample: Sample, baseline: Baseline) -> Baseline:
     """One step towards the offset, from a sample taken when no write from before the attachment can be in
     flight. Pure.
@@ -136,7 +164,7 @@ def settle(sample: Sample, baseline: Baseline) -> Baseline:
     A sample without counting makes everything unknown again: what was written meanwhile cannot be found out.
     """
     if not sample.stat.counting:
-        return Baseline(baseline.stat_sectors, gap=True)
+        return Baseline(baseline.stat_sectors, gap=True, last_sectors=baseline.last_sectors)
     if not sample.still:
         return baseline
     candidate = sample.stat.sectors - baseline.stat_sectors - sample.completed_sectors

@@ -6,6 +6,7 @@ of disk can be tested.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -174,15 +175,25 @@ def counts_sectors(folder: Path) -> bool:
 
 
 def size_of(disk: Disk, *, sysfs: Path = SYSFS) -> int:
-    """The disk's size now, in sectors; 0 when it is gone, or its place was taken by another."""
+    """The disk's size now, in sectors; 0 when it is gone, or its place was taken by another. Raises OSError when that cannot be told:
+    whoever takes a disk for gone ends an epoch."""
     folder = sysfs / f"block/{disk.name.replace('/', '!')}"
+    try:
+        text = (folder / "size").read_text()
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            return 0
+        raise
     is_same = int(_text(folder / "diskseq") or 0) == disk.diskseq
-    return _whole_sectors(folder) if is_same else 0
+    return _down_to_blocks(int(text), folder) if is_same else 0
 
 
 def _whole_sectors(folder: Path) -> int:
     """The size in sectors, without a rest that is less than a logical block: no read or write ever reaches it."""
-    sectors = int(_text(folder / "size") or 0)
+    return _down_to_blocks(int(_text(folder / "size") or 0), folder)
+
+
+def _down_to_blocks(sectors: int, folder: Path) -> int:
     return sectors - sectors % (_block_b(folder) // 512)
 
 

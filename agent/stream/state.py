@@ -67,6 +67,9 @@ class Word(enum.IntEnum):
     ALL_THERE_NS = 18
     """When all captured disks were last seen where capture is attached to them; Unix ns, by the earliest that the clock may have shown."""
 
+    WENT = 24
+    """Captured disks that were seen gone and not seen back yet, a bit a number: what they hold when they are back is unknown."""
+
 
 class Reason(enum.IntEnum):
     """Why an epoch begins, in REFERENCE's words for resync reasons."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from agent import continuity
+from agent.capture import audit
 from agent.capture.audit import Baseline, Outcome, Verdict
 from agent.capture.layout import OPEN_WRITE
 from agent.capture.maps import Incidents
@@ -285,6 +286,25 @@ def test_a_disk_that_is_back_is_taken_in(machine: Machine, gone: bool) -> None:
     watch.back = True
     machine.continuity.check()
     assert machine.continuity.resized.is_set()
+
+
+def test_a_size_that_cannot_be_read_says_nothing_of_the_disk(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_many_files(disk: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(continuity, "size_of", too_many_files)
+    machine.continuity.check()
+    assert machine.continuity.problems == []
+    assert machine.state[Word.WENT] == 0
+
+
+def test_a_driver_that_does_not_count_is_shown(machine: Machine) -> None:
+    machine.verdict = Verdict(Outcome.UNVERIFIABLE, cause=audit.DRIVER)
+    machine.continuity.check()
+    (problem,) = machine.continuity.problems
+    assert (problem.code, problem.cause) == ("US406", audit.DRIVER)
 
 
 def test_since_when_a_disk_is_away_is_known_after_a_kill(machine: Machine) -> None:

@@ -84,8 +84,32 @@ def test_a_pause_in_the_kernels_counting_makes_the_baseline_unknown_again() -> N
 
 @given(st.integers(0, 2**62), st.none() | st.integers(-(2**62), 2**62), st.integers(-(2**62), 2**62))
 def test_a_baseline_survives_pinned_memory(stat: int, offset: int | None, candidate: int) -> None:
-    baseline = Baseline(stat, offset, candidate, 2, gap=True)
+    baseline = Baseline(stat, offset, candidate, 2, gap=True, last_sectors=stat)
     assert Baseline.from_words(np.array(baseline.words(), np.uint64)) == baseline
+
+
+def test_a_gap_that_an_older_agent_noted_is_kept() -> None:
+    assert Baseline.from_words(np.array([1000, 8, 1, 8, 3, 1], np.uint64)).gap
+    assert not Baseline.from_words(np.array([1000, 8, 1, 8, 3, 0], np.uint64)).gap
+
+
+@given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
+def test_a_disk_whose_count_begins_anew_is_audited_again(
+    stat: int, completed: int, later: int, meanwhile: int
+) -> None:
+    """`meanwhile` completes between the two reads from which the new baseline is made."""
+    old = Baseline(0, 0, last_sectors=100)
+    assert audit.went_back(Stat(stat, True), old)
+    baseline = audit.begun_anew(Stat(stat, True), completed + meanwhile)
+    assert not audit.went_back(Stat(stat, True), baseline)
+    now = Stat(stat + meanwhile + later, True)
+    total = completed + meanwhile + later
+    for _ in range(SAME):
+        baseline = settle(Sample(now, total, total, True), baseline)
+    assert compare(Sample(now, total, total, True), baseline).outcome is Outcome.EXACT
+    assert compare(Sample(now, total + 8, total + 8, True), baseline).outcome is Outcome.UNVERIFIABLE
+    past = Stat(now.sectors + 8, True)
+    assert compare(Sample(past, total, total, True), baseline).outcome is Outcome.SHORTFALL
 
 
 def test_a_driver_that_does_not_count_makes_its_disk_unverifiable_not_exact() -> None:

@@ -1,0 +1,133 @@
+"""A disk that stays the same one to the kernel (its diskseq), and holds something else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent.capture.audit import SAME, Outcome
+from agent.capture.disks import Disk, find_disk
+from agent.capture.maps import Capture, detach
+from agent.continuity import Continuity
+from agent.stream.state import AgentState, Reason, Word
+from shared.batch import Epoch
+from tests.capture_parts import MIB, needs_capture, rig, run, until
+
+pytestmark = needs_capture
+THERE_NS = 123
+
+
+@contextmanager
+def looking(capture: Capture) -> Iterator[Continuity]:
+    """Continuity over a capture, as an agent has it after its start. The rounds of catch-up are not there."""
+    state = AgentState(capture.state)
+    state[Word.SETTLED] = 1
+    rounds: Any = SimpleNamespace(leave_out=lambda disks: None)
+    watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False)
+    yield Continuity(capture, state, rounds, watch)
+
+
+def begin_epoch(capture: Capture) -> AgentState:
+    state = AgentState(capture.state)
+    state.begin_epoch(Epoch(7))
+    return state
+
+
+@contextmanager
+def zram() -> Iterator[Disk]:
+    control = Path("/sys/class/zram-control")
+    if not control.is_dir():
+        pytest.skip("this kernel has no zram")
+    number = int((control / "hot_add").read_text())
+    try:
+        Path(f"/sys/block/zram{number}/disksize").write_text(str(4 * MIB))
+        device = Path(f"/dev/zram{number}")
+        until(device.exists, f"{device} does not appear")
+        yield find_disk(device)
+    finally:
+        Path(f"/sys/block/zram{number}/reset").write_text("1")
+        (control / "hot_remove").write_text(str(number))
+
+
+def test_a_disk_that_was_emptied_while_no_agent_ran_ends_the_epoch_and_is_audited_again() -> None:
+    with rig(4 * MIB, count=0, attached=False) as r, ExitStack() as undo:
+        disk = undo.enter_context(zram())
+        undo.callback(lambda: detach(r.pin_dir))
+        r.disks = [disk]
+        capture = r.attach()
+        state = begin_epoch(capture)
+        with looking(capture) as continuity:
+            r.write(0, b"A" * 8192)
+            for _ in range(SAME):
+                continuity.check()
+            assert (state[Word.EPOCH], state[Word.WENT]) == (7, 0)
+        state[Word.ALL_THERE_NS] = THERE_NS
+        capture.close()
+        del continuity, capture
+        folder = Path(f"/sys/block/{disk.name}")
+        until(lambda: reset(folder), "the disk stays in use")
+        assert find_disk(disk.path).diskseq == disk.diskseq
+        again = r.attach()
+        assert not again.fresh
+        state = AgentState(again.state)
+        with looking(again) as continuity:
+            continuity.check()
+            assert (state[Word.EPOCH], state.reason) == (0, Reason.DISK_RETURNED)
+            assert state[Word.SUSPECT_SINCE_NS] == THERE_NS
+            assert "began anew" in continuity.problems[0].cause
+            state.begin_epoch(Epoch(8))
+            r.write(8192, b"B" * 8192)
+            for _ in range(SAME):
+                continuity.check()
+            assert (state[Word.EPOCH], continuity._verdicts[0].outcome) == (8, Outcome.EXACT)
+        again.close()
+
+
+def reset(folder: Path) -> bool:
+    try:
+        (folder / "reset").write_text("1")
+    except OSError:
+        return False
+    (folder / "disksize").write_text(str(4 * MIB))
+    return True
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_disk_that_was_gone_and_is_back_as_the_same_one_ends_the_epoch(killed: bool) -> None:
+    with rig(4 * MIB, count=2) as r:
+        state = begin_epoch(r.capture)
+        with looking(r.capture) as continuity:
+            continuity.check()
+            there_ns = state[Word.ALL_THERE_NS]
+            resize(r.backing[1], r.disks[1], 0)
+            continuity.check()
+            assert [problem.code for problem in continuity.problems] == ["US220"]
+            assert state[Word.EPOCH] == 7
+        with r.backing[1].open("wb") as file:
+            file.write(b"Z" * 4096)
+        resize(r.backing[1], r.disks[1], 4 * MIB)
+        assert find_disk(r.disks[1].path).diskseq == r.disks[1].diskseq
+        if killed:
+            r.capture.close()
+            r.attach()
+            state = AgentState(r.capture.state)
+        with looking(r.capture) if killed else ExitStack() as another:
+            found = another if isinstance(another, Continuity) else continuity
+            found.check()
+            assert (state[Word.EPOCH], state.reason) == (0, Reason.DISK_RETURNED)
+            assert 0 < state[Word.SUSPECT_SINCE_NS] <= max(there_ns, time.time_ns())
+            state.begin_epoch(Epoch(8))
+            found.check()
+            assert (state[Word.EPOCH], state[Word.WENT]) == (8, 0), "it ends every epoch"
+
+
+def resize(backing: Path, disk: Disk, size_b: int) -> None:
+    with backing.open("r+b") as file:
+        file.truncate(size_b)
+    run("losetup", "--set-capacity", str(disk.path))
