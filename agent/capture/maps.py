@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -137,6 +138,9 @@ class Capture:
         self.state: Final[Words] = mapped(self._open(folder / STATE), np.dtype("<u8"), layout.STATE_WORDS)
         """4096 words that live as long as the capture; agent.state owns their meaning."""
         self._incidents_at_swap: Incidents | None = None
+        self._exchange = threading.Lock()
+        """From the look which bitmap is active to the update of `dirty` that rests on it. Threads outlive the session that began them: who
+        puts the active bitmap in its place again, for a grace period, would undo a swap in between, and marks would not be harvested."""
         # Ids, not descriptors: a process that holds a program open would keep it alive after a detach.
         self._programs = tuple(pins.program_ids(folder, leave_out=COMPLETIONS).values())
         self._misses = dict.fromkeys(self._programs, 0)
@@ -250,16 +254,16 @@ class Capture:
         """Makes the inactive bitmap of every disk the active one. On return, no program writes to the
         former any more."""
         self._incidents_at_swap = self.incidents()
-        with ThreadPoolExecutor(
-            _SWAPS_AT_ONCE
-        ) as pool:  # each waits for a grace period, which they can share
+        # Each waits for a grace period, which they can share.
+        with self._exchange, ThreadPoolExecutor(_SWAPS_AT_ONCE) as pool:
             list(pool.map(self._swap, range(len(self._dirty))))
 
     def wait_for_programs(self) -> None:
         """Returns when every run of a program that was going on at the call has ended: an RCU grace period, which any update of
         `dirty` is."""
-        active = self._dirty[0][self._active(0)]
-        libbpf.update(self._fds["dirty"], key_bytes(self._slots[0]), key_bytes(active.fd))
+        with self._exchange:
+            active = self._dirty[0][self._active(0)]
+            libbpf.update(self._fds["dirty"], key_bytes(self._slots[0]), key_bytes(active.fd))
 
     def _swap(self, disk: int) -> None:
         inactive = self._dirty[disk][1 - self._active(disk)]

@@ -6,6 +6,8 @@ import mmap
 import os
 import secrets
 import subprocess
+import threading
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,6 +109,35 @@ def test_no_mark_is_lost_when_bitmaps_are_swapped_under_load() -> None:
         assert r.catch_up(r.capture.todo(0)) > 100
         assert r.differing() == []
         assert r.capture.loss_count() == r.capture.counters(0).writes
+
+
+def test_a_wait_for_programs_never_undoes_a_swap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait of a session that ended goes on in its thread, while the next session begins a round."""
+    looked, go_on = threading.Event(), threading.Event()
+    with rig(8 * MIB) as r, ThreadPoolExecutor(2) as threads:
+        capture = r.capture
+        capture._control["direct_map"] = 0  # every write is marked
+        r.write(0, b"m" * 4096)
+        real = capture._active
+
+        def slow(disk: int) -> int:
+            active = real(disk)
+            if not looked.is_set():
+                looked.set()
+                assert go_on.wait(20)
+            return active
+
+        monkeypatch.setattr(capture, "_active", slow)
+        waiting = threads.submit(capture.wait_for_programs)
+        assert looked.wait(20)
+        swapping = threads.submit(capture.swap_dirty)
+        # The swap ends at once, or waits for the other: either way it has begun when the wait goes on.
+        futures.wait([swapping], 0.5)
+        go_on.set()
+        waiting.result(20)
+        swapping.result(20)
+        assert bits(capture.inactive_dirty(0)) == {0}
+        assert bits(capture.active_dirty(0)) == set()
 
 
 def test_who_sees_the_loss_count_sees_the_marks() -> None:
