@@ -2,7 +2,8 @@
 
 A read of a hung disk returns never, not even for a signal: whoever made it hangs with the disk, and a daemon with such a thread cannot
 even end. So a small program reads in our place (this file, run by itself, with nothing but the standard library). One that does not
-answer in time is left behind; it ends when its disk lets it.
+answer in time is left behind; it ends when its disk lets it. Until then the disk is not asked again, however often somebody looks: one
+child hangs with a hung disk, not one more every few seconds.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 HEAD_B = 8192
 """Room for a partition table with logical blocks of 512 or 4096 bytes."""
@@ -32,33 +35,50 @@ class Answer:
     hangs: bool = False
 
 
-_given_up: list[subprocess.Popen[bytes]] = []
+_given_up: dict[str, subprocess.Popen[bytes]] = {}
+"""By disk, the child that hangs with it."""
+_asking = threading.Lock()
 
 
 def ask(devices: Iterable[str], deadline_s: float = DEADLINE_S) -> dict[str, Answer]:
-    """The answers of all devices, which are asked at once. Blocks until `deadline_s` at most."""
-    _given_up[:] = [child for child in _given_up if child.poll() is None]
-    children = {
-        device: subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, device],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        for device in dict.fromkeys(devices)
-    }
-    end = time.monotonic() + deadline_s
-    return {device: _hear(child, end, deadline_s) for device, child in children.items()}
+    """The answers of all devices, which are asked at once. Blocks until `deadline_s` at most, behind others who ask just now."""
+    with _asking:
+        for disk in [disk for disk, child in _given_up.items() if child.poll() is not None]:
+            del _given_up[disk]
+        answers: dict[str, Answer] = {}
+        children: dict[str, subprocess.Popen[bytes]] = {}
+        for device in dict.fromkeys(devices):
+            if _disk(device) in _given_up:
+                answers[device] = Answer(cause="it did not answer, and still does not", hangs=True)
+                continue
+            children[device] = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, device],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        end = time.monotonic() + deadline_s
+        return answers | {device: _hear(device, child, end, deadline_s) for device, child in children.items()}
 
 
-def _hear(child: subprocess.Popen[bytes], end: float, deadline_s: float) -> Answer:
+def _disk(device: str) -> str:
+    """What stands at this path now. Another disk may come to stand there while a child still hangs with the former."""
+    try:
+        number = Path(device).stat().st_rdev
+        sequence = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/diskseq").read_text().strip()
+    except OSError:
+        return device
+    return f"{number} {sequence}"
+
+
+def _hear(device: str, child: subprocess.Popen[bytes], end: float, deadline_s: float) -> Answer:
     try:
         said, _ = child.communicate(timeout=max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
         child.kill()
         assert child.stdout is not None
         child.stdout.close()
-        _given_up.append(child)
+        _given_up[_disk(device)] = child
         return Answer(cause=f"it did not answer within {deadline_s:.0f} s", hangs=True)
     kind, _, rest = said.partition(b" ")
     if kind == b"ok":
