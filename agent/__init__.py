@@ -8,7 +8,7 @@
     continuity   runs the audit; what follows if a write went past capture
     traces       what of the agent's own lies on the disks that it captures
     host_note    tells other programs of this host which disks are protected
-    lock         one agent, or one detach, at a time
+    lock         one agent, or one detach, at a time, for one capture; free when the agent is dead, whatever hangs
     preflight    could this disk be protected, and how well?
     pipeline     the parts of a running agent, put together
     status       what the agent says of itself

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import sys
 from collections.abc import Awaitable
 from pathlib import Path
@@ -59,11 +58,10 @@ def detach(argv: list[str]) -> int:
     try:
         config = load_config(options.config, AgentConfig)
         try:
-            with contextlib.ExitStack() as stack:
-                if (
-                    config.state_dir / lock.NAME
-                ).exists():  # or no agent ever ran here, and there may be no room for a lock
-                    stack.enter_context(lock.held(config.state_dir, "Capture was not detached"))
+            # Where no agent ever ran there may be no room for a lock, and nothing to detach.
+            state_dir = config.state_dir if (config.state_dir / lock.NAME).exists() else None
+            pin_dir = config.pin_dir if config.pin_dir.parent.is_dir() else None
+            with lock.held(state_dir, "Capture was not detached", pin_dir):
                 detach(config.pin_dir)
         except AgentRunningError as exc:
             if not options.force:

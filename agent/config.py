@@ -27,7 +27,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     control_url: str
     tls: TlsFiles
     state_dir: Path
-    """Holds the lock file and disks.json, which says which disk is which; all else that must survive is in pinned BPF maps."""
+    """Holds a lock file and disks.json, which says which disk is which; all else that must survive is in pinned BPF maps."""
     pin_dir: Path
     """Folder in bpffs for the pinned maps and links of this installation."""
     identity: str = ""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent import lock, traces
+from agent.capture import pins
 from agent.capture.attach import check_machine
 from agent.capture.maps import Capture
 from agent.capture.protection import Change, Watch, protect
@@ -48,7 +49,8 @@ _TELL_AGAIN_S: Final = 1.0
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     """The daemon. SIGTERM ends it and leaves capture attached: only `detach` removes that."""
     check_machine()
-    with lock.held(config.state_dir, "The agent was not started"):
+    pins.ensure_bpffs(config.pin_dir)
+    with lock.held(config.state_dir, "The agent was not started", config.pin_dir):
         attached_boot_ns = 0
         former: npt.NDArray[np.uint64] | None = None
 

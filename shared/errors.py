@@ -440,8 +440,8 @@ class NoUsableDiskError(DeviceError):
 
 class AgentRunningError(DeviceError):
     code = "US417"
-    default_cause = "another agent with the same state folder is running"
-    default_action = "Stop the other agent, or give this one a state_dir of its own."
+    default_cause = "another agent with the same state folder or the same pins is running"
+    default_action = "Stop the other agent, or give this one a state_dir and a pin_dir of its own."
 
 
 class PeerError(UnhealthyError):

@@ -129,7 +129,7 @@ def detach(pin_dir: Path) -> None:
             ):  # a kill in between must not leave maps without links under a name that says: whole
                 folder = folder.rename(staging(pin_dir))
             remove(folder)
-    _remove_empty(pin_dir.parent)
+    remove_empty(pin_dir.parent)
     deadline = time.monotonic() + _GONE_WITHIN_S
     pause_s = 0.001
     while left := _alive(ids):
@@ -144,7 +144,7 @@ def detach(pin_dir: Path) -> None:
         pause_s = min(pause_s * 2, 0.1)
 
 
-def _remove_empty(folder: Path) -> None:
+def remove_empty(folder: Path) -> None:
     """Removes the folders above the pins that nobody else uses, up to the mount point."""
     while folder.is_dir() and not os.path.ismount(folder):
         try:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from agent import lock
 from shared.errors import AgentRunningError
-from tests.capture_parts import MIB, Rig, needs_capture, rig
+from tests.capture_parts import MIB, Rig, frozen, mounted, needs_capture, rig, run, until
 
 CONFIG = """
 machine = "m"
@@ -37,14 +38,19 @@ def detach(r: Rig, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def agent(state_dir: Path) -> Iterator[int]:
-    """A process that holds the lock, as an agent does; its pid."""
+def agent(state_dir: Path, pin_dir: Path | None = None, *, hangs: Path | None = None) -> Iterator[int]:
+    """A process that holds the locks, as an agent does, and writes to the file `hangs` in a thread; its pid."""
     script = (
-        "import sys; from pathlib import Path; from agent import lock\n"
-        "with lock.held(Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
+        "import sys, threading; from pathlib import Path; from agent import lock\n"
+        "hangs, pins = ([Path(a)] if a else [] for a in sys.argv[2:])\n"
+        "with lock.held(Path(sys.argv[1]), 'x', *pins):\n"
+        "    for path in hangs: threading.Thread(target=path.write_bytes, args=(b'x',)).start()\n"
+        "    print('held', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", script, str(state_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", script, str(state_dir), str(hangs or ""), str(pin_dir or "")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     with child:
         assert child.stdout is not None
@@ -82,6 +88,60 @@ def test_capture_of_an_agent_that_is_stopped_is_detached() -> None:
 
 
 @needs_capture
+def test_an_agent_with_another_state_dir_holds_the_same_capture() -> None:
+    with rig(8 * MIB) as r:
+        with agent(r.folder / "other", r.pin_dir) as pid:
+            refused = detach(r)
+            assert refused.returncode == 5
+            assert f"an agent runs (process {pid})" in refused.stderr
+            with (
+                pytest.raises(AgentRunningError, match=f"process {pid}"),
+                lock.held(r.folder / "state", "The agent was not started", r.pin_dir),
+            ):
+                pass
+        assert lock.beside(r.pin_dir).exists()
+        assert detach(r).returncode == 0
+        assert not lock.beside(r.pin_dir).exists()
+        r.capture.close()
+
+
+@needs_capture
+def test_locks_of_a_killed_agent_are_free_while_a_disk_hangs_that_it_read() -> None:
+    with rig(64 * MIB) as r:
+        run("mkfs.ext4", "-q", r.device)
+        # The process is waited for behind the thaw: it cannot end before.
+        with mounted(r.device, r.folder / "mnt") as mnt, ExitStack() as process, frozen(mnt):
+            pid = process.enter_context(agent(r.folder / "state", r.pin_dir, hangs=mnt / "file"))
+            tasks = Path(f"/proc/{pid}/task")
+
+            def hangs() -> bool:
+                return any("(disk sleep)" in (task / "status").read_text() for task in tasks.iterdir())
+
+            until(hangs, "nothing hangs")
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: is_free(r), "the locks of a dead agent are held")
+            assert hangs()
+        r.capture.close()
+
+
+def is_free(r: Rig) -> bool:
+    try:
+        with lock.held(r.folder / "state", "The agent was not started", r.pin_dir):
+            return True
+    except AgentRunningError:
+        return False
+
+
+def test_a_folder_that_its_holder_removes_just_now_is_made_again(tmp_path: Path) -> None:
+    pin_dir = tmp_path / "pins" / "here"
+    with lock.held(None, "x", pin_dir):
+        lock.beside(pin_dir).rmdir()
+        with lock.held(None, "x", pin_dir):
+            assert lock.beside(pin_dir).exists()
+    assert not pin_dir.parent.exists()
+
+
+@needs_capture
 def test_detach_makes_nothing_where_no_agent_ever_ran() -> None:
     with rig(8 * MIB) as r:
         assert detach(r).returncode == 0
@@ -95,7 +155,8 @@ def test_a_holder_that_the_kernel_does_not_show_is_not_invented(tmp_path: Path) 
     )
     assert lock.holder(845, locks) == 0
     locks.write_text("1: FLOCK  ADVISORY  WRITE 9 00:1b:845 0 EOF\n")
-    assert lock.holder(845, locks) == 9
+    assert lock.holder(845, locks) == lock.holder(845, locks, device="00:1b") == 9
+    assert lock.holder(845, locks, device="00:1c") == 0
     assert lock.holder(845, tmp_path / "none") == 0
     with (
         lock.held(tmp_path, "x"),
