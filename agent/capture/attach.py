@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -112,8 +112,10 @@ def attach_fresh(
     ring_b: int,
     object_path: Path,
     prepare: Callable[[npt.NDArray[np.uint64]], None] = lambda words: None,
-) -> None:
-    """Leaves a complete `pin_dir`, or nothing. `prepare` is given the state's words before anybody can find them."""
+) -> Mapping[str, str]:
+    """Leaves a complete `pin_dir`, or nothing. `prepare` is given the state's words before anybody can find them.
+
+    Returns the disks (by the kernel's name) that are not captured although others are, and why: nothing could be proved on them."""
     if len(wanted) > layout.MAX_DISKS or not wanted:
         raise UsageError(
             f"{len(wanted)} disks cannot be protected",
@@ -122,7 +124,7 @@ def attach_fresh(
         )
     folder = pins.staging(pin_dir)
     pins.remove(folder)
-    baselines = [audit.read_stat(disk).sectors for disk in wanted]
+    baselines = {disk.name: audit.read_stat(disk).sectors for disk in wanted}
     with ExitStack() as undo:
         undo.callback(pins.remove, folder)
         loaded = libbpf.BpfObject(object_path)
@@ -132,24 +134,27 @@ def attach_fresh(
         loaded.set_max_entries("ring", ring_b)
         loaded.load()
         control, probe = _calibration_maps(loaded)
-        control["cause"] = calibrate(loaded, control, probe, wanted).cause.encode()[:255]
+        found = calibrate(loaded, control, probe, wanted)
+        control["cause"] = found.cause.encode()[:255]
+        captured = [disk for disk in wanted if disk.name not in found.unproved]
         folder.mkdir(parents=True)
         for name, map_name in PINNED_MAPS.items():
             libbpf.pin(loaded.map_fd(map_name), folder / name)
         _make_array(STATE, layout.STATE_WORDS, libbpf.F_MMAPABLE, folder / STATE)
         prepare(state_words(folder))
-        for slot, (disk, baseline) in enumerate(zip(wanted, baselines, strict=True)):
-            prepare_slot(loaded, folder, slot, disk, baseline)
-            track(loaded, slot, disk)
-        for program in needed(disk.bio_based for disk in wanted):
+        for slot, disk in enumerate(captured):
+            prepare_slot(loaded, folder, slot, disk, baselines[disk.name])
+            track(loaded.map_fd("tracked"), slot, disk)
+        for program in needed(disk.bio_based for disk in captured):
             link = loaded.attach(program)
             undo_files.callback(link.close)
             libbpf.pin(link.fd, pins.link_path(folder, program))
-        control["slots"] = len(wanted)
+        control["slots"] = len(captured)
         control["object_hash"] = np.frombuffer(sha256(object_path.read_bytes()).digest(), np.uint64)
         control["attached_ns"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         control["layout"] = layout.LAYOUT
         pins.publish(pin_dir)
+        return found.unproved
 
 
 def prepare_slot(
@@ -172,14 +177,12 @@ def prepare_slot(
         os.close(fd)
 
 
-def track(loaded: libbpf.BpfObject, slot: int, disk: Disk) -> None:
-    """From now on the programs that are attached see the disk's writes."""
+def track(tracked: int, slot: int, disk: Disk) -> None:
+    """From now on the programs that are attached see the disk's writes. `tracked`: the map's descriptor."""
     entry = np.zeros((), layout.TRACKED)
     entry["slot"], entry["diskseq"], entry["sectors"] = slot, disk.diskseq, disk.sectors
     entry["flags"] = layout.DISK_BIO_BASED if disk.bio_based else 0
-    libbpf.update(
-        loaded.map_fd("tracked"), key_bytes(layout.kernel_dev(disk.major, disk.minor)), entry.tobytes()
-    )
+    libbpf.update(tracked, key_bytes(layout.kernel_dev(disk.major, disk.minor)), entry.tobytes())
 
 
 def needed(bio_based: Iterable[bool]) -> list[str]:

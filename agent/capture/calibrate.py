@@ -16,9 +16,10 @@ page's pfn from /proc/self/pagemap, so
 and the program looks for the direct map's base downwards from an address that surely lies in it (its task,
 from a slab), in steps of the base's alignment, until the magic reads back. A second read, from another
 page, must then read back by the bases alone: 4096 random bytes equal, or the calibration failed. It also
-shows that the hooks see this disk at all, so every disk is probed once.
+shows that the hooks see this disk at all, so every disk is probed once. The bases are the machine's, not a disk's: they are
+found on any disk that works, and one on which nothing can be proved costs only itself.
 
-A failure is no error: capture then runs in bitmap mode and says why.
+A failure on all disks is no error: capture then runs in bitmap mode and says why.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ import os
 import platform
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,12 +66,14 @@ class Calibration:
     direct_map: int = 0
     tried: int = 0
     """Candidates for the direct map's base that were looked at."""
+    unproved: Mapping[str, str] = field(default_factory=dict)
+    """With bases: on which disks (by the kernel's name) they could not be proved, and why."""
 
 
 def calibrate(
     loaded: BpfObject, control: npt.NDArray[Any], probe: npt.NDArray[Any], disks: Sequence[Disk]
 ) -> Calibration:
-    """Finds the bases with one read of the first disk, and proves them with one read of each.
+    """Finds the bases with one read of the first disk that allows it, and proves them with one read of each.
 
     `control` and `probe` are the mapped structures of the loaded object (`layout.CONTROL`, `layout.PROBE`).
     Leaves the bases in `control`, or zeroes when it failed. Attaches the probe programs and detaches them
@@ -87,7 +90,7 @@ def calibrate(
                 links.callback(loaded.attach(program).close)
             for _ in range(_TRIES):  # the kernel may move our page just between looking and reading
                 found = _try(control, probe, disks, step)
-                if not found.cause:
+                if not found.cause and not found.unproved:
                     break
             return found
     except BpfError as exc:
@@ -112,15 +115,20 @@ def prove(loaded: BpfObject, probe: npt.NDArray[Any], disk: Disk, *, readback: b
 
 def _try(control: npt.NDArray[Any], probe: npt.NDArray[Any], disks: Sequence[Disk], step: int) -> Calibration:
     control["vmemmap"], control["direct_map"] = 0, 0
-    found = _find(control, probe, disks[0], step)
+    tries = [_find(control, probe, disks[0], step)]
+    for disk in disks[1:]:
+        if not tries[-1].cause:
+            break
+        tries.append(_find(control, probe, disk, step))
+    found = tries[-1]
     if found.cause:
-        return found
+        return tries[0]
     control["vmemmap"], control["direct_map"] = found.vmemmap, found.direct_map
-    for disk in disks:
-        if cause := _prove(probe, disk):
-            control["vmemmap"], control["direct_map"] = 0, 0
-            return Calibration(cause, tried=found.tried)
-    return found
+    unproved = {disk.name: cause for disk in disks if (cause := _prove(probe, disk))}
+    if len(unproved) < len(disks):
+        return replace(found, unproved=unproved)
+    control["vmemmap"], control["direct_map"] = 0, 0
+    return Calibration(unproved[disks[0].name], tried=found.tried)
 
 
 def _find(control: npt.NDArray[Any], probe: npt.NDArray[Any], disk: Disk, step: int) -> Calibration:

@@ -5,11 +5,13 @@ Nothing here touches what the other disks have: their slots, bitmaps, counters a
 **Leave.** 1. The disk's entry goes from `tracked`: programs that begin later do not see it. 2. A grace period: those that had begun have
 ended. 3. Its open writes, its bitmap, its pins go. What the ring still holds of it is as if discarded (`ring.numbers`).
 
-**Join.** 1. The slot is taken for good (`control.slots`): none is given twice, or records of a disk that left would be taken for those of
-the one that joined. When all are used up, capture is attached afresh. 2. The kernel's sector counters are read, the bitmaps made.
-3. The programs that a disk of this kind needs are attached. 4. The disk enters `tracked`.
+**Join.** `prepare`: 1. A read shows that the hooks see the disk. 2. The kernel's sector counters are read, the bitmaps made. 3. The
+programs that a disk of this kind needs are attached. All that can fail is done then, and means nothing to those that are captured already.
+`enter`: 4. The slot is taken for good (`control.slots`): none that was ever tracked is given twice, or records of a disk that left would be
+taken for those of the one that joined. When all are used up, capture is attached afresh. 5. The disk enters `tracked`.
 
-Both follow upon a wanted epoch, so a kill in between leaves nothing that is believed: `tidy` removes what belongs to no tracked slot.
+`leave` and `enter` follow upon a wanted epoch, so a kill in between leaves nothing that is believed: `tidy` removes what belongs to no
+tracked slot.
 
 **Upgrade.** The new programs share the maps. They are attached beside the old ones, then the old are detached, so each hook always has
 one. In between both see each write:
@@ -29,7 +31,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -38,9 +40,9 @@ import numpy.typing as npt
 
 from agent.capture import attach, layout, libbpf, pins
 from agent.capture.attach import PINNED_MAPS, key_bytes, mapped
-from agent.capture.calibrate import prove
+from agent.capture.calibrate import PAGE_B, prove
 from agent.capture.disks import Disk
-from shared.errors import CaptureUnavailableError
+from shared.errors import BpfError, CaptureUnavailableError
 
 
 def object_hash(object_path: Path) -> npt.NDArray[np.uint64]:
@@ -137,7 +139,7 @@ def leave(pin_dir: Path, slots: Iterable[int]) -> None:
         for key, value in zip(keys, values, strict=True):
             if int(value["slot"]) in leaving:
                 libbpf.delete(tracked, key.tobytes())
-    tidy(pin_dir)
+    _remove(pin_dir, leaving)  # not `tidy`: others may be prepared
 
 
 def tidy(pin_dir: Path) -> None:
@@ -170,29 +172,58 @@ def free_slots(pin_dir: Path) -> int:
         return layout.MAX_DISKS - _slots_given(pin_dir, _control(fd))
 
 
-def join(pin_dir: Path, disks: Sequence[Disk], object_path: Path) -> list[int]:
-    """Captures these disks, too; returns their slots. Raises CaptureUnavailableError, BpfError."""
-    given = []
+def prepare(pin_dir: Path, disk: Disk, object_path: Path) -> int:
+    """All that is needed to capture this disk, too, but for `enter`; returns its slot. Raises CaptureUnavailableError, BpfError, and
+    OSError when the disk went away: then nothing of it stays."""
     with ExitStack() as undo:
         loaded = undo.enter_context(_sharing(pin_dir, object_path))
         control = _control(undo.enter_context(_map(pin_dir, "control")))
         probe = mapped(loaded.map_fd(".data.probe"), layout.PROBE, 1).reshape(())
-        for disk in disks:
-            if cause := prove(loaded, probe, disk, readback=bool(int(control["direct_map"]))):
-                raise CaptureUnavailableError(f"Writes to {disk.path} cannot be captured", cause=cause)
-        for disk in disks:
-            slot = _slots_given(pin_dir, control)
-            control["slots"] = slot + 1
+        if cause := prove(loaded, probe, disk, readback=bool(int(control["direct_map"]))):
+            raise CaptureUnavailableError(f"Writes to {disk.path} cannot be captured", cause=cause)
+        slot = _slots_given(pin_dir, control)
+        try:
             attach.prepare_slot(loaded, pin_dir, slot, disk)
             for program in attach.needed([disk.bio_based]):
                 if not pins.link_path(pin_dir, program).exists():
                     link = loaded.attach(program)
                     undo.callback(link.close)
                     libbpf.pin(link.fd, pins.link_path(pin_dir, program))
-            attach.track(loaded, slot, disk)
-            given.append(slot)
-        control["attached_ns"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    return given
+        except (BpfError, OSError):
+            _remove(pin_dir, [slot])
+            raise
+        return slot
+
+
+def enter(pin_dir: Path, prepared: Mapping[int, Disk]) -> None:
+    """The disks that were prepared, by their slots, are captured from now on."""
+    with _map(pin_dir, "control") as control_fd, _map(pin_dir, "tracked") as tracked:
+        control = _control(control_fd)
+        for slot, disk in prepared.items():
+            control["slots"] = max(int(control["slots"]), slot + 1)
+            attach.track(tracked, slot, disk)
+        if prepared:
+            control["attached_ns"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def calibrate_again(pin_dir: Path, disks: Sequence[Disk], object_path: Path) -> None:
+    """A capture that could not be calibrated when it was attached is, if that is possible now; what kept it from that may be over. Raises
+    BpfError.
+
+    The bases are proved in an object of their own: programs use `direct_map` from the moment at which it is not 0. Those that see it
+    began behind the grace period, and see the other words, too. A write during the change is captured, or marked and counted as
+    lost: either is what may happen to any write.
+    """
+    with _map(pin_dir, "control") as fd:
+        control = _control(fd)
+        if int(control["direct_map"]) or not disks:
+            return
+        found = attach.rehearse(disks, object_path=object_path)
+        control["cause"] = found.cause.encode()[:255]
+        if not found.cause:
+            control["page_b"], control["vmemmap"] = PAGE_B, found.vmemmap
+            _wait_for_programs(pin_dir)
+            control["direct_map"] = found.direct_map
 
 
 def put_in_order(pin_dir: Path, devs: Sequence[int]) -> None:

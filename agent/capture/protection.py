@@ -30,6 +30,7 @@ from agent.capture.disks import Disk
 from agent.capture.maps import Capture
 from shared import logging
 from shared.errors import (
+    BpfError,
     CaptureRemovedError,
     CaptureUnavailableError,
     DiskLeftOutError,
@@ -38,12 +39,16 @@ from shared.errors import (
     OtherDiskError,
     StateFileError,
     UnderstudyError,
+    UsageError,
 )
 
 _log = logging.get()
 
 RETRY_S: Final = 10.0
 """How often disks that are left out are looked for."""
+_TRIED_AT_START: Final = (
+    "`python -m agent preflight` with its path says more. It is tried again when the agent starts."
+)
 _READ_TABLES_OF: Final = frozenset({Kind.GPT, Kind.MBR})
 
 
@@ -96,6 +101,12 @@ def protect(
     object_path: Path = attach.OBJECT,
 ) -> tuple[Capture, list[LeftOut]]:
     """The capture of all disks that can be captured now, and those that cannot. Raises UnderstudyError when none can."""
+    if len(wanted) > layout.MAX_DISKS:  # before anything of those that are captured is touched
+        raise UsageError(
+            f"{len(wanted)} disks cannot be protected",
+            cause=f"a machine may have {layout.MAX_DISKS}",
+            action="Choose fewer disks.",
+        )
     attach.check_machine(object_path)
     pins.ensure_bpffs(pin_dir)
     pinned, removed = _pinned(pin_dir)
@@ -116,6 +127,11 @@ def protect(
             left_out.append(LeftOut(verdict.known.id, verdict.known.path, error))
             continue
         assert verdict.standing is not None
+        if cause := look.answers[verdict.standing.path].cause:
+            # Capture needs nothing of it to go on, and its writes are seen. What catch-up cannot read shows there.
+            _log.warning(
+                "a captured disk cannot be read; it stays captured", id=verdict.known.id, cause=cause
+            )
         disk = replace(look.found[verdict.standing.dev], id=verdict.known.id)
         if Path(verdict.known.path).resolve() == disk.path.resolve():
             disk = replace(disk, path=Path(verdict.known.path))
@@ -126,12 +142,13 @@ def protect(
             cause="; ".join(f"{left.id}: {left.error.cause or left.error.what}" for left in left_out),
         )
     disks.check_set([disk for _, disk in chosen], examine=False)
-    unbound = _remember(state_dir, look.remembered, remembered, [verdict for verdict, _ in chosen])
+    unbound = _remember(state_dir, look, remembered, [verdict for verdict, _ in chosen])
     left_out += unbound
     chosen = [(v, disk) for v, disk in chosen if v.known.id not in {left.id for left in unbound}]
     if pinned:
         slots = [pin.slot for pin in pinned]
         unseen = _bring_about(chosen, slots, pin_dir, ring_b, before_change, object_path)
+        _calibrate_again(chosen, look, pin_dir, object_path)
     else:
         change = Change.REMOVED if removed else Change.FRESH
         unseen = _attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
@@ -156,20 +173,36 @@ def _bring_about(
     members.tidy(pin_dir)
     if not new and not stale:
         return []
-    change = _change(chosen, stale)
     if not staying or len(new) > members.free_slots(pin_dir):
+        change = _change([verdict for verdict, _ in new], stale)
         return _attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
-    before_change(attach.state_words(pin_dir), change)
-    # First those that go: one that was resized, or whose number another got, is one and the other.
-    members.leave(pin_dir, stale)
+    # What can fail comes first: a disk that cannot join must not end the epoch of the others, at every start anew.
+    ready: dict[int, tuple[Verdict, Disk]] = {}
     unseen = []
     for verdict, disk in new:
         try:
-            members.join(pin_dir, [disk], object_path)
-        except CaptureUnavailableError as exc:
-            unseen.append(LeftOut(verdict.known.id, verdict.known.path, exc, retry=False))
+            ready[members.prepare(pin_dir, disk, object_path)] = verdict, disk
+        except (CaptureUnavailableError, BpfError, OSError) as exc:
+            unseen.append(_unseen(verdict, exc))
+    if not ready and not stale:
+        return unseen
+    before_change(attach.state_words(pin_dir), _change([verdict for verdict, _ in ready.values()], stale))
+    # First those that go: one that was resized, or whose number another got, is one and the other.
+    members.leave(pin_dir, stale)
+    members.enter(pin_dir, {slot: disk for slot, (_, disk) in ready.items()})
     members.put_in_order(pin_dir, [layout.kernel_dev(disk.major, disk.minor) for _, disk in chosen])
     return unseen
+
+
+def _unseen(verdict: Verdict, exc: CaptureUnavailableError | BpfError | OSError) -> LeftOut:
+    """Only a disk that went away is looked for again: trying the others every few seconds would end the session each time."""
+    known = verdict.known
+    if isinstance(exc, CaptureUnavailableError):
+        return LeftOut(known.id, known.path, exc, retry=False)
+    cause = f"{exc.what}: {exc.cause}" if isinstance(exc, BpfError) else str(exc)
+    action = "Repair that, then restart the agent: until then it is not tried again."
+    error = DiskLeftOutError(f"Disk {known.id} ({known.path}) is not protected", cause=cause, action=action)
+    return LeftOut(known.id, known.path, error, retry=isinstance(exc, OSError))
 
 
 def _attach_all(
@@ -180,17 +213,40 @@ def _attach_all(
     change: Change,
     object_path: Path,
 ) -> list[LeftOut]:
-    """Removes what is pinned, if anything is, and attaches capture afresh."""
+    """Removes what is pinned, if anything is, and attaches capture afresh. Returns those disks on which nothing can be proved."""
     if (pin_dir / attach.STATE).exists():
         before_change(attach.state_words(pin_dir), change)
     pins.detach(pin_dir)
     everything = [disk for _, disk in chosen]
-    attach.attach_fresh(pin_dir, everything, ring_b, object_path, lambda words: before_change(words, change))
-    return []
+    unproved = attach.attach_fresh(
+        pin_dir, everything, ring_b, object_path, lambda words: before_change(words, change)
+    )
+    return [
+        _unseen(
+            verdict,
+            CaptureUnavailableError(
+                f"Writes to {disk.path} cannot be captured", cause=unproved[disk.name], action=_TRIED_AT_START
+            ),
+        )
+        for verdict, disk in chosen
+        if disk.name in unproved
+    ]
 
 
-def _change(chosen: Sequence[tuple[Verdict, Disk]], stale: Sequence[int]) -> Change:
-    new = [verdict for verdict, _ in chosen if verdict.action is Action.ATTACH]
+def _calibrate_again(
+    chosen: Sequence[tuple[Verdict, Disk]], look: _Look, pin_dir: Path, object_path: Path
+) -> None:
+    """On disks that answer: the others would hold up the start."""
+    well = [
+        disk for verdict, disk in chosen if verdict.standing and not look.answers[verdict.standing.path].cause
+    ]
+    try:
+        members.calibrate_again(pin_dir, well, object_path)
+    except BpfError as exc:
+        _log.warning("capture goes on without order", **exc.as_dict())
+
+
+def _change(new: Sequence[Verdict], stale: Sequence[int]) -> Change:
     if new and all("resized" in verdict.reason for verdict in new):
         return Change.RESIZED
     if new:
@@ -259,29 +315,31 @@ def _why_not(verdict: Verdict, look: _Look) -> UnderstudyError | None:
         return OtherDiskError(what, cause=verdict.reason)
     if verdict.standing is None:
         return DiskLeftOutError(what, cause=verdict.reason)
-    told = look.answers[verdict.standing.path]
-    if told.hangs or (told.cause and verdict.action is Action.ATTACH):
+    if verdict.action is Action.CONTINUE:
+        return None  # to leave it out, be it for a moment, would cost two epochs
+    if cause := look.answers[verdict.standing.path].cause:
         return DiskLeftOutError(
-            what, cause=told.cause, action="Repair or replace it: it is taken in again when it answers."
+            what, cause=cause, action="Repair or replace it: it is taken in again when it answers."
         )
-    if verdict.action is Action.ATTACH:
-        try:
-            disks.check(look.found[verdict.standing.dev])
-        except UnderstudyError as exc:
-            return exc
+    try:
+        disks.check(look.found[verdict.standing.dev])
+    except UnderstudyError as exc:
+        return exc
     return None
 
 
 def _remember(
-    state_dir: Path, before: list[Bound], stored: list[Bound] | None, chosen: Sequence[Verdict]
+    state_dir: Path, look: _Look, stored: list[Bound] | None, chosen: Sequence[Verdict]
 ) -> list[LeftOut]:
-    """Keeps what the chosen disks are bound by. Where that fails, those of which it was known before go on; returns the others: a disk
-    is written down before it is captured for the first time, or it could be taken for another later. Raises StateFileError when none
-    is left."""
-    after = {bound.id: bound for bound in before}
+    """Keeps what the chosen disks are bound by. A partition table that could not be read is not one that is gone. Where that fails, those
+    of which it was known before go on; returns the others: a disk is written down before it is captured for the first time, or it could
+    be taken for another later. Raises StateFileError when none is left."""
+    after = {bound.id: bound for bound in look.remembered}
     for verdict in chosen:
         assert verdict.standing is not None
-        identity = verdict.identity or verdict.standing.identities[0]
+        is_read = bool(look.answers[verdict.standing.path].head)
+        kept = verdict.identity if is_read else verdict.known.identity
+        identity = kept or verdict.standing.identities[0]
         bound = Bound(verdict.known.id, verdict.known.path, str(identity), verdict.standing.path)
         if after.get(bound.id) != bound:
             _log.info("disk bound", id=bound.id, device=bound.last, identity=bound.identity)

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agent.capture import attach, layout, libbpf, members, pins
-from agent.capture.disks import find_disk
+from agent.capture.disks import Disk, find_disk
 from agent.capture.maps import Capture
 from shared.errors import PinnedElsewhereError
 from tests.capture_parts import MIB, Rig, needs_capture, rig, run
@@ -177,10 +178,18 @@ def test_an_object_of_another_layout_is_no_upgrade(objects: dict[str, Path]) -> 
 # -- disks come and go -------------------------------------------------------------------------------------
 
 
+def join(pin_dir: Path, disks: Sequence[Disk]) -> list[int]:
+    slots = []
+    for disk in disks:
+        slots.append(members.prepare(pin_dir, disk, attach.OBJECT))
+        members.enter(pin_dir, {slots[-1]: disk})
+    return slots
+
+
 def leave_and_join(r: Rig, newcomer: str) -> Capture:
     """Disk 0 of two leaves, another joins."""
     members.leave(r.pin_dir, [0])
-    members.join(r.pin_dir, [find_disk(Path(newcomer))], attach.OBJECT)
+    join(r.pin_dir, [find_disk(Path(newcomer))])
     return Capture.attach(r.pin_dir, [r.disks[1], find_disk(Path(newcomer))], r.ring_b)
 
 
@@ -219,11 +228,11 @@ def test_a_slot_is_never_given_twice_and_what_a_killed_removal_left_goes() -> No
         members.leave(r.pin_dir, [1])
         assert not list(r.pin_dir.glob("*-01"))
         assert members.free_slots(r.pin_dir) == layout.MAX_DISKS - 2
-        assert members.join(r.pin_dir, r.disks[1:], attach.OBJECT) == [2]
+        assert join(r.pin_dir, r.disks[1:]) == [2]
         fd = libbpf.get(r.pin_dir / "tracked")
         key = attach.key_bytes(layout.kernel_dev(r.disks[1].major, r.disks[1].minor))
         assert libbpf.delete(fd, key)  # and killed
         os.close(fd)
         members.tidy(r.pin_dir)
         assert not list(r.pin_dir.glob("*-02"))
-        assert members.join(r.pin_dir, r.disks[1:], attach.OBJECT) == [3]
+        assert join(r.pin_dir, r.disks[1:]) == [3]

@@ -14,17 +14,17 @@ import numpy.typing as npt
 import pytest
 
 from agent import service
-from agent.capture import answer, attach, bindings, pins
+from agent.capture import answer, attach, bindings, calibrate, identify, pins
 from agent.capture.answer import Answer, ask
-from agent.capture.binding import Kind
+from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import Wanted
-from agent.capture.disks import find_disk
+from agent.capture.disks import Disk, find_disk
 from agent.capture.maps import Capture, detach
 from agent.capture.protection import Change, LeftOut, Watch, protect, standing_now
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Word
 from shared.batch import Epoch
-from shared.errors import BindingDamagedError, NoUsableDiskError, StateFileError
+from shared.errors import BindingDamagedError, BpfError, NoUsableDiskError, StateFileError, UsageError
 from shared.tls import TlsFiles
 from tests.capture_parts import MIB, Rig, needs_capture, rig, run, until
 from tests.failing_disks import full_disk
@@ -313,7 +313,7 @@ def test_a_kill_while_disks_are_exchanged_leaves_what_the_next_attachment_puts_r
     r = machine.rig
     machine.protect()
     reattach(r.device, r.backing[0])
-    for place in ("leave", "join"):
+    for place in ("leave", "enter"):
         with monkeypatch.context() as patch:
             patch.setattr(f"agent.capture.members.{place}", die)
             with pytest.raises(KilledError):
@@ -323,11 +323,21 @@ def test_a_kill_while_disks_are_exchanged_leaves_what_the_next_attachment_puts_r
         patch.setattr(attach, "track", die)  # the slot is made, but nothing is tracked
         with pytest.raises(KilledError):
             machine.protect()
+    real = attach._make_array
+    with monkeypatch.context() as patch:  # the slot is half made
+        patch.setattr(attach, "_make_array", lambda *a: die() if a[3].name[:7] == "dirty-b" else real(*a))
+        with pytest.raises(KilledError):
+            machine.protect()
+        assert slots_with_pins(r) > {pin.slot for pin in attach.read_pinned(r.pin_dir)}
     capture, left_out = machine.protect()
     assert (len(capture.disks), left_out) == (2, [])
     tracked = {pin.slot for pin in attach.read_pinned(r.pin_dir)}
-    assert {int(path.name[-2:]) for path in r.pin_dir.glob("todo-*")} == tracked
+    assert slots_with_pins(r) == tracked
     assert pins.exist(r.pin_dir)
+
+
+def slots_with_pins(r: Rig) -> set[int]:
+    return {int(path.name[-2:]) for path in r.pin_dir.iterdir() if path.name[-2:].isdigit()}
 
 
 def test_a_disk_whose_writes_cannot_be_seen_does_not_cost_the_others_nor_is_tried_again_and_again(
@@ -345,6 +355,130 @@ def test_a_disk_whose_writes_cannot_be_seen_does_not_cost_the_others_nor_is_trie
     assert watch._thread is not None
     watch._thread.join()
     assert not watch.is_one_back()
+    assert machine.changes == [Change.LEFT]
+    machine.protect()
+    assert machine.changes == [Change.LEFT], "it ends the epoch of the others at every start"
+    assert slots_with_pins(r) == {1}
+
+
+def test_a_disk_for_which_the_kernel_has_no_memory_costs_neither_the_others_nor_their_epoch(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    both = machine.wanted
+    machine.wanted = both[:1]
+    machine.protect()
+    machine.wanted = both
+    real = attach._make_array
+
+    def no_memory(name: str, words: int, flags: int, path: Path) -> None:
+        if path.name.startswith("todo-"):
+            raise BpfError("Map todo could not be made", cause="Cannot allocate memory", number=12)
+        real(name, words, flags, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attach, "_make_array", no_memory)
+        capture, (left,) = machine.protect()
+        assert (left.id, left.error.code, left.retry) == (r.disks[1].name, "US404", False)
+        assert "Cannot allocate memory" in left.error.cause
+        assert [disk.id for disk in capture.disks] == [r.disks[0].name]
+        assert (machine.changes, slots_with_pins(r)) == ([], {0})
+    capture, none = machine.protect()
+    assert (len(capture.disks), none, machine.changes) == (2, [], [Change.JOINED])
+    r.write(0, b"x" * 4096, disk=1)
+    assert capture.counters(1).captured_sectors == 8
+
+
+def fail_reads_of(devices: list[str], patch: pytest.MonkeyPatch) -> None:
+    real = calibrate._Page.read_into
+
+    def read_into(page: calibrate._Page, device: Path, sector: int) -> None:
+        if str(device) in devices:
+            raise OSError(5, "Input/output error")
+        real(page, device, sector)
+
+    patch.setattr(calibrate._Page, "read_into", read_into)
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_disk_on_which_nothing_can_be_proved_does_not_cost_the_others_their_order(
+    machine: Machine, bad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    with monkeypatch.context() as patch:
+        fail_reads_of([str(r.disks[bad].path)], patch)
+        capture, (left,) = machine.protect()
+        assert (left.id, left.error.code) == (r.disks[bad].name, "US411")
+        assert "Input/output error" in left.error.cause
+        assert [disk.id for disk in capture.disks] == [r.disks[1 - bad].name]
+        assert (capture.mode, capture.mode_cause) == ("ordered", "")
+    capture, none = machine.protect()
+    assert (len(capture.disks), none, capture.mode) == (2, [], "ordered")
+
+
+def test_a_capture_without_order_is_calibrated_again_at_the_next_start(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    with monkeypatch.context() as patch:
+        fail_reads_of([str(disk.path) for disk in r.disks], patch)
+        capture, left_out = machine.protect()
+        assert (capture.mode, left_out) == ("bitmap", [])
+        assert "Input/output error" in capture.mode_cause
+        capture, _ = machine.protect()
+        assert capture.mode == "bitmap"
+        r.write(0, b"x" * 4096)
+        loss = capture.loss_count()
+        assert loss == 1
+    capture, _ = machine.protect()
+    assert (capture.mode, capture.mode_cause, machine.changes) == ("ordered", "", [])
+    content = bytes(range(256)) * 16
+    r.write(4096, content)
+    assert capture.loss_count() == loss
+    window = capture.ring.peek(10)
+    assert [bytes(row) for row in window.data[window.valid]] == [content]
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_bound(
+    machine: Machine, hangs: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    r = machine.rig
+    table = "label: gpt\n"
+    subprocess.run(["sfdisk", "-q", r.device], input=table, text=True, check=True, stderr=subprocess.DEVNULL)
+    bare = identify.identities
+
+    def without_loop(disk: Disk, head: bytes = b"") -> tuple[Identity, ...]:
+        return tuple(found for found in bare(disk, head) if found.kind is not Kind.LOOP)
+
+    monkeypatch.setattr(identify, "identities", without_loop)
+    machine.protect()
+    before = bindings.read(machine.state_dir) or []
+    assert before[0].identity.startswith("gpt:")
+    sick = Answer(cause="it did not answer within 10 s", hangs=hangs)
+    real = ask
+
+    def some(devices: list[str]) -> dict[str, Answer]:
+        return real(devices) | {device: sick for device in devices if device == r.device}
+
+    monkeypatch.setattr(answer, "ask", some)
+    again, left_out = machine.protect()
+    assert (len(again.disks), left_out, machine.changes) == (2, [], [])
+    assert bindings.read(machine.state_dir) == before
+    assert "a captured disk cannot be read" in capsys.readouterr().out
+
+
+def test_too_many_disks_are_refused_before_anything_of_those_that_are_captured_is_touched(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = machine.wanted
+    machine.wanted = both[:1]
+    machine.protect()
+    machine.wanted = [*both, *(Wanted(f"/dev/no-such-{number}") for number in range(63))]
+    with pytest.raises(UsageError, match="65 disks cannot be protected"):
+        machine.protect()
+    assert len(attach.read_pinned(machine.rig.pin_dir)) == 1
+    assert machine.changes == []
 
 
 @pytest.mark.parametrize(
