@@ -10,6 +10,7 @@ from agent.capture.binding import Identity
 from agent.capture.bindings import Wanted
 from shared import logging
 from shared.errors import ConfigError
+from shared.messages import Interval
 from shared.naming import check_server_url
 from shared.tls import TlsFiles
 
@@ -34,7 +35,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What tells this machine from copies of it; empty: its SMBIOS data. To be set in containers, which have none of their own."""
     ring_mib: int = 64
     """Size of the kernel ring, a power of two: the writes that fit into it may wait for the process server in order."""
-    point_interval_s: float = 300.0
+    point_interval_s: Interval = 300.0
     log_level: logging.Level = logging.Level.INFO
 
     def __post_init__(self) -> None:
@@ -45,6 +46,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 action="Choose 1, 2, 4, … 1024 MiB.",
             )
         check_server_url(self.control_url)
+        _ = self.address  # or it would be found wrong only when it is wanted
         if not self.protected:
             raise ConfigError("No disks are configured", action="List at least one device in `disks`.")
         self._check_disks()
@@ -76,7 +78,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     @property
     def address(self) -> tuple[str, int]:
         host, _, port = self.process_server.rpartition(":")
-        if not host or not port.isdecimal():
+        if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port[:9]) < 1 << 16:
             raise ConfigError(
                 f"process_server = {self.process_server!r} is not an address",
                 action='Write it as "host:port", for example "ps1.example.com:9443".',

@@ -47,6 +47,12 @@ class Link:
                 )
         except (OSError, TimeoutError) as exc:
             raise tls.translate(exc, f"The process server {host}:{port} could not be reached") from exc
+        except ValueError as exc:  # UnicodeError among them: an empty or too long label in the name
+            raise UnreachableError(
+                f"The process server {host}:{port} could not be reached",
+                cause=f"this is no name of a host: {exc}",
+                action="Correct `process_server` in the agent's configuration.",
+            ) from exc
 
     async def greet(self, hello: Hello) -> Welcome:
         """A process server that has to recover or to allocate an epoch in slow storage may take its time, but pings meanwhile."""

@@ -57,7 +57,7 @@ def test_a_table_carries_id_and_identity(tmp_path: Path) -> None:
         ('[[disk]]\ndevice = "/dev/b"\nnumber = 1\n', "unknown field `number`"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(tmp_path: Path, disks: str, why: str) -> None:
+def test_what_is_wrong_of_the_disks_is_named(tmp_path: Path, disks: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load(tmp_path, disks)
 
@@ -67,4 +67,25 @@ def test_a_control_url_that_can_be_none_is_named(tmp_path: Path, url: str) -> No
     file = tmp_path / "agent.toml"
     file.write_text(BASE.format(disks='disks = ["/dev/sdb"]').replace("https://cs", url))
     with pytest.raises(ConfigError, match="control_url"):
+        load_config(file, AgentConfig)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("point_interval_s = 0", "Expected `float` >= 1.0 - at `point_interval_s`"),
+        ("point_interval_s = -5.0", "Expected `float` >= 1.0"),
+        ("point_interval_s = nan", "Expected `float` >= 1.0"),
+        ("point_interval_s = inf", "Expected `float` <="),
+        ('process_server = "ps:99999"', "'ps:99999' is not an address"),
+        ('process_server = "ps:0"', "is not an address"),
+        ('process_server = "ps:\u0665"', "is not an address"),
+        ('process_server = "ps"', "is not an address"),
+    ],
+)
+def test_a_number_out_of_range_is_named(tmp_path: Path, line: str, why: str) -> None:
+    base = BASE.replace('process_server = "ps:9443"', "") if line.startswith("process_server") else BASE
+    file = tmp_path / "agent.toml"
+    file.write_text(base.format(disks=f'{line}\ndisks = ["/dev/sdb"]'))
+    with pytest.raises(ConfigError, match=why):
         load_config(file, AgentConfig)
