@@ -62,8 +62,9 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
             while not stop.is_set():
                 async with _running(config, former, attached) as agent:
                     await _serve(agent, stop)
-        except UnderstudyError as exc:
-            await _tell_why(config, exc, boot_of(attached_boot_ns))
+        except (UnderstudyError, ExceptionGroup) as exc:  # a group: of a part that ran beside others
+            for error in _known(exc):
+                await _tell_why(config, error, boot_of(attached_boot_ns))
             raise
 
 
@@ -100,6 +101,13 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
         for task in beside:
             task.cancel()
     await control.close()
+
+
+def _known(exc: Exception) -> list[UnderstudyError]:
+    """The first error that a person can do something about."""
+    if isinstance(exc, ExceptionGroup):
+        return [error for inner in exc.exceptions for error in _known(inner)][:1]
+    return [exc] if isinstance(exc, UnderstudyError) else []
 
 
 async def _tell_why(config: AgentConfig, error: UnderstudyError, boot: str) -> None:
@@ -165,6 +173,7 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
 
     where = config.state_dir, config.pin_dir
     capture, left_out = protect(config.protected, *where, config.ring_mib << 20, before_change)
+    AgentState(capture.state).has_disks([disk.id for disk in capture.disks])
     for left in left_out:
         _log.error("disk left out; the others are protected", id=left.id, **left.error.as_dict())
     for trace in traces.on_captured(config.state_dir, capture.disks):

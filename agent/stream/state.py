@@ -15,6 +15,8 @@ batches are, and no more may ever be held: `retention` keeps FREED so near behin
 from __future__ import annotations
 
 import enum
+import hashlib
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -69,6 +71,8 @@ class Word(enum.IntEnum):
 
     WENT = 24
     """Captured disks that were seen gone and not seen back yet, a bit a number: what they hold when they are back is unknown."""
+    IDS = 25
+    """Digest of the disks' ids by their numbers, which are fixed for an epoch; 0: not noted."""
 
 
 class Reason(enum.IntEnum):
@@ -89,6 +93,7 @@ class Reason(enum.IntEnum):
     DISK_JOINED = 12
     DISK_RETURNED = 13
     CAPTURE_REMOVED = 20
+    DISK_RENAMED = 21
     OTHER = 255
 
     @property
@@ -112,6 +117,7 @@ _REASONS: Final = {
     Reason.DISK_JOINED: "a protected disk was taken in",
     Reason.DISK_RETURNED: "a protected disk was taken away and came back: what was written to it meanwhile is unknown",
     Reason.CAPTURE_REMOVED: "somebody removed a part of what captures: what was written since then is unknown",
+    Reason.DISK_RENAMED: "protected disks have other ids in the configuration",
     Reason.OTHER: "a reason that this version of the agent does not know",
 }
 
@@ -161,6 +167,14 @@ class AgentState:
         self[Word.EVER_ORDERED] = 0
         self[Word.EPOCHS_BEGUN] += 1
         self[Word.EPOCH] = epoch
+
+    def has_disks(self, ids: Sequence[str]) -> None:
+        """The disks by these ids, in the order of their numbers, are captured. An epoch names its disks, and blobs are named after them:
+        under other ids its batches would go to other replicas."""
+        digest = int.from_bytes(hashlib.sha256("\n".join(ids).encode()).digest()[:8], "little") | 1
+        if self[Word.EPOCH] and self[Word.IDS] not in (0, digest):
+            self.want_epoch(Reason.DISK_RENAMED)
+        self[Word.IDS] = digest
 
     # -- order -------------------------------------------------------------------------------------------
 

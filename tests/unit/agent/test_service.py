@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from agent import pipeline, service
+from agent.capture import pins
 from agent.pipeline import Agent
 from shared.batch import StreamState
+from shared.errors import BpfError
 
 
 @pytest.fixture
@@ -26,6 +28,40 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         listening.bind(str(tmp_path / "notify"))
         listening.setblocking(False)
         yield listening
+
+
+@pytest.mark.parametrize("beside_others", [True, False])
+async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside_others: bool
+) -> None:
+    told = []
+    failure = BpfError("A BPF program could not be opened", number=2)
+
+    async def tell(config: object, error: Exception, boot: str) -> None:
+        told.append(error)
+
+    @contextlib.asynccontextmanager
+    async def running(*_: object) -> AsyncIterator[Any]:
+        if not beside_others:
+            raise failure
+        yield SimpleNamespace(capture=SimpleNamespace(state=None))
+
+    async def serve(agent: object, stop: object) -> None:
+        async def part() -> None:
+            raise failure
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(part())
+
+    monkeypatch.setattr(service, "check_machine", lambda: None)
+    monkeypatch.setattr(pins, "ensure_bpffs", lambda pin_dir: None)
+    monkeypatch.setattr(service, "_tell_why", tell)
+    monkeypatch.setattr(service, "_running", running)
+    monkeypatch.setattr(service, "_serve", serve)
+    config: Any = SimpleNamespace(state_dir=tmp_path / "state", pin_dir=tmp_path / "pins")
+    with pytest.raises(ExceptionGroup if beside_others else BpfError):
+        await service.run(config, asyncio.Event())
+    assert told == [failure]
 
 
 class Parts:

@@ -106,3 +106,16 @@ def test_a_reason_of_a_newer_agent_is_one_that_is_not_known() -> None:
     state[Word.REASON] = 77
     assert state.reason is Reason.OTHER
     assert state.reason.text
+
+
+def test_disks_under_other_ids_are_another_epochs() -> None:
+    state = AgentState(np.zeros(WORDS, np.uint64))
+    state.begin_epoch(Epoch(7))
+    state.has_disks(["sda", "sdb"])  # a capture from before ids were noted
+    state.has_disks(["sda", "sdb"])
+    assert state[Word.EPOCH] == 7
+    state.has_disks(["sdb", "sda"])
+    assert (state[Word.EPOCH], state.reason) == (0, Reason.DISK_RENAMED)
+    state.want_epoch(Reason.DISK_LEFT)
+    state.has_disks(["sdb"])
+    assert state.reason == Reason.DISK_LEFT
