@@ -18,7 +18,7 @@ import numpy.typing as npt
 from agent.capture.maps import Capture
 from agent.capture.ring import Window
 from agent.stream import clock
-from agent.stream.catchup import CatchUp
+from agent.stream.catchup import CatchUp, Chunk
 from agent.stream.marks import Marks
 from agent.stream.records import MAX_RECORDS, Records
 from agent.stream.retention import Retention
@@ -211,6 +211,7 @@ class Stream:
         unreadable: list[tuple[int, int, int]] = []
         self.rounds.read_if_allowed(self._emitted_to)
         for read in chunks:
+            self._forget_unreadable(read.chunk)
             for sector, sectors in read.unreadable:
                 self.unreadable[read.chunk.disk, sector] = sectors
                 unreadable.append((read.chunk.disk, sector, sectors))
@@ -223,6 +224,13 @@ class Stream:
             if not read.is_final:
                 self.catchup.defer(read.chunk)
         return sync, payload, unreadable
+
+    def _forget_unreadable(self, chunk: Chunk) -> None:
+        """It was read anew: what it found then is not so any more."""
+        end = chunk.first_sector + chunk.sectors
+        for disk, sector in [*self.unreadable]:
+            if disk == chunk.disk and chunk.first_sector <= sector < end:
+                del self.unreadable[disk, sector]
 
     def _unordered_state(self) -> StreamState:
         if not self._state[Word.EVER_ORDERED]:
@@ -239,6 +247,7 @@ class Stream:
         """Batches up to these are durable: catch-up counts what is uploaded as done, and ring space is freed."""
         self.catchup.uploaded(uploaded)
         self._uploaded = max(self._uploaded, self._position(uploaded))
+        self.marks.stored(self._uploaded)
         self._retention.acknowledged(spooled, uploaded)
 
     async def drop_orphans_if_due(self) -> None:

@@ -16,8 +16,8 @@ from typing import Final
 from shared.batch import Mark
 from shared.recovery.position import Position
 
-_KEPT: Final = 256
-"""Placed marks that are remembered: a command that comes again finds its mark."""
+_KEPT: Final = 1024
+"""Placed marks that are remembered although they are stored: a command that comes again, or waits for that, finds its mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,13 @@ class Marks:
         for asked in [asked for asked in self._waiting if asked.mark.id in ids]:
             self._waiting.remove(asked)
             self._placed[asked.mark.id] = asked, position
-        while len(self._placed) > _KEPT:
-            del self._placed[next(iter(self._placed))]
+
+    def stored(self, position: Position) -> None:
+        """Batches up to `position` cannot be lost any more: of their marks only the newest are remembered."""
+        if len(self._placed) > _KEPT:
+            old = [id_ for id_, (_, placed) in self._placed.items() if placed <= position]
+            for id_ in old[: len(self._placed) - _KEPT]:
+                del self._placed[id_]
 
     def where(self, id_: str) -> Position | None:
         """Where the mark stands; None while it waits."""

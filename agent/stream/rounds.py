@@ -137,7 +137,8 @@ class Rounds:
         self._unordered_at = self._loss_seen_at = time.monotonic() + seconds
 
     def lose_order(self, cause: str) -> None:
-        if self._catchup.loss_at_order is not None:
+        # What was lost with a connection has taken order from catch-up already; the pinned word still says that there was order.
+        if self._catchup.loss_at_order is not None or self._state[Word.ORDERED]:
             self.cause = cause
             self._unordered_at = time.monotonic()
         self._state.set_unordered()

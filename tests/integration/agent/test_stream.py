@@ -215,6 +215,49 @@ async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
     replica.close()
 
 
+async def test_why_order_is_lost_with_a_connection_is_said(
+    shm: Path, devices: list[str], pin_dir: Path
+) -> None:
+    replica = Replica(shm, [DISK_B, DISK_B])
+    async with running(pin_dir, devices, 1) as stream:
+        pump = Pump(stream, replica)
+        await pump.begin()
+        stream.rounds.settle()
+        async with asyncio.timeout(60):
+            while stream.state != StreamState.ORDERED:
+                await pump.turn(keep=False)
+        await pump.resume()
+        assert "batches were lost with the connection" in stream.cause
+    replica.close()
+
+
+async def test_sectors_that_can_be_read_again_are_not_called_unreadable(
+    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica(shm, [DISK_B, DISK_B])
+    bad = [(2048, 8), (64, 8)]
+
+    def some_bad(
+        fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]
+    ) -> list[tuple[int, int]]:
+        found = read_span(fd, chunk, buffer, moved)
+        end = chunk.first_sector + chunk.sectors
+        return found + [run for run in bad if chunk.disk == 0 and chunk.first_sector <= run[0] < end]
+
+    monkeypatch.setattr("agent.stream.sync_reader.read_span", some_bad)
+    async with running(pin_dir, devices, 1) as stream:
+        pump = Pump(stream, replica)
+        await pump.begin()
+        stream.rounds.settle()
+        await pump.until_ordered()
+        assert stream.unreadable == {(0, sector): count for sector, count in bad}
+        bad.pop()
+        await pump.begin(2)
+        await pump.until_ordered()
+        assert stream.unreadable == {(0, 2048): 8}
+    replica.close()
+
+
 async def test_a_mark_holds_what_had_completed_although_it_was_lost_from_the_ring(
     shm: Path, devices: list[str], pin_dir: Path
 ) -> None:

@@ -55,11 +55,25 @@ def test_a_mark_of_a_stored_epoch_is_not_asked_for_again() -> None:
     assert marks.where("m") == Position.of(1, 7)
 
 
-def test_old_marks_are_forgotten() -> None:
+def test_marks_of_one_batch_are_all_found_and_wait_again_if_it_is_lost_however_many() -> None:
     marks = Marks()
-    for number in range(1000):
-        mark = Mark(str(number))
-        marks.ask(mark, 0, 0)
-        marks.place((mark,), Position.of(1, number))
-    assert marks.where("0") is None
-    assert marks.where("999") == Position.of(1, 999)
+    ids = [f"m{number}" for number in range(3000)]
+    for id_ in ids:
+        marks.ask(Mark(id_), 5, 0)
+    placed = Position.of(1, 10)
+    marks.place(marks.due(5, 0), placed)
+    assert all(marks.where(id_) == placed for id_ in ids)
+    marks.stored(Position.of(1, 9))
+    marks.lost_behind(Position.of(1, 9))
+    assert len(marks.due(5, 0)) == len(ids)
+
+
+def test_of_marks_that_are_stored_the_newest_are_remembered() -> None:
+    marks = Marks()
+    for number in range(3000):
+        marks.ask(Mark(f"m{number}"), 5, 0)
+        marks.place((Mark(f"m{number}"),), Position.of(1, number))
+    marks.stored(Position.of(1, 2990))
+    assert marks.where("m0") is None
+    assert marks.where("m2990") == Position.of(1, 2990)
+    assert len(marks._placed) == 1024
