@@ -398,7 +398,8 @@ def _every(next_id: str, get_fd: str, describe: Callable[[int], _T]) -> Iterator
     while getattr(lib.c, next_id)(current, ctypes.byref(current)) == 0:
         fd = int(getattr(lib.c, get_fd)(current))
         if fd < 0:
-            if ctypes.get_errno() == errno.ENOENT:
+            # Gone meanwhile; or a link that somebody is just making (EAGAIN): ours are made.
+            if ctypes.get_errno() in (errno.ENOENT, errno.EAGAIN):
                 continue
             raise lib.error("The machine's BPF objects could not be listed")
         try:
