@@ -52,7 +52,7 @@ def detach(argv: list[str]) -> int:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="detach although an agent runs; it is not stopped, and loses its stream: stop it before",
+        help="detach although an agent runs; it is not stopped, and attaches again: stop it before",
     )
     options = parser.parse_args(argv)
     try:
@@ -67,8 +67,8 @@ def detach(argv: list[str]) -> int:
             if not options.force:
                 raise AgentRunningError(exc.what, cause=exc.cause, action=_STOP_FIRST) from exc
             print(
-                f"agent: {exc.cause}. It is not stopped: it sees no write any more, and replicates everything anew when "
-                "it is started again.",
+                f"agent: {exc.cause}. It is not stopped: it notices that capture is gone, attaches again, and replicates "
+                "everything anew.",
                 file=sys.stderr,
             )
             detach(config.pin_dir)
