@@ -831,6 +831,12 @@ class PreconditionError(StorageError):
     code = "US435"
 
 
+class RangeError(PreconditionError):
+    """The range that was to be read begins at or behind the blob's end. Nothing else that a condition can say means that."""
+
+    code = "US590"
+
+
 class BlobTooShortError(StorageError):
     """The blob ends before the range that was to be read."""
 

@@ -38,6 +38,7 @@ from shared.errors import (
     NotStorageError,
     PreconditionError,
     PublicAccessRefusedError,
+    RangeError,
     StorageCertificateError,
     StorageClockError,
     StorageError,
@@ -76,6 +77,7 @@ BY_CODE: Final[dict[str, tuple[type[StorageError], str]]] = {
     "InternalError": (TransientError, "storage failed inside"),
     "SystemInUse": (TransientError, "storage is occupied"),
     "PendingCopyOperation": (TransientError, "a copy into this blob is under way"),
+    "BlobModifiedWhileReading": (TransientError, "somebody wrote to it meanwhile"),
     # throttled
     "ServerBusy": (ThrottledError, "storage is busy"),
     "OperationTimedOut": (ThrottledError, "storage did not finish in time"),
@@ -92,9 +94,8 @@ BY_CODE: Final[dict[str, tuple[type[StorageError], str]]] = {
     "MaxBlobSizeConditionNotMet": (PreconditionError, "it has another length"),
     "SequenceNumberConditionNotMet": (PreconditionError, "it has another sequence number"),
     "TargetConditionNotMet": (PreconditionError, "it has changed"),
-    "InvalidRange": (PreconditionError, "the range is behind its end"),
-    "InvalidPageRange": (PreconditionError, "the pages are behind its end"),
-    "BlobModifiedWhileReading": (PreconditionError, "it has changed"),
+    "InvalidRange": (RangeError, "the range is behind its end"),
+    "InvalidPageRange": (RangeError, "the pages are behind its end"),
     "LeaseAlreadyPresent": (LeaseHeldError, _LEASED),
     "LeaseIsBreakingAndCannotBeAcquired": (LeaseHeldError, "its lease is being broken"),
     "LeaseIdMissing": (LeaseHeldError, _LEASED),
@@ -224,7 +225,9 @@ def _of_answer(what: str, status: int, headers: Mapping[str, str], said: str, wh
 def _by_status(status: int) -> type[StorageError]:
     if status == 404:
         return BlobNotFoundError
-    if status in (304, 412, 416):
+    if status == 416:
+        return RangeError
+    if status in (304, 412):
         return PreconditionError
     if status in (401, 403):
         return StorageRefusedError

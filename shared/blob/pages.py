@@ -8,7 +8,7 @@ from typing import Any, Final
 from shared.blob.core import BlobCore
 from shared.blob.leases import existing_leased
 from shared.blob.reading import download
-from shared.errors import BlobTooShortError, PreconditionError
+from shared.errors import BlobTooShortError, RangeError
 
 PAGE: Final = 512
 PAGE_WRITE_MAX_B: Final = 4 * 1024 * 1024
@@ -62,7 +62,7 @@ class PageBlobs:
         what = f"read {length} bytes at {offset} of {name}"
         try:
             data = await download(self._core, what, name, offset, length, snapshot)
-        except PreconditionError as exc:
+        except RangeError as exc:
             raise BlobTooShortError(f"Could not {what}", cause="it ends before them") from exc
         if len(data) != length:
             raise BlobTooShortError(f"Could not {what}", cause=f"it ends after {len(data)} of them")

@@ -20,7 +20,7 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(-?\d+)/(\d+)")
 async def download(
     core: BlobCore, what: str, name: str, offset: int, length: int | None, snapshot: str | None
 ) -> bytes:
-    """The bytes from `offset`, at most `length`; fewer only where the blob ends. PreconditionError when `offset`
+    """The bytes from `offset`, at most `length`; fewer only where the blob ends. RangeError when `offset`
     is at or behind its end.
     """
     # A range always: only answers to ranges tell how long the blob is.

@@ -17,7 +17,7 @@ from shared.blob.leases import Leases, existing_leased
 from shared.blob.pages import PageBlobs
 from shared.blob.policies import Policies
 from shared.blob.reading import download
-from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError, StorageError
+from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError, RangeError, StorageError
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
@@ -178,8 +178,8 @@ class BlobStore:
 
         try:
             return await download(self._core, f"read {name}", name, offset, length, snapshot)
-        except PreconditionError:
-            return b""  # the range begins at or behind the end
+        except RangeError:
+            return b""  # (of what storage says to a read, this alone means that there are no bytes)
 
     async def read_versioned(self, name: str) -> tuple[bytes, str] | None:
         """A small blob's content and ETag; None when there is no such blob. The ETag is of that content or of an older one: so what is

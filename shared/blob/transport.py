@@ -5,21 +5,27 @@
   between.
 - A proxy of the environment is used for what is far away only (shared/proxies.py).
 - An answer without the request id that each answer of blob storage carries is not storage's, whatever it says.
+- A listing that is not what listings look like is no listing. The SDK takes an empty body for an end of iteration, and every other
+  document for an empty list: of pages, that would be a disk of zeroes.
 """
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 from azure.core.pipeline.transport import AioHttpTransport
 
-from shared.blob.answers import ForeignAnswerError
+from shared.blob.answers import ForeignAnswerError, MisshapenError
 from shared.proxies import Proxy, configured_proxy, proxy_for
 
 _PIECE_B: Final = 128 * 1024
+_ROOTS: Final = {"list": "EnumerationResults", "pagelist": "PageList"}
+"""Query parameter `comp` → the document that answers it."""
 _ROUTE_S: Final = 60.0
 """After so long DNS is asked again whether a server is near: it may not have answered, or have changed."""
 
@@ -53,6 +59,9 @@ class StorageTransport(ProxiedTransport):
         if "x-ms-request-id" not in response.headers:
             response.internal_response.close()
             raise ForeignAnswerError(response.status_code)
+        comp = parse_qs(urlsplit(request.url).query).get("comp", [""])[0]
+        if comp in _ROOTS and response.status_code == 200:
+            _check_listing(comp, response.body(), response.headers)
         return response
 
     def _get_request_data(self, request: Any) -> Any:
@@ -64,6 +73,18 @@ class StorageTransport(ProxiedTransport):
 def _server(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _check_listing(comp: str, body: bytes, headers: Any) -> None:
+    """Raises MisshapenError unless the answer's document is of the kind that was asked for, and tells of which blob it is."""
+    try:
+        _, root = next(ElementTree.iterparse(io.BytesIO(body), ("start",)))  # noqa: S314 - the SDK parses it, too
+    except ElementTree.ParseError as exc:
+        raise MisshapenError(f"no XML came of a {comp}: {exc}") from exc
+    if root.tag != _ROOTS[comp]:
+        raise MisshapenError(f"a document {root.tag!r} came instead of {_ROOTS[comp]}")
+    if comp == "pagelist" and not headers.get("x-ms-blob-content-length", "").isdecimal():
+        raise MisshapenError("it does not say how large the blob is")
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:

@@ -278,6 +278,47 @@ async def test_an_answer_that_stays_short_is_never_returned(
         await call.run(via.with_retry(ONCE))
 
 
+_DOCUMENTS: Final[dict[str, Fault]] = {
+    "empty": Short(1 << 30),
+    "other-root": Answer(200, headers={"x-ms-blob-content-length": "16384"}, body=b"<html></html>"),
+    "no-size": Answer(200, body=b"<PageList></PageList>"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [
+        (name, document)
+        for name in ("list", "list_folders", "pages.ranges")
+        for document in _DOCUMENTS
+        if document != "no-size" or name == "pages.ranges"
+    ],
+)
+async def test_a_listing_in_another_shape_is_asked_for_again_and_never_taken_for_an_empty_one(
+    name: str, document: str, direct: BlobStore, via: BlobStore, faulty: FaultProxy
+) -> None:
+    call = next(call for call in CALLS if call.name == name)
+    faulty.add(_DOCUMENTS[document])
+    assert await call.check(direct, await call.run(via))
+    faulty.add(_DOCUMENTS[document], times=None)
+    with pytest.raises(TransientError, match="not whole"):
+        await call.run(via.with_retry(ONCE))
+
+
+@pytest.mark.parametrize("name", ["read", "read-range", "pages.read"])
+@pytest.mark.parametrize(("status", "code"), [(409, "BlobModifiedWhileReading"), (412, "ConditionNotMet")])
+async def test_only_a_range_behind_its_end_makes_a_blob_read_as_nothing(
+    name: str, status: int, code: str, direct: BlobStore, via: BlobStore, faulty: FaultProxy
+) -> None:
+    call = next(call for call in CALLS if call.name == name)
+    faulty.add(Answer(status, code), times=None)
+    with pytest.raises(StorageError) as caught:
+        await call.run(via.with_retry(ONCE))
+    assert not isinstance(caught.value, BlobTooShortError)
+    faulty.clear()
+    assert await direct.read("d/block", len(DATA)) == b""
+
+
 def test_the_default_deadline_holds_more_than_one_attempt_that_stalls() -> None:
     assert Retry().deadline_s > 2 * Retry().attempt_s
 
@@ -351,7 +392,8 @@ async def test_page_ranges_go_on_where_the_answer_before_ended(
 ) -> None:
     def page(start: int, marker: str) -> Answer:
         body = f"<PageRange><Start>{start}</Start><End>{start + 511}</End></PageRange>"
-        return Answer(200, body=f"<PageList>{body}<NextMarker>{marker}</NextMarker></PageList>".encode())
+        document = f"<PageList>{body}<NextMarker>{marker}</NextMarker></PageList>"
+        return Answer(200, headers={"x-ms-blob-content-length": "16384"}, body=document.encode())
 
     faulty.add(page(0, "m1"), comp="pagelist")
     faulty.add(Cut(), comp="pagelist")
