@@ -20,10 +20,9 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -32,14 +31,13 @@ from master_target.targets.state import DiskState, decode
 from shared import durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ImageFileError, LeaseHeldError, SeedDiskError
+from shared.recovery.parallel import in_thread
 from shared.recovery.position import Position
 from shared.recovery.seed import shown_position
 from shared.recovery.sparse import SparseFile
 
 _FICLONE: Final = 0x40049409
 _COPY_B: Final = 4 * 1024 * 1024
-
-T = TypeVar("T")
 
 
 class ImageTarget:
@@ -91,32 +89,32 @@ class ImageTarget:
         return self._state
 
     async def begin(self, start: Position, end: Position, disk_b: int) -> None:
-        await _in_thread(self._record, self._state.begin(start, end, disk_b))
+        await in_thread(self._record, self._state.begin(start, end, disk_b))
         if start.batch == 0:
-            await _in_thread(self._image.resize, disk_b)
+            await in_thread(self._image.resize, disk_b)
 
     async def write(self, offset_b: int, data: memoryview) -> None:
-        await _in_thread(self._image.write, offset_b, data)
+        await in_thread(self._image.write, offset_b, data)
 
     async def clear(self, offset_b: int, length_b: int) -> None:
-        await _in_thread(self._image.clear, offset_b, length_b)
+        await in_thread(self._image.clear, offset_b, length_b)
 
     async def read(self, offset_b: int, length_b: int) -> bytes:
-        return await _in_thread(self._image.read, offset_b, length_b)
+        return await in_thread(self._image.read, offset_b, length_b)
 
     async def finish(self) -> None:
-        await _in_thread(self._image.sync)
-        await _in_thread(self._record, self._state.finish())
+        await in_thread(self._image.sync)
+        await in_thread(self._record, self._state.finish())
 
     async def snapshot(self) -> str:
         if not self._state.settled:
             raise SeedDiskError(
                 f"No snapshot of {self._path} was taken", cause="an interval is being applied to it"
             )
-        return await _in_thread(self._snapshot)
+        return await in_thread(self._snapshot)
 
     async def snapshots(self) -> list[Snapshot]:
-        return await _in_thread(self._snapshots)
+        return await in_thread(self._snapshots)
 
     async def delete_snapshot(self, disk: str, snapshot: str) -> None:
         path = self._path.with_name(snapshot)
@@ -162,18 +160,6 @@ class ImageTarget:
                 disk = path.name.split("@", 1)[0]
                 found.append(Snapshot(disk, path.name, position, path.stat().st_mtime))
         return found
-
-
-async def _in_thread(work: Callable[..., T], *args: object) -> T:
-    """What `work` returns, run in a thread. A caller that is cancelled meanwhile goes on only when the thread is done."""
-    running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        while not running.done():
-            with contextlib.suppress(asyncio.CancelledError):  # nor does a second one make it shorter
-                await asyncio.wait([running])
-        raise
 
 
 def _remove_snapshot(path: Path) -> None:
