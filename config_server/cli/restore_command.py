@@ -22,7 +22,7 @@ from config_server.cli.machine_commands import name_argument
 from config_server.cli.options import COMMON, Target, add_options
 from config_server.cli.output import Progress, emit, fields, grid, run, say, seconds, size
 from shared import protected
-from shared.errors import UNDECODABLE, RestoreError, UnderstudyError
+from shared.errors import RestoreError, UnderstudyError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from config_server.cli.access import Access
     from config_server.cli.profile import Rescue
     from shared.recovery import materialise as engine
-    from shared.recovery.folder import Manifest
+    from shared.recovery.folder import Journal, Manifest
     from shared.recovery.plan import Plan
 
 FLUSH_S: Final = 10.0
@@ -95,17 +95,17 @@ async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Pat
     from shared.messages import RestoreRequest
     from shared.recovery.folder import check_folder
 
-    reference = _unfinished(to_dir, name, reference)
+    reference, journal = _unfinished(to_dir, name, reference)
     request = RestoreRequest(point=reference, to=str(to_dir), host=socket.gethostname())
     dry = msgspec.structs.replace(request, dry_run=True)
     async with opened(find, name, dry) as looking:
         # Whatever is wrong with the request shall be found before there is a job that failed of it.
-        check_folder(to_dir, await _plan(looking, name, reference))
+        check_folder(to_dir, await _plan(looking, name, reference, journal))
         access = await looking.begin(request, name)
         try:
             if reference == "latest":
                 await _flush(access, name)
-            plan = await _plan(access, name, reference)
+            plan = await _plan(access, name, reference, journal)
             _warn_of_room(plan, to_dir)
             manifest = await _materialise(access, plan, to_dir)
         except UnderstudyError as exc:
@@ -119,20 +119,17 @@ async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Pat
         return manifest
 
 
-def _unfinished(to_dir: Path, name: str, reference: str) -> str:
-    """`latest` moves on; a restore of it that was interrupted goes on with the point that it began with."""
-    from shared.recovery.folder import JOURNAL, Journal
+def _unfinished(to_dir: Path, name: str, reference: str) -> tuple[str, Journal | None]:
+    """`latest` moves on; a restore of it that was interrupted goes on with the point that it began with. And what the folder has of it."""
+    from shared.recovery.folder import begun
 
+    journal = begun(to_dir)
+    if journal is None or journal.origin.machine != name:
+        return reference, None
     if reference not in ("latest", "latest-processed"):
-        return reference
-    try:
-        journal = msgspec.json.decode((to_dir / JOURNAL).read_bytes(), type=Journal)
-    except (OSError, *UNDECODABLE):
-        return reference  # none, or one that the restore itself will complain about
-    if journal.machine != name:
-        return reference
-    say(f"{to_dir} holds an unfinished restore of point {journal.id}: it goes on.")
-    return journal.id
+        return reference, journal
+    say(f"{to_dir} holds an unfinished restore of point {journal.origin.id}: it goes on.")
+    return journal.origin.id, journal
 
 
 async def _flush(access: Access, name: str) -> None:
@@ -144,12 +141,12 @@ async def _flush(access: Access, name: str) -> None:
         )
 
 
-async def _plan(access: Access, name: str, reference: str) -> Plan:
+async def _plan(access: Access, name: str, reference: str, begun: Journal | None = None) -> Plan:
     from shared.recovery.catalog import Catalog
     from shared.recovery.verify import make_plan
 
     catalog = await Catalog.load(access.store, name)
-    return await make_plan(access.store, catalog, await catalog.resolve(reference))
+    return await make_plan(access.store, catalog, await catalog.resolve(reference), begun)
 
 
 def _room_b(plan: Plan, to_dir: Path) -> int | None:

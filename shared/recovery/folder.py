@@ -1,10 +1,17 @@
 """The folder that a restore writes: images, journal, manifest. Layout in FORMAT.md beside this file.
 
 The journal is written before the first image and removed after the manifest is durable. So a folder is empty, or holds an unfinished
-restore (journal), or a complete one (manifest only). A restore goes on only in an empty folder or in its own unfinished one.
+restore (journal), or a complete one (manifest only). A restore goes on only in an empty folder or in its own unfinished one; its own
+complete one is its result.
+
+Its own: machine and position do not say which log it was. Two logs have the same machine's name and the same numbers when a name was given
+to another machine, or a storage account was begun anew. So the journal has the claim of the epoch, which is random, and its disks.
 
 The journal claims only what is durable: images are synced before it is replaced. What was written behind its claim is written again,
-which gives the same bytes: see "Why resuming is correct" in materialise.py.
+which gives the same bytes: see "Why resuming is correct" in materialise.py. It goes on from the base with which it began (`Journal.base`,
+which make_plan prefers), as long as that is there: a newer one may be better for whoever begins, never for whoever has begun. Where its
+images are not what they were (gone, or of another length: a copy of the folder that ended early), or the base is another, nothing
+that it claims can be relied upon: then all begins again, and the log says so.
 """
 
 from __future__ import annotations
@@ -18,27 +25,64 @@ from typing import Final
 
 import msgspec
 
-from shared import durable
+from shared import durable, logging
+from shared.batch import SECTOR
 from shared.errors import UNDECODABLE, ImageFileError, RestoreFolderError
 from shared.recovery.plan import Plan
-from shared.recovery.points import Range
+from shared.recovery.points import PointDoc, Range
+
+_log = logging.get()
 
 JOURNAL: Final = ".understudy-restore.json"
 MANIFEST: Final = "manifest.json"
+JOURNAL_VERSION: Final = 2
+_LOST_AND_FOUND: Final = "lost+found"
+"""A fresh file system has it."""
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """What is restored: the position, and of which log. Two restores of one origin write the same images."""
+
+    machine: str
+    id: str
+    """The position."""
+    claim: str
+    """Of its epoch."""
+    disks: tuple[tuple[str, int], ...]
+    """(name, sectors) of each."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Origin:
+        return cls(
+            machine=plan.machine,
+            id=str(plan.position),
+            claim=plan.claim,
+            disks=tuple((disk.name, disk.sectors) for disk in plan.disks),
+        )
 
 
 class Journal(msgspec.Struct, kw_only=True):
-    machine: str
-    id: str
-    """The position that is restored."""
-    base: str | None
-    """Id of the point whose snapshots are the base; None: zeroes."""
+    origin: Origin
+    base: PointDoc | None
+    """The point whose snapshots are the base; None: zeroes."""
+    discarded: bool = False
+    """Images of an earlier beginning may still be here: nothing is claimed."""
     base_done: dict[str, int] = {}
     """Disk name → up to this byte, the base is in its image."""
     replayed: int
     """Every batch up to this one is in the images; as long as the base is not complete, that of the base."""
     unreadable: list[Range] = []
-    v: int = 1
+    v: int = JOURNAL_VERSION
+
+    @property
+    def claims(self) -> bool:
+        """Whether anything is done already."""
+        done = self.base_done or self.replayed != (self.base.batch if self.base else 0)
+        return bool(done) and not self.discarded
+
+
+class _Versioned(msgspec.Struct):
+    v: int
 
 
 class ManifestDisk(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +107,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     suspect: bool
     unreadable: tuple[Range, ...]
     disks: tuple[ManifestDisk, ...]
+    claim: str = ""
+    """Of the epoch: which log it was."""
     v: int = 1
 
 
@@ -92,11 +138,38 @@ class RestoreFolder:
 
 
 def check_folder(path: Path, plan: Plan) -> None:
-    """Raises RestoreFolderError when `open_folder` would; changes nothing."""
+    """Raises RestoreFolderError when `finished` and `open_folder` would; changes nothing."""
     with translated(path, "used"):
         if path.exists():
             _check_is_folder(path)
-            _unfinished(path, plan)
+            if finished(path, plan) is None:
+                _unfinished(path, plan)
+
+
+def begun(path: Path) -> Journal | None:
+    """The journal of the restore that is unfinished in this folder, if there is one that can be read."""
+    try:
+        return _read(path / JOURNAL)
+    except (OSError, RestoreFolderError):
+        return None  # the restore itself will say what is wrong
+
+
+def finished(path: Path, plan: Plan) -> Manifest | None:
+    """The manifest, when this same restore was finished here, and nothing was written to the images since."""
+    if (path / JOURNAL).exists():
+        return None
+    try:
+        done = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        made_ns = (path / MANIFEST).stat().st_mtime_ns
+        images = [(path / disk.file).stat() for disk in done.disks]
+    except (OSError, *UNDECODABLE):
+        return None
+    disks = tuple((disk.name, disk.size_b // SECTOR) for disk in done.disks)
+    origin = Origin(machine=done.machine, id=done.id, claim=done.claim, disks=disks)
+    whole = [disk.size_b for disk in done.disks] == [image.st_size for image in images]
+    if origin == Origin.of(plan) and whole and all(image.st_mtime_ns <= made_ns for image in images):
+        return done
+    return None
 
 
 def _check_is_folder(path: Path) -> None:
@@ -131,40 +204,71 @@ def open_folder(path: Path, plan: Plan) -> Iterator[RestoreFolder]:
 
 def _begin_or_resume(path: Path, plan: Plan) -> Journal:
     fresh = Journal(
-        machine=plan.machine,
-        id=str(plan.position),
-        base=plan.base.id if plan.base else None,
+        origin=Origin.of(plan),
+        base=plan.base,
         replayed=plan.base.batch if plan.base else 0,
         unreadable=list(plan.base.unreadable) if plan.base else [],
     )
     journal = _unfinished(path, plan)
     if journal is None:
         return fresh
-    images = [path / f"{disk.name}.raw" for disk in plan.disks]
-    progress = journal.base_done or journal.replayed != fresh.replayed
-    if journal.base == fresh.base and not (progress and not all(image.exists() for image in images)):
+    changed = _changed(path, plan, journal)
+    if not changed:
         return journal
-    # The base is another one than last time (new snapshots, or the old ones expired), or somebody deleted an image: begin again. No
-    # journal may speak of images of the other beginning, so first none speaks of any: no point has the id "".
-    durable.replace_file(path / JOURNAL, msgspec.json.encode(msgspec.structs.replace(fresh, base="")))
-    for image in images:
-        image.unlink(missing_ok=True)
+    _log.warning("restore begins again", folder=str(path), point=journal.origin.id, cause=changed)
+    # No journal may speak of images of the other beginning, so first none speaks of any.
+    fresh.discarded = True
+    durable.replace_file(path / JOURNAL, msgspec.json.encode(fresh))
+    for disk in plan.disks:
+        (path / f"{disk.name}.raw").unlink(missing_ok=True)
     durable.sync_folder(path)
+    fresh.discarded = False
     return fresh
+
+
+def _changed(path: Path, plan: Plan, journal: Journal) -> str:
+    """Why nothing that the journal claims can be relied upon; empty when it can."""
+    if journal.discarded:
+        return "it was interrupted while an earlier beginning was being removed"
+    if _snapshots(journal.base) != _snapshots(plan.base):
+        return f"it began with the base {_named(journal.base)}; now there is {_named(plan.base)}"
+    for disk in plan.disks:
+        image = path / f"{disk.name}.raw"
+        size_b = image.stat().st_size if image.exists() else None
+        if size_b is None and journal.claims:
+            return f"{image.name} is gone"
+        if size_b not in (None, disk.sectors * SECTOR) and journal.claims:
+            return f"{image.name} has {size_b} bytes, and had {disk.sectors * SECTOR}"
+    return ""
+
+
+def _snapshots(base: PointDoc | None) -> tuple[str, dict[str, str]] | None:
+    return None if base is None else (base.id, base.snapshots)
+
+
+def _named(base: PointDoc | None) -> str:
+    return "of zeroes" if base is None else f"of point {base.id}"
 
 
 def _unfinished(path: Path, plan: Plan) -> Journal | None:
     """The journal of this same restore, None in an empty folder. Raises RestoreFolderError for everything else."""
     if not (path / JOURNAL).exists():
-        if set(path.iterdir()) - set(_remains(path)):
+        if set(path.iterdir()) - {*_remains(path), path / _LOST_AND_FOUND}:
             raise RestoreFolderError(f"{path} cannot take a restore", cause=_contents(path))
         return None
     journal = _read(path / JOURNAL)
-    if (journal.machine, journal.id) != (plan.machine, str(plan.position)):
+    held, wanted = journal.origin, Origin.of(plan)
+    if (held.machine, held.id) != (wanted.machine, wanted.id):
         raise RestoreFolderError(
             f"{path} cannot take a restore of {plan.machine} at {plan.position}",
-            cause=f"it holds an unfinished restore of {journal.machine} at {journal.id}",
-            action=f"Go on with that one (--point {journal.id}), or give another folder.",
+            cause=f"it holds an unfinished restore of {held.machine} at {held.id}",
+            action=f"Go on with that one (--point {held.id}), or give another folder.",
+        )
+    if held != wanted:
+        raise RestoreFolderError(
+            f"{path} cannot take a restore of {plan.machine} at {plan.position}",
+            cause="it holds an unfinished restore of another log: of a machine that had this name, or another storage account",
+            action="Give another folder, or the storage account that the restore began with.",
         )
     return journal
 
@@ -183,13 +287,17 @@ def _remains(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Journal:
+    data = path.read_bytes()
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Journal)
+        version = msgspec.json.decode(data, type=_Versioned).v
+        if version != JOURNAL_VERSION:
+            raise ValueError(f"version {version}, and this program knows {JOURNAL_VERSION}")
+        return msgspec.json.decode(data, type=Journal)
     except UNDECODABLE as exc:
         raise RestoreFolderError(
             f"{path.parent} cannot take a restore",
             cause=f"its journal {path.name} cannot be read: {exc}",
-            action="Delete the folder, or give another one.",
+            action="Go on with the version that began it; or delete the folder, or give another one.",
         ) from exc
 
 

@@ -9,6 +9,9 @@ Why resuming is correct. The images go through states that the journal claims on
   order. Each sector's final content is that of the last extent that covers it, or what the claimed state has when none does;
   neither depends on what the cut-off try wrote.
 
+A restore that is cancelled waits for its threads (`in_thread`) before the folder's lock goes: else a late one would write into the images,
+or the journal, of whoever has the folder then. When the manifest is being written the restore is done, and not cancelled any more.
+
 Memory: one segment opened while the one before is written, and the runs of at most `_REPLAY_B` payload.
 """
 
@@ -17,23 +20,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from shared.batch import SECTOR, Batch
 from shared.blob import BlobStore
 from shared.crashpoints import reach
-from shared.errors import BlobTooShortError, SnapshotError
+from shared.errors import BlobNotFoundError, BlobTooShortError, SnapshotError
 from shared.log.epochs import EpochDisk
 from shared.log.reader import LogReader
 from shared.recovery.coalesce import DiskRuns, coalesce
 from shared.recovery.fit import check_extents
-from shared.recovery.folder import Manifest, ManifestDisk, RestoreFolder, open_folder
-from shared.recovery.parallel import parallel
+from shared.recovery.folder import Manifest, ManifestDisk, RestoreFolder, finished, open_folder
+from shared.recovery.parallel import in_thread, parallel
 from shared.recovery.plan import Plan
 from shared.recovery.position import format_ns
 from shared.recovery.seed import seed_blob
@@ -81,12 +86,15 @@ async def materialise(
     to_dir: Path,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Manifest:
-    """Write `<disk name>.raw` for each disk and manifest.json into `to_dir`, durably; goes on where a killed restore stopped.
+    """Write `<disk name>.raw` for each disk and manifest.json into `to_dir`, durably; goes on where a killed restore stopped, and does
+    nothing where this one was finished.
 
     Raises RestoreFolderError, ImageFileError, SnapshotError, LogGapError, LogMisfitError, WrongKeyError and other IntegrityErrors,
     StorageErrors.
     `progress` may be called from other threads.
     """
+    if (done := finished(to_dir, plan)) is not None:
+        return done
     reader = LogReader(store, plan.machine)
     for step in plan.replay[:1] + plan.replay[-1:]:  # the wrong vault is found before hours of download
         await reader.check_key(step.entry, vault)
@@ -121,16 +129,20 @@ async def _download_base(
     base = plan.base
     if base is None:
         return
-    pieces = {disk.name: await _pieces(store, plan, disk) for disk in plan.disks}
-    meter = _Meter(progress, "base", sum(p.length_b for group in pieces.values() for p in group))
+    ranges = {disk.name: await _ranges(store, disk, base.snapshots[disk.name]) for disk in plan.disks}
+    total_b = 0
     for disk in plan.disks:
+        total_b += await in_thread(_length_b, ranges[disk.name], disk.sectors * SECTOR)
+    meter = _Meter(progress, "base", total_b)
+    for disk in plan.disks:
+        pieces = partial(_pieces, ranges[disk.name], disk.sectors * SECTOR)
         blob, snapshot, image = (
             seed_blob(disk.name),
             base.snapshots[disk.name],
             images[disk.number],
         )
         done = folder.journal.base_done.get(disk.name, 0)
-        meter.add(sum(p.length_b for p in pieces[disk.name] if p.offset_b < done))
+        meter.add(sum(p.length_b for p in pieces() if p.offset_b < done))
 
         async def fetch(
             piece: _Piece, blob: str = blob, snapshot: str = snapshot, image: SparseFile = image
@@ -141,37 +153,61 @@ async def _download_base(
                 raise SnapshotError(
                     f"Snapshot {snapshot} of {blob} could not be read", cause="it ends too early"
                 ) from exc
+            except BlobNotFoundError as exc:
+                raise _gone(blob, snapshot) from exc
             for offset, length in piece.ranges:
                 at = offset - piece.offset_b
-                await asyncio.to_thread(image.write, offset, data[at : at + length])
+                await in_thread(image.write, offset, data[at : at + length])
             meter.add(piece.length_b)
 
-        for group in _groups([p for p in pieces[disk.name] if p.offset_b >= done]):
+        for group in _groups(p for p in pieces() if p.offset_b >= done):
             await parallel((partial(fetch, piece) for piece in group), _WIDTH)
-            await asyncio.to_thread(image.sync)
+            await in_thread(image.sync)
             folder.journal.base_done[disk.name] = group[-1].offset_b + group[-1].length_b
-            await asyncio.to_thread(folder.save)
+            await in_thread(folder.save)
             reach("restore.after-base-group")
 
 
-async def _pieces(store: BlobStore, plan: Plan, disk: EpochDisk) -> list[_Piece]:
-    """The written ranges of a disk's base, within the disk, as reads of at most `_READ_B`, ascending."""
-    assert plan.base is not None
-    ranges = await store.pages.ranges(seed_blob(disk.name), plan.base.snapshots[disk.name])
-    size_b = disk.sectors * SECTOR
-    pieces: list[_Piece] = []
+Ranges = npt.NDArray[np.int64]
+"""One row (offset, length) a range, ascending: a fragmented disk has millions of them, and a row takes 16 bytes."""
+
+
+async def _ranges(store: BlobStore, disk: EpochDisk, snapshot: str) -> Ranges:
+    """The written ranges of a disk's base."""
+    blob = seed_blob(disk.name)
+    try:
+        return np.array(await store.pages.ranges(blob, snapshot), np.int64).reshape(-1, 2)
+    except BlobNotFoundError as exc:
+        raise _gone(blob, snapshot) from exc
+
+
+def _gone(blob: str, snapshot: str) -> SnapshotError:
+    return SnapshotError(
+        f"Snapshot {snapshot} of {blob} could not be read",
+        cause="it was deleted meanwhile: its point has expired",
+        action="Run the same command again: the restore begins again from another base.",
+    )
+
+
+def _length_b(ranges: Ranges, size_b: int) -> int:
+    return sum(piece.length_b for piece in _pieces(ranges, size_b))
+
+
+def _pieces(ranges: Ranges, size_b: int) -> Iterator[_Piece]:
+    """The ranges, within the disk, as reads of at most `_READ_B`, ascending."""
     members: list[tuple[int, int]] = []
     for offset, length in _cut(ranges, size_b):
         far = members and offset - sum(members[-1]) > _READ_GAP_B
         if members and (far or offset + length - members[0][0] > _READ_B):
-            pieces.append(_piece(members))
+            yield _piece(members)
             members = []
         members.append((offset, length))
-    return [*pieces, _piece(members)] if members else pieces
+    if members:
+        yield _piece(members)
 
 
-def _cut(ranges: Sequence[tuple[int, int]], size_b: int) -> Iterator[tuple[int, int]]:
-    for offset, length in ranges:
+def _cut(ranges: Ranges, size_b: int) -> Iterator[tuple[int, int]]:
+    for offset, length in map(np.ndarray.tolist, ranges):
         end = min(offset + length, size_b)
         for at in range(offset, end, _READ_B):
             yield at, min(_READ_B, end - at)
@@ -182,14 +218,16 @@ def _piece(members: list[tuple[int, int]]) -> _Piece:
     return _Piece(first[0], last[0] + last[1] - first[0], tuple(members))
 
 
-def _groups(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
-    """Consecutive pieces of some `_JOURNAL_B` together."""
+def _groups(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Consecutive pieces of some `_JOURNAL_B` together, however many: nothing here looks at one of them twice."""
     group: list[_Piece] = []
+    length_b = 0
     for piece in pieces:
         group.append(piece)
-        if sum(p.length_b for p in group) >= _JOURNAL_B:
+        length_b += piece.length_b
+        if length_b >= _JOURNAL_B:
             yield group
-            group = []
+            group, length_b = [], 0
     if group:
         yield group
 
@@ -225,11 +263,11 @@ async def _replay(
             batches, following = await following, fetch(i + 1)
             check_extents(batches, plan.disks)
             for group in by_payload(batches, _REPLAY_B):
-                await asyncio.to_thread(_write, group, images)
-            await asyncio.to_thread(_sync, images)
+                await in_thread(_write, group, images)
+            await in_thread(_sync, images)
             folder.journal.replayed = step.last
             folder.journal.unreadable += [piece for batch in batches for piece in batch.meta.unreadable]
-            await asyncio.to_thread(folder.save)
+            await in_thread(folder.save)
             meter.add(step.entry.bytes)
             reach("restore.after-segment")
     finally:
@@ -279,11 +317,14 @@ async def _complete(
     images: Mapping[int, SparseFile],
     progress: Callable[[Progress], None],
 ) -> Manifest:
-    await asyncio.to_thread(_sync, images)
+    await in_thread(_sync, images)
     meter = _Meter(progress, "check", plan.disks_b)
-    digests = await asyncio.gather(
-        *(asyncio.to_thread(images[disk.number].sha256, meter.add) for disk in plan.disks)
-    )
+    digests: dict[int, str] = {}
+
+    async def check(number: int) -> None:
+        digests[number] = await in_thread(images[number].sha256, meter.add)
+
+    await parallel((partial(check, disk.number) for disk in plan.disks), len(plan.disks))
     manifest = Manifest(
         machine=plan.machine,
         id=str(plan.position),
@@ -298,12 +339,24 @@ async def _complete(
                 name=disk.name,
                 file=folder.image(disk.name).name,
                 size_b=disk.sectors * SECTOR,
-                sha256=digest,
+                sha256=digests[disk.number],
                 serial=disk.serial,
             )
-            for disk, digest in zip(plan.disks, digests, strict=True)
+            for disk in plan.disks
         ),
+        claim=plan.claim,
     )
     reach("restore.before-manifest")
-    await asyncio.to_thread(folder.complete, manifest)
+    await _to_the_end(in_thread(folder.complete, manifest))
     return manifest
+
+
+async def _to_the_end(work: Coroutine[None, None, None]) -> None:
+    """All there is to do is done, and this says so: whoever cancels now is told that it is finished."""
+    ending = asyncio.ensure_future(work)
+    while not ending.done():
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()

@@ -32,6 +32,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     position: Position
     captured_ns: int
     disks: tuple[EpochDisk, ...]
+    claim: str
+    """Of the epoch (shared/log/epochs.py): tells its log from another one of the same machine's name and the same numbers."""
     suspect: bool
     """A later epoch says that capture had missed writes by then."""
     point: PointDoc | None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from shared import logging
 from shared.batch import SECTOR
 from shared.blob import BlobStore
-from shared.errors import BlobNotFoundError, SnapshotError
+from shared.errors import BlobNotFoundError, IntegrityError, LogGapError, SnapshotError
 from shared.recovery.catalog import Catalog
 from shared.recovery.fit import check_disks, check_extents
-from shared.recovery.plan import Plan, base_candidates, replay_steps
+from shared.recovery.folder import Journal
+from shared.recovery.plan import Plan, Replay, base_candidates, replay_steps
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob, shown_position
@@ -32,30 +35,54 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     log_b: int
 
 
-async def make_plan(store: BlobStore, catalog: Catalog, position: Position) -> Plan:
-    """How to restore `position`: from the newest base that proves valid. Raises LogGapError, LogMisfitError."""
+async def make_plan(
+    store: BlobStore, catalog: Catalog, position: Position, begun: Journal | None = None
+) -> Plan:
+    """How to restore `position`: from the newest base that proves valid; if the restore has `begun`, from its own, as long as that does.
+    Raises LogGapError, LogMisfitError.
+    """
     epoch = catalog.epoch(position.epoch)
     check_disks(catalog.machine, epoch.epoch, epoch.disks)
-    base = None
-    for doc in base_candidates(position, list(catalog.docs.values())):
-        try:
-            await check_snapshots(store, catalog, doc)
-        except SnapshotError as exc:
-            _log.warning("point not used as base", machine=catalog.machine, point=doc.id, **exc.as_dict())
-        else:
-            base = doc
-            break
-    captured_ns = await catalog.captured_ns(position)
+    candidates: list[PointDoc | None] = [*base_candidates(position, list(catalog.docs.values())), None]
+    if (
+        begun is not None
+        and (begun.origin.id, begun.origin.claim) == (str(position), epoch.claim)
+        and begun.claims
+    ):
+        candidates.insert(0, begun.base)
+    base, replay = await _beginning(store, catalog, position, candidates)
+    at_base = base is not None and not replay  # then nothing of the log is needed
+    captured_ns = base.captured_ns if base is not None and at_base else await catalog.captured_ns(position)
     return Plan(
         machine=catalog.machine,
         position=position,
         captured_ns=captured_ns,
         suspect=catalog.is_suspect(position, captured_ns),
         disks=epoch.disks,
+        claim=epoch.claim,
         point=catalog.docs.get(position),
         base=base,
-        replay=replay_steps(catalog.entries(position.epoch), base.batch if base else 0, position),
+        replay=replay,
     )
+
+
+async def _beginning(
+    store: BlobStore, catalog: Catalog, position: Position, candidates: Sequence[PointDoc | None]
+) -> tuple[PointDoc | None, tuple[Replay, ...]]:
+    """The first of the bases (None: zeroes) that is there and from which the log leads to `position`. Raises what the last one lacks."""
+    entries = catalog.entries(position.epoch)
+    trouble: IntegrityError | None = None
+    for doc in candidates:
+        try:
+            if doc is not None:
+                await check_snapshots(store, catalog, doc)
+            return doc, replay_steps(entries, doc.batch if doc else 0, position)
+        except (SnapshotError, LogGapError) as exc:
+            trouble = exc
+            if doc is not None:
+                _log.warning("point not used as base", machine=catalog.machine, point=doc.id, **exc.as_dict())
+    assert trouble is not None
+    raise trouble
 
 
 async def check_snapshots(store: BlobStore, catalog: Catalog, doc: PointDoc) -> None:

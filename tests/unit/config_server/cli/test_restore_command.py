@@ -20,6 +20,7 @@ PLAN = Plan(
     position=Position.of(1, 2),
     captured_ns=1,
     disks=(EpochDisk(0, "sda", "", 2 * MIB // 512), EpochDisk(1, "sdb", "", MIB // 512)),
+    claim="c",
     suspect=False,
     point=None,
     base=None,
