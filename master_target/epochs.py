@@ -17,6 +17,7 @@ from master_target.targets.base import OpenTarget
 from shared import logging
 from shared.batch import SECTOR
 from shared.blob import BlobStore
+from shared.errors import IndexMissingError
 from shared.log import epochs
 from shared.log.epochs import EpochInfo
 from shared.recovery.fit import check_disks
@@ -88,9 +89,24 @@ class Epochs:
         assert info is not None
         await self._open(info)
         self.current = epoch
+        await self._check_end()
         _log.info(
             "epoch taken up", machine=self._machine, epoch=epoch, reason=info.reason, at=str(self.position)
         )
+
+    async def _check_end(self) -> None:
+        """Raises IndexMissingError when the disks have what the index does not: then it is an older one, or a part of it was lost. A newer
+        epoch, which begins with a full replication, heals that.
+        """
+        at = self.position
+        if at > self._log.end(at.epoch):
+            await self._look(at.epoch)  # it may have grown until the disks became ours, and they with it
+        end = self._log.end(at.epoch)
+        if at > end and not self.newer:
+            raise IndexMissingError(
+                f"The log index of machine {self._machine}, epoch {at.epoch} is not whole",
+                cause=f"it ends at batch {end.batch}, and the seed disks stand at batch {at.batch}",
+            )
 
     async def _open(self, info: EpochInfo) -> None:
         """Open the targets of the epoch's disks; keep those that are open, close those that are not in it. Raises LogMisfitError."""

@@ -13,7 +13,7 @@ from master_target.apply import Interval, make_interval
 from master_target.tail import EpochTail
 from shared.batch import Batch
 from shared.blob import BlobStore
-from shared.errors import BlobNotFoundError, IntegrityError, UnderstudyError
+from shared.errors import IntegrityError, UnderstudyError
 from shared.log import epochs
 from shared.log.chain import IndexChain
 from shared.log.epochs import EpochInfo
@@ -80,7 +80,7 @@ class Follower:
             if number >= from_epoch and number not in self._epochs:
                 try:
                     self._epochs[number] = await epochs.read_epoch(self._store, number)
-                except (IntegrityError, BlobNotFoundError) as exc:
+                except IntegrityError as exc:
                     damaged[number] = exc
         found: list[PointDoc] = []
         for number in sorted(self._epochs):

@@ -1021,6 +1021,16 @@ class IndexDamagedError(IntegrityError):
     default_action = "The log behind it cannot be used: restore an earlier point, resynchronise the machine."
 
 
+class IndexMissingError(IndexDamagedError):
+    """A blob of the log index, or the document of an epoch, is gone, and what is left says that it was there."""
+
+    code = "US591"
+    ends_epoch = True
+    default_action = (
+        "Restore an earlier point (`understudy point list`). A new epoch begins by itself, with a resync."
+    )
+
+
 class LogGapError(IntegrityError):
     """The log index does not lead from where we are to where we must be."""
 

@@ -16,7 +16,7 @@ from process_server.spool.machine_folder import MachineFolder
 from process_server.spool.ownership import Decision
 from process_server.spool.watch import Watch
 from shared.blob import BlobStore
-from shared.errors import FencedError, StorageForgotError, UnderstudyError
+from shared.errors import FencedError, IndexMissingError, StorageForgotError, UnderstudyError
 
 
 class OlderEpochs:
@@ -104,7 +104,7 @@ class OlderEpochs:
                     await log.close()
                     del self.logs[epoch]
                 await self._folder.remove(epoch)
-        except StorageForgotError as exc:
+        except (IndexMissingError, StorageForgotError) as exc:
             await Watch(self._shared, self._folder, epoch, store).give_up(exc.cause)
             self._watches.pop(epoch, None)
         self._changed()

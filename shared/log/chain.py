@@ -2,6 +2,10 @@
 
 An index may be hundreds of megabytes long. It is read in pieces, and a large piece is decoded in a thread: what is in memory, and how
 long the event loop is held up, does not depend on its length.
+
+A blob of the chain that is not there has not been made yet, or was lost; who took the one for the other would call an old state the newest.
+A further blob is made before the line that leads to it (writer.py): it was lost. The first one is made when the log is taken, before
+any segment: it was lost if there is one, or another blob of the index. That costs a listing, only while the first one is not there.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from shared.blob import BlobStore
-from shared.errors import BlobNotFoundError, IndexDamagedError, StorageForgotError
+from shared.errors import BlobNotFoundError, IndexDamagedError, IndexMissingError, StorageForgotError
 from shared.log import names
 from shared.log.index import Fold, IndexEntry, Line, decode_up_to_damage
 
@@ -60,7 +64,12 @@ class IndexChain:
             except BlobNotFoundError as exc:
                 if self.size_b:
                     raise self.forgot(f"index blob {blob} is gone") from exc
-                return  # not created yet
+                if not await self._was_there():
+                    return  # not made yet
+                raise IndexMissingError(
+                    f"The log index of machine {self.machine}, epoch {self.epoch} is not whole",
+                    cause=f"{blob} is gone, and what is left of the log says that it was there",
+                ) from exc
             if size_b < self.size_b:
                 raise self.forgot(f"{blob} has {size_b} bytes and had {self.size_b}")
             while self.size_b < size_b:
@@ -85,6 +94,20 @@ class IndexChain:
             if self.blob == blob:
                 return
             self.next_blob()
+
+    async def _was_there(self) -> bool:
+        """Whether the current blob, which was not there a moment ago, had been."""
+        if self.fold.number == 1:
+            async for info in self.store.list(names.epoch_folder(self.epoch)):
+                if names.follows_the_first_index(info.name):
+                    break
+            else:
+                return False
+        try:
+            await self.store.properties(self.blob)
+        except BlobNotFoundError:
+            return True
+        return False  # made meanwhile: the next reading sees it
 
     async def _piece(self, blob: str, end_b: int) -> bytes:
         """What stands in `blob` from `size_b` on: to `end_b`, or whole lines of about a piece's length."""

@@ -13,7 +13,13 @@ import msgspec
 
 from shared.blob import BlobStore
 from shared.crashpoints import reach
-from shared.errors import UNDECODABLE, BlobExistsError, IndexDamagedError
+from shared.errors import (
+    UNDECODABLE,
+    BlobExistsError,
+    BlobNotFoundError,
+    IndexDamagedError,
+    IndexMissingError,
+)
 from shared.log import names
 
 
@@ -56,9 +62,14 @@ async def epoch_numbers(store: BlobStore) -> list[int]:
 
 
 async def read_epoch(store: BlobStore, epoch: int) -> EpochInfo:
-    """Raises BlobNotFoundError, IndexDamagedError."""
+    """Of an epoch that `epoch_numbers` lists. Raises IndexDamagedError; IndexMissingError when the document is gone: it is the first
+    thing that there is of an epoch.
+    """
     name = names.epoch_document(epoch)
-    data = await store.read(name)
+    try:
+        data = await store.read(name)
+    except BlobNotFoundError as exc:
+        raise IndexMissingError(f"The epoch document {name} cannot be read", cause="it is gone") from exc
     try:
         return msgspec.json.decode(data, type=EpochInfo)
     except UNDECODABLE as exc:

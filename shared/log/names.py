@@ -65,5 +65,11 @@ def index(epoch: int, number: int) -> str:
     return f"{epoch_folder(epoch)}index-{number:06d}"
 
 
+def follows_the_first_index(name: str) -> bool:
+    """Whether the blob of this name is one that is only made when the epoch's first index blob has been."""
+    last = name.rsplit("/", 1)[-1]
+    return last.endswith(".seg") or last.startswith("index-")
+
+
 def segment(epoch: int, term: int, first: int) -> str:
     return f"{epoch_folder(epoch)}{term:08d}/{first:012d}.seg"

@@ -55,15 +55,13 @@ class LogReader:
     async def epochs(self, damaged: dict[int, IntegrityError] | None = None) -> list[EpochInfo]:
         """All epochs of the machine, oldest first. The last one is the machine's current one.
 
-        Raises IndexDamagedError for one whose document cannot be read; with `damaged` it is left out and noted there.
+        Raises IndexDamagedError for one whose document cannot be read, or is gone; with `damaged` it is left out and noted there.
         """
         found = []
         for number in await epochs.epoch_numbers(self._store):
             if number not in self._epochs:
                 try:
                     self._epochs[number] = await epochs.read_epoch(self._store, number)
-                except BlobNotFoundError:
-                    continue  # half deleted: no epoch any more
                 except IntegrityError as exc:
                     if damaged is None:
                         raise

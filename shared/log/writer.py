@@ -13,7 +13,8 @@ make `uploaded` advance:
 - A doubtful append (no answer) is repeated with the same condition. If it had happened, exactly these bytes, which carry W's term, stand
   at the expected place: `BlobStore.append` recognises them. The claim of another never looks like them.
 - The chain: `closed` is an appended line like any other, so it is the last one of its blob for everybody: whoever knows the blob's size
-  has read it, and goes on in the next blob. No two writers can disagree about which blob is the current one.
+  has read it, and goes on in the next blob, which is made before that line. No two writers can disagree about which blob is the
+  current one: a next blob that a kill, or a stale writer, left behind is empty and nothing leads to it, until a `closed` does.
 - Readers also ignore lines of a lower term after a higher one (shared/log/index.py). By the above there are none; the rule guards against
   storage that breaks its promise.
 
@@ -44,6 +45,7 @@ from shared.errors import (
     BlobNotFoundError,
     FencedError,
     IndexDamagedError,
+    IndexMissingError,
     LeaseHeldError,
     LeaseLostError,
     PreconditionError,
@@ -111,7 +113,10 @@ class IndexWriter:
         `known_last` was listed once.
         """
         writer = cls(store, machine, epoch, owner, max_blocks)
-        await writer._chain.read_to_end()
+        try:
+            await writer._chain.read_to_end()
+        except IndexMissingError as exc:
+            raise writer._chain.forgot(exc.cause) from exc
         if writer.fold.last < known_last:
             raise writer._chain.forgot(
                 f"its index ends at batch {writer.fold.last}, and batch {known_last} was listed"
@@ -228,6 +233,9 @@ class IndexWriter:
     async def _rotate(self) -> None:
         old_lease = self._lease
         closed = Closed(term=self.term, next=self.fold.number + 1)
+        # The next blob first: so one that `closed` names and that is not there was lost (chain.py). A leftover of a kill is taken as it is.
+        with contextlib.suppress(BlobExistsError):
+            await self._store.append_create(names.index(self.epoch, closed.next))
         await self._append(encode_lines([closed]))
         self.fold.add(closed)
         self._chain.next_blob()

@@ -9,8 +9,9 @@ point is one of:
     RFC 3339 time       the last ordered batch captured at or before it
 
 A time is refused where it would give something else than the machine's state then: before the first ordered batch, in the
-future, where the machine's clock does not tell (times.py), and in a period in which order was not kept. Such a period begins right
-after the last ordered batch before it (order was lost some time after it, nobody knows when) and ends with the next ordered batch.
+future, behind what has arrived in storage, where the machine's clock does not tell (times.py), and in a period in which order was
+not kept. Such a period begins right after the last ordered batch before it (order was lost some time after it, nobody knows when)
+and ends with the next ordered batch.
 "Newest" goes by position, never by time.
 """
 
@@ -24,6 +25,7 @@ import msgspec
 from shared.batch import StreamState
 from shared.blob import BlobStore
 from shared.errors import (
+    IndexMissingError,
     IntegrityError,
     LogGapError,
     MachineNotFoundError,
@@ -76,20 +78,26 @@ class Catalog:
             raise MachineNotFoundError(
                 f"There is nothing to recover of machine '{machine}'", cause="storage holds no log of it"
             )
-        entries = []
+        entries: list[tuple[int, IndexEntry]] = []
+        ends: dict[int, int] = {}
         for number in (e.epoch for e in epochs):
             try:
                 found = await reader.entries(number)
             except IntegrityError as exc:
                 damaged[number], found = exc, reader.before_damage(number)
             entries += [(number, entry) for entry in found]
+            ends[number] = found[-1].last if found else 0
+        for doc in docs:
+            if doc.epoch not in damaged and doc.batch > ends.get(doc.epoch, 0):
+                damaged[doc.epoch] = _ends_early(machine, doc, ends)
         return cls(reader, machine, epochs, entries, docs, damaged, time.time_ns())
 
     def epoch(self, number: int) -> EpochInfo:
         """Raises what is wrong with the epoch's document."""
-        if number in self.damaged and all(e.epoch != number for e in self.epochs):
+        found = next((e for e in self.epochs if e.epoch == number), None)
+        if found is None:
             raise self._damage(number)
-        return next(e for e in self.epochs if e.epoch == number)
+        return found
 
     def entries(self, epoch: int) -> list[IndexEntry]:
         return [entry for e, entry in self.history if e == epoch]
@@ -115,8 +123,9 @@ class Catalog:
         return any(0 < e.suspect_since_ns <= captured_ns and position.epoch < e.epoch for e in self.epochs)
 
     def gaps(self) -> list[Gap]:
-        """The periods without points, in log order."""
-        return history.gaps(self.history, {e.epoch: e.reason for e in self.epochs})
+        """The periods without points, in log order; among them those of which storage lost the log."""
+        lost = {epoch: f"{error.what}: {error.cause}" for epoch, error in self.damaged.items()}
+        return history.gaps(self.history, {e.epoch: e.reason for e in self.epochs}, lost)
 
     async def resolve(self, reference: str) -> Position:
         """The position that `reference` means. Raises PointReferenceError, PointNotFoundError, NoPointsError."""
@@ -125,7 +134,7 @@ class Catalog:
         if reference == "latest-processed":
             return self._latest_processed()
         if position := Position.parse(reference):
-            if not history.contains(self.runs, position):
+            if not history.contains(self.runs, position) and not self._is_snapshotted(position):
                 raise await self._no_point(
                     f"at position {position}", position, "no ordered batch is listed there"
                 )
@@ -157,8 +166,19 @@ class Catalog:
     def _damage(self, epoch: int) -> IntegrityError:
         """The error for whoever asks for what lies behind the damage: with what there is before it."""
         error = self.damaged[epoch]
-        action = f"The newest point before it: --point {self.runs[-1].last}." if self.runs else ""
+        known = {e.epoch for e in self.epochs}
+        ready = [
+            position for position in self.docs if position.epoch in known and self._is_snapshotted(position)
+        ]
+        if self.runs:
+            ready.append(self.runs[-1].last)
+        action = f"The newest point that is left: --point {max(ready)}." if ready else ""
         return type(error)(error.what, cause=error.cause, action=action)
+
+    def _is_snapshotted(self, position: Position) -> bool:
+        """Whether there is a point that its snapshots restore, also without the log."""
+        doc = self.docs.get(position)
+        return doc is not None and doc.state == "snapshotted" and doc.target == "page-blob"
 
     def _latest_processed(self) -> Position:
         ready = [position for position, doc in self.docs.items() if doc.state == "snapshotted"]
@@ -224,3 +244,11 @@ class Catalog:
         return PointNotFoundError(
             f"Machine '{self.machine}' has no recovery point {asked}", cause="; ".join(said)
         )
+
+
+def _ends_early(machine: str, doc: PointDoc, ends: Mapping[int, int]) -> IndexMissingError:
+    """A document is written when its position is in the index, and read before the index is."""
+    what = f"The log index of machine {machine}, epoch {doc.epoch} is not whole"
+    if doc.epoch not in ends:
+        return IndexMissingError(what, cause=f"nothing is left of the epoch, and there is point {doc.id}")
+    return IndexMissingError(what, cause=f"it ends at batch {ends[doc.epoch]}, and there is point {doc.id}")

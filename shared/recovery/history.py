@@ -6,14 +6,15 @@ runs*: the maximal runs of consecutive batches of one epoch after each of which 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from shared.log.index import IndexEntry
 from shared.recovery.points import PointDoc, logged_point
-from shared.recovery.position import Position
+from shared.recovery.position import NOWHERE, Position
 
 History = Sequence[tuple[int, IndexEntry]]
 """(epoch, entry), in log order."""
@@ -79,13 +80,22 @@ def at_or_after(runs: Sequence[OrderedRun], position: Position) -> Position | No
     return min(found, default=None)
 
 
-def gaps(history: History, reasons: dict[int, str]) -> list[Gap]:
-    """The periods without points. `reasons`: why each epoch began, for all epochs, also those without a batch."""
+def gaps(history: History, reasons: Mapping[int, str], lost: Mapping[int, str]) -> list[Gap]:
+    """The periods without points. `reasons`: why each epoch began, for all epochs whose document is known, also those without a batch;
+    `lost`: of which epochs not all can be read, and why.
+    """
     runs = ordered_runs(history)
-    end = max([Position.of(epoch, 0) for epoch in reasons] + [Position.of(e, i.last) for e, i in history])
+    ends = [Position.of(epoch, 0) for epoch in reasons] + [Position.of(e, i.last) for e, i in history[-1:]]
+    end = max(ends, default=NOWHERE)
     found = []
     for before, behind in zip([None, *runs], [*runs, None], strict=True):
-        if behind is None and before is not None and before.last == end:
+        damage = [
+            cause
+            for epoch, cause in lost.items()
+            if (before is None or epoch >= before.last.epoch)
+            and (behind is None or epoch < behind.first.epoch)
+        ]
+        if behind is None and before is not None and before.last == end and not damage:
             continue  # ordered to the end of the log
         found.append(
             Gap(
@@ -93,25 +103,31 @@ def gaps(history: History, reasons: dict[int, str]) -> list[Gap]:
                 until=behind.first if behind else None,
                 since_ns=before.to_ns if before else None,
                 until_ns=behind.from_ns if behind else None,
-                cause=_cause(history, reasons, before, behind),
+                cause="; ".join(damage) or _cause(history, reasons, before, behind),
             )
         )
     return found
 
 
 def _cause(
-    history: History, reasons: dict[int, str], before: OrderedRun | None, behind: OrderedRun | None
+    history: History, reasons: Mapping[int, str], before: OrderedRun | None, behind: OrderedRun | None
 ) -> str:
-    """What the stream itself said last in that period, else why the epoch began in which it ended."""
-    said = [
-        entry.cause
-        for epoch, entry in history
-        if entry.cause
-        and (before is None or Position.of(epoch, entry.last) > before.last)
-        and (behind is None or Position.of(epoch, entry.first) < behind.first)
-    ]
-    epoch = behind.first.epoch if behind else max(reasons)
-    return said[-1] if said else reasons.get(epoch, "")
+    """What the stream itself said last in that period, else why the epoch began in which it ended. Looks at that period alone: a log of
+    months has many segments and many periods.
+    """
+    said = ""
+    start = 0 if before is None else bisect.bisect_right(history, before.last, key=_last)
+    for at in range(start, len(history)):
+        epoch, entry = history[at]
+        if behind is not None and Position.of(epoch, entry.first) >= behind.first:
+            break
+        said = entry.cause or said
+    epoch = behind.first.epoch if behind else max(reasons, default=0)
+    return said or reasons.get(epoch, "")
+
+
+def _last(item: tuple[int, IndexEntry]) -> Position:
+    return Position.of(item[0], item[1].last)
 
 
 def marked_points(machine: str, history: History) -> Iterator[PointDoc]:

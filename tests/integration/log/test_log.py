@@ -15,6 +15,7 @@ from shared.errors import (
     BlobNotFoundError,
     FencedError,
     IndexDamagedError,
+    IndexMissingError,
     IntegrityError,
     SegmentAlteredError,
     SegmentMissingError,
@@ -174,16 +175,28 @@ async def test_an_index_that_is_damaged_behind_the_first_piece_is_known_up_to_th
     assert found == listed[: len(found)]
 
 
-async def test_an_owner_that_died_between_closing_and_the_next_blob_is_succeeded(store: BlobStore) -> None:
+async def test_an_owner_that_died_between_the_next_blob_and_closing_is_succeeded(store: BlobStore) -> None:
+    await IndexWriter.take(store, M, E, "ps1", max_blocks=2)
+    await store.append_create(names.index(E, 2))  # and then it was killed
+    successor = await IndexWriter.take(store, M, E, "ps2", max_blocks=2)
+    for made in make_chain(3):
+        await successor.append([await put_segment(store, [made], term=2)])
+    assert (successor.fold.last, successor.fold.number) == (3, 4)
+    assert len(await LogReader(store, M).entries(E)) == 3
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_a_log_that_lost_a_blob_of_its_index_is_not_taken(number: int, store: BlobStore) -> None:
     writer = await IndexWriter.take(store, M, E, "ps1", max_blocks=2)
-    chain = make_chain(3)
-    for made in chain[:2]:
+    for made in make_chain(3):
         await writer.append([await put_segment(store, [made])])
-    await store.leases.break_now(names.index(E, 2))
-    await store.delete(names.index(E, 2))  # as if it had never been created
-    # (its one entry goes with it: what is left is the closed first blob)
-    successor = await IndexWriter.take(store, M, E, "ps2")
-    assert (successor.fold.last, successor.fold.number) == (1, 2)
+    assert writer.fold.number == 3
+    await store.leases.break_now(names.index(E, number))
+    await store.delete(names.index(E, number))
+    with pytest.raises(StorageForgotError, match=f"index-{number:06d} is gone"):
+        await IndexWriter.take(store, M, E, "ps2")
+    with pytest.raises(IndexMissingError, match=f"index-{number:06d} is gone"):
+        await LogReader(store, M).entries(E)
 
 
 async def test_an_append_that_does_not_continue_the_log_is_refused_before_it_is_written(

@@ -13,11 +13,12 @@ from master_target.follow import Follower
 from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import SECTOR, Op, StreamState
 from shared.blob import BlobStore
-from shared.errors import IndexDamagedError
+from shared.errors import IndexDamagedError, IndexMissingError
 from shared.log import chain, names
 from shared.log.chain import IndexChain
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
+from shared.log.writer import IndexWriter
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
@@ -437,3 +438,47 @@ async def test_an_interval_that_changes_nothing_is_no_news(
     said = [line for line in capsys.readouterr().out.splitlines() if "interval applied" in line]
     assert len(said) == 1
     assert "debug" in said[0]
+
+
+@pytest.mark.parametrize("lost", ["between", "newest-epoch"])
+async def test_a_log_that_lost_what_is_applied_already_is_no_log_that_is_followed(
+    lost: str, model: ModelMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = IndexWriter.take.__func__.__kwdefaults__  # type: ignore[attr-defined]
+    monkeypatch.setitem(defaults, "max_blocks", 2)
+    for _ in range(2):
+        await model.begin_epoch()
+        for _ in range(4):
+            model.write()
+            await model.publish()
+    async with running(model) as machine:
+        await until_applied(machine, model.position)
+    gone = names.index(2, 3 if lost == "between" else 1)
+    await model.store.leases.break_now(gone)
+    await model.store.delete(gone)
+    async with running(model) as machine:
+        await until(machine, lambda: any(e.code == IndexMissingError.code for e in machine.report().errors))
+
+
+async def test_disks_that_stand_behind_the_end_of_the_index_are_not_followed(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    """Storage was restored from a copy, and its page blobs are newer than its append blobs."""
+    await model.begin_epoch()
+    model.write()
+    await model.publish()
+    images = tmp_path / "images"
+    images.mkdir()
+    index = names.index(1, 1)
+    older = await model.store.read(index)
+    model.write()
+    await model.publish()
+    async with running(model, image_dir=images) as machine:
+        await until_applied(machine, model.position)
+    await model.store.leases.break_now(index)
+    await model.store.delete(index)
+    await model.store.append_create(index)
+    await model.store.append(index, older, None, 0)
+    async with running(model, image_dir=images) as machine:
+        await until(machine, lambda: any(e.code == IndexMissingError.code for e in machine.report().errors))
+        assert "seed disks stand at batch 5" in str(machine.report().errors)

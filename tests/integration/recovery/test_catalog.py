@@ -11,14 +11,17 @@ from shared.batch import StreamState
 from shared.blob import BlobStore
 from shared.errors import (
     IndexDamagedError,
+    IndexMissingError,
     MachineNotFoundError,
     NoPointsError,
     PointNotFoundError,
     PointReferenceError,
+    StorageForgotError,
 )
 from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.log.segment import MarkRow
+from shared.log.writer import IndexWriter
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import logged_point
@@ -156,6 +159,100 @@ async def test_a_damaged_epoch_document_takes_away_that_epoch_alone(machine: Mod
         assert "--point 1-9" in caught.value.action
     with pytest.raises(IndexDamagedError):
         catalog.epoch(2)
+
+
+async def lose(machine: ModelMachine, *blobs: str) -> None:
+    for blob in blobs:
+        await machine.store.leases.break_now(blob)
+        assert await machine.store.delete(blob)
+
+
+async def documented(machine: ModelMachine, position: Position, captured_ns: int) -> None:
+    await point_store.write_new(
+        machine.store, logged_point(machine.name, position, captured_ns, "crash", ["m"])
+    )
+
+
+@pytest.mark.parametrize("gone", [(names.epoch_document(2),), (names.index(2, 1),)])
+async def test_an_epoch_that_lost_its_document_or_index_is_never_taken_for_one_that_has_nothing_yet(
+    machine: ModelMachine, gone: tuple[str, ...]
+) -> None:
+    await two_epochs(machine)
+    await lose(machine, *gone)
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert await catalog.resolve("1-9") == Position.of(1, 9)
+    assert await catalog.resolve(at(5)) == Position.of(1, 5)
+    for reference in ("latest", at(12)):
+        with pytest.raises(IndexMissingError) as caught:
+            await catalog.resolve(reference)
+        assert "--point 1-9" in caught.value.action
+    lasting = catalog.gaps()[-1]
+    assert (lasting.after, lasting.until) == (Position.of(1, 9), None)
+    assert "gone" in lasting.cause
+
+
+async def test_the_only_epoch_without_its_document_is_damage_and_shown_as_such(machine: ModelMachine) -> None:
+    await machine.begin_epoch()
+    machine.write(mark="p")
+    await machine.publish()
+    await machine.store.replace(names.epoch_document(1), b"{")
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert [(gap.after, gap.until) for gap in catalog.gaps()] == [(None, None)]
+    assert "cannot be read" in catalog.gaps()[0].cause
+    assert catalog.points() == []
+    with pytest.raises(IndexDamagedError):
+        await catalog.resolve("latest")
+    await documented(machine, machine.position, machine.captured_ns)
+    await lose(machine, names.epoch_document(1))
+    catalog = await Catalog.load(machine.store, machine.name)
+    with pytest.raises(IndexMissingError):
+        catalog.epoch(1)
+
+
+async def test_an_index_that_lost_a_blob_between_others_or_its_newest_one_is_damaged_there(
+    machine: ModelMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = IndexWriter.take.__func__.__kwdefaults__  # type: ignore[attr-defined]
+    monkeypatch.setitem(defaults, "max_blocks", 2)
+    await machine.begin_epoch()
+    for _ in range(6):
+        machine.write()
+        await machine.publish()
+    numbers = [int(info.name[-6:]) async for info in machine.store.list(f"{names.epoch_folder(1)}index-")]
+    assert numbers[-1] > 4
+    for number in (numbers[-1], 3):
+        await lose(machine, names.index(1, number))
+        catalog = await Catalog.load(machine.store, machine.name)
+        with pytest.raises(IndexMissingError, match=f"index-{number:06d} is gone"):
+            await catalog.resolve("latest")
+    assert await catalog.resolve("1-4") == Position.of(1, 4)
+    with pytest.raises(StorageForgotError):
+        await IndexWriter.take(machine.store, machine.name, 1, "ps2")
+
+
+async def test_an_index_that_ends_before_a_point_is_not_the_newest(machine: ModelMachine) -> None:
+    """As after a failover of the storage account that lost the last minutes of one blob and not of another."""
+    await machine.begin_epoch()
+    machine.write()
+    await machine.publish()
+    await documented(machine, Position.of(1, 7), machine.captured_ns)
+    with pytest.raises(IndexMissingError, match=r"ends at batch 4, and there is point 1-7.*--point 1-4"):
+        await (await Catalog.load(machine.store, machine.name)).resolve("latest")
+    await documented(machine, Position.of(2, 7), machine.captured_ns)
+    with pytest.raises(IndexMissingError, match=r"nothing is left of the epoch, and there is point 2-7"):
+        await (await Catalog.load(machine.store, machine.name)).resolve("latest")
+
+
+async def test_an_epoch_whose_log_was_not_begun_yet_is_whole(machine: ModelMachine) -> None:
+    """Between the allocation, the term, and the first blob of the index."""
+    await two_epochs(machine)
+    await allocate_epoch(
+        machine.store, machine.name, disks=[EpochDisk(0, "loop0", "", 8)], reason="rebooted", agent_id="test"
+    )
+    await machine.store.create(names.term_document(3, 1), b"{}")
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert not catalog.damaged
+    assert await catalog.resolve("latest") == Position.of(2, 5)
 
 
 @pytest.mark.parametrize("reference", ["", "newest", "2024-01-01T00:00:00", "12", "../1-4"])

@@ -15,12 +15,14 @@ import pytest
 from shared.batch import SECTOR, StreamState
 from shared.blob import BlobStore
 from shared.errors import (
+    IndexDamagedError,
     LogGapError,
     RestoreFolderError,
     SegmentMissingError,
     SnapshotError,
     WrongKeyError,
 )
+from shared.log import names
 from shared.recovery import materialise as materialise_module
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
@@ -553,3 +555,30 @@ def test_grouping_the_pieces_of_a_fragmented_disk_looks_at_each_once() -> None:
     groups = list(materialise_module._groups(Piece() for _ in range(count)))  # type: ignore[misc]
     assert [len(group) for group in groups] == [65_536, count - 65_536]
     assert looks == count
+
+
+@pytest.mark.parametrize("lost", ["segment", "index", "damaged-index"])
+async def test_a_point_with_snapshots_restores_without_its_log_and_is_named_as_the_way_out(
+    lost: str, machine: ModelMachine, tmp_path: Path
+) -> None:
+    machine.disks[0][:] = machine.rng.randbytes(len(machine.disks[0]))
+    await machine.begin_epoch()
+    machine.write(mark="p")
+    await machine.publish()
+    doc = await snapshot_now(machine)
+    index = names.index(1, 1)
+    if lost == "segment":
+        await machine.store.delete(machine.writer.fold.entries[-1].blob)
+    else:
+        await machine.store.leases.break_now(index)
+        await machine.store.delete(index)
+    if lost == "damaged-index":
+        await machine.store.append_create(index)
+        await machine.store.append(index, b"no line\n", None, 0)
+    if lost != "segment":
+        with pytest.raises(IndexDamagedError, match=f"--point {doc.id}"):
+            await restore(machine, "latest", tmp_path / "latest")
+    for reference in (doc.id, "latest-processed"):
+        manifest = await restore(machine, reference, tmp_path / reference)
+        check(machine, doc.position, tmp_path / reference, manifest)
+        assert manifest.time == doc.time

@@ -76,7 +76,7 @@ def test_the_next_ordered_positions_are_found_on_both_sides() -> None:
 
 
 def test_gaps_name_their_borders_and_their_cause() -> None:
-    found = history.gaps(LOG, REASONS)
+    found = history.gaps(LOG, REASONS, {})
     assert [(g.after, g.until, g.cause) for g in found] == [
         (None, P(1, 4), "first replication"),
         (P(1, 11), P(1, 14), "ring full"),
@@ -86,11 +86,42 @@ def test_gaps_name_their_borders_and_their_cause() -> None:
 
 
 def test_a_gap_that_lasts_has_no_end() -> None:
-    lasting = history.gaps(LOG[:4], {1: "new machine"})[-1]
+    lasting = history.gaps(LOG[:4], {1: "new machine"}, {})[-1]
     assert (lasting.after, lasting.until, lasting.cause) == (P(1, 15), None, "ring full again")
     # An epoch that has begun and holds nothing yet is a gap too.
-    lasting = history.gaps(LOG, {**REASONS, 3: "cloned"})[-1]
+    lasting = history.gaps(LOG, {**REASONS, 3: "cloned"}, {})[-1]
     assert (lasting.after, lasting.until, lasting.cause) == (P(2, 6), None, "cloned")
+
+
+def test_what_was_lost_is_a_period_without_points_and_its_cause() -> None:
+    found = history.gaps(LOG, {1: "new machine"}, {2: "the index is gone"})
+    assert [(g.after, g.until, g.cause) for g in found[2:]] == [
+        (P(1, 15), P(2, 5), "first replication of 2"),
+        (P(2, 6), None, "the index is gone"),
+    ]
+    found = history.gaps(LOG, REASONS, {1: "damaged"})
+    assert [g.cause for g in found] == ["first replication", "ring full", "damaged"]
+    assert [(g.after, g.until, g.cause) for g in history.gaps([], {}, {1: "no document"})] == [
+        (None, None, "no document")
+    ]
+
+
+def test_the_cause_of_a_period_is_looked_for_in_that_period_alone() -> None:
+    looks = 0
+
+    class Counted:
+        def __init__(self, found: IndexEntry) -> None:
+            self.found = found
+
+        def __getattr__(self, name: str) -> object:
+            nonlocal looks
+            looks += name == "cause"
+            return getattr(self.found, name)
+
+    log = [(1, Counted(entry(n, n, () if n % 10 == 0 else ((n, n),), cause=f"c{n}"))) for n in range(1, 1001)]
+    found = history.gaps(log, {1: "new"}, {})  # type: ignore[arg-type]
+    assert [gap.cause for gap in found[:3]] == ["new", "c10", "c20"]
+    assert looks < 2 * len(log)
 
 
 def test_marks_at_ordered_batches_are_points_and_others_are_not() -> None:
