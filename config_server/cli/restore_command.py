@@ -94,18 +94,22 @@ async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Pat
     from config_server.cli.access import opened
     from shared.messages import RestoreRequest
     from shared.recovery.folder import check_folder
+    from shared.recovery.position import parse_rfc3339
 
     reference, journal = _unfinished(to_dir, name, reference)
     request = RestoreRequest(point=reference, to=str(to_dir), host=socket.gethostname())
     dry = msgspec.structs.replace(request, dry_run=True)
     async with opened(find, name, dry) as looking:
         # Whatever is wrong with the request shall be found before there is a job that failed of it.
-        check_folder(to_dir, await _plan(looking, name, reference, journal))
+        if parse_rfc3339(reference) is not None:  # that time may be what a process server still holds
+            await _flush(looking, name)
+        plan = await _plan(looking, name, reference, journal)
+        check_folder(to_dir, plan)
         access = await looking.begin(request, name)
         try:
             if reference == "latest":
                 await _flush(access, name)
-            plan = await _plan(access, name, reference, journal)
+                plan = await _plan(access, name, reference, journal)
             _warn_of_room(plan, to_dir)
             manifest = await _materialise(access, plan, to_dir)
         except UnderstudyError as exc:

@@ -219,6 +219,14 @@ class Catalog:
         if at_end and at_ns > self.now_ns:
             raise await self._no_point(asked, last.position, "this time is in the future")
         newest = self.epochs[-1].epoch
+        if (
+            at_end
+            and newest == last.position.epoch
+            and last.ordered
+            and at_ns - last.captured_ns > times.SILENCE_NS
+        ):
+            cause = f"the log in storage reaches {format_ns(last.captured_ns)}; what the machine wrote after it has not arrived"
+            raise await self._no_point(asked, last.position, cause)
         if at_end and newest > last.position.epoch:
             cause = f"order was not kept at that time: epoch {newest} has begun and holds no batch yet"
             raise await self._no_point(asked, last.position, cause)

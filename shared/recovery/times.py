@@ -11,6 +11,9 @@ where all that is known agrees on one place in the log, and refused elsewhere.
 - *Standing.* Two ordered batches of one time, the last before the time asked for, or the first behind it: the clock stood or was clamped,
   nobody knows how long.
 
+- *The end.* An ordered stream is never silent for long: its heartbeats are batches. A time that lies behind the last batch by more than
+  `SILENCE_NS` is one of which nothing has arrived (the uploads are behind, or the agent is down), whatever was written then.
+
 One case is not told apart: an older agent's log in which times were held after a jump ahead, in segments that were listed so late that
 their times no longer seem ahead. It looks like a silence.
 
@@ -27,6 +30,9 @@ from shared.recovery.position import NOWHERE, Position
 
 SKEW_NS: Final = 5_000_000_000
 """So much may the clocks of machine and process server differ; health says when they differ by more."""
+
+SILENCE_NS: Final = 12_000_000_000
+"""An ordered stream has a batch every 5 s at least (agent/stream/cutter.py): two of them, and what they take to be cut and listed."""
 
 AHEAD: Final = "the machine's clock was ahead of the process server's then, and its times do not tell"
 _AMBIGUOUS: Final = (

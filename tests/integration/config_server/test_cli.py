@@ -521,6 +521,24 @@ async def test_a_restore_under_nohup_survives_the_end_of_its_terminal(site: Site
         assert (await ended(process)).exit_code == 0
 
 
+async def test_a_restore_of_a_time_asks_first_for_what_process_servers_hold(
+    site: Site, tmp_path: Path
+) -> None:
+    files = await site.server.enrolled("process-server", "ps1", tmp_path / "ps")
+    async with daemon(site.server, files) as process_server:
+        holding = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True)})
+        await process_server.report(holding)
+        process = await begun(
+            "restore", "web1", "--point", "2023-11-14T23:00:00Z", "--to", str(tmp_path / "out"), *site.options
+        )
+        (command,) = await process_server.report(holding, wait_s=20)
+        assert command.kind == "flush"
+        await process_server.report(ProcessServerReport(results={command.id: {}}))
+        done = await ended(process)
+    assert done.exit_code == 3
+    assert "has not arrived" in done.stderr
+
+
 # ---- records
 
 

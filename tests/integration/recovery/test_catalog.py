@@ -85,7 +85,25 @@ async def test_a_time_means_the_last_batch_captured_at_or_before_it(machine: Mod
     assert await catalog.resolve(at(6)) == Position.of(1, 6)
     assert await catalog.resolve(at(9)) == Position.of(1, 9)
     assert await catalog.resolve(at(13.5)) == Position.of(2, 4)
-    assert await catalog.resolve(at(1000)) == Position.of(2, 5)  # nothing was written since
+    # The last batch is of second 14. An ordered stream has heartbeats: up to there nothing was written since.
+    assert await catalog.resolve(at(14 + 10)) == Position.of(2, 5)
+
+
+async def test_a_time_that_uploads_have_not_reached_is_refused_and_names_the_newest_point(
+    machine: ModelMachine,
+) -> None:
+    """Else, while a process server cannot upload, an hour that is only in its cache would be answered with the state before it."""
+    catalog = await two_epochs(machine)
+    with pytest.raises(PointNotFoundError) as caught:
+        await catalog.resolve(at(1000))
+    assert f"the log in storage reaches {at(14)}" in caught.value.cause
+    assert f"nearest earlier point: 2-5 of {at(14)}" in caught.value.cause
+    assert await catalog.resolve("latest") == Position.of(2, 5)
+    machine.captured_ns += 1000 * SECOND_NS
+    machine.write()
+    await machine.publish()
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert await catalog.resolve(at(1000)) == Position.of(2, 5)  # now it is known that there was nothing
 
 
 @pytest.mark.parametrize(
