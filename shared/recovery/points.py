@@ -96,18 +96,23 @@ def blob_name(position: Position) -> str:
 
 
 def position_of(name: str) -> Position | None:
-    """The position in a point document's blob name; None for other blobs (the roll)."""
-    return Position.parse(name.rsplit("/", 1)[-1].removesuffix(".json"))
+    """The position in a point document's blob name; None for other blobs (the roll, and whatever people put beside it)."""
+    position = Position.parse(name.rsplit("/", 1)[-1].removesuffix(".json"))
+    return position if position is not None and blob_name(position) == name else None
 
 
 def decode(data: bytes, name: str) -> PointDoc:
-    """Raises IntegrityError when `data` is no point document of a version that is known here."""
+    """Raises IntegrityError when `data` is no point document of a version that is known here, or that of another point than the name says:
+    the name decides which point there is.
+    """
     try:
         doc = msgspec.json.decode(data, type=PointDoc)
     except UNDECODABLE as exc:
         raise _unreadable(name, str(exc)) from exc
     if doc.v != FORMAT_VERSION:
         raise _unreadable(name, f"it has format version {doc.v}; this program knows {FORMAT_VERSION}")
+    if doc.position != position_of(name) or doc.id != str(doc.position):
+        raise _unreadable(name, f"it is the document of point {doc.id}")
     return doc
 
 

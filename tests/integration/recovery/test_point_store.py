@@ -7,6 +7,8 @@ import base64
 import msgspec
 import pytest
 
+from master_target.retention import Pruner, RetentionPolicy
+from master_target.roll import OwnedRoll
 from shared.blob import BlobStore
 from shared.errors import IntegrityError, PreconditionError
 from shared.recovery import point_store, points
@@ -86,3 +88,18 @@ async def test_a_roll_that_cannot_be_read_hides_no_point(store: BlobStore, data:
     assert await point_store.list_docs(store, "web1") == [doc(1)]
     with pytest.raises(IntegrityError, match="roll"):
         await point_store.read_roll(store)
+
+
+async def test_a_document_that_stands_under_the_name_of_another_point_is_none(store: BlobStore) -> None:
+    """Copied by hand, say. The name decides which point there is: so every document that is found is the one of its name."""
+    for batch in (4, 5):
+        doc = logged_point("web1", Position.of(1, batch), 1, "crash", ["m"])
+        await point_store.write_new(store, doc)
+    five = await store.read(points.blob_name(Position.of(1, 5)))
+    await store.replace(points.blob_name(Position.of(1, 4)), five)
+    await store.create(f"{points.FOLDER}1-5.json", five)
+    await store.delete(points.blob_name(Position.of(1, 5)))
+    found = await point_store.survey(store, "web1")
+    assert found.docs == []
+    assert found.unreadable == {Position.of(1, 4)}
+    await Pruner(store, "web1", RetentionPolicy()).prune(await OwnedRoll.take(store, "web1"), [])
