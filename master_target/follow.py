@@ -13,12 +13,13 @@ from master_target.apply import Interval, make_interval
 from master_target.tail import EpochTail
 from shared.batch import Batch
 from shared.blob import BlobStore
-from shared.errors import IntegrityError, UnderstudyError
+from shared.errors import BlobNotFoundError, IntegrityError, UnderstudyError
 from shared.log import epochs
 from shared.log.chain import IndexChain
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
+from shared.recovery import point_store
 from shared.recovery.history import marked_points
 from shared.recovery.plan import replay_steps
 from shared.recovery.points import PointDoc
@@ -113,6 +114,16 @@ class Follower:
     def end(self, epoch: int) -> Position:
         """The last indexed batch of the epoch."""
         return Position.of(epoch, self._tail(epoch).last)
+
+    async def listed_ns(self, position: Position) -> int:
+        """When storage got the segment that holds `position`, by its own clock, Unix ns: just before it was listed. 0: not known."""
+        entry = self._tail(position.epoch).holding(position.batch)
+        if entry is None or position.batch < entry.first:
+            return 0
+        try:
+            return point_store.stored_ns_of(await self._store.properties(entry.blob))
+        except BlobNotFoundError:
+            return 0  # whoever applies it will say so
 
     def captured_ns(self, position: Position) -> int:
         """About when the image at `position` was captured: exact at the ends of segments."""

@@ -237,7 +237,7 @@ class _Work:
     async def _look(self, from_epoch: int) -> None:
         """See what is new in the index, and write the documents of the points in it."""
         async with self._looking:
-            await self._points.document(await self._log.refresh(from_epoch))
+            await self._points.document(await self._log.refresh(from_epoch), self._log.listed_ns)
 
     async def _documented(self) -> None:
         """Whoever made an entry of the index known holds `_looking` until the documents of all its marks are written."""

@@ -12,7 +12,7 @@ and why that does no harm: roll.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -65,11 +65,16 @@ class PointMaker:
         """The newest point; all marks up to it have been documented."""
         return NOWHERE if self._roll is None else self._roll.newest
 
-    async def document(self, found: Sequence[PointDoc]) -> None:
-        """Write the documents of those points that are newer than any documented one. `found` is in log order."""
+    async def document(
+        self, found: Sequence[PointDoc], listed_ns: Callable[[Position], Awaitable[int]]
+    ) -> None:
+        """Write the documents of those points that are newer than any documented one. `found` is in log order; `listed_ns`: when storage
+        got the segment with that position, by its own clock.
+        """
         for point in found:
             if point.position > self.documented:
-                await self._write(msgspec.structs.replace(point, term=self.roll.term))
+                when_ns = await listed_ns(point.position)
+                await self._write(msgspec.structs.replace(point, term=self.roll.term, listed_ns=when_ns))
                 reach("points.after-document")
                 await self.roll.add(point.position)
                 self.last = point

@@ -1,9 +1,11 @@
 """Which recovery points go, and which snapshots nobody needs. Rules are pure; `prune` carries them out.
 
-A point's age goes by the storage's clock alone: when its document was written. Neither the machine's clock nor ours has a say, so none of
-them that is years away deletes everything, or keeps everything. A document that is written again later, by another owner say, makes its
-point look younger than those behind it: a point is never taken to be younger than the next one. Age is measured from the newest point:
-points expire only when newer ones have arrived. "Newest" goes by position. Never removed: the newest point, the newest with snapshots.
+A point's age goes by the storage's clock alone: when its segment came into storage, as its document says, or else when that was written
+(after an outage of the master target, a day's points are documented in one minute: they would expire in one as well). Neither the
+machine's clock nor ours has a say, so none of them that is years away deletes everything, or keeps everything. A document without that
+time which is written again later, by another owner say, makes its point look younger than those behind it: a point is never taken to
+be younger than the next one. Age is measured from the newest point: points expire only when newer ones have arrived. "Newest" goes by
+position. Never removed: the newest point, the newest with snapshots.
 
 The document goes first, its snapshots later: when nothing has referred to a snapshot for an hour, as seen by this process. So a
 restore that began before is not cut off, and a snapshot whose document is still being written is safe. A document that cannot be read
@@ -45,15 +47,17 @@ class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 def expired(
     docs: Sequence[PointDoc], stored_ns: Mapping[Position, int], policy: RetentionPolicy
 ) -> list[PointDoc]:
-    """The points that the policy does not keep. `docs`: all points of a machine, in log order; `stored_ns`: when each was stored."""
+    """The points that the policy does not keep. `docs`: all points of a machine, in log order; `stored_ns`: when the document of each was
+    written.
+    """
     if not docs:
         return []
     processed = [doc for doc in docs if doc.state == "snapshotted"]
     kept = {docs[-1].id, *(doc.id for doc in processed[-1:])}
-    newest_ns = at_ns = stored_ns[docs[-1].position]
+    newest_ns = at_ns = _listed_ns(docs[-1], stored_ns)
     hours: set[tuple[int, int]] = set()
     for doc in reversed(docs):  # newest first: the last of an hour is the one that stays
-        at_ns = min(at_ns, stored_ns[doc.position])
+        at_ns = min(at_ns, _listed_ns(doc, stored_ns))
         age_ns = newest_ns - at_ns
         hour = (doc.epoch, at_ns // (3600 * _SECOND_NS))
         if age_ns <= policy.all_s * _SECOND_NS or (
@@ -62,6 +66,10 @@ def expired(
             kept.add(doc.id)
         hours.add(hour)
     return [doc for doc in docs if doc.id not in kept]
+
+
+def _listed_ns(doc: PointDoc, stored_ns: Mapping[Position, int]) -> int:
+    return min(doc.listed_ns or stored_ns[doc.position], stored_ns[doc.position])
 
 
 class Pruner:

@@ -52,6 +52,8 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     """An audit shortfall was found after it was taken: writes may be missing in it."""
     unreadable: tuple[Range, ...] = ()
     """Source ranges that catch-up could not read since the epoch began."""
+    listed_ns: int = 0
+    """When its segment came into storage, by storage's clock; about when the index listed it. 0: not known."""
     term: int = 0
     """The owner's, that wrote the document last; see `Roll`. 0: written before there were terms."""
     v: int = FORMAT_VERSION

@@ -73,6 +73,10 @@ def an_hour_between_points(monkeypatch: pytest.MonkeyPatch) -> None:
     stored_apart(monkeypatch, 3600)
 
 
+async def unknown(_: Position) -> int:
+    return 0
+
+
 def mark(batch: int) -> PointDoc:
     return logged_point("web1", Position.of(1, batch), batch * HOUR_NS, "crash", [f"m{batch}"])
 
@@ -88,7 +92,7 @@ async def own(store: BlobStore, marks: Sequence[int]) -> None:
         for batch in marks:
             at = seed.state.cursor
             end = Position.of(1, batch)
-            await maker.document([mark(batch)])
+            await maker.document([mark(batch)], unknown)
             if at < end:
                 await seed.begin(at if at.epoch else Position.of(1, 0), end, DISK_B)
                 await seed.write(batch * 512, memoryview(bytes([batch]) * 512))
@@ -201,9 +205,9 @@ async def test_an_owner_that_lost_the_points_says_who_has_them(store: BlobStore)
     with pytest.raises(
         StorageError, match="another master target took them: their roll has term 2, ours is 1"
     ):
-        await old.document([mark(1)])
+        await old.document([mark(1)], unknown)
     assert await point_store.list_docs(store, "web1") == []
-    await new.document([mark(1)])
+    await new.document([mark(1)], unknown)
     assert [doc.term for doc in await point_store.list_docs(store, "web1")] == [2]
 
 

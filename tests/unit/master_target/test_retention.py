@@ -70,6 +70,16 @@ def test_a_machine_whose_clock_is_years_away_loses_and_keeps_what_others_do(year
     assert kept(wrong, stored_ns) == kept(docs, stored_ns)
 
 
+def test_a_days_points_that_are_documented_in_one_minute_expire_one_by_one() -> None:
+    """The master target was away for a day, and is back for two hours."""
+    docs = [msgspec.structs.replace(doc, listed_ns=doc.captured_ns, captured_ns=1) for doc in every(5, 26)]
+    back_ns = NOW_NS - 2 * HOUR_NS
+    stored_ns = {doc.position: max(doc.listed_ns, back_ns) for doc in docs}
+    as_always = {doc.position: doc.listed_ns for doc in docs}
+    assert kept(docs, stored_ns) == kept(docs, as_always)
+    assert len(kept(docs, stored_ns)) == 25 + 22
+
+
 def test_points_of_one_moment_stay_or_go_together() -> None:
     old = [point(i, 30 * HOUR_NS) for i in range(1, 4)]
     young = [point(i, HOUR_NS) for i in range(4, 7)]
