@@ -9,6 +9,7 @@ newer epoch to take up, the error stands, and the work begins again.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from master_target.apply import DiskTarget, due
@@ -79,10 +80,12 @@ class Epochs:
         return bool(newest)
 
     async def close_disks(self) -> None:
+        """All of them, also when one fails."""
         self._left_at = self.position
-        for disk in self.disks:
-            await disk.target.close()
-        self.disks = []
+        disks, self.disks = self.disks, []
+        async with contextlib.AsyncExitStack() as stack:
+            for disk in disks:
+                stack.push_async_callback(disk.target.close)
 
     async def _take_up(self, epoch: int) -> None:
         info = self._log.epoch(epoch)

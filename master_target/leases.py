@@ -13,7 +13,14 @@ from typing import Final
 
 from shared import logging
 from shared.blob import BlobStore, Lease
-from shared.errors import LeaseHeldError, LeaseLostError, StorageError, TransientError, UnderstudyError
+from shared.errors import (
+    BlobNotFoundError,
+    LeaseHeldError,
+    LeaseLostError,
+    StorageError,
+    TransientError,
+    UnderstudyError,
+)
 
 _log = logging.get()
 
@@ -27,7 +34,7 @@ _RELEASE_S: Final = 5
 
 
 class KeptLease:
-    """A lease that is renewed until `release`. `lost` is set when somebody else has it, or soon may."""
+    """A lease that is renewed until `release`. `lost` is set when somebody else has it, or soon may: its blob may be gone."""
 
     def __init__(self, lease: Lease, taken_s: float) -> None:
         """`taken_s`: when it was asked for, at the latest (the loop's clock)."""
@@ -56,8 +63,8 @@ class KeptLease:
         try:
             async with asyncio.timeout(_RELEASE_S):
                 await self._lease.release()
-        except LeaseLostError:
-            _log.info("lease was another's already", blob=self._lease.name)
+        except (LeaseLostError, BlobNotFoundError):
+            _log.info("lease was another's already, or went with its blob", blob=self._lease.name)
         except TimeoutError:
             _log.warning("lease not given back: storage does not answer", blob=self._lease.name)
         except StorageError as exc:
@@ -79,7 +86,10 @@ class KeptLease:
                 break
             try:
                 await self._renew(min(began_s + _ATTEMPT_S, self._held_until_s))
-            except LeaseLostError as exc:
+            except (
+                LeaseLostError,
+                BlobNotFoundError,
+            ) as exc:  # whoever makes the blob anew may have it at once
                 _log.warning("lease lost", blob=self._lease.name, **exc.as_dict())
                 self.lost.set()
                 return

@@ -76,7 +76,8 @@ class Machine:
         self._work: _Work | None = None
         # A storage outage is waited out, not failed on: seed disks and cursors are safe meanwhile.
         self._store = store.patient(self._note_trouble)
-        self._pruner = Pruner(self._store, name, settings.retention)
+        # But room is not waited for: work that needs no room goes on where nothing may be deleted.
+        self._pruner = Pruner(store, name, settings.retention)
 
     async def run(self, stop: asyncio.Event) -> None:
         first = True
@@ -155,7 +156,7 @@ class Machine:
         if claim.lost.is_set():
             raise LeaseLostError(
                 f"The claim on machine {self.name} was lost",
-                cause="another master target took it, or it could not be renewed in time",
+                cause="another master target took it, somebody deleted its blob, or it could not be renewed in time",
             )
         work.ending.set()
 
@@ -216,9 +217,9 @@ class _Work:
         report.applied_captured_ns = self._log.captured_ns(at)
         report.lag_s, report.lag_b = self._log.behind(at)
         report.last_point = self._points.last.id if self._points.last else ""
-        unavailable = [self._unavailable] if self._unavailable is not None else []
+        beside = [error for error in (self._unavailable, self._pruner.failure) if error is not None]
         report.errors += [
-            Problem(**error.as_dict(), object=self._name) for error in (*self._log.damaged, *unavailable)
+            Problem(**error.as_dict(), object=self._name) for error in (*self._log.damaged, *beside)
         ]
 
     # ---- follow ----

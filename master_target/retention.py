@@ -25,6 +25,7 @@ from master_target.roll import OwnedRoll
 from master_target.targets.base import Target
 from shared import logging
 from shared.blob import BlobStore
+from shared.errors import LeaseLostError, PreconditionError, StorageError, StorageProtectedError
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
@@ -83,6 +84,8 @@ class Pruner:
         self._policy = policy
         self._orphans: dict[tuple[str, str], float] = {}
         self._due_at = time.monotonic() + _PRUNE_S
+        self.failure: StorageError | None = None
+        """Why the last `prune` did not remove all that has expired."""
 
     @property
     def due(self) -> bool:
@@ -90,8 +93,24 @@ class Pruner:
         return time.monotonic() >= self._due_at
 
     async def prune(self, roll: OwnedRoll, targets: Sequence[Target]) -> None:
-        """Remove what has expired."""
+        """Remove what has expired. What storage does not let us remove, or not now, is noted in `failure`, and tried again the next time:
+        it costs room, and the machine's work goes on. Raises what says that another owner has the points.
+        """
         self._due_at = time.monotonic() + _PRUNE_S
+        self.failure = None
+        try:
+            await self._prune(roll, targets)
+        except (LeaseLostError, PreconditionError):
+            raise
+        except StorageError as exc:
+            self._note(exc)
+
+    def _note(self, error: StorageError) -> None:
+        if self.failure is None:
+            _log.warning("not all that has expired was removed", machine=self._machine, **error.as_dict())
+        self.failure = self.failure or error
+
+    async def _prune(self, roll: OwnedRoll, targets: Sequence[Target]) -> None:
         docs, unreadable, stored_ns = await point_store.survey(self._store, self._machine)
         points = [doc for doc in docs if doc.position in roll]
         gone = expired(points, stored_ns, self._policy)
@@ -101,7 +120,10 @@ class Pruner:
         # What the roll does not name, up to its newest: struck out just now, or before a kill, or created late by an owner before us.
         for doc in docs:
             if doc.position not in roll and doc.position < roll.newest:
-                await point_store.delete(self._store, doc.position)
+                try:
+                    await point_store.delete(self._store, doc.position)
+                except StorageProtectedError as exc:  # this one: a legal hold, say
+                    self._note(exc)
         left = [doc for doc in points if doc.position in roll]
         late = {doc.position for doc in left if doc.state == "logged" and doc.term != roll.term}
         kept = unreadable | late
@@ -127,5 +149,9 @@ class Pruner:
         if old:
             await roll.check()
         for disk, snapshot in old:
-            await target.delete_snapshot(disk, snapshot)
+            try:
+                await target.delete_snapshot(disk, snapshot)
+            except StorageProtectedError as exc:
+                self._note(exc)
+                continue
             _log.info("orphan snapshot removed", machine=self._machine, disk=disk, snapshot=snapshot)

@@ -29,7 +29,7 @@ from master_target.targets import vhd
 from master_target.targets.base import Snapshot
 from master_target.targets.state import DiskState, decode
 from shared import logging
-from shared.blob import BlobInfo, BlobStore
+from shared.blob import BlobInfo, BlobStore, Retry
 from shared.errors import (
     BlobExistsError,
     PreconditionError,
@@ -53,6 +53,8 @@ class PageBlobTarget:
     def __init__(self, store: BlobStore, machine: str, disk: str, lease: KeptLease, info: BlobInfo) -> None:
         self.name = disk
         self._store = store
+        self._hasty = store.with_retry(Retry())
+        """For what no disk's state depends on: nobody waits an outage out for it."""
         self._machine = machine
         self._blob = blob = seed_blob(disk)
         self._lease = lease
@@ -138,12 +140,12 @@ class PageBlobTarget:
                 position=shown_position(info.metadata),
                 taken_s=_taken_s(info.snapshot),
             )
-            async for info in self._store.list(SEED_DISKS, snapshots=True)
+            async for info in self._hasty.list(SEED_DISKS, snapshots=True)
             if info.snapshot is not None and info.name.endswith(SUFFIX)
         ]
 
     async def delete_snapshot(self, disk: str, snapshot: str) -> None:
-        await self._store.delete(seed_blob(disk), snapshot)
+        await self._hasty.delete(seed_blob(disk), snapshot)
 
     async def close(self) -> None:
         await self._lease.release()

@@ -9,13 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from master_target import retention
+from master_target import leases, retention
+from master_target.claim import Claim
 from master_target.follow import Follower
 from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
 from master_target.roll import OwnedRoll
 from shared.blob import BlobStore
-from shared.errors import ImageFileError, IntegrityError, SnapshotError
+from shared.errors import ImageFileError, IntegrityError, SnapshotError, StorageRightsError
+from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
@@ -33,6 +35,7 @@ from tests.master_parts import (
     until_applied,
     until_snapshotted,
 )
+from tests.storage_faults import Answer, FaultProxy
 
 
 async def test_a_storage_outage_is_reported_and_waited_out(tmp_path: Path) -> None:
@@ -211,3 +214,63 @@ async def test_disks_that_would_share_a_seed_disk_are_refused_by_name(
     async with running(model) as machine:
         await until(machine, lambda: bool(machine.report().errors))
         assert "two disks with the name loop0" in machine.report().errors[0].what
+
+
+async def test_a_machine_is_followed_although_nothing_of_it_may_be_deleted(
+    azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An identity without that right, or an account under a legal hold."""
+    monkeypatch.setattr(retention, "_PRUNE_S", 0.0)
+    settings = msgspec.structs.replace(SETTINGS, retention=RetentionPolicy(all_s=0, hourly_s=0, orphan_s=0))
+    with FaultProxy(azurite) as proxy:
+        async with BlobStore.connect(proxy.config("nothing-is-deleted")) as store:
+            await store.ensure_container()
+            model = await ModelMachine.create(store, tmp_path)
+            await model.begin_epoch()
+            proxy.add(Answer(403, "AuthorizationPermissionMismatch"), method="DELETE", times=None)
+            async with running(model, settings) as machine:
+                for i in range(4):
+                    model.write(mark=f"m{i}")
+                    await model.publish()
+                    await until_applied(machine, model.position)
+                refused = StorageRightsError.code
+                await until(machine, lambda: [e.code for e in machine.report().errors] == [refused])
+                proxy.clear()
+                await model.publish()
+                model.write(mark="again")
+                await model.publish()
+                await until_applied(machine, model.position)
+                await until(machine, lambda: not machine.report().errors)
+
+
+async def test_a_seed_disk_that_is_deleted_under_its_owner_hides_no_error_and_leaves_no_lease(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    model.write()
+    await model.publish()
+    async with running(model) as machine:
+        await until_applied(machine, model.position)
+        await store.leases.break_now(seed_blob("loop0"))
+        await store.delete(seed_blob("loop0"))
+        model.write(20)
+        await model.publish()
+        await until(machine, lambda: machine.report().state == "failed, will try again")
+        assert "release" not in str(machine.report().errors)
+        await until_applied(machine, model.position)
+        held = [t.get_name() for t in asyncio.all_tasks() if t.get_name().startswith("lease ")]
+        assert sorted(held) == sorted({*held})
+    assert await seed_digests(model) == model.sha256()
+
+
+async def test_a_claim_whose_blob_is_deleted_is_lost_at_the_next_renewal(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_RENEW_S", 0.05)
+    claim = await Claim.take(store, "web1", "mt1", first=True)
+    await store.leases.break_now(names.MASTER)
+    await store.delete(names.MASTER)
+    async with asyncio.timeout(20):
+        await claim.lost.wait()
+    await claim.release()
