@@ -19,6 +19,7 @@ from config_server.cli.output import Progress, emit, grid, run, say, size
 from shared.errors import (
     DeadlineError,
     DisconnectedError,
+    IntegrityError,
     PeerError,
     PointNotFoundError,
     StorageError,
@@ -84,9 +85,10 @@ def create(name: str, wait: bool, timeout_s: float) -> None:
 def verify(name: str, points: tuple[str, ...], every: bool, **storage: Any) -> None:
     """Read and open the log that a restore of POINT needs (default: latest), without writing anything. Snapshots of
     seed disks are looked up, not read: that would take as long as the restore."""
-    done = run(_verify(rescue.find(**storage), name, points, every))
+    found = run(_verify(rescue.find(**storage), name, points, every))
+    done = [one for one in found if one["verified"]]
     emit(
-        done,
+        found,
         lambda: grid(
             "Verified: the log was read and opened; snapshots were looked up, not read",
             ("=point", "=time", "=base", ">segments", ">batches", ">log"),
@@ -103,6 +105,13 @@ def verify(name: str, points: tuple[str, ...], every: bool, **storage: Any) -> N
             ],
         ),
     )
+    if len(done) < len(found):
+        bad = ", ".join(one["id"] for one in found if not one["verified"])
+        raise IntegrityError(
+            f"{len(found) - len(done)} of {len(found)} points of machine '{name}' cannot be restored",
+            cause=bad,
+            action="The others can. What is wrong with each is said above.",
+        )
 
 
 async def _list(target: Target, name: str) -> PointList:
@@ -246,8 +255,18 @@ async def _verify_with(
     with Progress() as progress:
         for number, reference in enumerate(wanted, 1):
             progress.show(f"verifying {reference} ({number} of {len(wanted)})")
-            position = await catalog.resolve(reference)
-            found = await verify_point(access.store, access.vault, catalog, position)
+            try:
+                position = await catalog.resolve(reference)
+                found = await verify_point(access.store, access.vault, catalog, position)
+            except (
+                IntegrityError,
+                PointNotFoundError,
+            ) as exc:  # of this point: the others have their own answers
+                if len(wanted) == 1:
+                    raise
+                done.append({"machine": name, "id": reference, "verified": False, "error": exc.as_dict()})
+                say(f"Point {reference} cannot be restored: {exc}")
+                continue
             time_ = format_ns(found.time_ns)
             done.append(
                 {**msgspec.to_builtins(found), "time": time_, "verified": True, "snapshots_read": False}

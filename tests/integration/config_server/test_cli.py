@@ -20,6 +20,7 @@ from config_server import service
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.control_client import ControlClient
+from shared.errors import PointNotFoundError
 from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, Limit, Protection
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
@@ -356,6 +357,16 @@ async def test_verify_opens_everything_that_a_point_needs(site: Site) -> None:
     assert [(found["verified"], found["snapshots_read"]) for found in done] == [(True, False)] * len(done)
     missing = await site.run("point", "verify", "web1", "9-9")
     assert missing.exit_code == 3
+
+
+async def test_verify_goes_on_past_a_point_that_cannot_be_restored(site: Site) -> None:
+    good = str(site.machine.marked[0])
+    done = await site.run("point", "verify", "web1", "9-9", good, "--output", "json")
+    shown = json.loads(done.stdout)
+    assert [(found["id"], found["verified"]) for found in shown] == [("9-9", False), (good, True)]
+    assert shown[0]["error"]["code"] == PointNotFoundError.code
+    assert done.exit_code == 5
+    assert "1 of 2 points" in done.stderr
 
 
 # ---- restore
