@@ -327,6 +327,34 @@ async def test_points_made_after_capture_was_last_proved_whole_are_suspect(machi
     assert found == {proved.id: False, doubtful.id: True, "2-4": False}
 
 
+async def test_points_behind_a_clock_that_went_back_are_suspect_where_nobody_can_tell(
+    machine: ModelMachine,
+) -> None:
+    """Capture was proved whole after the first point; then the clock went back an hour, and capture missed writes."""
+    await machine.begin_epoch()
+    machine.write(mark="before")
+    proved_ns = machine.captured_ns
+    machine.captured_ns -= 3600 * SECOND_NS
+    machine.write(mark="behind")
+    await machine.publish()
+    await machine.begin_epoch("capture audit shortfall", suspect_since_ns=proved_ns + 1)
+    machine.write(mark="new")
+    await machine.publish()
+    found = {p.id: p.suspect for p in (await Catalog.load(machine.store, machine.name)).points()}
+    assert found == {"1-4": False, "1-5": True, "2-4": False}
+
+
+async def test_suspicion_does_not_vanish_with_the_document_that_says_it(machine: ModelMachine) -> None:
+    for reason in ("first replication", "rebooted", "capture audit shortfall"):
+        await machine.begin_epoch(reason)
+        machine.write(mark="m")
+        await machine.publish()
+    await machine.store.replace(names.epoch_document(3), b"{")
+    catalog = await Catalog.load(machine.store, machine.name)
+    assert {p.id: p.suspect for p in catalog.points()} == {"1-4": False, "2-4": True}
+    assert names.epoch_document(3) in catalog.gaps()[-1].cause
+
+
 async def test_a_log_of_weeks_is_read_whole(machine: ModelMachine) -> None:
     """50,000 segments, five seconds apart, in two blobs of the index; each hundredth has a mark."""
     await machine.begin_epoch()
