@@ -43,6 +43,7 @@ class Storage:
         self._vault = vault
         self._machines: MachineStorage | None = None
         self._known: dict[str, tuple[float, PointList]] = {}
+        self._readers = listing.Readers()
         self._reading: dict[str, asyncio.Task[PointList]] = {}
 
     async def close(self) -> None:
@@ -74,7 +75,7 @@ class Storage:
         running = self._reading.get(machine)
         if running is None:
             running = asyncio.create_task(
-                listing.read(self._connected(), machine), name=f"points of {machine}"
+                listing.read(self._connected(), machine, self._readers), name=f"points of {machine}"
             )
             self._reading[machine] = running
             running.add_done_callback(lambda task: self._note(machine, task))

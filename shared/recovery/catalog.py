@@ -17,6 +17,7 @@ and ends with the next ordered batch.
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import itertools
 import time
@@ -70,9 +71,9 @@ class Catalog:
         self.now_ns = now_ns
 
     @classmethod
-    async def load(cls, store: BlobStore, machine: str) -> Catalog:
-        """Raises MachineNotFoundError when storage has no epoch of this machine."""
-        reader = LogReader(store, machine)
+    async def load(cls, store: BlobStore, machine: str, reader: LogReader | None = None) -> Catalog:
+        """Raises MachineNotFoundError when storage has no epoch of this machine. With an earlier reading's reader, what is new is read."""
+        reader = reader or LogReader(store, machine)
         # Documents first: whatever they name is then in the index, which is read after them.
         docs = await point_store.list_docs(store, machine)
         damaged: dict[int, IntegrityError] = {}
@@ -93,7 +94,8 @@ class Catalog:
         for doc in docs:
             if doc.epoch not in damaged and doc.batch > ends.get(doc.epoch, 0):
                 damaged[doc.epoch] = _ends_early(machine, doc, ends)
-        return cls(reader, machine, epochs, entries, docs, damaged, time.time_ns())
+        # A log of months has many segments: nothing that looks at them all is done in the event loop.
+        return await asyncio.to_thread(cls, reader, machine, epochs, entries, docs, damaged, time.time_ns())
 
     def epoch(self, number: int) -> EpochInfo:
         """Raises what is wrong with the epoch's document."""

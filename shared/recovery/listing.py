@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
+from shared.blob import BlobStore
 from shared.errors import MachineNotFoundError
+from shared.log.reader import LogReader
 from shared.machine_storage import MachineStorage
 from shared.messages import GapView, PointList, PointView
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import PointDoc
 from shared.recovery.position import format_ns as rfc3339
 
+_KEPT: Final = 16
+"""A reader remembers an index, which of a log of months are tens of megabytes."""
 
-async def read(storage: MachineStorage, machine: str) -> PointList:
+
+class Readers:
+    """Of the machines that were listed last: of one that is listed again and again, only what is new is read."""
+
+    def __init__(self) -> None:
+        self._readers: dict[tuple[str, str], LogReader] = {}
+        """By machine and container, the one that was used last at the end."""
+
+    def take(self, store: BlobStore, machine: str) -> LogReader:
+        """It is kept when it is given back: not when a reading of it failed, which the next one shall not build upon."""
+        return self._readers.pop((machine, store.container), None) or LogReader(store, machine)
+
+    def give_back(self, store: BlobStore, reader: LogReader) -> None:
+        self._readers[reader.machine, store.container] = reader
+        while len(self._readers) > _KEPT:
+            del self._readers[next(iter(self._readers))]
+
+
+async def read(storage: MachineStorage, machine: str, readers: Readers | None = None) -> PointList:
     """The machine's points in log order, and the periods without any; nothing when storage has no log of it.
 
     Raises StorageError, IntegrityError.
     """
+    readers = readers or Readers()
     try:
-        return listing(await Catalog.load(await storage.find(machine), machine))
+        store = await storage.find(machine)
+        catalog = await Catalog.load(store, machine, readers.take(store, machine))
     except MachineNotFoundError:
         return PointList(machine=machine, points=[])
+    if not catalog.damaged:
+        readers.give_back(store, catalog.reader)
+    return await asyncio.to_thread(listing, catalog)
 
 
 def listing(catalog: Catalog) -> PointList:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,10 +23,11 @@ from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.log.segment import MarkRow
 from shared.log.writer import IndexWriter
-from shared.recovery import point_store
+from shared.recovery import listing, point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import logged_point
 from shared.recovery.position import Position, format_ns
+from tests.azurite import in_one
 from tests.machine_log import SECOND_NS, START_NS, ModelMachine
 
 
@@ -353,6 +355,35 @@ async def test_suspicion_does_not_vanish_with_the_document_that_says_it(machine:
     catalog = await Catalog.load(machine.store, machine.name)
     assert {p.id: p.suspect for p in catalog.points()} == {"1-4": False, "2-4": True}
     assert names.epoch_document(3) in catalog.gaps()[-1].cause
+
+
+async def test_a_machine_that_is_listed_again_has_only_what_is_new_read(
+    machine: ModelMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = in_one(machine.store)
+    readers = listing.Readers()
+    read: list[int] = []
+    real = BlobStore.read
+
+    async def counted(self: BlobStore, name: str, *args: Any, **more: Any) -> bytes:
+        data = await real(self, name, *args, **more)
+        if "/index-" in name:
+            read.append(len(data))
+        return data
+
+    monkeypatch.setattr(BlobStore, "read", counted)
+    await machine.begin_epoch()
+    machine.write(mark="a")
+    await machine.publish()
+    assert len((await listing.read(store, machine.name, readers)).points) == 1
+    machine.write(mark="b")
+    await machine.publish()
+    assert len((await listing.read(store, machine.name, readers)).points) == 2
+    assert len((await listing.read(store, machine.name, readers)).points) == 2
+    assert sum(read) == (await machine.store.properties(names.index(1, 1))).size_b
+    await spoil(machine, names.index(1, 1), b"no line\n")
+    for _ in range(2):  # what was damaged is looked at anew: somebody may have mended it
+        assert "damaged" in (await listing.read(store, machine.name, readers)).gaps[-1].cause
 
 
 async def test_a_log_of_weeks_is_read_whole(machine: ModelMachine) -> None:
