@@ -360,3 +360,4 @@ async def _to_the_end(work: Coroutine[None, None, None]) -> None:
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
+    ending.result()  # raises what went wrong, also when somebody cancelled at that moment

@@ -41,4 +41,6 @@ async def in_thread(work: Callable[..., T], *args: object) -> T:
         while not running.done():
             with contextlib.suppress(asyncio.CancelledError):  # nor does a second one make it shorter
                 await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # nobody hears of it any more
         raise

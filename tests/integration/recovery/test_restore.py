@@ -15,6 +15,7 @@ import pytest
 from shared.batch import SECTOR, StreamState
 from shared.blob import BlobStore
 from shared.errors import (
+    ImageFileError,
     IndexDamagedError,
     LogGapError,
     RestoreFolderError,
@@ -537,6 +538,18 @@ async def test_whoever_cancels_a_restore_whose_manifest_is_being_written_is_told
         await asyncio.wait([task], timeout=0.05)
     go_on.set()
     check(machine, machine.position, out, await task)
+
+
+async def test_a_manifest_that_cannot_be_written_is_an_error_also_for_whoever_cancels_at_that_moment() -> (
+    None
+):
+    async def full() -> None:
+        task.cancel()
+        raise ImageFileError("The manifest could not be written", cause="no space left on device")
+
+    task = asyncio.create_task(materialise_module._to_the_end(full()))
+    with pytest.raises(ImageFileError, match="could not be written"):
+        await task
 
 
 def test_grouping_the_pieces_of_a_fragmented_disk_looks_at_each_once() -> None:
