@@ -221,6 +221,7 @@ async def test_a_machine_is_followed_although_nothing_of_it_may_be_deleted(
 ) -> None:
     """An identity without that right, or an account under a legal hold."""
     monkeypatch.setattr(retention, "_PRUNE_S", 0.0)
+    stored_apart(monkeypatch, 2)
     settings = msgspec.structs.replace(SETTINGS, retention=RetentionPolicy(all_s=0, hourly_s=0, orphan_s=0))
     with FaultProxy(azurite) as proxy:
         async with BlobStore.connect(proxy.config("nothing-is-deleted")) as store:
