@@ -15,7 +15,7 @@ from config_server.cli.options import Target
 from config_server.cli.profile import Rescue
 from config_server.cli.rescue import HINT
 from shared import tls
-from shared.blob import BlobConfig, BlobStore
+from shared.blob import BlobConfig
 from shared.errors import (
     AccessError,
     ConfigError,
@@ -24,6 +24,7 @@ from shared.errors import (
     StorageError,
     UnderstudyError,
 )
+from shared.machine_storage import MachineStorage
 from shared.messages import Failure, MachineKeyGrant, RestoreGrant, RestoreRequest, StorageGrant
 from tests.impostor import answering
 from tests.machine_log import ModelMachine
@@ -59,8 +60,8 @@ class Site:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, store: BlobStore, blob_config: BlobConfig) -> Site:
-    await ModelMachine.create(store, tmp_path)
+async def site(tmp_path: Path, machine_storage: MachineStorage, blob_config: BlobConfig) -> Site:
+    await ModelMachine.create(await machine_storage.find_or_create("web1"), tmp_path)
     return Site(tmp_path, blob_config)
 
 

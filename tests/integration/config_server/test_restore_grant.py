@@ -17,7 +17,7 @@ from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.config import read_key
 from shared.blob.policies import token
-from shared.errors import GrantEndedError, RestoreFolderError
+from shared.errors import GrantEndedError
 from shared.machine_storage import MachineStorage
 from shared.messages import GrantEnd, GrantState, GrantView, JobState, Limit, Protection
 from shared.recovery.folder import JOURNAL
@@ -116,8 +116,7 @@ async def test_a_restore_whose_grant_is_revoked_says_how_to_go_on_and_goes_on_th
         assert manifest.id == str(machine.position)
         assert images(to) == machine.sha256()
         assert [grant.state for grant in await grants(client)] == [GrantState.RETURNED, GrantState.REVOKED]
-    with pytest.raises(RestoreFolderError):
-        await _restore(target(server), "web1", "latest", to)
+    assert await _restore(target(server), "web1", "latest", to) == manifest  # it is done already
 
 
 @pytest.mark.parametrize("server", [3 / 3600], indirect=True)
