@@ -57,8 +57,9 @@ async def _run(work: Work) -> None:
         def changed() -> None:
             nonlocal uploaded
             moved.set()
-            if log.position.uploaded > uploaded:
-                uploaded = log.position.uploaded
+            newest = log.last_indexed  # none once it is being closed
+            if newest is not None and newest.number > uploaded:
+                uploaded = newest.number
                 say("uploaded", uploaded)
 
         log.on_change = changed
