@@ -59,11 +59,13 @@ class Agent:
         self._id = secrets.token_hex(8)
 
     def _hello(self) -> Hello:
-        epoch = self.state[Word.EPOCH]
+        epoch, claim = self.state.epoch
         infos = disk_infos([(disk.id, disk.serial, disk.sectors) for disk in self.capture.disks])
         return Hello(
             machine=self.config.machine,
             epoch=epoch,
+            claim=claim,
+            seen=self.state[Word.SEEN_EPOCH],
             reason=self.state.reason.text,
             suspect_since_ns=0 if epoch else self.state[Word.SUSPECT_SINCE_NS],
             agent_id=self._id,

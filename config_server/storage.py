@@ -68,7 +68,8 @@ class Storage:
             with contextlib.suppress(UnderstudyError):
                 await asyncio.wait({self._read(machine)}, timeout=_PATIENCE_S)
             _, known = self._known.get(machine, (0.0, None))
-        return known.points[-1] if known is not None and known.points else None
+        restorable = [point for point in known.points if not point.lost] if known is not None else []
+        return restorable[-1] if restorable else None
 
     def _read(self, machine: str) -> asyncio.Task[PointList]:
         """The reading that goes on, or a new one: however many ask, storage is asked once."""

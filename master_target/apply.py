@@ -24,7 +24,8 @@ from master_target.targets.state import DiskState
 from shared.batch import SECTOR, Batch
 from shared.crashpoints import reach
 from shared.errors import SeedDiskError
-from shared.log.epochs import EpochDisk
+from shared.log.epoch_id import EpochId
+from shared.log.epochs import EpochInfo
 from shared.recovery.coalesce import DiskRuns, Run, coalesce
 from shared.recovery.fit import check_extents
 from shared.recovery.parallel import parallel
@@ -42,6 +43,8 @@ class Interval(msgspec.Struct, frozen=True):
 
     start: Position
     end: Position
+    claim: str
+    """Of their epoch."""
     runs: Mapping[int, DiskRuns]
     payload_b: int
     unreadable: tuple[Range, ...] = ()
@@ -49,16 +52,17 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 async def make_interval(
-    start: Position, end: Position, batches: Sequence[Batch], disks: Sequence[EpochDisk]
+    start: Position, end: Position, batches: Sequence[Batch], epoch: EpochInfo
 ) -> Interval:
-    """Coalesces `batches`, which are all of (start, end]. They are not needed any more afterwards. `disks`: those of the epoch.
+    """Coalesces `batches`, which are all of (start, end] of `epoch`. They are not needed any more afterwards.
 
     Raises LogMisfitError when the batches write outside of the disks.
     """
-    check_extents(batches, disks)
+    check_extents(batches, epoch.disks)
     return Interval(
         start,
         end,
+        epoch.claim,
         await asyncio.to_thread(coalesce, batches),
         sum(len(batch.payload) for batch in batches),
         tuple(piece for batch in batches for piece in batch.meta.unreadable),
@@ -89,12 +93,12 @@ class Due(msgspec.Struct, frozen=True):
     limit: Position | None
 
 
-def due(states: Sequence[DiskState], epoch: int) -> Due:
+def due(states: Sequence[DiskState], epoch: EpochId) -> Due:
     """What is next for the disks of a machine whose log of `epoch` is being applied. `states` must not be empty."""
-    at = [s.cursor if s.cursor.epoch == epoch else Position.of(epoch, 0) for s in states]
+    at = [s.reached(epoch) for s in states]
     start = min(at)
     members = tuple(i for i, position in enumerate(at) if position == start)
-    begun = [states[i].pending for i in members if states[i].pending.epoch == epoch]
+    begun = [states[i].pending for i in members if states[i].pending_epoch == epoch]
     end = max(begun, default=start)
     return Due(
         start=start,
@@ -124,7 +128,10 @@ async def apply(
     behind = [disks[i] for i in members]
     done = Applied(payload_b=interval.payload_b)
 
-    await parallel((partial(d.target.begin, interval.start, interval.end, d.disk_b) for d in behind), _WIDTH)
+    await parallel(
+        (partial(d.target.begin, interval.start, interval.end, d.disk_b, interval.claim) for d in behind),
+        _WIDTH,
+    )
     reach("apply.after-begin")
     steps = (
         step for d in behind if d.number in runs for step in _steps(d.target, runs[d.number], bridging, done)

@@ -20,6 +20,7 @@ from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.errors import IndexMissingError
 from shared.log import epochs
+from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.log.epochs import EpochInfo
 from shared.recovery.fit import check_disks
 from shared.recovery.position import NOWHERE, Position
@@ -55,16 +56,25 @@ class Epochs:
         """What all disks have reached."""
         if not self.disks:
             return self._left_at
-        return due([disk.target.state for disk in self.disks], self.current).start
+        return due([disk.target.state for disk in self.disks], self.id).start
+
+    @property
+    def id(self) -> EpochId:
+        """Of the current epoch, as its document says."""
+        info = self._log.epoch(self.current)
+        return info.id if info is not None else NO_EPOCH
 
     async def take_up_first(self) -> None:
-        """Begin with the epoch that the seed disks are in, if it exists; else with the newest. There must be one."""
+        """Begin with the epoch that the seed disks are in, if it exists; else with the newest. There must be one. One with the same number
+        and another claim is not the one that they are in."""
         newest = await epochs.read_epoch(self._store, self._log.newest_epoch)
         await self._open(newest)
         found = max((disk.target.state.pending.epoch for disk in self.disks), default=0)
         if found and self._log.epoch(found) is None:
             await self._look(found)
-        await self._take_up(found if self._log.epoch(found) is not None else newest.epoch)
+        info = self._log.epoch(found)
+        theirs = info is not None and any(disk.target.state.pending_epoch == info.id for disk in self.disks)
+        await self._take_up(found if theirs else newest.epoch)
 
     @property
     def newer(self) -> int:
@@ -94,7 +104,12 @@ class Epochs:
         self.current = epoch
         await self._check_end()
         _log.info(
-            "epoch taken up", machine=self._machine, epoch=epoch, reason=info.reason, at=str(self.position)
+            "epoch taken up",
+            machine=self._machine,
+            epoch=epoch,
+            claim=info.claim,
+            reason=info.reason,
+            at=str(self.position),
         )
 
     async def _check_end(self) -> None:

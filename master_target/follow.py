@@ -101,9 +101,10 @@ class Follower:
     async def _read_index(self, epoch: int, found: list[PointDoc]) -> None:
         """Read on in the index of `epoch`, and add the points in what is new to `found`: also when the index is damaged behind them."""
         if epoch not in self._chains:
-            self._chains[epoch] = IndexChain(self._store, self.machine, epoch)
+            self._chains[epoch] = IndexChain(self._store, self.machine, self._epochs[epoch].id)
+        claims = {epoch: self._epochs[epoch].claim}
         async for entries in self._chains[epoch].read_on():
-            points = list(marked_points(self.machine, [(epoch, entry) for entry in entries]))
+            points = list(marked_points(self.machine, [(epoch, entry) for entry in entries], claims))
             # Both at once: `next` never sees an entry without its marks.
             self._tail(epoch).add(entries, [point.batch for point in points])
             found += points
@@ -166,7 +167,7 @@ class Follower:
         taken, self._opened = self._opened[:count], self._opened[count:]
         self._read_ahead(Position.of(start.epoch, taken[-1].number + len(self._opened)))
         end = Position.of(start.epoch, taken[-1].number)
-        return await make_interval(start, end, taken, self._epochs[start.epoch].disks)
+        return await make_interval(start, end, taken, self._epochs[start.epoch])
 
     async def exactly(self, start: Position, end: Position) -> Interval:
         """The interval (start, end], which a crash left unfinished. Raises LogGapError when it is not all in the log."""
@@ -174,8 +175,8 @@ class Follower:
         batches: list[Batch] = []
         entries = self._tail(end.epoch).between(start.batch, end.batch)
         for step in replay_steps(entries, start.batch, end):
-            batches += await self._read(step.entry, step.first, step.last)
-        return await make_interval(start, end, batches, self._epochs[end.epoch].disks)
+            batches += await self._read(end.epoch, step.entry, step.first, step.last)
+        return await make_interval(start, end, batches, self._epochs[end.epoch])
 
     def _drop_before(self, start: Position) -> None:
         """Make `_opened` begin with the batch behind `start`, or be empty."""
@@ -189,25 +190,26 @@ class Follower:
             entry = self._tail(start.epoch).holding(number)
             if entry is None:
                 return None
-            self._opened += await self._read(entry, number, entry.last)
+            self._opened += await self._read(start.epoch, entry, number, entry.last)
         return self._opened[nth]
 
     def _read_ahead(self, after: Position) -> None:
         """Begin to open the segment behind `after`, so that it is there when the interval has been applied."""
         entry = self._tail(after.epoch).holding(after.batch + 1)
         if entry is not None and entry.first == after.batch + 1 and self._ahead is None:
-            self._ahead = entry, asyncio.create_task(self._open_segment(entry, entry.first, entry.last))
+            opening = self._open_segment(after.epoch, entry, entry.first, entry.last)
+            self._ahead = entry, asyncio.create_task(opening)
 
-    async def _read(self, entry: IndexEntry, first: int, last: int) -> Sequence[Batch]:
+    async def _read(self, epoch: int, entry: IndexEntry, first: int, last: int) -> Sequence[Batch]:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             if ahead[0] is entry and (first, last) == (entry.first, entry.last):
                 return await ahead[1]
             await _cancelled(ahead[1])
-        return await self._open_segment(entry, first, last)
+        return await self._open_segment(epoch, entry, first, last)
 
-    async def _open_segment(self, entry: IndexEntry, first: int, last: int) -> Sequence[Batch]:
-        return await self._reader.batches(entry, self._vault, first, last)
+    async def _open_segment(self, epoch: int, entry: IndexEntry, first: int, last: int) -> Sequence[Batch]:
+        return await self._reader.batches(self._epochs[epoch].id, entry, self._vault, first, last)
 
 
 async def _cancelled(task: asyncio.Task[Sequence[Batch]]) -> None:

@@ -283,7 +283,7 @@ class _Work:
         """The next interval, or the next epoch; False when there is nothing to do."""
         epochs = self._epochs
         try:
-            return await self._stepper.step(epochs.current, epochs.disks) or await epochs.take_up_newest()
+            return await self._stepper.step(epochs.id, epochs.disks) or await epochs.take_up_newest()
         except (IntegrityError, SeedDiskError) as exc:
             if not epochs.newer:
                 raise

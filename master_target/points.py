@@ -30,6 +30,7 @@ from shared.errors import (
     LeaseLostError,
     PreconditionError,
 )
+from shared.log.epoch_id import EpochId
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc, Range
 from shared.recovery.position import NOWHERE, Position
@@ -68,15 +69,15 @@ class PointMaker:
     async def document(
         self, found: Sequence[PointDoc], listed_ns: Callable[[Position], Awaitable[int]]
     ) -> None:
-        """Write the documents of those points that are newer than any documented one. `found` is in log order; `listed_ns`: when storage
-        got the segment with that position, by its own clock.
+        """Write the documents of those points that the roll lacks. `found` is in log order; `listed_ns`: when storage got the segment with
+        that position, by its own clock.
         """
         for point in found:
-            if point.position > self.documented:
+            if self.roll.lacks(point):
                 when_ns = await listed_ns(point.position)
                 await self._write(msgspec.structs.replace(point, term=self.roll.term, listed_ns=when_ns))
                 reach("points.after-document")
-                await self.roll.add(point.position)
+                await self.roll.add(point)
                 self.last = point
                 _log.info("point logged", machine=self._machine, point=point.id, captured=point.time)
                 reach("points.after-roll")
@@ -110,6 +111,8 @@ class PointMaker:
             if stored is None:
                 return False
             self._check_term(stored.doc)
+            if stored.doc.epoch_id != disks[0].target.state.cursor_epoch:
+                return False
             if stored.doc.state == "snapshotted":
                 return True
             for disk in disks:
@@ -121,7 +124,7 @@ class PointMaker:
                 state="snapshotted",
                 target=disks[0].target.kind,
                 snapshots=snapshots,
-                unreadable=await self._read_unreadable(position.epoch),
+                unreadable=await self._read_unreadable(stored.doc.epoch_id),
                 term=self.roll.term,
             )
             try:
@@ -147,7 +150,7 @@ class PointMaker:
             cause="another master target keeps changing it",
         )
 
-    async def note_unreadable(self, epoch: int, new: Sequence[Range]) -> None:
+    async def note_unreadable(self, epoch: EpochId, new: Sequence[Range]) -> None:
         """Remember what catch-up could not read, before the interval that says so is applied: all later points carry it."""
         name = self._unreadable_blob(epoch)
         while new:
@@ -166,7 +169,7 @@ class PointMaker:
                 continue  # somebody wrote meanwhile, or our own first try did: look again
             return
 
-    async def _read_unreadable(self, epoch: int) -> tuple[Range, ...]:
+    async def _read_unreadable(self, epoch: EpochId) -> tuple[Range, ...]:
         name = self._unreadable_blob(epoch)
         try:
             return _decode_ranges(name, await self._store.read(name))
@@ -174,8 +177,8 @@ class PointMaker:
             return ()
 
     @staticmethod
-    def _unreadable_blob(epoch: int) -> str:
-        return f"{SEED_DISKS}unreadable-{epoch:08d}.json"
+    def _unreadable_blob(epoch: EpochId) -> str:
+        return f"{SEED_DISKS}unreadable-{epoch.number:08d}-{epoch.claim}.json"
 
 
 def _decode_ranges(name: str, data: bytes) -> tuple[Range, ...]:

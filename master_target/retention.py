@@ -111,7 +111,10 @@ class Pruner:
         self.failure = self.failure or error
 
     async def _prune(self, roll: OwnedRoll, targets: Sequence[Target]) -> None:
-        docs, unreadable, stored_ns = await point_store.survey(self._store, self._machine)
+        found, unreadable, stored_ns = await point_store.survey(self._store, self._machine)
+        # What another epoch with the same number left may be all that there is of it: it stays, with its snapshots, for a person to judge.
+        others = {doc.position for doc in found if roll.is_of_another(doc.epoch_id)}
+        docs = [doc for doc in found if doc.position not in others]
         points = [doc for doc in docs if doc.position in roll]
         gone = expired(points, stored_ns, self._policy)
         if gone:
@@ -126,7 +129,7 @@ class Pruner:
                     self._note(exc)
         left = [doc for doc in points if doc.position in roll]
         late = {doc.position for doc in left if doc.state == "logged" and doc.term != roll.term}
-        kept = unreadable | late
+        kept = unreadable | late | others
         if targets:  # any of them knows the snapshots of all the machine's disks, also of those that left it
             needed = {item for doc in left for item in doc.snapshots.items()}
             await self._remove_orphans(roll, targets[0], needed, kept)

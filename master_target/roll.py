@@ -16,15 +16,16 @@ owner still does to documents is then one of these.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
 
 from shared.blob import BlobStore
 from shared.errors import BlobExistsError, BlobNotFoundError, LeaseLostError, PreconditionError
+from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.recovery import point_store, points
-from shared.recovery.points import Roll
+from shared.recovery.points import PointDoc, Roll
 from shared.recovery.position import NOWHERE, Position
 
 _TRIES: Final = 20
@@ -40,6 +41,7 @@ class OwnedRoll:
         self._name = points.ROLL
         self._roll = roll
         self._positions = set(roll.positions)
+        self._claims = dict(roll.claims)
         self.newest = max(self._positions, default=NOWHERE)
         """The newest point; all marks up to it have been documented."""
         self._changing = asyncio.Lock()
@@ -51,6 +53,14 @@ class OwnedRoll:
 
     def __contains__(self, position: Position) -> bool:
         return position in self._positions
+
+    def lacks(self, point: PointDoc) -> bool:
+        """Whether the point is news: behind the newest, or of an epoch under whose number another epoch's points are here."""
+        return point.position > self.newest or self.is_of_another(point.epoch_id)
+
+    def is_of_another(self, epoch: EpochId) -> bool:
+        """Whether the points here with this epoch's number are another epoch's."""
+        return self._claims.get(epoch.number, epoch.claim) != epoch.claim
 
     @classmethod
     async def take(cls, store: BlobStore, machine: str) -> OwnedRoll:
@@ -64,7 +74,8 @@ class OwnedRoll:
                 docs, unreadable, _ = await point_store.survey(store, machine)
                 there = sorted({doc.position for doc in docs} | unreadable)
                 term = max((doc.term for doc in docs), default=0) + 1
-                roll = Roll(machine=machine, term=term, points=tuple(str(p) for p in there))
+                points_ = tuple(str(p) for p in there)
+                roll = Roll(machine=machine, term=term, points=points_, claims=_claims(docs))
                 try:
                     return cls(store, roll, await store.create(name, msgspec.json.encode(roll)))
                 except BlobExistsError:
@@ -77,10 +88,15 @@ class OwnedRoll:
                 continue
         raise LeaseLostError(f"{name} could not be taken", cause="other master targets keep taking it")
 
-    async def add(self, position: Position) -> None:
-        """`position` must be behind `newest`, and its document be there."""
+    async def add(self, point: PointDoc) -> None:
+        """Its document must be there, and the roll lack it. Points of another epoch with its number are none from then on: their log is
+        gone."""
         async with self._changing:
-            await self._swap({*self._positions, position})
+            kept = self._positions
+            if self.is_of_another(point.epoch_id):
+                kept = {p for p in kept if p.epoch != point.epoch}
+            self._claims[point.epoch] = point.claim
+            await self._swap({*kept, point.position})
 
     async def strike(self, positions: Collection[Position]) -> None:
         async with self._changing:
@@ -95,7 +111,12 @@ class OwnedRoll:
             self._etag = found[1]
 
     async def _swap(self, positions: Collection[Position]) -> None:
-        roll = msgspec.structs.replace(self._roll, points=tuple(str(p) for p in sorted(positions)))
+        numbers = {position.epoch for position in positions}
+        roll = msgspec.structs.replace(
+            self._roll,
+            points=tuple(str(p) for p in sorted(positions)),
+            claims={number: claim for number, claim in sorted(self._claims.items()) if number in numbers},
+        )
         data = msgspec.json.encode(roll)
         try:
             self._etag = await self._store.replace(self._name, data, self._etag)
@@ -104,7 +125,7 @@ class OwnedRoll:
             if found is None or found[0] != data:  # else our own try, of which the answer was lost
                 raise await self._lost() from exc
             self._etag = found[1]
-        self._roll, self._positions = roll, set(positions)
+        self._roll, self._positions, self._claims = roll, set(positions), dict(roll.claims)
         self.newest = max(self._positions, default=NOWHERE)
 
     async def _lost(self) -> LeaseLostError:
@@ -115,3 +136,11 @@ class OwnedRoll:
             if other is not None
             else f"somebody deleted {self._name}",
         )
+
+
+def _claims(docs: Sequence[PointDoc]) -> dict[int, str]:
+    """By epoch number; not known where the documents contradict each other."""
+    claims: dict[int, str] = {}
+    for doc in docs:
+        claims[doc.epoch] = doc.claim if claims.get(doc.epoch, doc.claim) == doc.claim else UNKNOWN
+    return claims

@@ -18,6 +18,7 @@ from master_target.follow import Follower
 from master_target.points import PointMaker
 from master_target.status import Rates
 from shared import logging
+from shared.log.epoch_id import EpochId
 from shared.recovery.position import NOWHERE, Position
 
 _log = logging.get()
@@ -51,7 +52,7 @@ class Stepper:
         self._snapshotted = NOWHERE
         """The last point that has its snapshots, as far as was seen here."""
 
-    async def step(self, epoch: int, disks: Sequence[DiskTarget]) -> bool:
+    async def step(self, epoch: EpochId, disks: Sequence[DiskTarget]) -> bool:
         """The next interval of `epoch` on all its `disks`, with the point at its start or end; False when there is none."""
         states = [disk.target.state for disk in disks]
         next_ = due(states, epoch)
@@ -75,7 +76,7 @@ class Stepper:
         say(
             "interval applied",
             machine=self._log.machine,
-            epoch=epoch,
+            epoch=epoch.number,
             start=interval.start.batch,
             end=interval.end.batch,
             payload_b=done.payload_b,

@@ -9,6 +9,7 @@ class Standing(msgspec.Struct, frozen=True):
     """See Welcome in shared/wire/messages.py for the fields."""
 
     epoch: int
+    claim: str
     spooled: int
     spooled_seq: int
     spooled_digest: bytes

@@ -947,6 +947,16 @@ class EpochRefusedError(StorageError):
     default_action = "A new epoch begins by itself with a resync; if it repeats, look for a clone."
 
 
+class OtherEpochError(EpochRefusedError):
+    """The epoch that bears this number in storage is another one: the claims differ (shared/log/epoch_id.py)."""
+
+    code = "US520"
+    default_action = (
+        "A new epoch begins by itself with a resync. Look for a restore or a failover of the storage account,"
+        " and for a copy of the machine."
+    )
+
+
 class CacheQuotaError(StorageError):
     """A machine has used up its part of the process server's cache; its credit is 0 until some is
     uploaded."""
@@ -1000,6 +1010,13 @@ class SegmentTruncatedError(SegmentMissingError):
 
 class SegmentAlteredError(SegmentMissingError):
     code = "US443"
+
+
+class OtherEpochSegmentError(SegmentMissingError):
+    """A segment that another epoch with the same number wrote (shared/log/epoch_id.py)."""
+
+    code = "US521"
+    default_action = "Storage was restored in part, or mixed: restore all of the machine's log from one copy, or a point of a later epoch."
 
 
 class SegmentVersionError(SegmentMissingError):

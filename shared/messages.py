@@ -264,6 +264,8 @@ class PointView(msgspec.Struct, omit_defaults=True):
     suspect: bool = False
     unreadable: list[list[int]] = []
     """Source ranges (disk, sector, sectors) that could not be read."""
+    lost: str = ""
+    """Why it cannot be restored: its log is gone. Empty: it can."""
 
 
 class GapView(msgspec.Struct):

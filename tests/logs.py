@@ -29,6 +29,7 @@ from shared.log.index import IndexEntry, entry_for
 from shared.log.segment import FileHeader
 from shared.sealing import MachineKey
 from shared.vault import WrappedKey
+from tests.epoch_ids import eid
 
 KEY = MachineKey("vault-key-1", b"wrapped", bytes(range(32)))
 OTHER_KEY = MachineKey("vault-key-2", b"otherwise", bytes(reversed(range(32))))
@@ -104,10 +105,11 @@ def make_chain(
     return chain
 
 
-def file_header(first: Made, key: MachineKey = KEY, machine: str = "m1") -> FileHeader:
+def file_header(first: Made, key: MachineKey = KEY, machine: str = "m1", claim: str = "") -> FileHeader:
     return FileHeader(
         machine=machine,
         epoch=first.batch.epoch,
+        claim=claim or eid(first.batch.epoch).claim,
         first=first.batch.number,
         predecessor=first.batch.predecessor.hex(),
         key_id=key.key_id,
@@ -117,14 +119,16 @@ def file_header(first: Made, key: MachineKey = KEY, machine: str = "m1") -> File
     )
 
 
-def make_draft(made: Sequence[Made], key: MachineKey = KEY, machine: str = "m1") -> tuple[Draft, bytes]:
+def make_draft(
+    made: Sequence[Made], key: MachineKey = KEY, machine: str = "m1", claim: str = ""
+) -> tuple[Draft, bytes]:
     """A segment of these batches that is not closed yet: the draft and its bytes."""
-    header = file_header(made[0], key, machine)
+    header = file_header(made[0], key, machine, claim)
     draft = Draft(header)
     file_key = key.file_key(header.salt_bytes)
     data = bytearray(draft.head)
     for m in made:
-        frame = segment.seal_frame(file_key, machine, m.encoded, m.batch, m.digest)
+        frame = segment.seal_frame(file_key, machine, header.claim, m.encoded, m.batch, m.digest)
         data += frame.data
         draft.add(frame)
     return draft, bytes(data)
@@ -137,10 +141,16 @@ def make_segment(made: Sequence[Made], key: MachineKey = KEY, machine: str = "m1
 
 
 async def put_segment(
-    store: BlobStore, made: Sequence[Made], *, term: int = 1, key: MachineKey = KEY, machine: str = "m1"
+    store: BlobStore,
+    made: Sequence[Made],
+    *,
+    term: int = 1,
+    key: MachineKey = KEY,
+    machine: str = "m1",
+    claim: str = "",
 ) -> IndexEntry:
     """Writes a segment of these batches to storage; its entry is not in any index yet."""
-    draft, data = make_draft(made, key, machine)
+    draft, data = make_draft(made, key, machine, claim)
     data += draft.closing()
     name = names.segment(made[0].batch.epoch, term, made[0].batch.number)
     await store.create(name, data)

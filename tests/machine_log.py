@@ -26,11 +26,13 @@ from shared.batch import (
     make_extents,
 )
 from shared.blob import BlobStore
+from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.log.writer import IndexWriter
 from shared.recovery.position import Position
 from shared.sealing import MachineKey
 from shared.vault import FileVault, machine_key
+from tests.lives import forget_log
 from tests.logs import Made, put_segment
 
 SECOND_NS = 1_000_000_000
@@ -80,6 +82,12 @@ class ModelMachine:
         return cls(store, vault, key, name, sizes_b, seed)
 
     @property
+    def id(self) -> EpochId:
+        """Of the current epoch."""
+        assert self._writer is not None
+        return self._writer.id
+
+    @property
     def disk_names(self) -> list[str]:
         return [f"loop{n}" for n in range(len(self.disks))]
 
@@ -93,9 +101,14 @@ class ModelMachine:
         return [hashlib.sha256(disk).hexdigest() for disk in self.disks]
 
     async def begin_epoch(
-        self, reason: str = "first replication", *, batches: int = 3, suspect_since_ns: int = 0
+        self,
+        reason: str = "first replication",
+        *,
+        batches: int = 3,
+        suspect_since_ns: int = 0,
+        above: int | None = None,
     ) -> None:
-        """A new epoch, and its full replication, in that many batches."""
+        """A new epoch, and its full replication, in that many batches. Its number follows `above`; None: the newest in storage."""
         if self._writer is not None:
             await self.publish()
         info = await allocate_epoch(
@@ -108,10 +121,11 @@ class ModelMachine:
             reason=reason,
             agent_id="test",
             suspect_since_ns=suspect_since_ns,
+            above=above,
         )
         self.position = Position.of(info.epoch, 0)
         self._last_digest = NO_DIGEST
-        self._writer = await IndexWriter.take(self.store, self.name, info.epoch, "ps1")
+        self._writer = await IndexWriter.take(self.store, self.name, info.id, "ps1")
         rows = []
         for number, disk in enumerate(self.disks):
             for at in range(0, len(disk), 32 * SECTOR):
@@ -180,13 +194,25 @@ class ModelMachine:
             if marks:
                 self.marked.append(self.position)
 
+    async def lose_log(self) -> None:
+        """Storage forgets the current epoch's log; what stands beside it stays. Another life may begin, with another content."""
+        await forget_log(self.store, self.position.epoch)
+        self._writer, self._pending, self.marked = None, [], []
+        for disk in self.disks:
+            disk[:] = self.rng.randbytes(len(disk))
+
     async def publish(self, *, segments: int = 1) -> None:
         """Upload what was made since the last time, in that many segments, and list it."""
         size = -(-len(self._pending) // segments) or 1
         for at in range(0, len(self._pending), size):
             made = self._pending[at : at + size]
             entry = await put_segment(
-                self.store, made, term=self.writer.term, key=self.key, machine=self.name
+                self.store,
+                made,
+                term=self.writer.term,
+                key=self.key,
+                machine=self.name,
+                claim=self.writer.id.claim,
             )
             await self.writer.append([entry])
         self._pending = []

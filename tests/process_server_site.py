@@ -22,6 +22,7 @@ from shared.log.reader import LogReader
 from shared.machine_storage import MachineStorage
 from shared.toml import to_toml
 from shared.vault import FileVault
+from tests.epoch_ids import id_in
 from tests.pki import TestCa
 from tests.wire_parts import Agent
 
@@ -100,8 +101,9 @@ class Site:
             reader = LogReader(store, "lab")
             vault = FileVault(self.vault_file)
             found: list[Batch] = []
-            for entry in await reader.entries(epoch):
-                found += await reader.batches(entry, vault)
+            id_ = await id_in(store, epoch)
+            for entry in await reader.entries(id_):
+                found += await reader.batches(id_, entry, vault)
             return found
 
     def lines(self) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.stream.cutter import Stream
-from shared.batch import SECTOR, Batch, BatchNumber, Epoch, StreamState, decode, has_payload
+from shared.batch import SECTOR, Batch, BatchNumber, StreamState, decode, has_payload
+from tests.epoch_ids import eid
 
 
 class Replica:
@@ -50,7 +51,7 @@ class Pump:
 
     async def begin(self, epoch: int = 1) -> None:
         await self.stream.rounds.everything_is_to_do("a test begins")
-        self.stream.begin_epoch(Epoch(epoch))
+        self.stream.begin_epoch(eid(epoch))
         self.number, self.end_seq, self.digest = 0, 0, bytes(16)
         await self.resume()
 

@@ -9,11 +9,13 @@ from process_server.spool.ownership import Patience
 from process_server.spool.spool import LogSettings, MachineLog, SegmentLimits, Spool
 from shared.batch import Batch
 from shared.blob import BlobStore
+from shared.errors import BlobNotFoundError
 from shared.log.reader import LogReader
 from shared.machine_storage import MachineStorage
 from shared.vault import FileVault
 from shared.wire.messages import DiskInfo, Hello
 from tests.azurite import in_one
+from tests.epoch_ids import eid, id_in
 from tests.logs import Made
 
 MACHINE = "m1"
@@ -22,6 +24,17 @@ DISKS = (DiskInfo(number=0, name="sda", serial="s0", sectors=1 << 20),)
 
 def hello(epoch: int, reason: str = "test") -> Hello:
     return Hello(machine=MACHINE, epoch=epoch, reason=reason, disks=DISKS)
+
+
+async def hello_again(store: BlobStore, epoch: int) -> Hello:
+    """To go on with the epoch that bears this number in storage."""
+    if not epoch:
+        return hello(0)
+    try:
+        claim = (await id_in(store, epoch)).claim
+    except BlobNotFoundError:
+        claim = eid(epoch).claim
+    return Hello(machine=MACHINE, epoch=epoch, claim=claim, reason="test", disks=DISKS)
 
 
 def vault_at(folder: Path) -> FileVault:
@@ -63,11 +76,12 @@ async def append_all(log: MachineLog, made: Iterable[Made]) -> None:
 async def read_log(store: BlobStore, folder: Path, epoch: int = 1) -> list[Batch]:
     """Every batch that counts, in order, opened with the vault beside `folder`."""
     reader = LogReader(store, MACHINE)
-    entries = await reader.entries(epoch)
+    id_ = await id_in(store, epoch)
+    entries = await reader.entries(id_)
     if not entries:
         return []
     vault = vault_at(folder.parent)
-    return [batch for entry in entries for batch in await reader.batches(entry, vault)]
+    return [batch for entry in entries for batch in await reader.batches(id_, entry, vault)]
 
 
 def same_batches(found: list[Batch], made: list[Made]) -> bool:

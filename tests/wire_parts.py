@@ -28,6 +28,7 @@ from shared.batch import (
 from shared.errors import ContinuityError, UnderstudyError
 from shared.wire.messages import Ack, DiskInfo, Fault, Hello, Welcome
 from shared.wire.protocol import Acked, Connection, Event, Faulted, Pinged, Side, Welcomed
+from tests.epoch_ids import eid
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ DISKS = (DiskInfo(number=0, name="loop0", serial="S0", sectors=1 << 20),)
 
 
 def hello(machine: str = "lab", epoch: int = 0, last_sent: int = 0, **more: Any) -> Hello:
+    more.setdefault("claim", eid(epoch).claim if epoch else "")
     return Hello(machine=machine, epoch=epoch, last_sent=last_sent, disks=DISKS, **more)
 
 
@@ -90,7 +92,9 @@ class Chain:
         return Encoded(batch.number, parts, self.digest)
 
 
-START = Standing(epoch=0, spooled=0, spooled_seq=0, spooled_digest=NO_DIGEST, uploaded=0, uploaded_seq=0)
+START = Standing(
+    epoch=0, claim="", spooled=0, spooled_seq=0, spooled_digest=NO_DIGEST, uploaded=0, uploaded_seq=0
+)
 
 
 class MemoryLog:
@@ -124,9 +128,10 @@ class MemoryLog:
         assert self.running == 0, "begin() while an append of the earlier session runs"
         await self.begin_gate.wait()
         if hello.epoch == 0:
-            self.position = replace(START, epoch=self.position.epoch + 1)
+            begun = eid(self.position.epoch + 1)
+            self.position = replace(START, epoch=begun.number, claim=begun.claim)
             self.durable.clear()
-        elif hello.epoch != self.position.epoch:
+        elif hello.epoch_id != (self.position.epoch, self.position.claim):
             raise ContinuityError("The epoch is not known here")
         return self.position
 

@@ -38,6 +38,7 @@ from shared.batch import (
     StreamState,
     encode,
 )
+from shared.log.epoch_id import EpochId
 from shared.recovery.position import NOWHERE, Position
 
 _log = logging.get()
@@ -88,7 +89,7 @@ class Stream:
 
     # -- start and resumption ----------------------------------------------------------------------------
 
-    def begin_epoch(self, epoch: Epoch) -> None:
+    def begin_epoch(self, epoch: EpochId) -> None:
         """Every granule is to do already (`rounds.everything_is_to_do`); the ring goes on where it is: the full replication repeats what it
         holds."""
         self.marks.lost_behind(self._uploaded)
@@ -169,7 +170,7 @@ class Stream:
         for read in chunks:
             self._reader.release(read)
         size_b = sum(len(part) for part in parts)
-        self._state.cut(number, digest)
+        self._state.cut(number, digest, batch.end_seq)
         self._number, self._predecessor = number, digest
         self._retention.sent(number)
         self.marks.place(marks, self._position(number))

@@ -4,7 +4,11 @@ Input: `Stream.cut()`. Output: TLS to port 9443 of the process server. It blocks
 filling meanwhile, and overflows into the dirty bitmap, so the workload never waits.
 
 Every session begins by comparing histories. A process server that is ahead of what was ever sent, behind what is still held, or whose
-last batch is not ours, cannot be continued: then a new epoch begins, with its reason.
+last batch is not ours (digest, and the place in the ring where it ends), cannot be continued: then a new epoch begins, with its reason.
+
+So nothing that a process server says moves emission, or frees the ring, beyond a batch that this agent cut (I5): WELCOME names one that is
+ours; an ACK's `spooled` is at most the last that was sent in this session or welcomed (shared/wire/protocol.py), and what it frees is what
+this end noted for that batch.
 """
 
 from __future__ import annotations
@@ -22,12 +26,14 @@ from agent.stream.link import Link
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.uploading import Uploading
 from shared import identity, logging, tls
-from shared.batch import HEADER_SIZE, Epoch, StreamState
+from shared.batch import HEADER_SIZE, StreamState
 from shared.errors import (
     CertificateRevokedError,
     ContinuityError,
     DeviceError,
+    EpochRefusedError,
     NotReadyError,
+    OtherEpochError,
     PeerError,
     RefusedError,
     UnderstudyError,
@@ -45,6 +51,14 @@ RETRY_LIMIT_S: Final = 10.0
 RETRY_AFTER_LIMIT_S: Final = 60.0
 STEADY_S: Final = 30.0
 """A session that was open for so long was a good one: the next is not waited for longer on account of earlier failures."""
+
+
+_REASONS: Final = {
+    ContinuityError.code: Reason.PROCESS_SERVER_AHEAD,
+    EpochRefusedError.code: Reason.OTHER_EPOCH,
+    OtherEpochError.code: Reason.OTHER_EPOCH,
+}
+"""Why the epoch is over, by what the process server says."""
 
 
 class _NewEpochError(Exception):
@@ -189,14 +203,14 @@ class Sender:
             await self._stream.rounds.everything_is_to_do(state.reason.text)
             if hello.epoch or hello.suspect_since_ns != state[Word.SUSPECT_SINCE_NS]:
                 raise _NewEpochError  # continuity was lost after Hello: what is welcomed is not what is wanted now
-            self._stream.begin_epoch(Epoch(welcome.epoch))
+            self._stream.begin_epoch(welcome.epoch_id)
             self._uploading.clear()
-            _log.info("epoch begun", epoch=welcome.epoch, reason=state.reason.text)
+            _log.info("epoch begun", epoch=welcome.epoch, claim=welcome.claim, reason=state.reason.text)
         elif welcome.spooled > state[Word.LAST_CUT]:
             self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
         elif welcome.spooled < state[Word.FREED]:
             self._want_epoch(Reason.PROCESS_SERVER_BEHIND)
-        elif not (ours := state.is_ours(welcome.spooled, welcome.spooled_digest)):
+        elif not (ours := state.is_ours(welcome.spooled, welcome.spooled_digest, welcome.spooled_seq)):
             self._want_epoch(Reason.DIGEST_FORGOTTEN if ours is None else Reason.DIGEST_MISMATCH)
         self._stream.resume(welcome.spooled, welcome.spooled_seq, welcome.spooled_digest, welcome.uploaded)
         self._uploading.drop_behind(welcome.spooled)
@@ -319,8 +333,7 @@ class Sender:
         if link.fault is not None:
             self._retry_after_s = min(link.fault.retry_after_s, RETRY_AFTER_LIMIT_S)
             if link.fault.new_epoch:
-                ahead = link.fault.code == ContinuityError.code
-                self._want_epoch(Reason.PROCESS_SERVER_AHEAD if ahead else Reason.STORAGE_FORGOT)
+                self._want_epoch(_REASONS.get(link.fault.code, Reason.STORAGE_FORGOT))
         elif isinstance(error, ContinuityError):
             self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
 

@@ -4,10 +4,11 @@ It lives exactly as long as the capture that it describes: after a reboot both a
 written to a disk, so a protected disk never sees the agent's own writes.
 
 A SIGKILL can fall between any two word stores. Every multi-word fact therefore has one word that makes it valid, stored last and
-cleared first.
+cleared first. The epoch's identity is such a fact: EPOCH makes CLAIM valid, so both change as one.
 
-**Digests.** Of each batch that was cut one word is remembered: 48 bits of its digest, and 16 that say for which of the numbers that share
-the place. That is a check against histories that are not ours (a reverted or cloned machine), for which 48 bits are plenty. `REMEMBERED`
+**Digests.** Of each batch that was cut one word is remembered: 48 bits of a hash over its digest and the ring position at which it ends,
+and 16 that say for which of the numbers that share the place. That is a check against histories that are not ours (a reverted or cloned
+machine), and against a process server that would have the ring freed or skipped up to another place than that batch's (I5). `REMEMBERED`
 batches are, and no more may ever be held: `retention` keeps FREED so near behind LAST_CUT that whoever may be continued at all
 (FREED ≤ its last batch ≤ LAST_CUT) can be compared.
 """
@@ -22,23 +23,21 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from shared.batch import DIGEST_SIZE, Epoch
+from shared.batch import DIGEST_SIZE
+from shared.log.epoch_id import NO_EPOCH, EpochId
 
 WORDS: Final = 4096
-_LAYOUT: Final = 2
+_LAYOUT: Final = 3
 _DIGESTS_AT: Final = 64
 REMEMBERED: Final = WORDS - _DIGESTS_AT
 """Batches whose digests are remembered, the newest ones."""
 _TAG_BITS: Final = 16
-_LAYOUT_OF_FEW_DIGESTS: Final = 1
-"""Four words a digest (number, digest, unused), at number % 1008."""
-_FEW_DIGESTS: Final = 1008
 
 
 class Word(enum.IntEnum):
     LAYOUT = 0
     EPOCH = 1
-    """0: a new epoch is wanted."""
+    """0: a new epoch is wanted. Its claim is CLAIM."""
     REASON = 2
     """Why the running (or wanted) epoch was begun: index into `Reason`."""
     LAST_CUT = 3
@@ -68,6 +67,10 @@ class Word(enum.IntEnum):
     """The moment of the newest image given out, on the boot clock: that of a later batch is never earlier."""
     ALL_THERE_NS = 18
     """When all captured disks were last seen where capture is attached to them; Unix ns, by the earliest that the clock may have shown."""
+    CLAIM = 19
+    """Of EPOCH; stored before it. Means nothing while that is 0."""
+    SEEN_EPOCH = 20
+    """The highest number of an epoch that was ever begun here."""
 
     WENT = 24
     """Captured disks that were seen gone and not seen back yet, a bit a number: what they hold when they are back is unknown."""
@@ -95,6 +98,7 @@ class Reason(enum.IntEnum):
     CAPTURE_REMOVED = 20
     DISK_RENAMED = 21
     OTHER = 255
+    OTHER_EPOCH = 14
 
     @property
     def text(self) -> str:
@@ -119,6 +123,7 @@ _REASONS: Final = {
     Reason.CAPTURE_REMOVED: "somebody removed a part of what captures: what was written since then is unknown",
     Reason.DISK_RENAMED: "protected disks have other ids in the configuration",
     Reason.OTHER: "a reason that this version of the agent does not know",
+    Reason.OTHER_EPOCH: "storage has another epoch: it was restored from an older copy, or another copy of the machine has begun one",
 }
 
 
@@ -129,9 +134,7 @@ class AgentState:
         if len(words) < WORDS:
             raise ValueError(f"the state map has {len(words)} words, {WORDS} are needed")
         self._words = words
-        if int(words[Word.LAYOUT]) == _LAYOUT_OF_FEW_DIGESTS:
-            self._take_over_few_digests()
-        elif int(words[Word.LAYOUT]) != _LAYOUT:
+        if int(words[Word.LAYOUT]) != _LAYOUT:
             words[:] = 0
         words[Word.LAYOUT] = _LAYOUT
 
@@ -149,6 +152,11 @@ class AgentState:
 
     # -- epoch -------------------------------------------------------------------------------------------
 
+    @property
+    def epoch(self) -> EpochId:
+        """The epoch that is continued; NO_EPOCH while a new one is wanted."""
+        return EpochId(self[Word.EPOCH], f"{self[Word.CLAIM]:016x}") if self[Word.EPOCH] else NO_EPOCH
+
     def want_epoch(self, reason: Reason, suspect_since_ns: int = 0) -> None:
         """Continuity is lost. Points captured since `suspect_since_ns` may lack writes; 0: none does."""
         self.set_unordered()
@@ -158,15 +166,18 @@ class AgentState:
         self[Word.REASON] = reason
         self[Word.EPOCH] = 0
 
-    def begin_epoch(self, epoch: Epoch) -> None:
+    def begin_epoch(self, epoch: EpochId) -> None:
         """The process server allocated `epoch`. The caller has marked everything as to-do before."""
         self.set_unordered()
+        self[Word.EPOCH] = 0  # until all of it is there: no number ever stands with another's claim
         self._words[_DIGESTS_AT:] = 0
         self[Word.LAST_CUT] = 0
         self[Word.FREED] = 0
         self[Word.EVER_ORDERED] = 0
         self[Word.EPOCHS_BEGUN] += 1
-        self[Word.EPOCH] = epoch
+        self[Word.SEEN_EPOCH] = max(self[Word.SEEN_EPOCH], epoch.number)
+        self[Word.CLAIM] = int(epoch.claim, 16)
+        self[Word.EPOCH] = epoch.number
 
     def has_disks(self, ids: Sequence[str]) -> None:
         """The disks by these ids, in the order of their numbers, are captured. An epoch names its disks, and blobs are named after them:
@@ -188,16 +199,16 @@ class AgentState:
 
     # -- batches that were cut ---------------------------------------------------------------------------
 
-    def cut(self, number: int, digest: bytes) -> None:
+    def cut(self, number: int, digest: bytes, end_seq: int) -> None:
         """Called before the batch leaves the agent."""
-        self._words[_place(number)] = _word(number, digest)
+        self._words[_place(number)] = _word(number, digest, end_seq)
         self[Word.LAST_CUT] = number
 
-    def is_ours(self, number: int, digest: bytes) -> bool | None:
-        """Whether batch `number` as it was cut has this digest; None when that is not known any more."""
+    def is_ours(self, number: int, digest: bytes, end_seq: int) -> bool | None:
+        """Whether batch `number` as it was cut has this digest and ends there; None when that is not known any more."""
         if number == 0:
             return digest == bytes(DIGEST_SIZE)
-        found, expected = int(self._words[_place(number)]), _word(number, digest)
+        found, expected = int(self._words[_place(number)]), _word(number, digest, end_seq)
         if (found ^ expected) % (1 << _TAG_BITS):
             return None
         return found == expected
@@ -217,19 +228,13 @@ class AgentState:
         """Up to where batches must be freed at the next chance, so that cutting need not stop for want of memory."""
         return self[Word.LAST_CUT] - REMEMBERED * 7 // 8
 
-    def _take_over_few_digests(self) -> None:
-        """A kill meanwhile leaves digests that match nothing: at worst a new epoch, with its reason."""
-        old = self._words[_DIGESTS_AT:].copy().reshape(_FEW_DIGESTS, 4)
-        self._words[_DIGESTS_AT:] = 0
-        for row in old[old[:, 0] != 0]:
-            self._words[_place(int(row[0]))] = _word(int(row[0]), row[1:3].tobytes())
-
 
 def _place(number: int) -> int:
     return _DIGESTS_AT + number % REMEMBERED
 
 
-def _word(number: int, digest: bytes) -> int:
+def _word(number: int, digest: bytes, end_seq: int) -> int:
     """Never 0, which stands for no digest."""
     tag = number // REMEMBERED % ((1 << _TAG_BITS) - 1) + 1
-    return int.from_bytes(digest[:8], "little") >> _TAG_BITS << _TAG_BITS | tag
+    known = hashlib.blake2b(digest + end_seq.to_bytes(8, "little"), digest_size=6).digest()
+    return int.from_bytes(known, "little") << _TAG_BITS | tag

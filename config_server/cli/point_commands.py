@@ -289,6 +289,8 @@ def _table_of(points: list[PointView]) -> Table:
     rows = []
     for point_ in points:
         remarks = []
+        if point_.lost:
+            remarks.append(f"cannot be restored: {point_.lost}")
         if point_.suspect:
             remarks.append("suspect: capture missed writes before it")
         if point_.unreadable:

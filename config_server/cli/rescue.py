@@ -101,7 +101,7 @@ async def _machine(storage: MachineStorage, name: str) -> StoredMachine:
     from shared.recovery import listing
 
     try:
-        found = (await listing.read(storage, name)).points
+        found = [point for point in (await listing.read(storage, name)).points if not point.lost]
     except UnderstudyError as exc:
         return StoredMachine(name, 0, None, cause=str(exc))
     return StoredMachine(name, len(found), found[-1] if found else None)

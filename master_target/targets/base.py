@@ -43,8 +43,8 @@ class Target(Protocol):
     @property
     def state(self) -> DiskState: ...
 
-    async def begin(self, start: Position, end: Position, disk_b: int) -> None:
-        """Record that (start, end] is being applied. At the start of an epoch the disk also gets the size
+    async def begin(self, start: Position, end: Position, disk_b: int, claim: str) -> None:
+        """Record that (start, end], of the epoch with this claim, is being applied. At the start of an epoch the disk also gets the size
         for `disk_b`.
         """
 

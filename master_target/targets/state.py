@@ -15,7 +15,13 @@ starts at the cursor, ends at or behind `pending`, and the disk may be snapshott
 `pending`.
 
 A new epoch begins with a full replication, which writes every sector that a later point can show. So an
-interval may also start at batch 0 of an epoch above both `cursor` and `pending`, whatever was on the disk.
+interval may also start at batch 0 of another epoch than the cursor's, whatever was on the disk.
+
+Which epoch, number and claim say together (shared/log/epoch_id.py). Storage that was restored in part may have an epoch N with another
+claim than the cursor N-1234: its batches 1 to 1234 are not on this disk, and it begins at its batch 0 as any new epoch does. The log is
+what counts: which claim N has, its document says. What was begun of an epoch with another claim binds nobody, since every sector is
+written anew. A lower number is always older: those that allocate look at the seed disks, too. A state without claims, or with garbled
+ones, is of no epoch that can be gone on with.
 """
 
 from __future__ import annotations
@@ -25,59 +31,80 @@ from collections.abc import Mapping
 import msgspec
 
 from shared.errors import SeedDiskError
+from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.recovery.position import NOWHERE, Position
 
 
 class DiskState(msgspec.Struct, frozen=True, kw_only=True):
     """`disk_b`: size of the source disk in bytes. `sequence`: number of the last begun interval's fence;
-    only grows.
+    only grows. The claims are those of the epochs of `cursor` and `pending`.
     """
 
     disk_b: int
     cursor: Position = NOWHERE
     pending: Position = NOWHERE
+    cursor_claim: str = UNKNOWN
+    pending_claim: str = UNKNOWN
     sequence: int = 0
+
+    @property
+    def cursor_epoch(self) -> EpochId:
+        return EpochId(self.cursor.epoch, self.cursor_claim)
+
+    @property
+    def pending_epoch(self) -> EpochId:
+        return EpochId(self.pending.epoch, self.pending_claim)
 
     @property
     def settled(self) -> bool:
         """Whether the disk is exactly at its cursor."""
-        return self.cursor == self.pending
+        return (self.cursor, self.cursor_claim) == (self.pending, self.pending_claim)
+
+    def reached(self, epoch: EpochId) -> Position:
+        """How much of the epoch is on the disk."""
+        return self.cursor if self.cursor_epoch == epoch else Position.of(epoch.number, 0)
 
     @property
     def restart(self) -> Position:
         """Where the interval that ends at `pending` starts."""
-        if self.cursor.epoch == self.pending.epoch:
-            return self.cursor
-        return Position.of(self.pending.epoch, 0)
+        return self.reached(self.pending_epoch)
 
-    def begin(self, start: Position, end: Position, disk_b: int) -> DiskState:
-        """The state in which the runs of (start, end] may be written. Raises SeedDiskError when they may
+    def begin(self, start: Position, end: Position, disk_b: int, claim: str) -> DiskState:
+        """The state in which the runs of (start, end], of the epoch with this claim, may be written. Raises SeedDiskError when they may
         not.
         """
-        same_epoch = start == self.cursor and end.epoch == start.epoch and end >= self.pending
-        new_epoch = start.batch == 0 and start.epoch >= self.pending.epoch and start.epoch > self.cursor.epoch
-        reaches = end.epoch == start.epoch and end > start and end >= self.pending
+        epoch = EpochId(start.epoch, claim)
+        same_epoch = start == self.cursor and self.cursor_epoch == epoch == self.pending_epoch
+        not_older = start.epoch >= max(self.cursor.epoch, self.pending.epoch)
+        new_epoch = start.batch == 0 and not_older and epoch.is_known and self.cursor_epoch != epoch
+        covers = end >= self.pending or self.pending_epoch != epoch
+        reaches = end.epoch == start.epoch and end > start and covers
         if not reaches or not (same_epoch or new_epoch):
             raise SeedDiskError(
                 f"The interval from {start} to {end} was not applied",
-                cause=f"the seed disk is at {self.cursor}, with an interval to {self.pending} begun",
+                cause=f"the seed disk is at {self.cursor}, with an interval to {self.pending} begun;"
+                f" claims {self.cursor_claim or 'none'}, {self.pending_claim or 'none'}, and {claim} of the interval",
             )
         if same_epoch and disk_b != self.disk_b:
             raise SeedDiskError(
                 f"The interval from {start} to {end} was not applied",
                 cause=f"the source disk's size changed from {self.disk_b} to {disk_b} bytes within an epoch",
             )
-        return msgspec.structs.replace(self, pending=end, disk_b=disk_b, sequence=self.sequence + 1)
+        return msgspec.structs.replace(
+            self, pending=end, pending_claim=claim, disk_b=disk_b, sequence=self.sequence + 1
+        )
 
     def finish(self) -> DiskState:
         """The state after all runs of the begun interval are on the disk."""
-        return msgspec.structs.replace(self, cursor=self.pending)
+        return msgspec.structs.replace(self, cursor=self.pending, cursor_claim=self.pending_claim)
 
     def encode(self) -> dict[str, str]:
         """As blob metadata."""
         return {
             "cursor": str(self.cursor),
             "pending": str(self.pending),
+            "cursor_claim": self.cursor_claim,
+            "pending_claim": self.pending_claim,
             "disk_b": str(self.disk_b),
             "sequence": str(self.sequence),
         }
@@ -94,7 +121,14 @@ def decode(metadata: Mapping[str, str], disk: str) -> DiskState:
         raise _garbled(disk, f"its metadata lack {exc}") from exc
     if cursor is None or pending is None:
         raise _garbled(disk, f"its metadata name the positions {metadata['cursor']}, {metadata['pending']}")
-    return DiskState(disk_b=disk_b, cursor=cursor, pending=pending, sequence=sequence)
+    return DiskState(
+        disk_b=disk_b,
+        cursor=cursor,
+        pending=pending,
+        cursor_claim=metadata.get("cursor_claim", UNKNOWN),
+        pending_claim=metadata.get("pending_claim", UNKNOWN),
+        sequence=sequence,
+    )
 
 
 def _garbled(disk: str, cause: str) -> SeedDiskError:

@@ -219,6 +219,7 @@ class Session:
         log.on_change = self.refresh
         welcome = Welcome(
             epoch=position.epoch,
+            claim=position.claim,
             spooled=position.spooled,
             spooled_seq=position.spooled_seq,
             spooled_digest=position.spooled_digest,

@@ -1,7 +1,8 @@
 """Files that hold, or may hold, acknowledged batches that can not be listed: kept aside, and said aloud. Blocking.
 
     <machine>/damaged/<epoch>-<file>     what cannot be read, whole or in part
-    <machine>/unlisted/<epoch>-<file>    whole batches that the log went on without (ownership.py)
+    <machine>/unlisted/<epoch>-<file>    whole batches that the log went on without (ownership.py), or of another epoch than storage has
+                                         under this number
     <same name>.note                     what it is and why, for the event; made anew from the name if it is gone
 
 Nothing here is ever read again by this program. `unlisted` files go after KEEP_S, which this server must have lived through with
@@ -22,6 +23,7 @@ import msgspec
 
 from shared import durable, logging
 from shared.errors import UNDECODABLE, SetAsideError, SpoolLostError, UnderstudyError
+from shared.log.epoch_id import UNKNOWN, EpochId
 
 KEEP_S: Final = 14 * 86400.0
 _NOTED_S: Final = 3600.0
@@ -42,6 +44,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     last: int
     """0: not known."""
     cause: str
+    claim: str = UNKNOWN
+    """Of the epoch."""
     kept_s: float = 0.0
     """How long it has been here, as far as that was noted."""
 
@@ -71,8 +75,10 @@ class Aside:
     def size_b(self) -> int:
         return sum(size_b for files in self._found.values() for size_b, _ in files)
 
-    def epochs(self) -> set[int]:
-        return {note.epoch for files in self._found.values() for _, note in files}
+    def holds(self, epoch: EpochId) -> bool:
+        """Whether there is something that is, or may be, of this epoch."""
+        notes = [note for files in self._found.values() for _, note in files if note.epoch == epoch.number]
+        return any(note.claim in (epoch.claim, UNKNOWN) for note in notes)
 
     def problems(self) -> list[UnderstudyError]:
         """One of each kind."""

@@ -32,6 +32,7 @@ from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
 from shared.errors import SpoolError, SpoolLeftoversError, UnderstudyError, UploadsStoppedError
+from shared.log.epoch_id import EpochId
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.machine_storage import MachineStorage
 from shared.sealing import MachineKey
@@ -87,6 +88,7 @@ class EpochLog:
         changed: Callable[[], None],
     ) -> None:
         self.machine: Final = index.machine
+        self.id: Final = index.id
         self.epoch: Final = index.epoch
         self.term: Final = index.term
         self.failure: UnderstudyError | None = None
@@ -135,7 +137,7 @@ class EpochLog:
             self._uploader.put(spooled)
         self._writer = SpoolWriter(
             self.machine,
-            self.epoch,
+            self.id,
             key,
             self._folder,
             spooled=Point.of(segments[-1].last) if segments else self.uploaded,
@@ -154,12 +156,12 @@ class EpochLog:
         cls,
         shared: Resources,
         folder: MachineFolder,
-        epoch: int,
+        epoch: EpochId,
         changed: Callable[[], None],
         opening: BlobStore,
     ) -> EpochLog:
-        """Recovers the spool folder, takes the next term, and goes on uploading what is not listed. `opening` is
-        the machine's store until it is open.
+        """Recovers the spool folder, takes the next term, and goes on uploading what is not listed. `epoch` is what storage has under that
+        number; `opening` is the machine's store until it is open.
 
         Raises StorageForgotError (then the epoch cannot go on), SpoolError, WrongKeyError, and
         StorageErrors of the store.
@@ -172,19 +174,22 @@ class EpochLog:
             machine,
             epoch,
             shared.settings.owner,
-            known_last=_listed_once(recovered, damaged=epoch in folder.aside.epochs()),
+            known_last=_listed_once(recovered, damaged=folder.aside.holds(epoch)),
             max_blocks=shared.settings.max_blocks,
         )
         found = await sort_files(opening, machine, epoch, recovered.runs, index.fold, shared.reading)
         await folder.clear(epoch, found.listed, found.unlisted)
-        mark = Watermark(index.term, index.fold.last)
-        failed = await run_to_end(shared.reading, partial(watermark.remember, folder.epoch(epoch), mark))
+        mark = Watermark(index.term, index.fold.last, epoch.claim)
+        failed = await run_to_end(
+            shared.reading, partial(watermark.remember, folder.epoch(epoch.number), mark)
+        )
         log = cls(shared, opening, index, key, folder, found.rest, changed)
         log._note_remembered(mark, failed)
         _log.info(
             "log opened",
             machine=machine,
-            epoch=epoch,
+            epoch=epoch.number,
+            claim=epoch.claim,
             term=index.term,
             spooled=log.spooled.number,
             uploaded=log.uploaded.number,
@@ -284,7 +289,7 @@ class EpochLog:
 
     async def _remember(self) -> None:
         """What was listed; not in the listing loop, since it costs a sync and only makes later checks stricter."""
-        mark = Watermark(self.term, self.uploaded.number)
+        mark = Watermark(self.term, self.uploaded.number, self.id.claim)
         if mark != self._remembered:
             failed = await run_to_end(
                 self._reading, partial(watermark.remember, self._folder, mark, durably=False)

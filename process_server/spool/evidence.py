@@ -11,6 +11,7 @@ from process_server.spool.machine_folder import Runs
 from process_server.spool.ownership import LocalFile, Relation, chosen_run, meeting_point, relate
 from process_server.spool.threads import run_to_end
 from shared.blob import BlobStore
+from shared.log.epoch_id import EpochId
 from shared.log.index import Fold
 from shared.log.reader import listed_digest
 
@@ -37,7 +38,7 @@ class Sorted(NamedTuple):
 
 
 async def sort_files(
-    store: BlobStore, machine: str, epoch: int, runs: Runs, fold: Fold, threads: Executor
+    store: BlobStore, machine: str, epoch: EpochId, runs: Runs, fold: Fold, threads: Executor
 ) -> Sorted:
     """`fold` is the epoch's index. Raises SpoolError, and what reading the log raises."""
     last = fold.last
@@ -78,7 +79,7 @@ async def sort_files(
 
 
 async def _digests(
-    store: BlobStore, machine: str, epoch: int, run: list[SpooledSegment], fold: Fold, threads: Executor
+    store: BlobStore, machine: str, epoch: EpochId, run: list[SpooledSegment], fold: Fold, threads: Executor
 ) -> tuple[str, str]:
     """At the meeting point: here, and in the index."""
     number = meeting_point([s.local() for s in run], fold.last)
@@ -89,7 +90,7 @@ async def _digests(
     return here, await _there(store, machine, epoch, number, fold)
 
 
-async def _there(store: BlobStore, machine: str, epoch: int, number: int, fold: Fold) -> str:
+async def _there(store: BlobStore, machine: str, epoch: EpochId, number: int, fold: Fold) -> str:
     """The digest of a batch by the index; empty when it lists none of this number."""
     if number == fold.last:
         return fold.last_digest

@@ -16,6 +16,7 @@ from process_server.spool.threads import run_to_end
 from process_server.spool.watermark import Watermark
 from shared import durable
 from shared.errors import SpoolError, SpoolFullError
+from shared.log.epoch_id import EpochId
 from shared.log.segment import FileHeader
 from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key_of
@@ -58,8 +59,10 @@ class MachineFolder:
         """A file of it was not what its footer says: from now on recovery reads all of them whole."""
         self._distrusted.add(epoch)
 
-    async def recover(self, epoch: int) -> Recovered:
-        """What lies in an epoch's folder, which no log may use meanwhile. Raises SpoolError, WrongKeyError."""
+    async def recover(self, epoch: EpochId) -> Recovered:
+        """What lies in an epoch's folder, which no log may use meanwhile; what another epoch with its number left there is aside then.
+        Raises SpoolError, WrongKeyError.
+        """
         while True:
             try:
                 return await run_to_end(self._threads, partial(self._recover, epoch))
@@ -70,7 +73,7 @@ class MachineFolder:
             )
 
     async def clear(
-        self, epoch: int, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]
+        self, epoch: EpochId, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]
     ) -> None:
         """Deletes files that are listed, and sets aside, each for its reason, those that can not be; for good: one of
         another history must not come back before those that are written now. Raises SpoolError.
@@ -95,21 +98,29 @@ class MachineFolder:
                 f"The spool folder {self._path} could not be read", cause=exc.strerror or str(exc)
             ) from exc
 
-    def _recover(self, epoch: int) -> Recovered:
-        folder = self.epoch(epoch)
+    def _recover(self, epoch: EpochId) -> Recovered:
+        folder = self.epoch(epoch.number)
 
         def set_aside(damage: Damage) -> None:
-            note = Note(epoch=epoch, first=damage.first, last=damage.last, cause=damage.cause)
-            self.aside.put(Kind.DAMAGED, damage.path, note, keep=not damage.whole)
+            note = Note(
+                epoch=epoch.number,
+                first=damage.first,
+                last=damage.last,
+                cause=damage.cause,
+                claim=damage.claim,
+            )
+            kind = Kind.UNLISTED if damage.foreign else Kind.DAMAGED
+            self.aside.put(kind, damage.path, note, keep=not damage.whole)
 
         try:
             durable.make_folder(folder)
             runs = recover_folder(
                 folder,
+                epoch,
                 self._key_of,
                 set_aside,
                 # A damaged file may keep a whole footer, and is here as well while its front part waits for upload.
-                thorough=epoch in self._distrusted | self.aside.epochs(),
+                thorough=epoch.number in self._distrusted or self.aside.holds(epoch),
                 give_up=self._give_up,
             )
             self._unreadable = {
@@ -120,7 +131,7 @@ class MachineFolder:
             raise kind(
                 f"The spool folder {folder} could not be made or recovered", cause=exc.strerror or str(exc)
             ) from exc
-        return Recovered(runs, watermark.read(folder))
+        return Recovered(runs, watermark.read(folder, epoch.claim))
 
     def _give_up(self, path: Path) -> bool:
         now = time.monotonic()
@@ -133,12 +144,18 @@ class MachineFolder:
         return key
 
     def _clear(
-        self, epoch: int, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]
+        self, epoch: EpochId, listed: list[SpooledSegment], unlisted: list[tuple[SpooledSegment, str]]
     ) -> None:
-        folder = self.epoch(epoch)
+        folder = self.epoch(epoch.number)
         try:
             for spooled, cause in unlisted:
-                note = Note(epoch=epoch, first=spooled.first.number, last=spooled.last.number, cause=cause)
+                note = Note(
+                    epoch=epoch.number,
+                    first=spooled.first.number,
+                    last=spooled.last.number,
+                    cause=cause,
+                    claim=epoch.claim,
+                )
                 self.aside.put(Kind.UNLISTED, spooled.path, note)
             for spooled in listed:
                 durable.remove_file(spooled.path)

@@ -3,9 +3,10 @@
 Input: the machine's Hello and its batches. Output: `spooled` and `uploaded` positions. `append` blocks on the disk, `flush` on storage.
 
 Who may go on with which epoch (I7). The machine's newest epoch in storage is its epoch; a Hello with a lower one is refused, with a
-higher one it was lost by storage. The log of the epoch is ours while no term is above ours; when the agent comes back and one is, it
+higher one it was lost by storage, and with the same number but another claim it is another epoch (shared/log/epoch_id.py). The log of
+the epoch is ours while no term is above ours; when the agent comes back and one is, it
 was with another process server meanwhile, and the log is opened anew with a new term. When storage cannot be asked just then, a log that is
-open goes on as it is: it can spool, and should it be fenced, listing fails and nothing is ever said to be uploaded.
+open for this very epoch goes on as it is: it can spool, and should it be fenced, listing fails and nothing is ever said to be uploaded.
 
 Whenever no log is open here, after a restart, a failed `begin` or a fence, the spool uploads what it holds without waiting
 for the agent, which may be gone for good: that is what the last minutes before a disaster hang on. Whether it may, `ownership`
@@ -39,14 +40,17 @@ from shared.errors import (
     EpochRefusedError,
     FencedError,
     NotOpenError,
+    OtherEpochError,
     SpoolError,
     StorageError,
     StorageForgotError,
     TransientError,
     UnderstudyError,
 )
-from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, newest_epoch
+from shared.log.epoch_id import EpochId
+from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, known_epoch, newest_epoch
 from shared.log.writer import terms
+from shared.recovery.traces import highest_epoch
 from shared.wire.messages import Hello
 
 _BEGIN_S: Final = 25.0
@@ -73,7 +77,7 @@ class MachineLog:
         """Why the log that was open ended: another process server took it from us, or it failed."""
         self._watch: Watch | None = None
         """The newest epoch, while files of it are here and no log of it is open."""
-        self._forgot: tuple[int, StorageForgotError] | None = None
+        self._forgot: tuple[EpochId, StorageForgotError] | None = None
         """An epoch that cannot go on, and why."""
         self._lock: Final = asyncio.Lock()
         self._resuming: Final = Chore(
@@ -93,7 +97,15 @@ class MachineLog:
         if log is None:
             raise self._not_open()
         spooled, uploaded = log.spooled, log.uploaded
-        return Standing(log.epoch, spooled.number, spooled.seq, spooled.digest, uploaded.number, uploaded.seq)
+        return Standing(
+            log.epoch,
+            log.id.claim,
+            spooled.number,
+            spooled.seq,
+            spooled.digest,
+            uploaded.number,
+            uploaded.seq,
+        )
 
     @property
     def failure(self) -> UnderstudyError | None:
@@ -192,11 +204,11 @@ class MachineLog:
     # ---- inside ----
 
     async def _begin(self, hello: Hello) -> None:
-        epoch = hello.epoch or await self._next_epoch(hello)
+        epoch = hello.epoch_id if hello.epoch else await self._next_epoch(hello)
         if not await self._goes_on(epoch):
             await self._reopen(epoch)
 
-    async def _next_epoch(self, hello: Hello) -> int:
+    async def _next_epoch(self, hello: Hello) -> EpochId:
         """The epoch that the wish gets. The one before it is over from now on."""
         store = await self._shared.storage.find_or_create(self.machine)
         wish = (
@@ -218,51 +230,75 @@ class MachineLog:
                 disks=disks,
                 reason=reason,
                 agent_id=agent_id,
+                identity=hello.identity,
+                boot=hello.boot,
+                owner=self._shared.settings.owner,
                 suspect_since_ns=suspect_since_ns,
-                above=max(await self._folder.epochs(), default=0),
+                above=await self._highest_seen(store, hello),
             )
-            _log.info("epoch begins", machine=self.machine, epoch=info.epoch, reason=info.reason)
+            _log.info(
+                "epoch begins", machine=self.machine, epoch=info.epoch, claim=info.claim, reason=info.reason
+            )
         if self._current is not None and self._current.epoch < info.epoch:
             self._older.take(self._current)
             self._current = None
         self._older.drain(info.epoch)
-        return info.epoch
+        return info.id
 
-    async def _goes_on(self, epoch: int) -> bool:
+    async def _highest_seen(self, store: BlobStore, hello: Hello) -> int:
+        """The highest epoch number that anybody knows of: this agent, storage (log, seed disks, points), this server's spool."""
+        return max(
+            hello.seen,
+            await newest_epoch(store),
+            await highest_epoch(store),
+            *await self._folder.epochs(),
+        )
+
+    async def _goes_on(self, epoch: EpochId) -> bool:
         """Whether the open log may simply go on."""
         log = self._current
-        if log is None or log.epoch != epoch or log.failure is not None:
+        if log is None or log.id != epoch or log.failure is not None:
             return False
         await log.drained()
         storage = self._shared.storage.with_retry(_VERIFY)
         try:
             store = await storage.find_or_create(self.machine)
             newest = await newest_epoch(store)
-            taken = max(await terms(store, epoch), default=0)
+            there = (
+                (await known_epoch(store, self.machine, epoch.number)).id if newest == epoch.number else None
+            )
+            taken = max(await terms(store, epoch.number), default=0)
+        except StorageForgotError:
+            return False
         except StorageError as exc:
-            _log.warning("log goes on unverified", machine=self.machine, epoch=epoch, **exc.as_dict())
+            _log.warning("log goes on unverified", machine=self.machine, epoch=epoch.number, **exc.as_dict())
             return True
-        return newest == epoch and taken == log.term
+        return there == epoch and taken == log.term
 
-    async def _reopen(self, epoch: int) -> None:
+    async def _reopen(self, epoch: EpochId) -> None:
         store = await self._shared.storage.find_or_create(self.machine)
         newest = await newest_epoch(store)
-        if epoch < newest:
-            raise EpochRefusedError(
-                f"Epoch {epoch} of machine {self.machine} is over", cause=f"epoch {newest} has begun since"
-            )
-        if epoch > newest:
+        if epoch.number > newest:
             raise StorageForgotError(
-                f"Epoch {epoch} of machine {self.machine} cannot go on",
+                f"Epoch {epoch.number} of machine {self.machine} cannot go on",
                 cause=f"the newest epoch that storage knows is {newest}",
+            )
+        info = await known_epoch(store, self.machine, newest)
+        if epoch.number < newest:
+            raise EpochRefusedError(
+                f"Epoch {epoch.number} of machine {self.machine} is over", cause=info.begun_by
+            )
+        if epoch != info.id:
+            raise OtherEpochError(
+                f"Epoch {epoch} of machine {self.machine} cannot go on", cause=info.begun_by
             )
         await self._close_current()
         await self._open(epoch, store)
 
-    async def _open(self, epoch: int, store: BlobStore) -> None:
+    async def _open(self, epoch: EpochId, store: BlobStore) -> None:
         self._current = await EpochLog.open(self._shared, self._folder, epoch, self._change, store)
         self._ended = self._watch = None
-        self._older.drain(epoch)
+        self._older.drain(epoch.number)
         self._change()
 
     async def _close_current(self) -> None:
@@ -287,12 +323,13 @@ class MachineLog:
             if newest not in epochs:
                 self._watch = None
                 return True  # older_epochs looks after those that are here
-            if self._watch is None or self._watch.epoch != newest:
-                self._watch = Watch(self._shared, self._folder, newest, store)
+            epoch = (await known_epoch(store, self.machine, newest)).id
+            if self._watch is None or self._watch.id != epoch:
+                self._watch = Watch(self._shared, self._folder, epoch, store)
             verdict = await self._watch.look(newest, store)
             match verdict.decision:
                 case Decision.OPEN | Decision.RETAKE:
-                    await self._reopen_alone(newest, store)
+                    await self._reopen_alone(epoch, store)
                 case Decision.DELETE | Decision.QUARANTINE:
                     await self._watch.carry_out()
                     self._watch = None
@@ -311,7 +348,7 @@ class MachineLog:
             raise self._ended  # told, and opened again after a pause
         return True
 
-    async def _reopen_alone(self, epoch: int, store: BlobStore) -> None:
+    async def _reopen_alone(self, epoch: EpochId, store: BlobStore) -> None:
         """Without an agent."""
         if self._forgot is not None and self._forgot[0] == epoch:
             raise self._forgot[1]  # only the agent can help; opening it again would but take another term

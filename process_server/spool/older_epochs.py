@@ -2,7 +2,8 @@
 
 An epoch is over as soon as storage knows a newer one, whether or not that one can be opened here. Its open log simply goes on uploading;
 of any other, `ownership` says what becomes of it, look after look: opened or taken again until all of its rest is listed, left to another
-owner meanwhile, set aside, or deleted (I5). Any error keeps the folder, and it is tried again.
+owner meanwhile, set aside, or deleted (I5). Any error keeps the folder, and it is tried again. Which epoch bears a number, storage says:
+while the document is gone nothing is done with the files; those of another epoch are set aside by recovery.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from process_server.spool.ownership import Decision
 from process_server.spool.watch import Watch
 from shared.blob import BlobStore
 from shared.errors import FencedError, IndexMissingError, StorageForgotError, UnderstudyError
+from shared.log.epoch_id import EpochId
+from shared.log.epochs import known_epoch
 
 
 class OlderEpochs:
@@ -71,7 +74,7 @@ class OlderEpochs:
         for epoch in await self._folder.epochs():
             try:
                 if epoch < self._newest:
-                    done &= await self._drain(epoch)
+                    done &= await self._drain(await self._identify(epoch))
                 elif epoch > self._newest:
                     raise self._unknown(epoch)
             except FencedError:
@@ -90,11 +93,12 @@ class OlderEpochs:
             action="Check that this is the right storage account. A new epoch begins when the agent connects.",
         )
 
-    async def _drain(self, epoch: int) -> bool:
+    async def _drain(self, id_: EpochId) -> bool:
         """Whether nothing of it is left. Nothing is deleted when it raises."""
+        epoch = id_.number
         store = await self._storage.find_or_create(self._folder.machine)
         try:
-            log = self.logs.get(epoch) or await self._look(epoch, store)
+            log = self.logs.get(epoch) or await self._look(id_, store)
             if log is not None:
                 self._watches.pop(epoch, None)
                 try:
@@ -105,20 +109,28 @@ class OlderEpochs:
                     del self.logs[epoch]
                 await self._folder.remove(epoch)
         except (IndexMissingError, StorageForgotError) as exc:
-            await Watch(self._shared, self._folder, epoch, store).give_up(exc.cause)
+            await Watch(self._shared, self._folder, id_, store).give_up(exc.cause)
             self._watches.pop(epoch, None)
         self._changed()
         return epoch not in self._watches
 
-    async def _look(self, epoch: int, store: BlobStore) -> EpochLog | None:
+    async def _identify(self, epoch: int) -> EpochId:
+        log = self.logs.get(epoch)
+        if log is not None:
+            return log.id
+        store = await self._storage.find_or_create(self._folder.machine)
+        return (await known_epoch(store, self._folder.machine, epoch)).id
+
+    async def _look(self, id_: EpochId, store: BlobStore) -> EpochLog | None:
         """Does what is to be done with an epoch that has no open log. Its log, if it is now open."""
+        epoch = id_.number
         watch = self._watches.get(epoch)
-        if watch is None:
-            watch = self._watches[epoch] = Watch(self._shared, self._folder, epoch, store)
+        if watch is None or watch.id != id_:
+            watch = self._watches[epoch] = Watch(self._shared, self._folder, id_, store)
         verdict = await watch.look(self._newest, store)
         match verdict.decision:
             case Decision.OPEN | Decision.RETAKE:
-                log = await EpochLog.open(self._shared, self._folder, epoch, self._changed, store)
+                log = await EpochLog.open(self._shared, self._folder, id_, self._changed, store)
                 self.logs[epoch] = log
                 return log
             case Decision.DELETE | Decision.QUARANTINE:

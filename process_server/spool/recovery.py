@@ -46,6 +46,7 @@ from shared.errors import (
 )
 from shared.log import segment
 from shared.log.draft import Draft
+from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.segment import BatchRow, FileHeader, Footer
 from shared.sealing import MachineKey
 
@@ -78,6 +79,10 @@ class Damage(NamedTuple):
     cause: str
     whole: bool
     """No batch of it can be read; else those before `first` can, and the file is still needed for them."""
+    claim: str
+    """Of the file's epoch; empty if it does not say."""
+    foreign: bool = False
+    """It is another epoch's, and undamaged as far as anybody looked."""
 
 
 SetAside = Callable[[Damage], None]
@@ -105,20 +110,31 @@ class _Found(NamedTuple):
 
 def recover_folder(
     folder: Path,
+    epoch: EpochId,
     key_of: KeyOf,
     set_aside: SetAside,
     *,
     thorough: bool = False,
     give_up: GiveUp = lambda _path: False,
 ) -> list[list[SpooledSegment]]:
-    """The segments of an epoch's spool folder in order, in runs each of whose files continues the one before.
+    """The segments of an epoch's spool folder in order, in runs each of whose files continues the one before. What another epoch with the
+    same number left there is set aside first, whole: nothing of it is ever taken for a part of this one.
 
     Raises OSError, SpoolVersionError, and KeyWantedError; then everything is where it was, or aside. Keys are wanted before anything
     is set aside or closed, and only for files without a footer that can be believed.
     """
     durable.sync_folder(folder)
     paths = sorted(folder.glob(f"*{SUFFIX}"))
-    found = [f for path in paths if (f := _recover(path, key_of, give_up, thorough=thorough)) is not None]
+    found: list[_Found] = []
+    foreign: list[Damage] = []
+    for path in paths:
+        one = _recover(path, epoch, key_of, give_up, thorough=thorough)
+        if one is not None and one.damage is not None and one.damage.foreign:
+            foreign.append(one.damage)
+        elif one is not None:
+            found.append(one)
+    for others in foreign:
+        set_aside(others)
     runs: list[list[SpooledSegment]] = []
     for i, (path, draft, damage, certain) in enumerate(found):
         following = _first_number(found[i + 1]) if i + 1 < len(found) else None
@@ -146,17 +162,19 @@ def recover_folder(
     return runs
 
 
-def _recover(path: Path, key_of: KeyOf, give_up: GiveUp, *, thorough: bool) -> _Found | None:
+def _recover(path: Path, epoch: EpochId, key_of: KeyOf, give_up: GiveUp, *, thorough: bool) -> _Found | None:
     try:
         closed = None if thorough else _read_ends(path)
         if closed is not None:
+            if closed.header.epoch_id != epoch:
+                return _foreign(path, closed.header, closed.rows[-1].number, epoch)
             return _Found(path, closed, None, False)
         data = _read_from_disk(path)
     except OSError as exc:
         if not give_up(path):
             raise
         cause = f"the disk does not give it: {exc.strerror or exc}"
-        return _Found(path, None, Damage(path, _number_in(path), 0, cause, True), True)
+        return _Found(path, None, Damage(path, _number_in(path), 0, cause, True, UNKNOWN), True)
     name = path.name
     try:
         header, start = segment.decode_file_header(data, name)
@@ -167,7 +185,9 @@ def _recover(path: Path, key_of: KeyOf, give_up: GiveUp, *, thorough: bool) -> _
         if not data or (isinstance(exc, SegmentTruncatedError) and not highest):
             _drop(path, exc.cause)
             return None
-        return _Found(path, None, Damage(path, _number_in(path), highest, exc.cause, True), True)
+        return _Found(path, None, Damage(path, _number_in(path), highest, exc.cause, True, UNKNOWN), True)
+    if header.epoch_id != epoch:
+        return _foreign(path, header, segment.highest_number(data, start), epoch)
     claimed: Footer | None = None
     try:
         body_b, _ = segment.decode_trailer(data, len(data), name)
@@ -176,6 +196,11 @@ def _recover(path: Path, key_of: KeyOf, give_up: GiveUp, *, thorough: bool) -> _
     except IntegrityError:
         return _scan(path, data, header, start, key_of(header), claimed)
     return _Found(path, Draft.recovered(header, footer, memoryview(data)[:body_b]), None, False)
+
+
+def _foreign(path: Path, header: FileHeader, last: int, epoch: EpochId) -> _Found:
+    cause = f"they are of epoch {header.epoch_id}, and the one that storage has is {epoch}"
+    return _Found(path, None, Damage(path, header.first, last, cause, True, header.claim, foreign=True), True)
 
 
 def _scan(
@@ -192,7 +217,7 @@ def _scan(
     certain = claims >= first
     damage: Damage | None = None
     if certain or (scan.why and not scan.torn and data[scan.end :].strip(b"\0")):
-        damage = Damage(path, first, highest if highest >= first else 0, scan.why, not rows)
+        damage = Damage(path, first, highest if highest >= first else 0, scan.why, not rows, header.claim)
     if not rows and damage is None:
         _drop(path, "no batch in it is whole")
         return None

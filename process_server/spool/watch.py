@@ -16,6 +16,7 @@ from shared.blob import BlobStore
 from shared.errors import UNDECODABLE, BlobNotFoundError, IndexDamagedError
 from shared.log import names
 from shared.log.chain import IndexChain
+from shared.log.epoch_id import EpochId
 from shared.log.writer import TermDocument, terms
 
 _log = logging.get()
@@ -24,8 +25,8 @@ _log = logging.get()
 class Watch:
     """Makes no sense any more once a log of the epoch was opened: that one moves the files."""
 
-    def __init__(self, shared: Resources, folder: MachineFolder, epoch: int, store: BlobStore) -> None:
-        self.epoch: Final = epoch
+    def __init__(self, shared: Resources, folder: MachineFolder, epoch: EpochId, store: BlobStore) -> None:
+        self.id: Final = epoch
         self.verdict: Verdict | None = None
         """The last one."""
         self._shared = shared
@@ -47,17 +48,17 @@ class Watch:
         log raises.
         """
         if self._recovered is None:
-            self._recovered = await self._folder.recover(self.epoch)
+            self._recovered = await self._folder.recover(self.id)
         self._chain.store = store
         await self._chain.read_to_end()
         fold = self._chain.fold
         owner = await self._owner(store)
         found = self._sorted = await sort_files(
-            store, self._folder.machine, self.epoch, self._recovered.runs, fold, self._shared.reading
+            store, self._folder.machine, self.id, self._recovered.runs, fold, self._shared.reading
         )
         verdict = decide(
             View(
-                epoch=self.epoch,
+                epoch=self.id.number,
                 newest=newest,
                 us=self._shared.settings.owner,
                 term=self._recovered.known.term,
@@ -73,7 +74,7 @@ class Watch:
             _log.info(
                 "epoch looked at",
                 machine=self._folder.machine,
-                epoch=self.epoch,
+                epoch=self.id.number,
                 decision=verdict.decision.value,
                 reason=verdict.reason,
                 pending_b=self.pending_b,
@@ -85,18 +86,18 @@ class Watch:
         """After *delete* and *quarantine*: what is listed goes, what can not be listed is set aside. Raises SpoolError."""
         assert self._sorted is not None and self.verdict is not None
         assert self.verdict.decision in (Decision.DELETE, Decision.QUARANTINE)
-        await self._folder.clear(self.epoch, self._sorted.listed, self._sorted.unlisted)
-        await self._folder.remove(self.epoch)
+        await self._folder.clear(self.id, self._sorted.listed, self._sorted.unlisted)
+        await self._folder.remove(self.id.number)
 
     async def give_up(self, cause: str) -> None:
         """Sets aside all that is here. Raises SpoolError, WrongKeyError."""
-        recovered = await self._folder.recover(self.epoch)
+        recovered = await self._folder.recover(self.id)
         files = [(spooled, cause) for run in recovered.runs for spooled in run]
-        await self._folder.clear(self.epoch, [], files)
-        await self._folder.remove(self.epoch)
+        await self._folder.clear(self.id, [], files)
+        await self._folder.remove(self.id.number)
 
     async def _owner(self, store: BlobStore) -> Owner:
-        term = max(await terms(store, self.epoch), default=0)
+        term = max(await terms(store, self.id.number), default=0)
         seen = (term, self._chain.fold.last)
         if seen != self._seen:
             self._seen, self._seen_at = seen, time.monotonic()
@@ -114,7 +115,7 @@ class Watch:
         )
 
     async def _owner_of(self, term: int, store: BlobStore) -> str:
-        name = names.term_document(self.epoch, term)
+        name = names.term_document(self.id.number, term)
         data = await store.read(name)
         try:
             return msgspec.json.decode(data, type=TermDocument).owner

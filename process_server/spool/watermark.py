@@ -16,26 +16,29 @@ _log = logging.get()
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """Both may be lower than the truth, and then the checks that use them are only less strict: a full disk
+    """Of the epoch with this claim. Both may be lower than the truth, and then the checks that use them are only less strict: a full disk
     keeps nobody from uploading.
     """
 
     term: int
     uploaded: int
+    claim: str
 
 
-def read(folder: Path) -> Watermark:
-    """What the folder remembers; zeroes if it never had a term or cannot tell. Raises SpoolError."""
+def read(folder: Path, claim: str) -> Watermark:
+    """What the folder remembers of this epoch; zeroes if it never had a term, cannot tell, or was another epoch's. Raises SpoolError."""
     path = folder / _NAME
+    nothing = Watermark(0, 0, claim)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Watermark)
+        found = msgspec.json.decode(path.read_bytes(), type=Watermark)
     except FileNotFoundError:
-        return Watermark(0, 0)
+        return nothing
     except OSError as exc:
         raise SpoolError(f"{path} could not be read", cause=exc.strerror or str(exc)) from exc
     except UNDECODABLE as exc:
         _log.warning("spool state is damaged and ignored", path=str(path), cause=str(exc))
-        return Watermark(0, 0)
+        return nothing
+    return found if found.claim == claim else nothing
 
 
 def remember(folder: Path, mark: Watermark, *, durably: bool = True) -> SpoolStateError | None:

@@ -31,6 +31,7 @@ from shared import logging, sealing
 from shared.batch import NO_DIGEST, Batch, Buffer
 from shared.errors import BatchGapError, SpoolError, StoppingError, UnderstudyError
 from shared.log import segment
+from shared.log.epoch_id import EpochId
 from shared.log.segment import BatchRow, FileHeader, Frame
 from shared.sealing import FileKey, MachineKey
 from shared.trouble import Trouble
@@ -99,7 +100,7 @@ class SpoolWriter:
     def __init__(
         self,
         machine: str,
-        epoch: int,
+        epoch: EpochId,
         key: MachineKey,
         folder: Path,
         *,
@@ -218,6 +219,7 @@ class SpoolWriter:
             segment.seal_frame,
             self._file_key,
             self._machine,
+            self._epoch.claim,
             encoded,
             batch,
             digest,
@@ -273,7 +275,8 @@ class SpoolWriter:
     def _header(self, pending: _Pending) -> FileHeader:
         return FileHeader(
             machine=self._machine,
-            epoch=self._epoch,
+            epoch=self._epoch.number,
+            claim=self._epoch.claim,
             first=pending.point.number,
             predecessor=self.spooled.digest.hex(),
             key_id=self._key.key_id,
@@ -291,7 +294,7 @@ class SpoolWriter:
             _log.warning(
                 "batches refused",
                 machine=self._machine,
-                epoch=self._epoch,
+                epoch=self._epoch.number,
                 count=len(self._queue),
                 **error.as_dict(),
             )

@@ -17,6 +17,7 @@ from typing import Final
 from shared.blob import BlobStore
 from shared.errors import BlobNotFoundError, IndexDamagedError, IndexMissingError, StorageForgotError
 from shared.log import names
+from shared.log.epoch_id import EpochId
 from shared.log.index import Fold, IndexEntry, Line, decode_up_to_damage
 
 _PIECE_B: Final = 1024 * 1024
@@ -30,11 +31,11 @@ class IndexChain:
     `blob`.
     """
 
-    def __init__(self, store: BlobStore, machine: str, epoch: int) -> None:
+    def __init__(self, store: BlobStore, machine: str, epoch: EpochId) -> None:
         self.store = store
         self.machine = machine
-        self.epoch = epoch
-        self.fold = Fold(f"machine {machine}, epoch {epoch}")
+        self.epoch = epoch.number
+        self.fold = Fold(machine, epoch)
         self.size_b = 0
         self.lines = 0
         """In the current blob."""

@@ -1,10 +1,9 @@
-"""Epochs of a machine: integers, allocated in storage by a conditional create of their document. The
-highest is the machine's epoch.
+"""Epochs of a machine: allocated in storage by a conditional create of their document, which names their claim (epoch_id.py). The one with
+the highest number is the machine's epoch.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Annotated
@@ -19,8 +18,11 @@ from shared.errors import (
     BlobNotFoundError,
     IndexDamagedError,
     IndexMissingError,
+    StorageForgotError,
+    TransientError,
 )
 from shared.log import names
+from shared.log.epoch_id import Claim, EpochId, new_claim
 
 
 class EpochDisk(msgspec.Struct, frozen=True):
@@ -46,9 +48,24 @@ class EpochInfo(msgspec.Struct, frozen=True, kw_only=True):
     suspect_since_ns: int = 0
     """Points of earlier epochs captured from then on (Unix ns) may lack writes: capture had missed some. 0: none."""
     agent_id: str = ""
+    identity: str = ""
+    boot: str = ""
+    """Which copy of the machine asked for it (Hello), and…"""
+    owner: str = ""
+    """…through which process server."""
     created_ns: int
-    claim: str
-    """Random: tells who made it when the answer to the create was lost."""
+    claim: Claim
+    """Random: with the number it is the epoch's identity. Tells as well who made it when the answer to the create was lost."""
+
+    @property
+    def id(self) -> EpochId:
+        return EpochId(self.epoch, self.claim)
+
+    @property
+    def begun_by(self) -> str:
+        """For people: which copy began it, and where."""
+        who = f"{self.identity or 'a machine without an identity'}, boot {self.boot or 'unknown'}"
+        return f"epoch {self.id} was begun by {who}, through process server {self.owner or 'unknown'}"
 
 
 async def newest_epoch(store: BlobStore) -> int:
@@ -76,6 +93,21 @@ async def read_epoch(store: BlobStore, epoch: int) -> EpochInfo:
         raise IndexDamagedError(f"The epoch document {name} cannot be read", cause=str(exc)) from exc
 
 
+async def known_epoch(store: BlobStore, machine: str, number: int) -> EpochInfo:
+    """The epoch that bears this number in storage. Raises StorageForgotError when its document is gone or cannot be read: then nothing of
+    it can be restored, nor told from another's.
+    """
+    try:
+        return await read_epoch(store, number)
+    except IndexDamagedError as exc:
+        raise StorageForgotError(
+            f"Epoch {number} of machine {machine} cannot go on",
+            cause="its document is gone"
+            if isinstance(exc, IndexMissingError)
+            else f"{exc.what}: {exc.cause}",
+        ) from exc
+
+
 async def allocate_epoch(
     store: BlobStore,
     machine: str,
@@ -83,28 +115,40 @@ async def allocate_epoch(
     disks: Sequence[EpochDisk],
     reason: str,
     agent_id: str,
+    identity: str = "",
+    boot: str = "",
+    owner: str = "",
     suspect_since_ns: int = 0,
-    above: int = 0,
+    above: int | None = None,
 ) -> EpochInfo:
-    """The machine's next epoch. Two callers at a time get different ones. Its number is higher than any that storage knows, and than
-    `above`: the highest that the caller ever saw, since storage may have forgotten some.
+    """The machine's next epoch: the number after `above`, the highest that the caller saw anywhere (None: the newest in storage), which is
+    so the epoch that it means to end.
+
+    Raises TransientError when another took that number meanwhile. An epoch that has just begun is nobody's to end without another look,
+    and the next number would do that.
     """
-    while True:
-        info = EpochInfo(
-            machine=machine,
-            epoch=max(await newest_epoch(store), above) + 1,
-            disks=tuple(disks),
-            reason=reason,
-            suspect_since_ns=suspect_since_ns,
-            agent_id=agent_id,
-            created_ns=time.time_ns(),
-            claim=secrets.token_hex(8),
-        )
-        name = names.epoch_document(info.epoch)
-        try:
-            await store.create(name, msgspec.json.encode(info))
-        except BlobExistsError:
-            if (await read_epoch(store, info.epoch)).claim != info.claim:
-                continue
-        reach("epoch.after-create")
-        return info
+    if above is None:
+        above = await newest_epoch(store)
+    info = EpochInfo(
+        machine=machine,
+        epoch=above + 1,
+        disks=tuple(disks),
+        reason=reason,
+        suspect_since_ns=suspect_since_ns,
+        agent_id=agent_id,
+        identity=identity,
+        boot=boot,
+        owner=owner,
+        created_ns=time.time_ns(),
+        claim=new_claim(),
+    )
+    try:
+        await store.create(names.epoch_document(info.epoch), msgspec.json.encode(info))
+    except BlobExistsError as exc:
+        there = await read_epoch(store, info.epoch)
+        if there.id != info.id:
+            raise TransientError(
+                f"No epoch of machine {machine} was begun", cause=f"{there.begun_by}, at the same time"
+            ) from exc
+    reach("epoch.after-create")
+    return info

@@ -14,6 +14,8 @@ takes over:
 
 1. A line of a lower term than one before it is ignored.
 2. A segment's first batch follows the last batch before it, and names its digest. Else the index is damaged.
+3. Claims name the epoch's own claim (epoch_id.py), and one stands before the first segment. Else it is the index of another epoch with
+   the same number.
 
 How writers keep to it: shared/log/writer.py.
 """
@@ -28,6 +30,7 @@ import msgspec
 
 from shared.batch import NO_DIGEST
 from shared.errors import UNDECODABLE, IndexDamagedError
+from shared.log.epoch_id import EpochId
 from shared.log.segment import Footer, MarkRow, ordered_ranges
 
 
@@ -65,6 +68,8 @@ class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segment", tag_f
 class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim", tag_field="kind"):
     v: int = 1
     term: int
+    epoch_claim: str
+    """Whose index this is: the claim of the epoch's document."""
     owner: str
     """Which process server, for people."""
     after: int
@@ -117,9 +122,10 @@ def decode_up_to_damage(data: bytes, name: str) -> tuple[list[Line], IndexDamage
 class Fold:
     """What the lines read so far say, in order. Its size does not grow with the log: an epoch may last for months."""
 
-    def __init__(self, epoch: str) -> None:
-        self._epoch = epoch
+    def __init__(self, machine: str, epoch: EpochId) -> None:
+        self._epoch = f"machine {machine}, epoch {epoch.number}"
         """For messages."""
+        self._claim = epoch.claim
         self.entries: deque[IndexEntry] = deque(maxlen=NEWEST)
         """The newest segments."""
         self.term = 0
@@ -135,12 +141,26 @@ class Fold:
         """Whether the line counts. IndexDamagedError when it should but does not fit."""
         if line.term < self.term:
             return False
+        if not self.term and not isinstance(line, Claim):
+            raise IndexDamagedError(
+                f"The log index of {self._epoch} is damaged",
+                cause="nobody claimed it before its first segment",
+            )
         self.term = line.term
-        if isinstance(line, Closed):
+        if isinstance(line, Claim):
+            self._check_epoch(line)
+        elif isinstance(line, Closed):
             self.number = line.next
         elif isinstance(line, IndexEntry):
             self._add_segment(line)
         return True
+
+    def _check_epoch(self, claim: Claim) -> None:
+        if claim.epoch_claim != self._claim:
+            raise IndexDamagedError(
+                f"The log index of {self._epoch} is damaged",
+                cause=f"it is that of another epoch with this number: claim {claim.epoch_claim}, not {self._claim}",
+            )
 
     def expect(self, entries: Sequence[IndexEntry]) -> None:
         """Raises IndexDamagedError unless the entries can be added one after the other."""

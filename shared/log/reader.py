@@ -2,7 +2,7 @@
 
 One LogReader serves one machine and remembers the index, so that polling costs one small request per epoch.
 Nothing here trusts storage: a segment must have the length and digest that the index says, and its batches
-must open with the segment's key and be what index and footer say of them. What is wrong is an
+must be of the epoch that is meant, open with the segment's key and be what index and footer say of them. What is wrong is an
 IntegrityError that names segment and batch.
 
 Each segment's header has its key, wrapped: so the vault is all that is needed, and a machine document that was lost, or made anew with
@@ -27,6 +27,7 @@ from shared.errors import (
 )
 from shared.log import epochs, segment
 from shared.log.chain import IndexChain
+from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.segment import BatchRow, FileHeader
@@ -49,7 +50,7 @@ class LogReader:
         self._keys: dict[str, MachineKey] = {}
         """By what wraps them; as a rule a machine has one, for ever."""
         self._epochs: dict[int, EpochInfo] = {}  # documents never change
-        self._chains: dict[int, tuple[IndexChain, list[IndexEntry]]] = {}
+        self._chains: dict[EpochId, tuple[IndexChain, list[IndexEntry]]] = {}
         """Of each epoch, its index and the segments that count in it so far."""
 
     async def epochs(self, damaged: dict[int, IntegrityError] | None = None) -> list[EpochInfo]:
@@ -70,7 +71,7 @@ class LogReader:
             found.append(self._epochs[number])
         return found
 
-    async def entries(self, epoch: int, after: int = 0) -> list[IndexEntry]:
+    async def entries(self, epoch: EpochId, after: int = 0) -> list[IndexEntry]:
         """The segments that count and hold batches behind `after`, in order, without gaps."""
         if epoch not in self._chains:
             self._chains[epoch] = IndexChain(self._store, self.machine, epoch), []
@@ -79,7 +80,7 @@ class LogReader:
             found += entries
         return found[bisect.bisect_right(found, after, key=lambda entry: entry.last) :]
 
-    def before_damage(self, epoch: int) -> list[IndexEntry]:
+    def before_damage(self, epoch: EpochId) -> list[IndexEntry]:
         """When `entries` has raised an IntegrityError: the segments that the index lists before what is damaged."""
         return self._chains[epoch][1]
 
@@ -94,21 +95,30 @@ class LogReader:
         _check_rows(entry, rows)
         return rows
 
-    async def check_key(self, entry: IndexEntry, vault: Vault) -> None:
-        """Raises WrongKeyError when `vault` does not hold the key of this segment. Reads its header only."""
+    async def check_key(self, epoch: EpochId, entry: IndexEntry, vault: Vault) -> None:
+        """Raises WrongKeyError when `vault` does not hold the key of this segment, OtherEpochSegmentError when it is not of that epoch.
+        Reads its header only.
+        """
         data = await self._read(entry, 0, min(entry.bytes, _TAIL_B))
-        await self._key(segment.decode_file_header(data, entry.blob)[0], vault)
+        header, _ = segment.decode_file_header(data, entry.blob)
+        segment.check_epoch(header, epoch, entry.blob)
+        await self._key(header, vault)
 
     async def batches(
-        self, entry: IndexEntry, vault: Vault, first: int | None = None, last: int | None = None
+        self,
+        epoch: EpochId,
+        entry: IndexEntry,
+        vault: Vault,
+        first: int | None = None,
+        last: int | None = None,
     ) -> list[Batch]:
-        """The segment's batches from number `first` to `last` (inclusive; None: all), in order.
+        """The segment's batches from number `first` to `last` (inclusive; None: all), in order. It must be of `epoch`.
 
         All of them are in memory at a time: `entry.plain_b` bytes, which the writer bounds to a few times
         the segment's size.
         """
         data = await self._read(entry, 0, entry.bytes)
-        header, rows = await asyncio.to_thread(_verify, entry, data)
+        header, rows = await asyncio.to_thread(_verify, epoch, entry, data)
         file_key = (await self._key(header, vault)).file_key(header.salt_bytes)
         wanted = [r for r in rows if (first or 0) <= r.number and (last is None or r.number <= last)]
         size = -(-len(wanted) // _THREADS) or 1
@@ -143,7 +153,7 @@ class LogReader:
         return data
 
 
-async def listed_digest(store: BlobStore, machine: str, epoch: int, number: int) -> str:
+async def listed_digest(store: BlobStore, machine: str, epoch: EpochId, number: int) -> str:
     """The digest (hex) of a batch, by the index or the footer of its segment; empty if no segment with it is listed.
     Remembers nothing: the index is read up to there.
     """
@@ -157,9 +167,10 @@ async def listed_digest(store: BlobStore, machine: str, epoch: int, number: int)
     return ""
 
 
-def _verify(entry: IndexEntry, data: bytes) -> tuple[FileHeader, tuple[BatchRow, ...]]:
+def _verify(epoch: EpochId, entry: IndexEntry, data: bytes) -> tuple[FileHeader, tuple[BatchRow, ...]]:
     """Header and rows of a whole segment that is what its entry says, as far as one can say without opening it."""
     header, _ = segment.decode_file_header(data, entry.blob)
+    segment.check_epoch(header, epoch, entry.blob)
     footer = segment.check_body(data, entry.blob)
     body_b, digest = segment.decode_trailer(data, len(data), entry.blob)
     if digest.hex() != entry.digest:

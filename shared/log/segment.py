@@ -3,8 +3,9 @@ FORMAT.md. Pure.
 
 What protects what:
 - A frame's fixed header has a CRC, so that a scan finds where whole frames end without any key.
-- Header and batch are bound together, and to machine and epoch, as associated data of AES-256-GCM: a frame that opens is whole, unaltered,
-  and the batch of its number. Batches also name their predecessor's digest.
+- Header and batch are bound together, and to machine, epoch and its claim, as associated data of AES-256-GCM: a frame that opens is whole,
+  unaltered, and the batch of its number. Batches also name their predecessor's digest.
+- Readers know which epoch they mean, and refuse a file header that names another (`check_epoch`).
 - The footer repeats what the frames say, so that a reader finds its way with one read. It is not secret and not trusted: readers compare
   it, and the index entry, with the frames that they open.
 - The trailer carries a digest of all bytes before the footer, which finds bit rot without the key.
@@ -27,16 +28,18 @@ from shared.batch import Batch, Buffer, StreamState
 from shared.errors import (
     UNDECODABLE,
     IntegrityError,
+    OtherEpochSegmentError,
     SegmentAlteredError,
     SegmentTruncatedError,
     SegmentVersionError,
 )
+from shared.log.epoch_id import Claim, EpochId
 from shared.sealing import FileKey, SealError
 
 MAX_PLAIN_B: Final = 64 * 1024 * 1024
 """No batch is larger; a length beyond it is damage and never allocated."""
 
-VERSION: Final = 1
+VERSION: Final = 2
 _FILE_MAGIC: Final = b"UNDSEG1\n"
 _FILE: Final = struct.Struct("<8sIII")
 _MAX_HEADER_B: Final = 1 << 20
@@ -55,6 +58,8 @@ class FileHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     machine: str
     epoch: int
+    claim: Claim
+    """Of the epoch."""
     first: int
     """Number of its first batch."""
     predecessor: str
@@ -65,6 +70,10 @@ class FileHeader(msgspec.Struct, frozen=True, kw_only=True):
     salt: str
     """Base64."""
     created_ns: int
+
+    @property
+    def epoch_id(self) -> EpochId:
+        return EpochId(self.epoch, self.claim)
 
     @property
     def wrapped_key(self) -> bytes:
@@ -156,18 +165,27 @@ def decode_file_header(data: Buffer, name: str) -> tuple[FileHeader, int]:
     return header, end
 
 
+def check_epoch(header: FileHeader, epoch: EpochId, name: str) -> None:
+    """Raises OtherEpochSegmentError unless the file is of that very epoch."""
+    if header.epoch_id != epoch:
+        raise OtherEpochSegmentError(
+            f"Segment {name} is of another epoch", cause=f"it is of epoch {header.epoch_id}, not {epoch}"
+        )
+
+
 # ---- frames ----
 
 
-def _associated(machine: str, epoch: int, frame_header: Buffer) -> bytes:
-    return b"understudy frame 1\0%s\0%d\0%s" % (machine.encode(), epoch, bytes(frame_header))
+def _associated(machine: str, epoch: EpochId, frame_header: Buffer) -> bytes:
+    named = (machine.encode(), epoch.number, epoch.claim.encode(), bytes(frame_header))
+    return b"understudy frame 2\0%s\0%d\0%s\0%s" % named
 
 
 def seal_frame(
-    key: FileKey, machine: str, encoded: Buffer, batch: Batch, digest: bytes, level: int = 1
+    key: FileKey, machine: str, claim: str, encoded: Buffer, batch: Batch, digest: bytes, level: int = 1
 ) -> Frame:
     """The batch, compressed (how hard says zstd's `level`) and sealed. `encoded` is what `shared.batch.encode` made of `batch`, `digest`
-    its digest.
+    its digest, `claim` that of its epoch.
     """
     packed = sealing.compress(encoded, level)
     sealed_b = len(packed) + sealing.OVERHEAD_B
@@ -188,7 +206,7 @@ def seal_frame(
         0,
     )
     _CRC.pack_into(data, _FRAME.size, zlib.crc32(memoryview(data)[: _FRAME.size]))
-    associated = _associated(machine, batch.epoch, data[:FRAME_HEADER_B])
+    associated = _associated(machine, EpochId(batch.epoch, claim), data[:FRAME_HEADER_B])
     key.seal_into(packed, associated, data, FRAME_HEADER_B)
     return Frame(
         data, _row(data, 0), _marks(batch), batch.meta.cause if batch.state != StreamState.ORDERED else ""
@@ -248,7 +266,7 @@ def open_frame(key: FileKey, header: FileHeader, frame: Buffer, name: str) -> Ba
     row = read_row(view, 0, name)
     if row is None or row.length != len(view):
         raise _altered(name, "a batch is not where it should be")
-    associated = _associated(header.machine, header.epoch, view[:FRAME_HEADER_B])
+    associated = _associated(header.machine, header.epoch_id, view[:FRAME_HEADER_B])
     try:
         batch, digest = batches.decode(sealing.unpack(key, view[FRAME_HEADER_B:], associated, row.plain_b))
     except (SealError, IntegrityError) as exc:

@@ -54,6 +54,7 @@ from shared.errors import (
 )
 from shared.log import names
 from shared.log.chain import IndexChain
+from shared.log.epoch_id import EpochId
 from shared.log.index import Claim, Closed, Fold, IndexEntry, decode_lines, encode_lines
 
 MAX_BLOCKS: Final = 40_000
@@ -83,15 +84,16 @@ class IndexWriter:
     lets them through.
     """
 
-    def __init__(self, store: BlobStore, machine: str, epoch: int, owner: str, max_blocks: int) -> None:
+    def __init__(self, store: BlobStore, machine: str, epoch: EpochId, owner: str, max_blocks: int) -> None:
         self._store = store
         self._chain = IndexChain(store, machine, epoch)
         self._owner = owner
         self._max_blocks = max_blocks
         self._lease: Lease | None = None
-        self._name = f"the log of machine {machine}, epoch {epoch}"
+        self._name = f"the log of machine {machine}, epoch {epoch.number}"
         self.machine = machine
-        self.epoch = epoch
+        self.id = epoch
+        self.epoch = epoch.number
         self.term = 0
 
     @property
@@ -103,7 +105,7 @@ class IndexWriter:
         cls,
         store: BlobStore,
         machine: str,
-        epoch: int,
+        epoch: EpochId,
         owner: str,
         *,
         known_last: int = 0,
@@ -127,7 +129,12 @@ class IndexWriter:
         reach("take.after-claim")
         await writer._check_segments()
         _log.info(
-            "log taken", machine=machine, epoch=epoch, term=writer.term, owner=owner, last=writer.fold.last
+            "log taken",
+            machine=machine,
+            epoch=epoch.number,
+            term=writer.term,
+            owner=owner,
+            last=writer.fold.last,
         )
         return writer
 
@@ -186,7 +193,13 @@ class IndexWriter:
             await self._chain.read_to_end()
             if self.fold.term > self.term:
                 raise self._fenced(self.fold.term)
-            claim = Claim(term=self.term, owner=self._owner, after=self.fold.last, written_ns=time.time_ns())
+            claim = Claim(
+                term=self.term,
+                epoch_claim=self.id.claim,
+                owner=self._owner,
+                after=self.fold.last,
+                written_ns=time.time_ns(),
+            )
             try:
                 self._lease = await self._take_lease()
                 await self._append_once(encode_lines([claim]))

@@ -58,6 +58,7 @@ class Catalog:
         docs: Sequence[PointDoc],
         damaged: Mapping[int, IntegrityError],
         now_ns: int,
+        lost: Sequence[PointDoc] = (),
     ) -> None:
         self.reader = reader
         self.machine = machine
@@ -68,6 +69,9 @@ class Catalog:
         self.damaged = damaged
         """Epochs of which the index, or the document, can be read in part only or not at all; what is in the others can be recovered."""
         self.docs = {doc.position: self._labelled(doc) for doc in docs}
+        self.lost = lost
+        """Points whose log is gone: storage does not have their epoch any more, or has another one under its number. Nothing of the log
+        that is there belongs to them."""
         self.now_ns = now_ns
 
     @classmethod
@@ -82,20 +86,27 @@ class Catalog:
             raise MachineNotFoundError(
                 f"There is nothing to recover of machine '{machine}'", cause="storage holds no log of it"
             )
+        ids = {info.epoch: info.id for info in epochs}
+        unreadable = damaged.keys() - ids.keys()  # of these nobody knows whose claim storage has
+        known = [doc for doc in docs if doc.epoch in unreadable or ids.get(doc.epoch) == doc.epoch_id]
+        positions = {doc.position for doc in known}
+        lost = [doc for doc in docs if doc.position not in positions]
         entries: list[tuple[int, IndexEntry]] = []
         ends: dict[int, int] = {}
-        for number in (e.epoch for e in epochs):
+        for info in epochs:
             try:
-                found = await reader.entries(number)
+                found = await reader.entries(info.id)
             except IntegrityError as exc:
-                damaged[number], found = exc, reader.before_damage(number)
-            entries += [(number, entry) for entry in found]
-            ends[number] = found[-1].last if found else 0
-        for doc in docs:
+                damaged[info.epoch], found = exc, reader.before_damage(info.id)
+            entries += [(info.epoch, entry) for entry in found]
+            ends[info.epoch] = found[-1].last if found else 0
+        for doc in [*known, *(doc for doc in lost if doc.epoch not in ids)]:
             if doc.epoch not in damaged and doc.batch > ends.get(doc.epoch, 0):
                 damaged[doc.epoch] = _ends_early(machine, doc, ends)
         # A log of months has many segments: nothing that looks at them all is done in the event loop.
-        return await asyncio.to_thread(cls, reader, machine, epochs, entries, docs, damaged, time.time_ns())
+        return await asyncio.to_thread(
+            cls, reader, machine, epochs, entries, known, damaged, time.time_ns(), lost
+        )
 
     def epoch(self, number: int) -> EpochInfo:
         """Raises what is wrong with the epoch's document."""
@@ -114,7 +125,7 @@ class Catalog:
         expired (it is still an ordered batch, which `resolve` accepts while its log is retained).
         """
         newest = max(self.docs, default=Position.of(0, 0))
-        marked = history.marked_points(self.machine, self.history)
+        marked = history.marked_points(self.machine, self.history, {e.epoch: e.claim for e in self.epochs})
         return [doc for _, doc in sorted(self.docs.items())] + [
             self._labelled(doc) for doc in marked if doc.position > newest
         ]
@@ -175,9 +186,7 @@ class Catalog:
             return self._latest_processed()
         if position := Position.parse(reference):
             if not history.contains(self.runs, position) and not self._is_snapshotted(position):
-                raise await self._no_point(
-                    f"at position {position}", position, "no ordered batch is listed there"
-                )
+                raise await self._no_point(f"at position {position}", position, self._why_none_at(position))
             return position
         if (at_ns := parse_rfc3339(reference)) is not None:
             return await self._at_time(at_ns)
@@ -185,6 +194,16 @@ class Catalog:
             f"'{reference}' does not name a recovery point",
             cause="it is no known word, no point id, and no RFC 3339 time with offset like 2024-01-31T12:00:00+01:00",
         )
+
+    def why_lost(self, doc: PointDoc) -> str:
+        there = next((e for e in self.epochs if e.epoch == doc.epoch), None)
+        if there is None:
+            return f"its log is gone: storage has no epoch {doc.epoch}"
+        return f"its log is gone: it was of epoch {doc.epoch_id}, and storage has epoch {there.id}"
+
+    def _why_none_at(self, position: Position) -> str:
+        lost = next((doc for doc in self.lost if doc.position == position), None)
+        return self.why_lost(lost) if lost is not None else "no ordered batch is listed there"
 
     async def captured_ns(self, position: Position) -> int:
         """When the newest write in the image at `position` was made, by the machine's clock, Unix ns. Raises LogGapError."""

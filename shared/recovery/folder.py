@@ -56,7 +56,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             machine=plan.machine,
             id=str(plan.position),
-            claim=plan.claim,
+            claim=plan.epoch.claim,
             disks=tuple((disk.name, disk.sectors) for disk in plan.disks),
         )
 
@@ -100,6 +100,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     machine: str
     id: str
+    claim: str
+    """Of the epoch: which log it was."""
     epoch: int
     batch: int
     time: str
@@ -107,8 +109,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     suspect: bool
     unreadable: tuple[Range, ...]
     disks: tuple[ManifestDisk, ...]
-    claim: str = ""
-    """Of the epoch: which log it was."""
     v: int = 1
 
 

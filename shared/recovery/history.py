@@ -130,8 +130,8 @@ def _last(item: tuple[int, IndexEntry]) -> Position:
     return Position.of(item[0], item[1].last)
 
 
-def marked_points(machine: str, history: History) -> Iterator[PointDoc]:
-    """The points that marks asked for and that the index made real: those at ordered batches, in log order."""
+def marked_points(machine: str, history: History, claims: Mapping[int, str]) -> Iterator[PointDoc]:
+    """The points that marks asked for and that the index made real: those at ordered batches, in log order. `claims`: of each epoch."""
     for epoch, entry in history:
         for batch in sorted({mark.batch for mark in entry.marks}):
             if any(first <= batch <= last for first, last in entry.ordered):
@@ -139,6 +139,7 @@ def marked_points(machine: str, history: History) -> Iterator[PointDoc]:
                 yield logged_point(
                     machine,
                     Position.of(epoch, batch),
+                    claims[epoch],
                     marks[0].captured_ns,
                     max((mark.consistency for mark in marks), key=_strength),
                     [mark.id for mark in marks],

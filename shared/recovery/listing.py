@@ -54,7 +54,13 @@ async def read(storage: MachineStorage, machine: str, readers: Readers | None = 
 def listing(catalog: Catalog) -> PointList:
     return PointList(
         machine=catalog.machine,
-        points=[view(doc) for doc in catalog.points()],
+        points=sorted(
+            [
+                *(view(doc) for doc in catalog.points()),
+                *(view(doc, lost=catalog.why_lost(doc)) for doc in catalog.lost),
+            ],
+            key=lambda shown: (shown.epoch, shown.batch),
+        ),
         gaps=[
             GapView(
                 after=None if gap.after is None else str(gap.after),
@@ -68,7 +74,7 @@ def listing(catalog: Catalog) -> PointList:
     )
 
 
-def view(doc: PointDoc) -> PointView:
+def view(doc: PointDoc, *, lost: str = "") -> PointView:
     return PointView(
         id=doc.id,
         time=doc.time,
@@ -79,4 +85,5 @@ def view(doc: PointDoc) -> PointView:
         marks=list(doc.marks),
         suspect=doc.suspect,
         unreadable=[list(piece) for piece in doc.unreadable],
+        lost=lost,
     )

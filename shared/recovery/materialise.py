@@ -97,7 +97,7 @@ async def materialise(
         return done
     reader = LogReader(store, plan.machine)
     for step in plan.replay[:1] + plan.replay[-1:]:  # the wrong vault is found before hours of download
-        await reader.check_key(step.entry, vault)
+        await reader.check_key(plan.epoch, step.entry, vault)
     with open_folder(to_dir, plan) as folder, contextlib.ExitStack() as stack:
         images = {
             disk.number: stack.enter_context(SparseFile(folder.image(disk.name), disk.sectors * SECTOR))
@@ -254,7 +254,9 @@ async def _replay(
         if i >= len(steps):
             return None
         step = steps[i]
-        return asyncio.create_task(reader.batches(step.entry, vault, max(step.first, done + 1), step.last))
+        return asyncio.create_task(
+            reader.batches(plan.epoch, step.entry, vault, max(step.first, done + 1), step.last)
+        )
 
     following = fetch(0)
     try:
@@ -328,6 +330,7 @@ async def _complete(
     manifest = Manifest(
         machine=plan.machine,
         id=str(plan.position),
+        claim=plan.epoch.claim,
         epoch=plan.position.epoch,
         batch=plan.position.batch,
         time=format_ns(plan.captured_ns),
@@ -344,7 +347,6 @@ async def _complete(
             )
             for disk in plan.disks
         ),
-        claim=plan.claim,
     )
     reach("restore.before-manifest")
     await _to_the_end(in_thread(folder.complete, manifest))

@@ -13,6 +13,7 @@ import msgspec
 
 from shared.batch import SECTOR
 from shared.errors import LogGapError
+from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk
 from shared.log.index import IndexEntry
 from shared.recovery.points import PointDoc
@@ -29,11 +30,11 @@ class Replay(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
+    epoch: EpochId
+    """Of the position: what is replayed must be of it. Its claim tells the log from another one of the same name and numbers."""
     position: Position
     captured_ns: int
     disks: tuple[EpochDisk, ...]
-    claim: str
-    """Of the epoch (shared/log/epochs.py): tells its log from another one of the same machine's name and the same numbers."""
     suspect: bool
     """A later epoch says that capture had missed writes by then."""
     point: PointDoc | None

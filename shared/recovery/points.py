@@ -20,6 +20,7 @@ from typing import Final, Literal
 import msgspec
 
 from shared.errors import UNDECODABLE, IntegrityError
+from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.recovery.position import Position, format_ns
 
 FORMAT_VERSION: Final = 1
@@ -36,6 +37,8 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     epoch: int
     batch: int
+    claim: str = UNKNOWN
+    """Of the epoch: a point of another claim than the epoch's document has is of another epoch, and its log is not this one's."""
     captured_ns: int
     """Wall clock of the machine, Unix ns: the newest write that the point contains."""
     time: str
@@ -62,6 +65,10 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     def position(self) -> Position:
         return Position.of(self.epoch, self.batch)
 
+    @property
+    def epoch_id(self) -> EpochId:
+        return EpochId(self.epoch, self.claim)
+
 
 class Roll(msgspec.Struct, frozen=True, kw_only=True):
     """`points/roll.json`: which documents are points."""
@@ -71,6 +78,8 @@ class Roll(msgspec.Struct, frozen=True, kw_only=True):
     """Of the master target that owns the machine; each owner takes the next."""
     points: tuple[str, ...] = ()
     """Ids, in log order. The newest is never removed: it tells which marks have been documented."""
+    claims: dict[int, str] = {}
+    """Of each epoch that `points` name."""
     v: int = FORMAT_VERSION
 
     @property
@@ -79,13 +88,14 @@ class Roll(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def logged_point(
-    machine: str, position: Position, captured_ns: int, consistency: str, marks: Sequence[str]
+    machine: str, position: Position, claim: str, captured_ns: int, consistency: str, marks: Sequence[str]
 ) -> PointDoc:
     return PointDoc(
         id=str(position),
         machine=machine,
         epoch=position.epoch,
         batch=position.batch,
+        claim=claim,
         captured_ns=captured_ns,
         time=format_ns(captured_ns),
         consistency=consistency,

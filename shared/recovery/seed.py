@@ -1,4 +1,4 @@
-"""What a restore must know of seed disks: their blob names, and which position a snapshot shows."""
+"""What others must know of seed disks: their blob names, and which position a snapshot shows."""
 
 from __future__ import annotations
 
@@ -24,4 +24,10 @@ def shown_position(metadata: Mapping[str, str]) -> Position | None:
     Keys and their meaning: master_target/targets/FORMAT.md.
     """
     cursor = Position.parse(metadata.get("cursor", ""))
-    return cursor if cursor is not None and metadata.get("pending") == str(cursor) else None
+    whole = cursor is not None and metadata.get("pending") == str(cursor)
+    return cursor if whole and metadata.get("pending_claim", "") == shown_claim(metadata) else None
+
+
+def shown_claim(metadata: Mapping[str, str]) -> str:
+    """Of the epoch of that position; empty where it is not known."""
+    return metadata.get("cursor_claim", "")

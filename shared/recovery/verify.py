@@ -16,7 +16,7 @@ from shared.recovery.folder import Journal
 from shared.recovery.plan import Plan, Replay, base_candidates, replay_steps
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
-from shared.recovery.seed import seed_blob, shown_position
+from shared.recovery.seed import seed_blob, shown_claim, shown_position
 from shared.vault import Vault
 
 _log = logging.get()
@@ -55,11 +55,11 @@ async def make_plan(
     captured_ns = base.captured_ns if base is not None and at_base else await catalog.captured_ns(position)
     return Plan(
         machine=catalog.machine,
+        epoch=epoch.id,
         position=position,
         captured_ns=captured_ns,
         suspect=catalog.is_suspect(position, captured_ns),
         disks=epoch.disks,
-        claim=epoch.claim,
         point=catalog.docs.get(position),
         base=base,
         replay=replay,
@@ -97,8 +97,13 @@ async def check_snapshots(store: BlobStore, catalog: Catalog, doc: PointDoc) -> 
         except BlobNotFoundError as exc:
             raise SnapshotError(what, cause=f"snapshot {snapshot} does not exist") from exc
         shown = shown_position(info.metadata)
-        if shown != doc.position:
-            raise SnapshotError(what, cause=f"snapshot {snapshot} shows position {shown}, not {doc.position}")
+        claim = shown_claim(info.metadata)
+        if (shown, claim) != (doc.position, doc.claim):
+            raise SnapshotError(
+                what,
+                cause=f"snapshot {snapshot} shows position {shown} of claim {claim or 'unknown'}, "
+                f"not {doc.position} of claim {doc.claim}",
+            )
         if info.size_b < disk.sectors * SECTOR:
             raise SnapshotError(what, cause=f"snapshot {snapshot} has {info.size_b} bytes, the disk has more")
 
@@ -115,7 +120,7 @@ async def verify(store: BlobStore, vault: Vault, catalog: Catalog, position: Pos
     plan = await make_plan(store, catalog, position)
     batches = 0
     for step in plan.replay:
-        opened = await catalog.reader.batches(step.entry, vault, step.first, step.last)
+        opened = await catalog.reader.batches(plan.epoch, step.entry, vault, step.first, step.last)
         check_extents(opened, plan.disks)
         batches += len(opened)
     return Verification(

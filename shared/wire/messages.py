@@ -12,6 +12,7 @@ import msgspec
 
 from shared.batch import Buffer
 from shared.errors import UnderstudyError
+from shared.log.epoch_id import UNKNOWN, Claim, EpochId
 from shared.log.names import DiskName
 from shared.naming import NAME
 
@@ -46,6 +47,10 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     machine: MachineName
     epoch: _Count
     """The epoch to continue; 0 asks for a new one."""
+    claim: Annotated[str, msgspec.Meta(max_length=16)] = UNKNOWN
+    """Of that epoch. Without one it cannot be continued."""
+    seen: _Count = 0
+    """The highest epoch number that this agent ever heard of: a new one is higher."""
     reason: str = ""
     """Why a new epoch is wanted, for people."""
     suspect_since_ns: _Count = 0
@@ -62,12 +67,18 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     last_sent: _Count = 0
     """Highest batch number that it ever sent in this epoch."""
 
+    @property
+    def epoch_id(self) -> EpochId:
+        return EpochId(self.epoch, self.claim)
+
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     """Process server → agent: where to go on. The agent's next batch is `spooled` + 1."""
 
     protocol: _Count = PROTOCOL
     epoch: _Count
+    claim: Claim
+    """Of the epoch: the agent takes up no other than it asked for."""
     spooled: _Count
     """Last batch that is durable on the process server."""
     spooled_seq: _Count
@@ -80,6 +91,10 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     """How many bytes of batches may be on their way (sent, not yet `spooled`) at a time."""
     session: str = ""
     """Names this session in the logs of both ends."""
+
+    @property
+    def epoch_id(self) -> EpochId:
+        return EpochId(self.epoch, self.claim)
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

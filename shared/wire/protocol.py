@@ -302,11 +302,9 @@ class Connection:
         assert self.hello is not None
         if not self.hello.protocol_min <= welcome.protocol <= self.hello.protocol_max:
             raise _skew(welcome.protocol, welcome.protocol)
-        if welcome.epoch == 0 or self.hello.epoch not in (0, welcome.epoch):
-            raise MalformedFrameError(
-                f"The process server offers epoch {welcome.epoch}", cause=f"{self.hello.epoch} was asked for"
-            )
+        _check_epoch(self.hello, welcome)
         _check_continuity(self.hello, welcome)
+        _check_positions(welcome)
         self._open(welcome)
         return Welcomed(welcome)
 
@@ -383,6 +381,28 @@ def fault_for(error: UnderstudyError) -> Fault:
         return Fault.of(error, retry_after_s=error.retry_after_s)
     lasting = isinstance(error, (VersionSkewError, CopyRefusedError))
     return Fault.of(error, retry_after_s=60.0 if lasting else 1.0)
+
+
+def _check_epoch(hello: Hello, welcome: Welcome) -> None:
+    """The agent goes on in no other epoch than it asked for, whatever bears its number; and a new one is newer than all that it knows."""
+    if hello.epoch and welcome.epoch_id != hello.epoch_id:
+        wanted = f"{hello.epoch_id} was asked for"
+    elif welcome.epoch <= hello.seen and not hello.epoch:
+        wanted = f"one above {hello.seen} was asked for"
+    else:
+        return
+    raise MalformedFrameError(f"The process server offers epoch {welcome.epoch_id}", cause=wanted)
+
+
+def _check_positions(welcome: Welcome) -> None:
+    """What is uploaded was spooled before; and before the first batch there is nothing to name a digest or a ring position of."""
+    nothing = not welcome.spooled and (welcome.spooled_seq or welcome.spooled_digest != batches.NO_DIGEST)
+    if nothing or welcome.uploaded > welcome.spooled or welcome.uploaded_seq > welcome.spooled_seq:
+        raise MalformedFrameError(
+            f"The process server stands at an impossible place of epoch {welcome.epoch}",
+            cause=f"batch {welcome.spooled}, end seq {welcome.spooled_seq} spooled;"
+            f" {welcome.uploaded}, end seq {welcome.uploaded_seq} uploaded",
+        )
 
 
 def _check_continuity(hello: Hello, welcome: Welcome) -> None:

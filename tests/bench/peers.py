@@ -38,7 +38,7 @@ async def replicated_s(site: Lab) -> float:
     """From the beginning of the epoch to the listing of its last unordered segment."""
     async with machine_store(site) as store:
         info = await epochs.read_epoch(store, 1)
-        entries = await LogReader(store, "lab").entries(1)
+        entries = await LogReader(store, "lab").entries(info.id)
         full = [entry for entry in entries if not entry.ordered or entry.ordered[0][0] > entry.first]
         return (full[-1].written_ns - info.created_ns) / 1e9
 

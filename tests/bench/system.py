@@ -10,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import Batch, BatchNumber, Epoch
 from shared.blob import BlobStore
 from shared.log import epochs
-from shared.log.epochs import EpochDisk
+from shared.log.epochs import EpochInfo
 from shared.log.reader import LogReader
 from shared.recovery.parallel import parallel
 from shared.recovery.position import Position
@@ -71,7 +71,7 @@ async def _against_uploads(site: Lab) -> dict[str, Any]:
     async with machine_store(site) as store:
         reader = LogReader(store, "lab")
         info = await epochs.read_epoch(store, 1)
-        entries = await reader.entries(1)
+        entries = await reader.entries(info.id)
         full = [entry for entry in entries if not entry.ordered or entry.ordered[0][0] > entry.first]
         seconds = (full[-1].written_ns - info.created_ns) / 1e9
         sealed = [await store.read(entry.blob) for entry in full]
@@ -133,12 +133,12 @@ async def _against_page_writes(site: Lab) -> dict[str, Any]:
     async with machine_store(site) as store:
         reader = LogReader(store, "lab")
         info = await epochs.read_epoch(store, 1)
-        entries = await reader.entries(1)
+        entries = await reader.entries(info.id)
         batches: list[Batch] = []
         for entry in entries:
             if entry.ordered and entry.ordered[0][0] == entry.first:
-                batches += await reader.batches(entry, vault(site))
-        intervals = await _intervals(batches, info.disks)
+                batches += await reader.batches(info.id, entry, vault(site))
+        intervals = await _intervals(batches, info)
         size_b = info.disks[0].sectors * 512
         raw_s = await _raw(store, size_b, intervals)
         result: dict[str, Any] = {}
@@ -162,9 +162,7 @@ async def _against_page_writes(site: Lab) -> dict[str, Any]:
         return {"payload_mb": round(sum(i.payload_b for i in intervals) / 1e6), **result}
 
 
-async def _intervals(
-    batches: list[Batch], disks: Sequence[EpochDisk], limit_b: int = 64 << 20
-) -> list[Interval]:
+async def _intervals(batches: list[Batch], info: EpochInfo, limit_b: int = 64 << 20) -> list[Interval]:
     """The batches as apply would group them, renumbered from the start of an epoch."""
     found: list[Interval] = []
     group: list[Batch] = []
@@ -173,7 +171,7 @@ async def _intervals(
         group.append(batch)
         if sum(len(b.payload) for b in group) >= limit_b or i == len(batches) - 1:
             end = Position(Epoch(1), BatchNumber(i + 1))
-            found.append(await make_interval(Position(Epoch(1), BatchNumber(start)), end, group, disks))
+            found.append(await make_interval(Position(Epoch(1), BatchNumber(start)), end, group, info))
             start, group = i + 1, []
     return found
 

@@ -15,6 +15,7 @@ from shared.blob import BlobStore
 from shared.errors import LeaseHeldError, SeedDiskError
 from shared.recovery.position import NOWHERE, Position
 from shared.recovery.seed import seed_blob
+from tests.epoch_ids import CLAIM
 
 DISK_B = 1024 * 1024 + 512  # no whole number of mebibytes
 FIRST = (Position.of(1, 0), Position.of(1, 5))
@@ -88,7 +89,7 @@ async def test_a_new_disk_is_zero_and_at_no_position(kind: Kind, target: Target)
 
 
 async def test_an_interval_writes_clears_and_moves_the_cursor(kind: Kind, target: Target) -> None:
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     await fill(target, 0, b"a", 8192)
     await fill(target, DISK_B - 512, b"z", 512)
     await target.clear(512, 1024)
@@ -101,9 +102,9 @@ async def test_an_interval_writes_clears_and_moves_the_cursor(kind: Kind, target
 
 async def test_a_begun_interval_is_known_after_reopening(kind: Kind) -> None:
     target = await kind.open()
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     await target.finish()
-    await target.begin(*SECOND, DISK_B)
+    await target.begin(*SECOND, DISK_B, CLAIM)
     await fill(target, 0, b"b")
     await target.close()
 
@@ -113,8 +114,8 @@ async def test_a_begun_interval_is_known_after_reopening(kind: Kind) -> None:
     with pytest.raises(SeedDiskError, match="No snapshot"):
         await target.snapshot()
     with pytest.raises(SeedDiskError, match="was not applied"):  # shorter than what was begun
-        await target.begin(SECOND[0], Position.of(1, 8), DISK_B)
-    await target.begin(*SECOND, DISK_B)
+        await target.begin(SECOND[0], Position.of(1, 8), DISK_B, CLAIM)
+    await target.begin(*SECOND, DISK_B, CLAIM)
     await target.finish()
     assert target.state.cursor == SECOND[1]
     await target.close()
@@ -122,7 +123,7 @@ async def test_a_begun_interval_is_known_after_reopening(kind: Kind) -> None:
 
 async def test_a_disk_that_was_deleted_begins_again_from_nothing(kind: Kind) -> None:
     target = await kind.open()
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     await fill(target, 0, b"a")
     await target.finish()
     await target.close()
@@ -130,13 +131,13 @@ async def test_a_disk_that_was_deleted_begins_again_from_nothing(kind: Kind) -> 
 
     target = await kind.open()
     assert target.state.cursor == NOWHERE
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     await target.finish()
     await target.close()
 
 
 async def test_an_interval_that_does_not_start_at_the_cursor_is_refused(target: Target) -> None:
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     await target.finish()
     for start, end in [
         ((1, 4), (1, 9)),
@@ -146,19 +147,19 @@ async def test_an_interval_that_does_not_start_at_the_cursor_is_refused(target: 
         ((1, 0), (1, 9)),
     ]:
         with pytest.raises(SeedDiskError):
-            await target.begin(Position.of(*start), Position.of(*end), DISK_B)
+            await target.begin(Position.of(*start), Position.of(*end), DISK_B, CLAIM)
     with pytest.raises(SeedDiskError, match="size changed"):
-        await target.begin(*SECOND, DISK_B + 512)
+        await target.begin(*SECOND, DISK_B + 512, CLAIM)
 
 
 async def test_a_snapshot_names_its_position_and_keeps_its_content(kind: Kind, target: Target) -> None:
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     await fill(target, 4096, b"a")
     await target.finish()
     snapshot = await target.snapshot()
     before = await kind.content()
 
-    await target.begin(*SECOND, DISK_B)
+    await target.begin(*SECOND, DISK_B, CLAIM)
     await fill(target, 4096, b"b")
     await target.clear(0, 4096)
     await target.finish()
@@ -175,7 +176,7 @@ async def test_a_snapshot_names_its_position_and_keeps_its_content(kind: Kind, t
 
 
 async def test_two_snapshots_of_one_position_are_two_snapshots(target: Target) -> None:
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     await target.finish()
     assert len({await target.snapshot(), await target.snapshot()}) == 2
     assert [s.position for s in await target.snapshots()] == [FIRST[1], FIRST[1]]
@@ -192,13 +193,13 @@ async def test_a_disk_has_one_owner(kind: Kind, target: Target) -> None:
 async def test_a_new_epoch_may_follow_an_unfinished_interval_and_resize_the_disk(
     kind: Kind, target: Target
 ) -> None:
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     await target.finish()
-    await target.begin(*SECOND, DISK_B)
+    await target.begin(*SECOND, DISK_B, CLAIM)
     await fill(target, 0, b"x")
     grown_b = DISK_B + 4096
     start, end = Position.of(2, 0), Position.of(2, 3)
-    await target.begin(start, end, grown_b)
+    await target.begin(start, end, grown_b, CLAIM)
     await fill(target, grown_b - 4096, b"y")
     with pytest.raises(SeedDiskError):
         await target.snapshot()
@@ -207,7 +208,7 @@ async def test_a_new_epoch_may_follow_an_unfinished_interval_and_resize_the_disk
     target = await kind.open(grown_b)
     assert target.state.restart == start
     assert target.state.pending == end
-    await target.begin(start, end, grown_b)
+    await target.begin(start, end, grown_b, CLAIM)
     await target.finish()
     assert target.state.cursor == end
     assert await target.read(grown_b - 4096, 4096) == b"y" * 4096

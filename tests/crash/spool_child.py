@@ -11,7 +11,7 @@ import msgspec
 from shared import crashpoints
 from shared.blob import BlobConfig, BlobStore
 from tests.logs import make_chain
-from tests.spools import hello, make_spool
+from tests.spools import hello_again, make_spool
 
 FILE_B = 1500
 """Spool files are closed at this size: two or three batches."""
@@ -47,8 +47,9 @@ async def _run(work: Work) -> None:
         spool = make_spool(work.folder, store, size_b=FILE_B, max_blocks=BLOCKS)
         await spool.start()
         known = read_journal(work.journal).get("epoch", [0])
-        log = await spool.open_machine(hello(known[-1]))
-        position = await log.begin(hello(known[-1]))
+        said = await hello_again(store, known[-1])
+        log = await spool.open_machine(said)
+        position = await log.begin(said)
         say("epoch", position.epoch)
         say("begun", position.spooled)
         uploaded = 0

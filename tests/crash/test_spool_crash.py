@@ -11,9 +11,10 @@ import pytest
 
 from shared import crashpoints
 from shared.blob import BlobConfig, BlobStore
-from shared.log.epochs import allocate_epoch
+from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.log.reader import LogReader
 from tests.crash.spool_child import Work, read_journal, run
+from tests.epoch_ids import id_in
 from tests.logs import make_chain
 from tests.spools import MACHINE, read_log, same_batches, vault_at
 
@@ -43,7 +44,7 @@ def child(blob_config: BlobConfig, tmp_path: Path) -> Child:
 
 
 async def listed(store: BlobStore, epoch: int) -> int:
-    entries = await LogReader(store, MACHINE).entries(epoch)
+    entries = await LogReader(store, MACHINE).entries(await id_in(store, epoch))
     return entries[-1].last if entries else 0
 
 
@@ -114,7 +115,7 @@ async def test_a_kill_while_the_rest_of_an_older_epoch_is_uploaded_loses_none_of
 ) -> None:
     assert child("spool.after-fdatasync:8") == -signal.SIGKILL
     acked = max(read_journal(tmp_path / "journal")["acked"])
-    await allocate_epoch(store, MACHINE, disks=(), reason="test", agent_id="a")
+    await allocate_epoch(store, MACHINE, disks=[EpochDisk(0, "sda", "", 8)], reason="test", agent_id="a")
     with (tmp_path / "journal").open("a") as journal:
         journal.write("epoch 2\n")
     assert child(f"{point}:{count}") == -signal.SIGKILL

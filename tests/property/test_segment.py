@@ -157,7 +157,7 @@ def test_a_frame_does_not_open_in_another_file_machine_or_epoch() -> None:
     assert segment.open_frame(key, header, frame, "s").number == 1
     with pytest.raises(SegmentAlteredError):
         segment.open_frame(KEY.file_key(other.salt_bytes), other, frame, "s")
-    for changed in ({"machine": "m2"}, {"epoch": 2}):
+    for changed in ({"machine": "m2"}, {"epoch": 2}, {"claim": "f" * 16}):
         lying = FileHeader(**({f: getattr(header, f) for f in header.__struct_fields__} | changed))
         with pytest.raises(SegmentAlteredError):
             segment.open_frame(key, lying, frame, "s")

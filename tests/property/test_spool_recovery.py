@@ -15,6 +15,7 @@ from shared.errors import SpoolError, SpoolVersionError
 from shared.log import segment
 from shared.log.segment import FileHeader
 from shared.sealing import MachineKey
+from tests.epoch_ids import eid
 from tests.logs import KEY, file_header, make_chain
 
 CHAIN = make_chain(7, sectors=1)
@@ -33,7 +34,7 @@ def fill(folder: Path) -> None:
         header = file_header(CHAIN[start])
         key = KEY.file_key(header.salt_bytes)
         file = SpoolFile(folder, header)
-        file.append([segment.seal_frame(key, "m1", *m) for m in CHAIN[start:end]])
+        file.append([segment.seal_frame(key, "m1", header.claim, *m) for m in CHAIN[start:end]])
         file.close() if closed else file._close()
 
 
@@ -64,7 +65,7 @@ def recover(folder: Path, *, thorough: bool) -> str:
         damages.append(damage)
 
     try:
-        runs = recover_folder(folder, key_of, set_aside, thorough=thorough)
+        runs = recover_folder(folder, eid(1), key_of, set_aside, thorough=thorough)
     except SpoolVersionError:
         assert {path.name: path.read_bytes() for path in folder.glob("*.seg")} == before
         return "version"

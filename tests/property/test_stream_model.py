@@ -36,7 +36,8 @@ from agent.stream.marks import Marks
 from agent.stream.records import Records
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
-from shared.batch import SECTOR, Batch, Epoch, Mark, Op, StreamState, decode, has_payload
+from shared.batch import SECTOR, Batch, Mark, Op, StreamState, decode, has_payload
+from tests.epoch_ids import eid
 
 DISKS = 2
 HALF = 24
@@ -406,11 +407,11 @@ class Model:
         if not self.state[Word.EPOCH]:
             self.epoch += 1
             await self.stream.rounds.everything_is_to_do("the model begins")
-            self.stream.begin_epoch(Epoch(self.epoch))
+            self.stream.begin_epoch(eid(self.epoch))
             self.stored = [(0, 0, bytes(16), self.stored[-1][3])]
         number, seq, digest, _ = self.stored[-1]
         assert number >= self.state[Word.FREED]
-        assert self.state.is_ours(number, digest)
+        assert self.state.is_ours(number, digest, seq)
         self.stream.resume(number, seq, digest, self.stored[0][0])
 
     async def forget(self) -> None:

@@ -27,6 +27,7 @@ from shared.wire.protocol import (
     Side,
     State,
 )
+from tests.epoch_ids import CLAIM
 from tests.wire_parts import Chain, hello
 
 counts = st.integers(0, 2**63 - 1)
@@ -40,6 +41,7 @@ disks = st.builds(
     serial=st.text(max_size=20),
     sectors=counts,
 )
+claims = st.from_regex(r"[0-9a-f]{16}", fullmatch=True)
 messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(
         Hello,
@@ -47,6 +49,8 @@ messages: st.SearchStrategy[Any] = st.one_of(
         protocol_max=counts,
         machine=names,
         epoch=counts,
+        claim=claims | st.just(""),
+        seen=counts,
         reason=texts,
         agent_id=texts,
         disks=st.lists(disks, max_size=4).map(tuple),
@@ -57,6 +61,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
         Welcome,
         protocol=counts,
         epoch=counts,
+        claim=claims,
         spooled=counts,
         spooled_seq=counts,
         spooled_digest=digests,
@@ -159,6 +164,7 @@ def server_stream() -> tuple[bytes, list[type[Event]]]:
 STREAM, KINDS = server_stream()
 WELCOME = Welcome(
     epoch=1,
+    claim=CLAIM,
     spooled=0,
     spooled_seq=0,
     spooled_digest=NO_DIGEST,

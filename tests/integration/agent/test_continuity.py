@@ -16,8 +16,8 @@ from agent.capture.disks import Disk, find_disk
 from agent.capture.maps import Capture, detach
 from agent.continuity import Continuity
 from agent.stream.state import AgentState, Reason, Word
-from shared.batch import Epoch
 from tests.capture_parts import MIB, needs_capture, rig, run, until
+from tests.epoch_ids import eid
 
 pytestmark = needs_capture
 THERE_NS = 123
@@ -35,7 +35,7 @@ def looking(capture: Capture) -> Iterator[Continuity]:
 
 def begin_epoch(capture: Capture) -> AgentState:
     state = AgentState(capture.state)
-    state.begin_epoch(Epoch(7))
+    state.begin_epoch(eid(7))
     return state
 
 
@@ -81,7 +81,7 @@ def test_a_disk_that_was_emptied_while_no_agent_ran_ends_the_epoch_and_is_audite
             assert (state[Word.EPOCH], state.reason) == (0, Reason.DISK_RETURNED)
             assert state[Word.SUSPECT_SINCE_NS] == THERE_NS
             assert "began anew" in continuity.problems[0].cause
-            state.begin_epoch(Epoch(8))
+            state.begin_epoch(eid(8))
             r.write(8192, b"B" * 8192)
             for _ in range(SAME):
                 continuity.check()
@@ -122,7 +122,7 @@ def test_a_disk_that_was_gone_and_is_back_as_the_same_one_ends_the_epoch(killed:
             found.check()
             assert (state[Word.EPOCH], state.reason) == (0, Reason.DISK_RETURNED)
             assert 0 < state[Word.SUSPECT_SINCE_NS] <= max(there_ns, time.time_ns())
-            state.begin_epoch(Epoch(8))
+            state.begin_epoch(eid(8))
             found.check()
             assert (state[Word.EPOCH], state[Word.WENT]) == (8, 0), "it ends every epoch"
 

@@ -23,10 +23,10 @@ from agent.capture.maps import Capture, detach
 from agent.capture.protection import Change, LeftOut, Watch, protect, standing_now
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Word
-from shared.batch import Epoch
 from shared.errors import BindingDamagedError, BpfError, NoUsableDiskError, StateFileError, UsageError
 from shared.tls import TlsFiles
 from tests.capture_parts import MIB, Rig, needs_capture, rig, run, until
+from tests.epoch_ids import eid
 from tests.failing_disks import full_disk
 from tests.loopdisk import attached, own_device
 
@@ -492,7 +492,7 @@ def test_what_is_pinned_and_not_whole_is_attached_afresh_in_a_new_epoch(
     config = agent_config(machine)
     capture, _ = service._attach(config)
     state = AgentState(capture.state)
-    state.begin_epoch(Epoch(7))
+    state.begin_epoch(eid(7))
     state[Word.ALL_THERE_NS] = 123
     capture.close()
     for name in removed:
@@ -515,7 +515,7 @@ def test_a_capture_that_vanished_under_the_agent_leaves_its_points_suspect(machi
     config = agent_config(machine)
     capture, _ = service._attach(config)
     state = AgentState(capture.state)
-    state.begin_epoch(Epoch(7))
+    state.begin_epoch(eid(7))
     state[Word.ALL_THERE_NS] = 123
     capture.close()
     detach(machine.rig.pin_dir)
@@ -568,7 +568,7 @@ def test_the_agent_wants_a_new_epoch_and_says_since_when_points_are_suspect(
     config = agent_config(machine)
     capture, _ = service._attach(config)
     state = AgentState(capture.state)
-    state.begin_epoch(Epoch(7))
+    state.begin_epoch(eid(7))
     state[Word.ALL_THERE_NS] = 123
     state[Word.SETTLED] = 1
     capture.close()

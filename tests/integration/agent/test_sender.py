@@ -10,9 +10,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from agent.capture.disks import find_disk
 from agent.capture.maps import Capture, detach
+from agent.capture.ring import Ring
 from agent.stream.catchup import CatchUp
 from agent.stream.cutter import Stream
 from agent.stream.sender import Sender, disk_infos
@@ -24,6 +26,7 @@ from shared.messages import Revocations
 from shared.wire import transport
 from shared.wire.messages import Ack, Fault, Hello, Welcome
 from shared.wire.protocol import BatchReceived, Connection, Faulted, HelloReceived, Side
+from tests.epoch_ids import eid
 from tests.loopdisk import loop_disk
 from tests.pki import TestCa
 
@@ -37,18 +40,19 @@ class Site:
 
     sender: Sender
 
-    def __init__(self, state: AgentState) -> None:
+    def __init__(self, state: AgentState, ring: Ring) -> None:
         self.state = state
+        self.ring = ring
         self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
-        self.batch_came = asyncio.Event()
-        self.end_seq = 0
-        """Of the first batch."""
         self.script: Script = hang_up
+        self.batches: asyncio.Queue[BatchReceived] = asyncio.Queue()
+        self.hang_up: Callable[[], None]
         self.on_fault: Callable[[Fault], None] = lambda fault: None
         self.sender: Sender
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire = Connection(Side.SERVER)
+        self.hang_up = writer.close
         try:
             while data := await reader.read(65536):
                 for event in wire.receive_data(data):
@@ -56,8 +60,7 @@ class Site:
                         self.hellos.put_nowait(event.hello)
                         await self.script(wire, event.hello, writer)
                     elif isinstance(event, BatchReceived):
-                        self.end_seq = self.end_seq or event.batch.end_seq
-                        self.batch_came.set()
+                        self.batches.put_nowait(event)
                     elif isinstance(event, Faulted):
                         self.on_fault(event.fault)
         finally:
@@ -71,6 +74,7 @@ async def hang_up(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) 
 def welcome(epoch: int, credit_b: int = 1 << 20) -> Welcome:
     return Welcome(
         epoch=epoch,
+        claim=eid(epoch).claim,
         spooled=0,
         spooled_seq=0,
         spooled_digest=bytes(16),
@@ -107,7 +111,7 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
     state = AgentState(capture.state)
     stream = Stream(capture, state, catchup, reader)
     await stream.rounds.recover()
-    site = Site(state)
+    site = Site(state, capture.ring)
     context = tls.server_context(ca.issue("process-server:ps"))
     server = await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=context)
 
@@ -116,13 +120,15 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
         return Hello(
             machine="m",
             epoch=epoch,
+            claim=state.epoch.claim,
+            seen=state[Word.SEEN_EPOCH],
             suspect_since_ns=0 if epoch else state[Word.SUSPECT_SINCE_NS],
             disks=disk_infos([(disk.name, disk.serial, disk.sectors)]),
             last_sent=state[Word.LAST_CUT] if epoch else 0,
         )
 
     sender = Sender(
-        stream, state, hello, server.sockets[0].getsockname(), ca.issue("agent:m"), lambda reason: None
+        stream, state, hello, server.sockets[0].getsockname(), ca.issue("agent:m"), state.want_epoch
     )
     site.sender = sender
     stop = asyncio.Event()
@@ -182,10 +188,10 @@ async def test_why_batches_are_refused_is_shown_until_one_is_taken_and_not_only_
     site.script = take
     async with asyncio.timeout(10):
         wire, writer = await taking.get()
-        await site.batch_came.wait()
+        first = await site.batches.get()
         assert isinstance(site.sender.problem, RefusedError)
         assert "No space left on device" in site.sender.problem.cause
-        ack = Ack(spooled=1, spooled_seq=site.end_seq, uploaded=0, uploaded_seq=0, credit_b=1 << 26)
+        ack = Ack(spooled=1, spooled_seq=first.batch.end_seq, uploaded=0, uploaded_seq=0, credit_b=1 << 26)
         writer.writelines(wire.send_ack(ack))
         while site.sender.problem is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -245,3 +251,35 @@ async def test_a_revoked_process_server_loses_its_session_and_hears_nothing_more
     assert site.hellos.empty()
     site.sender.revoke(Revocations(serials=["1"]))
     await next_hello(site)
+
+
+@pytest.mark.parametrize("lie", ["seq", "digest", "claim"])
+async def test_a_process_server_that_stands_elsewhere_moves_nothing_of_the_ring(site: Site, lie: str) -> None:
+    async def welcome_all(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(welcome(hello.epoch or 3)))
+
+    site.script = welcome_all
+    assert (await next_hello(site)).epoch == 0
+    async with asyncio.timeout(10):
+        first = await site.batches.get()
+    said = replace(
+        welcome(3), spooled=first.batch.number, spooled_seq=first.batch.end_seq, spooled_digest=first.digest
+    )
+    lies = {
+        "seq": replace(said, spooled_seq=said.spooled_seq + 1000),
+        "digest": replace(said, spooled_digest=bytes(range(16))),
+        "claim": replace(said, claim=eid(3, life=2).claim),
+    }
+
+    async def welcome_elsewhere(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(lies[lie]))
+        site.script = hang_up
+
+    freed = site.ring.consumer_seq
+    site.script = welcome_elsewhere
+    site.hang_up()
+    again, after = await next_hello(site), await next_hello(site)
+    assert again.epoch_id == eid(3)
+    assert (after.epoch, after.seen) == ((3, 3) if lie == "claim" else (0, 3))
+    assert site.ring.consumer_seq == freed
+    assert site.ring.read_seq <= site.ring.producer_seq

@@ -17,22 +17,26 @@ from shared.errors import (
     IndexDamagedError,
     IndexMissingError,
     IntegrityError,
+    OtherEpochSegmentError,
     SegmentAlteredError,
     SegmentMissingError,
     SegmentTruncatedError,
     StorageForgotError,
+    TransientError,
     WrongKeyError,
 )
 from shared.log import chain, names
 from shared.log.chain import IndexChain
-from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
+from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, newest_epoch
 from shared.log.index import NEWEST, Line, decode_up_to_damage
 from shared.log.reader import LogReader
 from shared.log.writer import IndexWriter
 from shared.vault import FileVault, machine_key
+from tests.epoch_ids import eid
+from tests.lives import forget_log
 from tests.logs import OTHER_KEY, VAULT, KnownKeys, Made, make_chain, put_segment
 
-M, E = "m1", 1
+M, E = "m1", eid(1)
 
 
 async def test_what_one_owner_lists_a_reader_reads(store: BlobStore) -> None:
@@ -49,8 +53,8 @@ async def test_what_one_owner_lists_a_reader_reads(store: BlobStore) -> None:
     assert await reader.entries(E, after=3) == [second]
     assert await reader.entries(E, after=2) == [first, second]
     assert await reader.entries(E, after=7) == []
-    assert [b.number for b in await reader.batches(second, VAULT)] == [4, 5, 6, 7]
-    some = await reader.batches(second, VAULT, first=5, last=6)
+    assert [b.number for b in await reader.batches(E, second, VAULT)] == [4, 5, 6, 7]
+    some = await reader.batches(E, second, VAULT, first=5, last=6)
     assert [(b.number, bytes(b.payload)) for b in some] == [
         (m.batch.number, bytes(m.batch.payload)) for m in chain[4:6]
     ]
@@ -78,7 +82,7 @@ async def test_a_stale_owner_is_fenced_and_the_new_one_continues(store: BlobStor
 
 async def test_an_owner_that_lost_its_lease_but_not_its_term_goes_on(store: BlobStore) -> None:
     writer = await IndexWriter.take(store, M, E, "ps1")
-    await store.leases.break_now(names.index(E, 1))
+    await store.leases.break_now(names.index(E.number, 1))
     await writer.append([await put_segment(store, make_chain(1))])
     assert len(await LogReader(store, M).entries(E)) == 1
 
@@ -116,7 +120,7 @@ async def test_the_index_goes_on_in_the_next_blob(store: BlobStore) -> None:
             writer = await IndexWriter.take(store, M, E, "ps2", max_blocks=4)
         await writer.append([await put_segment(store, chain[i : i + 1], term=writer.term)])
         assert [e.last for e in await reader.entries(E)] == list(range(1, i + 2))
-    blobs = [b async for b in store.list(names.epoch_folder(E) + "index-")]
+    blobs = [b async for b in store.list(names.epoch_folder(E.number) + "index-")]
     assert len(blobs) >= 4
     assert [b.leased for b in blobs] == [False] * (len(blobs) - 1) + [True]
     assert [e.last for e in await LogReader(store, M).entries(E)] == list(range(1, 13))
@@ -162,8 +166,8 @@ async def test_an_index_that_is_damaged_behind_the_first_piece_is_known_up_to_th
     for entry in listed:
         await writer.append([entry])
     await writer.release()
-    size_b = (await store.properties(names.index(E, 1))).size_b
-    await store.append(names.index(E, 1), b"no line", None, size_b)
+    size_b = (await store.properties(names.index(E.number, 1))).size_b
+    await store.append(names.index(E.number, 1), b"no line", None, size_b)
     monkeypatch.setattr(chain, "_PIECE_B", 10)
     index = IndexChain(store, M, E)
     found = []
@@ -177,7 +181,7 @@ async def test_an_index_that_is_damaged_behind_the_first_piece_is_known_up_to_th
 
 async def test_an_owner_that_died_between_the_next_blob_and_closing_is_succeeded(store: BlobStore) -> None:
     await IndexWriter.take(store, M, E, "ps1", max_blocks=2)
-    await store.append_create(names.index(E, 2))  # and then it was killed
+    await store.append_create(names.index(E.number, 2))  # and then it was killed
     successor = await IndexWriter.take(store, M, E, "ps2", max_blocks=2)
     for made in make_chain(3):
         await successor.append([await put_segment(store, [made], term=2)])
@@ -191,8 +195,8 @@ async def test_a_log_that_lost_a_blob_of_its_index_is_not_taken(number: int, sto
     for made in make_chain(3):
         await writer.append([await put_segment(store, [made])])
     assert writer.fold.number == 3
-    await store.leases.break_now(names.index(E, number))
-    await store.delete(names.index(E, number))
+    await store.leases.break_now(names.index(E.number, number))
+    await store.delete(names.index(E.number, number))
     with pytest.raises(StorageForgotError, match=f"index-{number:06d} is gone"):
         await IndexWriter.take(store, M, E, "ps2")
     with pytest.raises(IndexMissingError, match=f"index-{number:06d} is gone"):
@@ -211,7 +215,7 @@ async def test_an_append_that_does_not_continue_the_log_is_refused_before_it_is_
 async def test_storage_that_forgot_index_entries_is_noticed(store: BlobStore) -> None:
     chain = make_chain(4)
     writer = await IndexWriter.take(store, M, E, "ps1")
-    index = names.index(E, 1)
+    index = names.index(E.number, 1)
     before = await store.read(index)
     await writer.append([await put_segment(store, chain[:2])])
     reader = LogReader(store, M)
@@ -248,25 +252,41 @@ async def test_storage_that_forgot_a_listed_segment_or_the_terms_is_noticed(stor
     with pytest.raises(StorageForgotError):
         await IndexWriter.take(store, M, E, "ps1")
     for term in (1, 2, 3):
-        await store.delete(names.term_document(E, term))
+        await store.delete(names.term_document(E.number, term))
     with pytest.raises(StorageForgotError):
         await writer.check()
 
 
 async def test_epochs_are_allocated_one_by_one(store: BlobStore) -> None:
     disks = [EpochDisk(number=0, name="sda", serial="s", sectors=8)]
+    made = [await allocate_epoch(store, M, disks=disks, reason=f"test {i}", agent_id="a") for i in range(3)]
+    assert [info.epoch for info in made] == [1, 2, 3]
+    assert len({info.claim for info in made}) == 3
+    assert await newest_epoch(store) == 3
+    assert await LogReader(store, M).epochs() == made
+    above = await allocate_epoch(store, M, disks=disks, reason="test", agent_id="a", above=7)
+    assert above.epoch == 8
+
+
+async def test_of_several_that_begin_an_epoch_at_once_one_does_and_nobody_ends_it(store: BlobStore) -> None:
+    disks = [EpochDisk(number=0, name="sda", serial="s", sectors=8)]
     made = await asyncio.gather(
-        *(allocate_epoch(store, M, disks=disks, reason=f"test {i}", agent_id="a") for i in range(5))
+        *(
+            allocate_epoch(store, M, disks=disks, reason="test", agent_id="a", owner=f"ps{i}", above=0)
+            for i in range(5)
+        ),
+        return_exceptions=True,
     )
-    assert sorted(info.epoch for info in made) == [1, 2, 3, 4, 5]
-    assert await newest_epoch(store) == 5
-    found = await LogReader(store, M).epochs()
-    assert found == sorted(made, key=lambda info: info.epoch)
+    begun = [info for info in made if isinstance(info, EpochInfo)]
+    told = [error for error in made if isinstance(error, TransientError)]
+    assert (len(begun), len(told)) == (1, 4)
+    assert await newest_epoch(store) == begun[0].epoch == 1
+    assert all(f"through process server {begun[0].owner}" in error.cause for error in told)
 
 
 @pytest.mark.parametrize("data", [b"", b'{"reason":"\xff"}', b'{"reason":' + b"[" * 100_000])
 async def test_an_epoch_document_that_cannot_be_read_is_damage(store: BlobStore, data: bytes) -> None:
-    await store.create(names.epoch_document(E), data)
+    await store.create(names.epoch_document(E.number), data)
     with pytest.raises(IndexDamagedError, match=r"epoch\.json"):
         await LogReader(store, M).epochs()
 
@@ -281,7 +301,7 @@ async def damaged(
         await store.create(entry.blob, change)
     reader = LogReader(store, M)
     with pytest.raises(IntegrityError) as caught:
-        await reader.batches(entry, VAULT)
+        await reader.batches(E, entry, VAULT)
     return reader, caught.value
 
 
@@ -306,14 +326,14 @@ async def test_a_missing_a_truncated_and_an_altered_segment_are_told_apart_by_na
         await store.delete(entry.blob)
     other = await put_segment(store, make_chain(3, seed=9))  # whole, but not the one that the index lists
     with pytest.raises(SegmentAlteredError):
-        await LogReader(store, M).batches(entry, VAULT)
+        await LogReader(store, M).batches(E, entry, VAULT)
     assert other.blob == entry.blob
 
 
 async def test_a_wrong_key_is_named_as_such(store: BlobStore) -> None:
     entry = await put_segment(store, make_chain(2))
     with pytest.raises(WrongKeyError) as caught:
-        await LogReader(store, M).batches(entry, KnownKeys(OTHER_KEY))
+        await LogReader(store, M).batches(E, entry, KnownKeys(OTHER_KEY))
     assert "vault-key-1" in caught.value.cause
 
 
@@ -321,7 +341,7 @@ async def test_a_large_footer_is_read_whole(store: BlobStore) -> None:
     entry = await put_segment(store, make_chain(900, sectors=0))
     reader = LogReader(store, M)
     assert len(await reader.footer(entry)) == 900
-    assert len(await reader.batches(entry, VAULT)) == 900
+    assert len(await reader.batches(E, entry, VAULT)) == 900
 
 
 async def test_a_machine_document_that_was_lost_and_made_anew_takes_no_segment_away(
@@ -336,10 +356,50 @@ async def test_a_machine_document_that_was_lost_and_made_anew_takes_no_segment_a
     first = await put_segment(store, chain[:2], key=keys[0])
     await store.delete(names.KEY_DOCUMENT)
     reader = LogReader(store, M)
-    assert [b.number for b in await reader.batches(first, vault)] == [1, 2]
+    assert [b.number for b in await reader.batches(E, first, vault)] == [1, 2]
     other = await machine_key(store, vault, M, create=True)
     assert other.key != keys[0].key
     second = await put_segment(store, chain[2:], key=other)
-    assert [b.number for e in (first, second) for b in await reader.batches(e, vault)] == [1, 2, 3, 4]
+    assert [b.number for e in (first, second) for b in await reader.batches(E, e, vault)] == [1, 2, 3, 4]
     with pytest.raises(WrongKeyError):
-        await LogReader(store, M).batches(first, FileVault.create(tmp_path / "other"))
+        await LogReader(store, M).batches(E, first, FileVault.create(tmp_path / "other"))
+
+
+async def test_the_index_of_another_life_is_not_read_nor_gone_on_with(store: BlobStore) -> None:
+    """`epoch.json` and the index come from different copies of storage."""
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    await writer.append([await put_segment(store, make_chain(3))])
+    await writer.release()
+    other = eid(1, life=2)
+    with pytest.raises(IndexDamagedError, match="that of another epoch with this number"):
+        await LogReader(store, M).entries(other)
+    with pytest.raises(IndexDamagedError, match="that of another epoch with this number"):
+        await IndexWriter.take(store, M, other, "ps1")
+    assert len(await LogReader(store, M).entries(E)) == 1
+
+
+async def test_a_reader_that_remembers_one_life_never_reads_another_into_it(store: BlobStore) -> None:
+    empty, begun = LogReader(store, M), LogReader(store, M)
+    assert await empty.entries(E) == []
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    await writer.append([await put_segment(store, make_chain(3))])
+    assert len(await begun.entries(E)) == 1
+    await writer.release()
+    await forget_log(store, 1)
+    other = eid(1, life=2)
+    writer = await IndexWriter.take(store, M, other, "ps1")
+    for first in (1, 2):
+        made = make_chain(2, seed=7)[first - 1 : first]
+        await writer.append([await put_segment(store, made, claim=other.claim)])
+    for reader in (empty, begun):
+        with pytest.raises((IndexDamagedError, StorageForgotError)):
+            await reader.entries(E)
+
+
+async def test_a_segment_of_another_life_is_refused(store: BlobStore) -> None:
+    entry = await put_segment(store, make_chain(3), claim=eid(1, life=2).claim)
+    reader = LogReader(store, M)
+    with pytest.raises(OtherEpochSegmentError, match="is of another epoch"):
+        await reader.batches(E, entry, VAULT)
+    with pytest.raises(OtherEpochSegmentError, match="is of another epoch"):
+        await reader.check_key(E, entry, VAULT)

@@ -16,6 +16,7 @@ from shared.batch import Buffer
 from shared.errors import ImageFileError, SeedDiskError
 from shared.recovery.position import Position
 from shared.recovery.sparse import SparseFile
+from tests.epoch_ids import CLAIM
 
 DISK_B = 1024 * 1024
 FIRST = (Position.of(1, 0), Position.of(1, 5))
@@ -33,7 +34,7 @@ async def test_a_cancelled_write_ends_only_when_nothing_of_it_can_land_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     writing, go_on = threading.Event(), threading.Event()
     real = SparseFile.write
 
@@ -69,7 +70,7 @@ async def test_a_snapshot_that_cannot_be_completed_leaves_nothing_behind(
         no_room()
 
     target = await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
-    await target.begin(*FIRST, DISK_B)
+    await target.begin(*FIRST, DISK_B, CLAIM)
     await target.write(0, memoryview(b"x" * 8192))
     await target.finish()
     with monkeypatch.context() as patch:

@@ -23,6 +23,7 @@ from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
+from tests.epoch_ids import id_in
 from tests.machine_log import ModelMachine
 from tests.master_parts import (
     SETTINGS,
@@ -297,13 +298,15 @@ async def replace(store: BlobStore, blob: str, old: bytes, new: bytes) -> None:
 
 
 async def damage_segment(model: ModelMachine) -> None:
-    entry = (await LogReader(model.store, model.name).entries(model.position.epoch))[-1]
+    entry = (await LogReader(model.store, model.name).entries(model.id))[-1]
     data = await model.store.read(entry.blob)
     await model.store.replace(entry.blob, data[:200] + bytes(8) + data[208:])
 
 
 async def delete_segment(model: ModelMachine) -> None:
-    await model.store.delete((await LogReader(model.store, model.name).entries(1))[-1].blob)
+    await model.store.delete(
+        (await LogReader(model.store, model.name).entries(await id_in(model.store, 1)))[-1].blob
+    )
 
 
 async def write_beyond_the_end(model: ModelMachine) -> None:

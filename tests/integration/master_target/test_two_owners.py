@@ -20,6 +20,7 @@ from shared.errors import SeedDiskError, StorageError
 from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import Position
+from tests.epoch_ids import CLAIM
 from tests.master_parts import open_page_blob, stored_apart
 
 DISK_B = 64 * 1024
@@ -78,7 +79,7 @@ async def unknown(_: Position) -> int:
 
 
 def mark(batch: int) -> PointDoc:
-    return logged_point("web1", Position.of(1, batch), batch * HOUR_NS, "crash", [f"m{batch}"])
+    return logged_point("web1", Position.of(1, batch), CLAIM, batch * HOUR_NS, "crash", [f"m{batch}"])
 
 
 async def own(store: BlobStore, marks: Sequence[int]) -> None:
@@ -94,7 +95,7 @@ async def own(store: BlobStore, marks: Sequence[int]) -> None:
             end = Position.of(1, batch)
             await maker.document([mark(batch)], unknown)
             if at < end:
-                await seed.begin(at if at.epoch else Position.of(1, 0), end, DISK_B)
+                await seed.begin(at if at.epoch else Position.of(1, 0), end, DISK_B, CLAIM)
                 await seed.write(batch * 512, memoryview(bytes([batch]) * 512))
                 await seed.finish()
             if seed.state.cursor == end:
@@ -214,10 +215,8 @@ async def test_an_owner_that_lost_the_points_says_who_has_them(store: BlobStore)
 async def test_points_that_are_added_while_others_expire_are_one_owners(store: BlobStore) -> None:
     roll = await OwnedRoll.take(store, "web1")
     for batch in range(1, 5):
-        await roll.add(Position.of(1, batch))
-    await asyncio.gather(
-        roll.strike([Position.of(1, 1), Position.of(1, 2)]), roll.add(Position.of(1, 5)), roll.check()
-    )
+        await roll.add(mark(batch))
+    await asyncio.gather(roll.strike([Position.of(1, 1), Position.of(1, 2)]), roll.add(mark(5)), roll.check())
     found = await point_store.read_roll(store)
     assert found is not None
     assert sorted(found.positions) == [Position.of(1, batch) for batch in (3, 4, 5)]

@@ -19,6 +19,7 @@ from shared.log import segment
 from shared.log.segment import Frame
 from shared.sealing import FileKey
 from tests.azurite import Azurite
+from tests.epoch_ids import CLAIM
 from tests.logs import make_batch, make_chain
 from tests.spools import append_all, hello, make_spool, read_log, same_batches
 from tests.storage_faults import FaultProxy, throttled
@@ -42,9 +43,11 @@ async def test_it_compresses_harder_while_uploads_wait_and_cores_idle_and_every_
     sealed: list[int] = []
     really = segment.seal_frame
 
-    def noted(key: FileKey, machine: str, encoded: Buffer, batch: Batch, digest: bytes, level: int) -> Frame:
+    def noted(
+        key: FileKey, machine: str, claim: str, encoded: Buffer, batch: Batch, digest: bytes, level: int
+    ) -> Frame:
         sealed.append(level)
-        return really(key, machine, encoded, batch, digest, level)
+        return really(key, machine, claim, encoded, batch, digest, level)
 
     monkeypatch.setattr(segment, "seal_frame", noted)
     made = make_chain(24, sectors=16)
@@ -82,5 +85,7 @@ def test_a_batch_that_was_compressed_harder_is_smaller_and_opens_alike() -> None
     assert len(packed[5]) < len(packed[1])
     assert {sealing.decompress(data, len(text)) for data in packed.values()} == {text}
     made, key = make_batch(2, sectors=64), FileKey(sealing.new_key())
-    frames = [segment.seal_frame(key, "m1", made.encoded, made.batch, made.digest, level) for level in (1, 5)]
+    frames = [
+        segment.seal_frame(key, "m1", CLAIM, made.encoded, made.batch, made.digest, level) for level in (1, 5)
+    ]
     assert [frame.row.digest for frame in frames] == [made.digest.hex()] * 2

@@ -18,10 +18,11 @@ from shared.machine_storage import MachineStorage
 from shared.recovery import point_store
 from shared.wire.messages import Hello
 from tests.config_parts import config_for, running
+from tests.epoch_ids import id_in
 from tests.gated_vault import GatedVault
 from tests.logs import make_chain
 from tests.process_server_site import Site, free_port
-from tests.spools import DISKS, append_all, vault_at
+from tests.spools import DISKS, append_all, hello_again, vault_at
 from tests.wire_parts import Agent, Chain, hello
 
 SETTINGS = LogSettings(owner="ps1", limits=SegmentLimits(1 << 20, 3600.0), check_seconds=3600.0)
@@ -49,7 +50,8 @@ async def left_behind(folder: Path, storage: MachineStorage, machines: list[str]
 
 
 async def listed(storage: MachineStorage, machine: str) -> int:
-    entries = await LogReader(await storage.find(machine), machine).entries(1)
+    store = await storage.find(machine)
+    entries = await LogReader(store, machine).entries(await id_in(store, 1))
     return entries[-1].last if entries else 0
 
 
@@ -65,7 +67,7 @@ async def test_recovery_waits_for_a_key_and_no_other_machine_waits_with_it(
     try:
         await until(lambda: silent | away <= set(vault.asked))
         log = spool.machines["m1"]
-        await log.begin(Hello(machine="m1", epoch=1, reason="", disks=DISKS))
+        await log.begin(await hello_again(await machine_storage.find("m1"), 1))
         assert log.position.spooled == 3
         await log.flush()
         assert await listed(machine_storage, "m1") == 3
@@ -105,7 +107,8 @@ async def test_points_go_on_for_weeks_without_the_config_server_over_every_resta
             for name in ("lab", "new")
         }
         async with site.daemon(signal.SIGKILL), Agent.connect(site.port, agents["lab"]) as agent:
-            chain = Chain.after(await agent.open(hello()))
+            claim = (welcome := await agent.open(hello())).claim
+            chain = Chain.after(welcome)
             await agent.send(chain.next(marks=["p1"]))
             await agent.acked(1, uploaded=1)
             await agent.close()
@@ -114,14 +117,14 @@ async def test_points_go_on_for_weeks_without_the_config_server_over_every_resta
     # From here on the config server is gone.
     site.write_config(segment_seconds=3600.0)
     async with site.daemon(signal.SIGKILL), Agent.connect(site.port, agents["lab"]) as agent:
-        assert (await agent.open(hello(epoch=1, last_sent=1))).spooled == 1
+        assert (await agent.open(hello(epoch=1, claim=claim, last_sent=1))).spooled == 1
         await agent.send(chain.next(marks=["p2"]))
         await agent.acked(2)
         await agent.close()
     site.write_config(segment_seconds=0.3)
     async with site.daemon(signal.SIGKILL):
         async with Agent.connect(site.port, agents["lab"]) as agent:
-            assert (await agent.open(hello(epoch=1, last_sent=2))).spooled == 2
+            assert (await agent.open(hello(epoch=1, claim=claim, last_sent=2))).spooled == 2
             async with Agent.connect(site.port, agents["new"]) as other:
                 other.write(other.wire.send_hello(hello("new")))
                 fault = await other.fault()

@@ -32,7 +32,8 @@ async def test_an_open_session_ends_and_no_other_begins_even_after_a_restart_wit
         serial = f"{identity.only_certificate(old.cert.read_text()).serial_number:x}"
         async with site.daemon():
             async with Agent.connect(site.port, tls.client_context(old)) as agent:
-                chain = Chain.after(await agent.open(hello()))
+                welcome = await agent.open(hello())
+                chain = Chain.after(welcome)
                 await agent.send(chain.next())
                 await agent.acked(1)
                 await revoke(control, serial)
@@ -43,7 +44,8 @@ async def test_an_open_session_ends_and_no_other_begins_even_after_a_restart_wit
                 await agent.close()
             await no_session(site, old)
             async with Agent.connect(site.port, tls.client_context(new)) as agent:
-                assert (await agent.open(hello(epoch=1, last_sent=1))).spooled == 1
+                again = hello(epoch=1, claim=welcome.claim, last_sent=1)
+                assert (await agent.open(again)).spooled == 1
                 await agent.close()
             await revoke(control, "agent:lab")
             # The process server has it when it refuses what it took a moment ago.

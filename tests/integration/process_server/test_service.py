@@ -47,12 +47,12 @@ async def test_what_an_agent_sends_can_be_read_back_from_storage(site: Site) -> 
 async def test_what_was_acknowledged_survives_sigkill(site: Site) -> None:
     chain = Chain()
     async with site.daemon(stop=signal.SIGKILL), site.agent() as agent:
-        await agent.open(hello())
+        claim = (await agent.open(hello())).claim
         for n in range(1, 20):
             await agent.send(chain.next(fill=n))
         await agent.acked(19)
     async with site.daemon(), site.agent() as agent:
-        welcome = await agent.open(hello(epoch=1, last_sent=19))
+        welcome = await agent.open(hello(epoch=1, claim=claim, last_sent=19))
         assert (welcome.spooled, welcome.spooled_digest) == (19, chain.digest)
         await agent.send(chain.next(fill=20))
         agent.write(agent.wire.send_flush())
@@ -63,11 +63,11 @@ async def test_what_was_acknowledged_survives_sigkill(site: Site) -> None:
 
 async def test_a_server_that_was_killed_waits_for_the_boot_that_it_had(site: Site) -> None:
     async with site.daemon(stop=signal.SIGKILL), site.agent() as agent:
-        await agent.open(hello(identity="it", boot="1/a"))
+        claim = (await agent.open(hello(identity="it", boot="1/a"))).claim
     async with site.daemon(), site.agent() as copy, site.agent() as agent:
         copy.write(copy.wire.send_hello(hello(identity="it", boot="2/a")))
         assert (await copy.fault()).code == MachineAwaitedError.code
-        assert (await agent.open(hello(epoch=1, identity="it", boot="1/b"))).epoch == 1
+        assert (await agent.open(hello(epoch=1, claim=claim, identity="it", boot="1/b"))).epoch == 1
 
 
 async def test_a_restart_uploads_what_it_holds_without_the_agent(site: Site) -> None:

@@ -57,9 +57,10 @@ from shared.log.writer import IndexWriter
 from shared.machine_storage import MachineStorage
 from shared.trouble import Trouble
 from tests.azurite import Azurite
+from tests.epoch_ids import id_in
 from tests.logs import Made, make_batch, make_chain
 from tests.loopdisk import loop_disk
-from tests.spools import append_all, hello, make_spool, read_log, same_batches
+from tests.spools import MACHINE, append_all, hello, hello_again, make_spool, read_log, same_batches
 from tests.storage_faults import Answer, FaultProxy
 
 T = TypeVar("T")
@@ -79,7 +80,8 @@ async def started(spool: Spool) -> AsyncIterator[MachineLog]:
 async def opened(spool: Spool, epoch: int = 0) -> AsyncIterator[MachineLog]:
     """The machine's log, begun; the spool is closed at the end."""
     async with started(spool) as log:
-        await log.begin(hello(epoch))
+        store = await spool._resources.storage.find_or_create(MACHINE)
+        await log.begin(await hello_again(store, epoch))
         yield log
 
 
@@ -240,7 +242,7 @@ async def test_a_restart_goes_on_uploading_without_the_agent(store: BlobStore, f
     await spool.start()
     log = spool.machines["m1"]
     await until(log, lambda: uploaded(log) == 5)
-    position = await log.begin(hello(1))
+    position = await log.begin(await hello_again(store, 1))
     assert (position.spooled, position.uploaded, position.spooled_digest) == (5, 5, chain[4].digest)
     await append_all(log, chain[5:])
     await spool.close(flush_s=10)
@@ -269,6 +271,7 @@ async def test_nothing_is_lost_while_storage_is_down(tmp_path: Path, folder: Pat
             async with opened(make_spool(folder, store, size_b=2000)) as log:
                 await append_all(log, chain[:3])
                 await log.flush()
+                back = await hello_again(store, 1)
                 server.stop()
                 await append_all(log, chain[3:])
                 assert log.position.spooled == 12
@@ -278,7 +281,7 @@ async def test_nothing_is_lost_while_storage_is_down(tmp_path: Path, folder: Pat
                     changed.clear()
                     await changed.wait()
                 # The agent may come back meanwhile: an open log goes on although storage cannot be asked.
-                again = await log.begin(hello(1))
+                again = await log.begin(back)
                 assert (again.spooled, again.uploaded) == (12, 3)
                 server.start()
                 await log.flush()
@@ -301,7 +304,7 @@ async def test_after_a_failed_sync_the_agent_sends_again_and_nothing_is_lost_or_
         results = await asyncio.gather(*(log.append(*m) for m in chain[3:6]), return_exceptions=True)
         assert all(isinstance(r, SpoolError | BatchGapError) for r in results), results
         monkeypatch.undo()
-        position = await log.begin(hello(1))
+        position = await log.begin(await hello_again(store, 1))
         assert (position.spooled, position.spooled_digest) == (3, chain[2].digest)
         await append_all(log, chain[3:])
         await log.flush()
@@ -318,7 +321,7 @@ async def test_a_cancelled_append_keeps_its_buffer_until_it_is_sealed(store: Blo
         task.cancel()
         await asyncio.wait([task])
         buffer[:] = bytes(len(buffer))  # what a receiver may do once the call has ended
-        position = await log.begin(hello(1))
+        position = await log.begin(await hello_again(store, 1))
         assert position.spooled == 1
         await append_all(log, chain[1:])
         await log.flush()
@@ -374,7 +377,7 @@ async def test_the_stale_one_of_two_process_servers_never_says_uploaded(
             await at_b.flush()
             assert at_b.position.uploaded == 8
         # The agent comes back to a: what a still held is listed already.
-        position = await at_a.begin(hello(1))
+        position = await at_a.begin(await hello_again(store, 1))
         assert (position.spooled, position.uploaded) == (8, 8)
         assert at_a.errors == []
         await append_all(at_a, chain[8:])
@@ -409,7 +412,7 @@ async def test_a_machine_that_moved_away_is_no_trouble_and_its_files_go_once_the
             await at_b.flush()
             await until(at_a, lambda: epoch_folders(tmp_path / "a") == [])
             await append_all(at_b, chain[6:7])
-        position = await at_a.begin(hello(1))  # and back
+        position = await at_a.begin(await hello_again(store, 1))  # and back
         assert position.spooled == 6
         await append_all(at_a, chain[6:])
         await at_a.flush()
@@ -451,7 +454,7 @@ async def test_what_a_lost_server_took_and_never_continued_is_listed_after_its_s
         await append_all(at_a, chain[:5])
         await at_a.flush()
         await append_all(at_a, chain[5:])
-    await IndexWriter.take(store, "m1", 1, "b")
+    await IndexWriter.take(store, "m1", await id_in(store, 1), "b")
     patience = Patience(silent_s=0.2)
     again = make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05, patience=patience)
     async with started(again) as log:
@@ -506,7 +509,7 @@ async def test_of_a_file_that_another_server_listed_in_part_the_rest_is_listed(
         async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
             await append_all(at_b, chain[2:4])
             await at_b.flush()
-        position = await at_a.begin(hello(1))
+        position = await at_a.begin(await hello_again(store, 1))
         assert (position.spooled, position.uploaded) == (7, 4)
         await at_a.flush()
     assert same_batches(await read_log(store, tmp_path / "a"), chain)
@@ -524,7 +527,7 @@ async def test_what_another_server_listed_otherwise_sets_ours_aside(store: BlobS
         async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
             await append_all(at_b, other[4:5])
             await at_b.flush()
-        position = await at_a.begin(hello(1))
+        position = await at_a.begin(await hello_again(store, 1))
         assert (position.spooled, position.spooled_digest) == (5, other[4].digest)
         assert [type(error) for error in at_a.errors] == [SetAsideError]
         (kept,) = (tmp_path / "a/m1/unlisted").glob("*.seg")
@@ -557,11 +560,11 @@ async def test_epochs_that_are_over_or_unknown_are_refused(store: BlobStore, fol
     spool = make_spool(folder, store)
     async with opened(spool) as log:
         assert (await log.begin(hello(0, "again"))).epoch == 2
-        with pytest.raises(EpochRefusedError, match="epoch 2 has begun since"):
-            await log.begin(hello(1))
+        with pytest.raises(EpochRefusedError, match=r"epoch 2 .* was begun by"):
+            await log.begin(await hello_again(store, 1))
         with pytest.raises(StorageForgotError, match="newest epoch that storage knows is 2"):
-            await log.begin(hello(7))
-        assert (await log.begin(hello(2))).epoch == 2
+            await log.begin(await hello_again(store, 7))
+        assert (await log.begin(await hello_again(store, 2))).epoch == 2
 
 
 async def test_the_rest_of_an_epoch_is_uploaded_beside_the_next_one(store: BlobStore, folder: Path) -> None:
@@ -625,7 +628,8 @@ async def test_a_log_is_ours_although_a_kill_kept_its_last_term_from_the_spool(
 ) -> None:
     chain = make_chain(5)
     await left_behind(folder, store, chain)
-    await IndexWriter.take(store, "m1", 1, "ps1")  # what a process does that is killed right after it
+    # What a process does that is killed right after it:
+    await IndexWriter.take(store, "m1", await id_in(store, 1), "ps1")
     async with started(make_spool(folder, store)) as log:
         if epoch == 0:
             assert (await log.begin(hello(0, "reboot"))).epoch == 2
@@ -650,9 +654,11 @@ async def test_a_failed_begin_does_not_stop_the_uploads(store: BlobStore, folder
     chain = make_chain(5)
     async with opened(make_spool(folder, store)) as log:
         await append_all(log, chain)
-        await IndexWriter.take(store, "m1", 1, "ps1")  # so the agent's return opens it anew
+        await IndexWriter.take(
+            store, "m1", await id_in(store, 1), "ps1"
+        )  # so the agent's return opens it anew
         with failing("/00000001/"), pytest.raises(SpoolError):
-            await log.begin(hello(1))
+            await log.begin(await hello_again(store, 1))
         await until(log, lambda: uploaded(log) == 5)
     assert same_batches(await read_log(store, folder), chain)
 
@@ -667,7 +673,7 @@ async def test_a_damaged_state_document_locks_nobody_out(store: BlobStore, folde
     (folder / "m1/00000001/state.json").write_bytes(left)
     async with started(make_spool(folder, store)) as log:
         await until(log, lambda: uploaded(log) == 6)  # without the agent
-        assert (await log.begin(hello(1))).spooled == 6
+        assert (await log.begin(await hello_again(store, 1))).spooled == 6
     assert same_batches(await read_log(store, folder), chain)
 
 
@@ -678,12 +684,12 @@ async def test_a_spool_file_of_a_newer_version_stays_and_its_machine_says_so(
     await left_behind(folder, store, chain)
     path = folder / "m1/00000001/000000000001.seg"
     ours = path.read_bytes()
-    path.write_bytes(ours[:8] + b"\2" + ours[9:])
+    path.write_bytes(ours[:8] + b"\3" + ours[9:])
     async with started(make_spool(folder, store, check_seconds=0.05)) as log:
         await until(log, lambda: any(isinstance(e, SpoolVersionError) for e in log.errors))
         with pytest.raises(SpoolVersionError, match="cannot be read"):
-            await log.begin(hello(1))
-    assert path.read_bytes() == ours[:8] + b"\2" + ours[9:]
+            await log.begin(await hello_again(store, 1))
+    assert path.read_bytes() == ours[:8] + b"\3" + ours[9:]
     path.write_bytes(ours)  # the program that wrote it is back
     async with started(make_spool(folder, store)) as log:
         await until(log, lambda: uploaded(log) == 3)
@@ -707,7 +713,9 @@ async def test_behind_a_damaged_spool_file_the_log_goes_on_where_it_still_can_an
     damaged.write_bytes(data)
     async with started(make_spool(folder, store)) as log:
         await until(log, lambda: uploaded(log) == 5)  # without the agent
-        assert (await log.begin(hello(1))).spooled == 5, "an agent that has let go of 6 begins a new epoch"
+        assert (await log.begin(await hello_again(store, 1))).spooled == 5, (
+            "an agent that has let go of 6 begins a new epoch"
+        )
         lost, unlisted = log.errors
         assert isinstance(lost, SpoolLostError)
         assert "batches 6 to 6 of epoch 1" in lost.cause
@@ -742,7 +750,7 @@ async def test_damage_that_only_the_upload_finds_is_set_aside_and_the_rest_goes_
     async with started(make_spool(folder, store)) as log:
         await until(log, lambda: any("Damaged spool files" in e.what for e in log.errors))
         await until(log, lambda: uploaded(log) >= first - 1 and log.upload_trouble is None)
-        position = await log.begin(hello(1))
+        position = await log.begin(await hello_again(store, 1))
         assert first - 1 <= position.spooled < int(files[2].stem)
         await append_all(log, chain[position.spooled :])  # this agent still has them
         await log.flush()
@@ -778,6 +786,7 @@ async def test_a_name_that_is_another_machines_now_ends_the_epoch_and_none_of_th
         await append_all(log, old)
         await log.flush()
         first = await machine_storage.find("m1")
+        theirs = await hello_again(first, 1)
         await machine_storage.vault.delete("machines/m1.json")
         await first._core.container.delete_container()
         await MachineStorage(machine_storage.vault).find_or_create("m1")
@@ -785,7 +794,7 @@ async def test_a_name_that_is_another_machines_now_ends_the_epoch_and_none_of_th
         with pytest.raises(StorageForgotError, match="forgot machine m1"):
             await log.flush()
         with pytest.raises(StorageForgotError) as caught:
-            await log.begin(hello(1))
+            await log.begin(theirs)
         assert caught.value.ends_epoch
         assert (await log.begin(hello(0))).epoch == 2
         await append_all(log, new)
@@ -806,9 +815,10 @@ async def test_a_log_that_is_open_goes_on_although_nobody_can_say_where_its_mach
             opened(make_spool(tmp_path / "spool", storage)) as log,
         ):
             await append_all(log, chain[:2])
+            theirs = await hello_again(await machine_storage.find("m1"), 1)
             proxy.add(Answer(503, "ServerBusy"), times=None)
             await append_all(log, chain[2:])
-            assert (await log.begin(hello(1))).spooled == 4, "a session may even begin anew"
+            assert (await log.begin(theirs)).spooled == 4, "a session may even begin anew"
             proxy.clear()
             await log.flush()
     assert same_batches(await read_log(await machine_storage.find("m1"), tmp_path / "spool"), chain)
@@ -830,9 +840,9 @@ async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
     spool = make_spool(folder, store)
     await spool.start()
     try:
-        log = await spool.open_machine(hello(1))
+        log = await spool.open_machine(await hello_again(store, 1))
         with pytest.raises(StorageForgotError) as caught:
-            await log.begin(hello(1))
+            await log.begin(await hello_again(store, 1))
         assert caught.value.ends_epoch
         assert (await log.begin(hello(0))).epoch == 2
         await until(log, lambda: epoch_folders(folder) == ["00000002"])
@@ -897,7 +907,7 @@ async def test_a_begin_that_takes_too_long_says_what_storage_answers(
     async with BlobStore.connect(config) as refusing, started(make_spool(folder, refusing)) as log:
         await until(log, lambda: log.errors != [])
         with pytest.raises(TransientError, match="HTTP 403") as caught:
-            await log.begin(hello(1))
+            await log.begin(await hello_again(store, 1))
         assert caught.value.action == StorageKeyError.default_action
 
 
@@ -983,7 +993,7 @@ async def test_listing_segments_writes_no_document_on_the_cache_disk(
         await log.flush()
         assert written == []
     assert [path.name for path in written] == ["state.json"]
-    assert watermark.read(folder / "m1/00000001").uploaded == 8
+    assert watermark.read(folder / "m1/00000001", (await id_in(store, 1)).claim).uploaded == 8
 
 
 async def test_memory_in_an_outage_is_bounded_by_segments_not_by_batches(
@@ -1036,7 +1046,7 @@ async def test_a_begin_that_waits_for_the_cache_disk_says_so(
         await asyncio.to_thread(syncing.wait)
         try:
             with pytest.raises(SpoolError, match="cache disk is slow"):
-                await log.begin(hello(1))
+                await log.begin(await hello_again(store, 1))
         finally:
             go.set()
         await appending
@@ -1097,7 +1107,7 @@ async def test_a_full_cache_disk_loses_nothing_and_goes_on_when_there_is_room(
                 await log.append(*m)
                 taken += 1
         assert 10 < taken < 40
-        position = await log.begin(hello(1))
+        position = await log.begin(await hello_again(store, 1))
         assert (position.spooled, position.spooled_digest) == (taken, chain[taken - 1].digest)
         ballast.unlink()
         await append_all(log, chain[taken:])
@@ -1127,7 +1137,7 @@ async def test_a_restart_on_a_full_cache_disk_uploads_what_it_holds(
         fill(small_disk)
     async with started(make_spool(folder, store)) as log:
         await until(log, lambda: uploaded(log) == 100)
-        assert (await log.begin(hello(1))).spooled == 100
+        assert (await log.begin(await hello_again(store, 1))).spooled == 100
         assert len([b async for b in store.list(names.term_prefix(1))]) == 2
     assert spool_files(folder) == []
     assert same_batches(await read_log(store, folder), chain)
@@ -1235,11 +1245,11 @@ async def test_a_spool_file_that_the_disk_does_not_give_for_a_while_ends_no_epoc
     async with started(make_spool(folder, store)) as log:
         await until(log, lambda: any("Is a directory" in error.cause for error in log.errors))
         with pytest.raises(SpoolError) as caught:
-            await log.begin(hello(1))
+            await log.begin(await hello_again(store, 1))
         assert not caught.value.ends_epoch
         path.rmdir()
         away.rename(path)
-        assert (await log.begin(hello(1))).spooled == 3
+        assert (await log.begin(await hello_again(store, 1))).spooled == 3
         await log.flush()
     assert same_batches(await read_log(store, folder), chain)
 
@@ -1260,7 +1270,7 @@ async def test_what_the_disk_does_not_give_for_long_is_set_aside_and_the_machine
     os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(0, 0))  # nothing answers behind it
     async with started(make_spool(folder, store)) as log:
         await until(log, lambda: any(isinstance(e, SpoolLostError) for e in log.errors))
-        assert (await log.begin(hello(1))).spooled == 0
+        assert (await log.begin(await hello_again(store, 1))).spooled == 0
         await append_all(log, chain)  # this agent still has them
         await log.flush()
     assert same_batches(await read_log(store, folder), chain)
@@ -1333,11 +1343,11 @@ async def test_a_sync_that_really_fails_loses_nothing_that_was_acknowledged(
                 await log.append(*m)
                 taken += 1
         assert taken < 23
-        position = await log.begin(hello(1))
+        position = await log.begin(await hello_again(store, 1))
         assert (position.spooled, position.spooled_digest) == (taken, chain[taken - 1].digest)
         ballast.unlink()
         for _ in range(5):  # as the agent does: the file system may report old errors once more
-            position = await log.begin(hello(1))
+            position = await log.begin(await hello_again(store, 1))
             assert position.spooled >= taken
             try:
                 await append_all(log, chain[position.spooled :])

@@ -28,6 +28,7 @@ from shared.recovery.catalog import Catalog
 from shared.recovery.points import logged_point
 from shared.recovery.position import Position, format_ns
 from tests.azurite import in_one
+from tests.epoch_ids import eid
 from tests.machine_log import SECOND_NS, START_NS, ModelMachine
 
 
@@ -188,8 +189,9 @@ async def lose(machine: ModelMachine, *blobs: str) -> None:
 
 
 async def documented(machine: ModelMachine, position: Position, captured_ns: int) -> None:
+    id_ = machine.id if position.epoch == machine.position.epoch else eid(position.epoch)
     await point_store.write_new(
-        machine.store, logged_point(machine.name, position, captured_ns, "crash", ["m"])
+        machine.store, logged_point(machine.name, position, id_.claim, captured_ns, "crash", ["m"])
     )
 
 
@@ -247,7 +249,7 @@ async def test_an_index_that_lost_a_blob_between_others_or_its_newest_one_is_dam
             await catalog.resolve("latest")
     assert await catalog.resolve("1-4") == Position.of(1, 4)
     with pytest.raises(StorageForgotError):
-        await IndexWriter.take(machine.store, machine.name, 1, "ps2")
+        await IndexWriter.take(machine.store, machine.name, machine.id, "ps2")
 
 
 async def test_an_index_that_ends_before_a_point_is_not_the_newest(machine: ModelMachine) -> None:
@@ -288,7 +290,9 @@ async def test_points_are_documents_and_marks_that_have_none_yet(machine: ModelM
     machine.write(state=StreamState.BITMAP, mark="lost")
     second = machine.write(mark="b")
     await machine.publish()
-    await point_store.write_new(machine.store, logged_point(machine.name, first, START_NS, "app", ["a"]))
+    await point_store.write_new(
+        machine.store, logged_point(machine.name, first, machine.id.claim, START_NS, "app", ["a"])
+    )
     await machine.store.create("points/00000009-000000000001.json", b"{}")
     catalog = await Catalog.load(machine.store, machine.name)
     assert [(p.position, p.consistency, p.marks) for p in catalog.points()] == [

@@ -14,10 +14,11 @@ from shared.errors import IntegrityError, PreconditionError
 from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, Roll, logged_point
 from shared.recovery.position import Position
+from tests.epoch_ids import CLAIM
 
 
 def doc(batch: int, disks: int = 1) -> PointDoc:
-    made = logged_point("web1", Position.of(1, batch), batch, "crash", ["m"])
+    made = logged_point("web1", Position.of(1, batch), CLAIM, batch, "crash", ["m"])
     return msgspec.structs.replace(
         made, snapshots={f"disk{i}": "2024-01-01T00:00:00.0000000Z" for i in range(disks)}
     )
@@ -93,7 +94,7 @@ async def test_a_roll_that_cannot_be_read_hides_no_point(store: BlobStore, data:
 async def test_a_document_that_stands_under_the_name_of_another_point_is_none(store: BlobStore) -> None:
     """Copied by hand, say. The name decides which point there is: so every document that is found is the one of its name."""
     for batch in (4, 5):
-        doc = logged_point("web1", Position.of(1, batch), 1, "crash", ["m"])
+        doc = logged_point("web1", Position.of(1, batch), CLAIM, 1, "crash", ["m"])
         await point_store.write_new(store, doc)
     five = await store.read(points.blob_name(Position.of(1, 5)))
     await store.replace(points.blob_name(Position.of(1, 4)), five)

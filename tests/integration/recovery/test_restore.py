@@ -68,6 +68,12 @@ async def interrupted(machine: ModelMachine, reference: str, to_dir: Path, at: s
             await restore(machine, reference, to_dir)
 
 
+def shown_now(machine: ModelMachine) -> dict[str, str]:
+    """What seed disks that stand at the machine's position say of themselves."""
+    place, claim = str(machine.position), machine.id.claim
+    return {"cursor": place, "pending": place, "cursor_claim": claim, "pending_claim": claim}
+
+
 async def snapshot_now(machine: ModelMachine) -> PointDoc:
     """The point at the machine's last batch, snapshotted: seed disks as a master target would leave them."""
     snapshots = {}
@@ -80,11 +86,11 @@ async def snapshot_now(machine: ModelMachine) -> PointDoc:
             piece = bytes(disk[at : at + step_b])
             if any(piece):
                 await machine.store.pages.write(blob, at, piece)
-        await machine.store.set_metadata(
-            blob, {"cursor": str(machine.position), "pending": str(machine.position)}
-        )
+        await machine.store.set_metadata(blob, shown_now(machine))
         snapshots[name] = await machine.store.snapshot(blob)
-    logged = logged_point(machine.name, machine.position, machine.captured_ns, "crash", ["p"])
+    logged = logged_point(
+        machine.name, machine.position, machine.id.claim, machine.captured_ns, "crash", ["p"]
+    )
     doc = PointDoc(
         **{f: getattr(logged, f) for f in logged.__struct_fields__}
         | {"state": "snapshotted", "target": "page-blob", "snapshots": snapshots}
@@ -153,7 +159,8 @@ async def test_a_base_whose_snapshot_is_gone_or_of_another_position_is_not_used(
     await machine.publish()
     doc = await snapshot_now(machine)
     blob = seed_blob("loop1")
-    await machine.store.set_metadata(blob, {"cursor": "1-3", "pending": "1-4"})  # in mid-interval
+    # in mid-interval
+    await machine.store.set_metadata(blob, shown_now(machine) | {"cursor": "1-3", "pending": "1-4"})
     torn = await machine.store.snapshot(blob)
     for bad in (torn, "2020-01-01T00:00:00.0000000Z"):
         stored = await point_store.read(machine.store, doc.position)
@@ -404,9 +411,7 @@ async def test_a_restore_goes_on_from_its_own_base_although_there_is_a_newer_one
     await interrupted(machine, "latest", out, "restore.after-segment", 2)
     # As a master target leaves it: newer snapshots of the same blobs.
     for name in machine.disk_names:
-        await machine.store.set_metadata(
-            seed_blob(name), {"cursor": str(machine.position), "pending": str(machine.position)}
-        )
+        await machine.store.set_metadata(seed_blob(name), shown_now(machine))
     newer = msgspec.structs.replace(
         first,
         id=str(machine.position),

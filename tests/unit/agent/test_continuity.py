@@ -18,7 +18,7 @@ from agent.capture.layout import OPEN_WRITE
 from agent.capture.maps import Incidents
 from agent.continuity import Continuity
 from agent.stream.state import AgentState, Reason, Word
-from shared.batch import Epoch
+from tests.epoch_ids import eid
 
 NO_INCIDENTS = Incidents(0, 0, 0, 0, 0, 0, 0, 0, 0)
 SECTORS = 1000
@@ -47,7 +47,7 @@ class Machine:
         self.words = np.zeros(6, np.uint64)
         self.words[:] = Baseline(0, 0).words()
         self.state = AgentState(np.zeros(4096, np.uint64))
-        self.state.begin_epoch(Epoch(1))
+        self.state.begin_epoch(eid(1))
         capture: Any = SimpleNamespace(
             disks=[SimpleNamespace(name="sda", id="sda", path=Path("/dev/sda"), sectors=SECTORS)],
             incidents=lambda: self.incidents,

@@ -8,6 +8,7 @@ import pytest
 from master_target.retention import RetentionPolicy, expired
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import Position
+from tests.epoch_ids import CLAIM
 
 MINUTE_NS = 60 * 1_000_000_000
 HOUR_NS = 60 * MINUTE_NS
@@ -16,7 +17,7 @@ POLICY = RetentionPolicy()
 
 
 def point(batch: int, age_ns: int, *, snapshots: bool = True) -> PointDoc:
-    doc = logged_point("web1", Position.of(1, batch), NOW_NS - age_ns, "crash", ["m"])
+    doc = logged_point("web1", Position.of(1, batch), CLAIM, NOW_NS - age_ns, "crash", ["m"])
     return msgspec.structs.replace(doc, state="snapshotted" if snapshots else "logged")
 
 

@@ -7,6 +7,7 @@ import pytest
 from shared.batch import NO_DIGEST
 from shared.errors import IndexDamagedError
 from shared.log.index import Claim, Closed, Fold, IndexEntry, Line, decode_lines, encode_lines
+from tests.epoch_ids import CLAIM, eid
 
 
 def entry(first: int, last: int, *, term: int = 1, predecessor: str | None = None) -> IndexEntry:
@@ -33,11 +34,11 @@ def _digest(number: int) -> str:
 
 
 def claim(term: int) -> Claim:
-    return Claim(term=term, owner="ps", after=0, written_ns=1)
+    return Claim(term=term, epoch_claim=CLAIM, owner="ps", after=0, written_ns=1)
 
 
 def fold(*lines: Line) -> Fold:
-    folded = Fold("test")
+    folded = Fold("test", eid(1))
     for line in lines:
         folded.add(line)
     return folded

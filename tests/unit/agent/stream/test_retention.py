@@ -11,7 +11,7 @@ import xxhash
 
 from agent.stream.retention import Retention
 from agent.stream.state import REMEMBERED, WORDS, AgentState, Word
-from shared.batch import Epoch
+from tests.epoch_ids import eid
 
 OF_OLD = 1008
 """So many digests were remembered once."""
@@ -22,7 +22,7 @@ class Agent:
 
     def __init__(self) -> None:
         self.state = AgentState(np.zeros(WORDS, np.uint64))
-        self.state.begin_epoch(Epoch(1))
+        self.state.begin_epoch(eid(1))
         ring: Any = SimpleNamespace(used_b=0, size_b=1 << 30, consumer_seq=0)
         records: Any = SimpleNamespace(hold_from=0)
         self.ring, self.records = ring, records
@@ -31,7 +31,7 @@ class Agent:
 
     def cut(self, number: int) -> None:
         self.records.hold_from = number
-        self.state.cut(number, digest(number))
+        self.state.cut(number, digest(number), number)
         self.retention.sent(number)
 
 
@@ -49,7 +49,7 @@ def test_a_storage_outage_of_many_batches_leaves_every_one_of_them_comparable(ag
         agent.cut(number)
         agent.retention.acknowledged(spooled=number, uploaded=10)
     assert agent.state[Word.FREED] == agent.ring.consumer_seq == 10
-    assert all(agent.state.is_ours(number, digest(number)) for number in range(10, 3 * OF_OLD + 1))
+    assert all(agent.state.is_ours(number, digest(number), number) for number in range(10, 3 * OF_OLD + 1))
 
 
 def test_what_is_not_remembered_any_more_is_freed_and_nothing_else(agent: Agent) -> None:
@@ -57,7 +57,8 @@ def test_what_is_not_remembered_any_more_is_freed_and_nothing_else(agent: Agent)
         assert agent.state.may_cut
         agent.cut(number)
         agent.retention.acknowledged(spooled=number, uploaded=10)
-        assert agent.state.is_ours(agent.state[Word.FREED], digest(agent.state[Word.FREED]))
+        freed = agent.state[Word.FREED]
+        assert agent.state.is_ours(freed, digest(freed), freed)
     assert agent.state.held > REMEMBERED // 2
     assert agent.ring.consumer_seq == agent.state[Word.FREED]
 
@@ -70,6 +71,6 @@ def test_nothing_is_cut_when_its_digest_would_replace_one_that_may_be_asked_for(
     while agent.state.may_cut:
         number += 1
         agent.cut(number)
-    assert agent.state.is_ours(10, digest(10))
+    assert agent.state.is_ours(10, digest(10), 10)
     agent.retention.acknowledged(spooled=number, uploaded=10)
     assert agent.state.may_cut

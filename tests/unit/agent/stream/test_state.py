@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xxhash
 
 from agent.stream.state import REMEMBERED, WORDS, AgentState, Reason, Word
-from shared.batch import Epoch
+from shared.log.epoch_id import NO_EPOCH, EpochId, new_claim
+from tests.epoch_ids import eid
 
 
 @pytest.fixture
@@ -29,17 +32,17 @@ def test_words_of_another_layout_are_not_believed(words: np.ndarray) -> None:
 
 def test_what_was_cut_is_known_after_a_restart(words: np.ndarray) -> None:
     state = AgentState(words)
-    state.begin_epoch(Epoch(3))
-    state.cut(1, b"a" * 16)
-    state.cut(2, b"b" * 16)
+    state.begin_epoch(eid(3))
+    state.cut(1, b"a" * 16, 10 * 1)
+    state.cut(2, b"b" * 16, 10 * 2)
     again = AgentState(words)
     assert again[Word.EPOCH] == 3
     assert again[Word.LAST_CUT] == 2
-    assert again.is_ours(0, bytes(16))
-    assert again.is_ours(1, b"a" * 16)
-    assert again.is_ours(2, b"b" * 16)
-    assert again.is_ours(2, b"a" * 16) is False
-    assert again.is_ours(3, b"c" * 16) is None
+    assert again.is_ours(0, bytes(16), 10 * 0)
+    assert again.is_ours(1, b"a" * 16, 10 * 1)
+    assert again.is_ours(2, b"b" * 16, 10 * 2)
+    assert again.is_ours(2, b"a" * 16, 10 * 2) is False
+    assert again.is_ours(3, b"c" * 16, 10 * 3) is None
 
 
 def digest(number: int) -> bytes:
@@ -50,55 +53,100 @@ def test_digests_of_batches_long_past_are_unknown_and_never_another_batchs(words
     state = AgentState(words)
     last = 3 * REMEMBERED + 7
     for number in range(1, last + 1):
-        state.cut(number, digest(number))
+        state.cut(number, digest(number), 10 * number)
     for number in range(1, last + 1):
         known = True if number > last - REMEMBERED else None
-        assert state.is_ours(number, digest(number)) is known
-        assert not state.is_ours(number, digest(number + 1))
-
-
-def test_the_first_layouts_digests_and_epoch_are_taken_over(words: np.ndarray) -> None:
-    words[Word.LAYOUT] = 1
-    words[Word.EPOCH], words[Word.FREED], words[Word.LAST_CUT] = 5, 1900, 2016
-    old = words[64:].reshape(1008, 4)
-    for number in range(1009, 2017):
-        old[number % 1008, 1:3] = np.frombuffer(digest(number), np.uint64)
-        old[number % 1008, 0] = number
-    state = AgentState(words)
-    assert (state[Word.EPOCH], state[Word.LAST_CUT]) == (5, 2016)
-    assert all(state.is_ours(number, digest(number)) for number in range(1009, 2017))
-    assert state.is_ours(1008, digest(1008)) is None
-    assert AgentState(words).is_ours(2000, digest(2000))
+        assert state.is_ours(number, digest(number), 10 * number) is known
+        assert not state.is_ours(number, digest(number + 1), 10 * number)
 
 
 def test_a_new_epoch_forgets_the_digests_and_the_order_of_the_old_one(words: np.ndarray) -> None:
     state = AgentState(words)
-    state.begin_epoch(Epoch(1))
-    state.cut(1, b"a" * 16)
+    state.begin_epoch(eid(1))
+    state.cut(1, b"a" * 16, 10 * 1)
     state.set_ordered(4, 99)
     state.want_epoch(Reason.AUDIT_SHORTFALL)
     assert state[Word.EPOCH] == 0
     assert not state[Word.ORDERED]
-    state.begin_epoch(Epoch(2))
-    assert state.is_ours(1, b"a" * 16) is None
+    state.begin_epoch(eid(2))
+    assert state.is_ours(1, b"a" * 16, 10 * 1) is None
     assert state[Word.LAST_CUT] == 0
     assert state.reason is Reason.AUDIT_SHORTFALL
 
 
 def test_the_earliest_doubt_counts_until_the_new_epoch_has_begun(words: np.ndarray) -> None:
     state = AgentState(words)
-    state.begin_epoch(Epoch(1))
+    state.begin_epoch(eid(1))
     state.want_epoch(Reason.AUDIT_SHORTFALL, 500)
     state.want_epoch(Reason.AUDIT_SHORTFALL, 900)
     state.want_epoch(Reason.MANUAL)
     assert state[Word.SUSPECT_SINCE_NS] == 500
-    state.begin_epoch(Epoch(2))
+    state.begin_epoch(eid(2))
     state.want_epoch(Reason.MANUAL)
     assert state[Word.SUSPECT_SINCE_NS] == 0
 
 
 def test_every_reason_has_its_words() -> None:
     assert all(reason.text for reason in Reason)
+
+
+def test_a_batch_is_ours_only_with_the_place_in_the_ring_at_which_it_ended(words: np.ndarray) -> None:
+    state = AgentState(words)
+    state.begin_epoch(eid(1))
+    state.cut(1, digest(1), 70)
+    assert state.is_ours(1, digest(1), 70)
+    assert [state.is_ours(1, digest(1), seq) for seq in (0, 69, 71, 70 + (1 << 32), (1 << 63) - 1)] == [
+        False
+    ] * 5
+
+
+class Stores:
+    """Words that remember how they stood after each store, as a kill right behind it leaves them."""
+
+    def __init__(self, words: np.ndarray) -> None:
+        self.words = words
+        self.seen: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.words[at]
+
+    def __setitem__(self, at: Any, value: Any) -> None:
+        self.words[at] = value
+        self.seen.append(self.words.copy())
+
+
+def test_number_and_claim_change_as_one_wherever_a_kill_falls(words: np.ndarray) -> None:
+    stores: Any = Stores(words)
+    state = AgentState(stores)
+    old, new = eid(3, life=1), eid(3, life=2)
+    state.begin_epoch(old)
+    stores.seen.clear()
+    state.begin_epoch(new)
+    found = [AgentState(left).epoch for left in stores.seen]
+    assert set(found) <= {old, NO_EPOCH, new}
+    assert found[-1] == new
+    stores.seen.clear()
+    state.want_epoch(Reason.MANUAL)
+    assert {AgentState(left).epoch for left in stores.seen} == {new, NO_EPOCH}
+
+
+def test_the_highest_number_ever_begun_is_remembered(words: np.ndarray) -> None:
+    state = AgentState(words)
+    for number in (3, 9, 4):
+        state.begin_epoch(eid(number))
+        state.want_epoch(Reason.MANUAL)
+    assert AgentState(words)[Word.SEEN_EPOCH] == 9
+
+
+def test_pins_without_a_claim_name_an_epoch_that_nobody_has(words: np.ndarray) -> None:
+    state = AgentState(words)
+    state.begin_epoch(eid(3))
+    words[Word.CLAIM] = 0
+    assert AgentState(words).epoch == EpochId(3, "0" * 16)
+    assert new_claim() != "0" * 16
 
 
 def test_a_reason_of_a_newer_agent_is_one_that_is_not_known() -> None:
@@ -110,7 +158,7 @@ def test_a_reason_of_a_newer_agent_is_one_that_is_not_known() -> None:
 
 def test_disks_under_other_ids_are_another_epochs() -> None:
     state = AgentState(np.zeros(WORDS, np.uint64))
-    state.begin_epoch(Epoch(7))
+    state.begin_epoch(eid(7))
     state.has_disks(["sda", "sdb"])  # a capture from before ids were noted
     state.has_disks(["sda", "sdb"])
     assert state[Word.EPOCH] == 7

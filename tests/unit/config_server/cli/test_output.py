@@ -139,7 +139,7 @@ def test_a_checksum_is_folded_and_not_cut() -> None:
         name="loop0", file="loop0.raw", size_b=1 << 20, sha256="0123456789abcdef" * 4, serial=""
     )
     manifest = Manifest(
-        machine="web1", id="1-2", epoch=1, batch=2, time=TIME, consistency="crash", suspect=False,
+        machine="web1", id="1-2", claim="00", epoch=1, batch=2, time=TIME, consistency="crash", suspect=False,
         unreadable=(), disks=(disk,),
     )  # fmt: skip
     shown = lines_of(restore_command._manifest_table(manifest, Path("/out"), 1.0))

@@ -13,14 +13,15 @@ from shared.errors import RestoreError
 from shared.log.epochs import EpochDisk
 from shared.recovery.plan import Plan
 from shared.recovery.position import Position
+from tests.epoch_ids import eid
 
 MIB = 1 << 20
 PLAN = Plan(
     machine="web1",
+    epoch=eid(1),
     position=Position.of(1, 2),
     captured_ns=1,
     disks=(EpochDisk(0, "sda", "", 2 * MIB // 512), EpochDisk(1, "sdb", "", MIB // 512)),
-    claim="c",
     suspect=False,
     point=None,
     base=None,

@@ -6,17 +6,19 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from process_server.spool import recovery
 from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import SpooledSegment, SpoolFile
-from process_server.spool.recovery import Damage, recover_folder
+from process_server.spool.recovery import Damage, KeyWantedError, recover_folder
 from shared import durable
 from shared.errors import SpoolError, SpoolFullError, SpoolLostError
 from shared.log import segment
 from shared.log.segment import FileHeader, Frame
 from shared.sealing import MachineKey
+from tests.epoch_ids import eid
 from tests.logs import KEY, Made, file_header, make_chain
 
 
@@ -26,7 +28,7 @@ def key_of(_header: FileHeader) -> MachineKey:
 
 def sealed(header: FileHeader, made: Sequence[Made]) -> list[Frame]:
     key = KEY.file_key(header.salt_bytes)
-    return [segment.seal_frame(key, "m1", m.encoded, m.batch, m.digest) for m in made]
+    return [segment.seal_frame(key, "m1", header.claim, m.encoded, m.batch, m.digest) for m in made]
 
 
 def spool(folder: Path, made: Sequence[Made], *, close: bool = True) -> SpoolFile:
@@ -46,7 +48,7 @@ def set_nothing_aside(damage: Damage) -> None:
 
 def recover(folder: Path) -> list[SpooledSegment]:
     """Where all files continue each other, and nothing is damaged."""
-    runs = recover_folder(folder, key_of, set_nothing_aside)
+    runs = recover_folder(folder, eid(1), key_of, set_nothing_aside)
     assert len(runs) <= 1
     return runs[0] if runs else []
 
@@ -61,7 +63,7 @@ def recover_with_damage(folder: Path) -> tuple[list[list[list[int]]], list[tuple
         aside.put(Kind.DAMAGED, damage.path, note, keep=not damage.whole)
         found.append((damage.first, damage.last, damage.whole))
 
-    runs = recover_folder(folder, key_of, set_aside, thorough=True)
+    runs = recover_folder(folder, eid(1), key_of, set_aside, thorough=True)
     return [numbers(run) for run in runs], found
 
 
@@ -276,3 +278,27 @@ def test_a_spool_file_that_the_disk_changed_is_not_uploaded(tmp_path: Path) -> N
     spooled.path.unlink()
     with pytest.raises(SpoolLostError, match="No such file"):
         spooled.read()
+
+
+def test_files_of_another_epoch_stay_until_every_key_is_there(tmp_path: Path) -> None:
+    """Keys may be away for weeks, and a recovery that waits for one has changed nothing."""
+    chain = make_chain(4)
+    spool(tmp_path, chain[:2])
+    spool(tmp_path, chain[2:], close=False)
+
+    def wanted(header: FileHeader) -> MachineKey:
+        raise KeyWantedError(header)
+
+    before = sorted(tmp_path.iterdir())
+    ours = file_header(chain[2]).epoch_id
+    path = tmp_path / f"{1:012d}.seg"
+    header, start = segment.decode_file_header(path.read_bytes(), path.name)
+    other = segment.encode_file_header(msgspec.structs.replace(header, claim=eid(1, life=2).claim))
+    path.write_bytes(other + path.read_bytes()[start:])
+    with pytest.raises(KeyWantedError):
+        recover_folder(tmp_path, ours, wanted, set_nothing_aside)
+    assert sorted(tmp_path.iterdir()) == before
+    found: list[Damage] = []
+    runs = recover_folder(tmp_path, ours, key_of, found.append)
+    assert [(damage.path, damage.foreign) for damage in found] == [(path, True)]
+    assert [numbers(run) for run in runs] == [[[3, 4]]]

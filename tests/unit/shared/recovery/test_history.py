@@ -12,6 +12,7 @@ from shared.recovery.history import History
 from shared.recovery.plan import base_candidates, replay_steps
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import Position
+from tests.epoch_ids import CLAIM
 
 
 def entry(
@@ -131,7 +132,7 @@ def test_marks_at_ordered_batches_are_points_and_others_are_not() -> None:
         MarkRow(4, "b", "app", 40),
         MarkRow(5, "c", "crash", 50),
     )
-    found = list(history.marked_points("web1", [(1, entry(1, 5, ((4, 5),), marks))]))
+    found = list(history.marked_points("web1", [(1, entry(1, 5, ((4, 5),), marks))], {1: CLAIM}))
     assert [(p.id, p.consistency, p.marks, p.captured_ns) for p in found] == [
         ("1-4", "app", ("a", "b"), 40),
         ("1-5", "crash", ("c",), 50),
@@ -163,7 +164,7 @@ def test_replay_over_a_hole_or_beyond_the_end_is_refused() -> None:
 
 def test_only_snapshots_of_the_same_epoch_that_are_not_newer_are_a_base() -> None:
     def doc(epoch: int, batch: int, target: str = "page-blob") -> PointDoc:
-        made = logged_point("web1", P(epoch, batch), 0, "crash", ["m"])
+        made = logged_point("web1", P(epoch, batch), CLAIM, 0, "crash", ["m"])
         fields = {f: getattr(made, f) for f in made.__struct_fields__}
         return PointDoc(**fields | {"state": "snapshotted" if target else "logged", "target": target})
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from shared.batch import NO_DIGEST, BatchNumber, Buffer
 from shared.errors import (
@@ -37,6 +38,7 @@ from shared.wire.protocol import (
     State,
     Welcomed,
 )
+from tests.epoch_ids import eid
 from tests.wire_parts import Chain, hello
 
 WINDOW_B = 1 << 20
@@ -52,6 +54,7 @@ def welcome(
     return Welcome(
         protocol=protocol,
         epoch=epoch,
+        claim=eid(epoch).claim,
         spooled=spooled,
         spooled_seq=spooled,
         spooled_digest=digest,
@@ -376,5 +379,50 @@ def test_an_impossible_ack_is_neither_sent_nor_taken(wrong: Ack) -> None:
     with pytest.raises(LocalProtocolError):
         server.send_ack(wrong)
     body = pack(wrong)
+    failed = failure(agent.receive_data(frames.header(FrameType.ACK, len(body)) + body))
+    assert isinstance(failed.error, MalformedFrameError)
+
+
+SENT = bytes(range(16))
+CONTINUED = welcome(spooled=3, digest=SENT)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (hello(epoch=1, last_sent=5), replace(CONTINUED, claim=eid(1, life=2).claim)),
+        (hello(epoch=1, last_sent=5), replace(CONTINUED, epoch=2)),
+        (hello(epoch=1, last_sent=5, claim=""), CONTINUED),
+        (hello(seen=4), welcome(epoch=4)),
+        (hello(seen=4), welcome(epoch=3)),
+        (hello(), replace(welcome(), epoch=0)),
+        (hello(epoch=1, last_sent=5), replace(CONTINUED, uploaded=4)),
+        (hello(epoch=1, last_sent=5), replace(CONTINUED, uploaded_seq=4)),
+        (hello(), welcome(digest=SENT)),
+        (hello(), replace(welcome(), spooled_seq=9)),
+        (hello(), replace(welcome(), uploaded=1)),
+    ],
+)
+def test_an_impossible_welcome_is_refused_and_ends_no_epoch(asked: Hello, answer: Welcome) -> None:
+    agent, _ = greeted(asked)
+    body = pack(answer)
+    failed = failure(agent.receive_data(frames.header(FrameType.WELCOME, len(body)) + body))
+    assert isinstance(failed.error, MalformedFrameError)
+    assert not failed.error.ends_epoch
+
+
+def test_a_welcome_without_a_claim_cannot_be_read() -> None:
+    agent, _ = greeted()
+    body = pack(welcome()).replace(eid(1).claim.encode(), b"not sixteen hex!")
+    failed = failure(agent.receive_data(frames.header(FrameType.WELCOME, len(body)) + body))
+    assert isinstance(failed.error, MalformedFrameError)
+
+
+@pytest.mark.parametrize("said", [ack(4), ack(2, uploaded=3), ack(1)])
+def test_an_acknowledgement_of_what_was_never_sent_frees_nothing(said: Ack) -> None:
+    agent, _ = opened(
+        hello(epoch=1, last_sent=5), replace(welcome(spooled=2, digest=SENT), uploaded=1, uploaded_seq=1)
+    )
+    body = pack(said)
     failed = failure(agent.receive_data(frames.header(FrameType.ACK, len(body)) + body))
     assert isinstance(failed.error, MalformedFrameError)

@@ -15,6 +15,7 @@ from shared.wire import transport
 from shared.wire.messages import Welcome
 from shared.wire.protocol import BatchReceived, Event, Faulted, HelloReceived, Side, Welcomed
 from shared.wire.transport import PIECE_B, Channel
+from tests.epoch_ids import CLAIM
 from tests.pki import TestCa
 from tests.wire_parts import Chain, hello, until
 
@@ -44,7 +45,7 @@ class Session:
         agent.send(agent.wire.send_hello(hello()))
         await until(lambda: self.server.got(HelloReceived))
         welcome = Welcome(
-            epoch=1, spooled=0, spooled_seq=0, spooled_digest=bytes(16), uploaded=0, uploaded_seq=0, credit_b=CREDIT_B
+            epoch=1, claim=CLAIM, spooled=0, spooled_seq=0, spooled_digest=bytes(16), uploaded=0, uploaded_seq=0, credit_b=CREDIT_B
         )  # fmt: skip
         server.send(server.wire.send_welcome(welcome))
         await until(lambda: self.agent.got(Welcomed))
