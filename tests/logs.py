@@ -69,6 +69,7 @@ def make_batch(
     marks: Sequence[str] = (),
     cause: str = "",
     seed: int = 0,
+    captured_ns: int = 0,
 ) -> Made:
     """One batch with `sectors` sectors of data; compressible for even numbers, not for odd ones."""
     rng = random.Random(f"{seed}/{number}")
@@ -77,7 +78,7 @@ def make_batch(
         epoch=Epoch(epoch),
         number=BatchNumber(number),
         end_seq=Seq(number * 100),
-        captured_ns=1_700_000_000_000_000_000 + number,
+        captured_ns=captured_ns or 1_700_000_000_000_000_000 + number,
         state=state,
         predecessor=predecessor,
         extents=make_extents([(0, number * 8, sectors, Op.WRITE), (0, 5, 3, Op.ZERO)]),

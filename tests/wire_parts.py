@@ -118,6 +118,7 @@ class MemoryLog:
         """Set at the first append that has begun."""
         self.begin_gate = asyncio.Event()
         self.begin_gate.set()
+        self.begin_error: UnderstudyError | None = None
         self.fail_from: tuple[int, Exception] | None = None
         self.flushes = 0
         self.running = 0
@@ -127,6 +128,8 @@ class MemoryLog:
     async def begin(self, hello: Hello) -> Standing:
         assert self.running == 0, "begin() while an append of the earlier session runs"
         await self.begin_gate.wait()
+        if self.begin_error is not None:
+            raise self.begin_error
         if hello.epoch == 0:
             begun = eid(self.position.epoch + 1)
             self.position = replace(START, epoch=begun.number, claim=begun.claim)

@@ -21,7 +21,7 @@ import msgspec
 from shared import durable, logging
 from shared.errors import UNDECODABLE, MachineAwaitedError
 from shared.log import names
-from shared.wire.messages import Hello
+from shared.wire.messages import Hello, kernel_of
 
 KEEP_S: Final = 20.0
 """An agent comes back in less: it connects within 10 s, and pauses for 10 s at most (agent/stream/sender.py)."""
@@ -37,11 +37,6 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     kernel: str
     """The kernel's boot id."""
-
-
-def kernel_of(boot: str) -> str:
-    """What names the boot of the kernel in Hello's `boot`; the rest names the attachment of capture."""
-    return boot.partition("/")[0]
 
 
 class LastBoot:
@@ -79,6 +74,13 @@ class LastBoot:
         self.admitted = Admitted(identity=hello.identity, kernel=kernel_of(hello.boot))
         self._unreadable = False
         return self.admitted != before
+
+    def withdraw(self, boot: str) -> bool:
+        """This boot was admitted, and then its log said that it is a copy's: the name is not kept for it. Whether that is news."""
+        if not self.is_of(boot):
+            return False
+        self.admitted = None
+        return True
 
     def _is_kept_for_another(self, hello: Hello, is_side: bool) -> bool:
         if self.admitted is None:
@@ -124,6 +126,14 @@ class BootFiles:
             durable.replace_file(path, msgspec.json.encode(admitted))
         except OSError as exc:
             _log.warning("last boot not remembered", machine=machine, file=str(path), cause=exc.strerror)
+
+    def forget(self, machine: str) -> None:
+        """At worst it is remembered, and waited for after a restart."""
+        path = self._path(machine)
+        try:
+            durable.remove_file(path)
+        except OSError as exc:
+            _log.warning("last boot not forgotten", machine=machine, file=str(path), cause=exc.strerror)
 
     def _path(self, machine: str) -> Path:
         return self._folder / names.check_machine(machine) / _FILE

@@ -27,7 +27,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, Protocol
 
-from process_server.reception.boots import SILENT_RETRY_S, BootFiles, LastBoot, awaited, kernel_of
+from process_server.reception.boots import SILENT_RETRY_S, BootFiles, LastBoot, awaited
 from process_server.reception.credit import CacheSpace, CreditGate, CreditPolicy
 from process_server.reception.session import Session, StreamLog
 from shared import logging, tls
@@ -41,7 +41,7 @@ from shared.errors import (
     UnderstudyError,
 )
 from shared.messages import Revocations
-from shared.wire.messages import Hello
+from shared.wire.messages import Hello, kernel_of
 from shared.wire.transport import HANDSHAKE_S, Channel
 
 _log = logging.get()
@@ -266,6 +266,11 @@ class Receiver:
             machine.problem = None
         machine.holder = None
         machine.lock.release()
+
+    async def refused(self, session: Session, error: CopyRefusedError) -> None:
+        self.copies[session.machine] = Copy(session.address, error, time.monotonic())
+        if self._boots[session.machine].withdraw(session.boot):
+            await asyncio.to_thread(self._boot_files.forget, session.machine)
 
     def credit_b(self, session: Session) -> int:
         machine = self.machines[session.machine]

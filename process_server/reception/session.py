@@ -24,7 +24,13 @@ from typing import Any, Final, NamedTuple, Protocol
 from process_server.standing import Standing
 from shared import logging
 from shared.batch import Batch, Buffer, StreamState
-from shared.errors import LocalProtocolError, StoppingError, SupersededError, UnderstudyError
+from shared.errors import (
+    CopyRefusedError,
+    LocalProtocolError,
+    StoppingError,
+    SupersededError,
+    UnderstudyError,
+)
 from shared.wire.frames import MAX_BATCH_B
 from shared.wire.messages import Ack, Hello, Welcome
 from shared.wire.protocol import (
@@ -76,6 +82,9 @@ class Host(Protocol):
 
     def release(self, session: Session) -> None:
         """The claim is settled: the next session of the machine may begin."""
+
+    async def refused(self, session: Session, error: CopyRefusedError) -> None:
+        """The log says that the agent, which was admitted, is a copy of the machine."""
 
     def credit_b(self, session: Session) -> int: ...
 
@@ -203,7 +212,11 @@ class Session:
         self._log = self._log.bind(machine=hello.machine)
         try:
             log = await self._host.claim(self, hello)
-            position = await log.begin(hello)
+            try:
+                position = await log.begin(hello)
+            except CopyRefusedError as exc:
+                await self._host.refused(self, exc)
+                raise
             self._open(hello, log, position)
         except Exception as exc:  # noqa: BLE001 - every kind must end the session, and tell both ends
             self._fail_for("The session could not be opened", exc)

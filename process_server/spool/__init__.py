@@ -3,6 +3,7 @@
 spool           the folder of all machines; threads and upload slots that they share
 sides           whether who says Hello is the machine, or a copy of it               storage, for a moment
 machine_log     one machine: which epoch it is in, and who may go on with it        waits for storage
+rivals          whether another copy is at work in the epoch elsewhere          waits for storage
 older_epochs    its other epochs, uploaded beside the newest
 watch           an epoch of which files are here and no log is open
 epoch_log       the two ends of one epoch: writer, uploader

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final, NamedTuple
@@ -38,6 +38,8 @@ from shared.machine_storage import MachineStorage
 from shared.sealing import MachineKey
 from shared.trouble import Trouble
 from shared.vault import Vault, machine_key
+
+Look = Callable[["EpochLog"], Awaitable[None]]
 
 STALL_S: Final = 60.0
 """So long nothing may be listed while something waits: a segment of the usual size takes seconds."""
@@ -86,6 +88,7 @@ class EpochLog:
         folder: MachineFolder,
         segments: Sequence[SpooledSegment],
         changed: Callable[[], None],
+        look: Look | None = None,
     ) -> None:
         self.machine: Final = index.machine
         self.id: Final = index.id
@@ -96,6 +99,7 @@ class EpochLog:
         self._home: Final = folder
         self._folder: Final = folder.epoch(index.epoch)
         self._changed = changed
+        self._look = look
         fields = {"machine": index.machine, "epoch": index.epoch}
         self._storage: Final = Trouble("uploads", self._announce, **fields)
         """What storage says while a request is being retried."""
@@ -159,9 +163,11 @@ class EpochLog:
         epoch: EpochId,
         changed: Callable[[], None],
         opening: BlobStore,
+        *,
+        look: Look | None = None,
     ) -> EpochLog:
         """Recovers the spool folder, takes the next term, and goes on uploading what is not listed. `epoch` is what storage has under that
-        number; `opening` is the machine's store until it is open.
+        number; `opening` is the machine's store until it is open; `look` is called at each check of the log.
 
         Raises StorageForgotError (then the epoch cannot go on), SpoolError, WrongKeyError, and
         StorageErrors of the store.
@@ -183,7 +189,7 @@ class EpochLog:
         failed = await run_to_end(
             shared.reading, partial(watermark.remember, folder.epoch(epoch.number), mark)
         )
-        log = cls(shared, opening, index, key, folder, found.rest, changed)
+        log = cls(shared, opening, index, key, folder, found.rest, changed, look)
         log._note_remembered(mark, failed)
         _log.info(
             "log opened",
@@ -286,6 +292,8 @@ class EpochLog:
             await self._remember()
             if self._undeleted:
                 await run_to_end(self._reading, partial(self._forget, []))
+            if self._look is not None:
+                await self._look(self)
 
     async def _remember(self) -> None:
         """What was listed; not in the listing loop, since it costs a sync and only makes later checks stricter."""

@@ -14,8 +14,13 @@ says: as long as another process server shows signs of life the agent is with it
 machine is no trouble of ours, but what is here and not listed still counts as pending. All other epochs' rests are looked after
 beside the new one (older_epochs.py).
 
-So a full cache drains in every state: that a new epoch finds no room is no obstacle to the old one. An epoch that was allocated and could
-not be opened is the answer to the same wish the next time: no agent was told of it, so no batch of it can be anywhere.
+So a full cache drains in every state: that a new epoch finds no room is no obstacle to the old one. An epoch that was begun for a wish and
+never came to its agent (it could not be opened, WELCOME was lost, two servers heard the wish at once) is the answer to the same wish the
+next time, wherever: the agent says which numbers it has `seen`, so no batch of it can be anywhere.
+
+An epoch may be ended elsewhere while its agent is here and sends: another copy of the machine began the next one through another server.
+Each look of the log finds that out (`_look_for_newer`). Then the log goes on as that of an epoch that is over, and the agent hears who
+has the machine.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from process_server.spool.epoch_log import EpochLog, Resources
 from process_server.spool.machine_folder import MachineFolder
 from process_server.spool.older_epochs import OlderEpochs
 from process_server.spool.ownership import Decision
+from process_server.spool.rivals import Rivals
 from process_server.spool.watch import Watch
 from process_server.spool.writer import Point
 from process_server.standing import Standing
@@ -71,8 +77,6 @@ class MachineLog:
         self._shared = shared
         self._folder: Final = MachineFolder(machine, folder, shared.vault, shared.reading)
         self._current: EpochLog | None = None
-        self._allocated: EpochInfo | None = None
-        """An epoch that began in storage and that no agent was told of yet."""
         self._ended: UnderstudyError | None = None
         """Why the log that was open ended: another process server took it from us, or it failed."""
         self._watch: Watch | None = None
@@ -87,6 +91,7 @@ class MachineLog:
             changed=self._change,
         )
         self._older: Final = OlderEpochs(shared, self._folder, self._change)
+        self._rivals: Final = Rivals(shared)
 
     # ---- what it says ----
 
@@ -116,7 +121,7 @@ class MachineLog:
     def elsewhere(self) -> bool:
         """Whether another process server has the machine now."""
         waits = self._watch is not None and self._watch.verdict is not None
-        return self._current is None and (isinstance(self._ended, FencedError) or waits)
+        return self._current is None and (isinstance(self._ended, FencedError | EpochRefusedError) or waits)
 
     @property
     def pending_b(self) -> int:
@@ -174,7 +179,6 @@ class MachineLog:
         finally:
             if self._current is None:
                 self._resuming.ask()
-        self._allocated = None
         self._resuming.report(None)
         return self.position
 
@@ -211,30 +215,22 @@ class MachineLog:
     async def _next_epoch(self, hello: Hello) -> EpochId:
         """The epoch that the wish gets. The one before it is over from now on."""
         store = await self._shared.storage.find_or_create(self.machine)
-        wish = (
-            tuple(EpochDisk(d.number, d.name, d.serial, d.sectors) for d in hello.disks),
-            hello.reason,
-            hello.agent_id,
-            hello.suspect_since_ns,
-        )
-        info = self._allocated
-        if (
-            info is None
-            or (info.disks, info.reason, info.agent_id, info.suspect_since_ns) != wish
-            or await newest_epoch(store) != info.epoch
-        ):
-            disks, reason, agent_id, suspect_since_ns = wish
-            info = self._allocated = await allocate_epoch(
+        newest = await newest_epoch(store)
+        info = await self._document_of(newest, store) if newest else None
+        if info is None or not _answers(info, hello):
+            if info is not None:
+                await self._rivals.check(hello, info, store)
+            info = await allocate_epoch(
                 store,
                 self.machine,
-                disks=disks,
-                reason=reason,
-                agent_id=agent_id,
+                disks=_disks(hello),
+                reason=hello.reason,
+                agent_id=hello.agent_id,
                 identity=hello.identity,
                 boot=hello.boot,
                 owner=self._shared.settings.owner,
-                suspect_since_ns=suspect_since_ns,
-                above=await self._highest_seen(store, hello),
+                suspect_since_ns=hello.suspect_since_ns,
+                above=await self._highest_seen(store, hello, newest),
             )
             _log.info(
                 "epoch begins", machine=self.machine, epoch=info.epoch, claim=info.claim, reason=info.reason
@@ -245,11 +241,17 @@ class MachineLog:
         self._older.drain(info.epoch)
         return info.id
 
-    async def _highest_seen(self, store: BlobStore, hello: Hello) -> int:
+    async def _document_of(self, number: int, store: BlobStore) -> EpochInfo | None:
+        try:
+            return await known_epoch(store, self.machine, number)
+        except StorageForgotError:
+            return None
+
+    async def _highest_seen(self, store: BlobStore, hello: Hello, newest: int) -> int:
         """The highest epoch number that anybody knows of: this agent, storage (log, seed disks, points), this server's spool."""
         return max(
             hello.seen,
-            await newest_epoch(store),
+            newest,
             await highest_epoch(store),
             *await self._folder.epochs(),
         )
@@ -285,9 +287,7 @@ class MachineLog:
             )
         info = await known_epoch(store, self.machine, newest)
         if epoch.number < newest:
-            raise EpochRefusedError(
-                f"Epoch {epoch.number} of machine {self.machine} is over", cause=info.begun_by
-            )
+            raise _over(self.machine, epoch.number, info)
         if epoch != info.id:
             raise OtherEpochError(
                 f"Epoch {epoch} of machine {self.machine} cannot go on", cause=info.begun_by
@@ -296,10 +296,32 @@ class MachineLog:
         await self._open(epoch, store)
 
     async def _open(self, epoch: EpochId, store: BlobStore) -> None:
-        self._current = await EpochLog.open(self._shared, self._folder, epoch, self._change, store)
+        self._current = await EpochLog.open(
+            self._shared, self._folder, epoch, self._change, store, look=self._look_for_newer
+        )
         self._ended = self._watch = None
         self._older.drain(epoch.number)
         self._change()
+
+    async def _look_for_newer(self, log: EpochLog) -> None:
+        """Whether the epoch of the open log was ended elsewhere."""
+        try:
+            store = await self._shared.storage.with_retry(_VERIFY).find(self.machine)
+            newest = await newest_epoch(store)
+            info = await known_epoch(store, self.machine, newest)
+        except UnderstudyError:
+            return  # told by whatever else needs storage; the next look is soon
+        async with self._lock:
+            if log is not self._current or info.epoch <= log.epoch:
+                return
+            self._ended = _over(self.machine, log.epoch, info)
+            _log.error(
+                "epoch was ended elsewhere", machine=self.machine, epoch=log.epoch, **self._ended.as_dict()
+            )
+            self._older.take(log)
+            self._current = None
+            self._older.drain(newest)
+            self._change()
 
     async def _close_current(self) -> None:
         old, self._current = self._current, None
@@ -388,3 +410,18 @@ class MachineLog:
             self._resuming.ask()
         if self.on_change is not None:
             self.on_change()
+
+
+def _over(machine: str, epoch: int, newest: EpochInfo) -> EpochRefusedError:
+    return EpochRefusedError(f"Epoch {epoch} of machine {machine} is over", cause=newest.begun_by)
+
+
+def _disks(hello: Hello) -> tuple[EpochDisk, ...]:
+    return tuple(EpochDisk(d.number, d.name, d.serial, d.sectors) for d in hello.disks)
+
+
+def _answers(info: EpochInfo, hello: Hello) -> bool:
+    """Whether the epoch was begun for this very wish and its agent never heard of it: it does not know the number."""
+    begun_for = (info.agent_id, info.boot, info.disks, info.reason, info.suspect_since_ns)
+    wish = (hello.agent_id, hello.boot, _disks(hello), hello.reason, hello.suspect_since_ns)
+    return hello.agent_id != "" and info.epoch > hello.seen and begun_for == wish

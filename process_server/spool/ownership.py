@@ -80,6 +80,8 @@ class Patience(msgspec.Struct, frozen=True):
     """While the epoch is the newest: the agent may be with it, and a retake ends that session for a moment."""
     over_s: float = 60.0
     """When the epoch is over: only its uploads can be disturbed."""
+    copy_s: float = 20.0
+    """How long the log of another boot of the machine must stand still before its epoch is ended (rivals.py). Some heartbeats."""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):

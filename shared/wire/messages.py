@@ -72,6 +72,11 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
         return EpochId(self.epoch, self.claim)
 
 
+def kernel_of(boot: str) -> str:
+    """What names the boot of the kernel in Hello's `boot`; the rest names the attachment of capture, which a machine may make anew."""
+    return boot.partition("/")[0]
+
+
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     """Process server → agent: where to go on. The agent's next batch is `spooled` + 1."""
 

@@ -184,6 +184,18 @@ async def test_a_process_server_that_was_restarted_waits_for_the_machine_that_it
     assert (await refused(site, hello(identity="original", boot=COPY))).code == MachineAwaitedError.code
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_name_is_not_kept_for_a_boot_that_the_log_calls_a_copy(site: Site, restarted: bool) -> None:
+    site.log().begin_error = CopyRefusedError("A copy was refused", cause="the machine is at work elsewhere")
+    assert (await refused(site, hello(identity="original", boot=COPY))).code == CopyRefusedError.code
+    assert "at work elsewhere" in site.receiver.copies["lab"].error.cause
+    site.log().begin_error = None
+    if restarted:
+        await site.receiver.stop()
+        await site.start()
+    assert await welcomed(site, hello(identity="original", boot=ORIGINAL)) == 1
+
+
 async def test_a_process_server_that_never_had_the_machine_takes_it_at_once(
     site: Site, tmp_path: Path
 ) -> None:

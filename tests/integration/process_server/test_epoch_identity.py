@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from process_server.spool import machine_log
+from process_server.spool import machine_log, rivals
 from process_server.spool.machine_log import MachineLog
+from process_server.spool.ownership import Patience
 from process_server.spool.spool import Spool
 from shared.blob import BlobStore
 from shared.errors import (
+    CopyRefusedError,
     EpochRefusedError,
     OtherEpochError,
     SetAsideError,
@@ -33,7 +36,7 @@ from shared.wire.messages import Hello
 from tests.azurite import Azurite
 from tests.epoch_ids import CLAIM
 from tests.lives import forget_log, other_life
-from tests.logs import make_chain
+from tests.logs import Made, make_batch, make_chain
 from tests.spools import DISKS, append_all, hello, hello_again, make_spool, read_log, same_batches
 
 NOW = make_chain(3, seed=2)
@@ -241,8 +244,8 @@ async def test_two_process_servers_at_once_begin_one_epoch(
     looked = asyncio.Barrier(2)
     real = MachineLog._highest_seen
 
-    async def look(self: MachineLog, there: BlobStore, said: Hello) -> int:
-        found = await real(self, there, said)
+    async def look(self: MachineLog, there: BlobStore, said: Hello, newest: int) -> int:
+        found = await real(self, there, said, newest)
         await looked.wait()
         return found
 
@@ -256,6 +259,23 @@ async def test_two_process_servers_at_once_begin_one_epoch(
     assert await newest_epoch(store) == 1
 
 
+@pytest.mark.parametrize("seen", [0, 1])
+async def test_the_agent_of_a_wish_that_two_servers_heard_finds_its_epoch(
+    store: BlobStore, tmp_path: Path, seen: int
+) -> None:
+    """Unless it knows that number: then it was in that epoch, and has left it."""
+    said = msgspec.structs.replace(hello(0), agent_id="agent", boot="b1", seen=seen)
+    async with started(make_spool(tmp_path / "a", store, owner="a")) as at_a:
+        await at_a.begin(msgspec.structs.replace(said, seen=0))
+    async with started(make_spool(tmp_path / "b", store, owner="b")) as at_b:
+        assert (await at_b.begin(said)).epoch == 1 + seen
+        assert (await at_b.begin(msgspec.structs.replace(said, reason="another wish"))).epoch == 2 + seen
+
+
+def copy_of(boot: str) -> Hello:
+    return msgspec.structs.replace(hello(0), identity="smbios:1", boot=boot)
+
+
 async def test_who_is_left_behind_hears_which_copy_began_the_new_epoch(
     store: BlobStore, tmp_path: Path
 ) -> None:
@@ -263,6 +283,88 @@ async def test_who_is_left_behind_hears_which_copy_began_the_new_epoch(
         await at_a.begin(hello(0))
         theirs = await hello_again(store, 1)
         async with started(make_spool(tmp_path / "b", store, owner="b")) as at_b:
-            await at_b.begin(msgspec.structs.replace(hello(0), identity="smbios:1", boot="b2"))
+            await at_b.begin(copy_of("b2"))
         with pytest.raises(EpochRefusedError, match="begun by smbios:1, boot b2, through process server b"):
             await at_a.begin(theirs)
+
+
+async def test_an_open_log_finds_that_its_epoch_was_ended_elsewhere_and_lists_its_rest(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    async with started(make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05)) as at_a:
+        await at_a.begin(hello(0))
+        await append_all(at_a, OLD)
+        async with started(make_spool(tmp_path / "b", store, owner="b")) as at_b:
+            await at_b.begin(copy_of("b2"))
+        await until(at_a, lambda: at_a.failure is not None)
+        assert isinstance(at_a.failure, EpochRefusedError)
+        assert at_a.failure.ends_epoch
+        assert "boot b2, through process server b" in at_a.failure.cause
+        assert at_a.elsewhere
+        await until(at_a, lambda: not (tmp_path / "a/m1/00000001").exists())
+        with pytest.raises(EpochRefusedError):
+            await at_a.append(*NOW[0])
+    assert same_batches(await read_log(store, tmp_path / "a"), OLD)
+
+
+def captured_now(number: int, made: Made) -> Made:
+    return make_batch(number, made.digest, captured_ns=time.time_ns())
+
+
+async def test_a_copy_at_another_server_is_refused_by_name_while_the_machine_works(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
+    async with started(a) as at_a, started(b) as at_b:
+        assert (await at_a.begin(copy_of("b1"))).epoch == 1
+        await append_all(at_a, OLD)
+        await at_a.flush()
+        with pytest.raises(TransientError, match="may be at work"):
+            await at_b.begin(copy_of("b2"))
+        await append_all(at_a, [captured_now(6, OLD[-1])])
+        await at_a.flush()
+        with pytest.raises(
+            CopyRefusedError,
+            match=r"at work elsewhere: .* boot b1, through process server a; this is boot b2",
+        ):
+            await at_b.begin(copy_of("b2"))
+        assert at_a.failure is None
+        assert await newest_epoch(store) == 1
+        # Another boot at the server where the machine is was asked by the receiver; the same boot of the kernel is no copy, whatever
+        # attachment of capture it has.
+        assert (await at_b.begin(copy_of("b1/anew"))).epoch == 2
+        assert (await at_b.begin(copy_of("b2"))).epoch == 3
+
+
+async def test_a_machine_that_was_restarted_is_taken_when_nothing_comes_from_its_earlier_boot(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    async with started(make_spool(tmp_path / "a", store, owner="a")) as at_a:
+        await at_a.begin(copy_of("b1"))
+        await append_all(at_a, OLD)
+        await at_a.flush()
+    async with started(make_spool(tmp_path / "b", store, owner="b", patience=Patience(copy_s=0.0))) as at_b:
+        assert (await at_b.begin(copy_of("b2"))).epoch == 2
+
+
+async def test_what_an_earlier_boot_left_to_be_listed_keeps_nobody_out_for_ever(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
+    a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
+    async with started(a) as at_a, started(b) as at_b:
+        await at_a.begin(copy_of("b1"))
+        told = 0
+        for made in make_chain(8):
+            await append_all(at_a, [made])
+            await at_a.flush()
+            now[0] += 19.0
+            try:
+                await at_b.begin(copy_of("b2"))
+            except TransientError:
+                told += 1
+            else:
+                break
+        assert told == 7
+        assert await newest_epoch(store) == 2

@@ -1281,6 +1281,7 @@ async def test_a_new_epoch_that_finds_no_room_is_allocated_once_and_the_old_one_
     blob_config: BlobConfig, small_ext4: Path
 ) -> None:
     old, new = make_chain(20, sectors=128), make_chain(3, epoch=2)
+    reboot = msgspec.structs.replace(hello(0, "reboot"), agent_id="agent")
     folder = small_ext4 / "spool"
     async with Gated.connect(blob_config) as store:
         store.gate = asyncio.Event()
@@ -1289,12 +1290,12 @@ async def test_a_new_epoch_that_finds_no_room_is_allocated_once_and_the_old_one_
             fill(small_ext4)
             for _ in range(3):
                 with pytest.raises(SpoolFullError, match="No space left"):
-                    await log.begin(hello(0, "reboot"))
+                    await log.begin(reboot)
             assert await newest_epoch(store) == 2
             store.gate.set()
             await until(log, lambda: epoch_folders(folder) == [])
             assert len([b async for b in store.list(names.term_prefix(1))]) == 1, "it simply goes on"
-            assert (await log.begin(hello(0, "reboot"))).epoch == 2
+            assert (await log.begin(reboot)).epoch == 2
             await append_all(log, new)
             await log.flush()
         assert same_batches(await read_log(store, folder, 1), old)
