@@ -206,12 +206,8 @@ class Sender:
             self._stream.begin_epoch(welcome.epoch_id)
             self._uploading.clear()
             _log.info("epoch begun", epoch=welcome.epoch, claim=welcome.claim, reason=state.reason.text)
-        elif welcome.spooled > state[Word.LAST_CUT]:
-            self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
-        elif welcome.spooled < state[Word.FREED]:
-            self._want_epoch(Reason.PROCESS_SERVER_BEHIND)
-        elif not (ours := state.is_ours(welcome.spooled, welcome.spooled_digest, welcome.spooled_seq)):
-            self._want_epoch(Reason.DIGEST_FORGOTTEN if ours is None else Reason.DIGEST_MISMATCH)
+        elif (reason := why_not(state, welcome)) is not None:
+            self._want_epoch(reason)
         self._stream.resume(welcome.spooled, welcome.spooled_seq, welcome.spooled_digest, welcome.uploaded)
         self._uploading.drop_behind(welcome.spooled)
         self._note(welcome)
@@ -336,6 +332,18 @@ class Sender:
                 self._want_epoch(_REASONS.get(link.fault.code, Reason.STORAGE_FORGOT))
         elif isinstance(error, ContinuityError):
             self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
+
+
+def why_not(state: AgentState, welcome: Welcome) -> Reason | None:
+    """Why the epoch cannot go on where the process server stands; None if it can."""
+    if welcome.spooled > state[Word.LAST_CUT]:
+        return Reason.PROCESS_SERVER_AHEAD
+    if welcome.spooled < state[Word.FREED]:
+        return Reason.PROCESS_SERVER_BEHIND
+    ours = state.is_ours(welcome.spooled, welcome.spooled_digest, welcome.spooled_seq)
+    if not ours:
+        return Reason.DIGEST_FORGOTTEN if ours is None else Reason.DIGEST_MISMATCH
+    return None
 
 
 def disk_infos(disks: Sequence[tuple[str, str, int]]) -> tuple[DiskInfo, ...]:

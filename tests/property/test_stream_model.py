@@ -2,7 +2,8 @@
 
 The kernel: two CPUs, each with a writer of chained writes over two disks, whose pieces interleave in a small ring; programs that are
 busy, or fail half-way; bitmaps that are swapped under running programs; writes that reach the disk sector by sector. The rest: batches
-lost with their connection, a process server that forgets what was not uploaded, an agent that is killed, new epochs.
+lost with their connection, a process server that forgets what was not uploaded, one that is confused about where it stands or in which
+epoch, an agent that is killed, new epochs.
 
 Held against it: every ordered batch that is stored is a state that the disks can have had (each writer's writes up to some k, and no
 write without those that it was issued after); a mark holds what had completed when it was asked for; at the end the target is equal.
@@ -23,10 +24,12 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import agent.stream.records
 import agent.stream.rounds
 import agent.stream.state
+import shared.wire.protocol
 from agent.capture.layout import DATA_B, FLAG_LAST, OPEN_WRITE, RECORD, RECORD_SIZE
 from agent.capture.ring import Window
 from agent.stream.bios import PIECE_SECTORS
@@ -35,8 +38,13 @@ from agent.stream.cutter import Stream
 from agent.stream.marks import Marks
 from agent.stream.records import Records
 from agent.stream.rounds import Rounds
+from agent.stream.sender import why_not
 from agent.stream.state import AgentState, Reason, Word
 from shared.batch import SECTOR, Batch, Mark, Op, StreamState, decode, has_payload
+from shared.wire import frames
+from shared.wire.frames import FrameType
+from shared.wire.messages import DiskInfo, Hello, Welcome, pack
+from shared.wire.protocol import Connection, Failed, Side
 from tests.epoch_ids import eid
 
 DISKS = 2
@@ -349,6 +357,7 @@ class Model:
         self.epoch = self.marks = self.ordered = self.believed_after_loss = 0
         """The last: restarts after a loss, with order up to it."""
         self.problems: list[str] = []
+        self.lies = 0
 
     async def run(self, steps: int) -> None:
         await self.restart()
@@ -364,6 +373,7 @@ class Model:
             self.forget: 1,
             self.restart: 1,
             self.new_epoch: 0.2,
+            self.confuse: 0.5,
         }
         for _ in range(steps):
             done: Any = self.rng.choices([*actions], [*actions.values()])[0]()
@@ -426,6 +436,60 @@ class Model:
         self.keep_uploaded_marks()
         self.kept = dict.fromkeys(self.kept, 0)
         await self.reconnect()
+
+    async def confuse(self) -> None:
+        """A process server that stands elsewhere than it says, or in another life of the epoch, welcomes the agent."""
+        number, seq, digest, _ = self.stored[-1]
+        truth = Welcome(
+            epoch=self.epoch,
+            claim=eid(self.epoch).claim,
+            spooled=number,
+            spooled_seq=seq,
+            spooled_digest=digest,
+            uploaded=self.stored[0][0],
+            uploaded_seq=self.stored[0][1],
+            credit_b=1,
+        )
+        lie = self.rng.choice(
+            [
+                replace(truth, spooled_seq=seq + self.rng.randrange(1, 4)),
+                replace(truth, spooled_seq=max(truth.uploaded_seq, seq - self.rng.randrange(1, 4))),
+                replace(truth, uploaded=number + self.rng.randrange(1, 4)),
+                replace(truth, spooled_digest=bytes(range(16))),
+                replace(truth, claim=eid(self.epoch, life=2).claim),
+                replace(truth, epoch=self.epoch + 1),
+            ]
+        )
+        self.on_the_way.clear()
+        if lie == truth or (not number and lie.spooled_seq):
+            await self.reconnect()
+            return
+        agent = Connection(Side.AGENT)
+        disks = (DiskInfo(number=0, name="sda", serial="", sectors=SECTORS),)
+        epoch = self.state.epoch
+        hello = Hello(
+            machine="m",
+            epoch=epoch.number,
+            claim=epoch.claim,
+            disks=disks,
+            last_sent=self.state[Word.LAST_CUT],
+        )
+        agent.send_hello(hello)
+        body = pack(lie)
+        [answer] = agent.receive_data(frames.header(FrameType.WELCOME, len(body)) + body)
+        self.lies += 1
+        if isinstance(answer, Failed):
+            assert not answer.error.ends_epoch
+            await self.reconnect()
+            return
+        if why_not(self.state, lie) is not None:
+            await self.new_epoch()
+            return
+        if (lie.epoch_id, lie.spooled_digest) != (truth.epoch_id, truth.spooled_digest):
+            self.problems.append(f"another history was gone on with: {lie}")
+        if lie.uploaded > lie.spooled:
+            self.problems.append("what was never spooled is taken for uploaded")
+        self.stream.resume(lie.spooled, lie.spooled_seq, lie.spooled_digest, truth.uploaded)
 
     def keep_uploaded_marks(self) -> None:
         gone = {id_ for id_, number in self.kept.items() if number > self.stored[0][0]}
@@ -517,6 +581,7 @@ def test_the_model_restarts_the_agent_between_a_loss_and_its_notice() -> None:
         asyncio.run(model.run(1200))
         assert model.problems == []
     assert sum(model.believed_after_loss for model in models) > 0
+    assert sum(model.lies for model in models) > 0
 
 
 def orphans_by_any_window(self: Records, end: int) -> int:
@@ -540,6 +605,13 @@ def resume_without_void(self: CatchUp, spooled: int) -> bool:
     return False
 
 
+_word = agent.stream.state._word
+
+
+def word_without_place(number: int, digest: bytes, _end_seq: int) -> int:
+    return _word(number, digest, 0)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "mutant"),
     [
@@ -549,10 +621,14 @@ def resume_without_void(self: CatchUp, spooled: int) -> bool:
         (CatchUp, "resume", resume_without_void),
         (Rounds, "_may_believe_order", believe_order_whatever_is_to_do),
         (AgentState, "may_cut", property(lambda self: True)),
+        (agent.stream.state, "_word", word_without_place),
+        (AgentState, "is_ours", lambda self, number, digest, end_seq: True),
+        (shared.wire.protocol, "_check_epoch", lambda hello, welcome: None),
+        (shared.wire.protocol, "_check_positions", lambda welcome: None),
     ],
 )
 def test_a_rule_that_is_broken_is_noticed(
-    owner: type, name: str, mutant: Any, monkeypatch: pytest.MonkeyPatch
+    owner: object, name: str, mutant: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, name, mutant)
     for seed in range(200):
