@@ -15,7 +15,7 @@ from process_server.spool import machine_log, rivals
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.ownership import Patience
 from process_server.spool.spool import Spool
-from shared.blob import BlobStore
+from shared.blob import BlobStore, Retry
 from shared.errors import (
     CopyRefusedError,
     EpochRefusedError,
@@ -27,6 +27,7 @@ from shared.errors import (
 )
 from shared.log import names
 from shared.log.epochs import newest_epoch
+from shared.log.writer import IndexWriter
 from shared.machine_storage import MachineStorage
 from shared.recovery import point_store
 from shared.recovery.points import logged_point
@@ -100,6 +101,18 @@ async def test_a_log_is_not_gone_on_with_when_its_machine_lies_in_another_contai
             await log.begin(theirs)
 
 
+async def test_an_open_log_does_not_go_on_where_another_life_has_taken_as_many_terms(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    async with started(make_spool(tmp_path / "spool", store)) as log:
+        await log.begin(hello(0))
+        theirs = await hello_again(store, 1)
+        other = await other_life(store, "m1", 1)
+        assert (await IndexWriter.take(store, "m1", other.id, "ps9")).term == 1  # as ours
+        with pytest.raises(OtherEpochError):
+            await log.begin(theirs)
+
+
 async def test_a_hello_without_a_claim_continues_nothing(store: BlobStore, tmp_path: Path) -> None:
     async with started(make_spool(tmp_path / "spool", store)) as log:
         await log.begin(hello(0))
@@ -133,9 +146,10 @@ async def test_while_storage_is_away_only_the_agent_of_the_open_epoch_goes_on(
         ):
             await log.begin(hello(0))
             theirs = await hello_again(store, 1)
+            monkeypatch.setattr(machine_log, "_VERIFY", Retry(deadline_s=0.2))
             server.stop()
             assert (await log.begin(theirs)).epoch == 1
-            monkeypatch.setattr(machine_log, "_BEGIN_S", 1.0)
+            monkeypatch.setattr(machine_log, "_BEGIN_S", 5.0)
             with pytest.raises(StorageError):
                 await log.begin(msgspec.structs.replace(theirs, claim=CLAIM))
             assert log.position.epoch == 1

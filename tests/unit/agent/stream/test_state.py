@@ -121,7 +121,7 @@ class Stores:
 def test_number_and_claim_change_as_one_wherever_a_kill_falls(words: np.ndarray) -> None:
     stores: Any = Stores(words)
     state = AgentState(stores)
-    old, new = eid(3, life=1), eid(3, life=2)
+    old, new = eid(3, life=1), eid(4, life=2)
     state.begin_epoch(old)
     stores.seen.clear()
     state.begin_epoch(new)
