@@ -9,7 +9,7 @@ from process_server.spool.ownership import Patience
 from process_server.spool.spool import LogSettings, MachineLog, SegmentLimits, Spool
 from shared.batch import Batch
 from shared.blob import BlobStore
-from shared.errors import BlobNotFoundError
+from shared.errors import IndexMissingError
 from shared.log.reader import LogReader
 from shared.machine_storage import MachineStorage
 from shared.vault import FileVault
@@ -32,7 +32,7 @@ async def hello_again(store: BlobStore, epoch: int) -> Hello:
         return hello(0)
     try:
         claim = (await id_in(store, epoch)).claim
-    except BlobNotFoundError:
+    except IndexMissingError:
         claim = eid(epoch).claim
     return Hello(machine=MACHINE, epoch=epoch, claim=claim, reason="test", disks=DISKS)
 
