@@ -211,10 +211,15 @@ class BlobCore:
             cause = f"no answer within {limit_s:.0f} s from {where}"
             raise TransientError(f"Could not {what}", cause=cause) from exc
         except foreign as exc:
-            error = translate(f"Could not {what}", exc, self.config, self._connection.proxy)
-            if self._connection.granted and isinstance(error, StorageKeyError | StorageRightsError):
-                error = GrantEndedError(error.what, cause=error.cause)
-            raise error from exc
+            # Not by a local name: this frame is in the error's traceback, and would keep it until a collection.
+            raise self._as_granted(
+                translate(f"Could not {what}", exc, self.config, self._connection.proxy)
+            ) from exc
+
+    def _as_granted(self, error: StorageError) -> StorageError:
+        if self._connection.granted and isinstance(error, StorageKeyError | StorageRightsError):
+            return GrantEndedError(error.what, cause=error.cause)
+        return error
 
 
 def _forget_frames(error: BaseException) -> None:
