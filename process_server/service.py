@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from process_server import memory
 from process_server.config import ProcessServerConfig
+from process_server.machine_files import MachineFiles
 from process_server.reception.boots import BootFiles
 from process_server.reception.credit import CacheSpace
 from process_server.reception.receiver import Receiver
@@ -72,7 +73,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
         watching = tasks.create_task(watch_storage(machines.vault, storage), name="storage")
         async with _spooling(Spool(config.spool_dir, machines, vault, settings)) as spool:
             cache = Cache(config.spool_dir, config.cache_b, spool)
-            sides = Sides(machines, config.spool_dir)
+            sides, boots = Sides(machines, config.spool_dir), BootFiles(config.spool_dir)
             receiver = Receiver(
                 (config.listen, config.port),
                 context,
@@ -80,16 +81,18 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 policy=config.credit,
                 cache=cache.measure,
                 check_side=sides.check,
-                boots=BootFiles(config.spool_dir),
+                boots=boots,
             )
             revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), receiver.revoke)
-            board = StatusBoard(receiver, spool, storage, vault, (sides.trouble, revoked.trouble))
+            files = (sides.files, boots.files)
+            troubles = (*(kind.trouble for kind in files), revoked.trouble)
+            board = StatusBoard(receiver, spool, storage, vault, troubles)
             await receiver.start()
             beside: list[asyncio.Task[None]] = []
             try:
                 beside = [
                     tasks.create_task(receiver.watch(), name="receiver"),
-                    tasks.create_task(_store_again(sides), name="sides"),
+                    tasks.create_task(_store_again(files), name="machine files"),
                     tasks.create_task(_tell_service_manager(board), name="service manager"),
                     tasks.create_task(spool.adapt_compression(), name="compression level"),
                 ]
@@ -158,10 +161,11 @@ async def watch_storage(store: BlobStore, trouble: Trouble) -> None:
             await asyncio.sleep(PROBE_S)
 
 
-async def _store_again(sides: Sides) -> None:
+async def _store_again(files: Iterable[MachineFiles]) -> None:
     while True:
         await asyncio.sleep(STORE_AGAIN_S)
-        await sides.store_again()
+        for kind in files:
+            await kind.store_again()
 
 
 async def _serve_control(

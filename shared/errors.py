@@ -732,6 +732,16 @@ class SideFileError(StateFileError):
     )
 
 
+class BootFileError(StateFileError):
+    """Which boot of a machine was admitted last is known, but not on the disk."""
+
+    code = "US549"
+    default_action = (
+        "Make room on the cache disk, or make it writable; it is tried again. After a restart meanwhile, a copy of the machine would not "
+        "be kept waiting for it, or the machine itself would wait for a moment."
+    )
+
+
 class StorageKeyError(StorageRefusedError):
     code = "US495"
     default_cause = "the storage account does not accept the key"

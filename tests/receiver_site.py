@@ -33,6 +33,7 @@ class Site:
         """None: everybody may speak for a machine."""
 
     async def start(self) -> None:
+        self.boots = BootFiles(self.folder / "spool")
         self.receiver = Receiver(
             ("127.0.0.1", 0),
             tls.server_context(self.ca.issue("process-server:ps1")),
@@ -40,7 +41,7 @@ class Site:
             policy=self.policy,
             cache=lambda: self.space,
             check_side=self.check_side,
-            boots=BootFiles(self.folder / "spool"),
+            boots=self.boots,
         )
         await self.receiver.start()
 

@@ -18,9 +18,9 @@ from typing import Final
 
 import msgspec
 
-from shared import durable, logging
-from shared.errors import UNDECODABLE, MachineAwaitedError
-from shared.log import names
+from process_server.machine_files import MachineFiles
+from shared import logging
+from shared.errors import UNDECODABLE, BootFileError, MachineAwaitedError
 from shared.wire.messages import Hello, kernel_of
 
 KEEP_S: Final = 20.0
@@ -99,16 +99,16 @@ def awaited(machine: str, why: str, retry_after_s: float) -> MachineAwaitedError
 
 
 class BootFiles:
-    """Beside the machine's spool. Blocking."""
+    """Beside the machines' spools."""
 
     def __init__(self, spool_dir: Path) -> None:
-        self._folder = spool_dir
+        self.files: Final = MachineFiles(spool_dir, _FILE, "last boots", BootFileError)
+        """At worst one is not on the disk: then the one before is recalled, or none, after a restart."""
 
     def recall(self, started_s: float) -> dict[str, LastBoot]:
-        """By machine, what this server, started at that time, knows from earlier."""
+        """By machine, what this server, started at that time, knows from earlier. Blocking."""
         found: dict[str, LastBoot] = {}
-        for path in self._folder.glob(f"*/{_FILE}"):
-            machine = path.parent.name
+        for machine, path in self.files.all().items():
             try:
                 admitted = msgspec.json.decode(path.read_bytes(), type=Admitted)
             except (OSError, *UNDECODABLE) as exc:
@@ -118,22 +118,8 @@ class BootFiles:
                 found[machine] = LastBoot(admitted, unreadable=False, gone_s=started_s)
         return found
 
-    def remember(self, machine: str, admitted: Admitted) -> None:
-        """At worst it is not remembered: then the one before is, or none, after a restart."""
-        path = self._path(machine)
-        try:
-            durable.make_folder(path.parent)
-            durable.replace_file(path, msgspec.json.encode(admitted))
-        except OSError as exc:
-            _log.warning("last boot not remembered", machine=machine, file=str(path), cause=exc.strerror)
+    async def remember(self, machine: str, admitted: Admitted) -> None:
+        await self.files.keep(machine, msgspec.json.encode(admitted))
 
-    def forget(self, machine: str) -> None:
-        """At worst it is remembered, and waited for after a restart."""
-        path = self._path(machine)
-        try:
-            durable.remove_file(path)
-        except OSError as exc:
-            _log.warning("last boot not forgotten", machine=machine, file=str(path), cause=exc.strerror)
-
-    def _path(self, machine: str) -> Path:
-        return self._folder / names.check_machine(machine) / _FILE
+    async def forget(self, machine: str) -> None:
+        await self.files.keep(machine, None)

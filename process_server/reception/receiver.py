@@ -250,7 +250,7 @@ class Receiver:
         # Another may have been named while this one waited.
         await self._check_side(machine.name, hello.identity, claim=False)
         if boot.admit(hello) and boot.admitted is not None:
-            await asyncio.to_thread(self._boot_files.remember, machine.name, boot.admitted)
+            await self._boot_files.remember(machine.name, boot.admitted)
         if machine.newest is not session or not session.waiting:
             raise superseded
         machine.admit(session)
@@ -270,7 +270,7 @@ class Receiver:
     async def refused(self, session: Session, error: CopyRefusedError) -> None:
         self.copies[session.machine] = Copy(session.address, error, time.monotonic())
         if self._boots[session.machine].withdraw(session.boot):
-            await asyncio.to_thread(self._boot_files.forget, session.machine)
+            await self._boot_files.forget(session.machine)
 
     def credit_b(self, session: Session) -> int:
         machine = self.machines[session.machine]

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from shared import active_side, durable, logging
+from process_server.machine_files import MachineFiles
+from shared import active_side, logging
 from shared.active_side import ActiveSide
 from shared.blob import Retry
 from shared.errors import IntegrityError, SideFileError, StorageError, TransientError
-from shared.log import names
 from shared.machine_storage import MachineStorage
-from shared.trouble import Trouble
 
 _ASK: Retry = Retry(deadline_s=3.0)
 _FILE = "side.json"
@@ -29,11 +28,9 @@ _log = logging.get()
 class Sides:
     def __init__(self, storage: MachineStorage, spool_dir: Path) -> None:
         self._storage = storage.with_retry(_ASK)
-        self._folder = spool_dir
+        self.files = MachineFiles(spool_dir, _FILE, "active sides", SideFileError)
+        """What storage said last. At worst it is not on the disk: then storage must be there when this server starts anew."""
         self._known: dict[str, ActiveSide] = {}
-        self._unstored: set[str] = set()
-        self.trouble = Trouble("active sides", lambda: None)
-        """Why what storage said last is not on the disk."""
 
     async def check(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
         """Whether this identity is known to be the active side. Raises CopyRefusedError; TransientError when nobody can tell yet;
@@ -71,37 +68,12 @@ class Sides:
         known = self._known.get(machine)
         if known is not None and known.generation > side.generation:
             return known  # a slow answer: somebody was told more meanwhile
-        if side != known or machine in self._unstored:
-            self._known[machine] = side
-            await self._store_side(side)
+        self._known[machine] = side
+        await self.files.keep(machine, msgspec.json.encode(side))
         return side
 
-    async def _store_side(self, side: ActiveSide) -> None:
-        """At worst it is not on the disk: then storage must be there when this server starts anew. Tried again with the next Hello."""
-        failed = await asyncio.to_thread(self._remember, side)
-        if failed is None:
-            self._unstored.discard(side.machine)
-        else:
-            self._unstored.add(side.machine)
-        if failed is not None or not self._unstored:
-            self.trouble.report(failed)
-
-    async def store_again(self) -> None:
-        """What could not be stored before."""
-        for machine in list(self._unstored):
-            await self._store_side(self._known[machine])
-
-    def _remember(self, side: ActiveSide) -> SideFileError | None:
-        folder = self._folder / names.check_machine(side.machine)
-        try:
-            durable.make_folder(folder)
-            durable.replace_file(folder / _FILE, msgspec.json.encode(side))
-        except OSError as exc:
-            return SideFileError(f"{folder / _FILE} could not be written", cause=exc.strerror or str(exc))
-        return None
-
     def _recall(self, machine: str) -> ActiveSide | None:
-        path = self._folder / names.check_machine(machine) / _FILE
+        path = self.files.path(machine)
         try:
             return active_side.decode(path.read_bytes(), str(path))
         except FileNotFoundError:
