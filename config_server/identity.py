@@ -171,7 +171,7 @@ class Identity:
         now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
         if (again := self._renewals.again(call.serial, _time(now_ns))) is not None:
             return self._answer(again, grant)
-        self._renewals.check(call.serial, call.who, mono_ns)
+        self._renewals.check(call.serial, call.who, _time(now_ns), mono_ns)
 
         def work(db: sqlite3.Connection) -> x509.Certificate:
             revocation.check(db, call.serial, call.who, call.begins_s)
