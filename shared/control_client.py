@@ -17,7 +17,13 @@ from typing import Any, Final
 import msgspec
 
 from shared import api, identity, logging, tls
-from shared.errors import CertificateExpiredError, ConfigError, UnderstudyError, UnreachableError
+from shared.errors import (
+    CertificateExpiredError,
+    ConfigError,
+    RenewalNotDueError,
+    UnderstudyError,
+    UnreachableError,
+)
 from shared.messages import Command, RenewRequest, Revocations, StatusReply
 from shared.rest import RestClient
 from shared.status import Problem, Report
@@ -154,9 +160,12 @@ class ControlClient:
         due = await asyncio.to_thread(identity.renewal_is_due, self._files.cert)
         if due:
             request = await asyncio.to_thread(identity.request_of, self._files)
-            answer = await self._client.call(
-                api.RENEW, RenewRequest(csr=request, identity=self._machine[0], boot=self._machine[1])
-            )
+            try:
+                answer = await self._client.call(
+                    api.RENEW, RenewRequest(csr=request, identity=self._machine[0], boot=self._machine[1])
+                )
+            except RenewalNotDueError as exc:
+                raise await asyncio.to_thread(identity.not_due, self._files, exc) from exc
             await asyncio.to_thread(identity.renew, self._files, answer)
             _log.info("certificate renewed", name=answer.name, not_after=answer.not_after)
         # Not only after a renewal: loading may have failed the last time, and an administrator may have enrolled this host anew.

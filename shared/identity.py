@@ -26,6 +26,7 @@ from shared.errors import (
     HostClockError,
     IdentityFileError,
     PeerError,
+    RenewalNotDueError,
     UnknownAuthorityError,
 )
 from shared.messages import Certificate
@@ -195,6 +196,20 @@ def explained(files: TlsFiles, error: PeerError) -> PeerError:
         error.what,
         cause=f"{error.cause}. This host's clock shows {_now(time.time())}, and our certificate lasts from {ours}",
         action="Check the other host's clock first, then this one's. If both are right, the other's certificate has to be renewed.",
+    )
+
+
+def not_due(files: TlsFiles, refused: RenewalNotDueError) -> HostClockError:
+    """What a refusal says to whoever finds his own certificate due: the config server, which knows what it issued and when, sees another
+    time than this host. Raises ConfigError. Blocks for a moment."""
+    certificate, _ = _own(files)
+    begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    return HostClockError(
+        "This host's clock is wrong, or the config server's is",
+        cause=f"this one shows {_now(time.time())}, by which {files.cert} ({_shown(begins)} to {_shown(ends)}) is due for renewal, and the"
+        f" config server refuses: {refused.cause}",
+        action="Set it right (NTP: timedatectl, chronyc tracking); then it goes on by itself. The certificate that is there serves"
+        " until then.",
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import functools
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,21 @@ async def test_a_disk_that_takes_no_certificate_leaves_the_daemon_alive_with_the
                 remount(folder, "rw")
             await until(lambda: files.cert.read_bytes() != before)
             await until_problems(server, [])
+
+
+async def test_a_daemon_whose_clock_makes_a_new_certificate_due_says_that_it_is_the_clock_until_it_is_right(
+    server: ConfigServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    before = files.cert.read_bytes()
+    ahead = [25 * DAY.total_seconds()]
+    due = identity.renewal_is_due
+    monkeypatch.setattr(identity, "renewal_is_due", lambda cert: due(cert, time.time() + ahead[0]))
+    async with serving(ControlClient(server.url, files)):
+        await until_problems(server, ["US547"])
+        assert files.cert.read_bytes() == before
+        ahead[0] = 0.0
+        await until_problems(server, [])
 
 
 async def test_a_certificate_that_was_put_there_by_hand_is_used_without_a_restart(
