@@ -5,11 +5,13 @@ goes by itself. A *start* case fails while a daemon starts: it ends with words t
 starts again when the file is well. tests/long/environment.py runs all of them over one lab under load, and then checks that nothing that
 was acknowledged is lost; tests/integration/environment/test_failing_files.py runs some.
 
+Files that a daemon treats alike, and errors that it does, are not multiplied: each file fails in some ways, and each way strikes some file.
+
 What is not here, and why:
 - agent, disks.json: written only when a disk is seen for the first time or stands elsewhere (tests/integration/agent/test_protection.py).
 - agent, stream state and bitmaps: pinned kernel memory, no file. Of the BPF file system nothing fails but the making (start).
 - process server, aside files and their notes: written when spool files are damaged (tests/integration/process_server/test_spool.py).
-- master target with page blobs: has no file of its own but certificate, vault and log; its state is in storage (storage-faults).
+- master target with page blobs: has no file of its own but certificate, key cache and log; its state is in storage (storage-faults).
 - process server, its spool at a start: what lies in it is read when it is ready, and then it is a running case.
 - config server, operator.token and CA: written once, at the first start (tests/integration/environment/test_database.py).
 - the service manager's socket: nothing depends on it (tests/unit/shared/test_service.py).
@@ -22,21 +24,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from config_server.ca import CertificateAuthority, hosts_of
 from deploy.lab.state import Lab as LabState
-from shared import enrol
+from shared import enrol, identity
 from tests.host_faults import Call, Fail
 from tests.hosted_lab import DAEMONS, HostedLab
 
-SHOWN_S: Final = 75.0
-"""Certificates are looked at once a minute, spool state twice."""
-RENEWAL_DUE_S: Final = 25 * 86400.0
-"""A clock that is ahead by so much makes a certificate of 30 days due, which is still valid."""
+SHOWN_S: Final = 90.0
+"""Certificates are looked at once a minute, and so is a key cache that could not be written; spool state twice."""
 _spare = itertools.count(1)
 
 Begin = Callable[[HostedLab, str], Any]
@@ -51,8 +53,28 @@ def restart(lab: HostedLab, daemon: str) -> None:
         raise AssertionError(f"{daemon} ended with {code}: {lab.said(daemon)[-2:]}")
 
 
+def restart_without(file: str) -> Begin:
+    """It is made anew, and was never stored before."""
+
+    def begin(lab: HostedLab, daemon: str) -> None:
+        lab.stop(daemon)
+        for path in lab.site.folder.glob(file):
+            path.unlink()
+        restart(lab, daemon)
+
+    return begin
+
+
 def restart_with_a_due_certificate(lab: HostedLab, daemon: str) -> None:
-    lab.hosts[daemon].shift_clock(RENEWAL_DUE_S)
+    """Another one of the same key, of which the config server knows nothing: none that it issued lately is due."""
+    ca = CertificateAuthority.open(lab.site.folder / "config-server")
+    files = identity.files_in(lab.site.folder / "tls" / daemon)
+    old = identity.only_certificate(files.cert.read_text())
+    role, _, name = identity.name_of(old).partition(":")
+    key, hosts, now = identity.key_of(files).public_key(), hosts_of(old), dt.datetime.now(dt.UTC)
+    begins = now - dt.timedelta(days=25)
+    due = ca.issue(key, role, name, hosts, dt.timedelta(days=5), now, begins=begins)
+    identity.write(files.cert, identity.pem_of(due), mode=0o644)
     restart(lab, daemon)
 
 
@@ -97,11 +119,10 @@ class Start:
 Case = Running | Start
 
 _WRITTEN: Final = (Fail.FULL, Fail.READ_ONLY, Fail.WRITES, Fail.SYNCS)
-_READ: Final = (Fail.READS, Fail.FORBIDDEN, Fail.GONE)
 
 
 def _running() -> Iterator[Case]:
-    ps, mt, cs = "process-server", "master-target", "config-server"
+    ps, mt, cs, agent = "process-server", "master-target", "config-server", "agent"
     for how in (*_WRITTEN, Fail.FULL_AT_SYNC):
         code = "US480" if how is Fail.FULL else "US439"
         yield Running(ps, "spool files", "*/spool/lab/0*/0*.seg", how, code)
@@ -109,41 +130,48 @@ def _running() -> Iterator[Case]:
     yield Running(
         ps, "spool files that are deleted", "*/spool/lab/0*/0*.seg", Fail.READ_ONLY, "US542", calls=Call.NAME
     )
+    yield Running(ps, "the cache, measured", "*/spool", Fail.ALL, "US486", calls=Call.ASK)
     for how in _WRITTEN:
-        yield Running(ps, "spool state", "*/spool/lab/0*/*state.json*", how, "US541")
-        yield Running(ps, "side.json", "*/spool/lab/*side.json*", how, "US544", restart)
-        yield Running(ps, "revoked.json", "*revoked.json*", how, "US543", revoke_somebody)
-        yield Running("agent", "note for the host", "/run/understudy/protected/*", how, "US546", restart)
         yield Running(cs, "database", "*/config-server/state.db*", how, "US545")
         yield Running(mt, "images and their state", "*/images/*", how, "US490")
-    yield Running(ps, "the cache, measured", "*/spool", Fail.ALL, "US486", calls=Call.ASK)
-    for daemon in (ps, mt, "agent"):
-        for how in _WRITTEN:
-            yield Running(
-                daemon,
-                "renewed certificate",
-                f"*/tls/{daemon}/*cert.pem*",
-                how,
-                "US475",
-                restart_with_a_due_certificate,
-            )
-    for daemon in DAEMONS:
-        for how in (Fail.FULL, Fail.WRITES, Fail.PIPE):
-            yield Running(daemon, "log", f"*/log/{daemon}.log", how, "US540", restart)
+    for how in (Fail.FULL, Fail.SYNCS):
+        yield Running(ps, "spool state", "*/spool/lab/0*/*state.json*", how, "US541")
+    boot = "spool/lab/boot.json"
+    for how in (Fail.FULL, Fail.WRITES):
+        yield Running(ps, "side.json", "*/spool/lab/*side.json*", how, "US544", restart)
+        yield Running(ps, "boot.json", "*/spool/lab/*boot.json*", how, "US549", restart_without(boot))
+    for how in (Fail.FULL, Fail.READ_ONLY):
+        yield Running(ps, "revoked.json", "*revoked.json*", how, "US543", revoke_somebody)
+        yield Running(agent, "note for the host", "/run/understudy/protected/*", how, "US546", restart)
+    yield Running(agent, "revoked.json", "*revoked.json*", Fail.SYNCS, "US543", revoke_somebody)
+    # What is only not read is had from the config server at once, and written: nobody needs to be told.
+    for daemon, how, folder in ((ps, Fail.ALL, "spool"), (mt, Fail.FULL, "master-target")):
+        begin = restart if how is Fail.ALL else restart_without(f"{folder}/keys.sealed")
+        yield Running(daemon, "key cache", "*keys.sealed*", how, "US511", begin)
+    for daemon, how in ((ps, Fail.FULL), (mt, Fail.READ_ONLY), (agent, Fail.SYNCS)):
+        where = f"*/tls/{daemon}/*cert.pem*"
+        yield Running(daemon, "renewed certificate", where, how, "US475", restart_with_a_due_certificate)
+    for daemon, how in zip(DAEMONS, (Fail.FULL, Fail.PIPE, Fail.WRITES, Fail.FULL), strict=True):
+        yield Running(daemon, "log", f"*/log/{daemon}.log", how, "US540", restart)
 
 
 def _starts() -> Iterator[Case]:
-    for daemon in ("process-server", "master-target", "agent"):
-        for how in _READ:
-            yield Start(daemon, "key", f"*/tls/{daemon}/key.pem", how, "US101")
-    for how in _READ:
-        yield Start("config-server", "CA key", "*/config-server/ca.key", how, "US101")
+    for daemon, how in (
+        ("process-server", Fail.READS),
+        ("master-target", Fail.FORBIDDEN),
+        ("agent", Fail.GONE),
+    ):
+        yield Start(daemon, "key", f"*/tls/{daemon}/key.pem", how, "US101")
+    for how in (Fail.READS, Fail.FORBIDDEN, Fail.GONE):
         yield Start("config-server", "database", "*/config-server/state.db*", how, "US545")
-        for daemon in ("process-server", "master-target"):
-            yield Start(daemon, "vault", "*/vault.json", how, "US100")
-    for how in (Fail.READS, Fail.FORBIDDEN):
-        yield Start("agent", "lock", "*/agent.lock", how, "US478")
-        yield Start("agent", "disks.json", "*/agent/disks.json", how, "US151")
+    yield Start("config-server", "CA key", "*/config-server/ca.key", Fail.READS, "US101")
+    yield Start("config-server", "vault", "*/vault.json", Fail.READS, "US100")
+    yield Start("config-server", "vault", "*/vault.json", Fail.GONE, "US100")
+    yield Start("config-server", "lock", "*/config-server.lock", Fail.READ_ONLY, "US478")
+    yield Start("process-server", "lock", "*/spool/.lock", Fail.READ_ONLY, "US439")
+    yield Start("process-server", "key cache", "*keys.sealed*", Fail.FORBIDDEN, "")
+    yield Start("agent", "lock", "*/agent.lock", Fail.READS, "US478")
+    yield Start("agent", "disks.json", "*/agent/disks.json", Fail.FORBIDDEN, "US151")
 
 
 CASES: Final[tuple[Case, ...]] = (*_running(), *_starts())
@@ -169,18 +197,13 @@ def shown(lab: HostedLab) -> dict[str, str]:
 def _check_running(case: Running, lab: HostedLab) -> dict[str, Any]:
     host = lab.hosts[case.daemon]
     began = time.monotonic()
-    try:
-        with host.failing(case.where, case.how, calls=case.calls) as struck:
-            case.begin(lab, case.daemon)
-            said = until(lambda: shown(lab).get(case.code), f"{case.name}: {case.code} is not shown", lab)
-            shown_s = time.monotonic() - began
-            expect(struck.count > 0, f"{case.name}: nothing was struck")
-            expect(lab.runs(case.daemon), f"{case.name}: the daemon ended: {lab.said(case.daemon)[-3:]}")
-            expect(not said.endswith(". "), f"{case.name}: no way out is said: {said}")
-    finally:
-        if case.begin is restart_with_a_due_certificate:
-            host.mend_clock()
-            restart(lab, case.daemon)
+    with host.failing(case.where, case.how, calls=case.calls) as struck:
+        case.begin(lab, case.daemon)
+        said = until(lambda: shown(lab).get(case.code), f"{case.name}: {case.code} is not shown", lab)
+        shown_s = time.monotonic() - began
+        expect(struck.count > 0, f"{case.name}: nothing was struck")
+        expect(lab.runs(case.daemon), f"{case.name}: the daemon ended: {lab.said(case.daemon)[-3:]}")
+        expect(not said.endswith(". "), f"{case.name}: no way out is said: {said}")
     began = time.monotonic()
     until(lambda: case.code not in shown(lab), f"{case.name}: {case.code} does not go", lab)
     expect(lab.runs(case.daemon), f"{case.name}: the daemon ended when all was well")

@@ -22,7 +22,8 @@ SOME = (
     "config-server: database: writes",
     "agent: note for the host: full",
     "master-target: log: writes",
-    "process-server starts: vault: reads",
+    "process-server: boot.json: writes",
+    "config-server starts: vault: gone",
 )
 
 
