@@ -1,5 +1,5 @@
-"""The wall clock of each daemon, alone, jumps years ahead and back, stands, and goes back in steps, under load: every answer is right or
-refused, what is wrong is said to be the clock, and when it is right again all goes on by itself, in the same epoch."""
+"""The wall clock of each daemon, alone, jumps weeks and years ahead and years back, stands, and goes back in steps, under load: every
+answer is right or refused, what is wrong is said to be the clock, and when it is right again all goes on by itself, in the same epoch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tests.lab import CommandFailedError
 from tests.long.story import Result, Story, scratch, two_disks
 
 YEARS_S: Final = 3 * 365 * 86400.0
+WEEKS_S: Final = 25 * 86400.0
+"""Certificates of 30 days are still valid then, and due."""
 WRONG_S: Final = 20.0
 """How long each clock is wrong: several points, and reports, and looks."""
 _LATE_S: Final = 60.0
@@ -30,6 +32,7 @@ def _steps_back(host: Host) -> None:
 
 
 WAYS: Final[dict[str, Callable[[Host], None]]] = {
+    "weeks ahead": lambda host: host.shift_clock(WEEKS_S),
     "years ahead": lambda host: host.shift_clock(YEARS_S),
     "years back": lambda host: host.shift_clock(-YEARS_S),
     "stands": lambda host: host.stop_clock(),
