@@ -65,12 +65,13 @@ def replace_file(path: Path, data: Buffer, *, mode: int = 0o600, durable: bool =
     them, and leave an empty document.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        _write_new(temporary, data, mode)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _about(path):
+        try:
+            _write_new(temporary, data, mode)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     if durable:
         sync_folder(path.parent)
 
@@ -78,11 +79,12 @@ def replace_file(path: Path, data: Buffer, *, mode: int = 0o600, durable: bool =
 def create_file(path: Path, data: Buffer, *, mode: int = 0o600) -> None:
     """Puts `data` under `path`, durably, whole or not at all. FileExistsError when something is there."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        _write_new(temporary, data, mode)
-        path.hardlink_to(temporary)  # unlike a rename, this fails if the name is taken
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _about(path):
+        try:
+            _write_new(temporary, data, mode)
+            path.hardlink_to(temporary)  # unlike a rename, this fails if the name is taken
+        finally:
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -119,6 +121,18 @@ def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
             del views[0]
         if written:
             views[0] = views[0][written:]
+
+
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """An OSError names `path`: the temporary name tells nobody anything, and would give the error other words with each try."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.filename is not None:
+            exc.filename = str(path)
+            del exc.filename2
+        raise
 
 
 def _write_new(path: Path, data: Buffer, mode: int) -> None:

@@ -17,7 +17,7 @@ from tests.long.story import Result, Story, scratch, two_disks
 YEARS_S: Final = 3 * 365 * 86400.0
 WEEKS_S: Final = 25 * 86400.0
 """Certificates of 30 days are still valid then, and due."""
-WRONG_S: Final = 20.0
+WRONG_S: Final = 15.0
 """How long each clock is wrong: several points, and reports, and looks."""
 _LATE_S: Final = 60.0
 """No RPO of a machine that replicates well is above that in this lab."""

@@ -21,11 +21,15 @@ def test_a_note_that_cannot_be_written_is_a_problem_until_it_can(
     capture: Any = SimpleNamespace(disks=[SimpleNamespace(name="loop0", diskseq=7)])
     with FAILING[kind]() as disk:
         monkeypatch.setattr(protected, "_FOLDER", disk.where / "protected")
+        (disk.where / "protected").mkdir()
         disk.fail()
         note = HostNote(config, capture)
         note.keep()
         assert note.problem is not None
         assert (note.problem.code, kind in note.problem.cause) == ("US546", True)
+        said = note.problem.cause
+        note.keep()
+        assert note.problem.cause == said, "what is tried again is no other problem"
         if disk.heals:
             disk.heal()
             note.keep()

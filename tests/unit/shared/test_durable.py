@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,17 @@ def test_write_all_writes_more_buffers_than_one_call_takes(tmp_path: Path) -> No
     finally:
         os.close(fd)
     assert (tmp_path / "f").read_bytes() == bytes(5) + b"".join(buffers)
+
+
+@pytest.mark.parametrize("put", [durable.replace_file, durable.create_file])
+def test_an_error_names_the_document_in_the_same_words_with_each_try(
+    tmp_path: Path, put: Callable[[Path, bytes], None]
+) -> None:
+    (tmp_path / "taken").mkdir()
+    for path in (tmp_path / "taken", tmp_path / "no folder" / "d"):
+        said = set()
+        for _ in range(3):
+            with pytest.raises(OSError, match="Errno") as caught:
+                put(path, b"one")
+            said.add(str(caught.value))
+        assert said == {f"[Errno {caught.value.errno}] {caught.value.strerror}: '{path}'"}
