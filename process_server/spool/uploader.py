@@ -52,7 +52,7 @@ class Uploader:
         on_indexed: Callable[[SpooledSegment], None],
         forget: Callable[[Sequence[SpooledSegment]], None],
     ) -> None:
-        """`slots` bounds the uploads of all machines at a time, `ahead` those of this one.
+        """`slots` bounds the quick tries of all machines at a time, `ahead` the uploads of this one.
 
         Once segments are listed, `on_indexed` is called for each, and then, in a thread, `forget` for all.
         """
@@ -94,10 +94,16 @@ class Uploader:
             await self._index.release()
 
     async def _upload(self, segment: SpooledSegment) -> IndexEntry:
-        """While storage takes nothing, one segment at a time is tried; the others wait on the disk."""
+        """While storage takes nothing, one segment at a time is tried; the others wait on the disk.
+
+        A slot is held for one attempt, which ends by itself. Who waits storage out holds none: a container that is gone keeps
+        its machine waiting for days, and eight of those would keep everybody. They are one for each log, and each of their
+        attempts takes its turn in the lane of transfers (shared/blob/lanes.py), before it reads its segment.
+        """
         if not self._patience.locked():
             try:
-                return await self._upload_to(self._hasty, segment)
+                async with self._slots:
+                    return await self._upload_to(self._hasty, segment)
             except (TransientError, StorageRefusedError):
                 pass  # storage trouble, which the patient store tells of
         async with self._patience:
@@ -123,14 +129,13 @@ class Uploader:
             reach("upload.before-create")
             return Content(read.data, {"digest": entry.digest})
 
-        async with self._slots:
-            started = time.monotonic()
-            try:
-                await store.create_from(name, content, segment.size_b)
-            except BlobExistsError:
-                assert entry is not None, "storage was given the content"
-                await _check_same(store, entry)
-            reach("upload.after-create")
+        started = time.monotonic()
+        try:
+            await store.create_from(name, content, segment.size_b)
+        except BlobExistsError:
+            assert entry is not None, "storage was given the content"
+            await _check_same(store, entry)
+        reach("upload.after-create")
         assert entry is not None
         _log.debug("segment uploaded", blob=name, size_b=entry.bytes, took_s=time.monotonic() - started)
         return entry

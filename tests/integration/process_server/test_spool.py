@@ -25,6 +25,7 @@ from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.receiver import Machine
 from process_server.service import watch_storage
 from process_server.spool import epoch_log, machine_folder, machine_log, recovery, watermark
+from process_server.spool import spool as spool_module
 from process_server.spool.file import Readout, SpooledSegment
 from process_server.spool.ownership import Patience
 from process_server.spool.spool import MachineLog, Spool
@@ -1395,6 +1396,27 @@ async def test_while_storage_takes_nothing_one_segment_is_tried_and_the_others_w
             await log.flush()
     assert len(set(read)) == 8
     assert same_batches(await read_log(store, folder), chain)
+
+
+async def test_machines_whose_storage_takes_nothing_keep_no_other_from_uploading(
+    machine_storage: MachineStorage, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "_UPLOADS", 1)
+    spool = make_spool(folder, machine_storage)
+    async with started(spool) as good:
+        retired = msgspec.structs.replace(hello(0), machine="retired")
+        gone = await spool.open_machine(retired)
+        await gone.begin(retired)
+        await good.begin(hello(0))
+        await (await machine_storage.find("retired"))._core.container.delete_container()
+        await append_all(gone, make_chain(2))
+        flushing = asyncio.create_task(gone.flush())
+        await until(gone, lambda: gone.upload_trouble is not None)
+        await append_all(good, make_chain(2))
+        async with asyncio.timeout(20):
+            await good.flush()
+        assert (uploaded(good), uploaded(gone)) == (2, 0)
+        flushing.cancel()
 
 
 async def test_between_two_attempts_no_segment_is_in_memory(
