@@ -22,8 +22,8 @@ from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key_of
 
 UNREADABLE_S: Final = 600.0
-"""So long a spool file that the disk does not give is waited for: no path that is cut, and no array that fails over, takes longer, and a
-new epoch costs a full resync."""
+"""So long a file of an epoch that the disk does not give is waited for: no path that is cut, and no array that fails over, takes longer,
+and a new epoch costs a full resync."""
 Runs = list[list[SpooledSegment]]
 """Segments in order; each run's files continue each other."""
 
@@ -100,6 +100,7 @@ class MachineFolder:
 
     def _recover(self, epoch: EpochId) -> Recovered:
         folder = self.epoch(epoch.number)
+        state = watermark.path_in(folder)
 
         def set_aside(damage: Damage) -> None:
             note = Note(
@@ -124,18 +125,22 @@ class MachineFolder:
                 give_up=self._give_up,
             )
             self._unreadable = {
-                path: since for path, since in self._unreadable.items() if path.parent != folder
+                path: since
+                for path, since in self._unreadable.items()
+                if path.parent != folder or path == state
             }
         except OSError as exc:
             kind = SpoolFullError if exc.errno in FULL else SpoolError
             raise kind(
                 f"The spool folder {folder} could not be made or recovered", cause=exc.strerror or str(exc)
             ) from exc
-        return Recovered(runs, watermark.read(folder, epoch.claim))
+        # Given, it is not waited for any more; given up, it stays so until it is written anew, since recovery may come first.
+        since = self._unreadable.pop(state, None)
+        return Recovered(runs, watermark.read(folder, epoch.claim, lambda path: self._give_up(path, since)))
 
-    def _give_up(self, path: Path) -> bool:
+    def _give_up(self, path: Path, since: float | None = None) -> bool:
         now = time.monotonic()
-        return now - self._unreadable.setdefault(path, now) > UNREADABLE_S
+        return now - self._unreadable.setdefault(path, now if since is None else since) > UNREADABLE_S
 
     def _key_of(self, header: FileHeader) -> MachineKey:
         key = self._keys.get(_wrapping(header))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,12 @@ _log = logging.get()
 
 class Watermark(msgspec.Struct, frozen=True):
     """Of the epoch with this claim. Both may be lower than the truth, and then the checks that use them are only less strict: a full disk
-    keeps nobody from uploading.
+    keeps nobody from uploading, and a document that is damaged or that the disk does not give keeps nobody out.
+
+    With a `term` that is too low, whose the log is goes by the owner's name in the term document (ownership.py): a log that another server
+    took bears another name, so nothing is taken from it. With an `uploaded` that is too low, storage that forgot segments is found by the
+    files here that continue them, and by what the agent has, as on a server that never had the machine. Both are written anew, and true,
+    with the next term.
     """
 
     term: int
@@ -25,16 +31,26 @@ class Watermark(msgspec.Struct, frozen=True):
     claim: str
 
 
-def read(folder: Path, claim: str) -> Watermark:
-    """What the folder remembers of this epoch; zeroes if it never had a term, cannot tell, or was another epoch's. Raises SpoolError."""
-    path = folder / _NAME
+def path_in(folder: Path) -> Path:
+    return folder / _NAME
+
+
+def read(folder: Path, claim: str, give_up: Callable[[Path], bool] = lambda _path: False) -> Watermark:
+    """What the folder remembers of this epoch; zeroes if it never had a term, cannot tell, or was another epoch's.
+
+    Raises SpoolError when the disk does not give it, unless `give_up` says that it was waited for long enough.
+    """
+    path = path_in(folder)
     nothing = Watermark(0, 0, claim)
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Watermark)
     except FileNotFoundError:
         return nothing
     except OSError as exc:
-        raise SpoolError(f"{path} could not be read", cause=exc.strerror or str(exc)) from exc
+        if not give_up(path):
+            raise SpoolError(f"{path} could not be read", cause=exc.strerror or str(exc)) from exc
+        _log.warning("spool state is not given by the disk and ignored", path=str(path), cause=str(exc))
+        return nothing
     except UNDECODABLE as exc:
         _log.warning("spool state is damaged and ignored", path=str(path), cause=str(exc))
         return nothing

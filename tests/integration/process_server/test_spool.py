@@ -678,6 +678,32 @@ async def test_a_damaged_state_document_locks_nobody_out(store: BlobStore, folde
     assert same_batches(await read_log(store, folder), chain)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root")
+async def test_a_state_document_that_the_disk_does_not_give_for_long_locks_nobody_out(
+    store: BlobStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(9)
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, chain[:3])
+        await log.flush()
+        await append_all(log, chain[3:6])
+    state = folder / "m1/00000001/state.json"
+    state.unlink()
+    os.mknod(state, 0o600 | stat.S_IFCHR, os.makedev(0, 0))  # nothing answers behind it
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: any("state.json could not be read" in error.what for error in log.errors))
+        with pytest.raises(SpoolError, match="could not be read") as caught:
+            await log.begin(await hello_again(store, 1))
+        assert not caught.value.ends_epoch, "for a while it is waited for"
+        monkeypatch.setattr(machine_folder, "UNREADABLE_S", 0.0)
+        await until(log, lambda: uploaded(log) == 6)  # without the agent
+        assert (await log.begin(await hello_again(store, 1))).spooled == 6
+        await append_all(log, chain[6:])
+        await log.flush()
+    assert same_batches(await read_log(store, folder), chain)
+    assert state.is_file(), "written anew"
+
+
 async def test_a_spool_file_of_a_newer_version_stays_and_its_machine_says_so(
     store: BlobStore, folder: Path
 ) -> None:
