@@ -60,7 +60,8 @@ from shared.recovery.traces import highest_epoch
 from shared.wire.messages import Hello
 
 _BEGIN_S: Final = 25.0
-_VERIFY: Final = Retry(deadline_s=3.0)
+_BRIEFLY: Final = Retry(deadline_s=3.0)
+"""For requests that others wait for: a log that is open and could go on, or a look that holds the log's lock."""
 
 _log = logging.get()
 
@@ -262,7 +263,7 @@ class MachineLog:
         if log is None or log.id != epoch or log.failure is not None:
             return False
         await log.drained()
-        storage = self._shared.storage.with_retry(_VERIFY)
+        storage = self._shared.storage.with_retry(_BRIEFLY)
         try:
             store = await storage.find_or_create(self.machine)
             newest = await newest_epoch(store)
@@ -306,7 +307,7 @@ class MachineLog:
     async def _look_for_newer(self, log: EpochLog) -> None:
         """Whether the epoch of the open log was ended elsewhere."""
         try:
-            store = await self._shared.storage.with_retry(_VERIFY).find(self.machine)
+            store = await self._shared.storage.with_retry(_BRIEFLY).find(self.machine)
             newest = await newest_epoch(store)
             info = await known_epoch(store, self.machine, newest)
         except UnderstudyError:
@@ -331,8 +332,12 @@ class MachineLog:
     # ---- in the background ----
 
     async def _resume(self) -> bool:
-        """Goes on with the newest epoch, if no log is open and it may; whether nothing is left to look after."""
-        storage = self._shared.storage.patient(self._resuming.report)
+        """Goes on with the newest epoch, if no log is open and it may; whether nothing is left to look after.
+
+        It ends with the first request that storage does not answer, so that the agent's `begin`, which may put things right (it makes
+        a container that is gone anew), finds the lock free between two looks.
+        """
+        storage = self._shared.storage.with_retry(_BRIEFLY)
         async with self._lock:
             if self._current is not None and not await self._is_dead(self._current):
                 return True

@@ -146,7 +146,7 @@ async def test_while_storage_is_away_only_the_agent_of_the_open_epoch_goes_on(
         ):
             await log.begin(hello(0))
             theirs = await hello_again(store, 1)
-            monkeypatch.setattr(machine_log, "_VERIFY", Retry(deadline_s=0.2))
+            monkeypatch.setattr(machine_log, "_BRIEFLY", Retry(deadline_s=0.2))
             server.stop()
             assert (await log.begin(theirs)).epoch == 1
             monkeypatch.setattr(machine_log, "_BEGIN_S", 5.0)

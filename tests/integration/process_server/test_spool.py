@@ -32,7 +32,7 @@ from process_server.spool.spool import MachineLog, Spool
 from process_server.status import StatusBoard
 from shared import durable
 from shared.batch import NO_DIGEST, Buffer, encode
-from shared.blob import BlobConfig, BlobCore, BlobStore, Content
+from shared.blob import BlobConfig, BlobCore, BlobStore, Content, Retry
 from shared.errors import (
     BatchGapError,
     EpochRefusedError,
@@ -924,18 +924,54 @@ async def test_trouble_is_over_when_storage_has_answered_whatever_it_says(
 
 
 async def test_a_begin_that_takes_too_long_says_what_storage_answers(
-    store: BlobStore, blob_config: BlobConfig, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    azurite: Azurite,
+    store: BlobStore,
+    blob_config: BlobConfig,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await left_behind(folder, store, make_chain(2))
     monkeypatch.setattr(machine_log, "_BEGIN_S", 0.3)
-    key_file = tmp_path / "key"
-    key_file.write_text(base64.b64encode(bytes(32)).decode())
-    config = msgspec.structs.replace(blob_config, account_key_file=key_file)
-    async with BlobStore.connect(config) as refusing, started(make_spool(folder, refusing)) as log:
+    monkeypatch.setattr(machine_log, "_BRIEFLY", Retry(deadline_s=0.0))
+    with FaultProxy(azurite) as proxy:
+        proxy.add(Answer(503, "ServerBusy"), times=None)
+        async with (
+            BlobStore.connect(proxy.config(blob_config.container)) as busy,
+            started(make_spool(folder, busy)) as log,
+        ):
+            await until(log, lambda: log.errors != [])
+            with pytest.raises(TransientError, match="HTTP 503") as caught:
+                await log.begin(await hello_again(store, 1))
+            assert caught.value.what == "The log of m1 could not be opened"
+
+
+async def test_a_begin_that_storage_refuses_says_so(
+    store: BlobStore, blob_config: BlobConfig, tmp_path: Path, folder: Path
+) -> None:
+    await left_behind(folder, store, make_chain(2))
+    async with (
+        BlobStore.connect(with_wrong_key(blob_config, tmp_path)) as refusing,
+        started(make_spool(folder, refusing)) as log,
+    ):
         await until(log, lambda: log.errors != [])
-        with pytest.raises(TransientError, match="HTTP 403") as caught:
+        with pytest.raises(StorageKeyError, match="HTTP 403"):
             await log.begin(await hello_again(store, 1))
-        assert caught.value.action == StorageKeyError.default_action
+
+
+async def test_a_look_that_storage_does_not_answer_keeps_no_agent_waiting(
+    machine_storage: MachineStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_log, "_BEGIN_S", 10.0)
+    async with opened(make_spool(tmp_path / "ps1", machine_storage)) as log:
+        await append_all(log, make_chain(3))
+    store = await machine_storage.find(MACHINE)
+    async with opened(make_spool(tmp_path / "ps2", machine_storage, owner="ps2"), epoch=1):
+        pass
+    async with started(make_spool(tmp_path / "ps1", machine_storage, check_seconds=0.05)) as log:
+        await until(log, lambda: log.elsewhere)  # it looks whether the other one is still at work
+        await store._core.container.delete_container()
+        await until(log, lambda: log.errors != [])
+        assert (await log.begin(hello(0))).epoch == 2, "in a container that is made anew"
 
 
 def board_of(spool: Spool, storage: Trouble | None = None) -> StatusBoard:
