@@ -19,7 +19,7 @@ from config_server import audit, commands
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
 from shared import active_side, api, logging
-from shared.active_side import ActiveSide
+from shared.active_side import ActiveSide, Known
 from shared.errors import (
     ConfigError,
     CopyRefusedError,
@@ -59,7 +59,7 @@ class _Refused(NamedTuple):
 class Sides:
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._known: dict[str, ActiveSide] = {}
+        self._known = Known()
         self._asked_s: dict[str, float] = {}
         self._heard: dict[str, _Heard] = {}
         self._refused: dict[str, _Refused] = {}
@@ -103,9 +103,10 @@ class Sides:
         machine = check_name(call.path["machine"], "machine")
         identity = body.identity or self._identity_of_copy(machine)
         store = await self._control.storage.machines().find(machine)
+        asked = self._known.asking()
         side = await active_side.change(store, machine, identity)
         now_ns = self._control.now_ns()
-        self._known[machine] = side
+        self._known.learn(side, asked)
         self._heard.pop(machine, None)
         self._refused.pop(machine, None)
         holders = [seen.source for seen, _stream in self._control.presence.streams(machine)]
@@ -139,6 +140,7 @@ class Sides:
         fits = side is not None and side.identity == identity
         if not fits and now_s - self._asked_s.get(machine, -_ASK_AGAIN_S) >= _ASK_AGAIN_S:
             self._asked_s[machine] = now_s
+            asked = self._known.asking()
             try:
                 async with asyncio.timeout(_ASK_S):
                     found = await active_side.find(await self._control.storage.machines().find(machine))
@@ -147,10 +149,7 @@ class Sides:
             except (StorageError, IntegrityError, ConfigError, TimeoutError) as exc:
                 _log.warning("active side not asked for", machine=machine, cause=str(exc))
             else:
-                known = self._known.get(machine)
-                if found is not None and (known is None or known.generation <= found.generation):
-                    self._known[machine] = found
-                side = self._known.get(machine)
+                side = self._known.learn(found, asked) if found is not None else self._known.get(machine)
         return side
 
     def _check_boot(self, machine: str, boot: str, now_s: float) -> None:

@@ -7,14 +7,18 @@ another boot either (process_server/reception/receiver.py).
 
 The first machine that ever says Hello under the name is the active side. After that only a person makes another one so (`machine rebind`),
 or an operation that moves the machine. The generation grows with each change, so that a stale writer fails.
+
+Storage is the truth, also when it was set back: a container that was deleted, a document restored from an older version, begin again with
+lower generations. So the generation orders answers only where time cannot, among requests that overlapped (`Known`).
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 import secrets
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -54,6 +58,41 @@ class ActiveSide(msgspec.Struct, frozen=True, kw_only=True):
                 f"A copy of machine {self.machine} was refused",
                 cause=f"it is {shown(identity)}, the active side is {shown(self.identity)}",
             )
+
+
+class _Learnt(NamedTuple):
+    side: ActiveSide
+    at: int
+
+
+class Known:
+    """What storage said last of each machine. Pure.
+
+    Answers overtake each other. One whose request began after what is known was learnt is the newer word, whatever generation it has. One
+    whose request was under way then may have been given before or after: there the higher generation counts, as it does as long as storage
+    only moves forward; was it set back at that very moment, the next request says so.
+    """
+
+    def __init__(self) -> None:
+        self._moments = itertools.count()
+        """Numbers moments in their order; no clock is needed."""
+        self._learnt: dict[str, _Learnt] = {}
+
+    def get(self, machine: str) -> ActiveSide | None:
+        learnt = self._learnt.get(machine)
+        return None if learnt is None else learnt.side
+
+    def asking(self) -> int:
+        """Call it before a request to storage is made; `learn` wants to know."""
+        return next(self._moments)
+
+    def learn(self, side: ActiveSide, asked: int) -> ActiveSide:
+        """Storage gave this answer; which side counts now."""
+        before = self._learnt.get(side.machine)
+        if before is not None and asked < before.at and side.generation < before.side.generation:
+            return before.side
+        self._learnt[side.machine] = _Learnt(side, next(self._moments))
+        return side
 
 
 def shown(identity: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from process_server.machine_files import MachineFiles
 from shared import active_side, logging
-from shared.active_side import ActiveSide
+from shared.active_side import ActiveSide, Known
 from shared.blob import Retry
 from shared.errors import IntegrityError, SideFileError, StorageError, TransientError
 from shared.machine_storage import MachineStorage
@@ -30,7 +30,7 @@ class Sides:
         self._storage = storage.with_retry(_ASK)
         self.files = MachineFiles(spool_dir, _FILE, "active sides", SideFileError)
         """What storage said last. At worst it is not on the disk: then storage must be there when this server starts anew."""
-        self._known: dict[str, ActiveSide] = {}
+        self._known = Known()
 
     async def check(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
         """Whether this identity is known to be the active side. Raises CopyRefusedError; TransientError when nobody can tell yet;
@@ -45,6 +45,7 @@ class Sides:
         return side is not None and side.identity == identity != active_side.UNKNOWN
 
     async def _current(self, machine: str, identity: str, claim: bool, surely: bool) -> ActiveSide | None:
+        asked = self._known.asking()
         try:
             store = await self._storage.find_or_create(machine)
             if claim:
@@ -65,10 +66,7 @@ class Sides:
                 ) from exc
             _log.warning("active side not asked for", machine=machine, **exc.as_dict())
             return known
-        known = self._known.get(machine)
-        if known is not None and known.generation > side.generation:
-            return known  # a slow answer: somebody was told more meanwhile
-        self._known[machine] = side
+        side = self._known.learn(side, asked)
         await self.files.keep(machine, msgspec.json.encode(side))
         return side
 

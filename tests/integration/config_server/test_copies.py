@@ -12,6 +12,7 @@ from shared import active_side, api
 from shared.blob import BlobConfig
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, RenewalNotDueError, RequestError
+from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, Nothing, PointRequest, Protection, RebindRequest, RenewRequest
 from shared.rest import RestClient
@@ -148,6 +149,24 @@ async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(
     stored = await active_side.find(await machine_storage.find("web1"))
     assert stored is not None
     assert stored.identity == "new-hardware"
+
+
+async def test_a_side_that_storage_was_set_back_to_counts_although_its_generation_is_lower(
+    agent: ControlClient,
+    copy: ControlClient,
+    machine_storage: MachineStorage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sides, "_ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(sides, "RECENT_S", 0.0)
+    store = await machine_storage.find("web1")
+    await active_side.change(store, "web1", "moved")
+    await copy.report(said(identity="moved", boot="2"))
+    await store.delete(names.SIDE_DOCUMENT)  # its container was deleted, say
+    assert (await active_side.change(store, "web1", "original")).generation == 1
+    await agent.report(said(boot="3"))
+    with pytest.raises(CopyRefusedError):
+        await copy.report(said(identity="moved", boot="2"))
 
 
 async def test_a_copy_that_keeps_trying_is_an_event_and_one_that_ends_soon_is_none(

@@ -250,6 +250,20 @@ async def test_the_first_identity_is_the_active_side_until_somebody_changes_it(
         await sides.check("m1", "first", claim=True)
 
 
+async def test_a_side_that_storage_was_set_back_to_counts_although_its_generation_is_lower(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    sides = Sides(in_one(store), tmp_path)
+    for identity in ("first", "second", "old"):
+        await active_side.change(store, "m1", identity)
+    assert await sides.check("m1", "old", claim=True)
+    await store.delete(names.SIDE_DOCUMENT)  # its container was deleted, say
+    assert (await active_side.change(store, "m1", "new")).generation == 1
+    assert await sides.check("m1", "new", claim=False, surely=True)
+    with pytest.raises(CopyRefusedError):
+        await sides.check("m1", "old", claim=False, surely=True)
+
+
 async def test_two_that_are_first_agree_on_one(store: BlobStore) -> None:
     found = await asyncio.gather(*(active_side.find_or_begin(store, "m1", f"id-{i}") for i in range(8)))
     assert len({side.identity for side in found}) == 1
