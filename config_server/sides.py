@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from config_server import audit, commands
@@ -38,8 +39,9 @@ _ASK_S: Final = 2.0
 """How long storage may take; a report is not held up for longer."""
 RECENT_S: Final = 6.0
 """A boot that reported so lately is there: reports come every two seconds."""
-LASTING_S: Final = 5.0
-"""A copy that is refused for so long is shown: what ends sooner was a machine that had just been restarted."""
+LASTING_S: Final = 60.0
+"""A copy that is refused for so long is shown: what ends sooner was a machine that had been restarted, which takes up to 50 s
+(docs/operations.md), until a process server sees that the session from before the power cut is over."""
 SHOWN_S: Final = 300.0
 
 
@@ -50,6 +52,7 @@ class _Heard(NamedTuple):
 
 class _Refused(NamedTuple):
     identity: str
+    boot: str | None
     address: str
     error: CopyRefusedError
     since_s: float
@@ -58,6 +61,7 @@ class _Refused(NamedTuple):
 
 class Sides:
     def __init__(self, control: Control) -> None:
+        self.clock: Callable[[], float] = time.monotonic
         self._control = control
         self._known = Known()
         self._asked_s: dict[str, float] = {}
@@ -70,7 +74,7 @@ class Sides:
     async def admit(self, machine: str, identity: str, boot: str | None, address: str) -> None:
         """Raises CopyRefusedError: nothing that the caller says is of this machine. `boot` None: whichever of its boots it is, as for
         a renewal, which a wrong word about boots must not hinder until the certificate is over."""
-        now_s = time.monotonic()
+        now_s = self.clock()
         try:
             side = await self._side(machine, identity, now_s)
             if side is not None and side.identity != active_side.UNKNOWN:
@@ -80,14 +84,17 @@ class Sides:
         except CopyRefusedError as exc:
             before = self._refused.get(machine)
             since_s = before.since_s if before and now_s - before.at_s < SHOWN_S else now_s
-            self._refused[machine] = _Refused(identity, address, exc, since_s, now_s)
+            self._refused[machine] = _Refused(identity, boot, address, exc, since_s, now_s)
             raise
         if boot is not None:
             self._heard[machine] = _Heard(boot, now_s)
+            refused = self._refused.get(machine)
+            if refused is not None and (refused.identity, refused.boot) == (identity, boot):
+                del self._refused[machine]  # it was no copy
 
     def problems(self) -> list[Problem]:
         """Copies that were refused lately, and not only once."""
-        now_s = time.monotonic()
+        now_s = self.clock()
         return [
             Problem(
                 **refused.error.as_dict() | {"what": f"{refused.error.what} at {refused.address}"},

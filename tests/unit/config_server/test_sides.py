@@ -1,0 +1,81 @@
+"""What is called a copy of a machine, and what was only a restart."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from config_server.sides import LASTING_S, SHOWN_S, Sides
+from shared.active_side import ActiveSide
+from shared.errors import CopyRefusedError
+from shared.wire.transport import SILENCE_S
+
+TO_RETRY_S = 2.0
+
+
+class Site:
+    """A config server to which one process server says that the session of boot `first` is open, until a given time."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.over_s = 0.0
+        control = SimpleNamespace(presence=self, mono_ns=lambda: int(self.now_s * 1e9))
+        self.sides = Sides(control)  # type: ignore[arg-type]
+        self.sides.clock = lambda: self.now_s
+        known = self.sides._known
+        known.learn(
+            ActiveSide(machine="web", generation=1, identity="hw", changed_ns=0, claim=""), known.asking()
+        )
+
+    def streams(self, _machine: str) -> list[tuple[SimpleNamespace, SimpleNamespace]]:
+        seen = SimpleNamespace(source="process-server:ps1", is_silent=lambda _ns: False)
+        return [(seen, SimpleNamespace(connected=self.now_s < self.over_s, boot="first"))]
+
+    async def admitted(self, boot: str) -> bool:
+        try:
+            await self.sides.admit("web", "hw", boot, "10.0.0.5")
+        except CopyRefusedError:
+            return False
+        return True
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+async def test_a_machine_that_lost_its_power_is_no_copy(site: Site) -> None:
+    site.over_s = SILENCE_S + 20.0
+    assert await site.admitted("first")
+    site.now_s = 12.0
+    while not await site.admitted("second"):
+        assert site.sides.problems() == []
+        site.now_s += TO_RETRY_S
+    assert site.now_s >= site.over_s
+    assert site.sides.problems() == []
+
+
+async def test_a_boot_that_was_admitted_was_never_a_copy(site: Site) -> None:
+    """Also when it took long, and when it is refused again for another reason later."""
+    site.over_s = 2 * LASTING_S
+    assert await site.admitted("first")
+    for site.now_s in (10.0, 10.0 + LASTING_S):
+        assert not await site.admitted("second")
+    assert [problem.code for problem in site.sides.problems()] == [CopyRefusedError.code]
+    site.now_s = site.over_s + 10.0
+    assert await site.admitted("second")
+    assert site.sides.problems() == []
+
+
+async def test_a_copy_that_keeps_trying_while_the_machine_works_is_shown(site: Site) -> None:
+    site.over_s = 1e9
+    while site.now_s <= LASTING_S:
+        assert await site.admitted("first")
+        assert not await site.admitted("copy")
+        site.now_s += TO_RETRY_S
+    assert await site.admitted("first")
+    assert not await site.admitted("copy")
+    assert [problem.object for problem in site.sides.problems()] == ["web"]
+    site.now_s += SHOWN_S
+    assert site.sides.problems() == []
