@@ -18,7 +18,7 @@ from agent.capture import audit
 from agent.capture.audit import Baseline, Outcome, Sample, Verdict
 from agent.capture.disks import SYSFS, counts_sectors, size_of
 from agent.capture.maps import Capture
-from agent.capture.protection import Watch
+from agent.capture.watch import Watch
 from agent.stream import clock
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word

@@ -8,7 +8,7 @@ import time
 from typing import Any, Final
 
 from agent.capture.maps import Capture
-from agent.capture.protection import Watch
+from agent.capture.watch import Watch
 from agent.config import AgentConfig
 from agent.continuity import Continuity
 from agent.host_note import HostNote

@@ -14,8 +14,10 @@ import numpy.typing as npt
 from agent import lock, traces
 from agent.capture import pins
 from agent.capture.attach import check_machine
+from agent.capture.fitting import Change
 from agent.capture.maps import Capture
-from agent.capture.protection import Change, Watch, protect
+from agent.capture.protection import protect
+from agent.capture.watch import Watch
 from agent.config import AgentConfig
 from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent

@@ -5,6 +5,9 @@ libbpf, layout      loading them; the memory that they share with Python
 attach, pins        attached afresh, continued, detached; where capture lives while no agent runs
 members             disks join and leave, programs are upgraded, while capture goes on
 protection          the door for the service: every configured disk that is there and well is captured    blocks for seconds
+look                the decision: what stands, what is captured, why a disk cannot be                     blocks for seconds
+fitting             the bringing about: what is pinned becomes the chosen disks; a new epoch is wanted before
+watch               disks that are left out, looked for while the agent runs
 binding, bindings   which disk is which: pure; the file that remembers it
 identify, answer    what identifies the disks of this machine; whether one answers at all
 calibrate           how a program finds a page's data, proved before it is used

@@ -19,8 +19,11 @@ from agent.capture.answer import Answer, ask
 from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import Wanted
 from agent.capture.disks import Disk, find_disk
+from agent.capture.fitting import Change
+from agent.capture.look import LeftOut, standing_now
 from agent.capture.maps import Capture, detach
-from agent.capture.protection import Change, LeftOut, Watch, protect, standing_now
+from agent.capture.protection import protect
+from agent.capture.watch import Watch
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Word
 from shared.errors import BindingDamagedError, BpfError, NoUsableDiskError, StateFileError, UsageError

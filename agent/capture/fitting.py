@@ -1,0 +1,142 @@
+"""Makes what is pinned the chosen disks, with as little done to those that go on as can be.
+
+The machine's stream is over the disks that are captured, so whenever those change a new epoch begins: `before_change` is called first, and
+makes that durable. A kill behind it leaves a capture that nobody takes for the old one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.capture import attach, layout, members, pins
+from agent.capture.binding import Action, Verdict
+from agent.capture.disks import Disk
+from agent.capture.look import LeftOut, Look
+from shared import logging
+from shared.errors import BpfError, CaptureUnavailableError, DiskLeftOutError
+
+_log = logging.get()
+
+_TRIED_AT_START: Final = (
+    "`python -m agent preflight` with its path says more. It is tried again when the agent starts."
+)
+
+
+class Change(enum.Enum):
+    """What became of the set of captured disks."""
+
+    NONE = "none"
+    RESIZED = "resized"
+    LEFT = "left"
+    JOINED = "joined"
+    RETURNED = "returned"
+    """A disk that was captured was taken away and came back: what was written to it meanwhile is unknown."""
+    FRESH = "fresh"
+    """Nothing was captured before."""
+    REMOVED = "removed"
+    """Somebody removed a part of what captured: what was written since then is unknown."""
+
+
+BeforeChange = Callable[[npt.NDArray[np.uint64], Change], None]
+
+
+def bring_about(
+    chosen: Sequence[tuple[Verdict, Disk]],
+    pinned: Sequence[int],
+    pin_dir: Path,
+    ring_b: int,
+    before_change: BeforeChange,
+    object_path: Path,
+) -> list[LeftOut]:
+    """Makes what is pinned the chosen disks: those that go on are not touched. Returns those whose writes the programs do not see."""
+    new = [(verdict, disk) for verdict, disk in chosen if verdict.action is Action.ATTACH]
+    staying = {verdict.slot for verdict, _ in chosen if verdict.slot is not None}
+    stale = [slot for slot in pinned if slot not in staying]
+    members.tidy(pin_dir)
+    if not new and not stale:
+        return []
+    if not staying or len(new) > members.free_slots(pin_dir):
+        change = _change([verdict for verdict, _ in new], stale)
+        return attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
+    # What can fail comes first: a disk that cannot join must not end the epoch of the others, at every start anew.
+    ready: dict[int, tuple[Verdict, Disk]] = {}
+    unseen = []
+    for verdict, disk in new:
+        try:
+            ready[members.prepare(pin_dir, disk, object_path)] = verdict, disk
+        except (CaptureUnavailableError, BpfError, OSError) as exc:
+            unseen.append(_unseen(verdict, exc))
+    if not ready and not stale:
+        return unseen
+    before_change(attach.state_words(pin_dir), _change([verdict for verdict, _ in ready.values()], stale))
+    # First those that go: one that was resized, or whose number another got, is one and the other.
+    members.leave(pin_dir, stale)
+    members.enter(pin_dir, {slot: disk for slot, (_, disk) in ready.items()})
+    members.put_in_order(pin_dir, [layout.kernel_dev(disk.major, disk.minor) for _, disk in chosen])
+    return unseen
+
+
+def _unseen(verdict: Verdict, exc: CaptureUnavailableError | BpfError | OSError) -> LeftOut:
+    """Only a disk that went away is looked for again: trying the others every few seconds would end the session each time."""
+    known = verdict.known
+    if isinstance(exc, CaptureUnavailableError):
+        return LeftOut(known.id, known.path, exc, retry=False)
+    cause = f"{exc.what}: {exc.cause}" if isinstance(exc, BpfError) else str(exc)
+    action = "Repair that, then restart the agent: until then it is not tried again."
+    error = DiskLeftOutError(f"Disk {known.id} ({known.path}) is not protected", cause=cause, action=action)
+    return LeftOut(known.id, known.path, error, retry=isinstance(exc, OSError))
+
+
+def attach_all(
+    chosen: Sequence[tuple[Verdict, Disk]],
+    pin_dir: Path,
+    ring_b: int,
+    before_change: BeforeChange,
+    change: Change,
+    object_path: Path,
+) -> list[LeftOut]:
+    """Removes what is pinned, if anything is, and attaches capture afresh. Returns those disks on which nothing can be proved."""
+    if (pin_dir / attach.STATE).exists():
+        before_change(attach.state_words(pin_dir), change)
+    pins.detach(pin_dir)
+    everything = [disk for _, disk in chosen]
+    unproved = attach.attach_fresh(
+        pin_dir, everything, ring_b, object_path, lambda words: before_change(words, change)
+    )
+    return [
+        _unseen(
+            verdict,
+            CaptureUnavailableError(
+                f"Writes to {disk.path} cannot be captured", cause=unproved[disk.name], action=_TRIED_AT_START
+            ),
+        )
+        for verdict, disk in chosen
+        if disk.name in unproved
+    ]
+
+
+def calibrate_again(
+    chosen: Sequence[tuple[Verdict, Disk]], look: Look, pin_dir: Path, object_path: Path
+) -> None:
+    """On disks that answer: the others would hold up the start."""
+    well = [
+        disk for verdict, disk in chosen if verdict.standing and not look.answers[verdict.standing.path].cause
+    ]
+    try:
+        members.calibrate_again(pin_dir, well, object_path)
+    except BpfError as exc:
+        _log.warning("capture goes on without order", **exc.as_dict())
+
+
+def _change(new: Sequence[Verdict], stale: Sequence[int]) -> Change:
+    if new and all("resized" in verdict.reason for verdict in new):
+        return Change.RESIZED
+    if new:
+        return Change.RETURNED if stale else Change.JOINED
+    return Change.LEFT
