@@ -159,7 +159,7 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
     before = None if former is None else AgentState(former)
 
     def before_change(words: npt.NDArray[np.uint64], change: Change) -> None:
-        """Called once for what is pinned, and once more for what replaces it, if everything is attached afresh."""
+        """Called once for what is pinned (or left of it), and once more for what replaces it, if everything is attached afresh."""
         nonlocal before
         if change is Change.FRESH:
             if before is None:
@@ -167,9 +167,11 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
             change = Change.REMOVED
         state = AgentState(words)
         before = before or state
+        reason = before.reason if change is Change.UNFINISHED else CHANGES[change]
         pending_ns = 0 if before[Word.EPOCH] else before[Word.SUSPECT_SINCE_NS]
         there_ns = max(before[Word.ALL_THERE_NS], 1) if change in _SUSPECT else 0
-        state.want_epoch(CHANGES[change], min((ns for ns in (pending_ns, there_ns) if ns), default=0))
+        state.want_epoch(reason, min((ns for ns in (pending_ns, there_ns) if ns), default=0))
+        state[Word.SEEN_EPOCH] = max(state[Word.SEEN_EPOCH], before[Word.SEEN_EPOCH])
         state[Word.SETTLED] = 0
         state[Word.WENT] = 0
 

@@ -30,6 +30,16 @@ POINTS: Final = (
 )
 """The points of the process server's data path, in its order; a crash test visits each."""
 
+ATTACH_POINTS: Final = (
+    "attach.after-want",
+    "attach.after-keep",
+    "attach.in-detach",
+    "attach.after-detach",
+    "attach.before-publish",
+    "attach.after-publish",
+)
+"""The points of an agent that attaches capture afresh, in its order; a crash test visits each."""
+
 
 def arm(at: str) -> None:
     """Die at `name` or `name:count`."""

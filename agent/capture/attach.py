@@ -27,6 +27,7 @@ from agent.capture import audit, layout, libbpf, pins
 from agent.capture.binding import Pinned
 from agent.capture.calibrate import Calibration, calibrate
 from agent.capture.disks import Disk
+from shared import crashpoints
 from shared.errors import (
     CaptureRemovedError,
     CaptureUnavailableError,
@@ -153,7 +154,9 @@ def attach_fresh(
         control["object_hash"] = np.frombuffer(sha256(object_path.read_bytes()).digest(), np.uint64)
         control["attached_ns"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         control["layout"] = layout.LAYOUT
+        crashpoints.reach("attach.before-publish")
         pins.publish(pin_dir)
+        crashpoints.reach("attach.after-publish")
         return found.unproved
 
 
@@ -255,11 +258,25 @@ def by_slot(pin_dir: Path, wanted: Sequence[Disk]) -> dict[int, Disk]:
 
 
 def state_words(folder: Path) -> npt.NDArray[np.uint64]:
-    fd = libbpf.get(folder / STATE)
+    return words_at(folder / STATE)
+
+
+def words_at(path: Path) -> npt.NDArray[np.uint64]:
+    """Those of a state that is pinned under this name."""
+    fd = libbpf.get(path)
     try:
-        return mapped(fd, np.dtype("<u8"), layout.STATE_WORDS)
+        return words_of(fd)
     finally:
         os.close(fd)
+
+
+def words_of(fd: int) -> npt.NDArray[np.uint64]:
+    return mapped(fd, np.dtype("<u8"), layout.STATE_WORDS)
+
+
+def create_state() -> int:
+    """The descriptor of a state, empty and not pinned."""
+    return libbpf.create_array(STATE, 8, layout.STATE_WORDS, libbpf.F_MMAPABLE)
 
 
 def _make_array(name: str, words: int, flags: int, path: Path) -> None:

@@ -7,6 +7,7 @@ makes that durable. A kill behind it leaves a capture that nobody takes for the 
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -14,11 +15,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture import attach, layout, members, pins
+from agent.capture import attach, layout, libbpf, members, pins
 from agent.capture.binding import Action, Verdict
 from agent.capture.disks import Disk
 from agent.capture.look import LeftOut, Look
-from shared import logging
+from shared import crashpoints, logging
 from shared.errors import BpfError, CaptureUnavailableError, DiskLeftOutError
 
 _log = logging.get()
@@ -41,6 +42,8 @@ class Change(enum.Enum):
     """Nothing was captured before."""
     REMOVED = "removed"
     """Somebody removed a part of what captured: what was written since then is unknown."""
+    UNFINISHED = "unfinished"
+    """An earlier change was begun and not brought to its end: what was wanted then is wanted still."""
 
 
 BeforeChange = Callable[[npt.NDArray[np.uint64], Change], None]
@@ -101,14 +104,26 @@ def attach_all(
     change: Change,
     object_path: Path,
 ) -> list[LeftOut]:
-    """Removes what is pinned, if anything is, and attaches capture afresh. Returns those disks on which nothing can be proved."""
-    if (pin_dir / attach.STATE).exists():
-        before_change(attach.state_words(pin_dir), change)
-    pins.detach(pin_dir)
+    """Removes what is pinned, if anything is, and attaches capture afresh. Returns those disks on which nothing can be proved.
+
+    Why the next epoch begins, and since when points are suspect, stands in the pinned state, which goes with its folder. Until the new
+    folder has its name, with the same in its own state, the former state is kept beside: in the kernel's memory, so that no disk,
+    full or ill, can take it away. Wherever this fails or is killed, the next attempt finds one of three: the old folder, with the new
+    epoch wanted in it, or with what led to that; no folder, and the former state (`Change.UNFINISHED`); the new folder, beside which
+    the former state means nothing any more.
+    """
+    former = pins.former(pin_dir)
+    if change is Change.UNFINISHED:
+        before_change(attach.words_at(former), change)
+    else:
+        _keep(pin_dir, before_change, change)
+    pins.detach(pin_dir, keep_former=True)
+    crashpoints.reach("attach.after-detach")
     everything = [disk for _, disk in chosen]
     unproved = attach.attach_fresh(
         pin_dir, everything, ring_b, object_path, lambda words: before_change(words, change)
     )
+    former.unlink(missing_ok=True)
     return [
         _unseen(
             verdict,
@@ -119,6 +134,24 @@ def attach_all(
         for verdict, disk in chosen
         if disk.name in unproved
     ]
+
+
+def _keep(pin_dir: Path, before_change: BeforeChange, change: Change) -> None:
+    """Wants the new epoch in the state that is pinned, and pins that once more. Where there is none, somebody removed it, or all: what the
+    caller still knows is kept in one that is made for it, and has no name before it is complete."""
+    former = pins.former(pin_dir)
+    pinned = pin_dir / attach.STATE
+    fd = libbpf.get(pinned) if pinned.exists() else attach.create_state()
+    try:
+        words = attach.words_of(fd)
+        before_change(words, change)
+        crashpoints.reach("attach.after-want")
+        if words.any():  # nothing is wanted at a first start
+            former.parent.mkdir(parents=True, exist_ok=True)
+            libbpf.pin(fd, former)
+            crashpoints.reach("attach.after-keep")
+    finally:
+        os.close(fd)
 
 
 def calibrate_again(

@@ -4,6 +4,8 @@ programs attached.
 A folder of pins is made under another name and renamed when everything in it is complete, and it gets that name back before anything
 in it is removed. So what has the right name is whole, unless somebody else removed something of it (`attach.read_pinned` looks); a folder
 with the other name is what a killed attachment or detachment left, and is removed by the next. Unpinning a link detaches its program.
+
+While capture is attached afresh, the agent's state of the one before is pinned beside the folder (`former`): `fitting.attach_all`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.capture import libbpf
+from shared import crashpoints
 from shared.errors import BpfError, DetachError, DeviceError
 
 _BPFFS: Final = Path("/sys/fs/bpf")
@@ -27,6 +30,11 @@ _GONE_WITHIN_S: Final = 10.0
 
 def staging(pin_dir: Path) -> Path:
     return pin_dir.with_name(f"{pin_dir.name}-incomplete")
+
+
+def former(pin_dir: Path) -> Path:
+    """The state of the capture before, while the next one is not attached. Beside a folder that is there it means nothing."""
+    return pin_dir.with_name(f"{pin_dir.name}-former")
 
 
 def ensure_bpffs(pin_dir: Path) -> None:
@@ -113,9 +121,9 @@ def program_ids(folder: Path, leave_out: Collection[str] = (), *, also_next: boo
     return ids
 
 
-def detach(pin_dir: Path) -> None:
+def detach(pin_dir: Path, *, keep_former: bool = False) -> None:
     """Removes every trace of a capture from the kernel, and proves it: its pins, links and programs are
-    gone when this returns.
+    gone when this returns. `keep_former`: but that one.
 
     No pins: nothing to do. Its maps go with the last process that has them open. Raises DetachError if
     something stays attached, which takes somebody else who holds a link of ours open.
@@ -128,7 +136,10 @@ def detach(pin_dir: Path) -> None:
                 folder == pin_dir
             ):  # a kill in between must not leave maps without links under a name that says: whole
                 folder = folder.rename(staging(pin_dir))
+            crashpoints.reach("attach.in-detach")
             remove(folder)
+    if not keep_former:
+        former(pin_dir).unlink(missing_ok=True)
     remove_empty(pin_dir.parent)
     deadline = time.monotonic() + _GONE_WITHIN_S
     pause_s = 0.001
@@ -138,7 +149,8 @@ def detach(pin_dir: Path) -> None:
             raise DetachError(
                 f"Capture pinned at {pin_dir} is still attached",
                 cause=f"something holds its BPF {', '.join(left)} open",
-                action="Stop the agent (and bpftool) and detach again.",
+                action="End what holds it (an agent that was detached by force, bpftool, a monitoring tool), then do it again: start the "
+                "agent, or detach.",
             )
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.1)

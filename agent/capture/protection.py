@@ -44,6 +44,8 @@ def protect(
         )
     attach.check_machine(object_path)
     pins.ensure_bpffs(pin_dir)
+    if pins.exist(pin_dir):
+        pins.former(pin_dir).unlink(missing_ok=True)  # an attachment was killed when it was complete
     pinned, removed = read_pins(pin_dir)
     if removed is not None:
         _log.error("capture is not whole: it is attached afresh", **removed.as_dict())
@@ -80,16 +82,18 @@ def protect(
     unbound = _remember(state_dir, look, remembered, [verdict for verdict, _ in chosen])
     left_out += unbound
     chosen = [(v, disk) for v, disk in chosen if v.known.id not in {left.id for left in unbound}]
+    is_fresh = False
     if pinned:
         slots = [pin.slot for pin in pinned]
         unseen = bring_about(chosen, slots, pin_dir, ring_b, before_change, object_path)
         calibrate_again(chosen, look, pin_dir, object_path)
     else:
-        change = Change.REMOVED if removed else Change.FRESH
+        is_unfinished = pins.former(pin_dir).exists()
+        change = Change.REMOVED if removed else Change.UNFINISHED if is_unfinished else Change.FRESH
+        is_fresh = change is Change.FRESH
         unseen = attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
     left_out += unseen
     captured = [disk for _, disk in chosen if disk.id not in {left.id for left in unseen}]
-    is_fresh = not pinned and removed is None
     return Capture.attached(pin_dir, captured, fresh=is_fresh, object_path=object_path), left_out
 
 

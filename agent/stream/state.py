@@ -1,7 +1,7 @@
 """What the agent must know after a kill: an array of 64-bit words in a pinned BPF map, and nowhere else.
 
-It lives exactly as long as the capture that it describes: after a reboot both are gone, and no pins means a new epoch. Nothing is
-written to a disk, so a protected disk never sees the agent's own writes.
+It lives as long as the capture that it describes, and until another has taken its place: after a reboot both are gone, and no pins
+means a new epoch. Nothing is written to a disk, so a protected disk never sees the agent's own writes.
 
 A SIGKILL can fall between any two word stores. Every multi-word fact therefore has one word that makes it valid, stored last and
 cleared first. The epoch's identity is such a fact: EPOCH makes CLAIM valid, so both change as one.

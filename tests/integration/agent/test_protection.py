@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from agent import service
-from agent.capture import answer, attach, bindings, calibrate, identify, pins
+from agent.capture import answer, attach, bindings, calibrate, identify, libbpf, pins
 from agent.capture.answer import Answer, ask
 from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import Wanted
+from agent.capture.calibrate import Calibration
 from agent.capture.disks import Disk, find_disk
 from agent.capture.fitting import Change
 from agent.capture.look import LeftOut, standing_now
@@ -26,7 +29,15 @@ from agent.capture.protection import protect
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Word
-from shared.errors import BindingDamagedError, BpfError, NoUsableDiskError, StateFileError, UsageError
+from shared import crashpoints
+from shared.errors import (
+    BindingDamagedError,
+    BpfError,
+    DetachError,
+    NoUsableDiskError,
+    StateFileError,
+    UsageError,
+)
 from shared.tls import TlsFiles
 from tests.capture_parts import MIB, Rig, needs_capture, rig, run, until
 from tests.epoch_ids import eid
@@ -526,6 +537,138 @@ def test_a_capture_that_vanished_under_the_agent_leaves_its_points_suspect(machi
     found = AgentState(again.state)
     again.close()
     assert (found.reason, found[Word.SUSPECT_SINCE_NS]) == (Reason.CAPTURE_REMOVED, 123)
+
+
+ATTACH_AND_DIE = """
+import msgspec, sys
+from agent import service
+from agent.config import AgentConfig
+service._attach(msgspec.json.decode(sys.argv[1], type=AgentConfig, dec_hook=lambda kind, value: kind(value)))
+"""
+
+
+def attach_and_die(config: AgentConfig, at: str) -> None:
+    command = [sys.executable, "-c", ATTACH_AND_DIE, msgspec.json.encode(config, enc_hook=str).decode()]
+    environment = os.environ | {"UNDERSTUDY_CRASH_AT": at}
+    killed = subprocess.run(command, check=False, env=environment)
+    assert killed.returncode == -signal.SIGKILL
+
+
+def lose_a_part(machine: Machine, config: AgentConfig, *removed: str) -> AgentState:
+    """Somebody removes pins of a capture whose epoch went on; the state as it was."""
+    capture, _ = service._attach(config)
+    state = AgentState(capture.state)
+    state.begin_epoch(eid(7))
+    state[Word.ALL_THERE_NS] = 123
+    capture.close()
+    for name in removed:
+        (machine.rig.pin_dir / name).unlink()
+    machine.rig.write(0, b"u" * 4096)
+    return state
+
+
+def wanted_after(config: AgentConfig) -> tuple[int, Reason, int]:
+    """The epoch that goes on, why the next is wanted, and since when points are suspect, as the next agent has it."""
+    capture, _ = service._attach(config)
+    state = AgentState(capture.state)
+    capture.close()
+    return state[Word.EPOCH], state.reason, state[Word.SUSPECT_SINCE_NS]
+
+
+@pytest.mark.parametrize("at", crashpoints.ATTACH_POINTS)
+@pytest.mark.parametrize(("removed", "since_ns"), [("link-us_rq_issue", 123), ("state", 1)])
+def test_wherever_an_attachment_is_killed_the_next_agent_knows_since_when_points_are_suspect(
+    machine: Machine, at: str, removed: str, since_ns: int
+) -> None:
+    config = agent_config(machine)
+    lose_a_part(machine, config, removed)
+    attach_and_die(config, at)
+    assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, since_ns)
+    assert not pins.former(machine.rig.pin_dir).exists()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_attachment_that_fails_leaves_why_the_next_epoch_begins_to_the_next_agent(
+    machine: Machine, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = agent_config(machine)
+    lose_a_part(machine, config)
+    for disk, file in zip(machine.rig.disks, machine.rig.backing, strict=True):
+        reattach(str(disk.path), file)
+
+    def fail(*_: object) -> Calibration:
+        raise BpfError("Calibration failed", cause="out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attach, "calibrate", fail)
+        for _ in range(times):
+            with pytest.raises(BpfError, match="out of memory"):
+                service._attach(config)
+    assert wanted_after(config) == (0, Reason.DISK_RETURNED, 123)
+
+
+def test_a_change_that_makes_no_point_suspect_makes_none_suspect_when_its_attachment_fails(
+    machine: Machine,
+) -> None:
+    config = agent_config(machine)
+    lose_a_part(machine, config)
+    for disk, file in zip(machine.rig.disks, machine.rig.backing, strict=True):
+        with file.open("r+b") as grown:
+            grown.truncate(8 * MIB)
+        run("losetup", "--set-capacity", str(disk.path))
+    attach_and_die(config, "attach.after-detach")
+    assert wanted_after(config) == (0, Reason.DISK_RESIZED, 0)
+    assert AgentState(attach.state_words(config.pin_dir))[Word.SEEN_EPOCH] == 7
+
+
+def test_a_link_that_another_tool_holds_open_costs_no_suspicion(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = agent_config(machine)
+    monkeypatch.setattr(pins, "_GONE_WITHIN_S", 0.0)
+    lose_a_part(machine, config, "link-us_rq_issue")
+    held = libbpf.get(machine.rig.pin_dir / "link-us_rq_complete")
+    try:
+        with pytest.raises(DetachError, match="still attached"):
+            service._attach(config)
+    finally:
+        os.close(held)
+    assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, 123)
+
+
+def test_suspicion_outlives_a_failed_attachment_where_every_pin_was_removed_and_memory_alone_had_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = agent_config(machine)
+    former = lose_a_part(machine, config)
+    detach(machine.rig.pin_dir)
+
+    def fail(*_: object) -> Calibration:
+        raise BpfError("Calibration failed", cause="out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attach, "calibrate", fail)
+        with pytest.raises(BpfError, match="out of memory"):
+            service._attach(config, former._words)
+    assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, 123)
+
+
+@pytest.mark.parametrize("at", ["attach.after-detach", "attach.after-publish"])
+def test_a_first_attachment_that_is_killed_makes_nothing_suspect(machine: Machine, at: str) -> None:
+    config = agent_config(machine)
+    attach_and_die(config, at)
+    assert not pins.former(machine.rig.pin_dir).exists()
+    assert wanted_after(config) == (0, Reason.INITIAL, 0)
+
+
+def test_a_detachment_removes_also_what_an_attachment_that_was_killed_left(machine: Machine) -> None:
+    config = agent_config(machine)
+    lose_a_part(machine, config, "link-us_rq_issue")
+    attach_and_die(config, "attach.after-detach")
+    assert pins.former(machine.rig.pin_dir).exists()
+    detach(machine.rig.pin_dir)
+    assert not pins.former(machine.rig.pin_dir).exists()
+    assert wanted_after(config) == (0, Reason.INITIAL, 0)
 
 
 KILL_IN_DETACH = """
