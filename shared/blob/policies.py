@@ -5,23 +5,29 @@ A shared access signature that names a policy carries nothing else that counts: 
 storage. So a grant is made longer there, and ends at once when its policy goes. Azure knows five policies a container, and takes up to
 half a minute until a new one counts everywhere.
 
-Storage has no condition for changing them: a change is read, modify, write of all. Who changes them serialises that (`add` and
-`remove` know nothing of each other), and `add` looks whether its policy stayed.
+A change is read, modify, write of all, on the condition that the container was not changed since it was read (If-Unmodified-Since), so
+that a write that was held up on its way and lands late brings no policy back that was removed meanwhile. Storage counts these times in
+whole seconds. So nothing is written before a later second than that of the last change has begun (by storage's own Date): then
+every write gets a later time than the one it was conditioned on, and of two writes that were read from one state the second is
+refused, whoever sends them, in whatever order they land. Whoever is refused reads again; that includes a repeated write whose first answer
+was lost. A change of the container's metadata counts as a change, too: one more turn.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
 import hmac
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 import msgspec
 
 from shared.blob.core import BlobCore
-from shared.errors import TransientError
+from shared.errors import PreconditionError, TransientError
 
 if TYPE_CHECKING:
     from azure.storage.blob import AccessPolicy
@@ -38,7 +44,9 @@ said by the version in its own header.
 _PROTOCOL: Final = "https"
 _READING: Final = "rl"
 """Read and list."""
-_TRIES: Final = 5
+_TRIES: Final = 8
+_SECOND_S: Final = 1.1
+"""What storage's times can tell apart, and a little."""
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -47,53 +55,81 @@ class Policy(msgspec.Struct, frozen=True):
     """None: without an end, or one that is not said here."""
 
 
+class _Read(msgspec.Struct, frozen=True):
+    policies: dict[str, AccessPolicy]
+    access: Any
+    """Whether the container is public: goes with the policies."""
+    changed: dt.datetime
+    settled: bool
+    """Whether the second of the last change is over."""
+
+
 class Policies:
     def __init__(self, core: BlobCore) -> None:
         self._core = core
 
     async def list(self) -> list[Policy]:
         """All policies of the container, also those that others made."""
-        policies, _ = await self._read()
-        return [Policy(id_, _until(policy)) for id_, policy in policies.items()]
+        read = await self._read()
+        return [Policy(id_, _until(policy)) for id_, policy in read.policies.items()]
 
     async def put(self, policy: str, until: dt.datetime, *, drop: Collection[str] = ()) -> None:
-        """Makes the policy, for reading and listing only, or gives it another end; `drop` goes in the same step. One write of all: see the
-        module.
-        """
+        """Makes the policy, for reading and listing only, or gives it another end; `drop` goes in the same step."""
         from azure.storage.blob import AccessPolicy
 
-        for _ in range(_TRIES):
-            policies, access = await self._read()
-            kept = {id_: found for id_, found in policies.items() if id_ not in drop}
-            await self._write({**kept, policy: AccessPolicy(permission=_READING, expiry=until)}, access)
-            there, _ = await self._read()
-            if policy in there and kept.keys() <= there.keys():
-                return
-        raise TransientError(
-            f"Could not keep policy {policy} of container {self._core.container.container_name}",
-            cause="somebody else keeps changing the container's policies",
-        )
+        new = AccessPolicy(permission=_READING, expiry=until)
+        await self._change(lambda found: {**_without(found, drop), policy: new})
 
     async def remove(self, policies: Collection[str]) -> None:
         """From then on tokens under them are refused. Harmless when they are gone already."""
-        found, access = await self._read()
-        if kept := found.keys() - set(policies):
-            await self._write({id_: found[id_] for id_ in kept}, access)
-        elif found:
-            await self._write({}, access)
+        await self._change(lambda found: _without(found, policies))
 
-    async def _read(self) -> tuple[dict[str, AccessPolicy], Any]:
+    async def _change(self, changed: Callable[[dict[str, AccessPolicy]], dict[str, AccessPolicy]]) -> None:
+        """The argument is in the module's docstring. That nothing is to be removed is written, too: a write of before that is still on
+        its way is refused from then on.
+        """
+        for _ in range(_TRIES):
+            read = await self._read()
+            if not read.settled:
+                await asyncio.sleep(_SECOND_S)
+            try:
+                await self._write(changed(read.policies), read)
+            except PreconditionError:
+                continue
+            return
+        raise TransientError(
+            f"Could not change the policies of container {self._core.container.container_name}",
+            cause="somebody else keeps changing them",
+        )
+
+    async def _read(self) -> _Read:
+        times: dict[str, dt.datetime] = {}
+
+        def note(response: Any) -> None:
+            headers = response.http_response.headers
+            for name in ("Last-Modified", "Date"):
+                if name in headers:
+                    times[name] = parsedate_to_datetime(headers[name])
+
         got: dict[str, Any] = await self._core.call(
             f"read the policies of container {self._core.container.container_name}",
-            self._core.container.get_container_access_policy,
+            lambda: self._core.container.get_container_access_policy(raw_response_hook=note),
         )
-        return {str(one.id): one.access_policy for one in got["signed_identifiers"]}, got["public_access"]
+        policies = {str(one.id): one.access_policy for one in got["signed_identifiers"]}
+        changed = times["Last-Modified"]
+        return _Read(policies, got["public_access"], changed, settled=times.get("Date", changed) > changed)
 
-    async def _write(self, policies: dict[str, AccessPolicy], access: Any) -> None:
+    async def _write(self, policies: dict[str, AccessPolicy], read: _Read) -> None:
         await self._core.call(
             f"change the policies of container {self._core.container.container_name}",
-            lambda: self._core.container.set_container_access_policy(policies, public_access=access),
+            lambda: self._core.container.set_container_access_policy(
+                policies, public_access=read.access, if_unmodified_since=read.changed
+            ),
         )
+
+
+def _without(found: dict[str, AccessPolicy], drop: Collection[str]) -> dict[str, AccessPolicy]:
+    return {id_: policy for id_, policy in found.items() if id_ not in drop}
 
 
 def token(account: str, key: str, container: str, policy: str) -> str:

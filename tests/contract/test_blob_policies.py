@@ -6,13 +6,17 @@ import asyncio
 import datetime as dt
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from azure.core.exceptions import ResourceModifiedError, ServiceResponseError
+from azure.storage.blob import AccessPolicy
+from azure.storage.blob.aio import ContainerClient
 
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.config import read_key
 from shared.blob.policies import token
-from shared.errors import GrantEndedError, StorageRefusedError
+from shared.errors import GrantEndedError, PreconditionError, StorageRefusedError
 from tests.azurite import Azurite
 from tests.storage_faults import Answer, FaultProxy
 
@@ -146,3 +150,49 @@ async def test_a_new_grant_that_does_not_count_everywhere_yet_is_waited_for(
             proxy.add(refusal, times=2)
             settling = reader.with_retry(Retry(settled_at=time.monotonic() + 30))
             assert await settling.read("a") == b"content"
+
+
+async def test_a_write_that_lands_late_brings_no_removed_policy_back(
+    store: BlobStore, blob_config: BlobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held up on its way, and sent again meanwhile, as by a proxy that is stuck for a while."""
+    await store.create("a", b"content")
+    await store.policies.put(POLICY, in_an_hour())
+    real = ContainerClient.set_container_access_policy
+    held: list[Callable[[], Awaitable[object]]] = []
+
+    async def holding(self: ContainerClient, *args: Any, **options: Any) -> object:
+        if held:
+            return await real(self, *args, **options)
+        held.append(lambda: real(self, *args, **options))
+        raise ServiceResponseError("held up")
+
+    monkeypatch.setattr(ContainerClient, "set_container_access_policy", holding)
+    await store.policies.put("other", in_an_hour())
+    await store.policies.remove([POLICY])
+    with pytest.raises(ResourceModifiedError):
+        await held[0]()
+    assert [policy.id for policy in await store.policies.list()] == ["other"]
+    async with granted(blob_config, store.container) as reader:
+        with pytest.raises(GrantEndedError):
+            await reader.read("a")
+
+
+async def test_a_write_that_is_late_for_a_policy_that_is_gone_already_is_refused(store: BlobStore) -> None:
+    """The put was given up, the policy is not seen, and is removed all the same: so it never comes."""
+    read = await store.policies._read()
+    await store.policies.remove([POLICY])
+    with pytest.raises(PreconditionError):
+        await store.policies._write({POLICY: AccessPolicy("rl", in_an_hour())}, read)
+
+
+async def test_changes_at_once_by_several_who_know_nothing_of_each_other_lose_nothing(
+    store: BlobStore,
+) -> None:
+    await store.policies.put("old", in_an_hour())
+    others = [store.in_container(store.container).policies for _ in range(3)]
+    await asyncio.gather(
+        *(policies.put(f"p{n}", in_an_hour()) for n, policies in enumerate(others)),
+        store.policies.remove(["old"]),
+    )
+    assert {policy.id for policy in await store.policies.list()} == {"p0", "p1", "p2"}
