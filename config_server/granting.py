@@ -2,10 +2,12 @@
 
 A grant is a row of the database and a stored access policy of the machine's container, whose id comes from the grant's; the token that is
 handed out names that policy and holds nothing besides (shared/blob/policies.py). Order of things: the row first, then the policy, then
-the answer; and to end it, the policy first, then the row. So a policy that counts always has a row that says so, and what is said to be
-revoked is. A policy of ours without a living row (a kill in between, a database from a backup) is removed before the next is made.
+the answer; to make it longer, the row first, then the policy; and to end it, the policy first, then the row. So a policy that counts always
+has a row that says so, at least as long, and what is said to be revoked is. A policy of ours without a living row (a kill in between, a
+database from a backup) is removed before the next is made.
 
-All changes of one container's policies go through one lock here, since storage has no condition for them.
+All changes of one container's grants go through one lock here, which keeps rows and policies together; that no change of policies undoes
+another one, whoever makes it and however late it lands, is seen to there.
 """
 
 from __future__ import annotations
@@ -88,7 +90,6 @@ class Granting:
             if all(policy.id != _policy(grant) for policy in await store.policies.list()):
                 raise _over(grant, "its policy was removed from the container")
             expires_ns = self._control.now_ns() + self._life_ns
-            await store.policies.put(_policy(grant), _time(expires_ns))
             await self._note(
                 call,
                 "grant.renew",
@@ -96,6 +97,7 @@ class Granting:
                 {"expires": rfc3339(expires_ns)},
                 lambda db: grants.extend(db, id_, expires_ns),
             )
+            await store.policies.put(_policy(grant), _time(expires_ns))
         return grants.view(await self._get(machine, id_), self._control.now_ns())
 
     async def end(self, call: Call, body: GrantEnd) -> GrantView:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 
+from config_server import grants
 from shared import api
 from shared.blob import BlobConfig, BlobStore
+from shared.blob.policies import Policies
 from shared.errors import (
     GrantEndedError,
     GrantLimitError,
     MachineNotFoundError,
     NotFoundError,
     StorageRefusedError,
+    TransientError,
+    UnderstudyError,
 )
 from shared.machine_storage import MachineStorage
 from shared.messages import (
@@ -161,15 +167,50 @@ async def test_a_grant_that_is_used_again_or_renewed_is_the_same(
     assert await policies(container) == {f"understudy-{grant.id}"}
 
 
+async def test_a_grant_is_never_longer_than_its_row_says(
+    operator: RestClient, container: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is stopped in the midst of a renewal, by a full disk or for good, has not made a grant longer that the list calls expired."""
+    await given(operator)
+    before = await container.policies.list()
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(grants, "extend", full)
+    [view] = await listed(operator)
+    with pytest.raises(UnderstudyError, match="could not be used"):
+        await operator.call(api.GRANT_RENEW, Nothing(), machine="web1", id=view.id)
+    assert await container.policies.list() == before
+    assert [view.expires for view in await listed(operator)] == [view.expires]
+
+
+async def test_a_renewal_that_storage_did_not_take_is_made_by_the_next(
+    operator: RestClient, container: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = await given(operator)
+    before = (await container.policies.list())[0].until
+    with monkeypatch.context() as patch:
+        patch.setattr(Policies, "put", AsyncMock(side_effect=TransientError("Storage is away")))
+        with pytest.raises(UnderstudyError):
+            await operator.call(api.GRANT_RENEW, Nothing(), machine="web1", id=grant.id)
+    await operator.call(api.GRANT_RENEW, Nothing(), machine="web1", id=grant.id)
+    [policy], [view] = await container.policies.list(), await listed(operator)
+    assert policy.until is not None
+    assert before is not None
+    assert policy.until > before
+    assert view.expires[:19] == policy.until.isoformat()[:19]
+
+
 async def test_the_sixth_is_refused_by_names_and_there_is_room_when_one_ends(
     operator: RestClient, container: BlobStore
 ) -> None:
-    grants = [await given(operator) for _ in range(5)]
+    five = [await given(operator) for _ in range(5)]
     with pytest.raises(GrantLimitError) as refused:
         await given(operator)
-    assert all(grant.id in refused.value.cause for grant in grants)
+    assert all(grant.id in refused.value.cause for grant in five)
     assert "grant revoke web1" in refused.value.action
-    await ended(operator, grants[2])
+    await ended(operator, five[2])
     assert (await given(operator)).id
     assert len(await listed(operator)) == 6, "the refused one was never given"
 
@@ -177,10 +218,10 @@ async def test_the_sixth_is_refused_by_names_and_there_is_room_when_one_ends(
 async def test_grants_at_once_do_not_lose_one_anothers_policies(
     operator: RestClient, container: BlobStore
 ) -> None:
-    grants = await asyncio.gather(*(given(operator) for _ in range(5)))
-    assert await policies(container) == {f"understudy-{grant.id}" for grant in grants}
-    await asyncio.gather(*(ended(operator, grant) for grant in grants[:3]))
-    assert await policies(container) == {f"understudy-{grant.id}" for grant in grants[3:]}
+    given_ = await asyncio.gather(*(given(operator) for _ in range(5)))
+    assert await policies(container) == {f"understudy-{grant.id}" for grant in given_}
+    await asyncio.gather(*(ended(operator, grant) for grant in given_[:3]))
+    assert await policies(container) == {f"understudy-{grant.id}" for grant in given_[3:]}
 
 
 async def test_policies_of_ours_that_nobody_has_make_room_and_those_of_others_stay(
