@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import secrets
 import socket
 import ssl
@@ -90,6 +91,8 @@ class Machine:
         """Who has the lock."""
         self.problem: UnderstudyError | None = None
         """Why the last session ended; None once a newer one is open."""
+        self.side_asked_s = -math.inf
+        """When it was last asked whether its sessions are the active side's (monotonic)."""
         self._received_b = 0
         self._ordered_captured_ns = 0
 
@@ -394,14 +397,25 @@ class Receiver:
     async def _check_sides_regularly(self) -> None:
         while True:
             await asyncio.sleep(CHECK_SIDES_S)
-            for name in list(self.machines):
-                try:
-                    await self.check_side(name)
-                except StorageError as exc:
-                    _log.debug("active sides not checked; again in a minute", **exc.as_dict())
-                    break  # the next machines would wait for storage as well; that it is away is told by service.py
-                except UnderstudyError as exc:
-                    _log.warning("active side not checked", machine=name, **exc.as_dict())
+            await self._check_sides()
+
+    async def _check_sides(self) -> None:
+        """Trouble may be of one machine's container only, so all are asked for. Where many do not answer, a round ends after its time, and
+        the next one begins with those that were not reached.
+        """
+        began_s = time.monotonic()
+        for machine in sorted(self.machines.values(), key=lambda machine: machine.side_asked_s):
+            machine.side_asked_s = time.monotonic()
+            try:
+                await self.check_side(machine.name)
+            except StorageError as exc:  # told by service.py, or by what the machine uploads
+                _log.debug(
+                    "active side not checked; again in a minute", machine=machine.name, **exc.as_dict()
+                )
+            except UnderstudyError as exc:
+                _log.warning("active side not checked", machine=machine.name, **exc.as_dict())
+            if time.monotonic() - began_s > CHECK_SIDES_S:
+                return
 
 
 def _covered(revoked: Revocations, session: Session) -> bool:

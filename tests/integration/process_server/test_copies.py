@@ -386,6 +386,40 @@ async def test_sessions_are_checked_without_anybody_asking_and_again_after_an_ou
     assert set(site.asked) == {"lab"}, "a machine without a session costs no request"
 
 
+async def test_a_machine_whose_storage_does_not_answer_keeps_no_other_from_being_checked(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.receiver.stop()
+    monkeypatch.setattr(receiver, "CHECK_SIDES_S", 0.02)
+    await site.start()
+    really = site.check_side
+
+    async def check_side(machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
+        site.storage_away = machine == "lab"  # its container is being deleted, say
+        return await really(machine, identity, claim=claim, surely=surely)
+
+    site.receiver._check_side = check_side
+    async with site.agent() as unlucky, site.agent("web") as moved:
+        await unlucky.open(hello(identity="original"))
+        await moved.open(hello("web", identity="original"))
+        site.active = ActiveSide(machine="web", generation=2, identity="new", changed_ns=0, claim="")
+        assert (await moved.fault()).code == CopyRefusedError.code
+        assert site.receiver.machines["lab"].connected
+
+
+async def test_a_round_of_checks_ends_in_time_and_the_next_begins_where_it_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "CHECK_SIDES_S", 0.0)
+    async with site.agent("a") as one, site.agent("b") as two, site.agent("c") as three:
+        for name, agent in (("a", one), ("b", two), ("c", three)):
+            await agent.open(hello(name, identity="original"))
+        site.asked.clear()
+        for _ in range(4):
+            await site.receiver._check_sides()
+        assert site.asked == ["a", "b", "c", "a"]
+
+
 async def test_a_document_that_cannot_be_read_ends_no_session_and_keeps_no_other_from_being_checked(
     machine_storage: MachineStorage, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
