@@ -13,7 +13,7 @@ One session per machine, and why WELCOME's position is exact. A HELLO first clos
 session: its wire takes no further batch. Then it waits, under the machine's lock, until the batches of that
 session that are on their way are settled, and only then asks the log to begin. So no append runs while the
 log says where it stands, and none that was begun before can be counted later. Of several waiting sessions
-only the newest goes on.
+only the newest goes on; one that is over does not wait any more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from process_server.reception.boots import SILENT_RETRY_S, BootFiles, LastBoot, awaited
 from process_server.reception.credit import CacheSpace, CreditGate, CreditPolicy
@@ -148,6 +148,8 @@ class Receiver:
         self.cache = cache()
         self._listener: socket.socket | None = None
         self._sessions: set[Session] = set()
+        self._waiting: dict[Session, asyncio.Task[Any]] = {}
+        """Sessions that wait for their machine's lock, and their tasks: ended when the session is over."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(MAX_HANDSHAKES)
         self._loop_tasks: list[asyncio.Task[None]] = []
@@ -242,20 +244,20 @@ class Receiver:
         boot = await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
         session.machine = machine.name
+        for known in {machine.session, machine.newest} - {None, session}:
+            assert known is not None
+            known.fail(_superseded(machine))
         machine.newest = session
-        superseded = SupersededError(f"The session of {machine.name} was closed")
-        if machine.session is not None:
-            machine.session.fail(superseded)
-        await machine.lock.acquire()
-        machine.holder = session
+        await self._take_turn(machine, session)
         if machine.session is not None:
             await _settled(machine.session)
+        _check_newest(machine, session)
         # Another may have been named while this one waited.
         await self._check_side(machine.name, hello.identity, claim=False)
+        _check_newest(machine, session)
         if boot.admit(hello) and boot.admitted is not None:
             await self._boot_files.remember(machine.name, boot.admitted)
-        if machine.newest is not session or not session.waiting:
-            raise superseded
+            _check_newest(machine, session)
         machine.admit(session)
         if machine.log is None:
             machine.log = await self._open_log(hello)
@@ -293,6 +295,9 @@ class Receiver:
         return credit_b
 
     def over(self, session: Session) -> None:
+        waiting = self._waiting.get(session)
+        if waiting is not None:
+            waiting.cancel()
         machine = self.machines.get(session.machine)
         if machine is not None and (boot := self._boots.get(machine.name)) is not None:
             boot.ended(session.boot, self.clock())
@@ -300,6 +305,20 @@ class Receiver:
             machine.problem = session.problem
 
     # ---- inside ----
+
+    async def _take_turn(self, machine: Machine, session: Session) -> None:
+        """The machine's lock. Its holder may wait long, for a disk that hangs, without end: meanwhile an agent that comes and goes must not
+        leave a task, and later a question to storage, for each time.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting[session] = task
+        try:
+            await machine.lock.acquire()
+        finally:
+            del self._waiting[session]
+        machine.holder = session
+        _check_newest(machine, session)
 
     async def _refuse_copies(self, session: Session, hello: Hello) -> LastBoot:
         """Raises CopyRefusedError or MachineAwaitedError; nothing of the machine was touched then. Nobody else was admitted since the last
@@ -416,6 +435,16 @@ class Receiver:
                 _log.warning("active side not checked", machine=machine.name, **exc.as_dict())
             if time.monotonic() - began_s > CHECK_SIDES_S:
                 return
+
+
+def _superseded(machine: Machine) -> SupersededError:
+    return SupersededError(f"The session of {machine.name} was closed")
+
+
+def _check_newest(machine: Machine, session: Session) -> None:
+    """Raises SupersededError when another session came meanwhile, or this one went."""
+    if machine.newest is not session or not session.waiting:
+        raise _superseded(machine)
 
 
 def _covered(revoked: Revocations, session: Session) -> bool:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace
-from process_server.reception.receiver import Receiver
+from process_server.reception.receiver import Machine, Receiver
 from shared import tls
 from shared.batch import StreamState
 from shared.errors import (
@@ -173,6 +173,36 @@ async def test_of_many_waiting_sessions_only_the_newest_is_welcomed(site: Site) 
         assert (await b.fault()).code == SupersededError.code
         assert (await a.fault()).code == SupersededError.code
     assert site.opened == ["lab"]
+
+
+async def test_an_agent_that_comes_and_goes_while_its_log_hangs_leaves_nothing_behind(site: Site) -> None:
+    def beginning() -> int:
+        return sum(task.get_name().startswith("begin ") for task in asyncio.all_tasks())
+
+    asked: list[str] = []
+    really = site.receiver._check_side
+
+    async def check_side(machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
+        asked.append(machine)
+        return await really(machine, identity, claim=claim, surely=surely)
+
+    site.receiver._check_side = check_side
+    site.log().begin_gate.clear()
+    site.receiver.machines["lab"] = Machine("lab", site.policy)
+    for _ in range(5):
+        async with site.agent() as agent:
+            agent.write(agent.wire.send_hello(hello()))
+            await until(
+                lambda: any(s is site.receiver.machines["lab"].newest for s in site.receiver._sessions)
+            )
+        await until(lambda: not site.receiver._sessions)
+    await until(lambda: beginning() == 1)
+    at_rest = len(asked)
+    site.log().begin_gate.set()
+    await until(lambda: beginning() == 0)
+    assert len(asked) == at_rest, "nobody asks storage for a session that is over"
+    async with site.agent() as agent:
+        assert (await agent.open(hello())).epoch == 2
 
 
 async def test_machines_do_not_wait_for_one_another(site: Site) -> None:
