@@ -33,6 +33,7 @@ from shared.key_cache import FILE, CachedKey, KeyCache
 from shared.messages import KeyRequest, MachineKeyGrant, Nothing
 from shared.rest import RestClient
 from shared.sealing import MachineKey
+from shared.single_writer import SingleWriter
 from shared.status import Problem
 from shared.tls import TlsFiles
 from shared.vault import FileVault, Vault, WrappedKey
@@ -64,9 +65,7 @@ class RemoteVault:
         self._cache: Final = cache
         self._keys: Final[dict[_Id, bytes]] = {}
         self._asking: Final[dict[_Id, asyncio.Lock]] = {}
-        self._wanted_version = 0
-        self._stored_version = 0
-        self._storing: asyncio.Task[None] | None = None
+        self._writer: Final = SingleWriter("store keys", self._store)
         self._unstored: Final = asyncio.Event()
         self._tending: asyncio.Task[None] | None = None
 
@@ -85,8 +84,7 @@ class RemoteVault:
         if self._tending is not None:
             self._tending.cancel()
             await asyncio.gather(self._tending, return_exceptions=True)
-        if self._storing is not None:
-            await asyncio.gather(self._storing, return_exceptions=True)
+        await self._writer.close()
         await self._client.close()
 
     async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
@@ -115,7 +113,7 @@ class RemoteVault:
         finds it not to open and asks again: the config server was there a moment ago.
         """
         tls.reload(self._context, self._files)
-        self._wanted_version += 1
+        self._writer.changed()
         self._unstored.set()
 
     async def _ask(self, route: Route[_Q, MachineKeyGrant], request: _Q, machine: str) -> MachineKey:
@@ -137,41 +135,26 @@ class RemoteVault:
 
     async def _keep(self, id_: _Id, key: MachineKey) -> None:
         self._keys[id_] = key.key
-        self._wanted_version += 1
-        if not await self._store():
+        self._writer.changed()
+        if not await self._writer.written():
             self._unstored.set()
 
     async def _store(self) -> bool:
-        """Whether all that is known now is stored. The writing itself is a task of its own, one at a time: whoever waits for it may be
-        cancelled, and two threads must not replace the file in the wrong order.
-        """
-        version = self._wanted_version
-        while self._stored_version < version:
-            if self._storing is None or self._storing.done():
-                self._storing = asyncio.create_task(self._store_once(), name="store keys")
-            storing = self._storing
-            await asyncio.shield(storing)
-            if self.problem is not None:
-                return False
-        return True
-
-    async def _store_once(self) -> None:
-        version = self._wanted_version
         keys = [CachedKey(**id_._asdict(), key=key) for id_, key in self._keys.items()]
         try:
             await asyncio.to_thread(self._cache.store, keys)
         except KeyCacheError as exc:
             self._note(exc)
-        else:
-            self._stored_version = version
-            self._note(None)
+            return False
+        self._note(None)
+        return True
 
     async def _tend(self) -> None:
         """Seals anew when that is wanted, and tries again what failed. Never returns."""
         while True:
             await self._unstored.wait()
             self._unstored.clear()
-            if not await self._store():
+            if not await self._writer.written():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._unstored.wait(), _RETRY_S)
                 self._unstored.set()

@@ -12,6 +12,7 @@ import msgspec
 from shared import durable
 from shared.errors import UNDECODABLE, RevokedListError
 from shared.messages import Revocations
+from shared.single_writer import SingleWriter
 from shared.trouble import Trouble
 
 REVOKED_FILE: Final = "revoked.json"
@@ -25,15 +26,17 @@ class RevokedFile:
         """Why the newest list is not on the disk."""
         self._path = path
         self._use = use
-        self._known = self._stored = Revocations()
+        self._known = Revocations()
+        self._writer: Final = SingleWriter("store revoked certificates", self._store)
 
     def load(self) -> None:
         try:
-            self._known = self._stored = msgspec.json.decode(self._path.read_bytes(), type=Revocations)
+            self._known = msgspec.json.decode(self._path.read_bytes(), type=Revocations)
         except FileNotFoundError:
             return
         except (OSError, *UNDECODABLE) as exc:
             # The config server's next answer brings it again.
+            self._writer.changed()
             self.trouble.report(self._failed("read", str(exc)))
             return
         self._use(self._known)
@@ -42,17 +45,19 @@ class RevokedFile:
         """Used at once, whatever the disk says; stored when it has changed, and tried again with the next answer."""
         if revoked != self._known:
             self._known = revoked
+            self._writer.changed()
             self._use(revoked)
-        if revoked == self._stored and self.trouble.error is None:
-            return
+        await self._writer.written()
+
+    async def _store(self) -> bool:
+        data = msgspec.json.encode(self._known)
         try:
-            await asyncio.to_thread(
-                durable.replace_file, self._path, msgspec.json.encode(revoked), mode=0o644
-            )
-            self._stored = revoked
-            self.trouble.report(None)
+            await asyncio.to_thread(durable.replace_file, self._path, data, mode=0o644)
         except OSError as exc:
             self.trouble.report(self._failed("written", exc.strerror or str(exc)))
+            return False
+        self.trouble.report(None)
+        return True
 
     def _failed(self, verb: str, cause: str) -> RevokedListError:
         return RevokedListError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from process_server.reception import boots, receiver
 from process_server.spool.sides import Sides
-from shared import active_side
+from shared import active_side, durable
 from shared.active_side import ActiveSide, Direction
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import (
@@ -262,6 +263,29 @@ async def test_a_side_that_storage_was_set_back_to_counts_although_its_generatio
     assert await sides.check("m1", "new", claim=False, surely=True)
     with pytest.raises(CopyRefusedError):
         await sides.check("m1", "old", claim=False, surely=True)
+
+
+async def test_the_side_that_was_learnt_last_is_on_the_disk_although_an_older_write_was_slow(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, began, goes_on = durable.replace_file, threading.Event(), threading.Event()
+
+    def slow(path: Path, data: bytes) -> None:
+        if b"first" in data:
+            began.set()
+            goes_on.wait(10)
+        really(path, data)
+
+    monkeypatch.setattr(durable, "replace_file", slow)
+    sides = Sides(in_one(store), tmp_path)
+    first = asyncio.create_task(sides.check("m1", "first", claim=True))
+    await asyncio.to_thread(began.wait, 10)
+    await active_side.change(store, "m1", "second")
+    second = asyncio.create_task(sides.check("m1", "second", claim=True))
+    await asyncio.wait([second], timeout=0.5)  # without the order it would be over
+    goes_on.set()
+    await asyncio.gather(first, second)
+    assert active_side.decode((tmp_path / "m1/side.json").read_bytes(), "").identity == "second"
 
 
 async def test_two_that_are_first_agree_on_one(store: BlobStore) -> None:
