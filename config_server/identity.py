@@ -161,7 +161,8 @@ class Identity:
         if call.role == "agent":
             await self._sides.admit(call.name, body.identity, None, call.remote)
         public_key = self._control.ca.public_key_of(body.csr)
-        if public_key != x509.load_der_x509_certificate(call.der).public_key():
+        presented = x509.load_der_x509_certificate(call.der)
+        if public_key != presented.public_key():
             raise RequestError(
                 f"The certificate of {call.who} was not renewed",
                 cause="the request is for another key than the certificate's",
@@ -175,7 +176,15 @@ class Identity:
 
         def work(db: sqlite3.Connection) -> x509.Certificate:
             revocation.check(db, call.serial, call.who, call.begins_s)
-            revocation.note_key(db, call.serial, fingerprint_of(public_key))
+            revocation.note_presented(
+                db,
+                call.serial,
+                call.role,
+                call.name,
+                fingerprint_of(public_key),
+                _ns(presented.not_valid_before_utc),
+                _ns(presented.not_valid_after_utc),
+            )
             certificate = self._issue(db, public_key, grant, now_ns)
             detail = {"serial": f"{certificate.serial_number:x}"}
             audit.add(db, call.who, "certificate.renew", call.who, detail, now_ns)
@@ -221,7 +230,7 @@ class Identity:
         now = _time(now_ns)
         life = _STORAGE_LIFE if grant.role == "storage" else self._control.certificate_life
         certificate = self._control.ca.issue(public_key, grant.role, grant.name, grant.hosts, life, now)
-        expires_ns = int(certificate.not_valid_after_utc.timestamp()) * SECOND_NS
+        expires_ns = _ns(certificate.not_valid_after_utc)
         key = fingerprint_of(public_key)
         revocation.note_certificate(
             db, certificate.serial_number, grant.role, grant.name, key, now_ns, expires_ns
@@ -241,3 +250,7 @@ class Identity:
 
 def _time(now_ns: int) -> dt.datetime:
     return dt.datetime.fromtimestamp(now_ns // SECOND_NS, dt.UTC)
+
+
+def _ns(time: dt.datetime) -> int:
+    return int(time.timestamp()) * SECOND_NS

@@ -38,9 +38,17 @@ def note_certificate(
     )
 
 
-def note_key(db: sqlite3.Connection, serial: int, key: str) -> None:
-    """Of a certificate from before keys were noted."""
-    db.execute("UPDATE certificates SET key = ? WHERE serial = ? AND key = ''", (key, f"{serial:x}"))
+def note_presented(
+    db: sqlite3.Connection, serial: int, role: str, name: str, key: str, issued_ns: int, expires_ns: int
+) -> None:
+    """Of a certificate that its owner shows: one from before keys were noted, or that a database from a backup does not know. What is
+    renewed from it shall be refused with it.
+    """
+    db.execute(
+        "INSERT INTO certificates (serial, role, name, key, issued_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (serial) DO UPDATE SET key = excluded.key WHERE key = ''",
+        (f"{serial:x}", role, name, key, issued_ns, expires_ns),
+    )
 
 
 def revoke(db: sqlite3.Connection, certificate: str, reason: str, now_ns: int) -> list[CertificateView]:

@@ -180,6 +180,25 @@ async def test_a_serial_number_stands_for_its_key_and_what_was_renewed_from_it(
     await refused(server, files)
 
 
+async def test_a_serial_number_that_a_restored_database_did_not_know_stands_for_what_was_renewed_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewals, "_wait_s", lambda _certificate: 0.0)
+    config = config_for(tmp_path)
+    async with running(config) as server:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    restored(config.data_dir)
+    thief = identity.files_in(tmp_path / "thief")
+    shutil.copytree(files.cert.parent, thief.cert.parent)
+    async with running(config) as server:
+        async with RestClient(server.url, tls.client_context(thief)) as client:
+            answer = await client.call(api.RENEW, RenewRequest(csr=identity.request_of(thief)))
+        thief.cert.write_text(answer.certificate)
+        assert {view.name for view in await revoke(server, serial(files))} == {"agent:web1"}
+        await refused(server, files)
+        await refused(server, thief)
+
+
 async def test_a_clock_that_was_ahead_for_a_moment_readmits_nobody(
     server: ConfigServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
