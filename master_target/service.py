@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -75,7 +75,8 @@ class Service:
             retention=config.retention,
         )
         self._machines: dict[str, _Running] = {}
-        self._failure: UnderstudyError | None = None
+        self._failures: list[UnderstudyError] = []
+        """Why machines could not be found."""
 
     async def work(self, stop: asyncio.Event) -> None:
         """Find machines and work on each, until stopped."""
@@ -108,7 +109,7 @@ class Service:
             await wait_for(stop, interval_s)
 
     def report(self) -> MasterTargetReport:
-        failed = [] if self._failure is None else [Problem(**self._failure.as_dict())]
+        failed = [Problem(**failure.as_dict()) for failure in self._failures]
         return MasterTargetReport(
             target=self._config.target,
             machines={name: found.machine.report() for name, found in self._machines.items()},
@@ -123,19 +124,27 @@ class Service:
     async def _find(self) -> dict[str, BlobStore]:
         """The machines to work on that storage has, as far as it can be asked."""
         found: dict[str, BlobStore] = {}
+        failures: list[UnderstudyError] = []
+        unreadable: list[IntegrityError] = []
         try:
             if not self._config.machines:
-                for name, container in (await self._storage.machines()).items():
-                    found[name] = self._storage.at(name, container)
+                for name, container in (await self._storage.machines(unreadable=unreadable)).items():
+                    with _noted(unreadable):
+                        if name not in self._machines or self._machines[name].container != container:
+                            await self._storage.check(name, container)
+                        found[name] = self._storage.at(name, container)
             for name in self._config.machines:
-                with contextlib.suppress(MachineNotFoundError):  # its process server has written nothing yet
-                    found[name] = await self._storage.find(name)
-        except (StorageError, IntegrityError) as exc:
-            if self._failure is None:
-                _log.warning("machines not listed; will try again", **exc.as_dict())
-            self._failure = exc
-        else:
-            self._failure = None
+                with _noted(unreadable), contextlib.suppress(MachineNotFoundError):
+                    found[name] = await self._storage.find(
+                        name
+                    )  # not found: its process server has written nothing yet
+        except StorageError as exc:
+            failures.append(exc)
+        failures += unreadable
+        for failure in failures:
+            if failure.as_dict() not in [known.as_dict() for known in self._failures]:
+                _log.warning("machines not found; will try again", **failure.as_dict())
+        self._failures = failures
         return found
 
     def _opener(self) -> OpenTarget:
@@ -149,6 +158,15 @@ class Service:
             return await ImageTarget.open(folder, machine, disk, disk_b)
 
         return page_blob if folder is None else image
+
+
+@contextlib.contextmanager
+def _noted(errors: list[IntegrityError]) -> Iterator[None]:
+    """One machine's error keeps the others from nothing."""
+    try:
+        yield
+    except IntegrityError as exc:
+        errors.append(exc)
 
 
 async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -13,6 +13,10 @@ never made before its entry, so none is left that nobody names.
 Storage describes itself (I8): with the registry lost, the containers' metadata say the same, and an entry is made again from them. Of
 several containers of one name the youngest is the machine's: that is the one which the registry named last.
 
+What two places say must fit: an entry that is another machine's (a copy of the blob, a rename that went half way), or that names a
+container whose metadata are another machine's, is an IntegrityError for whoever would use it, since two machines in one container end
+each other's epochs. Metadata that are not there contradict nothing: tools that copy an account leave them behind.
+
 The id is asked for once, and kept. When a machine's container is not there any more, the registry is asked again: does it still name this
 one, somebody may bring the container back (ContainerMissingError); `find_or_create` makes it anew, empty, so that a machine whose agent
 comes back is replicated again rather than not at all. Else storage forgot the machine: what stands under its name
@@ -49,6 +53,7 @@ from shared.log.names import check_machine, is_machine
 REGISTRY: Final = "machines/"
 _SUFFIX: Final = ".json"
 _ID_B: Final = 8
+_DELETE: Final = "Delete it: it is made anew from the metadata of the machine's container."
 
 _log = logging.get()
 
@@ -56,9 +61,7 @@ MachineId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
 
 class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """`machines/<name>.json` in the vault container. It never changes. The id stands in the blob's metadata, too, so that a listing
-    is enough.
-    """
+    """`machines/<name>.json` in the vault container. It never changes."""
 
     v: int = 1
     machine: str
@@ -76,6 +79,8 @@ class MachineStorage:
         """The vault container, where only the registry lies."""
         self._known: Final[dict[str, str]] = {}
         """Container by machine; shared by all that `with_retry` and `patient` gave."""
+        self._entries: Final[dict[str, tuple[str, MachineEntry]]] = {}
+        """What `machines` read of each entry, and its ETag: so a list costs no request for each machine."""
 
     @classmethod
     def connect(cls, config: BlobConfig) -> Self:
@@ -101,7 +106,9 @@ class MachineStorage:
         return self._over(self.vault.with_retry(retry))
 
     async def find(self, machine: str) -> BlobStore:
-        """The machine's container. Raises MachineNotFoundError, StorageError; IntegrityError for an entry that cannot be read."""
+        """The machine's container. Raises MachineNotFoundError, StorageError; IntegrityError for an entry that cannot be
+        read, or does not fit its container.
+        """
         container = self._known.get(machine)
         if container is None:
             entry = await self._registered(machine) or await self._described(machine)
@@ -110,7 +117,9 @@ class MachineStorage:
                     f"Storage holds nothing of machine '{machine}'",
                     cause=f"neither container {self.vault.container} nor another one beside it names the machine",
                 )
-            container = self._known[machine] = self._container(entry.id)
+            container = self._container(entry.id)
+            await self.check(machine, container)
+            self._known[machine] = container
         return self.at(machine, container)
 
     async def find_or_create(self, machine: str) -> BlobStore:
@@ -124,19 +133,33 @@ class MachineStorage:
             container = self._container(entry.id)
             metadata = {"machine": machine, "vault": self.vault.container, "created": str(entry.created_ns)}
             await self.vault.in_container(container).ensure_container(metadata)
+            await self.check(machine, container)
             self._known[machine] = container
         return self.at(machine, container)
 
-    async def machines(self, *, thorough: bool = False) -> dict[str, str]:
+    async def machines(
+        self, *, thorough: bool = False, unreadable: list[IntegrityError] | None = None
+    ) -> dict[str, str]:
         """The machines, in order, and their containers: those in the registry. Containers that the registry does not name are
-        looked for when it is lost, or holds no machine; with `thorough`, always.
+        looked for when it is lost, or holds no machine; with `thorough`, always. A machine whose entry cannot be read is left out; why,
+        is in `unreadable`.
         """
         found: dict[str, str] = {}
         try:
             async for info in self.vault.list(REGISTRY):
                 machine = info.name.removeprefix(REGISTRY).removesuffix(_SUFFIX)
-                if is_machine(machine) and (container := await self._listed(machine, info.metadata)):
-                    found[machine] = container
+                if not is_machine(machine):
+                    continue
+                try:
+                    entry = await self._listed(machine, info.etag)
+                except IntegrityError as exc:
+                    if unreadable is None:
+                        _log.warning("machine left out", machine=machine, **exc.as_dict())
+                    else:
+                        unreadable.append(exc)
+                else:
+                    if entry is not None:
+                        found[machine] = self._container(entry.id)
         except ContainerMissingError as exc:
             _log.debug("no registry", **exc.as_dict())
         if thorough or not found:
@@ -147,6 +170,23 @@ class MachineStorage:
     def at(self, machine: str, container: str) -> BlobStore:
         """A store on that container, which `machines` names as the machine's."""
         return self.vault.in_container(container, self._missing(machine, container))
+
+    async def check(self, machine: str, container: str) -> None:
+        """Raises IntegrityError if the container says that it is another machine's; `find` and `find_or_create` have asked it. One that
+        is not there says so when it is used.
+        """
+        try:
+            said = await self.vault.in_container(container).container_metadata()
+        except ContainerMissingError:
+            return
+        for key, expected in (("machine", machine), ("vault", self.vault.container)):
+            if said.get(key, expected) != expected:
+                raise IntegrityError(
+                    f"Container {container} is not that of machine {machine}",
+                    cause=f"the registry names it, but its own metadata say {key} {said[key]}",
+                    action=f"Find out which is right: correct the container's metadata, or delete the entry {_name(machine)}: it is "
+                    "made anew from the metadata of the machine's container.",
+                )
 
     # ---- inside ----
 
@@ -169,7 +209,7 @@ class MachineStorage:
     async def _register(self, entry: MachineEntry) -> MachineEntry:
         """The entry that stands now: this one, or that of somebody who was faster."""
         try:
-            await self.vault.create(_name(entry.machine), msgspec.json.encode(entry), {"id": entry.id})
+            await self.vault.create(_name(entry.machine), msgspec.json.encode(entry))
         except BlobExistsError:
             found = await self._entry(entry.machine)
             if found is None:
@@ -186,13 +226,18 @@ class MachineStorage:
         except BlobNotFoundError:
             return None
         try:
-            return msgspec.json.decode(data, type=MachineEntry)
+            entry = msgspec.json.decode(data, type=MachineEntry)
         except UNDECODABLE as exc:
             raise IntegrityError(
-                f"The registry's entry {name} cannot be read",
-                cause=str(exc),
-                action="Delete it: it is made anew from the metadata of the machine's container.",
+                f"The registry's entry {name} cannot be read", cause=str(exc), action=_DELETE
             ) from exc
+        if entry.machine != machine:
+            raise IntegrityError(
+                f"The registry's entry {name} is of another machine",
+                cause=f"it was made for machine {entry.machine}, and names that one's container",
+                action=_DELETE,
+            )
+        return entry
 
     async def _registered(self, machine: str) -> MachineEntry | None:
         try:
@@ -200,18 +245,16 @@ class MachineStorage:
         except ContainerMissingError:
             return None
 
-    async def _listed(self, machine: str, metadata: dict[str, str]) -> str | None:
-        """The container of a machine that a listing of the registry names. One whose entry cannot be read is left out."""
-        try:
-            id_ = msgspec.convert(metadata.get("id"), MachineId)
-        except msgspec.ValidationError:
-            try:
-                entry = await self._entry(machine)
-            except IntegrityError as exc:
-                _log.warning("machine left out", machine=machine, **exc.as_dict())
-                return None
-            return None if entry is None else self._container(entry.id)
-        return self._container(id_)
+    async def _listed(self, machine: str, etag: str) -> MachineEntry | None:
+        """The entry of a machine that a listing of the registry names; None when it is gone since. Raises IntegrityError."""
+        read = self._entries.get(machine)
+        if read is not None and read[0] == etag:
+            return read[1]
+        entry = await self._entry(machine)
+        if entry is not None:
+            # Should it have changed since the list: the next list has another ETag, and it is read again.
+            self._entries[machine] = etag, entry
+        return entry
 
     async def _described(self, machine: str) -> MachineEntry | None:
         """What the containers say of the machine."""

@@ -57,6 +57,7 @@ from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, known_epoch, newest_epoch
 from shared.log.writer import terms
 from shared.recovery.traces import highest_epoch
+from shared.vault import machine_key
 from shared.wire.messages import Hello
 
 _BEGIN_S: Final = 25.0
@@ -221,6 +222,8 @@ class MachineLog:
         if info is None or not _answers(info, hello):
             if info is not None:
                 await self._rivals.check(hello, info, store)
+            # Whoever cannot seal this machine's log must not end its epoch: the key opens for this machine only.
+            await machine_key(store, self._shared.vault, self.machine, create=True)
             info = await allocate_epoch(
                 store,
                 self.machine,

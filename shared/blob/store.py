@@ -115,6 +115,12 @@ class BlobStore:
         except BlobExistsError:
             return
 
+    async def container_metadata(self) -> dict[str, str]:
+        found = await self._core.call(
+            f"look up container {self.container}", self._core.container.get_container_properties
+        )
+        return dict(found.metadata or {})
+
     async def list_containers(self, prefix: str) -> AsyncIterator[tuple[str, dict[str, str]]]:
         """The account's containers whose names begin so, with their metadata."""
         listed = self._core.service.list_containers(name_starts_with=prefix, include_metadata=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -133,6 +134,27 @@ async def test_a_name_that_is_given_to_another_machine_is_worked_on_anew_in_its_
         await new.publish()
         await until(service, a.name, lambda r: r.applied == new.position.batch and not r.errors)
         await until(service, b.name, lambda r: r.applied == b.position.batch and not r.errors)
+
+
+async def test_a_machine_whose_entry_is_damaged_or_anothers_is_in_the_report(
+    two: tuple[ModelMachine, ModelMachine],
+    tmp_path: Path,
+    blob_config: BlobConfig,
+    machine_storage: MachineStorage,
+) -> None:
+    a, b = two
+    entry = json.loads(await machine_storage.vault.read(f"machines/{b.name}.json"))
+    await machine_storage.vault.create("machines/c.json", json.dumps({**entry, "machine": "c"}).encode())
+    await machine_storage.vault.replace(f"machines/{a.name}.json", b"{}")
+    fresh = MachineStorage(machine_storage.vault)
+    async with serving(a, tmp_path, blob_config, fresh) as service:
+        await until(service, b.name, lambda r: r.applied == b.position.batch and not r.errors)
+        report = service.report()
+    assert list(report.machines) == [b.name]
+    assert sorted(error.what for error in report.errors) == [
+        f"Container {b.store.container} is not that of machine c",
+        f"The registry's entry machines/{a.name}.json cannot be read",
+    ]
 
 
 async def test_a_key_that_cannot_be_had_keeps_its_machine_s_disks_waiting_and_nothing_else(

@@ -7,16 +7,20 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from master_target.config import MasterTargetConfig
 from master_target.service import run as run_master_target
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from shared import tls
-from shared.blob import BlobConfig
-from shared.errors import KeyUnavailableError
+from shared.blob import BlobConfig, BlobStore
+from shared.errors import KeyUnavailableError, WrongKeyError
+from shared.log.epochs import newest_epoch
 from shared.log.reader import LogReader
 from shared.machine_storage import MachineStorage
 from shared.recovery import point_store
 from shared.wire.messages import Hello
+from tests.azurite import in_one
 from tests.config_parts import config_for, running
 from tests.epoch_ids import id_in
 from tests.gated_vault import GatedVault
@@ -161,3 +165,20 @@ async def pointed(config: MasterTargetConfig, blob: BlobConfig, count: int) -> N
     finally:
         stop.set()
         await running_
+
+
+async def test_whoever_cannot_seal_a_machine_s_log_does_not_end_its_epoch(
+    tmp_path: Path, store: BlobStore
+) -> None:
+    """As when two names lead to one container."""
+    spool = Spool(tmp_path / "spool", in_one(store), vault_at(tmp_path), SETTINGS)
+    await spool.start()
+    web1, web2 = (Hello(machine=name, epoch=0, reason="test", disks=DISKS) for name in ("web1", "web2"))
+    log = await spool.open_machine(web1)
+    await log.begin(web1)
+    with pytest.raises(WrongKeyError):
+        await (await spool.open_machine(web2)).begin(web2)
+    assert await newest_epoch(store) == 1
+    await append_all(log, make_chain(3))
+    await log.flush()
+    await spool.close()

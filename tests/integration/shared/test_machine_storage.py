@@ -171,10 +171,50 @@ async def test_an_entry_that_cannot_be_read_is_told(machine_storage: MachineStor
     }
 
 
-async def test_an_entry_names_the_machine_without_metadata_too(machine_storage: MachineStorage) -> None:
-    """As a copy of the blob by a foreign tool has none."""
+async def test_an_entry_that_is_another_machines_is_refused_everywhere(
+    machine_storage: MachineStorage,
+) -> None:
+    """As a copy of the blob is, or a rename that went half way."""
     store = await machine_storage.find_or_create("web1")
     data = await machine_storage.vault.read("machines/web1.json")
-    await machine_storage.vault.replace("machines/web1.json", data)
-    assert await machine_storage.machines() == {"web1": store.container}
-    assert json.loads(data)["id"] == store.container.rsplit("-", 1)[1]
+    await machine_storage.vault.create("machines/web2.json", data)
+    for look in (anew(machine_storage).find, anew(machine_storage).find_or_create):
+        with pytest.raises(IntegrityError, match="is of another machine: it was made for machine web1"):
+            await look("web2")
+    unreadable: list[IntegrityError] = []
+    found = await anew(machine_storage).machines(unreadable=unreadable)
+    assert found == {"web1": store.container}
+    assert ["machines/web2.json" in str(error) for error in unreadable] == [True]
+    await machine_storage.vault.delete("machines/web2.json")
+    assert (await anew(machine_storage).find_or_create("web2")).container != store.container
+
+
+async def test_a_container_that_says_it_is_another_machines_is_refused(
+    machine_storage: MachineStorage,
+) -> None:
+    store = await machine_storage.find_or_create("web1")
+    data = json.loads(await machine_storage.vault.read("machines/web1.json"))
+    await machine_storage.vault.create("machines/web2.json", json.dumps({**data, "machine": "web2"}).encode())
+    for look in (anew(machine_storage).find, anew(machine_storage).find_or_create):
+        with pytest.raises(IntegrityError, match="its own metadata say machine web1"):
+            await look("web2")
+    assert (await anew(machine_storage).find("web1")).container == store.container
+    # What says nothing contradicts nothing: a copy of the account has no metadata.
+    await store._core.container.set_container_metadata({})
+    assert (await anew(machine_storage).find("web1")).container == store.container
+
+
+async def test_a_list_and_a_look_say_the_same_also_after_an_entry_was_changed(
+    machine_storage: MachineStorage,
+) -> None:
+    old = await machine_storage.find_or_create("web1")
+    other = anew(machine_storage)
+    assert await other.machines() == {"web1": old.container}
+    data = json.loads(await machine_storage.vault.read("machines/web1.json"))
+    await machine_storage.vault.replace(
+        "machines/web1.json",
+        json.dumps({**data, "id": "0" * 16}).encode(),
+        metadata={"id": old.container.rsplit("-", 1)[1]},
+    )
+    assert (await other.machines())["web1"] == (await anew(machine_storage).find("web1")).container
+    assert (await other.machines())["web1"].endswith("0" * 16)
