@@ -116,6 +116,7 @@ class MachineStorage:
                 raise MachineNotFoundError(
                     f"Storage holds nothing of machine '{machine}'",
                     cause=f"neither container {self.vault.container} nor another one beside it names the machine",
+                    action="Check that this is the right storage account; `understudy machine list` shows the machines.",
                 )
             container = self._container(entry.id)
             await self.check(machine, container)

@@ -14,6 +14,9 @@ says: as long as another process server shows signs of life the agent is with it
 machine is no trouble of ours, but what is here and not listed still counts as pending. All other epochs' rests are looked after
 beside the new one (older_epochs.py).
 
+Only a `begin` makes a container: nothing in the background does, so that one that was deleted by mistake can be brought back, full, until
+the agent comes.
+
 So a full cache drains in every state: that a new epoch finds no room is no obstacle to the old one. An epoch that was begun for a wish and
 never came to its agent (it could not be opened, WELCOME was lost, two servers heard the wish at once) is the answer to the same wish the
 next time, wherever: the agent says which numbers it has `seen`, so no batch of it can be anywhere.
@@ -347,7 +350,7 @@ class MachineLog:
             epochs = await self._folder.epochs()
             if not epochs:
                 return self._folder.aside.is_empty
-            store = await storage.find_or_create(self.machine)
+            store = await storage.find(self.machine)
             newest = await newest_epoch(store)
             self._older.drain(newest)
             if newest not in epochs:

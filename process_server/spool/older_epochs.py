@@ -96,7 +96,7 @@ class OlderEpochs:
     async def _drain(self, id_: EpochId) -> bool:
         """Whether nothing of it is left. Nothing is deleted when it raises."""
         epoch = id_.number
-        store = await self._storage.find_or_create(self._folder.machine)
+        store = await self._storage.find(self._folder.machine)
         try:
             log = self.logs.get(epoch) or await self._look(id_, store)
             if log is not None:
@@ -118,7 +118,7 @@ class OlderEpochs:
         log = self.logs.get(epoch)
         if log is not None:
             return log.id
-        store = await self._storage.find_or_create(self._folder.machine)
+        store = await self._storage.find(self._folder.machine)
         return (await known_epoch(store, self._folder.machine, epoch)).id
 
     async def _look(self, id_: EpochId, store: BlobStore) -> EpochLog | None:

@@ -35,6 +35,7 @@ from shared.batch import NO_DIGEST, Buffer, encode
 from shared.blob import BlobConfig, BlobCore, BlobStore, Content, Retry
 from shared.errors import (
     BatchGapError,
+    ContainerMissingError,
     EpochRefusedError,
     FencedError,
     NotOpenError,
@@ -830,6 +831,33 @@ async def test_a_name_that_is_another_machines_now_ends_the_epoch_and_none_of_th
         assert second.container != first.container
         assert same_batches(await read_log(second, folder, 2), new)
         assert not [b async for b in second.list(names.epoch_folder(1))]
+
+
+async def test_a_container_that_is_gone_is_made_anew_by_the_agent_and_by_nothing_in_the_background(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    """Somebody may bring it back with all that it held, which an empty one under its name would prevent."""
+    folder = tmp_path / "spool"
+    async with opened(make_spool(folder, machine_storage)) as log:
+        await append_all(log, make_chain(3))  # epoch 1, not listed
+        await log.begin(hello(0))
+        await append_all(log, make_chain(3, epoch=2))
+        container = (await machine_storage.find("m1"))._core.container
+    for path in folder.rglob("side.json"):
+        path.unlink()
+    await container.delete_container()
+    spool = make_spool(folder, MachineStorage(machine_storage.vault), check_seconds=0.05)
+    await spool.start()
+    try:
+        log = spool.machines["m1"]
+        await until(log, lambda: any(isinstance(e, ContainerMissingError) for e in log.errors))
+        log._older.drain(3)
+        await until(log, lambda: log._older.trouble is not None)
+        assert not await container.exists()
+        await log.begin(hello(0))
+        assert await container.exists()
+    finally:
+        await spool.close()
 
 
 async def test_a_log_that_is_open_goes_on_although_nobody_can_say_where_its_machine_lies(
