@@ -105,17 +105,23 @@ async def find(store: BlobStore) -> ActiveSide | None:
     return found[0] if found is not None else None
 
 
-async def find_or_begin(store: BlobStore, machine: str, identity: str) -> ActiveSide:
-    """The active side; `identity` when there is none yet. A machine whose identity was not known is taken at its first word."""
+async def find_or_begin(
+    store: BlobStore, machine: str, identity: str, lost: ActiveSide | None = None
+) -> ActiveSide:
+    """The active side; when there is none, `lost`, which storage once had, else `identity`. A machine whose identity was not known is
+    taken at its first word.
+    """
     name = names.SIDE_DOCUMENT
     while True:
         found = await _read(store, name)
         if found is None:
-            first = _following(machine, 0, identity)
+            first = lost or _following(machine, 0, identity)
             try:
                 await store.create(name, msgspec.json.encode(first))
             except BlobExistsError:
                 continue  # somebody was faster, or it was this call's first try
+            if lost is not None:
+                continue
             return first
         side, etag = found
         if side.identity != UNKNOWN or identity == UNKNOWN:

@@ -119,8 +119,8 @@ class MachineStorage:
                     action="Check that this is the right storage account; `understudy machine list` shows the machines.",
                 )
             container = self._container(entry.id)
-            await self.check(machine, container)
-            self._known[machine] = container
+            if await self.check(machine, container):
+                self._known[machine] = container
         return self.at(machine, container)
 
     async def find_or_create(self, machine: str) -> BlobStore:
@@ -172,14 +172,14 @@ class MachineStorage:
         """A store on that container, which `machines` names as the machine's."""
         return self.vault.in_container(container, self._missing(machine, container))
 
-    async def check(self, machine: str, container: str) -> None:
-        """Raises IntegrityError if the container says that it is another machine's; `find` and `find_or_create` have asked it. One that
-        is not there says so when it is used.
+    async def check(self, machine: str, container: str) -> bool:
+        """Whether the container is there; one that is not says so when it is used. Raises IntegrityError if it says that it is another
+        machine's. `find` and `find_or_create` have asked it.
         """
         try:
             said = await self.vault.in_container(container).container_metadata()
         except ContainerMissingError:
-            return
+            return False
         for key, expected in (("machine", machine), ("vault", self.vault.container)):
             if said.get(key, expected) != expected:
                 raise IntegrityError(
@@ -188,6 +188,7 @@ class MachineStorage:
                     action=f"Find out which is right: correct the container's metadata, or delete the entry {_name(machine)}: it is "
                     "made anew from the metadata of the machine's container.",
                 )
+        return True
 
     # ---- inside ----
 

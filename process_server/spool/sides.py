@@ -3,6 +3,9 @@
 Input: identities from Hello. Output: nothing, or CopyRefusedError. Storage is asked each time, for a moment; while it cannot
 be asked, what it said last counts for a Hello: it lies beside the machine's spool, so that a restart in an outage refuses and admits
 as before. Whoever must know (`surely`) is told that storage did not answer.
+
+A container that was deleted, while the registry still names it, takes the document along. Then the side that is remembered here is begun
+with again: the machine itself goes on, and a copy that is faster does not become it. No container is made for a Hello that is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +19,14 @@ from process_server.machine_files import MachineFiles
 from shared import active_side, logging
 from shared.active_side import ActiveSide, Known
 from shared.blob import Retry
-from shared.errors import IntegrityError, SideFileError, StorageError, TransientError
+from shared.errors import (
+    ContainerMissingError,
+    IntegrityError,
+    MachineNotFoundError,
+    SideFileError,
+    StorageError,
+    TransientError,
+)
 from shared.machine_storage import MachineStorage
 
 _ASK: Retry = Retry(deadline_s=3.0)
@@ -47,13 +57,17 @@ class Sides:
     async def _current(self, machine: str, identity: str, claim: bool, surely: bool) -> ActiveSide | None:
         asked = self._known.asking()
         try:
-            store = await self._storage.find_or_create(machine)
-            if claim:
-                side = await active_side.find_or_begin(store, machine, identity)
-            elif (found := await active_side.find(store)) is not None:
+            found = await self._stored(machine)
+            lost = await self._lost(machine) if found is None and not surely else None
+            if claim and (found is None or found.identity == active_side.UNKNOWN):
+                if lost is not None and lost.identity != active_side.UNKNOWN:
+                    lost.check(identity)  # before anything is made
+                store = await self._storage.find_or_create(machine)
+                side = await active_side.find_or_begin(store, machine, identity, lost)
+            elif found is not None:
                 side = found
             else:
-                return None
+                return lost
         except StorageError as exc:
             if surely:
                 raise
@@ -69,6 +83,21 @@ class Sides:
         side = self._known.learn(side, asked)
         await self.files.keep(machine, msgspec.json.encode(side))
         return side
+
+    async def _stored(self, machine: str) -> ActiveSide | None:
+        """What storage says; nothing is made. None: it has no such document, or no container to have it in."""
+        try:
+            return await active_side.find(await self._storage.find(machine))
+        except (MachineNotFoundError, ContainerMissingError):
+            return None
+
+    async def _lost(self, machine: str) -> ActiveSide | None:
+        """Storage has no active side: the one that it had, unless the machine was taken out of it on purpose, registry and all."""
+        try:
+            await self._storage.find(machine)
+        except MachineNotFoundError:
+            return None
+        return self._known.get(machine) or await asyncio.to_thread(self._recall, machine)
 
     def _recall(self, machine: str) -> ActiveSide | None:
         path = self.files.path(machine)

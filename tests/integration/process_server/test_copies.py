@@ -334,6 +334,41 @@ async def test_what_storage_said_last_counts_while_it_is_away_also_after_a_resta
             await restarted.check("m1", "first", claim=False, surely=True)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_copy_does_not_become_the_machine_because_its_container_was_deleted(
+    machine_storage: MachineStorage, tmp_path: Path, restarted: bool
+) -> None:
+    sides = Sides(machine_storage, tmp_path)
+    await sides.check("m1", "first", claim=True)
+    named = await active_side.change(await machine_storage.find("m1"), "m1", "machine")
+    assert await sides.check("m1", "machine", claim=True)
+    store = await machine_storage.find("m1")
+    container = store._core.container
+    await container.delete_container()
+    if restarted:
+        sides = Sides(MachineStorage(machine_storage.vault), tmp_path)
+    for claim in (False, True):
+        with pytest.raises(CopyRefusedError):
+            await sides.check("m1", "clone", claim=claim)
+    assert not await container.exists(), "nothing is made for a Hello that is refused"
+    assert await sides.check("m1", "machine", claim=True)
+    assert await active_side.find(await MachineStorage(machine_storage.vault).find("m1")) == named
+    with pytest.raises(CopyRefusedError):
+        await sides.check("m1", "clone", claim=True)
+
+
+async def test_a_name_that_was_taken_out_of_storage_is_free_for_another_machine(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    sides = Sides(machine_storage, tmp_path)
+    await sides.check("m1", "first", claim=True)
+    await (await machine_storage.find("m1"))._core.container.delete_container()
+    await machine_storage.vault.delete("machines/m1.json")
+    with pytest.raises(CopyRefusedError):  # what it said last counts until the registry was asked
+        await sides.check("m1", "new", claim=True)
+    assert await sides.check("m1", "new", claim=True)
+
+
 async def test_a_copy_that_has_an_identity_does_not_get_the_name_of_a_machine_that_has_none_while_that_is_there(
     site: Site, store: BlobStore, tmp_path: Path
 ) -> None:
