@@ -17,11 +17,13 @@ What two places say must fit: an entry that is another machine's (a copy of the 
 container whose metadata are another machine's, is an IntegrityError for whoever would use it, since two machines in one container end
 each other's epochs. Metadata that are not there contradict nothing: tools that copy an account leave them behind.
 
-The id is asked for once, and kept. When a machine's container is not there any more, the registry is asked again: does it still name this
-one, somebody may bring the container back (ContainerMissingError); `find_or_create` makes it anew, empty, so that a machine whose agent
-comes back is replicated again rather than not at all. Else storage forgot the machine: what stands under its name
-now, in another container, is another history, and a store never goes over to it by itself. Every request of the old one fails, once;
-who asks `find_or_create` again gets a store on the new one.
+`find` asks for the id once, and keeps it; `find_or_create`, with which each session of an agent begins, asks the registry each time: when
+the name was given to another container, the old one, whole as it may be, is not written to any more, and its epoch is not in the new one.
+
+When a machine's container is not there any more, the registry is asked: does it still name this one, somebody may bring the container back
+(ContainerMissingError); `find_or_create` makes it anew, empty, so that a machine whose agent comes back is replicated again rather than
+not at all. Else storage forgot the machine: what stands under its name now, in another container, is another history, and a store never
+goes over to it by itself. Every request of the old one fails, once; who asks `find_or_create` again gets a store on the new one.
 """
 
 from __future__ import annotations
@@ -124,14 +126,18 @@ class MachineStorage:
         return self.at(machine, container)
 
     async def find_or_create(self, machine: str) -> BlobStore:
-        """The machine's container, made if there is none. It asks storage once; raises StorageError, IntegrityError."""
-        container = self._known.get(machine)
-        if container is None:
+        """The machine's container, made if there is none. The registry is asked each time, with one request: a name may be another
+        machine's since. Raises StorageError, IntegrityError.
+        """
+        entry = await self._registered(machine)
+        if entry is None:
             await self.vault.ensure_container()
-            entry = await self._entry(machine)
-            if entry is None:
-                entry = await self._register(await self._described(machine) or self._new(machine))
-            container = self._container(entry.id)
+            entry = await self._register(await self._described(machine) or self._new(machine))
+        container = self._container(entry.id)
+        known = self._known.get(machine)
+        if container != known:
+            if known is not None:
+                _log.warning("machine lies elsewhere now", machine=machine, container=container, before=known)
             metadata = {"machine": machine, "vault": self.vault.container, "created": str(entry.created_ns)}
             await self.vault.in_container(container).ensure_container(metadata)
             await self.check(machine, container)

@@ -833,6 +833,28 @@ async def test_a_name_that_is_another_machines_now_ends_the_epoch_and_none_of_th
         assert not [b async for b in second.list(names.epoch_folder(1))]
 
 
+async def test_a_name_that_was_given_to_another_container_is_not_served_in_the_old_one_that_is_still_there(
+    machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    """Kept for its points, under another name: acknowledged there, batches would be where no restore looks."""
+    async with opened(make_spool(tmp_path / "spool", machine_storage)) as log:
+        await append_all(log, make_chain(3))
+        await log.flush()
+        old = await machine_storage.find("m1")
+        theirs = await hello_again(old, 1)
+        await old._core.container.set_container_metadata(
+            {"machine": "m1-old", "vault": machine_storage.vault.container}
+        )
+        await machine_storage.vault.delete("machines/m1.json")
+        with pytest.raises(StorageForgotError):
+            await log.begin(theirs)
+        assert (await log.begin(hello(0))).epoch == 2
+        assert await newest_epoch(old) == 1
+        new = await MachineStorage(machine_storage.vault).find("m1")
+        assert new.container != old.container
+        assert await newest_epoch(new) == 2
+
+
 async def test_a_container_that_is_gone_is_made_anew_by_the_agent_and_by_nothing_in_the_background(
     machine_storage: MachineStorage, tmp_path: Path
 ) -> None:
