@@ -35,6 +35,7 @@ from shared.errors import (
     SeedDiskError,
     StorageError,
     UnderstudyError,
+    WrongKeyError,
 )
 from shared.recovery.parallel import parallel
 from shared.status import Problem
@@ -202,7 +203,7 @@ class _Work:
             behind_interval_b=settings.behind_interval_b,
             bridge=settings.bridge,
         )
-        self._unavailable: KeyUnavailableError | None = None
+        self._unavailable: KeyUnavailableError | WrongKeyError | None = None
         self._looking = asyncio.Lock()
         self._news = asyncio.Event()
 
@@ -250,13 +251,14 @@ class _Work:
     async def apply(self) -> None:
         """Apply what there is until ending; an interval that has begun is applied wholly.
 
-        A key that cannot be had now keeps the apply waiting, and nothing else: documents of points need none, and go on.
+        A key that cannot be had now keeps the apply waiting, and nothing else: documents of points need none, and go on. So does one that
+        the vault cannot open: the right vault opens it, and what was left out meanwhile would never be applied.
         """
         while not self.ending.is_set():
             self._news.clear()
             try:
                 await self._apply_all()
-            except KeyUnavailableError as exc:
+            except (KeyUnavailableError, WrongKeyError) as exc:
                 if self._unavailable is None or self._unavailable.cause != exc.cause:
                     _log.warning("apply waits for a key", machine=self._name, **exc.as_dict())
                 self._unavailable = exc
@@ -266,7 +268,9 @@ class _Work:
             await self._news.wait()
 
     async def _apply_all(self) -> None:
-        """All that is known of the log now. KeyUnavailableError comes while batches are read, before any disk is touched for them."""
+        """All that is known of the log now. KeyUnavailableError and WrongKeyError come while batches are read, before any disk is
+        touched for them.
+        """
         if self._log.newest_epoch and not self._epochs.current:
             await self._epochs.take_up_first()
         if self._epochs.current:
@@ -285,7 +289,7 @@ class _Work:
         try:
             return await self._stepper.step(epochs.id, epochs.disks) or await epochs.take_up_newest()
         except (IntegrityError, SeedDiskError) as exc:
-            if not epochs.newer:
+            if isinstance(exc, WrongKeyError) or not epochs.newer:
                 raise
             _log.warning(
                 "rest of an epoch left out", machine=self._name, epoch=epochs.current, **exc.as_dict()

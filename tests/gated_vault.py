@@ -11,7 +11,7 @@ from shared.vault import FileVault, WrappedKey
 
 class GatedVault:
     def __init__(self, vault: FileVault) -> None:
-        self._vault = vault
+        self.vault = vault
         self.away: set[str] = set()
         """Machines whose keys cannot be had."""
         self.silent: set[str] = set()
@@ -21,11 +21,11 @@ class GatedVault:
 
     async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
         await self._pass(machine)
-        return await self._vault.unwrap(wrapped, machine)
+        return await self.vault.unwrap(wrapped, machine)
 
     async def new_key(self, machine: str) -> MachineKey:
         await self._pass(machine)
-        return await self._vault.new_key(machine)
+        return await self.vault.new_key(machine)
 
     async def _pass(self, machine: str) -> None:
         if machine in self.away | self.silent:

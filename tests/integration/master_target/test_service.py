@@ -14,13 +14,13 @@ from master_target.config import MasterTargetConfig
 from master_target.follow import Follower
 from master_target.service import Service
 from shared.blob import BlobConfig
-from shared.errors import KeyUnavailableError
+from shared.errors import KeyUnavailableError, WrongKeyError
 from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.status import ApplyReport
-from shared.vault import Vault
+from shared.vault import FileVault, Vault
 from tests.gated_vault import GatedVault
 from tests.machine_log import ModelMachine
 
@@ -155,6 +155,38 @@ async def test_a_machine_whose_entry_is_damaged_or_anothers_is_in_the_report(
         f"Container {b.store.container} is not that of machine c",
         f"The registry's entry machines/{a.name}.json cannot be read",
     ]
+
+
+async def test_what_a_wrong_vault_does_not_open_is_waited_for_and_not_left_out_for_a_newer_epoch(
+    two: tuple[ModelMachine, ModelMachine],
+    tmp_path: Path,
+    blob_config: BlobConfig,
+    machine_storage: MachineStorage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when a config server was started with another vault file for a while."""
+    monkeypatch.setattr("master_target.machine._KEY_S", 0.05)
+    a, b = two
+    right, wrong = a.vault, FileVault.create(tmp_path / "other.json")
+    vault = GatedVault(wrong)
+    async with serving(a, tmp_path, blob_config, machine_storage, vault) as service:
+        await until(service, a.name, lambda r: any(e.code == WrongKeyError.code for e in r.errors))
+        await a.begin_epoch("agent restarted")
+        a.write(mark="q")
+        await a.publish()
+        async with asyncio.timeout(_DEADLINE_S):
+            while len(await point_store.list_docs(a.store, a.name)) < 2:  # noqa: ASYNC110 - as below
+                await asyncio.sleep(0.01)
+        asked = len(vault.asked)
+        vault.away = {a.name}
+        await until(service, a.name, lambda r: len(vault.asked) > asked + 2)
+        assert service.report().machines[a.name].epoch == 1
+        vault.vault, vault.away = right, set()
+        await until(
+            service, a.name, lambda r: r.epoch == 2 and r.applied == a.position.batch and not r.errors
+        )
+        await until(service, b.name, lambda r: r.applied == b.position.batch and not r.errors)
+    assert [doc.epoch for doc in await point_store.list_docs(a.store, a.name)] == [1, 2]
 
 
 async def test_a_key_that_cannot_be_had_keeps_its_machine_s_disks_waiting_and_nothing_else(
