@@ -17,10 +17,12 @@ from shared.blob.config import read_key
 from shared.errors import (
     BlobNotFoundError,
     ConfigError,
+    IntegrityError,
     MachineNotFoundError,
     NotFoundError,
     UnderstudyError,
 )
+from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.messages import PointList, PointView
 from shared.recovery import listing
@@ -88,20 +90,29 @@ class Storage:
             self._known[machine] = (time.monotonic(), task.result())
 
     async def access(self, machine: str) -> tuple[BlobStore, MachineKey]:
-        """The machine's container, and its key for somebody who restores it. Raises NotFoundError when storage holds nothing of it."""
+        """The machine's container, and its key for somebody who restores it. Raises NotFoundError when storage holds nothing of it,
+        IntegrityError when it holds the machine but not its key.
+        """
         machines = self._connected()
         if self._config is None or self._vault is None:
             raise ConfigError("Restores cannot be granted here", cause="no vault file is configured")
         try:
             store = await machines.find(machine)
-            key = await machine_key(store, self._vault, machine)
-        except (MachineNotFoundError, BlobNotFoundError) as exc:
+        except MachineNotFoundError as exc:
             raise NotFoundError(
                 f"Nothing of '{machine}' is in blob storage yet",
                 cause="its process server has not written anything",
                 action="See `understudy machine show` for what it waits for.",
             ) from exc
-        return store, key
+        try:
+            return store, await machine_key(store, self._vault, machine)
+        except BlobNotFoundError as exc:
+            raise IntegrityError(
+                f"The key of '{machine}' is not in its container {store.container}",
+                cause=f"there is no {names.KEY_DOCUMENT}: it was deleted, or nothing was written yet",
+                action="Each segment of the log holds the key: restore without the config server, with --vault-file FILE --blob-url URL"
+                " --blob-key-file FILE.",
+            ) from exc
 
     def account(self) -> tuple[BlobConfig, str | None]:
         """Where the account is, and its key, which never leaves this server; None where an identity serves. Raises UsageError,

@@ -426,6 +426,9 @@ class MachineKeyGrant(msgspec.Struct, kw_only=True):
     wrapped: str
     key: str
 
+    def __repr__(self) -> str:
+        return f"MachineKeyGrant(key_id={self.key_id!r})"
+
 
 class RestoreGrant(msgspec.Struct, kw_only=True):
     """What a restore needs, and the job under which it reports. The vault's master keys never leave the

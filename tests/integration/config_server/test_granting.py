@@ -11,12 +11,14 @@ from unittest.mock import AsyncMock
 import pytest
 
 from config_server import grants
+from config_server.cli.rescue import is_of_the_user
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.policies import Policies
 from shared.errors import (
     GrantEndedError,
     GrantLimitError,
+    IntegrityError,
     MachineNotFoundError,
     NotFoundError,
     StorageRefusedError,
@@ -261,6 +263,18 @@ async def test_a_grant_of_a_machine_whose_container_is_gone_can_still_be_ended(
     grant = await given(operator)
     await container._core.container.delete_container()
     assert (await ended(operator, grant)).state == "revoked"
+
+
+async def test_a_machine_whose_key_document_is_gone_is_no_request_of_the_user_s_that_is_wrong(
+    operator: RestClient, container: BlobStore
+) -> None:
+    """So that the command goes on without the config server: each segment's header has the key, too."""
+    grant = await operator.call(api.RESTORE, REQUEST, machine="web1")
+    assert grant.key.key not in repr(grant)
+    await container.delete("machine.json")
+    with pytest.raises(IntegrityError, match="there is no machine") as refused:
+        await given(operator)
+    assert not is_of_the_user(refused.value)
 
 
 async def test_grants_of_what_is_not_there_are_not_found(operator: RestClient) -> None:
