@@ -18,7 +18,7 @@ from config_server.renewals import Renewals
 from config_server.sides import Sides
 from config_server.view import SELF
 from shared import api, enrol, identity, logging
-from shared.errors import EnrolmentError, RequestError
+from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
 from shared.messages import (
     ROLES,
     CaCertificate,
@@ -109,6 +109,8 @@ class Identity:
             if not tokens.exists(db, hash_):
                 tokens.redeem(db, hash_, now_ns)
             public_key = self._control.ca.public_key_of(body.csr)
+            if revocation.is_key_revoked(db, fingerprint_of(public_key)):
+                raise KeyRevokedError("Enrolment was refused")
             if (again := tokens.answered(db, hash_, fingerprint_of(public_key), now_ns)) is not None:
                 return again, None
             grant = tokens.redeem(db, hash_, now_ns)
@@ -185,6 +187,10 @@ class Identity:
                 _ns(presented.not_valid_before_utc),
                 _ns(presented.not_valid_after_utc),
             )
+            if revocation.is_key_revoked(db, fingerprint_of(public_key)):
+                raise CertificateRevokedError(
+                    f"The certificate of {call.who} was not renewed", cause="its key was revoked"
+                )
             certificate = self._issue(db, public_key, grant, now_ns)
             detail = {"serial": f"{certificate.serial_number:x}"}
             audit.add(db, call.who, "certificate.renew", call.who, detail, now_ns)

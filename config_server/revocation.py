@@ -4,7 +4,8 @@ A revocation names a certificate by its serial number, or a ROLE:NAME. It is ent
 names: it may have been restored from a backup.
 
 A *serial number* stands for the key: whoever has stolen a certificate has its key, and could use every other certificate of that key.
-So all of them are refused, earlier ones and those that were renewed from it (a renewal keeps the key, identity.py sees to it).
+So all of them are refused, earlier ones and those that were renewed from it (a renewal keeps the key, identity.py sees to it), and no
+other is issued, neither for a token nor as a renewal.
 
 Of a *name* every certificate is refused, those of which this database knows nothing too, and its tokens are void. Who shall take part
 again enrols with a token that was made afterwards: that admits certificates which begin no earlier than the one that he gets, so
@@ -111,6 +112,16 @@ def check(db: sqlite3.Connection, serial: int, name: str, begins_s: int) -> None
     """Raises CertificateRevokedError for who may not have what this transaction gives."""
     if current(db).covers(serial, name, begins_s):
         raise CertificateRevokedError(f"The certificate of {name} was refused")
+
+
+def is_key_revoked(db: sqlite3.Connection, key: str) -> bool:
+    """Whether a certificate of this key, as far as it is known here, is refused: then no other of it may be issued."""
+    found = db.execute(
+        "SELECT 1 FROM certificates c JOIN revocations r"
+        " ON r.subject = c.serial OR (r.subject = c.role || ':' || c.name AND r.before_s IS NULL) WHERE c.key = ? AND c.key != ''",
+        (key,),
+    )
+    return found.fetchone() is not None
 
 
 def newest(db: sqlite3.Connection, limit: int) -> list[CertificateView]:

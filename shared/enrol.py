@@ -8,6 +8,11 @@ The secret is 24 random bytes, the fingerprint the first 16 bytes of the SHA-256
 both in URL-safe base64. The secret proves to the config server who asks; the fingerprint proves to the host
 that it talks to the right config server before it has any certificate. `python -m shared.enrol --server URL
 --token-file FILE --dir DIR` does it.
+
+A host that has a certificate already enrols for a new key: its old one may be what was stolen. The new key waits beside the old one
+until the answer has come, over however many tries (the config server answers a repeated request of the same key again), so that whatever
+fails before leaves the host what it was. Then CA, certificate and key are replaced, each whole. Killed between the last two, the host has a
+certificate and a key that do not fit: no daemon starts with them, and says so; enrolling again, with that token or another, mends it.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from shared import api, identity, naming, rest, tls
+from shared import api, durable, identity, naming, rest, tls
+from shared.crashpoints import reach
 from shared.errors import (
     IdentityFileError,
     TokenMalformedError,
@@ -38,6 +44,8 @@ from shared.errors import (
 from shared.messages import EnrolRequest, Nothing
 from shared.tls import TlsFiles
 
+NEW_KEY: Final = "new-key.pem"
+"""In a daemon's folder: a key that is not certified yet."""
 TOKEN_PREFIX: Final = "usy1"
 _SECRET_B: Final = 24
 _FINGERPRINT_B: Final = 16
@@ -84,8 +92,8 @@ def fingerprint(ca_der: bytes) -> bytes:
 
 
 async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
-    """Make a key (kept when there is one), have it certified, and write key, certificate and CA into
-    `folder`.
+    """Make a key, have it certified, and write key, certificate and CA into `folder`. A key for which there is no certificate
+    yet is of an earlier try, and is used.
 
     The key never leaves the host. Raises UsageError for a URL that cannot be a config server's, TokenMalformedError,
     UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
@@ -98,7 +106,8 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
             action="Give the address of the config server as --server.",
         )
     parts = parse_token(token)
-    files = _prepare(folder)
+    files, key = _prepare(folder)
+    asking = TlsFiles(cert=files.cert, key=key, ca=files.ca)
     # Not yet verified: this asks only for the CA's certificate, which the fingerprint in the token then
     # proves.
     unverified = ssl.create_default_context()
@@ -112,11 +121,14 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     tls.expecting(verified, tls.CONFIG_SERVER)
     async with rest.RestClient(url, verified) as client:
         answer = await client.call(
-            api.ENROL, EnrolRequest(token=token.strip(), csr=identity.request_of(files))
+            api.ENROL, EnrolRequest(token=token.strip(), csr=identity.request_of(asking))
         )
-    certificate = identity.checked(files, answer, trusted)
+    certificate = identity.checked(asking, answer, trusted)
     identity.write(files.ca, identity.pem_of(trusted), mode=0o644)
     identity.write(files.cert, certificate, mode=0o644)
+    reach("enrol.between-certificate-and-key")
+    if key != files.key:
+        _take_key(key, files.key)
     return files
 
 
@@ -152,19 +164,34 @@ def _read_token(path: Path) -> str:
         raise TokenMalformedError(f"The token file {path} could not be read") from exc
 
 
-def _prepare(folder: Path) -> TlsFiles:
-    """The folder, with a private key in it. Raises IdentityFileError."""
+def _prepare(folder: Path) -> tuple[TlsFiles, Path]:
+    """The folder, and the private key in it to ask with: the one that waits for its certificate. Raises IdentityFileError."""
     files = identity.files_in(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if files.key.exists():
-            return files
+        key = folder / NEW_KEY if files.cert.exists() and files.key.exists() else files.key
+        # What is in both places was certified: only its removal failed.
+        if key.exists() and (key == files.key or key.read_bytes() != files.key.read_bytes()):
+            return files, key
     except OSError as exc:
         raise IdentityFileError(
             f"The folder {folder} cannot be used", cause=exc.strerror or str(exc)
         ) from exc
-    identity.write(files.key, identity.new_key_pem(), mode=0o600)
-    return files
+    identity.write(key, identity.new_key_pem(), mode=0o600)
+    return files, key
+
+
+def _take_key(new: Path, key: Path) -> None:
+    """Raises IdentityFileError."""
+    try:
+        identity.write(key, new.read_bytes(), mode=0o600)
+        durable.remove_file(new)
+    except OSError as exc:
+        raise IdentityFileError(
+            f"{key} could not be replaced by {new}",
+            cause=exc.strerror or str(exc),
+            action="Enrol again with the same token.",
+        ) from exc
 
 
 def _b64(data: bytes) -> str:

@@ -103,6 +103,16 @@ class TokenMalformedError(EnrolmentError):
     default_action = "Copy it whole, as `understudy token create` printed it."
 
 
+class KeyRevokedError(EnrolmentError):
+    """Whoever may have stolen the key would be admitted with the new certificate, which is no secret."""
+
+    code = "US128"
+    default_cause = "the request is for a key whose certificate was revoked"
+    default_action = (
+        "Delete key.pem, cert.pem and new-key.pem in the folder, and enrol again: the token was not used up."
+    )
+
+
 class RequestError(UsageError):
     """A request to the config server's API that it does not understand."""
 

@@ -16,7 +16,13 @@ import pytest
 from config_server import ca, renewals
 from config_server.control import Control
 from shared import api, enrol, identity, tls
-from shared.errors import CertificateRevokedError, RequestError, TokenUnknownError, WrongRoleError
+from shared.errors import (
+    CertificateRevokedError,
+    KeyRevokedError,
+    RequestError,
+    TokenUnknownError,
+    WrongRoleError,
+)
 from shared.messages import CertificateView, Limit, Nothing, RenewRequest, RevokeRequest, StatusReply
 from shared.rest import RestClient
 from tests.config_parts import ConfigServer, config_for, daemon, running
@@ -197,6 +203,58 @@ async def test_a_serial_number_that_a_restored_database_did_not_know_stands_for_
         assert {view.name for view in await revoke(server, serial(files))} == {"agent:web1"}
         await refused(server, files)
         await refused(server, thief)
+
+
+async def test_a_certificate_that_nobody_remembers_is_not_renewed_when_its_key_was_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewals, "_wait_s", lambda _certificate: 0.0)
+    config = config_for(tmp_path)
+    async with running(config) as server:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+        thief = identity.files_in(tmp_path / "thief")
+        shutil.copytree(files.cert.parent, thief.cert.parent)
+        async with RestClient(server.url, tls.client_context(thief)) as client:
+            answer = await client.call(api.RENEW, RenewRequest(csr=identity.request_of(thief)))
+        thief.cert.write_text(answer.certificate)
+    with contextlib.closing(sqlite3.connect(config.data_dir / "state.db")) as db:  # a backup from between
+        db.execute("DELETE FROM certificates WHERE serial = ?", (serial(thief),))
+        db.commit()
+    async with running(config) as server:
+        assert len(await revoke(server, serial(files))) == 1
+        async with RestClient(server.url, tls.client_context(thief)) as client:
+            with pytest.raises(CertificateRevokedError, match="its key was revoked"):
+                await client.call(api.RENEW, RenewRequest(csr=identity.request_of(thief)))
+
+
+@pytest.mark.parametrize("what", ["serial number", "name"])
+async def test_a_host_whose_key_was_stolen_enrols_in_its_folder_and_the_thief_gets_nothing(
+    server: ConfigServer, tmp_path: Path, what: str
+) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    thief = identity.files_in(tmp_path / "thief")
+    shutil.copytree(files.cert.parent, thief.cert.parent)
+    await revoke(server, serial(files) if what == "serial number" else "agent:web1")
+    again = await server.enrolled("agent", "web1", tmp_path / "agent")
+    await admitted(server, again)
+    assert again.key.read_bytes() != thief.key.read_bytes()
+    await refused(server, thief)
+
+
+@pytest.mark.parametrize("what", ["serial number", "name", "name, readmitted"])
+async def test_no_certificate_is_issued_for_a_key_that_was_revoked_and_the_token_stays(
+    server: ConfigServer, tmp_path: Path, what: str
+) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    await revoke(server, serial(files) if what == "serial number" else "agent:web1")
+    if what == "name, readmitted":
+        await server.enrolled("agent", "web1", tmp_path / "other")
+    token = (await server.token("agent", "web1")).token
+    files.cert.unlink()  # so the key is taken for one that was never certified
+    with pytest.raises(KeyRevokedError, match="key whose certificate was revoked"):
+        await enrol.enrol(server.url, token, tmp_path / "agent")
+    files.key.unlink()
+    await admitted(server, await enrol.enrol(server.url, token, tmp_path / "agent"))
 
 
 async def test_a_clock_that_was_ahead_for_a_moment_readmits_nobody(
