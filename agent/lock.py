@@ -7,6 +7,10 @@ from whatever configuration. The other is in state_dir, for the files there.
 disk, which no signal ends; the descriptors of the process stay open as long, and so would the locks: no agent could start until the disk
 answers or the host restarts. A descriptor in another table (`unshare`) is closed when the last thread that uses *that* table ends, and ours
 waits for nothing that a SIGKILL does not end. What the dead process still has open of the capture does no harm: nobody runs in it.
+
+**Under numbers that no file of the process has.** Python collects garbage in whichever thread comes along: a forgotten file of the process
+whose turn it is in this thread is closed by its number, in the table of this thread. So a lock stands under a number that is taken in the
+process's table meanwhile, by /dev/null; no object of the process ever has it.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -42,26 +47,41 @@ def held(state_dir: Path | None, what: str, pin_dir: Path | None = None) -> Iter
     """Both locks, or one of them. Raises AgentRunningError, which begins with `what`, when somebody else holds one."""
     taken: Future[None] = Future()
     over = threading.Event()
-    arguments = (state_dir and state_dir / NAME, pin_dir and beside(pin_dir), what, taken, over)
-    holding = threading.Thread(target=_hold, args=arguments, name="lock", daemon=True)
-    with durable.named("The agent's lock could not be made"):
-        if state_dir is not None:
-            state_dir.mkdir(parents=True, exist_ok=True)
-        holding.start()
+    with contextlib.ExitStack() as undo:
+        with durable.named("The agent's lock could not be made"):
+            if state_dir is not None:
+                state_dir.mkdir(parents=True, exist_ok=True)
+            file = _Place(state_dir / NAME, _number(undo)) if state_dir is not None else None
+            folder = _Place(beside(pin_dir), _number(undo)) if pin_dir is not None else None
+        arguments = (file, folder, what, taken, over)
+        holding = threading.Thread(target=_hold, args=arguments, name="lock", daemon=True)
         try:
-            taken.result()
-        except BaseException:
-            holding.join()
-            raise
-    try:
-        yield
-    finally:
-        over.set()
-        holding.join()
+            with durable.named("The agent's lock could not be made"):
+                holding.start()
+                taken.result()
+            yield
+        finally:
+            over.set()
+            # Who is interrupted while it is taken, on a disk that hangs, does not wait: the thread lets go of it by itself.
+            if taken.done():
+                holding.join()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    path: Path
+    number: int
+    """Of its descriptor, in the thread."""
+
+
+def _number(undo: contextlib.ExitStack) -> int:
+    number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    undo.callback(os.close, number)
+    return number
 
 
 def _hold(
-    file: Path | None, folder: Path | None, what: str, taken: Future[None], over: threading.Event
+    file: _Place | None, folder: _Place | None, what: str, taken: Future[None], over: threading.Event
 ) -> None:
     """In the thread: takes them and keeps them until it is over."""
     with contextlib.ExitStack() as undo:
@@ -73,7 +93,7 @@ def _hold(
             if folder is not None:
                 undo.callback(os.close, _lock_folder(folder, what))
                 # While it is locked: whoever has it open by then sees that it is another's.
-                undo.callback(_remove, folder)
+                undo.callback(_remove, folder.path)
         except BaseException as exc:  # noqa: BLE001 - whoever wants the lock gets it
             taken.set_exception(exc)
             return
@@ -90,15 +110,15 @@ def _take_own_descriptors() -> None:
     os.closerange(_STDERR + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _lock_folder(folder: Path, what: str) -> int:
+def _lock_folder(folder: _Place, what: str) -> int:
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
         try:
             fd = _lock(folder, what, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # its last holder removed it just now
             continue
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), folder.stat()):
+            if os.path.samestat(os.fstat(fd), folder.path.stat()):
                 return fd
         os.close(fd)
 
@@ -109,8 +129,8 @@ def _remove(folder: Path) -> None:
     pins.remove_empty(folder.parent)
 
 
-def _lock(path: Path, what: str, flags: int) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+def _lock(place: _Place, what: str, flags: int) -> int:
+    fd = _open(place, flags)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
@@ -122,8 +142,17 @@ def _lock(path: Path, what: str, flags: int) -> int:
         if exc.errno != errno.EWOULDBLOCK:
             raise
         process = f" (process {pid})" if pid else ""
-        raise AgentRunningError(what, cause=f"an agent runs{process}: it holds {path}") from exc
+        raise AgentRunningError(what, cause=f"an agent runs{process}: it holds {place.path}") from exc
     return fd
+
+
+def _open(place: _Place, flags: int) -> int:
+    """Should a collection close the number that it has for a moment, this fails, and nothing is locked."""
+    fd = os.open(place.path, flags | os.O_CLOEXEC, 0o600)
+    if fd != place.number:
+        os.dup2(fd, place.number, inheritable=False)
+        os.close(fd)
+    return place.number
 
 
 def holder(inode: int, locks: Path = _LOCKS, *, device: str = "") -> int:

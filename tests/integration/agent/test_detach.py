@@ -141,6 +141,82 @@ def test_a_folder_that_its_holder_removes_just_now_is_made_again(tmp_path: Path)
     assert not pin_dir.parent.exists()
 
 
+FORGETFUL = """
+import gc, sys
+from pathlib import Path
+from agent import lock
+class Cycle:
+    def __init__(self, file): self.me, self.file = self, file
+gc.disable()
+files = [open("/dev/null") for _ in range(8)]
+real = lock._lock
+def collected(*arguments):
+    fd = real(*arguments)
+    gc.collect()
+    return fd
+lock._lock = collected
+cycles = [Cycle(file) for file in files]
+del cycles, files
+with lock.held(Path(sys.argv[1]), "x", Path(sys.argv[2])):
+    print("held", flush=True); sys.stdin.read()
+"""
+
+
+def test_files_that_are_collected_in_the_thread_of_the_locks_leave_them_locked(tmp_path: Path) -> None:
+    state_dir, pin_dir = tmp_path / "state", tmp_path / "pins"
+    command = [sys.executable, "-W", "ignore", "-c", FORGETFUL, str(state_dir), str(pin_dir)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"held\n"
+            for places in ((state_dir, None), (None, pin_dir)):
+                with (
+                    pytest.raises(AgentRunningError, match=f"process {child.pid}"),
+                    lock.held(places[0], "x", places[1]),
+                ):
+                    pass
+        finally:
+            child.kill()
+
+
+INTERRUPTED = """
+import os, sys, threading
+from pathlib import Path
+from agent import lock
+state_dir = Path(sys.argv[1])
+real = os.open
+def told(path, *arguments):
+    if path == state_dir / lock.NAME: print("opening", flush=True)
+    return real(path, *arguments)
+os.open = told
+try:
+    with lock.held(state_dir, "x"): print("held", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+(holding,) = (thread for thread in threading.enumerate() if thread.name == "lock")
+os.open = real
+answers = os.open(state_dir / lock.NAME, os.O_RDWR)
+holding.join()
+with lock.held(state_dir, "x"): print("free", flush=True)
+"""
+
+
+def test_who_is_interrupted_while_the_disk_of_the_lock_hangs_goes_and_leaves_no_lock(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / lock.NAME)  # opening it waits for somebody at its other end
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            assert child.stdout.readline() == "opening\n"
+            child.send_signal(signal.SIGINT)
+            said, _ = child.communicate(timeout=20)
+        finally:
+            child.kill()
+    assert said.splitlines() == ["interrupted", "free"]
+
+
 @needs_capture
 def test_detach_makes_nothing_where_no_agent_ever_ran() -> None:
     with rig(8 * MIB) as r:
