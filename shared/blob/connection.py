@@ -35,7 +35,7 @@ class Connection:
         from azure.core.credentials import AzureSasCredential
         from azure.storage.blob.aio import BlobServiceClient
 
-        from shared.blob.transport import ProxiedTransport, StorageTransport
+        from shared.blob.transport import OneAttempt, ProxiedTransport, StorageTransport
 
         # The SDK logs each request's URL and headers, and warns on every retry: our errors say it better, once.
         logging.getLogger("azure").setLevel(logging.CRITICAL)
@@ -66,7 +66,7 @@ class Connection:
                 AzureSasCredential(sas) if sas else {"account_name": config.account, "account_key": key or ""}
             ),
             transport=self._transport,
-            retry_total=0,
+            retry_policy=OneAttempt(),
             connection_timeout=10,
             read_timeout=60,
             connection_data_block_size=1024 * 1024,

@@ -7,18 +7,22 @@
 - An answer without the request id that each answer of blob storage carries is not storage's, whatever it says.
 - A listing that is not what listings look like is no listing. The SDK takes an empty body for an end of iteration, and every other
   document for an empty list: of pages, that would be a disk of zeroes.
+- A request's own id is random. The SDK makes one of time and network address, which waits, and holds the whole process, until the wall
+  clock moves; and it tells storage the address.
 """
 
 from __future__ import annotations
 
 import io
 import time
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
 from azure.core.pipeline.transport import AioHttpTransport
+from azure.storage.blob.aio import ExponentialRetry
 
 from shared.blob.answers import ForeignAnswerError, MisshapenError
 from shared.proxies import Proxy, configured_proxy, proxy_for
@@ -51,6 +55,17 @@ class ProxiedTransport(AioHttpTransport):  # type: ignore[misc]
     async def send(self, request: Any, **config: Any) -> Any:
         proxy = await self._route(request.url)
         return await super().send(request, **config, **({"proxy": proxy.url} if proxy else {}))
+
+
+class OneAttempt(ExponentialRetry):
+    """The SDK's layer of retries, which makes none (core.py does), and names the request."""
+
+    def __init__(self) -> None:
+        super().__init__(retry_total=0)
+
+    async def send(self, request: Any) -> Any:  # type: ignore[override]
+        request.context.options["client_request_id"] = str(uuid.uuid4())
+        return await super().send(request)  # type: ignore[no-untyped-call]
 
 
 class StorageTransport(ProxiedTransport):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
+import uuid
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,17 @@ def test_account_name_comes_from_either_form_of_url() -> None:
 def test_a_url_that_cannot_work_is_refused_before_anything_is_asked(url: str) -> None:
     with pytest.raises(UsageError, match="URL"):
         BlobStore.connect(BlobConfig(url=url))
+
+
+async def test_a_request_needs_no_clock_that_goes_on(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's time-based ids wait until the wall clock moves, and the whole process with them."""
+
+    def stands() -> uuid.UUID:
+        raise AssertionError("an id was made of the time")
+
+    monkeypatch.setattr(uuid, "uuid1", stands)
+    await store.create("x", b"1")
+    assert await store.read("x") == b"1"
+    assert [found.name async for found in store.list("")] == ["x"]
