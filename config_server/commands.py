@@ -153,4 +153,5 @@ class Bell:
 async def wait_for(event: asyncio.Event, seconds: float) -> None:
     """Until the event is set or the time is over."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -156,7 +156,8 @@ class RemoteVault:
             self._unstored.clear()
             if not await self._writer.written():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._unstored.wait(), _RETRY_S)
+                    async with asyncio.timeout(_RETRY_S):
+                        await self._unstored.wait()
                 self._unstored.set()
 
     def _note(self, problem: KeyCacheError | None) -> None:

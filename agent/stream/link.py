@@ -75,7 +75,8 @@ class Link:
     async def close(self) -> None:
         self.channel.close()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.channel.closed.wait(), CLOSE_S)
+            async with asyncio.timeout(CLOSE_S):
+                await self.channel.closed.wait()
         self.channel.abort()
 
     # -- inside --------------------------------------------------------------------------------------------

@@ -147,7 +147,8 @@ class Sender:
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             pause_s = min(RETRY_LIMIT_S, 0.125 * 2.0 ** min(failures, 7)) * random.uniform(0.5, 1.0)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), max(pause_s, self._retry_after_s))
+                async with asyncio.timeout(max(pause_s, self._retry_after_s)):
+                    await stop.wait()
 
     # -- one session ---------------------------------------------------------------------------------------
 
@@ -292,7 +293,8 @@ class Sender:
             return
         # Chunks that become ready are not kept waiting.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stream.wakeup.wait(), min(seconds, IDLE_S))
+            async with asyncio.timeout(min(seconds, IDLE_S)):
+                await self._stream.wakeup.wait()
 
     async def _linger(self) -> None:
         """Small batches wait for company; for how long, while uploads lag, shows anew while they do."""
@@ -304,7 +306,8 @@ class Sender:
             and time.monotonic() - since < self._stream.linger_s
         ):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._flush.wait(), IDLE_S)
+                async with asyncio.timeout(IDLE_S):
+                    await self._flush.wait()
 
     async def _take_acks(self, link: Link) -> None:
         while True:

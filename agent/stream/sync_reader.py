@@ -264,7 +264,8 @@ class SyncReader:
 async def _for_a_while(event: Coroutine[Any, Any, object]) -> None:
     """Until the event, or until it is time to see whether the disk still answers."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event, _HUNG_PROBE_S)
+        async with asyncio.timeout(_HUNG_PROBE_S):
+            await event
 
 
 def _silent(lane: _Lane) -> DeviceError:
