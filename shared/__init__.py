@@ -1,8 +1,10 @@
 """What two or more of the daemons speak; it imports none of them.
 
-On the data path, in its order: `batch` (what is sent, sealed and applied as one), `wire` (the session),
-`sealing`, `vault`, `remote_vault` and `key_cache` (keys), `log` (segments and their index), `active_side` (which copy of a
-machine is it), `blob` (storage), `recovery` (any point, from storage and key alone). Beside it: `api`, `messages`, `status`, `rest` and
-`control_client` (control plane), `tls`, `identity` and `enrol` (who a daemon is), `proxies`, `service`, `logging` and `log_sink` (what
-every daemon is), `storage_stack` (on which disks a path lies), `durable`, `errors`.
+On the data path, in its order: `batch` (what is sent, sealed and applied as one), `wire` (the session), `sealing`, `vault`,
+`remote_vault` and `key_cache` (keys), `log` (segments and their index), `active_side` (which copy of a machine is it), `blob`
+(storage), `machine_storage` (where each machine lies in it), `recovery` (any point, from storage and key alone).
+
+Beside it: `api`, `messages`, `status`, `rest` and `control_client` (control plane), `tls`, `identity`, `enrol` and `revocation`
+(who a daemon is), `proxies`, `service`, `logging` and `log_sink` (what every daemon is), `storage_stack` (on which disks a path
+lies), `durable` and `single_writer` (files), `trouble`, `errors`.
 """
