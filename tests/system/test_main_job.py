@@ -163,7 +163,7 @@ def test_storage_that_lost_acknowledged_log_begins_a_new_epoch_by_itself(site: S
 def test_a_disk_that_grows_is_replicated_anew_with_its_new_size(site: Site) -> None:
     epoch = site.lab.machine()["epoch"]
     grown = DISK_B + (8 << 20)
-    backing = site.folder / "a"
+    backing = site.folder / "disk-a"
     with backing.open("r+b") as file:
         file.truncate(grown)
     subprocess.run(["losetup", "--set-capacity", site.lab.devices[0]], check=True)
