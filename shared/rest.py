@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 
 from shared import api, tls
+from shared.connector import TlsConnector
 from shared.errors import UNDECODABLE, PeerError, UnderstudyError, UnreachableError
 from shared.messages import Failure, Nothing
 
@@ -127,7 +128,7 @@ class RestClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(ssl=self._context, limit=8)
+            connector = TlsConnector(self._context, 8)
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self._headers}
             self._session = aiohttp.ClientSession(connector=connector, headers=headers, auto_decompress=False)
         return self._session

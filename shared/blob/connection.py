@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from shared.blob.config import BlobConfig
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from shared.blob.transport import ProxiedTransport
     from shared.proxies import Proxy
 
-_TLS_CLOSE_LEAKS: Final = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
-"""asyncio keeps a TLS connection for ever whose peer closes it at the same time (CPython issue 118950)."""
 _SINGLE_REQUEST_B: Final = 256 * 1024 * 1024
 """Below this size, a blob is written in one request."""
 
@@ -36,14 +33,13 @@ class Connection:
         from azure.storage.blob.aio import BlobServiceClient
 
         from shared.blob.transport import OneAttempt, ProxiedTransport, StorageTransport
+        from shared.connector import TlsConnector
 
         # The SDK logs each request's URL and headers, and warns on every retry: our errors say it better, once.
         logging.getLogger("azure").setLevel(logging.CRITICAL)
         # Our own session: the SDK would build a TLS context for every request, and so never reuse a connection.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=tls, limit=CONNECTIONS, enable_cleanup_closed=_TLS_CLOSE_LEAKS
-            ),
+            connector=TlsConnector(tls, CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
