@@ -20,6 +20,7 @@ import asyncio
 import copy
 import random
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -207,10 +208,12 @@ class BlobCore:
             async with asyncio.timeout(limit_s):
                 yield
         except TimeoutError as exc:
+            _empty_frames(exc)
             where = place(self.config, self._connection.proxy)
             cause = f"no answer within {limit_s:.0f} s from {where}"
             raise TransientError(f"Could not {what}", cause=cause) from exc
         except foreign as exc:
+            _empty_frames(exc)
             # Not by a local name: this frame is in the error's traceback, and would keep it until a collection.
             raise self._as_granted(
                 translate(f"Could not {what}", exc, self.config, self._connection.proxy)
@@ -220,6 +223,21 @@ class BlobCore:
         if self._connection.granted and isinstance(error, StorageKeyError | StorageRightsError):
             return GrantEndedError(error.what, cause=error.cause)
         return error
+
+
+def _empty_frames(error: BaseException) -> None:
+    """Whatever the frames held that an error, and those that led to it, came through: what was to be written, megabytes. Some of those
+    frames hold the error itself (aiohttp's connector does), so each failed attempt would be kept until a collection, which may be minutes.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        found = waiting.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        traceback.clear_frames(found.__traceback__)
+        waiting += [found.__cause__, found.__context__, getattr(found, "inner_exception", None)]
 
 
 def _forget_frames(error: BaseException) -> None:

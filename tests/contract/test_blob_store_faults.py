@@ -6,11 +6,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime as dt
+import gc
 import math
+import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from email.utils import format_datetime
 from typing import Any, Final
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -474,3 +478,43 @@ async def test_a_refusal_that_nobody_wants_to_hear_of_is_logged_once_and_its_end
     with capture_logs() as lines:
         assert await via.patient().read("d/block") == DATA
     assert [line.get("code") for line in lines] == ["US495", None]
+
+
+LET_GO: Final[dict[str, Fault | None]] = {
+    "nobody-listens": None,
+    "busy": throttled("1"),
+    "reset": Cut(),
+    "reset-but-done": Cut(applied=True),
+}
+
+
+@pytest.mark.parametrize("fault", LET_GO.values(), ids=LET_GO)
+async def test_what_was_to_be_written_is_let_go_of_when_the_attempt_has_failed(
+    faulty: FaultProxy, store: BlobStore, fault: Fault | None
+) -> None:
+    config = faulty.config(store._core.config.container)
+    if fault is None:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            config = msgspec.structs.replace(
+                config, url=f"https://127.0.0.1:{closed.getsockname()[1]}/account"
+            )
+    else:
+        faulty.add(fault, times=None)
+    data = bytes(1 << 16)
+    writes: list[Callable[[BlobStore], Awaitable[object]]] = [
+        lambda to: to.create("new", data),
+        lambda to: to.append("d/append", data, None, 0),
+        lambda to: to.pages.write("d/page", 0, data),
+    ]
+    async with BlobStore.connect(config) as connected:
+        gc.disable()  # what only a collection lets go of may stay for minutes
+        try:
+            for write in writes:
+                before = sys.getrefcount(data)
+                with pytest.raises(TransientError):
+                    await write(connected.with_retry(ONCE))
+                async with asyncio.timeout(5):
+                    while sys.getrefcount(data) > before:  # noqa: ASYNC110 - a connection that is cut closes a moment later
+                        await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
