@@ -21,7 +21,7 @@ from master_target.retention import RetentionPolicy
 from shared import logging
 from shared.blob import BlobConfig
 from shared.errors import ConfigError
-from shared.naming import check_server_url
+from shared.naming import check_apart, check_server_url
 from shared.tls import TlsFiles
 from shared.vault import check_choice
 
@@ -62,5 +62,10 @@ class MasterTargetConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
                 "The master target's configuration is not valid", cause="`control_url` needs `tls` as well"
             )
         check_choice("master target", self.vault_file, self.control_url)
+        if self.image_dir is not None:
+            files = () if self.tls is None else (self.tls.cert, self.tls.key, self.tls.ca)
+            check_apart(
+                self.image_dir, (*files, self.vault_file, self.blob.account_key_file, self.blob.ca_file)
+            )
         if self.control_url:
             check_server_url(self.control_url)

@@ -20,7 +20,7 @@ import msgspec
 from process_server.reception.credit import CreditPolicy
 from shared import logging
 from shared.blob import BlobConfig
-from shared.naming import check_server_url
+from shared.naming import check_apart, check_server_url
 from shared.tls import TlsFiles
 from shared.vault import check_choice
 
@@ -51,5 +51,7 @@ class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         check_choice("process server", self.vault_file, self.control_url)
+        files = (self.tls.cert, self.tls.key, self.tls.ca, self.vault_file)
+        check_apart(self.spool_dir, (*files, self.blob.account_key_file, self.blob.ca_file))
         if self.control_url:
             check_server_url(self.control_url)

@@ -1,9 +1,16 @@
-"""What a machine, a server or a daemon may be called: the names are parts of paths, blob names, certificates and URLs."""
+"""What a machine, a server or a daemon may be called: the names are parts of paths, blob names, certificates and URLs.
+
+A folder in which each machine has a folder under its name (a process server's spool, a master target's images) may hold other things of
+its daemon. Their names begin with a dot, as no machine's does (`.lock`, `.keys`), so that no machine takes the place of one; and no file
+that a configuration names may lie there (`check_apart`).
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -56,3 +63,14 @@ def check_server_url(url: str) -> None:
             f"control_url = {url!r} is no config server",
             cause="it must look like https://HOST or https://HOST:PORT",
         )
+
+
+def check_apart(folder: Path, files: Iterable[Path | None]) -> None:
+    """For configurations: machines have their folders in `folder`, under their names, so none of `files` lies there. Raises ConfigError."""
+    for file in files:
+        if file is not None and file.absolute().is_relative_to(folder.absolute()):
+            raise ConfigError(
+                f"{file} cannot lie in {folder}",
+                cause="each machine has a folder under its name there, which could take the place of the file, or it that of a machine's",
+                action="Put it elsewhere, for example into /etc/understudy.",
+            )

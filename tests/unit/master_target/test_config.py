@@ -41,6 +41,7 @@ def test_a_minimal_file_gives_the_defaults(tmp_path: Path) -> None:
         ('control_url = "https://a..b"\ntls = {cert = "/c", key = "/k", ca = "/a"}', "control_url"),
         ("bridge = {gap = 5}", "gap"),
         ('nmae = "x"', "nmae"),
+        ('target = "image"\nimage_dir = "/"', "/v.json cannot lie in /"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, more: str, named: str) -> None:

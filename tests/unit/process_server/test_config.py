@@ -1,4 +1,4 @@
-"""The process server's configuration file: where its keys come from."""
+"""The process server's configuration file: where its keys come from, and what may lie beside machines' folders."""
 
 from __future__ import annotations
 
@@ -28,4 +28,13 @@ def test_it_has_a_vault_file_or_somebody_to_ask_for_keys(tmp_path: Path, more: s
         load_config(path, ProcessServerConfig)
     for alone in ('vault_file = "/v.json"', 'control_url = "https://c"'):
         path.write_text(alone + REST)
+        load_config(path, ProcessServerConfig)
+
+
+@pytest.mark.parametrize("file", ["/c", "/k", "/a", "/v.json"])
+def test_no_configured_file_lies_where_machines_have_their_folders(tmp_path: Path, file: str) -> None:
+    path = tmp_path / "process-server.toml"
+    text = f'vault_file = "/v.json"{REST}'.replace(f'"{file}"', f'"/s/web1{file}"')
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"/s/web1{file} cannot lie in /s"):
         load_config(path, ProcessServerConfig)
