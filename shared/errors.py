@@ -671,12 +671,12 @@ class KeyUnavailableError(TransientError):
 
 
 class KeyCacheError(StorageError):
-    """The file in which a daemon keeps the keys that it was given. Nothing stops for it."""
+    """A file in which a daemon keeps a key that it was given. Nothing stops for it."""
 
     code = "US511"
     default_action = (
-        "Nothing, if this host was just enrolled anew; else see that its folder is writable and has room. Keys are asked for again, "
-        "which needs the config server."
+        "See that its folder is readable, writable and has room; it is tried again. Keys are asked for anew, which needs the config "
+        "server. If this host was enrolled anew, or the file is damaged: it may be deleted."
     )
 
 

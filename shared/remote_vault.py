@@ -1,10 +1,11 @@
 """A vault at the other end of the network: process servers and master targets are given data keys by the config server.
 
-    unwrap ─► memory ─► (key cache, at the start) ─► config server ─► memory and key cache ─► the key
+    unwrap ─► memory ─► key cache ─► config server ─► memory and key cache ─► the key
 
 Only what was never asked for before needs the config server, which may be away for weeks, over any number of restarts. A key is in the
 cache, durably, before it is first used: so a machine whose batches were ever acknowledged here is served here without the config server.
-A cache that cannot be read or written is told (`problem`) and stops nobody: while it cannot be written, keys are in memory only.
+A cache that cannot be read or written is told (`problem`) and stops nobody: while it cannot be written, keys are in memory only; what
+could not be read is looked at again, and is never written over but with the same key.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from shared.errors import (
     UnreachableError,
     WrongKeyError,
 )
-from shared.key_cache import FILE, CachedKey, KeyCache
+from shared.key_cache import FOLDER, CachedKey, KeyCache
 from shared.messages import KeyRequest, MachineKeyGrant, Nothing
 from shared.rest import RestClient
 from shared.sealing import MachineKey
@@ -44,7 +45,7 @@ _Q = TypeVar("_Q", bound=msgspec.Struct)
 _ASK_S: Final = 10.0
 """Less than a session's patience for a log to open."""
 _RETRY_S: Final = 60.0
-"""Between tries to write the cache."""
+"""Between tries to write the cache, or to read what could not be read."""
 
 
 class _Id(NamedTuple):
@@ -57,8 +58,6 @@ class RemoteVault:
     """An async context manager. `files`: who this daemon is."""
 
     def __init__(self, url: str, files: TlsFiles, cache: KeyCache) -> None:
-        self.problem: KeyCacheError | None = None
-        """What is wrong with the cache."""
         self._files: Final = files
         self._context: Final = tls.client_context(files, tls.CONFIG_SERVER)
         self._client: Final = RestClient(url, self._context, timeout_s=_ASK_S)
@@ -66,15 +65,16 @@ class RemoteVault:
         self._keys: Final[dict[_Id, bytes]] = {}
         self._asking: Final[dict[_Id, asyncio.Lock]] = {}
         self._writer: Final = SingleWriter("store keys", self._store)
-        self._unstored: Final = asyncio.Event()
+        self._unstored: Final[set[_Id]] = set()
+        """What is in memory, and not (as it should be) on the disk."""
+        self._unwritable: KeyCacheError | None = None
+        self._unreadable: KeyCacheError | None = None
+        self._told: KeyCacheError | None = None
+        self._wake: Final = asyncio.Event()
         self._tending: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        try:
-            for found in await asyncio.to_thread(self._cache.load):
-                self._keys[_Id(found.machine, found.key_id, found.wrapped)] = found.key
-        except KeyCacheError as exc:
-            self._note(exc)
+        await self._load()
         self._tending = asyncio.create_task(self._tend(), name="key cache")
         return self
 
@@ -87,13 +87,18 @@ class RemoteVault:
         await self._writer.close()
         await self._client.close()
 
+    @property
+    def problem(self) -> KeyCacheError | None:
+        """What is wrong with the cache."""
+        return self._unwritable or self._unreadable
+
     async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
         """Also raises KeyUnavailableError."""
         id_ = _Id(machine, wrapped.key_id, wrapped.wrapped)
         if id_ in self._keys:
             return self._keys[id_]
         async with self._asking.setdefault(id_, asyncio.Lock()):  # several who want it ask once
-            if id_ not in self._keys:
+            if id_ not in self._keys and not await self._found(id_):
                 request = KeyRequest(key_id=wrapped.key_id, wrapped=wrapped.wrapped)
                 key = await self._ask(api.KEY_UNWRAP, request, machine)
                 if (key.key_id, key.wrapped) != (wrapped.key_id, wrapped.wrapped):
@@ -113,8 +118,9 @@ class RemoteVault:
         finds it not to open and asks again: the config server was there a moment ago.
         """
         tls.reload(self._context, self._files)
+        self._unstored.update(self._keys)
         self._writer.changed()
-        self._unstored.set()
+        self._wake.set()
 
     async def _ask(self, route: Route[_Q, MachineKeyGrant], request: _Q, machine: str) -> MachineKey:
         try:
@@ -133,38 +139,65 @@ class RemoteVault:
 
     # ---- the cache ----
 
+    async def _load(self) -> None:
+        found, errors = await asyncio.to_thread(self._cache.load)
+        for key in found:
+            self._keys.setdefault(_Id(key.machine, key.key_id, key.wrapped), key.key)
+        self._unreadable = errors[0] if errors else None
+        self._tell()
+
+    async def _found(self, id_: _Id) -> bool:
+        """Whether the cache has it by now: another process of this daemon may have written it, or somebody mended the disk."""
+        try:
+            found = await asyncio.to_thread(self._cache.find, *id_)
+        except KeyCacheError as exc:
+            self._unreadable = exc
+            self._tell()
+            return False
+        if found is not None:
+            self._keys[id_] = found.key
+        return found is not None
+
     async def _keep(self, id_: _Id, key: MachineKey) -> None:
         self._keys[id_] = key.key
+        self._unstored.add(id_)
         self._writer.changed()
         if not await self._writer.written():
-            self._unstored.set()
+            self._wake.set()
 
     async def _store(self) -> bool:
-        keys = [CachedKey(**id_._asdict(), key=key) for id_, key in self._keys.items()]
-        try:
-            await asyncio.to_thread(self._cache.store, keys)
-        except KeyCacheError as exc:
-            self._note(exc)
-            return False
-        self._note(None)
-        return True
+        """What is to be stored; whether all of it is."""
+        self._unwritable = None
+        for id_ in list(self._unstored):
+            # Before it is written: should the private key change meanwhile, it is put there again.
+            self._unstored.discard(id_)
+            try:
+                await asyncio.to_thread(self._cache.store, CachedKey(**id_._asdict(), key=self._keys[id_]))
+            except KeyCacheError as exc:
+                self._unstored.add(id_)
+                self._unwritable = exc
+                break
+        if self._unreadable is not None:
+            await self._load()
+        self._tell()
+        return self._unwritable is None
 
     async def _tend(self) -> None:
         """Seals anew when that is wanted, and tries again what failed. Never returns."""
         while True:
-            await self._unstored.wait()
-            self._unstored.clear()
-            if not await self._writer.written():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_RETRY_S):
-                        await self._unstored.wait()
-                self._unstored.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if self.problem is None else _RETRY_S):
+                    await self._wake.wait()
+            self._wake.clear()
+            await self._writer.written()
+            if self._unreadable is not None:
+                await self._load()
 
-    def _note(self, problem: KeyCacheError | None) -> None:
-        before, self.problem = self.problem, problem
-        if problem is not None and (before is None or before.as_dict() != problem.as_dict()):
-            _log.warning("key cache: trouble; work goes on", **problem.as_dict())
-        elif problem is None and before is not None:
+    def _tell(self) -> None:
+        before, self._told = self._told, self.problem
+        if self._told is not None and (before is None or before.as_dict() != self._told.as_dict()):
+            _log.warning("key cache: trouble; work goes on", **self._told.as_dict())
+        elif self._told is None and before is not None:
             _log.info("key cache: trouble is over")
 
 
@@ -187,7 +220,7 @@ async def opened(
         yield FileVault(vault_file)
         return
     assert files is not None, "a configuration with control_url has tls"
-    async with RemoteVault(control_url, files, KeyCache(state_dir / FILE, files)) as vault:
+    async with RemoteVault(control_url, files, KeyCache(state_dir / FOLDER, files)) as vault:
         yield vault
 
 

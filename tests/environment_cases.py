@@ -146,8 +146,8 @@ def _running() -> Iterator[Case]:
     yield Running(agent, "revoked.json", "*revoked.json*", Fail.SYNCS, "US543", revoke_somebody)
     # What is only not read is had from the config server at once, and written: nobody needs to be told.
     for daemon, how, folder in ((ps, Fail.ALL, "spool"), (mt, Fail.FULL, "master-target")):
-        begin = restart if how is Fail.ALL else restart_without(f"{folder}/keys.sealed")
-        yield Running(daemon, "key cache", "*keys.sealed*", how, "US511", begin)
+        begin = restart if how is Fail.ALL else restart_without(f"{folder}/.keys/*")
+        yield Running(daemon, "key cache", "*/.keys/*", how, "US511", begin)
     for daemon, how in ((ps, Fail.FULL), (mt, Fail.READ_ONLY), (agent, Fail.SYNCS)):
         where = f"*/tls/{daemon}/*cert.pem*"
         yield Running(daemon, "renewed certificate", where, how, "US475", restart_with_a_due_certificate)
@@ -169,7 +169,7 @@ def _starts() -> Iterator[Case]:
     yield Start("config-server", "vault", "*/vault.json", Fail.GONE, "US100")
     yield Start("config-server", "lock", "*/config-server.lock", Fail.READ_ONLY, "US478")
     yield Start("process-server", "lock", "*/spool/.lock", Fail.READ_ONLY, "US439")
-    yield Start("process-server", "key cache", "*keys.sealed*", Fail.FORBIDDEN, "")
+    yield Start("process-server", "key cache", "*/.keys/*", Fail.FORBIDDEN, "")
     yield Start("agent", "lock", "*/agent.lock", Fail.READS, "US478")
     yield Start("agent", "disks.json", "*/agent/disks.json", Fail.FORBIDDEN, "US151")
 

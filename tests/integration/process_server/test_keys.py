@@ -15,9 +15,11 @@ from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from shared import tls
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import KeyUnavailableError, WrongKeyError
+from shared.key_cache import FOLDER
 from shared.log.epochs import newest_epoch
 from shared.log.reader import LogReader
 from shared.machine_storage import MachineStorage
+from shared.naming import is_name
 from shared.recovery import point_store
 from shared.wire.messages import Hello
 from tests.azurite import in_one
@@ -147,6 +149,11 @@ async def test_points_go_on_for_weeks_without_the_config_server_over_every_resta
             await other.send(new.next())
             await other.acked(1, uploaded=1)
             await other.close()
+    # Whatever else a daemon keeps where machines have their folders: no machine can have its name.
+    for folder, machines in ((site.folder / "spool", {"lab", "new"}), (tmp_path / "mt-state", set())):
+        there = {path.name for path in folder.iterdir()}
+        assert FOLDER in there
+        assert {name for name in there if is_name(name)} == machines
 
 
 async def pointed(config: MasterTargetConfig, blob: BlobConfig, count: int) -> None:

@@ -25,10 +25,13 @@ class Daemon:
 
     def __init__(self, folder: Path, config: ConfigServerConfig, vault: FileVault, files: TlsFiles) -> None:
         self.folder, self.config, self.vault, self.files = folder, config, vault, files
-        self.cache = KeyCache(folder / "state" / "keys.sealed", files)
+        self.cache = KeyCache(folder / "state" / ".keys", files)
 
     def remote(self) -> RemoteVault:
         return RemoteVault(f"https://127.0.0.1:{self.config.port}", self.files, self.cache)
+
+    def path(self, one: WrappedKey, machine: str = "web1") -> Path:
+        return self.cache.path(machine, one.key_id, one.wrapped)
 
     async def wrapped(self, machine: str = "web1") -> tuple[WrappedKey, bytes]:
         made = await self.vault.new_key(machine)
@@ -124,7 +127,7 @@ async def test_a_cache_that_cannot_be_read_is_told_and_fetched_again(daemon: Dae
     one, key = await daemon.wrapped()
     async with running(daemon.config), daemon.remote() as vault:
         await vault.unwrap(one, "web1")
-    path = daemon.cache.path
+    path = daemon.path(one)
     data = path.read_bytes()
     path.unlink()
     if damage == "folder":
@@ -144,6 +147,48 @@ async def test_a_cache_that_cannot_be_read_is_told_and_fetched_again(daemon: Dae
         assert warnings(vault) == []
     async with daemon.remote() as vault:
         assert await vault.unwrap(one, "web1") == key
+
+
+@pytest.mark.parametrize("how", ["one file", "all"])
+async def test_what_could_not_be_read_is_neither_lost_to_new_keys_nor_forgotten(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("shared.remote_vault._RETRY_S", 0.05)
+    one, key = await daemon.wrapped("web1")
+    two, _ = await daemon.wrapped("web2")
+    async with running(daemon.config), daemon.remote() as vault:
+        await vault.unwrap(one, "web1")
+    path = daemon.path(one) if how == "one file" else daemon.cache.folder
+    away = daemon.folder / "away"
+    path.rename(away)
+    path.symlink_to(path)  # as unreadable as EIO makes it, for root, too
+    async with daemon.remote() as vault:
+        (warning,) = warnings(vault)
+        assert warning.code == KeyCacheError.code
+        async with running(daemon.config):
+            await vault.unwrap(two, "web2")
+        assert len(warnings(vault)) == 1
+        path.unlink()
+        away.rename(path)
+        async with asyncio.timeout(10):
+            while vault.problem is not None:  # noqa: ASYNC110 - it is looked at again by itself
+                await asyncio.sleep(0.01)
+        assert await vault.unwrap(one, "web1") == key
+    async with daemon.remote() as vault:
+        assert vault.problem is None
+        assert await vault.unwrap(one, "web1") == key
+        await vault.unwrap(two, "web2")
+
+
+async def test_what_another_process_of_the_daemon_was_given_is_kept_and_found(daemon: Daemon) -> None:
+    one, key = await daemon.wrapped("web1")
+    two, other = await daemon.wrapped("web2")
+    async with daemon.remote() as old, daemon.remote() as new:
+        async with running(daemon.config):
+            await new.unwrap(one, "web1")
+            await old.unwrap(two, "web2")
+        assert await old.unwrap(one, "web1") == key
+        assert await new.unwrap(two, "web2") == other
 
 
 async def test_a_full_disk_keeps_nobody_from_a_key(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,13 +212,13 @@ async def test_a_host_that_is_enrolled_anew_has_its_cache_sealed_anew(daemon: Da
     one, key = await daemon.wrapped()
     async with running(daemon.config) as server, daemon.remote() as vault:
         await vault.unwrap(one, "web1")
-        before = daemon.cache.path.read_bytes()
+        before = daemon.path(one).read_bytes()
         anew = await server.enrolled("process-server", "ps1", daemon.folder / "anew")
         for old, new in ((daemon.files.key, anew.key), (daemon.files.cert, anew.cert)):
             old.write_bytes(new.read_bytes())
         vault.renewed()
         async with asyncio.timeout(10):
-            while daemon.cache.path.read_bytes() == before:  # noqa: ASYNC110 - another task's work
+            while daemon.path(one).read_bytes() == before:  # noqa: ASYNC110 - another task's work
                 await asyncio.sleep(0.01)
     async with daemon.remote() as vault:
         assert vault.problem is None
