@@ -1,14 +1,18 @@
 """Handlers of keys: what process servers and master targets are given of the vault, which stays here.
 
 A daemon gets one machine's data key at a time, for its wrapped form, which lies in storage: the vault's own keys never leave. Nobody is
-given a key before the audit log says so durably; where it cannot be written, no key goes out.
+given a key before the audit log says so durably; where it cannot be written, no key goes out. New keys are made only under a vault that
+storage knows (shared/vault_record.py); what it knew is remembered in the database, for the time when it is away.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import sqlite3
 from typing import Final
+
+import msgspec
 
 from config_server import audit
 from config_server.binding import Binder, Call
@@ -17,11 +21,12 @@ from shared import api
 from shared.errors import ConfigError
 from shared.messages import KeyRequest, MachineKeyGrant, Nothing
 from shared.sealing import MachineKey
-from shared.vault import FileVault, WrappedKey
+from shared.vault import WrappedKey
+from shared.vault_record import RecordedVault, Records
 
 
 class Keys:
-    def __init__(self, control: Control, vault: FileVault | None) -> None:
+    def __init__(self, control: Control, vault: RecordedVault | None) -> None:
         self._control: Final = control
         self._vault: Final = vault
 
@@ -39,7 +44,7 @@ class Keys:
         machine = check_name(call.path["machine"], "machine")
         return await self._hand_out(call, "key.create", machine, await self._open().new_key(machine))
 
-    def _open(self) -> FileVault:
+    def _open(self) -> RecordedVault:
         if self._vault is None:
             raise ConfigError(
                 "No key can be handed out",
@@ -66,3 +71,18 @@ def grant_of(key: MachineKey) -> MachineKeyGrant:
         wrapped=base64.b64encode(key.wrapped).decode(),
         key=base64.b64encode(key.key).decode(),
     )
+
+
+def remembered(db: sqlite3.Connection, storage: str) -> Records:
+    """The vault keys that this storage had when it answered last."""
+    row = db.execute("SELECT value FROM settings WHERE name = ?", (_remembered(storage),)).fetchone()
+    return msgspec.json.decode(row["value"], type=dict[str, str]) if row else {}
+
+
+def remember(db: sqlite3.Connection, storage: str, recorded: Records) -> None:
+    value = msgspec.json.encode(dict(recorded)).decode()
+    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_remembered(storage), value))
+
+
+def _remembered(storage: str) -> str:
+    return f"vault keys of {storage}"

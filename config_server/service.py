@@ -19,6 +19,7 @@ from config_server import (
     events,
     inventory,
     jobs,
+    keys,
     lock,
     own_certificate,
     revocation,
@@ -45,6 +46,7 @@ from shared.errors import ConfigError, DatabaseError, LookFailedError, RequestEr
 from shared.messages import EventView, Health, Nothing, PointView
 from shared.status import Problem
 from shared.vault import FileVault
+from shared.vault_record import RecordedVault
 from shared.version import VERSION
 
 _log = logging.get()
@@ -54,6 +56,10 @@ _THOUGHT_OF: Final = (UnderstudyError, OSError)
 OPERATOR: Final = "admin"
 TOKEN_FILE: Final = "operator.token"
 _SWEEP_S: Final = 5.0
+_VAULT_S: Final = 600.0
+"""How often the vault is compared with storage, ..."""
+_VAULT_WRONG_S: Final = 30.0
+"""... and while something is wrong about it."""
 _SHUTDOWN_S: Final = 3.0
 _LINGERING_S: Final = 1.0
 """So long a refused request's body is read on, so that its sender can read the answer."""
@@ -78,14 +84,15 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         ca = CertificateAuthority.open(folder)
         files, _kept = own_certificate.ready(config, ca)
     context = tls.server_context(files, require_client=False)
-    vault = FileVault(config.vault_file) if config.vault_file is not None else None
+    file = FileVault(config.vault_file) if config.vault_file is not None else None
     db = await Database.open(folder / DATABASE_FILE)
-    storage = Storage(config.blob, vault)
+    storage = Storage(config.blob, file)
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)
     try:
         with durable.named(f"The data folder {folder} could not be used"):
             await _recover(control, folder)
+        vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, context)
         runner = web.AppRunner(
             _application(control, sides, vault, config, listener),
@@ -101,11 +108,13 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             async with asyncio.TaskGroup() as tasks:
                 accepting = tasks.create_task(listener.run(runner.server), name="listener")
                 tasks.create_task(_sweep(control, sides, config, context, stop), name="sweeper")
+                watching = tasks.create_task(_watch_vault(control, vault), name="vault")
                 _log.info("listening", host=config.listen, port=listener.port, name=config.name)
                 service.notify("READY=1")
                 ready(listener.port)
                 await stop.wait()
                 accepting.cancel()
+                watching.cancel()
         finally:
             control.bell.close()  # held answers go out, so that their connections can close
             await runner.cleanup()
@@ -115,7 +124,11 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
 
 
 def _application(
-    control: Control, sides: Sides, vault: FileVault | None, config: ConfigServerConfig, listener: Listener
+    control: Control,
+    sides: Sides,
+    vault: RecordedVault | None,
+    config: ConfigServerConfig,
+    listener: Listener,
 ) -> web.Application:
     binder = Binder(
         lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
@@ -189,6 +202,34 @@ async def _recover(control: Control, folder: Path) -> None:
     await control.db.run(work)
     identity.write(token_file, token.encode() + b"\n", mode=0o600)
     _log.info("operator token written", file=str(token_file))
+
+
+async def _recorded(file: FileVault, storage: Storage, control: Control) -> RecordedVault:
+    place = storage.place
+    if not place:
+        return RecordedVault(file, None)
+    return RecordedVault(
+        file,
+        storage.machines,
+        await control.db.run(lambda db: keys.remembered(db, place)),
+        lambda recorded: control.db.run(lambda db: keys.remember(db, place, recorded)),
+    )
+
+
+async def _watch_vault(control: Control, vault: RecordedVault | None) -> None:
+    """Compares the vault file with storage, at the start and again: this server starts and works without storage. Never returns while
+    there is one."""
+    if vault is None:
+        return
+
+    async def look() -> None:
+        await vault.check()
+        if vault.problem is not None:
+            raise vault.problem
+
+    while True:
+        await _part(control, "vault", look())
+        await asyncio.sleep(_VAULT_S if vault.problem is None else _VAULT_WRONG_S)
 
 
 async def _sweep(

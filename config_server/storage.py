@@ -1,6 +1,7 @@
 """What the config server reads from blob storage: points for display, and the keys that a restore is granted.
 
-It never writes there but which machine is the active side (`machine rebind`), and the policies of grants (granting.py).
+It never writes there but which machine is the active side (`machine rebind`), the policies of grants (granting.py), and once which vault
+keys this installation has (shared/vault_record.py).
 Storage that is away makes these calls fail, and nothing else: state and health come from reports.
 """
 
@@ -47,6 +48,11 @@ class Storage:
         self._known: dict[str, tuple[float, PointList]] = {}
         self._readers = listing.Readers()
         self._reading: dict[str, asyncio.Task[PointList]] = {}
+
+    @property
+    def place(self) -> str:
+        """Account and container; empty where none is configured."""
+        return "" if self._config is None else f"{self._config.url.rstrip('/')}/{self._config.container}"
 
     async def close(self) -> None:
         for task in list(self._reading.values()):

@@ -39,6 +39,7 @@ from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.service import notify, watchdog_interval_s
 from shared.trouble import Trouble
 from shared.vault import Vault
+from shared.vault_record import guarded
 
 _log = logging.get()
 
@@ -65,10 +66,11 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
         owner=config.name, limits=SegmentLimits(size_b=config.segment_bytes, age_s=config.segment_seconds)
     )
     async with (
-        remote_vault.opened(config.vault_file, config.control_url, config.tls, config.spool_dir) as vault,
+        remote_vault.opened(config.vault_file, config.control_url, config.tls, config.spool_dir) as opened,
         MachineStorage.connect(config.blob) as machines,
         asyncio.TaskGroup() as tasks,
     ):
+        vault = guarded(opened, machines)
         storage = Trouble("storage", lambda: None)
         watching = tasks.create_task(watch_storage(machines.vault, storage), name="storage")
         async with _spooling(Spool(config.spool_dir, machines, vault, settings)) as spool:

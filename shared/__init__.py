@@ -1,8 +1,8 @@
 """What two or more of the daemons speak; it imports none of them.
 
 On the data path, in its order: `batch` (what is sent, sealed and applied as one), `wire` (the session), `sealing`, `vault`,
-`remote_vault` and `key_cache` (keys), `log` (segments and their index), `active_side` (which copy of a machine is it), `blob`
-(storage), `machine_storage` (where each machine lies in it), `recovery` (any point, from storage and key alone).
+`vault_record`, `remote_vault` and `key_cache` (keys), `log` (segments and their index), `active_side` (which copy of a machine is
+it), `blob` (storage), `machine_storage` (where each machine lies in it), `recovery` (any point, from storage and key alone).
 
 Beside it: `api`, `messages`, `status`, `rest` and `control_client` (control plane), `tls`, `identity`, `enrol` and `revocation`
 (who a daemon is), `proxies`, `connector`, `service`, `logging` and `log_sink` (what every daemon is), `storage_stack` (on which

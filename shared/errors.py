@@ -670,6 +670,13 @@ class KeyUnavailableError(TransientError):
     default_action = "The machine waits, and goes on by itself once the config server answers; those whose keys are here go on."
 
 
+class VaultUnrecordedError(TransientError):
+    """No new key is wrapped under a vault of which storage knows nothing, and storage cannot be asked or told now."""
+
+    code = "US561"
+    default_action = "Machines that are new wait, and go on by themselves once the config server reaches storage and may write there."
+
+
 class KeyCacheError(StorageError):
     """A file in which a daemon keeps a key that it was given. Nothing stops for it."""
 
@@ -1050,6 +1057,17 @@ class WrongKeyError(IntegrityError):
     code = "US444"
     default_action = (
         "Use the vault file of the installation that wrote it (the config server's), or a backup of it."
+    )
+
+
+class VaultMisfitError(IntegrityError):
+    """Storage knows a vault key that the vault file lacks (shared/vault_record.py)."""
+
+    code = "US560"
+    default_action = (
+        "Put the installation's vault file, or its newest backup, in its place, and restart. If both files were used, put their keys "
+        "together: python -m shared.vault FILE --add OTHER. Only if a key is lost for good, with all that it sealed: delete its "
+        "record, vault/N.json in the vault container."
     )
 
 

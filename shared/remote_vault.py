@@ -38,6 +38,7 @@ from shared.single_writer import SingleWriter
 from shared.status import Problem
 from shared.tls import TlsFiles
 from shared.vault import FileVault, Vault, WrappedKey
+from shared.vault_record import RecordedVault
 
 _log = logging.get()
 _Q = TypeVar("_Q", bound=msgspec.Struct)
@@ -231,7 +232,9 @@ def renewed(vault: Vault) -> None:
 
 
 def warnings(vault: Vault) -> list[Problem]:
-    """What is wrong about it, for the daemon's report: nothing that stops work."""
+    """What is wrong about it, for the daemon's report: nothing that stops the machines that are there."""
+    if isinstance(vault, RecordedVault) and vault.problem is not None:
+        return [Problem(**vault.problem.as_dict())]
     if not isinstance(vault, RemoteVault) or vault.problem is None:
         return []
     return [Problem(**vault.problem.as_dict(), severity="warning")]

@@ -13,12 +13,15 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from shared import durable, sealing
 from shared.blob import BlobStore
@@ -64,6 +67,53 @@ class _VaultFile(msgspec.Struct, frozen=True):
     keys: tuple[_VaultKey, ...]
 
 
+def _read(path: Path) -> _VaultFile:
+    """UsageError when it is missing, readable by others, or not a vault file."""
+    try:
+        mode = path.stat().st_mode
+        data = path.read_bytes()
+    except OSError as exc:
+        raise UsageError(
+            f"The vault file {path} could not be read",
+            cause=exc.strerror or str(exc),
+            action="Give the vault file of this installation, or a backup of it.",
+        ) from exc
+    if stat.S_IMODE(mode) & 0o077:
+        raise UsageError(
+            f"The vault file {path} is readable by others",
+            cause=f"its mode is {stat.S_IMODE(mode):o}; everybody who can read it can read all disks",
+            action=f"chmod 600 {path}, and consider its keys known to others.",
+        )
+    try:
+        content = msgspec.json.decode(data, type=_VaultFile)
+        if any(len(key.key) != sealing.KEY_B for key in content.keys):
+            raise ValueError("it holds a key that is none")
+        if content.current not in {key.id for key in content.keys}:
+            raise ValueError(f"it does not hold its current key {content.current}")
+    except UNDECODABLE as exc:
+        raise UsageError(
+            f"{path} is not a vault file", cause=str(exc), action="Give the right file, or restore it."
+        ) from exc
+    return content
+
+
+def add(path: Path, other: Path) -> list[str]:
+    """Puts the keys of another vault file into this one, whose current key stays; the ids of those that it did not have. The other file
+    stays as it is. Raises UsageError, StateFileError."""
+    mine, theirs = _read(path), _read(other)
+    have = {key.id: key for key in mine.keys}
+    if any(have.get(key.id, key) != key for key in theirs.keys):
+        raise UsageError(
+            f"The keys of {other} were not put into {path}",
+            cause="both have a key of the same id, and they differ: one of the files was altered",
+            action="Find out which one opens the machines' logs, and use that.",
+        )
+    new = tuple(key for key in theirs.keys if key.id not in have)
+    with durable.named(f"The vault file {path} could not be written", action="Nothing was changed."):
+        durable.replace_file(path, msgspec.json.encode(_VaultFile(1, mine.current, (*mine.keys, *new))))
+    return [key.id for key in new]
+
+
 class FileVault:
     """Vault keys in a file that only its owner can read. Lose the file, and no log can be read any more:
     back it up.
@@ -72,29 +122,12 @@ class FileVault:
     def __init__(self, path: Path) -> None:
         """Reads the file. UsageError when it is missing, readable by others, or not a vault file."""
         self.path: Final = path
-        try:
-            mode = path.stat().st_mode
-            data = path.read_bytes()
-        except OSError as exc:
-            raise UsageError(
-                f"The vault file {path} could not be read",
-                cause=exc.strerror or str(exc),
-                action="Give the vault file of this installation, or a backup of it.",
-            ) from exc
-        if stat.S_IMODE(mode) & 0o077:
-            raise UsageError(
-                f"The vault file {path} is readable by others",
-                cause=f"its mode is {stat.S_IMODE(mode):o}; everybody who can read it can read all disks",
-                action=f"chmod 600 {path}, and consider its keys known to others.",
-            )
-        try:
-            content = msgspec.json.decode(data, type=_VaultFile)
-            self._keys: Final = {k.id: AESGCM(k.key) for k in content.keys}
-        except UNDECODABLE as exc:
-            raise UsageError(
-                f"{path} is not a vault file", cause=str(exc), action="Give the right file, or restore it."
-            ) from exc
-        self._current: Final = content.current
+        content = _read(path)
+        self._keys: Final = {key.id: AESGCM(key.key) for key in content.keys}
+        self.current: Final = content.current
+        """The id of the key under which new keys are wrapped."""
+        self.fingerprints: Final[Mapping[str, str]] = {k.id: _fingerprint(k) for k in content.keys}
+        """Key id → what only the same key gives, and what tells nothing of it."""
 
     @classmethod
     def create(cls, path: Path) -> FileVault:
@@ -121,15 +154,16 @@ class FileVault:
 
     async def new_key(self, machine: str) -> MachineKey:
         key, nonce = sealing.new_key(), os.urandom(_NONCE_B)
-        sealed = self._keys[self._current].encrypt(nonce, key, _associated(self._current, machine))
-        return MachineKey(self._current, nonce + sealed, key)
+        sealed = self._keys[self.current].encrypt(nonce, key, _associated(self.current, machine))
+        return MachineKey(self.current, nonce + sealed, key)
 
     async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
         vault_key = self._keys.get(wrapped.key_id)
         if vault_key is None:
             raise WrongKeyError(
                 f"The key of machine {machine} cannot be unwrapped",
-                cause=f"it was wrapped by vault key {wrapped.key_id}, which {self.path} does not hold",
+                cause=f"it was wrapped by vault key {wrapped.key_id}, which {self.path} does not hold (it holds"
+                f" {', '.join(self._keys)})",
             )
         data = wrapped.wrapped
         try:
@@ -139,6 +173,12 @@ class FileVault:
                 f"The key of machine {machine} cannot be unwrapped",
                 cause=f"vault key {wrapped.key_id} of {self.path} does not open it, or it was altered",
             ) from exc
+
+
+def _fingerprint(key: _VaultKey) -> str:
+    """From the key by HKDF: a key of 256 random bits cannot be found by trying."""
+    info = b"understudy vault key fingerprint 1\0" + key.id.encode()
+    return HKDF(SHA256(), 16, None, info).derive(key.key).hex()
 
 
 def _associated(key_id: str, machine: str) -> bytes:
@@ -177,36 +217,41 @@ async def machine_key_of(vault: Vault, machine: str, key_id: str, wrapped: bytes
     return MachineKey(key_id, wrapped, await vault.unwrap(WrappedKey(key_id, wrapped), machine))
 
 
+async def key_document(store: BlobStore, machine: str) -> WrappedKey:
+    """What the machine's document in storage says. Raises BlobNotFoundError, IntegrityError for one that cannot be read."""
+    name = names.KEY_DOCUMENT
+    data = await store.read(name)
+    try:
+        found = msgspec.json.decode(data, type=MachineDocument)
+        return WrappedKey(found.key_id, base64.b64decode(found.wrapped, validate=True))
+    except UNDECODABLE as exc:
+        raise IntegrityError(
+            f"The document {name} of machine {machine} cannot be read",
+            cause=str(exc),
+            action="Restore it; its key also stands in the header of each of the machine's segments.",
+        ) from exc
+
+
 async def machine_key(store: BlobStore, vault: Vault, machine: str, *, create: bool = False) -> MachineKey:
     """The machine's key, from its document in storage. With `create`, a first one is made if there is none.
 
     Raises BlobNotFoundError (without `create`), WrongKeyError, IntegrityError for a document that cannot be
     read.
     """
-    name = names.KEY_DOCUMENT
     while True:
         try:
-            data = await store.read(name)
+            found = await key_document(store, machine)
         except BlobNotFoundError:
             if not create:
                 raise
         else:
-            try:
-                found = msgspec.json.decode(data, type=MachineDocument)
-                wrapped = base64.b64decode(found.wrapped, validate=True)
-            except ValueError as exc:
-                raise IntegrityError(
-                    f"The document {name} of machine {machine} cannot be read",
-                    cause=str(exc),
-                    action="Restore it; its key also stands in the header of each of the machine's segments.",
-                ) from exc
-            return await machine_key_of(vault, machine, found.key_id, wrapped)
+            return await machine_key_of(vault, machine, found.key_id, found.wrapped)
         key = await vault.new_key(machine)
         document = MachineDocument(
             machine=machine, key_id=key.key_id, wrapped=base64.b64encode(key.wrapped).decode()
         )
         try:
-            await store.create(name, msgspec.json.encode(document))
+            await store.create(names.KEY_DOCUMENT, msgspec.json.encode(document))
         except BlobExistsError:
             continue  # another process server was faster: its key is the machine's key
 
@@ -215,15 +260,26 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m shared.vault", description="Make the vault file of a new installation."
     )
-    parser.add_argument("file", type=Path, help="where it shall be; it is never overwritten")
-    path: Path = parser.parse_args(argv).file
+    parser.add_argument("file", type=Path, help="where it shall be; no key in it is ever overwritten")
+    parser.add_argument(
+        "--add",
+        type=Path,
+        metavar="OTHER",
+        help="put the keys of another vault file into this one, when both were in use",
+    )
+    args = parser.parse_args(argv)
+    path: Path = args.file
     try:
-        FileVault.create(path)
+        if args.add is not None:
+            made = f"added to {path}: {', '.join(add(path, args.add)) or 'nothing, it had all of them'}"
+        else:
+            FileVault.create(path)
+            made = f"made: {path}"
     except UnderstudyError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return exc.exit_code
     sys.stdout.write(
-        f"made: {path}\nKeep a copy in a second place: without it nothing in storage can be read by anybody.\n"
+        f"{made}\nKeep a copy in a second place: without it nothing in storage can be read by anybody.\n"
     )
     return 0
 

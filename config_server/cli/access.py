@@ -40,7 +40,7 @@ from shared.messages import (
     StorageGrant,
 )
 from shared.sealing import MachineKey
-from shared.vault import FileVault, Vault, WrappedKey
+from shared.vault import FileVault, Vault, WrappedKey, key_document
 
 if TYPE_CHECKING:
     from shared.rest import RestClient
@@ -197,4 +197,19 @@ def _granted(grant: StorageGrant) -> BlobStore:
 @asynccontextmanager
 async def _rescued(rescue: Rescue, machine: str) -> AsyncIterator[Access]:
     async with MachineStorage.connect(rescue.blob) as storage:
-        yield Access(await storage.find(machine), FileVault(rescue.vault_file), None, "")
+        store, vault = await storage.find(machine), FileVault(rescue.vault_file)
+        await _warn_of_vault(vault, store, machine)
+        yield Access(store, vault, None, "")
+
+
+async def _warn_of_vault(vault: FileVault, store: BlobStore, machine: str) -> None:
+    """A wrong file is told before anything is downloaded. It ends nothing: an older point may be sealed under a key that the file has."""
+    try:
+        needed = (await key_document(store, machine)).key_id
+    except UnderstudyError:
+        return  # the log's segments hold the key, too
+    if needed not in vault.fingerprints:
+        say(
+            f"What {machine} writes now needs vault key {needed}, and {vault.path} holds {', '.join(vault.fingerprints)}:"
+            " look for the backup of the vault file that has it."
+        )

@@ -24,6 +24,7 @@ from shared.errors import PointNotFoundError
 from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, Limit, Protection
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
+from shared.vault import FileVault
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.dispositions import inherited
 from tests.machine_log import ModelMachine
@@ -476,6 +477,11 @@ async def test_storage_alone_lists_machines_and_points_and_says_so_when_the_serv
     assert (machine["name"], machine["points"], machine["last_point"]) == ("web1", len(asked), asked[-1])
     [verified] = (await understudy("point", "verify", "web1", *storage, "--output", "json")).json
     assert verified["verified"]
+    needed = FileVault(tmp_path / "vault.json").current
+    wrong = FileVault.create(tmp_path / "wrong.json")
+    storage[1] = str(wrong.path)
+    told = await understudy("restore", "web1", "--to", str(tmp_path / "out"), *storage)
+    assert (told.exit_code, told.stderr.count(needed), told.stderr.count(wrong.current)) == (5, 2, 2)
     gone = ["--server", "https://127.0.0.1:1", *site.options[2:]]
     refused = await understudy("restore", "web1", "--to", str(tmp_path / "out"), *gone)
     assert refused.exit_code == 5

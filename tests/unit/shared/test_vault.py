@@ -43,8 +43,9 @@ def test_a_vault_file_that_cannot_be_used_is_named_with_the_reason(tmp_path: Pat
     path = tmp_path / "vault"
     with pytest.raises(UsageError, match="No such file"):
         FileVault(path)
+    no_current = b'{"v":1,"current":"k","keys":[]}'
     short_key = b'{"v":1,"current":"k","keys":[{"id":"k","key":"AAAA"}]}'
-    for content in (b"{}", b"\xff", b"[" * 10_000, short_key):
+    for content in (b"{}", b"\xff", b"[" * 10_000, short_key, no_current):
         path.write_bytes(content)
         path.chmod(0o600)
         with pytest.raises(UsageError, match="not a vault file"):
@@ -65,6 +66,26 @@ def test_a_new_installation_s_vault_is_made_by_one_command_once(
     assert "exists already" in capsys.readouterr().err
     assert vault.main([str(tmp_path / "none" / "vault.json")]) == StateFileError.exit_code
     assert "No such file" in capsys.readouterr().err
+
+
+async def test_the_keys_of_two_files_that_were_both_used_are_put_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, other = FileVault.create(tmp_path / "a"), FileVault.create(tmp_path / "b")
+    made = [await file.new_key("m1") for file in (ours, other)]
+    assert vault.main([str(ours.path), "--add", str(other.path)]) == 0
+    assert other.current in capsys.readouterr().out
+    both = FileVault(ours.path)
+    assert both.current == ours.current
+    assert [await both.unwrap(WrappedKey(one.key_id, one.wrapped), "m1") for one in made] == [
+        one.key for one in made
+    ]
+    assert ours.path.stat().st_mode & 0o777 == 0o600
+    assert vault.main([str(ours.path), "--add", str(other.path)]) == 0
+    assert "had all of them" in capsys.readouterr().out
+    other.path.write_text(other.path.read_text().replace(other.current, ours.current))
+    assert vault.main([str(ours.path), "--add", str(other.path)]) == UsageError.exit_code
+    assert "same id" in capsys.readouterr().err
 
 
 def test_a_key_is_not_printed() -> None:
