@@ -58,7 +58,7 @@ from shared.errors import (
 )
 from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, known_epoch, newest_epoch
-from shared.log.writer import terms
+from shared.log.terms import terms
 from shared.recovery.traces import highest_epoch
 from shared.vault import machine_key
 from shared.wire.messages import Hello

@@ -40,7 +40,7 @@ from shared.errors import (
 from shared.log import names
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry, decode_up_to_damage
-from shared.log.writer import TermDocument, terms
+from shared.log.terms import TermDocument, terms
 from shared.wire.messages import Hello, kernel_of
 
 monotonic_s: Final = time.monotonic

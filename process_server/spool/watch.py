@@ -17,7 +17,7 @@ from shared.errors import UNDECODABLE, BlobNotFoundError, IndexDamagedError
 from shared.log import names
 from shared.log.chain import IndexChain
 from shared.log.epoch_id import EpochId
-from shared.log.writer import TermDocument, terms
+from shared.log.terms import TermDocument, terms
 
 _log = logging.get()
 

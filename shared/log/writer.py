@@ -56,6 +56,7 @@ from shared.log import names
 from shared.log.chain import IndexChain
 from shared.log.epoch_id import EpochId
 from shared.log.index import Claim, Closed, Fold, IndexEntry, decode_lines, encode_lines
+from shared.log.terms import TermDocument, terms
 
 MAX_BLOCKS: Final = 40_000
 """Appends to one blob; Azure allows 50,000."""
@@ -63,17 +64,6 @@ _TRIES: Final = 20
 """Each try means that another writer did something meanwhile; so many at a time is a fight."""
 
 _log = logging.get()
-
-
-class TermDocument(msgspec.Struct, frozen=True, kw_only=True):
-    v: int = 1
-    term: int
-    owner: str
-    claim: str
-    """Random: tells who made it when the answer to the create was lost."""
-    after: int
-    """The last batch that the owner knew when it took the term."""
-    created_ns: int
 
 
 class IndexWriter:
@@ -305,8 +295,3 @@ class IndexWriter:
 async def _give_back(lease: Lease) -> None:
     with contextlib.suppress(LeaseLostError, BlobNotFoundError):  # then a newer owner has it
         await lease.release()
-
-
-async def terms(store: BlobStore, epoch: int) -> list[int]:
-    """All terms ever taken in the epoch."""
-    return [names.term_of(blob.name) async for blob in store.list(names.term_prefix(epoch))]
