@@ -75,7 +75,7 @@ class PointMaker:
         for point in found:
             if self.roll.lacks(point):
                 when_ns = await listed_ns(point.position)
-                await self._write(msgspec.structs.replace(point, term=self.roll.term, listed_ns=when_ns))
+                await self._write(self.roll.sign(msgspec.structs.replace(point, listed_ns=when_ns)))
                 reach("points.after-document")
                 await self.roll.add(point)
                 self.last = point
@@ -90,7 +90,7 @@ class PointMaker:
             stored = await point_store.read(self._store, point.position)
             if stored is None:
                 continue
-            self._check_term(stored.doc)
+            await self._check_term(stored.doc)
             try:
                 await point_store.change(self._store, point, stored.etag)
             except PreconditionError:
@@ -110,7 +110,7 @@ class PointMaker:
             stored = await point_store.read(self._store, position)
             if stored is None:
                 return False
-            self._check_term(stored.doc)
+            await self._check_term(stored.doc)
             if stored.doc.epoch_id != disks[0].target.state.cursor_epoch:
                 return False
             if stored.doc.state == "snapshotted":
@@ -125,10 +125,9 @@ class PointMaker:
                 target=disks[0].target.kind,
                 snapshots=snapshots,
                 unreadable=await self._read_unreadable(stored.doc.epoch_id),
-                term=self.roll.term,
             )
             try:
-                await point_store.change(self._store, point, stored.etag)
+                await point_store.change(self._store, self.roll.sign(point), stored.etag)
             except PreconditionError:
                 continue
             self.last = point
@@ -137,7 +136,9 @@ class PointMaker:
             return True
         raise self._contended(position)
 
-    def _check_term(self, doc: PointDoc) -> None:
+    async def _check_term(self, doc: PointDoc) -> None:
+        if doc.term == self.roll.term and not self.roll.wrote(doc):
+            await self.roll.check()  # storage was set back: only the roll tells whose our term's number is
         if doc.term > self.roll.term:
             raise LeaseLostError(
                 f"Recovery point {doc.id} of machine {self._machine} was not changed",

@@ -10,7 +10,7 @@ position. Never removed: the newest point, the newest with snapshots.
 The document goes first, its snapshots later: when nothing has referred to a snapshot for an hour, as seen by this process. So a
 restore that began before is not cut off, and a snapshot whose document is still being written is safe. A document that cannot be read
 here (damaged, or of a newer version) may name any snapshot that shows its position: those stay. So do those of a point that is still
-without snapshots under an earlier owner's term: that owner may be about to name them.
+without snapshots and was written by another owner, who may be about to name them.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Pruner:
                 except StorageProtectedError as exc:  # this one: a legal hold, say
                     self._note(exc)
         left = [doc for doc in points if doc.position in roll]
-        late = {doc.position for doc in left if doc.state == "logged" and doc.term != roll.term}
+        late = {doc.position for doc in left if doc.state == "logged" and not roll.wrote(doc)}
         kept = unreadable | late | others
         if targets:  # any of them knows the snapshots of all the machine's disks, also of those that left it
             needed = {item for doc in left for item in doc.snapshots.items()}

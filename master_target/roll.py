@@ -1,9 +1,10 @@
 """Owning the roll of a machine's points (shared/recovery/points.py): the fence between this master target and any other.
 
 Why a stale owner changes nothing that anybody sees. `take` raises the term by compare-and-swap; every later change is one, too, from
-the version that this owner wrote last. So once another has taken the roll, each of our changes fails. Documents stand outside of the
-roll, so they are ordered around it: a document is written before the roll names it, and removed after it was struck out. What a stale
-owner still does to documents is then one of these.
+the version that this owner wrote last. So once another has taken the roll, each of our changes fails: also when storage was set back,
+and the other took our term's number, since the roll carries a random claim with it. Documents stand outside of the roll, so they are
+ordered around it: a document is written before the roll names it, and removed after it was struck out. What a stale owner still does to
+documents is then one of these.
 - It creates one: the roll does not name it. The next owner makes it its own when it comes to that mark, or had struck it out: then
   retention removes it.
 - It adds snapshots to one: a compare-and-swap from the version that it read. When the newer owner has changed the document, it fails.
@@ -23,7 +24,7 @@ import msgspec
 
 from shared.blob import BlobStore
 from shared.errors import BlobExistsError, BlobNotFoundError, LeaseLostError, PreconditionError
-from shared.log.epoch_id import UNKNOWN, EpochId
+from shared.log.epoch_id import UNKNOWN, EpochId, new_claim
 from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, Roll
 from shared.recovery.position import NOWHERE, Position
@@ -51,6 +52,14 @@ class OwnedRoll:
     def term(self) -> int:
         return self._roll.term
 
+    def wrote(self, doc: PointDoc) -> bool:
+        """Whether this owner wrote it last."""
+        return (doc.term, doc.term_claim) == (self._roll.term, self._roll.term_claim)
+
+    def sign(self, doc: PointDoc) -> PointDoc:
+        """The document as this owner writes it."""
+        return msgspec.structs.replace(doc, term=self._roll.term, term_claim=self._roll.term_claim)
+
     def __contains__(self, position: Position) -> bool:
         return position in self._positions
 
@@ -70,18 +79,25 @@ class OwnedRoll:
         name = points.ROLL
         for _ in range(_TRIES):
             found = await store.read_versioned(name)
+            docs, unreadable, _ = await point_store.survey(store, machine)
+            # A roll that was set back is older than the documents.
+            term = max((doc.term for doc in docs), default=0)
             if found is None:
-                docs, unreadable, _ = await point_store.survey(store, machine)
                 there = sorted({doc.position for doc in docs} | unreadable)
-                term = max((doc.term for doc in docs), default=0) + 1
                 points_ = tuple(str(p) for p in there)
-                roll = Roll(machine=machine, term=term, points=points_, claims=_claims(docs))
+                roll = Roll(
+                    machine=machine,
+                    term=term + 1,
+                    term_claim=new_claim(),
+                    points=points_,
+                    claims=_claims(docs),
+                )
                 try:
                     return cls(store, roll, await store.create(name, msgspec.json.encode(roll)))
                 except BlobExistsError:
                     continue
             old = points.decode_roll(found[0], name)
-            roll = msgspec.structs.replace(old, term=old.term + 1)
+            roll = msgspec.structs.replace(old, term=max(old.term, term) + 1, term_claim=new_claim())
             try:
                 return cls(store, roll, await store.replace(name, msgspec.json.encode(roll), found[1]))
             except (PreconditionError, BlobNotFoundError):
@@ -130,12 +146,12 @@ class OwnedRoll:
 
     async def _lost(self) -> LeaseLostError:
         other = await point_store.read_roll(self._store)
-        return LeaseLostError(
-            f"The points of machine {self._roll.machine} were not changed",
-            cause=f"another master target took them: their roll has term {other.term}, ours is {self.term}"
-            if other is not None
-            else f"somebody deleted {self._name}",
-        )
+        cause = f"somebody deleted {self._name}"
+        if other is not None and other.term > self.term:
+            cause = f"another master target took them: their roll has term {other.term}, ours is {self.term}"
+        elif other is not None:
+            cause = f"storage was set back: their roll has term {other.term} of another owner, or an older state of ours"
+        return LeaseLostError(f"The points of machine {self._roll.machine} were not changed", cause=cause)
 
 
 def _claims(docs: Sequence[PointDoc]) -> dict[int, str]:

@@ -149,11 +149,12 @@ async def put_segment(
     key: MachineKey = KEY,
     machine: str = "m1",
     claim: str = "",
+    term_claim: str = "0" * 16,
 ) -> IndexEntry:
     """Writes a segment of these batches to storage; its entry is not in any index yet."""
     draft, data = make_draft(made, key, machine, claim)
     data += draft.closing()
-    name = names.segment(made[0].batch.epoch, term, made[0].batch.number)
+    name = names.segment(made[0].batch.epoch, term, term_claim, made[0].batch.number)
     await store.create(name, data)
     return entry_for(
         draft.footer,

@@ -93,7 +93,8 @@ class EpochLog:
         self.machine: Final = index.machine
         self.id: Final = index.id
         self.epoch: Final = index.epoch
-        self.term: Final = index.term
+        self.taken: Final = index.taken
+        """Our term."""
         self.failure: UnderstudyError | None = None
         """Why this log takes no more batches."""
         self._home: Final = folder
@@ -185,7 +186,7 @@ class EpochLog:
         )
         found = await sort_files(opening, machine, epoch, recovered.runs, index.fold, shared.reading)
         await folder.clear(epoch, found.listed, found.unlisted)
-        mark = Watermark(index.term, index.fold.last, epoch.claim)
+        mark = Watermark(index.term, index.fold.last, epoch.claim, index.taken.claim)
         failed = await run_to_end(
             shared.reading, partial(watermark.remember, folder.epoch(epoch.number), mark)
         )
@@ -297,7 +298,7 @@ class EpochLog:
 
     async def _remember(self) -> None:
         """What was listed; not in the listing loop, since it costs a sync and only makes later checks stricter."""
-        mark = Watermark(self.term, self.uploaded.number, self.id.claim)
+        mark = Watermark(self.taken.number, self.uploaded.number, self.id.claim, self.taken.claim)
         if mark != self._remembered:
             failed = await run_to_end(
                 self._reading, partial(watermark.remember, self._folder, mark, durably=False)
@@ -327,7 +328,9 @@ class EpochLog:
         self.failure = error
         if isinstance(error, SpoolError):
             self._home.distrust(self.epoch)
-        _log.error("log failed", machine=self.machine, epoch=self.epoch, term=self.term, **error.as_dict())
+        _log.error(
+            "log failed", machine=self.machine, epoch=self.epoch, term=self.taken.number, **error.as_dict()
+        )
         self._writer.fail(error)
         self._announce()
 

@@ -58,7 +58,7 @@ from shared.errors import (
 )
 from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, known_epoch, newest_epoch
-from shared.log.terms import terms
+from shared.log.terms import newest_term
 from shared.recovery.traces import highest_epoch
 from shared.vault import machine_key
 from shared.wire.messages import Hello
@@ -276,13 +276,13 @@ class MachineLog:
             there = (
                 (await known_epoch(store, self.machine, epoch.number)).id if newest == epoch.number else None
             )
-            taken = max(await terms(store, epoch.number), default=0)
+            taken = await newest_term(store, epoch.number)
         except StorageForgotError:
             return False
         except StorageError as exc:
             _log.warning("log goes on unverified", machine=self.machine, epoch=epoch.number, **exc.as_dict())
             return True
-        return there == epoch and taken == log.term
+        return there == epoch and taken == log.taken
 
     async def _reopen(self, epoch: EpochId) -> None:
         store = await self._shared.storage.find_or_create(self.machine)

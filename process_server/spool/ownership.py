@@ -35,6 +35,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from shared.log.index import NO_TERM, Term
+
 
 class Decision(enum.Enum):
     OPEN = "open"
@@ -64,8 +66,8 @@ class LocalFile(NamedTuple):
 class Owner(msgspec.Struct, frozen=True):
     """Who took the newest term."""
 
-    term: int
-    """0: nobody ever did, or storage forgot."""
+    term: Term
+    """NO_TERM: nobody ever did, or storage forgot."""
     name: str
     holds: bool
     """Whether the index is under a lease. An owner gives it back when it has listed all of an epoch that is over."""
@@ -92,7 +94,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """The machine's newest epoch in storage."""
     us: str
     """Our name as an owner."""
-    term: int
+    taken: Term
     """The last term that we know we took."""
     owner: Owner
     index_last: int
@@ -110,7 +112,11 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_ours(self) -> bool:
-        return self.owner.term <= self.term or self.owner.name == self.us
+        """Whether it is the very term that we took, or one of ours that the folder does not remember, or nobody's. A lower one than ours
+        under another name is not: storage was set back to when that owner had the log.
+        """
+        owner = self.owner
+        return owner.term in (self.taken, NO_TERM) or owner.name == self.us
 
 
 class Relation(enum.Enum):

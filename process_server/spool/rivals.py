@@ -27,20 +27,18 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
 from process_server.spool.epoch_log import Resources
 from shared.blob import BlobStore
 from shared.errors import (
-    UNDECODABLE,
     BlobNotFoundError,
     CopyRefusedError,
+    IndexDamagedError,
     TransientError,
 )
 from shared.log import names
 from shared.log.epochs import EpochInfo
-from shared.log.index import IndexEntry, decode_up_to_damage
-from shared.log.terms import TermDocument, terms
+from shared.log.index import NO_TERM, IndexEntry, Term, decode_up_to_damage
+from shared.log.terms import newest_term, read_term
 from shared.wire.messages import Hello, kernel_of
 
 monotonic_s: Final = time.monotonic
@@ -71,8 +69,8 @@ class Rivals:
         """Whether `hello`, which wants a new one, may end `epoch`, the newest. Raises CopyRefusedError, TransientError."""
         if not hello.boot or not epoch.boot or kernel_of(hello.boot) == kernel_of(epoch.boot):
             return
-        term = max(await terms(store, epoch.epoch), default=0)
-        if not term or await _owner(store, epoch, term) == self._shared.settings.owner:
+        term = await newest_term(store, epoch.epoch)
+        if term == NO_TERM or await _owner(store, epoch, term) == self._shared.settings.owner:
             return  # the receiver has asked it
         sizes, captured_ns = await _end(store, epoch)
         now, seen = monotonic_s(), (term, sizes)
@@ -98,11 +96,10 @@ class Rivals:
         )
 
 
-async def _owner(store: BlobStore, epoch: EpochInfo, term: int) -> str:
+async def _owner(store: BlobStore, epoch: EpochInfo, term: Term) -> str:
     try:
-        data = await store.read(names.term_document(epoch.epoch, term))
-        return msgspec.json.decode(data, type=TermDocument).owner
-    except (BlobNotFoundError, *UNDECODABLE):
+        return (await read_term(store, epoch.epoch, term.number)).owner
+    except (BlobNotFoundError, IndexDamagedError):
         return ""
 
 

@@ -111,7 +111,7 @@ class Uploader:
 
     async def _upload_to(self, store: BlobStore, segment: SpooledSegment) -> IndexEntry:
         index = self._index
-        name = names.segment(index.epoch, index.term, segment.first.number)
+        name = names.segment(index.epoch, index.term, index.taken.claim, segment.first.number)
         entry: IndexEntry | None = None
 
         async def content() -> Content:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import time
 from typing import Final
 
-import msgspec
-
 from process_server.spool.epoch_log import Resources
 from process_server.spool.evidence import Sorted, sort_files
 from process_server.spool.machine_folder import MachineFolder, Recovered
 from process_server.spool.ownership import Decision, Owner, Verdict, View, decide
 from shared import logging
 from shared.blob import BlobStore
-from shared.errors import UNDECODABLE, BlobNotFoundError, IndexDamagedError
-from shared.log import names
+from shared.errors import BlobNotFoundError
 from shared.log.chain import IndexChain
 from shared.log.epoch_id import EpochId
-from shared.log.terms import TermDocument, terms
+from shared.log.index import NO_TERM, Term
+from shared.log.terms import newest_term, read_term
 
 _log = logging.get()
 
@@ -34,8 +32,8 @@ class Watch:
         self._recovered: Recovered | None = None
         self._sorted: Sorted | None = None
         self._chain = IndexChain(store, folder.machine, epoch)
-        self._owners: dict[int, str] = {}
-        self._seen = (-1, -1)
+        self._owner_name: tuple[Term, str] = NO_TERM, ""
+        self._seen: tuple[Term, int] | None = None
         self._seen_at = 0.0
 
     @property
@@ -61,7 +59,7 @@ class Watch:
                 epoch=self.id.number,
                 newest=newest,
                 us=self._shared.settings.owner,
-                term=self._recovered.known.term,
+                taken=self._recovered.known.taken,
                 owner=owner,
                 index_last=fold.last,
                 files=found.files,
@@ -97,27 +95,20 @@ class Watch:
         await self._folder.remove(self.id.number)
 
     async def _owner(self, store: BlobStore) -> Owner:
-        term = max(await terms(store, self.id.number), default=0)
+        term = await newest_term(store, self.id.number)
         seen = (term, self._chain.fold.last)
         if seen != self._seen:
             self._seen, self._seen_at = seen, time.monotonic()
-        if term and term not in self._owners:
-            self._owners = {term: await self._owner_of(term, store)}
+        if term != self._owner_name[0]:
+            name = (await read_term(store, self.id.number, term.number)).owner if term.number else ""
+            self._owner_name = term, name
         try:
             holds = (await store.properties(self._chain.blob)).leased
         except BlobNotFoundError:
             holds = False
         return Owner(
             term=term,
-            name=self._owners.get(term, ""),
+            name=self._owner_name[1],
             holds=holds,
             silent_s=time.monotonic() - self._seen_at,
         )
-
-    async def _owner_of(self, term: int, store: BlobStore) -> str:
-        name = names.term_document(self.id.number, term)
-        data = await store.read(name)
-        try:
-            return msgspec.json.decode(data, type=TermDocument).owner
-        except UNDECODABLE as exc:
-            raise IndexDamagedError(f"The term document {name} cannot be read", cause=str(exc)) from exc

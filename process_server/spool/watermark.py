@@ -10,6 +10,8 @@ import msgspec
 
 from shared import durable, logging
 from shared.errors import UNDECODABLE, SpoolError, SpoolStateError
+from shared.log.epoch_id import UNKNOWN
+from shared.log.index import NO_TERM, Term
 
 _NAME: Final = "state.json"
 
@@ -20,15 +22,21 @@ class Watermark(msgspec.Struct, frozen=True):
     """Of the epoch with this claim. Both may be lower than the truth, and then the checks that use them are only less strict: a full disk
     keeps nobody from uploading, and a document that is damaged or that the disk does not give keeps nobody out.
 
-    With a `term` that is too low, whose the log is goes by the owner's name in the term document (ownership.py): a log that another server
-    took bears another name, so nothing is taken from it. With an `uploaded` that is too low, storage that forgot segments is found by the
-    files here that continue them, and by what the agent has, as on a server that never had the machine. Both are written anew, and true,
-    with the next term.
+    With a term that is not known, or is not the newest any more, whose the log is goes by the owner's name in the term document
+    (ownership.py): a log that another server took bears another name, so nothing is taken from it. With an `uploaded` that is too low,
+    storage that forgot segments is found by the files here that continue them, and by what the agent has, as on a server that never had
+    the machine. Both are written anew, and true, with the next term.
     """
 
     term: int
     uploaded: int
     claim: str
+    term_claim: str = UNKNOWN
+    """Of our term. Without one (an older document) no term counts as ours but by the owner's name."""
+
+    @property
+    def taken(self) -> Term:
+        return Term(self.term, self.term_claim) if self.term_claim else NO_TERM
 
 
 def path_in(folder: Path) -> Path:

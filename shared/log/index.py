@@ -24,14 +24,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from shared.batch import NO_DIGEST
 from shared.errors import UNDECODABLE, IndexDamagedError
-from shared.log.epoch_id import EpochId
+from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.segment import Footer, MarkRow, ordered_ranges
+
+
+class Term(NamedTuple):
+    """Who has the log. Numbers order the terms; a number alone is no identity: storage that is set back within an epoch gives it out again.
+    The claim is random, and made with the term's document.
+    """
+
+    number: int
+    claim: str
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+NO_TERM: Final = Term(0, UNKNOWN)
 
 
 class IndexEntry(msgspec.Struct, frozen=True, kw_only=True, tag="segment", tag_field="kind", gc=False):
@@ -70,6 +85,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim", tag_field="k
     term: int
     epoch_claim: str
     """Whose index this is: the claim of the epoch's document."""
+    term_claim: str = UNKNOWN
+    """Of the term's document: tells the term from another one of its number."""
     owner: str
     """Which process server, for people."""
     after: int
@@ -128,7 +145,7 @@ class Fold:
         self._claim = epoch.claim
         self.entries: deque[IndexEntry] = deque(maxlen=NEWEST)
         """The newest segments."""
-        self.term = 0
+        self.owner = NO_TERM
         """The highest term that any line carried."""
         self.last = 0
         """The last batch that counts; 0 = none."""
@@ -139,17 +156,19 @@ class Fold:
 
     def add(self, line: Line) -> bool:
         """Whether the line counts. IndexDamagedError when it should but does not fit."""
-        if line.term < self.term:
+        if line.term < self.owner.number:
             return False
-        if not self.term and not isinstance(line, Claim):
+        if not self.owner.number and not isinstance(line, Claim):
             raise IndexDamagedError(
                 f"The log index of {self._epoch} is damaged",
                 cause="nobody claimed it before its first segment",
             )
-        self.term = line.term
         if isinstance(line, Claim):
             self._check_epoch(line)
-        elif isinstance(line, Closed):
+            self.owner = Term(line.term, line.term_claim)
+        elif line.term > self.owner.number:
+            self.owner = Term(line.term, UNKNOWN)
+        if isinstance(line, Closed):
             self.number = line.next
         elif isinstance(line, IndexEntry):
             self._add_segment(line)

@@ -71,5 +71,6 @@ def follows_the_first_index(name: str) -> bool:
     return last.endswith(".seg") or last.startswith("index-")
 
 
-def segment(epoch: int, term: int, first: int) -> str:
-    return f"{epoch_folder(epoch)}{term:08d}/{first:012d}.seg"
+def segment(epoch: int, term: int, term_claim: str, first: int) -> str:
+    """In the folder of the term that wrote it, which no other term has, also one that was given the same number."""
+    return f"{epoch_folder(epoch)}{term:08d}-{term_claim}/{first:012d}.seg"

@@ -1,11 +1,20 @@
-"""Terms of an epoch's log: who had it, one after the other. Whoever creates a term's document has taken it (writer.py)."""
+"""Terms of an epoch's log: who had it, one after the other. Whoever creates a term's document has taken it (writer.py).
+
+The document's claim stands in its blob's metadata, too, so that a list tells which terms these are. Where it is not there (a tool that
+copies an account may leave it behind) the document is read.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
 from shared.blob import BlobStore
+from shared.errors import UNDECODABLE, BlobExistsError, IndexDamagedError
 from shared.log import names
+from shared.log.epoch_id import UNKNOWN
+from shared.log.index import NO_TERM, Term
+
+_CLAIM = "claim"
 
 
 class TermDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -13,12 +22,39 @@ class TermDocument(msgspec.Struct, frozen=True, kw_only=True):
     term: int
     owner: str
     claim: str
-    """Random: tells who made it when the answer to the create was lost."""
+    """Random: with the number it is the term's identity. Tells as well who made it when the answer to the create was lost."""
     after: int
     """The last batch that the owner knew when it took the term."""
     created_ns: int
 
 
-async def terms(store: BlobStore, epoch: int) -> list[int]:
-    """All terms ever taken in the epoch."""
-    return [names.term_of(blob.name) async for blob in store.list(names.term_prefix(epoch))]
+async def create(store: BlobStore, epoch: int, document: TermDocument) -> Term | None:
+    """The term, when it is taken now; None when another has it, or had it."""
+    name, data = names.term_document(epoch, document.term), msgspec.json.encode(document)
+    try:
+        await store.create(name, data, {_CLAIM: document.claim})
+    except BlobExistsError:
+        if await store.read(name) != data:
+            return None
+    return Term(document.term, document.claim)
+
+
+async def newest_term(store: BlobStore, epoch: int) -> Term:
+    """The last one that was taken; NO_TERM if none ever was. Raises IndexDamagedError."""
+    newest = NO_TERM
+    async for info in store.list(names.term_prefix(epoch)):
+        if (number := names.term_of(info.name)) > newest.number:
+            newest = Term(number, info.metadata.get(_CLAIM, UNKNOWN))
+    if newest.number and not newest.claim:
+        newest = Term(newest.number, (await read_term(store, epoch, newest.number)).claim)
+    return newest
+
+
+async def read_term(store: BlobStore, epoch: int, number: int) -> TermDocument:
+    """Raises BlobNotFoundError, IndexDamagedError."""
+    name = names.term_document(epoch, number)
+    data = await store.read(name)
+    try:
+        return msgspec.json.decode(data, type=TermDocument)
+    except UNDECODABLE as exc:
+        raise IndexDamagedError(f"The term document {name} cannot be read", cause=str(exc)) from exc

@@ -10,6 +10,10 @@ make `uploaded` advance:
 - Let W be an earlier owner, with term s < t, and A one of its appends. Either A stands before the claim: then the new owner has read it
   before its claim succeeded, and counts it. Or W makes A after the claim stands: then A's expected size is not the blob's size, A fails,
   W reads the rest, sees the claim and stops (FencedError). There is no third case. W reports `uploaded` only after A succeeded.
+- Storage that is set back to an older copy breaks the promise behind all this: it forgets our claim, another takes a term of the same
+  number, and the index may again be exactly as long as we left it. So a term is its number *and* a random claim (index.py), and our
+  append carries our lease, which no blob has that was put back. It is refused; then, and whenever the size is not ours, the term that
+  storage has now is compared before anything else: another claim fences us. A lease is only taken again for our own term.
 - A doubtful append (no answer) is repeated with the same condition. If it had happened, exactly these bytes, which carry W's term, stand
   at the expected place: `BlobStore.append` recognises them. The claim of another never looks like them.
 - The chain: `closed` is an appended line like any other, so it is the last one of its blob for everybody: whoever knows the blob's size
@@ -30,12 +34,9 @@ was acknowledged, or a listed segment that is gone, is StorageForgotError, which
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
-
-import msgspec
 
 from shared import logging
 from shared.blob import FOR_EVER, BlobStore, Lease
@@ -54,9 +55,18 @@ from shared.errors import (
 )
 from shared.log import names
 from shared.log.chain import IndexChain
-from shared.log.epoch_id import EpochId
-from shared.log.index import Claim, Closed, Fold, IndexEntry, decode_lines, encode_lines
-from shared.log.terms import TermDocument, terms
+from shared.log.epoch_id import EpochId, new_claim
+from shared.log.index import (
+    NO_TERM,
+    Claim,
+    Closed,
+    Fold,
+    IndexEntry,
+    Term,
+    decode_lines,
+    encode_lines,
+)
+from shared.log.terms import TermDocument, create, newest_term
 
 MAX_BLOCKS: Final = 40_000
 """Appends to one blob; Azure allows 50,000."""
@@ -84,7 +94,13 @@ class IndexWriter:
         self.machine = machine
         self.id = epoch
         self.epoch = epoch.number
-        self.term = 0
+        self.taken = NO_TERM
+        """Our term."""
+
+    @property
+    def term(self) -> int:
+        """Its number."""
+        return self.taken.number
 
     @property
     def fold(self) -> Fold:
@@ -113,7 +129,7 @@ class IndexWriter:
             raise writer._chain.forgot(
                 f"its index ends at batch {writer.fold.last}, and batch {known_last} was listed"
             )
-        writer.term = await writer._take_term()
+        writer.taken = await writer._take_term()
         reach("take.after-term")
         await writer._claim()
         reach("take.after-claim")
@@ -145,7 +161,7 @@ class IndexWriter:
 
     async def check(self) -> None:
         """Raises FencedError or StorageForgotError if the log is not ours any more, or not what it was."""
-        await self._raise_if_newer_term()
+        await self._raise_unless_ours()
         if await self._size() != self._chain.size_b:
             await self._explain_other_size()
         await self._check_segments()
@@ -158,34 +174,28 @@ class IndexWriter:
 
     # ---- taking ----
 
-    async def _take_term(self) -> int:
+    async def _take_term(self) -> Term:
         while True:
-            taken = await terms(self._store, self.epoch)
-            term = max(*taken, self.fold.term, 0) + 1
+            newest = await newest_term(self._store, self.epoch)
             document = TermDocument(
-                term=term,
+                term=max(newest.number, self.fold.owner.number) + 1,
                 owner=self._owner,
-                claim=secrets.token_hex(8),
+                claim=new_claim(),
                 after=self.fold.last,
                 created_ns=time.time_ns(),
             )
-            name = names.term_document(self.epoch, term)
-            data = msgspec.json.encode(document)
-            try:
-                await self._store.create(name, data)
-            except BlobExistsError:
-                if await self._store.read(name) != data:
-                    continue
-            return term
+            if (taken := await create(self._store, self.epoch, document)) is not None:
+                return taken
 
     async def _claim(self) -> None:
         for _ in range(_TRIES):
             await self._chain.read_to_end()
-            if self.fold.term > self.term:
-                raise self._fenced(self.fold.term)
+            if self.fold.owner.number >= self.term and self.fold.owner != self.taken:
+                raise self._fenced(self.fold.owner)
             claim = Claim(
                 term=self.term,
                 epoch_claim=self.id.claim,
+                term_claim=self.taken.claim,
                 owner=self._owner,
                 after=self.fold.last,
                 written_ns=time.time_ns(),
@@ -219,7 +229,7 @@ class IndexWriter:
             except (LeaseLostError, LeaseHeldError):
                 # Broken by somebody who is about to claim with a higher term, or who lost that race against
                 # us.
-                await self._raise_if_newer_term()
+                await self._raise_unless_ours()
                 self._lease = await self._take_lease()
             else:
                 return
@@ -257,23 +267,24 @@ class IndexWriter:
 
     async def _explain_other_size(self) -> NoReturn:
         """The current blob is not as long as we left it: why."""
+        await self._raise_unless_ours()
         blob, known_b = self._chain.blob, self._chain.size_b
         size_b = await self._size()
         if size_b < known_b:
             raise self._chain.forgot(f"{blob} has {size_b} bytes and had {known_b}")
         for line in decode_lines(await self._store.read(blob, known_b), blob):
-            if line.term > self.term:
-                raise self._fenced(line.term)
+            if isinstance(line, Claim) and line.term >= self.term:
+                raise self._fenced(Term(line.term, line.term_claim))
         raise IndexDamagedError(
             f"Log index {blob} is damaged", cause="it holds lines that no owner of the log wrote"
         )
 
-    async def _raise_if_newer_term(self) -> None:
-        newest = max(await terms(self._store, self.epoch), default=0)
-        if newest > self.term:
-            raise self._fenced(newest)
-        if newest < self.term:
+    async def _raise_unless_ours(self) -> None:
+        newest = await newest_term(self._store, self.epoch)
+        if newest.number < self.term:
             raise self._chain.forgot(f"the document of term {self.term} is gone")
+        if newest != self.taken:
+            raise self._fenced(newest)
 
     async def _check_segments(self) -> None:
         """Look up the newest ones, which the fold remembers."""
@@ -285,10 +296,12 @@ class IndexWriter:
             if size_b != entry.bytes:
                 raise self._chain.forgot(f"segment {entry.blob} has {size_b} bytes and had {entry.bytes}")
 
-    def _fenced(self, term: int) -> FencedError:
+    def _fenced(self, by: Term) -> FencedError:
         return FencedError(
             f"{self._name.capitalize()} is not ours any more",
-            cause=f"term {term} was taken after our term {self.term}",
+            cause=f"term {by} was taken after our term {self.term}"
+            if by.number != self.term
+            else f"storage was set back, and gave our term {by} to another",
         )
 
 

@@ -59,6 +59,8 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     """When its segment came into storage, by storage's clock; about when the index listed it. 0: not known."""
     term: int = 0
     """The owner's, that wrote the document last; see `Roll`. 0: written before there were terms."""
+    term_claim: str = UNKNOWN
+    """Of that term: an owner with its number is not for certain the same."""
     v: int = FORMAT_VERSION
 
     @property
@@ -76,6 +78,8 @@ class Roll(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     term: int
     """Of the master target that owns the machine; each owner takes the next."""
+    term_claim: str = UNKNOWN
+    """Random: tells the term from another one of its number, which storage that was set back gives out again."""
     points: tuple[str, ...] = ()
     """Ids, in log order. The newest is never removed: it tells which marks have been documented."""
     claims: dict[int, str] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,6 +23,7 @@ from process_server.spool.ownership import (
     meeting_point,
     relate,
 )
+from shared.log.index import NO_TERM, Term
 
 RUNS = 400
 PATIENCE = Patience(silent_s=20.0, over_s=5.0)
@@ -47,16 +48,20 @@ class Storage:
         self.claims: dict[int, str] = {}
         """Of each epoch that has a document."""
         self.index: dict[int, Chain] = {}
-        self.owners: dict[int, list[str]] = {}
+        self.owners: dict[int, list[tuple[Term, str]]] = {}
         self.held: dict[int, bool] = {}
         self.moved_at: dict[int, int] = {}
         self.newest = 0
 
-    def take(self, epoch: int, name: str, now: int) -> int:
-        self.owners[epoch].append(name)
+    def take(self, epoch: int, name: str, now: int, claim: str) -> Term:
+        term = Term(len(self.owners[epoch]) + 1, claim)
+        self.owners[epoch].append((term, name))
         self.held[epoch] = True
         self.moved_at[epoch] = now
-        return len(self.owners[epoch])
+        return term
+
+    def owner(self, epoch: int) -> tuple[Term, str]:
+        return self.owners[epoch][-1] if self.owners[epoch] else (NO_TERM, "")
 
     def begin(self, now: int, above: int, claim: str) -> int:
         self.newest = above + 1
@@ -80,7 +85,7 @@ class Spooled:
         self.first = 1
         self.predecessor = "none"
         self.files: list[Chain] = []
-        self.term = 0
+        self.taken = NO_TERM
         self.open = False
 
     def local(self) -> tuple[LocalFile, ...]:
@@ -125,7 +130,8 @@ class Server:
         spooled = self.spool.setdefault(epoch, Spooled(storage.claims[epoch]))
         if spooled.files and spooled.first > len(storage.index[epoch]) + 1:
             raise ForgotError
-        spooled.term = storage.take(epoch, self.name, self.world.now)
+        self.world.claimed += 1
+        spooled.taken = storage.take(epoch, self.name, self.world.now, f"term {self.world.claimed}")
         spooled.open = True
         index = storage.index[epoch]
         relation, point = self.relation(epoch)
@@ -156,7 +162,7 @@ class Server:
     def upload(self, epoch: int) -> None:
         """Lists the first file, if the log is still ours."""
         storage, spooled = self.world.storage, self.spool[epoch]
-        if storage.claims.get(epoch) != spooled.claim or spooled.term != len(storage.owners[epoch]):
+        if storage.claims.get(epoch) != spooled.claim or not self.world.has_term(spooled, epoch):
             spooled.open = False  # fenced, or the index is not what it was
             return
         if spooled.files and spooled.first > len(storage.index[epoch]) + 1:
@@ -164,6 +170,7 @@ class Server:
             return
         if spooled.files:
             index = storage.index[epoch]
+            assert storage.owner(epoch)[0] == spooled.taken, "who does not have the log lists in it"
             assert (len(index) + 1, at(index, len(index))) == (spooled.first, spooled.predecessor)
             index += spooled.files[0]
             storage.moved_at[epoch] = self.world.now
@@ -181,17 +188,18 @@ class Server:
         if epoch not in self.spool:
             return
         spooled = self.spool[epoch]
-        index, owners = storage.index[epoch], storage.owners[epoch]
+        index = storage.index[epoch]
+        term, owner = storage.owner(epoch)
         _, point = self.relation(epoch)
         seen_at = self.seen_at.setdefault(epoch, self.world.now)
         view = View(
             epoch=epoch,
             newest=storage.newest,
             us=self.name,
-            term=spooled.term,
+            taken=spooled.taken,
             owner=Owner(
-                term=len(owners),
-                name=owners[-1] if owners else "",
+                term=term,
+                name=owner,
                 holds=storage.held[epoch],
                 silent_s=float(self.world.now - max(seen_at, storage.moved_at[epoch])),
             ),
@@ -200,7 +208,9 @@ class Server:
             here="" if point is None else spooled.digest_at(point),
             there="" if point is None else at(index, point),
         )
-        match decide(view, PATIENCE).decision:
+        decision = decide(view, PATIENCE).decision
+        assert decision is not Decision.OPEN or owner in ("", self.name), "another's log was taken at once"
+        match decision:
             case Decision.OPEN | Decision.RETAKE:
                 try:
                     self.open(epoch)
@@ -226,7 +236,7 @@ class World:
         self.servers = [Server("a", self), Server("b", self)]
         self.aside = self.foreign = self.restored = 0
         self.copy: Storage | None = None
-        self.lives = 0
+        self.lives = self.claimed = 0
         # the agent
         self.at: Server | None = None
         self.epoch = self.seen = 0
@@ -271,7 +281,7 @@ class World:
             spooled = server.spool.get(newest)
             ours = spooled is not None and spooled.open and spooled.claim == self.claim
             try:
-                if spooled is None or not ours or spooled.term != len(self.storage.owners[newest]):
+                if spooled is None or not ours or not self.has_term(spooled, newest):
                     spooled = server.open(newest)
             except ForgotError:
                 self.begin(server)
@@ -304,6 +314,10 @@ class World:
     def is_foreign(self, spooled: Spooled, epoch: int) -> bool:
         return spooled.claim != self.storage.claims[epoch]
 
+    def has_term(self, spooled: Spooled, epoch: int) -> bool:
+        """Whether the log is still that server's (IndexWriter)."""
+        return spooled.taken == self.storage.owner(epoch)[0]
+
     def known(self, server: Server, number: int) -> bool:
         """Whether what the server has is what this agent sent."""
         spooled, index = server.spool[self.epoch], self.storage.index[self.epoch]
@@ -324,7 +338,7 @@ class World:
             spooled is None
             or gone
             or not spooled.open
-            or (spooled.term != len(self.storage.owners[self.epoch]) and self.rng.random() < 0.5)
+            or (not self.has_term(spooled, self.epoch) and self.rng.random() < 0.5)
         ):
             if spooled is None or gone:
                 self.at = None
@@ -438,11 +452,27 @@ def always(*_: object) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("name", "mutant"), [("is_foreign", never), ("is_continued", always)])
+def ours_by_number(view: View) -> bool:
+    return view.owner.term.number <= view.taken.number or view.owner.name == view.us
+
+
+def by_number(world: World, spooled: Spooled, epoch: int) -> bool:
+    return spooled.taken.number == world.storage.owner(epoch)[0].number
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "mutant"),
+    [
+        (World, "is_foreign", never),
+        (World, "is_continued", always),
+        (World, "has_term", by_number),
+        (View, "is_ours", property(ours_by_number)),
+    ],
+)
 def test_a_comparison_of_claims_that_is_left_out_is_noticed(
-    name: str, mutant: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+    of: type, name: str, mutant: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(World, name, mutant)
+    monkeypatch.setattr(of, name, mutant)
     for seed in range(4 * RUNS):
         try:
             lived(seed)

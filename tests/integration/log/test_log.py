@@ -30,6 +30,7 @@ from shared.log.chain import IndexChain
 from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, newest_epoch
 from shared.log.index import NEWEST, Line, decode_up_to_damage
 from shared.log.reader import LogReader
+from shared.log.terms import newest_term
 from shared.log.writer import IndexWriter
 from shared.vault import FileVault, machine_key
 from tests.epoch_ids import eid
@@ -403,3 +404,29 @@ async def test_a_segment_of_another_life_is_refused(store: BlobStore) -> None:
         await reader.batches(E, entry, VAULT)
     with pytest.raises(OtherEpochSegmentError, match="is of another epoch"):
         await reader.check_key(E, entry, VAULT)
+
+
+async def test_an_owner_whose_terms_number_was_given_out_again_is_fenced(store: BlobStore) -> None:
+    """Storage was set back to before the claim, and another took the same number: the index is as long as it was."""
+    old = await IndexWriter.take(store, M, E, "ps1")
+    await store.delete(names.term_document(E.number, old.term))
+    await old.release()
+    await store.delete(names.index(E.number, 1))
+    new = await IndexWriter.take(store, M, E, "ps2")
+    assert new.term == old.term
+    chain = make_chain(2)
+    late = await put_segment(store, chain[:1], term=9)
+    for _ in range(2):
+        with pytest.raises(FencedError):
+            await old.append([late])
+        with pytest.raises(FencedError):
+            await old.check()
+    await new.append([await put_segment(store, chain, term=new.term)])
+    assert [e.last for e in await LogReader(store, M).entries(E)] == [2]
+
+
+async def test_a_term_whose_metadata_were_left_behind_is_told_by_its_document(store: BlobStore) -> None:
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    await store.set_metadata(names.term_document(E.number, 1), {})
+    await writer.check()
+    assert await newest_term(store, E.number) == writer.taken

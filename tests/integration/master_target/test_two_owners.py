@@ -16,7 +16,7 @@ from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
 from master_target.roll import OwnedRoll
 from shared.blob import BlobStore
-from shared.errors import SeedDiskError, StorageError
+from shared.errors import LeaseLostError, SeedDiskError, StorageError
 from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import Position
@@ -220,3 +220,68 @@ async def test_points_that_are_added_while_others_expire_are_one_owners(store: B
     found = await point_store.read_roll(store)
     assert found is not None
     assert sorted(found.positions) == [Position.of(1, batch) for batch in (3, 4, 5)]
+
+
+async def put_back(store: BlobStore, name: str, data: bytes) -> None:
+    await store.delete(name)
+    await store.create(name, data)
+
+
+async def test_an_owner_whose_terms_number_was_given_out_again_changes_no_points(store: BlobStore) -> None:
+    """The roll was set back to before it took the machine. The next owner's is the same to the letter, but for its claim."""
+    await (await OwnedRoll.take(store, "web1")).add(mark(1))
+    copied = await store.read(points.ROLL)
+    first = await OwnedRoll.take(store, "web1")
+    await put_back(store, points.ROLL, copied)
+    second = await OwnedRoll.take(store, "web1")
+    assert second.term == first.term
+    with pytest.raises(LeaseLostError, match="set back"):
+        await first.check()
+    await second.add(mark(2))
+    with pytest.raises(LeaseLostError):  # the very same change is not its own
+        await first.add(mark(2))
+    await second.check()
+
+
+async def test_an_owner_that_finds_an_older_roll_takes_a_term_above_that_of_every_document(
+    store: BlobStore,
+) -> None:
+    await OwnedRoll.take(store, "web1")
+    copied = await store.read(points.ROLL)
+    for _ in range(3):
+        later = PointMaker(store, "web1")
+        await later.take()
+    await later.document([mark(1)], unknown)
+    await put_back(store, points.ROLL, copied)
+    maker = PointMaker(store, "web1")
+    await maker.take()
+    await maker.document([mark(1)], unknown)
+    assert [doc.term for doc in await point_store.list_docs(store, "web1")] == [maker.roll.term]
+
+
+async def test_a_stale_owner_with_our_number_may_still_name_the_snapshots_of_its_point(
+    store: BlobStore,
+) -> None:
+    """They are no orphans, although its document carries our term's number."""
+    stale = PointMaker(store, "web1")
+    await stale.take()
+    await stale.document([mark(1)], unknown)
+    stored = await point_store.read(store, mark(1).position)
+    assert stored is not None
+    await store.delete(points.ROLL)
+    await point_store.delete(store, mark(1).position)
+    roll = await OwnedRoll.take(store, "web1")
+    await point_store.write_new(store, stored.doc)  # late
+    await roll.add(mark(1))
+    assert roll.term == stored.doc.term
+    seed = await open_page_blob(store, "web1", "sda", DISK_B)
+    try:
+        await seed.begin(Position.of(1, 0), Position.of(1, 1), DISK_B, CLAIM)
+        await seed.finish()
+        await seed.snapshot()
+        pruner = Pruner(store, "web1", RetentionPolicy(orphan_s=0))
+        for _ in range(2):
+            await pruner.prune(roll, [seed])
+        assert len(await seed.snapshots()) == 1
+    finally:
+        await seed.close()

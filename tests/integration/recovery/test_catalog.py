@@ -405,7 +405,7 @@ async def test_a_log_of_weeks_is_read_whole(machine: ModelMachine) -> None:
         entries.append(
             msgspec.structs.replace(
                 before,
-                blob=names.segment(1, 1, number),
+                blob=names.segment(1, 1, "0" * 16, number),
                 first=number,
                 last=number,
                 first_captured_ns=captured_ns,

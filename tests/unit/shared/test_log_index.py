@@ -63,7 +63,7 @@ def test_an_entry_of_a_lower_term_after_a_higher_one_is_ignored() -> None:
 
 def test_a_stale_claim_and_a_stale_close_are_ignored() -> None:
     folded = fold(claim(3), claim(2), Closed(term=2, next=2))
-    assert (folded.term, folded.number) == (3, 1)
+    assert (folded.owner.number, folded.number) == (3, 1)
 
 
 def test_closing_leads_to_the_next_blob() -> None:

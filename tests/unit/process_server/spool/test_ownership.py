@@ -17,13 +17,18 @@ from process_server.spool.ownership import (
     meeting_point,
     relate,
 )
+from shared.log.index import NO_TERM, Term
 
 PATIENCE = Patience(silent_s=600.0, over_s=60.0)
-OURS = Owner(term=3, name="a", holds=True, silent_s=0.0)
-THEIRS = Owner(term=4, name="b", holds=True, silent_s=0.0)
+OUR_TERM = Term(3, "c3")
+OURS = Owner(term=OUR_TERM, name="a", holds=True, silent_s=0.0)
+THEIRS = Owner(term=Term(4, "c4"), name="b", holds=True, silent_s=0.0)
 SILENT = msgspec.structs.replace(THEIRS, silent_s=600.0)
 RATHER_SILENT = msgspec.structs.replace(THEIRS, silent_s=60.0)
 FINISHED = msgspec.structs.replace(THEIRS, holds=False)
+SAME_NUMBER = msgspec.structs.replace(THEIRS, term=Term(3, "c3'"))
+LOWER_NUMBER = msgspec.structs.replace(THEIRS, term=Term(2, "c2"))
+NOBODY = Owner(term=NO_TERM, name="", holds=False, silent_s=0.0)
 FILES = (LocalFile(6, 8, "d5", "d8"), LocalFile(9, 10, "d8", "d10"))
 
 
@@ -34,7 +39,7 @@ def view(
         epoch=1,
         newest=newest,
         us="a",
-        term=3,
+        taken=OUR_TERM,
         owner=owner,
         index_last=last,
         files=files,
@@ -92,6 +97,14 @@ GAP = (4, "", "")
         (FINISHED, 2, CONTRADICTED, Decision.QUARANTINE),
         (THEIRS, 2, GAP, Decision.WAIT),
         (RATHER_SILENT, 2, GAP, Decision.QUARANTINE),
+        # Storage was set back within the epoch: another's are a term of our last one's number, and one of a lower.
+        (SAME_NUMBER, 1, CONTINUES, Decision.WAIT),
+        (SAME_NUMBER, 1, CONTRADICTED, Decision.QUARANTINE),
+        (SAME_NUMBER, 2, CONTINUES, Decision.WAIT),
+        (LOWER_NUMBER, 1, CONTINUES, Decision.WAIT),
+        (LOWER_NUMBER, 2, GAP, Decision.WAIT),
+        (NOBODY, 1, CONTINUES, Decision.OPEN),
+        (NOBODY, 2, CONTINUES, Decision.OPEN),
         # Storage does not know the epoch.
         (OURS, 0, CONTINUES, Decision.WAIT),
         (SILENT, 0, GAP, Decision.WAIT),
