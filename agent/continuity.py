@@ -1,8 +1,8 @@
 """Continuity: runs the audit once a second, and decides what follows when a write may have gone past capture.
 
 A shortfall, a skipped run of a capture program, a passthrough write: the stream has a hole that nobody can locate, so a new epoch is
-wanted, with its reason and the time since when points are suspect. Everything else here is what a clean audit permits: to call what is read
-final once no write from before capture is in flight (`settle`), and to forget writes that only seem to be in flight.
+wanted, with its reason and the position behind which points are suspect. Everything else here is what a clean audit permits: to call
+what is read final once no write from before capture is in flight (`settle`), and to forget writes that only seem to be in flight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from agent.capture.maps import Capture
 from agent.capture.watch import Watch
 from agent.stream import clock
 from agent.stream.rounds import Rounds
-from agent.stream.state import AgentState, Reason, Word
+from agent.stream.state import AgentState, Reason, Suspicion, Word
 from shared import logging
 from shared.batch import SECTOR
 from shared.errors import (
@@ -34,6 +34,7 @@ from shared.errors import (
     EpochEndedError,
     UnderstudyError,
 )
+from shared.recovery.position import NOWHERE, Position
 from shared.status import Problem
 
 _log = logging.get()
@@ -67,6 +68,8 @@ class Continuity:
         self._verdicts: list[Verdict] = []
         self._exact_boot_ns = 0
         """Boot-clock time of the last look at which all was exact; 0: none was."""
+        self._exact_at = NOWHERE
+        """What was cut when that look began: the last that is proved to lack nothing."""
         self._least_offset_ns = clock.unix_offset_ns()
         """Of the wall clock, since then."""
         self._lost_at = 0.0
@@ -100,14 +103,14 @@ class Continuity:
     def check(self) -> None:
         """One look at all disks; takes some milliseconds."""
         self.looked_at = time.monotonic()
-        looked_ns = clock.boot_ns()
+        looked_ns, cut = clock.boot_ns(), self._state.last_cut
         self._least_offset_ns = min(self._least_offset_ns, clock.unix_offset_ns())
         self._look_at_disks()
         removed = self._capture.removed()
         if removed:
             self._lose_capture(removed)
             return
-        self._go_on_without(looked_ns)
+        self._go_on_without(looked_ns, cut)
         if not self._gone:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
             self._count_incidents()
@@ -117,7 +120,8 @@ class Continuity:
             if verdict.outcome is Outcome.SHORTFALL:
                 self._shortfall(slot, verdict)
         if all(verdict.outcome is Outcome.EXACT for verdict in self._verdicts):
-            self._exact_boot_ns, self._least_offset_ns = looked_ns, clock.unix_offset_ns()
+            self._exact_boot_ns, self._exact_at = looked_ns, cut
+            self._least_offset_ns = clock.unix_offset_ns()
             self._forget_stale()
         if self._state[Word.EVER_ORDERED] and time.monotonic() - self._lost_at > SHOWN_S:
             self._losses.clear()
@@ -171,7 +175,7 @@ class Continuity:
         if is_back or is_anew:
             cause = "the kernel's count of its sectors began anew" if is_anew else "it was gone for a while"
             error = DiskReturnedError(f"What disk {disk.id} holds is unknown", cause=cause)
-            self._lose(Reason.DISK_RETURNED, error, max(self._state[Word.ALL_THERE_NS], 1))
+            self._lose(Reason.DISK_RETURNED, error, self._state.since_all_there)
         # Afterwards, as with a shortfall: a kill in between costs one more epoch.
         if is_anew:
             baseline = audit.begun_anew(stat, self._capture.sector_counts(slot)[1])
@@ -179,7 +183,7 @@ class Continuity:
         if is_back:
             self._state[Word.WENT] &= ~(1 << slot)
 
-    def _go_on_without(self, looked_ns: int) -> None:
+    def _go_on_without(self, looked_ns: int, cut: Position) -> None:
         """What follows from disks that are gone, and from such as are back.
 
         Nothing is read of a disk that is gone from the first look on. While the stream is ordered, nothing has to be, and points go on with
@@ -191,7 +195,7 @@ class Continuity:
         offset_ns = clock.unix_offset_ns()
         if not self._gone:
             self._whole_at, self._whole_boot_ns = self.looked_at, looked_ns
-            self._state[Word.ALL_THERE_NS] = looked_ns + offset_ns
+            self._state.were_all_there(cut, looked_ns + offset_ns)
         else:
             # By a clock that was set back since, points carry times from before that moment.
             there_ns = min(self._state[Word.ALL_THERE_NS], self._whole_boot_ns + offset_ns)
@@ -338,18 +342,20 @@ class Continuity:
         self._want_epoch(reason)
         self._note(reason, EpochEndedError(f"Epoch {self._over} cannot be continued", cause=reason.text))
 
-    def _lose(self, reason: Reason, error: DeviceError, suspect_since_ns: int = 0) -> None:
-        self._want_epoch(reason, suspect_since_ns or self._suspect_since_ns())
+    def _lose(self, reason: Reason, error: DeviceError, suspicion: Suspicion | None = None) -> None:
+        self._want_epoch(reason, suspicion or self._since_exact())
         self._note(reason, error)
 
-    def _suspect_since_ns(self) -> int:
-        """By the earliest that the wall clock can have shown for a point since the last exact look: it may have been set meanwhile, and a
-        point too many is doubted rather than one too few. Before the first such look nothing was ever proved: every point is suspect."""
-        return max(self._exact_boot_ns + self._least_offset_ns, 1) if self._exact_boot_ns else 1
+    def _since_exact(self) -> Suspicion:
+        """A write that went past capture since the last exact look is missing behind what had been cut when that look began. Before the
+        first such look of this agent nothing was ever proved: every point is suspect. (The time: the earliest that the wall clock can
+        have shown since.)"""
+        since_ns = self._exact_boot_ns + self._least_offset_ns if self._exact_boot_ns else 1
+        return Suspicion(self._exact_at, max(since_ns, 1))
 
-    def _want_epoch(self, reason: Reason, suspect_since_ns: int = 0) -> None:
+    def _want_epoch(self, reason: Reason, suspicion: Suspicion | None = None) -> None:
         self._over = self._state[Word.EPOCH] or self._over
-        self._state.want_epoch(reason, suspect_since_ns)
+        self._state.want_epoch(reason, suspicion)
 
     def _note(self, reason: Reason, error: UnderstudyError) -> None:
         _log.error("continuity lost: a new epoch begins", reason=reason.text, **error.as_dict())

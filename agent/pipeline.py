@@ -60,6 +60,7 @@ class Agent:
 
     def _hello(self) -> Hello:
         epoch, claim = self.state.epoch
+        suspicion = self.state.suspicion
         infos = disk_infos([(disk.id, disk.serial, disk.sectors) for disk in self.capture.disks])
         return Hello(
             machine=self.config.machine,
@@ -67,7 +68,8 @@ class Agent:
             claim=claim,
             seen=self.state[Word.SEEN_EPOCH],
             reason=self.state.reason.text,
-            suspect_since_ns=0 if epoch else self.state[Word.SUSPECT_SINCE_NS],
+            suspect_since_ns=suspicion.since_ns if suspicion else 0,
+            suspect_after=suspicion.after if suspicion else None,
             agent_id=self._id,
             identity=self.identity,
             boot=self.boot,

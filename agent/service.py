@@ -22,7 +22,7 @@ from agent.config import AgentConfig
 from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report
-from agent.stream.state import AgentState, Reason, Word
+from agent.stream.state import AgentState, Reason, Suspicion, Word
 from shared import logging
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, UnderstudyError
@@ -168,9 +168,8 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
         state = AgentState(words)
         before = before or state
         reason = before.reason if change is Change.UNFINISHED else CHANGES[change]
-        pending_ns = 0 if before[Word.EPOCH] else before[Word.SUSPECT_SINCE_NS]
-        there_ns = max(before[Word.ALL_THERE_NS], 1) if change in _SUSPECT else 0
-        state.want_epoch(reason, min((ns for ns in (pending_ns, there_ns) if ns), default=0))
+        since = before.since_all_there if change in _SUSPECT else None
+        state.want_epoch(reason, Suspicion.joined([before.suspicion, since]))
         state[Word.SEEN_EPOCH] = max(state[Word.SEEN_EPOCH], before[Word.SEEN_EPOCH])
         state[Word.SETTLED] = 0
         state[Word.WENT] = 0

@@ -106,6 +106,7 @@ class ModelMachine:
         *,
         batches: int = 3,
         suspect_since_ns: int = 0,
+        suspect_after: Position | None = None,
         above: int | None = None,
     ) -> None:
         """A new epoch, and its full replication, in that many batches. Its number follows `above`; None: the newest in storage."""
@@ -121,6 +122,7 @@ class ModelMachine:
             reason=reason,
             agent_id="test",
             suspect_since_ns=suspect_since_ns,
+            suspect_after=suspect_after,
             above=above,
         )
         self.position = Position.of(info.epoch, 0)

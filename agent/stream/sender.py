@@ -202,7 +202,8 @@ class Sender:
         state = self._state
         if state[Word.EPOCH] == 0:
             await self._stream.rounds.everything_is_to_do(state.reason.text)
-            if hello.epoch or hello.suspect_since_ns != state[Word.SUSPECT_SINCE_NS]:
+            suspicion = state.suspicion
+            if hello.epoch or hello.suspect_after != (suspicion and suspicion.after):
                 raise _NewEpochError  # continuity was lost after Hello: what is welcomed is not what is wanted now
             self._stream.begin_epoch(welcome.epoch_id)
             self._uploading.clear()

@@ -18,13 +18,14 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.batch import DIGEST_SIZE
 from shared.log.epoch_id import NO_EPOCH, EpochId
+from shared.recovery.position import Position
 
 WORDS: Final = 4096
 _LAYOUT: Final = 3
@@ -57,7 +58,7 @@ class Word(enum.IntEnum):
     CAPTURED_NS_BEFORE = 12
     """Not used any more: a wall-clock time."""
     SUSPECT_SINCE_NS = 13
-    """Points captured from then on are suspect, up to the epoch that followed; Unix ns, 0: none."""
+    """0: no point is suspect. Else since when those behind SUSPECT_AFTER are, up to the epoch that followed: Unix ns, for people."""
     MISSES_SEEN = 14
     PASSTHROUGH_SEEN = 15
     """Incident counts that have led to a new epoch already."""
@@ -71,6 +72,10 @@ class Word(enum.IntEnum):
     """Of EPOCH; stored before it. Means nothing while that is 0."""
     SEEN_EPOCH = 20
     """The highest number of an epoch that was ever begun here."""
+    SUSPECT_AFTER = 21
+    """The last position that is not suspect, packed in one word; 0: every one is."""
+    ALL_THERE_AT = 22
+    """The last position that was cut by ALL_THERE_NS, packed in one word, stored after it; 0: not known."""
 
     WENT = 24
     """Captured disks that were seen gone and not seen back yet, a bit a number: what they hold when they are back is unknown."""
@@ -127,6 +132,21 @@ _REASONS: Final = {
 }
 
 
+class Suspicion(NamedTuple):
+    """Capture may have missed writes: the images behind `after` may lack them. Order never depends on a clock: `since_ns` is for people."""
+
+    after: Position
+    since_ns: int
+
+    @classmethod
+    def joined(cls, found: Sequence[Suspicion | None]) -> Suspicion | None:
+        """What covers all of them."""
+        known = [one for one in found if one is not None]
+        if not known:
+            return None
+        return cls(min(one.after for one in known), min(one.since_ns for one in known))
+
+
 class AgentState:
     """Typed access to the pinned words."""
 
@@ -157,11 +177,36 @@ class AgentState:
         """The epoch that is continued; NO_EPOCH while a new one is wanted."""
         return EpochId(self[Word.EPOCH], f"{self[Word.CLAIM]:016x}") if self[Word.EPOCH] else NO_EPOCH
 
-    def want_epoch(self, reason: Reason, suspect_since_ns: int = 0) -> None:
-        """Continuity is lost. Points captured since `suspect_since_ns` may lack writes; 0: none does."""
+    @property
+    def last_cut(self) -> Position:
+        """Behind what is cut by now. While a new epoch is wanted, nothing is: then it is the end of the one before."""
+        epoch = (
+            self[Word.EPOCH] or self[Word.SEEN_EPOCH]
+        )  # first, so that a batch of a new one never counts for it
+        return Position.of(epoch, self[Word.LAST_CUT])
+
+    @property
+    def suspicion(self) -> Suspicion | None:
+        """What the wanted epoch will say of those before it."""
+        since_ns = 0 if self[Word.EPOCH] else self[Word.SUSPECT_SINCE_NS]
+        return Suspicion(_unpacked(self[Word.SUSPECT_AFTER]), since_ns) if since_ns else None
+
+    @property
+    def since_all_there(self) -> Suspicion:
+        """For what may have happened since all captured disks were last seen in their places."""
+        return Suspicion(_unpacked(self[Word.ALL_THERE_AT]), max(self[Word.ALL_THERE_NS], 1))
+
+    def were_all_there(self, at: Position, unix_ns: int) -> None:
+        self[Word.ALL_THERE_NS] = unix_ns
+        self[Word.ALL_THERE_AT] = _packed(at)
+
+    def want_epoch(self, reason: Reason, suspicion: Suspicion | None = None) -> None:
+        """Continuity is lost."""
         self.set_unordered()
-        known_ns = 0 if self[Word.EPOCH] else self[Word.SUSPECT_SINCE_NS]
-        self[Word.SUSPECT_SINCE_NS] = min((ns for ns in (known_ns, suspect_since_ns) if ns), default=0)
+        joined = Suspicion.joined([self.suspicion, suspicion])
+        # A kill between any two of these stores leaves what the next look finds again, or a suspicion that reaches further back.
+        self[Word.SUSPECT_AFTER] = _packed(joined.after) if joined else 0
+        self[Word.SUSPECT_SINCE_NS] = joined.since_ns if joined else 0
         self[Word.EVER_ORDERED] = 0
         self[Word.REASON] = reason
         self[Word.EPOCH] = 0
@@ -227,6 +272,19 @@ class AgentState:
     def least_freed(self) -> int:
         """Up to where batches must be freed at the next chance, so that cutting need not stop for want of memory."""
         return self[Word.LAST_CUT] - REMEMBERED * 7 // 8
+
+
+_BATCH_BITS: Final = 40
+
+
+def _packed(position: Position) -> int:
+    """In one word, which a kill does not tear; in the same order. One that does not fit is as one that is not known."""
+    epoch, batch = position
+    return 0 if epoch >> 64 - _BATCH_BITS or batch >> _BATCH_BITS else epoch << _BATCH_BITS | batch
+
+
+def _unpacked(word: int) -> Position:
+    return Position.of(word >> _BATCH_BITS, word & (1 << _BATCH_BITS) - 1)
 
 
 def _place(number: int) -> int:

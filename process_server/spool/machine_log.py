@@ -237,6 +237,7 @@ class MachineLog:
                 boot=hello.boot,
                 owner=self._shared.settings.owner,
                 suspect_since_ns=hello.suspect_since_ns,
+                suspect_after=hello.suspect_after,
                 above=await self._highest_seen(store, hello, newest),
             )
             _log.info(
@@ -433,6 +434,13 @@ def _disks(hello: Hello) -> tuple[EpochDisk, ...]:
 
 def _answers(info: EpochInfo, hello: Hello) -> bool:
     """Whether the epoch was begun for this very wish and its agent never heard of it: it does not know the number."""
-    begun_for = (info.agent_id, info.boot, info.disks, info.reason, info.suspect_since_ns)
-    wish = (hello.agent_id, hello.boot, _disks(hello), hello.reason, hello.suspect_since_ns)
+    begun_for = (info.agent_id, info.boot, info.disks, info.reason, info.suspect_since_ns, info.suspect_after)
+    wish = (
+        hello.agent_id,
+        hello.boot,
+        _disks(hello),
+        hello.reason,
+        hello.suspect_since_ns,
+        hello.suspect_after,
+    )
     return hello.agent_id != "" and info.epoch > hello.seen and begun_for == wish

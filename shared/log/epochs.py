@@ -46,7 +46,9 @@ class EpochInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     """Why it began, for people."""
     suspect_since_ns: int = 0
-    """Points of earlier epochs captured from then on (Unix ns) may lack writes: capture had missed some. 0: none."""
+    """Since when (Unix ns, for people) capture may have missed writes, which points of earlier epochs then lack. 0: none does."""
+    suspect_after: tuple[int, int] | None = None
+    """(epoch, batch): the last position that does not. Order never depends on a clock: the time decides nothing."""
     agent_id: str = ""
     identity: str = ""
     boot: str = ""
@@ -60,6 +62,15 @@ class EpochInfo(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> EpochId:
         return EpochId(self.epoch, self.claim)
+
+    def doubts(self, position: tuple[int, int]) -> bool:
+        """Whether capture may have missed writes before that position of an earlier epoch. By a document that has a time alone (of an older
+        agent, or process server) every one is in doubt: no clock tells which are not."""
+        if position[0] >= self.epoch:
+            return False
+        if self.suspect_after is None:
+            return self.suspect_since_ns != 0
+        return position > self.suspect_after
 
     @property
     def begun_by(self) -> str:
@@ -119,6 +130,7 @@ async def allocate_epoch(
     boot: str = "",
     owner: str = "",
     suspect_since_ns: int = 0,
+    suspect_after: tuple[int, int] | None = None,
     above: int | None = None,
 ) -> EpochInfo:
     """The machine's next epoch: the number after `above`, the highest that the caller saw anywhere (None: the newest in storage), which is
@@ -135,6 +147,7 @@ async def allocate_epoch(
         disks=tuple(disks),
         reason=reason,
         suspect_since_ns=suspect_since_ns,
+        suspect_after=suspect_after,
         agent_id=agent_id,
         identity=identity,
         boot=boot,

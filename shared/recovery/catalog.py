@@ -18,8 +18,6 @@ and ends with the next ordered batch.
 from __future__ import annotations
 
 import asyncio
-import bisect
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 
@@ -64,7 +62,6 @@ class Catalog:
         self.machine = machine
         self.epochs = epochs
         self.history = entries
-        self._latest_times: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
         self.runs = history.ordered_runs(entries)
         self.damaged = damaged
         """Epochs of which the index, or the document, can be read in part only or not at all; what is in the others can be recovered."""
@@ -132,46 +129,20 @@ class Catalog:
 
     def _labelled(self, doc: PointDoc) -> PointDoc:
         """The point, marked as suspect when a later epoch says that capture had missed writes by then."""
-        suspect = self.is_suspect(doc.position, doc.captured_ns)
+        suspect = self.is_suspect(doc.position)
         return msgspec.structs.replace(doc, suspect=True) if suspect else doc
 
-    def is_suspect(self, position: Position, captured_ns: int) -> bool:
-        """Whether capture may have missed writes by then: so a later epoch says, by the machine's clock; or that clock had gone back, and
-        nobody can tell; or the document of the next epoch, which would say it, cannot be read.
+    def is_suspect(self, position: Position) -> bool:
+        """Whether capture may have missed writes by then: so a later epoch says; or the document of the next epoch, which would say it,
+        cannot be read.
         """
-        if any(
-            e.suspect_since_ns
-            and position.epoch < e.epoch
-            and max(captured_ns, self._latest_before(position, e.suspect_since_ns, captured_ns))
-            >= e.suspect_since_ns
-            for e in self.epochs
-        ):
+        if any(epoch.doubts(position) for epoch in self.epochs):
             return True
         known = {e.epoch for e in self.epochs}
         return any(
             max((n for n in known if n < unread), default=0) == position.epoch
             for unread in self.damaged.keys() - known
         )
-
-    def _latest_before(self, position: Position, since_ns: int, captured_ns: int) -> int:
-        """`since_ns` when the machine's clock, before `position` in its epoch, had been nearer to `since_ns` than then; else 0.
-
-        Then the clock went back: the batch may be of before that moment or of after it.
-        """
-        key = position.epoch, since_ns
-        if key not in self._latest_times:
-            moments = [
-                moment
-                for epoch, entry in self.history
-                if epoch == position.epoch
-                for moment in ((entry.first, entry.first_captured_ns), (entry.last, entry.last_captured_ns))
-                if moment[1] < since_ns
-            ]
-            latest = list(itertools.accumulate((at_ns for _, at_ns in moments), max))
-            self._latest_times[key] = [batch for batch, _ in moments], latest
-        batches, latest = self._latest_times[key]
-        before = bisect.bisect_left(batches, position.batch)
-        return since_ns if before and latest[before - 1] > captured_ns else 0
 
     def gaps(self) -> list[Gap]:
         """The periods without points, in log order; among them those of which storage lost the log."""

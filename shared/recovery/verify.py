@@ -58,7 +58,7 @@ async def make_plan(
         epoch=epoch.id,
         position=position,
         captured_ns=captured_ns,
-        suspect=catalog.is_suspect(position, captured_ns),
+        suspect=catalog.is_suspect(position),
         disks=epoch.disks,
         point=catalog.docs.get(position),
         base=base,

@@ -54,7 +54,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     """Why a new epoch is wanted, for people."""
     suspect_since_ns: _Count = 0
-    """Points of earlier epochs captured from then on (Unix ns) may lack writes; 0: none."""
+    """Since when (Unix ns, for people) capture may have missed writes that points of earlier epochs then lack; 0: none does."""
+    suspect_after: tuple[_Count, _Count] | None = None
+    """(epoch, batch): these are the points behind it. None, and a time: all of them."""
     agent_id: str = ""
     """Tells apart two agents under one name: random, made when the agent first starts on a machine."""
     identity: str = ""

@@ -28,7 +28,7 @@ from agent.capture.maps import Capture, detach
 from agent.capture.protection import protect
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
-from agent.stream.state import AgentState, Reason, Word
+from agent.stream.state import AgentState, Reason, Suspicion, Word
 from shared import crashpoints
 from shared.errors import (
     BindingDamagedError,
@@ -38,6 +38,7 @@ from shared.errors import (
     StateFileError,
     UsageError,
 )
+from shared.recovery.position import Position
 from shared.tls import TlsFiles
 from tests.capture_parts import MIB, Rig, needs_capture, rig, run, until
 from tests.epoch_ids import eid
@@ -507,7 +508,7 @@ def test_what_is_pinned_and_not_whole_is_attached_afresh_in_a_new_epoch(
     capture, _ = service._attach(config)
     state = AgentState(capture.state)
     state.begin_epoch(eid(7))
-    state[Word.ALL_THERE_NS] = 123
+    state.were_all_there(THERE.after, THERE.since_ns)
     capture.close()
     for name in removed:
         (r.pin_dir / name).unlink()
@@ -515,7 +516,7 @@ def test_what_is_pinned_and_not_whole_is_attached_afresh_in_a_new_epoch(
     again, watch = service._attach(config)
     state = AgentState(again.state)
     assert (state[Word.EPOCH], state.reason) == (0, Reason.CAPTURE_REMOVED)
-    assert state[Word.SUSPECT_SINCE_NS] == (1 if "state" in removed else 123)
+    assert state.suspicion == (EVERYTHING if "state" in removed else THERE)
     assert (len(again.disks), watch.left_out) == (2, ())
     r.write(0, b"x" * 4096)
     assert again.counters(0).seen_sectors == 8
@@ -530,15 +531,17 @@ def test_a_capture_that_vanished_under_the_agent_leaves_its_points_suspect(machi
     capture, _ = service._attach(config)
     state = AgentState(capture.state)
     state.begin_epoch(eid(7))
-    state[Word.ALL_THERE_NS] = 123
+    state.were_all_there(THERE.after, THERE.since_ns)
     capture.close()
     detach(machine.rig.pin_dir)
     again, _ = service._attach(config, capture.state)
     found = AgentState(again.state)
     again.close()
-    assert (found.reason, found[Word.SUSPECT_SINCE_NS]) == (Reason.CAPTURE_REMOVED, 123)
+    assert (found.reason, found.suspicion) == (Reason.CAPTURE_REMOVED, THERE)
 
 
+THERE = Suspicion(Position.of(7, 40), 123)
+EVERYTHING = Suspicion(Position.of(0, 0), 1)
 ATTACH_AND_DIE = """
 import msgspec, sys
 from agent import service
@@ -559,7 +562,7 @@ def lose_a_part(machine: Machine, config: AgentConfig, *removed: str) -> AgentSt
     capture, _ = service._attach(config)
     state = AgentState(capture.state)
     state.begin_epoch(eid(7))
-    state[Word.ALL_THERE_NS] = 123
+    state.were_all_there(THERE.after, THERE.since_ns)
     capture.close()
     for name in removed:
         (machine.rig.pin_dir / name).unlink()
@@ -567,23 +570,23 @@ def lose_a_part(machine: Machine, config: AgentConfig, *removed: str) -> AgentSt
     return state
 
 
-def wanted_after(config: AgentConfig) -> tuple[int, Reason, int]:
-    """The epoch that goes on, why the next is wanted, and since when points are suspect, as the next agent has it."""
+def wanted_after(config: AgentConfig) -> tuple[int, Reason, Suspicion | None]:
+    """The epoch that goes on, why the next is wanted, and which points are suspect, as the next agent has it."""
     capture, _ = service._attach(config)
     state = AgentState(capture.state)
     capture.close()
-    return state[Word.EPOCH], state.reason, state[Word.SUSPECT_SINCE_NS]
+    return state[Word.EPOCH], state.reason, state.suspicion
 
 
 @pytest.mark.parametrize("at", crashpoints.ATTACH_POINTS)
-@pytest.mark.parametrize(("removed", "since_ns"), [("link-us_rq_issue", 123), ("state", 1)])
-def test_wherever_an_attachment_is_killed_the_next_agent_knows_since_when_points_are_suspect(
-    machine: Machine, at: str, removed: str, since_ns: int
+@pytest.mark.parametrize(("removed", "suspicion"), [("link-us_rq_issue", THERE), ("state", EVERYTHING)])
+def test_wherever_an_attachment_is_killed_the_next_agent_knows_which_points_are_suspect(
+    machine: Machine, at: str, removed: str, suspicion: Suspicion
 ) -> None:
     config = agent_config(machine)
     lose_a_part(machine, config, removed)
     attach_and_die(config, at)
-    assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, since_ns)
+    assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, suspicion)
     assert not pins.former(machine.rig.pin_dir).exists()
 
 
@@ -604,7 +607,7 @@ def test_an_attachment_that_fails_leaves_why_the_next_epoch_begins_to_the_next_a
         for _ in range(times):
             with pytest.raises(BpfError, match="out of memory"):
                 service._attach(config)
-    assert wanted_after(config) == (0, Reason.DISK_RETURNED, 123)
+    assert wanted_after(config) == (0, Reason.DISK_RETURNED, THERE)
 
 
 def test_a_change_that_makes_no_point_suspect_makes_none_suspect_when_its_attachment_fails(
@@ -617,7 +620,7 @@ def test_a_change_that_makes_no_point_suspect_makes_none_suspect_when_its_attach
             grown.truncate(8 * MIB)
         run("losetup", "--set-capacity", str(disk.path))
     attach_and_die(config, "attach.after-detach")
-    assert wanted_after(config) == (0, Reason.DISK_RESIZED, 0)
+    assert wanted_after(config) == (0, Reason.DISK_RESIZED, None)
     assert AgentState(attach.state_words(config.pin_dir))[Word.SEEN_EPOCH] == 7
 
 
@@ -633,7 +636,7 @@ def test_a_link_that_another_tool_holds_open_costs_no_suspicion(
             service._attach(config)
     finally:
         os.close(held)
-    assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, 123)
+    assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, THERE)
 
 
 def test_suspicion_outlives_a_failed_attachment_where_every_pin_was_removed_and_memory_alone_had_it(
@@ -650,7 +653,7 @@ def test_suspicion_outlives_a_failed_attachment_where_every_pin_was_removed_and_
         patch.setattr(attach, "calibrate", fail)
         with pytest.raises(BpfError, match="out of memory"):
             service._attach(config, former._words)
-    assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, 123)
+    assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, THERE)
 
 
 @pytest.mark.parametrize("at", ["attach.after-detach", "attach.after-publish"])
@@ -658,7 +661,7 @@ def test_a_first_attachment_that_is_killed_makes_nothing_suspect(machine: Machin
     config = agent_config(machine)
     attach_and_die(config, at)
     assert not pins.former(machine.rig.pin_dir).exists()
-    assert wanted_after(config) == (0, Reason.INITIAL, 0)
+    assert wanted_after(config) == (0, Reason.INITIAL, None)
 
 
 def test_a_detachment_removes_also_what_an_attachment_that_was_killed_left(machine: Machine) -> None:
@@ -668,7 +671,7 @@ def test_a_detachment_removes_also_what_an_attachment_that_was_killed_left(machi
     assert pins.former(machine.rig.pin_dir).exists()
     detach(machine.rig.pin_dir)
     assert not pins.former(machine.rig.pin_dir).exists()
-    assert wanted_after(config) == (0, Reason.INITIAL, 0)
+    assert wanted_after(config) == (0, Reason.INITIAL, None)
 
 
 KILL_IN_DETACH = """
@@ -707,15 +710,13 @@ def test_a_detachment_that_is_killed_anywhere_leaves_a_whole_capture_or_none(
 
 
 @pytest.mark.parametrize("both", [True, False])
-def test_the_agent_wants_a_new_epoch_and_says_since_when_points_are_suspect(
-    machine: Machine, both: bool
-) -> None:
+def test_the_agent_wants_a_new_epoch_and_says_which_points_are_suspect(machine: Machine, both: bool) -> None:
     r = machine.rig
     config = agent_config(machine)
     capture, _ = service._attach(config)
     state = AgentState(capture.state)
     state.begin_epoch(eid(7))
-    state[Word.ALL_THERE_NS] = 123
+    state.were_all_there(THERE.after, THERE.since_ns)
     state[Word.SETTLED] = 1
     capture.close()
     for disk, file in zip(r.disks[: 2 if both else 1], r.backing, strict=False):
@@ -724,7 +725,7 @@ def test_the_agent_wants_a_new_epoch_and_says_since_when_points_are_suspect(
     state = AgentState(again.state)
     again.close()
     assert again.fresh is False
-    assert (state[Word.EPOCH], state.reason, state[Word.SUSPECT_SINCE_NS]) == (0, Reason.DISK_RETURNED, 123)
+    assert (state[Word.EPOCH], state.reason, state.suspicion) == (0, Reason.DISK_RETURNED, THERE)
     assert state[Word.SETTLED] == 0
     assert watch.left_out == ()
 

@@ -18,11 +18,12 @@ from agent.capture.ring import Ring
 from agent.stream.catchup import CatchUp
 from agent.stream.cutter import Stream
 from agent.stream.sender import Sender, disk_infos
-from agent.stream.state import AgentState, Reason, Word
+from agent.stream.state import AgentState, Reason, Suspicion, Word
 from agent.stream.sync_reader import SyncReader
 from shared import tls
 from shared.errors import CertificateRevokedError, NotAFrameError, RefusedError
 from shared.messages import Revocations
+from shared.recovery.position import Position
 from shared.wire import transport
 from shared.wire.messages import Ack, Fault, Hello, Welcome
 from shared.wire.protocol import BatchReceived, Connection, Faulted, HelloReceived, Side
@@ -122,7 +123,7 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
             epoch=epoch,
             claim=state.epoch.claim,
             seen=state[Word.SEEN_EPOCH],
-            suspect_since_ns=0 if epoch else state[Word.SUSPECT_SINCE_NS],
+            suspect_after=state.suspicion.after if state.suspicion else None,
             disks=disk_infos([(disk.name, disk.serial, disk.sectors)]),
             last_sent=state[Word.LAST_CUT] if epoch else 0,
         )
@@ -199,14 +200,14 @@ async def test_why_batches_are_refused_is_shown_until_one_is_taken_and_not_only_
 
 async def test_an_epoch_that_ended_while_welcome_was_awaited_is_not_taken_up(site: Site) -> None:
     async def lose_continuity(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
-        if hello.epoch == 0 and hello.suspect_since_ns == 0:
-            site.state.want_epoch(Reason.AUDIT_SHORTFALL, suspect_since_ns=123)
+        if hello.epoch == 0 and hello.suspect_after is None:
+            site.state.want_epoch(Reason.AUDIT_SHORTFALL, Suspicion(Position.of(6, 123), 1))
         writer.writelines(wire.send_welcome(welcome(hello.epoch or 7)))
 
     site.script = lose_continuity
     first, second = await next_hello(site), await next_hello(site)
-    assert (first.epoch, first.suspect_since_ns) == (0, 0)
-    assert (second.epoch, second.suspect_since_ns) == (0, 123)
+    assert (first.epoch, first.suspect_after) == (0, None)
+    assert (second.epoch, second.suspect_after) == (0, (6, 123))
 
 
 async def test_a_process_server_that_says_nothing_after_hello_is_given_up(

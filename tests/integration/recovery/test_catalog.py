@@ -326,28 +326,40 @@ async def test_points_made_after_capture_was_last_proved_whole_are_suspect(machi
     proved, doubtful = (await Catalog.load(machine.store, machine.name)).points()
     assert not proved.suspect
     assert not doubtful.suspect
-    await machine.begin_epoch("capture audit shortfall", suspect_since_ns=proved.captured_ns + 1)
+    await machine.begin_epoch("capture audit shortfall", suspect_after=proved.position)
     machine.write(mark="new")
     await machine.publish()
     found = {p.id: p.suspect for p in (await Catalog.load(machine.store, machine.name)).points()}
     assert found == {proved.id: False, doubtful.id: True, "2-4": False}
 
 
-async def test_points_behind_a_clock_that_went_back_are_suspect_where_nobody_can_tell(
-    machine: ModelMachine,
-) -> None:
-    """Capture was proved whole after the first point; then the clock went back an hour, and capture missed writes."""
+async def test_a_clock_that_goes_back_makes_no_other_points_suspect(machine: ModelMachine) -> None:
+    """Capture was proved whole after the second point; the clock went back an hour before it, and forth again behind it."""
     await machine.begin_epoch()
     machine.write(mark="before")
-    proved_ns = machine.captured_ns
     machine.captured_ns -= 3600 * SECOND_NS
-    machine.write(mark="behind")
+    proved = machine.write(mark="behind")
+    machine.captured_ns -= 3600 * SECOND_NS
+    machine.write(mark="lacks writes")
     await machine.publish()
-    await machine.begin_epoch("capture audit shortfall", suspect_since_ns=proved_ns + 1)
+    since_ns = machine.captured_ns + 1800 * SECOND_NS  # as that clock says
+    await machine.begin_epoch("capture audit shortfall", suspect_since_ns=since_ns, suspect_after=proved)
     machine.write(mark="new")
     await machine.publish()
     found = {p.id: p.suspect for p in (await Catalog.load(machine.store, machine.name)).points()}
-    assert found == {"1-4": False, "1-5": True, "2-4": False}
+    assert found == {"1-4": False, "1-5": False, "1-6": True, "2-4": False}
+
+
+async def test_doubt_without_a_position_is_of_every_earlier_point(machine: ModelMachine) -> None:
+    """As an older agent said it: a time of the machine's clock, which tells nothing."""
+    await machine.begin_epoch()
+    machine.write(mark="m")
+    await machine.publish()
+    await machine.begin_epoch("capture audit shortfall", suspect_since_ns=machine.captured_ns + SECOND_NS)
+    machine.write(mark="n")
+    await machine.publish()
+    found = {p.id: p.suspect for p in (await Catalog.load(machine.store, machine.name)).points()}
+    assert found == {"1-4": True, "2-4": False}
 
 
 async def test_suspicion_does_not_vanish_with_the_document_that_says_it(machine: ModelMachine) -> None:

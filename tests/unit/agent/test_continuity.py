@@ -76,13 +76,36 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
 
 
 def test_points_are_suspect_from_the_last_look_before_a_passthrough_write(machine: Machine) -> None:
+    machine.state.cut(4, b"d" * 16, 40)
     machine.continuity.check()
+    machine.state.cut(5, b"e" * 16, 50)
     happened_ns = time.time_ns()
     machine.happen(passthrough=1)
     machine.continuity.check()  # the sectors add up: a passthrough write is not among them
     assert machine.state[Word.EPOCH] == 0
     assert machine.state.reason == Reason.PASSTHROUGH_WRITE
-    assert 0 < machine.state[Word.SUSPECT_SINCE_NS] <= happened_ns
+    assert machine.state.suspicion is not None
+    assert machine.state.suspicion.after == (1, 4)
+    assert 0 < machine.state.suspicion.since_ns <= happened_ns
+
+
+def test_before_the_first_clean_look_every_point_is_suspect(machine: Machine) -> None:
+    machine.state.cut(4, b"d" * 16, 40)
+    machine.happen(passthrough=1)
+    machine.continuity.check()
+    assert machine.state.suspicion is not None
+    assert machine.state.suspicion.after == (0, 0)
+
+
+def test_what_a_disk_that_was_away_makes_suspect_is_behind_what_was_cut_when_it_was_last_seen(
+    machine: Machine,
+) -> None:
+    machine.state.cut(4, b"d" * 16, 40)
+    machine.continuity.check()
+    machine.state.cut(5, b"e" * 16, 50)
+    machine.size = 0
+    machine.continuity.check()
+    assert machine.state.since_all_there.after == (1, 4)
 
 
 @pytest.mark.parametrize("what", ["shortfall", "passthrough"])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import xxhash
 
-from agent.stream.state import REMEMBERED, WORDS, AgentState, Reason, Word
+from agent.stream.state import REMEMBERED, WORDS, AgentState, Reason, Suspicion, Word
 from shared.log.epoch_id import NO_EPOCH, EpochId, new_claim
+from shared.recovery.position import Position
 from tests.epoch_ids import eid
 
 
@@ -77,13 +78,36 @@ def test_a_new_epoch_forgets_the_digests_and_the_order_of_the_old_one(words: np.
 def test_the_earliest_doubt_counts_until_the_new_epoch_has_begun(words: np.ndarray) -> None:
     state = AgentState(words)
     state.begin_epoch(eid(1))
-    state.want_epoch(Reason.AUDIT_SHORTFALL, 500)
-    state.want_epoch(Reason.AUDIT_SHORTFALL, 900)
+    state.want_epoch(Reason.AUDIT_SHORTFALL, Suspicion(Position.of(1, 50), 900))
+    state.want_epoch(Reason.AUDIT_SHORTFALL, Suspicion(Position.of(1, 90), 500))
     state.want_epoch(Reason.MANUAL)
-    assert state[Word.SUSPECT_SINCE_NS] == 500
+    assert state.suspicion == Suspicion(Position.of(1, 50), 500)
     state.begin_epoch(eid(2))
+    assert state.suspicion is None
     state.want_epoch(Reason.MANUAL)
-    assert state[Word.SUSPECT_SINCE_NS] == 0
+    assert state.suspicion is None
+
+
+@pytest.mark.parametrize("at", [(0, 0), (0, 7), (1, 0), (7, 10**12 - 1), (2**24 - 1, 1)])
+def test_the_position_of_a_doubt_survives_in_one_word(words: np.ndarray, at: tuple[int, int]) -> None:
+    suspicion = Suspicion(Position.of(*at), 1)
+    AgentState(words).want_epoch(Reason.AUDIT_SHORTFALL, suspicion)
+    assert AgentState(words).suspicion == suspicion
+
+
+def test_a_position_that_no_word_holds_makes_everything_suspect(words: np.ndarray) -> None:
+    AgentState(words).want_epoch(Reason.AUDIT_SHORTFALL, Suspicion(Position.of(10**8 - 1, 5), 1))
+    assert AgentState(words).suspicion == Suspicion(Position.of(0, 0), 1)
+
+
+def test_while_a_new_epoch_is_wanted_all_of_the_one_before_is_cut(words: np.ndarray) -> None:
+    state = AgentState(words)
+    state.begin_epoch(eid(3))
+    state.cut(5, digest(5), 50)
+    state.want_epoch(Reason.MANUAL)
+    assert state.last_cut == (3, 5)
+    state.begin_epoch(eid(4))
+    assert state.last_cut == (4, 0)
 
 
 def test_every_reason_has_its_words() -> None:
