@@ -5,7 +5,7 @@
 
     capture/     BPF programs and their maps: every write, copied at submission      its map: capture/__init__.py
     stream/      batches in one order, catch-up, the session                          its map: stream/__init__.py
-    continuity   runs the audit; what follows if a write went past capture
+    continuity/  runs the audit; what follows if a write went past capture                   its map: continuity/__init__.py
     traces       what of the agent's own lies on the disks that it captures
     host_note    tells other programs of this host which disks are protected
     lock         one agent, or one detach, at a time, for one capture; free when the agent is dead, whatever hangs

@@ -10,7 +10,7 @@ from typing import Any, Final
 from agent.capture.maps import Capture
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
-from agent.continuity import Continuity
+from agent.continuity.auditor import Continuity
 from agent.host_note import HostNote
 from agent.machine_identity import boot_of, identity_of
 from agent.stream.catchup import CatchUp

@@ -14,7 +14,7 @@ import pytest
 from agent.capture.audit import SAME, Outcome
 from agent.capture.disks import Disk, find_disk
 from agent.capture.maps import Capture, detach
-from agent.continuity import Continuity
+from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Reason, Word
 from tests.capture_parts import MIB, needs_capture, rig, run, until
 from tests.epoch_ids import eid

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent import continuity
 from agent.capture import audit
 from agent.capture.audit import Baseline, Outcome, Verdict
 from agent.capture.layout import OPEN_WRITE
 from agent.capture.maps import Incidents
-from agent.continuity import Continuity
+from agent.continuity import auditor, presence, settling
+from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Reason, Word
 from tests.epoch_ids import eid
 
@@ -70,7 +70,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     made = Machine()
-    monkeypatch.setattr(continuity, "size_of", lambda disk: made.size)
+    monkeypatch.setattr(presence, "size_of", lambda disk: made.size)
     monkeypatch.setattr(Continuity, "_audit", lambda self, slot: made.verdict)
     yield made
 
@@ -208,19 +208,19 @@ class TwoDisks:
             folder = self.sysfs / "block" / name
             (folder / "queue").mkdir(parents=True, exist_ok=True)
             (folder / "inflight").write_text(f"0 {count}\n")
-        self.continuity._settle()
+        self.continuity._settling.look()
 
 
 @pytest.fixture
 def two_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TwoDisks:
-    monkeypatch.setattr(continuity, "SYSFS", tmp_path)
+    monkeypatch.setattr(settling, "SYSFS", tmp_path)
     return TwoDisks(tmp_path)
 
 
 def test_each_disk_needs_a_quiet_moment_of_its_own(
     two_disks: TwoDisks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(continuity, "SETTLE_S", float("inf"))
+    monkeypatch.setattr(settling, "SETTLE_S", float("inf"))
     two_disks.look()
     two_disks.inflight = {"sda": 0, "sdb": 1}
     two_disks.look()
@@ -233,10 +233,10 @@ def test_each_disk_needs_a_quiet_moment_of_its_own(
 def test_a_disk_that_is_never_quiet_is_waited_for_with_patience_only(
     two_disks: TwoDisks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(continuity, "SETTLE_S", float("inf"))
+    monkeypatch.setattr(settling, "SETTLE_S", float("inf"))
     two_disks.look()
     assert not two_disks.settled
-    monkeypatch.setattr(continuity, "SETTLE_S", 0.0)
+    monkeypatch.setattr(settling, "SETTLE_S", 0.0)
     two_disks.look()
     assert two_disks.settled
     assert [*two_disks.sysfs.glob("block/*/queue/*")] == []
@@ -249,7 +249,7 @@ def test_counting_that_is_switched_off_is_shown_and_left_to_a_person(
     (folder / "queue").mkdir(parents=True)
     (folder / "mq").mkdir()
     (folder / "queue/iostats").write_text("0\n")
-    monkeypatch.setattr(continuity, "SYSFS", tmp_path)
+    monkeypatch.setattr(auditor, "SYSFS", tmp_path)
     machine.continuity.check()
     assert [problem.code for problem in machine.continuity.problems] == ["US406"]
     assert (folder / "queue/iostats").read_text() == "0\n"
@@ -277,14 +277,14 @@ def test_a_disk_that_is_gone_leaves_an_ordered_stream_alone_and_is_left_by_anoth
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    machine.continuity._whole_at = now
+    machine.continuity._presence._whole_at = now
     other = SimpleNamespace(name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS)
     machine.capture.disks = [*machine.capture.disks, other]
-    monkeypatch.setattr(continuity, "size_of", lambda disk: 0 if disk.name == "sda" else SECTORS)
+    monkeypatch.setattr(presence, "size_of", lambda disk: 0 if disk.name == "sda" else SECTORS)
     machine.state.set_ordered(0, 0)
     machine.continuity.check()
     assert machine.left_out == [0], "what stands in its place is read"
-    now += 2 * continuity.GONE_S
+    now += 2 * presence.GONE_S
     machine.continuity.check()
     assert not machine.continuity.resized.is_set()
     machine.state.set_unordered()  # what the disk held has to be read, and cannot be
@@ -294,7 +294,7 @@ def test_a_disk_that_is_gone_leaves_an_ordered_stream_alone_and_is_left_by_anoth
 
 def test_the_only_disk_of_a_machine_is_waited_for(machine: Machine) -> None:
     machine.size = 0
-    machine.continuity._whole_at = -1e9
+    machine.continuity._presence._whole_at = -1e9
     machine.continuity.check()
     assert not machine.continuity.resized.is_set()
 
@@ -317,7 +317,7 @@ def test_a_size_that_cannot_be_read_says_nothing_of_the_disk(
     def too_many_files(disk: object) -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(continuity, "size_of", too_many_files)
+    monkeypatch.setattr(presence, "size_of", too_many_files)
     machine.continuity.check()
     assert machine.continuity.problems == []
     assert machine.state[Word.WENT] == 0

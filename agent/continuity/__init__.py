@@ -1,0 +1,9 @@
+"""Continuity: whether the stream still says all that was written, and what follows when it may not. Looks once a second.
+
+auditor    the look: the audit of all disks, the capture's counts of what it may have missed; keeps the others going
+presence   which disks are gone, back, exchanged, or have another size; whether capture still fits those that are there
+settling   which writes are in flight: those from before capture, and such as only seem to be
+losses     a new epoch is wanted: its reason, since when points are suspect, and what people are shown
+
+Imports: auditor → presence, settling → losses. Nothing here waits, for no disk and no queue.
+"""

@@ -1,0 +1,75 @@
+"""Writes in flight: when those from before capture have ended (what is read then is final), and which only seem to be in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from agent.capture.audit import Baseline, Sample
+from agent.capture.disks import SYSFS
+from agent.capture.maps import Capture
+from agent.stream import clock
+from agent.stream.rounds import Rounds
+from shared import logging
+
+_log = logging.get()
+
+SETTLE_QUIET_S: Final = 1.0
+"""A moment without any write in flight proves that those from before the attachment have ended, but only after this long…"""
+SETTLE_S: Final = 120.0
+"""…and on a disk that is never seen quiet, they are taken to have ended after this long."""
+STALE_S: Final = 5.0
+"""An open write that is older than this, on a disk where nothing is in flight, has completed unseen."""
+
+
+class Settling:
+    def __init__(self, capture: Capture, rounds: Rounds) -> None:
+        self._capture = capture
+        self._rounds = rounds
+        self._unsettled_ns = capture.attached_boot_ns if capture.fresh else 0
+        """Since when (boot clock) it is not known which writes are in flight; 0: to be noted at the next look."""
+        self._were_quiet: set[int] = set()
+        """Disks on which a moment without any write in flight was seen since then."""
+
+    def look(self) -> None:
+        """Looks whether the writes from before the attachment have ended: each disk was quiet once, or patience is over.
+
+        Nothing is asked of the disks' queues: what waits for their requests also holds back the workload's next ones.
+        """
+        boot_ns = clock.boot_ns()
+        self._unsettled_ns = self._unsettled_ns or boot_ns
+        since_s = (boot_ns - self._unsettled_ns) / 1e9
+        if since_s > SETTLE_QUIET_S:
+            self._were_quiet |= {slot for slot in range(len(self._capture.disks)) if self._is_quiet(slot)}
+        if since_s > SETTLE_S or len(self._were_quiet) == len(self._capture.disks):
+            self._rounds.settle()
+            self._unsettled_ns = 0
+            self._were_quiet.clear()
+            _log.info("writes from before capture have ended", after_s=round(since_s, 1))
+
+    def _is_quiet(self, slot: int) -> bool:
+        """Whether no write to the disk is in flight at this moment."""
+        disk = self._capture.disks[slot]
+        seen, completed = self._capture.sector_counts(slot)
+        try:
+            inflight = (SYSFS / "block" / disk.name.replace("/", "!") / "inflight").read_text()
+        except OSError as exc:  # a disk is gone, which `check` shows
+            _log.debug("writes in flight: not known", path=exc.filename, cause=exc.strerror)
+            return False
+        return seen == completed and not int(inflight.split()[1])
+
+    def forget_stale(self, sample_of: Callable[[int], Sample]) -> None:
+        boot_ns = clock.boot_ns()
+        opened = self._capture.open_writes()["since_ns"]
+        if not len(opened) or boot_ns - int(opened.min()) <= STALE_S * 1e9:
+            return
+        for slot in range(len(self._capture.disks)):
+            sample = sample_of(slot)
+            baseline = Baseline.from_words(self._capture.audit_words(slot))
+            counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
+            if not sample.still or counted != sample.seen_sectors:
+                return
+        forgotten = self._capture.forget_open(boot_ns - int(STALE_S * 1e9))
+        # Whether these writes failed was not seen either: what the disk holds there is read once more.
+        self._rounds.read_again(forgotten)
+        _log.info("completions that were not seen", writes=len(forgotten))
