@@ -9,7 +9,8 @@ look                the decision: what stands, what is captured, why a disk cann
 fitting             the bringing about: what is pinned becomes the chosen disks; a new epoch is wanted before
 watch               disks that are left out, looked for while the agent runs
 binding, bindings   which disk is which: pure; the file that remembers it
-identify, answer    what identifies the disks of this machine; whether one answers at all
+identify            what identifies the disks of this machine
+answer              whether a disk answers, and what it says: everything that may hang, in a program that is left behind (device_program)
 calibrate           how a program finds a page's data, proved before it is used
 maps                the door: ring, bitmaps, open writes, counters of an attached capture
 ring                the ring as numpy arrays                            never blocks

@@ -1,29 +1,38 @@
 """Does a disk answer? Asked by a process of its own, which can be given up.
 
 A read of a hung disk returns never, not even for a signal: whoever made it hangs with the disk, and a daemon with such a thread cannot
-even end. So a small program reads in our place (this file, run by itself, with nothing but the standard library). One that does not
+even end. The same holds for opening it, for its ioctls, and for what sysfs says of its queue: whoever changes an attribute there waits
+for the disk, and who reads one waits for him. So a small program does all that in our place (`device_program`). One that does not
 answer in time is left behind; it ends when its disk lets it. Until then the disk is not asked again, however often somebody looks: one
 child hangs with a hung disk, not one more every few seconds.
+
+    ask          each disk's first bytes, and the file behind a loop device     at a look
+    queues       what sysfs says of the disks' queues                           at a look, and now and then
+    PageReader   reads into a page of ours                                      while calibrating
 """
 
 from __future__ import annotations
 
-import mmap
+import contextlib
 import os
-import random
+import select
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-HEAD_B = 8192
-"""Room for a partition table with logical blocks of 512 or 4096 bytes."""
+from agent.capture import device_program
+from agent.capture.disks import UNKNOWN_QUEUE, Queue
+
+PROGRAM = device_program.__file__
 DEADLINE_S = 10.0
-_BLOCK_B = 4096
-_TRIES = 4
+QUEUE_DEADLINE_S: Final = 2.0
+"""No device is asked for these: they come at once, or when a hung disk lets go."""
+_STILL: Final = "it did not answer, and still does not"
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,15 @@ class Answer:
     cause: str = ""
     """Why nothing of the disk can be read; empty when something can."""
     hangs: bool = False
+    file: str = ""
+    """Of a loop device: "device:inode" of the file behind it."""
+
+
+NOTHING: Final = Answer()
+
+
+class HangsError(Exception):
+    """The disk does not answer: whoever asked was left behind."""
 
 
 _given_up: dict[str, subprocess.Popen[bytes]] = {}
@@ -40,25 +58,148 @@ _given_up: dict[str, subprocess.Popen[bytes]] = {}
 _asking = threading.Lock()
 
 
-def ask(devices: Iterable[str], deadline_s: float = DEADLINE_S) -> dict[str, Answer]:
+def ask(devices: Iterable[str], deadline_s: float | None = None) -> dict[str, Answer]:
     """The answers of all devices, which are asked at once. Blocks until `deadline_s` at most, behind others who ask just now."""
+    deadline_s = DEADLINE_S if deadline_s is None else deadline_s
     with _asking:
-        for disk in [disk for disk, child in _given_up.items() if child.poll() is not None]:
-            del _given_up[disk]
+        _forget_those_that_ended()
         answers: dict[str, Answer] = {}
         children: dict[str, subprocess.Popen[bytes]] = {}
         for device in dict.fromkeys(devices):
             if _disk(device) in _given_up:
-                answers[device] = Answer(cause="it did not answer, and still does not", hangs=True)
+                answers[device] = Answer(cause=_STILL, hangs=True)
                 continue
-            children[device] = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, device],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+            children[device] = _run("head", device)
         end = time.monotonic() + deadline_s
         return answers | {device: _hear(device, child, end, deadline_s) for device, child in children.items()}
+
+
+def queues(names: Sequence[str]) -> dict[str, Queue]:
+    """What sysfs says of these disks' queues (by the names of their folders there); `UNKNOWN_QUEUE` of those that do not answer."""
+    found = dict.fromkeys(names, UNKNOWN_QUEUE)
+    with _asking:
+        _forget_those_that_ended()
+        left = [name for name in names if _queue(name) not in _given_up]
+        while left:
+            lines = _Lines(_run("queues", *left))
+            for name in left:
+                try:
+                    line = lines.hear(QUEUE_DEADLINE_S)
+                except HangsError:
+                    lines.leave_behind(_queue(name))
+                    break
+                if not line:
+                    break
+                found[name] = _parsed(name, line)
+            else:
+                lines.close()
+            left = left[left.index(name) + 1 :]
+    return found
+
+
+class PageReader:
+    """Reads a disk into a page that is shared with the child (`page`: its descriptor). For one thread."""
+
+    def __init__(self, device: Path, page: int) -> None:
+        self._device = str(device)
+        self._key = _disk(self._device)
+        self._page = page
+        self._lines: _Lines | None = None
+
+    def read(self, sector: int) -> None:
+        """Raises OSError, and HangsError within `DEADLINE_S`, or at once when the disk hangs already."""
+        with _asking:
+            _forget_those_that_ended()
+            if self._key in _given_up:
+                raise HangsError(_STILL)
+        if self._lines is None:
+            self._lines = _Lines(_run("pages", self._device, str(self._page), page=self._page))
+        self._lines.tell(str(sector))
+        try:
+            answer = self._lines.hear(DEADLINE_S)
+        except HangsError:
+            with _asking:
+                self._lines.leave_behind(self._key)
+            self._lines = None
+            raise
+        kind, _, cause = answer.partition(" ")
+        if kind != "ok":
+            self.close()  # the next read begins with a program that has opened it anew
+            raise OSError(0, cause or "the program that reads it failed")
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+
+class _Lines:
+    """A child that is told and tells a line at a time."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        self._heard = b""
+
+    def tell(self, line: str) -> None:
+        assert self._child.stdin is not None
+        try:
+            os.write(self._child.stdin.fileno(), f"{line}\n".encode())
+        except BrokenPipeError:  # it ended, which `hear` finds
+            return
+
+    def hear(self, deadline_s: float) -> str:
+        """Empty when the child has ended. Raises HangsError."""
+        assert self._child.stdout is not None
+        fd = self._child.stdout.fileno()
+        end = time.monotonic() + deadline_s
+        ready = select.poll()
+        ready.register(fd, select.POLLIN)
+        while b"\n" not in self._heard:
+            if not ready.poll(max(0.0, end - time.monotonic()) * 1000):
+                raise HangsError(f"it did not answer within {deadline_s:g} s")
+            part = os.read(fd, 65536)
+            if not part:
+                return ""
+            self._heard += part
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line.decode(errors="replace")
+
+    def leave_behind(self, key: str) -> None:
+        _leave_behind(key, self._child)
+
+    def close(self) -> None:
+        """It waits for a line or has ended, unless somebody was interrupted who waited for it."""
+        self._child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(1.0)
+        _close_pipes(self._child)
+
+
+def _run(*arguments: str, page: int | None = None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", PROGRAM, *arguments],
+        stdin=subprocess.DEVNULL if page is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=() if page is None else (page,),
+    )
+
+
+def _forget_those_that_ended() -> None:
+    for disk in [disk for disk, child in _given_up.items() if child.poll() is not None]:
+        del _given_up[disk]
+
+
+def _leave_behind(key: str, child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    _close_pipes(child)
+    _given_up[key] = child
+
+
+def _close_pipes(child: subprocess.Popen[bytes]) -> None:
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def _disk(device: str) -> str:
@@ -71,44 +212,25 @@ def _disk(device: str) -> str:
     return f"{number} {sequence}"
 
 
+def _queue(name: str) -> str:
+    try:
+        return f"queue {name} {Path('/sys/block', name, 'diskseq').read_text().strip()}"
+    except OSError:
+        return f"queue {name}"
+
+
+def _parsed(name: str, line: str) -> Queue:
+    return Queue.of(line.split(" "), has_requests=Path("/sys/block", name, "mq").is_dir())
+
+
 def _hear(device: str, child: subprocess.Popen[bytes], end: float, deadline_s: float) -> Answer:
     try:
         said, _ = child.communicate(timeout=max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
-        child.kill()
-        assert child.stdout is not None
-        child.stdout.close()
-        _given_up[_disk(device)] = child
-        return Answer(cause=f"it did not answer within {deadline_s:.0f} s", hangs=True)
-    kind, _, rest = said.partition(b" ")
-    if kind == b"ok":
-        return Answer(head=bytes.fromhex(rest.decode()))
-    return Answer(cause=rest.decode(errors="replace") or "the program that reads it failed")
-
-
-def _read(device: str) -> str:
-    try:
-        fd = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError as exc:
-        return f"error it cannot be opened: {exc.strerror}"
-    blocks = os.lseek(fd, 0, os.SEEK_END) // _BLOCK_B
-    room = mmap.mmap(-1, HEAD_B)
-    cause = "it is empty"
-    try:
-        count = os.preadv(fd, [memoryview(room)[: min(HEAD_B, blocks * _BLOCK_B)]], 0)
-        if count:
-            return f"ok {room[:count].hex()}"
-    except OSError as exc:
-        cause = exc.strerror or str(exc)
-    for _ in range(_TRIES if blocks else 0):  # a bad sector is no bad disk
-        try:
-            os.preadv(fd, [memoryview(room)[:_BLOCK_B]], random.randrange(blocks) * _BLOCK_B)
-        except OSError as exc:
-            cause = exc.strerror or str(exc)
-        else:
-            return "ok "
-    return f"error reads of it fail: {cause}"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(_read(sys.argv[1]))
+        _leave_behind(_disk(device), child)
+        return Answer(cause=f"it did not answer within {deadline_s:g} s", hangs=True)
+    kind, _, rest = said.decode(errors="replace").rstrip("\n").partition(" ")
+    if kind != "ok":
+        return Answer(cause=rest or "the program that reads it failed")
+    head, _, file = rest.partition(" ")
+    return Answer(head=bytes.fromhex(head), file=file)

@@ -35,7 +35,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture.disks import SYSFS, Disk, counts_sectors
+from agent.capture.disks import SYSFS, Disk
 
 _WRITTEN_SECTORS, _DISCARDED_SECTORS = 6, 13
 _WRAP: Final = (1 << 64) - 1
@@ -176,8 +176,9 @@ def settle(sample: Sample, baseline: Baseline) -> Baseline:
     return replace(baseline, offset_sectors=known, candidate_sectors=candidate, agreed=agreed)
 
 
-def read_stat(disk: Disk, *, sysfs: Path = SYSFS) -> Stat:
+def read_stat(disk: Disk, *, counting: bool = True, sysfs: Path = SYSFS) -> Stat:
+    """Never waits for the disk. `counting`: what its queue said last, which may make wait (disks.Queue)."""
     folder = sysfs / f"block/{disk.name.replace('/', '!')}"
     fields = (folder / "stat").read_text().split()
     discarded = int(fields[_DISCARDED_SECTORS]) if len(fields) > _DISCARDED_SECTORS else 0
-    return Stat(int(fields[_WRITTEN_SECTORS]) + discarded, counts_sectors(folder))
+    return Stat(int(fields[_WRITTEN_SECTORS]) + discarded, counting)

@@ -22,7 +22,8 @@ An identity says what a disk *is*, wherever it stands. Kinds, strongest first; t
 
 The last four are weak: they can change under a disk that is the same, or stay when it is not. So as long as capture is pinned to what
 stands under the path (the kernel gives no diskseq twice within a boot), a weak identity is not asked; `Verdict.identity` is the new one.
-Across a reboot it is all there is.
+Across a reboot it is all there is. Nor is one asked that only the disk itself tells, while it tells nothing: what is captured goes on with
+what it was bound by, and what is not is missing until it answers.
 
 A clone with the same identity is never chosen by guessing: the disk under the configured path is taken if it is one of them, else none.
 """
@@ -53,6 +54,8 @@ class Kind(enum.Enum):
     NAME = "name"
 
 
+TOLD: Final = frozenset({Kind.LOOP, Kind.GPT, Kind.MBR})
+"""What only the disk itself tells."""
 WEAK: Final = frozenset({Kind.GPT, Kind.MBR, Kind.BY_PATH, Kind.NAME})
 
 
@@ -91,7 +94,9 @@ class Standing:
     diskseq: int
     sectors: int
     identities: tuple[Identity, ...]
-    """Every one that it has, strongest first."""
+    """Every one that it has and that could be read, strongest first."""
+    is_read: bool = True
+    """Whether it answered when it was asked who it is: else it may have more identities, of the kinds that it tells itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +130,7 @@ class Verdict:
     known: Known
     action: Action
     standing: Standing | None = None
-    """With CONTINUE and ATTACH: the disk."""
+    """With CONTINUE and ATTACH: the disk; with MISSING: what does not say whether it is."""
     slot: int | None = None
     """With CONTINUE: where capture has it."""
     reason: str = ""
@@ -150,7 +155,7 @@ def decide(
     # Disks that are bound choose first: one that was never seen takes only what is nobody's.
     for disk in sorted(known, key=lambda disk: disk.identity is None):
         verdict = _decide(disk, standing, slots)
-        if verdict.standing is not None:
+        if verdict.standing is not None and verdict.action is not Action.MISSING:
             owner = taken.setdefault(verdict.standing.dev, disk.id)
             if owner != disk.id:
                 reason = f"{verdict.standing.path} is the protected disk {owner} already"
@@ -168,7 +173,8 @@ def _decide(known: Known, standing: Sequence[Standing], slots: dict[tuple[int, i
         return _take(known, here, slots, "it is protected from now on")
     matching = [disk for disk in standing if any(same(known.identity, found) for found in disk.identities)]
     is_pinned = here is not None and (here.dev, here.diskseq) in slots
-    if here is not None and (here in matching or (is_pinned and known.identity.is_weak)):
+    is_silent = here is not None and not here.is_read and known.identity.kind in TOLD
+    if here is not None and (here in matching or (is_pinned and (known.identity.is_weak or is_silent))):
         return _take(known, here, slots, f"{here.path} was taken away and came back")
     if len(matching) == 1:
         (there,) = matching
@@ -177,6 +183,9 @@ def _decide(known: Known, standing: Sequence[Standing], slots: dict[tuple[int, i
         names = ", ".join(sorted(disk.path for disk in matching))
         reason = f"{names} all bear its identity ({known.identity}): which of them it is cannot be told"
         return Verdict(known=known, action=Action.REFUSED, reason=reason)
+    if here is not None and is_silent:
+        reason = f"what stands under {known.path} does not say which disk it is"
+        return Verdict(known=known, action=Action.MISSING, standing=here, reason=reason)
     if here is not None:
         other = here.identities[0]
         reason = f"another disk stands under {known.path}: it is {other}, not {known.identity}"

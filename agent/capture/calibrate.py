@@ -20,6 +20,9 @@ shows that the hooks see this disk at all, so every disk is probed once. The bas
 found on any disk that works, and one on which nothing can be proved costs only itself.
 
 A failure on all disks is no error: capture then runs in bitmap mode and says why.
+
+The page is shared with a program that reads in our place (`answer.PageReader`): a disk may hang at any read, this one too, and costs
+itself and a deadline, whatever it answered a moment ago. Should that read reach the device long after, it finds no probe.
 """
 
 from __future__ import annotations
@@ -38,10 +41,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from agent.capture.answer import HangsError, PageReader
 from agent.capture.disks import Disk
 from agent.capture.layout import DATA_B, PROBE_WORDS, SECTOR, kernel_dev
 from agent.capture.libbpf import BpfObject
-from shared.errors import BpfError, DeviceError
+from shared.errors import BpfError
 
 PAGE_B: Final = mmap.PAGESIZE
 _GIB: Final = 1 << 30
@@ -174,6 +178,8 @@ def _read_through(probe: npt.NDArray[Any], disk: Disk, page: _Page) -> str:
         try:
             page.read_into(disk.path, sector)
             cause = f"a read of {disk.path} did not pass the block layer's hooks"
+        except HangsError as exc:
+            return f"a read of {disk.path} hangs: {exc}"
         except OSError as exc:  # a bad sector; the next one is elsewhere
             cause = f"a read of {disk.path} failed: {exc.strerror}"
         finally:
@@ -183,37 +189,31 @@ def _read_through(probe: npt.NDArray[Any], disk: Disk, page: _Page) -> str:
     return cause
 
 
-def open_device(device: Path) -> int:
-    """A descriptor for O_DIRECT reads. Raises DeviceError."""
-    try:
-        return os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError as exc:
-        raise DeviceError(
-            f"{device} could not be opened for reading",
-            cause=exc.strerror or str(exc),
-            action="Catch-up has to read the disk: give the agent access to it.",
-        ) from exc
-
-
 class _Page:
-    """One page of this process, in memory and with a known frame number."""
+    """One page of memory with a known frame number, and the disks that are read into it."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, PAGE_B)
-        self.fill()
-        view = np.frombuffer(self._memory, np.uint8)
-        address = int(view.ctypes.data)
-        del view  # or the memory could not be unmapped
-        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-            pagemap.seek(address // PAGE_B * 8)
-            (entry,) = struct.unpack("<Q", pagemap.read(8))
-        self.pfn: Final = entry & _PFN_BITS
+        with ExitStack() as undo:
+            self._file = os.memfd_create("understudy-page", os.MFD_CLOEXEC)
+            undo.callback(os.close, self._file)
+            os.ftruncate(self._file, PAGE_B)
+            self._memory = undo.enter_context(mmap.mmap(self._file, PAGE_B))
+            self.fill()
+            view = np.frombuffer(self._memory, np.uint8)
+            address = int(view.ctypes.data)
+            del view  # or the memory could not be unmapped
+            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+                pagemap.seek(address // PAGE_B * 8)
+                (entry,) = struct.unpack("<Q", pagemap.read(8))
+            self.pfn: Final = entry & _PFN_BITS
+            self._readers: dict[Path, PageReader] = {}
+            self._undo = undo.pop_all()
 
     def __enter__(self) -> _Page:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._memory.close()
+        self._undo.close()
 
     def fill(self) -> None:
         """New random content; `filled` is its first 4096 bytes."""
@@ -222,9 +222,8 @@ class _Page:
         self.filled: npt.NDArray[np.uint8] = np.frombuffer(content[:DATA_B], np.uint8)
 
     def read_into(self, device: Path, sector: int) -> None:
-        fd = open_device(device)
-        try:
-            with memoryview(self._memory) as view, view[:DATA_B] as part:
-                os.preadv(fd, [part], sector * SECTOR)
-        finally:
-            os.close(fd)
+        """Raises OSError, HangsError."""
+        if device not in self._readers:
+            self._readers[device] = PageReader(device, self._file)
+            self._undo.callback(self._readers[device].close)
+        self._readers[device].read(sector)

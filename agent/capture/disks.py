@@ -9,17 +9,45 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from agent.capture import device_program
 from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
 
 SYSFS: Final = Path("/sys")
 MIN_SECTORS: Final = 8
 MAX_BLOCK_B: Final = 4096
 """What one record of the ring holds, and calibration reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What sysfs says of a disk's queue. Reading it hangs while somebody changes any of it and the disk does not answer: who may not
+    hang takes it from `answer.queues`."""
+
+    block_b: int
+    counts: bool
+    dax: bool
+    zoned: bool
+
+    @staticmethod
+    def of(texts: Sequence[str], *, has_requests: bool) -> Queue:
+        """From the texts of the attributes (`device_program.QUEUE`)."""
+        block_b, iostats, dax, zoned = texts
+        return Queue(
+            block_b=int(block_b) if block_b.isdigit() else 512,
+            # Drivers without requests count by themselves, or not at all, whatever the attribute says.
+            counts=iostats != "0" or not has_requests,
+            dax=dax == "1",
+            zoned=zoned not in ("", "-", "none"),
+        )
+
+
+UNKNOWN_QUEUE: Final = Queue(512, counts=True, dax=False, zoned=False)
+"""Of a disk that does not answer: such a one is not taken in, and one that is captured stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +89,17 @@ class Disk:
         return self.sectors * 512
 
 
-def find_disk(path: Path, *, sysfs: Path = SYSFS) -> Disk:
+def read_queue(folder: Path) -> Queue:
+    """May hang."""
+    texts = [_text(folder / "queue" / attribute) for attribute in device_program.QUEUE]
+    return Queue.of(texts, has_requests=(folder / "mq").is_dir())
+
+
+QueueOf = Callable[[Path], Queue]
+"""By the disk's folder in sysfs."""
+
+
+def find_disk(path: Path, *, sysfs: Path = SYSFS, queue_of: QueueOf = read_queue) -> Disk:
     """The disk that `path` names. Raises DeviceNotFoundError, NotADiskError."""
     try:
         status = path.stat()
@@ -74,10 +112,10 @@ def find_disk(path: Path, *, sysfs: Path = SYSFS) -> Disk:
             action="Name the disk, for example /dev/sdb.",
         )
     major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
-    return describe(path, (sysfs / f"dev/block/{major}:{minor}").resolve(), major, minor)
+    return describe(path, (sysfs / f"dev/block/{major}:{minor}").resolve(), major, minor, queue_of)
 
 
-def describe(path: Path, folder: Path, major: int, minor: int) -> Disk:
+def describe(path: Path, folder: Path, major: int, minor: int, queue_of: QueueOf = read_queue) -> Disk:
     """The disk whose sysfs folder is `folder`. Raises NotADiskError for a partition, DeviceNotFoundError
     when it is gone."""
     if not folder.is_dir():
@@ -89,22 +127,23 @@ def describe(path: Path, folder: Path, major: int, minor: int) -> Disk:
             action=f"Protect the whole disk, /dev/{folder.parent.name}.",
         )
     slaves = folder / "slaves"
+    queue = queue_of(folder)
     return Disk(
         path=path,
         name=folder.name.replace("!", "/"),
         major=major,
         minor=minor,
         diskseq=int(_text(folder / "diskseq") or 0),
-        sectors=_whole_sectors(folder),
+        sectors=_down_to_blocks(int(_text(folder / "size") or 0), queue.block_b),
         serial=_serial(folder),
         bio_based=not (folder / "mq").is_dir(),
         read_only=_text(folder / "ro") == "1",
-        iostats=counts_sectors(folder),
-        dax=_text(folder / "queue/dax") == "1",
-        zoned=_text(folder / "queue/zoned") not in ("", "none"),
+        iostats=queue.counts,
+        dax=queue.dax,
+        zoned=queue.zoned,
         slaves=tuple(sorted(entry.name for entry in slaves.iterdir())) if slaves.is_dir() else (),
         multipath_holder=_multipath_holder(folder),
-        block_b=_block_b(folder),
+        block_b=queue.block_b,
         id=folder.name,
     )
 
@@ -168,12 +207,6 @@ def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS, examine: bool = Tru
             )
 
 
-def counts_sectors(folder: Path) -> bool:
-    """Whether the kernel counts the sectors of the disk whose sysfs folder this is."""
-    # Drivers without requests count by themselves, or not at all, whatever the attribute says.
-    return _text(folder / "queue/iostats") != "0" or not (folder / "mq").is_dir()
-
-
 def size_of(disk: Disk, *, sysfs: Path = SYSFS) -> int:
     """The disk's size now, in sectors; 0 when it is gone, or its place was taken by another. Raises OSError when that cannot be told:
     whoever takes a disk for gone ends an epoch."""
@@ -185,20 +218,12 @@ def size_of(disk: Disk, *, sysfs: Path = SYSFS) -> int:
             return 0
         raise
     is_same = int(_text(folder / "diskseq") or 0) == disk.diskseq
-    return _down_to_blocks(int(text), folder) if is_same else 0
+    return _down_to_blocks(int(text), disk.block_b) if is_same else 0
 
 
-def _whole_sectors(folder: Path) -> int:
-    """The size in sectors, without a rest that is less than a logical block: no read or write ever reaches it."""
-    return _down_to_blocks(int(_text(folder / "size") or 0), folder)
-
-
-def _down_to_blocks(sectors: int, folder: Path) -> int:
-    return sectors - sectors % (_block_b(folder) // 512)
-
-
-def _block_b(folder: Path) -> int:
-    return int(_text(folder / "queue/logical_block_size") or 512)
+def _down_to_blocks(sectors: int, block_b: int) -> int:
+    """Without a rest that is less than a logical block: no read or write ever reaches it."""
+    return sectors - sectors % (block_b // 512)
 
 
 def _all_below(name: str, sysfs: Path) -> set[str]:

@@ -1,21 +1,20 @@
 """What stands on this machine: every whole disk with all that can identify it (`binding.Identity`).
 
-From sysfs, /dev/disk/by-path and, for loop devices, an ioctl. Partition tables are read by `answer`, since a disk may hang.
+From sysfs, /dev/disk/by-path, and what `answer` was told by the disk itself: its partition table, the file behind a loop device. Nothing
+here asks a device: it may hang.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import struct
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from agent.capture.answer import NOTHING, Answer
 from agent.capture.binding import Identity, Kind, Standing
-from agent.capture.disks import SYSFS, Disk, describe
+from agent.capture.disks import SYSFS, Disk, QueueOf, describe, read_queue
 from agent.capture.layout import kernel_dev
 from shared.errors import UnderstudyError
 
@@ -26,20 +25,17 @@ _FILES: Final = (
     (Kind.DM, ("dm/uuid",)),
     (Kind.MD, ("md/uuid",)),
 )
-_LOOP_GET_STATUS64: Final = 0x4C05
-_LOOP_INFO64_B: Final = 232
 _MBR_SIGNATURE_AT: Final = 0x1B8
 
 
-def all_disks(*, sysfs: Path = SYSFS) -> list[Disk]:
+def all_disks(*, sysfs: Path = SYSFS, queue_of: QueueOf = read_queue) -> list[Disk]:
     """Every whole disk that is not hidden, empty, or one path of a multipath device."""
     found = []
     for folder in sorted((sysfs / "block").iterdir()):
         try:
             major, minor = (folder / "dev").read_text().split(":")
-            disk = describe(
-                Path("/dev") / folder.name.replace("!", "/"), folder.resolve(), int(major), int(minor)
-            )
+            path = Path("/dev") / folder.name.replace("!", "/")
+            disk = describe(path, folder.resolve(), int(major), int(minor), queue_of)
         except (OSError, ValueError, UnderstudyError):  # it went away just now
             continue
         hidden = folder / "hidden"
@@ -53,9 +49,9 @@ def all_disks(*, sysfs: Path = SYSFS) -> list[Disk]:
 
 
 def identities(
-    disk: Disk, head: bytes = b"", *, sysfs: Path = SYSFS, by_path: Path = BY_PATH
+    disk: Disk, told: Answer = NOTHING, *, sysfs: Path = SYSFS, by_path: Path = BY_PATH
 ) -> tuple[Identity, ...]:
-    """All identities of the disk, strongest first; at least its name. `head`: its first bytes, if they were read."""
+    """All identities of the disk, strongest first; at least its name. `told`: what the disk itself said, if it was asked."""
     folder = sysfs / "block" / disk.name.replace("/", "!")
     found: list[Identity] = []
     for kind, files in _FILES:
@@ -64,15 +60,15 @@ def identities(
             text = _text(folder / "device/vpd_pg80")[4:].strip()
         if text:
             found.append(Identity(kind, " ".join(text.split())))
-    if loop := _loop(disk, folder):
-        found.append(Identity(Kind.LOOP, loop))
-    found += partition_table(head, disk.block_b)
+    if told.file and (path := _text(folder / "loop/backing_file")):
+        found.append(Identity(Kind.LOOP, f"{told.file} {path}"))
+    found += partition_table(told.head, disk.block_b)
     if port := _port(disk, by_path):
         found.append(Identity(Kind.BY_PATH, port))
     return (*found, Identity(Kind.NAME, f"{disk.name}, {disk.sectors} sectors"))
 
 
-def standing(disk: Disk, found: tuple[Identity, ...]) -> Standing:
+def standing(disk: Disk, found: tuple[Identity, ...], *, is_read: bool = True) -> Standing:
     return Standing(
         path=str(disk.path),
         name=disk.name,
@@ -80,6 +76,7 @@ def standing(disk: Disk, found: tuple[Identity, ...]) -> Standing:
         diskseq=disk.diskseq,
         sectors=disk.sectors,
         identities=found,
+        is_read=is_read,
     )
 
 
@@ -91,21 +88,6 @@ def partition_table(head: bytes, block_b: int) -> list[Identity]:
         (signature,) = struct.unpack_from("<I", head, _MBR_SIGNATURE_AT)
         return [Identity(Kind.MBR, f"{signature:08x}")]
     return []
-
-
-def _loop(disk: Disk, folder: Path) -> str:
-    path = _text(folder / "loop/backing_file")
-    if not path:
-        return ""
-    with suppress(OSError):
-        fd = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            info = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_B))
-        finally:
-            os.close(fd)
-        device, inode = struct.unpack_from("<QQ", info)
-        return f"{os.major(device)}:{os.minor(device)}:{inode} {path}"
-    return ""
 
 
 def _port(disk: Disk, by_path: Path) -> str:

@@ -5,16 +5,15 @@ Blocks for seconds: a disk that does not answer is given up after a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from agent.capture import answer, attach, bindings, disks, identify, layout, pins
 from agent.capture.answer import Answer
-from agent.capture.binding import WEAK, Action, Identity, Kind, Known, Pinned, Standing, Verdict, decide
+from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
 from agent.capture.bindings import Bound, Wanted
-from agent.capture.disks import Disk
+from agent.capture.disks import MAX_BLOCK_B, SYSFS, UNKNOWN_QUEUE, Disk, Queue
 from shared.errors import (
     CaptureRemovedError,
     DiskLeftOutError,
@@ -22,8 +21,6 @@ from shared.errors import (
     OtherDiskError,
     UnderstudyError,
 )
-
-_READ_TABLES_OF: Final = frozenset({Kind.GPT, Kind.MBR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +56,18 @@ def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
 
 def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) -> Look:
     pinned, _ = read_pins(pin_dir)
-    found = {layout.kernel_dev(disk.major, disk.minor): disk for disk in identify.all_disks()}
+    queues = answer.queues(sorted(folder.name for folder in (SYSFS / "block").iterdir()))
+
+    def queue_of(folder: Path) -> Queue:
+        return queues.get(folder.name, UNKNOWN_QUEUE)  # it appeared just now: the next look knows it
+
+    everything = [_as_pinned(disk, pinned, queues) for disk in identify.all_disks(queue_of=queue_of)]
+    found = {layout.kernel_dev(disk.major, disk.minor): disk for disk in everything}
     at: dict[str, int] = {}
     wrong: dict[str, UnderstudyError] = {}
     for disk in wanted:
         try:
-            there = disks.find_disk(Path(disk.device))
+            there = _as_pinned(disks.find_disk(Path(disk.device), queue_of=queue_of), pinned, queues)
         except NotADiskError as exc:
             wrong[disk.device] = exc
             continue
@@ -82,21 +85,49 @@ def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) ->
             before = bindings.fresh(disk, name, taken, dev)
             taken.append(before.id)
         known.append(before)
-    # Every disk that is named is asked whether it answers; the others, only if one is looked for by its partition table.
-    asked = {str(found[dev].path) for dev in at.values()}
-    bare = {dev: identify.identities(disk) for dev, disk in found.items()}
-    if any(disk.identity and disk.identity.kind in _READ_TABLES_OF for disk in known):
-        asked |= {str(found[dev].path) for dev, those in bare.items() if those[0].kind in WEAK}
-    answers = answer.ask(sorted(asked))
-    standing = [identify.standing(disk, _with_table(disk, bare[dev], answers)) for dev, disk in found.items()]
+    # Every disk that is named is asked whether it answers, and who it is; of the others those that may be one that is not where it stood.
+    answers = answer.ask(sorted({str(found[dev].path) for dev in at.values()}))
+    asked = {dev: _standing(found[dev], answers) for dev in at.values()}
+    if any(disk.identity and disk.identity.kind in TOLD and not _stands(disk, asked) for disk in known):
+        answers |= answer.ask(
+            sorted(str(disk.path) for dev, disk in found.items() if _may_tell(disk, dev, asked))
+        )
+    standing = [_standing(disk, answers) for disk in found.values()]
     verdicts = decide(known, standing, pinned)
     late = [v.standing.path for v in verdicts if v.standing is not None and v.standing.path not in answers]
     return Look(verdicts, found, answers | answer.ask(late), wrong, remembered)
 
 
-def _with_table(disk: Disk, bare: tuple[Identity, ...], answers: dict[str, Answer]) -> tuple[Identity, ...]:
-    told = answers.get(str(disk.path))
-    return identify.identities(disk, told.head) if told is not None and told.head else bare
+def _as_pinned(disk: Disk, pinned: Sequence[Pinned], queues: Mapping[str, Queue]) -> Disk:
+    """A disk whose logical blocks are not known, for it does not answer, has the size that it is captured with if that can be so."""
+    if queues.get(disk.name.replace("/", "!"), UNKNOWN_QUEUE) is not UNKNOWN_QUEUE:
+        return disk
+    for pin in pinned:
+        rest = disk.sectors - pin.sectors
+        if (pin.dev, pin.diskseq) == (
+            layout.kernel_dev(disk.major, disk.minor),
+            disk.diskseq,
+        ) and 0 < rest < MAX_BLOCK_B // layout.SECTOR:
+            return replace(disk, sectors=pin.sectors, block_b=MAX_BLOCK_B)
+    return disk
+
+
+def _standing(disk: Disk, answers: dict[str, Answer]) -> Standing:
+    told = answers.get(str(disk.path), answer.NOTHING)
+    return identify.standing(disk, identify.identities(disk, told), is_read=not told.cause)
+
+
+def _stands(known: Known, there: dict[int, Standing]) -> bool:
+    """Whether the disk stands where it is looked for first, as far as that can be told."""
+    here = there.get(known.at) if known.at is not None else None
+    return here is not None and (
+        not here.is_read or any(same(known.identity, one) for one in here.identities)
+    )
+
+
+def _may_tell(disk: Disk, dev: int, there: dict[int, Standing]) -> bool:
+    """Whether a disk that was not asked may have an identity that only it tells, and none that is stronger."""
+    return dev not in there and identify.identities(disk)[0].kind in WEAK
 
 
 def why_not(verdict: Verdict, look: Look) -> UnderstudyError | None:
@@ -106,8 +137,9 @@ def why_not(verdict: Verdict, look: Look) -> UnderstudyError | None:
         return look.wrong[known.path]
     if verdict.action is Action.REFUSED:
         return OtherDiskError(what, cause=verdict.reason)
-    if verdict.standing is None:
-        return DiskLeftOutError(what, cause=verdict.reason)
+    if verdict.standing is None or verdict.action is Action.MISSING:
+        told = look.answers[verdict.standing.path].cause if verdict.standing is not None else ""
+        return DiskLeftOutError(what, cause=told or verdict.reason)
     if verdict.action is Action.CONTINUE:
         return None  # to leave it out, be it for a moment, would cost two epochs
     if cause := look.answers[verdict.standing.path].cause:
@@ -125,4 +157,4 @@ def standing_now(device: str) -> Standing:
     """One device with all its identities. Raises UnderstudyError."""
     disk = disks.find_disk(Path(device))
     told = answer.ask([device])[device]
-    return identify.standing(disk, identify.identities(disk, told.head))
+    return identify.standing(disk, identify.identities(disk, told), is_read=not told.cause)

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from agent.capture import audit
 from agent.capture.audit import Baseline, Outcome, Sample, Verdict
-from agent.capture.disks import SYSFS, counts_sectors
 from agent.capture.maps import Capture
 from agent.capture.watch import Watch
+from agent.continuity.counting import Counting
 from agent.continuity.losses import Losses
 from agent.continuity.presence import Presence
 from agent.continuity.settling import Settling
@@ -37,7 +37,6 @@ _ATTEMPTS: Final = 32
 _NOT_COUNTED: Final = (
     "Capture goes on; what it might miss would not be noticed. Resynchronise the machine now and then."
 )
-_SWITCH_ON: Final = "Switch it on: echo 1 > {}/queue/iostats (since Linux 6.11 writes wait meanwhile for the disk's slowest request)."
 
 
 class Continuity:
@@ -49,6 +48,7 @@ class Continuity:
         self._losses = Losses(state)
         self._presence = Presence(capture, state, rounds, watch, self._losses)
         self._settling = Settling(capture, rounds)
+        self._counting = Counting(capture)
         self.looked_at = time.monotonic()
         """When the last look at all disks began."""
 
@@ -100,21 +100,16 @@ class Continuity:
         self._losses.end_epoch(reason)
 
     def _look_at_counting(self) -> None:
-        """Without the kernel's counting the audit is blind. It is not switched on from here: since Linux 6.11 that freezes the queue,
-        and all writes wait for its slowest request."""
+        self._counting.look()
         blind = []
-        for disk, verdict in zip(self._capture.disks, self._verdicts, strict=True):
+        for slot, (disk, verdict) in enumerate(zip(self._capture.disks, self._verdicts, strict=True)):
             if verdict.cause == audit.DRIVER:
                 error = AuditBlindError(
                     f"Capture of {disk.id} cannot be audited", cause=verdict.cause, action=_NOT_COUNTED
                 )
                 blind.append(Problem(**error.as_dict(), severity="warning", object=disk.id))
-            folder = SYSFS / "block" / disk.name.replace("/", "!")
-            if folder.is_dir() and not counts_sectors(folder):
-                error = AuditBlindError(
-                    f"Capture of {disk.id} cannot be audited", action=_SWITCH_ON.format(folder)
-                )
-                blind.append(Problem(**error.as_dict(), severity="warning", object=disk.id))
+            if (off := self._counting.error(slot)) is not None:
+                blind.append(Problem(**off.as_dict(), severity="warning", object=disk.id))
         if blind and not self._blind:
             _log.warning("the audit is blind", disk=blind[0].object, cause=blind[0].cause)
         self._blind = blind
@@ -141,7 +136,7 @@ class Continuity:
 
     def _sample(self, slot: int) -> Sample:
         before = self._capture.sector_counts(slot)
-        stat = audit.read_stat(self._capture.disks[slot])
+        stat = audit.read_stat(self._capture.disks[slot], counting=self._counting.counts(slot))
         seen, completed = self._capture.sector_counts(slot)
         return Sample(stat, seen, completed, before == (seen, completed))
 

@@ -463,8 +463,8 @@ def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_boun
     subprocess.run(["sfdisk", "-q", r.device], input=table, text=True, check=True, stderr=subprocess.DEVNULL)
     bare = identify.identities
 
-    def without_loop(disk: Disk, head: bytes = b"") -> tuple[Identity, ...]:
-        return tuple(found for found in bare(disk, head) if found.kind is not Kind.LOOP)
+    def without_loop(disk: Disk, told: Answer = answer.NOTHING) -> tuple[Identity, ...]:
+        return tuple(found for found in bare(disk, told) if found.kind is not Kind.LOOP)
 
     monkeypatch.setattr(identify, "identities", without_loop)
     machine.protect()
@@ -736,7 +736,7 @@ def test_the_agent_wants_a_new_epoch_and_says_which_points_are_suspect(machine: 
 def test_a_disk_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never = tmp_path / "never.py"
     never.write_text("import signal; signal.pause()")
-    monkeypatch.setattr(answer, "__file__", str(never))
+    monkeypatch.setattr(answer, "PROGRAM", str(never))
     monkeypatch.setattr(answer, "_given_up", {})
     told = ask(["/dev/null"], deadline_s=0.2)["/dev/null"]
     assert told.hangs
@@ -752,8 +752,8 @@ def test_a_disk_that_hangs_is_asked_by_one_child_and_asked_again_when_that_is_le
     begun = tmp_path / "begun"
     never = tmp_path / "never.py"
     never.write_text(f"import signal; open({str(begun)!r}, 'a').write('x'); signal.pause()")
-    real = answer.__file__
-    monkeypatch.setattr(answer, "__file__", str(never))
+    real = answer.PROGRAM
+    monkeypatch.setattr(answer, "PROGRAM", str(never))
     kill = subprocess.Popen.kill
     monkeypatch.setattr(subprocess.Popen, "kill", lambda child: None)  # as of one that hangs in the kernel
     for _ in range(3):
@@ -763,7 +763,7 @@ def test_a_disk_that_hangs_is_asked_by_one_child_and_asked_again_when_that_is_le
     (child,) = answer._given_up.values()
     kill(child)
     child.wait()
-    monkeypatch.setattr(answer, "__file__", real)
+    monkeypatch.setattr(answer, "PROGRAM", real)
     assert not ask(["/dev/null"])["/dev/null"].hangs
 
 

@@ -155,4 +155,4 @@ def test_written_and_discarded_sectors_are_counted(tmp_path: Path) -> None:
 
 def test_old_kernels_without_discard_counts_are_read(tmp_path: Path) -> None:
     disk = make_disk(tmp_path, "sda", {"stat": "1 2 3 4 5 6 700 8 9 10 11", "queue/iostats": "0"})
-    assert audit.read_stat(disk, sysfs=tmp_path) == Stat(700, False)
+    assert audit.read_stat(disk, counting=False, sysfs=tmp_path) == Stat(700, False)

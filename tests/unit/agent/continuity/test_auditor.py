@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.capture import audit
+from agent.capture import answer, audit
 from agent.capture.audit import Baseline, Outcome, Verdict
+from agent.capture.disks import UNKNOWN_QUEUE, Queue
 from agent.capture.layout import OPEN_WRITE
 from agent.capture.maps import Incidents
-from agent.continuity import auditor, presence, settling
+from agent.continuity import counting, presence, settling
 from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Reason, Word
 from tests.epoch_ids import eid
@@ -49,7 +50,9 @@ class Machine:
         self.state = AgentState(np.zeros(4096, np.uint64))
         self.state.begin_epoch(eid(1))
         capture: Any = SimpleNamespace(
-            disks=[SimpleNamespace(name="sda", id="sda", path=Path("/dev/sda"), sectors=SECTORS)],
+            disks=[
+                SimpleNamespace(name="sda", id="sda", path=Path("/dev/sda"), sectors=SECTORS, iostats=True)
+            ],
             incidents=lambda: self.incidents,
             audit_words=lambda slot: self.words,
             open_writes=lambda: np.zeros(0, OPEN_WRITE),
@@ -61,7 +64,11 @@ class Machine:
         rounds: Any = SimpleNamespace(leave_out=lambda slots: setattr(self, "left_out", [*slots]))
         watch: Any = Watched()
         self.watch = watch
-        self.continuity = Continuity(capture, self.state, rounds, watch)
+        self.rounds = rounds
+        self.begin()
+
+    def begin(self) -> None:
+        self.continuity = Continuity(self.capture, self.state, self.rounds, self.watch)
 
     def happen(self, **counts: int) -> None:
         self.incidents = Incidents(**{name: counts.get(name, 0) for name in Incidents.__slots__})
@@ -193,7 +200,7 @@ class TwoDisks:
         self.sysfs = sysfs
         self.inflight = {"sda": 1, "sdb": 1}
         disks = [
-            SimpleNamespace(name=name, id=name, path=Path("/dev") / name, sectors=SECTORS)
+            SimpleNamespace(name=name, id=name, path=Path("/dev") / name, sectors=SECTORS, iostats=True)
             for name in self.inflight
         ]
         capture: Any = SimpleNamespace(
@@ -243,19 +250,26 @@ def test_a_disk_that_is_never_quiet_is_waited_for_with_patience_only(
 
 
 def test_counting_that_is_switched_off_is_shown_and_left_to_a_person(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "block/sda"
-    (folder / "queue").mkdir(parents=True)
-    (folder / "mq").mkdir()
-    (folder / "queue/iostats").write_text("0\n")
-    monkeypatch.setattr(auditor, "SYSFS", tmp_path)
-    machine.continuity.check()
-    assert [problem.code for problem in machine.continuity.problems] == ["US406"]
-    assert (folder / "queue/iostats").read_text() == "0\n"
-    (folder / "queue/iostats").write_text("1\n")
-    machine.continuity.check()
-    assert machine.continuity.problems == []
+    monkeypatch.setattr(counting, "LOOK_S", 0.0)
+    found = dict.fromkeys(["sda"], Queue(512, counts=False, dax=False, zoned=False))
+    monkeypatch.setattr(answer, "queues", lambda names: found)
+    shown = machine.continuity._counting
+    shown._next = 0.0
+
+    def look() -> list[str]:
+        shown.look()
+        assert shown._thread is not None
+        shown._thread.join()
+        machine.continuity.check()
+        return [problem.code for problem in machine.continuity.problems]
+
+    assert look() == ["US406"]
+    found["sda"] = UNKNOWN_QUEUE  # it hangs: what is known of it stays
+    assert look() == ["US406"]
+    found["sda"] = Queue(512, counts=True, dax=False, zoned=False)
+    assert look() == []
 
 
 def test_a_clock_that_was_set_back_makes_points_suspect_from_the_earliest_time_that_they_can_carry(
@@ -277,9 +291,9 @@ def test_a_disk_that_is_gone_leaves_an_ordered_stream_alone_and_is_left_by_anoth
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    machine.continuity._presence._whole_at = now
-    other = SimpleNamespace(name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS)
+    other = SimpleNamespace(name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True)
     machine.capture.disks = [*machine.capture.disks, other]
+    machine.begin()
     monkeypatch.setattr(presence, "size_of", lambda disk: 0 if disk.name == "sda" else SECTORS)
     machine.state.set_ordered(0, 0)
     machine.continuity.check()

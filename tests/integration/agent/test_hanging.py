@@ -1,0 +1,129 @@
+"""A disk that hangs costs itself, and a deadline: at the look, behind it, and while the agent runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.capture import answer, audit
+from agent.capture.answer import Answer
+from agent.capture.bindings import Wanted
+from agent.capture.disks import UNKNOWN_QUEUE, find_disk, size_of
+from agent.capture.fitting import Change
+from agent.capture.look import LeftOut
+from agent.capture.maps import Capture, detach
+from agent.capture.protection import protect
+from tests.capture_parts import MIB, Rig, needs_capture, rig
+from tests.hanging_disk import HangingDisk, hanging_disk
+
+pytestmark = needs_capture
+
+
+class Machine:
+    """A disk that is well, and one that may be told to hang."""
+
+    def __init__(self, r: Rig, sick: HangingDisk, undo: ExitStack) -> None:
+        self.rig, self.sick, self.undo = r, sick, undo
+        self.well = str(r.disks[0].path)
+        self.wanted = [Wanted(self.well), Wanted(sick.device)]
+        self.changes: list[Change] = []
+
+    def protect(self) -> tuple[list[str], list[LeftOut]]:
+        def changed(words: np.ndarray, change: Change) -> None:
+            self.changes.append(change)
+
+        capture, left_out = protect(self.wanted, self.rig.folder, self.rig.pin_dir, 1 << 22, changed)
+        self.undo.callback(capture.close)
+        self.capture: Capture = capture
+        return [str(disk.path) for disk in capture.disks], left_out
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
+    monkeypatch.setattr(answer, "DEADLINE_S", 0.3)
+    monkeypatch.setattr(answer, "QUEUE_DEADLINE_S", 0.3)
+    with rig(4 * MIB, attached=False) as r, hanging_disk(r.folder) as sick, ExitStack() as undo:
+        undo.callback(lambda: detach(r.pin_dir))
+        yield Machine(r, sick, undo)
+        sick.let_go()
+
+
+def hang_when_asked(sick: HangingDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the question, and nothing behind it."""
+    real = answer.ask
+
+    def ask(devices: list[str]) -> dict[str, Answer]:
+        answers = real(devices)
+        if sick.device in devices:
+            sick.hang()
+        return answers
+
+    monkeypatch.setattr(answer, "ask", ask)
+
+
+def test_a_disk_that_hangs_behind_the_question_is_left_out_of_a_first_attachment(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hang_when_asked(machine.sick, monkeypatch)
+    captured, (left,) = machine.protect()
+    assert captured == [machine.well]
+    assert "hangs: it did not answer" in left.error.cause
+    assert machine.capture.mode == "ordered"
+
+
+def test_a_disk_that_hangs_behind_the_question_does_not_join_and_costs_the_others_no_epoch(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, machine.wanted = machine.wanted, machine.wanted[:1]
+    machine.protect()
+    machine.wanted, machine.changes = both, []
+    hang_when_asked(machine.sick, monkeypatch)
+    captured, (left,) = machine.protect()
+    assert (captured, machine.changes) == ([machine.well], [])
+    assert "hangs: it did not answer" in left.error.cause
+
+
+def test_a_captured_disk_that_hangs_at_a_start_stays_captured_though_even_sysfs_hangs(
+    machine: Machine,
+) -> None:
+    machine.protect()
+    machine.changes = []
+    machine.sick.hang()
+    captured, left_out = machine.protect()
+    assert (captured, left_out, machine.changes) == ([machine.well, machine.sick.device], [], [])
+
+
+def test_a_disk_that_hangs_and_was_never_captured_is_left_out_as_one_that_hangs(machine: Machine) -> None:
+    machine.sick.hang()
+    captured, (left,) = machine.protect()
+    assert captured == [machine.well]
+    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 0.3 s")
+
+
+def test_a_bound_disk_that_hangs_is_not_taken_for_another(machine: Machine) -> None:
+    machine.protect()
+    machine.capture.close()
+    detach(machine.rig.pin_dir)
+    machine.sick.hang()
+    _, (left,) = machine.protect()
+    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 0.3 s")
+
+
+def test_what_is_looked_at_each_second_waits_for_no_disk(machine: Machine) -> None:
+    machine.protect()
+    disk = find_disk(Path(machine.sick.device))
+    machine.sick.hang()
+    assert size_of(disk) == disk.sectors
+    assert audit.read_stat(disk).counting
+    names = [Path(device).name for device in (machine.sick.device, machine.well)]
+    found = answer.queues(names)
+    assert found[names[0]] is UNKNOWN_QUEUE
+    assert found[names[1]].counts
+    machine.sick.let_go()
+    (child,) = answer._given_up.values()
+    child.wait()
+    assert answer.queues(names)[names[0]].counts
