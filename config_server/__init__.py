@@ -9,7 +9,8 @@ Nothing here stands in the data path: replication, and a restore from storage an
 is down. Only a machine that is new to a process server or master target waits for its key.
 
     config     the configuration file            ca          certificates
-    database   SQLite in a thread, schema        tokens, revocation, inventory, commands, events, jobs, audit: its tables
+    database   SQLite in a thread, schema        reserve     room for revocations on a full disk
+    tokens, revocation, inventory, commands, events, jobs, audit: the database's tables
     listener   TLS connections                   connections which of too many go (pure)
     renewals   when a certificate may be renewed (pure)   refusals   in the log, a few of many
     binding    routes → HTTP, authentication, errors

@@ -2,7 +2,7 @@
 
 Work is given as plain functions of a connection (`tokens.redeem`, `jobs.get`, …); each runs in one
 transaction, which is committed when it returns and rolled back when it raises. With WAL and synchronous=FULL
-a commit is on the disk.
+a commit is on the disk. What is *vital* is tried again with the room of a reserve (reserve.py) when it could not be written.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
+from config_server.reserve import FILE, Reserve
 from shared import logging
 from shared.errors import ConfigError, DatabaseError
 
@@ -118,34 +119,68 @@ def connect(path: Path | str) -> sqlite3.Connection:
 class Database:
     """An open database; all work is done in its one thread."""
 
-    def __init__(self, path: Path, executor: ThreadPoolExecutor, connection: sqlite3.Connection) -> None:
+    def __init__(
+        self, path: Path, executor: ThreadPoolExecutor, connection: sqlite3.Connection, reserve: Reserve
+    ) -> None:
         self.trouble: DatabaseError | None = None
         """Why it cannot be used just now: from the first transaction that fails until one has written again."""
         self._path = path
         self._executor = executor
+        self._reserve = reserve
         self._connection = connection
 
     @classmethod
     async def open(cls, path: Path) -> Self:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+        reserve = Reserve(path.with_name(FILE))
+
+        def begin() -> sqlite3.Connection:
+            given_up = False
+            try:
+                try:
+                    return connect(path)
+                except DatabaseError:
+                    # Opening takes a little room, too: nobody could be revoked before somebody has found what to delete.
+                    given_up = reserve.give_up()
+                    if not given_up:
+                        raise
+                    return connect(path)
+            finally:
+                reserve.take(everything=given_up)
+
         try:
-            connection = await asyncio.get_running_loop().run_in_executor(executor, connect, path)
+            connection = await asyncio.get_running_loop().run_in_executor(executor, begin)
         except BaseException:
             executor.shutdown(wait=False)
             raise
-        return cls(path, executor, connection)
+        return cls(path, executor, connection, reserve)
 
-    async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    async def run(self, work: Callable[[sqlite3.Connection], _T], *, vital: bool = False) -> _T:
         """The result of `work` in a transaction. Raises what it raises, and DatabaseError for SQLite's own
-        errors.
+        errors. `vital` work is done a second time, with the reserve's room, when it could not be written.
 
         The transaction runs to its end even when the caller is cancelled.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._transact, work)
+        transact = self._transact_surely if vital else self._transact
+        return await asyncio.get_running_loop().run_in_executor(self._executor, transact, work)
 
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._executor, self._connection.close)
         self._executor.shutdown()
+
+    def _transact_surely(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        try:
+            return self._transact(work)
+        except DatabaseError:
+            if not self._reserve.give_up():
+                raise
+        trouble = self.trouble
+        try:
+            result = self._transact(work)
+            self.trouble = trouble  # for whoever has no reserve nothing has changed
+            return result
+        finally:
+            self._reserve.take(everything=True)
 
     def _transact(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         changes = self._connection.total_changes
@@ -171,6 +206,7 @@ class Database:
         if self.trouble is not None and self._connection.total_changes != changes:
             _log.info("the database works again", path=str(self._path))
             self.trouble = None
+            self._reserve.take()
         return result
 
 

@@ -213,7 +213,7 @@ class Identity:
             audit.add(db, call.who, "certificate.revoke", body.certificate, {"reason": body.reason}, now_ns)
             return covered
 
-        covered = await self._control.db.run(work)
+        covered = await self._control.db.run(work, vital=True)
         await self._take_revocations()
         _log.warning("certificate revoked", certificate=body.certificate, who=call.who, reason=body.reason)
         # Held answers go out: the revoked daemon's is a refusal, the process servers' carry the list.

@@ -3,6 +3,7 @@ audit."""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from config_server.control import Control, check_name
 from config_server.presence import Seen, decode, problems_of
 from config_server.sides import Sides
 from shared import api, logging
+from shared.errors import DatabaseError
 from shared.messages import (
     AuditList,
     Command,
@@ -83,18 +85,24 @@ class Reporting:
                 self._saved_ns[call.who] = began_ns
             return finished, changed, commands.pending(db, call.who, now_ns)
 
-        finished, changed, waiting = await self._control.db.run(work)
+        kept = True
+        try:
+            finished, changed, waiting = await self._control.db.run(work)
+        except DatabaseError:
+            # It says so itself. The answer tells who was revoked, which must not wait for room on a disk.
+            finished, changed, waiting, kept = [], [], [], False
         for id_ in finished:
             self._control.bell.ring(id_)
         log_changes(changed)
         if call.wait_s > 0 and {command.id for command in waiting} <= set(seen.report.running):
             await commands.wait_for(rung, call.wait_s)
-            waiting = await self._control.db.run(
-                lambda db: commands.pending(db, call.who, self._control.now_ns())
-            )
+            with contextlib.suppress(DatabaseError):  # it says so itself
+                waiting = await self._control.db.run(
+                    lambda db: commands.pending(db, call.who, self._control.now_ns())
+                )
         revoked = self._control.revoked if call.role in ("process-server", "agent") else None
         held_ns = self._control.mono_ns() - began_ns
-        return StatusReply(commands=waiting, received_ns=now_ns, held_ns=held_ns, revoked=revoked)
+        return StatusReply(commands=waiting, received_ns=now_ns, held_ns=held_ns, revoked=revoked, kept=kept)
 
     async def command(self, call: Call, _body: Nothing) -> CommandView:
         """A command; with `Prefer: wait` when its result is there, or at the end of the wait."""

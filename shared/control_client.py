@@ -63,6 +63,8 @@ class ControlClient:
         self._client = RestClient(url, self._context)
         self._on_renewed = on_renewed
         self._round_trip_ns = 0
+        self._kept = True
+        """Whether the config server remembers the results of the last report."""
         self._on_revoked = on_revoked
         self._machine = machine
         self.problem: UnderstudyError | None = None
@@ -92,6 +94,7 @@ class ControlClient:
         self._round_trip_ns = max(0, time.monotonic_ns() - began_ns - reply.held_ns)
         if reply.revoked is not None and self._on_revoked is not None:
             await self._on_revoked(reply.revoked)
+        self._kept = reply.kept
         return reply.commands
 
     async def serve(
@@ -151,7 +154,8 @@ class ControlClient:
         if commands is None:
             return True
         link.works()
-        desk.reported(sent)
+        if self._kept:
+            desk.reported(sent)
         return desk.take(commands)
 
     async def renew_if_due(self) -> bool:

@@ -171,6 +171,8 @@ class StatusReply(msgspec.Struct):
     revoked: Revocations | None = None
     """For both ends of the stream: process servers, who admit agents, and agents, who trust process servers. None: nothing is said,
     and what was known holds."""
+    kept: bool = True
+    """Whether what the report said is remembered: else its results are to be sent again."""
 
 
 class CertificateView(msgspec.Struct, kw_only=True):

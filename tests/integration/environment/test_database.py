@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import aiohttp
 import pytest
 
 from config_server import service
-from shared import api
-from shared.errors import DatabaseError, StorageError, UnderstudyError
-from shared.messages import Failure, Nothing, Protection
-from shared.rest import error_of
-from tests.config_parts import ConfigServer, config_for, running
+from config_server.reserve import SIZE_B
+from shared import api, tls
+from shared.errors import CertificateRevokedError, DatabaseError, StorageError, UnderstudyError
+from shared.messages import Failure, Nothing, Protection, RevokeRequest
+from shared.rest import RestClient, error_of
+from shared.tls import TlsFiles
+from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.failing_disks import FAILING
 
 BODY = Protection(disks=["/dev/sda"])
@@ -90,3 +93,52 @@ async def test_a_start_on_a_failing_disk_ends_with_a_named_error(kind: str, begu
             disk.heal()
             async with running(config) as server:
                 await protect(server, "web1")
+
+
+async def test_on_a_full_disk_revocations_are_recorded_and_told_over_restarts_and_nothing_else_takes_their_room(
+    tmp_path: Path,
+) -> None:
+    with FAILING["No space left on device"]() as disk:
+        config = config_for(disk.where)
+        async with running(config) as server:
+            web1 = await server.enrolled("agent", "web1", tmp_path / "web1")
+            ps1 = await server.enrolled("process-server", "ps1", tmp_path / "ps1")
+            disk.fail()
+            failed = 0
+            for number in range(200):  # until what the write-ahead log already had is used up
+                try:
+                    await protect(server, f"other{number}")
+                except DatabaseError:
+                    failed += 1
+                    if failed == 3:
+                        break
+            await revoke(server, "agent:web1")
+            with pytest.raises(DatabaseError):
+                await protect(server, "another")
+            assert await told(server, ps1, kept=False) == ["agent:web1"]
+        async with running(config) as server:  # which needs a little room, too
+            async with daemon(server, web1) as agent:
+                with pytest.raises(CertificateRevokedError):
+                    await agent.report({"state": "ordered"})
+            for number in range(8):
+                await revoke(server, f"agent:web{number}")
+            assert len(await told(server, ps1)) == 8
+        disk.heal()
+        async with running(config) as server:
+            await protect(server, "another")
+            assert (config.data_dir / "reserve").stat().st_size == SIZE_B
+            assert len(await told(server, ps1)) == 8
+
+
+async def revoke(server: ConfigServer, certificate: str) -> None:
+    async with server.operator() as operator:
+        await operator.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate=certificate))
+
+
+async def told(server: ConfigServer, files: TlsFiles, *, kept: bool = True) -> list[str]:
+    """Whom a process server is told to refuse. It has results, too, which it is told to forget only when they are kept."""
+    body = {"state": "ready", "results": {"x": {"y": "z" * 20_000}}}
+    async with RestClient(server.url, tls.client_context(files)) as client:
+        reply = await client.call_plain(api.STATUS, body, {}, 0.0)
+    assert kept or not reply.kept
+    return reply.revoked.names if reply.revoked is not None else []
