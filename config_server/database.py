@@ -83,6 +83,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ALTER TABLE tokens ADD COLUMN key TEXT NOT NULL DEFAULT '';
     ALTER TABLE tokens ADD COLUMN certificate TEXT NOT NULL DEFAULT '';
     """,
+    """
+    ALTER TABLE certificates ADD COLUMN renews TEXT NOT NULL DEFAULT '';
+    ALTER TABLE certificates ADD COLUMN pem TEXT NOT NULL DEFAULT '';
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -62,6 +62,18 @@ class Identity:
         binder.on(api.CERTIFICATES, self.certificates)
         binder.on(api.CERTIFICATE_REVOKE, self.revoke)
 
+    async def recover(self) -> None:
+        """What was issued before the last start is renewed no sooner for it."""
+        now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
+        for issued in await self._control.db.run(lambda db: revocation.living(db, now_ns)):
+            try:
+                certificate = identity.only_certificate(issued.pem)
+            except ValueError as exc:
+                _log.warning("a stored certificate was left out", serial=f"{issued.serial:x}", cause=str(exc))
+                continue
+            age_s = (now_ns - issued.issued_ns) / SECOND_NS
+            self._renewals.recovered(certificate, issued.renews, age_s, mono_ns)
+
     async def ca(self, _call: Call, _body: Nothing) -> CaCertificate:
         ca = self._control.ca
         return CaCertificate(pem=ca.pem, fingerprint=enrol.fingerprint(ca.der).hex())
@@ -191,7 +203,7 @@ class Identity:
                 raise CertificateRevokedError(
                     f"The certificate of {call.who} was not renewed", cause="its key was revoked"
                 )
-            certificate = self._issue(db, public_key, grant, now_ns)
+            certificate = self._issue(db, public_key, grant, now_ns, call.serial)
             detail = {"serial": f"{certificate.serial_number:x}"}
             audit.add(db, call.who, "certificate.renew", call.who, detail, now_ns)
             return certificate
@@ -232,14 +244,23 @@ class Identity:
         public_key: ec.EllipticCurvePublicKey,
         grant: tokens.Grant,
         now_ns: int,
+        renews: int = 0,
     ) -> x509.Certificate:
         now = _time(now_ns)
         life = _STORAGE_LIFE if grant.role == "storage" else self._control.certificate_life
         certificate = self._control.ca.issue(public_key, grant.role, grant.name, grant.hosts, life, now)
-        expires_ns = _ns(certificate.not_valid_after_utc)
-        key = fingerprint_of(public_key)
         revocation.note_certificate(
-            db, certificate.serial_number, grant.role, grant.name, key, now_ns, expires_ns
+            db,
+            revocation.Issued(
+                serial=certificate.serial_number,
+                role=grant.role,
+                name=grant.name,
+                key=fingerprint_of(public_key),
+                issued_ns=now_ns,
+                expires_ns=_ns(certificate.not_valid_after_utc),
+                renews=renews,
+                pem=pem_of(certificate),
+            ),
         )
         begins_s = int(certificate.not_valid_before_utc.timestamp())
         revocation.admit_from(db, grant.role, grant.name, begins_s)

@@ -4,7 +4,10 @@ A daemon renews when a third of the life is left, by its own clock. A thief who 
 certificates without end, so what was issued is not renewed for the first half of that time, by the monotonic clock here, unless it is
 due by the time of day here as well. No clock that was wrong, there or here, keeps a daemon whose certificate is really due from getting
 another: what this host issued while its clock was weeks behind ends soon after it is set right, and is due at once. So whoever is refused
-differs from this host about the time *now*, or steals. (Nothing is remembered over a restart of this server: that is one renewal more.)
+differs from this host about the time *now*, or steals.
+
+A restart of this server brings back what was issued from the database (`recovered`). How long ago that was only the clock of day can say,
+so no wait gets longer by it than it was at first, and what is due by that clock is due.
 
 An answer may be lost, so whoever asks again with the same certificate gets the same answer, as long as that one serves; one that
 begins in the future, since this host's clock was ahead for a moment, does not.
@@ -56,9 +59,19 @@ class Renewals:
             serial: answer for serial, answer in self._answers.items() if answer.serial_number in self._issued
         }
         self._answers = kept
-        until_ns = now_ns + int(_wait_s(certificate) * SECOND_NS)
-        begins = certificate.not_valid_before_utc
-        self._issued[certificate.serial_number] = _Issued(until_ns, begins, _due(certificate))
+        self._note(certificate, renewed, now_ns + int(_wait_s(certificate) * SECOND_NS))
+
+    def recovered(self, certificate: x509.Certificate, renewed: int, age_s: float, now_ns: int) -> None:
+        """It was issued before the last start, `age_s` ago by the clock of day."""
+        wait_s = _wait_s(certificate)
+        left_s = min(wait_s, wait_s - age_s)
+        if left_s > 0:
+            self._note(certificate, renewed, now_ns + int(left_s * SECOND_NS))
+
+    def _note(self, certificate: x509.Certificate, renewed: int, until_ns: int) -> None:
+        self._issued[certificate.serial_number] = _Issued(
+            until_ns, certificate.not_valid_before_utc, _due(certificate)
+        )
         if renewed:
             self._answers[renewed] = certificate
 

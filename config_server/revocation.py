@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from typing import Final
+from typing import Final, NamedTuple
 
 from config_server.clock import rfc3339
 from shared.errors import CertificateRevokedError, RequestError
@@ -29,14 +29,55 @@ from shared.naming import SAYS, is_name
 _SERIAL: Final = re.compile(r"[0-9a-f]{1,40}\Z")
 
 
-def note_certificate(
-    db: sqlite3.Connection, serial: int, role: str, name: str, key: str, issued_ns: int, expires_ns: int
-) -> None:
-    """`key` is the fingerprint of its public key."""
+class Issued(NamedTuple):
+    """A certificate that was issued here."""
+
+    serial: int
+    role: str
+    name: str
+    key: str
+    """The fingerprint of its public key."""
+    issued_ns: int
+    expires_ns: int
+    renews: int = 0
+    """The serial number of what it was renewed from; 0 for none."""
+    pem: str = ""
+
+
+def note_certificate(db: sqlite3.Connection, issued: Issued) -> None:
     db.execute(
-        "INSERT INTO certificates (serial, role, name, key, issued_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?)",
-        (f"{serial:x}", role, name, key, issued_ns, expires_ns),
+        "INSERT INTO certificates (serial, role, name, key, issued_ns, expires_ns, renews, pem) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            f"{issued.serial:x}",
+            issued.role,
+            issued.name,
+            issued.key,
+            issued.issued_ns,
+            issued.expires_ns,
+            f"{issued.renews:x}" if issued.renews else "",
+            issued.pem,
+        ),
     )
+
+
+def living(db: sqlite3.Connection, now_ns: int) -> list[Issued]:
+    """What was issued and has not expired, in that order."""
+    rows = db.execute(
+        "SELECT * FROM certificates WHERE expires_ns > ? AND pem != '' ORDER BY issued_ns, rowid", (now_ns,)
+    )
+    return [
+        Issued(
+            int(row["serial"], 16),
+            row["role"],
+            row["name"],
+            row["key"],
+            row["issued_ns"],
+            row["expires_ns"],
+            int(row["renews"] or "0", 16),
+            row["pem"],
+        )
+        for row in rows
+    ]
 
 
 def note_presented(

@@ -89,13 +89,15 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     storage = Storage(config.blob, file)
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)
+    known = Identity(control, sides)
     try:
         with durable.named(f"The data folder {folder} could not be used"):
             await _recover(control, folder)
+            await known.recover()
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, context)
         runner = web.AppRunner(
-            _application(control, sides, vault, config, listener),
+            _application(control, sides, known, vault, config, listener),
             access_log=None,
             shutdown_timeout=_SHUTDOWN_S,
             lingering_time=_LINGERING_S,
@@ -126,6 +128,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
 def _application(
     control: Control,
     sides: Sides,
+    known: Identity,
     vault: RecordedVault | None,
     config: ConfigServerConfig,
     listener: Listener,
@@ -142,7 +145,7 @@ def _application(
     binder.on(api.HEALTH, health)
     granting = Granting(control, config.grant_hours)
     parts = (
-        Identity(control, sides),
+        known,
         Reporting(control, sides),
         Operations(control, granting),
         granting,

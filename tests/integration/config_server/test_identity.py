@@ -228,17 +228,23 @@ async def renewed(server: ConfigServer, files: tls.TlsFiles, csr: str = "") -> s
 
 
 async def test_a_renewal_that_is_repeated_gets_the_same_answer_and_what_it_got_is_not_renewed_at_once(
-    server: ConfigServer, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    files = await server.enrolled("agent", "web1", tmp_path / "agent")
-    with pytest.raises(RenewalNotDueError):
-        await renewed(server, files)
-    due(server, files, "agent", "web1")
-    first = await renewed(server, files)
-    assert await renewed(server, files) == first
-    files.cert.write_text(first)
-    with pytest.raises(RenewalNotDueError):
-        await renewed(server, files)
+    async with running(config_for(tmp_path)) as server:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+        with pytest.raises(RenewalNotDueError):
+            await renewed(server, files)
+    async with running(config_for(tmp_path)) as server:  # no restart changes that
+        with pytest.raises(RenewalNotDueError):
+            await renewed(server, files)
+        due(server, files, "agent", "web1")
+        first = await renewed(server, files)
+        assert await renewed(server, files) == first
+    async with running(config_for(tmp_path)) as server:
+        assert await renewed(server, files) == first
+        files.cert.write_text(first)
+        with pytest.raises(RenewalNotDueError):
+            await renewed(server, files)
 
 
 async def test_a_certificate_is_renewed_for_its_own_key_only(server: ConfigServer, tmp_path: Path) -> None:

@@ -284,9 +284,11 @@ def test_what_happened_is_over_at_once_and_old_events_go(
 
 
 def test_no_clock_ends_a_revocation(db: sqlite3.Connection) -> None:
-    revocation.note_certificate(db, 0xABC, "agent", "web1", "key-1", NOW, NOW + SECOND_NS)
+    revocation.note_certificate(db, revocation.Issued(0xABC, "agent", "web1", "key-1", NOW, NOW + SECOND_NS))
     revocation.revoke(db, "abc", "stolen", NOW)
-    revocation.note_certificate(db, 0xDEF, "agent", "web1", "key-2", NOW + 10**18, NOW + 2 * 10**18)
+    revocation.note_certificate(
+        db, revocation.Issued(0xDEF, "agent", "web1", "key-2", NOW + 10**18, NOW + 2 * 10**18)
+    )
     assert revocation.current(db).serials == ["abc"]
 
 

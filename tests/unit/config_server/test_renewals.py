@@ -57,3 +57,23 @@ def test_what_was_issued_by_a_clock_that_was_wrong_is_renewed_as_soon_as_that_is
 def test_a_certificate_of_which_nothing_is_remembered_is_renewed(ca: CertificateAuthority) -> None:
     renewals, _ = issued(ca, NOW)
     renewals.check(1, "agent:web1", NOW, 0)
+
+
+def test_a_restart_forgets_no_wait_and_no_answer_and_makes_none_longer(ca: CertificateAuthority) -> None:
+    _, certificate = issued(ca, NOW)
+    serial = certificate.serial_number
+    for age, waits in (
+        (2 * DAY, 8),
+        (9.9 * DAY, 0.1),
+        (-3 * DAY, 10),
+    ):  # the last: that clock went back since
+        renewals = Renewals()
+        renewals.recovered(certificate, 7, age.total_seconds(), 0)
+        assert renewals.again(7, NOW) == certificate
+        with pytest.raises(RenewalNotDueError):
+            renewals.check(serial, "agent:web1", NOW, int((waits - 0.01) * DAY_NS))
+        renewals.check(serial, "agent:web1", NOW, int((waits + 0.01) * DAY_NS))
+        renewals.check(serial, "agent:web1", NOW + 20 * DAY, 0)  # due by the clock of day
+    renewals = Renewals()
+    renewals.recovered(certificate, 7, (11 * DAY).total_seconds(), 0)
+    renewals.check(serial, "agent:web1", NOW + 11 * DAY, 0)
