@@ -23,6 +23,7 @@ import datetime as dt
 import re
 import socket
 import ssl
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -277,6 +278,15 @@ def _retry_after_s(headers: Mapping[str, str]) -> float:
     else:
         return 0.0
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S)
+
+
+def time_in(answers: Sequence[Any], header: str) -> dt.datetime:
+    """The time in a header of the last of the answers that the SDK's `raw_response_hook` got (it gets refusals, too). Raises
+    MisshapenError."""
+    value = str(answers[-1].http_response.headers.get(header, "")) if answers else ""
+    if (found := _date(value)) is None:
+        raise MisshapenError(f"its header {header} is no time: {value[:100]!r}")
+    return found
 
 
 def _date(value: str) -> dt.datetime | None:

@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import datetime as dt
 import random
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from shared import logging
-from shared.blob.answers import ForeignAnswerError, MisshapenError, place, translate
+from shared.blob.answers import ForeignAnswerError, MisshapenError, place, time_in, translate
 from shared.blob.config import BlobConfig, is_account_url, read_key, tls_context
 from shared.blob.connection import Connection
 from shared.errors import (
@@ -177,6 +178,16 @@ class BlobCore:
         finally:
             # Whatever the answer: a repeated create that finds its own blob fails, and all is well.
             trouble.over()
+
+    async def date(self) -> dt.datetime:
+        """What time it is by storage's clock, to the second."""
+
+        async def attempt() -> dt.datetime:
+            answers: list[Any] = []
+            await self.container.get_container_properties(raw_response_hook=answers.append)
+            return time_in(answers, "Date")
+
+        return await self.call(f"look up container {self.container.container_name}", attempt)
 
     async def listed(self, what: str, items: AsyncItemPaged[T]) -> AsyncIterator[T]:
         """The items of one of the SDK's listings. Each page is a call of its own, with its own attempts and

@@ -20,12 +20,12 @@ import base64
 import datetime as dt
 import hmac
 from collections.abc import Callable, Collection
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 import msgspec
 
+from shared.blob.answers import time_in
 from shared.blob.core import BlobCore
 from shared.errors import PreconditionError, TransientError
 
@@ -45,8 +45,9 @@ _PROTOCOL: Final = "https"
 _READING: Final = "rl"
 """Read and list."""
 _TRIES: Final = 8
-_SECOND_S: Final = 1.1
-"""What storage's times can tell apart, and a little."""
+_LOOK_S: Final = 0.25
+_LOOKS: Final = 20
+"""For a second that takes one."""
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -55,13 +56,23 @@ class Policy(msgspec.Struct, frozen=True):
     """None: without an end, or one that is not said here."""
 
 
+class Look(msgspec.Struct, frozen=True):
+    policies: list[Policy]
+    date: dt.datetime
+    """Storage's clock, by which they end."""
+
+
 class _Read(msgspec.Struct, frozen=True):
     policies: dict[str, AccessPolicy]
     access: Any
     """Whether the container is public: goes with the policies."""
     changed: dt.datetime
-    settled: bool
-    """Whether the second of the last change is over."""
+    date: dt.datetime
+
+    @property
+    def settled(self) -> bool:
+        """Whether the second of the last change is over."""
+        return self.date > self.changed
 
 
 class Policies:
@@ -70,8 +81,12 @@ class Policies:
 
     async def list(self) -> list[Policy]:
         """All policies of the container, also those that others made."""
+        return (await self.look()).policies
+
+    async def look(self) -> Look:
+        """The same, and what time it is there."""
         read = await self._read()
-        return [Policy(id_, _until(policy)) for id_, policy in read.policies.items()]
+        return Look([Policy(id_, _until(policy)) for id_, policy in read.policies.items()], read.date)
 
     async def put(self, policy: str, until: dt.datetime, *, drop: Collection[str] = ()) -> None:
         """Makes the policy, for reading and listing only, or gives it another end; `drop` goes in the same step."""
@@ -89,9 +104,7 @@ class Policies:
         its way is refused from then on.
         """
         for _ in range(_TRIES):
-            read = await self._read()
-            if not read.settled:
-                await asyncio.sleep(_SECOND_S)
+            read = await self._settled()
             try:
                 await self._write(changed(read.policies), read)
             except PreconditionError:
@@ -102,22 +115,32 @@ class Policies:
             cause="somebody else keeps changing them",
         )
 
+    async def _settled(self) -> _Read:
+        """The policies, in a later second of storage's than they were changed in."""
+        for _ in range(_LOOKS):
+            read = await self._read()
+            if read.settled:
+                return read
+            await asyncio.sleep(_LOOK_S)
+        raise TransientError(
+            f"Could not change the policies of container {self._core.container.container_name}",
+            cause=f"storage's clock does not go on: it says {read.date}, and its last change was {read.changed}",
+        )
+
     async def _read(self) -> _Read:
-        times: dict[str, dt.datetime] = {}
+        async def attempt() -> tuple[dict[str, Any], dt.datetime]:
+            answers: list[Any] = []
+            found: dict[str, Any] = await self._core.container.get_container_access_policy(
+                raw_response_hook=answers.append
+            )
+            return found, time_in(answers, "Last-Modified")
 
-        def note(response: Any) -> None:
-            headers = response.http_response.headers
-            for name in ("Last-Modified", "Date"):
-                if name in headers:
-                    times[name] = parsedate_to_datetime(headers[name])
-
-        got: dict[str, Any] = await self._core.call(
-            f"read the policies of container {self._core.container.container_name}",
-            lambda: self._core.container.get_container_access_policy(raw_response_hook=note),
+        got, changed = await self._core.call(
+            f"read the policies of container {self._core.container.container_name}", attempt
         )
         policies = {str(one.id): one.access_policy for one in got["signed_identifiers"]}
-        changed = times["Last-Modified"]
-        return _Read(policies, got["public_access"], changed, settled=times.get("Date", changed) > changed)
+        # Asked apart, and afterwards: in the answer to the read Azurite calls the time of the last change the date.
+        return _Read(policies, got["public_access"], changed, await self._core.date())
 
     async def _write(self, policies: dict[str, AccessPolicy], read: _Read) -> None:
         await self._core.call(

@@ -121,6 +121,10 @@ class BlobStore:
         )
         return dict(found.metadata or {})
 
+    async def date(self) -> dt.datetime:
+        """What time it is by storage's clock, to the second: the same for all that look."""
+        return await self._core.date()
+
     async def list_containers(self, prefix: str) -> AsyncIterator[tuple[str, dict[str, str]]]:
         """The account's containers whose names begin so, with their metadata."""
         listed = self._core.service.list_containers(name_starts_with=prefix, include_metadata=True)

@@ -197,3 +197,12 @@ async def test_changes_at_once_by_several_who_know_nothing_of_each_other_lose_no
         store.policies.remove(["old"]),
     )
     assert {policy.id for policy in await store.policies.list()} == {"p0", "p1", "p2"}
+
+
+async def test_a_look_says_what_time_it_is_and_not_when_the_container_was_changed(store: BlobStore) -> None:
+    """In Azurite's answer about policies the two are the same."""
+    await store.policies.put(POLICY, in_an_hour())
+    async with asyncio.timeout(_DEADLINE_S):
+        while not (read := await store.policies._read()).date > read.changed:
+            await asyncio.sleep(0.1)
+    assert (await store.policies.look()).date >= read.date
