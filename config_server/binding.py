@@ -72,6 +72,8 @@ class Call:
     """DNS names and addresses in the caller's certificate."""
     remote: str = ""
     """The address that the connection came from."""
+    is_there: Callable[[], bool] = lambda: True
+    """Whether the caller's connection is open still, as far as can be known here: nobody else will read the answer."""
 
     @property
     def role(self) -> str:
@@ -154,6 +156,7 @@ class Binder:
             (ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None) or b"",
             _peer_hosts(request),
             request.remote or "",
+            lambda: request.transport is not None and not request.transport.is_closing(),
         )
         return call, _decode(request, route, raw)
 

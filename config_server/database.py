@@ -87,6 +87,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ALTER TABLE certificates ADD COLUMN renews TEXT NOT NULL DEFAULT '';
     ALTER TABLE certificates ADD COLUMN pem TEXT NOT NULL DEFAULT '';
     """,
+    """
+    ALTER TABLE grants ADD COLUMN request TEXT NOT NULL DEFAULT '';
+    CREATE UNIQUE INDEX grants_request ON grants (request) WHERE request != '';
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

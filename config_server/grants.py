@@ -28,6 +28,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     ended_ns: int | None = None
     ended_by: str = ""
     returned: bool = False
+    request: str = ""
+    """The id with which it was asked for; empty when there was none."""
 
     def lives(self, now_ns: int) -> bool:
         return self.ended_ns is None and self.expires_ns > now_ns
@@ -36,7 +38,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 def add(db: sqlite3.Connection, grant: Grant) -> None:
     db.execute("DELETE FROM grants WHERE expires_ns < ?", (grant.given_ns - _KEPT_NS,))
     db.execute(
-        "INSERT INTO grants VALUES (?, ?, ?, ?, ?, ?, ?, NULL, '', 0)",
+        "INSERT INTO grants (id, machine, container, who, host, given_ns, expires_ns, request)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             grant.id,
             grant.machine,
@@ -45,6 +48,7 @@ def add(db: sqlite3.Connection, grant: Grant) -> None:
             grant.host,
             grant.given_ns,
             grant.expires_ns,
+            grant.request,
         ),
     )
 
@@ -84,6 +88,12 @@ def living(db: sqlite3.Connection, container: str, now_ns: int) -> list[Grant]:
         (container, now_ns),
     )
     return [_grant(row) for row in rows]
+
+
+def asked_for(db: sqlite3.Connection, request: str) -> Grant | None:
+    """What was given when it was asked for with this id."""
+    row = db.execute("SELECT * FROM grants WHERE request = ? AND request != ''", (request,)).fetchone()
+    return None if row is None else _grant(row)
 
 
 def newest(db: sqlite3.Connection, machine: str, limit: int) -> list[Grant]:

@@ -1,6 +1,7 @@
 """Handlers of keys: what process servers and master targets are given of the vault, which stays here.
 
-A daemon gets one machine's data key at a time, for its wrapped form, which lies in storage: the vault's own keys never leave. Nobody is
+A daemon gets one machine's data key at a time, for its wrapped form, which lies in storage: the vault's own keys never leave. So does
+whoever restores, for segments of before the machine's document was made anew: wrapped for another machine, it does not open. Nobody is
 given a key before the audit log says so durably; where it cannot be written, no key goes out. New keys are made only under a vault that
 storage knows (shared/vault_record.py); what it knew is remembered in the database, for the time when it is away.
 """
@@ -33,6 +34,7 @@ class Keys:
     def bind(self, binder: Binder) -> None:
         binder.on(api.KEY_UNWRAP, self.unwrap)
         binder.on(api.KEY_CREATE, self.create)
+        binder.on(api.RESTORE_KEY, self.unwrap)
 
     async def unwrap(self, call: Call, body: KeyRequest) -> MachineKeyGrant:
         machine = check_name(call.path["machine"], "machine")

@@ -252,7 +252,9 @@ class Operations:
         """Give access to the machine's points. Every grant is in the audit log, whether or not it is used."""
         machine = await self._known(call)
         store, key = await self._control.storage.access(machine.name)
-        storage = await self._granting.give(call, machine.name, store, host=body.host, again=body.grant)
+        storage = await self._granting.give(
+            call, machine.name, store, host=body.host, again=body.grant, request=body.request
+        )
         now_ns = self._control.now_ns()
         id_ = new_id()
         args: dict[str, Any] = msgspec.to_builtins(body)

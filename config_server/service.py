@@ -32,7 +32,7 @@ from config_server.commands import wait_for
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
-from config_server.granting import Granting
+from config_server.granting import SWEEP_S, Granting
 from config_server.identity import Identity
 from config_server.inventory import Machine
 from config_server.keys import Keys
@@ -42,7 +42,14 @@ from config_server.reporting import Reporting, log_changes
 from config_server.sides import Sides
 from config_server.storage import Storage
 from shared import api, durable, identity, logging, service, tls
-from shared.errors import ConfigError, DatabaseError, LookFailedError, RequestError, UnderstudyError
+from shared.errors import (
+    ConfigError,
+    DatabaseError,
+    LookFailedError,
+    RequestError,
+    TransientError,
+    UnderstudyError,
+)
 from shared.messages import EventView, Health, Nothing, PointView
 from shared.status import Problem
 from shared.vault import FileVault
@@ -60,6 +67,9 @@ _VAULT_S: Final = 600.0
 """How often the vault is compared with storage, ..."""
 _VAULT_WRONG_S: Final = 30.0
 """... and while something is wrong about it."""
+_AGAIN_S: Final = 60.0
+"""After a look through storage that failed."""
+_GRANTS: Final = "grants"
 _SHUTDOWN_S: Final = 3.0
 _LINGERING_S: Final = 1.0
 """So long a refused request's body is read on, so that its sender can read the answer."""
@@ -90,6 +100,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)
     known = Identity(control, sides)
+    granting = Granting(control, config.grant_hours)
     try:
         with durable.named(f"The data folder {folder} could not be used"):
             await _recover(control, folder)
@@ -97,7 +108,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, context)
         runner = web.AppRunner(
-            _application(control, sides, known, vault, config, listener),
+            _application(control, sides, known, granting, vault, config, listener),
             access_log=None,
             shutdown_timeout=_SHUTDOWN_S,
             lingering_time=_LINGERING_S,
@@ -111,12 +122,14 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 accepting = tasks.create_task(listener.run(runner.server), name="listener")
                 tasks.create_task(_sweep(control, sides, config, context, stop), name="sweeper")
                 watching = tasks.create_task(_watch_vault(control, vault), name="vault")
+                sweeping = tasks.create_task(_sweep_grants(control, granting, stop), name="grants")
                 _log.info("listening", host=config.listen, port=listener.port, name=config.name)
                 service.notify("READY=1")
                 ready(listener.port)
                 await stop.wait()
                 accepting.cancel()
                 watching.cancel()
+                sweeping.cancel()
         finally:
             control.bell.close()  # held answers go out, so that their connections can close
             await runner.cleanup()
@@ -129,6 +142,7 @@ def _application(
     control: Control,
     sides: Sides,
     known: Identity,
+    granting: Granting,
     vault: RecordedVault | None,
     config: ConfigServerConfig,
     listener: Listener,
@@ -143,7 +157,6 @@ def _application(
         return Health(name=config.name, version=VERSION)
 
     binder.on(api.HEALTH, health)
-    granting = Granting(control, config.grant_hours)
     parts = (
         known,
         Reporting(control, sides),
@@ -248,6 +261,24 @@ async def _sweep(
         wrong = "".join(f"; {problem.what}: {problem.cause}" for problem in control.own_problems())
         service.notify(f"WATCHDOG=1\nSTATUS={len(known)} daemons known{wrong}")
         await wait_for(stop, _SWEEP_S)
+
+
+async def _sweep_grants(control: Control, granting: Granting, stop: asyncio.Event) -> None:
+    """At the start, since the database may be from a backup, and then now and then. It waits for storage, so it is apart."""
+    away = False
+
+    async def sweep() -> None:
+        nonlocal away
+        away = False
+        try:
+            await granting.sweep()
+        except TransientError as exc:  # who reads storage all the time tells it
+            _log.info("grants not looked through", **exc.as_dict())
+            away = True
+
+    while not stop.is_set():
+        await _part(control, _GRANTS, sweep())
+        await wait_for(stop, _AGAIN_S if away or _GRANTS in control.troubles else SWEEP_S)
 
 
 async def _part(control: Control, what: str, work: Awaitable[None]) -> None:

@@ -120,6 +120,11 @@ class Storage:
                 " --blob-key-file FILE.",
             ) from exc
 
+    @property
+    def grants(self) -> bool:
+        """Whether there is an account's key to grant with."""
+        return self._config is not None and self._config.account_key_file is not None
+
     def account(self) -> tuple[BlobConfig, str | None]:
         """Where the account is, and its key, which never leaves this server; None where an identity serves. Raises UsageError,
         ConfigError.

@@ -195,6 +195,15 @@ RESTORE = Route(
     RestoreGrant,
     "Open a restore job, get access to the storage",
 )
+RESTORE_KEY = Route(
+    "restore_key",
+    "POST",
+    "/v1/machines/{machine}/restores/keys",
+    Access.OPERATOR,
+    KeyRequest,
+    MachineKeyGrant,
+    "A key that a segment of the machine names, to restore it",
+)
 KEY_UNWRAP = Route(
     "key_unwrap",
     "POST",
@@ -261,6 +270,6 @@ AUDIT = Route(
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, CERTIFICATES, CERTIFICATE_REVOKE, POLICY, POLICY_SET,
     MACHINES, MACHINE, PROTECT, UNPROTECT, REBIND, RESYNC,
-    POINTS, POINT_CREATE, FLUSH, RESTORE, GRANTS, GRANT_RENEW, GRANT_END, KEY_UNWRAP, KEY_CREATE,
+    POINTS, POINT_CREATE, FLUSH, RESTORE, RESTORE_KEY, GRANTS, GRANT_RENEW, GRANT_END, KEY_UNWRAP, KEY_CREATE,
     COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
 )  # fmt: skip

@@ -270,6 +270,14 @@ class RpoThresholdError(UnhealthyError):
     default_action = "Look at the hops of `understudy machine watch` for the one that is behind."
 
 
+class AskerGoneError(UnhealthyError):
+    """What was asked for is of use to nobody: whoever asked has gone. Seen in logs only."""
+
+    code = "US580"
+    default_cause = "whoever asked for it has closed the connection"
+    default_action = "Ask again."
+
+
 class RpoUnknownError(UnhealthyError):
     code = "US548"
     default_action = "Synchronise the machine's clock (NTP). It is measured again with the next state that gets to storage."

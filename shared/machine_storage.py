@@ -174,6 +174,20 @@ class MachineStorage:
             found = described | found
         return dict(sorted(found.items()))
 
+    async def containers(self) -> dict[str, str]:
+        """All containers that are machines' of this vault, and whose: those that say so themselves (also such as a name had earlier), and
+        those that the registry names and that contradict it in nothing.
+        """
+        found = {self._container(entry.id): entry.machine for entry in await self._all_described()}
+        for machine, container in (await self.machines()).items():
+            if container not in found:
+                try:
+                    if await self.check(machine, container):
+                        found[container] = machine
+                except IntegrityError as exc:
+                    _log.warning("container left out", machine=machine, container=container, **exc.as_dict())
+        return found
+
     def at(self, machine: str, container: str) -> BlobStore:
         """A store on that container, which `machines` names as the machine's."""
         return self.vault.in_container(container, self._missing(machine, container))

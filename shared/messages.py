@@ -360,6 +360,8 @@ class RestoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     dry_run: bool = False
     grant: str = ""
     """The grant that is there already and goes on to serve; empty: a new one is wanted."""
+    request: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
+    """Random: when it is asked for again, since no answer came, the same id gets the same grant."""
 
 
 class StorageGrant(msgspec.Struct, kw_only=True):
@@ -434,7 +436,8 @@ class MachineKeyGrant(msgspec.Struct, kw_only=True):
 
 class RestoreGrant(msgspec.Struct, kw_only=True):
     """What a restore needs, and the job under which it reports. The vault's master keys never leave the
-    config server."""
+    config server. `key` is the one that the machine's document names; what segments were sealed with earlier is asked for
+    (`RESTORE_KEY`)."""
 
     job: str
     storage: StorageGrant

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -25,7 +26,15 @@ from config_server.cli.rescue import HINT, is_of_the_user
 from shared import api
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.policies import SETTLES_S
-from shared.errors import GrantEndedError, UnderstudyError, WrongKeyError
+from shared.errors import (
+    GrantEndedError,
+    KeyUnavailableError,
+    PeerError,
+    UnderstudyError,
+    UnreachableError,
+    WrongKeyError,
+)
+from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.messages import (
     Failure,
@@ -34,8 +43,10 @@ from shared.messages import (
     GrantEnd,
     JobProgress,
     JobState,
+    KeyRequest,
     MachineKeyGrant,
     Nothing,
+    RestoreGrant,
     RestoreRequest,
     StorageGrant,
 )
@@ -44,6 +55,11 @@ from shared.vault import FileVault, Vault, WrappedKey, key_document
 
 if TYPE_CHECKING:
     from shared.rest import RestClient
+
+
+_TAKEN_S: Final = 10.0
+"""When a new grant is made longer, whose first life is short; what is done sooner gives it back without having been."""
+_HEALTH_S: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -86,8 +102,9 @@ class Access:
         if self.client is None or self.grant is None or not self.grant.id:
             return
         life_s, told = self.grant.life_s, False
+        wait_s = min(life_s / 2, _TAKEN_S)
         while True:
-            await asyncio.sleep(life_s / 2)
+            await asyncio.sleep(wait_s)
             try:
                 renewed = await self.client.call(
                     api.GRANT_RENEW, Nothing(), machine=machine, id=self.grant.id
@@ -104,6 +121,7 @@ class Access:
                 told = True
             else:
                 life_s, told = renewed.life_s, False
+            wait_s = life_s / 2
 
     async def tell(
         self,
@@ -126,24 +144,38 @@ class Access:
 
 
 class GrantedVault:
-    """One machine's key, as the config server granted it."""
+    """One machine's keys, as the config server grants them: the one that its document names came with the grant; others, of segments
+    from before that was made anew, are asked for.
+    """
 
-    def __init__(self, machine: str, grant: MachineKeyGrant) -> None:
+    def __init__(self, machine: str, grant: MachineKeyGrant, client: RestClient) -> None:
         self._machine = machine
         self._wrapped = WrappedKey(grant.key_id, base64.b64decode(grant.wrapped))
         self._key = base64.b64decode(grant.key)
+        self._client = client
 
     async def new_key(self, machine: str) -> MachineKey:
         raise WrongKeyError(f"No key of {machine} can be made", cause="a grant is for reading only")
 
     async def unwrap(self, wrapped: WrappedKey, machine: str) -> bytes:
-        if machine != self._machine or wrapped != self._wrapped:
+        if machine != self._machine:
             raise WrongKeyError(
                 f"The key of machine {machine} cannot be unwrapped",
-                cause=f"it was wrapped by vault key {wrapped.key_id} in another way than the granted one",
-                action="Restore with the vault file: --vault-file FILE.",
+                cause=f"the grant is for machine {self._machine}",
             )
-        return self._key
+        if wrapped == self._wrapped:
+            return self._key
+        try:
+            request = KeyRequest(key_id=wrapped.key_id, wrapped=wrapped.wrapped)
+            granted = await self._client.call(api.RESTORE_KEY, request, machine=machine)
+        except PeerError as exc:
+            raise KeyUnavailableError(
+                f"A key of machine {machine} cannot be had",
+                cause=f"the log was sealed with another one than {names.KEY_DOCUMENT} names, which vault key {wrapped.key_id}"
+                f" wraps; {exc.cause or exc.what}",
+                action="Run the same command again when the config server answers, or with the vault file: --vault-file FILE.",
+            ) from exc
+        return base64.b64decode(granted.key)
 
 
 @asynccontextmanager
@@ -156,7 +188,7 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
         return
     async with find.connect() as client:
         try:
-            grant = await client.call(api.RESTORE, request, machine=machine)
+            grant = await _asked(client, machine, request)
         except UnderstudyError as exc:
             if is_of_the_user(exc):
                 raise
@@ -171,7 +203,7 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
             return
         async with _granted(grant.storage) as account:
             store = account.in_container(grant.storage.container)
-            access = Access(store, GrantedVault(machine, grant.key), client, grant.job, grant.storage)
+            access = Access(store, GrantedVault(machine, grant.key, client), client, grant.job, grant.storage)
             keeping = asyncio.create_task(access.keep(machine), name="grant")
             try:
                 yield access
@@ -179,6 +211,22 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
                 keeping.cancel()
                 await asyncio.gather(keeping, return_exceptions=True)
                 await _give_back(client, machine, grant.storage.id)
+
+
+async def _asked(client: RestClient, machine: str, request: RestoreRequest) -> RestoreGrant:
+    """Once more when no answer came from a server that is there: storage may be slow. Under the same id: not another grant."""
+    request = msgspec.structs.replace(request, request=secrets.token_hex(16))
+    try:
+        return await client.call(api.RESTORE, request, machine=machine)
+    except UnreachableError:
+        try:
+            async with asyncio.timeout(_HEALTH_S):
+                await client.call(api.HEALTH, Nothing())
+        except (UnderstudyError, TimeoutError):
+            pass
+        else:
+            return await client.call(api.RESTORE, request, machine=machine)
+        raise
 
 
 async def _give_back(client: RestClient, machine: str, grant: str) -> None:

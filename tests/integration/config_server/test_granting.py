@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
 
 from config_server import grants
+from config_server.cli import access
+from config_server.cli.options import Target
 from config_server.cli.rescue import is_of_the_user
+from config_server.control import Control
+from config_server.granting import FIRST_LIFE_S
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.policies import Policies
@@ -21,9 +28,11 @@ from shared.errors import (
     IntegrityError,
     MachineNotFoundError,
     NotFoundError,
+    RequestError,
     StorageRefusedError,
     TransientError,
     UnderstudyError,
+    WrongKeyError,
 )
 from shared.machine_storage import MachineStorage
 from shared.messages import (
@@ -36,10 +45,13 @@ from shared.messages import (
     StorageGrant,
 )
 from shared.rest import RestClient
-from shared.vault import FileVault, machine_key
+from shared.vault import FileVault, WrappedKey, machine_key
 from tests.config_parts import ConfigServer, config_for, running
 
 REQUEST = RestoreRequest(dry_run=True, host="rescue1")
+ID = "0123456789abcdef" * 2
+LEFT = [f"understudy-{number:016x}" for number in range(3)]
+HOUR_NS = 3600 * 1_000_000_000
 
 
 @pytest.fixture
@@ -232,12 +244,17 @@ async def test_policies_of_ours_that_nobody_has_make_room_and_those_of_others_st
     kept = await given(operator)
     until = (await container.policies.list())[0].until
     assert until is not None
-    for policy in ("backup-tool", "understudy-left1", "understudy-left2", "understudy-left3"):
+    for policy in ("backup-tool", "understudy-reports", *LEFT[:2]):
         await container.policies.put(policy, until)
     grant = await given(operator)
     assert await policies(container) == {
         "backup-tool",
+        "understudy-reports",
         *(f"understudy-{g.id}" for g in (kept, grant)),
+    }
+    entries = (await operator.call(api.AUDIT, Limit())).entries
+    assert {entry.detail["grant"] for entry in entries if entry.action == "grant.swept"} == {
+        left.removeprefix("understudy-") for left in LEFT[:2]
     }
 
 
@@ -285,3 +302,135 @@ async def test_grants_of_what_is_not_there_are_not_found(operator: RestClient) -
     grant = await given(operator)
     with pytest.raises(NotFoundError):
         await operator.call(api.GRANT_END, GrantEnd(), machine="web2", id=grant.id)
+
+
+async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await true():  # noqa: ASYNC110 - what the server does by itself tells nobody
+            await asyncio.sleep(0.05)
+
+
+async def audited(operator: RestClient, action: str) -> list[str]:
+    entries = (await operator.call(api.AUDIT, Limit())).entries
+    return sorted(entry.detail["grant"] for entry in entries if entry.action == action)
+
+
+async def test_after_a_restored_database_what_is_on_no_record_ends_by_itself(
+    container: BlobStore, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    """A grant that was given since the backup, and one that was made longer since; a policy of somebody else stays."""
+    config = config_for(tmp_path, blob=blob_config, vault_file=tmp_path / "vault.json")
+    async with running(config) as server, server.operator() as operator:
+        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+        known = await given(operator)
+    shutil.copytree(config.data_dir, tmp_path / "backup")
+    short = (await container.policies.list())[0].until
+    async with running(config) as server, server.operator() as operator:
+        await operator.call(api.GRANT_RENEW, Nothing(), machine="web1", id=known.id)
+        lost = await given(operator)
+    assert short is not None
+    await container.policies.put("understudy-reports", short)
+    shutil.rmtree(config.data_dir)
+    (tmp_path / "backup").rename(config.data_dir)
+    async with running(config) as server, server.operator() as operator, reader(lost) as store:
+
+        async def over() -> bool:
+            return {(p.id, p.until) for p in await container.policies.list()} == {
+                (f"understudy-{known.id}", short),
+                ("understudy-reports", short),
+            }
+
+        await until(over)
+        with pytest.raises(GrantEndedError):
+            await store.read("a")
+        assert await audited(operator, "grant.swept") == [lost.id]
+        assert await audited(operator, "grant.shortened") == [known.id]
+
+
+async def test_the_same_request_gets_the_same_grant_however_often_it_is_made(
+    operator: RestClient, container: BlobStore, machine_storage: MachineStorage, tmp_path: Path
+) -> None:
+    asked = RestoreRequest(dry_run=True, request=ID)
+    answers = await asyncio.gather(*(operator.call(api.RESTORE, asked, machine="web1") for _ in range(7)))
+    assert len({answer.storage.sas for answer in answers}) == 1
+    assert len(await policies(container)) == 1
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web2")
+    other = await machine_storage.find_or_create("web2")
+    await machine_key(other, FileVault(tmp_path / "vault.json"), "web2", create=True)
+    with pytest.raises(RequestError, match="id of the request"):
+        await operator.call(api.RESTORE, asked, machine="web2")
+
+
+async def test_a_grant_that_nobody_takes_is_over_soon_and_one_that_is_taken_lasts(
+    operator: RestClient, container: BlobStore
+) -> None:
+    grant = await given(operator)
+    assert 0 < grant.life_s <= FIRST_LIFE_S
+    renewed = await operator.call(api.GRANT_RENEW, Nothing(), machine="web1", id=grant.id)
+    assert renewed.life_s > 7 * 3600
+
+
+async def test_who_gave_up_waiting_for_slow_storage_takes_no_place(
+    operator: RestClient, container: BlobStore, server: ConfigServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, began, go = Policies.put, asyncio.Event(), asyncio.Event()
+    puts: list[str] = []
+
+    async def slow(self: Policies, policy: str, *args: Any, **options: Any) -> None:
+        puts.append(policy)
+        began.set()
+        await go.wait()
+        await real(self, policy, *args, **options)
+
+    monkeypatch.setattr(Policies, "put", slow)
+    waiting = []
+    for _ in range(7):
+        async with server.operator() as client:
+            waiting.append(asyncio.create_task(given(client)))
+            await began.wait()
+            waiting[-1].cancel()
+            await asyncio.gather(waiting[-1], return_exceptions=True)
+    go.set()
+    grant = await given(operator)
+    assert len(puts) == 2, "of those who had gone, nobody was given one but the first, whose turn it was"
+    assert await policies(container) == {f"understudy-{grant.id}"}
+    assert len(await audited(operator, "grant.untaken")) == 1
+    assert [view.id for view in await listed(operator)] == [grant.id]
+
+
+@pytest.mark.parametrize("hours", [-10, 10])
+async def test_a_config_server_whose_clock_is_off_gives_grants_that_count_and_ends_none_of_them(
+    operator: RestClient, container: BlobStore, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """They end by storage's clock."""
+    monkeypatch.setattr(Control, "now_ns", lambda _self: time.time_ns() + hours * HOUR_NS)
+    grant = await given(operator)
+    assert 0 < grant.life_s <= FIRST_LIFE_S
+    async with reader(grant) as store:
+        assert await store.read("a") == b"content"
+        monkeypatch.undo()
+        assert [view.state for view in await listed(operator)] != ["revoked"]
+        other = await given(operator)
+        assert await store.read("a") == b"content"
+    assert {view.id: view.state for view in await listed(operator)} == {grant.id: "given", other.id: "given"}
+
+
+async def test_a_restore_gets_the_keys_of_before_the_machine_s_document_was_made_anew(
+    operator: RestClient, container: BlobStore, server: ConfigServer, tmp_path: Path
+) -> None:
+    """And one that the config server does not have is named."""
+    vault = FileVault(tmp_path / "vault.json")
+    old = await machine_key(container, vault, "web1")
+    await container.delete("machine.json")
+    new = await machine_key(container, vault, "web1", create=True)
+    lost = await FileVault.create(tmp_path / "lost.json").new_key("web1")
+    another = await vault.new_key("web2")
+    target = Target(server.url, server.operator_token, server.config.data_dir / "ca.pem", None)
+    async with access.opened(target, "web1", REQUEST) as opened:
+        for key in (new, old):
+            assert await opened.vault.unwrap(WrappedKey(key.key_id, key.wrapped), "web1") == key.key
+        for key, why in ((lost, f"wrapped by vault key {lost.key_id}"), (another, "does not open it")):
+            with pytest.raises(WrongKeyError, match=why):
+                await opened.vault.unwrap(WrappedKey(key.key_id, key.wrapped), "web1")
+    entries = (await operator.call(api.AUDIT, Limit())).entries
+    assert [entry.who for entry in entries if entry.action == "key.grant"] == ["operator:admin"]

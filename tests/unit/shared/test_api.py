@@ -23,6 +23,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "certificate_revoke": {"certificate": "agent:a"},
     "protect": {"disks": ["/dev/a"]},
     "key_unwrap": {"key_id": "k", "wrapped": ""},
+    "restore_key": {"key_id": "k", "wrapped": ""},
 }
 """What requests must have."""
 
