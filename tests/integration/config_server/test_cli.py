@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import resource
 import signal
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,48 +23,10 @@ from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, Limit, Protection
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from shared.vault import FileVault
+from tests.cli import Done, begun, ended, understudy
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.dispositions import inherited
 from tests.machine_log import ModelMachine
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@dataclass(frozen=True)
-class Done:
-    exit_code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> Any:
-        assert self.exit_code == 0, self.stderr
-        return json.loads(self.stdout)
-
-
-async def understudy(*arguments: str, **env: str) -> Done:
-    return await ended(await begun(*arguments, **env))
-
-
-async def begun(*arguments: str, **env: str) -> asyncio.subprocess.Process:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        "from config_server.cli.main import main; main()",
-        *arguments,
-        env={**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def ended(process: asyncio.subprocess.Process) -> Done:
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    assert b"Traceback" not in err, err.decode()
-    return Done(process.returncode, out.decode(), err.decode())
 
 
 @dataclass(frozen=True)
