@@ -52,7 +52,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
             serial=disk.serial,
             mode=capture.mode,
             mode_cause=capture.mode_cause,
-            state=name,
+            state=agent.continuity.state_of(slot) or name,
             progress=_progress(agent, todo[slot] * GRANULE_SECTORS / disk.sectors),
             todo_b=todo[slot] * GRANULE_SECTORS * SECTOR,
         )
@@ -72,6 +72,8 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
     for slot, error in agent.reader.problems.items():
+        if agent.continuity.state_of(slot):
+            continue  # said already
         problems.append(Problem(**error.as_dict(), object=capture.disks[slot].id))
     if name == "bitmap":
         problems.append(

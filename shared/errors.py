@@ -441,6 +441,17 @@ class DiskLeftOutError(DeviceError):
     default_action = "Attach it again: it is taken in by itself. If it shall not come back, take it out of the configuration."
 
 
+class DiskHangsError(DeviceError):
+    """A captured disk that is there and does not answer. It stays captured, and other disks are copied meanwhile."""
+
+    code = "US592"
+    default_action = (
+        "Check the disk and what connects it (dmesg). While the machine's stream is in order, points go on; else none is made until the "
+        "disk answers. If it shall not come back: take it out of the agent's configuration and restart the agent, and the others are "
+        "replicated anew without it."
+    )
+
+
 class OtherDiskError(DeviceError):
     """Another disk stands where a protected one stood, or it cannot be told which it is."""
 

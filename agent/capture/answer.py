@@ -30,7 +30,7 @@ from agent.capture.disks import UNKNOWN_QUEUE, Queue
 
 PROGRAM = device_program.__file__
 DEADLINE_S = 10.0
-QUEUE_DEADLINE_S: Final = 2.0
+QUEUE_DEADLINE_S: Final = 5.0
 """No device is asked for these: they come at once, or when a hung disk lets go."""
 _STILL: Final = "it did not answer, and still does not"
 

@@ -42,6 +42,8 @@ class Look:
     wrong: dict[str, UnderstudyError]
     """By configured path: what is no disk at all."""
     remembered: list[Bound]
+    silent: frozenset[int]
+    """Device numbers of disks of whose queues sysfs said nothing."""
 
 
 def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
@@ -95,12 +97,17 @@ def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) ->
     standing = [_standing(disk, answers) for disk in found.values()]
     verdicts = decide(known, standing, pinned)
     late = [v.standing.path for v in verdicts if v.standing is not None and v.standing.path not in answers]
-    return Look(verdicts, found, answers | answer.ask(late), wrong, remembered)
+    silent = frozenset(dev for dev, disk in found.items() if _is_silent(disk, queues))
+    return Look(verdicts, found, answers | answer.ask(late), wrong, remembered, silent)
+
+
+def _is_silent(disk: Disk, queues: Mapping[str, Queue]) -> bool:
+    return queues.get(disk.name.replace("/", "!"), UNKNOWN_QUEUE) is UNKNOWN_QUEUE
 
 
 def _as_pinned(disk: Disk, pinned: Sequence[Pinned], queues: Mapping[str, Queue]) -> Disk:
     """A disk whose logical blocks are not known, for it does not answer, has the size that it is captured with if that can be so."""
-    if queues.get(disk.name.replace("/", "!"), UNKNOWN_QUEUE) is not UNKNOWN_QUEUE:
+    if not _is_silent(disk, queues):
         return disk
     for pin in pinned:
         rest = disk.sectors - pin.sectors
@@ -142,7 +149,10 @@ def why_not(verdict: Verdict, look: Look) -> UnderstudyError | None:
         return DiskLeftOutError(what, cause=told or verdict.reason)
     if verdict.action is Action.CONTINUE:
         return None  # to leave it out, be it for a moment, would cost two epochs
-    if cause := look.answers[verdict.standing.path].cause:
+    cause = look.answers[verdict.standing.path].cause
+    if not cause and verdict.standing.dev in look.silent:
+        cause = "what sysfs says of its queue did not come: somebody changes that, and waits for the disk"
+    if cause:
         return DiskLeftOutError(
             what, cause=cause, action="Repair or replace it: it is taken in again when it answers."
         )

@@ -17,6 +17,7 @@ from agent.capture.audit import Baseline, Outcome, Sample, Verdict
 from agent.capture.maps import Capture
 from agent.capture.watch import Watch
 from agent.continuity.counting import Counting
+from agent.continuity.hanging import Hanging
 from agent.continuity.losses import Losses
 from agent.continuity.presence import Presence
 from agent.continuity.settling import Settling
@@ -49,6 +50,7 @@ class Continuity:
         self._presence = Presence(capture, state, rounds, watch, self._losses)
         self._settling = Settling(capture, rounds)
         self._counting = Counting(capture)
+        self._hanging = Hanging(capture)
         self.looked_at = time.monotonic()
         """When the last look at all disks began."""
 
@@ -72,6 +74,7 @@ class Continuity:
         looked_ns, cut = clock.boot_ns(), self._state.last_cut
         self._losses.looks()
         self._presence.look()
+        self._hanging.look(self._presence.gone)
         removed = self._capture.removed()
         if removed:
             self._presence.lose_capture(removed)
@@ -92,8 +95,13 @@ class Continuity:
 
     @property
     def problems(self) -> list[Problem]:
-        """How continuity was lost; disks that are gone; disks that cannot be audited."""
-        return [*self._losses.problems, *self._presence.gone.values(), *self._blind]
+        """How continuity was lost; disks that are gone; disks that hang; disks that cannot be audited."""
+        bad = self._presence.gone | self._hanging.problems
+        return [*self._losses.problems, *bad.values(), *self._blind]
+
+    def state_of(self, slot: int) -> str:
+        """What is wrong with the disk itself, in a word; empty when it is there and answers."""
+        return "gone" if slot in self._presence.gone else "hangs" if slot in self._hanging.problems else ""
 
     def end_epoch(self, reason: Reason) -> None:
         """The stream cannot go on where it stopped, though capture missed nothing: the other end lost its part, or is not ours."""

@@ -27,14 +27,14 @@ from agent.capture.layout import GRANULE_SECTORS
 from agent.stream.catchup import WORD_GRANULES, CatchUp, Chunk, NoChunk
 from agent.stream.disk_threads import DiskThreads
 from shared.batch import SECTOR
-from shared.errors import DeviceError
+from shared.errors import DeviceError, DiskHangsError
 
 BUFFERS: Final = 4
 """Per disk; memory is only taken where chunks are read."""
 BUFFER_B: Final = WORD_GRANULES * GRANULE_SECTORS * SECTOR
 BLOCKED_PATIENCE_S: Final = 2.0
 """How long a round waits for open writes that keep its last chunks from being read, before it leaves those to the next round."""
-ANSWER_S: Final = 30.0
+ANSWER_S: Final = 20.0
 """A disk that gave nothing for so long, though it was asked, is left to a later round."""
 _BLOCKED_PROBE_S: Final = 0.02
 _HUNG_PROBE_S: Final = 0.5
@@ -268,11 +268,9 @@ async def _for_a_while(event: Coroutine[Any, Any, object]) -> None:
             await event
 
 
-def _silent(lane: _Lane) -> DeviceError:
-    return DeviceError(
-        f"Protected disk {lane.path} does not answer reads",
-        cause=f"nothing came for {ANSWER_S:.0f} s",
-        action="Check the disk and what connects it (dmesg). Other disks are copied meanwhile; this one when it answers.",
+def _silent(lane: _Lane) -> DiskHangsError:
+    return DiskHangsError(
+        f"Protected disk {lane.path} does not answer reads", cause=f"nothing came for {ANSWER_S:.0f} s"
     )
 
 

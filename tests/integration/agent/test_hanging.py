@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,11 @@ from agent.capture.fitting import Change
 from agent.capture.look import LeftOut
 from agent.capture.maps import Capture, detach
 from agent.capture.protection import protect
+from agent.continuity import hanging
+from agent.continuity.auditor import Continuity
+from agent.stream.state import AgentState, Word
 from tests.capture_parts import MIB, Rig, needs_capture, rig
+from tests.epoch_ids import eid
 from tests.hanging_disk import HangingDisk, hanging_disk
 
 pytestmark = needs_capture
@@ -44,7 +50,7 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
-    monkeypatch.setattr(answer, "DEADLINE_S", 0.3)
+    monkeypatch.setattr(answer, "DEADLINE_S", 1.0)
     monkeypatch.setattr(answer, "QUEUE_DEADLINE_S", 0.3)
     with rig(4 * MIB, attached=False) as r, hanging_disk(r.folder) as sick, ExitStack() as undo:
         undo.callback(lambda: detach(r.pin_dir))
@@ -101,7 +107,7 @@ def test_a_disk_that_hangs_and_was_never_captured_is_left_out_as_one_that_hangs(
     machine.sick.hang()
     captured, (left,) = machine.protect()
     assert captured == [machine.well]
-    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 0.3 s")
+    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 1 s")
 
 
 def test_a_bound_disk_that_hangs_is_not_taken_for_another(machine: Machine) -> None:
@@ -110,7 +116,7 @@ def test_a_bound_disk_that_hangs_is_not_taken_for_another(machine: Machine) -> N
     detach(machine.rig.pin_dir)
     machine.sick.hang()
     _, (left,) = machine.protect()
-    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 0.3 s")
+    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 1 s")
 
 
 def test_what_is_looked_at_each_second_waits_for_no_disk(machine: Machine) -> None:
@@ -127,3 +133,32 @@ def test_what_is_looked_at_each_second_waits_for_no_disk(machine: Machine) -> No
     (child,) = answer._given_up.values()
     child.wait()
     assert answer.queues(names)[names[0]].counts
+
+
+def test_a_captured_disk_that_hangs_is_named_with_a_way_out_and_costs_no_epoch(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hanging, "HANGS_S", 0.0)
+    machine.protect()
+    state = AgentState(machine.capture.state)
+    state.begin_epoch(eid(7))
+    state[Word.SETTLED] = 1
+    rounds: Any = SimpleNamespace(leave_out=lambda disks: None)
+    watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False)
+    continuity = Continuity(machine.capture, state, rounds, watch)
+    continuity.check()
+    assert (continuity.problems, continuity.state_of(1)) == ([], "")
+    machine.sick.hang()
+    continuity.check()
+    (problem,) = continuity.problems
+    assert (problem.code, problem.severity, problem.object) == (
+        "US592",
+        "critical",
+        machine.capture.disks[1].id,
+    )
+    assert "take it out of the agent's configuration" in problem.action
+    assert (continuity.state_of(0), continuity.state_of(1)) == ("", "hangs")
+    assert (state[Word.EPOCH], continuity.resized.is_set()) == (7, False)
+    machine.sick.let_go()
+    continuity.check()
+    assert continuity.problems == []
