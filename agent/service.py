@@ -181,7 +181,8 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
         _log.error("disk left out; the others are protected", id=left.id, **left.error.as_dict())
     for trace in traces.on_captured(config.state_dir, capture.disks):
         _log.warning("the agent writes onto a disk that it captures", what=trace)
-    return capture, Watch(config.protected, *where, left_out)
+    watch = Watch(config.protected, *where, left_out, without_order=capture.mode == "bitmap")
+    return capture, watch
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from agent.capture import audit, layout, libbpf, pins
 from agent.capture.binding import Pinned
-from agent.capture.calibrate import Calibration, calibrate
+from agent.capture.calibrate import Calibration, calibrate, prove
 from agent.capture.disks import Disk
 from shared import crashpoints
 from shared.errors import (
@@ -54,6 +54,7 @@ _ALWAYS: Final = (*COMPLETIONS, "us_rq_issue")
 _FOR_REQUESTS: Final = ("us_backmerge", "us_frontmerge", "us_getrq")
 _FOR_BIOS: Final = ("us_queue",)
 _REHEARSAL_RING_B: Final = 1 << 16
+TRIED_AGAIN: Final = "`python -m agent preflight` with its path says more. It is tried again by itself, every quarter of an hour at least."
 
 
 def check_machine(
@@ -99,6 +100,26 @@ def rehearse(wanted: Sequence[Disk], *, object_path: Path = OBJECT) -> Calibrati
         return calibrate(loaded, *_calibration_maps(loaded), wanted)
     finally:
         loaded.close()
+
+
+def try_out(pin_dir: Path, disk: Disk, *, object_path: Path = OBJECT) -> str:
+    """Why this disk could not join the capture that is pinned; empty: it could. Neither that nor the disk is touched: what is proved is
+    proved with programs and maps of its own. Raises BpfError."""
+    with ExitStack() as undo:
+        loaded = libbpf.BpfObject(object_path)
+        undo.callback(loaded.close)
+        loaded.set_max_entries("ring", _REHEARSAL_RING_B)
+        loaded.load()
+        control, probe = _calibration_maps(loaded)
+        pinned = libbpf.get(pin_dir / "control")
+        undo.callback(os.close, pinned)
+        theirs = mapped(pinned, layout.CONTROL, 1).reshape(())
+        for name in ("page_b", "vmemmap", "direct_map"):
+            control[name] = theirs[name]
+        for name in bitmap_names(0):
+            words, flags = layout.bitmap_words(disk.sectors), libbpf.F_MMAPABLE
+            undo.callback(os.close, libbpf.create_array(name.partition("-")[0], 8, words, flags))
+        return prove(loaded, probe, disk, readback=bool(int(control["direct_map"])))
 
 
 def _calibration_maps(loaded: libbpf.BpfObject) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

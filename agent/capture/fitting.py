@@ -10,7 +10,6 @@ import enum
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +22,6 @@ from shared import crashpoints, logging
 from shared.errors import BpfError, CaptureUnavailableError, DiskLeftOutError
 
 _log = logging.get()
-
-_TRIED_AT_START: Final = (
-    "`python -m agent preflight` with its path says more. It is tried again when the agent starts."
-)
 
 
 class Change(enum.Enum):
@@ -86,14 +81,14 @@ def bring_about(
 
 
 def _unseen(verdict: Verdict, exc: CaptureUnavailableError | BpfError | OSError) -> LeftOut:
-    """Only a disk that went away is looked for again: trying the others every few seconds would end the session each time."""
+    """A disk that went away is looked for again. The others are tried out first: to fit capture to them ends the session each time."""
     known = verdict.known
     if isinstance(exc, CaptureUnavailableError):
-        return LeftOut(known.id, known.path, exc, retry=False)
+        return LeftOut(known.id, known.path, exc, needs_trial=True)
     cause = f"{exc.what}: {exc.cause}" if isinstance(exc, BpfError) else str(exc)
-    action = "Repair that, then restart the agent: until then it is not tried again."
+    action = "Repair that: it is tried again by itself, every quarter of an hour at least."
     error = DiskLeftOutError(f"Disk {known.id} ({known.path}) is not protected", cause=cause, action=action)
-    return LeftOut(known.id, known.path, error, retry=isinstance(exc, OSError))
+    return LeftOut(known.id, known.path, error, needs_trial=isinstance(exc, BpfError))
 
 
 def attach_all(
@@ -128,7 +123,9 @@ def attach_all(
         _unseen(
             verdict,
             CaptureUnavailableError(
-                f"Writes to {disk.path} cannot be captured", cause=unproved[disk.name], action=_TRIED_AT_START
+                f"Writes to {disk.path} cannot be captured",
+                cause=unproved[disk.name],
+                action=attach.TRIED_AGAIN,
             ),
         )
         for verdict, disk in chosen

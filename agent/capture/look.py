@@ -28,8 +28,8 @@ class LeftOut:
     id: str
     device: str
     error: UnderstudyError
-    retry: bool = True
-    """It may become well by itself."""
+    needs_trial: bool = False
+    """That it stands there, well, is not enough: it is tried out before it is taken in."""
 
 
 @dataclass(frozen=True, slots=True)

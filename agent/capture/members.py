@@ -180,7 +180,9 @@ def prepare(pin_dir: Path, disk: Disk, object_path: Path) -> int:
         control = _control(undo.enter_context(_map(pin_dir, "control")))
         probe = mapped(loaded.map_fd(".data.probe"), layout.PROBE, 1).reshape(())
         if cause := prove(loaded, probe, disk, readback=bool(int(control["direct_map"]))):
-            raise CaptureUnavailableError(f"Writes to {disk.path} cannot be captured", cause=cause)
+            raise CaptureUnavailableError(
+                f"Writes to {disk.path} cannot be captured", cause=cause, action=attach.TRIED_AGAIN
+            )
         slot = _slots_given(pin_dir, control)
         try:
             attach.prepare_slot(loaded, pin_dir, slot, disk)

@@ -1,4 +1,8 @@
-"""Disks that are left out, or went away, looked for while the agent runs."""
+"""Disks that are left out, or went away, looked for while the agent runs; and a capture without order, whether it could have it.
+
+To take a disk in ends the session, and a new epoch begins. So one of which nothing could be proved, or for which the kernel had no memory,
+is tried out first, with programs of its own, and rarely: what is captured goes on untouched, however often that fails.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +12,66 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from agent.capture import bindings
+from agent.capture import attach, bindings
 from agent.capture.binding import Action
 from agent.capture.bindings import Wanted
-from agent.capture.look import LeftOut, look_at, why_not
+from agent.capture.look import LeftOut, Look, look_at, why_not
 from shared import logging
-from shared.errors import StateFileError, UnderstudyError
+from shared.errors import BpfError, StateFileError, UnderstudyError
 
 _log = logging.get()
 
 RETRY_S: Final = 10.0
 """How often disks that are left out are looked for."""
+TRY_S: Final = 60.0
+"""How long after the start one is tried out first; the time doubles with each try…"""
+TRY_LIMIT_S: Final = 900.0
+"""…up to this."""
 
 
 class Watch:
     """Looks for the disks that are left out (or went away), in a thread, every `RETRY_S`."""
 
     def __init__(
-        self, wanted: Sequence[Wanted], state_dir: Path, pin_dir: Path, left_out: Sequence[LeftOut]
+        self,
+        wanted: Sequence[Wanted],
+        state_dir: Path,
+        pin_dir: Path,
+        left_out: Sequence[LeftOut],
+        *,
+        without_order: bool = False,
     ) -> None:
+        """`without_order`: capture could not be calibrated on any disk."""
         self._wanted = wanted
         self._where = state_dir, pin_dir
         self.left_out: Final = tuple(left_out)
-        self._hopeless = {left.id for left in left_out if not left.retry}
+        self._unproved = {left.id for left in left_out if left.needs_trial}
+        self._without_order = without_order
         self._next = time.monotonic() + RETRY_S
+        self._try_s = TRY_S
+        self._next_try = time.monotonic() + TRY_S
         self._thread: threading.Thread | None = None
         self._found = False
 
     def is_one_back(self, *, looking: bool = False) -> bool:
-        """Whether a disk can be captured that is not. Never blocks: begins a look if one is due, says what the last one found.
+        """Whether capture can be fitted better than it is. Never blocks: begins a look if one is due, says what the last one found.
         `looking`: there is something to look for beside what was left out."""
-        if self._thread is not None and self._thread.is_alive():
-            return False
-        if not self._found and (self.left_out or looking) and time.monotonic() >= self._next:
-            self._next = time.monotonic() + RETRY_S
-            self._thread = threading.Thread(target=self._search, name="disk-watch", daemon=True)
+        if self._found or (self._thread is not None and self._thread.is_alive()):
+            return self._found
+        now = time.monotonic()
+        is_try = bool(self._unproved or self._without_order) and now >= self._next_try
+        if is_try or ((self.left_out or looking) and now >= self._next):
+            self._next = now + RETRY_S
+            if is_try:
+                self._next_try = now + self._try_s
+                self._try_s = min(2 * self._try_s, TRY_LIMIT_S)
+            self._thread = threading.Thread(
+                target=self._search, args=(is_try,), name="disk-watch", daemon=True
+            )
             self._thread.start()
-        return self._found
+        return False
 
-    def _search(self) -> None:
+    def _search(self, is_try: bool) -> None:
         state_dir, pin_dir = self._where
         try:
             remembered = bindings.read(state_dir) or []
@@ -56,9 +81,32 @@ class Watch:
         except UnderstudyError as exc:
             _log.warning("disks that are left out could not be looked for", **exc.as_dict())
             return
-        self._found = any(
-            verdict.action is Action.ATTACH
-            and verdict.known.id not in self._hopeless
-            and why_not(verdict, look) is None
-            for verdict in look.verdicts
+        well = [v for v in look.verdicts if v.action is Action.ATTACH and why_not(v, look) is None]
+        self._found = any(v.known.id not in self._unproved for v in well) or (
+            is_try
+            and (
+                any(self._proves(look, v.standing.dev) for v in well if v.standing is not None)
+                or (self._without_order and self._may_have_order(look))
+            )
         )
+
+    def _proves(self, look: Look, dev: int) -> bool:
+        disk = look.found[dev]
+        try:
+            cause = attach.try_out(self._where[1], disk)
+        except BpfError as exc:
+            cause = str(exc)
+        if cause:
+            _log.info("a disk that is left out was tried again", device=str(disk.path), cause=cause)
+        return not cause
+
+    def _may_have_order(self, look: Look) -> bool:
+        captured = [
+            v.standing for v in look.verdicts if v.action is Action.CONTINUE and v.standing is not None
+        ]
+        well = [look.found[standing.dev] for standing in captured if not look.answers[standing.path].cause]
+        try:
+            return bool(well) and not attach.rehearse(well).cause
+        except BpfError as exc:
+            _log.info("calibration was tried again", **exc.as_dict())
+            return False

@@ -73,8 +73,8 @@ class Machine:
     def ids(self, capture: Capture) -> dict[str, str]:
         return {disk.id: disk.name for disk in capture.disks}
 
-    def watch(self, left_out: list[LeftOut]) -> Watch:
-        made = Watch(self.wanted, self.state_dir, self.rig.pin_dir, left_out)
+    def watch(self, left_out: list[LeftOut], *, without_order: bool = False) -> Watch:
+        made = Watch(self.wanted, self.state_dir, self.rig.pin_dir, left_out, without_order=without_order)
         made._next = 0.0
         return made
 
@@ -279,10 +279,10 @@ def test_a_disk_that_cannot_be_written_down_is_left_out_until_it_can_and_those_t
         assert (left.id, left.error.code) == (machine.rig.disks[1].name, "US478")
         assert "No space left on device" in left.error.cause
         watch = machine.watch([left])
-        watch._search()
+        watch._search(is_try=False)
         assert not watch._found, "the capture would be fitted anew, in vain, again and again"
         disk.heal()
-        watch._search()
+        watch._search(is_try=False)
         assert watch._found
         whole, none = machine.protect()
         assert (len(whole.disks), none) == (2, [])
@@ -351,6 +351,15 @@ def test_a_kill_while_disks_are_exchanged_leaves_what_the_next_attachment_puts_r
     assert pins.exist(r.pin_dir)
 
 
+def finds(watch: Watch, *, trying: bool = False) -> bool:
+    """Whether one look finds that capture can be fitted better."""
+    watch._next_try = 0.0 if trying else float("inf")
+    watch.is_one_back()
+    assert watch._thread is not None
+    watch._thread.join()
+    return watch.is_one_back()
+
+
 def slots_with_pins(r: Rig) -> set[int]:
     return {int(path.name[-2:]) for path in r.pin_dir.iterdir() if path.name[-2:].isdigit()}
 
@@ -365,11 +374,9 @@ def test_a_disk_whose_writes_cannot_be_seen_does_not_cost_the_others_nor_is_trie
     capture, (left,) = machine.protect()
     assert (left.error.code, left.error.cause) == ("US411", "a read did not pass the hooks")
     assert [disk.id for disk in capture.disks] == [r.disks[1].name]
-    watch = machine.watch([left])
-    watch.is_one_back()
-    assert watch._thread is not None
-    watch._thread.join()
-    assert not watch.is_one_back()
+    monkeypatch.setattr("agent.capture.attach.prove", lambda *_, **__: "a read did not pass the hooks")
+    assert not finds(machine.watch([left]))
+    assert not finds(machine.watch([left]), trying=True)
     assert machine.changes == [Change.LEFT]
     machine.protect()
     assert machine.changes == [Change.LEFT], "it ends the epoch of the others at every start"
@@ -394,7 +401,7 @@ def test_a_disk_for_which_the_kernel_has_no_memory_costs_neither_the_others_nor_
     with monkeypatch.context() as patch:
         patch.setattr(attach, "_make_array", no_memory)
         capture, (left,) = machine.protect()
-        assert (left.id, left.error.code, left.retry) == (r.disks[1].name, "US404", False)
+        assert (left.id, left.error.code, left.needs_trial) == (r.disks[1].name, "US404", True)
         assert "Cannot allocate memory" in left.error.cause
         assert [disk.id for disk in capture.disks] == [r.disks[0].name]
         assert (machine.changes, slots_with_pins(r)) == ([], {0})
@@ -427,11 +434,17 @@ def test_a_disk_on_which_nothing_can_be_proved_does_not_cost_the_others_their_or
         assert "Input/output error" in left.error.cause
         assert [disk.id for disk in capture.disks] == [r.disks[1 - bad].name]
         assert (capture.mode, capture.mode_cause) == ("ordered", "")
+        assert not finds(machine.watch([left]), trying=True)
+    assert not finds(machine.watch([left])), (
+        "to fit capture anew ends the session, in vain if it is not tried first"
+    )
+    assert finds(machine.watch([left]), trying=True)
+    assert machine.changes == []
     capture, none = machine.protect()
     assert (len(capture.disks), none, capture.mode) == (2, [], "ordered")
 
 
-def test_a_capture_without_order_is_calibrated_again_at_the_next_start(
+def test_a_capture_without_order_is_tried_again_and_calibrated_when_it_can_be(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     r = machine.rig
@@ -445,6 +458,8 @@ def test_a_capture_without_order_is_calibrated_again_at_the_next_start(
         r.write(0, b"x" * 4096)
         loss = capture.loss_count()
         assert loss == 1
+        assert not finds(machine.watch([], without_order=True), trying=True)
+    assert finds(machine.watch([], without_order=True), trying=True)
     capture, _ = machine.protect()
     assert (capture.mode, capture.mode_cause, machine.changes) == ("ordered", "", [])
     content = bytes(range(256)) * 16
