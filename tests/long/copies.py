@@ -1,5 +1,6 @@
-"""Copies of a machine beside the machine: with another identity, with the same, with a certificate of its own, only polling, and the old
-source after the machine moved. Each is refused by name, and the machine does not notice."""
+"""Copies of a machine beside the machine: with another identity, with the same, with a certificate of its own, only polling, the old source
+after the machine moved, and the machine that was deleted beside another of its name. Each is refused by name at its first word, nothing
+of it is taken, and the machine does not notice."""
 
 from __future__ import annotations
 
@@ -17,10 +18,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from agent.capture import bindings
+from agent.capture.bindings import Bound
+from agent.capture.look import standing_now
 from agent.capture.maps import detach
+from deploy.lab.files import blob_config
+from deploy.lab.state import Lab as LabState
 from shared import enrol
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError
+from shared.machine_storage import REGISTRY, MachineStorage
 from shared.status import AgentReport
 from shared.tls import TlsFiles
 from shared.toml import to_toml
@@ -37,13 +44,13 @@ def copies() -> Result:
     with (
         scratch() as folder,
         two_disks(folder) as devices,
-        lab(devices, point_interval=5, segment_seconds=2) as site,
+        lab(devices, point_interval=10, segment_seconds=2) as site,
         ExitStack() as stack,
     ):
         site.wait_ordered(120)
         original = agent_config(site)["identity"]
         story = stack.enter_context(Story(folder, devices, RATE_MB))
-        time.sleep(6)
+        time.sleep(11)
         copied = stack.enter_context(image_of(site, folder))
         epoch = site.machine()["epoch"]
 
@@ -58,6 +65,7 @@ def copies() -> Result:
                 time.sleep(SIDE_BY_SIDE_S)
                 if copy.process.poll() is not None:
                     raise AssertionError(f"{name}: the copy ended: {copy.log()}")
+                check_nothing_taken(copy.log())
                 seen[name] = undisturbed(site, epoch)
         seen["only polling"] = asyncio.run(poll(site))
         undisturbed(site, epoch)
@@ -68,9 +76,7 @@ def copies() -> Result:
             wait_until(lambda: REFUSED in agent_log(site), "the old side was not refused", 90)
             wait_until(lambda: site.machine()["epoch"] > epoch, "the new side did not begin", 90)
             site.wait_ordered(120)
-            site.stop("agent")
-            site.start("agent")
-            time.sleep(SIDE_BY_SIDE_S)
+            restart_refused(site)
             moved = undisturbed(site, epoch + 1)
             check_identical(site, folder, copied)
         site.run("machine", "rebind", "lab", "--identity", original, "--yes")
@@ -78,15 +84,29 @@ def copies() -> Result:
         site.start("agent")
         wait_until(lambda: site.machine()["epoch"] > epoch + 1, "the machine did not come back", 90)
         site.wait_ordered(120)
-        time.sleep(6)
+        time.sleep(11)
         story.stop()
         result = story.check_every_point(site, 5, epochs={epoch, epoch + 2})
+        story.check_every_point(site, 1, epochs={epoch + 1})  # all of them are the state that was copied
         story.check_latest(site)
-        return {"refused": seen, "after_rebind": moved, **result}
+
+        site.stop("agent")
+        asyncio.run(delete(site))
+        with Copy(site, folder, copied, "another", enrolled(site, folder)) as another:
+            another.wait_for("epoch begun")
+            site.wait_ordered(120)
+            last = site.machine()["epoch"]
+            if last <= epoch + 2:
+                raise AssertionError(f"the number of an epoch that was deleted came back: {last}")
+            restart_refused(site)
+            deleted = undisturbed(site, last)
+            check_identical(site, folder, copied)
+        return {"refused": seen, "after_rebind": moved, "after_deletion": deleted, **result}
 
 
 class Copy:
-    """An agent of the machine `lab` on copies of its disks, with a folder of its own."""
+    """An agent of the machine `lab` with copies of its disks and of its folder, in which they are bound as a clone's are: by serial numbers
+    that were copied, too."""
 
     def __init__(
         self, site: Lab, folder: Path, disks: list[str], identity: str, tls: TlsFiles | None = None
@@ -94,11 +114,21 @@ class Copy:
         self._folder = folder / f"copy-{secrets.token_hex(3)}"
         self._folder.mkdir()
         config = agent_config(site)
+        state_dir = self._folder / "state"
+        shutil.copytree(config["state_dir"], state_dir)
+        bound = bindings.read(state_dir) or []
+        bindings.write(
+            state_dir,
+            [
+                Bound(there.id, device, str(standing_now(device).identities[0]), device)
+                for there, device in zip(bound, disks, strict=True)
+            ],
+        )
         self._pins = Path("/sys/fs/bpf/understudy-test") / self._folder.name
         config |= {
             "disks": disks,
             "identity": identity,
-            "state_dir": str(self._folder / "state"),
+            "state_dir": str(state_dir),
             "pin_dir": str(self._pins),
         }
         if tls is not None:
@@ -156,6 +186,14 @@ def enrolled(site: Lab, folder: Path) -> TlsFiles:
     return asyncio.run(enrol.enrol(config["control_url"], token, folder / "enrolled"))
 
 
+async def delete(site: Lab) -> None:
+    """The machine is taken out of storage: its container and what the registry says of it."""
+    async with MachineStorage.connect(blob_config(LabState.open(site.folder))) as storage:
+        container = await storage.find("lab")
+        await storage.vault.delete(f"{REGISTRY}lab.json")
+        await storage.vault._core.service.delete_container(container.container)
+
+
 async def poll(site: Lab) -> str:
     """A copy that does nothing but ask for commands."""
     config = agent_config(site)
@@ -184,12 +222,27 @@ def undisturbed(site: Lab, epoch: int) -> str:
     return str(events[0]["cause"])
 
 
+def restart_refused(site: Lab) -> None:
+    """Starts the agent of the machine that is not the active side any more: it is refused before anything else."""
+    site.stop("agent")
+    before = len(agent_log(site))
+    site.start("agent")
+    wait_until(lambda: REFUSED in agent_log(site)[before:], "the old machine was not refused", 90)
+    time.sleep(SIDE_BY_SIDE_S)
+    check_nothing_taken(agent_log(site)[before:])
+
+
+def check_nothing_taken(log: str) -> None:
+    """Nothing of whoever wrote this log came to a session or an epoch."""
+    if taken := [line for line in log.splitlines() if '"session opened"' in line or '"epoch begun"' in line]:
+        raise AssertionError(f"a copy was taken in: {taken}")
+
+
 def check_identical(site: Lab, folder: Path, devices: list[str]) -> None:
     """A point of the machine that moved is what its disks hold; nobody writes to them."""
     target = folder / "moved"
-    site.run("restore", "lab", "--point", site.create_point()["id"], "--to", str(target))
-    for device in devices:
-        subprocess.run(["cmp", device, str(target / f"{Path(device).name}.raw")], check=True)
+    for device, image in zip(devices, site.restore(site.create_point()["id"], target), strict=True):
+        subprocess.run(["cmp", device, str(image)], check=True)
     shutil.rmtree(target)
 
 
