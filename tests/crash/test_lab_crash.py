@@ -13,9 +13,14 @@ import pytest
 from deploy.lab import daemons
 from deploy.lab.state import Lab as LabState
 from tests.lab import UNDERSTUDY, CommandFailedError, Lab
+from tests.marks import some
 
-STEPS_OF_UP = (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 16, 18, 20)
-STEPS_OF_WIPE = (1, 5, 6, 7, 10)
+STEPS_OF_UP = some((1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 16, 18, 20), short=(1, 8, 16, 20))
+STEPS_TO_GO_ON_FROM = some((2, 3, 5, 7, 14), short=(5, 14))
+STARTS = some(
+    (("config-server", 7), ("azurite", 14), ("process-server", 16)), short=(("process-server", 16),)
+)
+STEPS_OF_WIPE = some((1, 5, 6, 7, 10), short=(6, 10))
 
 
 def killed(lab: Lab, crash_at: str, *arguments: str) -> bool:
@@ -83,7 +88,7 @@ def test_a_lab_whose_making_was_killed_is_wiped_without_a_trace(folder: Path, di
     assert not [trace for trace in outside() if id_ in trace]
 
 
-@pytest.mark.parametrize("step", [2, 3, 5, 7, 14])
+@pytest.mark.parametrize("step", STEPS_TO_GO_ON_FROM)
 def test_a_lab_whose_making_was_killed_goes_on(folder: Path, disk: str, step: int) -> None:
     lab = Lab(folder / "lab", [disk])
     assert killed(lab, f"lab.step:{step}", *up(lab))
@@ -95,7 +100,7 @@ def test_a_lab_whose_making_was_killed_goes_on(folder: Path, disk: str, step: in
     assert traces(lab) == set()
 
 
-@pytest.mark.parametrize(("daemon", "step"), [("config-server", 7), ("azurite", 14), ("process-server", 16)])
+@pytest.mark.parametrize(("daemon", "step"), STARTS)
 def test_a_daemon_that_a_killed_command_started_is_not_taken_for_ready(
     folder: Path, disk: str, daemon: str, step: int
 ) -> None:

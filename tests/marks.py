@@ -1,0 +1,17 @@
+"""Cases that say the same of one more step, daemon or cause: `make test` runs some of each kind, `python -m tests.long every-case` all."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from typing import Any
+
+import pytest
+
+
+def some(cases: Iterable[Any], short: Container[Any]) -> list[Any]:
+    """The parameters of a test: those that are not in `short` are marked as long ones."""
+    made = []
+    for case in cases:
+        values = case if isinstance(case, tuple) else (case,)
+        made.append(pytest.param(*values, marks=() if case in short else pytest.mark.long))
+    return made
