@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -44,6 +45,9 @@ class Control:
     troubles: dict[str, UnderstudyError] = field(default_factory=dict)
     """What else is wrong with this server itself: by the part of it that said so last."""
 
+    watched: list[Callable[[], UnderstudyError | None]] = field(default_factory=list)
+    """Parts that say themselves what is wrong with them now."""
+
     def note(self, part: str, error: UnderstudyError | None) -> None:
         """Something of this server's own fails, or works again. Each change is a line in the log."""
         before = self.troubles.pop(part, None)
@@ -56,7 +60,8 @@ class Control:
 
     def own_problems(self) -> list[Problem]:
         """What is wrong with this server itself. It is also shown of each machine: while the database fails no event can tell."""
-        found = {error.code: error for error in (self.db.trouble, *self.troubles.values()) if error}
+        said = (self.db.trouble, *self.troubles.values(), *(part() for part in self.watched))
+        found = {error.code: error for error in said if error}
         problems = [Problem(**error.as_dict(), object=SELF) for error in found.values()]
         if (lost := logging.problem()) is not None:
             problems.append(Problem(**lost.as_dict(), severity="warning", object=SELF))

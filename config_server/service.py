@@ -65,7 +65,7 @@ TOKEN_FILE: Final = "operator.token"
 _SWEEP_S: Final = 5.0
 _VAULT_S: Final = 600.0
 """How often the vault is compared with storage, ..."""
-_VAULT_WRONG_S: Final = 30.0
+_VAULT_WRONG_S: Final = 10.0
 """... and while something is wrong about it."""
 _AGAIN_S: Final = 60.0
 """After a look through storage that failed."""
@@ -238,13 +238,9 @@ async def _watch_vault(control: Control, vault: RecordedVault | None) -> None:
     if vault is None:
         return
 
-    async def look() -> None:
-        await vault.check()
-        if vault.problem is not None:
-            raise vault.problem
-
+    control.watched.append(lambda: vault.problem)
     while True:
-        await _part(control, "vault", look())
+        await _part(control, "vault", vault.check())
         await asyncio.sleep(_VAULT_S if vault.problem is None else _VAULT_WRONG_S)
 
 

@@ -112,8 +112,8 @@ class RecordedVault:
                     await self.check()
             except TimeoutError as exc:
                 raise self._unrecorded("storage does not answer") from exc
-            if not self._admits() and self.problem is not None:
-                raise self.problem
+            if not self._admits():
+                raise self.problem or self._unrecorded("storage has no record of its key")
         return await self.file.new_key(machine)
 
     async def check(self) -> None:
@@ -126,7 +126,7 @@ class RecordedVault:
                 recorded = await self._record(self._machines())
             except UnderstudyError as exc:
                 if not self._admits() and not isinstance(self.problem, VaultMisfitError):
-                    self.problem = self._unrecorded(f"{exc.what}: {exc.cause}" if exc.cause else exc.what)
+                    self._note(self._unrecorded(f"{exc.what}: {exc.cause}" if exc.cause else exc.what))
                 return
             self._recorded = recorded
             self._judge()
@@ -141,13 +141,23 @@ class RecordedVault:
 
     def _judge(self) -> None:
         wrong = misfits(self.file.fingerprints, self._recorded)
-        self.problem = None
-        if wrong:
-            goes_on = "" if self._admits() else "; machines that are new wait"
-            self.problem = VaultMisfitError(
+        if not wrong:
+            self._note(None)
+            return
+        goes_on = "" if self._admits() else "; machines that are new wait"
+        self._note(
+            VaultMisfitError(
                 f"The vault file {self.file.path} is not the one of this storage",
                 cause=f"{', '.join(wrong)} (it holds {', '.join(self.file.fingerprints)}){goes_on}",
             )
+        )
+
+    def _note(self, problem: UnderstudyError | None) -> None:
+        before, self.problem = self.problem, problem
+        if problem is not None and (before is None or before.as_dict() != problem.as_dict()):
+            _log.error("vault: trouble", **problem.as_dict())
+        elif problem is None and before is not None:
+            _log.info("vault: trouble is over")
 
     def _unrecorded(self, cause: str) -> VaultUnrecordedError:
         return VaultUnrecordedError(
