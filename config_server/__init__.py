@@ -20,7 +20,7 @@ is down. Only a machine that is new to a process server or master target waits f
     view       a machine's state (pure)          storage     what is read from blob storage
     own_certificate  of this server              lock        of its data folder
     rpo        how old the newest state in storage is (pure)
-    sides      copies of machines, refused
+    sides      copies of machines, refused       serving     which of several process servers a machine is with
     granting   who may read a machine's container  grants     their table
     service    wiring, and what happens every few seconds
     cli/       the `understudy` command: a client of the API, which imports nothing of the server

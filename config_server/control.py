@@ -15,6 +15,7 @@ from config_server.commands import Bell
 from config_server.database import Database
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
+from config_server.serving import Serving
 from config_server.storage import Storage
 from config_server.view import SELF, Facts, facts_of
 from shared import logging
@@ -42,11 +43,15 @@ class Control:
     job_heard_ns: dict[str, int] = field(default_factory=dict)
     """Running jobs → when their workers were heard (monotonic)."""
 
+    serving: Serving = field(init=False)
     troubles: dict[str, UnderstudyError] = field(default_factory=dict)
     """What else is wrong with this server itself: by the part of it that said so last."""
 
     watched: list[Callable[[], UnderstudyError | None]] = field(default_factory=list)
     """Parts that say themselves what is wrong with them now."""
+
+    def __post_init__(self) -> None:
+        self.serving = Serving(self.storage)
 
     def note(self, part: str, error: UnderstudyError | None) -> None:
         """Something of this server's own fails, or works again. Each change is a line in the log."""
@@ -82,9 +87,15 @@ class Control:
 
     def facts(self, machine: str, last_point: PointView | None) -> Facts:
         """What is known of the machine now."""
-        found = facts_of(self.presence, machine, last_point)
-        rpo = self.progress.rpo(machine, found, self.mono_ns(), self.now_ns())
-        return msgspec.structs.replace(found, rpo=rpo, own=tuple(self.own_problems()))
+        mono_ns = self.mono_ns()
+        found = facts_of(self.presence, machine, mono_ns, last_point, self.serving.owner(machine))
+        order = [*found.others, found.stream] if found.stream is not None else []
+        return msgspec.structs.replace(
+            found,
+            rpo=self.progress.rpo(machine, found, mono_ns, self.now_ns()),
+            own=tuple(self.own_problems()),
+            disagree=self.serving.look(machine, order, found.agent, mono_ns),
+        )
 
 
 def check_name(name: str, what: str) -> str:

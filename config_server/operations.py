@@ -114,7 +114,7 @@ class Operations:
                 cause="it needs the paths of its disks, /dev/NAME, each once",
             )
         now_ns = self._control.now_ns()
-        facts = view.facts_of(self._control.presence, name)
+        facts = view.facts_of(self._control.presence, name, self._control.mono_ns())
         target = f"agent:{name}"
         reported = None
         if facts.agent is not None and not facts.agent[0].is_silent(self._control.mono_ns()):

@@ -122,6 +122,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 accepting = tasks.create_task(listener.run(runner.server), name="listener")
                 tasks.create_task(_sweep(control, sides, config, context, stop), name="sweeper")
                 watching = tasks.create_task(_watch_vault(control, vault), name="vault")
+                asking = tasks.create_task(_ask_whose(control, stop), name="serving")
                 sweeping = tasks.create_task(_sweep_grants(control, granting, stop), name="grants")
                 _log.info("listening", host=config.listen, port=listener.port, name=config.name)
                 service.notify("READY=1")
@@ -130,6 +131,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 accepting.cancel()
                 watching.cancel()
                 sweeping.cancel()
+                asking.cancel()
         finally:
             control.bell.close()  # held answers go out, so that their connections can close
             await runner.cleanup()
@@ -259,6 +261,13 @@ async def _sweep(
         await wait_for(stop, _SWEEP_S)
 
 
+async def _ask_whose(control: Control, stop: asyncio.Event) -> None:
+    """Of machines that several process servers claim; apart, since it waits for storage."""
+    while not stop.is_set():
+        await _part(control, "serving", control.serving.ask())
+        await wait_for(stop, _SWEEP_S)
+
+
 async def _sweep_grants(control: Control, granting: Granting, stop: asyncio.Event) -> None:
     """At the start, since the database may be from a backup, and then now and then. It waits for storage, so it is apart."""
     away = False
@@ -346,7 +355,8 @@ async def _last_points(control: Control, machines: Sequence[Machine]) -> dict[st
     silent = [
         machine.name
         for machine in machines
-        if machine.protected and not view.reported_ns(view.facts_of(control.presence, machine.name))
+        if machine.protected
+        and not view.reported_ns(view.facts_of(control.presence, machine.name, control.mono_ns()))
     ]
     found = await asyncio.gather(*(control.storage.last_point(name) for name in silent))
     return dict(zip(silent, found, strict=True))

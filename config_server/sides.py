@@ -4,8 +4,8 @@ Which machine is the active side stands in storage (shared/active_side.py); it i
 again when somebody with another identity speaks. While storage cannot be read, what was known counts.
 
 A copy with the same identity is told by its boot. The machine is the one whose session a process server has open, since that was asked and
-answered; without a session, the one that reported within the last moments. Whoever was really restarted is heard as soon as the old boot is
-gone there, a few seconds later.
+answered, unless storage calls another server the machine's (serving.py); without a session, the one that reported within the last moments.
+Whoever was really restarted is heard as soon as the old boot is gone there, a few seconds later.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from config_server import audit, commands
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
+from config_server.serving import signature
 from shared import active_side, api, logging
 from shared.active_side import ActiveSide, Known
 from shared.errors import (
@@ -80,7 +81,7 @@ class Sides:
             if side is not None and side.identity != active_side.UNKNOWN:
                 side.check(identity)
             if boot is not None:
-                self._check_boot(machine, boot, now_s)
+                await self._check_boot(machine, boot, now_s)
         except CopyRefusedError as exc:
             before = self._refused.get(machine)
             since_s = before.since_s if before and now_s - before.at_s < SHOWN_S else now_s
@@ -159,18 +160,24 @@ class Sides:
                 side = self._known.learn(found, asked) if found is not None else self._known.get(machine)
         return side
 
-    def _check_boot(self, machine: str, boot: str, now_s: float) -> None:
-        """Of sessions with several servers (one may not know yet that its own is over) the caller's own counts."""
+    async def _check_boot(self, machine: str, boot: str, now_s: float) -> None:
+        """Of sessions with several servers (one may not know yet that its own is over) the caller's own counts. That of a server which is
+        not the machine's by storage keeps nobody out: it is over, or was made up.
+        """
         now_ns = self._control.mono_ns()
+        streams = list(self._control.presence.streams(machine))
         sessions = [
-            (seen.source, stream.boot)
-            for seen, stream in self._control.presence.streams(machine)
+            (seen, stream.boot)
+            for seen, stream in streams
             if stream.connected and stream.boot and not seen.is_silent(now_ns)
         ]
-        if boot in (theirs for _source, theirs in sessions):
+        if boot in (theirs for _seen, theirs in sessions):
             return
         if sessions:
-            raise _same_identity(machine, f"it has a session with {sessions[0][0]}")
+            owner = await self._control.serving.asked(machine, signature(streams))
+            theirs = [seen for seen, _boot in sessions if not owner or seen.name == owner]
+            if theirs:
+                raise _same_identity(machine, f"it has a session with {theirs[0].source}")
         heard = self._heard.get(machine)
         if heard is not None and heard.boot != boot and now_s - heard.at_s < RECENT_S:
             raise _same_identity(machine, "it reported a moment ago")

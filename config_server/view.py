@@ -23,6 +23,7 @@ import msgspec
 from config_server.clock import SECOND_NS
 from config_server.inventory import Machine
 from config_server.presence import Presence, Seen, problems_of
+from config_server.serving import ranked
 from shared.batch import SECTOR
 from shared.errors import (
     ClockSkewError,
@@ -30,6 +31,7 @@ from shared.errors import (
     LookFailedError,
     RpoThresholdError,
     RpoUnknownError,
+    ServersDisagreeError,
     UnhealthyError,
 )
 from shared.messages import DiskView, ErrorView, HopState, HopView, MachineView, PointView, RingView
@@ -55,22 +57,41 @@ class Facts(msgspec.Struct, frozen=True):
 
     agent: tuple[Seen, AgentReport] | None
     stream: tuple[Seen, StreamReport] | None
-    """Of the process server with the newest epoch and batch."""
+    """Of the process server that it is with (serving.py)."""
     apply: tuple[Seen, ApplyReport] | None
     last_point: PointView | None = None
     rpo: Rpo = Rpo()
     own: tuple[Problem, ...] = ()
     """What ails the config server itself."""
+    others: tuple[tuple[Seen, StreamReport], ...] = ()
+    """Of other process servers, in the order of serving.py."""
+    disagree: str = ""
+    """What process servers say that contradict each other."""
 
 
-def facts_of(presence: Presence, machine: str, last_point: PointView | None = None) -> Facts:
-    streams = sorted(presence.streams(machine), key=lambda s: (s[1].epoch, s[1].spooled, s[0].heard_ns))
-    applies = sorted(presence.applies(machine), key=lambda a: (a[1].epoch, a[1].applied, a[0].heard_ns))
+def facts_of(
+    presence: Presence, machine: str, now_ns: int, last_point: PointView | None = None, owner: str = ""
+) -> Facts:
+    """`owner`: the process server that storage calls the machine's; empty when it was not asked."""
+    agent = presence.agent(machine)
+    streams = ranked(presence.streams(machine), agent, owner, now_ns)
+    epoch = streams[-1][1].epoch if streams else 0
+    applies = sorted(
+        presence.applies(machine),
+        key=lambda a: (
+            a[1].epoch == epoch,
+            not a[0].is_silent(now_ns),
+            a[1].epoch,
+            a[1].applied,
+            a[0].heard_ns,
+        ),
+    )
     return Facts(
-        presence.agent(machine),
+        agent,
         streams[-1] if streams else None,
         applies[-1] if applies else None,
         last_point,
+        others=tuple(streams[:-1]),
     )
 
 
@@ -144,6 +165,14 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
                 if problem.object in (machine.name, side[0].source)
                 or problem.object.startswith(f"{machine.name}/")
             ]
+    # Of a server that it is not with: what ails the machine there, say batches that still wait for upload.
+    found += [
+        (seen.source, problem)
+        for seen, _ in facts.others
+        if not seen.is_silent(now_ns)
+        for problem in problems_of(seen)
+        if problem.object == machine.name
+    ]
     return [
         ErrorView(
             code=problem.code,
@@ -173,6 +202,12 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             yield problem_of(silence(side[0], now_ns), side[0].source)
         elif side is not None and abs(side[0].skew_ns) > SKEW_LIMIT_S * SECOND_NS:
             yield problem_of(skewed(side[0], side[0].source), side[0].source, "warning")
+    if facts.disagree:
+        yield problem_of(
+            ServersDisagreeError(f"Process servers disagree about {machine.name}", cause=facts.disagree),
+            machine.name,
+            "warning",
+        )
     if facts.rpo.unknown:
         yield problem_of(
             RpoUnknownError(f"The RPO of {machine.name} cannot be measured", cause=facts.rpo.unknown),

@@ -278,6 +278,16 @@ class AskerGoneError(UnhealthyError):
     default_action = "Ask again."
 
 
+class ServersDisagreeError(UnhealthyError):
+    """Several process servers say that a machine is with them."""
+
+    code = "US581"
+    default_action = (
+        "Nothing, if the machine was moved and the older server is away from storage. Else restart the one that is not its server; if"
+        " that goes on, revoke its certificate: understudy certificate revoke NAME."
+    )
+
+
 class RpoUnknownError(UnhealthyError):
     code = "US548"
     default_action = "Synchronise the machine's clock (NTP). It is measured again with the next state that gets to storage."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from config_server import sides
@@ -13,6 +14,7 @@ from shared.blob import BlobConfig
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, RenewalNotDueError, RequestError
 from shared.log import names
+from shared.log.writer import TermDocument
 from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, Nothing, PointRequest, Protection, RebindRequest, RenewRequest
 from shared.rest import RestClient
@@ -130,6 +132,20 @@ async def test_a_session_that_is_over_with_one_server_does_not_stand_against_tha
         await agent.report(said(boot="2"))
         with pytest.raises(CopyRefusedError, match="has a session"):
             await copy.report(said(boot="3"))
+
+
+async def test_a_server_that_has_the_machine_no_more_keeps_it_out_of_status_no_longer_than_storage_says(
+    server: ConfigServer, agent: ControlClient, tmp_path: Path, machine_storage: MachineStorage
+) -> None:
+    """Whatever session it claims, for ever: the machine's server has none just now, and storage names that one."""
+    files = await server.enrolled("process-server", "ps1", tmp_path / "ps1")
+    async with daemon(server, files) as stale:
+        ghost = StreamReport(epoch=9, connected=True, boot="ghost")
+        await stale.report(ProcessServerReport(machines={"web1": ghost}))
+        term = TermDocument(term=1, owner="ps2", claim="", after=0, created_ns=0)
+        store = await machine_storage.find("web1")
+        await store.create(names.term_document(1, 1), msgspec.json.encode(term))
+        await agent.report(said())
 
 
 async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(

@@ -20,7 +20,8 @@ class Site:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.over_s = 0.0
-        control = SimpleNamespace(presence=self, mono_ns=lambda: int(self.now_s * 1e9))
+        self.owner = ""
+        control = SimpleNamespace(presence=self, mono_ns=lambda: int(self.now_s * 1e9), serving=self)
         self.sides = Sides(control)  # type: ignore[arg-type]
         self.sides.clock = lambda: self.now_s
         known = self.sides._known
@@ -28,9 +29,12 @@ class Site:
             ActiveSide(machine="web", generation=1, identity="hw", changed_ns=0, claim=""), known.asking()
         )
 
+    async def asked(self, _machine: str, _wanted: object) -> str:
+        return self.owner
+
     def streams(self, _machine: str) -> list[tuple[SimpleNamespace, SimpleNamespace]]:
-        seen = SimpleNamespace(source="process-server:ps1", is_silent=lambda _ns: False)
-        return [(seen, SimpleNamespace(connected=self.now_s < self.over_s, boot="first"))]
+        seen = SimpleNamespace(source="process-server:ps1", name="ps1", is_silent=lambda _ns: False)
+        return [(seen, SimpleNamespace(connected=self.now_s < self.over_s, boot="first", epoch=1))]
 
     async def admitted(self, boot: str) -> bool:
         try:
@@ -54,6 +58,14 @@ async def test_a_machine_that_lost_its_power_is_no_copy(site: Site) -> None:
         site.now_s += TO_RETRY_S
     assert site.now_s >= site.over_s
     assert site.sides.problems() == []
+
+
+async def test_only_a_session_with_the_machine_s_server_by_storage_keeps_another_boot_out(site: Site) -> None:
+    site.over_s = 1e9
+    site.owner = "ps1"
+    assert not await site.admitted("second")
+    site.owner = "ps2"
+    assert await site.admitted("second")
 
 
 async def test_a_boot_that_was_admitted_was_never_a_copy(site: Site) -> None:

@@ -38,6 +38,7 @@ class World:
         self.presence = Presence()
         self.progress = StorageProgress()
         self.now_ns = NOW
+        self.owner = ""
 
     def later(self, seconds: float) -> World:
         self.now_ns += int(seconds * SECOND_NS)
@@ -50,7 +51,7 @@ class World:
         return self
 
     def show(self, protected: Machine | None = None, last_point: PointView | None = None) -> MachineView:
-        facts = view.facts_of(self.presence, "web1", last_point)
+        facts = view.facts_of(self.presence, "web1", self.now_ns, last_point, self.owner)
         rpo = self.progress.rpo("web1", facts, self.now_ns, self.now_ns)
         return view.machine_view(protected or machine(), msgspec.structs.replace(facts, rpo=rpo), self.now_ns)
 
@@ -258,6 +259,59 @@ def test_of_two_process_servers_the_one_with_the_newer_epoch_counts() -> None:
         stream = StreamReport(epoch=epoch, spooled=5)
         world.says("process-server", name, ProcessServerReport(machines={"web1": stream}))
     assert world.show().process_server == "ps1"
+
+
+AT_WORK = AgentReport(state="ordered", boot="b1", epoch=3, connected=True)
+SESSION = StreamReport(epoch=3, connected=True, boot="b1", spooled=7)
+
+
+@pytest.mark.parametrize("agent", [AT_WORK, None])
+@pytest.mark.parametrize(
+    "other",
+    [
+        StreamReport(epoch=99, spooled=99),  # of before the container was made anew
+        StreamReport(epoch=99, spooled=99, connected=True, boot="b0"),
+        StreamReport(epoch=3, spooled=99, connected=True, boot="b1"),
+    ],
+)
+def test_what_another_server_says_hides_nothing_of_the_machine_s_own(
+    agent: AgentReport | None, other: StreamReport
+) -> None:
+    """By the machine's word, or by storage's."""
+    world = World()
+    if agent is not None:
+        world.says("agent", "web1", agent)
+    if agent is None or other.boot == "b1":
+        world.owner = "ps1"
+    world.says("process-server", "ps1", ProcessServerReport(machines={"web1": SESSION}), age_s=3)
+    broken = Problem(code="US430", what="stale", object="web1")
+    other = msgspec.structs.replace(other, errors=[broken])
+    world.says("process-server", "ps2", ProcessServerReport(machines={"web1": other}))
+    shown = world.show()
+    assert shown.process_server == "ps1"
+    assert [(error.what, error.source) for error in shown.errors] == [("stale", "process-server:ps2")]
+
+
+def test_a_server_that_fell_silent_is_the_machine_s_while_storage_or_the_machine_says_so() -> None:
+    """Else its silence would be hidden by one that still reports what it had once."""
+    world = World().says("agent", "web1", AT_WORK)
+    world.says("process-server", "ps1", ProcessServerReport(machines={"web1": SESSION}), age_s=20)
+    old = StreamReport(epoch=1, spooled=9)
+    world.says("process-server", "ps2", ProcessServerReport(machines={"web1": old}))
+    assert ("US471", "process-server:ps1") in [(error.code, error.object) for error in world.show().errors]
+    silent = World().says("process-server", "ps1", ProcessServerReport(machines={"web1": SESSION}), age_s=20)
+    silent.says("process-server", "ps2", ProcessServerReport(machines={"web1": old}))
+    assert silent.show().process_server == "ps2", "nobody knows better"
+    silent.owner = "ps1"
+    assert silent.show().process_server == "ps1"
+
+
+def test_a_master_target_that_fell_silent_does_not_stand_for_the_one_that_works() -> None:
+    world = World()
+    for name, batch, age_s in (("mt1", 9, 60), ("mt2", 2, 0)):
+        apply = ApplyReport(epoch=1, applied=batch)
+        world.says("master-target", name, MasterTargetReport(machines={"web1": apply}), age_s=age_s)
+    assert {hop.name: hop.where for hop in world.show().hops}["apply"] == "master-target:mt2"
 
 
 def test_a_silent_process_server_is_an_error_of_the_machine_and_its_old_words_are_not() -> None:

@@ -184,7 +184,7 @@ def _machine(text: str) -> MachineView:
     presence = Presence()
     presence.learn("agent", "web1", msgspec.json.encode(report), 1, 1)
     known = Machine("web1", protected=True, disks=(), policy=Policy(), created_ns=0)
-    return view.machine_view(known, view.facts_of(presence, "web1"), 1)
+    return view.machine_view(known, view.facts_of(presence, "web1", 1), 1)
 
 
 PAGES: dict[str, Callable[[str], RenderableType]] = {
