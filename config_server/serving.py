@@ -20,16 +20,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-import msgspec
-
 from config_server.clock import SECOND_NS
 from config_server.presence import Seen
 from config_server.storage import Storage
 from shared import logging
-from shared.errors import UNDECODABLE, UnderstudyError
-from shared.log import names
+from shared.errors import UnderstudyError
 from shared.log.epochs import newest_epoch
-from shared.log.writer import TermDocument, terms
+from shared.log.index import NO_TERM
+from shared.log.terms import newest_term, read_term
 from shared.status import AgentReport, StreamReport
 
 _log = logging.get()
@@ -161,14 +159,6 @@ class Serving:
     async def _find(self, machine: str) -> str:
         store = await self._storage.machines().find(machine)
         epoch = await newest_epoch(store)
-        term = max(await terms(store, epoch), default=0) if epoch else 0
-        if not term:
+        if not epoch or (term := await newest_term(store, epoch)) == NO_TERM:
             return ""
-        try:
-            document = msgspec.json.decode(
-                await store.read(names.term_document(epoch, term)), type=TermDocument
-            )
-        except UNDECODABLE as exc:
-            _log.warning("a term's document cannot be read", machine=machine, cause=str(exc))
-            return ""
-        return document.owner
+        return (await read_term(store, epoch, term.number)).owner

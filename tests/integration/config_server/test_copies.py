@@ -14,7 +14,7 @@ from shared.blob import BlobConfig
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, RenewalNotDueError, RequestError
 from shared.log import names
-from shared.log.writer import TermDocument
+from shared.log.terms import TermDocument
 from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, Nothing, PointRequest, Protection, RebindRequest, RenewRequest
 from shared.rest import RestClient
@@ -142,7 +142,7 @@ async def test_a_server_that_has_the_machine_no_more_keeps_it_out_of_status_no_l
     async with daemon(server, files) as stale:
         ghost = StreamReport(epoch=9, connected=True, boot="ghost")
         await stale.report(ProcessServerReport(machines={"web1": ghost}))
-        term = TermDocument(term=1, owner="ps2", claim="", after=0, created_ns=0)
+        term = TermDocument(term=1, owner="ps2", claim="a" * 16, after=0, created_ns=0)
         store = await machine_storage.find("web1")
         await store.create(names.term_document(1, 1), msgspec.json.encode(term))
         await agent.report(said())
