@@ -619,6 +619,13 @@ class CertificateExpiredError(TlsError):
     default_action = "Check the clocks of both hosts; if they are right, renew the certificate."
 
 
+class ServerCertificateExpiredError(CertificateExpiredError):
+    """By this host's clock and by its own."""
+
+    code = "US562"
+    default_action = "Renew it there."
+
+
 class HostClockError(TlsError):
     """This host's clock is so wrong that certificates seem to be out of date."""
 

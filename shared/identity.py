@@ -7,7 +7,6 @@ and our CA, and valid now. Whatever fails before that, or while it is written, l
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from pathlib import Path
 from typing import Final
@@ -27,9 +26,11 @@ from shared.errors import (
     IdentityFileError,
     PeerError,
     RenewalNotDueError,
+    ServerCertificateExpiredError,
     UnknownAuthorityError,
 )
 from shared.messages import Certificate
+from shared.moments import coarse, shown
 from shared.tls import TlsFiles
 
 _OFF_S: Final = 365 * 86400.0
@@ -161,17 +162,17 @@ def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
         # It was valid when it was taken (`checked`), so the clock went back since.
         raise HostClockError(
             "This host's clock is wrong",
-            cause=f"it shows {_now(now_s)}, which is before {files.cert} begins ({_shown(begins.timestamp())})",
+            cause=f"it shows {coarse(now_s)}, which is before {files.cert} begins ({shown(begins.timestamp())})",
         )
     if now_s > ends.timestamp() + _OFF_S:
         raise HostClockError(
             "This host's clock is wrong, or this daemon was off for long",
-            cause=f"it shows {_now(now_s)}, and {files.cert} ended at {_shown(ends.timestamp())}",
+            cause=f"it shows {coarse(now_s)}, and {files.cert} ended at {shown(ends.timestamp())}",
         )
     if now_s > ends.timestamp():
         raise CertificateExpiredError(
             what,
-            cause=f"it expired at {_shown(ends.timestamp())}, and this host's clock shows {_now(now_s)}",
+            cause=f"it expired at {shown(ends.timestamp())}, and this host's clock shows {coarse(now_s)}",
         )
     try:
         certificate.verify_directly_issued_by(ca)
@@ -182,7 +183,7 @@ def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
 def explained(files: TlsFiles, error: PeerError) -> PeerError:
     """The error of a connection with `files`; where it speaks of a certificate's time, with what this host's clock has to do with it.
     Blocks for a moment."""
-    if not isinstance(error, CertificateExpiredError):
+    if not isinstance(error, CertificateExpiredError) or isinstance(error, ServerCertificateExpiredError):
         return error
     try:
         check_certificate(files)
@@ -191,10 +192,10 @@ def explained(files: TlsFiles, error: PeerError) -> PeerError:
         return type(exc)(error.what, cause=f"{exc.what}: {exc.cause}", action=exc.action)
     except (ConfigError, UnknownAuthorityError):
         return error
-    ours = f"{_shown(certificate.not_valid_before_utc.timestamp())} to {_shown(certificate.not_valid_after_utc.timestamp())}"
+    ours = f"{shown(certificate.not_valid_before_utc.timestamp())} to {shown(certificate.not_valid_after_utc.timestamp())}"
     return CertificateExpiredError(
         error.what,
-        cause=f"{error.cause}. This host's clock shows {_now(time.time())}, and our certificate lasts from {ours}",
+        cause=f"{error.cause}. By this host's clock, {coarse()}, our own is valid; it lasts from {ours}",
         action="Check the other host's clock first, then this one's. If both are right, the other's certificate has to be renewed.",
     )
 
@@ -206,24 +207,11 @@ def not_due(files: TlsFiles, refused: RenewalNotDueError) -> HostClockError:
     begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     return HostClockError(
         "This host's clock is wrong, or the config server's is",
-        cause=f"this one shows {_now(time.time())}, by which {files.cert} ({_shown(begins)} to {_shown(ends)}) is due for renewal, and the"
+        cause=f"this one shows {coarse()}, by which {files.cert} ({shown(begins)} to {shown(ends)}) is due for renewal, and the"
         f" config server refuses: {refused.cause}",
         action="Set it right (NTP: timedatectl, chronyc tracking); then it goes on by itself. The certificate that is there serves"
         " until then.",
     )
-
-
-def _now(now_s: float) -> str:
-    """What this host's clock shows, so coarse that an error's words do not change with every try."""
-    return f"about {_shown(now_s // 3600 * 3600)}"
-
-
-def _shown(time_s: float) -> str:
-    """A moment as people read it, also one that no calendar has."""
-    try:
-        return f"{dt.datetime.fromtimestamp(time_s, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except (OverflowError, ValueError, OSError):
-        return f"{time_s:.0f} s since 1970"
 
 
 def _own(files: TlsFiles) -> tuple[x509.Certificate, x509.Certificate]:

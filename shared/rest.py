@@ -17,7 +17,7 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from shared import api, tls
+from shared import api, clock_evidence, tls
 from shared.connector import TlsConnector
 from shared.errors import UNDECODABLE, PeerError, UnderstudyError, UnreachableError
 from shared.messages import Failure, Nothing
@@ -140,7 +140,9 @@ async def _translated(what: str) -> AsyncIterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as exc:
-        raise tls.translate(exc.certificate_error, what) from exc
+        raise await clock_evidence.told(
+            exc.certificate_error, what, exc.host, exc.port or 443, web=True
+        ) from exc
     except aiohttp.ServerDisconnectedError as exc:
         raise UnreachableError(what, cause=tls.CUT) from exc
     except aiohttp.ClientError as exc:

@@ -34,6 +34,7 @@ from shared.errors import (
     WrongHostError,
     WrongRoleError,
 )
+from shared.moments import coarse
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 _ALERT_S: Final = 1.0
@@ -223,6 +224,11 @@ _NOT_TLS_REASONS: Final = {
 }
 
 
+def is_matter_of_time(exc: ssl.SSLCertVerificationError) -> bool:
+    """Whether the certificate seems expired, or not valid yet, by this host's clock."""
+    return exc.verify_code in _EXPIRED
+
+
 def translate(exc: BaseException, what: str) -> PeerError:
     """The named error for what `ssl`, asyncio or the socket raised while connecting or talking TLS.
 
@@ -233,8 +239,10 @@ def translate(exc: BaseException, what: str) -> PeerError:
         return WrongRoleError(what, cause=f"{exc.error.what}: {exc.error.cause}")
     if isinstance(exc, ssl.SSLCertVerificationError):
         cause = f"its certificate was not accepted: {exc.verify_message}"
-        if exc.verify_code in _EXPIRED:
-            return CertificateExpiredError(what, cause=cause)
+        if is_matter_of_time(exc):
+            return CertificateExpiredError(
+                what, cause=f"{cause} by this host's clock, which shows {coarse()}"
+            )
         if exc.verify_code in _UNKNOWN_CA:
             return UnknownAuthorityError(what, cause=cause)
         if exc.verify_code == _WRONG_PURPOSE:

@@ -36,10 +36,17 @@ class TestCa:
         self.path = folder / f"{name.replace(' ', '-')}.pem"
         self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, expired: bool = False, host: str = "127.0.0.1") -> TlsFiles:
-        """Key and certificate for the common name `name`; a server's is valid for `host`."""
+    def issue(
+        self,
+        name: str,
+        *,
+        expired: bool = False,
+        host: str = "127.0.0.1",
+        shift: dt.timedelta = dt.timedelta(0),
+    ) -> TlsFiles:
+        """Key and certificate for the common name `name`; a server's is valid for `host`. `shift`: as by a clock that is so far ahead."""
         key = ec.generate_private_key(ec.SECP256R1())
-        now = dt.datetime.now(dt.UTC)
+        now = dt.datetime.now(dt.UTC) + shift
         until = now - dt.timedelta(days=1) if expired else now + dt.timedelta(hours=1)
         certificate = (
             x509.CertificateBuilder()

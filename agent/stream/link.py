@@ -11,7 +11,7 @@ import contextlib
 import ssl
 from typing import Final
 
-from shared import tls
+from shared import clock_evidence
 from shared.errors import CopyRefusedError, RefusedError, UnderstudyError, UnreachableError
 from shared.wire.messages import Ack, Fault, Hello, Welcome
 from shared.wire.protocol import Acked, Event, Faulted, Side, Welcomed
@@ -46,7 +46,8 @@ class Link:
                     ssl_shutdown_timeout=SHUTDOWN_S,
                 )
         except (OSError, TimeoutError) as exc:
-            raise tls.translate(exc, f"The process server {host}:{port} could not be reached") from exc
+            what = f"The process server {host}:{port} could not be reached"
+            raise await clock_evidence.told(exc, what, host, port, web=False) from exc
         except ValueError as exc:  # UnicodeError among them: an empty or too long label in the name
             raise UnreachableError(
                 f"The process server {host}:{port} could not be reached",

@@ -28,7 +28,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from shared import tls
 from shared.blob.config import BlobConfig
+from shared.clock_evidence import Fault, Verdict
 from shared.errors import (
     AccountMissingError,
     BlobExistsError,
@@ -201,6 +203,23 @@ def translate(what: str, exc: Exception, config: BlobConfig, proxy: Proxy | None
     if isinstance(exc, HttpResponseError | MisshapenError | ValueError):
         return TransientError(what, cause=f"{where} gave an answer that is not whole ({said})")
     return TransientError(what, cause=f"{where} does not answer ({said or type(inner).__name__})")
+
+
+def is_matter_of_time(exc: Exception) -> bool:
+    """Whether storage's certificate seems expired, or not valid yet."""
+    return any(
+        type(inner) is ssl.SSLCertVerificationError and tls.is_matter_of_time(inner) for inner in _chain(exc)
+    )
+
+
+def judged(error: StorageError, where: str, verdict: Verdict) -> StorageError:
+    """What `translate` made of such a certificate, with whose fault it is."""
+    kind = StorageClockError if verdict.fault is Fault.CLOCK else StorageCertificateError
+    return kind(
+        error.what,
+        cause=f"the certificate of {where} is not valid at this time: {verdict.cause}",
+        action=verdict.action,
+    )
 
 
 def _of_answer(what: str, status: int, headers: Mapping[str, str], said: str, where: str) -> StorageError:

@@ -29,8 +29,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from shared import logging
-from shared.blob.answers import ForeignAnswerError, MisshapenError, place, time_in, translate
+from shared import clock_evidence, logging
+from shared.blob.answers import (
+    ForeignAnswerError,
+    MisshapenError,
+    is_matter_of_time,
+    judged,
+    place,
+    time_in,
+    translate,
+)
 from shared.blob.config import BlobConfig, is_account_url, read_key, tls_context
 from shared.blob.connection import Connection
 from shared.errors import (
@@ -226,9 +234,15 @@ class BlobCore:
         except foreign as exc:
             _empty_frames(exc)
             # Not by a local name: this frame is in the error's traceback, and would keep it until a collection.
-            raise self._as_granted(
-                translate(f"Could not {what}", exc, self.config, self._connection.proxy)
-            ) from exc
+            raise self._as_granted(await self._our_error(f"Could not {what}", exc)) from exc
+
+    async def _our_error(self, what: str, exc: Exception) -> StorageError:
+        error = translate(what, exc, self.config, self._connection.proxy)
+        if is_matter_of_time(exc):
+            url = urlsplit(self.config.url)
+            seen = await clock_evidence.look(url.hostname or "", url.port or 443, web=True)
+            return judged(error, place(self.config, self._connection.proxy), clock_evidence.judge(seen))
+        return error
 
     def _as_granted(self, error: StorageError) -> StorageError:
         if self._connection.granted and isinstance(error, StorageKeyError | StorageRightsError):

@@ -21,7 +21,7 @@ WRONG_S: Final = 15.0
 """How long each clock is wrong: several points, and reports, and looks."""
 _LATE_S: Final = 60.0
 """No RPO of a machine that replicates well is above that in this lab."""
-CLOCK_CODES: Final = {"US473", "US548", "US547", "US463"}
+CLOCK_CODES: Final = {"US473", "US548", "US547", "US463", "US487"}
 """What may say that a clock is wrong."""
 
 

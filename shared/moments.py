@@ -1,0 +1,23 @@
+"""Moments as people read them, in errors."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from typing import Final
+
+_HOUR_S: Final = 3600
+
+
+def shown(time_s: float) -> str:
+    """A moment (Unix seconds), also one that no calendar has."""
+    try:
+        return f"{dt.datetime.fromtimestamp(time_s, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):
+        return f"{time_s:.0f} s since 1970"
+
+
+def coarse(time_s: float | None = None) -> str:
+    """What a clock shows (None: this host's), so coarse that an error's words do not change with every try."""
+    time_s = time.time() if time_s is None else time_s
+    return f"about {shown(time_s // _HOUR_S * _HOUR_S)}"
