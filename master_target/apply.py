@@ -114,6 +114,7 @@ class DiskTarget(msgspec.Struct, frozen=True):
     number: int
     disk_b: int
     target: Target
+    serial: str = ""
 
 
 async def apply(

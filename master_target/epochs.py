@@ -131,7 +131,7 @@ class Epochs:
         check_disks(self._machine, info.epoch, info.disks)
         before = {disk.target.name: disk.target for disk in self.disks}
         self.disks = [
-            DiskTarget(d.number, d.sectors * SECTOR, before.pop(d.name))
+            DiskTarget(d.number, d.sectors * SECTOR, before.pop(d.name), d.serial)
             for d in info.disks
             if d.name in before
         ]
@@ -141,4 +141,4 @@ class Epochs:
         for d in info.disks:
             if d.name not in opened:
                 target = await self._open_target(self._store, self._machine, d.name, d.sectors * SECTOR)
-                self.disks.append(DiskTarget(d.number, d.sectors * SECTOR, target))
+                self.disks.append(DiskTarget(d.number, d.sectors * SECTOR, target, d.serial))

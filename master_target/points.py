@@ -20,6 +20,7 @@ import msgspec
 from master_target.apply import DiskTarget
 from master_target.roll import OwnedRoll
 from shared import logging
+from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.crashpoints import reach
 from shared.errors import (
@@ -31,6 +32,7 @@ from shared.errors import (
     PreconditionError,
 )
 from shared.log.epoch_id import EpochId
+from shared.log.epochs import EpochDisk
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc, Range
 from shared.recovery.position import NOWHERE, Position
@@ -124,6 +126,7 @@ class PointMaker:
                 state="snapshotted",
                 target=disks[0].target.kind,
                 snapshots=snapshots,
+                disks=tuple(EpochDisk(d.number, d.target.name, d.serial, d.disk_b // SECTOR) for d in disks),
                 unreadable=await self._read_unreadable(stored.doc.epoch_id),
             )
             try:

@@ -268,6 +268,8 @@ class PointView(msgspec.Struct, omit_defaults=True):
     """Source ranges (disk, sector, sectors) that could not be read."""
     lost: str = ""
     """Why it cannot be restored: its log is gone. Empty: it can."""
+    remark: str = ""
+    """What whoever restores it must know."""
 
 
 class GapView(msgspec.Struct):

@@ -248,7 +248,7 @@ async def _verify_with(
     from shared.recovery.verify import verify as verify_point
 
     catalog = await Catalog.load(access.store, name)
-    wanted = [doc.id for doc in catalog.points()] if every else list(references or ("latest",))
+    wanted = [doc.id for doc in catalog.restorable()] if every else list(references or ("latest",))
     if not wanted:
         raise PointNotFoundError(f"Machine '{name}' has no points to verify")
     done = []
@@ -291,6 +291,8 @@ def _table_of(points: list[PointView]) -> Table:
         remarks = []
         if point_.lost:
             remarks.append(f"cannot be restored: {point_.lost}")
+        if point_.remark:
+            remarks.append(point_.remark)
         if point_.suspect:
             remarks.append("suspect: capture missed writes before it")
         if point_.unreadable:

@@ -266,7 +266,7 @@ def _manifest_table(manifest: Manifest, to_dir: Path, took_s: float) -> Table:
     rows = [(disk.file, size(disk.size_b), disk.sha256) for disk in manifest.disks]
     title = f"{manifest.machine} at point {manifest.id}, {manifest.time}, is in {to_dir} ({seconds(took_s)})"
     table = grid(title, ("file", ">size", "sha256"), rows)
-    remarks = []
+    remarks = [*manifest.remarks]
     if manifest.suspect:
         remarks.append("Suspect: capture missed writes before this point.")
     if manifest.unreadable:

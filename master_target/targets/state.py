@@ -33,6 +33,7 @@ import msgspec
 from shared.errors import SeedDiskError
 from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.recovery.position import NOWHERE, Position
+from shared.recovery.seed import DISK_B
 
 
 class DiskState(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +106,7 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
             "pending": str(self.pending),
             "cursor_claim": self.cursor_claim,
             "pending_claim": self.pending_claim,
-            "disk_b": str(self.disk_b),
+            DISK_B: str(self.disk_b),
             "sequence": str(self.sequence),
         }
 
@@ -116,7 +117,7 @@ def decode(metadata: Mapping[str, str], disk: str) -> DiskState:
     """
     try:
         cursor, pending = Position.parse(metadata["cursor"]), Position.parse(metadata["pending"])
-        disk_b, sequence = int(metadata["disk_b"]), int(metadata["sequence"])
+        disk_b, sequence = int(metadata[DISK_B]), int(metadata["sequence"])
     except (KeyError, ValueError) as exc:
         raise _garbled(disk, f"its metadata lack {exc}") from exc
     if cursor is None or pending is None:

@@ -65,10 +65,11 @@ class Catalog:
         self.runs = history.ordered_runs(entries)
         self.damaged = damaged
         """Epochs of which the index, or the document, can be read in part only or not at all; what is in the others can be recovered."""
-        self.docs = {doc.position: self._labelled(doc) for doc in docs}
-        self.lost = lost
+        self.lost = list(lost)
         """Points whose log is gone: storage does not have their epoch any more, or has another one under its number. Nothing of the log
         that is there belongs to them."""
+        self.docs = {doc.position: self._labelled(doc) for doc in docs}
+        self.lost = [self._labelled(doc) for doc in lost]
         self.now_ns = now_ns
 
     @classmethod
@@ -79,9 +80,10 @@ class Catalog:
         docs = await point_store.list_docs(store, machine)
         damaged: dict[int, IntegrityError] = {}
         epochs = await reader.epochs(damaged)
-        if not epochs and not damaged:
+        if not epochs and not damaged and not any(doc.restores_alone for doc in docs):
             raise MachineNotFoundError(
-                f"There is nothing to recover of machine '{machine}'", cause="storage holds no log of it"
+                f"There is nothing to recover of machine '{machine}'",
+                cause="storage holds no log of it, and no points that have snapshots",
             )
         ids = {info.epoch: info.id for info in epochs}
         unreadable = damaged.keys() - ids.keys()  # of these nobody knows whose claim storage has
@@ -127,21 +129,40 @@ class Catalog:
             self._labelled(doc) for doc in marked if doc.position > newest
         ]
 
+    def restorable(self) -> list[PointDoc]:
+        """Also those whose log is gone and whose snapshots are there."""
+        alone = [doc for doc in self.lost if self.alone(doc.position) == doc]
+        return sorted([*self.points(), *alone], key=lambda doc: doc.position)
+
     def _labelled(self, doc: PointDoc) -> PointDoc:
         """The point, marked as suspect when a later epoch says that capture had missed writes by then."""
-        suspect = self.is_suspect(doc.position)
+        suspect = self.is_suspect(doc.position) or (doc in self.lost and self.is_untold(doc))
         return msgspec.structs.replace(doc, suspect=True) if suspect else doc
 
     def is_suspect(self, position: Position) -> bool:
-        """Whether capture may have missed writes by then: so a later epoch says; or the document of the next epoch, which would say it,
-        cannot be read.
-        """
+        """Whether capture may have missed writes by then: so a later epoch says; or what followed, which would say it, cannot be read."""
         if any(epoch.doubts(position) for epoch in self.epochs):
             return True
         known = {e.epoch for e in self.epochs}
-        return any(
-            max((n for n in known if n < unread), default=0) == position.epoch
-            for unread in self.damaged.keys() - known
+        later = [n for n in {*known, *self.damaged, *(doc.epoch for doc in self.lost)} if n > position.epoch]
+        return (min(later) if later else position.epoch) not in known
+
+    def alone(self, position: Position) -> PointDoc | None:
+        """The point there, when nothing is left of it but its document and its snapshots, which restore it; None when the log says what
+        is there, or nothing does.
+        """
+        if history.contains(self.runs, position):
+            return None
+        found = self.docs.get(position) or next((d for d in self.lost if d.position == position), None)
+        if found is None or not found.restores_alone:
+            return None
+        return None if any(e.id == found.epoch_id for e in self.epochs) else found
+
+    def is_untold(self, doc: PointDoc) -> bool:
+        """Whether what followed the epoch of a point that is restored alone is not known, and so whether capture had missed writes."""
+        of_another = any(e.epoch == doc.epoch for e in self.epochs)
+        return of_another or (
+            self.is_suspect(doc.position) and not any(e.doubts(doc.position) for e in self.epochs)
         )
 
     def gaps(self) -> list[Gap]:
@@ -167,10 +188,13 @@ class Catalog:
         )
 
     def why_lost(self, doc: PointDoc) -> str:
+        """Why there is no log of the point."""
         there = next((e for e in self.epochs if e.epoch == doc.epoch), None)
-        if there is None:
+        if there is not None:
+            return f"its log is gone: it was of epoch {doc.epoch_id}, and storage has epoch {there.id}"
+        if doc in self.lost:
             return f"its log is gone: storage has no epoch {doc.epoch}"
-        return f"its log is gone: it was of epoch {doc.epoch_id}, and storage has epoch {there.id}"
+        return f"its log cannot be read: {self.damaged[doc.epoch].what}"
 
     def _why_none_at(self, position: Position) -> str:
         lost = next((doc for doc in self.lost if doc.position == position), None)
@@ -196,10 +220,7 @@ class Catalog:
     def _damage(self, epoch: int) -> IntegrityError:
         """The error for whoever asks for what lies behind the damage: with what there is before it."""
         error = self.damaged[epoch]
-        known = {e.epoch for e in self.epochs}
-        ready = [
-            position for position in self.docs if position.epoch in known and self._is_snapshotted(position)
-        ]
+        ready = [*filter(self._is_snapshotted, self._documented())]
         if self.runs:
             ready.append(self.runs[-1].last)
         action = f"The newest point that is left: --point {max(ready)}." if ready else ""
@@ -208,10 +229,15 @@ class Catalog:
     def _is_snapshotted(self, position: Position) -> bool:
         """Whether there is a point that its snapshots restore, also without the log."""
         doc = self.docs.get(position)
-        return doc is not None and doc.state == "snapshotted" and doc.target == "page-blob"
+        return (doc is not None and doc.restores_alone) or self.alone(position) is not None
+
+    def _documented(self) -> list[Position]:
+        """Of all points with a document, but for those of another epoch than storage has under their number: which is the newer?"""
+        there = {e.epoch for e in self.epochs}
+        return [*self.docs, *(doc.position for doc in self.lost if doc.epoch not in there)]
 
     def _latest_processed(self) -> Position:
-        ready = [position for position, doc in self.docs.items() if doc.state == "snapshotted"]
+        ready = [*filter(self._is_processed, self._documented())]
         if not ready:
             raise NoPointsError(
                 f"Machine '{self.machine}' has no processed recovery point yet",
@@ -219,6 +245,10 @@ class Catalog:
                 action="Wait for the master target, or restore `latest`, which needs the log only.",
             )
         return max(ready)
+
+    def _is_processed(self, position: Position) -> bool:
+        doc = self.docs.get(position)
+        return (doc is not None and doc.state == "snapshotted") or self.alone(position) is not None
 
     async def _at_time(self, at_ns: int) -> Position:
         """See times.py for what a time means, and when it means nothing."""

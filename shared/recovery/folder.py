@@ -109,6 +109,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     suspect: bool
     unreadable: tuple[Range, ...]
     disks: tuple[ManifestDisk, ...]
+    remarks: tuple[str, ...] = ()
     v: int = 1
 
 

@@ -56,8 +56,8 @@ def listing(catalog: Catalog) -> PointList:
         machine=catalog.machine,
         points=sorted(
             [
-                *(view(doc) for doc in catalog.points()),
-                *(view(doc, lost=catalog.why_lost(doc)) for doc in catalog.lost),
+                *(_shown(catalog, doc) for doc in catalog.points()),
+                *(_shown(catalog, doc) for doc in catalog.lost),
             ],
             key=lambda shown: (shown.epoch, shown.batch),
         ),
@@ -74,7 +74,13 @@ def listing(catalog: Catalog) -> PointList:
     )
 
 
-def view(doc: PointDoc, *, lost: str = "") -> PointView:
+def _shown(catalog: Catalog, doc: PointDoc) -> PointView:
+    if catalog.alone(doc.position) == doc:
+        return view(doc, remark=f"{catalog.why_lost(doc)}; it is restored from its snapshots")
+    return view(doc, lost=catalog.why_lost(doc) if doc in catalog.lost else "")
+
+
+def view(doc: PointDoc, *, lost: str = "", remark: str = "") -> PointView:
     return PointView(
         id=doc.id,
         time=doc.time,
@@ -86,4 +92,5 @@ def view(doc: PointDoc, *, lost: str = "") -> PointView:
         suspect=doc.suspect,
         unreadable=[list(piece) for piece in doc.unreadable],
         lost=lost,
+        remark=remark,
     )

@@ -336,6 +336,7 @@ async def _complete(
         time=format_ns(plan.captured_ns),
         consistency=plan.point.consistency if plan.point else "crash",
         suspect=plan.suspect,
+        remarks=plan.remarks,
         unreadable=tuple(dict.fromkeys(folder.journal.unreadable)),
         disks=tuple(
             ManifestDisk(

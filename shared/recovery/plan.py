@@ -42,6 +42,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     base: PointDoc | None
     """Whose snapshots to start from; None: from zeroes."""
     replay: tuple[Replay, ...]
+    remarks: tuple[str, ...] = ()
+    """What whoever restores it must know."""
 
     @property
     def log_b(self) -> int:
@@ -59,8 +61,7 @@ def base_candidates(position: Position, docs: Sequence[PointDoc]) -> list[PointD
     usable = [
         doc
         for doc in docs
-        if doc.state == "snapshotted"
-        and doc.target == "page-blob"  # images lie on a master target, which may be gone
+        if doc.restores_alone  # images lie on a master target, which may be gone
         and doc.epoch == position.epoch
         and doc.position <= position
     ]

@@ -21,6 +21,7 @@ import msgspec
 
 from shared.errors import UNDECODABLE, IntegrityError
 from shared.log.epoch_id import UNKNOWN, EpochId
+from shared.log.epochs import EpochDisk
 from shared.recovery.position import Position, format_ns
 
 FORMAT_VERSION: Final = 1
@@ -51,6 +52,8 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     """What holds the snapshots: `page-blob` or `image`; empty while there are none."""
     snapshots: dict[str, str] = {}
     """Disk name → snapshot id, for all disks or for none."""
+    disks: tuple[EpochDisk, ...] = ()
+    """Those of its epoch, when there are snapshots: so that these restore without the epoch's document. Older documents do not say it."""
     suspect: bool = False
     """An audit shortfall was found after it was taken: writes may be missing in it."""
     unreadable: tuple[Range, ...] = ()
@@ -70,6 +73,11 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def epoch_id(self) -> EpochId:
         return EpochId(self.epoch, self.claim)
+
+    @property
+    def restores_alone(self) -> bool:
+        """Whether its snapshots restore it, without any log."""
+        return self.state == "snapshotted" and self.target == "page-blob"
 
 
 class Roll(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ from shared.recovery.position import Position
 SEED_DISKS: Final = "disks/"
 """Their folder."""
 SUFFIX: Final = ".vhd"
+DISK_B: Final = "disk_b"
+"""In their metadata: the size of the source disk, bytes."""
 
 
 def seed_blob(disk: str) -> str:

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import msgspec
 
 from shared import logging
-from shared.batch import SECTOR
 from shared.blob import BlobStore
-from shared.errors import BlobNotFoundError, IntegrityError, LogGapError, SnapshotError
+from shared.errors import IntegrityError, LogGapError, SnapshotError
+from shared.recovery.alone import UNTOLD_DISKS, UNTOLD_SUSPICION, check_snapshots, disks_of
 from shared.recovery.catalog import Catalog
 from shared.recovery.fit import check_disks, check_extents
 from shared.recovery.folder import Journal
 from shared.recovery.plan import Plan, Replay, base_candidates, replay_steps
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
-from shared.recovery.seed import seed_blob, shown_claim, shown_position
 from shared.vault import Vault
 
 _log = logging.get()
@@ -41,6 +40,8 @@ async def make_plan(
     """How to restore `position`: from the newest base that proves valid; if the restore has `begun`, from its own, as long as that does.
     Raises LogGapError, LogMisfitError.
     """
+    if (alone := catalog.alone(position)) is not None:
+        return await _plan_alone(store, catalog, alone)
     epoch = catalog.epoch(position.epoch)
     check_disks(catalog.machine, epoch.epoch, epoch.disks)
     candidates: list[PointDoc | None] = [*base_candidates(position, list(catalog.docs.values())), None]
@@ -66,6 +67,29 @@ async def make_plan(
     )
 
 
+async def _plan_alone(store: BlobStore, catalog: Catalog, doc: PointDoc) -> Plan:
+    disks = await disks_of(store, doc)
+    check_disks(catalog.machine, doc.epoch, disks)
+    await check_snapshots(store, disks, doc)
+    untold = catalog.is_untold(doc)
+    return Plan(
+        machine=catalog.machine,
+        epoch=doc.epoch_id,
+        position=doc.position,
+        captured_ns=doc.captured_ns,
+        suspect=untold or catalog.is_suspect(doc.position),
+        disks=disks,
+        point=doc,
+        base=doc,
+        replay=(),
+        remarks=(
+            catalog.why_lost(doc) + ". The image is that of the point's snapshots.",
+            *([] if doc.disks else [UNTOLD_DISKS]),
+            *([UNTOLD_SUSPICION] if untold else []),
+        ),
+    )
+
+
 async def _beginning(
     store: BlobStore, catalog: Catalog, position: Position, candidates: Sequence[PointDoc | None]
 ) -> tuple[PointDoc | None, tuple[Replay, ...]]:
@@ -75,7 +99,7 @@ async def _beginning(
     for doc in candidates:
         try:
             if doc is not None:
-                await check_snapshots(store, catalog, doc)
+                await check_snapshots(store, catalog.epoch(doc.epoch).disks, doc)
             return doc, replay_steps(entries, doc.batch if doc else 0, position)
         except (SnapshotError, LogGapError) as exc:
             trouble = exc
@@ -85,29 +109,6 @@ async def _beginning(
     raise trouble
 
 
-async def check_snapshots(store: BlobStore, catalog: Catalog, doc: PointDoc) -> None:
-    """Raises SnapshotError unless every disk of the epoch has its snapshot and each names the point's position (I6)."""
-    for disk in catalog.epoch(doc.epoch).disks:
-        what = f"Recovery point {doc.id} has no valid snapshot of disk {disk.name}"
-        snapshot = doc.snapshots.get(disk.name)
-        if snapshot is None:
-            raise SnapshotError(what, cause="its document names none")
-        try:
-            info = await store.properties(seed_blob(disk.name), snapshot)
-        except BlobNotFoundError as exc:
-            raise SnapshotError(what, cause=f"snapshot {snapshot} does not exist") from exc
-        shown = shown_position(info.metadata)
-        claim = shown_claim(info.metadata)
-        if (shown, claim) != (doc.position, doc.claim):
-            raise SnapshotError(
-                what,
-                cause=f"snapshot {snapshot} shows position {shown} of claim {claim or 'unknown'}, "
-                f"not {doc.position} of claim {doc.claim}",
-            )
-        if info.size_b < disk.sectors * SECTOR:
-            raise SnapshotError(what, cause=f"snapshot {snapshot} has {info.size_b} bytes, the disk has more")
-
-
 async def verify(store: BlobStore, vault: Vault, catalog: Catalog, position: Position) -> Verification:
     """Reads and opens all that a restore of `position` would read of the log, and looks up its snapshots.
 
@@ -115,8 +116,8 @@ async def verify(store: BlobStore, vault: Vault, catalog: Catalog, position: Pos
     promises snapshots that are not there.
     """
     doc = catalog.docs.get(position)
-    if doc is not None and doc.state == "snapshotted" and doc.target == "page-blob":
-        await check_snapshots(store, catalog, doc)
+    if doc is not None and doc.restores_alone and catalog.alone(position) is None:
+        await check_snapshots(store, catalog.epoch(doc.epoch).disks, doc)
     plan = await make_plan(store, catalog, position)
     batches = 0
     for step in plan.replay:

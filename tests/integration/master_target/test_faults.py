@@ -20,9 +20,9 @@ from shared.errors import ImageFileError, IntegrityError, SnapshotError, Storage
 from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.recovery import point_store
+from shared.recovery.alone import check_snapshots
 from shared.recovery.catalog import Catalog
 from shared.recovery.seed import seed_blob
-from shared.recovery.verify import check_snapshots
 from tests.azurite import Azurite
 from tests.epoch_ids import CLAIM, eid
 from tests.machine_log import SECOND_NS, ModelMachine
@@ -162,12 +162,12 @@ async def test_a_point_whose_snapshot_was_deleted_is_told_apart(store: BlobStore
         (doc,) = await until_snapshotted(machine, model)
         await until_applied(machine, model.position)
     catalog = await Catalog.load(store, model.name)
-    await check_snapshots(store, catalog, doc)
+    await check_snapshots(store, catalog.epochs[0].disks, doc)
     await store.delete(seed_blob("loop1"), doc.snapshots["loop1"])
     with pytest.raises(SnapshotError, match="loop1"):
-        await check_snapshots(store, catalog, doc)
+        await check_snapshots(store, catalog.epochs[0].disks, doc)
     with pytest.raises(SnapshotError, match="names none"):
-        await check_snapshots(store, catalog, msgspec.structs.replace(doc, snapshots={}))
+        await check_snapshots(store, catalog.epochs[0].disks, msgspec.structs.replace(doc, snapshots={}))
 
 
 @pytest.mark.parametrize("kind", ["page-blob", "image"])

@@ -1,0 +1,134 @@
+"""Points of which the log, or the epoch's document, is gone: listed, and restored from what they themselves and their snapshots say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from shared.blob import BlobConfig, BlobStore
+from shared.errors import IndexMissingError, MachineNotFoundError, SnapshotError
+from shared.log import names
+from shared.machine_storage import MachineStorage
+from shared.recovery import listing, point_store
+from shared.recovery.alone import UNTOLD_DISKS, UNTOLD_SUSPICION
+from shared.recovery.catalog import Catalog
+from shared.recovery.verify import make_plan, verify
+from tests.cli import understudy
+from tests.lives import forget_log
+from tests.machine_log import ModelMachine
+from tests.master_parts import restore, running, until_snapshotted
+
+
+async def with_two_points(store: BlobStore, folder: Path) -> ModelMachine:
+    model = await ModelMachine.create(store, folder)
+    await model.begin_epoch()
+    model.write(mark="first")
+    model.write(mark="second")
+    await model.publish()
+    async with running(model) as machine:
+        await until_snapshotted(machine, model)
+    return model
+
+
+@pytest.fixture
+async def model(store: BlobStore, tmp_path: Path) -> ModelMachine:
+    return await with_two_points(store, tmp_path)
+
+
+async def without_disks(model: ModelMachine) -> None:
+    """The points' documents as they were before these said which disks there are."""
+    for doc in await point_store.list_docs(model.store, model.name):
+        stored = await point_store.read(model.store, doc.position)
+        assert stored is not None
+        await point_store.change(model.store, msgspec.structs.replace(doc, disks=()), stored.etag)
+
+
+async def test_with_all_of_the_log_gone_the_command_line_lists_and_restores_every_point(
+    machine_storage: MachineStorage, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    """No server, no log, and documents of points that do not say which disks there were."""
+    model = await with_two_points(await machine_storage.find_or_create("web1"), tmp_path)
+    await without_disks(model)
+    await forget_log(model.store)
+    storage = [
+        *("--blob-url", str(blob_config.url), "--blob-container", blob_config.container),
+        *("--blob-key-file", str(blob_config.account_key_file), "--blob-ca-file", str(blob_config.ca_file)),
+        *("--vault-file", str(model.vault.path)),
+    ]
+    shown = (await understudy("point", "list", "web1", "--output", "json", *storage)).json
+    assert [point["id"] for point in shown] == [str(position) for position in model.marked]
+    assert all("restored from its snapshots" in point["remark"] and point["suspect"] for point in shown)
+    first, to = model.marked[0], tmp_path / "out"
+    done = await understudy("restore", "web1", "--point", str(first), "--to", str(to), *storage)
+    assert done.exit_code == 0, done.stderr
+    manifest = json.loads((to / "manifest.json").read_text())
+    assert [disk["sha256"] for disk in manifest["disks"]] == model.digests[first]
+    assert [disk["serial"] for disk in manifest["disks"]] == ["", ""]
+    assert {UNTOLD_DISKS, UNTOLD_SUSPICION} < set(manifest["remarks"])
+
+
+@pytest.mark.parametrize("lost", ["document", "epoch"])
+async def test_a_newer_epoch_is_no_hindrance_and_its_document_tells_what_is_suspect(
+    model: ModelMachine, tmp_path: Path, lost: str
+) -> None:
+    first, second = model.marked
+    await model.begin_epoch("capture audit shortfall", suspect_after=first)
+    model.write(mark="third")
+    await model.publish()
+    if lost == "document":
+        await model.store.delete(names.epoch_document(1))
+    else:
+        await forget_log(model.store, 1)
+    catalog = await Catalog.load(model.store, model.name)
+    shown = {point.id: (point.lost, point.suspect) for point in listing.listing(catalog).points}
+    assert shown == {str(first): ("", False), str(second): ("", True), str(model.position): ("", False)}
+    for position in (first, second):
+        assert await catalog.resolve(str(position)) == position
+        await verify(model.store, model.vault, catalog, position)
+        manifest = await restore(model, catalog, position, tmp_path / str(position))
+        assert [disk.sha256 for disk in manifest.disks] == model.digests[position]
+        assert [disk.serial for disk in manifest.disks] == ["serial-0", "serial-1"]
+        assert (manifest.suspect, len(manifest.remarks)) == (position == second, 1)
+    assert await catalog.resolve("latest-processed") == second
+    assert await catalog.resolve("latest") == model.position
+
+
+async def test_what_is_left_decides(model: ModelMachine) -> None:
+    """Without the log what needs it is refused; without snapshots their points are; without both there is no machine."""
+    await without_disks(model)
+    await forget_log(model.store)
+    catalog = await Catalog.load(model.store, model.name)
+    with pytest.raises(IndexMissingError, match=f"--point {model.marked[1]}"):
+        await catalog.resolve("latest")
+    assert await catalog.resolve("latest-processed") == model.marked[1]
+    assert [(gap.after, gap.until) for gap in catalog.gaps()] == [(None, None)]
+    for info in [i async for i in model.store.list("disks/", snapshots=True)]:
+        if info.snapshot is not None:
+            await model.store.delete(info.name, info.snapshot)
+    with pytest.raises(SnapshotError, match="does not exist"):
+        await make_plan(model.store, catalog, model.marked[0])
+    for doc in await point_store.list_docs(model.store, model.name):
+        stored = await point_store.read(model.store, doc.position)
+        assert stored is not None
+        logged = msgspec.structs.replace(doc, state="logged", snapshots={})
+        await point_store.change(model.store, logged, stored.etag)
+    with pytest.raises(MachineNotFoundError):
+        await Catalog.load(model.store, model.name)
+
+
+async def test_a_point_of_another_life_is_restored_where_storage_has_nothing_else_at_its_position(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    second, digests = model.marked[1], model.digests[model.marked[1]]
+    await model.lose_log()
+    await model.begin_epoch(above=0)
+    model.write()
+    await model.publish()
+    catalog = await Catalog.load(model.store, model.name)
+    assert [point.id for point in listing.listing(catalog).points if not point.lost] == [str(second)]
+    manifest = await restore(model, catalog, await catalog.resolve(str(second)), tmp_path / "out")
+    assert [disk.sha256 for disk in manifest.disks] == digests
+    assert manifest.suspect
