@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from shared.recovery.catalog import Catalog
 from shared.recovery.materialise import materialise
 from shared.recovery.verify import make_plan
 from shared.vault import FileVault
+
+LIMIT_S = 100
+"""Longer than any wait of the code itself: an attempt at storage alone may last 30 s, and the imports do on a host that is busy enough."""
 
 
 class Parameters(msgspec.Struct):
@@ -33,4 +37,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     asyncio.run(main())
