@@ -5,10 +5,9 @@ another process server cannot be asked. What shows is the log: an agent that is 
 there is a batch in it that was captured after this Hello came. Before an epoch that another boot began is ended, and another process
 server has its log, that is looked at, Hello after Hello:
 
-- a batch was captured since the first look: somebody is at work in it, and whoever says Hello is the copy: CopyRefusedError, which names
-  the other;
-- the log stood still for `Patience.copy_s`, or moved for six times as long without such a batch (a server that lists what it still has of
-  a machine that is gone): nobody is there any more, and the epoch may end;
+- somebody is at work in it (`Watched.at_work`): whoever says Hello is the copy: CopyRefusedError, which names the other;
+- the log stood still for `Patience.copy_s`, or moved for six times as long and nobody is at work in it (a server that lists what it still
+  has of a machine that is gone): the epoch may end;
 - until then TransientError: the agent says Hello again in a moment. A machine that was restarted and moved at once waits so long.
 
 What that guarantees. No two copies are ever in one epoch: WELCOME tells its claim to one boot alone. A copy that comes while the machine's
@@ -17,15 +16,25 @@ is minutes behind, and the copy's is not, the copy is taken for the machine. The
 process server next looks at the log (machine_log.py), and is itself refused as long as the other works. And a live clone of a machine's
 memory has the same boot; what keeps two of these apart is the term of the log and the digests of the batches.
 
-Waiting goes by the looker's own monotonic clock. Captured times are the machine's: a clock that is minutes behind ours makes its batches
-look old. An unknown boot, of either side, proves nothing and refuses nobody.
+Clocks. No process server's clock counts: waiting goes by the looker's monotonic one, and what time it is says storage's, which also stamps
+each change of the index. What is left is the machine's, which says when a batch was captured, and may be off by any time. Two signs tell
+that somebody is at work, and either is enough:
+
+- a batch was captured later than the first look was made, and than the newest that it showed. Of a machine whose clock is right or ahead
+  that shows at its next batch. A backlog of one whose clock was ahead shows it, too: then whoever was restarted waits until that is listed.
+- captures went on just as storage's time did: between the first look and now, the newest capture moved by as much as the time of the
+  change that listed it, over a minute. However wrong a clock is, it goes on by a second a second. A backlog does not: it is listed faster
+  than it was made, or it would never end; one that is listed at the very pace of its making keeps whoever was restarted waiting to its end.
+
+A clock that is set in that minute shows neither sign only when it was behind before and is again after; then the copy is taken, as above.
+An unknown boot, of either side, proves nothing and refuses nobody.
 """
 
 from __future__ import annotations
 
+import enum
 import time
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from process_server.spool.epoch_log import Resources
 from shared.blob import BlobStore
@@ -43,19 +52,62 @@ from shared.wire.messages import Hello, kernel_of
 
 monotonic_s: Final = time.monotonic
 _MOVING: Final = 6
+_STEADY: Final = 3
+"""For so many times `copy_s` captures must have gone on with storage's time…"""
+_UNEVEN: Final = 0.5
+"""…but for so much of it: batches get to storage some seconds after their capture, not always as many."""
+_SECOND_NS: Final = 1_000_000_000
 _TAIL_B: Final = 16 * 1024
 """Holds the last line of an index."""
 
 
-@dataclass
-class _Watched:
-    epoch: EpochInfo
-    began_s: float
-    after_ns: int
-    """A batch that was captured later was captured since the first look."""
+class Look(NamedTuple):
+    """What an index shows."""
+
     seen: object
-    """Term, and how long the index is; since when…"""
-    since_s: float
+    """Term, and how long its blobs are: it stands still as long as this does."""
+    captured_ns: int
+    """When the newest listed batch was captured (the machine's clock); 0: not known."""
+    changed_ns: int
+    """When the index was changed last (storage's clock); 0: not known."""
+
+
+class Verdict(enum.Enum):
+    AT_WORK = enum.auto()
+    GONE = enum.auto()
+    WAIT = enum.auto()
+
+
+class Watched:
+    """An epoch's index, look after look. Pure; the argument is in the module's docstring."""
+
+    def __init__(self, epoch: EpochInfo, look: Look, date_ns: int, now_s: float) -> None:
+        """`date_ns`: storage's time at this first look; `now_s`, here and below, monotonic."""
+        self.epoch: Final = epoch
+        self._first = look
+        self._date_ns: Final = date_ns + _SECOND_NS  # storage says no more than the second that has begun
+        self._began_s: Final = now_s
+        self._seen, self._since_s = look.seen, now_s
+
+    def judge(self, look: Look, now_s: float, still_s: float) -> Verdict:
+        if look.seen != self._seen:
+            self._seen, self._since_s = look.seen, now_s
+        if not self._first.captured_ns:
+            self._first = look  # the first batch says nothing yet
+        if self.at_work(look, still_s):
+            return Verdict.AT_WORK
+        if now_s - self._since_s >= still_s or now_s - self._began_s >= _MOVING * still_s:
+            return Verdict.GONE
+        return Verdict.WAIT
+
+    def at_work(self, look: Look, still_s: float) -> bool:
+        """Whether a batch was captured since the first look."""
+        if look.captured_ns > max(self._date_ns, self._first.captured_ns):
+            return True
+        if look.changed_ns - self._date_ns < _STEADY * still_s * _SECOND_NS:
+            return False
+        went_ns = look.changed_ns - self._first.changed_ns
+        return abs(look.captured_ns - self._first.captured_ns - went_ns) <= _UNEVEN * still_s * _SECOND_NS
 
 
 class Rivals:
@@ -63,7 +115,7 @@ class Rivals:
 
     def __init__(self, shared: Resources) -> None:
         self._shared = shared
-        self._watched: _Watched | None = None
+        self._watched: Watched | None = None
 
     async def check(self, hello: Hello, epoch: EpochInfo, store: BlobStore) -> None:
         """Whether `hello`, which wants a new one, may end `epoch`, the newest. Raises CopyRefusedError, TransientError."""
@@ -72,21 +124,20 @@ class Rivals:
         term = await newest_term(store, epoch.epoch)
         if term == NO_TERM or await _owner(store, epoch, term) == self._shared.settings.owner:
             return  # the receiver has asked it
-        sizes, captured_ns = await _end(store, epoch)
-        now, seen = monotonic_s(), (term, sizes)
+        look = await _look(store, epoch, term)
         watched = self._watched
         if watched is None or watched.epoch != epoch:
-            watched = self._watched = _Watched(epoch, now, max(time.time_ns(), captured_ns), seen, now)
-        if watched.seen != seen:
-            watched.seen, watched.since_s = seen, now
-        if captured_ns > watched.after_ns:
+            date_ns = int((await store.date()).timestamp()) * _SECOND_NS
+            watched = self._watched = Watched(epoch, look, date_ns, monotonic_s())
+        still_s = self._shared.settings.patience.copy_s
+        verdict = watched.judge(look, monotonic_s(), still_s)
+        if verdict is Verdict.AT_WORK:
             self._watched = None
             raise CopyRefusedError(
                 f"A copy of machine {epoch.machine} was refused",
                 cause=f"the machine is at work elsewhere: {epoch.begun_by}; this is boot {hello.boot}",
             )
-        still_s = self._shared.settings.patience.copy_s
-        if now - watched.since_s >= still_s or now - watched.began_s >= _MOVING * still_s:
+        if verdict is Verdict.GONE:
             self._watched = None
             return
         raise TransientError(
@@ -103,14 +154,15 @@ async def _owner(store: BlobStore, epoch: EpochInfo, term: Term) -> str:
         return ""
 
 
-async def _end(store: BlobStore, epoch: EpochInfo) -> tuple[list[tuple[str, int]], int]:
-    """How long the blobs of its index are, and when the newest listed batch was captured; 0: not known."""
+async def _look(store: BlobStore, epoch: EpochInfo, term: Term) -> Look:
     prefix = f"{names.epoch_folder(epoch.epoch)}index-"
-    sizes = sorted([(info.name, info.size_b) async for info in store.list(prefix)])
-    if not sizes:
-        return sizes, 0
-    name, size_b = sizes[-1]
-    at = max(0, size_b - _TAIL_B)
-    data = await store.read(name, at, size_b - at)
-    lines, _ = decode_up_to_damage(data[data.find(b"\n") + 1 :] if at else data, name)
-    return sizes, max((line.last_captured_ns for line in lines if isinstance(line, IndexEntry)), default=0)
+    found = sorted([info async for info in store.list(prefix)], key=lambda info: info.name)
+    seen = term, [(info.name, info.size_b) for info in found]
+    if not found:
+        return Look(seen, 0, 0)
+    newest = found[-1]
+    at = max(0, newest.size_b - _TAIL_B)
+    data = await store.read(newest.name, at, newest.size_b - at)
+    lines, _ = decode_up_to_damage(data[data.find(b"\n") + 1 :] if at else data, newest.name)
+    captured = [line.last_captured_ns for line in lines if isinstance(line, IndexEntry)]
+    return Look(seen, captured[-1] if captured else 0, int(newest.last_modified.timestamp()) * _SECOND_NS)

@@ -321,13 +321,20 @@ async def test_an_open_log_finds_that_its_epoch_was_ended_elsewhere_and_lists_it
     assert same_batches(await read_log(store, tmp_path / "a"), OLD)
 
 
-def captured_now(number: int, made: Made) -> Made:
-    return make_batch(number, made.digest, captured_ns=time.time_ns())
+def captured_soon(number: int, made: Made) -> Made:
+    """In a later second than this one, which is as much as storage's clock tells apart."""
+    return make_batch(number, made.digest, captured_ns=CLOCK() + 2_000_000_000)
 
 
+CLOCK = time.time_ns
+
+
+@pytest.mark.parametrize("hours", [-3, 0, 3])
 async def test_a_copy_at_another_server_is_refused_by_name_while_the_machine_works(
-    store: BlobStore, tmp_path: Path
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
+    """Whatever the process servers' clocks say."""
+    monkeypatch.setattr(time, "time_ns", lambda: CLOCK() + hours * 3600 * 1_000_000_000)
     a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
     async with started(a) as at_a, started(b) as at_b:
         assert (await at_a.begin(copy_of("b1"))).epoch == 1
@@ -335,7 +342,7 @@ async def test_a_copy_at_another_server_is_refused_by_name_while_the_machine_wor
         await at_a.flush()
         with pytest.raises(TransientError, match="may be at work"):
             await at_b.begin(copy_of("b2"))
-        await append_all(at_a, [captured_now(6, OLD[-1])])
+        await append_all(at_a, [captured_soon(6, OLD[-1])])
         await at_a.flush()
         with pytest.raises(
             CopyRefusedError,
