@@ -6,6 +6,8 @@ there is a batch in it that was captured after this Hello came. Before an epoch 
 server has its log, that is looked at, Hello after Hello:
 
 - somebody is at work in it (`Watched.at_work`): whoever says Hello is the copy: CopyRefusedError, which names the other;
+- storage calls this machine the active side, and the epoch was begun by one with another identity (`machine rebind`, a failover): whatever
+  that one does, it is the copy now, and nothing is waited for. Its server lists what it has of the epoch, as of any that is over;
 - the log stood still for `Patience.copy_s`, or moved for six times as long and nobody is at work in it (a server that lists what it still
   has of a machine that is gone): the epoch may end;
 - until then TransientError: the agent says Hello again in a moment. A machine that was restarted and moved at once waits so long.
@@ -37,6 +39,7 @@ import time
 from typing import Final, NamedTuple
 
 from process_server.spool.epoch_log import Resources
+from shared import active_side
 from shared.blob import BlobStore
 from shared.errors import (
     BlobNotFoundError,
@@ -124,6 +127,8 @@ class Rivals:
         term = await newest_term(store, epoch.epoch)
         if term == NO_TERM or await _owner(store, epoch, term) == self._shared.settings.owner:
             return  # the receiver has asked it
+        if await _was_named(hello, epoch, store):
+            return
         look = await _look(store, epoch, term)
         watched = self._watched
         if watched is None or watched.epoch != epoch:
@@ -145,6 +150,14 @@ class Rivals:
             cause=f"another boot of it may be at work: {epoch.begun_by}",
             action=f"It is taken by itself when nothing new came from that one for {still_s:.0f} s.",
         )
+
+
+async def _was_named(hello: Hello, epoch: EpochInfo, store: BlobStore) -> bool:
+    """Whether storage calls this machine the active side, and the epoch is of one with another identity. Asked only when they differ."""
+    if hello.identity in (active_side.UNKNOWN, epoch.identity):
+        return False
+    side = await active_side.find(store)
+    return side is not None and side.identity == hello.identity
 
 
 async def _owner(store: BlobStore, epoch: EpochInfo, term: Term) -> str:

@@ -15,6 +15,7 @@ from process_server.spool import machine_log, rivals
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.ownership import Patience
 from process_server.spool.spool import Spool
+from shared import active_side
 from shared.blob import BlobStore, Retry
 from shared.errors import (
     CopyRefusedError,
@@ -355,6 +356,23 @@ async def test_a_copy_at_another_server_is_refused_by_name_while_the_machine_wor
         # attachment of capture it has.
         assert (await at_b.begin(copy_of("b1/anew"))).epoch == 2
         assert (await at_b.begin(copy_of("b2"))).epoch == 3
+
+
+async def test_whoever_was_named_the_machine_waits_for_nothing_that_the_one_before_does(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
+    new = msgspec.structs.replace(hello(0), identity="smbios:2", boot="b2")
+    async with started(a) as at_a, started(b) as at_b:
+        await active_side.find_or_begin(store, "m1", "smbios:1")
+        await at_a.begin(copy_of("b1"))
+        await append_all(at_a, OLD)
+        with pytest.raises(TransientError, match="may be at work"):
+            await at_b.begin(new)
+        await active_side.change(store, "m1", "smbios:2")
+        assert (await at_b.begin(new)).epoch == 2
+        with pytest.raises(TransientError, match="may be at work"):
+            await at_a.begin(msgspec.structs.replace(new, boot="b3"))
 
 
 async def test_a_machine_that_was_restarted_is_taken_when_nothing_comes_from_its_earlier_boot(
