@@ -111,25 +111,34 @@ class Sides:
         machine = check_name(call.path["machine"], "machine")
         identity = body.identity or self._identity_of_copy(machine)
         store = await self._control.storage.machines().find(machine)
-        asked = self._known.asking()
+        moment = self._known.asking()
         side = await active_side.change(store, machine, identity)
         now_ns = self._control.now_ns()
-        self._known.learn(side, asked)
+        self._known.learn(side, moment)
         self._heard.pop(machine, None)
         self._refused.pop(machine, None)
-        holders = [seen.source for seen, _stream in self._control.presence.streams(machine)]
+        holders = [seen for seen, _stream in self._control.presence.streams(machine)]
+        asked = {seen.source: new_id() for seen in holders}
+        mono_ns = self._control.mono_ns()
+        silent = [seen.source for seen in holders if seen.is_silent(mono_ns)]
 
         def work(db: sqlite3.Connection) -> None:
             detail = {"identity": identity, "generation": side.generation}
             audit.add(db, call.who, "machine.rebind", machine, detail, now_ns)
-            for holder in holders:
-                commands.add(db, new_id(), holder, CommandKind.CHECK_SIDE, {"machine": machine}, now_ns)
+            for holder, id_ in asked.items():
+                commands.add(db, id_, holder, CommandKind.CHECK_SIDE, {"machine": machine}, now_ns)
 
         await self._control.db.run(work)
-        for holder in holders:
+        for holder in asked:
             self._control.bell.ring(holder)
         _log.info("machine rebound", machine=machine, identity=identity, generation=side.generation)
-        return SideView(machine=machine, identity=identity, generation=side.generation)
+        return SideView(
+            machine=machine,
+            identity=identity,
+            generation=side.generation,
+            asked={holder: id_ for holder, id_ in asked.items() if holder not in silent},
+            silent=silent,
+        )
 
     # ---- inside
 

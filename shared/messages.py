@@ -329,6 +329,10 @@ class SideView(msgspec.Struct, kw_only=True):
     machine: str
     identity: str
     generation: int
+    asked: dict[str, str] = {}
+    """Process servers that have the machine, and the command by which each was told to look whose session it has."""
+    silent: list[str] = []
+    """Those that do not report: they look by themselves within a minute, if they run."""
 
 
 class Protection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -22,12 +23,13 @@ from config_server.cli.output import (
     percent,
     printing,
     run,
+    say,
     seconds,
     size,
     to_json,
     told,
 )
-from shared.errors import DeadlineError, PeerError
+from shared.errors import DeadlineError, PeerError, UnderstudyError
 from shared.naming import SAYS, is_name
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 STATES: Final = ("ordered", "initial-replication", "bitmap", "catching-up", "resync", "disconnected")
 _POLL_S: Final = 0.5
+_LOOKED_S: Final = 30.0
 _STYLES: Final = {"ordered": "green", "ok": "green", "error": "red", "disconnected": "red", "unknown": "dim"}
 
 
@@ -165,7 +168,49 @@ async def _rebind(name: str, identity: str) -> SideView:
     from shared.messages import RebindRequest
 
     async with find_target().connect() as client:
-        return await client.call(api.REBIND, RebindRequest(identity=identity), machine=name)
+        side = await client.call(api.REBIND, RebindRequest(identity=identity), machine=name)
+        with Progress() as progress:
+            await looked(client, side, progress.show)
+        return side
+
+
+async def looked(client: RestClient, side: SideView, show: Callable[[str], None]) -> None:
+    """Until each process server that has the machine has ended sessions with others than `side`. What takes longer goes on without us:
+    the machine is bound already.
+    """
+    from shared import api
+    from shared.messages import CommandState, Nothing
+
+    waiting = list(side.asked)
+    deadline = time.monotonic() + _LOOKED_S
+
+    async def wait_for(holder: str, id_: str) -> None:
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                command = await client.call(api.COMMAND, Nothing(), wait_s=min(left_s, 10.0), id=id_)
+            except UnderstudyError as exc:
+                say(f"It is not known whether {holder} has looked; it does within a minute: {exc}")
+                return
+            if command.state is not CommandState.PENDING:
+                waiting.remove(holder)
+                if error := command.result.get("error"):
+                    say(
+                        f"{holder} could not look whose session it has; it looks again within a minute: {error['cause']}"
+                    )
+                elif waiting:
+                    show(_waits(side.machine, waiting))
+                return
+        say(f"{holder} has not looked yet whose session it has; it does within a minute.")
+
+    for holder in side.silent:
+        say(f"{holder} does not report; if it runs, it looks within a minute whose session it has.")
+    if waiting:
+        show(_waits(side.machine, waiting))
+    await asyncio.gather(*(wait_for(holder, id_) for holder, id_ in side.asked.items()))
+
+
+def _waits(machine: str, holders: Sequence[str]) -> str:
+    return f"{machine}: waiting for {', '.join(holders)} to end the session of the one that it was until now"
 
 
 async def _resync(name: str) -> CommandView:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from config_server import sides
+from config_server import presence, sides
+from config_server.cli import machine_commands
 from shared import active_side, api
 from shared.blob import BlobConfig
 from shared.control_client import ControlClient
@@ -16,7 +18,15 @@ from shared.errors import CopyRefusedError, RenewalNotDueError, RequestError
 from shared.log import names
 from shared.log.terms import TermDocument
 from shared.machine_storage import MachineStorage
-from shared.messages import EventQuery, Nothing, PointRequest, Protection, RebindRequest, RenewRequest
+from shared.messages import (
+    CommandKind,
+    EventQuery,
+    Nothing,
+    PointRequest,
+    Protection,
+    RebindRequest,
+    RenewRequest,
+)
 from shared.rest import RestClient
 from shared.status import AgentReport, ProcessServerReport, StreamReport
 from shared.tls import TlsFiles
@@ -165,6 +175,29 @@ async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(
     stored = await active_side.find(await machine_storage.find("web1"))
     assert stored is not None
     assert stored.identity == "new-hardware"
+
+
+async def test_rebind_waits_for_the_servers_that_have_the_machine_by_name(
+    server: ConfigServer, operator: RestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = await server.enrolled("process-server", "ps1", tmp_path / "ps1")
+    async with daemon(server, files) as line:
+        report = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True, boot="1")})
+        await line.report(report)
+        side = await operator.call(api.REBIND, RebindRequest(identity="new"), machine="web1")
+        assert list(side.asked) == ["process-server:ps1"]
+        shown: list[str] = []
+        waiting = asyncio.create_task(machine_commands.looked(operator, side, shown.append))
+        [command] = await line.report(report)
+        assert (command.kind, command.id) == (CommandKind.CHECK_SIDE, side.asked["process-server:ps1"])
+        assert not waiting.done()
+        await line.report(msgspec.structs.replace(report, results={command.id: {}}))
+        async with asyncio.timeout(20):
+            await waiting
+        assert ["waiting for process-server:ps1" in line for line in shown] == [True]
+        monkeypatch.setattr(presence, "SILENT_S", -1.0)
+        side = await operator.call(api.REBIND, RebindRequest(identity="newer"), machine="web1")
+        assert (side.asked, side.silent) == ({}, ["process-server:ps1"])
 
 
 async def test_a_side_that_storage_was_set_back_to_counts_although_its_generation_is_lower(
