@@ -153,8 +153,10 @@ class Rivals:
 
 
 async def _was_named(hello: Hello, epoch: EpochInfo, store: BlobStore) -> bool:
-    """Whether storage calls this machine the active side, and the epoch is of one with another identity. Asked only when they differ."""
-    if hello.identity in (active_side.UNKNOWN, epoch.identity):
+    """Whether storage calls this machine the active side, and the epoch is of one with another identity. Asked only when they differ. An
+    epoch that began before its machine had an identity may be this one's, or one's of which this is a copy.
+    """
+    if active_side.UNKNOWN in (hello.identity, epoch.identity) or hello.identity == epoch.identity:
         return False
     side = await active_side.find(store)
     return side is not None and side.identity == hello.identity

@@ -375,6 +375,17 @@ async def test_whoever_was_named_the_machine_waits_for_nothing_that_the_one_befo
             await at_a.begin(msgspec.structs.replace(new, boot="b3"))
 
 
+async def test_a_copy_of_a_machine_that_had_no_identity_when_its_epoch_began_is_not_taken_for_a_named_one(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
+    async with started(a) as at_a, started(b) as at_b:
+        await at_a.begin(msgspec.structs.replace(copy_of("b1"), identity=""))
+        await active_side.find_or_begin(store, "m1", "smbios:1")
+        with pytest.raises(TransientError, match="may be at work"):
+            await at_b.begin(copy_of("b2"))
+
+
 async def test_a_machine_that_was_restarted_is_taken_when_nothing_comes_from_its_earlier_boot(
     store: BlobStore, tmp_path: Path
 ) -> None:
