@@ -95,6 +95,9 @@ class Agent:
         if command.kind == "resync":
             self.continuity.end_epoch(Reason.MANUAL)
             return {}
+        if command.kind == "check-side":
+            self.sender.hurry()
+            return {}
         raise UsageError(f"The agent knows no command '{command.kind}'")
 
     async def _place(self, mark: Mark) -> dict[str, Any]:

@@ -110,6 +110,8 @@ class Sides:
         """From now on another machine is the one of this name: what was refused as a copy, or what the operator names."""
         machine = check_name(call.path["machine"], "machine")
         identity = body.identity or self._identity_of_copy(machine)
+        refused = self._refused.get(machine)
+        is_there = refused is not None and refused.identity == identity
         store = await self._control.storage.machines().find(machine)
         moment = self._known.asking()
         side = await active_side.change(store, machine, identity)
@@ -119,6 +121,9 @@ class Sides:
         self._refused.pop(machine, None)
         holders = [seen for seen, _stream in self._control.presence.streams(machine)]
         asked = {seen.source: new_id() for seen in holders}
+        if is_there:
+            # Its agent pauses for a minute before it says Hello again; its next report, in a moment, is taken, and gets this.
+            asked[f"agent:{machine}"] = new_id()
         mono_ns = self._control.mono_ns()
         silent = [seen.source for seen in holders if seen.is_silent(mono_ns)]
 

@@ -330,7 +330,8 @@ class SideView(msgspec.Struct, kw_only=True):
     identity: str
     generation: int
     asked: dict[str, str] = {}
-    """Process servers that have the machine, and the command by which each was told to look whose session it has."""
+    """Process servers that have the machine, and the command by which each was told to look whose session it has; and the agent of the one
+    that it is now, which was told to try again, if it was refused lately."""
     silent: list[str] = []
     """Those that do not report: they look by themselves within a minute, if they run."""
 

@@ -100,6 +100,7 @@ class Sender:
         self._welcomed = 0
         """The last batch that the process server had when the session opened."""
         self._flush = asyncio.Event()
+        self._hurried = asyncio.Event()
         self._retry_after_s = 0.0
         self._revoked = Revocations()
         self._link: Link | None = None
@@ -121,6 +122,10 @@ class Sender:
     def flush(self) -> None:
         """Asks the process server, once everything cut so far is sent, to upload at once."""
         self._flush.set()
+
+    def hurry(self) -> None:
+        """What it was refused for may be over: the next try begins now."""
+        self._hurried.set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Returns soon after `stop` is set. A session that ends is begun again, with backoff."""
@@ -148,7 +153,16 @@ class Sender:
             pause_s = min(RETRY_LIMIT_S, 0.125 * 2.0 ** min(failures, 7)) * random.uniform(0.5, 1.0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(pause_s, self._retry_after_s)):
-                    await stop.wait()
+                    await self._stopped_or_hurried(stop)
+
+    async def _stopped_or_hurried(self, stop: asyncio.Event) -> None:
+        waits = [asyncio.create_task(event.wait(), name="pause") for event in (stop, self._hurried)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._hurried.clear()
+            for wait in waits:
+                wait.cancel()
 
     # -- one session ---------------------------------------------------------------------------------------
 

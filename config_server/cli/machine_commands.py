@@ -175,8 +175,8 @@ async def _rebind(name: str, identity: str) -> SideView:
 
 
 async def looked(client: RestClient, side: SideView, show: Callable[[str], None]) -> None:
-    """Until each process server that has the machine has ended sessions with others than `side`. What takes longer goes on without us:
-    the machine is bound already.
+    """Until each process server that has the machine has ended sessions with others than `side`, and that one's agent tries again. What
+    takes longer goes on without us: the machine is bound already.
     """
     from shared import api
     from shared.messages import CommandState, Nothing
@@ -189,28 +189,26 @@ async def looked(client: RestClient, side: SideView, show: Callable[[str], None]
             try:
                 command = await client.call(api.COMMAND, Nothing(), wait_s=min(left_s, 10.0), id=id_)
             except UnderstudyError as exc:
-                say(f"It is not known whether {holder} has looked; it does within a minute: {exc}")
+                say(f"It is not known whether {holder} acted on it; it does within a minute: {exc}")
                 return
             if command.state is not CommandState.PENDING:
                 waiting.remove(holder)
                 if error := command.result.get("error"):
-                    say(
-                        f"{holder} could not look whose session it has; it looks again within a minute: {error['cause']}"
-                    )
+                    say(f"{holder} could not act on it, and tries again within a minute: {error['cause']}")
                 elif waiting:
                     show(_waits(side.machine, waiting))
                 return
-        say(f"{holder} has not looked yet whose session it has; it does within a minute.")
+        say(f"{holder} has not acted on it yet; it does within a minute, if it runs.")
 
     for holder in side.silent:
-        say(f"{holder} does not report; if it runs, it looks within a minute whose session it has.")
+        say(f"{holder} does not report; if it runs, it acts on it within a minute.")
     if waiting:
         show(_waits(side.machine, waiting))
     await asyncio.gather(*(wait_for(holder, id_) for holder, id_ in side.asked.items()))
 
 
 def _waits(machine: str, holders: Sequence[str]) -> str:
-    return f"{machine}: waiting for {', '.join(holders)} to end the session of the one that it was until now"
+    return f"{machine}: waiting for {', '.join(holders)} to act on it"
 
 
 async def _resync(name: str) -> CommandView:

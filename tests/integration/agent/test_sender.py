@@ -21,7 +21,7 @@ from agent.stream.sender import Sender, disk_infos
 from agent.stream.state import AgentState, Reason, Suspicion, Word
 from agent.stream.sync_reader import SyncReader
 from shared import tls
-from shared.errors import CertificateRevokedError, NotAFrameError, RefusedError
+from shared.errors import CertificateRevokedError, CopyRefusedError, NotAFrameError, RefusedError
 from shared.messages import Revocations
 from shared.recovery.position import Position
 from shared.wire import transport
@@ -165,6 +165,22 @@ async def test_a_fault_right_behind_welcome_ends_the_session_and_nothing_else(si
     site.script = welcome_and_refuse
     assert (await next_hello(site)).epoch == 0
     for _ in range(2):
+        await next_hello(site)
+
+
+async def test_a_copy_that_was_refused_for_a_minute_tries_again_at_once_when_it_is_told_to(
+    site: Site,
+) -> None:
+    async def refuse(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        fault = Fault(code=CopyRefusedError.code, what="a copy", retry_after_s=60.0)
+        writer.write(b"".join(bytes(part) for part in wire.send_fault(fault)))
+        await writer.drain()
+        writer.close()
+
+    site.script = refuse
+    await next_hello(site)
+    for _ in range(2):
+        site.sender.hurry()
         await next_hello(site)
 
 

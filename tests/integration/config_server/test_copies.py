@@ -169,7 +169,8 @@ async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(
         await copy.report(said(identity="new-hardware", boot="2"))
     side = await operator.call(api.REBIND, RebindRequest(), machine="web1")
     assert (side.identity, side.generation) == ("new-hardware", 2)
-    await copy.report(said(identity="new-hardware", boot="2"))
+    [again] = await copy.report(said(identity="new-hardware", boot="2"))
+    assert (again.kind, again.id) == (CommandKind.CHECK_SIDE, side.asked["agent:web1"])
     with pytest.raises(CopyRefusedError):
         await agent.report(said())
     stored = await active_side.find(await machine_storage.find("web1"))
