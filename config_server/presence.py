@@ -32,6 +32,8 @@ MAX_PROBLEMS: Final = {"agent": 100, "process-server": 1000, "master-target": 10
 _WORDS_LENGTH: Final = 2000
 _OBJECT_LENGTH: Final = 255
 _CODE_LENGTH: Final = 16
+_STARTS: Final = 4
+"""So many of a daemon's starts are remembered: what is held up for longer was given up by whoever holds it."""
 _ANSWER_DEPTH: Final = 64
 """So deep an answer may hold a report, and more."""
 
@@ -87,13 +89,25 @@ class Presence:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Seen] = {}
+        self._newest: dict[tuple[str, str], dict[str, int]] = {}
+        """Of each daemon's last starts, the number of the newest report."""
 
     def learn(
         self, role: str, name: str, raw: bytes, received_ns: int, heard_ns: int, recovered_ns: int = 0
     ) -> Seen:
-        """Take in a report, and when it came (time of day, and monotonic). Raises RequestError, with the path of the
-        field, when it is not what the role reports."""
+        """Take in a report, and when it came (time of day, and monotonic); what counts from then on. One that was held up on its way
+        changes nothing: by no clock, but by the daemon's own count, for each of its last starts. Raises RequestError, with the path of
+        the field, when it is not what the role reports."""
         seen = Seen(role, name, received_ns, heard_ns, decode(role, raw), recovered_ns)
+        start, number = seen.report.start, seen.report.number
+        if start:
+            newest = self._newest.setdefault((role, name), {})
+            if number <= newest.get(start, 0):
+                return self._seen[role, name]
+            newest.pop(start, None)
+            newest[start] = number
+            if len(newest) > _STARTS:
+                del newest[next(iter(newest))]
         self._seen[role, name] = seen
         return seen
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -65,6 +66,7 @@ class ControlClient:
         self._round_trip_ns = 0
         self._kept = True
         """Whether the config server remembers the results of the last report."""
+        self._start, self._number = secrets.token_hex(8), 0
         self._on_revoked = on_revoked
         self._machine = machine
         self.problem: UnderstudyError | None = None
@@ -81,7 +83,14 @@ class ControlClient:
         With `wait_s` the server answers at once when there is a command, else after that time. Raises
         UnderstudyError.
         """
-        body = {**_plain(status), "sent_ns": time.time_ns(), "round_trip_ns": self._round_trip_ns}
+        self._number += 1
+        body = {
+            **_plain(status),
+            "sent_ns": time.time_ns(),
+            "round_trip_ns": self._round_trip_ns,
+            "start": self._start,
+            "number": self._number,
+        }
         began_ns = time.monotonic_ns()
         try:
             reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)

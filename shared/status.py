@@ -55,6 +55,10 @@ class Report(msgspec.Struct, kw_only=True):
     the clock skew."""
     round_trip_ns: Whole = 0
     """How long its last report was under way, there and back; ControlClient fills it in."""
+    start: Word = ""
+    """Random, of this start of the daemon, and…"""
+    number: Whole = 0
+    """…which of its reports it is, counted from 1: one that was held up on its way is no news. ControlClient fills both in."""
     errors: list[Problem] = []
     running: Annotated[list[Word], _entries] = []
     """Ids of commands that it works on: an answer may be held although they are pending."""

@@ -306,6 +306,25 @@ def test_a_server_that_fell_silent_is_the_machine_s_while_storage_or_the_machine
     assert silent.show().process_server == "ps1"
 
 
+def test_a_report_that_was_held_up_on_its_way_hides_no_later_one() -> None:
+    """Also over a restart of the daemon, and whatever its clock says."""
+    world = World()
+
+    def say(state: str, start: str, number: int) -> str:
+        world.later(2).says(
+            "agent", "web1", AgentReport(state=state, start=start, number=number), skew_s=9 * number
+        )
+        return world.show().state
+
+    assert say("resync", "a", 1) == "resync"
+    assert say("ordered", "a", 3) == "ordered"
+    assert say("bitmap", "a", 2) == "ordered"
+    assert say("catching-up", "b", 1) == "catching-up"
+    assert say("ordered", "a", 3) == "catching-up"
+    assert say("ordered", "b", 2) == "ordered"
+    assert say("bitmap", "", 0) == "bitmap", "an older version does not count them"
+
+
 def test_a_master_target_that_fell_silent_does_not_stand_for_the_one_that_works() -> None:
     world = World()
     for name, batch, age_s in (("mt1", 9, 60), ("mt2", 2, 0)):
