@@ -45,6 +45,9 @@ class Interval(msgspec.Struct, frozen=True):
     end: Position
     claim: str
     """Of their epoch."""
+    predecessor: str
+    digest: str
+    """Of the batches `start` and `end`, hex."""
     runs: Mapping[int, DiskRuns]
     payload_b: int
     unreadable: tuple[Range, ...] = ()
@@ -52,7 +55,7 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 async def make_interval(
-    start: Position, end: Position, batches: Sequence[Batch], epoch: EpochInfo
+    start: Position, end: Position, batches: Sequence[Batch], epoch: EpochInfo, digest: str = ""
 ) -> Interval:
     """Coalesces `batches`, which are all of (start, end] of `epoch`. They are not needed any more afterwards.
 
@@ -63,6 +66,8 @@ async def make_interval(
         start,
         end,
         epoch.claim,
+        batches[0].predecessor.hex(),
+        digest,
         await asyncio.to_thread(coalesce, batches),
         sum(len(batch.payload) for batch in batches),
         tuple(piece for batch in batches for piece in batch.meta.unreadable),
@@ -130,7 +135,18 @@ async def apply(
     done = Applied(payload_b=interval.payload_b)
 
     await parallel(
-        (partial(d.target.begin, interval.start, interval.end, d.disk_b, interval.claim) for d in behind),
+        (
+            partial(
+                d.target.begin,
+                interval.start,
+                interval.end,
+                d.disk_b,
+                interval.claim,
+                interval.predecessor,
+                interval.digest,
+            )
+            for d in behind
+        ),
         _WIDTH,
     )
     reach("apply.after-begin")

@@ -167,7 +167,17 @@ class Follower:
         taken, self._opened = self._opened[:count], self._opened[count:]
         self._read_ahead(Position.of(start.epoch, taken[-1].number + len(self._opened)))
         end = Position.of(start.epoch, taken[-1].number)
-        return await make_interval(start, end, taken, self._epochs[start.epoch])
+        digest = self._opened[0].predecessor.hex() if self._opened else await self.digest(end)
+        return await make_interval(start, end, taken, self._epochs[start.epoch], digest)
+
+    async def digest(self, position: Position) -> str:
+        """Of the batch there (hex). Empty when the log does not have it, or what was before it is forgotten."""
+        entry = self._tail(position.epoch).holding(position.batch)
+        if entry is None or position.batch < entry.first:
+            return ""
+        if entry.last == position.batch:
+            return entry.last_digest
+        return (await self._reader.footer(entry))[position.batch - entry.first].digest
 
     async def exactly(self, start: Position, end: Position) -> Interval:
         """The interval (start, end], which a crash left unfinished. Raises LogGapError when it is not all in the log."""
@@ -176,7 +186,7 @@ class Follower:
         entries = self._tail(end.epoch).between(start.batch, end.batch)
         for step in replay_steps(entries, start.batch, end):
             batches += await self._read(end.epoch, step.entry, step.first, step.last)
-        return await make_interval(start, end, batches, self._epochs[end.epoch])
+        return await make_interval(start, end, batches, self._epochs[end.epoch], await self.digest(end))
 
     def _drop_before(self, start: Position) -> None:
         """Make `_opened` begin with the batch behind `start`, or be empty."""

@@ -126,6 +126,7 @@ class PointMaker:
                 state="snapshotted",
                 target=disks[0].target.kind,
                 snapshots=snapshots,
+                digest=disks[0].target.state.cursor_digest,
                 disks=tuple(EpochDisk(d.number, d.target.name, d.serial, d.disk_b // SECTOR) for d in disks),
                 unreadable=await self._read_unreadable(stored.doc.epoch_id),
             )

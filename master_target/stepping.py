@@ -49,6 +49,8 @@ class Stepper:
         self._bridge = bridge
         self._caught_up_at = time.monotonic()
         """When there was nothing left to apply."""
+        self._applied = NOWHERE
+        """Where the disks were brought to here: for certain from the log that the follower reads."""
         self._snapshotted = NOWHERE
         """The last point that has its snapshots, as far as was seen here."""
 
@@ -84,6 +86,7 @@ class Stepper:
             requests=done.requests,
             seconds=round(done.seconds, 3),
         )
+        self._applied = interval.end
         await self._snapshot_at(interval.end, disks)
         return True
 
@@ -94,6 +97,10 @@ class Stepper:
             return
         if position == self._snapshotted or not self._log.is_mark(position):
             return
+        if position != self._applied:
+            digest = await self._log.digest(position)
+            for state in states:
+                state.check_is_at(position, digest)
         await self._documented()
         if await self._points.take_snapshots(position, disks):
             self._snapshotted = position

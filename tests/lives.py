@@ -19,6 +19,23 @@ async def forget_log(store: BlobStore, epoch: int | None = None) -> None:
             await store.delete(name)
 
 
+async def copied(store: BlobStore, prefix: str = names.LOGS) -> dict[str, tuple[bytes, dict[str, str]]]:
+    """What lies there now: content and metadata by name."""
+    return {info.name: (await store.read(info.name), info.metadata) async for info in store.list(prefix)}
+
+
+async def set_back(store: BlobStore, copy: dict[str, tuple[bytes, dict[str, str]]]) -> None:
+    """Storage has that log again, and nothing else of it."""
+    await forget_log(store)
+    for name, (data, metadata) in copy.items():
+        if "/index-" in name:
+            await store.append_create(name)
+            if data:
+                await store.append(name, data, None, 0)
+        else:
+            await store.create(name, data, metadata)
+
+
 async def other_life(store: BlobStore, machine: str, epoch: int) -> EpochInfo:
     """Another epoch bears the number from now on; its log is empty."""
     await forget_log(store, epoch)

@@ -6,6 +6,7 @@ segments and index entries, and remembers the disks' content after every batch.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from shared.log.writer import IndexWriter
 from shared.recovery.position import Position
 from shared.sealing import MachineKey
 from shared.vault import FileVault, machine_key
-from tests.lives import forget_log
+from tests.lives import forget_log, set_back
 from tests.logs import Made, put_segment
 
 SECOND_NS = 1_000_000_000
@@ -202,6 +203,22 @@ class ModelMachine:
         self._writer, self._pending, self.marked = None, [], []
         for disk in self.disks:
             disk[:] = self.rng.randbytes(len(disk))
+
+    async def set_back(self, older: dict[str, tuple[bytes, dict[str, str]]], as_it_was: ModelMachine) -> None:
+        """Storage has an older copy of the log again, and the machine goes on from there otherwise. `as_it_was` is what this was then."""
+        epoch = self.id
+        await set_back(self.store, older)
+        for disk, then in zip(self.disks, as_it_was.disks, strict=True):
+            disk[:] = then
+        self.position, self._last_digest = as_it_was.position, as_it_was._last_digest
+        self.marked, self._pending = [*as_it_was.marked], []
+        self._writer = await IndexWriter.take(self.store, self.name, epoch, "ps2")
+
+    def as_it_is(self) -> ModelMachine:
+        """For `set_back`."""
+        now = copy.copy(self)
+        now.disks, now.marked = [bytearray(disk) for disk in self.disks], [*self.marked]
+        return now
 
     async def publish(self, *, segments: int = 1) -> None:
         """Upload what was made since the last time, in that many segments, and list it."""

@@ -43,9 +43,11 @@ class Target(Protocol):
     @property
     def state(self) -> DiskState: ...
 
-    async def begin(self, start: Position, end: Position, disk_b: int, claim: str) -> None:
-        """Record that (start, end], of the epoch with this claim, is being applied. At the start of an epoch the disk also gets the size
-        for `disk_b`.
+    async def begin(
+        self, start: Position, end: Position, disk_b: int, claim: str, predecessor: str = "", digest: str = ""
+    ) -> None:
+        """Record that (start, end], of the epoch with this claim, is being applied; the digests are those of batches `start` and `end`.
+        At the start of an epoch the disk also gets the size for `disk_b`.
         """
 
     async def write(self, offset_b: int, data: memoryview) -> None:

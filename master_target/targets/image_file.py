@@ -88,8 +88,10 @@ class ImageTarget:
     def state(self) -> DiskState:
         return self._state
 
-    async def begin(self, start: Position, end: Position, disk_b: int, claim: str) -> None:
-        await in_thread(self._record, self._state.begin(start, end, disk_b, claim))
+    async def begin(
+        self, start: Position, end: Position, disk_b: int, claim: str, predecessor: str = "", digest: str = ""
+    ) -> None:
+        await in_thread(self._record, self._state.begin(start, end, disk_b, claim, predecessor, digest))
         if start.batch == 0:
             await in_thread(self._image.resize, disk_b)
 

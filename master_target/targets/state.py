@@ -22,6 +22,11 @@ claim than the cursor N-1234: its batches 1 to 1234 are not on this disk, and it
 what counts: which claim N has, its document says. What was begun of an epoch with another claim binds nobody, since every sector is
 written anew. A lower number is always older: those that allocate look at the seed disks, too. A state without claims, or with garbled
 ones, is of no epoch that can be gone on with.
+
+Number and claim do not tell two histories of one epoch apart: a log that was set back to before the cursor, and went on otherwise from
+there (its agent had not heard yet that the rest was uploaded), again has a batch of the cursor's number. So the digests of the batches at
+both ends are remembered; each covers all batches before it. An interval begins behind the very batch that the disk is at, and one that was
+begun ends at the very batch that it was begun for: else what was written of the other history would stay on the disk.
 """
 
 from __future__ import annotations
@@ -38,7 +43,8 @@ from shared.recovery.seed import DISK_B
 
 class DiskState(msgspec.Struct, frozen=True, kw_only=True):
     """`disk_b`: size of the source disk in bytes. `sequence`: number of the last begun interval's fence;
-    only grows. The claims are those of the epochs of `cursor` and `pending`.
+    only grows. The claims are those of the epochs of `cursor` and `pending`; the digests those of the batches there (hex), empty
+    where they are not known: at batch 0, and where an older version wrote the state.
     """
 
     disk_b: int
@@ -46,6 +52,8 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
     pending: Position = NOWHERE
     cursor_claim: str = UNKNOWN
     pending_claim: str = UNKNOWN
+    cursor_digest: str = ""
+    pending_digest: str = ""
     sequence: int = 0
 
     @property
@@ -59,7 +67,8 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def settled(self) -> bool:
         """Whether the disk is exactly at its cursor."""
-        return (self.cursor, self.cursor_claim) == (self.pending, self.pending_claim)
+        at_cursor = (self.cursor, self.cursor_claim, self.cursor_digest)
+        return at_cursor == (self.pending, self.pending_claim, self.pending_digest)
 
     def reached(self, epoch: EpochId) -> Position:
         """How much of the epoch is on the disk."""
@@ -70,9 +79,11 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
         """Where the interval that ends at `pending` starts."""
         return self.reached(self.pending_epoch)
 
-    def begin(self, start: Position, end: Position, disk_b: int, claim: str) -> DiskState:
-        """The state in which the runs of (start, end], of the epoch with this claim, may be written. Raises SeedDiskError when they may
-        not.
+    def begin(
+        self, start: Position, end: Position, disk_b: int, claim: str, predecessor: str = "", digest: str = ""
+    ) -> DiskState:
+        """The state in which the runs of (start, end], of the epoch with this claim, may be written. `predecessor` and `digest`: of the
+        batches `start` and `end`. Raises SeedDiskError when they may not.
         """
         epoch = EpochId(start.epoch, claim)
         same_epoch = start == self.cursor and self.cursor_epoch == epoch == self.pending_epoch
@@ -86,18 +97,43 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
                 cause=f"the seed disk is at {self.cursor}, with an interval to {self.pending} begun;"
                 f" claims {self.cursor_claim or 'none'}, {self.pending_claim or 'none'}, and {claim} of the interval",
             )
+        if same_epoch:
+            self._check_history(start, self.cursor, self.cursor_digest, predecessor)
+            self._check_history(end, self.pending, self.pending_digest, digest)
         if same_epoch and disk_b != self.disk_b:
             raise SeedDiskError(
                 f"The interval from {start} to {end} was not applied",
                 cause=f"the source disk's size changed from {self.disk_b} to {disk_b} bytes within an epoch",
             )
         return msgspec.structs.replace(
-            self, pending=end, pending_claim=claim, disk_b=disk_b, sequence=self.sequence + 1
+            self,
+            pending=end,
+            pending_claim=claim,
+            pending_digest=digest,
+            disk_b=disk_b,
+            sequence=self.sequence + 1,
         )
+
+    def check_is_at(self, position: Position, digest: str) -> None:
+        """Raises SeedDiskError when the disk is at another batch of that number than the log has, which has this digest."""
+        self._check_history(position, self.cursor, self.cursor_digest, digest)
+
+    def _check_history(self, at: Position, ours: Position, our_digest: str, digest: str) -> None:
+        if at == ours and our_digest and digest and our_digest != digest:
+            raise SeedDiskError(
+                f"The log was not applied behind {self.cursor}",
+                cause=f"its batch {at} is not the one that is on the seed disk: the log was set back, and went on otherwise",
+                action="Resynchronise the machine: a new epoch does not need what is on the disk.",
+            )
 
     def finish(self) -> DiskState:
         """The state after all runs of the begun interval are on the disk."""
-        return msgspec.structs.replace(self, cursor=self.pending, cursor_claim=self.pending_claim)
+        return msgspec.structs.replace(
+            self,
+            cursor=self.pending,
+            cursor_claim=self.pending_claim,
+            cursor_digest=self.pending_digest,
+        )
 
     def encode(self) -> dict[str, str]:
         """As blob metadata."""
@@ -106,6 +142,8 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
             "pending": str(self.pending),
             "cursor_claim": self.cursor_claim,
             "pending_claim": self.pending_claim,
+            "cursor_digest": self.cursor_digest,
+            "pending_digest": self.pending_digest,
             DISK_B: str(self.disk_b),
             "sequence": str(self.sequence),
         }
@@ -128,6 +166,8 @@ def decode(metadata: Mapping[str, str], disk: str) -> DiskState:
         pending=pending,
         cursor_claim=metadata.get("cursor_claim", UNKNOWN),
         pending_claim=metadata.get("pending_claim", UNKNOWN),
+        cursor_digest=metadata.get("cursor_digest", ""),
+        pending_digest=metadata.get("pending_digest", ""),
         sequence=sequence,
     )
 

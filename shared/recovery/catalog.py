@@ -207,6 +207,15 @@ class Catalog:
                 return (await self.reader.footer(entry))[position.batch - entry.first].captured_ns
         raise LogGapError(f"Position {position} is not in the log", cause="the index lists no such batch")
 
+    async def digest(self, position: Position) -> str | None:
+        """Of the batch there (hex); None when the index lists none."""
+        for entry in self.entries(position.epoch):
+            if entry.last == position.batch:
+                return entry.last_digest
+            if entry.first <= position.batch <= entry.last:
+                return (await self.reader.footer(entry))[position.batch - entry.first].digest
+        return None
+
     def _latest(self) -> Position:
         if self.damaged and max(self.damaged) >= max((run.last.epoch for run in self.runs), default=0):
             raise self._damage(max(self.damaged))

@@ -100,6 +100,7 @@ async def _beginning(
         try:
             if doc is not None:
                 await check_snapshots(store, catalog.epoch(doc.epoch).disks, doc)
+                await _check_history(catalog, doc)
             return doc, replay_steps(entries, doc.batch if doc else 0, position)
         except (SnapshotError, LogGapError) as exc:
             trouble = exc
@@ -107,6 +108,16 @@ async def _beginning(
                 _log.warning("point not used as base", machine=catalog.machine, point=doc.id, **exc.as_dict())
     assert trouble is not None
     raise trouble
+
+
+async def _check_history(catalog: Catalog, doc: PointDoc) -> None:
+    """Raises SnapshotError when the log was set back to before the point and went on otherwise: it has another batch there."""
+    there = await catalog.digest(doc.position) if doc.digest else None
+    if there is not None and there != doc.digest:
+        raise SnapshotError(
+            f"The snapshots of recovery point {doc.id} are of another history of the log",
+            cause=f"batch {doc.batch} of the log is not the one behind which they were taken",
+        )
 
 
 async def verify(store: BlobStore, vault: Vault, catalog: Catalog, position: Position) -> Verification:

@@ -1,0 +1,78 @@
+"""The log was set back to an older copy within an epoch, and went on otherwise; the seed disks and the points were not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.blob import BlobStore
+from shared.recovery import point_store
+from shared.recovery.catalog import Catalog
+from shared.recovery.verify import make_plan
+from tests.lives import copied
+from tests.machine_log import ModelMachine
+from tests.master_parts import (
+    restore,
+    running,
+    seed_digests,
+    until,
+    until_applied,
+    until_snapshotted,
+)
+
+
+@pytest.fixture
+async def model(store: BlobStore, tmp_path: Path) -> ModelMachine:
+    """At 1-6, a point, which is not what its log has there any more."""
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    model.write()
+    await model.publish()
+    older, as_it_was = await copied(store), model.as_it_is()
+    model.write()
+    model.write(mark="old")
+    await model.publish()
+    async with running(model) as machine:
+        await until_snapshotted(machine, model)
+        await until_applied(machine, model.position)
+    await model.set_back(older, as_it_was)
+    return model
+
+
+@pytest.mark.parametrize("marked", [True, False])
+async def test_seed_disks_are_not_gone_on_with_behind_another_batch_of_their_number(
+    model: ModelMachine, marked: bool
+) -> None:
+    model.write()
+    model.write(mark="new" if marked else None)
+    model.write()
+    await model.publish(segments=2)
+    async with running(model) as machine:
+
+        def told() -> bool:
+            return any("the log was set back" in problem.cause for problem in machine.report().errors)
+
+        await until(machine, told)
+        (old,) = await point_store.list_docs(model.store, model.name)
+        assert old.snapshots
+        await model.begin_epoch("resynchronised")
+        await model.publish()
+        await until_applied(machine, model.position)
+    assert await seed_digests(model) == model.sha256()
+
+
+async def test_snapshots_of_another_history_are_no_base_of_a_restore(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    model.write()
+    model.write()
+    same, digests = model.position, model.sha256()
+    model.write()
+    await model.publish(segments=2)
+    catalog = await Catalog.load(model.store, model.name)
+    for position, expected in ((same, digests), (model.position, model.sha256())):
+        plan = await make_plan(model.store, catalog, position)
+        assert plan.base is None
+        manifest = await restore(model, catalog, position, tmp_path / str(position))
+        assert [disk.sha256 for disk in manifest.disks] == expected
