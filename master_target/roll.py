@@ -97,7 +97,15 @@ class OwnedRoll:
                 except BlobExistsError:
                     continue
             old = points.decode_roll(found[0], name)
-            roll = msgspec.structs.replace(old, term=max(old.term, term) + 1, term_claim=new_claim())
+            named = [doc for doc in docs if points.counts(doc, old)]
+            positions = {*old.positions, *(doc.position for doc in named)}
+            roll = msgspec.structs.replace(
+                old,
+                term=max(old.term, term) + 1,
+                term_claim=new_claim(),
+                points=tuple(str(p) for p in sorted(positions)),
+                claims=_claims(named) | old.claims,
+            )
             try:
                 return cls(store, roll, await store.replace(name, msgspec.json.encode(roll), found[1]))
             except (PreconditionError, BlobNotFoundError):

@@ -84,7 +84,7 @@ async def list_docs(store: BlobStore, machine: str) -> list[PointDoc]:
         _log.warning("roll of points not used: every document counts", machine=machine, **exc.as_dict())
         roll = None
     docs = (await survey(store, machine)).docs
-    return docs if roll is None else [doc for doc in docs if doc.id in roll.points]
+    return docs if roll is None else [doc for doc in docs if points.counts(doc, roll)]
 
 
 class Survey(NamedTuple):

@@ -22,7 +22,7 @@ import msgspec
 from shared.errors import UNDECODABLE, IntegrityError
 from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.epochs import EpochDisk
-from shared.recovery.position import Position, format_ns
+from shared.recovery.position import NOWHERE, Position, format_ns
 
 FORMAT_VERSION: Final = 1
 FOLDER: Final = "points/"
@@ -99,6 +99,15 @@ class Roll(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def positions(self) -> tuple[Position, ...]:
         return tuple(p for id_ in self.points if (p := Position.parse(id_)))
+
+
+def counts(doc: PointDoc, roll: Roll) -> bool:
+    """Whether the document is a point: the roll names it, or is older than it, since it was set back to a copy. Only what a roll names gets
+    snapshots, and the newest that it names is never struck out: so a point with snapshots behind the newest was named by a later roll.
+    """
+    newest = max(roll.positions, default=NOWHERE)
+    of_another = roll.claims.get(doc.epoch, doc.claim) != doc.claim
+    return doc.id in roll.points or (doc.state == "snapshotted" and doc.position > newest and not of_another)
 
 
 def logged_point(

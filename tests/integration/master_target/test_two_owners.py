@@ -243,20 +243,23 @@ async def test_an_owner_whose_terms_number_was_given_out_again_changes_no_points
     await second.check()
 
 
-async def test_an_owner_that_finds_an_older_roll_takes_a_term_above_that_of_every_document(
-    store: BlobStore,
-) -> None:
-    await OwnedRoll.take(store, "web1")
+async def test_a_roll_that_was_set_back_loses_no_point_that_has_snapshots(store: BlobStore) -> None:
+    await own(store, [1])
     copied = await store.read(points.ROLL)
-    for _ in range(3):
-        later = PointMaker(store, "web1")
-        await later.take()
-    await later.document([mark(1)], unknown)
+    for _ in range(2):
+        await own(store, [2, 3])
     await put_back(store, points.ROLL, copied)
+    before = await seen(store)
+    assert [(doc.id, doc.state, whole) for doc, whole in before][-2:] == [
+        ("1-2", "snapshotted", True),
+        ("1-3", "snapshotted", True),
+    ]
     maker = PointMaker(store, "web1")
     await maker.take()
-    await maker.document([mark(1)], unknown)
-    assert [doc.term for doc in await point_store.list_docs(store, "web1")] == [maker.roll.term]
+    assert maker.roll.newest == Position.of(1, 3)
+    assert maker.roll.term > max(doc.term for doc, _ in before)
+    await maker.document([mark(2), mark(3)], unknown)  # found in the index again
+    assert await seen(store) == before
 
 
 async def test_a_stale_owner_with_our_number_may_still_name_the_snapshots_of_its_point(
