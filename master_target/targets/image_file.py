@@ -31,10 +31,10 @@ from master_target.targets.state import DiskState, decode
 from shared import durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ImageFileError, LeaseHeldError, SeedDiskError
-from shared.recovery.parallel import in_thread
 from shared.recovery.position import Position
 from shared.recovery.seed import shown_position
 from shared.recovery.sparse import SparseFile
+from shared.threads import in_thread
 
 _FICLONE: Final = 0x40049409
 _COPY_B: Final = 4 * 1024 * 1024

@@ -38,11 +38,12 @@ from shared.log.reader import LogReader
 from shared.recovery.coalesce import DiskRuns, coalesce
 from shared.recovery.fit import check_extents
 from shared.recovery.folder import Manifest, ManifestDisk, RestoreFolder, finished, open_folder
-from shared.recovery.parallel import in_thread, parallel
+from shared.recovery.parallel import parallel
 from shared.recovery.plan import Plan
 from shared.recovery.position import format_ns
 from shared.recovery.seed import seed_blob
 from shared.recovery.sparse import SparseFile
+from shared.threads import in_thread
 from shared.vault import Vault
 
 _READ_B: Final = 4 * 1024 * 1024

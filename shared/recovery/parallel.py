@@ -1,14 +1,9 @@
-"""Bounded concurrency for storage requests, and threads that are not left alone."""
+"""Bounded concurrency for storage requests."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 async def parallel(work: Iterable[Callable[[], Awaitable[None]]], width: int) -> None:
@@ -30,17 +25,3 @@ async def parallel(work: Iterable[Callable[[], Awaitable[None]]], width: int) ->
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def in_thread(work: Callable[..., T], *args: object) -> T:
-    """What `work` returns, run in a thread. A caller that is cancelled meanwhile goes on only when the thread is done."""
-    running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        while not running.done():
-            with contextlib.suppress(asyncio.CancelledError):  # nor does a second one make it shorter
-                await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # nobody hears of it any more
-        raise

@@ -1,0 +1,28 @@
+"""Blocking work in threads, done to its end.
+
+A thread cannot be cancelled. If its task went away, the thread would go on writing to files that somebody else may have opened since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[..., T], *args: object) -> T:
+    """What `work` returns, run in a thread. A caller that is cancelled meanwhile goes on only when the thread is done."""
+    running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):  # nor does a second one make it shorter
+                await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # nobody hears of it any more
+        raise
