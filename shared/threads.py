@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def in_thread(work: Callable[..., T], *args: object) -> T:
-    """What `work` returns, run in a thread. A caller that is cancelled meanwhile goes on only when the thread is done."""
-    running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args))
+async def in_thread(work: Callable[..., T], *args: object, executor: Executor | None = None) -> T:
+    """What `work` returns, run in a thread of `executor` (None: the event loop's own). A caller that is cancelled meanwhile, once or more
+    often, goes on only when the thread is done.
+    """
+    running = asyncio.get_running_loop().run_in_executor(executor, partial(work, *args))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

@@ -17,5 +17,5 @@ recovery        what a kill or a power cut left, made segments again
 aside           what cannot be read or listed, kept and told
 file            one file: written, made durable, closed, read for upload
 watermark       what a folder remembers of its term and of what was listed
-chore, threads  work that is tried until it is done; blocking work done to its end
+chore           work that is tried until it is done
 """

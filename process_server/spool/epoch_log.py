@@ -24,7 +24,6 @@ from process_server.spool.evidence import sort_files
 from process_server.spool.file import SpooledSegment
 from process_server.spool.machine_folder import MachineFolder, Recovered
 from process_server.spool.ownership import Patience
-from process_server.spool.threads import run_to_end
 from process_server.spool.uploader import Uploader
 from process_server.spool.watermark import Watermark
 from process_server.spool.writer import START, Compression, Point, SegmentLimits, SpoolWriter
@@ -36,6 +35,7 @@ from shared.log.epoch_id import EpochId
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.machine_storage import MachineStorage
 from shared.sealing import MachineKey
+from shared.threads import in_thread
 from shared.trouble import Trouble
 from shared.vault import Vault, machine_key
 
@@ -187,8 +187,8 @@ class EpochLog:
         found = await sort_files(opening, machine, epoch, recovered.runs, index.fold, shared.reading)
         await folder.clear(epoch, found.listed, found.unlisted)
         mark = Watermark(index.term, index.fold.last, epoch.claim, index.taken.claim)
-        failed = await run_to_end(
-            shared.reading, partial(watermark.remember, folder.epoch(epoch.number), mark)
+        failed = await in_thread(
+            watermark.remember, folder.epoch(epoch.number), mark, executor=shared.reading
         )
         log = cls(shared, opening, index, key, folder, found.rest, changed, look)
         log._note_remembered(mark, failed)
@@ -292,7 +292,7 @@ class EpochLog:
             await self._uploader.check()
             await self._remember()
             if self._undeleted:
-                await run_to_end(self._reading, partial(self._forget, []))
+                await in_thread(self._forget, [], executor=self._reading)
             if self._look is not None:
                 await self._look(self)
 
@@ -300,8 +300,8 @@ class EpochLog:
         """What was listed; not in the listing loop, since it costs a sync and only makes later checks stricter."""
         mark = Watermark(self.taken.number, self.uploaded.number, self.id.claim, self.taken.claim)
         if mark != self._remembered:
-            failed = await run_to_end(
-                self._reading, partial(watermark.remember, self._folder, mark, durably=False)
+            failed = await in_thread(
+                partial(watermark.remember, self._folder, mark, durably=False), executor=self._reading
             )
             self._note_remembered(mark, failed)
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from functools import partial
 from typing import NamedTuple
 
 from process_server.spool.file import SpooledSegment
 from process_server.spool.machine_folder import Runs
 from process_server.spool.ownership import LocalFile, Relation, chosen_run, meeting_point, relate
-from process_server.spool.threads import run_to_end
 from shared.blob import BlobStore
 from shared.log.epoch_id import EpochId
 from shared.log.index import Fold
 from shared.log.reader import listed_digest
+from shared.threads import in_thread
 
 
 class Sorted(NamedTuple):
@@ -68,7 +67,7 @@ async def sort_files(
             listed += done
             rest = run[len(done) :]
             if rest and rest[0].first.number <= last:
-                rest = [await run_to_end(threads, partial(rest[0].behind, last)), *rest[1:]]
+                rest = [await in_thread(rest[0].behind, last, executor=threads), *rest[1:]]
         case Relation.CONTRADICTED:
             unlisted += [(s, f"the index lists other batches up to {last}") for s in run]
         case Relation.BEHIND_A_GAP:
@@ -86,7 +85,7 @@ async def _digests(
     if number is None:
         return "", ""
     holder = next(s for s in run if number <= s.last.number)
-    here = await run_to_end(threads, partial(holder.digest_of, number))
+    here = await in_thread(holder.digest_of, number, executor=threads)
     return here, await _there(store, machine, epoch, number, fold)
 
 

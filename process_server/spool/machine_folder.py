@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -12,13 +11,13 @@ from process_server.spool import watermark
 from process_server.spool.aside import Aside, Kind, Note
 from process_server.spool.file import FULL, SUFFIX, SpooledSegment
 from process_server.spool.recovery import Damage, KeyWantedError, recover_folder
-from process_server.spool.threads import run_to_end
 from process_server.spool.watermark import Watermark
 from shared import durable
 from shared.errors import SpoolError, SpoolFullError
 from shared.log.epoch_id import EpochId
 from shared.log.segment import FileHeader
 from shared.sealing import MachineKey
+from shared.threads import in_thread
 from shared.vault import Vault, machine_key_of
 
 UNREADABLE_S: Final = 600.0
@@ -53,7 +52,7 @@ class MachineFolder:
 
     async def epochs(self) -> list[int]:
         """The epochs that have a folder here, in order; looks as well at what is aside. Raises SpoolError."""
-        return await run_to_end(self._threads, self._epochs)
+        return await in_thread(self._epochs, executor=self._threads)
 
     def distrust(self, epoch: int) -> None:
         """A file of it was not what its footer says: from now on recovery reads all of them whole."""
@@ -65,7 +64,7 @@ class MachineFolder:
         """
         while True:
             try:
-                return await run_to_end(self._threads, partial(self._recover, epoch))
+                return await in_thread(self._recover, epoch, executor=self._threads)
             except KeyWantedError as exc:
                 wanted = exc.header
             self._keys[_wrapping(wanted)] = await machine_key_of(
@@ -79,11 +78,11 @@ class MachineFolder:
         another history must not come back before those that are written now. Raises SpoolError.
         """
         if listed or unlisted:
-            await run_to_end(self._threads, partial(self._clear, epoch, listed, unlisted))
+            await in_thread(self._clear, epoch, listed, unlisted, executor=self._threads)
 
     async def remove(self, epoch: int) -> None:
         """The folder of an epoch that is done with. It stays if a spool file is in it: nothing is deleted unseen."""
-        await run_to_end(self._threads, partial(self._remove, self.epoch(epoch)))
+        await in_thread(self._remove, self.epoch(epoch), executor=self._threads)
 
     # ---- in threads ----
 

@@ -18,11 +18,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from functools import partial
 from typing import Final
 
 from process_server.spool.file import SpooledSegment
-from process_server.spool.threads import run_to_end
 from shared import logging
 from shared.blob import BlobStore, Content, Retry
 from shared.crashpoints import reach
@@ -30,6 +28,7 @@ from shared.errors import BlobExistsError, SegmentAlteredError, StorageRefusedEr
 from shared.log import names
 from shared.log.index import IndexEntry, entry_for
 from shared.log.writer import IndexWriter
+from shared.threads import in_thread
 
 _log = logging.get()
 
@@ -116,7 +115,7 @@ class Uploader:
 
         async def content() -> Content:
             nonlocal entry
-            read = await run_to_end(self._threads, segment.read)
+            read = await in_thread(segment.read, executor=self._threads)
             entry = entry_for(
                 read.footer,
                 blob=name,
@@ -165,7 +164,7 @@ class Uploader:
                     size_b=entry.bytes,
                 )
             reach("upload.before-delete")
-            await run_to_end(self._threads, partial(self._forget, [segment for segment, _ in done]))
+            await in_thread(self._forget, [segment for segment, _ in done], executor=self._threads)
 
 
 async def _check_same(store: BlobStore, entry: IndexEntry) -> None:

@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,7 +25,6 @@ import msgspec
 
 from process_server.spool.file import SpooledSegment, SpoolFile
 from process_server.spool.level import LEVELS
-from process_server.spool.threads import run_to_end
 from shared import logging, sealing
 from shared.batch import NO_DIGEST, Batch, Buffer
 from shared.errors import BatchGapError, SpoolError, StoppingError, UnderstudyError
@@ -34,6 +32,7 @@ from shared.log import segment
 from shared.log.epoch_id import EpochId
 from shared.log.segment import BatchRow, FileHeader, Frame
 from shared.sealing import FileKey, MachineKey
+from shared.threads import in_thread
 from shared.trouble import Trouble
 
 _GROUP_B: Final = 64 * 1024 * 1024
@@ -246,7 +245,7 @@ class SpoolWriter:
             self._file = SpoolFile(self._folder, self._header(group[0]))
         frames = [pending.sealed.result() for pending in group]
         try:
-            await run_to_end(self._disk, partial(self._file.append, frames))
+            await in_thread(self._file.append, frames, executor=self._disk)
         except SpoolError as exc:
             self.trouble.report(
                 type(exc)(
@@ -313,7 +312,7 @@ class SpoolWriter:
             self._file_timer.cancel()
             self._file_timer = None
         if self._file is not None:
-            spooled = await run_to_end(self._disk, self._file.close)
+            spooled = await in_thread(self._file.close, executor=self._disk)
             self._file = None
             if spooled is not None:
                 self._on_closed(spooled)
