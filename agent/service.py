@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from agent import lock, traces
 from agent.capture import pins
-from agent.capture.attach import check_machine
+from agent.capture.attach import check_machine, enlarge_state
 from agent.capture.fitting import Change
 from agent.capture.maps import Capture
 from agent.capture.protection import protect
@@ -22,7 +22,7 @@ from agent.config import AgentConfig
 from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report
-from agent.stream.state import AgentState, Reason, Suspicion, Word
+from agent.stream.state import AgentState, Reason, Suspicion, Word, move
 from shared import logging
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, UnderstudyError
@@ -175,6 +175,7 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
         state[Word.WENT] = 0
 
     where = config.state_dir, config.pin_dir
+    enlarge_state(config.pin_dir, move)
     capture, left_out = protect(config.protected, *where, config.ring_mib << 20, before_change)
     AgentState(capture.state).has_disks([disk.id for disk in capture.disks])
     for left in left_out:

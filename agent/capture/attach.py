@@ -162,7 +162,7 @@ def attach_fresh(
         folder.mkdir(parents=True)
         for name, map_name in PINNED_MAPS.items():
             libbpf.pin(loaded.map_fd(map_name), folder / name)
-        _make_array(STATE, layout.STATE_WORDS, libbpf.F_MMAPABLE, folder / STATE)
+        _make_array(STATE, layout.state_words(ring_b), libbpf.F_MMAPABLE, folder / STATE)
         prepare(state_words(folder))
         for slot, disk in enumerate(captured):
             prepare_slot(loaded, folder, slot, disk, baselines[disk.name])
@@ -292,12 +292,36 @@ def words_at(path: Path) -> npt.NDArray[np.uint64]:
 
 
 def words_of(fd: int) -> npt.NDArray[np.uint64]:
-    return mapped(fd, np.dtype("<u8"), layout.STATE_WORDS)
+    return mapped(fd, np.dtype("<u8"), libbpf.map_info(fd).max_entries)
 
 
-def create_state() -> int:
+def create_state(words: int = layout.LEAST_STATE_WORDS) -> int:
     """The descriptor of a state, empty and not pinned."""
-    return libbpf.create_array(STATE, 8, layout.STATE_WORDS, libbpf.F_MMAPABLE)
+    return libbpf.create_array(STATE, 8, words, libbpf.F_MMAPABLE)
+
+
+Move = Callable[[npt.NDArray[np.uint64], npt.NDArray[np.uint64]], None]
+
+
+def enlarge_state(pin_dir: Path, move: Move) -> None:
+    """Gives a capture that was pinned by an older agent a state as long as its ring makes it. One step for whoever looks: the new one takes
+    the name when everything is in it. Only while no agent has it open; what is pinned need not be whole."""
+    pinned, next_ = pin_dir / STATE, pin_dir / f"{STATE}-next"
+    next_.unlink(missing_ok=True)
+    if not pinned.exists() or not (pin_dir / "ring").exists():
+        return
+    with ExitStack() as undo:
+        ring, old = (libbpf.get(path) for path in (pin_dir / "ring", pinned))
+        undo.callback(os.close, ring)
+        undo.callback(os.close, old)
+        words = layout.state_words(libbpf.map_info(ring).max_entries)
+        if libbpf.map_info(old).max_entries >= words:
+            return
+        new = create_state(words)
+        undo.callback(os.close, new)
+        move(words_of(old), words_of(new))
+        libbpf.pin(new, next_)
+        next_.rename(pinned)
 
 
 def _make_array(name: str, words: int, flags: int, path: Path) -> None:

@@ -15,7 +15,6 @@ MAX_DISKS: Final = 64
 SECTOR: Final = 512
 GRANULE_SECTORS: Final = 32
 """One bit of a dirty bitmap: 16 KiB."""
-STATE_WORDS: Final = 4096
 AUDIT_WORDS: Final = 6
 FORGOTTEN_WORD: Final = 6
 """Of the seven words of `base` in COUNTERS, six are the audit's; the last counts completed sectors that only
@@ -24,6 +23,7 @@ FORGOTTEN_WORD: Final = 6
 DATA_B: Final = 4096
 HEADER_B: Final = 56
 RING_HEADER_B: Final = 8
+LEAST_STATE_WORDS: Final = 4096
 RECORD_SIZE: Final = RING_HEADER_B + HEADER_B + DATA_B
 BUSY: Final = np.uint32(1 << 31)
 DISCARDED: Final = np.uint32(1 << 30)
@@ -121,6 +121,11 @@ PROBE: Final = np.dtype(
 def kernel_dev(major: int, minor: int) -> int:
     """A device number as the kernel keeps it, the key of the tracked map."""
     return major << 20 | minor
+
+
+def state_words(ring_b: int) -> int:
+    """Length of the agent's state (agent/stream/state.py): 64 words, and one for each record of the ring; no less than a state ever had."""
+    return max(LEAST_STATE_WORDS, 64 + ring_b // RECORD_SIZE)
 
 
 def bitmap_words(sectors: int) -> int:

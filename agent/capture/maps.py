@@ -33,6 +33,7 @@ from agent.capture.attach import (
     key_bytes,
     mapped,
     needed,
+    words_of,
 )
 from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
@@ -135,8 +136,8 @@ class Capture:
             first, second, todo = (_Bitmap(self._open(folder / name), words) for name in bitmap_names(slot))
             self._dirty.append((first, second))
             self._todo.append(todo)
-        self.state: Final[Words] = mapped(self._open(folder / STATE), np.dtype("<u8"), layout.STATE_WORDS)
-        """4096 words that live as long as the capture; agent.state owns their meaning."""
+        self.state: Final[Words] = words_of(self._open(folder / STATE))
+        """Words that live as long as the capture; agent.state owns their meaning."""
         self._incidents_at_swap: Incidents | None = None
         self._exchange = threading.Lock()
         """From the look which bitmap is active to the update of `dirty` that rests on it. Threads outlive the session that began them: who

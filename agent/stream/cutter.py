@@ -20,7 +20,7 @@ from agent.capture.ring import Window
 from agent.stream import clock
 from agent.stream.catchup import CatchUp, Chunk
 from agent.stream.marks import Marks
-from agent.stream.records import MAX_RECORDS, Records
+from agent.stream.records import Records
 from agent.stream.retention import Retention
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
@@ -47,15 +47,8 @@ MAX_CHUNKS: Final = 4
 """Catch-up chunks in a batch: 4 MiB of data at most."""
 CLOCK_STEP_NS: Final = 1_000_000_000
 """What a clock is set by at once, and not drifted or slewed to between two batches, is told in the log."""
-LINGER_S: Final = 0.1
-"""Small batches are cut at most this often…"""
-LINGER_EVEN: Final = 1008
-LINGER_DOUBLES: Final = 168
-"""…but beyond so many batches that are not uploaded yet, the time doubles with each so many more…"""
-LINGER_LIMIT_S: Final = 10.0
-"""…up to this: what is not spooled is lost if the machine is. So the digests that are remembered (state.py) reach back for hours."""
 HEARTBEAT_S: Final = 5.0
-"""An ordered stream without writes still says so this often: that is what the RPO of an idle machine rests on."""
+"""An ordered stream without writes still says so this often, unless uploads lag: that is what the RPO of an idle machine rests on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +137,7 @@ class Stream:
             or chunks
             or marks
             or state != self._last_state
-            or (ordered and quiet_s > HEARTBEAT_S)
+            or (ordered and quiet_s > HEARTBEAT_S and self._state.may_tell_time)
         ):
             return None
         # An image is that of the moment at which everything was emitted, unless it lacks a write that was lost before that moment.
@@ -260,15 +253,6 @@ class Stream:
 
     def _position(self, number: int) -> Position:
         return Position.of(self._state[Word.EPOCH], number)
-
-    @property
-    def linger_s(self) -> float:
-        """How long the next small batch may wait for company. While uploads lag it is longer, since so many batches less are to be
-        remembered; a mark, or a batch's worth of records, never waits."""
-        if self.marks.waiting or self._ring.producer_seq - self._emitted_to >= MAX_RECORDS:
-            return 0.0
-        doublings = max(0, self._state.held - LINGER_EVEN) / LINGER_DOUBLES
-        return float(min(LINGER_LIMIT_S, LINGER_S * 2.0 ** min(doublings, 32)))
 
     async def close(self) -> None:
         """No thread works on what is captured any more. These waits are grace periods, which always end; a disk is not waited for."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from agent.stream import rounds
-from agent.stream.cutter import LINGER_S, CutBatch, Stream
+from agent.stream.cutter import CutBatch, Stream
 from agent.stream.link import Link
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.uploading import Uploading
@@ -45,6 +45,8 @@ _log = logging.get()
 
 BATCH_B: Final = 9 * 1024 * 1024 + HEADER_SIZE
 """More than any batch of ours takes; what credit must have room for before one is cut."""
+LINGER_S: Final = 0.1
+"""So long small batches wait for company."""
 LINGER_BELOW_B: Final = 256 * 1024
 IDLE_S: Final = 0.02
 RETRY_LIMIT_S: Final = 10.0
@@ -273,7 +275,7 @@ class Sender:
             if cut is None:
                 await self._pause(IDLE_S)
             elif cut.size_b < LINGER_BELOW_B:
-                await self._linger()
+                await self._pause(LINGER_S)
 
     async def _cut(self, link: Link) -> CutBatch | None:
         """The next batch when credit has room for it. A disk that cannot be read stops catch-up, not the stream."""
@@ -310,19 +312,6 @@ class Sender:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(seconds, IDLE_S)):
                 await self._stream.wakeup.wait()
-
-    async def _linger(self) -> None:
-        """Small batches wait for company; for how long, while uploads lag, shows anew while they do."""
-        since = time.monotonic()
-        await self._pause(LINGER_S)
-        while (
-            self._stream.linger_s > LINGER_S
-            and not self._flush.is_set()
-            and time.monotonic() - since < self._stream.linger_s
-        ):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(IDLE_S):
-                    await self._flush.wait()
 
     async def _take_acks(self, link: Link) -> None:
         while True:

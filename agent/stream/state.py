@@ -8,9 +8,16 @@ cleared first. The epoch's identity is such a fact: EPOCH makes CLAIM valid, so 
 
 **Digests.** Of each batch that was cut one word is remembered: 48 bits of a hash over its digest and the ring position at which it ends,
 and 16 that say for which of the numbers that share the place. That is a check against histories that are not ours (a reverted or cloned
-machine), and against a process server that would have the ring freed or skipped up to another place than that batch's (I5). `REMEMBERED`
-batches are, and no more may ever be held: `retention` keeps FREED so near behind LAST_CUT that whoever may be continued at all
-(FREED ≤ its last batch ≤ LAST_CUT) can be compared.
+machine), and against a process server that would have the ring freed or skipped up to another place than that batch's (I5). As many are
+remembered as the map has room for, and no more may ever be held: `retention` keeps FREED so near behind LAST_CUT that whoever may be
+continued at all (FREED ≤ its last batch ≤ LAST_CUT) can be compared.
+
+**The memory is never shorter than the ring.** There is room for N digests, N being at least the records that the ring can hold
+(`layout.state_words`: 8 bytes for each, 0.2 % of the ring). Behind what is uploaded, the ring keeps records while it is less than half full
+(`retention`): N/2 at most, so N/2 batches at most that carry one. Batches that only tell the time are cut while no more than N/4 are held
+(`may_tell_time`). Both together leave FREED alone, which is moved for want of memory at 7/8 N: there is room for N/8 batches more, of
+marks and of changes of state, which is two thousand of the default ring's. What catch-up reads has no place in the ring; where
+that fills the memory, what is too old is freed once it is spooled, as it is when the ring is half full.
 """
 
 from __future__ import annotations
@@ -27,11 +34,8 @@ from shared.batch import DIGEST_SIZE
 from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.recovery.position import Position
 
-WORDS: Final = 4096
 _LAYOUT: Final = 3
 _DIGESTS_AT: Final = 64
-REMEMBERED: Final = WORDS - _DIGESTS_AT
-"""Batches whose digests are remembered, the newest ones."""
 _TAG_BITS: Final = 16
 
 
@@ -151,9 +155,10 @@ class AgentState:
     """Typed access to the pinned words."""
 
     def __init__(self, words: npt.NDArray[np.uint64]) -> None:
-        if len(words) < WORDS:
-            raise ValueError(f"the state map has {len(words)} words, {WORDS} are needed")
+        if len(words) <= _DIGESTS_AT:
+            raise ValueError(f"the state map has {len(words)} words, more than {_DIGESTS_AT} are needed")
         self._words = words
+        self._remembered = len(words) - _DIGESTS_AT
         if int(words[Word.LAYOUT]) != _LAYOUT:
             words[:] = 0
         words[Word.LAYOUT] = _LAYOUT
@@ -246,14 +251,15 @@ class AgentState:
 
     def cut(self, number: int, digest: bytes, end_seq: int) -> None:
         """Called before the batch leaves the agent."""
-        self._words[_place(number)] = _word(number, digest, end_seq)
+        self._words[_place(number, self._remembered)] = _word(number, digest, end_seq, self._remembered)
         self[Word.LAST_CUT] = number
 
     def is_ours(self, number: int, digest: bytes, end_seq: int) -> bool | None:
         """Whether batch `number` as it was cut has this digest and ends there; None when that is not known any more."""
         if number == 0:
             return digest == bytes(DIGEST_SIZE)
-        found, expected = int(self._words[_place(number)]), _word(number, digest, end_seq)
+        found = int(self._words[_place(number, self._remembered)])
+        expected = _word(number, digest, end_seq, self._remembered)
         if (found ^ expected) % (1 << _TAG_BITS):
             return None
         return found == expected
@@ -266,12 +272,17 @@ class AgentState:
     @property
     def may_cut(self) -> bool:
         """Whether one more batch can be remembered without forgetting the digest of FREED."""
-        return self.held < REMEMBERED - 1
+        return self.held < self._remembered - 1
+
+    @property
+    def may_tell_time(self) -> bool:
+        """Whether a batch may be cut that says nothing but how late it is. While uploads lag, nobody would learn it from that."""
+        return self.held <= self._remembered // 4
 
     @property
     def least_freed(self) -> int:
         """Up to where batches must be freed at the next chance, so that cutting need not stop for want of memory."""
-        return self[Word.LAST_CUT] - REMEMBERED * 7 // 8
+        return self[Word.LAST_CUT] - self._remembered * 7 // 8
 
 
 _BATCH_BITS: Final = 40
@@ -287,12 +298,26 @@ def _unpacked(word: int) -> Position:
     return Position.of(word >> _BATCH_BITS, word & (1 << _BATCH_BITS) - 1)
 
 
-def _place(number: int) -> int:
-    return _DIGESTS_AT + number % REMEMBERED
+def move(before: npt.NDArray[np.uint64], after: npt.NDArray[np.uint64]) -> None:
+    """What `before` holds, into `after`, which has room for other numbers of digests and is empty."""
+    then, now = len(before) - _DIGESTS_AT, len(after) - _DIGESTS_AT
+    last = int(before[Word.LAST_CUT])
+    for number in range(max(1, last + 1 - min(then, now)), last + 1):
+        word = int(before[_place(number, then)])
+        if word % (1 << _TAG_BITS) == _tag(number, then):
+            after[_place(number, now)] = word >> _TAG_BITS << _TAG_BITS | _tag(number, now)
+    after[:_DIGESTS_AT] = before[:_DIGESTS_AT]
 
 
-def _word(number: int, digest: bytes, end_seq: int) -> int:
-    """Never 0, which stands for no digest."""
-    tag = number // REMEMBERED % ((1 << _TAG_BITS) - 1) + 1
+def _place(number: int, remembered: int) -> int:
+    return _DIGESTS_AT + number % remembered
+
+
+def _tag(number: int, remembered: int) -> int:
+    """Which of the numbers it is that share the place. Never 0, which stands for no digest."""
+    return number // remembered % ((1 << _TAG_BITS) - 1) + 1
+
+
+def _word(number: int, digest: bytes, end_seq: int, remembered: int) -> int:
     known = hashlib.blake2b(digest + end_seq.to_bytes(8, "little"), digest_size=6).digest()
-    return int.from_bytes(known, "little") << _TAG_BITS | tag
+    return int.from_bytes(known, "little") << _TAG_BITS | _tag(number, remembered)

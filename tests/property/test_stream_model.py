@@ -55,6 +55,7 @@ GRANULE = 4
 RING = 12
 RECORDS = 30_000
 WORDS = 1
+REMEMBERED = 8
 
 Image = npt.NDArray[np.uint32]
 """(DISKS, SECTORS): which write of its half's writer a sector holds; 0: none, or a discard."""
@@ -94,7 +95,7 @@ class Kernel:
         self.active = 0
         self.bitmaps = np.zeros((2, DISKS, WORDS), np.uint64)
         self.todo = np.zeros((DISKS, WORDS), np.uint64)
-        self.words = np.zeros(4096, np.uint64)
+        self.words = np.zeros(64 + REMEMBERED, np.uint64)
         self.headers = np.zeros(RECORDS, RECORD)
         self.data = np.zeros((RECORDS, DATA_B), np.uint8)
         self.busy: set[int] = set()
@@ -555,7 +556,6 @@ def small_and_impatient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agent.stream.records, "MAX_RECORDS", 5)
         patch.setattr(agent.stream.records, "MAX_PIECES", 7)
-        patch.setattr(agent.stream.state, "REMEMBERED", 8)
         patch.setattr(agent.stream.rounds, "LOSS_QUIET_S", 0.0)
         patch.setattr(agent.stream.records, "HOLD_PATIENCE_S", 0.0)
         yield
@@ -608,8 +608,8 @@ def resume_without_void(self: CatchUp, spooled: int) -> bool:
 _word = agent.stream.state._word
 
 
-def word_without_place(number: int, digest: bytes, _end_seq: int) -> int:
-    return _word(number, digest, 0)
+def word_without_place(number: int, digest: bytes, _end_seq: int, remembered: int) -> int:
+    return _word(number, digest, 0, remembered)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from agent import service
-from agent.capture import answer, attach, bindings, calibrate, identify, libbpf, pins
+from agent.capture import answer, attach, bindings, calibrate, identify, layout, libbpf, pins
 from agent.capture.answer import Answer, ask
 from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import Wanted
@@ -553,6 +553,34 @@ def test_a_capture_that_vanished_under_the_agent_leaves_its_points_suspect(machi
     found = AgentState(again.state)
     again.close()
     assert (found.reason, found.suspicion) == (Reason.CAPTURE_REMOVED, THERE)
+
+
+def test_a_capture_with_the_short_memory_of_an_older_agent_gets_a_full_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = msgspec.structs.replace(agent_config(machine), ring_mib=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "state_words", lambda ring_b: layout.LEAST_STATE_WORDS)
+        capture, _ = service._attach(config)
+    state = AgentState(capture.state)
+    state.begin_epoch(eid(7))
+    state.cut(9, b"d" * 16, 90)
+    capture.close()
+
+    def die(*_: object) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "move", die)
+        with pytest.raises(InterruptedError):
+            service._attach(config)
+    assert len(attach.state_words(config.pin_dir)) == layout.LEAST_STATE_WORDS
+    again, _ = service._attach(config)
+    state = AgentState(again.state)
+    again.close()
+    assert len(again.state) == 64 + (32 << 20) // layout.RECORD_SIZE
+    assert (again.fresh, state.epoch, state[Word.LAST_CUT]) == (False, eid(7), 9)
+    assert state.is_ours(9, b"d" * 16, 90)
 
 
 THERE = Suspicion(Position.of(7, 40), 123)

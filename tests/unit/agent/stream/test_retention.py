@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from agent.capture.layout import LEAST_STATE_WORDS, RECORD_SIZE, state_words
 from agent.stream.retention import Retention
-from agent.stream.state import REMEMBERED, WORDS, AgentState, Word
+from agent.stream.state import AgentState, Word
 from tests.epoch_ids import eid
 
+REMEMBERED = LEAST_STATE_WORDS - 64
 OF_OLD = 1008
 """So many digests were remembered once."""
 
@@ -20,10 +24,10 @@ OF_OLD = 1008
 class Agent:
     """Cuts batches of one record each."""
 
-    def __init__(self) -> None:
-        self.state = AgentState(np.zeros(WORDS, np.uint64))
+    def __init__(self, words: int = LEAST_STATE_WORDS, ring_b: int = 1 << 30) -> None:
+        self.state = AgentState(np.zeros(words, np.uint64))
         self.state.begin_epoch(eid(1))
-        ring: Any = SimpleNamespace(used_b=0, size_b=1 << 30, consumer_seq=0)
+        ring: Any = SimpleNamespace(used_b=0, size_b=ring_b, consumer_seq=0)
         records: Any = SimpleNamespace(hold_from=0)
         self.ring, self.records = ring, records
         self.ring.free_to = lambda seq: setattr(self.ring, "consumer_seq", seq)
@@ -74,3 +78,41 @@ def test_nothing_is_cut_when_its_digest_would_replace_one_that_may_be_asked_for(
     assert agent.state.is_ours(10, digest(10), 10)
     agent.retention.acknowledged(spooled=number, uploaded=10)
     assert agent.state.may_cut
+
+
+RECORDS = 64
+"""In a small ring."""
+
+
+@given(
+    st.lists(st.sampled_from(["time", "mark", "write", "writes"]), min_size=8 * RECORDS, max_size=8 * RECORDS)
+)
+@settings(max_examples=60, deadline=None)
+def test_while_the_ring_is_not_half_full_nothing_is_freed_for_want_of_memory(batches: list[str]) -> None:
+    ring_b = RECORDS * RECORD_SIZE
+    agent = Agent(64 + (state_words(1 << 30) - 64) * RECORDS // ((1 << 30) // RECORD_SIZE), ring_b)
+    number, uploaded, marks = 3, 3, 0
+    for earlier in range(1, number + 1):
+        agent.cut(earlier)
+    for batch in batches:
+        if (batch == "time" and not agent.state.may_tell_time) or (
+            batch == "mark" and marks == RECORDS // 8 - 1
+        ):
+            continue
+        marks += batch == "mark"
+        agent.ring.used_b += {"write": 1, "writes": 2}.get(batch, 0) * RECORD_SIZE
+        if agent.ring.used_b * 2 >= ring_b:
+            break
+        assert agent.state.may_cut
+        number += 1
+        agent.cut(number)
+        agent.retention.acknowledged(spooled=number, uploaded=uploaded)
+        assert agent.state[Word.FREED] == uploaded
+        assert all(agent.state.is_ours(n, digest(n), n) for n in (uploaded, number))
+
+
+def test_the_memory_has_room_for_every_record_of_the_ring_and_costs_little() -> None:
+    for mib in (1, 64, 1024):
+        ring_b = mib << 20
+        assert state_words(ring_b) - 64 >= ring_b // RECORD_SIZE
+        assert state_words(ring_b) * 8 <= max(LEAST_STATE_WORDS * 8, ring_b // 500)

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import xxhash
 
-from agent.stream.state import REMEMBERED, WORDS, AgentState, Reason, Suspicion, Word
+from agent.stream.state import AgentState, Reason, Suspicion, Word, move
 from shared.log.epoch_id import NO_EPOCH, EpochId, new_claim
 from shared.recovery.position import Position
 from tests.epoch_ids import eid
 
+REMEMBERED = 200
+
 
 @pytest.fixture
 def words() -> np.ndarray:
-    return np.zeros(WORDS, np.uint64)
+    return np.zeros(64 + REMEMBERED, np.uint64)
 
 
 def test_fresh_words_want_an_initial_epoch(words: np.ndarray) -> None:
@@ -59,6 +61,24 @@ def test_digests_of_batches_long_past_are_unknown_and_never_another_batchs(words
         known = True if number > last - REMEMBERED else None
         assert state.is_ours(number, digest(number), 10 * number) is known
         assert not state.is_ours(number, digest(number + 1), 10 * number)
+
+
+@pytest.mark.parametrize("last", [0, 1, REMEMBERED - 1, REMEMBERED, 3 * REMEMBERED + 7])
+def test_what_is_known_moves_to_a_larger_memory(words: np.ndarray, last: int) -> None:
+    state = AgentState(words)
+    state.begin_epoch(eid(7))
+    for number in range(1, last + 1):
+        state.cut(number, digest(number), 10 * number)
+    larger = np.zeros(64 + 3 * REMEMBERED + 5, np.uint64)
+    move(words, larger)
+    moved = AgentState(larger)
+    assert (moved.epoch, moved[Word.LAST_CUT]) == (eid(7), last)
+    for number in range(1, last + 2):
+        assert moved.is_ours(number, digest(number), 10 * number) is state.is_ours(
+            number, digest(number), 10 * number
+        )
+    moved.cut(last + 1, digest(last + 1), 5)
+    assert moved.is_ours(last + 1, digest(last + 1), 5)
 
 
 def test_a_new_epoch_forgets_the_digests_and_the_order_of_the_old_one(words: np.ndarray) -> None:
@@ -174,14 +194,14 @@ def test_pins_without_a_claim_name_an_epoch_that_nobody_has(words: np.ndarray) -
 
 
 def test_a_reason_of_a_newer_agent_is_one_that_is_not_known() -> None:
-    state = AgentState(np.zeros(WORDS, np.uint64))
+    state = AgentState(np.zeros(64 + REMEMBERED, np.uint64))
     state[Word.REASON] = 77
     assert state.reason is Reason.OTHER
     assert state.reason.text
 
 
 def test_disks_under_other_ids_are_another_epochs() -> None:
-    state = AgentState(np.zeros(WORDS, np.uint64))
+    state = AgentState(np.zeros(64 + REMEMBERED, np.uint64))
     state.begin_epoch(eid(7))
     state.has_disks(["sda", "sdb"])  # a capture from before ids were noted
     state.has_disks(["sda", "sdb"])
