@@ -80,14 +80,14 @@ def test_nothing_is_cut_when_its_digest_would_replace_one_that_may_be_asked_for(
     assert agent.state.may_cut
 
 
-RECORDS = 64
+RECORDS = 32
 """In a small ring."""
 
 
 @given(
     st.lists(st.sampled_from(["time", "mark", "write", "writes"]), min_size=8 * RECORDS, max_size=8 * RECORDS)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_while_the_ring_is_not_half_full_nothing_is_freed_for_want_of_memory(batches: list[str]) -> None:
     ring_b = RECORDS * RECORD_SIZE
     agent = Agent(64 + (state_words(1 << 30) - 64) * RECORDS // ((1 << 30) // RECORD_SIZE), ring_b)

@@ -1,0 +1,52 @@
+"""Does a disk answer? Asked by a program that can be left behind."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agent.capture import answer
+from agent.capture.answer import ask
+from tests.capture_parts import until
+
+
+def test_a_disk_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = tmp_path / "never.py"
+    never.write_text("import signal; signal.pause()")
+    monkeypatch.setattr(answer, "PROGRAM", str(never))
+    monkeypatch.setattr(answer, "_given_up", {})
+    told = ask(["/dev/null"], deadline_s=0.2)["/dev/null"]
+    assert told.hangs
+    assert "did not answer within" in told.cause
+    (child,) = answer._given_up.values()
+    until(lambda: child.poll() is not None, "the child stays though its disk lets it go")
+
+
+def test_a_disk_that_hangs_is_asked_by_one_child_and_asked_again_when_that_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer, "_given_up", {})
+    begun = tmp_path / "begun"
+    never = tmp_path / "never.py"
+    never.write_text(f"import signal; open({str(begun)!r}, 'a').write('x'); signal.pause()")
+    real = answer.PROGRAM
+    monkeypatch.setattr(answer, "PROGRAM", str(never))
+    kill = subprocess.Popen.kill
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda child: None)  # as of one that hangs in the kernel
+    for _ in range(3):
+        told = ask(["/dev/null"], deadline_s=1.0)["/dev/null"]
+        assert told.hangs
+    assert begun.read_text() == "x"
+    (child,) = answer._given_up.values()
+    kill(child)
+    child.wait()
+    monkeypatch.setattr(answer, "PROGRAM", real)
+    assert not ask(["/dev/null"])["/dev/null"].hangs
+
+
+def test_a_device_that_cannot_be_read_says_why() -> None:
+    told = ask(["/dev/no-such-disk"])["/dev/no-such-disk"]
+    assert (told.hangs, told.head) == (False, b"")
+    assert "No such file or directory" in told.cause

@@ -1,0 +1,122 @@
+"""Disks on which nothing can be proved: what they cost, and that they are tried again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.capture import attach, calibrate
+from agent.capture.fitting import Change
+from shared.errors import (
+    BpfError,
+)
+from tests.capture_parts import needs_capture
+from tests.protected_machine import Machine, finds, reattach, slots_with_pins
+
+pytestmark = needs_capture
+
+
+def fail_reads_of(devices: list[str], patch: pytest.MonkeyPatch) -> None:
+    real = calibrate._Page.read_into
+
+    def read_into(page: calibrate._Page, device: Path, sector: int) -> None:
+        if str(device) in devices:
+            raise OSError(5, "Input/output error")
+        real(page, device, sector)
+
+    patch.setattr(calibrate._Page, "read_into", read_into)
+
+
+def test_a_disk_whose_writes_cannot_be_seen_does_not_cost_the_others_nor_is_tried_again_and_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    machine.protect()
+    reattach(r.device, r.backing[0])
+    monkeypatch.setattr("agent.capture.members.prove", lambda *_, **__: "a read did not pass the hooks")
+    capture, (left,) = machine.protect()
+    assert (left.error.code, left.error.cause) == ("US411", "a read did not pass the hooks")
+    assert [disk.id for disk in capture.disks] == [r.disks[1].name]
+    monkeypatch.setattr("agent.capture.attach.prove", lambda *_, **__: "a read did not pass the hooks")
+    assert not finds(machine.watch([left]))
+    assert not finds(machine.watch([left]), trying=True)
+    assert machine.changes == [Change.LEFT]
+    machine.protect()
+    assert machine.changes == [Change.LEFT], "it ends the epoch of the others at every start"
+    assert slots_with_pins(r) == {1}
+
+
+def test_a_disk_for_which_the_kernel_has_no_memory_costs_neither_the_others_nor_their_epoch(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    both = machine.wanted
+    machine.wanted = both[:1]
+    machine.protect()
+    machine.wanted = both
+    real = attach._make_array
+
+    def no_memory(name: str, words: int, flags: int, path: Path) -> None:
+        if path.name.startswith("todo-"):
+            raise BpfError("Map todo could not be made", cause="Cannot allocate memory", number=12)
+        real(name, words, flags, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attach, "_make_array", no_memory)
+        capture, (left,) = machine.protect()
+        assert (left.id, left.error.code, left.needs_trial) == (r.disks[1].name, "US404", True)
+        assert "Cannot allocate memory" in left.error.cause
+        assert [disk.id for disk in capture.disks] == [r.disks[0].name]
+        assert (machine.changes, slots_with_pins(r)) == ([], {0})
+    capture, none = machine.protect()
+    assert (len(capture.disks), none, machine.changes) == (2, [], [Change.JOINED])
+    r.write(0, b"x" * 4096, disk=1)
+    assert capture.counters(1).captured_sectors == 8
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_disk_on_which_nothing_can_be_proved_does_not_cost_the_others_their_order(
+    machine: Machine, bad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    with monkeypatch.context() as patch:
+        fail_reads_of([str(r.disks[bad].path)], patch)
+        capture, (left,) = machine.protect()
+        assert (left.id, left.error.code) == (r.disks[bad].name, "US411")
+        assert "Input/output error" in left.error.cause
+        assert [disk.id for disk in capture.disks] == [r.disks[1 - bad].name]
+        assert (capture.mode, capture.mode_cause) == ("ordered", "")
+        assert not finds(machine.watch([left]), trying=True)
+    assert not finds(machine.watch([left])), (
+        "to fit capture anew ends the session, in vain if it is not tried first"
+    )
+    assert finds(machine.watch([left]), trying=True)
+    assert machine.changes == []
+    capture, none = machine.protect()
+    assert (len(capture.disks), none, capture.mode) == (2, [], "ordered")
+
+
+def test_a_capture_without_order_is_tried_again_and_calibrated_when_it_can_be(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    with monkeypatch.context() as patch:
+        fail_reads_of([str(disk.path) for disk in r.disks], patch)
+        capture, left_out = machine.protect()
+        assert (capture.mode, left_out) == ("bitmap", [])
+        assert "Input/output error" in capture.mode_cause
+        capture, _ = machine.protect()
+        assert capture.mode == "bitmap"
+        r.write(0, b"x" * 4096)
+        loss = capture.loss_count()
+        assert loss == 1
+        assert not finds(machine.watch([], without_order=True), trying=True)
+    assert finds(machine.watch([], without_order=True), trying=True)
+    capture, _ = machine.protect()
+    assert (capture.mode, capture.mode_cause, machine.changes) == ("ordered", "", [])
+    content = bytes(range(256)) * 16
+    r.write(4096, content)
+    assert capture.loss_count() == loss
+    window = capture.ring.peek(10)
+    assert [bytes(row) for row in window.data[window.valid]] == [content]

@@ -1,0 +1,96 @@
+"""Two disks of a machine that protects them, for tests of which disk is which and of what is captured."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.capture.bindings import Wanted
+from agent.capture.disks import find_disk
+from agent.capture.fitting import Change
+from agent.capture.look import LeftOut
+from agent.capture.maps import Capture, detach
+from agent.capture.protection import protect
+from agent.capture.watch import Watch
+from agent.config import AgentConfig
+from shared.tls import TlsFiles
+from tests.capture_parts import MIB, Rig, rig, run, until
+from tests.loopdisk import own_device
+
+
+class Machine:
+    """Two files under two loop devices, protected by path alone."""
+
+    def __init__(self, r: Rig, undo: ExitStack) -> None:
+        self.rig = r
+        self.undo = undo
+        self.state_dir = r.folder / "state"
+        self.state_dir.mkdir()
+        self.wanted = [Wanted(str(disk.path)) for disk in r.disks]
+        self.changes: list[Change] = []
+
+    def protect(self) -> tuple[Capture, list[LeftOut]]:
+        capture, left_out = protect(self.wanted, self.state_dir, self.rig.pin_dir, 1 << 22, self._changed)
+        self.undo.callback(capture.close)
+        return capture, left_out
+
+    def _changed(self, words: npt.NDArray[np.uint64], change: Change) -> None:
+        if change is Change.FRESH:
+            return
+        words[1] = 0  # the epoch
+        self.changes.append(change)
+
+    def ids(self, capture: Capture) -> dict[str, str]:
+        return {disk.id: disk.name for disk in capture.disks}
+
+    def watch(self, left_out: list[LeftOut], *, without_order: bool = False) -> Watch:
+        made = Watch(self.wanted, self.state_dir, self.rig.pin_dir, left_out, without_order=without_order)
+        made._next = 0.0
+        return made
+
+
+@contextmanager
+def machine_with_two_disks() -> Iterator[Machine]:
+    with rig(4 * MIB, count=0, attached=False) as r, ExitStack() as undo:
+        for number in range(2):
+            file = r.folder / f"disk-{number}"
+            file.write_bytes(bytes(4 * MIB))
+            device = undo.enter_context(own_device())
+            run("losetup", device, str(file))
+            r.backing = [*r.backing, file]
+            r.disks = [*r.disks, find_disk(Path(device))]
+        undo.callback(lambda: detach(r.pin_dir))
+        yield Machine(r, undo)
+
+
+def agent_config(machine: Machine) -> AgentConfig:
+    files = TlsFiles(cert=Path("c"), key=Path("k"), ca=Path("a"))
+    return AgentConfig(
+        machine="m", disks=[disk.device for disk in machine.wanted], process_server="ps:9443", control_url="https://cs",
+        tls=files, state_dir=machine.state_dir, pin_dir=machine.rig.pin_dir, ring_mib=1,
+    )  # fmt: skip
+
+
+def reattach(device: str, file: Path, *options: str) -> None:
+    """Another file, or the same one again, under this very device."""
+    subprocess.run(["losetup", "--detach", device], check=False, stderr=subprocess.DEVNULL)
+    until(lambda: not Path(f"/sys/block/{Path(device).name}/loop").exists(), f"{device} stays in use")
+    run("losetup", *options, device, str(file))
+
+
+def slots_with_pins(r: Rig) -> set[int]:
+    return {int(path.name[-2:]) for path in r.pin_dir.iterdir() if path.name[-2:].isdigit()}
+
+
+def finds(watch: Watch, *, trying: bool = False) -> bool:
+    """Whether one look finds that capture can be fitted better."""
+    watch._next_try = 0.0 if trying else float("inf")
+    watch.is_one_back()
+    assert watch._thread is not None
+    watch._thread.join()
+    return watch.is_one_back()
