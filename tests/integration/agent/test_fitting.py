@@ -70,7 +70,7 @@ def test_a_kill_while_disks_are_exchanged_leaves_what_the_next_attachment_puts_r
 
 @pytest.mark.parametrize(
     "removed",
-    [["link-us_rq_issue"], ["todo-01"], ["dirty-a-00"], ["tracked"], ["state", "link-us_rq_complete"]],
+    [["link-us_rq_issue"], ["todo-01"], ["tracked"], ["state", "link-us_rq_complete"]],
 )
 def test_what_is_pinned_and_not_whole_is_attached_afresh_in_a_new_epoch(
     machine: Machine, removed: list[str], capsys: pytest.CaptureFixture[str]
@@ -176,8 +176,15 @@ def wanted_after(config: AgentConfig) -> tuple[int, Reason, Suspicion | None]:
     return state[Word.EPOCH], state.reason, state.suspicion
 
 
-@pytest.mark.parametrize("at", crashpoints.ATTACH_POINTS)
-@pytest.mark.parametrize(("removed", "suspicion"), [("link-us_rq_issue", THERE), ("state", EVERYTHING)])
+@pytest.mark.parametrize(
+    ("at", "removed", "suspicion"),
+    [
+        *((at, "link-us_rq_issue", THERE) for at in crashpoints.ATTACH_POINTS),
+        # it is kept in one that is made for it: from there on all is the same
+        ("attach.after-want", "state", EVERYTHING),
+        ("attach.after-keep", "state", EVERYTHING),
+    ],
+)
 def test_wherever_an_attachment_is_killed_the_next_agent_knows_which_points_are_suspect(
     machine: Machine, at: str, removed: str, suspicion: Suspicion
 ) -> None:
@@ -188,9 +195,8 @@ def test_wherever_an_attachment_is_killed_the_next_agent_knows_which_points_are_
     assert not pins.former(machine.rig.pin_dir).exists()
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_an_attachment_that_fails_leaves_why_the_next_epoch_begins_to_the_next_agent(
-    machine: Machine, times: int, monkeypatch: pytest.MonkeyPatch
+def test_an_attachment_that_fails_twice_leaves_why_the_next_epoch_begins_to_the_next_agent(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = agent_config(machine)
     lose_a_part(machine, config)
@@ -202,7 +208,7 @@ def test_an_attachment_that_fails_leaves_why_the_next_epoch_begins_to_the_next_a
 
     with monkeypatch.context() as patch:
         patch.setattr(attach, "calibrate", fail)
-        for _ in range(times):
+        for _ in range(2):
             with pytest.raises(BpfError, match="out of memory"):
                 service._attach(config)
     assert wanted_after(config) == (0, Reason.DISK_RETURNED, THERE)
