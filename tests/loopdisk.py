@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import secrets
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,5 +53,20 @@ def own_device() -> Iterator[str]:
             yield device
         finally:
             subprocess.run(["losetup", "--detach", device], check=False, stderr=subprocess.DEVNULL)
-            with contextlib.suppress(OSError):  # somebody still has it open
+            with contextlib.suppress(OSError):  # somebody still has it open, or it was removed
                 fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)
+
+
+def remove_device(device: str) -> None:
+    """One of `own_device` is no more, as a disk that was pulled out. What is detached may stay in use for a moment."""
+    deadline = time.monotonic() + 20
+    with Path("/dev/loop-control").open("rb") as control:
+        while True:
+            try:
+                fcntl.ioctl(control, _LOOP_CTL_REMOVE, int(device.removeprefix("/dev/loop")))
+            except OSError as exc:
+                if exc.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.002)
+            else:
+                return

@@ -27,6 +27,7 @@ from typing import Final
 
 from agent.capture import device_program
 from agent.capture.disks import UNKNOWN_QUEUE, Queue
+from shared.errors import DeviceError
 
 PROGRAM = device_program.__file__
 DEADLINE_S = 10.0
@@ -176,13 +177,21 @@ class _Lines:
 
 
 def _run(*arguments: str, page: int | None = None) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", PROGRAM, *arguments],
-        stdin=subprocess.DEVNULL if page is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pass_fds=() if page is None else (page,),
-    )
+    """Raises DeviceError when this host runs no more programs."""
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL if page is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=() if page is None else (page,),
+        )
+    except OSError as exc:
+        raise DeviceError(
+            "Disks cannot be asked whether they answer",
+            cause=f"the program that asks them could not be started: {exc.strerror or exc}",
+            action="Give this host and the agent's service room for processes, open files and memory. It is tried again.",
+        ) from exc
 
 
 def _forget_those_that_ended() -> None:

@@ -31,6 +31,7 @@ from shared import crashpoints
 from shared.errors import (
     CaptureRemovedError,
     CaptureUnavailableError,
+    DeviceNotFoundError,
     DiskResizedError,
     PinnedElsewhereError,
     UsageError,
@@ -146,7 +147,8 @@ def attach_fresh(
         )
     folder = pins.staging(pin_dir)
     pins.remove(folder)
-    baselines = {disk.name: audit.read_stat(disk).sectors for disk in wanted}
+    baselines, unproved = _baselines(wanted)
+    there = [disk for disk in wanted if disk.name in baselines]
     with ExitStack() as undo:
         undo.callback(pins.remove, folder)
         loaded = libbpf.BpfObject(object_path)
@@ -156,9 +158,10 @@ def attach_fresh(
         loaded.set_max_entries("ring", ring_b)
         loaded.load()
         control, probe = _calibration_maps(loaded)
-        found = calibrate(loaded, control, probe, wanted)
+        found = calibrate(loaded, control, probe, there)
         control["cause"] = found.cause.encode()[:255]
-        captured = [disk for disk in wanted if disk.name not in found.unproved]
+        unproved |= found.unproved
+        captured = [disk for disk in there if disk.name not in unproved]
         folder.mkdir(parents=True)
         for name, map_name in PINNED_MAPS.items():
             libbpf.pin(loaded.map_fd(map_name), folder / name)
@@ -178,7 +181,22 @@ def attach_fresh(
         crashpoints.reach("attach.before-publish")
         pins.publish(pin_dir)
         crashpoints.reach("attach.after-publish")
-        return found.unproved
+        return unproved
+
+
+def _baselines(wanted: Sequence[Disk]) -> tuple[dict[str, int], dict[str, str]]:
+    """What the kernel counted of each disk, and why it cannot be told of the others. Raises DeviceNotFoundError when no disk is left."""
+    baselines, gone = {}, {}
+    for disk in wanted:
+        try:
+            baselines[disk.name] = audit.read_stat(disk).sectors
+        except OSError as exc:
+            gone[disk.name] = f"it went away just now ({exc.strerror})"
+    if not baselines:
+        raise DeviceNotFoundError(
+            f"{', '.join(disk.id for disk in wanted)}: no disk is there", cause="they went away just now"
+        )
+    return baselines, gone
 
 
 def prepare_slot(
@@ -305,10 +323,12 @@ Move = Callable[[npt.NDArray[np.uint64], npt.NDArray[np.uint64]], None]
 
 def enlarge_state(pin_dir: Path, move: Move) -> None:
     """Gives a capture that was pinned by an older agent a state as long as its ring makes it. One step for whoever looks: the new one takes
-    the name when everything is in it. Only while no agent has it open; what is pinned need not be whole."""
+    the name when everything is in it. Only while no agent has it open. What is not whole, or of another version, is left as it is."""
     pinned, next_ = pin_dir / STATE, pin_dir / f"{STATE}-next"
     next_.unlink(missing_ok=True)
-    if not pinned.exists() or not (pin_dir / "ring").exists():
+    try:
+        read_pinned(pin_dir)
+    except PinnedElsewhereError:  # nothing at all, among others
         return
     with ExitStack() as undo:
         ring, old = (libbpf.get(path) for path in (pin_dir / "ring", pinned))

@@ -14,7 +14,10 @@ from typing import Final
 from agent.capture import answer
 from agent.capture.disks import SYSFS, UNKNOWN_QUEUE
 from agent.capture.maps import Capture
-from shared.errors import AuditBlindError
+from shared import logging
+from shared.errors import AuditBlindError, DeviceError
+
+_log = logging.get()
 
 LOOK_S: Final = 30.0
 _SWITCH_ON: Final = "Switch it on: echo 1 > {}/queue/iostats (since Linux 6.11 writes wait meanwhile for the disk's slowest request)."
@@ -45,7 +48,11 @@ class Counting:
         return AuditBlindError(f"Capture of {self._ids[slot]} cannot be audited", action=action)
 
     def _ask(self) -> None:
-        found = answer.queues(self._names)
+        try:
+            found = answer.queues(self._names)
+        except DeviceError as exc:
+            _log.warning("whether the kernel counts could not be asked", **exc.as_dict())
+            return
         for slot, name in enumerate(self._names):
             if found[name] is not UNKNOWN_QUEUE:
                 self._counts[slot] = found[name].counts

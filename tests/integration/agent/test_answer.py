@@ -9,6 +9,7 @@ import pytest
 
 from agent.capture import answer
 from agent.capture.answer import ask
+from shared.errors import DeviceError
 from tests.capture_parts import until
 
 
@@ -50,3 +51,11 @@ def test_a_device_that_cannot_be_read_says_why() -> None:
     told = ask(["/dev/no-such-disk"])["/dev/no-such-disk"]
     assert (told.hangs, told.head) == (False, b"")
     assert "No such file or directory" in told.cause
+
+
+def test_a_host_that_starts_no_more_programs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+    for call in (lambda: ask(["/dev/null"]), lambda: answer.queues(["loop0"])):
+        with pytest.raises(DeviceError, match="could not be started: No such file") as caught:
+            call()
+        assert caught.value.action

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from shared.errors import (
 )
 from tests.capture_parts import MIB, needs_capture, run, until
 from tests.failing_disks import full_disk
-from tests.loopdisk import attached
+from tests.loopdisk import attached, remove_device
 from tests.protected_machine import Machine, reattach
 
 pytestmark = needs_capture
@@ -113,12 +114,11 @@ def test_a_read_only_disk_leaves_the_other_protected(machine: Machine) -> None:
     assert [disk.id for disk in capture.disks] == [r.disks[1].name]
 
 
-@pytest.mark.parametrize("hangs", [True, False])
-def test_a_disk_that_does_not_answer_leaves_the_other_protected(
-    machine: Machine, hangs: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_disk_that_gives_errors_only_leaves_the_other_protected(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     r = machine.rig
-    sick = Answer(cause="reads of it fail: Input/output error", hangs=hangs)
+    sick = Answer(cause="reads of it fail: Input/output error")
     real = ask
 
     def some(devices: list[str]) -> dict[str, Answer]:
@@ -128,6 +128,22 @@ def test_a_disk_that_does_not_answer_leaves_the_other_protected(
     capture, (left,) = machine.protect()
     assert (left.id, left.error.cause) == (r.disks[0].name, sick.cause)
     assert [disk.id for disk in capture.disks] == [r.disks[1].name]
+
+
+def test_a_disk_that_goes_away_while_capture_is_attached_costs_itself(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = attach._baselines
+
+    def pulled_out(wanted: Sequence[Disk]) -> tuple[dict[str, int], dict[str, str]]:
+        run("losetup", "--detach", machine.rig.device)
+        remove_device(machine.rig.device)
+        return real(wanted)
+
+    monkeypatch.setattr(attach, "_baselines", pulled_out)
+    capture, (left,) = machine.protect()
+    assert [disk.id for disk in capture.disks] == [machine.rig.disks[1].name]
+    assert "it went away just now" in left.error.cause
 
 
 def test_without_any_disk_nothing_is_attached_and_each_cause_is_named(machine: Machine) -> None:
@@ -237,9 +253,8 @@ def test_a_partition_table_identifies_what_has_nothing_else(machine: Machine) ->
     assert kinds == [Kind.LOOP, Kind.GPT, Kind.NAME]
 
 
-@pytest.mark.parametrize("hangs", [True, False])
 def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_bound(
-    machine: Machine, hangs: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     r = machine.rig
     table = "label: gpt\n"
@@ -253,7 +268,7 @@ def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_boun
     machine.protect()
     before = bindings.read(machine.state_dir) or []
     assert before[0].identity.startswith("gpt:")
-    sick = Answer(cause="it did not answer within 10 s", hangs=hangs)
+    sick = Answer(cause="it did not answer within 10 s", hangs=True)
     real = ask
 
     def some(devices: list[str]) -> dict[str, Answer]:
