@@ -7,7 +7,7 @@ answer in time is left behind; it ends when its disk lets it. Until then the dis
 child hangs with a hung disk, not one more every few seconds.
 
     ask          each disk's first bytes, and the file behind a loop device     at a look
-    queues       what sysfs says of the disks' queues                           at a look, and now and then
+    queues       what sysfs says of the disks' queues                           at a look
     PageReader   reads into a page of ours                                      while calibrating
 """
 
@@ -65,12 +65,12 @@ def ask(devices: Iterable[str], deadline_s: float | None = None) -> dict[str, An
     with _asking:
         _forget_those_that_ended()
         answers: dict[str, Answer] = {}
-        children: dict[str, subprocess.Popen[bytes]] = {}
+        children: dict[str, _Lines] = {}
         for device in dict.fromkeys(devices):
             if _disk(device) in _given_up:
                 answers[device] = Answer(cause=_STILL, hangs=True)
                 continue
-            children[device] = _run("head", device)
+            children[device] = _Lines(_run("head", device))
         end = time.monotonic() + deadline_s
         return answers | {device: _hear(device, child, end, deadline_s) for device, child in children.items()}
 
@@ -232,13 +232,15 @@ def _parsed(name: str, line: str) -> Queue:
     return Queue.of(line.split(" "), has_requests=Path("/sys/block", name, "mq").is_dir())
 
 
-def _hear(device: str, child: subprocess.Popen[bytes], end: float, deadline_s: float) -> Answer:
+def _hear(device: str, child: _Lines, end: float, deadline_s: float) -> Answer:
+    """What has come by then counts, also when the time was spent on waiting for another disk."""
     try:
-        said, _ = child.communicate(timeout=max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        _leave_behind(_disk(device), child)
+        said = child.hear(max(0.0, end - time.monotonic()))
+    except HangsError:
+        child.leave_behind(_disk(device))
         return Answer(cause=f"it did not answer within {deadline_s:g} s", hangs=True)
-    kind, _, rest = said.decode(errors="replace").rstrip("\n").partition(" ")
+    child.close()
+    kind, _, rest = said.partition(" ")
     if kind != "ok":
         return Answer(cause=rest or "the program that reads it failed")
     head, _, file = rest.partition(" ")

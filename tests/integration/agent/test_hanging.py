@@ -50,8 +50,8 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
-    monkeypatch.setattr(answer, "DEADLINE_S", 1.0)
-    monkeypatch.setattr(answer, "QUEUE_DEADLINE_S", 0.3)
+    monkeypatch.setattr(answer, "DEADLINE_S", 1.5)
+    monkeypatch.setattr(answer, "QUEUE_DEADLINE_S", 1.5)
     with rig(4 * MIB, attached=False) as r, hanging_disk(r.folder) as sick, ExitStack() as undo:
         undo.callback(lambda: detach(r.pin_dir))
         yield Machine(r, sick, undo)
@@ -107,7 +107,13 @@ def test_a_disk_that_hangs_and_was_never_captured_is_left_out_as_one_that_hangs(
     machine.sick.hang()
     captured, (left,) = machine.protect()
     assert captured == [machine.well]
-    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 1 s")
+    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 1.5 s")
+
+
+def test_one_that_hangs_takes_no_time_from_others_that_are_asked_with_it(machine: Machine) -> None:
+    machine.sick.hang()
+    told = answer.ask([machine.sick.device, machine.well])
+    assert (told[machine.sick.device].hangs, told[machine.well].cause) == (True, "")
 
 
 def test_a_bound_disk_that_hangs_is_not_taken_for_another(machine: Machine) -> None:
@@ -116,7 +122,7 @@ def test_a_bound_disk_that_hangs_is_not_taken_for_another(machine: Machine) -> N
     detach(machine.rig.pin_dir)
     machine.sick.hang()
     _, (left,) = machine.protect()
-    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 1 s")
+    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 1.5 s")
 
 
 def test_what_is_looked_at_each_second_waits_for_no_disk(machine: Machine) -> None:
