@@ -14,7 +14,7 @@ import pytest
 
 from agent.capture import audit, layout, libbpf, pins
 from agent.capture.audit import Baseline, Outcome, Sample
-from agent.capture.disks import find_disk
+from agent.capture.disks import find_disk, read_queue
 from agent.capture.maps import Capture, detach
 from shared.errors import (
     CaptureRemovedError,
@@ -24,7 +24,7 @@ from shared.errors import (
     PinnedElsewhereError,
     UsageError,
 )
-from tests.capture_parts import MIB, Rig, needs_capture, rig, run, until
+from tests.capture_parts import MIB, Rig, needs_capture, queue_setting, rig, run, until
 
 pytestmark = needs_capture
 ATTACH_AND_DIE = """
@@ -185,7 +185,8 @@ def test_one_disk_named_twice_is_refused() -> None:
 
 def sample(r: Rig) -> Sample:
     before = r.capture.sector_counts(0)
-    stat = audit.read_stat(r.disks[0])
+    counting = read_queue(Path("/sys/block") / r.disks[0].name).counts
+    stat = audit.read_stat(r.disks[0], counting=counting)
     after = r.capture.sector_counts(0)
     return Sample(stat, *after, still=before == after)
 
@@ -234,15 +235,13 @@ class skipping:
 def test_the_audit_is_switched_off_and_on_with_the_kernels_counting() -> None:
     with rig(8 * MIB) as r:
         baseline = settled(r)
-        iostats = Path("/sys/block") / r.disks[0].name / "queue/iostats"
-        iostats.write_text("0")
-        r.write(0, b"x" * 4096)
-        verdict = audit.compare(sample(r), baseline)
-        assert verdict.outcome is Outcome.UNVERIFIABLE
-        assert "iostats" in verdict.cause
-        baseline = audit.settle(sample(r), baseline)
-        assert baseline.offset_sectors is None
-        iostats.write_text("1")
+        with queue_setting(r.disks[0], "iostats", "0"):
+            r.write(0, b"x" * 4096)
+            verdict = audit.compare(sample(r), baseline)
+            assert verdict.outcome is Outcome.UNVERIFIABLE
+            assert "iostats" in verdict.cause
+            baseline = audit.settle(sample(r), baseline)
+            assert baseline.offset_sectors is None
         r.write(0, b"z" * 4096)
         for _ in range(audit.SAME):
             baseline = audit.settle(sample(r), baseline)
