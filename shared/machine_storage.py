@@ -31,14 +31,12 @@ from __future__ import annotations
 import copy
 import secrets
 import time
-from collections.abc import Callable
-from types import TracebackType
 from typing import Annotated, Final, Self
 
 import msgspec
 
 from shared import logging
-from shared.blob import BlobConfig, BlobStore, Missing, Retry
+from shared.blob import BlobConfig, BlobStore, Missing, Retried, Retry
 from shared.errors import (
     UNDECODABLE,
     BlobExistsError,
@@ -73,7 +71,7 @@ class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Random: tells who made it when the answer to the create was lost."""
 
 
-class MachineStorage:
+class MachineStorage(Retried):
     """The machines of one vault container. All stores that it gives share its connections: close only this."""
 
     def __init__(self, vault: BlobStore) -> None:
@@ -91,18 +89,6 @@ class MachineStorage:
 
     async def close(self) -> None:
         await self.vault.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def patient(self, report: Callable[[StorageError | None], None] | None = None) -> Self:
-        """The same, whose requests wait storage out; so do those of the stores that it gives. See BlobStore.patient."""
-        return self._over(self.vault.patient(report))
 
     def with_retry(self, retry: Retry) -> Self:
         return self._over(self.vault.with_retry(retry))

@@ -10,6 +10,7 @@ storage is here.
     answers    the table of error codes: foreign errors made ours, and what becomes of the request
     lanes      how many requests at a time: small and bulk ones apart, fewer when storage throttles
     connection one HTTPS pool under Azure's SDK, with transport (how requests reach the socket, or the proxy)
+    retried    what stores and the machines of an account share: patience, and an end
     config     where the vault's container is
 
 All calls raise StorageError and its subclasses only: TransientError (retried here until the store's deadline),
@@ -21,6 +22,7 @@ from shared.blob.config import BlobConfig
 from shared.blob.core import BlobCore, Missing, Retry
 from shared.blob.leases import FOR_EVER, Lease
 from shared.blob.pages import PAGE, PAGE_WRITE_MAX_B
+from shared.blob.retried import Retried
 from shared.blob.store import BlobInfo, BlobStore, Content
 
 __all__ = [
@@ -34,5 +36,6 @@ __all__ = [
     "Content",
     "Lease",
     "Missing",
+    "Retried",
     "Retry",
 ]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgspec
@@ -17,7 +15,8 @@ from shared.blob.leases import Leases, existing_leased
 from shared.blob.pages import PageBlobs
 from shared.blob.policies import Policies
 from shared.blob.reading import download
-from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError, RangeError, StorageError
+from shared.blob.retried import Retried
+from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError, RangeError
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
@@ -46,7 +45,7 @@ class Content(NamedTuple):
     metadata: Mapping[str, str]
 
 
-class BlobStore:
+class BlobStore(Retried):
     """The container, as its callers see it: whole blobs, block blobs and append blobs here; page blobs in
     `pages`, leases in `leases`, access policies in `policies`, over the same connections.
     """
@@ -65,23 +64,6 @@ class BlobStore:
 
     async def close(self) -> None:
         await self._core.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def patient(self, report: Callable[[StorageError | None], None] | None = None) -> Self:
-        """The same store (same pool; close only the original) with requests that wait storage out: passing trouble
-        is retried for ever, and so, slowly, is what an operator must mend. Everything else is raised at once.
-
-        `report` hears of every error that is being retried, from the first on, and of the end of it; without it,
-        refusals are logged.
-        """
-        return self.with_retry(Retry(deadline_s=math.inf, also_refused=True, report=report))
 
     def with_retry(self, retry: Retry) -> Self:
         other = copy.copy(self)
