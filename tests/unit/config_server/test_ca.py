@@ -153,5 +153,5 @@ def test_a_clock_that_makes_certificates_seem_out_of_date_is_named(
     said = identity.explained(
         files, CertificateExpiredError("No session", cause="the peer says that it has expired")
     )
-    assert "our certificate lasts from" in said.cause, "it is well by our clock"
+    assert "our own is valid; it lasts from" in said.cause, "it is well by our clock"
     assert "other host's clock" in said.action
