@@ -183,6 +183,9 @@ def _decide(known: Known, standing: Sequence[Standing], slots: dict[tuple[int, i
         names = ", ".join(sorted(disk.path for disk in matching))
         reason = f"{names} all bear its identity ({known.identity}): which of them it is cannot be told"
         return Verdict(known=known, action=Action.REFUSED, reason=reason)
+    if here is not None and not here.sectors:
+        reason = f"{here.path} is empty, and no disk of this machine bears its identity ({known.identity})"
+        return Verdict(known=known, action=Action.MISSING, reason=reason)
     if here is not None and is_silent:
         reason = f"what stands under {known.path} does not say which disk it is"
         return Verdict(known=known, action=Action.MISSING, standing=here, reason=reason)

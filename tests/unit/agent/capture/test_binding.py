@@ -52,6 +52,7 @@ PIN = Pinned(slot=3, dev=16, diskseq=5, sectors=2048)
         (bound(), [disk("sdb", OTHER), disk("sdc", dev=32)], [], Action.ATTACH, "under /dev/sdc now, not under /dev/sdb"),
         # the configured path is a link that followed the disk
         (bound(at=32), [disk("sdb", OTHER), disk("sdc", dev=32)], [], Action.ATTACH, "taken away and came back"),
+        (bound(), [disk("sdb", OTHER, sectors=0)], [], Action.MISSING, "/dev/sdb is empty"),
         (bound(), [disk("sdb", OTHER)], [PIN], Action.REFUSED, f"another disk stands under /dev/sdb: it is {OTHER}, not {WWID}"),
         (bound(at=None), [], [PIN], Action.MISSING, "no disk of this machine bears its identity"),
         (bound(at=None), [disk("sdc", dev=32)], [PIN], Action.ATTACH, "under /dev/sdc now"),
