@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from tests.lab import lab
+from tests.long.ailing import ailing
 from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
 from tests.long.clocks import clocks
 from tests.long.copies import copies
@@ -118,7 +119,7 @@ def kill() -> Result:
     with (
         scratch() as folder,
         two_disks(folder) as devices,
-        lab(devices, point_interval=5, segment_seconds=2) as site,
+        lab(devices, point_interval=20, segment_seconds=2) as site,
         ExitStack() as stack,
     ):
         site.wait_ordered(120)
@@ -133,7 +134,7 @@ def kill() -> Result:
             time.sleep(random.uniform(0, 2))
             site.start(daemon)
         ordered_s = site.wait_ordered(120)
-        time.sleep(11)
+        time.sleep(21)
         story.stop()
         after = site.machine()
         if after["epoch"] != before["epoch"]:
@@ -165,6 +166,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "prefix-full-speed": prefix_full_speed,
     "overflow": overflow,
     "kill": kill,
+    "ailing-disks": ailing,
     "clocks": clocks,
     "copy": copies,
     "environment": environment,

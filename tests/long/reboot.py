@@ -146,9 +146,12 @@ def write_through(disk: Any, content: bytes) -> None:
     os.fsync(disk.fileno())
 
 
-def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float) -> None:
+def wait_until(
+    condition: Callable[[], bool], otherwise: str, seconds: float, shown: Callable[[], Any] = lambda: ""
+) -> None:
+    """`shown` says what is there instead."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(otherwise)
+            raise AssertionError(f"{otherwise} {shown()}")
         time.sleep(0.5)
