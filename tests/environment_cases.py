@@ -188,7 +188,7 @@ def shown(lab: HostedLab) -> dict[str, str]:
         error["code"]: f"{error['what']}: {error['cause']}. {error['action']}"
         for error in lab.machine()["errors"]
     }
-    for daemon in lab.ask("/v1/daemons")["daemons"]:
+    for daemon in lab.site.ask("/v1/daemons")["daemons"]:
         for error in daemon["report"].get("errors", []):
             found.setdefault(error["code"], f"{error['what']}: {error['cause']}. {error['action']}")
     return found

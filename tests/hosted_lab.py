@@ -9,9 +9,7 @@ import secrets
 import select
 import signal
 import socket
-import ssl
 import subprocess
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -98,19 +96,8 @@ class HostedLab:
                 found.append(json.loads(line))
         return found
 
-    def ask(self, path: str) -> Any:
-        """What the config server answers to GET; for looks so frequent that a command would be too slow."""
-        state = LabState.open(self.site.folder)
-        request = urllib.request.Request(  # noqa: S310 - https, of this host
-            f"{state.config_server_url}{path}",
-            headers={"Authorization": f"Bearer {state.operator_token_file.read_text().strip()}"},
-        )
-        context = ssl.create_default_context(cafile=str(state.ca_file))
-        with urllib.request.urlopen(request, timeout=20, context=context) as answer:  # noqa: S310
-            return json.load(answer)
-
     def machine(self) -> Any:
-        return self.ask("/v1/machines/lab")
+        return self.site.ask("/v1/machines/lab")
 
     def environment(self, host: Host) -> dict[str, str]:
         """For a command on that host."""

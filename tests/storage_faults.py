@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import re
 import ssl
 import threading
 from collections import Counter
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 from urllib.parse import unquote
 
 import aiohttp
@@ -38,6 +39,14 @@ _CLOSING_S: Final = 0.2
 """So long closed TLS connections have for their farewell, before the loop ends."""
 
 
+class Place(NamedTuple):
+    """A kind of operation at a kind of blob: what a rule's patterns are to be to strike there."""
+
+    method: str
+    comp: str
+    blob: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Operation:
     """One request to storage, as rules see it."""
@@ -50,6 +59,10 @@ class Operation:
 
     def __str__(self) -> str:
         return f"{self.method} {self.comp}".rstrip()
+
+    @property
+    def place(self) -> Place:
+        return Place(self.method, self.comp, re.sub(r"[0-9]+", "*", self.blob))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +152,8 @@ class FaultProxy:
         self.port = 0
         self.seen: Counter[str] = Counter()
         """How often each kind of operation came by."""
+        self.places: set[Place] = set()
+        """Where operations came by."""
         self.active = 0
         """Requests that are being served, and how many there ever were at once."""
         self.most_active = 0
@@ -303,6 +318,7 @@ class FaultProxy:
     def _fault_for(self, operation: Operation) -> Fault | None:
         with self._lock:
             self.seen[str(operation)] += 1
+            self.places.add(operation.place)
             for rule in self._rules:
                 if rule.takes(operation, self._dice):
                     self.struck[str(operation), _name(rule.fault)] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,6 +19,10 @@ GROWTH_MIB: Final = 32
 """What a daemon may need more than before while storage is away: the most of that time over the most of the minute before it."""
 CACHE_MIB: Final = 16384
 """The process server's quota for two disks: it must hold what is written meanwhile, twice."""
+LISTED_S: Final = 900
+"""How long what waited may take to be listed, on a host that does other things, too."""
+MARKED: Final = 20
+"""Points that were marked meanwhile, one in 30 s."""
 SAMPLE_S: Final = 5
 USUAL_S: Final = 60
 WARM_UP_S: Final = 30
@@ -46,21 +51,27 @@ def storage_away() -> Result:
         seen = resident(site, daemons, AWAY_S)
         waiting_mib = spooled_mib(site)
         site.start("azurite")
-        again_s = site.wait_ordered(600)
+        began = time.monotonic()
         story.stop()
+        point = ("point", "create", "lab", "--wait", "--timeout", str(LISTED_S), "--output", "json")
+        story.expect(json.loads(site.run(*point, timeout_s=LISTED_S + 60))["id"], story.total)
+        site.wait_ordered(60)
+        again_s = time.monotonic() - began
         after = site.machine()
         if after["epoch"] != before["epoch"]:
             raise AssertionError(f"a new epoch began: {after['errors']}")
         grown = {daemon: round(max(seen[daemon]) - usual[daemon], 1) for daemon in daemons}
         if any(mib >= GROWTH_MIB for mib in grown.values()):
             raise AssertionError(f"memory grew by {grown} MiB; before, it was {usual}: {seen}")
-        result = story.check_every_point(site, 10, newest=6)
-        story.check_latest(site)
+        result = story.check_every_point(site, MARKED, newest=6)
+        if result["newest_prefix"] != story.total:
+            raise AssertionError(f"what is restored is not identical: {result}")
         return {
             "away_s": AWAY_S,
             "usual_mib": {daemon: round(mib, 1) for daemon, mib in usual.items()},
             "grown_mib": grown,
             "waiting_mib": round(waiting_mib),
+            "rounds": after["rounds"] - before["rounds"],
             "ordered_again_after_s": round(again_s, 1),
             **result,
         }
@@ -100,22 +111,22 @@ def config_server_away() -> Result:
 
 def resident(site: Lab, daemons: Sequence[str], for_s: float) -> dict[str, list[float]]:
     """Of each daemon, `resident_mib` every few seconds for so long."""
+    pids = site.status()["daemons"]
     seen: dict[str, list[float]] = {daemon: [] for daemon in daemons}
     end = time.monotonic() + for_s
     while time.monotonic() < end:
         time.sleep(SAMPLE_S)
         for daemon in daemons:
-            seen[daemon].append(resident_mib(site, daemon))
+            seen[daemon].append(resident_mib(pids[daemon]["pid"]))
     return seen
 
 
-def resident_mib(site: Lab, daemon: str) -> float:
-    """What the daemon has in memory that cannot be dropped: private and shared anonymous pages, without the mapped kernel ring."""
-    pid = site.status()["daemons"][daemon]["pid"]
+def resident_mib(pid: int) -> float:
+    """What a process has in memory that cannot be dropped: private and shared anonymous pages, without the mapped kernel ring."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
-    raise AssertionError(f"{daemon} does not run")
+    raise AssertionError(f"process {pid} does not run")
 
 
 def spooled_mib(site: Lab) -> float:
