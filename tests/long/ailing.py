@@ -5,6 +5,7 @@ left out, and is taken in again when it is well."""
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import time
@@ -41,28 +42,26 @@ class Machine:
 
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:
-        with self._replaced("--read-only"):
+        with self.gone():
+            self._attach("--read-only")
             yield
+            self._detach()
 
     @contextlib.contextmanager
     def gone(self) -> Iterator[None]:
         self._detach()
-        try:
-            yield
-        finally:
-            self._attach()
+        yield
+        self._attach()
 
     @contextlib.contextmanager
     def odd(self) -> Iterator[None]:
         """Blocks of 4096 bytes, and a file that ends within one."""
-        with self._file.open("r+b") as file:
-            file.truncate(DISK_B + 3 * 512)
-        try:
-            with self._replaced("--sector-size", "4096"):
-                yield
-        finally:
-            with self._file.open("r+b") as file:
-                file.truncate(DISK_B)
+        with self.gone():
+            os.truncate(self._file, DISK_B + 3 * 512)
+            self._attach("--sector-size", "4096")
+            yield
+            self._detach()
+            os.truncate(self._file, DISK_B)
 
     @contextlib.contextmanager
     def turned_read_only(self) -> Iterator[None]:
@@ -99,16 +98,6 @@ class Machine:
                 yield
             finally:
                 self._sick.well()
-
-    @contextlib.contextmanager
-    def _replaced(self, *options: str) -> Iterator[None]:
-        self._detach()
-        self._attach(*options)
-        try:
-            yield
-        finally:
-            self._detach()
-            self._attach()
 
     def _detach(self) -> None:
         subprocess.run(["losetup", "--detach", self._place], check=True)
