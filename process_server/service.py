@@ -146,13 +146,15 @@ async def _spooling(spool: Spool) -> AsyncIterator[Spool]:
 async def watch_storage(store: BlobStore, trouble: Trouble) -> None:
     """Whether storage lets us in, although no machine may have anything to upload. Never returns.
 
-    Beside everything else: a process server must take batches also while storage cannot be reached.
+    Beside everything else: a process server must take batches also while storage cannot be reached. The patient store tells of what it
+    waits out, and when that is over; what it does not wait out is over when storage answers the next time.
     """
     patient = store.patient(trouble.report)
     while True:
         try:
             await patient.ensure_container()
             while True:
+                trouble.report(None)
                 await asyncio.sleep(PROBE_S)
                 with contextlib.suppress(
                     BlobNotFoundError

@@ -38,6 +38,7 @@ from shared.errors import (
     ContainerMissingError,
     EpochRefusedError,
     FencedError,
+    LeaseHeldError,
     NotOpenError,
     SetAsideError,
     SilentPeerError,
@@ -1051,6 +1052,26 @@ async def test_a_wrong_storage_key_shows_on_the_process_server_although_no_machi
     assert problem.code == StorageKeyError.code
     assert "HTTP 403" in problem.cause
     assert problem.action == StorageKeyError.default_action
+
+
+async def test_what_storage_answered_once_is_over_when_it_answers_as_it_should(
+    azurite: Azurite, store: BlobStore, blob_config: BlobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("process_server.service.PROBE_S", 0.01)
+    changed = asyncio.Event()
+    storage = Trouble("storage", changed.set)
+    with FaultProxy(azurite) as proxy:
+        proxy.add(Answer(409, "LeaseAlreadyPresent"))  # no trouble that passes, nor one for the operator
+        async with BlobStore.connect(proxy.config(blob_config.container)) as faulty:
+            watching = asyncio.create_task(watch_storage(faulty, storage))
+            async with asyncio.timeout(20):
+                await changed.wait()
+                assert isinstance(storage.error, LeaseHeldError)
+                while storage.error is not None:
+                    changed.clear()
+                    await changed.wait()
+            watching.cancel()
+            await asyncio.wait([watching])
 
 
 async def test_uploads_that_storage_refuses_show_on_the_machine_and_on_the_process_server(
