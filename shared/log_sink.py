@@ -4,6 +4,11 @@ A daemon's stderr is somebody else's: a full disk, a pipe whose reader has gone 
 that may end the daemon or make it wait, for its work is the data. So the sink writes straight to the descriptor (a stream's buffer
 would keep what failed and fail again with it, even at exit), in pieces that a pipe or socket takes at once, and only while the kernel says
 that there is room. When it works again, `on_recovery` is called once with what was lost.
+
+Nor may a line wait for another one. The garbage collector may run within any of these statements, and what it ends may have something to
+say (a connection that nobody closed, a task whose error nobody heard): that is a line within a line, by the same thread. And such a line
+comes through a lock of the standard library's, which another thread may hold that waits here. So a line is put into a queue, and whoever
+can have the lock writes what is in it; who cannot leaves its line to him who has it, and he looks once more behind his release.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import os
 import select
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TextIO
@@ -38,6 +44,8 @@ class Sink:
         self._limit_b = int(os.environ.get(LIMIT, "0"))
         self._on_recovery = on_recovery
         self._lock = threading.Lock()
+        """Never waited for where something may be collected."""
+        self._waiting: deque[str] = deque()
         self._lines = 0
         self._lost = 0
         self._cause = ""
@@ -46,47 +54,57 @@ class Sink:
     @property
     def trouble(self) -> str:
         """For a status line; empty while lines are written."""
-        with self._lock:
-            return f"{self._lost} log lines lost ({self._cause})" if self._lost else ""
+        lost, cause = self._lost, self._cause
+        return f"{lost} log lines lost ({cause})" if lost else ""
 
     @property
     def cause(self) -> str:
         """Why lines are lost; empty while they are written."""
-        with self._lock:
-            return self._cause if self._lost else ""
+        return self._cause if self._lost else ""
 
     def try_again(self) -> None:
         """If lines were lost and there is room by now, tell so: else that would wait for the next thing that happens."""
-        with self._lock:
-            lost, cause = self._lost, self._cause
-            if (
-                not lost
-                or self._on_recovery is None
-                or (self._fd is not None and not self._has_room(self._fd))
-            ):
+        if not self._lost or self._on_recovery is None or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._fd is not None and not self._has_room(self._fd):
                 return
-            before, self._lost = self._lines, 0
+            lost, cause, before = self._lost, self._cause, self._lines
+            self._lost = 0
+        finally:
+            self._lock.release()
+            self._drain()
         self._on_recovery(lost, cause)
-        with self._lock:
+        with self._lock:  # nothing is collected by counting
             if self._lost:  # not yet: the line that should have told it does not count
                 self._lost += lost - 1
             elif self._lines == before:  # it is below the level that is written
                 self._lost = lost
+        self._drain()
 
     def isatty(self) -> bool:
         return self._fd is not None and os.isatty(self._fd)
 
     def write(self, text: str) -> int:
-        with self._lock:
-            self._lines += 1
-            cause = self._put(text.encode(errors="backslashreplace"))
-            if cause:
-                self._lost, self._cause = self._lost + 1, cause
-                return len(text)
-            lost, self._lost = self._lost, 0
-        if lost and self._on_recovery is not None:
-            self._on_recovery(lost, self._cause)
+        self._lines += 1
+        self._waiting.append(text)
+        self._drain()
         return len(text)
+
+    def _drain(self) -> None:
+        while self._waiting and self._lock.acquire(blocking=False):
+            lost = 0
+            try:
+                while self._waiting and not lost:
+                    cause = self._put(self._waiting.popleft().encode(errors="backslashreplace"))
+                    if cause:
+                        self._lost, self._cause = self._lost + 1, cause
+                    else:
+                        lost, self._lost = self._lost, 0
+            finally:
+                self._lock.release()
+            if lost and self._on_recovery is not None:
+                self._on_recovery(lost, self._cause)
 
     def flush(self) -> None:
         """Nothing is kept back."""

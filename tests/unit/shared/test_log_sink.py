@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -140,3 +143,49 @@ def test_no_file_gets_the_number_of_a_descriptor_that_was_closed_at_the_start(tm
     done = subprocess.run(["/bin/sh", "-c", f'exec {sys.executable} -c "$0" <&- >&- 2>&-', code], check=False)
     assert done.returncode == 0
     assert int((tmp_path / "said").read_text()) > 2
+
+
+class _Heard(io.StringIO):
+    """A stream that does something else when it is written to for the first time."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self._meanwhile: Callable[[], object] | None = meanwhile
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation
+
+    def write(self, text: str) -> int:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return super().write(text)
+
+
+def test_a_line_within_a_line_is_written_behind_it() -> None:
+    out = _Heard(lambda: sink.write("of the collector\n"))
+    sink = Sink(out)
+    writing = threading.Thread(target=lambda: sink.write("first\n"), daemon=True)
+    writing.start()
+    writing.join(10)
+    assert not writing.is_alive(), "it waits for itself"
+    assert out.getvalue() == "first\nof the collector\n"
+
+
+def test_no_line_waits_for_another_thread_that_writes_one() -> None:
+    within, go_on = threading.Event(), threading.Event()
+
+    def blocks() -> None:
+        within.set()
+        go_on.wait(10)
+
+    out = _Heard(blocks)
+    sink = Sink(out)
+    writing = threading.Thread(target=lambda: sink.write("slow\n"), daemon=True)
+    writing.start()
+    assert within.wait(10)
+    sink.write("quick\n")
+    assert out.getvalue() == ""
+    go_on.set()
+    writing.join(10)
+    assert out.getvalue() == "slow\nquick\n"
