@@ -31,7 +31,7 @@ def moved() -> Result:
     with (
         scratch() as folder,
         two_disks(folder) as devices,
-        lab(devices, point_interval=10, segment_seconds=2, ring_mib=256) as site,
+        lab(devices, point_interval=5, segment_seconds=2, ring_mib=256) as site,
         ExitStack() as stack,
     ):
         site.wait_ordered(120)
