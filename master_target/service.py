@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -83,7 +83,7 @@ class Service:
         running = self._machines
         try:
             while not stop.is_set():
-                for name, store in (await self._find()).items():
+                for name, store in (await _unless_stopped(self._find(), stop)).items():
                     if name in running and running[name].container != store.container:
                         _log.warning("machine lies elsewhere now", machine=name, container=store.container)
                         await _ended([running.pop(name).task])
@@ -169,7 +169,20 @@ def _noted(errors: list[IntegrityError]) -> Iterator[None]:
         errors.append(exc)
 
 
-async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _unless_stopped(
+    finding: Coroutine[Any, Any, dict[str, BlobStore]], stop: asyncio.Event
+) -> dict[str, BlobStore]:
+    """Nothing when it was stopped meanwhile: storage that does not answer is waited for longer than a stop may take."""
+    found = asyncio.create_task(finding, name="find machines")
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([found, stopped], return_when=asyncio.FIRST_COMPLETED)
+        return found.result() if found.done() else {}
+    finally:
+        await _ended([found, stopped])
+
+
+async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

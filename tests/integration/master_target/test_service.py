@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,10 @@ from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.status import ApplyReport
 from shared.vault import FileVault, Vault
+from tests.azurite import Azurite
 from tests.gated_vault import GatedVault
 from tests.machine_log import ModelMachine
+from tests.storage_faults import FaultProxy, Stall
 
 _DEADLINE_S = 30.0
 
@@ -218,3 +221,19 @@ async def test_a_key_that_cannot_be_had_keeps_its_machine_s_disks_waiting_and_no
                 await asyncio.sleep(0.01)
         vault.away = set()
         await until(service, a.name, lambda r: r.applied == a.position.batch and not r.errors)
+
+
+async def test_a_stop_does_not_wait_for_storage_that_is_asked_which_machines_there_are(
+    azurite: Azurite, blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    config = MasterTargetConfig(name="mt1", vault_file=tmp_path / "vault.json", blob=blob_config)
+    unused: Any = None
+    with FaultProxy(azurite) as proxy:
+        proxy.add(Stall(), times=None)
+        async with MachineStorage.connect(proxy.config(blob_config.container)) as storage:
+            stop = asyncio.Event()
+            task = asyncio.create_task(Service(config, storage, unused).work(stop))
+            await asyncio.to_thread(proxy.wait_active, 1)
+            stop.set()
+            async with asyncio.timeout(5):  # a request may take six times as long
+                await task
