@@ -3,7 +3,7 @@
 The server binds a handler to each route (config_server/binding.py) and the client calls the same objects
 (shared/rest.py), so a path, a body and a permission exist in one place only. Bodies are the structs of
 shared/messages.py as JSON. A failed call answers with a `Failure`; its HTTP status follows from the class of
-the error (shared/errors.py).
+the error (shared/errors/).
 
 PUBLIC: anybody who reaches the port. OPERATOR: who sends the operator token as a bearer token. DAEMON: who
 presents a certificate of the config server's CA, whose common name is `ROLE:NAME`.

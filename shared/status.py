@@ -30,7 +30,7 @@ _entries: Final = msgspec.Meta(max_length=MAX_ENTRIES)
 
 
 class Problem(msgspec.Struct, omit_defaults=True, frozen=True):
-    """An error as people see it. `code` names the kind of failure (shared/errors.py); `object` what it
+    """An error as people see it. `code` names the kind of failure (shared/errors/); `object` what it
     touches (a disk, a machine); empty for the reporting daemon itself. An error is open while it is
     reported."""
 

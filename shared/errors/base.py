@@ -1,0 +1,69 @@
+"""The trunk of the tree: what every error says, the five answers to a command, and the errors that any part may raise."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+UNDECODABLE: Final = (ValueError, RecursionError)
+"""What msgspec raises for bytes that are not the document they should be. Its own errors are ValueErrors, and so is that for bad UTF-8;
+what is nested too deeply exhausts the stack.
+"""
+
+
+class UnderstudyError(Exception):
+    """What failed, why, and what to do about it.
+
+    `what` names the failed operation and its object; `cause` the reason as far as it is known; `action` what
+    the reader should do. A subclass may give defaults for cause and action.
+    """
+
+    code: ClassVar[str] = "US000"
+    exit_code: ClassVar[int] = 1
+    default_cause: ClassVar[str] = ""
+    default_action: ClassVar[str] = ""
+    ends_epoch: ClassVar[bool] = False
+    """Continuity of the stream is lost: no retry helps, the agent must begin a new epoch."""
+
+    def __init__(self, what: str, *, cause: str = "", action: str = "") -> None:
+        self.what = what
+        self.cause = cause or self.default_cause
+        self.action = action or self.default_action
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        text = self.what if not self.cause else f"{self.what}: {self.cause}"
+        return text if not self.action else f"{text.rstrip('.')}. {self.action}"
+
+    def as_dict(self) -> dict[str, str]:
+        """The form in which errors appear in events, in the API and in `--output json`."""
+        return {"code": self.code, "what": self.what, "cause": self.cause, "action": self.action}
+
+
+class UsageError(UnderstudyError):
+    code = "US100"
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    code = "US101"
+    default_action = "Correct it and start again."
+
+
+class ListenError(UsageError):
+    code = "US102"
+    default_action = "Stop what uses this address (ss -ltnp shows it), or configure another port."
+
+
+class NotFoundError(UnderstudyError):
+    code = "US200"
+    exit_code = 3
+
+
+class DeadlineError(UnderstudyError):
+    code = "US300"
+    exit_code = 4
+
+
+class UnhealthyError(UnderstudyError):
+    code = "US400"
+    exit_code = 5

@@ -1,0 +1,100 @@
+"""The config server, what it sees of others, and the command line: a job, a daemon, a clock is not as it must be."""
+
+from __future__ import annotations
+
+from shared.errors.base import UnhealthyError
+
+
+class DaemonError(UnhealthyError):
+    """A daemon of a lab that did not start, or did not stop."""
+
+    code = "US470"
+
+
+class DisconnectedError(UnhealthyError):
+    """A daemon that reported before and does not any more."""
+
+    code = "US471"
+    default_action = "Check that it runs and reaches the config server; capture goes on meanwhile."
+
+
+class OutputError(UnhealthyError):
+    """The result of a command could not be printed; what the command did is done."""
+
+    code = "US479"
+    default_action = "Send it elsewhere, or make room there."
+
+
+class RpoThresholdError(UnhealthyError):
+    code = "US472"
+    default_action = "Look at the hops of `understudy machine watch` for the one that is behind."
+
+
+class AskerGoneError(UnhealthyError):
+    """What was asked for is of use to nobody: whoever asked has gone. Seen in logs only."""
+
+    code = "US580"
+    default_cause = "whoever asked for it has closed the connection"
+    default_action = "Ask again."
+
+
+class ServersDisagreeError(UnhealthyError):
+    """Several process servers say that a machine is with them."""
+
+    code = "US581"
+    default_action = (
+        "Nothing, if the machine was moved and the older server is away from storage. Else restart the one that is not its server; if"
+        " that goes on, revoke its certificate: understudy certificate revoke NAME."
+    )
+
+
+class RpoUnknownError(UnhealthyError):
+    code = "US548"
+    default_action = "Synchronise the machine's clock (NTP). It is measured again with the next state that gets to storage."
+
+
+class ManyProblemsError(UnhealthyError):
+    """A daemon reports more problems than anybody can read."""
+
+    code = "US550"
+    default_action = "Mend those that are shown; if they are senseless, revoke the daemon's certificate."
+
+
+class LookFailedError(UnhealthyError):
+    """What the config server does by itself every few seconds met what nobody had thought of."""
+
+    code = "US551"
+    default_action = "See the config server's log, and report it."
+
+
+class DataFolderInUseError(UnhealthyError):
+    """Another config server runs on the same data."""
+
+    code = "US552"
+    default_action = "Stop the other one, or give this one a data folder of its own."
+
+
+class ClockSkewError(UnhealthyError):
+    code = "US473"
+    default_action = "Synchronise the clocks (NTP): recovery times are those of the machine's own clock."
+
+
+class RestoreError(UnhealthyError):
+    code = "US474"
+
+
+class GrantLimitError(UnhealthyError):
+    """Storage takes no more grants for a machine than it has."""
+
+    code = "US500"
+    default_action = (
+        "Wait until one ends, or end one: understudy grant list MACHINE, understudy grant revoke MACHINE ID."
+    )
+
+
+class JobGivenUpError(RestoreError):
+    """Nothing was heard of its worker; if there is one still, its next word counts."""
+
+    code = "US553"
+    default_cause = "the command that ran it has said nothing for two minutes"
+    default_action = "Run the same command again: it continues where the other stopped."

@@ -1,0 +1,162 @@
+"""Block devices and the kernel's capture: what the agent meets on the machine that it protects."""
+
+from __future__ import annotations
+
+from shared.errors.base import ConfigError, NotFoundError, UnhealthyError, UsageError
+
+
+class NotADiskError(UsageError):
+    """The path names something other than a whole disk."""
+
+    code = "US150"
+
+
+class BindingDamagedError(ConfigError):
+    """The file that says which disk is which cannot be read."""
+
+    code = "US151"
+    default_action = (
+        "Put it back from a backup. Without it (delete it) each disk is bound to what stands under its path now: check "
+        "that before, since a disk that is taken for another overwrites its replica."
+    )
+
+
+class DeviceNotFoundError(NotFoundError):
+    code = "US220"
+    default_action = "`lsblk` lists the block devices of this machine."
+
+
+class DeviceError(UnhealthyError):
+    code = "US410"
+
+
+class CaptureUnavailableError(DeviceError):
+    """This machine, or this process, cannot capture with BPF."""
+
+    code = "US411"
+    default_action = "`python -m agent preflight DEVICE` says what this machine lacks."
+
+
+class BpfError(DeviceError):
+    """The kernel or libbpf refused a call; `number` is its errno."""
+
+    code = "US412"
+    default_action = "`python -m agent preflight DEVICE` says whether this kernel can capture."
+
+    def __init__(self, what: str, *, cause: str = "", action: str = "", number: int = 0) -> None:
+        super().__init__(what, cause=cause, action=action)
+        self.number = number
+
+
+class PinnedElsewhereError(DeviceError):
+    """Capture is pinned for other disks, or by another version of the agent."""
+
+    code = "US413"
+    default_action = (
+        "If it is this machine's own, stop the agent, run `python -m agent detach --config FILE` and start it again: everything is "
+        "replicated anew, in a new epoch. If it is another installation's, give this one a pin_dir of its own."
+    )
+
+
+class CaptureRemovedError(PinnedElsewhereError):
+    """Somebody removed a part of what captures: links, maps, or all."""
+
+    code = "US570"
+    default_action = (
+        "None: capture is attached afresh, and a new epoch with a full resync begins by itself. Find out what removes pins from its folder "
+        "(the pin_dir); to end capture, use `python -m agent detach`."
+    )
+
+
+class DiskResizedError(PinnedElsewhereError):
+    """The same disks, but one has another size."""
+
+    code = "US419"
+
+
+class DetachError(DeviceError):
+    """Something of a capture stayed in the kernel."""
+
+    code = "US414"
+
+
+class UnsuitableDiskError(DeviceError):
+    """A disk that cannot be protected as it is."""
+
+    code = "US415"
+
+
+class AuditShortfallError(DeviceError):
+    code = "US416"
+    default_action = "None: a new epoch with a full resync begins by itself. Points made since the last exact audit are suspect."
+
+
+class DiskReturnedError(DeviceError):
+    """What a captured disk holds is not what capture left there."""
+
+    code = "US571"
+    default_action = "None: a new epoch with a full resync begins by itself. Points made since all disks were last seen are suspect."
+
+
+class AuditBlindError(DeviceError):
+    code = "US406"
+    default_cause = "the kernel does not count the disk's sectors (iostats = 0)"
+
+
+class EpochEndedError(DeviceError):
+    """The stream cannot go on where it stopped."""
+
+    code = "US407"
+    default_action = "None: a new epoch with a full resync begins by itself. Older points stay restorable."
+
+
+class OrderLostError(DeviceError):
+    """Writes are known by their blocks only, for the moment."""
+
+    code = "US408"
+    default_action = "None: catch-up restores order by itself. If it recurs, give the ring more memory."
+
+
+class UnreadableSourceError(DeviceError):
+    code = "US409"
+    default_cause = "the medium returned errors; recovery points name these sectors"
+    default_action = "Replace the disk, or rewrite the sectors."
+
+
+class DiskLeftOutError(DeviceError):
+    """A disk that cannot be captured now, beside others that are."""
+
+    code = "US404"
+    default_action = "Attach it again: it is taken in by itself. If it shall not come back, take it out of the configuration."
+
+
+class DiskHangsError(DeviceError):
+    """A captured disk that is there and does not answer. It stays captured, and other disks are copied meanwhile."""
+
+    code = "US592"
+    default_action = (
+        "Check the disk and what connects it (dmesg). While the machine's stream is in order, points go on; else none is made until the "
+        "disk answers. If it shall not come back: take it out of the agent's configuration and restart the agent, and the others are "
+        "replicated anew without it."
+    )
+
+
+class OtherDiskError(DeviceError):
+    """Another disk stands where a protected one stood, or it cannot be told which it is."""
+
+    code = "US405"
+    default_action = (
+        "Attach the right disk. If this one takes its place, protect it as a new disk: give it an id of its own, or remove the "
+        "old one's line from disks.json in the agent's state_dir."
+    )
+
+
+class NoUsableDiskError(DeviceError):
+    code = "US418"
+    default_action = "Attach one of them, or correct the configuration: the agent needs at least one disk."
+
+
+class AgentRunningError(DeviceError):
+    code = "US417"
+    default_cause = "another agent with the same state folder or the same pins is running"
+    default_action = "Stop the other agent, or give this one a state_dir and a pin_dir of its own."

@@ -1,0 +1,107 @@
+"""Data in storage is not what it must be: digest, key, order, records."""
+
+from __future__ import annotations
+
+from shared.errors.base import UnhealthyError
+from shared.errors.storage import StorageError
+
+
+class SeedDiskError(StorageError):
+    """A seed disk is not in the state that its own records promise, or its source disk does not fit it."""
+
+    code = "US491"
+    default_action = "Look for another writer of this disk; a new epoch (resync) makes it whole again."
+
+
+class DiskTooLargeError(SeedDiskError):
+    code = "US477"
+    default_action = (
+        'Use another target for this machine (target = "image" of the master target), or leave the disk out.'
+    )
+
+
+class IntegrityError(UnhealthyError):
+    code = "US440"
+
+
+class SegmentMissingError(IntegrityError):
+    code = "US441"
+    default_action = "Restore a point before it, or a later one that has snapshots of its own."
+
+
+class SegmentTruncatedError(SegmentMissingError):
+    code = "US442"
+
+
+class SegmentAlteredError(SegmentMissingError):
+    code = "US443"
+
+
+class OtherEpochSegmentError(SegmentMissingError):
+    """A segment that another epoch with the same number wrote (shared/log/epoch_id.py)."""
+
+    code = "US521"
+    default_action = "Storage was restored in part, or mixed: restore all of the machine's log from one copy, or a point of a later epoch."
+
+
+class SegmentVersionError(SegmentMissingError):
+    """A newer program wrote it."""
+
+    code = "US457"
+    default_action = "Upgrade this program to the version of the one that wrote it."
+
+
+class WrongKeyError(IntegrityError):
+    code = "US444"
+    default_action = (
+        "Use the vault file of the installation that wrote it (the config server's), or a backup of it."
+    )
+
+
+class VaultMisfitError(IntegrityError):
+    """Storage knows a vault key that the vault file lacks (shared/vault_record.py)."""
+
+    code = "US560"
+    default_action = (
+        "Put the installation's vault file, or its newest backup, in its place, and restart. If both files were used, put their keys "
+        "together: python -m shared.vault FILE --add OTHER. Only if a key is lost for good, with all that it sealed: delete its "
+        "record, vault/N.json in the vault container."
+    )
+
+
+class IndexDamagedError(IntegrityError):
+    code = "US445"
+    default_action = "The log behind it cannot be used: restore an earlier point, resynchronise the machine."
+
+
+class IndexMissingError(IndexDamagedError):
+    """A blob of the log index, or the document of an epoch, is gone, and what is left says that it was there."""
+
+    code = "US591"
+    ends_epoch = True
+    default_action = (
+        "Restore an earlier point (`understudy point list`). A new epoch begins by itself, with a resync."
+    )
+
+
+class LogGapError(IntegrityError):
+    """The log index does not lead from where we are to where we must be."""
+
+    code = "US492"
+    default_action = (
+        "Choose another point: what this one needs was pruned or lost. See `understudy point verify`."
+    )
+
+
+class LogMisfitError(IntegrityError):
+    """The log of an epoch contradicts the epoch's own list of disks."""
+
+    code = "US458"
+    default_action = "This is a bug in the agent, or a foreign log. Resynchronise the machine; restore a point of another epoch."
+
+
+class SnapshotError(IntegrityError):
+    """A snapshot that a recovery point names is missing, or does not name the point's position."""
+
+    code = "US493"
+    default_action = "The point can still be restored from the log while that is retained."

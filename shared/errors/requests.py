@@ -1,0 +1,133 @@
+"""The request itself is wrong, names nothing that exists, or was not answered in time (US1xx, US2xx, US3xx)."""
+
+from __future__ import annotations
+
+from shared.errors.base import DeadlineError, NotFoundError, UsageError
+
+
+class EnrolmentError(UsageError):
+    """A request for a certificate that is refused. Subclasses say why."""
+
+    code = "US120"
+    default_action = "Create a new token (understudy token create ROLE NAME) and enrol with it."
+
+
+class TokenUnknownError(EnrolmentError):
+    code = "US121"
+    default_cause = "the config server never issued this token"
+    default_action = "Check that it was copied whole and belongs to this config server, or create a new one."
+
+
+class TokenUsedError(EnrolmentError):
+    code = "US122"
+    default_cause = "the token was used before, and each works only once"
+
+
+class TokenExpiredError(EnrolmentError):
+    code = "US123"
+    default_cause = "the token has expired"
+
+
+class TokenMalformedError(EnrolmentError):
+    code = "US124"
+    default_cause = "this is not an enrolment token"
+    default_action = "Copy it whole, as `understudy token create` printed it."
+
+
+class KeyRevokedError(EnrolmentError):
+    """Whoever may have stolen the key would be admitted with the new certificate, which is no secret."""
+
+    code = "US128"
+    default_cause = "the request is for a key whose certificate was revoked"
+    default_action = (
+        "Delete key.pem, cert.pem and new-key.pem in the folder, and enrol again: the token was not used up."
+    )
+
+
+class RequestError(UsageError):
+    """A request to the config server's API that it does not understand."""
+
+    code = "US125"
+    default_action = "Correct the request; the API is described in shared/api.py."
+
+
+class RenewalNotDueError(RequestError):
+    """Most of the certificate's life is left."""
+
+    code = "US127"
+    default_cause = "it was issued only lately, and most of its life is left"
+    default_action = (
+        "If this host's clock is ahead, set it right; it renews when a third of the life is left. If it is not this daemon that asks,"
+        " its key is stolen: revoke the certificate."
+    )
+
+
+class AccessError(UsageError):
+    """Who asks is not known, or may not do this."""
+
+    code = "US126"
+    default_action = "Use the operator token of this config server (option --token-file)."
+
+
+class LabError(UsageError):
+    code = "US130"
+
+
+class ProtectedPlaceError(UsageError):
+    """Something would be written to a disk that is itself protected."""
+
+    code = "US131"
+    default_action = "Give a folder on another disk."
+
+
+class PointReferenceError(UsageError):
+    """What was given to name a recovery point is not one of the forms that do."""
+
+    code = "US140"
+    default_action = (
+        "Give latest, latest-processed, a point's id (`point list`), or an RFC 3339 time with offset."
+    )
+
+
+class RestoreFolderError(UsageError):
+    code = "US141"
+    default_action = (
+        "Give a folder that does not exist, is empty, or holds an unfinished restore of the same point."
+    )
+
+
+class MachineNotFoundError(NotFoundError):
+    code = "US201"
+    default_cause = "no machine of this name is known"
+    default_action = "`understudy machine list` shows those that are."
+
+
+class JobNotFoundError(NotFoundError):
+    code = "US202"
+
+
+class CommandNotFoundError(NotFoundError):
+    code = "US203"
+
+
+class LabNotFoundError(NotFoundError):
+    code = "US204"
+    default_action = "Give the folder of a lab (--dir or --lab), or start one: understudy lab up."
+
+
+class PointNotFoundError(NotFoundError):
+    """There is no recovery point at this position or time; the cause names the nearest ones."""
+
+    code = "US210"
+    default_action = "Choose one of the points named here, or see `understudy point list`."
+
+
+class NoPointsError(PointNotFoundError):
+    code = "US211"
+    default_action = "Wait until the machine's first replication has completed: understudy machine watch."
+
+
+class CommandExpiredError(DeadlineError):
+    code = "US301"
+    default_cause = "its daemon did not fetch it in time, and by now it may be unwanted"
+    default_action = "See why the daemon does not report (understudy daemon list), then ask again."
