@@ -10,7 +10,6 @@ A daemon that had fetched it reports its result all the same, and that counts.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sqlite3
 from collections import defaultdict
 from typing import Any, Final
@@ -148,10 +147,3 @@ class Bell:
             event.set()
             return event
         return self._rung[name]
-
-
-async def wait_for(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set or the time is over."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

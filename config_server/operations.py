@@ -41,6 +41,7 @@ from shared.messages import (
     RestoreRequest,
 )
 from shared.status import Problem
+from shared.waiting import wait_for
 
 _log = logging.get()
 _CONSISTENCIES = ("crash",)
@@ -237,7 +238,7 @@ class Operations:
         """Whether the command's result came in time and is no failure."""
         rung = self._control.bell.listen(id_)
         if (await self._control.db.run(lambda db: commands.get(db, id_))).state is CommandState.PENDING:
-            await commands.wait_for(rung, wait_s)
+            await wait_for(rung, wait_s)
         now_ns = self._control.now_ns()
 
         def work(db: sqlite3.Connection) -> CommandState:

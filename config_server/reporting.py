@@ -33,6 +33,7 @@ from shared.messages import (
     StatusReply,
 )
 from shared.status import AgentReport, Problem
+from shared.waiting import wait_for
 
 _log = logging.get()
 _LOGGED: Final = 20
@@ -95,7 +96,7 @@ class Reporting:
             self._control.bell.ring(id_)
         log_changes(changed)
         if call.wait_s > 0 and {command.id for command in waiting} <= set(seen.report.running):
-            await commands.wait_for(rung, call.wait_s)
+            await wait_for(rung, call.wait_s)
             with contextlib.suppress(DatabaseError):  # it says so itself
                 waiting = await self._control.db.run(
                     lambda db: commands.pending(db, call.who, self._control.now_ns())
@@ -110,7 +111,7 @@ class Reporting:
         rung = self._control.bell.listen(id_)
         view = await self._control.db.run(lambda db: commands.get(db, id_))
         if view.state is CommandState.PENDING and call.wait_s > 0:
-            await commands.wait_for(rung, call.wait_s)
+            await wait_for(rung, call.wait_s)
             view = await self._control.db.run(lambda db: commands.get(db, id_))
         return view
 

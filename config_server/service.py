@@ -28,7 +28,6 @@ from config_server import (
 )
 from config_server.binding import Binder, Call
 from config_server.ca import CertificateAuthority
-from config_server.commands import wait_for
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
@@ -55,6 +54,7 @@ from shared.status import Problem
 from shared.vault import FileVault
 from shared.vault_record import RecordedVault
 from shared.version import VERSION
+from shared.waiting import wait_for
 
 _log = logging.get()
 

@@ -7,7 +7,6 @@ step after the other (stepping.py), in the epoch whose turn it is (epochs.py).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from shared.errors import (
 from shared.recovery.parallel import parallel
 from shared.status import Problem
 from shared.vault import Vault
+from shared.waiting import wait_for
 
 _log = logging.get()
 
@@ -297,10 +297,3 @@ class _Work:
         # Opened anew: the failed step may have left them in another state than their owner here remembers.
         await epochs.close_disks()
         return await epochs.take_up_newest()
-
-
-async def wait_for(event: asyncio.Event, seconds: float) -> None:
-    """Until `event` is set, or the time is over."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

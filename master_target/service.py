@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from master_target.config import MasterTargetConfig
-from master_target.machine import Machine, Settings, wait_for
+from master_target.machine import Machine, Settings
 from master_target.targets.base import OpenTarget, Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
@@ -27,6 +27,7 @@ from shared.recovery.parallel import parallel
 from shared.service import notify, watchdog_interval_s
 from shared.status import MasterTargetReport, Problem
 from shared.vault import Vault
+from shared.waiting import wait_for
 
 _log = logging.get()
 

@@ -7,5 +7,5 @@ it), `blob` (storage), `machine_storage` (where each machine lies in it), `recov
 Beside it: `api`, `messages`, `status`, `rest` and `control_client` (control plane), `tls`, `identity`, `enrol` and `revocation`
 (who a daemon is), `clock_evidence` and `moments` (whether a clock is wrong), `proxies`, `connector`, `service`, `logging` and
 `log_sink` (what every daemon is), `storage_stack` (on which disks a path lies), `durable` and `single_writer` (files), `threads`,
-`trouble`, `errors`.
+`waiting`, `trouble`, `errors`.
 """

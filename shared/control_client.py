@@ -28,6 +28,7 @@ from shared.errors import (
 from shared.messages import Command, RenewRequest, Revocations, StatusReply
 from shared.rest import RestClient
 from shared.status import Problem, Report
+from shared.waiting import wait_for
 
 _log = logging.get()
 
@@ -133,9 +134,9 @@ class ControlClient:
                 try:
                     news = await self._exchange(desk, stop, status, interval_s, link)
                 except UnderstudyError as exc:
-                    await _sleep_or(stop, link.failed(exc))
+                    await wait_for(stop, link.failed(exc))
                 except Exception as exc:  # noqa: BLE001 - the work of this daemon must not end for its reports
-                    await _sleep_or(stop, link.failed_by_bug(exc))
+                    await wait_for(stop, link.failed_by_bug(exc))
                 else:
                     if not news:
                         # The server holds its answer for the interval; should it not, this is no busy loop.
@@ -331,12 +332,6 @@ class _Link:
     def _pause_s(self) -> float:
         self._failures += 1
         return min(_RETRY_LIMIT_S, 0.5 * float(2 ** min(self._failures, 5))) * random.uniform(0.5, 1.0)
-
-
-async def _sleep_or(stop: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()
 
 
 def _plain(status: Status) -> Mapping[str, Any]:

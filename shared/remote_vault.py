@@ -39,6 +39,7 @@ from shared.status import Problem
 from shared.tls import TlsFiles
 from shared.vault import FileVault, Vault, WrappedKey
 from shared.vault_record import RecordedVault
+from shared.waiting import wait_for
 
 _log = logging.get()
 _Q = TypeVar("_Q", bound=msgspec.Struct)
@@ -186,9 +187,7 @@ class RemoteVault:
     async def _tend(self) -> None:
         """Seals anew when that is wanted, and tries again what failed. Never returns."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if self.problem is None else _RETRY_S):
-                    await self._wake.wait()
+            await wait_for(self._wake, None if self.problem is None else _RETRY_S)
             self._wake.clear()
             await self._writer.written()
             if self._unreadable is not None:

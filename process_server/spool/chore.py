@@ -7,7 +7,6 @@ disk that is full or answers with an error, no file descriptors, a key that the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import random
 import time
@@ -16,6 +15,7 @@ from typing import Final
 
 from shared.errors import FencedError, UnderstudyError
 from shared.trouble import Trouble
+from shared.waiting import wait_for
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
@@ -73,9 +73,7 @@ class Chore:
             wait_s = self._look_s if trouble is None else self._pause()
             self.report(trouble)
             if not done:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s):
-                        await self._asked.wait()
+                await wait_for(self._asked, wait_s)
             elif not self._asked.is_set():
                 return
 
