@@ -19,7 +19,7 @@ from aiohttp import web
 from config_server.connections import Connections
 from config_server.refusals import Refusals
 from shared import logging, tls
-from shared.errors import ListenError
+from shared.errors import ListenError, cause_of
 
 _log = logging.get()
 _HANDSHAKE_S: Final = 10.0
@@ -51,7 +51,7 @@ class Listener:
             sock = socket.create_server((host, port), family=family, backlog=1024)
         except OSError as exc:
             raise ListenError(
-                f"The config server could not listen on {host}:{port}", cause=exc.strerror or str(exc)
+                f"The config server could not listen on {host}:{port}", cause=cause_of(exc)
             ) from exc
         sock.setblocking(False)
         return cls(sock, context)
@@ -74,9 +74,7 @@ class Listener:
                     accepted, peer = await loop.sock_accept(self._sock)
                 except OSError as exc:
                     # Out of file descriptors, or the peer is gone again: neither ends the service.
-                    self._refusals.note(
-                        "", "a connection could not be accepted", cause=exc.strerror or str(exc)
-                    )
+                    self._refusals.note("", "a connection could not be accepted", cause=cause_of(exc))
                     await asyncio.sleep(0.1)
                     continue
                 task = asyncio.create_task(self._handshake(server, accepted, peer), name=f"handshake {peer}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from shared import logging
+from shared.errors import cause_of
 
 _log = logging.get()
 
@@ -39,7 +40,7 @@ class Reserve:
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as exc:
-            _log.warning("no room is kept for revocations", file=str(self._path), cause=exc.strerror)
+            _log.warning("no room is kept for revocations", file=str(self._path), cause=cause_of(exc))
             return
         try:
             self._size_b = before_b = os.fstat(fd).st_size
@@ -51,7 +52,7 @@ class Reserve:
             if self._size_b > before_b:
                 os.fsync(fd)  # until then a file system may only have promised the room
         except OSError as exc:
-            _log.debug("the reserve is smaller than it should be", size_b=self._size_b, cause=exc.strerror)
+            _log.debug("the reserve is smaller than it should be", size_b=self._size_b, cause=cause_of(exc))
         finally:
             os.close(fd)
 

@@ -22,6 +22,7 @@ from shared.errors import (
     MachineNotFoundError,
     NotFoundError,
     UnderstudyError,
+    cause_of,
 )
 from shared.log import names
 from shared.machine_storage import MachineStorage
@@ -160,4 +161,4 @@ def _text_of(path: Path | None) -> str:
     try:
         return path.read_text().strip()
     except OSError as exc:
-        raise ConfigError(f"The file {path} could not be read", cause=exc.strerror or str(exc)) from exc
+        raise ConfigError(f"The file {path} could not be read", cause=cause_of(exc)) from exc

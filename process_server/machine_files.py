@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from shared import durable
-from shared.errors import StateFileError
+from shared.errors import StateFileError, cause_of
 from shared.log import names
 from shared.single_writer import SingleWriter
 from shared.trouble import Trouble
@@ -61,7 +61,7 @@ class MachineFiles:
         try:
             await asyncio.to_thread(_store, path, self._kept[machine])
         except OSError as exc:
-            self.trouble.report(self._error(f"{path} could not be written", cause=exc.strerror or str(exc)))
+            self.trouble.report(self._error(f"{path} could not be written", cause=cause_of(exc)))
             return False
         return True
 

@@ -32,6 +32,7 @@ from shared.errors import (
     MachineNotFoundError,
     StorageError,
     UsageError,
+    cause_of,
 )
 from shared.machine_storage import MachineStorage
 from shared.messages import Command, CommandKind
@@ -123,7 +124,7 @@ class Cache:
             usage = os.statvfs(self._folder)
         except OSError as exc:
             if not self._failing:
-                _log.error("the cache cannot be measured", folder=str(self._folder), cause=exc.strerror)
+                _log.error("the cache cannot be measured", folder=str(self._folder), cause=cause_of(exc))
             self._failing = True
             return CacheSpace(total_b=self._size_b or 0, free_b=0)
         self._failing = False

@@ -24,6 +24,7 @@ from shared.errors import (
     RenewalNotDueError,
     UnderstudyError,
     UnreachableError,
+    cause_of,
 )
 from shared.messages import Command, RenewRequest, Revocations, StatusReply
 from shared.rest import RestClient
@@ -219,7 +220,7 @@ def _stamp(cert: Path) -> bytes:
     try:
         return cert.read_bytes()
     except OSError as exc:
-        raise ConfigError(f"Certificate {cert} could not be read", cause=exc.strerror or str(exc)) from exc
+        raise ConfigError(f"Certificate {cert} could not be read", cause=cause_of(exc)) from exc
 
 
 class _CommandDesk:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shared.batch import Buffer
-from shared.errors import StateFileError, UnderstudyError
+from shared.errors import StateFileError, UnderstudyError, cause_of
 
 _IOV_MAX = 512
 """Buffers per writev; Linux takes at most 1024."""
@@ -30,7 +30,7 @@ def named(what: str, error: type[UnderstudyError] = StateFileError, *, action: s
         yield
     except OSError as exc:
         place = f" ({os.fsdecode(exc.filename)})" if exc.filename else ""
-        raise error(what, cause=f"{exc.strerror or exc}{place}", action=action) from exc
+        raise error(what, cause=f"{cause_of(exc)}{place}", action=action) from exc
 
 
 def sync_folder(folder: Path) -> None:

@@ -40,6 +40,7 @@ from shared.errors import (
     UnderstudyError,
     UnknownAuthorityError,
     UsageError,
+    cause_of,
 )
 from shared.messages import EnrolRequest, Nothing
 from shared.tls import TlsFiles
@@ -157,7 +158,7 @@ def _read_token(path: Path) -> str:
     except OSError as exc:
         raise TokenMalformedError(
             f"The token file {path} could not be read",
-            cause=exc.strerror or str(exc),
+            cause=cause_of(exc),
             action="Give the file with the token as --token-file.",
         ) from exc
     except UnicodeDecodeError as exc:
@@ -174,9 +175,7 @@ def _prepare(folder: Path) -> tuple[TlsFiles, Path]:
         if key.exists() and (key == files.key or key.read_bytes() != files.key.read_bytes()):
             return files, key
     except OSError as exc:
-        raise IdentityFileError(
-            f"The folder {folder} cannot be used", cause=exc.strerror or str(exc)
-        ) from exc
+        raise IdentityFileError(f"The folder {folder} cannot be used", cause=cause_of(exc)) from exc
     identity.write(key, identity.new_key_pem(), mode=0o600)
     return files, key
 
@@ -189,7 +188,7 @@ def _take_key(new: Path, key: Path) -> None:
     except OSError as exc:
         raise IdentityFileError(
             f"{key} could not be replaced by {new}",
-            cause=exc.strerror or str(exc),
+            cause=cause_of(exc),
             action="Enrol again with the same token.",
         ) from exc
 

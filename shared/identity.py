@@ -28,6 +28,7 @@ from shared.errors import (
     RenewalNotDueError,
     ServerCertificateExpiredError,
     UnknownAuthorityError,
+    cause_of,
 )
 from shared.messages import Certificate
 from shared.moments import coarse, shown
@@ -137,7 +138,7 @@ def write(path: Path, data: bytes, *, mode: int) -> None:
     try:
         durable.replace_file(path, data, mode=mode)
     except OSError as exc:
-        raise IdentityFileError(f"{path} could not be written", cause=exc.strerror or str(exc)) from exc
+        raise IdentityFileError(f"{path} could not be written", cause=cause_of(exc)) from exc
 
 
 def renewal_is_due(cert: Path, now_s: float | None = None) -> bool:

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from shared import durable, identity, sealing
-from shared.errors import UNDECODABLE, ConfigError, KeyCacheError
+from shared.errors import UNDECODABLE, ConfigError, KeyCacheError, cause_of
 from shared.sealing import OVERHEAD_B, SALT_B, FileKey, SealError
 from shared.tls import TlsFiles
 
@@ -63,7 +63,7 @@ class KeyCache:
         except FileNotFoundError:
             return [], []
         except OSError as exc:
-            return [], [_unusable(self.folder, exc.strerror or str(exc))]
+            return [], [_unusable(self.folder, cause_of(exc))]
         for path in paths:
             try:
                 found = self._read(path)
@@ -96,7 +96,7 @@ class KeyCache:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            raise _unusable(path, exc.strerror or str(exc)) from exc
+            raise _unusable(path, cause_of(exc)) from exc
         start = len(_MAGIC) + SALT_B
         if data[: len(_MAGIC)] != _MAGIC:
             raise _unusable(path, "it is damaged, or of another version")

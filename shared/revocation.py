@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from shared import durable
-from shared.errors import UNDECODABLE, RevokedListError
+from shared.errors import UNDECODABLE, RevokedListError, cause_of
 from shared.messages import Revocations
 from shared.single_writer import SingleWriter
 from shared.trouble import Trouble
@@ -54,7 +54,7 @@ class RevokedFile:
         try:
             await asyncio.to_thread(durable.replace_file, self._path, data, mode=0o644)
         except OSError as exc:
-            self.trouble.report(self._failed("written", exc.strerror or str(exc)))
+            self.trouble.report(self._failed("written", cause_of(exc)))
             return False
         self.trouble.report(None)
         return True

@@ -35,6 +35,7 @@ from shared.errors import (
     UnderstudyError,
     UsageError,
     WrongKeyError,
+    cause_of,
 )
 from shared.log import names
 from shared.sealing import MachineKey
@@ -75,7 +76,7 @@ def _read(path: Path) -> _VaultFile:
     except OSError as exc:
         raise UsageError(
             f"The vault file {path} could not be read",
-            cause=exc.strerror or str(exc),
+            cause=cause_of(exc),
             action="Give the vault file of this installation, or a backup of it.",
         ) from exc
     if stat.S_IMODE(mode) & 0o077:
@@ -147,7 +148,7 @@ class FileVault:
         except OSError as exc:
             raise StateFileError(
                 f"The vault file {path} could not be made",
-                cause=exc.strerror or str(exc),
+                cause=cause_of(exc),
                 action="Make its folder, writable by this user.",
             ) from exc
         return cls(path)

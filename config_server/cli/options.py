@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
-from shared.errors import AccessError, UnknownAuthorityError, UsageError
+from shared.errors import AccessError, UnknownAuthorityError, UsageError, cause_of
 
 if TYPE_CHECKING:
     from config_server.cli.profile import Profile, Rescue
@@ -198,7 +198,7 @@ def _read_token(path: Path) -> str:
     except OSError as exc:
         raise AccessError(
             f"The operator token {path} could not be read",
-            cause=exc.strerror or str(exc),
+            cause=cause_of(exc),
             action="Run as the user who owns it (root), or give another file with --token-file.",
         ) from exc
     except UnicodeDecodeError:

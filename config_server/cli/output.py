@@ -20,7 +20,7 @@ import click
 import msgspec
 
 from config_server.cli.options import wants_json
-from shared.errors import OutputError, StateFileError
+from shared.errors import OutputError, StateFileError, cause_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -117,7 +117,7 @@ def printing() -> Iterator[None]:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         if isinstance(exc, BrokenPipeError):
             raise click.exceptions.Exit(128 + signal.SIGPIPE) from exc
-        raise OutputError("The result could not be printed", cause=exc.strerror or str(exc)) from exc
+        raise OutputError("The result could not be printed", cause=cause_of(exc)) from exc
 
 
 def emit(value: Any, table: Callable[[], RenderableType]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.lab.processes import command_of
-from shared.errors import ListenError
+from shared.errors import ListenError, cause_of
 
 _LISTENING: Final = "0A"
 
@@ -27,7 +27,7 @@ def check_free(host: str, port: int, wanted_by: str) -> None:
             owner = _owner(port)
             raise ListenError(
                 f"Port {port}, which {wanted_by} needs, is not free",
-                cause=f"{owner} listens on it" if owner else exc.strerror or str(exc),
+                cause=f"{owner} listens on it" if owner else cause_of(exc),
                 action="Stop that process, or choose other ports with --port-base (ss -ltnp shows all).",
             ) from exc
 

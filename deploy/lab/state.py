@@ -25,7 +25,7 @@ from typing import Final
 import msgspec
 
 from shared import durable
-from shared.errors import UNDECODABLE, LabError, LabNotFoundError, StateFileError
+from shared.errors import UNDECODABLE, LabError, LabNotFoundError, StateFileError, cause_of
 
 DAEMONS: Final = ("config-server", "azurite", "process-server", "master-target", "agent")
 """In the order in which they are started."""
@@ -91,7 +91,7 @@ class Lab:
         except OSError as exc:
             raise LabError(
                 f"The lab in {folder} could not be read",
-                cause=exc.strerror or str(exc),
+                cause=cause_of(exc),
                 action="Run as root." if isinstance(exc, PermissionError) else "Check the folder's name.",
             ) from exc
         try:

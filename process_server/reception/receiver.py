@@ -40,6 +40,7 @@ from shared.errors import (
     StorageError,
     SupersededError,
     UnderstudyError,
+    cause_of,
 )
 from shared.messages import Revocations
 from shared.wire.messages import Hello, kernel_of
@@ -172,7 +173,7 @@ class Receiver:
             self._listener = socket.create_server((host, port), family=family, backlog=256)
         except OSError as exc:
             raise ListenError(
-                f"The process server cannot listen on {host}:{port}", cause=exc.strerror or str(exc)
+                f"The process server cannot listen on {host}:{port}", cause=cause_of(exc)
             ) from exc
         self._listener.setblocking(False)
         self._boots = await asyncio.to_thread(self._boot_files.recall, self._started_s)
@@ -373,7 +374,7 @@ class Receiver:
                 sock, address = await loop.sock_accept(listener)
             except OSError as exc:
                 self._slots.release()
-                _log.error("connections cannot be accepted", cause=exc.strerror or str(exc))
+                _log.error("connections cannot be accepted", cause=cause_of(exc))
                 await asyncio.sleep(1.0)  # out of file descriptors, say: trying at once would only spin
                 continue
             except BaseException:

@@ -30,7 +30,7 @@ from process_server.spool.writer import START, Compression, Point, SegmentLimits
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
-from shared.errors import SpoolError, SpoolLeftoversError, UnderstudyError, UploadsStoppedError
+from shared.errors import SpoolError, SpoolLeftoversError, UnderstudyError, UploadsStoppedError, cause_of
 from shared.log.epoch_id import EpochId
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.machine_storage import MachineStorage
@@ -361,7 +361,7 @@ class EpochLog:
                     self._undeleted.append(spooled)
                     failed = SpoolLeftoversError(
                         f"Spool files of machine {self.machine} that are in storage cannot be deleted",
-                        cause=exc.strerror or str(exc),
+                        cause=cause_of(exc),
                     )
         self._loop.call_soon_threadsafe(self._deletion.report, failed)
 

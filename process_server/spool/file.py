@@ -23,7 +23,7 @@ from process_server.spool.ownership import LocalFile
 from shared import durable, logging
 from shared.batch import Buffer, StreamState
 from shared.crashpoints import reach
-from shared.errors import IntegrityError, SpoolError, SpoolFullError, SpoolLostError
+from shared.errors import IntegrityError, SpoolError, SpoolFullError, SpoolLostError, cause_of
 from shared.log import segment
 from shared.log.draft import Draft
 from shared.log.segment import BatchRow, FileHeader, Footer, Frame
@@ -164,9 +164,7 @@ class SpooledSegment:
             raise self._lost(exc.strerror or "it is gone") from exc
         except OSError as exc:
             # Not lost yet: a path that is away comes back. How long it is waited for says machine_folder.
-            raise SpoolError(
-                f"Spool file {self.path} could not be read", cause=exc.strerror or str(exc)
-            ) from exc
+            raise SpoolError(f"Spool file {self.path} could not be read", cause=cause_of(exc)) from exc
         if len(data) < self._body_b:
             raise self._lost("it is shorter than what was written")
         return data
@@ -207,7 +205,7 @@ class SpoolFile:
             reach("spool.before-write")
             durable.write_all(self._fd, buffers, end)
         except OSError as exc:
-            cause = exc.strerror or str(exc)
+            cause = cause_of(exc)
             if exc.errno in FULL and self._undo(end):
                 raise SpoolFullError(what, cause=cause) from exc
             raise SpoolError(what, cause=cause) from exc
@@ -217,7 +215,7 @@ class SpoolFile:
             if new:
                 durable.sync_folder(self.path.parent)
         except OSError as exc:
-            raise SpoolError(what, cause=f"sync failed: {exc.strerror or exc}") from exc
+            raise SpoolError(what, cause=f"sync failed: {cause_of(exc)}") from exc
         reach("spool.after-fdatasync")
         for frame in frames:
             self.draft.add(frame)
@@ -265,6 +263,6 @@ def write_footer(path: Path, fd: int, draft: Draft) -> bool:
         os.ftruncate(fd, draft.size_b)
         durable.write_all(fd, [draft.closing()], draft.size_b)
     except OSError as exc:
-        _log.warning("spool file has no footer", path=str(path), cause=exc.strerror)
+        _log.warning("spool file has no footer", path=str(path), cause=cause_of(exc))
         return False
     return True

@@ -13,7 +13,7 @@ from process_server.spool.file import FULL, SUFFIX, SpooledSegment
 from process_server.spool.recovery import Damage, KeyWantedError, recover_folder
 from process_server.spool.watermark import Watermark
 from shared import durable
-from shared.errors import SpoolError, SpoolFullError
+from shared.errors import SpoolError, SpoolFullError, cause_of
 from shared.log.epoch_id import EpochId
 from shared.log.segment import FileHeader
 from shared.sealing import MachineKey
@@ -93,9 +93,7 @@ class MachineFolder:
                 return []
             return sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
         except OSError as exc:
-            raise SpoolError(
-                f"The spool folder {self._path} could not be read", cause=exc.strerror or str(exc)
-            ) from exc
+            raise SpoolError(f"The spool folder {self._path} could not be read", cause=cause_of(exc)) from exc
 
     def _recover(self, epoch: EpochId) -> Recovered:
         folder = self.epoch(epoch.number)
@@ -131,7 +129,7 @@ class MachineFolder:
         except OSError as exc:
             kind = SpoolFullError if exc.errno in FULL else SpoolError
             raise kind(
-                f"The spool folder {folder} could not be made or recovered", cause=exc.strerror or str(exc)
+                f"The spool folder {folder} could not be made or recovered", cause=cause_of(exc)
             ) from exc
         # Given, it is not waited for any more; given up, it stays so until it is written anew, since recovery may come first.
         since = self._unreadable.pop(state, None)
@@ -165,9 +163,7 @@ class MachineFolder:
                 durable.remove_file(spooled.path)
             durable.sync_folder(folder)
         except OSError as exc:
-            raise SpoolError(
-                f"The spool folder {folder} could not be tidied", cause=exc.strerror or str(exc)
-            ) from exc
+            raise SpoolError(f"The spool folder {folder} could not be tidied", cause=cause_of(exc)) from exc
 
     def _remove(self, folder: Path) -> None:
         try:
@@ -178,9 +174,7 @@ class MachineFolder:
         except FileNotFoundError:
             return
         except OSError as exc:
-            raise SpoolError(
-                f"The spool folder {folder} could not be removed", cause=exc.strerror or str(exc)
-            ) from exc
+            raise SpoolError(f"The spool folder {folder} could not be removed", cause=cause_of(exc)) from exc
 
 
 def _wrapping(header: FileHeader) -> tuple[str, str, str]:

@@ -43,6 +43,7 @@ from shared.errors import (
     SegmentTruncatedError,
     SegmentVersionError,
     SpoolVersionError,
+    cause_of,
 )
 from shared.log import segment
 from shared.log.draft import Draft
@@ -173,7 +174,7 @@ def _recover(path: Path, epoch: EpochId, key_of: KeyOf, give_up: GiveUp, *, thor
     except OSError as exc:
         if not give_up(path):
             raise
-        cause = f"the disk does not give it: {exc.strerror or exc}"
+        cause = f"the disk does not give it: {cause_of(exc)}"
         return _Found(path, None, Damage(path, _number_in(path), 0, cause, True, UNKNOWN), True)
     name = path.name
     try:

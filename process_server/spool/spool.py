@@ -23,7 +23,7 @@ from process_server.spool.level import idle_part, next_level
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.writer import Compression, SegmentLimits
 from shared import durable, logging
-from shared.errors import SpoolError, UsageError
+from shared.errors import SpoolError, UsageError, cause_of
 from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.vault import Vault
@@ -125,9 +125,7 @@ class Spool:
                 action="Stop that one first, or configure another folder.",
             ) from exc
         except OSError as exc:
-            raise SpoolError(
-                f"The spool folder {self._folder} cannot be used", cause=exc.strerror or str(exc)
-            ) from exc
+            raise SpoolError(f"The spool folder {self._folder} cannot be used", cause=cause_of(exc)) from exc
 
 
 def _stat() -> str:

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from shared import durable, logging
-from shared.errors import UNDECODABLE, SpoolError, SpoolStateError
+from shared.errors import UNDECODABLE, SpoolError, SpoolStateError, cause_of
 from shared.log.epoch_id import UNKNOWN
 from shared.log.index import NO_TERM, Term
 
@@ -56,7 +56,7 @@ def read(folder: Path, claim: str, give_up: Callable[[Path], bool] = lambda _pat
         return nothing
     except OSError as exc:
         if not give_up(path):
-            raise SpoolError(f"{path} could not be read", cause=exc.strerror or str(exc)) from exc
+            raise SpoolError(f"{path} could not be read", cause=cause_of(exc)) from exc
         _log.warning("spool state is not given by the disk and ignored", path=str(path), cause=str(exc))
         return nothing
     except UNDECODABLE as exc:
@@ -70,5 +70,5 @@ def remember(folder: Path, mark: Watermark, *, durably: bool = True) -> SpoolSta
     try:
         durable.replace_file(folder / _NAME, msgspec.json.encode(mark), durable=durably)
     except OSError as exc:
-        return SpoolStateError(f"{folder / _NAME} could not be written", cause=exc.strerror or str(exc))
+        return SpoolStateError(f"{folder / _NAME} could not be written", cause=cause_of(exc))
     return None

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from shared.errors import ConfigError, UsageError
+from shared.errors import ConfigError, UsageError, cause_of
 
 VAULT_CONTAINER_MAX: Final = 46
 """Of Azure's 63 characters, "-" and the 16 digits of a machine's id are needed behind it (shared/machine_storage.py)."""
@@ -64,7 +64,7 @@ def read_key(path: Path) -> str:
     except OSError as exc:
         raise UsageError(
             f"The storage account key file {path} could not be read",
-            cause=exc.strerror or str(exc),
+            cause=cause_of(exc),
             action="Create it with the account key in it, readable by this service only.",
         ) from exc
     except (ValueError, binascii.Error) as exc:

@@ -10,6 +10,11 @@ what is nested too deeply exhausts the stack.
 """
 
 
+def cause_of(exc: OSError) -> str:
+    """The system's words for what failed, without the number and the file's name: `what` has named the file."""
+    return exc.strerror or str(exc)
+
+
 class UnderstudyError(Exception):
     """What failed, why, and what to do about it.
 
