@@ -25,6 +25,7 @@ from config_server.database import DATABASE_FILE
 from shared import identity
 from shared.errors import ConfigError, RequestError
 from shared.naming import is_host
+from shared.vocabulary import Role
 
 _COMMON_NAME: Final = 64
 """X.509's limit."""
@@ -95,7 +96,7 @@ class CertificateAuthority:
     def issue(
         self,
         public_key: ec.EllipticCurvePublicKey,
-        role: str,
+        role: Role,
         name: str,
         hosts: Sequence[str],
         life: dt.timedelta,
@@ -188,11 +189,11 @@ def _make_ca() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     return key, certificate
 
 
-def _purposes(role: str) -> list[x509.ObjectIdentifier]:
+def _purposes(role: Role) -> list[x509.ObjectIdentifier]:
     """What a role's certificate is good for: TLS itself refuses an agent that plays a server."""
-    if role in ("agent", "master-target"):
+    if role in (Role.AGENT, Role.MASTER_TARGET):
         return [ExtendedKeyUsageOID.CLIENT_AUTH]
-    if role == "config-server":
+    if role == Role.CONFIG_SERVER:
         return [ExtendedKeyUsageOID.SERVER_AUTH]
     return [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
 

@@ -13,6 +13,7 @@ from shared.blob import BlobConfig
 from shared.errors import ConfigError, RequestError
 from shared.messages import PORT
 from shared.naming import SAYS, is_name
+from shared.vocabulary import Role
 
 
 class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -38,7 +39,7 @@ class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
         if not is_name(self.name):
             raise ConfigError(f"name = {self.name!r} is no name", cause=SAYS)
         try:
-            check_subject("config-server", self.name)
+            check_subject(Role.CONFIG_SERVER, self.name)
             for host in self.hosts:
                 check_host(host)
         except RequestError as exc:

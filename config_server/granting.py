@@ -36,6 +36,7 @@ from config_server.binding import Binder, Call
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, new_id
 from config_server.grants import Grant
+from config_server.view import SELF
 from shared import api, logging
 from shared.blob import BlobStore
 from shared.blob.policies import MOST, Look, Policy, token
@@ -58,7 +59,6 @@ SWEEP_S: Final = 3600.0
 """One request for each machine."""
 _PREFIX: Final = "understudy-"
 _OURS: Final = re.compile(r"understudy-[0-9a-f]{16}\Z")
-_SELF: Final = "config-server"
 _GONE: Final = (ContainerMissingError, StorageForgotError)
 """Nor is there anything to read then."""
 
@@ -194,7 +194,7 @@ class Granting:
         def work(db: sqlite3.Connection) -> None:
             for action, id_ in found:
                 detail = {"grant": id_.removeprefix(_PREFIX), "container": container}
-                audit.add(db, _SELF, action, machine, detail, now_ns)
+                audit.add(db, SELF, action, machine, detail, now_ns)
 
         if found:
             _log.warning(

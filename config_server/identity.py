@@ -20,7 +20,6 @@ from config_server.view import SELF
 from shared import api, enrol, identity, logging
 from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
 from shared.messages import (
-    ROLES,
     CaCertificate,
     Certificate,
     CertificateList,
@@ -35,11 +34,12 @@ from shared.messages import (
     TokenRequest,
 )
 from shared.status import Problem
+from shared.vocabulary import ENROLLED, Role
 
 _log = logging.get()
 _STORAGE_LIFE: Final = dt.timedelta(days=365)
 """For an emulator of blob storage, which cannot renew its certificate by itself."""
-_SERVERS: Final = ("process-server", "storage")
+_SERVERS: Final = (Role.PROCESS_SERVER, Role.STORAGE)
 """Roles that others connect to."""
 _REFUSALS_NS: Final = 600 * SECOND_NS
 """Refusals of one kind for one name are noted at most this often."""
@@ -79,10 +79,10 @@ class Identity:
         return CaCertificate(pem=ca.pem, fingerprint=enrol.fingerprint(ca.der).hex())
 
     async def create_token(self, call: Call, body: TokenRequest) -> Token:
-        if body.role not in ROLES or body.role == "config-server":
+        if body.role not in ENROLLED:
             raise RequestError(
                 f"A token for the role '{body.role}' cannot be made",
-                cause=f"the roles are {', '.join(role for role in ROLES if role != 'config-server')}",
+                cause=f"the roles are {', '.join(ENROLLED)}",
             )
         if body.role in _SERVERS and not body.hosts:
             raise RequestError(
@@ -91,7 +91,7 @@ class Identity:
                 action="Give at least one DNS name or address: --host HOST (hosts in the API).",
             )
         name = check_subject(body.role, check_name(body.name, body.role))
-        grant = tokens.Grant(body.role, name, tuple(check_host(h) for h in body.hosts))
+        grant = tokens.Grant(Role(body.role), name, tuple(check_host(h) for h in body.hosts))
         token, hash_ = enrol.new_token(self._control.ca.der)
         now_ns = self._control.now_ns()
         expires_ns = now_ns + body.ttl_s * SECOND_NS
@@ -172,7 +172,7 @@ class Identity:
 
     async def renew(self, call: Call, body: RenewRequest) -> Certificate:
         """For the same key: whoever has stolen one gets no certificate of his own, and what a serial number revokes can be told by it."""
-        if call.role == "agent":
+        if call.role == Role.AGENT:
             await self._sides.admit(call.name, body.identity, None, call.remote)
         public_key = self._control.ca.public_key_of(body.csr)
         presented = x509.load_der_x509_certificate(call.der)
@@ -182,7 +182,7 @@ class Identity:
                 cause="the request is for another key than the certificate's",
                 action="Enrol this host for a new key.",
             )
-        grant = tokens.Grant(call.role, call.name, call.hosts)
+        grant = tokens.Grant(Role(call.role), call.name, call.hosts)
         now_ns, mono_ns = self._control.now_ns(), self._control.mono_ns()
         if (again := self._renewals.again(call.serial, _time(now_ns))) is not None:
             return self._answer(again, grant)
@@ -230,7 +230,7 @@ class Identity:
         _log.warning("certificate revoked", certificate=body.certificate, who=call.who, reason=body.reason)
         # Held answers go out: the revoked daemon's is a refusal, the process servers' carry the list.
         for name in {view.name for view in covered} | {
-            seen.source for seen in self._control.presence.all() if seen.role == "process-server"
+            seen.source for seen in self._control.presence.all() if seen.role == Role.PROCESS_SERVER
         }:
             self._control.bell.ring(name)
         return CertificateList(certificates=covered)
@@ -247,7 +247,7 @@ class Identity:
         renews: int = 0,
     ) -> x509.Certificate:
         now = _time(now_ns)
-        life = _STORAGE_LIFE if grant.role == "storage" else self._control.certificate_life
+        life = _STORAGE_LIFE if grant.role == Role.STORAGE else self._control.certificate_life
         certificate = self._control.ca.issue(public_key, grant.role, grant.name, grant.hosts, life, now)
         revocation.note_certificate(
             db,

@@ -9,6 +9,7 @@ import msgspec
 
 from shared.errors import MachineNotFoundError
 from shared.messages import Policy
+from shared.vocabulary import Role
 
 _DEFAULT_POLICY: Final = "default-policy"
 
@@ -23,7 +24,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class StoredReport(msgspec.Struct, frozen=True):
-    role: str
+    role: Role
     name: str
     received_ns: int
     report: bytes
@@ -87,7 +88,7 @@ def save_report(db: sqlite3.Connection, stored: StoredReport) -> None:
 
 def reports(db: sqlite3.Connection) -> list[StoredReport]:
     return [
-        StoredReport(row["role"], row["name"], row["received_ns"], row["report"].encode())
+        StoredReport(Role(row["role"]), row["name"], row["received_ns"], row["report"].encode())
         for row in db.execute("SELECT * FROM reports")
     ]
 

@@ -22,8 +22,9 @@ from config_server.config import ConfigServerConfig
 from shared import identity, tls
 from shared.errors import HostClockError, IdentityFileError, UnderstudyError
 from shared.naming import is_host
+from shared.vocabulary import Role
 
-ROLE: Final = "config-server"
+ROLE: Final = Role.CONFIG_SERVER
 
 
 def ready(

@@ -23,11 +23,12 @@ from shared.status import (
     Report,
     StreamReport,
 )
+from shared.vocabulary import Role
 
 SILENT_S: Final = 15.0
 """A daemon that has not reported for so long counts as disconnected."""
 
-MAX_PROBLEMS: Final = {"agent": 100, "process-server": 1000, "master-target": 1000}
+MAX_PROBLEMS: Final = {Role.AGENT: 100, Role.PROCESS_SERVER: 1000, Role.MASTER_TARGET: 1000}
 """Of one report; servers have hundreds of machines."""
 _WORDS_LENGTH: Final = 2000
 _OBJECT_LENGTH: Final = 255
@@ -37,17 +38,17 @@ _STARTS: Final = 4
 _ANSWER_DEPTH: Final = 64
 """So deep an answer may hold a report, and more."""
 
-_TYPES: Final[dict[str, type[Report]]] = {
-    "agent": AgentReport,
-    "process-server": ProcessServerReport,
-    "master-target": MasterTargetReport,
+_TYPES: Final[dict[Role, type[Report]]] = {
+    Role.AGENT: AgentReport,
+    Role.PROCESS_SERVER: ProcessServerReport,
+    Role.MASTER_TARGET: MasterTargetReport,
 }
 
 
 class Seen(msgspec.Struct, frozen=True):
     """A daemon's last report, and when it came. What has passed since is told by the monotonic clock: the time of day may jump."""
 
-    role: str
+    role: Role
     name: str
     received_ns: int
     """Time of day."""
@@ -88,12 +89,12 @@ class Presence:
     """The latest report per daemon."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], Seen] = {}
-        self._newest: dict[tuple[str, str], dict[str, int]] = {}
+        self._seen: dict[tuple[Role, str], Seen] = {}
+        self._newest: dict[tuple[Role, str], dict[str, int]] = {}
         """Of each daemon's last starts, the number of the newest report."""
 
     def learn(
-        self, role: str, name: str, raw: bytes, received_ns: int, heard_ns: int, recovered_ns: int = 0
+        self, role: Role, name: str, raw: bytes, received_ns: int, heard_ns: int, recovered_ns: int = 0
     ) -> Seen:
         """Take in a report, and when it came (time of day, and monotonic); what counts from then on. One that was held up on its way
         changes nothing: by no clock, but by the daemon's own count, for each of its last starts. Raises RequestError, with the path of
@@ -114,27 +115,27 @@ class Presence:
     def all(self) -> list[Seen]:
         return [self._seen[key] for key in sorted(self._seen)]
 
-    def of(self, role: str, name: str) -> Seen | None:
+    def of(self, role: Role, name: str) -> Seen | None:
         return self._seen.get((role, name))
 
-    def _of(self, role: str) -> list[Seen]:
+    def _of(self, role: Role) -> list[Seen]:
         """In the order of their names; of a thousand agents nobody looks for the few servers."""
         return [self._seen[key] for key in sorted(key for key in self._seen if key[0] == role)]
 
     def agent(self, machine: str) -> tuple[Seen, AgentReport] | None:
         """The report of the machine's agent: its certificate names the machine."""
-        seen = self._seen.get(("agent", machine))
+        seen = self._seen.get((Role.AGENT, machine))
         return (seen, seen.report) if seen is not None and isinstance(seen.report, AgentReport) else None
 
     def streams(self, machine: str) -> Iterator[tuple[Seen, StreamReport]]:
         """The process servers that know the machine."""
-        for seen in self._of("process-server"):
+        for seen in self._of(Role.PROCESS_SERVER):
             if isinstance(seen.report, ProcessServerReport) and machine in seen.report.machines:
                 yield seen, seen.report.machines[machine]
 
     def applies(self, machine: str) -> Iterator[tuple[Seen, ApplyReport]]:
         """The master targets that follow the machine."""
-        for seen in self._of("master-target"):
+        for seen in self._of(Role.MASTER_TARGET):
             if isinstance(seen.report, MasterTargetReport) and machine in seen.report.machines:
                 yield seen, seen.report.machines[machine]
 
@@ -143,7 +144,7 @@ class Presence:
         reports = (seen.report for seen in self._seen.values())
         return any(isinstance(report, MasterTargetReport) and report.target == "image" for report in reports)
 
-    def names(self, role: str) -> Iterable[str]:
+    def names(self, role: Role) -> Iterable[str]:
         return [name for known, name in sorted(self._seen) if known == role]
 
 
@@ -204,7 +205,7 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def decode(role: str, raw: bytes) -> Report:
+def decode(role: Role, raw: bytes) -> Report:
     """Raises RequestError for what cannot be taken, or could not be given again: then one daemon's report would spoil the answers
     about all."""
     try:

@@ -33,6 +33,7 @@ from shared.messages import (
     StatusReply,
 )
 from shared.status import AgentReport, Problem
+from shared.vocabulary import Role
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -58,18 +59,17 @@ class Reporting:
     async def status(self, call: Call, _body: msgspec.Struct) -> StatusReply:
         """Take a daemon's report and hand out its commands; with `Prefer: wait` only when there is one, or
         at the end."""
+        role = Role(call.role)  # one of the route's
         now_ns, began_ns = self._control.now_ns(), self._control.mono_ns()
-        if call.role == "agent":
-            said = decode(call.role, call.body)
+        if role == Role.AGENT:
+            said = decode(role, call.body)
             assert isinstance(said, AgentReport)
-            await self._sides.admit(check_name(call.name, call.role), said.identity, said.boot, call.remote)
+            await self._sides.admit(check_name(call.name, role), said.identity, said.boot, call.remote)
             self._control.refuse_revoked(
                 call.serial, call.who, call.begins_s
             )  # storage may have taken its time
-        before = self._control.presence.of(call.role, call.name)
-        seen = self._control.presence.learn(
-            call.role, check_name(call.name, call.role), call.body, now_ns, began_ns
-        )
+        before = self._control.presence.of(role, call.name)
+        seen = self._control.presence.learn(role, check_name(call.name, role), call.body, now_ns, began_ns)
         rung = self._control.bell.listen(call.who)
 
         def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], list[Command]]:
@@ -78,10 +78,10 @@ class Reporting:
             self._note_state(db, before, seen, now_ns)
             news = before is None or before.report.state != seen.report.state
             if news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS:
-                if call.role == "agent":
+                if role == Role.AGENT:
                     inventory.ensure_machine(db, call.name, now_ns)
                 inventory.save_report(
-                    db, inventory.StoredReport(call.role, call.name, now_ns, _without_results(seen))
+                    db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
                 )
                 self._saved_ns[call.who] = began_ns
             return finished, changed, commands.pending(db, call.who, now_ns)
@@ -101,7 +101,7 @@ class Reporting:
                 waiting = await self._control.db.run(
                     lambda db: commands.pending(db, call.who, self._control.now_ns())
                 )
-        revoked = self._control.revoked if call.role in ("process-server", "agent") else None
+        revoked = self._control.revoked if role in (Role.PROCESS_SERVER, Role.AGENT) else None
         held_ns = self._control.mono_ns() - began_ns
         return StatusReply(commands=waiting, received_ns=now_ns, held_ns=held_ns, revoked=revoked, kept=kept)
 

@@ -23,8 +23,9 @@ from typing import Final, NamedTuple
 
 from config_server.clock import rfc3339
 from shared.errors import CertificateRevokedError, RequestError
-from shared.messages import ROLES, CertificateView, Revocations
+from shared.messages import CertificateView, Revocations
 from shared.naming import SAYS, is_name
+from shared.vocabulary import ENROLLED, Role
 
 _SERIAL: Final = re.compile(r"[0-9a-f]{1,40}\Z")
 
@@ -33,7 +34,7 @@ class Issued(NamedTuple):
     """A certificate that was issued here."""
 
     serial: int
-    role: str
+    role: Role
     name: str
     key: str
     """The fingerprint of its public key."""
@@ -68,7 +69,7 @@ def living(db: sqlite3.Connection, now_ns: int) -> list[Issued]:
     return [
         Issued(
             int(row["serial"], 16),
-            row["role"],
+            Role(row["role"]),
             row["name"],
             row["key"],
             row["issued_ns"],
@@ -171,12 +172,12 @@ def newest(db: sqlite3.Connection, limit: int) -> list[CertificateView]:
 
 def _subject(certificate: str) -> str:
     role, colon, name = certificate.partition(":")
-    if colon and role in ROLES and role != "config-server" and is_name(name):
+    if colon and role in ENROLLED and is_name(name):
         return certificate
     serial = certificate.lower().lstrip("0")
     if not colon and _SERIAL.match(serial):
         return serial
-    roles = ", ".join(role for role in ROLES if role != "config-server")
+    roles = ", ".join(ENROLLED)
     raise RequestError(
         f"'{certificate}' was not revoked",
         cause=f"it is neither a serial number (hexadecimal) nor ROLE:NAME (the roles are {roles}; {SAYS})",

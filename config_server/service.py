@@ -214,7 +214,7 @@ async def _recover(control: Control, folder: Path) -> None:
 
     def work(db: sqlite3.Connection) -> None:
         tokens.set_operator(db, OPERATOR, token, now_ns)
-        audit.add(db, "config-server", "operator.token", OPERATOR, {}, now_ns)
+        audit.add(db, view.SELF, "operator.token", OPERATOR, {}, now_ns)
 
     # First the database: a file whose token does not work would never be replaced.
     await control.db.run(work)

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from shared.errors import TokenExpiredError, TokenUnknownError, TokenUsedError
+from shared.vocabulary import Role
 
 OPERATOR_PREFIX: Final = "uso1."
 _WHAT: Final = "The enrolment was refused"
@@ -25,7 +26,7 @@ _WHAT: Final = "The enrolment was refused"
 class Grant(msgspec.Struct, frozen=True):
     """What an enrolment token entitles to."""
 
-    role: str
+    role: Role
     name: str
     hosts: tuple[str, ...]
 
@@ -99,7 +100,7 @@ def redeem(db: sqlite3.Connection, token_hash: bytes, now_ns: int) -> Grant:
 
 
 def _grant(row: sqlite3.Row) -> Grant:
-    return Grant(row["role"], row["name"], msgspec.json.decode(row["hosts"], type=tuple[str, ...]))
+    return Grant(Role(row["role"]), row["name"], msgspec.json.decode(row["hosts"], type=tuple[str, ...]))
 
 
 def subject_of(db: sqlite3.Connection, token_hash: bytes) -> str:

@@ -36,9 +36,10 @@ from shared.errors import (
 )
 from shared.messages import DiskView, ErrorView, HopState, HopView, MachineView, PointView, RingView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
+from shared.vocabulary import Role
 
 SKEW_LIMIT_S: Final = 5.0
-SELF: Final = "config-server"
+SELF: Final[str] = Role.CONFIG_SERVER
 
 
 class Rpo(msgspec.Struct, frozen=True):

@@ -4,8 +4,8 @@ On the data path, in its order: `batch` (what is sent, sealed and applied as one
 `vault_record`, `remote_vault` and `key_cache` (keys), `log` (segments and their index), `active_side` (which copy of a machine is
 it), `blob` (storage), `machine_storage` (where each machine lies in it), `recovery` (any point, from storage and key alone).
 
-Beside it: `api`, `messages`, `status`, `rest` and `control_client` (control plane), `tls`, `identity`, `enrol` and `revocation`
-(who a daemon is), `clock_evidence` and `moments` (whether a clock is wrong), `proxies`, `connector`, `service`, `logging` and
-`log_sink` (what every daemon is), `storage_stack` (on which disks a path lies), `durable` and `single_writer` (files), `threads`,
-`waiting`, `trouble`, `errors`.
+Beside it: `vocabulary` (closed vocabularies), `api`, `messages`, `status`, `rest` and `control_client` (control plane), `tls`,
+`identity`, `enrol` and `revocation` (who a daemon is), `clock_evidence` and `moments` (whether a clock is wrong), `proxies`,
+`connector`, `service`, `logging` and `log_sink` (what every daemon is), `storage_stack` (on which disks a path lies), `durable`
+and `single_writer` (files), `threads`, `waiting`, `trouble`, `errors`.
 """

@@ -56,6 +56,7 @@ from shared.messages import (
     Token,
     TokenRequest,
 )
+from shared.vocabulary import Role
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -78,7 +79,7 @@ class Route(Generic[Q, R]):
     request: type[Q]
     response: type[R]
     summary: str
-    roles: tuple[str, ...] = ()
+    roles: tuple[Role, ...] = ()
     """For DAEMON: the roles that may call it; empty means all."""
 
 
@@ -98,7 +99,7 @@ STATUS = Route(
     msgspec.Struct,  # the struct in shared/status.py for the caller's role
     StatusReply,
     "Report status, fetch commands",
-    ("agent", "process-server", "master-target"),
+    (Role.AGENT, Role.PROCESS_SERVER, Role.MASTER_TARGET),
 )
 TOKEN_CREATE = Route(
     "token_create", "POST", "/v1/tokens", Access.OPERATOR, TokenRequest, Token, "Create an enrolment token"
@@ -212,7 +213,7 @@ KEY_UNWRAP = Route(
     KeyRequest,
     MachineKeyGrant,
     "A machine's data key, for its wrapped form",
-    ("process-server", "master-target"),
+    (Role.PROCESS_SERVER, Role.MASTER_TARGET),
 )
 KEY_CREATE = Route(
     "key_create",
@@ -222,7 +223,7 @@ KEY_CREATE = Route(
     Nothing,
     MachineKeyGrant,
     "A new data key for a machine",
-    ("process-server",),
+    (Role.PROCESS_SERVER,),
 )
 GRANTS = Route(
     "grants",

@@ -14,14 +14,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from shared.vocabulary import Role
+
 PORT: Final = 443
 API_VERSION: Final = 1
 MAX_BODY_B: Final = 4 << 20
 """Larger request bodies are refused."""
-
-ROLES: Final = ("agent", "process-server", "master-target", "config-server", "storage")
-"""Roles that a certificate can name. `storage` is an emulator of blob storage on this site (a lab's
-Azurite)."""
 
 
 Interval = Annotated[float, msgspec.Meta(ge=1, le=10 * 366 * 86_400)]
@@ -105,6 +103,7 @@ class TokenRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     a server's certificate will be valid for."""
 
     role: str
+    """A Role; the answer to another says which there are."""
     name: str
     hosts: Annotated[list[str], msgspec.Meta(max_length=100)] = []
     ttl_s: Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400)] = 3600
@@ -112,7 +111,7 @@ class TokenRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class Token(msgspec.Struct):
     token: str
-    role: str
+    role: Role
     name: str
     expires: str
 
@@ -504,7 +503,7 @@ class EventList(msgspec.Struct):
 
 
 class DaemonView(msgspec.Struct, kw_only=True):
-    role: str
+    role: Role
     name: str
     state: str
     connected: bool

@@ -34,6 +34,7 @@ from typing import Any, Final
 from config_server.ca import CertificateAuthority, hosts_of
 from deploy.lab.state import Lab as LabState
 from shared import enrol, identity
+from shared.vocabulary import Role
 from tests.host_faults import Call, Fail
 from tests.hosted_lab import DAEMONS, HostedLab
 
@@ -73,7 +74,7 @@ def restart_with_a_due_certificate(lab: HostedLab, daemon: str) -> None:
     role, _, name = identity.name_of(old).partition(":")
     key, hosts, now = identity.key_of(files).public_key(), hosts_of(old), dt.datetime.now(dt.UTC)
     begins = now - dt.timedelta(days=25)
-    due = ca.issue(key, role, name, hosts, dt.timedelta(days=5), now, begins=begins)
+    due = ca.issue(key, Role(role), name, hosts, dt.timedelta(days=5), now, begins=begins)
     identity.write(files.cert, identity.pem_of(due), mode=0o644)
     restart(lab, daemon)
 

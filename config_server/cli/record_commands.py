@@ -10,6 +10,7 @@ import msgspec
 from config_server.cli.machine_commands import checked_name
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import emit, fields, grid, line, percent, run, seconds, told
+from shared.vocabulary import ENROLLED
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -225,7 +226,7 @@ def token() -> None:
 
 
 @token.command("create")
-@click.argument("role", type=click.Choice(["agent", "process-server", "master-target", "storage"]))
+@click.argument("role", type=click.Choice(ENROLLED))
 @click.argument("name", callback=checked_name)
 @click.option("--host", "hosts", multiple=True, help="DNS name or address under which a server is reached.")
 @click.option(

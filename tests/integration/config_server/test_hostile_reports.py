@@ -16,6 +16,7 @@ from shared.control_client import ControlClient
 from shared.errors import RequestError
 from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
+from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running
 
 HUGE = "1" + "0" * 400
@@ -133,12 +134,12 @@ async def test_a_flood_of_problems_is_cut_short_and_says_how_many_there_are(
     with capture_logs() as logs:
         await agent.report({"errors": problems})
     found = await _open(operator)
-    assert len(found) == MAX_PROBLEMS["agent"] + 1
+    assert len(found) == MAX_PROBLEMS[Role.AGENT] + 1
     assert "200 more" in found[0].what
     assert max(len(e.what) for e in found) == 2000
     lines = [line for line in logs if line["event"] in ("event opened", "more events")]
     assert len(lines) == 21
-    assert lines[-1]["opened"] == MAX_PROBLEMS["agent"] + 1 - 20
+    assert lines[-1]["opened"] == MAX_PROBLEMS[Role.AGENT] + 1 - 20
 
 
 async def _open(operator: RestClient) -> list[Any]:

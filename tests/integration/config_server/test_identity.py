@@ -44,6 +44,7 @@ from shared.messages import (
     TokenRequest,
 )
 from shared.rest import RestClient
+from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.pki import TestCa
 
@@ -176,7 +177,7 @@ async def test_an_expired_certificate_gets_nowhere(server: ConfigServer, tmp_pat
     key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     expired = CertificateAuthority.open(server.config.data_dir).issue(
-        key.public_key(), "agent", "web1", [], dt.timedelta(hours=-1), dt.datetime.now(dt.UTC)
+        key.public_key(), Role.AGENT, "web1", [], dt.timedelta(hours=-1), dt.datetime.now(dt.UTC)
     )
     files.cert.write_text(pem_of(expired))
     async with daemon(server, files) as client:
@@ -217,7 +218,7 @@ def due(server: ConfigServer, files: tls.TlsFiles, role: str, name: str) -> None
     ca = CertificateAuthority.open(server.config.data_dir)
     key = identity_files.key_of(files).public_key()
     hosts = hosts_of(identity_files.only_certificate(files.cert.read_text()))
-    soon = ca.issue(key, role, name, hosts, dt.timedelta(seconds=100), dt.datetime.now(dt.UTC))
+    soon = ca.issue(key, Role(role), name, hosts, dt.timedelta(seconds=100), dt.datetime.now(dt.UTC))
     files.cert.write_text(pem_of(soon))
 
 

@@ -17,6 +17,7 @@ from config_server.ca import CertificateAuthority, hosts_of
 from config_server.config import ConfigServerConfig
 from shared import identity
 from shared.errors import ConfigError, HostClockError, IdentityFileError
+from shared.vocabulary import Role
 from tests.config_parts import config_for
 from tests.small_fs import fill, remount, small_fs
 
@@ -102,7 +103,7 @@ def test_a_certificate_from_a_time_when_the_clock_was_ahead_is_replaced(config: 
     ahead = dt.datetime.now(dt.UTC) + dt.timedelta(days=40)
     life = dt.timedelta(days=30)
     files.cert.write_bytes(
-        identity.pem_of(ca.issue(key, "config-server", "cs1", hosts, life, ahead, begins=ahead))
+        identity.pem_of(ca.issue(key, Role.CONFIG_SERVER, "cs1", hosts, life, ahead, begins=ahead))
     )
     own_certificate.ready(lasting, ca)
     assert identity.only_certificate(files.cert.read_text()).not_valid_before_utc <= dt.datetime.now(dt.UTC)

@@ -23,6 +23,7 @@ from shared import api, control_client, identity, tls
 from shared.control_client import ControlClient
 from shared.messages import Certificate, Command, Nothing, StatusReply
 from shared.status import AgentReport
+from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.impostor import answering
 from tests.small_fs import fill, remount, small_fs
@@ -41,7 +42,7 @@ class Ca:
 
     def issue(self, key: ec.EllipticCurvePublicKey, *, role: str = "agent", name: str = "web1",
               life: dt.timedelta = 30 * DAY, hosts: tuple[str, ...] = ()) -> x509.Certificate:  # fmt: skip
-        return self.ca.issue(key, role, name, hosts, life, dt.datetime.now(dt.UTC))
+        return self.ca.issue(key, Role(role), name, hosts, life, dt.datetime.now(dt.UTC))
 
     def due(self, folder: Path) -> tls.TlsFiles:
         files = identity.files_in(folder)
@@ -170,7 +171,7 @@ async def due_in(server: ConfigServer, folder: Path) -> tls.TlsFiles:
     key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     soon = CertificateAuthority.open(server.config.data_dir).issue(
-        key.public_key(), "agent", "web1", [], dt.timedelta(seconds=100), dt.datetime.now(dt.UTC)
+        key.public_key(), Role.AGENT, "web1", [], dt.timedelta(seconds=100), dt.datetime.now(dt.UTC)
     )
     files.cert.write_text(pem_of(soon))
     return files

@@ -16,6 +16,7 @@ from config_server.ca import CertificateAuthority, check_host, hosts_of, pem_of
 from shared import enrol, identity
 from shared.errors import CertificateExpiredError, ConfigError, HostClockError, RequestError, UnderstudyError
 from shared.tls import TlsFiles
+from shared.vocabulary import Role
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 
@@ -62,14 +63,14 @@ def test_a_certificate_carries_role_name_hosts_and_its_life(tmp_path: Path) -> N
     ca = CertificateAuthority.open(tmp_path)
     key = ec.generate_private_key(ec.SECP256R1())
     hosts = ["ps1.example.com", "192.0.2.1", "::1"]
-    issued = ca.issue(key.public_key(), "process-server", "ps1", hosts, dt.timedelta(days=30), NOW)
+    issued = ca.issue(key.public_key(), Role.PROCESS_SERVER, "ps1", hosts, dt.timedelta(days=30), NOW)
     assert issued.subject.rfc4514_string() == "CN=process-server:ps1"
     assert hosts_of(issued) == hosts
     assert issued.not_valid_after_utc == NOW + dt.timedelta(days=30)
     assert issued.not_valid_before_utc < NOW
     issued.verify_directly_issued_by(x509.load_pem_x509_certificate(ca.pem.encode()))
     assert not issued.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    without = ca.issue(key.public_key(), "agent", "web1", [], dt.timedelta(days=30), NOW)
+    without = ca.issue(key.public_key(), Role.AGENT, "web1", [], dt.timedelta(days=30), NOW)
     assert hosts_of(without) == []
 
 
@@ -105,7 +106,7 @@ def test_renewal_is_due_when_a_third_of_the_life_is_left(tmp_path: Path, left_s:
     ca = CertificateAuthority.open(tmp_path)
     key = ec.generate_private_key(ec.SECP256R1())
     # Begins 5 minutes early: 5700 s + 300 s are 6000 s of life.
-    issued = ca.issue(key.public_key(), "agent", "web1", [], dt.timedelta(seconds=5700), NOW)
+    issued = ca.issue(key.public_key(), Role.AGENT, "web1", [], dt.timedelta(seconds=5700), NOW)
     path = tmp_path / "cert.pem"
     path.write_text(pem_of(issued))
     assert identity.renewal_is_due(path, NOW.timestamp() + 5700 - left_s) is due
@@ -143,7 +144,7 @@ def test_a_clock_that_makes_certificates_seem_out_of_date_is_named(
     files.key.write_bytes(identity.new_key_pem())
     files.ca.write_text(ca.pem)
     now = dt.datetime.now(dt.UTC)
-    made = ca.issue(identity.key_of(files).public_key(), "agent", "web1", [], dt.timedelta(days=30), now)
+    made = ca.issue(identity.key_of(files).public_key(), Role.AGENT, "web1", [], dt.timedelta(days=30), now)
     files.cert.write_bytes(identity.pem_of(made))
     identity.check_certificate(files, now.timestamp())
     with pytest.raises(error) as caught:

@@ -23,10 +23,11 @@ from shared.errors import (
 )
 from shared.messages import CommandKind, EventKind, Failure, JobProgress, JobState, Policy
 from shared.status import Problem
+from shared.vocabulary import Role
 from tests.small_fs import fill, small_fs
 
 NOW = 1_700_000_000 * SECOND_NS
-GRANT = tokens.Grant("agent", "web1", ())
+GRANT = tokens.Grant(Role.AGENT, "web1", ())
 
 
 @pytest.fixture
@@ -284,16 +285,18 @@ def test_what_happened_is_over_at_once_and_old_events_go(
 
 
 def test_no_clock_ends_a_revocation(db: sqlite3.Connection) -> None:
-    revocation.note_certificate(db, revocation.Issued(0xABC, "agent", "web1", "key-1", NOW, NOW + SECOND_NS))
+    revocation.note_certificate(
+        db, revocation.Issued(0xABC, Role.AGENT, "web1", "key-1", NOW, NOW + SECOND_NS)
+    )
     revocation.revoke(db, "abc", "stolen", NOW)
     revocation.note_certificate(
-        db, revocation.Issued(0xDEF, "agent", "web1", "key-2", NOW + 10**18, NOW + 2 * 10**18)
+        db, revocation.Issued(0xDEF, Role.AGENT, "web1", "key-2", NOW + 10**18, NOW + 2 * 10**18)
     )
     assert revocation.current(db).serials == ["abc"]
 
 
 def test_a_clock_that_is_ahead_forgets_no_token_that_is_valid(db: sqlite3.Connection) -> None:
-    grant = tokens.Grant("agent", "web1", ())
+    grant = tokens.Grant(Role.AGENT, "web1", ())
     tokens.add(db, b"first", grant, NOW, NOW + 600 * SECOND_NS)
     tokens.add(db, b"second", grant, NOW + 10**18, NOW + 10**18 + 600 * SECOND_NS)
     assert tokens.redeem(db, b"first", NOW + SECOND_NS) == grant

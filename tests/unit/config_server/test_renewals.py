@@ -13,6 +13,7 @@ from config_server.ca import CertificateAuthority
 from config_server.clock import SECOND_NS
 from config_server.renewals import Renewals
 from shared.errors import RenewalNotDueError
+from shared.vocabulary import Role
 
 DAY = dt.timedelta(days=1)
 DAY_NS = 86400 * SECOND_NS
@@ -28,7 +29,7 @@ def ca(tmp_path: Path) -> CertificateAuthority:
 def issued(ca: CertificateAuthority, at: dt.datetime) -> tuple[Renewals, x509.Certificate]:
     """A certificate of 30 days, by a server whose clock shows that; its monotonic clock begins then."""
     renewals = Renewals()
-    certificate = ca.issue(KEY, "agent", "web1", [], 30 * DAY, at)
+    certificate = ca.issue(KEY, Role.AGENT, "web1", [], 30 * DAY, at)
     renewals.issued(certificate, 0, 0)
     return renewals, certificate
 

@@ -11,6 +11,7 @@ from config_server.serving import LASTING_S, Serving
 from config_server.storage import Storage
 from shared.errors import StorageError
 from shared.status import AgentReport, ProcessServerReport, Report, StreamReport
+from shared.vocabulary import Role
 
 ONE = StreamReport(epoch=3, connected=True, boot="b1")
 
@@ -42,7 +43,7 @@ class Site:
         if agent is not None:
             said.append(("agent", "web1", agent))
         for role, name, report in said:
-            self.presence.learn(role, name, msgspec.json.encode(report), self.now_ns, self.now_ns)
+            self.presence.learn(Role(role), name, msgspec.json.encode(report), self.now_ns, self.now_ns)
 
     async def look(self, streams: dict[str, StreamReport], agent: AgentReport | None = None) -> view.Facts:
         self.say(streams, agent)

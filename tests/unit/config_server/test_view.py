@@ -22,6 +22,7 @@ from shared.status import (
     Report,
     StreamReport,
 )
+from shared.vocabulary import Role
 
 NOW = 1_700_000_000 * SECOND_NS
 
@@ -47,7 +48,7 @@ class World:
     def says(self, role: str, name: str, report: Report, age_s: float = 0.0, skew_s: float = 0.0) -> World:
         received_ns = self.now_ns - int(age_s * SECOND_NS)
         report = msgspec.structs.replace(report, sent_ns=received_ns - int(skew_s * SECOND_NS))
-        self.presence.learn(role, name, msgspec.json.encode(report), received_ns, received_ns)
+        self.presence.learn(Role(role), name, msgspec.json.encode(report), received_ns, received_ns)
         return self
 
     def show(self, protected: Machine | None = None, last_point: PointView | None = None) -> MachineView:
@@ -357,8 +358,8 @@ def test_disks_show_size_and_the_weakest_mode_is_the_machines() -> None:
 
 def test_a_report_with_unknown_fields_is_taken_and_one_of_the_wrong_type_is_not() -> None:
     presence = Presence()
-    seen = presence.learn("agent", "web1", b'{"state": "ordered", "news": [1]}', NOW, NOW)
+    seen = presence.learn(Role.AGENT, "web1", b'{"state": "ordered", "news": [1]}', NOW, NOW)
     assert seen.report.state == "ordered"
     with pytest.raises(RequestError, match="ring_b"):
-        presence.learn("agent", "web1", b'{"ring_b": "large"}', NOW, NOW)
+        presence.learn(Role.AGENT, "web1", b'{"ring_b": "large"}', NOW, NOW)
     assert presence.all() == [seen]

@@ -37,6 +37,7 @@ from shared.messages import (
 )
 from shared.recovery.folder import Manifest, ManifestDisk
 from shared.status import AgentDisk, AgentReport, Problem
+from shared.vocabulary import Role
 
 TIME = "2026-11-24T14:16:00.123456789Z"
 
@@ -182,7 +183,7 @@ def _machine(text: str) -> MachineView:
         state=text, cause=text, mode=text, mode_cause=text, disks=[disk], rates={text: 1.0}, errors=[problem]
     )
     presence = Presence()
-    presence.learn("agent", "web1", msgspec.json.encode(report), 1, 1)
+    presence.learn(Role.AGENT, "web1", msgspec.json.encode(report), 1, 1)
     known = Machine("web1", protected=True, disks=(), policy=Policy(), created_ns=0)
     return view.machine_view(known, view.facts_of(presence, "web1", 1), 1)
 
