@@ -165,7 +165,7 @@ class Sides:
             asked = self._known.asking()
             try:
                 async with asyncio.timeout(_ASK_S):
-                    found = await active_side.find(await self._control.storage.machines().find(machine))
+                    found = await active_side.find_of(self._control.storage.machines(), machine)
             except MachineNotFoundError:
                 return side  # no machine of this name was ever replicated
             except (StorageError, IntegrityError, ConfigError, TimeoutError) as exc:

@@ -29,8 +29,10 @@ from shared.errors import (
     CopyRefusedError,
     IntegrityError,
     PreconditionError,
+    StorageForgotError,
 )
 from shared.log import names
+from shared.machine_storage import MachineStorage
 
 UNKNOWN: Final = ""
 """The identity of a machine that has none: no SMBIOS data, and none configured."""
@@ -103,6 +105,15 @@ async def find(store: BlobStore) -> ActiveSide | None:
     """None when no machine of this name was ever replicated. Raises IntegrityError, StorageErrors."""
     found = await _read(store, names.SIDE_DOCUMENT)
     return found[0] if found is not None else None
+
+
+async def find_of(storage: MachineStorage, machine: str) -> ActiveSide | None:
+    """`find` in the container that has the machine now: the one that was known may have been given up, and the name with it. Raises
+    MachineNotFoundError and ContainerMissingError, too."""
+    try:
+        return await find(await storage.find(machine))
+    except StorageForgotError:  # which makes `storage` forget that container
+        return await find(await storage.find(machine))
 
 
 async def find_or_begin(

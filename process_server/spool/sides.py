@@ -87,7 +87,7 @@ class Sides:
     async def _stored(self, machine: str) -> ActiveSide | None:
         """What storage says; nothing is made. None: it has no such document, or no container to have it in."""
         try:
-            return await active_side.find(await self._storage.find(machine))
+            return await active_side.find_of(self._storage, machine)
         except (MachineNotFoundError, ContainerMissingError):
             return None
 
