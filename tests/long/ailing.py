@@ -17,8 +17,7 @@ from typing import Any, Final
 
 from agent.capture.maps import detach
 from tests.lab import Lab, lab
-from tests.long.reboot import wait_until
-from tests.long.story import Result, Story, scratch
+from tests.long.story import Result, Story, scratch, wait_until
 from tests.loopdisk import loop_disk, own_device
 from tests.sick_disk import SickDisk, sick_disk
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,7 @@ from shared.status import AgentReport
 from shared.tls import TlsFiles
 from shared.toml import to_toml
 from tests.lab import Lab, lab
-from tests.long.story import Result, Story, scratch, two_disks
+from tests.long.story import Result, Story, scratch, two_disks, wait_until
 
 REFUSED: Final = CopyRefusedError.code
 RATE_MB: Final = 5
@@ -158,7 +158,7 @@ class Copy:
         return self._log_file.read_text(errors="replace")
 
     def wait_for(self, text: str) -> None:
-        wait_until(lambda: text in self.log(), f"the copy never said {text}: {self.log()[-2000:]}", 60)
+        wait_until(lambda: text in self.log(), f"the copy never said {text}:", 90, lambda: self.log()[-2000:])
 
 
 @contextlib.contextmanager
@@ -252,11 +252,3 @@ def agent_config(site: Lab) -> dict[str, Any]:
 
 def agent_log(site: Lab) -> str:
     return (site.folder / "log/agent.log").read_text(errors="replace")
-
-
-def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(otherwise)
-        time.sleep(0.5)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ from typing import Any, Final
 from agent.capture.maps import detach
 from shared.errors import OtherDiskError
 from tests.lab import Lab, lab
-from tests.long.story import DISK_B, Result, Story, scratch
+from tests.long.story import DISK_B, Result, Story, scratch, wait_until
 from tests.loopdisk import own_device
 
 RATE_MB: Final = 5
@@ -144,14 +144,3 @@ def check_still_protected(site: Lab, folder: Path, device: str) -> None:
 def write_through(disk: Any, content: bytes) -> None:
     os.pwrite(disk.fileno(), content, 0)
     os.fsync(disk.fileno())
-
-
-def wait_until(
-    condition: Callable[[], bool], otherwise: str, seconds: float, shown: Callable[[], Any] = lambda: ""
-) -> None:
-    """`shown` says what is there instead."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{otherwise} {shown()}")
-        time.sleep(0.5)

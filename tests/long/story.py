@@ -6,7 +6,8 @@ import contextlib
 import random
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Self
@@ -125,3 +126,14 @@ class Story:
             raise AssertionError(f"point {point} (seed {self.seed}): {exc}") from exc
         finally:
             shutil.rmtree(target)
+
+
+def wait_until(
+    condition: Callable[[], bool], otherwise: str, seconds: float, shown: Callable[[], Any] = lambda: ""
+) -> None:
+    """`shown` says what is there instead."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{otherwise} {shown()}")
+        time.sleep(0.5)
