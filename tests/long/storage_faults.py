@@ -55,7 +55,7 @@ def storage_faults() -> Result:
         two_disks(folder) as devices,
         lab(
             devices,
-            point_interval=10,
+            point_interval=30,
             segment_seconds=2,
             blob_url=storage.url,
             blob_key_file=storage.key_file,
