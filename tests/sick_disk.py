@@ -1,64 +1,24 @@
-"""A disk that falls ill: a loop device over a file of a file system in user space, which is this program (kernel's FUSE protocol, 7.31).
+"""A disk that falls ill: a loop device over a file that another program gives (`sick_file`).
 
     with sick_disk(folder / "disk", 8 << 20) as disk:
-        disk.hang()    # nothing is answered any more, neither read nor write nor any other question…
+        disk.hang()    # nothing is answered any more, neither read nor write nor any other question, and no signal ends the wait…
+        disk.occupy()  # (a write waits for it; behind that, somebody who changes its queue; behind him, whoever reads that in sysfs)
         disk.well()    # …until now: then all of it
         disk.fail()    # reads and writes fail (EIO)
 
-The file system is mounted in a mount namespace of its own: whoever else on this host looks at all mounts (mkfs, df) must not hang with
-the disk. When the program ends, whatever still waits for it fails.
-
-    python -m tests.sick_disk FILE SIZE      commands on standard input, one a line; says "at DEVICE", then "now MODE" for each
+When that program ends, whatever still waits for it fails. A disk is well again when it is left.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import enum
-import errno
-import os
-import select
-import stat
-import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
-_CLONE_NEWNS: Final = 0x20000
-_MS_PRIVATE_ALL: Final = (1 << 18) | (1 << 14)
-_MAX_WRITE_B: Final = 1 << 17
-_IN_HEADER: Final = struct.Struct("<IIQQIIIHH")
-_OUT_HEADER: Final = struct.Struct("<IiQ")
-_RANGE: Final = struct.Struct("<QQI")
-"""Of READ and WRITE: handle, offset, size."""
-_WRITE_IN_B: Final = 40
-
-
-class Mode(enum.Enum):
-    WELL = "well"
-    HANG = "hang"
-    FAIL = "fail"
-
-
-class _Op(enum.IntEnum):
-    FORGET = 2
-    GETATTR = 3
-    OPEN = 14
-    READ = 15
-    WRITE = 16
-    RELEASE = 18
-    FSYNC = 20
-    FLUSH = 25
-    INIT = 26
-    INTERRUPT = 36
-    BATCH_FORGET = 42
-
-
-_UNANSWERED: Final = (_Op.FORGET, _Op.INTERRUPT, _Op.BATCH_FORGET)
+from tests.capture_parts import until
+from tests.sick_file import Mode
 
 
 class SickDisk:
@@ -66,16 +26,29 @@ class SickDisk:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self._waiting: list[subprocess.Popen[bytes]] = []
         self.device = self._hear("at")
 
     def hang(self) -> None:
         self._turn(Mode.HANG)
 
+    def occupy(self) -> None:
+        """While it hangs."""
+        folder = Path("/sys/block") / Path(self.device).name
+        write = ["dd", "if=/dev/zero", f"of={self.device}", "bs=4096", "count=1", "oflag=direct"]
+        self._waiting.append(subprocess.Popen([*write, "conv=notrunc"], stderr=subprocess.DEVNULL))
+        until(lambda: (folder / "inflight").read_text().split() == ["0", "1"], "the write does not hang")
+        self._waiting.append(subprocess.Popen(["sh", "-c", f"echo 1 > {folder}/queue/iostats"]))
+        until(lambda: _waits(self._waiting[-1].pid), "the queue does not wait for the write")
+
     def fail(self) -> None:
         self._turn(Mode.FAIL)
 
     def well(self) -> None:
+        """What waited has ended when this returns."""
         self._turn(Mode.WELL)
+        while self._waiting:
+            self._waiting.pop().wait()
 
     def _turn(self, mode: Mode) -> None:
         assert self._process.stdin is not None
@@ -90,10 +63,15 @@ class SickDisk:
         return said[1]
 
 
+def _waits(pid: int) -> bool:
+    """Whether it is in a wait that no signal ends."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+
+
 @contextlib.contextmanager
-def sick_disk(file: Path, size_b: int) -> Iterator[SickDisk]:
-    """`file` is made, as what stands below the mount; the content is the program's."""
-    command = [sys.executable, "-m", "tests.sick_disk", str(file), str(size_b)]
+def sick_disk(file: Path, size_b: int, *, limit_s: float = 60.0) -> Iterator[SickDisk]:
+    """`file` is made, as what stands below the mount; the content is the program's. It hangs for `limit_s` at most."""
+    command = [sys.executable, "-m", "tests.sick_file", str(file), str(size_b), str(limit_s)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
     ) as process:
@@ -103,96 +81,9 @@ def sick_disk(file: Path, size_b: int) -> Iterator[SickDisk]:
             yield disk
         finally:
             if disk is not None:
-                subprocess.run(["losetup", "--detach", disk.device], check=False)
+                if process.poll() is None:
+                    disk.well()  # to detach it asks the file system, too
+                subprocess.run(["losetup", "--detach", disk.device], check=True)
+                place = Path("/sys/block") / Path(disk.device).name / "loop"
+                until(lambda: not place.exists(), "it stays in use")
             process.kill()  # the kernel ends the connection: nobody waits any more
-
-
-# ---- the program -------------------------------------------------------------------------------------
-
-
-def main(file: Path, size_b: int) -> None:
-    file.touch()
-    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    libc = ctypes.CDLL(None, use_errno=True)
-    options = f"fd={fuse},rootmode={stat.S_IFREG | 0o600:o},user_id=0,group_id=0"
-    for result in (
-        libc.unshare(_CLONE_NEWNS),
-        libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_PRIVATE_ALL), None),
-        libc.mount(b"sick", bytes(file), b"fuse", ctypes.c_ulong(0), options.encode()),
-    ):
-        if result:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(file))
-    threading.Thread(target=_attach, args=(file,), daemon=True).start()
-    _Server(fuse, size_b).run()
-
-
-def _attach(file: Path) -> None:
-    command = ["losetup", "--find", "--show", "--direct-io=on", str(file)]
-    print(
-        "at", subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="", flush=True
-    )
-
-
-class _Server:
-    def __init__(self, fuse: int, size_b: int) -> None:
-        self._fuse = fuse
-        self._content = bytearray(size_b)
-        self._mode = Mode.WELL
-        self._waiting: list[bytes] = []
-
-    def run(self) -> None:
-        while True:
-            readable, _, _ = select.select([self._fuse, sys.stdin], [], [])
-            if sys.stdin in readable:
-                line = sys.stdin.readline()
-                if not line:
-                    return
-                self._turn(Mode(line.strip()))
-            if self._fuse in readable:
-                self._take(os.read(self._fuse, _MAX_WRITE_B + 4096))
-
-    def _turn(self, mode: Mode) -> None:
-        self._mode = mode
-        if mode is not Mode.HANG:
-            waiting, self._waiting = self._waiting, []
-            for request in waiting:
-                self._take(request)
-        print("now", mode.value, flush=True)
-
-    def _take(self, request: bytes) -> None:
-        _, op, unique, *_ = _IN_HEADER.unpack_from(request)
-        if op in _UNANSWERED:
-            return
-        if self._mode is Mode.HANG:
-            self._waiting.append(request)
-            return
-        body = memoryview(request)[_IN_HEADER.size :]
-        failing = self._mode is Mode.FAIL and op in (_Op.READ, _Op.WRITE, _Op.FSYNC)
-        error, answer = (errno.EIO, b"") if failing else self._answer(op, body)
-        os.write(self._fuse, _OUT_HEADER.pack(_OUT_HEADER.size + len(answer), -error, unique) + answer)
-
-    def _answer(self, op: int, body: memoryview) -> tuple[int, bytes]:
-        match op:
-            case _Op.INIT:
-                return 0, struct.pack("<IIIIHHIIHHI28x", 7, 31, 0, 0, 12, 9, _MAX_WRITE_B, 1, 0, 0, 0)
-            case _Op.GETATTR:
-                blocks = len(self._content) // 512
-                attributes = struct.pack("<6Q", 1, len(self._content), blocks, 0, 0, 0)
-                attributes += struct.pack("<10I", 0, 0, 0, stat.S_IFREG | 0o600, 1, 0, 0, 0, 4096, 0)
-                return 0, struct.pack("<QII", 0, 0, 0) + attributes
-            case _Op.OPEN:
-                return 0, struct.pack("<QII", 0, 0, 0)
-            case _Op.READ:
-                _, offset, size = _RANGE.unpack_from(body)
-                return 0, bytes(self._content[offset : offset + size])
-            case _Op.WRITE:
-                _, offset, size = _RANGE.unpack_from(body)
-                self._content[offset : offset + size] = body[_WRITE_IN_B : _WRITE_IN_B + size]
-                return 0, struct.pack("<II", size, 0)
-            case _Op.FLUSH | _Op.FSYNC | _Op.RELEASE:
-                return 0, b""
-        return errno.ENOSYS, b""
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -154,7 +154,7 @@ class Machine:
 def ailing() -> Result:
     with scratch() as folder, own_device() as place, ExitStack() as stack:
         well = stack.enter_context(loop_disk(folder / "well.img", DISK_B))
-        sick = stack.enter_context(sick_disk(folder / "sick.img", DISK_B))
+        sick = stack.enter_context(sick_disk(folder / "sick.img", DISK_B, limit_s=600))
         file = folder / "file.img"
         file.write_bytes(bytes(DISK_B))
         subprocess.run(["losetup", place, str(file)], check=True)

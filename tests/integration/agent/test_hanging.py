@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.capture import answer, audit
+from agent.capture import answer, audit, bindings
 from agent.capture.answer import Answer
 from agent.capture.bindings import Wanted
 from agent.capture.disks import UNKNOWN_QUEUE, find_disk, size_of
@@ -19,20 +19,23 @@ from agent.capture.fitting import Change
 from agent.capture.look import LeftOut
 from agent.capture.maps import Capture, detach
 from agent.capture.protection import protect
+from agent.capture.watch import Watch
 from agent.continuity import hanging
 from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Word
-from tests.capture_parts import MIB, Rig, needs_capture, rig
+from tests.capture_parts import MIB, Rig, needs_capture, rig, until
 from tests.epoch_ids import eid
-from tests.hanging_disk import HangingDisk, hanging_disk
+from tests.sick_disk import SickDisk, sick_disk
 
 pytestmark = needs_capture
+
+ELSEWHERE = "loop:7:1234567890 /gone"
 
 
 class Machine:
     """A disk that is well, and one that may be told to hang."""
 
-    def __init__(self, r: Rig, sick: HangingDisk, undo: ExitStack) -> None:
+    def __init__(self, r: Rig, sick: SickDisk, undo: ExitStack) -> None:
         self.rig, self.sick, self.undo = r, sick, undo
         self.well = str(r.disks[0].path)
         self.wanted = [Wanted(self.well), Wanted(sick.device)]
@@ -47,18 +50,33 @@ class Machine:
         self.capture: Capture = capture
         return [str(disk.path) for disk in capture.disks], left_out
 
+    def watch(self, left_out: Sequence[LeftOut]) -> Watch:
+        """One that looks at once."""
+        watch = Watch(self.wanted, self.rig.folder, self.rig.pin_dir, left_out)
+        watch._next = 0.0
+        return watch
+
+    def children_end(self) -> None:
+        """Those that hung with the disk."""
+        for child in answer._given_up.values():
+            child.wait()
+
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
     monkeypatch.setattr(answer, "DEADLINE_S", 1.5)
     monkeypatch.setattr(answer, "QUEUE_DEADLINE_S", 1.5)
-    with rig(4 * MIB, attached=False) as r, hanging_disk(r.folder) as sick, ExitStack() as undo:
+    with (
+        rig(4 * MIB, attached=False) as r,
+        sick_disk(r.folder / "sick", 4 * MIB) as sick,
+        ExitStack() as undo,
+    ):
         undo.callback(lambda: detach(r.pin_dir))
+        undo.callback(sick.well)
         yield Machine(r, sick, undo)
-        sick.let_go()
 
 
-def hang_when_asked(sick: HangingDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+def hang_when_asked(sick: SickDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers the question, and nothing behind it."""
     real = answer.ask
 
@@ -99,6 +117,7 @@ def test_a_captured_disk_that_hangs_at_a_start_stays_captured_though_even_sysfs_
     machine.protect()
     machine.changes = []
     machine.sick.hang()
+    machine.sick.occupy()
     captured, left_out = machine.protect()
     assert (captured, left_out, machine.changes) == ([machine.well, machine.sick.device], [], [])
 
@@ -116,28 +135,46 @@ def test_one_that_hangs_takes_no_time_from_others_that_are_asked_with_it(machine
     assert (told[machine.sick.device].hangs, told[machine.well].cause) == (True, "")
 
 
-def test_a_bound_disk_that_hangs_is_not_taken_for_another(machine: Machine) -> None:
+def test_a_disk_of_the_host_that_hangs_and_is_not_protected_holds_up_nobody(machine: Machine) -> None:
+    machine.wanted = [Wanted(machine.well), Wanted("/dev/loop-of-another-number", identity=ELSEWHERE)]
+    machine.sick.hang()  # it is asked, for it may be the one that is not under its path
+    captured, (left,) = machine.protect()
+    assert captured == [machine.well]
+    assert "no disk of this machine bears its identity" in left.error.cause
+
+
+def test_a_bound_disk_that_hangs_is_not_taken_for_another_and_is_itself_when_it_answers(
+    machine: Machine,
+) -> None:
     machine.protect()
+    bound = bindings.read(machine.rig.folder)
     machine.capture.close()
     detach(machine.rig.pin_dir)
     machine.sick.hang()
     _, (left,) = machine.protect()
     assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 1.5 s")
+    machine.sick.well()
+    machine.children_end()
+    watch = machine.watch([left])
+    until(watch.is_one_back, "the disk that answers again was not noticed")
+    captured, left_out = machine.protect()
+    assert (captured, left_out) == ([machine.well, machine.sick.device], [])
+    assert bindings.read(machine.rig.folder) == bound
 
 
 def test_what_is_looked_at_each_second_waits_for_no_disk(machine: Machine) -> None:
     machine.protect()
     disk = find_disk(Path(machine.sick.device))
     machine.sick.hang()
+    machine.sick.occupy()
     assert size_of(disk) == disk.sectors
     assert audit.read_stat(disk).counting
     names = [Path(device).name for device in (machine.sick.device, machine.well)]
     found = answer.queues(names)
     assert found[names[0]] is UNKNOWN_QUEUE
     assert found[names[1]].counts
-    machine.sick.let_go()
-    (child,) = answer._given_up.values()
-    child.wait()
+    machine.sick.well()
+    machine.children_end()
     assert answer.queues(names)[names[0]].counts
 
 
@@ -155,6 +192,7 @@ def test_a_captured_disk_that_hangs_is_named_with_a_way_out_and_costs_no_epoch(
     continuity.check()
     assert (continuity.problems, continuity.state_of(1)) == ([], "")
     machine.sick.hang()
+    machine.sick.occupy()
     continuity.check()
     (problem,) = continuity.problems
     assert (problem.code, problem.severity, problem.object) == (
@@ -165,6 +203,6 @@ def test_a_captured_disk_that_hangs_is_named_with_a_way_out_and_costs_no_epoch(
     assert "take it out of the agent's configuration" in problem.action
     assert (continuity.state_of(0), continuity.state_of(1)) == ("", "hangs")
     assert (state[Word.EPOCH], continuity.resized.is_set()) == (7, False)
-    machine.sick.let_go()
+    machine.sick.well()
     continuity.check()
     assert continuity.problems == []

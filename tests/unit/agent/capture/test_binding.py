@@ -26,11 +26,27 @@ GPT = Identity(Kind.GPT, "6d1f0f5e-0000-0000-0000-000000000001")
 OTHER_GPT = Identity(Kind.GPT, "6d1f0f5e-0000-0000-0000-000000000002")
 
 
+LOOP = Identity(Kind.LOOP, "0:27:1 /srv/disk")
+NAME = Identity(Kind.NAME, "sdb, 2048 sectors")
+
+
 def disk(
-    name: str, identity: Identity = WWID, *, dev: int = 16, diskseq: int = 5, sectors: int = 2048
+    name: str,
+    identity: Identity = WWID,
+    *,
+    dev: int = 16,
+    diskseq: int = 5,
+    sectors: int = 2048,
+    is_read: bool = True,
 ) -> Standing:
     return Standing(
-        path=f"/dev/{name}", name=name, dev=dev, diskseq=diskseq, sectors=sectors, identities=(identity,)
+        path=f"/dev/{name}",
+        name=name,
+        dev=dev,
+        diskseq=diskseq,
+        sectors=sectors,
+        identities=(identity,),
+        is_read=is_read,
     )
 
 
@@ -77,6 +93,29 @@ def test_what_becomes_of_a_disk(
     assert re.search(why, verdict.reason)
     assert (verdict.slot == 3) == (action is Action.CONTINUE)
     assert (verdict.standing is not None) == (action in (Action.CONTINUE, Action.ATTACH))
+
+
+@pytest.mark.parametrize(
+    ("identity", "found", "diskseq", "action"),
+    [
+        (GPT, NAME, 5, Action.CONTINUE),
+        (LOOP, NAME, 5, Action.CONTINUE),
+        (LOOP, NAME, 6, Action.MISSING),
+        (GPT, NAME, 6, Action.MISSING),
+        (WWID, OTHER, 5, Action.REFUSED),  # this it need not be asked for
+    ],
+)
+def test_a_disk_that_does_not_answer_is_not_another_one(
+    identity: Identity, found: Identity, diskseq: int, action: Action
+) -> None:
+    silent = disk("sdb", found, diskseq=diskseq, is_read=False)
+    (verdict,) = decide([bound(identity)], [silent], [PIN])
+    assert verdict.action is action
+    if action is Action.MISSING:
+        assert (verdict.standing, verdict.reason) == (
+            silent,
+            "what stands under /dev/sdb does not say which disk it is",
+        )
 
 
 def test_disks_whose_names_were_swapped_are_both_found_and_the_third_goes_on() -> None:
