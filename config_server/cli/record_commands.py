@@ -226,7 +226,7 @@ def token() -> None:
 
 
 @token.command("create")
-@click.argument("role", type=click.Choice(ENROLLED))
+@click.argument("role", type=click.Choice([role.value for role in ENROLLED]))
 @click.argument("name", callback=checked_name)
 @click.option("--host", "hosts", multiple=True, help="DNS name or address under which a server is reached.")
 @click.option(
