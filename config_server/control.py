@@ -23,6 +23,7 @@ from shared.errors import CertificateRevokedError, RequestError, UnderstudyError
 from shared.messages import PointView, Revocations
 from shared.naming import SAYS, is_name
 from shared.status import Problem
+from shared.vocabulary import Severity
 
 _log = logging.get()
 
@@ -69,7 +70,7 @@ class Control:
         found = {error.code: error for error in said if error}
         problems = [Problem(**error.as_dict(), object=SELF) for error in found.values()]
         if (lost := logging.problem()) is not None:
-            problems.append(Problem(**lost.as_dict(), severity="warning", object=SELF))
+            problems.append(Problem(**lost.as_dict(), severity=Severity.WARNING, object=SELF))
         return problems
 
     def now_ns(self) -> int:

@@ -14,6 +14,7 @@ from typing import Final
 from config_server.clock import SECOND_NS, rfc3339
 from shared.messages import EventKind, EventView
 from shared.status import Problem
+from shared.vocabulary import Severity
 
 _KEPT_NS: Final = 90 * 86_400 * SECOND_NS
 _KEPT_ALWAYS: Final = 10_000
@@ -116,7 +117,7 @@ def _view(row: sqlite3.Row) -> EventView:
     return EventView(
         id=row["id"],
         kind=EventKind(row["kind"]),
-        severity=row["severity"],
+        severity=Severity(row["severity"]),
         object=row["object"],
         code=row["code"],
         what=row["what"],

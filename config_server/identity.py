@@ -34,7 +34,7 @@ from shared.messages import (
     TokenRequest,
 )
 from shared.status import Problem
-from shared.vocabulary import ENROLLED, Role
+from shared.vocabulary import ENROLLED, Role, Severity
 
 _log = logging.get()
 _STORAGE_LIFE: Final = dt.timedelta(days=365)
@@ -160,7 +160,7 @@ class Identity:
             what=f"An enrolment as {subject} was refused" if subject else exc.what,
             cause=f"{exc.cause} (from {remote}{how_often})",
             action=_REFUSED_ACTION,
-            severity="warning",
+            severity=Severity.WARNING,
             object=subject or SELF,
         )
 

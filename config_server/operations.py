@@ -41,10 +41,11 @@ from shared.messages import (
     RestoreRequest,
 )
 from shared.status import Problem
+from shared.vocabulary import Consistency, Severity
 from shared.waiting import wait_for
 
 _log = logging.get()
-_CONSISTENCIES = ("crash",)
+_CONSISTENCIES = (Consistency.CRASH,)
 _ENDED: Final = {
     JobState.DONE: "is done",
     JobState.FAILED: "has failed",
@@ -314,7 +315,7 @@ def note_ended(db: sqlite3.Connection, job: JobView, who: str, now_ns: int) -> N
         what=f"The {job.kind} of {job.machine} to {job.args.get('to', '')} {_ENDED[job.state]}",
         cause=error.cause if error else "",
         action=error.action if error else "",
-        severity="error" if error else "info",
+        severity=Severity.ERROR if error else Severity.INFO,
         object=job.machine,
     )
     events.note(db, EventKind.JOB, who, happened, now_ns)

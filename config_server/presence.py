@@ -23,7 +23,7 @@ from shared.status import (
     Report,
     StreamReport,
 )
-from shared.vocabulary import Role
+from shared.vocabulary import Role, Severity
 
 SILENT_S: Final = 15.0
 """A daemon that has not reported for so long counts as disconnected."""
@@ -160,7 +160,9 @@ def problems_of(seen: Seen) -> list[Problem]:
         flood = ManyProblemsError(
             f"{seen.source} reports {more} more problems", cause="only the first are shown"
         )
-        found.append(Problem(**flood.as_dict(), severity="warning", object=_cut(seen.source, _OBJECT_LENGTH)))
+        found.append(
+            Problem(**flood.as_dict(), severity=Severity.WARNING, object=_cut(seen.source, _OBJECT_LENGTH))
+        )
     return found
 
 

@@ -33,7 +33,7 @@ from shared.messages import (
     StatusReply,
 )
 from shared.status import AgentReport, Problem
-from shared.vocabulary import Role
+from shared.vocabulary import Role, Severity
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -137,7 +137,7 @@ class Reporting:
             code="",
             what=f"{seen.name} went from {old} to {seen.report.state}",
             cause=seen.report.cause,
-            severity="info",
+            severity=Severity.INFO,
             object=seen.name,
         )
         events.note(db, EventKind.STATE, seen.source, happened, now_ns)

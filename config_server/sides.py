@@ -32,6 +32,7 @@ from shared.errors import (
 )
 from shared.messages import CommandKind, RebindRequest, SideView
 from shared.status import Problem
+from shared.vocabulary import Severity
 
 _log = logging.get()
 
@@ -99,7 +100,7 @@ class Sides:
         return [
             Problem(
                 **refused.error.as_dict() | {"what": f"{refused.error.what} at {refused.address}"},
-                severity="warning",
+                severity=Severity.WARNING,
                 object=machine,
             )
             for machine, refused in self._refused.items()

@@ -15,7 +15,7 @@ measures it. A clock that is wrong is an error of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -34,9 +34,9 @@ from shared.errors import (
     ServersDisagreeError,
     UnhealthyError,
 )
-from shared.messages import DiskView, ErrorView, HopState, HopView, MachineView, PointView, RingView
+from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
-from shared.vocabulary import Role
+from shared.vocabulary import CaptureMode, HopState, MachineState, Role, Severity
 
 SKEW_LIMIT_S: Final = 5.0
 SELF: Final[str] = Role.CONFIG_SERVER
@@ -140,9 +140,9 @@ def not_shown(machine: Machine, exc: Exception) -> MachineView:
     cause = f"an error inside the config server: {type(exc).__name__}"
     error = LookFailedError(f"The state of {machine.name} could not be judged", cause=cause)
     nothing = machine_view(msgspec.structs.replace(machine, protected=False), Facts(None, None, None), 0)
-    shown = ErrorView(**error.as_dict(), object=machine.name, source=SELF)
+    shown = ErrorView(**error.as_dict(), severity=Severity.ERROR, object=machine.name, source=SELF)
     return msgspec.structs.replace(
-        nothing, state="unknown", cause=error.cause, protected=machine.protected, errors=[shown]
+        nothing, state=MachineState.UNKNOWN, cause=error.cause, protected=machine.protected, errors=[shown]
     )
 
 
@@ -180,7 +180,7 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
             what=problem.what,
             cause=problem.cause,
             action=problem.action,
-            severity=problem.severity,
+            severity=Severity(problem.severity),
             object=problem.object,
             source=source,
         )
@@ -197,23 +197,23 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
         if seen.is_missing(now_ns):
             yield problem_of(silence(seen, now_ns), machine.name)
         elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
-            yield problem_of(skewed(seen, machine.name), machine.name, "warning")
+            yield problem_of(skewed(seen, machine.name), machine.name, Severity.WARNING)
     for side in (facts.stream, facts.apply):
         if side is not None and side[0].is_missing(now_ns):
             yield problem_of(silence(side[0], now_ns), side[0].source)
         elif side is not None and abs(side[0].skew_ns) > SKEW_LIMIT_S * SECOND_NS:
-            yield problem_of(skewed(side[0], side[0].source), side[0].source, "warning")
+            yield problem_of(skewed(side[0], side[0].source), side[0].source, Severity.WARNING)
     if facts.disagree:
         yield problem_of(
             ServersDisagreeError(f"Process servers disagree about {machine.name}", cause=facts.disagree),
             machine.name,
-            "warning",
+            Severity.WARNING,
         )
     if facts.rpo.unknown:
         yield problem_of(
             RpoUnknownError(f"The RPO of {machine.name} cannot be measured", cause=facts.rpo.unknown),
             machine.name,
-            "warning",
+            Severity.WARNING,
         )
     certain_s = facts.rpo.at_least_s if facts.rpo.seconds is None else facts.rpo.seconds
     if certain_s is not None and certain_s > machine.policy.rpo_threshold_s:
@@ -224,7 +224,7 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
                 cause=f"{machine.policy.rpo_threshold_s:.0f} s of its writes, or more, are not in storage",
             ),
             machine.name,
-            "warning",
+            Severity.WARNING,
         )
 
 
@@ -244,27 +244,29 @@ def skewed(seen: Seen, name: str) -> ClockSkewError:
     )
 
 
-def problem_of(exc: UnhealthyError, object_: str, severity: str = "error") -> Problem:
+def problem_of(exc: UnhealthyError, object_: str, severity: Severity = Severity.ERROR) -> Problem:
     return Problem(**exc.as_dict(), severity=severity, object=object_)
 
 
 def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
     if not machine.protected:
-        return "unprotected", "nobody asked for its protection, or it was ended"
+        return MachineState.UNPROTECTED, "nobody asked for its protection, or it was ended"
     if facts.agent is None:
-        return "not-connected", "its agent has not reported yet"
+        return MachineState.NOT_CONNECTED, "its agent has not reported yet"
     seen, report = facts.agent
     if seen.is_silent(now_ns):
         if not seen.is_missing(now_ns):
-            return "disconnected", "the config server has just started, and its agent has not reported yet"
-        return "disconnected", silence(seen, now_ns).cause
+            return (
+                MachineState.DISCONNECTED,
+                "the config server has just started, and its agent has not reported yet",
+            )
+        return MachineState.DISCONNECTED, silence(seen, now_ns).cause
     return report.state, report.cause
 
 
 def _worst_mode(report: AgentReport) -> str:
-    order: Sequence[str] = ("scan", "bitmap", "ordered")
     modes = {disk.mode for disk in report.disks}
-    return next((mode for mode in order if mode in modes), "")
+    return next((mode for mode in reversed(CaptureMode) if mode in modes), "")
 
 
 def _hops(facts: Facts, now_ns: int) -> Iterator[HopView]:
@@ -277,7 +279,7 @@ def _hops(facts: Facts, now_ns: int) -> Iterator[HopView]:
         "capture",
         agent_seen,
         now_ns,
-        ok=agent.state == "ordered",
+        ok=agent.state == MachineState.ORDERED,
         detail=f"{agent.state}, ring {used:.0%} of {_mib(agent.ring_b)}",
     )
     sending = agent.connected is not False and (stream_seen is None or stream.connected)

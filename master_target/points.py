@@ -37,6 +37,7 @@ from shared.recovery import point_store
 from shared.recovery.points import PointDoc, Range
 from shared.recovery.position import NOWHERE, Position
 from shared.recovery.seed import SEED_DISKS
+from shared.vocabulary import PointState
 
 _log = logging.get()
 
@@ -115,7 +116,7 @@ class PointMaker:
             await self._check_term(stored.doc)
             if stored.doc.epoch_id != disks[0].target.state.cursor_epoch:
                 return False
-            if stored.doc.state == "snapshotted":
+            if stored.doc.state == PointState.SNAPSHOTTED:
                 return True
             for disk in disks:
                 if disk.target.name not in snapshots:
@@ -123,7 +124,7 @@ class PointMaker:
                     reach("points.after-a-snapshot")
             point = msgspec.structs.replace(
                 stored.doc,
-                state="snapshotted",
+                state=PointState.SNAPSHOTTED,
                 target=disks[0].target.kind,
                 snapshots=snapshots,
                 digest=disks[0].target.state.cursor_digest,

@@ -29,6 +29,7 @@ from shared.errors import LeaseLostError, PreconditionError, StorageError, Stora
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
+from shared.vocabulary import PointState
 
 _log = logging.get()
 
@@ -53,7 +54,7 @@ def expired(
     """
     if not docs:
         return []
-    processed = [doc for doc in docs if doc.state == "snapshotted"]
+    processed = [doc for doc in docs if doc.state == PointState.SNAPSHOTTED]
     kept = {docs[-1].id, *(doc.id for doc in processed[-1:])}
     newest_ns = at_ns = _listed_ns(docs[-1], stored_ns)
     hours: set[tuple[int, int]] = set()
@@ -128,7 +129,7 @@ class Pruner:
                 except StorageProtectedError as exc:  # this one: a legal hold, say
                     self._note(exc)
         left = [doc for doc in points if doc.position in roll]
-        late = {doc.position for doc in left if doc.state == "logged" and not roll.wrote(doc)}
+        late = {doc.position for doc in left if doc.state == PointState.LOGGED and not roll.wrote(doc)}
         kept = unreadable | late | others
         if targets:  # any of them knows the snapshots of all the machine's disks, also of those that left it
             needed = {item for doc in left for item in doc.snapshots.items()}

@@ -18,6 +18,7 @@ from shared.errors import NotOpenError, UnderstudyError, UploadsStoppedError
 from shared.status import Problem, ProcessServerReport, StreamReport
 from shared.trouble import Trouble
 from shared.vault import Vault
+from shared.vocabulary import Severity
 
 
 class MachineReport(StreamReport, kw_only=True):
@@ -100,7 +101,7 @@ class StatusBoard:
         return [
             Problem(
                 **copy.error.as_dict() | {"what": f"{copy.error.what} at {copy.address}"},
-                severity="warning",
+                severity=Severity.WARNING,
                 object=machine,
             )
             for machine, copy in self._receiver.copies.items()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import xxhash
 
 from shared.errors import UNDECODABLE, IntegrityError
+from shared.vocabulary import Consistency
 
 Epoch = NewType("Epoch", int)
 """An unbroken run of capture of one machine; 1, 2, 3…"""
@@ -62,7 +63,7 @@ class Mark(msgspec.Struct, frozen=True):
     """A bookmark in the stream: "a recovery point was asked for here"."""
 
     id: str
-    consistency: str = "crash"
+    consistency: str = Consistency.CRASH
 
 
 class BatchMeta(msgspec.Struct, frozen=True, omit_defaults=True):

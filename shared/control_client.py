@@ -29,6 +29,7 @@ from shared.errors import (
 from shared.messages import Command, RenewRequest, Revocations, StatusReply
 from shared.rest import RestClient
 from shared.status import Problem, Report
+from shared.vocabulary import Severity
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -158,7 +159,7 @@ class ControlClient:
         body = {**_plain(status()), "results": sent, "running": desk.running}
         for problem in (self.problem, logging.problem()):
             if problem is not None:
-                warning = Problem(**problem.as_dict(), severity="warning")
+                warning = Problem(**problem.as_dict(), severity=Severity.WARNING)
                 body["errors"] = [*body.get("errors", []), msgspec.to_builtins(warning)]
         # Cut short when a command finishes: its result is reported at once.
         commands = await desk.unless_finished(stop, self.report(body, wait_s=interval_s))

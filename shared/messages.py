@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from shared.vocabulary import Role
+from shared.vocabulary import Consistency, HopState, PointState, Role, Severity
 
 PORT: Final = 443
 API_VERSION: Final = 1
@@ -50,14 +50,6 @@ class JobState(enum.StrEnum):
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
-
-
-class HopState(enum.StrEnum):
-    OK = "ok"
-    WAITING = "waiting"
-    ERROR = "error"
-    UNKNOWN = "unknown"
-    """Nothing was reported of it yet."""
 
 
 class EventKind(enum.StrEnum):
@@ -220,7 +212,7 @@ class ErrorView(msgspec.Struct, omit_defaults=True):
     what: str
     cause: str = ""
     action: str = ""
-    severity: str = "error"
+    severity: Severity = Severity.ERROR
     object: str = ""
     source: str = ""
     """Who reported it: `agent:lab`, or `config-server`."""
@@ -259,8 +251,7 @@ class PointView(msgspec.Struct, omit_defaults=True):
     epoch: int
     batch: int
     consistency: str
-    state: str
-    """logged | snapshotted"""
+    state: PointState
     marks: list[str] = []
     suspect: bool = False
     unreadable: list[list[int]] = []
@@ -291,8 +282,7 @@ class PointList(msgspec.Struct):
 class MachineView(msgspec.Struct, kw_only=True):
     name: str
     state: str
-    """ordered | initial-replication | bitmap | catching-up | resync | disconnected | not-connected |
-    unprotected | as reported"""
+    """A MachineState, or another that its agent reports."""
     cause: str
     protected: bool
     mode: str
@@ -345,7 +335,7 @@ class PointRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Asks for a recovery point of now. `id` makes the request idempotent: the same id is the same point."""
 
     id: str = ""
-    consistency: str = "crash"
+    consistency: str = Consistency.CRASH
 
 
 class FlushRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -485,7 +475,7 @@ class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class EventView(msgspec.Struct, kw_only=True):
     id: int
     kind: EventKind
-    severity: str
+    severity: Severity
     object: str
     code: str
     what: str

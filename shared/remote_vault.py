@@ -39,6 +39,7 @@ from shared.status import Problem
 from shared.tls import TlsFiles
 from shared.vault import FileVault, Vault, WrappedKey
 from shared.vault_record import RecordedVault
+from shared.vocabulary import Severity
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -236,4 +237,4 @@ def warnings(vault: Vault) -> list[Problem]:
         return [Problem(**vault.problem.as_dict())]
     if not isinstance(vault, RemoteVault) or vault.problem is None:
         return []
-    return [Problem(**vault.problem.as_dict(), severity="warning")]
+    return [Problem(**vault.problem.as_dict(), severity=Severity.WARNING)]

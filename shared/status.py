@@ -17,6 +17,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from shared.vocabulary import Severity
+
 MAX_ENTRIES: Final = 10_000
 """In a list or a table of a report."""
 
@@ -38,7 +40,8 @@ class Problem(msgspec.Struct, omit_defaults=True, frozen=True):
     what: str
     cause: str = ""
     action: str = ""
-    severity: str = "error"
+    severity: str = Severity.ERROR
+    """A Severity; what another version says beside is shown as an error."""
     object: str = ""
     key: str = ""
     """Which one it is, of problems that follow each other with the same code on the same object ("epoch 2"): with another
@@ -73,7 +76,7 @@ class AgentDisk(msgspec.Struct, kw_only=True):
     sectors: Sectors = 0
     serial: Word = ""
     mode: Word = ""
-    """ordered | bitmap | scan: what the capture can guarantee."""
+    """A CaptureMode."""
     mode_cause: Text = ""
     state: Word = ""
     progress: Real | None = None

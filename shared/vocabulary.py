@@ -23,3 +23,66 @@ class Role(enum.StrEnum):
 
 ENROLLED: Final = tuple(role for role in Role if role is not Role.CONFIG_SERVER)
 """Those that get their certificates with a token; the config server makes its own."""
+
+
+class Severity(enum.StrEnum):
+    """Of a problem, and of an event. A word that is not known here (a report of another version) is read as an error."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Severity | None:
+        return cls.ERROR if isinstance(value, str) else None
+
+
+class CaptureMode(enum.StrEnum):
+    """What the capture of a disk can guarantee, strongest first. Reports carry the word; "" where nothing is known."""
+
+    ORDERED = "ordered"
+    BITMAP = "bitmap"
+    SCAN = "scan"
+
+
+class MachineState(enum.StrEnum):
+    """How protection of a machine stands. An agent reports others, too (`starting`, `stopped`): they are shown as they come."""
+
+    ORDERED = "ordered"
+    INITIAL_REPLICATION = "initial-replication"
+    BITMAP = "bitmap"
+    CATCHING_UP = "catching-up"
+    RESYNC = "resync"
+    DISCONNECTED = "disconnected"
+    """Its agent does not report; capture may well go on."""
+    NOT_CONNECTED = "not-connected"
+    """Its agent has never reported."""
+    UNPROTECTED = "unprotected"
+    """Nobody asked for protection."""
+    UNKNOWN = "unknown"
+    """It could not be judged."""
+
+
+class HopState(enum.StrEnum):
+    """How one hop of the data path does."""
+
+    OK = "ok"
+    WAITING = "waiting"
+    ERROR = "error"
+    UNKNOWN = "unknown"
+    """Nothing was reported of it yet."""
+
+
+class PointState(enum.StrEnum):
+    LOGGED = "logged"
+    """It restores by replay of the log."""
+    SNAPSHOTTED = "snapshotted"
+    """All disks have its snapshot, too."""
+
+
+class Consistency(enum.StrEnum):
+    """What a recovery point promises, weakest first. Marks and points carry the word; of one that is not known nothing is promised."""
+
+    CRASH = "crash"
+    APP = "app"

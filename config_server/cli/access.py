@@ -125,7 +125,7 @@ class Access:
 
     async def tell(
         self,
-        state: str,
+        state: JobState,
         *,
         progress: float | None = None,
         detail: str = "",
@@ -136,9 +136,7 @@ class Access:
         if self.client is None or not self.job:
             return
         failure = Failure(**error.as_dict(), exit_code=error.exit_code) if error else None
-        body = JobProgress(
-            state=JobState(state), progress=progress, detail=detail, error=failure, result=result
-        )
+        body = JobProgress(state=state, progress=progress, detail=detail, error=failure, result=result)
         with contextlib.suppress(UnderstudyError):
             await self.client.call(api.JOB_UPDATE, body, id=self.job)
 

@@ -31,6 +31,7 @@ from config_server.cli.output import (
 )
 from shared.errors import DeadlineError, PeerError, UnderstudyError
 from shared.naming import SAYS, is_name
+from shared.vocabulary import HopState, MachineState, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,10 +41,25 @@ if TYPE_CHECKING:
     from shared.messages import CommandView, MachineView, SideView
     from shared.rest import RestClient
 
-STATES: Final = ("ordered", "initial-replication", "bitmap", "catching-up", "resync", "disconnected")
+STATES: Final = (
+    MachineState.ORDERED,
+    MachineState.INITIAL_REPLICATION,
+    MachineState.BITMAP,
+    MachineState.CATCHING_UP,
+    MachineState.RESYNC,
+    MachineState.DISCONNECTED,
+)
+"""What can be waited for."""
 _POLL_S: Final = 0.5
 _LOOKED_S: Final = 30.0
-_STYLES: Final = {"ordered": "green", "ok": "green", "error": "red", "disconnected": "red", "unknown": "dim"}
+_STYLES: Final[dict[str, str]] = {
+    MachineState.ORDERED: "green",
+    MachineState.DISCONNECTED: "red",
+    MachineState.UNKNOWN: "dim",
+    HopState.OK: "green",
+    HopState.ERROR: "red",
+    HopState.UNKNOWN: "dim",
+}
 
 
 def checked_name(ctx: click.Context, _param: click.Parameter, name: str) -> str:
@@ -109,7 +125,13 @@ def watch(name: str, interval: float, count: int | None) -> None:
 
 @machine.command()
 @name_argument
-@click.option("--for", "state", type=click.Choice(STATES), default="ordered", show_default=True)
+@click.option(
+    "--for",
+    "state",
+    type=click.Choice([state.value for state in STATES]),
+    default=MachineState.ORDERED.value,
+    show_default=True,
+)
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0), default=600.0, show_default=True, metavar="S"
 )
@@ -264,7 +286,9 @@ async def _wait(name: str, state: str, timeout_s: float) -> MachineView:
 
 def _is_news(found: MachineView, waited_s: float) -> bool:
     """Whether the state was reported after the waiting began: what was so before may have ended with its agent."""
-    return found.state == "disconnected" or (found.last_seen_s is not None and found.last_seen_s <= waited_s)
+    return found.state == MachineState.DISCONNECTED or (
+        found.last_seen_s is not None and found.last_seen_s <= waited_s
+    )
 
 
 def _too_late(name: str, state: str, timeout_s: float, last: MachineView | None) -> DeadlineError:
@@ -374,7 +398,7 @@ def machine_page(found: MachineView) -> RenderableType:
     if found.errors:
         parts.append("")
     for error in found.errors:
-        colour = "yellow" if error.severity == "warning" else "red"
+        colour = "yellow" if error.severity == Severity.WARNING else "red"
         head = line((error.code, colour), f" {error.what} ", (f"({error.source})", "dim"))
         parts.append(told(head, error.cause, error.action))
     return Group(*parts)

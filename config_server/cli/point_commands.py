@@ -156,7 +156,7 @@ async def _create(name: str, timeout_s: float) -> PointView:
     same one.
     """
     from shared import api
-    from shared.messages import Failure, Nothing
+    from shared.messages import CommandState, Failure, Nothing
     from shared.rest import error_of
 
     began = time.monotonic()
@@ -172,9 +172,9 @@ async def _create(name: str, timeout_s: float) -> PointView:
                     lambda wait_s=wait_s: client.call(api.COMMAND, Nothing(), wait_s=wait_s, id=id_),  # type: ignore[misc]
                     deadline,
                 )
-                if placed.state == "failed":
+                if placed.state == CommandState.FAILED:
                     raise error_of(Failure(exit_code=5, **placed.result["error"]))
-                if placed.state == "done":
+                if placed.state == CommandState.DONE:
                     break
                 if time.monotonic() >= deadline:
                     raise await _too_late(client, name, timeout_s, "the agent has not placed it")

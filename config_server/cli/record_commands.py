@@ -10,7 +10,7 @@ import msgspec
 from config_server.cli.machine_commands import checked_name
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import emit, fields, grid, line, percent, run, seconds, told
-from shared.vocabulary import ENROLLED
+from shared.vocabulary import ENROLLED, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shared.api import Route
     from shared.messages import AuditView, EventView, JobView
 
-_STYLES: Final = {"critical": "red", "error": "red", "warning": "yellow"}
+_STYLES: Final = {Severity.CRITICAL: "red", Severity.ERROR: "red", Severity.WARNING: "yellow"}
 limit_option = click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 
 
@@ -50,11 +50,13 @@ def event_list(object_: str, only_open: bool, limit: int) -> None:
 def _events_page(found: list[EventView]) -> RenderableType:
     from rich.console import Group
 
+    from shared.messages import EventKind
+
     parts = []
     for event_ in found:
         over = (
             ""
-            if event_.kind != "problem"
+            if event_.kind != EventKind.PROBLEM
             else f", until {event_.resolved[:19]}"
             if event_.resolved
             else ", open"

@@ -14,6 +14,7 @@ import msgspec
 from config_server.cli.options import Target, find_target
 from shared.errors import AccessError, ConfigError, NotFoundError, UnderstudyError, UsageError
 from shared.messages import PointView
+from shared.vocabulary import MachineState
 
 if TYPE_CHECKING:
     from config_server.cli.profile import Rescue
@@ -79,7 +80,7 @@ class StoredMachine(msgspec.Struct):
     name: str
     points: int
     last_point: PointView | None
-    state: str = "unknown"
+    state: str = MachineState.UNKNOWN
     cause: str = "read from storage: no server was asked"
 
 

@@ -38,6 +38,7 @@ from shared.errors import (
 from shared.messages import Failure, Policy, Protection, TokenRequest
 from shared.rest import RestClient, error_of
 from shared.storage_stack import disks_below, whole_disk
+from shared.vocabulary import CaptureMode, Role
 
 _STORAGE_S: Final = 5.0
 """How long an account elsewhere is waited for before the lab is made."""
@@ -192,7 +193,7 @@ def _preflight(lab: Lab, show: Show) -> None:
     for device in found.devices:
         if device.error is not None:
             raise error_of(device.error)
-        if device.mode != "ordered":
+        if device.mode != CaptureMode.ORDERED:
             show(f"{device.device} can only be protected in {device.mode} mode: {device.cause}")
 
 
@@ -247,7 +248,7 @@ async def _enrol_all(lab: Lab, show: Show) -> None:
             if daemon == "config-server" or _is_enrolled(lab, daemon):
                 continue
             show(f"enrolling {daemon}")
-            role, name = ("storage", "azurite") if daemon == "azurite" else (daemon, MACHINE)
+            role, name = (Role.STORAGE, "azurite") if daemon == "azurite" else (daemon, MACHINE)
             hosts = [] if daemon == "agent" else [HOST, "localhost"]
             made = await client.call(
                 api.TOKEN_CREATE, TokenRequest(role=role, name=name, hosts=hosts, ttl_s=120)

@@ -42,6 +42,7 @@ from shared.recovery.history import Gap
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position, format_ns, parse_rfc3339
 from shared.recovery.times import Moment
+from shared.vocabulary import PointState
 
 
 class Catalog:
@@ -257,7 +258,7 @@ class Catalog:
 
     def _is_processed(self, position: Position) -> bool:
         doc = self.docs.get(position)
-        return (doc is not None and doc.state == "snapshotted") or self.alone(position) is not None
+        return (doc is not None and doc.state == PointState.SNAPSHOTTED) or self.alone(position) is not None
 
     async def _at_time(self, at_ns: int) -> Position:
         """See times.py for what a time means, and when it means nothing."""

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
 
 import msgspec
 
 from shared.log.index import IndexEntry
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import NOWHERE, Position
+from shared.vocabulary import Consistency
 
 History = Sequence[tuple[int, IndexEntry]]
 """(epoch, entry), in log order."""
-
-_CONSISTENCIES: Final = ("crash", "app")
-"""From the weakest to the strongest."""
 
 
 class OrderedRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,4 +144,5 @@ def marked_points(machine: str, history: History, claims: Mapping[int, str]) -> 
 
 
 def _strength(consistency: str) -> int:
-    return _CONSISTENCIES.index(consistency) if consistency in _CONSISTENCIES else -1
+    """Its place among those that are known; -1 of another."""
+    return next((at for at, known in enumerate(Consistency) if known == consistency), -1)

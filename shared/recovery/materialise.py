@@ -45,6 +45,7 @@ from shared.recovery.seed import seed_blob
 from shared.recovery.sparse import SparseFile
 from shared.threads import in_thread
 from shared.vault import Vault
+from shared.vocabulary import Consistency
 
 _READ_B: Final = 4 * 1024 * 1024
 _READ_GAP_B: Final = 128 * 1024
@@ -335,7 +336,7 @@ async def _complete(
         epoch=plan.position.epoch,
         batch=plan.position.batch,
         time=format_ns(plan.captured_ns),
-        consistency=plan.point.consistency if plan.point else "crash",
+        consistency=plan.point.consistency if plan.point else Consistency.CRASH,
         suspect=plan.suspect,
         remarks=plan.remarks,
         unreadable=tuple(dict.fromkeys(folder.journal.unreadable)),

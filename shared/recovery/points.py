@@ -15,7 +15,7 @@ point does not come back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -23,11 +23,11 @@ from shared.errors import UNDECODABLE, IntegrityError
 from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.epochs import EpochDisk
 from shared.recovery.position import NOWHERE, Position, format_ns
+from shared.vocabulary import Consistency, PointState
 
 FORMAT_VERSION: Final = 1
 FOLDER: Final = "points/"
 ROLL: Final = f"{FOLDER}roll.json"
-PointState = Literal["logged", "snapshotted"]
 Range = tuple[int, int, int]
 """(disk number, first sector, sectors)."""
 
@@ -44,8 +44,8 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     """Wall clock of the machine, Unix ns: the newest write that the point contains."""
     time: str
     """The same for people: RFC 3339, UTC."""
-    consistency: str = "crash"
-    state: PointState = "logged"
+    consistency: str = Consistency.CRASH
+    state: PointState = PointState.LOGGED
     marks: tuple[str, ...] = ()
     """Ids of the bookmarks that asked for it."""
     target: str = ""
@@ -79,7 +79,7 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def restores_alone(self) -> bool:
         """Whether its snapshots restore it, without any log."""
-        return self.state == "snapshotted" and self.target == "page-blob"
+        return self.state == PointState.SNAPSHOTTED and self.target == "page-blob"
 
 
 class Roll(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +107,9 @@ def counts(doc: PointDoc, roll: Roll) -> bool:
     """
     newest = max(roll.positions, default=NOWHERE)
     of_another = roll.claims.get(doc.epoch, doc.claim) != doc.claim
-    return doc.id in roll.points or (doc.state == "snapshotted" and doc.position > newest and not of_another)
+    return doc.id in roll.points or (
+        doc.state == PointState.SNAPSHOTTED and doc.position > newest and not of_another
+    )
 
 
 def logged_point(

@@ -22,7 +22,7 @@ from shared.status import (
     Report,
     StreamReport,
 )
-from shared.vocabulary import Role
+from shared.vocabulary import PointState, Role
 
 NOW = 1_700_000_000 * SECOND_NS
 
@@ -97,7 +97,7 @@ def test_rpo_grows_while_the_agent_is_away_and_is_unknown_before_the_first_order
 
 def test_daemons_that_started_anew_leave_the_rpo_to_the_newest_point() -> None:
     made_ns = NOW - 600 * SECOND_NS
-    point = PointView("1-7", rfc3339(made_ns), 1, 7, "crash", "logged")
+    point = PointView("1-7", rfc3339(made_ns), 1, 7, "crash", PointState.LOGGED)
     world = World().says("agent", "web1", AgentReport(state="bitmap"))
     world.says("process-server", "ps1", ProcessServerReport(machines={"web1": StreamReport(epoch=1)}))
     shown = world.show(machine(policy=Policy(rpo_threshold_s=60)), point)
