@@ -7,9 +7,9 @@ import asyncio
 import datetime as dt
 import sqlite3
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
@@ -75,6 +75,15 @@ _LINGERING_S: Final = 1.0
 """So long a refused request's body is read on, so that its sender can read the answer."""
 
 
+class _Part(NamedTuple):
+    """What runs beside the others until the stop."""
+
+    name: str
+    work: Coroutine[Any, Any, None]
+    ends_itself: bool = False
+    """It looks at `stop`, and what it has begun is done first. Others wait, for storage or for ever, and are cancelled."""
+
+
 async def run(
     config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[[int], None] = lambda _port: None
 ) -> None:
@@ -118,20 +127,22 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         try:
             if runner.server is None:
                 raise RuntimeError("the runner was set up, so it has a server")
+            parts = (
+                _Part("listener", listener.run(runner.server)),
+                _Part("sweeper", _sweep(control, sides, config, context, stop), ends_itself=True),
+                _Part("vault", _watch_vault(control, vault)),
+                _Part("serving", _ask_whose(control, stop)),
+                _Part("grants", _sweep_grants(control, granting, stop)),
+            )
             async with asyncio.TaskGroup() as tasks:
-                accepting = tasks.create_task(listener.run(runner.server), name="listener")
-                tasks.create_task(_sweep(control, sides, config, context, stop), name="sweeper")
-                watching = tasks.create_task(_watch_vault(control, vault), name="vault")
-                asking = tasks.create_task(_ask_whose(control, stop), name="serving")
-                sweeping = tasks.create_task(_sweep_grants(control, granting, stop), name="grants")
+                begun = [(part, tasks.create_task(part.work, name=part.name)) for part in parts]
                 _log.info("listening", host=config.listen, port=listener.port, name=config.name)
                 service.notify("READY=1")
                 ready(listener.port)
                 await stop.wait()
-                accepting.cancel()
-                watching.cancel()
-                sweeping.cancel()
-                asking.cancel()
+                for part, task in begun:
+                    if not part.ends_itself:
+                        task.cancel()
         finally:
             control.bell.close()  # held answers go out, so that their connections can close
             await runner.cleanup()
