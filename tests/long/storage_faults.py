@@ -138,7 +138,9 @@ def strike(site: Lab, storage: FaultProxy, places: Sequence[Place], faults: Sequ
             raise AssertionError(f"{fault} never struck")
     spared = [" ".join(place) for place, row in zip(places, counts, strict=True) if not any(row)]
     done = sum(sum(row) for row in counts)
-    return f"{done} of {len(places) * len(faults)}; not at {spared}"
+    result = f"{done} of {len(places) * len(faults)}; not at {spared}"
+    print(f"  struck: {result}", flush=True)
+    return result
 
 
 def _outage(site: Lab, storage: FaultProxy, fault: Fault) -> set[str]:
