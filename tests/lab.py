@@ -18,6 +18,8 @@ from typing import Any
 
 from deploy.lab.state import Lab as LabState
 
+RESTORE_S = 1800.0
+"""On a host whose cores are busy with other things, it takes minutes."""
 UNDERSTUDY = str(Path(sys.executable).with_name("understudy"))
 
 
@@ -115,7 +117,7 @@ class Lab:
 
     def restore(self, point: str, to: Path) -> list[Path]:
         """The restored images, in disk order."""
-        self.run("restore", "lab", "--point", point, "--to", str(to))
+        self.run("restore", "lab", "--point", point, "--to", str(to), timeout_s=RESTORE_S)
         return [to / f"{Path(device).name}.raw" for device in self.devices]
 
     def kill(self, daemon: str) -> None:
