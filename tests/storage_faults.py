@@ -62,7 +62,7 @@ class Operation:
 
     @property
     def place(self) -> Place:
-        return Place(self.method, self.comp, re.sub(r"[0-9]+", "*", self.blob))
+        return Place(self.method, self.comp, re.sub(r"[0-9a-f]{8,}|[0-9]+", "*", self.blob))
 
 
 @dataclasses.dataclass(frozen=True)
