@@ -18,8 +18,8 @@ from typing import Any
 
 from deploy.lab.state import Lab as LabState
 
-RESTORE_S = 1800.0
-"""On a host whose cores are busy with other things, it takes minutes."""
+PATIENCE_S = 1800.0
+"""On a host that is busy with other things, a restore takes minutes, and so does a wipe."""
 UNDERSTUDY = str(Path(sys.executable).with_name("understudy"))
 
 
@@ -117,7 +117,7 @@ class Lab:
 
     def restore(self, point: str, to: Path) -> list[Path]:
         """The restored images, in disk order."""
-        self.run("restore", "lab", "--point", point, "--to", str(to), timeout_s=RESTORE_S)
+        self.run("restore", "lab", "--point", point, "--to", str(to), timeout_s=PATIENCE_S)
         return [to / f"{Path(device).name}.raw" for device in self.devices]
 
     def kill(self, daemon: str) -> None:
@@ -157,5 +157,5 @@ def lab(devices: Sequence[str], **options: object) -> Iterator[Lab]:
         raise
     finally:
         with contextlib.suppress(CommandFailedError):
-            made.run("lab", "down", "--wipe", "--yes")
+            made.run("lab", "down", "--wipe", "--yes", timeout_s=PATIENCE_S)
         shutil.rmtree(folder, ignore_errors=True)
