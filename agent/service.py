@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ from agent.capture.maps import Capture
 from agent.capture.protection import protect
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
+from agent.continuity.patience import Patience
 from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report
@@ -48,25 +50,31 @@ _TELL_S: Final = 10.0
 _TELL_AGAIN_S: Final = 1.0
 
 
+@dataclass
+class _Kept:
+    """What this process knows from one fitting of capture to the next."""
+
+    attached_boot_ns: int = 0
+    former: npt.NDArray[np.uint64] | None = None
+    """The state of the capture."""
+    given_up: frozenset[str] = frozenset()
+    patience: Patience = field(default_factory=Patience)
+
+
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     """The daemon. SIGTERM ends it and leaves capture attached: only `detach` removes that."""
     check_machine()
     pins.ensure_bpffs(config.pin_dir)
     with lock.held(config.state_dir, "The agent was not started", config.pin_dir):
-        attached_boot_ns = 0
-        former: npt.NDArray[np.uint64] | None = None
-
-        def attached(capture: Capture) -> None:
-            nonlocal attached_boot_ns, former
-            attached_boot_ns, former = capture.attached_boot_ns, capture.state
-
+        kept = _Kept()
         try:
             while not stop.is_set():
-                async with _running(config, former, attached) as agent:
+                async with _running(config, kept) as agent:
                     await _serve(agent, stop)
+                    kept.given_up = agent.continuity.given_up
         except (UnderstudyError, ExceptionGroup) as exc:  # a group: of a part that ran beside others
             for error in _known(exc):
-                await _tell_why(config, error, boot_of(attached_boot_ns))
+                await _tell_why(config, error, boot_of(kept.attached_boot_ns))
             raise
 
 
@@ -149,12 +157,14 @@ async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
     over.set()
 
 
-def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -> tuple[Capture, Watch]:
+def _attach(
+    config: AgentConfig, former: npt.NDArray[np.uint64] | None = None, given_up: frozenset[str] = frozenset()
+) -> tuple[Capture, Watch]:
     """Attaches capture to every protected disk that is there and well, or continues it. When the set of them changed, or one of them
     did, a new epoch begins: a point needs all disks of its epoch.
 
     `former`: the state of the capture that this process had before. Its memory outlives the pins: should somebody have removed all of
-    them, what is suspect is known by it alone."""
+    them, what is suspect is known by it alone. `given_up`: ids of captured disks that are left out unless they answer now."""
 
     before = None if former is None else AgentState(former)
 
@@ -176,7 +186,9 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
 
     where = config.state_dir, config.pin_dir
     enlarge_state(config.pin_dir, move)
-    capture, left_out = protect(config.protected, *where, config.ring_mib << 20, before_change)
+    capture, left_out = protect(
+        config.protected, *where, config.ring_mib << 20, before_change, given_up=given_up
+    )
     AgentState(capture.state).has_disks([disk.id for disk in capture.disks])
     for left in left_out:
         _log.error("disk left out; the others are protected", id=left.id, **left.error.as_dict())
@@ -187,13 +199,11 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
 
 
 @asynccontextmanager
-async def _running(
-    config: AgentConfig, former: npt.NDArray[np.uint64] | None, attached: Callable[[Capture], None]
-) -> AsyncIterator[Agent]:
-    capture, watch = await asyncio.to_thread(_attach, config, former)
-    attached(capture)
+async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
+    capture, watch = await asyncio.to_thread(_attach, config, kept.former, kept.given_up)
+    kept.attached_boot_ns, kept.former = capture.attached_boot_ns, capture.state
     try:
-        agent = Agent(config, capture, watch)
+        agent = Agent(config, capture, watch, kept.patience)
         _log.info(
             "capture attached" if capture.fresh else "capture continued",
             machine=config.machine,

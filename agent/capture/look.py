@@ -5,7 +5,7 @@ Blocks for seconds: a disk that does not answer is given up after a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -137,8 +137,17 @@ def _may_tell(disk: Disk, dev: int, there: dict[int, Standing]) -> bool:
     return dev not in there and identify.identities(disk)[0].kind in WEAK
 
 
-def why_not(verdict: Verdict, look: Look) -> UnderstudyError | None:
-    """Why this disk cannot be captured now; None if it can."""
+def silence(verdict: Verdict, look: Look) -> str:
+    """Why nothing of the disk, which is there, can be read; empty when something can."""
+    assert verdict.standing is not None
+    cause = look.answers[verdict.standing.path].cause
+    if not cause and verdict.standing.dev in look.silent:
+        cause = "what sysfs says of its queue did not come: somebody changes that, and waits for the disk"
+    return cause
+
+
+def why_not(verdict: Verdict, look: Look, given_up: Collection[str] = ()) -> UnderstudyError | None:
+    """Why this disk cannot be captured now; None if it can. `given_up`: ids of captured disks that are left out unless they answer now."""
     known, what = verdict.known, f"Disk {verdict.known.id} ({verdict.known.path}) is not protected"
     if known.path in look.wrong and verdict.standing is None:
         return look.wrong[known.path]
@@ -147,15 +156,14 @@ def why_not(verdict: Verdict, look: Look) -> UnderstudyError | None:
     if verdict.standing is None or verdict.action is Action.MISSING:
         told = look.answers[verdict.standing.path].cause if verdict.standing is not None else ""
         return DiskLeftOutError(what, cause=told or verdict.reason)
-    if verdict.action is Action.CONTINUE:
+    if verdict.action is Action.CONTINUE and known.id not in given_up:
         return None  # to leave it out, be it for a moment, would cost two epochs
-    cause = look.answers[verdict.standing.path].cause
-    if not cause and verdict.standing.dev in look.silent:
-        cause = "what sysfs says of its queue did not come: somebody changes that, and waits for the disk"
-    if cause:
+    if cause := silence(verdict, look):
         return DiskLeftOutError(
             what, cause=cause, action="Repair or replace it: it is taken in again when it answers."
         )
+    if verdict.action is Action.CONTINUE:
+        return None
     try:
         disks.check(look.found[verdict.standing.dev])
     except UnderstudyError as exc:

@@ -9,7 +9,7 @@ What is pinned and not whole is no capture: it is removed, and everything is att
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from agent.capture.binding import Verdict
 from agent.capture.bindings import Bound, Wanted
 from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
-from agent.capture.look import LeftOut, Look, look_at, read_pins, why_not
+from agent.capture.look import LeftOut, Look, look_at, read_pins, silence, why_not
 from agent.capture.maps import Capture
 from shared import logging
 from shared.errors import NoUsableDiskError, StateFileError, UsageError
@@ -33,9 +33,11 @@ def protect(
     ring_b: int,
     before_change: BeforeChange,
     *,
+    given_up: Collection[str] = (),
     object_path: Path = attach.OBJECT,
 ) -> tuple[Capture, list[LeftOut]]:
-    """The capture of all disks that can be captured now, and those that cannot. Raises UnderstudyError when none can."""
+    """The capture of all disks that can be captured now, and those that cannot. Raises UnderstudyError when none can. `given_up`: see
+    `why_not`."""
     if len(wanted) > layout.MAX_DISKS:  # before anything of those that are captured is touched
         raise UsageError(
             f"{len(wanted)} disks cannot be protected",
@@ -59,12 +61,12 @@ def protect(
     chosen: list[tuple[Verdict, Disk]] = []
     left_out: list[LeftOut] = []
     for verdict in look.verdicts:
-        error = why_not(verdict, look)
+        error = why_not(verdict, look, given_up)
         if error is not None:
             left_out.append(LeftOut(verdict.known.id, verdict.known.path, error))
             continue
         assert verdict.standing is not None
-        if cause := look.answers[verdict.standing.path].cause:
+        if cause := silence(verdict, look):
             # Capture needs nothing of it to go on, and its writes are seen. What catch-up cannot read shows there.
             _log.warning(
                 "a captured disk cannot be read; it stays captured", id=verdict.known.id, cause=cause

@@ -1,4 +1,4 @@
-"""Disks that are left out, or went away, looked for while the agent runs; and a capture without order, whether it could have it.
+"""Disks that are left out, went away or cannot be read, looked for while the agent runs; and a capture without order: could it have it?
 
 To take a disk in ends the session, and a new epoch begins. So one of which nothing could be proved, or for which the kernel had no memory,
 is tried out first, with programs of its own, and rarely: what is captured goes on untouched, however often that fails.
@@ -15,7 +15,7 @@ from typing import Final
 from agent.capture import attach, bindings
 from agent.capture.binding import Action
 from agent.capture.bindings import Wanted
-from agent.capture.look import LeftOut, Look, look_at, why_not
+from agent.capture.look import LeftOut, Look, look_at, silence, why_not
 from shared import logging
 from shared.errors import BpfError, StateFileError, UnderstudyError
 
@@ -45,6 +45,8 @@ class Watch:
         self._wanted = wanted
         self._where = state_dir, pin_dir
         self.left_out: Final = tuple(left_out)
+        self.silent: frozenset[str] = frozenset()
+        """Ids of captured disks that gave no answer at the last look, while somebody looks."""
         self._unproved = {left.id for left in left_out if left.needs_trial}
         self._without_order = without_order
         self._next = time.monotonic() + RETRY_S
@@ -55,7 +57,7 @@ class Watch:
 
     def is_one_back(self, *, looking: bool = False) -> bool:
         """Whether capture can be fitted better than it is. Never blocks: begins a look if one is due, says what the last one found.
-        `looking`: there is something to look for beside what was left out."""
+        `looking`: there is something to look for, or at, beside what was left out."""
         if self._found or (self._thread is not None and self._thread.is_alive()):
             return self._found
         now = time.monotonic()
@@ -79,8 +81,11 @@ class Watch:
                 bindings.write(state_dir, remembered)  # whether it can be written by now
             look = look_at(self._wanted, remembered, pin_dir)
         except UnderstudyError as exc:
+            self.silent = frozenset()
             _log.warning("disks that are left out could not be looked for", **exc.as_dict())
             return
+        going_on = [v for v in look.verdicts if v.action is Action.CONTINUE]
+        self.silent = frozenset(v.known.id for v in going_on if silence(v, look))
         well = [v for v in look.verdicts if v.action is Action.ATTACH and why_not(v, look) is None]
         self._found = any(v.known.id not in self._unproved for v in well) or (
             is_try

@@ -2,10 +2,11 @@
 
 auditor    the look: the audit of all disks, the capture's counts of what it may have missed; keeps the others going
 presence   which disks are gone, back, exchanged, or have another size; whether capture still fits those that are there
-hanging    which disks are there and do not answer
+hanging    which disks are there and do not answer; whether the others go on without them
+patience   for how long the others wait for these
 settling   which writes are in flight: those from before capture, and such as only seem to be
 counting   whether the kernel counts what is written
 losses     a new epoch is wanted: its reason, since when points are suspect, and what people are shown
 
-Imports: auditor → presence, hanging, settling, counting → losses. Nothing here waits, for no disk and no queue.
+Imports: auditor → presence, hanging, settling, counting → losses, patience. Nothing here waits, for no disk and no queue.
 """

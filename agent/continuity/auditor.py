@@ -19,6 +19,7 @@ from agent.capture.watch import Watch
 from agent.continuity.counting import Counting
 from agent.continuity.hanging import Hanging
 from agent.continuity.losses import Losses
+from agent.continuity.patience import Patience
 from agent.continuity.presence import Presence
 from agent.continuity.settling import Settling
 from agent.stream import clock
@@ -41,7 +42,14 @@ _NOT_COUNTED: Final = (
 
 
 class Continuity:
-    def __init__(self, capture: Capture, state: AgentState, rounds: Rounds, watch: Watch) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        state: AgentState,
+        rounds: Rounds,
+        watch: Watch,
+        patience: Patience | None = None,
+    ) -> None:
         self._capture = capture
         self._state = state
         self._verdicts: list[Verdict] = []
@@ -50,9 +58,11 @@ class Continuity:
         self._presence = Presence(capture, state, rounds, watch, self._losses)
         self._settling = Settling(capture, rounds)
         self._counting = Counting(capture)
-        self._hanging = Hanging(capture)
+        self._hanging = Hanging(capture, state, rounds, watch, patience or Patience())
         self.looked_at = time.monotonic()
         """When the last look at all disks began."""
+        self.given_up: frozenset[str] = frozenset()
+        """Ids of disks without which the others are to go on; set before `resized` is."""
 
     @property
     def resized(self) -> asyncio.Event:
@@ -79,7 +89,8 @@ class Continuity:
         if removed:
             self._presence.lose_capture(removed)
             return
-        self._presence.go_on_without(self.looked_at, looked_ns, cut)
+        self._presence.go_on_without(self.looked_at, looked_ns, cut, asking=bool(self._hanging.unread))
+        self._give_up_silent()
         if not self._presence.gone:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
             self._count_incidents()
@@ -92,6 +103,13 @@ class Continuity:
             self._losses.is_exact(looked_ns, cut)
             self._settling.forget_stale(self._sample)
         self._losses.forget()
+
+    def _give_up_silent(self) -> None:
+        if not self.resized.is_set() and (disks := self._hanging.give_up(self._presence.gone)):
+            self.given_up = disks
+            self._presence.begin_anew(
+                "the others go on without disks that do not answer", disks=sorted(disks)
+            )
 
     @property
     def problems(self) -> list[Problem]:

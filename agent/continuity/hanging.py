@@ -1,10 +1,23 @@
-"""Disks that are there and do not answer. Never blocks: what the kernel counts is looked at, no disk is asked.
+"""Disks that are there and do not answer: they are named, and given up where the others wait for them. Never blocks.
 
-A disk hangs when requests of anybody are in flight and none has completed for `HANGS_S`. It is said, and nothing follows from it: the disk
-may answer at any moment, and to go on without it would copy the others anew, and all of them once more when it is back. That is a
-person's choice, who has a way to it. A stream that is in order goes on; one that is not waits for the disk, since what it holds has to be
-read. Requests that a driver holds back before it counts them (a suspended device-mapper disk) do not show here; catch-up's reads do
-(`sync_reader`).
+*A disk does not answer* while somebody asks and nothing comes. There are three witnesses; the look itself asks nobody:
+
+    the kernel's counts   requests of anybody are in flight, and none has completed for `HANGS_S`
+    catch-up's reads      something of the disk has to be read, and when it was asked last it gave nothing: it hangs, or all reads fail
+                          (`sync_reader`)
+    the question          a child was to read anything at all of it, and could not (`capture.answer`; `watch` asks while reads give nothing)
+
+**To name it** (US592, state `hangs`) the counts or the reads suffice: the counts see a hang of which the stream needs nothing, the reads
+one that a driver holds back before it counts (a suspended device-mapper disk). Nothing follows: what was captured of it stays true.
+
+**To give it up** the reads and the question have to agree, all the time for as long as `Patience` says, in a stream that is not ordered
+and could be: a new epoch begins without it, as without one that is gone. The reads say that something of it is wanted: an ordered stream
+has nothing to read, and goes on. The question says that it will not be taken in again at once, since it is by this question that it
+would be: of a disk that answers it, and of which only a part cannot be read, the fitting finds nothing to leave out. The counts decide
+nothing here: requests of others may complete on a disk that fails each read, and none need be in flight on one that is not asked.
+
+All that are silent are given up together, or none: an epoch without one of two would come into order no sooner. None, too, if nobody
+would be left.
 """
 
 from __future__ import annotations
@@ -16,8 +29,12 @@ from typing import Final
 
 from agent.capture.disks import SYSFS, Disk
 from agent.capture.maps import Capture
+from agent.capture.watch import Watch
+from agent.continuity.patience import Patience
+from agent.stream.rounds import Rounds
+from agent.stream.state import AgentState, Word
 from shared import logging
-from shared.errors import DiskHangsError
+from shared.errors import DeviceError, DiskHangsError
 from shared.status import Problem
 
 _log = logging.get()
@@ -28,35 +45,71 @@ _COMPLETED: Final = (0, 4, 11, 15)
 
 
 class Hanging:
-    def __init__(self, capture: Capture) -> None:
+    def __init__(
+        self, capture: Capture, state: AgentState, rounds: Rounds, watch: Watch, patience: Patience
+    ) -> None:
         self._disks = capture.disks
-        self._silent: dict[int, tuple[tuple[int, ...], float]] = {}
+        self._may_be_ordered = capture.mode == "ordered"
+        self._state = state
+        self._rounds = rounds
+        self._watch = watch
+        self._patience = patience
+        self._still: dict[int, tuple[tuple[int, ...], float]] = {}
         """By slot: what had completed, and since when (monotonic) requests are in flight and nothing more does."""
+        self._silent_since: dict[int, float] = {}
+        """By slot, while the reads and the question agree."""
+        self.unread: dict[int, DeviceError] = {}
+        """By slot, what catch-up's reads say of disks of which something has to be read."""
         self.problems: dict[int, Problem] = {}
         """By slot."""
 
     def look(self, gone: Collection[int], *, sysfs: Path = SYSFS) -> None:
         now = time.monotonic()
+        unread = {} if self._state[Word.ORDERED] else self._rounds.unread()
+        self.unread = {slot: error for slot, error in unread.items() if slot not in gone}
+        silent = {slot for slot in self.unread if self._disks[slot].id in self._watch.silent}
+        self._silent_since = {slot: self._silent_since.get(slot, now) for slot in silent}
         problems = {}
         for slot, disk in enumerate(self._disks):
-            completed = () if slot in gone else _completed_while_in_flight(disk, sysfs)
-            if not completed:
-                self._silent.pop(slot, None)
-                continue
-            if self._silent.setdefault(slot, (completed, now))[0] != completed:
-                self._silent[slot] = completed, now
-            if now - self._silent[slot][1] >= HANGS_S:
-                problems[slot] = self.problems.get(slot) or _told(disk)
+            read = self.unread.get(slot)
+            error = read if isinstance(read, DiskHangsError) else None
+            if self._stands_still(slot, now, sysfs, is_gone=slot in gone):
+                error = error or _standing_still(disk)
+            if error is not None:
+                problems[slot] = self.problems.get(slot) or _told(disk, error)
         for slot in self.problems.keys() - problems.keys():
             _log.info("a disk answers again, or is gone", disk=self._disks[slot].id)
         self.problems = problems
 
+    def give_up(self, gone: Collection[int]) -> frozenset[str]:
+        """The ids of those without which the others are to go on, from now on."""
+        now = time.monotonic()
+        silent = {self._disks[slot].id: since for slot, since in self._silent_since.items()}
+        is_late = any(now - since > self._patience.wait_s(disk, now) for disk, since in silent.items())
+        if not (is_late and self._may_be_ordered) or len(silent) + len(gone) >= len(self._disks):
+            return frozenset()
+        self._patience.give_up(silent, now)
+        return frozenset(silent)
 
-def _told(disk: Disk) -> Problem:
-    error = DiskHangsError(
+    def _stands_still(self, slot: int, now: float, sysfs: Path, *, is_gone: bool) -> bool:
+        """By the kernel's counts."""
+        completed = () if is_gone else _completed_while_in_flight(self._disks[slot], sysfs)
+        if not completed:
+            self._still.pop(slot, None)
+            return False
+        if self._still.setdefault(slot, (completed, now))[0] != completed:
+            self._still[slot] = completed, now
+        return now - self._still[slot][1] >= HANGS_S
+
+
+def _standing_still(disk: Disk) -> DiskHangsError:
+    return DiskHangsError(
         f"Protected disk {disk.path} does not answer",
         cause=f"requests wait for it, and none completed for {HANGS_S:.0f} s",
     )
+
+
+def _told(disk: Disk, error: DiskHangsError) -> Problem:
     _log.error("disk hangs", disk=disk.id, **error.as_dict())
     return Problem(**error.as_dict(), severity="critical", object=disk.id)
 

@@ -59,7 +59,7 @@ class Presence:
                 )
                 gone[slot] = Problem(**error.as_dict(), severity="critical", object=disk.id)
             elif sectors != disk.sectors:
-                self._begin_anew("disk resized", disk=disk.id, sectors=disk.sectors, now=sectors)
+                self.begin_anew("disk resized", disk=disk.id, sectors=disk.sectors, now=sectors)
         for slot in gone.keys() - self.gone.keys():
             _log.error("disk gone", **{k: v for k, v in msgspec.to_builtins(gone[slot]).items() if v})
         self.gone = gone
@@ -97,12 +97,13 @@ class Presence:
         if is_back:
             self._state[Word.WENT] &= ~(1 << slot)
 
-    def go_on_without(self, looked_at: float, looked_ns: int, cut: Position) -> None:
+    def go_on_without(self, looked_at: float, looked_ns: int, cut: Position, *, asking: bool) -> None:
         """What follows from disks that are gone, and from such as are back.
 
         Nothing is read of a disk that is gone from the first look on. While the stream is ordered, nothing has to be, and points go on with
         what it held last. A stream that is not ordered waits for it: after `GONE_S` the others begin anew without it. The only disk of a
-        machine is waited for. One that is back is taken in by beginning anew, whichever of the two was the case.
+        machine is waited for. One that is back is taken in by beginning anew, whichever of the two was the case. `asking`: whether disks
+        that are there answer is of interest, too.
         """
         # What stands in the place of a disk that is gone is not its content either.
         self._rounds.leave_out(self.gone)
@@ -117,9 +118,9 @@ class Presence:
             others = len(self.gone) < len(self._capture.disks)
             if others and not self._state[Word.ORDERED] and looked_at - self._whole_at > GONE_S:
                 names = [problem.object for problem in self.gone.values()]
-                self._begin_anew("the others go on without disks that are gone", disks=names)
-        if self._watch.is_one_back(looking=bool(self.gone)):
-            self._begin_anew("a disk is back")
+                self.begin_anew("the others go on without disks that are gone", disks=names)
+        if self._watch.is_one_back(looking=bool(self.gone) or asking):
+            self.begin_anew("a disk is back")
 
     def lose_capture(self, programs: list[str]) -> None:
         """Passthrough writes and the like would not be seen even by the audit: nothing is believed from here on."""
@@ -127,9 +128,9 @@ class Presence:
             cause = f"pins of its programs were removed: {', '.join(programs)}"
             error = CaptureRemovedError("Writes are not captured any more", cause=cause)
             self._losses.lose(Reason.CAPTURE_REMOVED, error)
-            self._begin_anew("a part of it was removed", programs=programs)
+            self.begin_anew("a part of it was removed", programs=programs)
 
-    def _begin_anew(self, why: str, **fields: object) -> None:
+    def begin_anew(self, why: str, **fields: object) -> None:
         """Capture is fitted to the disks that are there: `resized` ends this run."""
         if not self.resized.is_set():
             _log.warning(f"capture is fitted anew: {why}", **fields)

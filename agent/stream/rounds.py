@@ -21,6 +21,7 @@ from agent.stream.catchup import SLICE_WORDS, CatchUp
 from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
+from shared.errors import DeviceError
 
 LOSS_QUIET_S: Final = 0.5
 """A round begins when nothing was lost for this long…"""
@@ -132,6 +133,10 @@ class Rounds:
     def leave_out(self, disks: Iterable[int]) -> None:
         """Nothing is read of these disks, and of no others, until further notice; the next round begins after a pause, if one is due."""
         self._reader.leave_out(disks)
+
+    def unread(self) -> dict[int, DeviceError]:
+        """Disks of which nothing could be read when they were asked last, and why."""
+        return self._reader.problems
 
     def _pause(self, seconds: float) -> None:
         self._unordered_at = self._loss_seen_at = time.monotonic() + seconds

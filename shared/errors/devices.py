@@ -131,13 +131,14 @@ class DiskLeftOutError(DeviceError):
 
 
 class DiskHangsError(DeviceError):
-    """A captured disk that is there and does not answer. It stays captured, and other disks are copied meanwhile."""
+    """A captured disk that is there and does not answer. What was captured of it stays true, and other disks are copied meanwhile; if
+    something of it has to be read, they go on without it after a while (agent/continuity/hanging.py)."""
 
     code = "US592"
     default_action = (
-        "Check the disk and what connects it (dmesg). While the machine's stream is in order, points go on; else none is made until the "
-        "disk answers. If it shall not come back: take it out of the agent's configuration and restart the agent, and the others are "
-        "replicated anew without it."
+        "Check the disk and what connects it (dmesg). While the machine's stream is in order, points go on. If something of the disk has "
+        "to be read, none is made; after a minute (longer, up to an hour, if that happens again within a day) the others go on without "
+        "it, in a new epoch, and it is taken in again when it answers. If it shall not come back, take it out of the agent's configuration."
     )
 
 

@@ -28,8 +28,8 @@ def looking(capture: Capture) -> Iterator[Continuity]:
     """Continuity over a capture, as an agent has it after its start. The rounds of catch-up are not there."""
     state = AgentState(capture.state)
     state[Word.SETTLED] = 1
-    rounds: Any = SimpleNamespace(leave_out=lambda disks: None)
-    watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False)
+    rounds: Any = SimpleNamespace(leave_out=lambda disks: None, unread=dict)
+    watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False, silent=frozenset())
     yield Continuity(capture, state, rounds, watch)
 
 

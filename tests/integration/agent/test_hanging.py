@@ -41,11 +41,12 @@ class Machine:
         self.wanted = [Wanted(self.well), Wanted(sick.device)]
         self.changes: list[Change] = []
 
-    def protect(self) -> tuple[list[str], list[LeftOut]]:
+    def protect(self, *given_up: str) -> tuple[list[str], list[LeftOut]]:
         def changed(words: np.ndarray, change: Change) -> None:
             self.changes.append(change)
 
-        capture, left_out = protect(self.wanted, self.rig.folder, self.rig.pin_dir, 1 << 22, changed)
+        where = self.wanted, self.rig.folder, self.rig.pin_dir
+        capture, left_out = protect(*where, 1 << 22, changed, given_up=given_up)
         self.undo.callback(capture.close)
         self.capture: Capture = capture
         return [str(disk.path) for disk in capture.disks], left_out
@@ -186,8 +187,8 @@ def test_a_captured_disk_that_hangs_is_named_with_a_way_out_and_costs_no_epoch(
     state = AgentState(machine.capture.state)
     state.begin_epoch(eid(7))
     state[Word.SETTLED] = 1
-    rounds: Any = SimpleNamespace(leave_out=lambda disks: None)
-    watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False)
+    rounds: Any = SimpleNamespace(leave_out=lambda disks: None, unread=dict)
+    watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False, silent=frozenset())
     continuity = Continuity(machine.capture, state, rounds, watch)
     continuity.check()
     assert (continuity.problems, continuity.state_of(1)) == ([], "")
@@ -200,9 +201,34 @@ def test_a_captured_disk_that_hangs_is_named_with_a_way_out_and_costs_no_epoch(
         "critical",
         machine.capture.disks[1].id,
     )
-    assert "take it out of the agent's configuration" in problem.action
+    assert "the others go on without it" in problem.action
     assert (continuity.state_of(0), continuity.state_of(1)) == ("", "hangs")
     assert (state[Word.EPOCH], continuity.resized.is_set()) == (7, False)
     machine.sick.well()
     continuity.check()
     assert continuity.problems == []
+
+
+def test_a_captured_disk_that_is_given_up_leaves_the_others_unless_it_answers_by_then(
+    machine: Machine,
+) -> None:
+    machine.protect()
+    sick_id, machine.changes = machine.capture.disks[1].id, []
+    captured, left_out = machine.protect(sick_id)
+    assert (captured, left_out, machine.changes) == ([machine.well, machine.sick.device], [], [])
+    watch = machine.watch([])
+
+    def is_silent() -> bool:
+        watch._next = 0.0
+        assert not watch.is_one_back(looking=True)
+        return watch.silent == {sick_id}
+
+    machine.sick.fail()
+    until(is_silent, "nobody notices that all reads fail")
+    machine.sick.well()
+    until(lambda: not is_silent(), "nobody notices that it answers")
+    machine.sick.hang()
+    until(is_silent, "nobody notices that it hangs")
+    captured, (left,) = machine.protect(sick_id)
+    assert (captured, left.id, left.error.code) == ([machine.well], sick_id, "US404")
+    assert machine.changes == [Change.LEFT]

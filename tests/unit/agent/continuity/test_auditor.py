@@ -18,7 +18,9 @@ from agent.capture.layout import OPEN_WRITE
 from agent.capture.maps import Incidents
 from agent.continuity import counting, presence, settling
 from agent.continuity.auditor import Continuity
+from agent.continuity.patience import FIRST_S, Patience
 from agent.stream.state import AgentState, Reason, Word
+from shared.errors import DeviceError
 from tests.epoch_ids import eid
 
 NO_INCIDENTS = Incidents(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -30,6 +32,7 @@ class Watched:
 
     back = False
     looked = False
+    silent: frozenset[str] = frozenset()
 
     def is_one_back(self, *, looking: bool) -> bool:
         self.looked = looking
@@ -57,18 +60,23 @@ class Machine:
             audit_words=lambda slot: self.words,
             open_writes=lambda: np.zeros(0, OPEN_WRITE),
             fresh=True,
+            mode="ordered",
             attached_boot_ns=1,
             removed=lambda: self.removed,
         )
         self.capture = capture
-        rounds: Any = SimpleNamespace(leave_out=lambda slots: setattr(self, "left_out", [*slots]))
+        self.unread: dict[int, DeviceError] = {}
+        rounds: Any = SimpleNamespace(
+            leave_out=lambda slots: setattr(self, "left_out", [*slots]), unread=lambda: self.unread
+        )
         watch: Any = Watched()
         self.watch = watch
         self.rounds = rounds
         self.begin()
 
     def begin(self) -> None:
-        self.continuity = Continuity(self.capture, self.state, self.rounds, self.watch)
+        self.patience = Patience()
+        self.continuity = Continuity(self.capture, self.state, self.rounds, self.watch, self.patience)
 
     def happen(self, **counts: int) -> None:
         self.incidents = Incidents(**{name: counts.get(name, 0) for name in Incidents.__slots__})
@@ -204,7 +212,7 @@ class TwoDisks:
             for name in self.inflight
         ]
         capture: Any = SimpleNamespace(
-            disks=disks, sector_counts=lambda slot: (8, 8), fresh=True, attached_boot_ns=1
+            disks=disks, sector_counts=lambda slot: (8, 8), fresh=True, mode="ordered", attached_boot_ns=1
         )
         rounds: Any = SimpleNamespace(settle=lambda: setattr(self, "settled", True))
         watch: Any = Watched()
@@ -303,6 +311,26 @@ def test_a_disk_that_is_gone_leaves_an_ordered_stream_alone_and_is_left_by_anoth
     machine.state.set_unordered()  # what the disk held has to be read, and cannot be
     machine.continuity.check()
     assert machine.continuity.resized.is_set()
+
+
+def test_a_disk_that_is_given_up_has_capture_fitted_anew_without_it_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    other = SimpleNamespace(name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True)
+    machine.capture.disks = [*machine.capture.disks, other]
+    machine.begin()
+    machine.unread, machine.watch.silent = {1: DeviceError("it gives errors only")}, frozenset({"sdb"})
+    machine.continuity.check()
+    assert machine.watch.looked, "nobody asks whether it answers"
+    assert not machine.continuity.resized.is_set()
+    for _ in range(2):  # the run ends some time after `resized` was set
+        now += 2 * FIRST_S
+        machine.continuity.check()
+        assert machine.continuity.given_up == {"sdb"}
+        assert machine.continuity.resized.is_set()
+    assert machine.patience.wait_s("sdb", now) == 2 * FIRST_S
 
 
 def test_the_only_disk_of_a_machine_is_waited_for(machine: Machine) -> None:

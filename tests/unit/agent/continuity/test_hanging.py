@@ -1,4 +1,4 @@
-"""A disk hangs when requests are in flight and none completes; over a made-up sysfs."""
+"""Which disks hang, and which are given up; over a made-up sysfs, with a clock of the test's own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent.continuity.hanging import HANGS_S, Hanging
+from agent.continuity.patience import FIRST_S, Patience
+from agent.stream.state import AgentState, Word
+from shared.errors import DeviceError, DiskHangsError
 from tests.disk_parts import make_disk
 
 
@@ -21,8 +25,9 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
         make_disk(tmp_path, name, {"inflight": "0 0", "stat": " ".join(["0"] * 17)})
         for name in ("sda", "sdb")
     ]
-    capture: Any = SimpleNamespace(disks=disks)
-    hanging = Hanging(capture)
+    capture: Any = SimpleNamespace(disks=disks, mode="ordered")
+    nobody: Any = SimpleNamespace(unread=dict, silent=frozenset())
+    hanging = Hanging(capture, AgentState(np.zeros(4096, np.uint64)), nobody, nobody, Patience())
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
@@ -53,3 +58,136 @@ def test_a_disk_that_is_slow_or_idle_does_not_hang(look: Callable[..., list[str]
     assert look(HANGS_S - 1, inflight="0 0", reads=3) == []
     assert look(HANGS_S, inflight="0 0", reads=3) == []
     assert look(1, inflight="1 0", reads=3) == []
+
+
+class Machine:
+    """Two disks; what the witnesses say of them, a test sets."""
+
+    def __init__(self, mode: str = "ordered") -> None:
+        disks = [SimpleNamespace(name=name, id=name, path=Path("/dev") / name) for name in ("sda", "sdb")]
+        self.capture: Any = SimpleNamespace(disks=disks, mode=mode)
+        self.state = AgentState(np.zeros(4096, np.uint64))
+        self.unread: dict[int, DeviceError] = {}
+        self.watch: Any = SimpleNamespace(silent=frozenset())
+        self.patience = Patience()
+        self.begin()
+
+    def begin(self) -> None:
+        rounds: Any = SimpleNamespace(unread=lambda: self.unread)
+        self.hanging = Hanging(self.capture, self.state, rounds, self.watch, self.patience)
+
+    def say(self, unread: set[int], silent: set[str]) -> None:
+        self.unread = dict.fromkeys(unread, DeviceError("it gives errors only"))
+        self.watch.silent = frozenset(silent)
+
+    def look(self, sysfs: Path, *, gone: tuple[int, ...] = ()) -> set[str]:
+        """Who is given up."""
+        self.hanging.look(gone, sysfs=sysfs)
+        return {*self.hanging.give_up(gone)}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    now = 1000.0
+
+    def go_on(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    return go_on
+
+
+@pytest.mark.parametrize(
+    ("ordered", "unread", "silent", "gone", "given_up"),
+    [
+        (False, {1}, {"sdb"}, (), {"sdb"}),
+        (False, {1}, set(), (), set()),  # it answers: that a part of it cannot be read is another matter
+        (False, set(), {"sdb"}, (), set()),  # nothing has to be read of it
+        (True, {1}, {"sdb"}, (), set()),
+        (False, {0, 1}, {"sda", "sdb"}, (), set()),  # nobody would be left
+        (False, {1}, {"sdb"}, (0,), set()),
+        (False, {1}, {"sdb"}, (1,), set()),  # that is said and done elsewhere
+    ],
+)
+def test_the_others_go_on_without_a_disk_that_has_to_be_read_and_does_not_answer(
+    ordered: bool,
+    unread: set[int],
+    silent: set[str],
+    gone: tuple[int, ...],
+    given_up: set[str],
+    tmp_path: Path,
+    clock: Callable[[float], None],
+) -> None:
+    machine = Machine()
+    machine.state[Word.ORDERED] = int(ordered)
+    machine.say(unread, silent)
+    assert machine.look(tmp_path, gone=gone) == set()
+    clock(FIRST_S)
+    assert machine.look(tmp_path, gone=gone) == set()
+    clock(1)
+    assert machine.look(tmp_path, gone=gone) == given_up
+
+
+def test_where_there_is_no_order_to_win_no_disk_is_given_up(
+    tmp_path: Path, clock: Callable[[float], None]
+) -> None:
+    machine = Machine("bitmap")
+    machine.say({1}, {"sdb"})
+    machine.look(tmp_path)
+    clock(FIRST_S + 1)
+    assert machine.look(tmp_path) == set()
+
+
+def test_a_disk_that_answered_in_between_is_waited_for_anew(
+    tmp_path: Path, clock: Callable[[float], None]
+) -> None:
+    machine = Machine()
+    for silent in ({"sdb"}, set(), {"sdb"}):
+        machine.say({1}, silent)
+        assert machine.look(tmp_path) == set()
+        clock(FIRST_S / 2 + 1)
+    assert machine.look(tmp_path) == set()
+
+
+def test_one_that_was_given_up_is_waited_for_longer_by_the_next_who_looks(
+    tmp_path: Path, clock: Callable[[float], None]
+) -> None:
+    machine = Machine()
+    machine.say({1}, {"sdb"})
+    for wait_s in (FIRST_S, 2 * FIRST_S):
+        machine.begin()
+        assert machine.look(tmp_path) == set()
+        clock(wait_s)
+        assert machine.look(tmp_path) == set()
+        clock(1)
+        assert machine.look(tmp_path) == {"sdb"}
+
+
+def test_disks_that_fell_silent_one_after_the_other_are_given_up_together(
+    tmp_path: Path, clock: Callable[[float], None]
+) -> None:
+    machine = Machine()
+    machine.capture.disks.append(SimpleNamespace(name="sdc", id="sdc", path=Path("/dev/sdc")))
+    machine.begin()
+    machine.say({1}, {"sdb"})
+    machine.look(tmp_path)
+    clock(FIRST_S)
+    machine.say({1, 2}, {"sdb", "sdc"})
+    machine.look(tmp_path)
+    clock(1)
+    assert machine.look(tmp_path) == {"sdb", "sdc"}
+
+
+def test_a_hang_that_the_kernel_does_not_count_is_named_by_the_reads(
+    tmp_path: Path, clock: Callable[[float], None]
+) -> None:
+    machine = Machine()
+    machine.unread = {1: DiskHangsError("Protected disk /dev/sdb does not answer reads")}
+    machine.look(tmp_path)
+    assert [(problem.code, problem.object) for problem in machine.hanging.problems.values()] == [
+        ("US592", "sdb")
+    ]
+    machine.say({1}, {"sdb"})  # errors are no silence: what reads them says so
+    machine.look(tmp_path)
+    assert machine.hanging.problems == {}
