@@ -116,7 +116,7 @@ class Machine:
         meanwhile()
         self.site.start("agent")
 
-    def protects(self, *disks: str, after: int) -> int:
+    def protects(self, *disks: str, after: int, within_s: float = 180) -> int:
         """Waits for an epoch behind `after` over just these disks, in order; its number."""
 
         def is_so() -> bool:
@@ -124,7 +124,7 @@ class Machine:
             names = {disk["name"] for disk in machine["disks"]}
             return (machine["epoch"] > after, machine["state"], names) == (True, "ordered", {*disks})
 
-        wait_until(is_so, f"not protected: {disks} behind epoch {after}", 180, self.site.machine)
+        wait_until(is_so, f"not protected: {disks} behind epoch {after}", within_s, self.site.machine)
         return int(self.site.machine()["epoch"])
 
     def check_well(self, folder: Path) -> None:
@@ -164,8 +164,9 @@ def ailing() -> Result:
         machine = Machine(site, story, place, file, sick)
         at_start = {name: ill_at_start(machine, folder, name) for name in AT_START}
         running = {name: ill_while_running(machine, folder, name) for name in RUNNING}
+        unread = {name: ill_while_unread(machine, folder, name) for name in UNREAD}
         story.stop()
-        return {"at_start": at_start, "running": running, "writes": story.total}
+        return {"at_start": at_start, "running": running, "unread": unread, "writes": story.total}
 
 
 AT_START: Final[dict[str, tuple[str, str]]] = {
@@ -178,6 +179,8 @@ AT_START: Final[dict[str, tuple[str, str]]] = {
 """Which disk, and why it is left out; odd ones are not."""
 RUNNING: Final = ("turned_read_only", "hung", "failing")
 """A loop device does not go away under an agent that has it open."""
+UNREAD: Final = ("failing", "hung")
+"""In this order: the second time it is waited for longer."""
 
 
 def ill_at_start(machine: Machine, folder: Path, name: str) -> str:
@@ -218,4 +221,21 @@ def ill_while_running(machine: Machine, folder: Path, name: str) -> dict[str, An
     machine.check_well(folder)
     result = {"epochs": machine.site.machine()["epoch"] - before, "shown": shown}
     print(f"  {name} while running: {result}", flush=True)
+    return result
+
+
+def ill_while_unread(machine: Machine, folder: Path, name: str) -> dict[str, Any]:
+    """All disks are to be read, and one cannot be: the others go on without it, after a wait, and it is taken in when it is well."""
+    before = machine.site.machine()["epoch"]
+    began = time.monotonic()
+    with getattr(machine, name)():
+        machine.site.run("machine", "resync", "lab", "--yes")
+        without = machine.protects(machine.well, machine.place, after=before + 1, within_s=300)
+        alone_s = time.monotonic() - began
+        machine.error_of(machine.sick)
+        machine.check_well(folder)
+    after = machine.protects(machine.well, machine.place, machine.sick, after=without)
+    machine.check_well(folder)
+    result = {"epochs": after - before, "alone_s": round(alone_s)}
+    print(f"  {name} while it has to be read: {result}", flush=True)
     return result
