@@ -10,7 +10,7 @@ Files that a daemon treats alike, and errors that it does, are not multiplied: e
 What is not here, and why:
 - agent, disks.json: written only when a disk is seen for the first time or stands elsewhere (tests/integration/agent/test_protection.py).
 - agent, stream state and bitmaps: pinned kernel memory, no file. Of the BPF file system nothing fails but the making (start).
-- process server, aside files and their notes: written when spool files are damaged (tests/integration/process_server/test_spool.py).
+- process server, aside files and their notes: written when spool files are damaged (process_server/spool/test_recovery.py).
 - master target with page blobs: has no file of its own but certificate, key cache and log; its state is in storage (storage-faults).
 - process server, its spool at a start: what lies in it is read when it is ready, and then it is a running case.
 - config server, operator.token and CA: written once, at the first start (tests/integration/environment/test_database.py).

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from process_server.spool.ownership import Patience
 from process_server.spool.spool import LogSettings, MachineLog, SegmentLimits, Spool
 from shared.batch import Batch
-from shared.blob import BlobStore
+from shared.blob import BlobStore, Content
 from shared.errors import IndexMissingError
 from shared.log.reader import LogReader
 from shared.machine_storage import MachineStorage
@@ -91,3 +94,64 @@ def same_batches(found: list[Batch], made: list[Made]) -> bool:
         == (bytes(m.batch.payload), m.batch.predecessor, m.batch.end_seq)
         for b, m in zip(found, made, strict=True)
     )
+
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def started(spool: Spool) -> AsyncIterator[MachineLog]:
+    """The machine's log, which no agent has begun yet; the spool is closed at the end."""
+    await spool.start()
+    try:
+        yield await spool.open_machine(hello(0))
+    finally:
+        await spool.close()
+
+
+@asynccontextmanager
+async def opened(spool: Spool, epoch: int = 0) -> AsyncIterator[MachineLog]:
+    """The machine's log, begun; the spool is closed at the end."""
+    async with started(spool) as log:
+        store = await spool._resources.storage.find_or_create(MACHINE)
+        await log.begin(await hello_again(store, epoch))
+        yield log
+
+
+async def left_behind(folder: Path, store: BlobStore, made: Iterable[Made]) -> None:
+    """A process server took these batches of a new epoch, and stopped before any was uploaded."""
+    async with opened(make_spool(folder, store)) as log:
+        await append_all(log, made)
+
+
+def spool_files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*.seg"))
+
+
+def epoch_folders(folder: Path) -> list[str]:
+    return sorted(p.name for p in (folder / "m1").iterdir())
+
+
+async def until(log: MachineLog, condition: Callable[[], bool]) -> None:
+    """Waits for it; it is looked at whenever the log says that something has changed."""
+    changed = asyncio.Event()
+    log.on_change = changed.set
+    async with asyncio.timeout(20):
+        while not condition():
+            changed.clear()
+            await changed.wait()
+
+
+def uploaded(log: MachineLog) -> int:
+    return log.last_indexed.number if log.last_indexed is not None else 0
+
+
+class Gated(BlobStore):
+    """Storage that takes segments only while its gate is open."""
+
+    gate: asyncio.Event
+
+    async def create_from(self, name: str, content: Callable[[], Awaitable[Content]], size_b: int) -> str:
+        if name.endswith(".seg"):
+            await self.gate.wait()
+        return await super().create_from(name, content, size_b)
