@@ -14,6 +14,12 @@ make `uploaded` advance:
   number, and the index may again be exactly as long as we left it. So a term is its number *and* a random claim (index.py), and our
   append carries our lease, which no blob has that was put back. It is refused; then, and whenever the size is not ours, the term that
   storage has now is compared before anything else: another claim fences us. A lease is only taken again for our own term.
+- A lease that is lost under our own term may mean that, too: set back to a moment when the term was ours and the index as long as we left
+  it, storage lacks segments that were uploaded since and are not listed yet, those of later appends included. So from then on the log is
+  *in doubt*: once the new lease is taken, an append first looks up each segment that it lists (and, the first time, the newest listed
+  ones). Storage that is set back after that look has taken the new lease away, too, and the append is refused. While no lease is lost,
+  storage was not set back since the log was taken, and every upload of this term is still there. A rotation passes from lease to lease:
+  the old one is given back when the next blob is claimed; if it was lost by then, the closed blob must be as long as it was left.
 - A doubtful append (no answer) is repeated with the same condition. If it had happened, exactly these bytes, which carry W's term, stand
   at the expected place: `BlobStore.append` recognises them. The claim of another never looks like them.
 - The chain: `closed` is an appended line like any other, so it is the last one of its blob for everybody: whoever knows the blob's size
@@ -35,7 +41,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NoReturn
 
 from shared import logging
@@ -90,6 +96,8 @@ class IndexWriter:
         self._owner = owner
         self._max_blocks = max_blocks
         self._lease: Lease | None = None
+        self._in_doubt = False
+        """A lease was lost under our own term: what was uploaded may be gone."""
         self._name = f"the log of machine {machine}, epoch {epoch.number}"
         self.machine = machine
         self.id = epoch
@@ -121,10 +129,7 @@ class IndexWriter:
         `known_last` was listed once.
         """
         writer = cls(store, machine, epoch, owner, max_blocks)
-        try:
-            await writer._chain.read_to_end()
-        except IndexMissingError as exc:
-            raise writer._chain.forgot(exc.cause) from exc
+        await writer._read_to_end()
         if writer.fold.last < known_last:
             raise writer._chain.forgot(
                 f"its index ends at batch {writer.fold.last}, and batch {known_last} was listed"
@@ -133,7 +138,7 @@ class IndexWriter:
         reach("take.after-term")
         await writer._claim()
         reach("take.after-claim")
-        await writer._check_segments()
+        await writer._check_segments(writer.fold.entries)
         _log.info(
             "log taken",
             machine=machine,
@@ -154,7 +159,9 @@ class IndexWriter:
         if self._chain.lines >= self._max_blocks:
             await self._rotate()
         reach("index.before-append")
-        await self._append(encode_lines(entries))
+        if self._in_doubt:
+            await self._check_segments(entries)
+        await self._append(encode_lines(entries), entries)
         for entry in entries:
             self.fold.add(entry)
         reach("index.after-append")
@@ -162,9 +169,9 @@ class IndexWriter:
     async def check(self) -> None:
         """Raises FencedError or StorageForgotError if the log is not ours any more, or not what it was."""
         await self._raise_unless_ours()
-        if await self._size() != self._chain.size_b:
+        if await self._size(self._chain.blob) != self._chain.size_b:
             await self._explain_other_size()
-        await self._check_segments()
+        await self._check_segments(self.fold.entries)
 
     async def release(self) -> None:
         """Gives the lease back, so that the blob can be deleted. The term stays taken."""
@@ -173,6 +180,12 @@ class IndexWriter:
             await _give_back(lease)
 
     # ---- taking ----
+
+    async def _read_to_end(self) -> None:
+        try:
+            await self._chain.read_to_end()
+        except IndexMissingError as exc:
+            raise self._chain.forgot(exc.cause) from exc
 
     async def _take_term(self) -> Term:
         while True:
@@ -189,7 +202,7 @@ class IndexWriter:
 
     async def _claim(self) -> None:
         for _ in range(_TRIES):
-            await self._chain.read_to_end()
+            await self._read_to_end()
             if self.fold.owner.number >= self.term and self.fold.owner != self.taken:
                 raise self._fenced(self.fold.owner)
             claim = Claim(
@@ -218,7 +231,8 @@ class IndexWriter:
 
     # ---- appending ----
 
-    async def _append(self, data: bytes) -> None:
+    async def _append(self, data: bytes, entries: Sequence[IndexEntry] = ()) -> None:
+        """`entries`: the segments that `data` lists."""
         for _ in range(_TRIES):
             try:
                 await self._append_once(data)
@@ -228,9 +242,11 @@ class IndexWriter:
                 raise self._chain.forgot(f"index blob {self._chain.blob} is gone") from exc
             except (LeaseLostError, LeaseHeldError):
                 # Broken by somebody who is about to claim with a higher term, or who lost that race against
-                # us.
+                # us. Or storage was set back.
                 await self._raise_unless_ours()
                 self._lease = await self._take_lease()
+                self._in_doubt = True  # from the lease on, and so the proof comes behind it
+                await self._check_segments([*self.fold.entries, *entries])
             else:
                 return
         raise TransientError(
@@ -244,34 +260,42 @@ class IndexWriter:
         chain.lines += data.count(b"\n")
 
     async def _rotate(self) -> None:
-        old_lease = self._lease
+        old_blob = self._chain.blob
         closed = Closed(term=self.term, next=self.fold.number + 1)
         # The next blob first: so one that `closed` names and that is not there was lost (chain.py). A leftover of a kill is taken as it is.
         with contextlib.suppress(BlobExistsError):
             await self._store.append_create(names.index(self.epoch, closed.next))
         await self._append(encode_lines([closed]))
+        old_lease, old_size_b = self._lease, self._chain.size_b
         self.fold.add(closed)
         self._chain.next_blob()
         reach("index.after-rotation")
         await self._claim()
-        if old_lease is not None:
-            await _give_back(old_lease)
+        if old_lease is not None and not await _give_back(old_lease):
+            await self._raise_unless_ours()
+            self._in_doubt = True
+            await self._check_size(old_blob, old_size_b)
+            await self._check_segments(self.fold.entries)
 
     # ---- what went wrong ----
 
-    async def _size(self) -> int:
+    async def _size(self, blob: str) -> int:
         try:
-            return (await self._store.properties(self._chain.blob)).size_b
+            return (await self._store.properties(blob)).size_b
         except BlobNotFoundError as exc:
-            raise self._chain.forgot(f"index blob {self._chain.blob} is gone") from exc
+            raise self._chain.forgot(f"index blob {blob} is gone") from exc
+
+    async def _check_size(self, blob: str, known_b: int) -> int:
+        size_b = await self._size(blob)
+        if size_b < known_b:
+            raise self._chain.forgot(f"{blob} has {size_b} bytes and had {known_b}")
+        return size_b
 
     async def _explain_other_size(self) -> NoReturn:
         """The current blob is not as long as we left it: why."""
         await self._raise_unless_ours()
         blob, known_b = self._chain.blob, self._chain.size_b
-        size_b = await self._size()
-        if size_b < known_b:
-            raise self._chain.forgot(f"{blob} has {size_b} bytes and had {known_b}")
+        await self._check_size(blob, known_b)
         for line in decode_lines(await self._store.read(blob, known_b), blob):
             if isinstance(line, Claim) and line.term >= self.term:
                 raise self._fenced(Term(line.term, line.term_claim))
@@ -286,13 +310,13 @@ class IndexWriter:
         if newest != self.taken:
             raise self._fenced(newest)
 
-    async def _check_segments(self) -> None:
-        """Look up the newest ones, which the fold remembers."""
-        for entry in tuple(self.fold.entries):
+    async def _check_segments(self, entries: Iterable[IndexEntry]) -> None:
+        """That they are there: the newest ones that are listed, which the fold remembers, or those that are about to be."""
+        for entry in tuple(entries):
             try:
                 size_b = (await self._store.properties(entry.blob)).size_b
             except BlobNotFoundError as exc:
-                raise self._chain.forgot(f"segment {entry.blob} is listed but gone") from exc
+                raise self._chain.forgot(f"segment {entry.blob} was uploaded, and is gone") from exc
             if size_b != entry.bytes:
                 raise self._chain.forgot(f"segment {entry.blob} has {size_b} bytes and had {entry.bytes}")
 
@@ -305,6 +329,10 @@ class IndexWriter:
         )
 
 
-async def _give_back(lease: Lease) -> None:
-    with contextlib.suppress(LeaseLostError, BlobNotFoundError):  # then a newer owner has it
+async def _give_back(lease: Lease) -> bool:
+    """Whether it was still ours."""
+    try:
         await lease.release()
+    except (LeaseLostError, BlobNotFoundError):  # then a newer owner has it, or storage was set back
+        return False
+    return True

@@ -34,7 +34,7 @@ from shared.log.terms import newest_term
 from shared.log.writer import IndexWriter
 from shared.vault import FileVault, machine_key
 from tests.epoch_ids import eid
-from tests.lives import forget_log
+from tests.lives import copied, forget_log, set_back
 from tests.logs import OTHER_KEY, VAULT, KnownKeys, Made, make_chain, put_segment
 
 M, E = "m1", eid(1)
@@ -245,7 +245,7 @@ async def test_storage_that_forgot_a_listed_segment_or_the_terms_is_noticed(stor
     await writer.append([entry])
     await writer.check()
     await store.delete(entry.blob)
-    with pytest.raises(StorageForgotError, match="listed but gone"):
+    with pytest.raises(StorageForgotError, match="uploaded, and is gone"):
         await writer.check()
     with pytest.raises(StorageForgotError):
         await IndexWriter.take(store, M, E, "ps1")
@@ -256,6 +256,49 @@ async def test_storage_that_forgot_a_listed_segment_or_the_terms_is_noticed(stor
         await store.delete(names.term_document(E.number, term))
     with pytest.raises(StorageForgotError):
         await writer.check()
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+async def test_what_was_uploaded_before_storage_was_set_back_is_not_listed(
+    store: BlobStore, gone: int
+) -> None:
+    """Set back between upload and listing: the index is as long as it was left, and the term is ours."""
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    chain = make_chain(4)
+    await writer.append([await put_segment(store, chain[:1])])
+    uploaded = []
+    for number in (1, 2):
+        if number == 1 + gone:
+            older = await copied(store)
+        uploaded.append(await put_segment(store, chain[number : number + 1]))
+    await set_back(store, older)
+    for entry in uploaded[:gone]:  # under a new lease, which no later append loses
+        await writer.append([entry])
+    with pytest.raises(StorageForgotError, match="uploaded, and is gone"):
+        await writer.append([uploaded[gone]])
+    assert [e.last for e in await LogReader(store, M).entries(E)] == [*range(1, 2 + gone)]
+
+
+@pytest.mark.parametrize(
+    ("before", "cause"), [("_claim", "index-000002 is gone"), ("_take_lease", "index-000001 has")]
+)
+async def test_a_rotation_during_which_storage_is_set_back_is_noticed(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, before: str, cause: str
+) -> None:
+    writer = await IndexWriter.take(store, M, E, "ps1", max_blocks=2)
+    chain = make_chain(2)
+    await writer.append([await put_segment(store, chain[:1])])
+    older = await copied(store)
+    entry = await put_segment(store, chain[1:])
+    going_on = getattr(writer, before)
+
+    async def set_back_first() -> object:
+        await set_back(store, older)
+        return await going_on()
+
+    monkeypatch.setattr(writer, before, set_back_first)
+    with pytest.raises(StorageForgotError, match=cause):
+        await writer.append([entry])
 
 
 async def test_epochs_are_allocated_one_by_one(store: BlobStore) -> None:
