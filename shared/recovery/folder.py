@@ -6,12 +6,16 @@ complete one is its result.
 
 Its own: machine and position do not say which log it was. Two logs have the same machine's name and the same numbers when a name was given
 to another machine, or a storage account was begun anew. So the journal has the claim of the epoch, which is random, and its disks.
+And one epoch may have had several histories: storage is set back to an older copy, and the log goes on otherwise. So the journal has
+the digest of the position's batch, too, which covers all before it. Where the log has another one there now, even a claim that lies in
+what both histories share is worth nothing: what was written behind it stays in every sector that the other history does not write.
 
 The journal claims only what is durable: images are synced before it is replaced. What was written behind its claim is written again,
 which gives the same bytes: see "Why resuming is correct" in materialise.py. It goes on from the base with which it began (`Journal.base`,
 which make_plan prefers), as long as that is there: a newer one may be better for whoever begins, never for whoever has begun. Where its
-images are not what they were (gone, or of another length: a copy of the folder that ended early), or the base is another, nothing
-that it claims can be relied upon: then all begins again, and the log says so.
+images are not what they were (gone, or of another length: a copy of the folder that ended early), or the base is another, or the
+history, nothing that it claims can be relied upon: then all begins again, and the log says so. A finished restore of another history is
+nobody's to remove: it may be all that is left of that one.
 """
 
 from __future__ import annotations
@@ -63,6 +67,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 class Journal(msgspec.Struct, kw_only=True):
     origin: Origin
+    digest: str = ""
+    """Of the position's batch (hex): of which history of the log it is. Empty: not known."""
     base: PointDoc | None
     """The point whose snapshots are the base; None: zeroes."""
     discarded: bool = False
@@ -102,6 +108,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     claim: str
     """Of the epoch: which log it was."""
+    digest: str = ""
+    """Of the batch: which history of that log it was. Empty: not known."""
     epoch: int
     batch: int
     time: str
@@ -167,8 +175,9 @@ def finished(path: Path, plan: Plan) -> Manifest | None:
         return None
     disks = tuple((disk.name, disk.size_b // SECTOR) for disk in done.disks)
     origin = Origin(machine=done.machine, id=done.id, claim=done.claim, disks=disks)
+    same = origin == Origin.of(plan) and done.digest == plan.digest
     whole = [disk.size_b for disk in done.disks] == [image.st_size for image in images]
-    if origin == Origin.of(plan) and whole and all(image.st_mtime_ns <= made_ns for image in images):
+    if same and whole and all(image.st_mtime_ns <= made_ns for image in images):
         return done
     return None
 
@@ -206,6 +215,7 @@ def open_folder(path: Path, plan: Plan) -> Iterator[RestoreFolder]:
 def _begin_or_resume(path: Path, plan: Plan) -> Journal:
     fresh = Journal(
         origin=Origin.of(plan),
+        digest=plan.digest,
         base=plan.base,
         replayed=plan.base.batch if plan.base else 0,
         unreadable=list(plan.base.unreadable) if plan.base else [],
@@ -231,6 +241,8 @@ def _changed(path: Path, plan: Plan, journal: Journal) -> str:
     """Why nothing that the journal claims can be relied upon; empty when it can."""
     if journal.discarded:
         return "it was interrupted while an earlier beginning was being removed"
+    if journal.digest != plan.digest:
+        return f"it began with another history of the log: batch {plan.position.batch} is another now"
     if _snapshots(journal.base) != _snapshots(plan.base):
         return f"it began with the base {_named(journal.base)}; now there is {_named(plan.base)}"
     for disk in plan.disks:
@@ -255,7 +267,7 @@ def _unfinished(path: Path, plan: Plan) -> Journal | None:
     """The journal of this same restore, None in an empty folder. Raises RestoreFolderError for everything else."""
     if not (path / JOURNAL).exists():
         if set(path.iterdir()) - {*_remains(path), path / _LOST_AND_FOUND}:
-            raise RestoreFolderError(f"{path} cannot take a restore", cause=_contents(path))
+            raise RestoreFolderError(f"{path} cannot take a restore", cause=_contents(path, plan))
         return None
     journal = _read(path / JOURNAL)
     held, wanted = journal.origin, Origin.of(plan)
@@ -274,12 +286,14 @@ def _unfinished(path: Path, plan: Plan) -> Journal | None:
     return journal
 
 
-def _contents(path: Path) -> str:
+def _contents(path: Path, plan: Plan) -> str:
     try:
         done = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except (OSError, *UNDECODABLE):
         return "it is not empty, and holds no unfinished restore"
-    return f"it holds the finished restore of {done.machine} at {done.id}"
+    held = f"it holds the finished restore of {done.machine} at {done.id}"
+    same = (done.machine, done.id, done.claim) == (plan.machine, str(plan.position), plan.epoch.claim)
+    return f"{held}, of another history of the log" if same and done.digest != plan.digest else held
 
 
 def _remains(path: Path) -> list[Path]:

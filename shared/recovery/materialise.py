@@ -333,6 +333,7 @@ async def _complete(
         machine=plan.machine,
         id=str(plan.position),
         claim=plan.epoch.claim,
+        digest=plan.digest,
         epoch=plan.position.epoch,
         batch=plan.position.batch,
         time=format_ns(plan.captured_ns),

@@ -42,6 +42,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     base: PointDoc | None
     """Whose snapshots to start from; None: from zeroes."""
     replay: tuple[Replay, ...]
+    digest: str = ""
+    """Of the batch there (hex). It covers all before it: tells this history of the epoch from another one. Empty: not known, of a point
+    that is restored alone and whose document does not say it."""
     remarks: tuple[str, ...] = ()
     """What whoever restores it must know."""
 

@@ -25,6 +25,7 @@ from shared.recovery.materialise import Progress, materialise
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan
 from tests.azurite import Azurite
+from tests.lives import copied
 from tests.machine_log import ModelMachine
 from tests.restores import MIB, Interrupted, check, interrupted, restore, shown_now, snapshot_now
 
@@ -120,6 +121,33 @@ async def test_a_restore_goes_on_only_over_the_log_that_it_began_with(
         await restore(machine, "latest", tmp_path / "a")
         with pytest.raises(RestoreFolderError, match="finished restore"):
             await restore(other, "latest", tmp_path / "a")
+
+
+@pytest.mark.parametrize("visits", [2, 3])
+async def test_a_restore_does_not_go_on_over_another_history_of_its_epoch(
+    machine: ModelMachine, tmp_path: Path, visits: int
+) -> None:
+    """Whether the journal claims nothing yet, or what both histories share, and more was written behind it."""
+    await machine.begin_epoch()
+    machine.write()
+    await machine.publish()
+    out, done = tmp_path / "out", tmp_path / "done"
+    older, was = await copied(machine.store), machine.as_it_is()
+    for _ in range(4):
+        machine.write(8)
+    await machine.publish(segments=4)
+    target = str(machine.position)
+    await interrupted(machine, target, out, "restore.after-runs", visits)
+    await restore(machine, target, done)
+    await machine.set_back(older, was)
+    machine.rng.seed(99)
+    for _ in range(4):
+        machine.write(1)
+    await machine.publish()
+    manifest = await restore(machine, target, out)
+    check(machine, machine.position, out, manifest)
+    with pytest.raises(RestoreFolderError, match="of another history of the log"):
+        await restore(machine, target, done)
 
 
 async def test_a_journal_of_another_version_is_refused_by_name(machine: ModelMachine, tmp_path: Path) -> None:
