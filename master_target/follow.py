@@ -175,9 +175,7 @@ class Follower:
         entry = self._tail(position.epoch).holding(position.batch)
         if entry is None or position.batch < entry.first:
             return ""
-        if entry.last == position.batch:
-            return entry.last_digest
-        return (await self._reader.footer(entry))[position.batch - entry.first].digest
+        return await self._reader.digest(entry, position.batch)
 
     async def exactly(self, start: Position, end: Position) -> Interval:
         """The interval (start, end], which a crash left unfinished. Raises LogGapError when it is not all in the log."""

@@ -52,6 +52,8 @@ class LogReader:
         self._epochs: dict[int, EpochInfo] = {}  # documents never change
         self._chains: dict[EpochId, tuple[IndexChain, list[IndexEntry]]] = {}
         """Of each epoch, its index and the segments that count in it so far."""
+        self._digests: dict[tuple[str, int], str] = {}
+        """By the segment's own digest and the batch; of those that were asked for, which are those of points."""
 
     async def epochs(self, damaged: dict[int, IntegrityError] | None = None) -> list[EpochInfo]:
         """All epochs of the machine, oldest first. The last one is the machine's current one.
@@ -94,6 +96,16 @@ class LogReader:
         rows = list(segment.decode_footer(tail, entry.bytes, entry.blob).rows)
         _check_rows(entry, rows)
         return rows
+
+    async def digest(self, entry: IndexEntry, batch: int) -> str:
+        """Of a batch of the segment (hex). Of one that is not its last the footer is read, once."""
+        if batch == entry.last:
+            return entry.last_digest
+        known = self._digests.get((entry.digest, batch))
+        if known is None:
+            known = (await self.footer(entry))[batch - entry.first].digest
+            self._digests[entry.digest, batch] = known
+        return known
 
     async def check_key(self, epoch: EpochId, entry: IndexEntry, vault: Vault) -> None:
         """Raises WrongKeyError when `vault` does not hold the key of this segment, OtherEpochSegmentError when it is not of that epoch.
@@ -159,11 +171,8 @@ async def listed_digest(store: BlobStore, machine: str, epoch: EpochId, number: 
     """
     async for entries in IndexChain(store, machine, epoch).read_on():
         for entry in entries:
-            if entry.last == number:
-                return entry.last_digest
             if entry.first <= number <= entry.last:
-                rows = await LogReader(store, machine).footer(entry)
-                return rows[number - entry.first].digest
+                return await LogReader(store, machine).digest(entry, number)
     return ""
 
 

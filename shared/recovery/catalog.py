@@ -13,16 +13,29 @@ future, behind what has arrived in storage, where the machine's clock does not t
 not kept. Such a period begins right after the last ordered batch before it (order was lost some time after it, nobody knows when)
 and ends with the next ordered batch.
 "Newest" goes by position, never by time.
+
+Which points restore is one question with one answer, given once, when storage has been read: `docs` are the points that do, by the log
+or by their own snapshots, and `lost` the others. What is listed, what `restorable` names and what `resolve` accepts follow from it. A
+point is lost
+- where its log is gone: storage has no epoch of its claim any more, or was set back within it, and the log went on otherwise: then the
+  batch at its position has another digest than its document says. Nothing of the log that is there belongs to such a point: neither may
+  that be replayed over its snapshots, nor do these show what it has there. If the point has snapshots, they alone restore it (`alone`),
+  as long as its position does not mean an ordered batch of the log that is there;
+- where the log does not lead to an ordered batch there (it was cut, or its epoch's document is gone) and the point has no snapshots.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final
 
 import msgspec
 
+from shared import logging
 from shared.batch import StreamState
 from shared.blob import BlobStore
 from shared.errors import (
@@ -39,10 +52,15 @@ from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
 from shared.recovery import history, point_store, times
 from shared.recovery.history import Gap
+from shared.recovery.parallel import parallel
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position, format_ns, parse_rfc3339
 from shared.recovery.times import Moment
 from shared.vocabulary import PointState
+
+_WIDTH: Final = 8
+
+_log = logging.get()
 
 
 class Catalog:
@@ -66,12 +84,22 @@ class Catalog:
         self.runs = history.ordered_runs(entries)
         self.damaged = damaged
         """Epochs of which the index, or the document, can be read in part only or not at all; what is in the others can be recovered."""
+        self._strange = frozenset(doc.position for doc in lost)
+        """Points of another epoch, or another history of it, than storage has."""
         self.lost = list(lost)
-        """Points whose log is gone: storage does not have their epoch any more, or has another one under its number. Nothing of the log
-        that is there belongs to them."""
-        self.docs = {doc.position: self._labelled(doc) for doc in docs}
-        self.lost = [self._labelled(doc) for doc in lost]
+        self.docs: dict[Position, PointDoc] = {}
+        for doc in docs:
+            if self._restores(doc):
+                self.docs[doc.position] = doc
+            else:
+                self.lost.append(doc)
+        self.docs = {position: self._labelled(doc) for position, doc in self.docs.items()}
+        self.lost = [self._labelled(doc) for doc in self.lost]
         self.now_ns = now_ns
+
+    def _restores(self, doc: PointDoc) -> bool:
+        """Of a point of the log that is there. An index is read from its first batch on, without gaps: the log leads to what it lists."""
+        return doc.restores_alone or history.contains(self.runs, doc.position)
 
     @classmethod
     async def load(cls, store: BlobStore, machine: str, reader: LogReader | None = None) -> Catalog:
@@ -100,6 +128,9 @@ class Catalog:
                 damaged[info.epoch], found = exc, reader.before_damage(info.id)
             entries += [(info.epoch, entry) for entry in found]
             ends[info.epoch] = found[-1].last if found else 0
+            strange = await _of_another_history(reader, found, [d for d in known if d.epoch == info.epoch])
+            lost += [doc for doc in known if doc.position in strange]
+            known = [doc for doc in known if doc.position not in strange]
         for doc in [*known, *(doc for doc in lost if doc.epoch not in ids)]:
             if doc.epoch not in damaged and doc.batch > ends.get(doc.epoch, 0):
                 damaged[doc.epoch] = _ends_early(machine, doc, ends)
@@ -131,13 +162,13 @@ class Catalog:
         ]
 
     def restorable(self) -> list[PointDoc]:
-        """Also those whose log is gone and whose snapshots are there."""
+        """All that can be restored: also those whose log is gone and whose snapshots are there."""
         alone = [doc for doc in self.lost if self.alone(doc.position) == doc]
         return sorted([*self.points(), *alone], key=lambda doc: doc.position)
 
     def _labelled(self, doc: PointDoc) -> PointDoc:
         """The point, marked as suspect when a later epoch says that capture had missed writes by then."""
-        suspect = self.is_suspect(doc.position) or (doc in self.lost and self.is_untold(doc))
+        suspect = self.is_suspect(doc.position) or (doc.position in self._strange and self.is_untold(doc))
         return msgspec.structs.replace(doc, suspect=True) if suspect else doc
 
     def is_suspect(self, position: Position) -> bool:
@@ -145,8 +176,9 @@ class Catalog:
         if any(epoch.doubts(position) for epoch in self.epochs):
             return True
         known = {e.epoch for e in self.epochs}
+        # Any later epoch may say it of all before it, not the next one alone.
         later = [n for n in {*known, *self.damaged, *(doc.epoch for doc in self.lost)} if n > position.epoch]
-        return (min(later) if later else position.epoch) not in known
+        return any(n not in known for n in later or [position.epoch])
 
     def alone(self, position: Position) -> PointDoc | None:
         """The point there, when nothing is left of it but its document and its snapshots, which restore it; None when the log says what
@@ -157,12 +189,13 @@ class Catalog:
         found = self.docs.get(position) or next((d for d in self.lost if d.position == position), None)
         if found is None or not found.restores_alone:
             return None
-        return None if any(e.id == found.epoch_id for e in self.epochs) else found
+        has_log = position not in self._strange and any(e.id == found.epoch_id for e in self.epochs)
+        return None if has_log else found
 
     def is_untold(self, doc: PointDoc) -> bool:
         """Whether what followed the epoch of a point that is restored alone is not known, and so whether capture had missed writes."""
-        of_another = any(e.epoch == doc.epoch for e in self.epochs)
-        return of_another or (
+        there = any(e.epoch == doc.epoch for e in self.epochs)
+        return (there and doc.position in self._strange) or (
             self.is_suspect(doc.position) and not any(e.doubts(doc.position) for e in self.epochs)
         )
 
@@ -189,13 +222,18 @@ class Catalog:
         )
 
     def why_lost(self, doc: PointDoc) -> str:
-        """Why there is no log of the point."""
+        """Why the log does not restore the point."""
         there = next((e for e in self.epochs if e.epoch == doc.epoch), None)
-        if there is not None:
+        if there is not None and there.id != doc.epoch_id:
             return f"its log is gone: it was of epoch {doc.epoch_id}, and storage has epoch {there.id}"
-        if doc in self.lost:
+        if there is not None and doc.position in self._strange:
+            return f"its log is gone: it was set back, and has another batch {doc.batch} now"
+        if there is None and doc.position in self._strange:
             return f"its log is gone: storage has no epoch {doc.epoch}"
-        return f"its log cannot be read: {self.damaged[doc.epoch].what}"
+        damage = self.damaged.get(doc.epoch)
+        if damage is None:
+            return f"its log does not lead there: batch {doc.batch} is not ordered in it"
+        return f"its log cannot be read: {damage.what}: {damage.cause}"
 
     def _why_none_at(self, position: Position) -> str:
         lost = next((doc for doc in self.lost if doc.position == position), None)
@@ -211,10 +249,8 @@ class Catalog:
     async def digest(self, position: Position) -> str | None:
         """Of the batch there (hex); None when the index lists none."""
         for entry in self.entries(position.epoch):
-            if entry.last == position.batch:
-                return entry.last_digest
             if entry.first <= position.batch <= entry.last:
-                return (await self.reader.footer(entry))[position.batch - entry.first].digest
+                return await self.reader.digest(entry, position.batch)
         return None
 
     def _latest(self) -> Position:
@@ -322,6 +358,28 @@ class Catalog:
         return PointNotFoundError(
             f"Machine '{self.machine}' has no recovery point {asked}", cause="; ".join(said)
         )
+
+
+async def _of_another_history(
+    reader: LogReader, entries: Sequence[IndexEntry], docs: Sequence[PointDoc]
+) -> set[Position]:
+    """Those of the epoch's points where its log has another batch. What no document, or no log, says is no difference."""
+    found: set[Position] = set()
+
+    async def compare(doc: PointDoc, entry: IndexEntry) -> None:
+        try:
+            if await reader.digest(entry, doc.batch) != doc.digest:
+                found.add(doc.position)
+        except IntegrityError as exc:  # whoever restores it is told
+            _log.warning("segment not looked into", machine=reader.machine, point=doc.id, **exc.as_dict())
+
+    todo = []
+    for doc in docs:
+        at = bisect.bisect_left(entries, doc.batch, key=lambda entry: entry.last)
+        if doc.digest and at < len(entries) and entries[at].first <= doc.batch:
+            todo.append(partial(compare, doc, entries[at]))
+    await parallel(todo, _WIDTH)
+    return found
 
 
 def _ends_early(machine: str, doc: PointDoc, ends: Mapping[int, int]) -> IndexMissingError:

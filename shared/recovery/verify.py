@@ -9,6 +9,7 @@ import msgspec
 from shared import logging
 from shared.blob import BlobStore
 from shared.errors import IntegrityError, LogGapError, SnapshotError
+from shared.recovery import history
 from shared.recovery.alone import UNTOLD_DISKS, UNTOLD_SUSPICION, check_snapshots, disks_of
 from shared.recovery.catalog import Catalog
 from shared.recovery.fit import check_disks, check_extents
@@ -37,15 +38,19 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 async def make_plan(
     store: BlobStore, catalog: Catalog, position: Position, begun: Journal | None = None
 ) -> Plan:
-    """How to restore `position`: from the newest base that proves valid; if the restore has `begun`, from its own, as long as that does.
-    Raises LogGapError, LogMisfitError.
+    """How to restore `position`, which the catalog resolves: from the newest base that proves valid; if the restore has `begun`, from its
+    own, as long as that does. Raises LogGapError, LogMisfitError.
     """
     if (alone := catalog.alone(position)) is not None:
         return await _plan_alone(store, catalog, alone)
     epoch = catalog.epoch(position.epoch)
     check_disks(catalog.machine, epoch.epoch, epoch.disks)
-    candidates: list[PointDoc | None] = [*base_candidates(position, list(catalog.docs.values())), None]
-    if (
+    docs = base_candidates(position, list(catalog.docs.values()))
+    candidates: list[PointDoc | None] = [*docs, None]
+    if not history.contains(catalog.runs, position):
+        # No ordered batch of the log is there: nothing may be replayed, and what has been snapshotted there is its image.
+        candidates = [doc for doc in docs if doc.position == position]
+    elif (
         begun is not None
         and (begun.origin.id, begun.origin.claim) == (str(position), epoch.claim)
         and begun.claims
@@ -108,8 +113,9 @@ async def _beginning(
             trouble = exc
             if doc is not None:
                 _log.warning("point not used as base", machine=catalog.machine, point=doc.id, **exc.as_dict())
-    assert trouble is not None
-    raise trouble
+    raise trouble or LogGapError(
+        f"The log does not lead to position {position}", cause="no ordered batch is listed there"
+    )
 
 
 async def _check_history(catalog: Catalog, doc: PointDoc) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from shared.batch import StreamState
 from shared.blob import BlobStore
-from shared.recovery import point_store
+from shared.recovery import listing, point_store
 from shared.recovery.catalog import Catalog
-from shared.recovery.verify import make_plan
+from shared.recovery.position import Position
+from shared.recovery.verify import make_plan, verify
 from tests.lives import copied
 from tests.machine_log import ModelMachine
 from tests.master_parts import (
@@ -76,3 +78,26 @@ async def test_snapshots_of_another_history_are_no_base_of_a_restore(
         assert plan.base is None
         manifest = await restore(model, catalog, position, tmp_path / str(position))
         assert [disk.sha256 for disk in manifest.disks] == expected
+
+
+async def test_a_point_of_another_history_is_restored_from_its_snapshots_where_the_log_has_none(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    """What the log has at its position is not ordered: it must not be replayed as if it were a point."""
+    point, digests = Position.of(1, 6), model.digests[Position.of(1, 6)]
+    model.write()
+    model.write(state=StreamState.RESYNC)
+    assert model.position == point
+    model.write()
+    model.write()
+    await model.publish(segments=2)
+    catalog = await Catalog.load(model.store, model.name)
+    (shown,) = listing.listing(catalog).points
+    assert (shown.id, shown.lost) == (str(point), "")
+    assert "was set back" in shown.remark
+    assert [doc.position for doc in catalog.restorable()] == [point]
+    position = await catalog.resolve(str(point))
+    await verify(model.store, model.vault, catalog, position)
+    manifest = await restore(model, catalog, position, tmp_path / "point")
+    assert [disk.sha256 for disk in manifest.disks] == digests
+    assert "was set back" in manifest.remarks[0]

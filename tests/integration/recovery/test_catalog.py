@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from shared.recovery import listing, point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import logged_point
 from shared.recovery.position import Position, format_ns
+from shared.recovery.verify import make_plan
 from tests.azurite import in_one
 from tests.epoch_ids import eid
 from tests.machine_log import SECOND_NS, START_NS, ModelMachine
@@ -265,6 +267,40 @@ async def test_an_index_that_ends_before_a_point_is_not_the_newest(machine: Mode
         await (await Catalog.load(machine.store, machine.name)).resolve("latest")
 
 
+async def _document_gone(machine: ModelMachine) -> None:
+    await lose(machine, names.epoch_document(1))
+
+
+async def _index_cut(machine: ModelMachine) -> None:
+    index = names.index(1, 1)
+    data = await machine.store.read(index)
+    await lose(machine, index)
+    await machine.store.append_create(index)
+    await machine.store.append(index, data[:-30], None, 0)
+
+
+@pytest.mark.parametrize(("harm", "left"), [(_document_gone, []), (_index_cut, ["1-4"])])
+async def test_what_is_listed_as_good_is_what_restores(
+    machine: ModelMachine, harm: Callable[[ModelMachine], Awaitable[None]], left: list[str]
+) -> None:
+    await machine.begin_epoch()
+    for mark in ("a", "b"):
+        machine.write(mark=mark)
+        await machine.publish()
+        await documented(machine, machine.position, machine.captured_ns)
+    await harm(machine)
+    catalog = await Catalog.load(machine.store, machine.name)
+    shown = listing.listing(catalog).points
+    assert [p.id for p in shown] == ["1-4", "1-5"]
+    assert [p.id for p in shown if not p.lost] == [doc.id for doc in catalog.restorable()] == left
+    for point in shown:
+        if point.lost:
+            with pytest.raises(PointNotFoundError, match="its log cannot be read"):
+                await catalog.resolve(point.id)
+        else:
+            await make_plan(machine.store, catalog, await catalog.resolve(point.id))
+
+
 async def test_an_epoch_whose_log_was_not_begun_yet_is_whole(machine: ModelMachine) -> None:
     """Between the allocation, the term, and the first blob of the index."""
     await two_epochs(machine)
@@ -369,7 +405,7 @@ async def test_suspicion_does_not_vanish_with_the_document_that_says_it(machine:
         await machine.publish()
     await machine.store.replace(names.epoch_document(3), b"{")
     catalog = await Catalog.load(machine.store, machine.name)
-    assert {p.id: p.suspect for p in catalog.points()} == {"1-4": False, "2-4": True}
+    assert {p.id: p.suspect for p in catalog.points()} == {"1-4": True, "2-4": True}
     assert names.epoch_document(3) in catalog.gaps()[-1].cause
 
 
