@@ -239,7 +239,8 @@ class _Work:
     async def _look(self, from_epoch: int) -> None:
         """See what is new in the index, and write the documents of the points in it."""
         async with self._looking:
-            await self._points.document(await self._log.refresh(from_epoch), self._log.listed_ns)
+            found = await self._log.refresh(from_epoch)
+            await self._points.document(found, self._log.listed_ns, self._log.digest)
 
     async def _documented(self) -> None:
         """Whoever made an entry of the index known holds `_looking` until the documents of all its marks are written."""

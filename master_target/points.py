@@ -6,8 +6,10 @@ document again, with the snapshots. A crash in between leaves a document that th
 makes its own; or a point that restores from the log, and snapshots that no document names: orphans, which retention removes; the
 snapshots are taken again, as the disks are still there (nothing moves them before the point has its snapshots).
 
-Points are added in log order, and the newest is never removed: so the newest tells which marks have been documented. Who else might write,
-and why that does no harm: roll.py.
+Points are added in log order, and the newest is never removed: so the newest tells which marks have been documented. A document says the
+digest of its batch, which covers all before it. So when the log was set back and went on otherwise, a mark of the new history does not
+find its point made by the old one: the document is written anew, and has no snapshots until the disks stand at that very batch. Who else
+might write, and why that does no harm: roll.py.
 """
 
 from __future__ import annotations
@@ -70,12 +72,24 @@ class PointMaker:
         return NOWHERE if self._roll is None else self._roll.newest
 
     async def document(
-        self, found: Sequence[PointDoc], listed_ns: Callable[[Position], Awaitable[int]]
+        self,
+        found: Sequence[PointDoc],
+        listed_ns: Callable[[Position], Awaitable[int]],
+        digest: Callable[[Position], Awaitable[str]],
     ) -> None:
         """Write the documents of those points that the roll lacks. `found` is in log order; `listed_ns`: when storage got the segment with
-        that position, by its own clock.
+        that position, by its own clock; `digest`: of the batch there in the log.
         """
-        for point in found:
+        for marked in found:
+            if not self.roll.may_lack(marked):
+                continue
+            try:
+                point = msgspec.structs.replace(marked, digest=await digest(marked.position))
+            except IntegrityError as exc:  # whoever applies the segment, or restores it, fails by it; the mark stands in the index
+                _log.warning(
+                    "segment not looked into", machine=self._machine, point=marked.id, **exc.as_dict()
+                )
+                point = marked
             if self.roll.lacks(point):
                 when_ns = await listed_ns(point.position)
                 await self._write(self.roll.sign(msgspec.structs.replace(point, listed_ns=when_ns)))
@@ -102,7 +116,7 @@ class PointMaker:
         raise self._contended(point.position)
 
     async def take_snapshots(self, position: Position, disks: Sequence[DiskTarget]) -> bool:
-        """Take the snapshots of the point at `position` if it has none; False when the roll names no point there.
+        """Take the snapshots of the point at `position` if it has none of this history of the log; False when there is no point of it.
 
         All `disks`, which are all disks of the machine, must stand at `position`.
         """
@@ -116,8 +130,15 @@ class PointMaker:
             await self._check_term(stored.doc)
             if stored.doc.epoch_id != disks[0].target.state.cursor_epoch:
                 return False
-            if stored.doc.state == PointState.SNAPSHOTTED:
+            there = disks[0].target.state.cursor_digest
+            if stored.doc.state == PointState.SNAPSHOTTED and stored.doc.digest == there:
                 return True
+            if (
+                stored.doc.state == "logged"
+                and "" not in (stored.doc.digest, there)
+                and stored.doc.digest != there
+            ):
+                return False
             for disk in disks:
                 if disk.target.name not in snapshots:
                     snapshots[disk.target.name] = await disk.target.snapshot()
@@ -127,7 +148,7 @@ class PointMaker:
                 state=PointState.SNAPSHOTTED,
                 target=disks[0].target.kind,
                 snapshots=snapshots,
-                digest=disks[0].target.state.cursor_digest,
+                digest=there,
                 disks=tuple(EpochDisk(d.number, d.target.name, d.serial, d.disk_b // SECTOR) for d in disks),
                 unreadable=await self._read_unreadable(stored.doc.epoch_id),
             )

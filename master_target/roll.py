@@ -36,13 +36,16 @@ _TRIES: Final = 20
 class OwnedRoll:
     """Make it with `take`. Methods raise LeaseLostError once another owner has taken the roll."""
 
-    def __init__(self, store: BlobStore, roll: Roll, etag: str) -> None:
+    def __init__(self, store: BlobStore, roll: Roll, etag: str, docs: Sequence[PointDoc] = ()) -> None:
+        """`docs`: those that are there."""
         self._store = store
         self._etag = etag
         self._name = points.ROLL
         self._roll = roll
         self._positions = set(roll.positions)
         self._claims = dict(roll.claims)
+        self._digests = {doc.position: doc.digest for doc in docs if doc.digest}
+        """Of the batches at points, as their documents say it."""
         self.newest = max(self._positions, default=NOWHERE)
         """The newest point; all marks up to it have been documented."""
         self._changing = asyncio.Lock()
@@ -63,9 +66,18 @@ class OwnedRoll:
     def __contains__(self, position: Position) -> bool:
         return position in self._positions
 
+    def may_lack(self, point: PointDoc) -> bool:
+        """What can be said before anybody looks up the digest of its batch."""
+        return self.lacks(point) or (point.position in self and point.position in self._digests)
+
     def lacks(self, point: PointDoc) -> bool:
-        """Whether the point is news: behind the newest, or of an epoch under whose number another epoch's points are here."""
-        return point.position > self.newest or self.is_of_another(point.epoch_id)
+        """Whether the point is news: behind the newest; or of an epoch under whose number another epoch's points are here; or of another
+        history of the log, which was set back, than the point at its position.
+        """
+        if point.position > self.newest or self.is_of_another(point.epoch_id):
+            return True
+        there = self._digests.get(point.position, "") if point.position in self else ""
+        return "" not in (there, point.digest) and there != point.digest
 
     def is_of_another(self, epoch: EpochId) -> bool:
         """Whether the points here with this epoch's number are another epoch's."""
@@ -93,7 +105,7 @@ class OwnedRoll:
                     claims=_claims(docs),
                 )
                 try:
-                    return cls(store, roll, await store.create(name, msgspec.json.encode(roll)))
+                    return cls(store, roll, await store.create(name, msgspec.json.encode(roll)), docs)
                 except BlobExistsError:
                     continue
             old = points.decode_roll(found[0], name)
@@ -107,7 +119,7 @@ class OwnedRoll:
                 claims=_claims(named) | old.claims,
             )
             try:
-                return cls(store, roll, await store.replace(name, msgspec.json.encode(roll), found[1]))
+                return cls(store, roll, await store.replace(name, msgspec.json.encode(roll), found[1]), docs)
             except (PreconditionError, BlobNotFoundError):
                 continue
         raise LeaseLostError(f"{name} could not be taken", cause="other master targets keep taking it")
@@ -121,6 +133,7 @@ class OwnedRoll:
                 kept = {p for p in kept if p.epoch != point.epoch}
             self._claims[point.epoch] = point.claim
             await self._swap({*kept, point.position})
+            self._digests[point.position] = point.digest
 
     async def strike(self, positions: Collection[Position]) -> None:
         async with self._changing:

@@ -53,7 +53,7 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     snapshots: dict[str, str] = {}
     """Disk name → snapshot id, for all disks or for none."""
     digest: str = ""
-    """Of its batch (hex), when there are snapshots: they are of the log that has this batch there. Empty: not known."""
+    """Of its batch (hex): it, and its snapshots, are of the history of the log that has this batch there. Empty: not known."""
     disks: tuple[EpochDisk, ...] = ()
     """Those of its epoch, when there are snapshots: so that these restore without the epoch's document. Older documents do not say it."""
     suspect: bool = False

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from master_target.follow import Follower
+from master_target.points import PointMaker
 from shared.batch import StreamState
 from shared.blob import BlobStore
 from shared.recovery import listing, point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.position import Position
+from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan, verify
 from tests.lives import copied
 from tests.machine_log import ModelMachine
 from tests.master_parts import (
+    check_points,
     restore,
     running,
     seed_digests,
@@ -57,7 +61,7 @@ async def test_seed_disks_are_not_gone_on_with_behind_another_batch_of_their_num
 
         await until(machine, told)
         (old,) = await point_store.list_docs(model.store, model.name)
-        assert old.snapshots
+        assert (bool(old.snapshots), old.marks) == ((False, ("new",)) if marked else (True, ("old",)))
         await model.begin_epoch("resynchronised")
         await model.publish()
         await until_applied(machine, model.position)
@@ -101,3 +105,45 @@ async def test_a_point_of_another_history_is_restored_from_its_snapshots_where_t
     manifest = await restore(model, catalog, position, tmp_path / "point")
     assert [disk.sha256 for disk in manifest.disks] == digests
     assert "was set back" in manifest.remarks[0]
+
+
+async def test_a_mark_of_the_new_history_makes_its_own_point_where_the_old_one_had_one(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    """The seed disks are begun anew, as by hand after such an event: so they get there, and no other batch is in the way."""
+    for name in model.disk_names:
+        await model.store.leases.break_now(seed_blob(name))
+        await model.store.delete(seed_blob(name))
+    model.write()
+    point = model.write(mark="new")
+    model.write()
+    await model.publish(segments=2)
+    async with running(model) as machine:
+        await until_applied(machine, model.position)
+    (doc,) = await check_points(model, tmp_path)
+    assert (doc.position, doc.marks, doc.state) == (point, ("new",), "snapshotted")
+
+
+async def test_a_bookmark_of_another_history_names_nothing_in_this_one(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    """It was documented, and never applied: no disk contradicts the log."""
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    model.write()
+    await model.publish()
+    older, as_it_was = await copied(store), model.as_it_is()
+    model.write()
+    point = model.write(mark="before-upgrade")
+    await model.publish()
+    follower, maker = Follower(store, model.vault, model.name), PointMaker(store, model.name)
+    await maker.take()
+    await maker.document(await follower.refresh(1), follower.listed_ns, follower.digest)
+    await model.set_back(older, as_it_was)
+    model.write()
+    model.write()
+    model.write()
+    await model.publish(segments=2)
+    (shown,) = listing.listing(await Catalog.load(store, model.name)).points
+    assert (shown.id, shown.marks) == (str(point), ["before-upgrade"])
+    assert "was set back" in shown.lost

@@ -78,6 +78,10 @@ async def unknown(_: Position) -> int:
     return 0
 
 
+async def untold(_: Position) -> str:
+    return ""
+
+
 def mark(batch: int) -> PointDoc:
     return logged_point("web1", Position.of(1, batch), CLAIM, batch * HOUR_NS, "crash", [f"m{batch}"])
 
@@ -93,7 +97,7 @@ async def own(store: BlobStore, marks: Sequence[int]) -> None:
         for batch in marks:
             at = seed.state.cursor
             end = Position.of(1, batch)
-            await maker.document([mark(batch)], unknown)
+            await maker.document([mark(batch)], unknown, untold)
             if at < end:
                 await seed.begin(at if at.epoch else Position.of(1, 0), end, DISK_B, CLAIM)
                 await seed.write(batch * 512, memoryview(bytes([batch]) * 512))
@@ -206,9 +210,9 @@ async def test_an_owner_that_lost_the_points_says_who_has_them(store: BlobStore)
     with pytest.raises(
         StorageError, match="another master target took them: their roll has term 2, ours is 1"
     ):
-        await old.document([mark(1)], unknown)
+        await old.document([mark(1)], unknown, untold)
     assert await point_store.list_docs(store, "web1") == []
-    await new.document([mark(1)], unknown)
+    await new.document([mark(1)], unknown, untold)
     assert [doc.term for doc in await point_store.list_docs(store, "web1")] == [2]
 
 
@@ -258,7 +262,7 @@ async def test_a_roll_that_was_set_back_loses_no_point_that_has_snapshots(store:
     await maker.take()
     assert maker.roll.newest == Position.of(1, 3)
     assert maker.roll.term > max(doc.term for doc, _ in before)
-    await maker.document([mark(2), mark(3)], unknown)  # found in the index again
+    await maker.document([mark(2), mark(3)], unknown, untold)  # found in the index again
     assert await seen(store) == before
 
 
@@ -268,7 +272,7 @@ async def test_a_stale_owner_with_our_number_may_still_name_the_snapshots_of_its
     """They are no orphans, although its document carries our term's number."""
     stale = PointMaker(store, "web1")
     await stale.take()
-    await stale.document([mark(1)], unknown)
+    await stale.document([mark(1)], unknown, untold)
     stored = await point_store.read(store, mark(1).position)
     assert stored is not None
     await store.delete(points.ROLL)
