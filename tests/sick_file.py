@@ -8,6 +8,7 @@ ends after a limit, with the program: what waits for the file fails then, and a 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import errno
@@ -57,7 +58,7 @@ _UNANSWERED: Final = (_Op.FORGET, _Op.INTERRUPT, _Op.BATCH_FORGET)
 
 def main(file: Path, size_b: int, limit_s: float) -> None:
     file.touch()
-    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     libc = ctypes.CDLL(None, use_errno=True)
     options = f"fd={fuse},rootmode={stat.S_IFREG | 0o600:o},user_id=0,group_id=0"
     for result in (
@@ -100,7 +101,9 @@ class _Server:
                     return
                 self._turn(Mode(line.strip()))
             if self._fuse in readable:
-                self._take(os.read(self._fuse, _MAX_WRITE_B + 4096))
+                # Whoever asked may have been killed meanwhile: then nothing is there any more, nor anybody to answer.
+                with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                    self._take(os.read(self._fuse, _MAX_WRITE_B + 4096))
 
     def _turn(self, mode: Mode) -> None:
         self._mode = mode
@@ -108,7 +111,8 @@ class _Server:
         if mode is not Mode.HANG:
             waiting, self._waiting = self._waiting, []
             for request in waiting:
-                self._take(request)
+                with contextlib.suppress(FileNotFoundError):
+                    self._take(request)
         print("now", mode.value, flush=True)
 
     def _take(self, request: bytes) -> None:
