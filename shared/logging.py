@@ -9,7 +9,7 @@ Logging never ends a daemon and never makes it wait: lines that cannot be writte
 it works again, and shown in the status line meanwhile (`trouble`).
 
 Secrets do not belong into a log call. As a second line of defence, fields named in `SECRET_FIELDS` are
-blanked (I9).
+blanked (I9). A traceback shows lines of code, never what the variables held.
 """
 
 from __future__ import annotations
@@ -76,7 +76,14 @@ def configure(
     renderer: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=out.isatty(), timestamp_key="time")]
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=out.isatty(),
+                timestamp_key="time",
+                # Its own one shows what all variables hold: keys and tokens, too.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
     )
     structlog.configure(
         processors=[*shared, *renderer],

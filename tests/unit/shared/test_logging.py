@@ -104,3 +104,25 @@ def test_when_the_log_works_again_a_line_says_what_was_lost(out: io.StringIO) ->
         line, told = json.loads(reader.readline()), json.loads(reader.readline())
     assert line["event"] == "three"
     assert (told["event"], told["lost_lines"]) == ("the log can be written again", 2)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("foreign", [True, False])
+def test_a_traceback_tells_where_and_never_what_the_variables_held(
+    out: io.StringIO, *, as_json: bool, foreign: bool
+) -> None:
+    def grant(account_key: str) -> None:
+        raise TypeError(f"a key of {len(account_key)} letters")
+
+    logging.configure("agent", json=as_json, stream=out)
+    try:
+        grant("Eby8" * 3)
+    except TypeError as exc:
+        if foreign:
+            standard.getLogger("azure").error("failed", exc_info=exc)
+        else:
+            logging.get().error("failed", exc_info=exc)
+    said = out.getvalue()
+    assert "in grant" in said
+    assert "TypeError: a key of 12 letters" in said
+    assert "Eby8Eby8" not in said
