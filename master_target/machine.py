@@ -86,16 +86,19 @@ class Machine:
         while not stop.is_set():
             began = time.monotonic()
             try:
-                claim = await Claim.take(self._store, self.name, self._settings.owner, first=first)
+                try:
+                    claim = await Claim.take(self._store, self.name, self._settings.owner, first=first)
+                except (
+                    LeaseHeldError
+                ):  # the machine's; a disk that is held although the machine is ours is a failure
+                    self._state = "claimed by another master target"
+                    await wait_for(stop, _TAKEN_S)
+                    continue
                 first = False
                 try:
                     await self._work_on(claim, stop)
                 finally:
                     await claim.release()
-            except LeaseHeldError:
-                self._state = "claimed by another master target"
-                await wait_for(stop, _TAKEN_S)
-                continue
             except UnderstudyError as exc:
                 self._failure = exc
                 self._state = "failed, will try again"

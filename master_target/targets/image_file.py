@@ -16,7 +16,6 @@ whose making was cut off by a kill: it shows no position, and goes as an orphan.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
@@ -56,7 +55,20 @@ class ImageTarget:
         """Lock the disk's image; create it, all zeroes, when there is none. Raises LeaseHeldError,
         ImageFileError.
         """
-        return await asyncio.to_thread(cls._open, folder / machine / f"{disk}.img", disk_b)
+        opened: list[ImageTarget] = []
+
+        def open_() -> None:
+            opened.append(cls._open(folder / machine / f"{disk}.img", disk_b))
+
+        try:
+            await in_thread(open_)
+        except BaseException:
+            for (
+                target
+            ) in opened:  # nobody has it who would close it: its lock would last as long as this process
+                await target.close()
+            raise
+        return opened[0]
 
     @classmethod
     def _open(cls, path: Path, disk_b: int) -> ImageTarget:

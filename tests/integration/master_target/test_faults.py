@@ -15,8 +15,15 @@ from master_target.follow import Follower
 from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
 from master_target.roll import OwnedRoll
+from master_target.targets.image_file import ImageTarget
 from shared.blob import BlobStore
-from shared.errors import ImageFileError, IntegrityError, SnapshotError, StorageRightsError
+from shared.errors import (
+    ImageFileError,
+    IntegrityError,
+    LeaseHeldError,
+    SnapshotError,
+    StorageRightsError,
+)
 from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.recovery import point_store
@@ -276,3 +283,18 @@ async def test_a_claim_whose_blob_is_deleted_is_lost_at_the_next_renewal(
     async with asyncio.timeout(20):
         await claim.lost.wait()
     await claim.release()
+
+
+async def test_a_disk_that_another_holds_is_told_although_the_machine_is_ours(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    await model.publish()
+    image_dir = tmp_path / "images"
+    held = await ImageTarget.open(image_dir, model.name, model.disk_names[0], len(model.disks[0]))
+    async with running(model, image_dir=image_dir) as machine:
+        await until(machine, lambda: [e.code for e in machine.report().errors] == [LeaseHeldError.code])
+        await held.close()
+        await until_applied(machine, model.position)
+        await until(machine, lambda: not machine.report().errors)

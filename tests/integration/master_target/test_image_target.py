@@ -58,6 +58,29 @@ async def test_a_cancelled_write_ends_only_when_nothing_of_it_can_land_any_more(
     await target.close()
 
 
+async def test_an_open_that_was_cancelled_holds_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+    real = durable.replace_file
+
+    def slow(path: Path, data: Buffer) -> None:
+        opening.set()  # and locked
+        go_on.wait()
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "replace_file", slow)
+        task = asyncio.create_task(ImageTarget.open(tmp_path, "web1", "sda", DISK_B))
+        await asyncio.to_thread(opening.wait)
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    await (await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)).close()
+
+
 @pytest.mark.parametrize("full_at", ["copy", "state"])
 async def test_a_snapshot_that_cannot_be_completed_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str
