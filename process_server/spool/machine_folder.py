@@ -14,6 +14,7 @@ from process_server.spool.recovery import Damage, KeyWantedError, recover_folder
 from process_server.spool.watermark import Watermark
 from shared import durable
 from shared.errors import SpoolError, SpoolFullError, cause_of
+from shared.log import names
 from shared.log.epoch_id import EpochId
 from shared.log.segment import FileHeader
 from shared.sealing import MachineKey
@@ -91,7 +92,8 @@ class MachineFolder:
             self.aside.look()
             if not self._path.is_dir():
                 return []
-            return sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
+            numbers = (names.epoch_of(path.name) for path in self._path.iterdir())
+            return sorted(number for number in numbers if number is not None)
         except OSError as exc:
             raise SpoolError(f"The spool folder {self._path} could not be read", cause=cause_of(exc)) from exc
 

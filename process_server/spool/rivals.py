@@ -171,7 +171,8 @@ async def _owner(store: BlobStore, epoch: EpochInfo, term: Term) -> str:
 
 async def _look(store: BlobStore, epoch: EpochInfo, term: Term) -> Look:
     prefix = f"{names.epoch_folder(epoch.epoch)}index-"
-    found = sorted([info async for info in store.list(prefix)], key=lambda info: info.name)
+    listed = [info async for info in store.list(prefix) if names.is_index(info.name)]
+    found = sorted(listed, key=lambda info: info.name)
     seen = term, [(info.name, info.size_b) for info in found]
     if not found:
         return Look(seen, 0, 0)

@@ -86,7 +86,7 @@ async def newest_epoch(store: BlobStore) -> int:
 
 async def epoch_numbers(store: BlobStore) -> list[int]:
     folders = await store.list_folders(names.LOGS)
-    return sorted(int(folder) for folder in folders if folder.isdecimal())
+    return sorted(number for folder in folders if (number := names.epoch_of(folder)) is not None)
 
 
 async def read_epoch(store: BlobStore, epoch: int) -> EpochInfo:

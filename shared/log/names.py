@@ -1,7 +1,12 @@
-"""Names of the blobs of one machine, in its container, and back. Pure. (Which container: shared/machine_storage.py.)"""
+"""Names of the blobs of one machine, in its container, and back. Pure. (Which container: shared/machine_storage.py.)
+
+What people put beside our blobs, a copy of one under a name like it above all, is none of ours: only a name that is exactly as we make it
+is read back.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final
 
 import msgspec
@@ -20,6 +25,11 @@ LOGS: Final = "logs/"
 """The folder of all epochs."""
 MASTER: Final = "master"
 """The master target's claim: its lease."""
+
+_EPOCH: Final = re.compile(r"\d{8}", re.ASCII)
+_TERM: Final = re.compile(r"logs/\d{8}/term-(\d{8})\.json", re.ASCII)
+_INDEX: Final = re.compile(r"logs/\d{8}/index-\d{6}", re.ASCII)
+_SEGMENT: Final = re.compile(r"logs/\d{8}/\d{8}-[0-9a-f]*/\d{12}\.seg", re.ASCII)
 
 
 def check_machine(machine: str) -> str:
@@ -43,6 +53,11 @@ def epoch_folder(epoch: int) -> str:
     return f"{LOGS}{epoch:08d}/"
 
 
+def epoch_of(folder: str) -> int | None:
+    """The epoch whose folder (without the path, without the slash) this is; None for other folders."""
+    return int(folder) if _EPOCH.fullmatch(folder) else None
+
+
 def epoch_document(epoch: int) -> str:
     return f"{epoch_folder(epoch)}epoch.json"
 
@@ -55,9 +70,10 @@ def term_document(epoch: int, term: int) -> str:
     return f"{term_prefix(epoch)}{term:08d}.json"
 
 
-def term_of(name: str) -> int:
-    """The term whose document has this name."""
-    return int(name.rsplit("term-", 1)[1].removesuffix(".json"))
+def term_of(name: str) -> int | None:
+    """The term whose document has this name; None for other blobs."""
+    match = _TERM.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def index(epoch: int, number: int) -> str:
@@ -65,10 +81,14 @@ def index(epoch: int, number: int) -> str:
     return f"{epoch_folder(epoch)}index-{number:06d}"
 
 
+def is_index(name: str) -> bool:
+    """Whether it is the name of a blob of an epoch's index."""
+    return _INDEX.fullmatch(name) is not None
+
+
 def follows_the_first_index(name: str) -> bool:
     """Whether the blob of this name is one that is only made when the epoch's first index blob has been."""
-    last = name.rsplit("/", 1)[-1]
-    return last.endswith(".seg") or last.startswith("index-")
+    return is_index(name) or _SEGMENT.fullmatch(name) is not None
 
 
 def segment(epoch: int, term: int, term_claim: str, first: int) -> str:

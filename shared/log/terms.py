@@ -43,7 +43,8 @@ async def newest_term(store: BlobStore, epoch: int) -> Term:
     """The last one that was taken; NO_TERM if none ever was. Raises IndexDamagedError."""
     newest = NO_TERM
     async for info in store.list(names.term_prefix(epoch)):
-        if (number := names.term_of(info.name)) > newest.number:
+        number = names.term_of(info.name)
+        if number is not None and number > newest.number:
             newest = Term(number, info.metadata.get(_CLAIM, UNKNOWN))
     if newest.number and not newest.claim:
         newest = Term(newest.number, (await read_term(store, epoch, newest.number)).claim)

@@ -258,6 +258,21 @@ async def test_storage_that_forgot_a_listed_segment_or_the_terms_is_noticed(stor
         await writer.check()
 
 
+async def test_what_people_put_beside_a_log_is_no_part_of_it(store: BlobStore) -> None:
+    for stray in (
+        names.segment(1, 1, "0" * 16, 1) + ".bak",
+        names.index(1, 1) + " - Copy",
+        "logs/99/epoch.json",
+    ):
+        await store.create(stray, b"x")
+    await store.create(names.term_prefix(1) + "00000001 - Copy.json", b"x")
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    await writer.append([await put_segment(store, make_chain(2))])
+    await writer.check()
+    assert writer.taken == await newest_term(store, 1)
+    assert await newest_epoch(store) == 1
+
+
 @pytest.mark.parametrize("gone", [0, 1])
 async def test_what_was_uploaded_before_storage_was_set_back_is_not_listed(
     store: BlobStore, gone: int
