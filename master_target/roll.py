@@ -18,19 +18,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
+from shared import logging
 from shared.blob import BlobStore
-from shared.errors import BlobExistsError, BlobNotFoundError, LeaseLostError, PreconditionError
+from shared.errors import (
+    BlobExistsError,
+    BlobNotFoundError,
+    IntegrityError,
+    LeaseLostError,
+    PreconditionError,
+)
 from shared.log.epoch_id import UNKNOWN, EpochId, new_claim
+from shared.log.epochs import read_epoch
 from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, Roll
 from shared.recovery.position import NOWHERE, Position
 
+_log = logging.get()
+
 _TRIES: Final = 20
 """Each try means that another owner took the roll meanwhile; so many at a time is a fight."""
+
+
+class _Said(NamedTuple):
+    """By the document of a point."""
+
+    claim: str
+    digest: str
+    """Of its batch; empty: not known."""
 
 
 class OwnedRoll:
@@ -44,8 +62,7 @@ class OwnedRoll:
         self._roll = roll
         self._positions = set(roll.positions)
         self._claims = dict(roll.claims)
-        self._digests = {doc.position: doc.digest for doc in docs if doc.digest}
-        """Of the batches at points, as their documents say it."""
+        self._documents = {doc.position: _Said(doc.claim, doc.digest) for doc in docs}
         self.newest = max(self._positions, default=NOWHERE)
         """The newest point; all marks up to it have been documented."""
         self._changing = asyncio.Lock()
@@ -68,7 +85,7 @@ class OwnedRoll:
 
     def may_lack(self, point: PointDoc) -> bool:
         """What can be said before anybody looks up the digest of its batch."""
-        return self.lacks(point) or (point.position in self and point.position in self._digests)
+        return self.lacks(point) or self._digest(point.position) != ""
 
     def lacks(self, point: PointDoc) -> bool:
         """Whether the point is news: behind the newest; or of an epoch under whose number another epoch's points are here; or of another
@@ -76,8 +93,19 @@ class OwnedRoll:
         """
         if point.position > self.newest or self.is_of_another(point.epoch_id):
             return True
-        there = self._digests.get(point.position, "") if point.position in self else ""
+        there = self._digest(point.position)
         return "" not in (there, point.digest) and there != point.digest
+
+    def _digest(self, position: Position) -> str:
+        said = self._documents.get(position)
+        return "" if said is None or position not in self else said.digest
+
+    def _may_be_of(self, position: Position, claim: str) -> bool:
+        """Whether the point there may be of the epoch with that claim: so its document says, or, where none can be read, the roll."""
+        said = self._documents.get(position)
+        if said is not None:
+            return said.claim == claim
+        return self._claims.get(position.epoch, UNKNOWN) in (claim, UNKNOWN)
 
     def is_of_another(self, epoch: EpochId) -> bool:
         """Whether the points here with this epoch's number are another epoch's."""
@@ -95,14 +123,14 @@ class OwnedRoll:
             # A roll that was set back is older than the documents.
             term = max((doc.term for doc in docs), default=0)
             if found is None:
-                there = sorted({doc.position for doc in docs} | unreadable)
-                points_ = tuple(str(p) for p in there)
+                claims = await _present_claims(store, docs)
+                named = [doc for doc in docs if claims[doc.epoch] in (doc.claim, UNKNOWN)]
                 roll = Roll(
                     machine=machine,
                     term=term + 1,
                     term_claim=new_claim(),
-                    points=points_,
-                    claims=_claims(docs),
+                    points=tuple(str(p) for p in sorted({doc.position for doc in named} | unreadable)),
+                    claims=claims,
                 )
                 try:
                     return cls(store, roll, await store.create(name, msgspec.json.encode(roll)), docs)
@@ -126,14 +154,14 @@ class OwnedRoll:
 
     async def add(self, point: PointDoc) -> None:
         """Its document must be there, and the roll lack it. Points of another epoch with its number are none from then on: their log is
-        gone."""
+        gone. Where the documents contradict each other (the roll was lost), each of them says whose its point is."""
         async with self._changing:
             kept = self._positions
             if self.is_of_another(point.epoch_id):
-                kept = {p for p in kept if p.epoch != point.epoch}
+                kept = {p for p in kept if p.epoch != point.epoch or self._may_be_of(p, point.claim)}
             self._claims[point.epoch] = point.claim
             await self._swap({*kept, point.position})
-            self._digests[point.position] = point.digest
+            self._documents[point.position] = _Said(point.claim, point.digest)
 
     async def strike(self, positions: Collection[Position]) -> None:
         async with self._changing:
@@ -173,6 +201,17 @@ class OwnedRoll:
         elif other is not None:
             cause = f"storage was set back: their roll has term {other.term} of another owner, or an older state of ours"
         return LeaseLostError(f"The points of machine {self._roll.machine} were not changed", cause=cause)
+
+
+async def _present_claims(store: BlobStore, docs: Sequence[PointDoc]) -> dict[int, str]:
+    """As `_claims`; which of the epochs of a number is the present one, its document says."""
+    claims = _claims(docs)
+    for number in [number for number, claim in claims.items() if claim == UNKNOWN]:
+        try:
+            claims[number] = (await read_epoch(store, number)).claim
+        except IntegrityError as exc:
+            _log.warning("points of several epochs with one number", epoch=number, **exc.as_dict())
+    return claims
 
 
 def _claims(docs: Sequence[PointDoc]) -> dict[int, str]:

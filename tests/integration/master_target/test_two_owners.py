@@ -9,6 +9,7 @@ import copy
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from master_target.apply import DiskTarget
@@ -17,6 +18,8 @@ from master_target.retention import Pruner, RetentionPolicy
 from master_target.roll import OwnedRoll
 from shared.blob import BlobStore
 from shared.errors import LeaseLostError, SeedDiskError, StorageError
+from shared.log import names
+from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import Position
@@ -292,3 +295,27 @@ async def test_a_stale_owner_with_our_number_may_still_name_the_snapshots_of_its
         assert len(await seed.snapshots()) == 1
     finally:
         await seed.close()
+
+
+@pytest.mark.parametrize("documented", [True, False])
+async def test_a_roll_that_is_made_anew_keeps_the_points_of_the_present_epoch(
+    store: BlobStore, documented: bool
+) -> None:
+    """A document that another epoch with the same number left stands behind all of them."""
+    disks = [EpochDisk(0, "sda", "", 8)]
+    epoch = await allocate_epoch(store, "web1", disks=disks, reason="test", agent_id="a")
+    if not documented:
+        await store.delete(names.epoch_document(1))
+
+    def present(batch: int) -> PointDoc:
+        return msgspec.structs.replace(mark(batch), claim=epoch.claim)
+
+    await point_store.write_new(store, mark(1000))
+    for batch in (10, 20):
+        await point_store.write_new(store, present(batch))
+    maker = PointMaker(store, "web1")
+    await maker.take()
+    await maker.document([present(30)], unknown, untold)
+    assert [doc.batch for doc in await point_store.list_docs(store, "web1")] == [10, 20, 30]
+    await Pruner(store, "web1", RetentionPolicy()).prune(maker.roll, [])
+    assert [doc.batch for doc in (await point_store.survey(store, "web1")).docs] == [10, 20, 30, 1000]
