@@ -17,7 +17,13 @@ from process_server.spool.machine_folder import MachineFolder
 from process_server.spool.ownership import Decision
 from process_server.spool.watch import Watch
 from shared.blob import BlobStore
-from shared.errors import FencedError, IndexMissingError, StorageForgotError, UnderstudyError
+from shared.errors import (
+    FencedError,
+    IndexDamagedError,
+    IndexMissingError,
+    StorageForgotError,
+    UnderstudyError,
+)
 from shared.log.epoch_id import EpochId
 from shared.log.epochs import known_epoch
 
@@ -30,6 +36,8 @@ class OlderEpochs:
         """Those that are open, by epoch."""
         self._watches: Final[dict[int, Watch]] = {}
         """The others."""
+        self._damage: Final[dict[int, str]] = {}
+        """Of those whose index was damaged when it was read the last time: by what."""
         self._newest = 0
         self._shared = shared
         self._folder = folder
@@ -111,6 +119,12 @@ class OlderEpochs:
         except (IndexMissingError, StorageForgotError) as exc:
             await Watch(self._shared, self._folder, id_, store).give_up(exc.cause)
             self._watches.pop(epoch, None)
+        except IndexDamagedError as exc:
+            watch = self._watches.pop(epoch, None)  # the next look reads the index anew
+            if watch is None or watch.damage is None or self._damage.get(epoch) != exc.cause:
+                self._damage[epoch] = exc.cause if watch is not None and watch.damage is not None else ""
+                raise
+            await watch.give_up(exc.cause)  # read twice: behind the damage nothing counts, whoever lists it
         self._changed()
         return epoch not in self._watches
 

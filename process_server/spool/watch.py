@@ -11,7 +11,7 @@ from process_server.spool.machine_folder import MachineFolder, Recovered
 from process_server.spool.ownership import Decision, Owner, Verdict, View, decide
 from shared import logging
 from shared.blob import BlobStore
-from shared.errors import BlobNotFoundError
+from shared.errors import BlobNotFoundError, IndexDamagedError
 from shared.log.chain import IndexChain
 from shared.log.epoch_id import EpochId
 from shared.log.index import NO_TERM, Term
@@ -40,6 +40,11 @@ class Watch:
     def pending_b(self) -> int:
         """Bytes here that are acknowledged, not listed, and may still be."""
         return self._sorted.pending_b if self._sorted is not None else 0
+
+    @property
+    def damage(self) -> IndexDamagedError | None:
+        """Why nothing more can be listed: what the index was damaged by when it was read."""
+        return self._chain.damage
 
     async def look(self, newest: int, store: BlobStore) -> Verdict:
         """What is to be done, given the machine's newest epoch. Raises SpoolError, WrongKeyError, and what reading the

@@ -39,7 +39,8 @@ class IndexChain:
         self.size_b = 0
         self.lines = 0
         """In the current blob."""
-        self._damage: IndexDamagedError | None = None
+        self.damage: IndexDamagedError | None = None
+        """From there on nothing can be read any more."""
 
     @property
     def blob(self) -> str:
@@ -56,8 +57,8 @@ class IndexChain:
 
         Raises StorageForgotError; IndexDamagedError, when it has yielded what stands before the damage.
         """
-        if self._damage is not None:
-            raise self._damage
+        if self.damage is not None:
+            raise self.damage
         while True:
             blob = self.blob
             try:
@@ -86,7 +87,7 @@ class IndexChain:
                             counting.append(line)
                 except IndexDamagedError as exc:
                     damage = exc
-                self._damage = damage  # from there on nothing can be read any more
+                self.damage = damage
                 self.size_b += len(data)
                 self.lines += len(lines)
                 yield [line for line in counting if isinstance(line, IndexEntry)]

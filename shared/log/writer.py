@@ -34,7 +34,8 @@ the blob from being deleted by accident. It is on the index itself, because a le
 stop nobody. It needs no renewal, hence there is no moment at which it runs out unseen.
 
 Storage that forgot: before each claim, after each failed append, and on `check`, a blob shorter than what
-was acknowledged, or a listed segment that is gone, is StorageForgotError, which ends the epoch.
+was acknowledged, or a listed segment that is gone, is StorageForgotError, which ends the epoch. So is an index that is damaged when the log
+is taken: no line behind the damage would count, for anybody. What stands before it stays listed, and restores.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class IndexWriter:
         `known_last` was listed once.
         """
         writer = cls(store, machine, epoch, owner, max_blocks)
-        await writer._read_to_end()
+        await writer._read_from_begin()
         if writer.fold.last < known_last:
             raise writer._chain.forgot(
                 f"its index ends at batch {writer.fold.last}, and batch {known_last} was listed"
@@ -180,6 +181,19 @@ class IndexWriter:
             await _give_back(lease)
 
     # ---- taking ----
+
+    async def _read_from_begin(self) -> None:
+        """An index that is damaged, also when it is read again, takes no more lines: nothing behind the damage would count."""
+        try:
+            await self._read_to_end()
+        except IndexDamagedError as first:
+            self._chain = IndexChain(self._store, self.machine, self.id)
+            try:
+                await self._read_to_end()
+            except IndexDamagedError as second:
+                if (first.what, first.cause) != (second.what, second.cause):
+                    raise  # the reading is in doubt, not what is read
+                raise self._chain.forgot(f"{second.what}: {second.cause}") from second
 
     async def _read_to_end(self) -> None:
         try:

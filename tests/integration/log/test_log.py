@@ -432,7 +432,7 @@ async def test_the_index_of_another_life_is_not_read_nor_gone_on_with(store: Blo
     other = eid(1, life=2)
     with pytest.raises(IndexDamagedError, match="that of another epoch with this number"):
         await LogReader(store, M).entries(other)
-    with pytest.raises(IndexDamagedError, match="that of another epoch with this number"):
+    with pytest.raises(StorageForgotError, match="that of another epoch with this number"):
         await IndexWriter.take(store, M, other, "ps1")
     assert len(await LogReader(store, M).entries(E)) == 1
 

@@ -10,10 +10,12 @@ import pytest
 from shared.blob import BlobStore
 from shared.errors import (
     ContainerMissingError,
+    IndexDamagedError,
     StorageForgotError,
 )
 from shared.log import names
 from shared.log.epochs import newest_epoch
+from shared.log.reader import LogReader
 from shared.machine_storage import MachineStorage
 from tests.azurite import Azurite
 from tests.logs import make_chain
@@ -173,6 +175,36 @@ async def test_storage_that_forgot_ends_the_epoch_when_the_agent_returns(
         await until(log, lambda: epoch_folders(folder) == ["00000002"])
     finally:
         await spool.close()
+
+
+async def test_a_damaged_index_ends_the_epoch_and_what_it_can_not_list_is_set_aside(
+    store: BlobStore, folder: Path
+) -> None:
+    chain = make_chain(6)
+    async with opened(make_spool(folder, store)) as log:
+        for part in (chain[:2], chain[2:4]):
+            await append_all(log, part)
+            await log.flush()
+        await append_all(log, chain[4:])
+    index = names.index(1, 1)
+    data = await store.read(index)
+    await store.leases.break_now(index)
+    await store.delete(index)
+    await store.append_create(index)
+    await store.append(index, data[:-20], None, 0)
+    spool = make_spool(folder, store, check_seconds=0.05)
+    async with started(spool) as log:
+        with pytest.raises(StorageForgotError, match="is damaged") as caught:
+            await log.begin(await hello_again(store, 1))
+        assert caught.value.ends_epoch
+        assert (await log.begin(hello(0))).epoch == 2
+        await until(log, lambda: "00000001" not in epoch_folders(folder))
+        assert log.aside_b
+    reader = LogReader(store, "m1")
+    (epoch, _) = await reader.epochs()
+    with pytest.raises(IndexDamagedError):
+        await reader.entries(epoch.id)
+    assert [(e.first, e.last) for e in reader.before_damage(epoch.id)] == [(1, 2)]
 
 
 async def test_storage_that_forgets_while_we_run_ends_the_epoch(store: BlobStore, folder: Path) -> None:
