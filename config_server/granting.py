@@ -47,6 +47,7 @@ from shared.errors import (
     GrantLimitError,
     RequestError,
     StorageForgotError,
+    TransientError,
     UnderstudyError,
 )
 from shared.messages import GrantEnd, GrantList, GrantView, Limit, Nothing, StorageGrant
@@ -71,6 +72,8 @@ class Granting:
         """By container."""
         self._ahead_ns = 0
         """How much storage's clock is ahead of this host's."""
+        self._noted: set[tuple[str, str, str]] = set()
+        """Action, container, policy: what is on record as being ended, and is not yet. A try that fails is not noted again."""
 
     def bind(self, binder: Binder) -> None:
         binder.on(api.GRANTS, self.list)
@@ -149,21 +152,21 @@ class Granting:
         return grants.view(await self._get(machine, id_), self._now_ns())
 
     async def sweep(self) -> None:
-        """Ends what counts in storage and is on no record, in every container. What hinders it in one, hinders it in no other; the first
-        such StorageError or DatabaseError is raised at the end.
+        """Ends what counts in storage and is on no record, in every container. What hinders it in one, whatever it is, hinders it in no
+        other; the first such error is raised at the end, before all the first that time alone does not mend.
         """
         if not self._control.storage.grants:
             return
-        failed: list[UnderstudyError] = []
+        failed: list[Exception] = []
         for container, machine in (await self._control.storage.machines().containers()).items():
             try:
                 await self._sweep_one(container, machine)
             except _GONE:
                 pass
-            except UnderstudyError as exc:
+            except Exception as exc:  # noqa: BLE001 - raised at the end
                 failed.append(exc)
         if failed:
-            raise failed[0]
+            raise next((exc for exc in failed if not isinstance(exc, TransientError)), failed[0])
 
     # ---- inside
 
@@ -179,6 +182,7 @@ class Granting:
                 await store.policies.remove(over)
             for grant in longer:
                 await store.policies.put(_policy(grant), _time(grant.expires_ns))
+            self._ended(container)
 
     async def _note_strays(
         self, container: str, machine: str, look: Look, over: Sequence[str], longer: Sequence[Grant]
@@ -186,9 +190,10 @@ class Granting:
         """That somebody could read is on record before that ends, lest a stop in between makes it forgotten: then it is noted twice. What
         had ended by itself needs no word.
         """
-        ended = {policy.id for policy in look.policies if policy.until and policy.until <= look.date}
-        found = [("grant.swept", id_) for id_ in over if id_ not in ended]
-        found += [("grant.shortened", _policy(grant)) for grant in longer]
+        until = {policy.id: policy.until for policy in look.policies}
+        strays = [("grant.swept", id_) for id_ in over if (end := until[id_]) is None or end > look.date]
+        strays += [("grant.shortened", _policy(grant)) for grant in longer]
+        found = [(action, id_) for action, id_ in strays if (action, container, id_) not in self._noted]
         now_ns = self._control.now_ns()
 
         def work(db: sqlite3.Connection) -> None:
@@ -201,6 +206,11 @@ class Granting:
                 "grants that are on no record end", machine=machine, container=container, found=found
             )
             await self._control.db.run(work)
+            self._noted.update((action, container, id_) for action, id_ in found)
+
+    def _ended(self, container: str) -> None:
+        """What is found there from now on is another stray."""
+        self._noted = {noted for noted in self._noted if noted[1] != container}
 
     async def _new(self, call: Call, machine: str, store: BlobStore, host: str, request: str) -> Grant:
         async with self._locks[store.container]:
@@ -227,6 +237,7 @@ class Granting:
             over = _checked(machine, look.policies, alive)
             await self._note_strays(store.container, machine, look, over, ())
             await self._give(call, store, grant, over)
+            self._ended(store.container)
             if not call.is_there():
                 await self._take_back(call, store, grant)
             _check_there(call, machine)

@@ -11,6 +11,9 @@ whole seconds. So nothing is written before a later second than that of the last
 every write gets a later time than the one it was conditioned on, and of two writes that were read from one state the second is
 refused, whoever sends them, in whatever order they land. Whoever is refused reads again; that includes a repeated write whose first answer
 was lost. A change of the container's metadata counts as a change, too: one more turn.
+
+A container's policies are written all at once, so those that others made go through here, too. They may have any form that storage
+takes (a date without a time, a time without a zone, no end), and are written as they were read.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import msgspec
 
 from shared.blob.answers import time_in
 from shared.blob.core import BlobCore
-from shared.errors import PreconditionError, TransientError
+from shared.errors import GrantLimitError, PreconditionError, TransientError
 
 if TYPE_CHECKING:
     from azure.storage.blob import AccessPolicy
@@ -53,7 +56,7 @@ _LOOKS: Final = 20
 class Policy(msgspec.Struct, frozen=True):
     id: str
     until: dt.datetime | None
-    """None: without an end, or one that is not said here."""
+    """Always with a zone. None: without an end, or one that is not said here."""
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -63,7 +66,7 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class _Read(msgspec.Struct, frozen=True):
-    policies: dict[str, AccessPolicy]
+    policies: dict[str, AccessPolicy | None]
     access: Any
     """Whether the container is public: goes with the policies."""
     changed: dt.datetime
@@ -89,7 +92,7 @@ class Policies:
         return Look([Policy(id_, _until(policy)) for id_, policy in read.policies.items()], read.date)
 
     async def put(self, policy: str, until: dt.datetime, *, drop: Collection[str] = ()) -> None:
-        """Makes the policy, for reading and listing only, or gives it another end; `drop` goes in the same step."""
+        """Makes the policy, for reading and listing only, or gives it another end; `drop` goes in the same step. Raises GrantLimitError."""
         from azure.storage.blob import AccessPolicy
 
         new = AccessPolicy(permission=_READING, expiry=until)
@@ -99,14 +102,22 @@ class Policies:
         """From then on tokens under them are refused. Harmless when they are gone already."""
         await self._change(lambda found: _without(found, policies))
 
-    async def _change(self, changed: Callable[[dict[str, AccessPolicy]], dict[str, AccessPolicy]]) -> None:
+    async def _change(
+        self, changed: Callable[[dict[str, AccessPolicy | None]], dict[str, AccessPolicy | None]]
+    ) -> None:
         """The argument is in the module's docstring. That nothing is to be removed is written, too: a write of before that is still on
         its way is refused from then on.
         """
         for _ in range(_TRIES):
             read = await self._settled()
+            wanted = changed(read.policies)
+            if len(wanted) > MOST:
+                raise GrantLimitError(
+                    f"Could not change the policies of container {self._core.container.container_name}",
+                    cause=f"it takes {MOST}, and has: {', '.join(read.policies)}",
+                )
             try:
-                await self._write(changed(read.policies), read)
+                await self._write(wanted, read)
             except PreconditionError:
                 continue
             return
@@ -138,20 +149,22 @@ class Policies:
         got, changed = await self._core.call(
             f"read the policies of container {self._core.container.container_name}", attempt
         )
-        policies = {str(one.id): one.access_policy for one in got["signed_identifiers"]}
+        policies = {str(one.id): _as_found(one.access_policy) for one in got["signed_identifiers"]}
         # Asked apart, and afterwards: in the answer to the read Azurite calls the time of the last change the date.
         return _Read(policies, got["public_access"], changed, await self._core.date())
 
-    async def _write(self, policies: dict[str, AccessPolicy], read: _Read) -> None:
+    async def _write(self, policies: dict[str, AccessPolicy | None], read: _Read) -> None:
         await self._core.call(
             f"change the policies of container {self._core.container.container_name}",
             lambda: self._core.container.set_container_access_policy(
-                policies, public_access=read.access, if_unmodified_since=read.changed
+                policies,  # type: ignore[arg-type]  # it takes those without content, too
+                public_access=read.access,
+                if_unmodified_since=read.changed,
             ),
         )
 
 
-def _without(found: dict[str, AccessPolicy], drop: Collection[str]) -> dict[str, AccessPolicy]:
+def _without(found: dict[str, AccessPolicy | None], drop: Collection[str]) -> dict[str, AccessPolicy | None]:
     return {id_: policy for id_, policy in found.items() if id_ not in drop}
 
 
@@ -177,11 +190,23 @@ def token(account: str, key: str, container: str, policy: str) -> str:
     return urlencode({"sv": _VERSION, "sr": "c", "si": policy, "spr": _PROTOCOL, "sig": signature})
 
 
+def _as_found(policy: AccessPolicy | None) -> AccessPolicy | None:
+    """The same, so that the SDK writes its times as they are. It would read them and write them in a form of its own, and fail on those
+    that it cannot read, although storage can; but it lets a policy be that is false.
+    """
+    from azure.storage.blob import AccessPolicy
+
+    class AsFound(AccessPolicy):
+        def __bool__(self) -> bool:
+            return False
+
+    return None if policy is None else AsFound(policy.permission, policy.expiry, policy.start)
+
+
 def _until(policy: AccessPolicy | None) -> dt.datetime | None:
     expiry = getattr(policy, "expiry", None)
-    if isinstance(expiry, dt.datetime):
-        return expiry
     try:
-        return None if not expiry else dt.datetime.fromisoformat(str(expiry))
+        found = expiry if isinstance(expiry, dt.datetime) else dt.datetime.fromisoformat(str(expiry))
     except ValueError:
         return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=dt.UTC)

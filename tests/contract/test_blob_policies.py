@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from azure.core.exceptions import ResourceModifiedError, ServiceResponseError
 from azure.storage.blob import AccessPolicy
+from azure.storage.blob._generated.models import AccessPolicy as Written
+from azure.storage.blob._generated.models import SignedIdentifier
 from azure.storage.blob.aio import ContainerClient
 
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.config import read_key
 from shared.blob.policies import token
-from shared.errors import GrantEndedError, PreconditionError, StorageRefusedError
+from shared.errors import GrantEndedError, GrantLimitError, PreconditionError, StorageRefusedError
 from tests.azurite import Azurite
 from tests.storage_faults import Answer, FaultProxy
 
@@ -134,6 +136,46 @@ async def test_a_policy_is_put_beside_those_of_others_and_what_is_dropped_goes(s
     found = await store.policies.list()
     assert sorted(policy.id for policy in found) == ["p0", "p2", "p3", "p4", "p5"]
     assert all(policy.until is not None for policy in found)
+
+
+FOREIGN = {
+    "date only": ("2020-01-01", "2030-01-01"),
+    "minutes": ("2020-01-01T00:00Z", "2030-01-01T00:00Z"),
+    "no zone": ("2020-01-01T00:00", "2030-01-01T00:00:00"),
+    "fractions": (None, "2030-01-01T00:00:00.1234567Z"),
+    "no end": (None, None),
+}
+"""Start and expiry, as an administrator may have written them. With ours there is room for four of them."""
+
+
+async def identifiers(store: BlobStore) -> dict[str, tuple[str | None, str | None, str]]:
+    found = await store._core.container.get_container_access_policy()
+    policies = {one.id: one.access_policy for one in found["signed_identifiers"]}
+    return {id_: (policy.start, policy.expiry, policy.permission) for id_, policy in policies.items()}
+
+
+@pytest.mark.parametrize("left_out", ["no end", "fractions"])
+async def test_policies_of_others_are_written_as_they_were_found(store: BlobStore, left_out: str) -> None:
+    written = [
+        SignedIdentifier(id=id_, access_policy=Written(permission="r", start=start, expiry=expiry))
+        for id_, (start, expiry) in FOREIGN.items()
+        if id_ != left_out
+    ]
+    await store._core.container._client.container.set_access_policy(container_acl=written)
+    before = await identifiers(store)
+    assert {id_: (start, expiry) for id_, (start, expiry, _) in before.items()} == {
+        id_: form for id_, form in FOREIGN.items() if id_ != left_out
+    }
+    until = in_an_hour().replace(microsecond=0)
+    await store.policies.put(POLICY, until)
+    look = await store.policies.look()
+    assert {id_: form for id_, form in (await identifiers(store)).items() if id_ != POLICY} == before
+    assert {policy.id: policy.until for policy in look.policies}[POLICY] == until
+    assert all(policy.until is None or policy.until > look.date for policy in look.policies)
+    with pytest.raises(GrantLimitError, match="date only"):
+        await store.policies.put("sixth", until)
+    await store.policies.remove([POLICY])
+    assert await identifiers(store) == before
 
 
 async def test_a_new_grant_that_does_not_count_everywhere_yet_is_waited_for(

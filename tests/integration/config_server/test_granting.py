@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
+from azure.storage.blob._generated.models import AccessPolicy as Written
+from azure.storage.blob._generated.models import SignedIdentifier
 
 from config_server import grants
 from config_server.cli import access
 from config_server.cli.options import Target
 from config_server.cli.rescue import is_of_the_user
 from config_server.control import Control
-from config_server.granting import FIRST_LIFE_S
+from config_server.database import Database
+from config_server.granting import FIRST_LIFE_S, Granting
+from config_server.storage import Storage
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.policies import Policies
@@ -345,6 +350,55 @@ async def test_after_a_restored_database_what_is_on_no_record_ends_by_itself(
             await store.read("a")
         assert await audited(operator, "grant.swept") == [lost.id]
         assert await audited(operator, "grant.shortened") == [known.id]
+
+
+async def test_a_policy_of_somebody_else_in_whatever_form_hinders_no_grant(
+    operator: RestClient, container: BlobStore
+) -> None:
+    written = SignedIdentifier(
+        id="report-tool", access_policy=Written(permission="r", start="2020-01-01", expiry="2030-01-01")
+    )
+    await container._core.container._client.container.set_access_policy(container_acl=[written])
+    grant = await given(operator)
+    await operator.call(api.GRANT_RENEW, Nothing(), machine="web1", id=grant.id)
+    await ended(operator, grant)
+    assert await policies(container) == {"report-tool"}
+
+
+async def test_what_hinders_the_look_at_one_machine_s_grants_hinders_no_other_and_is_noted_once(
+    machine_storage: MachineStorage, blob_config: BlobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = [await machine_storage.find_or_create(name) for name in ("web1", "web2")]
+    for store in stores:
+        await store.policies.put(LEFT[0], dt.datetime(2030, 1, 1, tzinfo=dt.UTC))
+    first, second = sorted(stores, key=lambda store: store.container)
+    real = Policies.remove
+
+    async def remove(self: Policies, ids: Collection[str]) -> None:
+        if self._core.container.container_name == first.container:
+            raise ValueError("not thought of")
+        await real(self, ids)
+
+    storage, db = Storage(blob_config, None), await Database.open(tmp_path / "state.db")
+    granting = Granting(Control(db, None, storage, dt.timedelta(days=90)), 12)  # type: ignore[arg-type]
+
+    async def noted() -> int:
+        query = "SELECT count(*) FROM audit WHERE action = 'grant.swept'"
+        return await db.run(lambda d: int(d.execute(query).fetchone()[0]))
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Policies, "remove", remove)
+            for _ in range(2):
+                with pytest.raises(ValueError, match="not thought of"):
+                    await granting.sweep()
+        assert (await policies(first), await policies(second)) == ({LEFT[0]}, set())
+        assert await noted() == 2
+        await granting.sweep()
+        assert (await policies(first), await noted()) == (set(), 2)
+    finally:
+        await storage.close()
+        await db.close()
 
 
 async def test_the_same_request_gets_the_same_grant_however_often_it_is_made(
