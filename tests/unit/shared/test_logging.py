@@ -119,7 +119,7 @@ def test_a_traceback_tells_where_and_never_what_the_variables_held(
         grant("Eby8" * 3)
     except TypeError as exc:
         if foreign:
-            standard.getLogger("azure").error("failed", exc_info=exc)
+            standard.getLogger("somebody.else").error("failed", exc_info=exc)
         else:
             logging.get().error("failed", exc_info=exc)
     said = out.getvalue()
