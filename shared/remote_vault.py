@@ -165,12 +165,13 @@ class RemoteVault:
         self._keys[id_] = key.key
         self._unstored.add(id_)
         self._writer.changed()
-        if not await self._writer.written():
+        # What was under way may have begun before this key was there, and failed for another's sake: the next one has it.
+        if not await self._writer.written() and not await self._writer.written():
             self._wake.set()
 
     async def _store(self) -> bool:
-        """What is to be stored; whether all of it is."""
-        self._unwritable = None
+        """What is to be stored; whether all of it is. What hinders one hinders no other."""
+        errors: list[KeyCacheError] = []
         for id_ in list(self._unstored):
             # Before it is written: should the private key change meanwhile, it is put there again.
             self._unstored.discard(id_)
@@ -178,8 +179,9 @@ class RemoteVault:
                 await asyncio.to_thread(self._cache.store, CachedKey(**id_._asdict(), key=self._keys[id_]))
             except KeyCacheError as exc:
                 self._unstored.add(id_)
-                self._unwritable = exc
-                break
+                errors.append(exc)
+        # By path: a set has no order, and the words are to stay while the cause does.
+        self._unwritable = min(errors, key=str, default=None)
         if self._unreadable is not None:
             await self._load()
         self._tell()

@@ -208,6 +208,19 @@ async def test_a_full_disk_keeps_nobody_from_a_key(daemon: Daemon, monkeypatch: 
             assert await vault.unwrap(one, "web1") == key
 
 
+async def test_a_key_whose_file_cannot_be_written_keeps_no_other_from_being_stored(daemon: Daemon) -> None:
+    bad, _ = await daemon.wrapped()
+    daemon.path(bad).mkdir(parents=True)
+    made = [await daemon.wrapped() for _ in range(8)]
+    async with running(daemon.config), daemon.remote() as vault:
+        for one in (bad, *(one for one, _ in made)):
+            await vault.unwrap(one, "web1")
+        assert vault.problem is not None
+        assert str(daemon.path(bad)) in vault.problem.what
+    async with daemon.remote() as vault:
+        assert [await vault.unwrap(one, "web1") for one, _ in made] == [key for _, key in made]
+
+
 async def test_a_host_that_is_enrolled_anew_has_its_cache_sealed_anew(daemon: Daemon) -> None:
     one, key = await daemon.wrapped()
     async with running(daemon.config) as server, daemon.remote() as vault:
