@@ -59,15 +59,20 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
     sync_folder(folder.parent)
 
 
-def replace_file(path: Path, data: Buffer, *, mode: int = 0o600, durable: bool = True) -> None:
+def replace_file(
+    path: Path, data: Buffer, *, mode: int = 0o600, durable: bool = True, keep_owner: bool = False
+) -> None:
     """Puts `data` under `path`, whole or not at all. Without `durable` the old document may come back after
     a power cut; but its bytes are synced even then, or a file system could make the new name durable before
     them, and leave an empty document.
+
+    `keep_owner`: a file that is there keeps its owner and group, or is not replaced. For what root writes, and a daemon reads.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     with _about(path):
         try:
-            _write_new(temporary, data, mode)
+            owner = _owner(path) if keep_owner else None
+            _write_new(temporary, data, mode, owner)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -135,9 +140,19 @@ def _about(path: Path) -> Iterator[None]:
         raise
 
 
-def _write_new(path: Path, data: Buffer, mode: int) -> None:
+def _owner(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_uid, found.st_gid
+
+
+def _write_new(path: Path, data: Buffer, mode: int, owner: tuple[int, int] | None = None) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
+        if owner is not None:
+            os.fchown(fd, *owner)
         write_all(fd, [data], 0)
         os.fsync(fd)
     finally:

@@ -134,9 +134,10 @@ def renew(files: TlsFiles, answer: Certificate) -> None:
 
 
 def write(path: Path, data: bytes, *, mode: int) -> None:
-    """Durably, whole or not at all. Raises IdentityFileError."""
+    """Durably, whole or not at all; a file that is there keeps its owner: root may enrol anew what a daemon's user reads. Raises
+    IdentityFileError."""
     try:
-        durable.replace_file(path, data, mode=mode)
+        durable.replace_file(path, data, mode=mode, keep_owner=True)
     except OSError as exc:
         raise IdentityFileError(f"{path} could not be written", cause=cause_of(exc)) from exc
 

@@ -99,8 +99,8 @@ def _read(path: Path) -> _VaultFile:
 
 
 def add(path: Path, other: Path) -> list[str]:
-    """Puts the keys of another vault file into this one, whose current key stays; the ids of those that it did not have. The other file
-    stays as it is. Raises UsageError, StateFileError."""
+    """Puts the keys of another vault file into this one, whose current key, owner and mode stay; the ids of those that it did not have.
+    The other file stays as it is. Raises UsageError, StateFileError."""
     mine, theirs = _read(path), _read(other)
     have = {key.id: key for key in mine.keys}
     if any(have.get(key.id, key) != key for key in theirs.keys):
@@ -110,8 +110,10 @@ def add(path: Path, other: Path) -> list[str]:
             action="Find out which one opens the machines' logs, and use that.",
         )
     new = tuple(key for key in theirs.keys if key.id not in have)
+    content = msgspec.json.encode(_VaultFile(1, mine.current, (*mine.keys, *new)))
     with durable.named(f"The vault file {path} could not be written", action="Nothing was changed."):
-        durable.replace_file(path, msgspec.json.encode(_VaultFile(1, mine.current, (*mine.keys, *new))))
+        mode = stat.S_IMODE(path.stat().st_mode)
+        durable.replace_file(path, content, mode=mode, keep_owner=True)
     return [key.id for key in new]
 
 

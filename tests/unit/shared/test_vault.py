@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -86,6 +88,24 @@ async def test_the_keys_of_two_files_that_were_both_used_are_put_together(
     other.path.write_text(other.path.read_text().replace(other.current, ours.current))
     assert vault.main([str(ours.path), "--add", str(other.path)]) == UsageError.exit_code
     assert "same id" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_vault_file_that_root_adds_keys_to_stays_its_owner_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, other = FileVault.create(tmp_path / "a"), FileVault.create(tmp_path / "b")
+    os.chown(ours.path, 4711, 4712)
+    ours.path.chmod(0o400)
+    before = ours.path.read_bytes()
+    with monkeypatch.context() as refusing:
+        refusing.setattr("os.fchown", Mock(side_effect=PermissionError(1, "Operation not permitted")))
+        with pytest.raises(StateFileError, match="Nothing was changed"):
+            vault.add(ours.path, other.path)
+    assert ours.path.read_bytes() == before
+    assert vault.add(ours.path, other.path) == [other.current]
+    found = ours.path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (4711, 4712, 0o400)
 
 
 def test_a_key_is_not_printed() -> None:
