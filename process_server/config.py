@@ -45,7 +45,7 @@ class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     credit: CreditPolicy = CreditPolicy()
     segment_bytes: Annotated[int, msgspec.Meta(ge=4096, le=4 << 30)] = 32 << 20
     """A segment is closed and uploaded at this size …"""
-    segment_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
+    segment_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
     """… or at this age, which is the floor of the RPO."""
     log_level: logging.Level = logging.Level.INFO
 

@@ -8,7 +8,8 @@ server has its log, that is looked at, Hello after Hello:
 - somebody is at work in it (`Watched.at_work`): whoever says Hello is the copy: CopyRefusedError, which names the other;
 - storage calls this machine the active side, and the epoch was begun by one with another identity (`machine rebind`, a failover): whatever
   that one does, it is the copy now, and nothing is waited for. Its server lists what it has of the epoch, as of any that is over;
-- the log stood still for `Patience.copy_s`, or moved for six times as long and nobody is at work in it (a server that lists what it still
+- the log stood still for `Patience.copy_s`, or, where it goes more slowly, for three times as long as it does between two segments (`pace`:
+  segments of a minute, or a slow uplink); or moved for six times as long and nobody is at work in it (a server that lists what it still
   has of a machine that is gone): the epoch may end;
 - until then TransientError: the agent says Hello again in a moment. A machine that was restarted and moved at once waits so long.
 
@@ -35,7 +36,9 @@ An unknown boot, of either side, proves nothing and refuses nobody.
 from __future__ import annotations
 
 import enum
+import itertools
 import time
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from process_server.spool.epoch_log import Resources
@@ -59,6 +62,10 @@ _STEADY: Final = 3
 """For so many times `copy_s` captures must have gone on with storage's time…"""
 _UNEVEN: Final = 0.5
 """…but for so much of it: batches get to storage some seconds after their capture, not always as many."""
+_PACES: Final = 3
+_LONGEST_S: Final = 600.0
+_RECENT: Final = 9
+"""So many of the newest segments tell the pace."""
 _SECOND_NS: Final = 1_000_000_000
 _TAIL_B: Final = 16 * 1024
 """Holds the last line of an index."""
@@ -73,6 +80,8 @@ class Look(NamedTuple):
     """When the newest listed batch was captured (the machine's clock); 0: not known."""
     changed_ns: int
     """When the index was changed last (storage's clock); 0: not known."""
+    pace_s: float = 0.0
+    """So long it stands still between two segments as a rule; 0: not known."""
 
 
 class Verdict(enum.Enum):
@@ -134,7 +143,7 @@ class Rivals:
         if watched is None or watched.epoch != epoch:
             date_ns = int((await store.date()).timestamp()) * _SECOND_NS
             watched = self._watched = Watched(epoch, look, date_ns, monotonic_s())
-        still_s = self._shared.settings.patience.copy_s
+        still_s = max(self._shared.settings.patience.copy_s, min(_PACES * look.pace_s, _LONGEST_S))
         verdict = watched.judge(look, monotonic_s(), still_s)
         if verdict is Verdict.AT_WORK:
             self._watched = None
@@ -150,6 +159,15 @@ class Rivals:
             cause=f"another boot of it may be at work: {epoch.begun_by}",
             action=f"It is taken by itself when nothing new came from that one for {still_s:.0f} s.",
         )
+
+
+def pace(entries: Sequence[IndexEntry]) -> float:
+    """How many seconds lie between two segments as a rule, by the clock of the server that wrote them, which is compared with itself alone.
+    The longest time is left out: storage, or the machine, may have been away once. 0: fewer than three segments tell it.
+    """
+    written = [entry.written_ns for entry in entries[-_RECENT:]]
+    between = sorted(later - earlier for earlier, later in itertools.pairwise(written))
+    return max(0, between[-2]) / _SECOND_NS if len(between) > 1 else 0.0
 
 
 async def _was_named(hello: Hello, epoch: EpochInfo, store: BlobStore) -> bool:
@@ -180,5 +198,6 @@ async def _look(store: BlobStore, epoch: EpochInfo, term: Term) -> Look:
     at = max(0, newest.size_b - _TAIL_B)
     data = await store.read(newest.name, at, newest.size_b - at)
     lines, _ = decode_up_to_damage(data[data.find(b"\n") + 1 :] if at else data, newest.name)
-    captured = [line.last_captured_ns for line in lines if isinstance(line, IndexEntry)]
-    return Look(seen, captured[-1] if captured else 0, int(newest.last_modified.timestamp()) * _SECOND_NS)
+    entries = [line for line in lines if isinstance(line, IndexEntry)]
+    captured_ns = entries[-1].last_captured_ns if entries else 0
+    return Look(seen, captured_ns, int(newest.last_modified.timestamp()) * _SECOND_NS, pace(entries))

@@ -358,6 +358,27 @@ async def test_a_copy_at_another_server_is_refused_by_name_while_the_machine_wor
         assert (await at_b.begin(copy_of("b2"))).epoch == 3
 
 
+async def test_a_machine_whose_log_goes_slowly_is_not_taken_for_gone(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment a minute, as it may be configured, and as a slow uplink may take."""
+    now, passed_s = [0.0], [0]
+    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
+    monkeypatch.setattr(time, "time_ns", lambda: CLOCK() + passed_s[0] * 1_000_000_000)
+    a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
+    async with started(a) as at_a, started(b) as at_b:
+        await at_a.begin(copy_of("b1"))
+        for made in make_chain(4):
+            passed_s[0] += 60
+            await append_all(at_a, [made])
+            await at_a.flush()
+        for now[0] in (0.0, 100.0, 179.0):
+            with pytest.raises(TransientError, match="may be at work"):
+                await at_b.begin(copy_of("b2"))
+        now[0] = 182.0
+        assert (await at_b.begin(copy_of("b2"))).epoch == 2
+
+
 async def test_whoever_was_named_the_machine_waits_for_nothing_that_the_one_before_does(
     store: BlobStore, tmp_path: Path
 ) -> None:

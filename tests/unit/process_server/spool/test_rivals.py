@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from process_server.spool.rivals import Look, Verdict, Watched
+from process_server.spool.rivals import Look, Verdict, Watched, pace
 from shared.log.epochs import EpochDisk, EpochInfo
+from shared.log.index import IndexEntry
 
 S = 1_000_000_000
 STILL_S = 20.0
@@ -83,3 +84,46 @@ def test_a_batch_that_was_captured_in_the_second_of_the_first_look_is_no_work() 
     first = Look(1, START_S * S - 5, START_S * S)
     watched = Watched(EPOCH, first, START_S * S, 0.0)
     assert watched.judge(Look(2, START_S * S + S // 2, START_S * S + S), 1.0, STILL_S) is Verdict.WAIT
+
+
+def listed_every(*seconds: int) -> list[IndexEntry]:
+    """Segments, so many seconds between each and the one before."""
+    at_s, entries = START_S, []
+    for number, later_s in enumerate((0, *seconds), 1):
+        at_s += later_s
+        entries.append(
+            IndexEntry(
+                term=1,
+                blob="",
+                bytes=1,
+                digest="",
+                plain_b=1,
+                first=number,
+                last=number,
+                first_captured_ns=at_s * S,
+                last_captured_ns=at_s * S,
+                end_seq=1,
+                predecessor="",
+                last_digest="",
+                ordered=(),
+                written_ns=at_s * S,
+            )
+        )
+    return entries
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ((), 0),
+        ((60,), 0),
+        ((60, 60, 60), 60),
+        ((5, 5, 7200, 5, 5), 5),
+        ((7200, *[5] * 8), 5),
+        ((5, -7200), 0),
+    ],
+)
+def test_the_pace_of_a_log_is_what_lies_between_its_segments_but_for_one_absence(
+    seconds: tuple[int, ...], expected: int
+) -> None:
+    assert pace(listed_every(*seconds)) == expected
