@@ -21,7 +21,7 @@ async def test_status_is_reported_and_a_flush_uploads_at_once(
         site.write_config(
             tls=await control.enrolled("process-server", "ps1", tmp_path / "ps"),
             control_url=control.url,
-            segment_seconds=3600.0,
+            segment_seconds=60.0,
         )
         agent_files = await control.enrolled("agent", "lab", tmp_path / "agent")
         async with site.daemon(), Agent.connect(site.port, tls.client_context(agent_files)) as agent:

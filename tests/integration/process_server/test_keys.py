@@ -121,7 +121,7 @@ async def test_points_go_on_for_weeks_without_the_config_server_over_every_resta
         await pointed(master, blob_config, 1)
 
     # From here on the config server is gone.
-    site.write_config(segment_seconds=3600.0)
+    site.write_config(segment_seconds=60.0)
     async with site.daemon(signal.SIGKILL), Agent.connect(site.port, agents["lab"]) as agent:
         assert (await agent.open(hello(epoch=1, claim=claim, last_sent=1))).spooled == 1
         await agent.send(chain.next(marks=["p2"]))
