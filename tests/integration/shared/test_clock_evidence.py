@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import ssl
@@ -14,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from agent.stream.link import Link
-from shared import api, tls
+from shared import api, clock_evidence, tls
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import (
     CertificateExpiredError,
@@ -127,3 +128,27 @@ async def failure(ask: Client, port: int, files: tls.TlsFiles) -> UnderstudyErro
     with pytest.raises(UnderstudyError) as caught:
         await ask(port, files)
     return caught.value
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"X: " + b"y" * (40 << 10),
+        b"Date: Thu, 01 Jan 99999999999999999999 00:00:00 GMT",
+        b"Date: Thu, 01 Jan 2026 00:00:00 +99999999999999",
+    ],
+    ids=["long", "year", "zone"],
+)
+async def test_whatever_answers_there_a_look_raises_nothing(tmp_path: Path, head: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
+        writer.transport.close()
+
+    files = TestCa(tmp_path).issue("config-server:cs1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as listening:
+        seen = await clock_evidence.look("127.0.0.1", listening.sockets[0].getsockname()[1], web=True)
+    assert seen.ends_s is not None
+    assert seen.theirs_s is None
