@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -35,6 +35,9 @@ _OBJECT_LENGTH: Final = 255
 _CODE_LENGTH: Final = 16
 _STARTS: Final = 4
 """So many of a daemon's starts are remembered: what is held up for longer was given up by whoever holds it."""
+_HELD_UP_NS: Final = 60 * SECOND_NS
+"""So long a report may be on its way. Who counts from lower on after a longer silence was put back: a virtual machine, to a snapshot with
+its memory."""
 _ANSWER_DEPTH: Final = 64
 """So deep an answer may hold a report, and more."""
 
@@ -85,28 +88,35 @@ class Seen(msgspec.Struct, frozen=True):
         return now_ns - max(self.heard_ns, self.recovered_ns) > SILENT_S * SECOND_NS
 
 
+class _Newest(NamedTuple):
+    number: int
+    heard_ns: int
+    """Monotonic."""
+
+
 class Presence:
     """The latest report per daemon."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[Role, str], Seen] = {}
-        self._newest: dict[tuple[Role, str], dict[str, int]] = {}
-        """Of each daemon's last starts, the number of the newest report."""
+        self._newest: dict[tuple[Role, str], dict[str, _Newest]] = {}
+        """Of each daemon's last starts, the newest report."""
 
     def learn(
         self, role: Role, name: str, raw: bytes, received_ns: int, heard_ns: int, recovered_ns: int = 0
     ) -> Seen:
         """Take in a report, and when it came (time of day, and monotonic); what counts from then on. One that was held up on its way
-        changes nothing: by no clock, but by the daemon's own count, for each of its last starts. Raises RequestError, with the path of
-        the field, when it is not what the role reports."""
+        changes nothing, and the one before it is returned: by the daemon's own count, for each of its last starts, while a newer one
+        came lately. Raises RequestError, with the path of the field, when it is not what the role reports."""
         seen = Seen(role, name, received_ns, heard_ns, decode(role, raw), recovered_ns)
         start, number = seen.report.start, seen.report.number
         if start:
             newest = self._newest.setdefault((role, name), {})
-            if number <= newest.get(start, 0):
+            before = newest.get(start)
+            if before and number <= before.number and heard_ns - before.heard_ns < _HELD_UP_NS:
                 return self._seen[role, name]
             newest.pop(start, None)
-            newest[start] = number
+            newest[start] = _Newest(number, heard_ns)
             if len(newest) > _STARTS:
                 del newest[next(iter(newest))]
         self._seen[role, name] = seen
@@ -216,6 +226,8 @@ def decode(role: Role, raw: bytes) -> Report:
         for _ in range(_ANSWER_DEPTH):
             answer = [answer]
         msgspec.json.encode(answer)
+        if report.start and report.number <= 0:
+            raise ValueError(f"its reports are counted from 1, and this is {report.number} - at `$.number`")
     except (
         *UNDECODABLE,
         OverflowError,

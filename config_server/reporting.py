@@ -70,6 +70,7 @@ class Reporting:
             )  # storage may have taken its time
         before = self._control.presence.of(role, call.name)
         seen = self._control.presence.learn(role, check_name(call.name, role), call.body, now_ns, began_ns)
+        taken = seen is not before
         rung = self._control.bell.listen(call.who)
 
         def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], list[Command]]:
@@ -77,7 +78,7 @@ class Reporting:
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
             self._note_state(db, before, seen, now_ns)
             news = before is None or before.report.state != seen.report.state
-            if news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS:
+            if taken and (news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS):
                 if role == Role.AGENT:
                     inventory.ensure_machine(db, call.name, now_ns)
                 inventory.save_report(
@@ -86,7 +87,7 @@ class Reporting:
                 self._saved_ns[call.who] = began_ns
             return finished, changed, commands.pending(db, call.who, now_ns)
 
-        kept = True
+        kept = taken  # what it says of commands is said again
         try:
             finished, changed, waiting = await self._control.db.run(work)
         except DatabaseError:

@@ -1,0 +1,41 @@
+"""Which of a daemon's reports counts."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from config_server.clock import SECOND_NS
+from config_server.presence import Presence
+from shared.errors import RequestError
+from shared.vocabulary import Role
+
+
+def report(number: int, state: str = "ordered") -> bytes:
+    return msgspec.json.encode({"start": "a", "number": number, "state": state})
+
+
+def learned(presence: Presence, raw: bytes, at_s: int) -> str:
+    return presence.learn(Role.AGENT, "web1", raw, 0, at_s * SECOND_NS).report.state
+
+
+def test_a_report_that_was_held_up_changes_nothing_while_a_newer_one_came_lately() -> None:
+    presence = Presence()
+    learned(presence, report(7), 100)
+    assert learned(presence, report(6, "old"), 130) == "ordered"
+    assert learned(presence, report(7, "old"), 159) == "ordered"
+
+
+def test_a_machine_that_was_put_back_to_a_snapshot_with_memory_is_heard_within_a_minute() -> None:
+    """The same start, its count is that of then."""
+    presence = Presence()
+    learned(presence, report(130_000), 100)
+    states = [learned(presence, report(1000 + n, "resync"), 100 + 2 * n) for n in range(1, 60)]
+    assert states == ["ordered"] * 29 + ["resync"] * 30
+    assert learned(presence, report(1000, "old"), 220) == "resync", "from there on it counts anew"
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_report_that_is_counted_from_no_beginning_is_refused(number: int) -> None:
+    with pytest.raises(RequestError, match="counted from 1"):
+        learned(Presence(), report(number), 0)
