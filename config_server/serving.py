@@ -24,7 +24,7 @@ from config_server.clock import SECOND_NS
 from config_server.presence import Seen
 from config_server.storage import Storage
 from shared import logging
-from shared.errors import UnderstudyError
+from shared.errors import MachineNotFoundError, UnderstudyError
 from shared.log.epochs import newest_epoch
 from shared.log.index import NO_TERM
 from shared.log.terms import newest_term, read_term
@@ -47,8 +47,8 @@ Signature = frozenset[tuple[str, int, bool, str]]
 class _Asked(NamedTuple):
     signature: Signature
     at_s: float
-    owner: str
-    """Empty: not known."""
+    owner: str | None
+    """Empty: nobody, for nothing of the machine is there. None: not known."""
 
 
 def ranked(streams: Iterable[Stream], agent: Agent, owner: str, now_ns: int) -> list[Stream]:
@@ -115,9 +115,8 @@ class Serving:
         self._since_ns: dict[str, int] = {}
 
     def owner(self, machine: str) -> str:
-        """As storage said last; empty when it never did."""
-        asked = self._asked.get(machine)
-        return "" if asked is None else asked.owner
+        """As storage said last; empty when it never did, or there is none."""
+        return self._known(machine) or ""
 
     def look(self, machine: str, order: Sequence[Stream], agent: Agent, now_ns: int) -> str:
         """Notes what is unclear, to be asked for. What the servers say, when they have disagreed for long; else nothing."""
@@ -137,8 +136,9 @@ class Serving:
         """Storage, about the machines of which it is unclear."""
         await asyncio.gather(*(self.asked(machine, wanted) for machine, wanted in self._wanted.items()))
 
-    async def asked(self, machine: str, wanted: Signature) -> str:
-        """Who has the machine by storage, asked unless that was answered for these words of the servers; empty when it does not say."""
+    async def asked(self, machine: str, wanted: Signature) -> str | None:
+        """Who has the machine by storage, asked unless that was answered for these words of the servers; empty when storage
+        has nothing of it; None when that is not known."""
         now_s = self.clock()
         before = self._asked.get(machine)
         if before is not None:
@@ -146,19 +146,26 @@ class Serving:
             if now_s - before.at_s < (_AGAIN_S if same else _SOONEST_S):
                 return before.owner
         # Of many who ask at once, one does. Nothing is answered yet, so this is for no words.
-        self._asked[machine] = _Asked(frozenset(), now_s, self.owner(machine))
+        self._asked[machine] = _Asked(frozenset(), now_s, self._known(machine))
         try:
             async with asyncio.timeout(_ASK_S):
                 owner = await self._find(machine)
+        except MachineNotFoundError:
+            owner = ""
         except (UnderstudyError, TimeoutError) as exc:
             _log.info("not asked whose a machine is", machine=machine, cause=str(exc))
-            return self.owner(machine)
+            return self._known(machine)
         self._asked[machine] = _Asked(wanted, now_s, owner)
         return owner
 
-    async def _find(self, machine: str) -> str:
+    def _known(self, machine: str) -> str | None:
+        asked = self._asked.get(machine)
+        return None if asked is None else asked.owner
+
+    async def _find(self, machine: str) -> str | None:
+        """As `asked`, and raises. A machine that is registered and has no term yet is just beginning: that says nothing."""
         store = await self._storage.machines().find(machine)
         epoch = await newest_epoch(store)
         if not epoch or (term := await newest_term(store, epoch)) == NO_TERM:
-            return ""
+            return None
         return (await read_term(store, epoch, term.number)).owner

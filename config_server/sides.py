@@ -32,7 +32,7 @@ from shared.errors import (
 )
 from shared.messages import CommandKind, RebindRequest, SideView
 from shared.status import Problem
-from shared.vocabulary import Severity
+from shared.vocabulary import Role, Severity
 
 _log = logging.get()
 
@@ -177,7 +177,8 @@ class Sides:
 
     async def _check_boot(self, machine: str, boot: str, now_s: float) -> None:
         """Of sessions with several servers (one may not know yet that its own is over) the caller's own counts. That of a server which is
-        not the machine's by storage keeps nobody out: it is over, or was made up.
+        not the machine's by storage keeps nobody out, nor does any while storage has nothing of the machine: it is over, or was made up.
+        An owner of whom nobody has heard here is no server's word against another's: its name may be written wrong in a configuration.
         """
         now_ns = self._control.mono_ns()
         streams = list(self._control.presence.streams(machine))
@@ -190,7 +191,10 @@ class Sides:
             return
         if sessions:
             owner = await self._control.serving.asked(machine, signature(streams))
-            theirs = [seen for seen, _boot in sessions if not owner or seen.name == owner]
+            known = owner == "" or (
+                owner is not None and self._control.presence.of(Role.PROCESS_SERVER, owner) is not None
+            )
+            theirs = [seen for seen, _boot in sessions if not known or seen.name == owner]
             if theirs:
                 raise _same_identity(machine, f"it has a session with {theirs[0].source}")
         heard = self._heard.get(machine)

@@ -80,6 +80,56 @@ async def test_the_status_of_a_copy_is_refused_and_that_of_the_machine_stays(
     assert (await operator.call(api.MACHINE, Nothing(), machine="web1")).state == "ordered"
 
 
+async def test_what_a_report_said_that_was_not_taken_is_said_again(
+    operator: RestClient, agent: ControlClient
+) -> None:
+    """Of a machine that was put back to a snapshot with memory."""
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+    for _ in range(3):
+        await agent.report(said())
+    assert agent._kept
+    agent._number = 0
+    await agent.report(said(state="resync"))
+    assert not agent._kept
+    assert (await operator.call(api.MACHINE, Nothing(), machine="web1")).state == "ordered"
+
+
+async def test_a_session_of_a_machine_that_storage_does_not_know_keeps_nobody_out(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    """Made up by a process server: a machine is registered in storage before it has a session."""
+    made_up = StreamReport(epoch=1, connected=True, boot="made-up")
+    async with (
+        daemon(server, await server.enrolled("process-server", "ps9", tmp_path / "ps")) as process_server,
+        daemon(server, await server.enrolled("agent", "web9", tmp_path / "new")) as new,
+        server.operator() as operator,
+    ):
+        await process_server.report(ProcessServerReport(machines={"web9": made_up}))
+        await new.report(AgentReport(machine="web9", identity="id9", boot="1", state="ordered"))
+        assert (await operator.call(api.MACHINE, Nothing(), machine="web9")).state != "not-connected"
+
+
+async def test_an_owner_that_no_server_bears_switches_no_check_off(
+    server: ConfigServer,
+    agent: ControlClient,
+    copy: ControlClient,
+    machine_storage: MachineStorage,
+    tmp_path: Path,
+) -> None:
+    """A process server whose name in its configuration is not that of its certificate."""
+    store = await machine_storage.find("web1")
+    term = TermDocument(term=1, owner="ps-one", claim="a" * 16, after=0, created_ns=0)
+    await store.create(names.epoch_document(1), b"{}")
+    await store.create(names.term_document(1, 1), msgspec.json.encode(term))
+    async with daemon(
+        server, await server.enrolled("process-server", "ps1", tmp_path / "ps")
+    ) as process_server:
+        session = StreamReport(epoch=1, connected=True, boot="1")
+        await process_server.report(ProcessServerReport(machines={"web1": session}))
+        with pytest.raises(CopyRefusedError, match="has a session"):
+            await copy.report(said(boot="2"))
+
+
 async def test_a_copy_that_only_polls_gets_no_command(
     operator: RestClient, agent: ControlClient, copy: ControlClient
 ) -> None:
@@ -149,7 +199,9 @@ async def test_a_server_that_has_the_machine_no_more_keeps_it_out_of_status_no_l
 ) -> None:
     """Whatever session it claims, for ever: the machine's server has none just now, and storage names that one."""
     files = await server.enrolled("process-server", "ps1", tmp_path / "ps1")
-    async with daemon(server, files) as stale:
+    present = await server.enrolled("process-server", "ps2", tmp_path / "ps2")
+    async with daemon(server, files) as stale, daemon(server, present) as live:
+        await live.report(ProcessServerReport())
         ghost = StreamReport(epoch=9, connected=True, boot="ghost")
         await stale.report(ProcessServerReport(machines={"web1": ghost}))
         term = TermDocument(term=1, owner="ps2", claim="a" * 16, after=0, created_ns=0)

@@ -20,7 +20,7 @@ class Site:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.over_s = 0.0
-        self.owner = ""
+        self.owner: str | None = None
         control = SimpleNamespace(presence=self, mono_ns=lambda: int(self.now_s * 1e9), serving=self)
         self.sides = Sides(control)  # type: ignore[arg-type]
         self.sides.clock = lambda: self.now_s
@@ -29,8 +29,11 @@ class Site:
             ActiveSide(machine="web", generation=1, identity="hw", changed_ns=0, claim=""), known.asking()
         )
 
-    async def asked(self, _machine: str, _wanted: object) -> str:
+    async def asked(self, _machine: str, _wanted: object) -> str | None:
         return self.owner
+
+    def of(self, _role: str, name: str) -> object | None:
+        return name if name in ("ps1", "ps2") else None
 
     def streams(self, _machine: str) -> list[tuple[SimpleNamespace, SimpleNamespace]]:
         seen = SimpleNamespace(source="process-server:ps1", name="ps1", is_silent=lambda _ns: False)
@@ -62,9 +65,16 @@ async def test_a_machine_that_lost_its_power_is_no_copy(site: Site) -> None:
 
 async def test_only_a_session_with_the_machine_s_server_by_storage_keeps_another_boot_out(site: Site) -> None:
     site.over_s = 1e9
-    site.owner = "ps1"
-    assert not await site.admitted("second")
+    for unclear in (None, "a name that no server bears", "ps1"):
+        site.owner = unclear
+        assert not await site.admitted("second")
     site.owner = "ps2"
+    assert await site.admitted("second")
+
+
+async def test_a_session_keeps_nobody_out_where_storage_has_nothing_of_the_machine(site: Site) -> None:
+    site.over_s = 1e9
+    site.owner = ""
     assert await site.admitted("second")
 
 
