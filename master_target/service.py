@@ -17,7 +17,7 @@ from master_target.machine import Machine, Settings
 from master_target.targets.base import OpenTarget, Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
-from shared import logging, remote_vault
+from shared import identity, logging, remote_vault
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import IntegrityError, MachineNotFoundError, StorageError, UnderstudyError, UsageError
@@ -27,6 +27,7 @@ from shared.recovery.parallel import parallel
 from shared.service import notify, watchdog_interval_s
 from shared.status import MasterTargetReport, Problem
 from shared.vault import Vault
+from shared.vocabulary import Role
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -39,6 +40,8 @@ _GRACE_S: Final = 5.0
 
 async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
     """The daemon, from start to end. Raises UnderstudyError when it cannot start."""
+    if config.tls is not None:
+        identity.check_name(config.tls, f"{Role.MASTER_TARGET}:{config.name}")
     async with (
         remote_vault.opened(config.vault_file, config.control_url, config.tls, config.state_dir) as vault,
         MachineStorage.connect(config.blob) as storage,

@@ -23,7 +23,7 @@ from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
-from shared import logging, protected, remote_vault, tls
+from shared import identity, logging, protected, remote_vault, tls
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import (
@@ -41,6 +41,7 @@ from shared.service import notify, watchdog_interval_s
 from shared.trouble import Trouble
 from shared.vault import Vault
 from shared.vault_record import guarded
+from shared.vocabulary import Role
 
 _log = logging.get()
 
@@ -63,6 +64,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
     memory.give_back_large_buffers()
     protected.check_place(config.spool_dir, "The process server was not started")
     context = tls.server_context(config.tls)
+    identity.check_name(config.tls, f"{Role.PROCESS_SERVER}:{config.name}")
     settings = LogSettings(
         owner=config.name, limits=SegmentLimits(size_b=config.segment_bytes, age_s=config.segment_seconds)
     )

@@ -69,6 +69,18 @@ def name_of(certificate: x509.Certificate) -> str:
     return str(names[0].value) if len(names) == 1 else ""
 
 
+def check_name(files: TlsFiles, name: str) -> None:
+    """Raises ConfigError when the certificate is not that of `name` (ROLE:NAME): what this daemon writes under its own name would be
+    nobody's to those who know it by its certificate."""
+    found = name_of(_read(files.cert, f"The certificate {files.cert} cannot be used"))
+    if found != name:
+        raise ConfigError(
+            f"The certificate {files.cert} is not this daemon's",
+            cause=f"it is for '{found}', and the configuration names '{name}'",
+            action="Correct the name in the configuration, or enrol this host under that name.",
+        )
+
+
 def key_of(files: TlsFiles) -> ec.EllipticCurvePrivateKey:
     """Raises ConfigError."""
     try:
