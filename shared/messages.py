@@ -349,7 +349,7 @@ class FlushReply(msgspec.Struct):
     missing: list[str]
 
 
-class RestoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class RestoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     point: str = "latest"
     to: str = ""
     host: str = ""

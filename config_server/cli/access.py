@@ -22,7 +22,7 @@ import msgspec
 from config_server.cli.options import Target
 from config_server.cli.output import say
 from config_server.cli.profile import Rescue
-from config_server.cli.rescue import HINT, is_of_the_user
+from config_server.cli.rescue import HINT, is_of_another_version, is_of_the_user
 from shared import api
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.policies import SETTLES_S
@@ -30,6 +30,7 @@ from shared.errors import (
     GrantEndedError,
     KeyUnavailableError,
     PeerError,
+    RequestError,
     UnderstudyError,
     UnreachableError,
     WrongKeyError,
@@ -212,10 +213,15 @@ async def opened(find: Target | Rescue, machine: str, request: RestoreRequest) -
 
 
 async def _asked(client: RestClient, machine: str, request: RestoreRequest) -> RestoreGrant:
-    """Once more when no answer came from a server that is there: storage may be slow. Under the same id: not another grant."""
+    """Once more when no answer came from a server that is there: storage may be slow. Under the same id: not another grant. And once
+    more without that id when the server is older than it."""
     request = msgspec.structs.replace(request, request=secrets.token_hex(16))
     try:
         return await client.call(api.RESTORE, request, machine=machine)
+    except RequestError as exc:
+        if not is_of_another_version(exc):
+            raise
+        return await client.call(api.RESTORE, msgspec.structs.replace(request, request=""), machine=machine)
     except UnreachableError:
         try:
             async with asyncio.timeout(_HEALTH_S):
