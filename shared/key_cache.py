@@ -28,6 +28,9 @@ FOLDER: Final = ".keys"
 """In the daemon's state folder."""
 _SUFFIX: Final = ".sealed"
 _MAGIC: Final = b"UNDKEYS2"
+_FORMER: Final = "keys.sealed"
+"""Beside the folder: what an earlier version kept all keys in. Taken over once (`load`), and removed."""
+_FORMER_MAGIC: Final = b"UNDKEYS1"
 
 
 class CachedKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +43,11 @@ class CachedKey(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"CachedKey(machine={self.machine!r}, key_id={self.key_id!r})"
+
+
+class _Former(msgspec.Struct, frozen=True):
+    v: int
+    keys: list[CachedKey]
 
 
 class KeyCache:
@@ -59,11 +67,15 @@ class KeyCache:
         keys: list[CachedKey] = []
         errors: list[KeyCacheError] = []
         try:
+            self._take_over(self.folder.parent / _FORMER)
+        except KeyCacheError as exc:
+            errors.append(exc)
+        try:
             paths = sorted(path for path in self.folder.iterdir() if path.suffix == _SUFFIX)
         except FileNotFoundError:
-            return [], []
+            return [], errors
         except OSError as exc:
-            return [], [_unusable(self.folder, cause_of(exc))]
+            return [], [*errors, _unusable(self.folder, cause_of(exc))]
         for path in paths:
             try:
                 found = self._read(path)
@@ -89,6 +101,27 @@ class KeyCache:
         with durable.named(what, KeyCacheError):
             durable.make_folder(self.folder)
             durable.replace_file(path, data)
+
+    def _take_over(self, former: Path) -> None:
+        """Each key is stored before the file goes: killed in between, the next start does it again."""
+        try:
+            data = former.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise _unusable(former, cause_of(exc)) from exc
+        start = len(_FORMER_MAGIC) + SALT_B
+        try:
+            if data[: len(_FORMER_MAGIC)] != _FORMER_MAGIC:
+                raise SealError
+            file_key = self._file_key(data[len(_FORMER_MAGIC) : start], _unusable(former, "").what)
+            found = msgspec.json.decode(file_key.open(memoryview(data)[start:], data[:start]), type=_Former)
+        except (SealError, *UNDECODABLE) as exc:
+            raise _unusable(former, "it is damaged, or was sealed with another private key") from exc
+        for key in found.keys:
+            self.store(key)
+        with durable.named(f"The key cache {former} cannot be removed", KeyCacheError):
+            durable.remove_file(former)
 
     def _read(self, path: Path) -> CachedKey | None:
         try:

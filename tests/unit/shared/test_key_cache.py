@@ -5,8 +5,10 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from shared import sealing
 from shared.errors import KeyCacheError
 from shared.key_cache import CachedKey, KeyCache
 from shared.tls import TlsFiles
@@ -111,3 +113,20 @@ def test_what_cannot_be_read_hides_nothing_else_and_what_the_system_refuses_is_n
     with pytest.raises(KeyCacheError, match="cannot be written") as caught:
         cache.store(WEB2)
     assert str(files.key) in caught.value.cause
+
+
+def test_keys_of_an_earlier_version_are_taken_over_once(cache: KeyCache, tmp_path: Path) -> None:
+    former = tmp_path / "state" / "keys.sealed"
+    former.parent.mkdir()
+    head = b"UNDKEYS1" + sealing.new_salt()
+    plain = msgspec.json.encode({"v": 1, "keys": [WEB1, WEB2]})
+    data = bytearray(head) + bytearray(len(plain) + sealing.OVERHEAD_B)
+    cache._file_key(head[8:], "").seal_into(plain, head, data, len(head))
+    former.write_bytes(data[:-1])
+    assert [error.code for error in cache.load()[1]] == [KeyCacheError.code]
+    assert former.exists(), "what cannot be read is told, and stays"
+    former.write_bytes(data)
+    for _ in range(2):
+        keys, errors = cache.load()
+        assert (sorted(keys, key=lambda key: key.machine), errors) == ([WEB1, WEB2], [])
+        assert not former.exists()
