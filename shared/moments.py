@@ -18,6 +18,7 @@ def shown(time_s: float) -> str:
 
 
 def coarse(time_s: float | None = None) -> str:
-    """What a clock shows (None: this host's), so coarse that an error's words do not change with every try."""
+    """What a clock shows (None: this host's), to the hour: an error's words must not change with every try."""
     time_s = time.time() if time_s is None else time_s
-    return f"about {shown(time_s // _HOUR_S * _HOUR_S)}"
+    begin_s = time_s // _HOUR_S * _HOUR_S
+    return f"a time in the hour from {shown(begin_s)}"
