@@ -1,5 +1,12 @@
 """From storage to disks again: `catalog` (what can be recovered, what `--point` means) → `verify.make_plan` → `materialise`.
 
-Points and their documents: points, point_store. The log's order: history; what a time means: times; whether
-the log fits the disks: fit. Format: FORMAT.md.
+    position     a position in the log, and times as people write them
+    points       points' documents; point_store keeps them, listing shows them to people
+    catalog      which points restore; history (the log's order), times (what a time means), traces (epochs whose log is gone)
+    plan         from which snapshots, over which batches; verify makes one and checks it; alone: with no log at all
+    fit          whether the log fits the disks
+    materialise  writes the images: coalesce (an interval's fewest writes), sparse (one image), folder (all of them, their journal and
+                 manifest), parallel (bounded concurrency); seed (what a snapshot says of itself)
+
+Format: FORMAT.md.
 """
