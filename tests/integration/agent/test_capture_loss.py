@@ -280,12 +280,12 @@ def test_a_missed_completion_is_noticed_when_its_bio_is_used_again() -> None:
     with rig(8 * MIB) as r:
         r.write(0, b"a" * 4096)
         # The kernel gives the same memory to the next bio of a lone writer, most of the time: pretend that it is still in flight.
-        bio = r.capture.ring.peek(1).headers["bio"][0]
         stale = np.zeros((), layout.OPEN_WRITE)
         stale["sector"], stale["sectors"] = 4096, 8
         fd = libbpf.get(r.pin_dir / "open")
         try:
             for turn in range(200):
+                bio = r.capture.ring.peek(1000).headers["bio"][-1]
                 libbpf.update(fd, bio.tobytes(), stale.tobytes())
                 r.write(4096 * turn, b"b" * 4096)
                 if r.capture.incidents().late:
