@@ -14,7 +14,7 @@ from agent import service
 from agent.capture import attach, layout, libbpf, pins
 from agent.capture.calibrate import Calibration
 from agent.capture.fitting import Change
-from agent.capture.maps import detach
+from agent.capture.maps import Capture, detach
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Suspicion, Word
 from shared import crashpoints
@@ -31,6 +31,16 @@ pytestmark = needs_capture
 
 THERE = Suspicion(Position.of(7, 40), 123)
 EVERYTHING = Suspicion(Position.of(0, 0), 1)
+
+
+def captured_once(config: AgentConfig) -> Capture:
+    """A capture that an agent left behind in an epoch, with all disks seen; closed, its pinned state can be read."""
+    capture, _ = service._attach(config)
+    state = AgentState(capture.state)
+    state.begin_epoch(eid(7))
+    state.were_all_there(THERE.after, THERE.since_ns)
+    capture.close()
+    return capture
 
 
 def test_a_kill_while_disks_are_exchanged_leaves_what_the_next_attachment_puts_right(
@@ -77,11 +87,7 @@ def test_what_is_pinned_and_not_whole_is_attached_afresh_in_a_new_epoch(
 ) -> None:
     r = machine.rig
     config = agent_config(machine)
-    capture, _ = service._attach(config)
-    state = AgentState(capture.state)
-    state.begin_epoch(eid(7))
-    state.were_all_there(THERE.after, THERE.since_ns)
-    capture.close()
+    captured_once(config)
     for name in removed:
         (r.pin_dir / name).unlink()
     r.write(0, b"u" * 4096)
@@ -100,11 +106,7 @@ def test_what_is_pinned_and_not_whole_is_attached_afresh_in_a_new_epoch(
 
 def test_a_capture_that_vanished_under_the_agent_leaves_its_points_suspect(machine: Machine) -> None:
     config = agent_config(machine)
-    capture, _ = service._attach(config)
-    state = AgentState(capture.state)
-    state.begin_epoch(eid(7))
-    state.were_all_there(THERE.after, THERE.since_ns)
-    capture.close()
+    capture = captured_once(config)
     detach(machine.rig.pin_dir)
     again, _ = service._attach(config, capture.state)
     found = AgentState(again.state)
@@ -157,11 +159,7 @@ def attach_and_die(config: AgentConfig, at: str) -> None:
 
 def lose_a_part(machine: Machine, config: AgentConfig, *removed: str) -> AgentState:
     """Somebody removes pins of a capture whose epoch went on; the state as it was."""
-    capture, _ = service._attach(config)
-    state = AgentState(capture.state)
-    state.begin_epoch(eid(7))
-    state.were_all_there(THERE.after, THERE.since_ns)
-    capture.close()
+    state = AgentState(captured_once(config).state)
     for name in removed:
         (machine.rig.pin_dir / name).unlink()
     machine.rig.write(0, b"u" * 4096)
@@ -317,12 +315,8 @@ def test_a_detachment_that_is_killed_anywhere_leaves_a_whole_capture_or_none(
 def test_the_agent_wants_a_new_epoch_and_says_which_points_are_suspect(machine: Machine, both: bool) -> None:
     r = machine.rig
     config = agent_config(machine)
-    capture, _ = service._attach(config)
-    state = AgentState(capture.state)
-    state.begin_epoch(eid(7))
-    state.were_all_there(THERE.after, THERE.since_ns)
-    state[Word.SETTLED] = 1
-    capture.close()
+    capture = captured_once(config)
+    AgentState(capture.state)[Word.SETTLED] = 1
     for disk, file in zip(r.disks[: 2 if both else 1], r.backing, strict=False):
         reattach(str(disk.path), file)
     again, watch = service._attach(config)
