@@ -12,32 +12,24 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from config_server.cli import rescue
+from config_server.cli.machine_pages import list_table, machine_page, one_line, stored_table
 from config_server.cli.options import COMMON, CONNECTION, OUTPUT, add_options, find_target, wants_json
 from config_server.cli.output import (
     Progress,
     console,
     emit,
-    fields,
     grid,
     line,
-    percent,
     printing,
     run,
     say,
-    seconds,
-    size,
     to_json,
-    told,
 )
 from shared.errors import DeadlineError, PeerError, UnderstudyError
 from shared.naming import SAYS, is_name
-from shared.vocabulary import HopState, MachineState, Severity
+from shared.vocabulary import MachineState
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-    from rich.text import Text
-
     from shared.messages import CommandView, MachineView, SideView
     from shared.rest import RestClient
 
@@ -52,14 +44,6 @@ STATES: Final = (
 """What can be waited for."""
 _POLL_S: Final = 0.5
 _LOOKED_S: Final = 30.0
-_STYLES: Final[dict[str, str]] = {
-    MachineState.ORDERED: "green",
-    MachineState.DISCONNECTED: "red",
-    MachineState.UNKNOWN: "dim",
-    HopState.OK: "green",
-    HopState.ERROR: "red",
-    HopState.UNKNOWN: "dim",
-}
 
 
 def checked_name(ctx: click.Context, _param: click.Parameter, name: str) -> str:
@@ -97,10 +81,10 @@ def list_(**storage: Any) -> None:
     config = rescue.storage_of(**storage)
     if config is not None:
         stored = run(rescue.machines(config))
-        emit(stored, lambda: _stored_table(stored))
+        emit(stored, lambda: stored_table(stored))
         return
     found = run(_list())
-    emit(found, lambda: _list_table(found))
+    emit(found, lambda: list_table(found))
 
 
 @machine.command()
@@ -276,7 +260,7 @@ async def _wait(name: str, state: str, timeout_s: float) -> MachineView:
                 else:
                     if last.state == state and _is_news(last, time.monotonic() - began):
                         return last
-                    progress.show(_one_line(last))
+                    progress.show(one_line(last))
                 if time.monotonic() >= deadline:
                     if trouble is not None and last is None:
                         raise trouble
@@ -325,85 +309,3 @@ async def _watch(name: str, interval_s: float, count: int | None) -> None:
                     found = await fetch(client, name)
                 except PeerError as exc:
                     live.console.print(line((f"{exc.what}: {exc.cause}", "red")))
-
-
-def _one_line(found: MachineView) -> str:
-    parts = [f"{found.name}: {found.state}"]
-    running = [disk for disk in found.disks if disk.progress is not None]
-    if running:
-        parts.append(", ".join(f"{disk.name} {percent(disk.progress)}" for disk in running))
-    if found.rpo_s is not None:
-        parts.append(f"RPO {seconds(found.rpo_s)}")
-    if found.cause:
-        parts.append(found.cause)
-    if found.errors:
-        parts.append(f"{found.errors[0].code} {found.errors[0].what}")
-    return " | ".join(parts)
-
-
-def _styled(text: str, *more: str) -> Text:
-    return line((text, _STYLES.get(text, "")), *more)
-
-
-def _list_table(found: list[MachineView]) -> Table:
-    rows = [
-        (
-            machine.name,
-            _styled(machine.state),
-            seconds(machine.rpo_s),
-            machine.last_point.time[:19] if machine.last_point else "-",
-            ", ".join(f"{disk.name} {size(disk.size_b)}" for disk in machine.disks),
-            str(len(machine.errors) or ""),
-        )
-        for machine in found
-    ]
-    return grid(None, ("=machine", "=state", ">RPO", "=last point", "disks", ">errors"), rows)
-
-
-def _stored_table(found: list[rescue.StoredMachine]) -> Table:
-    rows = [
-        (each.name, str(each.points), each.last_point.time[:19] if each.last_point else "-", each.cause)
-        for each in found
-    ]
-    return grid(None, ("=machine", ">points", "=last point", "remark"), rows)
-
-
-def machine_page(found: MachineView) -> RenderableType:
-    """Everything about a machine, for a terminal."""
-    from rich.console import Group
-
-    last = found.last_point
-    facts: list[tuple[str, str | Text]] = [
-        ("state", _styled(found.state, f"  {found.cause}" if found.cause else "")),
-        ("mode", found.mode + (f"  {found.mode_cause}" if found.mode_cause else "")),
-        ("RPO", seconds(found.rpo_s)),
-        ("last point", f"{last.time}  {last.id}  {last.state}" if last else "-"),
-        ("epoch", f"{found.epoch}, rounds {found.rounds if found.rounds is not None else '-'}"),
-        ("ring", f"{size(found.ring.used_b)} of {size(found.ring.size_b)}"),
-        ("rates", ", ".join(_rate(name, value) for name, value in found.rates.items()) or "-"),
-        ("seen", f"{seconds(found.last_seen_s)} ago" if found.last_seen_s is not None else "never"),
-    ]
-    disks = [
-        (disk.name, size(disk.size_b), disk.mode, _styled(disk.state), percent(disk.progress), disk.device)
-        for disk in found.disks
-    ]
-    hops = [(hop.name, hop.where, _styled(hop.state), hop.detail) for hop in found.hops]
-    parts: list[Any] = [
-        fields(f"Machine {found.name}", facts),
-        "",
-        grid(None, ("disk", ">size", "mode", "state", ">progress", "device"), disks),
-        "",
-        grid(None, ("hop", "where", "state", "detail"), hops),
-    ]
-    if found.errors:
-        parts.append("")
-    for error in found.errors:
-        colour = "yellow" if error.severity == Severity.WARNING else "red"
-        head = line((error.code, colour), f" {error.what} ", (f"({error.source})", "dim"))
-        parts.append(told(head, error.cause, error.action))
-    return Group(*parts)
-
-
-def _rate(name: str, value: float) -> str:
-    what, is_bytes, _ = name.partition("_b_per_s")
-    return f"{what} {size(value)}/s" if is_bytes else f"{name} {value:.1f}"

@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from config_server import view
 from config_server.cli import (
     certificate_commands,
-    machine_commands,
+    machine_pages,
     output,
     record_commands,
     restore_command,
@@ -189,8 +189,8 @@ def _machine(text: str) -> MachineView:
 
 
 PAGES: dict[str, Callable[[str], RenderableType]] = {
-    "machine list": lambda text: machine_commands._list_table([_machine(text)]),
-    "machine show": lambda text: machine_commands.machine_page(_machine(text)),
+    "machine list": lambda text: machine_pages.list_table([_machine(text)]),
+    "machine show": lambda text: machine_pages.machine_page(_machine(text)),
     "event list": lambda text: record_commands._events_page([event(code=text, what=text, cause=text, object=text, severity=text)]),
     "job list": lambda text: record_commands._jobs_page(
         [JobView(id=text, kind=text, machine=text, state=JobState.FAILED, progress=0.1, detail=text, args={}, result=None,

@@ -1,0 +1,108 @@
+"""What `understudy machine …` shows in a terminal: tables, the page of one machine, the line of one that is waited for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from config_server.cli.output import fields, grid, line, percent, seconds, size, told
+from shared.vocabulary import HopState, MachineState, Severity
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from config_server.cli.rescue import StoredMachine
+    from shared.messages import MachineView
+
+_STYLES: Final[dict[str, str]] = {
+    MachineState.ORDERED: "green",
+    MachineState.DISCONNECTED: "red",
+    MachineState.UNKNOWN: "dim",
+    HopState.OK: "green",
+    HopState.ERROR: "red",
+    HopState.UNKNOWN: "dim",
+}
+
+
+def one_line(found: MachineView) -> str:
+    """For a line of progress."""
+    parts = [f"{found.name}: {found.state}"]
+    running = [disk for disk in found.disks if disk.progress is not None]
+    if running:
+        parts.append(", ".join(f"{disk.name} {percent(disk.progress)}" for disk in running))
+    if found.rpo_s is not None:
+        parts.append(f"RPO {seconds(found.rpo_s)}")
+    if found.cause:
+        parts.append(found.cause)
+    if found.errors:
+        parts.append(f"{found.errors[0].code} {found.errors[0].what}")
+    return " | ".join(parts)
+
+
+def _styled(text: str, *more: str) -> Text:
+    return line((text, _STYLES.get(text, "")), *more)
+
+
+def list_table(found: list[MachineView]) -> Table:
+    rows = [
+        (
+            machine.name,
+            _styled(machine.state),
+            seconds(machine.rpo_s),
+            machine.last_point.time[:19] if machine.last_point else "-",
+            ", ".join(f"{disk.name} {size(disk.size_b)}" for disk in machine.disks),
+            str(len(machine.errors) or ""),
+        )
+        for machine in found
+    ]
+    return grid(None, ("=machine", "=state", ">RPO", "=last point", "disks", ">errors"), rows)
+
+
+def stored_table(found: list[StoredMachine]) -> Table:
+    rows = [
+        (each.name, str(each.points), each.last_point.time[:19] if each.last_point else "-", each.cause)
+        for each in found
+    ]
+    return grid(None, ("=machine", ">points", "=last point", "remark"), rows)
+
+
+def machine_page(found: MachineView) -> RenderableType:
+    """Everything about a machine, for a terminal."""
+    from rich.console import Group
+
+    last = found.last_point
+    facts: list[tuple[str, str | Text]] = [
+        ("state", _styled(found.state, f"  {found.cause}" if found.cause else "")),
+        ("mode", found.mode + (f"  {found.mode_cause}" if found.mode_cause else "")),
+        ("RPO", seconds(found.rpo_s)),
+        ("last point", f"{last.time}  {last.id}  {last.state}" if last else "-"),
+        ("epoch", f"{found.epoch}, rounds {found.rounds if found.rounds is not None else '-'}"),
+        ("ring", f"{size(found.ring.used_b)} of {size(found.ring.size_b)}"),
+        ("rates", ", ".join(_rate(name, value) for name, value in found.rates.items()) or "-"),
+        ("seen", f"{seconds(found.last_seen_s)} ago" if found.last_seen_s is not None else "never"),
+    ]
+    disks = [
+        (disk.name, size(disk.size_b), disk.mode, _styled(disk.state), percent(disk.progress), disk.device)
+        for disk in found.disks
+    ]
+    hops = [(hop.name, hop.where, _styled(hop.state), hop.detail) for hop in found.hops]
+    parts: list[Any] = [
+        fields(f"Machine {found.name}", facts),
+        "",
+        grid(None, ("disk", ">size", "mode", "state", ">progress", "device"), disks),
+        "",
+        grid(None, ("hop", "where", "state", "detail"), hops),
+    ]
+    if found.errors:
+        parts.append("")
+    for error in found.errors:
+        colour = "yellow" if error.severity == Severity.WARNING else "red"
+        head = line((error.code, colour), f" {error.what} ", (f"({error.source})", "dim"))
+        parts.append(told(head, error.cause, error.action))
+    return Group(*parts)
+
+
+def _rate(name: str, value: float) -> str:
+    what, is_bytes, _ = name.partition("_b_per_s")
+    return f"{what} {size(value)}/s" if is_bytes else f"{name} {value:.1f}"
