@@ -16,10 +16,11 @@ from typing import Any, Final
 
 from deploy.lab import daemons
 from deploy.lab.state import Lab as LabState
+from deploy.lab.vocabulary import Daemon
 from tests.host_faults import Host
 from tests.lab import Lab, lab
 
-DAEMONS: Final = ("config-server", "process-server", "master-target", "agent")
+DAEMONS: Final = tuple(daemon.value for daemon in Daemon if daemon is not Daemon.AZURITE)
 READY_S: Final = 60.0
 STOP_S: Final = 60.0
 
@@ -36,14 +37,14 @@ class HostedLab:
     def start(self, daemon: str) -> int | None:
         """Starts it and waits until it is ready; its exit code, if it ends instead."""
         state = LabState.open(self.site.folder)
-        log = state.log_file(daemon)
+        log = state.log_file(Daemon(daemon))
         self._begins[daemon] = log.stat().st_size if log.exists() else 0
         name = f"understudy-test-{secrets.token_hex(6)}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, log.open("ab") as out:
             manager.bind(f"\0{name}")
             environment = daemons.environment(state) | {"NOTIFY_SOCKET": f"@{name}"}
             process = self._processes[daemon] = subprocess.Popen(
-                daemons.command(state, daemon),
+                daemons.command(state, Daemon(daemon)),
                 env=environment | self.hosts[daemon].environment,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -87,7 +88,7 @@ class HostedLab:
 
     def said(self, daemon: str) -> list[dict[str, Any]]:
         """Its log lines since the last start."""
-        with LabState.open(self.site.folder).log_file(daemon).open("rb") as file:
+        with LabState.open(self.site.folder).log_file(Daemon(daemon)).open("rb") as file:
             file.seek(self._begins[daemon])
             lines = file.read().decode(errors="replace").splitlines()
         found = []

@@ -22,6 +22,7 @@ import msgspec
 from deploy.lab import files, ports, registry
 from deploy.lab.daemons import Show, environment, pid_of, start, stop
 from deploy.lab.state import HOST, MACHINE, Lab, Settings, is_rest, locked
+from deploy.lab.vocabulary import Daemon
 from shared import api, durable, enrol, identity
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
@@ -57,7 +58,7 @@ class LabStatus(msgspec.Struct, kw_only=True):
     machine: str
     disks: list[str]
     config_server: str
-    daemons: dict[str, DaemonState]
+    daemons: dict[Daemon, DaemonState]
     paths: dict[str, str | None]
     blob_url: str
 
@@ -105,7 +106,7 @@ def up(folder: Path, wanted: dict[str, Any], show: Show) -> Lab:
         reach("lab.step")
         _restart_changed(lab, files.write_configs(lab), show)
         reach("lab.step")
-        start(lab, "config-server", show)
+        start(lab, Daemon.CONFIG_SERVER, show)
         asyncio.run(_enrol_all(lab, show))
         reach("lab.step")
         for daemon in lab.daemons:
@@ -231,7 +232,7 @@ async def _check_storage(lab: Lab) -> None:
         await store.with_retry(Retry(deadline_s=_STORAGE_S)).ensure_container()
 
 
-def _restart_changed(lab: Lab, changed: list[str], show: Show) -> None:
+def _restart_changed(lab: Lab, changed: list[Daemon], show: Show) -> None:
     """A running daemon with other settings than its file's is stopped; it is started again with the rest."""
     for daemon in changed:
         if pid_of(lab, daemon) is not None:
@@ -245,11 +246,11 @@ async def _enrol_all(lab: Lab, show: Show) -> None:
     token = lab.operator_token_file.read_text().strip()
     async with RestClient(lab.config_server_url, context, token=token) as client:
         for daemon in lab.daemons:
-            if daemon == "config-server" or _is_enrolled(lab, daemon):
+            if daemon is Daemon.CONFIG_SERVER or _is_enrolled(lab, daemon):
                 continue
             show(f"enrolling {daemon}")
-            role, name = (Role.STORAGE, "azurite") if daemon == "azurite" else (daemon, MACHINE)
-            hosts = [] if daemon == "agent" else [HOST, "localhost"]
+            role, name = (Role.STORAGE, daemon.value) if daemon is Daemon.AZURITE else (daemon, MACHINE)
+            hosts = [] if daemon is Daemon.AGENT else [HOST, "localhost"]
             made = await client.call(
                 api.TOKEN_CREATE, TokenRequest(role=role, name=name, hosts=hosts, ttl_s=120)
             )
@@ -263,7 +264,7 @@ async def _enrol_all(lab: Lab, show: Show) -> None:
         await client.call(api.PROTECT, body, machine=MACHINE)
 
 
-def _is_enrolled(lab: Lab, daemon: str) -> bool:
+def _is_enrolled(lab: Lab, daemon: Daemon) -> bool:
     files = identity.files_in(lab.tls_dir(daemon))
     if not all(path.exists() for path in (files.cert, files.key, files.ca)):
         return False

@@ -18,6 +18,7 @@ from typing import Final
 
 from deploy.lab.files import ACCOUNT
 from deploy.lab.state import HOST, Lab
+from deploy.lab.vocabulary import Daemon
 from shared.errors import DaemonError, LabError
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -44,10 +45,10 @@ def command(lab: Lab) -> list[str]:
 
 def arguments(lab: Lab) -> list[str]:
     """What follows Node's name."""
-    tls = lab.tls_dir("azurite")
+    tls = lab.tls_dir(Daemon.AZURITE)
     return [
         str(_MAIN),
-        *("--blobHost", HOST, "--blobPort", str(lab.ports("azurite")[0])),
+        *("--blobHost", HOST, "--blobPort", str(lab.ports(Daemon.AZURITE)[0])),
         *("--location", str(lab.blob)),
         *("--cert", str(tls / "cert.pem"), "--key", str(tls / "key.pem")),
         *("--skipApiVersionCheck", "--disableProductStyleUrl", "--disableTelemetry", "--silent"),
@@ -113,7 +114,7 @@ def _mtime(path: Path) -> float:
 
 
 def _rule(lab: Lab) -> list[str]:
-    port = str(lab.ports("azurite")[0])
+    port = str(lab.ports(Daemon.AZURITE)[0])
     comment = f"understudy-lab-{lab.settings.id}"
     match = ["INPUT", "-p", "tcp", "--dport", port, "-m", "comment", "--comment", comment]
     return [*match, "-j", "REJECT", "--reject-with", "tcp-reset"]

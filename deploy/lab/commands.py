@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from config_server.cli.options import COMMON, OUTPUT, add_options, chosen_folder
 from config_server.cli.output import Progress, emit, grid, say
+from deploy.lab.vocabulary import Daemon
 from shared.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from deploy.lab.actions import LabStatus
     from deploy.lab.state import Lab
 
-_DAEMONS: Final = ("agent", "process-server", "config-server", "master-target", "azurite")
-_daemon_argument = click.argument("daemon", type=click.Choice(_DAEMONS))
+_daemon_argument = click.argument(
+    "daemon",
+    type=click.Choice([daemon.value for daemon in Daemon]),
+    callback=lambda _ctx, _param, name: Daemon(name),
+)
 _dir_option = click.option(
     "--dir",
     "folder",
@@ -120,7 +124,7 @@ def status(folder: Path | None) -> None:
 @_daemon_argument
 @_dir_option
 @OUTPUT
-def start(daemon: str, folder: Path | None) -> None:
+def start(daemon: Daemon, folder: Path | None) -> None:
     """Start a daemon that was stopped or killed, and wait until it is ready."""
     _change(folder, daemon, "start")
 
@@ -129,7 +133,7 @@ def start(daemon: str, folder: Path | None) -> None:
 @_daemon_argument
 @_dir_option
 @OUTPUT
-def stop(daemon: str, folder: Path | None) -> None:
+def stop(daemon: Daemon, folder: Path | None) -> None:
     """Stop a daemon in order (SIGTERM), and wait until it is gone."""
     _change(folder, daemon, "stop")
 
@@ -138,12 +142,12 @@ def stop(daemon: str, folder: Path | None) -> None:
 @_daemon_argument
 @_dir_option
 @OUTPUT
-def kill(daemon: str, folder: Path | None) -> None:
+def kill(daemon: Daemon, folder: Path | None) -> None:
     """Kill a daemon at once (SIGKILL). Azurite is first cut off and may write what it acknowledged."""
     _change(folder, daemon, "kill")
 
 
-def _change(folder: Path | None, daemon: str, verb: Literal["start", "stop", "kill"]) -> None:
+def _change(folder: Path | None, daemon: Daemon, verb: Literal["start", "stop", "kill"]) -> None:
     from deploy.lab import daemons
     from deploy.lab.state import locked
 

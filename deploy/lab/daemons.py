@@ -23,6 +23,7 @@ from typing import Final
 
 from deploy.lab import azurite, ports, processes
 from deploy.lab.state import HOST, Lab
+from deploy.lab.vocabulary import Daemon
 from shared.crashpoints import reach
 from shared.errors import DaemonError, LabError
 from shared.log_sink import LIMIT
@@ -32,38 +33,38 @@ READY_S: Final = 90.0
 STOP_S: Final = 40.0
 KILL_S: Final = 15.0
 _MODULES: Final = {
-    "config-server": "config_server",
-    "process-server": "process_server",
-    "master-target": "master_target",
-    "agent": "agent",
+    Daemon.CONFIG_SERVER: "config_server",
+    Daemon.PROCESS_SERVER: "process_server",
+    Daemon.MASTER_TARGET: "master_target",
+    Daemon.AGENT: "agent",
 }
 _ROOT: Final = Path(__file__).resolve().parents[2]
 Show = Callable[[str], None]
 
 
-def command(lab: Lab, daemon: str) -> list[str]:
+def command(lab: Lab, daemon: Daemon) -> list[str]:
     """Its command line, which no other lab's daemon has. Raises LabError when Azurite or Node is not installed."""
-    if daemon == "azurite":
+    if daemon is Daemon.AZURITE:
         return azurite.command(lab)
     return [sys.executable, *_own_arguments(lab, daemon)]
 
 
-def pid_of(lab: Lab, daemon: str) -> int | None:
+def pid_of(lab: Lab, daemon: Daemon) -> int | None:
     """None when it does not run."""
     return processes.find(_arguments(lab, daemon))
 
 
-def _arguments(lab: Lab, daemon: str) -> list[str]:
-    return azurite.arguments(lab) if daemon == "azurite" else _own_arguments(lab, daemon)
+def _arguments(lab: Lab, daemon: Daemon) -> list[str]:
+    return azurite.arguments(lab) if daemon is Daemon.AZURITE else _own_arguments(lab, daemon)
 
 
-def _own_arguments(lab: Lab, daemon: str) -> list[str]:
+def _own_arguments(lab: Lab, daemon: Daemon) -> list[str]:
     return ["-m", _MODULES[daemon], "--config", str(lab.config_file(daemon))]
 
 
-def start(lab: Lab, daemon: str, show: Show) -> None:
+def start(lab: Lab, daemon: Daemon, show: Show) -> None:
     """Start the daemon unless it runs, and wait until it is ready. Raises ListenError, DaemonError."""
-    if daemon == "azurite":
+    if daemon is Daemon.AZURITE:
         azurite.restore_port(
             lab
         )  # before the look: a `kill` that was cut off leaves it running behind a port that is cut
@@ -92,9 +93,9 @@ def start(lab: Lab, daemon: str, show: Show) -> None:
     raise _start_failure(daemon, log, log_begin, ended)
 
 
-def _is_ready(lab: Lab, daemon: str, pid: int) -> bool:
+def _is_ready(lab: Lab, daemon: Daemon, pid: int) -> bool:
     """Whether a daemon that runs got so far. Azurite has acknowledged nothing as long as nobody listens."""
-    if daemon == "azurite":
+    if daemon is Daemon.AZURITE:
         with (
             contextlib.suppress(OSError),
             socket.create_connection((HOST, lab.ports(daemon)[0]), timeout=5.0),
@@ -104,9 +105,9 @@ def _is_ready(lab: Lab, daemon: str, pid: int) -> bool:
     return processes.name_of(pid) == READY_NAME
 
 
-def _run_until_ready(lab: Lab, daemon: str, show: Show) -> tuple[bool, bool]:
+def _run_until_ready(lab: Lab, daemon: Daemon, show: Show) -> tuple[bool, bool]:
     """Start the process; whether it became ready, and whether it has ended."""
-    if daemon == "azurite":
+    if daemon is Daemon.AZURITE:
         env = environment(lab) | azurite.environment(lab)
         child = processes.spawn(command(lab, daemon), env, lab.log_file(daemon))
         reach("lab.step")
@@ -179,7 +180,7 @@ def _port_answers(port: int, child: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _start_failure(daemon: str, log: Path, begin: int, ended: bool) -> DaemonError:
+def _start_failure(daemon: Daemon, log: Path, begin: int, ended: bool) -> DaemonError:
     """Why, in the daemon's own words when it said them, else with the end of its log."""
     with log.open("rb") as file:
         file.seek(begin)
@@ -199,27 +200,27 @@ def _start_failure(daemon: str, log: Path, begin: int, ended: bool) -> DaemonErr
     )
 
 
-def stop(lab: Lab, daemon: str, show: Show) -> bool:
+def stop(lab: Lab, daemon: Daemon, show: Show) -> bool:
     """SIGTERM, and wait; False when it did not run. Raises DaemonError when it does not end."""
     return _end(lab, daemon, signal.SIGTERM, STOP_S, show)
 
 
-def kill(lab: Lab, daemon: str, show: Show) -> bool:
+def kill(lab: Lab, daemon: Daemon, show: Show) -> bool:
     """SIGKILL; False when it did not run. Azurite first gets the time to write what it acknowledged."""
-    if daemon == "azurite" and pid_of(lab, daemon) is not None:
+    if daemon is Daemon.AZURITE and pid_of(lab, daemon) is not None:
         with azurite.port_cut(lab):
             azurite.wait_until_saved(lab, show)
             return _end(lab, daemon, signal.SIGKILL, KILL_S)
     return _end(lab, daemon, signal.SIGKILL, KILL_S)
 
 
-def end_now(lab: Lab, daemon: str) -> bool:
+def end_now(lab: Lab, daemon: Daemon) -> bool:
     """SIGKILL, whatever is lost; False when it did not run."""
     return _end(lab, daemon, signal.SIGKILL, KILL_S)
 
 
 def _end(
-    lab: Lab, daemon: str, number: signal.Signals, timeout_s: float, show: Show = lambda _text: None
+    lab: Lab, daemon: Daemon, number: signal.Signals, timeout_s: float, show: Show = lambda _text: None
 ) -> bool:
     pid = pid_of(lab, daemon)
     if pid is None:
@@ -234,7 +235,7 @@ def _end(
     return True
 
 
-def require_daemon(lab: Lab, daemon: str) -> str:
+def require_daemon(lab: Lab, daemon: Daemon) -> Daemon:
     """`daemon`, when the lab has it. Raises LabError."""
     if daemon not in lab.daemons:
         raise LabError(

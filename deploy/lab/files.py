@@ -12,6 +12,7 @@ import msgspec
 
 from config_server.cli import profile
 from deploy.lab.state import HOST, MACHINE, Lab
+from deploy.lab.vocabulary import Daemon
 from shared import durable
 from shared.blob import BlobConfig
 from shared.toml import to_toml
@@ -41,7 +42,7 @@ def blob_config(lab: Lab) -> BlobConfig:
     settings = lab.settings
     if lab.own_azurite:
         return BlobConfig(
-            url=f"https://{HOST}:{lab.ports('azurite')[0]}/{ACCOUNT}",
+            url=f"https://{HOST}:{lab.ports(Daemon.AZURITE)[0]}/{ACCOUNT}",
             container=settings.blob_container,
             account_key_file=lab.account_key_file,
             ca_file=lab.ca_file,
@@ -54,7 +55,7 @@ def blob_config(lab: Lab) -> BlobConfig:
     )
 
 
-def write_configs(lab: Lab) -> list[str]:
+def write_configs(lab: Lab) -> list[Daemon]:
     """Write the daemons' configuration files; the daemons whose file changed."""
     changed = []
     for daemon, content in configs(lab).items():
@@ -78,53 +79,53 @@ def write_profile(lab: Lab) -> None:
     )
 
 
-def configs(lab: Lab) -> dict[str, dict[str, Any]]:
+def configs(lab: Lab) -> dict[Daemon, dict[str, Any]]:
     """Daemon → its configuration."""
     settings = lab.settings
     blob = msgspec.to_builtins(blob_config(lab), enc_hook=str)
     control_url = lab.config_server_url
     return {
-        "config-server": {
+        Daemon.CONFIG_SERVER: {
             "name": MACHINE,
             "listen": HOST,
-            "port": lab.ports("config-server")[0],
-            "data_dir": str(lab.folder / "config-server"),
+            "port": lab.ports(Daemon.CONFIG_SERVER)[0],
+            "data_dir": str(lab.folder / Daemon.CONFIG_SERVER),
             "vault_file": str(lab.vault_file),
             "blob": blob,
         },
-        "process-server": {
+        Daemon.PROCESS_SERVER: {
             "name": MACHINE,
             "listen": HOST,
-            "port": lab.ports("process-server")[0],
+            "port": lab.ports(Daemon.PROCESS_SERVER)[0],
             "spool_dir": str(lab.spool),
             "cache_b": settings.cache_mib << 20,
             "segment_seconds": settings.segment_seconds,
             "control_url": control_url,
-            "tls": tls(lab, "process-server"),
+            "tls": tls(lab, Daemon.PROCESS_SERVER),
             "blob": blob,
         },
-        "master-target": {
+        Daemon.MASTER_TARGET: {
             "name": MACHINE,
-            "state_dir": str(lab.folder / "master-target"),
+            "state_dir": str(lab.folder / Daemon.MASTER_TARGET),
             "control_url": control_url,
-            "tls": tls(lab, "master-target"),
+            "tls": tls(lab, Daemon.MASTER_TARGET),
             "blob": blob,
         },
-        "agent": {
+        Daemon.AGENT: {
             "machine": MACHINE,
             "disks": list(settings.disks),
             "identity": f"lab:{settings.id}",
-            "process_server": f"{HOST}:{lab.ports('process-server')[0]}",
+            "process_server": f"{HOST}:{lab.ports(Daemon.PROCESS_SERVER)[0]}",
             "control_url": control_url,
-            "state_dir": str(lab.folder / "agent"),
+            "state_dir": str(lab.folder / Daemon.AGENT),
             "pin_dir": str(lab.pin_dir),
             "ring_mib": settings.ring_mib,
             "point_interval_s": settings.point_interval_s,
-            "tls": tls(lab, "agent"),
+            "tls": tls(lab, Daemon.AGENT),
         },
     }
 
 
-def tls(lab: Lab, daemon: str) -> dict[str, str]:
+def tls(lab: Lab, daemon: Daemon) -> dict[str, str]:
     folder = lab.tls_dir(daemon)
     return {"cert": str(folder / "cert.pem"), "key": str(folder / "key.pem"), "ca": str(folder / "ca.pem")}

@@ -24,11 +24,10 @@ from typing import Final
 
 import msgspec
 
+from deploy.lab.vocabulary import Daemon
 from shared import durable
 from shared.errors import UNDECODABLE, LabError, LabNotFoundError, StateFileError, cause_of
 
-DAEMONS: Final = ("config-server", "azurite", "process-server", "master-target", "agent")
-"""In the order in which they are started."""
 MACHINE: Final = "lab"
 HOST: Final = "127.0.0.1"
 PINS: Final = Path("/sys/fs/bpf/understudy")
@@ -125,26 +124,26 @@ class Lab:
         return not self.settings.blob_url
 
     @property
-    def daemons(self) -> tuple[str, ...]:
-        """Names of its daemons in starting order."""
-        return tuple(name for name in DAEMONS if name != "azurite" or self.own_azurite)
+    def daemons(self) -> tuple[Daemon, ...]:
+        """In the order in which they are started."""
+        return tuple(daemon for daemon in Daemon if daemon is not Daemon.AZURITE or self.own_azurite)
 
-    def ports(self, daemon: str) -> list[int]:
+    def ports(self, daemon: Daemon) -> list[int]:
         """Ports on which a daemon listens; with the default base, agents find the process server at 9443."""
-        offset = {"config-server": 0, "process-server": 3, "azurite": 10}.get(daemon)
+        offset = {Daemon.CONFIG_SERVER: 0, Daemon.PROCESS_SERVER: 3, Daemon.AZURITE: 10}.get(daemon)
         return [] if offset is None else [self.settings.port_base + offset]
 
     @property
     def config_server_url(self) -> str:
-        return f"https://{HOST}:{self.ports('config-server')[0]}"
+        return f"https://{HOST}:{self.ports(Daemon.CONFIG_SERVER)[0]}"
 
     @property
     def ca_file(self) -> Path:
-        return self.folder / "config-server" / "ca.pem"
+        return self.folder / Daemon.CONFIG_SERVER / "ca.pem"
 
     @property
     def operator_token_file(self) -> Path:
-        return self.folder / "config-server" / "operator.token"
+        return self.folder / Daemon.CONFIG_SERVER / "operator.token"
 
     @property
     def vault_file(self) -> Path:
@@ -166,13 +165,13 @@ class Lab:
     def pin_dir(self) -> Path:
         return PINS / f"lab-{self.settings.id}"
 
-    def config_file(self, daemon: str) -> Path:
+    def config_file(self, daemon: Daemon) -> Path:
         return self.folder / f"{daemon}.toml"
 
-    def tls_dir(self, daemon: str) -> Path:
+    def tls_dir(self, daemon: Daemon) -> Path:
         return self.folder / "tls" / daemon
 
-    def log_file(self, daemon: str) -> Path:
+    def log_file(self, daemon: Daemon) -> Path:
         return self.folder / "log" / f"{daemon}.log"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from deploy.lab import azurite, files, registry
 from deploy.lab.daemons import Show, end_now, environment, stop
 from deploy.lab.state import LAST, Lab, is_rest
+from deploy.lab.vocabulary import Daemon
 from shared import durable, protected
 from shared.crashpoints import reach
 from shared.errors import DaemonError, LabError, UnderstudyError
@@ -118,7 +119,7 @@ def _detach(lab: Lab) -> None:
 
 
 def _agent_config(lab: Lab) -> dict[str, Any]:
-    return files.configs(lab)["agent"]
+    return files.configs(lab)[Daemon.AGENT]
 
 
 def _delete(folder: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from deploy.lab import daemons
 from deploy.lab.state import Lab as LabState
+from deploy.lab.vocabulary import Daemon
 from tests.lab import UNDERSTUDY, CommandFailedError, Lab
 from tests.marks import some
 
@@ -71,7 +72,7 @@ def id_of(lab: Lab) -> str:
 
 
 def pid_of(lab: Lab, daemon: str) -> int | None:
-    return daemons.pid_of(LabState.open(lab.folder), daemon) if id_of(lab) != "none yet" else None
+    return daemons.pid_of(LabState.open(lab.folder), Daemon(daemon)) if id_of(lab) != "none yet" else None
 
 
 def up(lab: Lab) -> list[str]:

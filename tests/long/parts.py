@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from typing import Any, Final
 
+from deploy.lab.vocabulary import Daemon
 from tests.lab import lab
 from tests.long.ailing import ailing
 from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
@@ -23,8 +24,6 @@ from tests.long.outage import outage
 from tests.long.reboot import reboot
 from tests.long.storage_faults import storage_faults
 from tests.long.story import Result, Story, scratch, two_disks
-
-DAEMONS: Final = ("agent", "process-server", "config-server", "master-target", "azurite")
 
 
 def prefix_paced() -> Result:
@@ -127,7 +126,7 @@ def kill() -> Result:
         before = site.machine()
         killed: dict[str, int] = {}
         for _ in range(30):
-            daemon = random.choice(DAEMONS)
+            daemon = random.choice([*Daemon])
             killed[daemon] = killed.get(daemon, 0) + 1
             time.sleep(random.uniform(0.5, 4))
             site.kill(daemon)

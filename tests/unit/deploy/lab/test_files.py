@@ -14,6 +14,7 @@ from config_server.cli import profile
 from config_server.config import ConfigServerConfig
 from deploy.lab import files
 from deploy.lab.state import Lab, Settings, locked
+from deploy.lab.vocabulary import Daemon
 from master_target.config import MasterTargetConfig
 from process_server.config import ProcessServerConfig
 from shared.blob import BlobConfig
@@ -33,17 +34,17 @@ def lab(tmp_path: Path) -> Lab:
 @pytest.mark.parametrize(
     ("daemon", "type_"),
     [
-        ("agent", AgentConfig),
-        ("process-server", ProcessServerConfig),
-        ("master-target", MasterTargetConfig),
-        ("config-server", ConfigServerConfig),
+        (Daemon.AGENT, AgentConfig),
+        (Daemon.PROCESS_SERVER, ProcessServerConfig),
+        (Daemon.MASTER_TARGET, MasterTargetConfig),
+        (Daemon.CONFIG_SERVER, ConfigServerConfig),
     ],
 )
-def test_every_daemon_understands_its_file(lab: Lab, daemon: str, type_: type[Any]) -> None:
+def test_every_daemon_understands_its_file(lab: Lab, daemon: Daemon, type_: type[Any]) -> None:
     files.write_configs(lab)
     config = load_config(lab.config_file(daemon), type_)
     assert stat.S_IMODE(lab.config_file(daemon).stat().st_mode) == 0o600
-    if daemon == "agent":
+    if daemon is Daemon.AGENT:
         assert config.disks == ["/dev/loop0", "/dev/loop1"]
         assert config.address == ("127.0.0.1", 24003)
     else:
