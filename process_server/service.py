@@ -17,6 +17,7 @@ from typing import Any, Final
 from process_server import memory
 from process_server.config import ProcessServerConfig
 from process_server.machine_files import MachineFiles
+from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
 from process_server.reception.credit import CacheSpace
 from process_server.reception.receiver import Receiver
@@ -79,19 +80,18 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
         async with _spooling(Spool(config.spool_dir, machines, vault, settings)) as spool:
             cache = Cache(config.spool_dir, config.cache_b, spool)
             sides, boots = Sides(machines, config.spool_dir), BootFiles(config.spool_dir)
-            receiver = Receiver(
-                (config.listen, config.port),
-                context,
+            admission = Admission(
                 spool.open_machine,
                 policy=config.credit,
                 cache=cache.measure,
                 check_side=sides.check,
                 boots=boots,
             )
+            receiver = Receiver((config.listen, config.port), context, admission)
             revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), receiver.revoke)
             files = (sides.files, boots.files)
             troubles = (*(kind.trouble for kind in files), revoked.trouble)
-            board = StatusBoard(receiver, spool, storage, vault, troubles)
+            board = StatusBoard(admission, spool, storage, vault, troubles)
             await receiver.start()
             beside: list[asyncio.Task[None]] = []
             try:
@@ -103,7 +103,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 ]
                 notify("READY=1")
                 if config.control_url:
-                    await _serve_control(config, context, receiver, board, spool, vault, revoked, stop)
+                    await _serve_control(config, context, admission, board, spool, vault, revoked, stop)
                 await stop.wait()
             finally:
                 for task in (watching, *beside):
@@ -178,7 +178,7 @@ async def _store_again(files: Iterable[MachineFiles]) -> None:
 async def _serve_control(
     config: ProcessServerConfig,
     context: Any,
-    receiver: Receiver,
+    admission: Admission,
     board: StatusBoard,
     spool: Spool,
     vault: Vault,
@@ -190,7 +190,7 @@ async def _serve_control(
 
     async def handle(command: Command) -> dict[str, Any]:
         if command.kind == CommandKind.CHECK_SIDE:
-            await receiver.check_side(str(command.args.get("machine", "")))
+            await admission.check_side(str(command.args.get("machine", "")))
             return {}
         if command.kind == CommandKind.FLUSH:
             return await flush(spool, str(command.args.get("machine", "")))

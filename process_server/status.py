@@ -9,8 +9,9 @@ from typing import Final
 
 import msgspec
 
+from process_server.reception.admission import Admission
 from process_server.reception.credit import MIB
-from process_server.reception.receiver import Machine, Receiver
+from process_server.reception.machine import Machine
 from process_server.spool.spool import MachineLog, Spool
 from process_server.standing import Standing
 from shared import remote_vault
@@ -60,7 +61,7 @@ class StatusBoard:
 
     def __init__(
         self,
-        receiver: Receiver,
+        admission: Admission,
         spool: Spool,
         storage: Trouble,
         vault: Vault | None = None,
@@ -69,18 +70,18 @@ class StatusBoard:
         """`storage` is what is wrong with it, whether a machine has anything to upload or not; `files`, with files of this server's own."""
         self._vault = vault
         self._files = files
-        self._receiver = receiver
+        self._admission = admission
         self._storage = storage
         self._spool = spool
         self._meters: dict[str, RateMeter] = {}
 
     def report(self) -> DaemonReport:
-        names = sorted(self._receiver.machines.keys() | self._spool.machines.keys())
+        names = sorted(self._admission.machines.keys() | self._spool.machines.keys())
         machines = {
-            name: self._machine(name, self._receiver.machines.get(name), self._spool.machines.get(name))
+            name: self._machine(name, self._admission.machines.get(name), self._spool.machines.get(name))
             for name in names
         }
-        cache = self._receiver.cache
+        cache = self._admission.cache
         return DaemonReport(
             pid=os.getpid(),
             machines=dict(machines),
@@ -104,13 +105,13 @@ class StatusBoard:
                 severity=Severity.WARNING,
                 object=machine,
             )
-            for machine, copy in self._receiver.copies.items()
+            for machine, copy in self._admission.copies.items()
             if now - copy.at_s < COPY_SHOWN_S
         ]
 
     def line(self) -> str:
         """For the service manager."""
-        machines = self._receiver.machines.values()
+        machines = self._admission.machines.values()
         pending_b = sum(log.pending_b for log in self._spool.machines.values())
         connected = sum(machine.connected for machine in machines)
         return f"{connected} machines connected, {pending_b / MIB:.1f} MiB wait for upload" + "".join(

@@ -3,7 +3,7 @@
 A drill VM, a clone, a machine that was failed over and the old source that comes back all carry the certificate, the agent and the disks of
 one machine. Only the active side is replicated: whoever has another identity is refused, and takes nothing. The identity is the hardware's
 (SMBIOS); what is the same hardware cannot be told apart by it, so a session that still answers is not given up for a Hello from
-another boot either (process_server/reception/receiver.py).
+another boot either (process_server/reception/admission.py).
 
 The first machine that ever says Hello under the name is the active side. After that only a person makes another one so (`machine rebind`),
 or an operation that moves the machine. The generation grows with each change, so that a stale writer fails.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.receiver import Receiver
@@ -34,15 +35,15 @@ class Site:
 
     async def start(self) -> None:
         self.boots = BootFiles(self.folder / "spool")
-        self.receiver = Receiver(
-            ("127.0.0.1", 0),
-            tls.server_context(self.ca.issue("process-server:ps1")),
+        self.admission = Admission(
             self.open_log,
             policy=self.policy,
             cache=lambda: self.space,
             check_side=self.check_side,
             boots=self.boots,
         )
+        context = tls.server_context(self.ca.issue("process-server:ps1"))
+        self.receiver = Receiver(("127.0.0.1", 0), context, self.admission)
         await self.receiver.start()
 
     def log(self, machine: str = "lab") -> MemoryLog:

@@ -5,7 +5,7 @@ the log has not made durable yet are tasks in flight, bounded by the credit that
 no further beyond that).
 
 Why an ACK implies durability (I5). `spooled` in an ACK is `self._spooled`. `_open` sets it once, to the
-position that the log recovered from durable data while nothing was being appended (receiver.py says why).
+position that the log recovered from durable data while nothing was being appended (admission.py says why).
 After that only `_settle` moves it, from n to n + 1, when the task of `append(n + 1)` has returned without an
 error; `append` returns only after the batch has been fdatasynced. Tasks are settled in the order of their
 numbers, and after the first failure never again in this session; the wire hands over batches as one gapless
@@ -75,7 +75,7 @@ class StreamLog(Protocol):
 
 
 class Host(Protocol):
-    """What a session needs of the receiver."""
+    """What a session needs of admission."""
 
     async def claim(self, session: Session, hello: Hello) -> StreamLog:
         """The machine's log, when this is its only session and no batch of an earlier one is in flight."""

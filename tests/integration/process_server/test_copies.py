@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from process_server.reception import boots, receiver
+from process_server.reception import admission, boots
 from process_server.spool.sides import Sides
 from shared import active_side, durable
 from shared.active_side import ActiveSide, Direction
@@ -63,8 +63,8 @@ async def test_another_identity_is_refused_and_nothing_is_taken(site: Site) -> N
         await original.acked(1)
     assert site.log().position.epoch == 1
     assert site.opened == ["lab"]
-    assert site.receiver.machines["lab"].problem is None
-    assert site.receiver.copies["lab"].error.code == CopyRefusedError.code
+    assert site.admission.machines["lab"].problem is None
+    assert site.admission.copies["lab"].error.code == CopyRefusedError.code
 
 
 async def test_a_copy_with_the_same_identity_is_refused_while_the_machine_answers(site: Site) -> None:
@@ -90,7 +90,7 @@ class Clock:
 def clock(site: Site) -> Clock:
     """The receiver's, which stands still unless it is moved."""
     clock = Clock()
-    site.receiver.clock = clock
+    site.admission.clock = clock
     return clock
 
 
@@ -104,7 +104,7 @@ async def welcomed(site: Site, message: Hello) -> int:
     """The epoch; the session is over then."""
     async with site.agent() as agent:
         epoch = (await agent.open(message)).epoch
-    await until(lambda: not site.receiver.machines["lab"].connected)
+    await until(lambda: not site.admission.machines["lab"].connected)
     return epoch
 
 
@@ -123,7 +123,7 @@ async def test_a_moment_without_a_session_is_not_enough_for_a_copy_with_the_same
         assert await welcomed(site, hello(epoch=1, identity="original", boot=ORIGINAL)) == 1
         assert (await refused(site, hello(identity="original", boot=COPY))).code == MachineAwaitedError.code
     assert site.log().position.epoch == 1
-    assert site.receiver.copies == {}, "a machine that was rebooted is told the same, and is no copy"
+    assert site.admission.copies == {}, "a machine that was rebooted is told the same, and is no copy"
 
 
 async def test_a_machine_that_was_rebooted_is_taken_once_its_last_boot_had_time_to_come_back(
@@ -153,7 +153,7 @@ async def test_a_session_that_does_not_answer_keeps_another_boot_out_until_it_is
         assert (fault.code, fault.retry_after_s) == (MachineAwaitedError.code, boots.SILENT_RETRY_S)
         await silent.send(chain.next())
         await silent.acked(1)
-    await until(lambda: not site.receiver.machines["lab"].connected)
+    await until(lambda: not site.admission.machines["lab"].connected)
     assert (await refused(site, hello(identity="original", boot=COPY))).code == MachineAwaitedError.code
     clock.now_s += boots.KEEP_S
     assert await welcomed(site, hello(identity="original", boot=COPY)) == 2
@@ -189,7 +189,7 @@ async def test_a_process_server_that_was_restarted_waits_for_the_machine_that_it
 async def test_a_name_is_not_kept_for_a_boot_that_the_log_calls_a_copy(site: Site, restarted: bool) -> None:
     site.log().begin_error = CopyRefusedError("A copy was refused", cause="the machine is at work elsewhere")
     assert (await refused(site, hello(identity="original", boot=COPY))).code == CopyRefusedError.code
-    assert "at work elsewhere" in site.receiver.copies["lab"].error.cause
+    assert "at work elsewhere" in site.admission.copies["lab"].error.cause
     site.log().begin_error = None
     if restarted:
         await site.receiver.stop()
@@ -229,7 +229,7 @@ async def test_of_two_that_begin_at_once_the_first_that_answers_stays(site: Site
     site.log().begin_gate.clear()
     async with site.agent() as original, site.agent() as copy:
         original.write(original.wire.send_hello(hello(identity="original", boot="1")))
-        await until(lambda: "lab" in site.receiver.machines)
+        await until(lambda: "lab" in site.admission.machines)
         async with answering(original):
             copy.write(copy.wire.send_hello(hello(identity="original", boot="2")))
             assert (await copy.fault()).code == CopyRefusedError.code
@@ -373,7 +373,7 @@ async def test_a_copy_that_has_an_identity_does_not_get_the_name_of_a_machine_th
     site: Site, store: BlobStore, tmp_path: Path
 ) -> None:
     sides = Sides(in_one(store), tmp_path / "spool")
-    site.receiver._check_side = sides.check
+    site.admission._check_side = sides.check
     async with site.agent() as original, site.agent() as copy:
         await original.open(hello(identity=active_side.UNKNOWN, boot="1"))
         async with answering(original):
@@ -422,13 +422,13 @@ async def test_sessions_are_checked_without_anybody_asking_and_again_after_an_ou
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await site.receiver.stop()
-    monkeypatch.setattr(receiver, "CHECK_SIDES_S", 0.02)
+    monkeypatch.setattr(admission, "CHECK_SIDES_S", 0.02)
     await site.start()
     async with site.agent() as old, site.agent("idle") as idle:
         chain = Chain.after(await old.open(hello(identity="original", boot="1")))
         await idle.open(hello("idle", identity="original"))
         await idle.close()
-        await until(lambda: not site.receiver.machines["idle"].connected)
+        await until(lambda: not site.admission.machines["idle"].connected)
         site.storage_away = True
         site.active = ActiveSide(machine="lab", generation=2, identity="new", changed_ns=0, claim="")
         site.asked.clear()
@@ -436,7 +436,7 @@ async def test_sessions_are_checked_without_anybody_asking_and_again_after_an_ou
         await old.send(chain.next())
         await old.acked(1)
         with pytest.raises(TransientError):
-            await site.receiver.check_side("lab")
+            await site.admission.check_side("lab")
         site.storage_away = False
         fault = await old.fault()
     assert fault.code == CopyRefusedError.code
@@ -449,7 +449,7 @@ async def test_a_machine_whose_storage_does_not_answer_keeps_no_other_from_being
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await site.receiver.stop()
-    monkeypatch.setattr(receiver, "CHECK_SIDES_S", 0.02)
+    monkeypatch.setattr(admission, "CHECK_SIDES_S", 0.02)
     await site.start()
     really = site.check_side
 
@@ -457,25 +457,25 @@ async def test_a_machine_whose_storage_does_not_answer_keeps_no_other_from_being
         site.storage_away = machine == "lab"  # its container is being deleted, say
         return await really(machine, identity, claim=claim, surely=surely)
 
-    site.receiver._check_side = check_side
+    site.admission._check_side = check_side
     async with site.agent() as unlucky, site.agent("web") as moved:
         await unlucky.open(hello(identity="original"))
         await moved.open(hello("web", identity="original"))
         site.active = ActiveSide(machine="web", generation=2, identity="new", changed_ns=0, claim="")
         assert (await moved.fault()).code == CopyRefusedError.code
-        assert site.receiver.machines["lab"].connected
+        assert site.admission.machines["lab"].connected
 
 
 async def test_a_round_of_checks_ends_in_time_and_the_next_begins_where_it_ended(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver, "CHECK_SIDES_S", 0.0)
+    monkeypatch.setattr(admission, "CHECK_SIDES_S", 0.0)
     async with site.agent("a") as one, site.agent("b") as two, site.agent("c") as three:
         for name, agent in (("a", one), ("b", two), ("c", three)):
             await agent.open(hello(name, identity="original"))
         site.asked.clear()
         for _ in range(4):
-            await site.receiver._check_sides()
+            await site.admission.check_sides()
         assert site.asked == ["a", "b", "c", "a"]
 
 
@@ -483,16 +483,16 @@ async def test_a_document_that_cannot_be_read_ends_no_session_and_keeps_no_other
     machine_storage: MachineStorage, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await site.receiver.stop()
-    monkeypatch.setattr(receiver, "CHECK_SIDES_S", 0.02)
+    monkeypatch.setattr(admission, "CHECK_SIDES_S", 0.02)
     await site.start()
-    site.receiver._check_side = Sides(machine_storage, tmp_path / "spool").check
+    site.admission._check_side = Sides(machine_storage, tmp_path / "spool").check
     async with site.agent() as damaged, site.agent("web") as moved:
         await damaged.open(hello(identity="original"))
         await moved.open(hello("web", identity="original"))
         await (await machine_storage.find("lab")).replace(names.SIDE_DOCUMENT, b"{")
         await active_side.change(await machine_storage.find("web"), "web", "new")
         assert (await moved.fault()).code == CopyRefusedError.code
-        assert site.receiver.machines["lab"].connected
+        assert site.admission.machines["lab"].connected
 
 
 async def test_a_damaged_document_is_mended_by_naming_the_active_side(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace
-from process_server.reception.receiver import Machine, Receiver
+from process_server.reception.machine import Machine
+from process_server.reception.receiver import Receiver
 from shared import tls
 from shared.batch import StreamState
 from shared.errors import (
@@ -64,7 +64,7 @@ async def test_an_ack_is_not_sent_before_append_has_returned(site: Site) -> None
         await agent.send(chain.next())
         await agent.send(chain.next())
         await until(lambda: log.running == 2)
-        site.receiver.refresh()
+        site.admission.refresh()
         # An answer to a duplicate is an Ack too: it must not run ahead either.
         first = Chain.after(agent.wire.welcome) if agent.wire.welcome else chain
         again = first.next()
@@ -92,9 +92,9 @@ async def test_an_upload_that_overtakes_its_append_is_acknowledged_with_it(site:
         await agent.send(chain.next())
         await until(lambda: log.position.spooled == 1)
         log.upload()
-        site.receiver.refresh()
+        site.admission.refresh()
         await asyncio.sleep(0)
-        assert site.receiver.machines["lab"].connected
+        assert site.admission.machines["lab"].connected
         log.return_gate.set()
         ack = await agent.acked(1)
         assert (ack.spooled, ack.uploaded) == (1, 1)
@@ -128,7 +128,9 @@ async def test_a_broken_connection_loses_nothing_and_the_next_session_goes_on(si
         agent.cut()
     async with site.agent() as agent:
         agent.write(agent.wire.send_hello(hello(epoch=1, last_sent=2)))
-        await until(lambda: site.receiver.machines["lab"].newest is not site.receiver.machines["lab"].session)
+        await until(
+            lambda: site.admission.machines["lab"].newest is not site.admission.machines["lab"].session
+        )
         assert log.running == 1
         log.gate.set()
         # The batch that was on its way counts: the position is exact.
@@ -164,8 +166,8 @@ async def test_of_many_waiting_sessions_only_the_newest_is_welcomed(site: Site) 
         sessions = []
         for agent in (a, b, c):
             agent.write(agent.wire.send_hello(hello()))
-            await until(lambda: len(site.receiver.machines) == 1)
-            machine = site.receiver.machines["lab"]
+            await until(lambda: len(site.admission.machines) == 1)
+            machine = site.admission.machines["lab"]
             await until(lambda: machine.newest is not None and machine.newest not in sessions)  # noqa: B023
             sessions.append(machine.newest)
         log.begin_gate.set()
@@ -180,20 +182,20 @@ async def test_an_agent_that_comes_and_goes_while_its_log_hangs_leaves_nothing_b
         return sum(task.get_name().startswith("begin ") for task in asyncio.all_tasks())
 
     asked: list[str] = []
-    really = site.receiver._check_side
+    really = site.admission._check_side
 
     async def check_side(machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
         asked.append(machine)
         return await really(machine, identity, claim=claim, surely=surely)
 
-    site.receiver._check_side = check_side
+    site.admission._check_side = check_side
     site.log().begin_gate.clear()
-    site.receiver.machines["lab"] = Machine("lab", site.policy)
+    site.admission.machines["lab"] = Machine("lab", site.policy)
     for _ in range(5):
         async with site.agent() as agent:
             agent.write(agent.wire.send_hello(hello()))
             await until(
-                lambda: any(s is site.receiver.machines["lab"].newest for s in site.receiver._sessions)
+                lambda: any(s is site.admission.machines["lab"].newest for s in site.receiver._sessions)
             )
         await until(lambda: not site.receiver._sessions)
     await until(lambda: beginning() == 1)
@@ -239,12 +241,12 @@ async def test_an_error_at_begin_is_told_and_the_next_session_may_succeed(site: 
         agent.write(agent.wire.send_hello(hello(epoch=7)))
         fault = await agent.fault()
         assert fault.new_epoch
-    problem = site.receiver.machines["lab"].problem
+    problem = site.admission.machines["lab"].problem
     assert problem is not None
     assert problem.code == fault.code
     async with site.agent() as agent:
         await agent.open(hello())
-        assert site.receiver.machines["lab"].problem is None
+        assert site.admission.machines["lab"].problem is None
 
 
 async def test_a_server_that_is_ahead_of_the_agent_asks_for_a_new_epoch(site: Site) -> None:
@@ -328,7 +330,7 @@ async def test_a_used_up_quota_takes_the_credit_away_until_room_is_made(site: Si
             assert (await agent.acked(1)).credit_b == 0
         assert [line["code"] for line in lines] == [CacheQuotaError.code]
         assert not agent.wire.may_send(1)
-        gate = site.receiver.machines["lab"].gate
+        gate = site.admission.machines["lab"].gate
         assert isinstance(gate.problem, CacheQuotaError)
         assert gate.credit_b == 0
         log.upload()
@@ -360,7 +362,7 @@ async def test_an_agent_that_ignores_its_credit_costs_no_memory(site: Site) -> N
             batch = chain.next(sectors=4096)
             total += batch.size_b
             agent.write([frames.header(FrameType.BATCH, batch.size_b), *filter(len, batch.parts)])
-        session = site.receiver.machines["lab"].session
+        session = site.admission.machines["lab"].session
         assert session is not None
         await until(lambda: session.channel._paused)
         assert session._in_flight_b < MIB + frames.MAX_BATCH_B + 3 * MIB < total
@@ -374,7 +376,7 @@ async def test_ordered_uploads_are_reported_with_their_time(site: Site) -> None:
         await agent.send(chain.next())
         await agent.send(chain.next(state=StreamState.CATCHING_UP))
         await agent.acked(2)
-        machine = site.receiver.machines["lab"]
+        machine = site.admission.machines["lab"]
         assert machine.ordered_captured_ns == 0
         site.log().upload()
         await agent.acked(2, uploaded=2)
@@ -400,15 +402,8 @@ async def test_a_stop_makes_durable_and_acknowledges_what_came(site: Site) -> No
 
 
 async def test_a_port_in_use_is_a_clear_error(site: Site) -> None:
-    second = Receiver(
-        ("127.0.0.1", site.receiver.port),
-        tls.server_context(site.ca.issue("process-server:ps2")),
-        site.open_log,
-        policy=site.policy,
-        cache=lambda: site.space,
-        check_side=site.check_side,
-        boots=BootFiles(site.folder / "spool"),
-    )
+    context = tls.server_context(site.ca.issue("process-server:ps2"))
+    second = Receiver(("127.0.0.1", site.receiver.port), context, site.admission)
     with pytest.raises(ListenError) as caught:
         await second.start()
     assert str(site.receiver.port) in str(caught.value)
@@ -431,7 +426,7 @@ async def test_both_ends_ping_when_there_is_nothing_to_say(
         await agent.open(hello())
         agent.write(original(agent.wire))
         monkeypatch.setattr(channels, "PING_S", 0.0)
-        session = site.receiver.machines["lab"].session
+        session = site.admission.machines["lab"].session
         assert session is not None
         session.channel._keep_alive()
         assert pings == 1
@@ -443,14 +438,14 @@ async def test_both_ends_ping_when_there_is_nothing_to_say(
 async def test_a_silent_agent_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async with site.agent() as agent:
         await agent.open(hello())
-        session = site.receiver.machines["lab"].session
+        session = site.admission.machines["lab"].session
         assert session is not None
         monkeypatch.setattr(session.channel, "_heard_at", session.channel._heard_at - channels.SILENCE_S)
         with capture_logs() as lines:
             session.channel._keep_alive()
         assert [line["code"] for line in lines] == ["US453"]
         await session.channel.closed.wait()
-    assert not site.receiver.machines["lab"].connected
+    assert not site.admission.machines["lab"].connected
 
 
 async def test_time_in_which_nothing_was_read_is_not_silence(
@@ -458,7 +453,7 @@ async def test_time_in_which_nothing_was_read_is_not_silence(
 ) -> None:
     async with site.agent() as agent:
         await agent.open(hello())
-        session = site.receiver.machines["lab"].session
+        session = site.admission.machines["lab"].session
         assert session is not None
         session.channel.pause_reading()
         monkeypatch.setattr(session.channel, "_heard_at", session.channel._heard_at - channels.SILENCE_S)

@@ -19,6 +19,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from process_server.reception import receiver as receivers
+from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.receiver import Receiver
@@ -47,15 +48,15 @@ class Port:
         async def everybody(machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
             return False
 
-        self.receiver = Receiver(
-            ("127.0.0.1", 0),
-            tls.server_context(self.ca.issue("process-server:ps1")),
+        admission = Admission(
             open_log,
             policy=CreditPolicy(window_b=MIB),
             cache=lambda: CacheSpace(total_b=1 << 40, free_b=1 << 40),
             check_side=everybody,
             boots=BootFiles(self._folder / "spool"),
         )
+        context = tls.server_context(self.ca.issue("process-server:ps1"))
+        self.receiver = Receiver(("127.0.0.1", 0), context, admission)
         await self.receiver.start()
         self.context = tls.client_context(self.ca.issue("agent:lab"))
         async with self.connect() as agent:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from process_server.reception.credit import CacheSpace, CreditPolicy
-from process_server.reception.receiver import Machine
+from process_server.reception.machine import Machine
 from process_server.spool import recovery
 from process_server.spool.ownership import Patience
 from process_server.status import StatusBoard

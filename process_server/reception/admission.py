@@ -1,0 +1,284 @@
+"""Admission: which session is the machine's, and how much it may send.
+
+Input: hellos of sessions (it is their `Host`). Output: the machine's log, for the one session that may feed it. Nothing here blocks: hellos
+are tasks; a machine whose log is slow waits alone.
+
+Which machine (I7). A copy of a machine carries its name and certificate. Who is not the active side is refused
+(`check_side`). A copy on the same hardware, or restored under the same identity, is told by its boot: while a session of
+another boot still answers a ping, the machine is there, and whoever else says Hello in its name is refused before anything of
+that session is touched. A session that does not answer is not touched either: whoever has another boot of the kernel waits
+until it is over, and then for as long as an agent may take to come back (boots.py).
+
+One session per machine, and why WELCOME's position is exact. A HELLO first closes the machine's earlier
+session: its wire takes no further batch. Then it waits, under the machine's lock, until the batches of that
+session that are on their way are settled, and only then asks the log to begin. So no append runs while the
+log says where it stands, and none that was begun before can be counted later. Of several waiting sessions
+only the newest goes on; one that is over does not wait any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+from process_server.reception.boots import SILENT_RETRY_S, BootFiles, LastBoot, awaited
+from process_server.reception.credit import CacheSpace, CreditPolicy
+from process_server.reception.machine import Copy, Machine
+from process_server.reception.session import Session, StreamLog
+from shared import logging, tls
+from shared.errors import (
+    CertificateRevokedError,
+    CopyRefusedError,
+    StorageError,
+    SupersededError,
+    UnderstudyError,
+)
+from shared.messages import Revocations
+from shared.wire.messages import Hello, kernel_of
+
+_log = logging.get()
+
+CHECK_SIDES_S: Final = 60.0
+"""How often it is asked whether machines with an open session are still the active side: 44,000 requests a month and machine. The
+command of a config server comes sooner, but none comes from one that is away, or does not know that the machine is here."""
+
+OpenLog = Callable[[Hello], Awaitable[StreamLog]]
+
+
+_NOT_ANY_MORE: Final = "another machine was named as the one of this name"
+
+
+class CheckSide(Protocol):
+    def __call__(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> Awaitable[bool]:
+        """See process_server/spool/sides.py."""
+
+
+class Admission:
+    """The Host of all sessions."""
+
+    def __init__(
+        self,
+        open_log: OpenLog,
+        *,
+        policy: CreditPolicy,
+        cache: Callable[[], CacheSpace],
+        check_side: CheckSide,
+        boots: BootFiles,
+    ) -> None:
+        self.machines: dict[str, Machine] = {}
+        self.copies: dict[str, Copy] = {}
+        """By machine, the copy that was refused last."""
+        self.clock: Callable[[], float] = time.monotonic
+        self._boots: dict[str, LastBoot] = {}
+        self._boot_files = boots
+        self._started_s = self.clock()
+        self.revoked = Revocations()
+        self._open_log = open_log
+        self._policy = policy
+        self._check_side = check_side
+        self._measure_cache = cache
+        self.cache = cache()
+        self._waiting: dict[Session, asyncio.Task[Any]] = {}
+        """Sessions that wait for their machine's lock, and their tasks: ended when the session is over."""
+
+    async def recall(self) -> None:
+        """What an earlier run knew. Before the first session."""
+        self._boots = await asyncio.to_thread(self._boot_files.recall, self._started_s)
+
+    def is_revoked(self, session: Session) -> bool:
+        channel = session.channel
+        return self.revoked.covers(channel.serial, channel.peer, channel.begins_s)
+
+    def refresh(self) -> None:
+        """Measure the cache again, and let every session acknowledge what has moved."""
+        self.cache = self._measure_cache()
+        for machine in self.machines.values():
+            if machine.session is not None:
+                machine.session.refresh()
+
+    async def check_side(self, name: str) -> None:
+        """Whoever is not the active side any more loses his session. Raises StorageErrors and IntegrityError when that cannot be told."""
+        machine = self.machines.get(name)
+        if machine is None:
+            return
+        for session in {machine.session, machine.newest}:
+            if session is not None and (session.connected or session.waiting):
+                try:
+                    await self._check_side(name, session.identity, claim=False, surely=True)
+                except CopyRefusedError as exc:
+                    what = f"The session of {name} was closed"
+                    session.fail(CopyRefusedError(what, cause=f"{_NOT_ANY_MORE}: {exc.cause}"))
+
+    # ---- for sessions (session.Host) ----
+
+    async def claim(self, session: Session, hello: Hello) -> StreamLog:
+        if self.is_revoked(session):
+            raise certificate_refused(session)
+        tls.require_name(session.channel.peer, f"agent:{hello.machine}")
+        session.identity, session.boot = hello.identity, hello.boot
+        boot = await self._refuse_copies(session, hello)
+        machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
+        session.machine = machine.name
+        for known in {machine.session, machine.newest} - {None, session}:
+            assert known is not None
+            known.fail(_superseded(machine))
+        machine.newest = session
+        await self._take_turn(machine, session)
+        if machine.session is not None:
+            await _settled(machine.session)
+        _check_newest(machine, session)
+        # Another may have been named while this one waited.
+        await self._check_side(machine.name, hello.identity, claim=False)
+        _check_newest(machine, session)
+        if boot.admit(hello) and boot.admitted is not None:
+            await self._boot_files.remember(machine.name, boot.admitted)
+            _check_newest(machine, session)
+        machine.admit(session)
+        if machine.log is None:
+            machine.log = await self._open_log(hello)
+        return machine.log
+
+    def release(self, session: Session) -> None:
+        machine = self.machines.get(session.machine)
+        if machine is None or machine.holder is not session:
+            return
+        if session.connected:
+            machine.problem = None
+        machine.holder = None
+        machine.lock.release()
+
+    async def refused(self, session: Session, error: CopyRefusedError) -> None:
+        self.copies[session.machine] = Copy(session.address, error, time.monotonic())
+        if self._boots[session.machine].withdraw(session.boot):
+            await self._boot_files.forget(session.machine)
+
+    def credit_b(self, session: Session) -> int:
+        machine = self.machines[session.machine]
+        before = machine.gate.problem
+        credit_b = machine.gate.update(
+            machine.name,
+            pending_b=machine.log.pending_b if machine.log is not None else 0,
+            disks=session.disks,
+            cache=self.cache,
+            sharers=sum(other.connected for other in self.machines.values()) + (not session.connected),
+        )
+        problem = machine.gate.problem
+        if problem is not None and type(problem) is not type(before):
+            _log.warning("machine throttled", machine=machine.name, **problem.as_dict())
+        elif problem is None and before is not None:
+            _log.info("throttling ended", machine=machine.name, credit_b=credit_b)
+        return credit_b
+
+    def over(self, session: Session) -> None:
+        waiting = self._waiting.get(session)
+        if waiting is not None:
+            waiting.cancel()
+        machine = self.machines.get(session.machine)
+        if machine is not None and (boot := self._boots.get(machine.name)) is not None:
+            boot.ended(session.boot, self.clock())
+        if machine is not None and session is machine.session:
+            machine.problem = session.problem
+
+    async def check_sides(self) -> None:
+        """Trouble may be of one machine's container only, so all are asked for. Where many do not answer, a round ends after its time, and
+        the next one begins with those that were not reached.
+        """
+        began_s = time.monotonic()
+        for machine in sorted(self.machines.values(), key=lambda machine: machine.side_asked_s):
+            machine.side_asked_s = time.monotonic()
+            try:
+                await self.check_side(machine.name)
+            except StorageError as exc:  # told by service.py, or by what the machine uploads
+                _log.debug(
+                    "active side not checked; again in a minute", machine=machine.name, **exc.as_dict()
+                )
+            except UnderstudyError as exc:
+                _log.warning("active side not checked", machine=machine.name, **exc.as_dict())
+            if time.monotonic() - began_s > CHECK_SIDES_S:
+                return
+
+    # ---- inside ----
+
+    async def _take_turn(self, machine: Machine, session: Session) -> None:
+        """The machine's lock. Its holder may wait long, for a disk that hangs, without end: meanwhile an agent that comes and goes must not
+        leave a task, and later a question to storage, for each time.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting[session] = task
+        try:
+            await machine.lock.acquire()
+        finally:
+            del self._waiting[session]
+        machine.holder = session
+        _check_newest(machine, session)
+
+    async def _refuse_copies(self, session: Session, hello: Hello) -> LastBoot:
+        """Raises CopyRefusedError or MachineAwaitedError; nothing of the machine was touched then. Nobody else was admitted since the last
+        look at it, which is this one's last step.
+        """
+        try:
+            is_side = await self._check_side(hello.machine, hello.identity, claim=False)
+            boot = self._boots.setdefault(hello.machine, LastBoot.unknown(self._started_s))
+            while (other := self._other_boot(hello)) is not None:
+                if is_side and other.identity != hello.identity:
+                    other.fail(
+                        CopyRefusedError(f"The session of {hello.machine} was closed", cause=_NOT_ANY_MORE)
+                    )
+                elif await other.answers():
+                    raise CopyRefusedError(
+                        f"A copy of machine {hello.machine} was refused",
+                        cause=f"the machine is there, at {other.address}, and this is another boot with the same identity",
+                    )
+                elif self._other_boot(hello) is other:
+                    self._wait_for_silent(other, hello)
+                    break  # the same kernel, and its agent is gone
+            boot.check(hello, is_side=is_side, now_s=self.clock())
+            await self._check_side(hello.machine, hello.identity, claim=True)
+            if (other := self._other_boot(hello)) is not None:
+                self._wait_for_silent(other, hello)
+            boot.check(hello, is_side=is_side, now_s=self.clock())
+        except CopyRefusedError as exc:
+            self.copies[hello.machine] = Copy(session.address, exc, time.monotonic())
+            raise
+        return boot
+
+    def _wait_for_silent(self, other: Session, hello: Hello) -> None:
+        """Its session is open, and it did not answer."""
+        if kernel_of(other.boot) != kernel_of(hello.boot):
+            raise awaited(hello.machine, f"its session from {other.address} is not over", SILENT_RETRY_S)
+
+    def _other_boot(self, hello: Hello) -> Session | None:
+        """The machine's session, when it is with another boot than this Hello comes from."""
+        machine = self.machines.get(hello.machine)
+        if machine is None:
+            return None
+        for known in (machine.newest, machine.session):
+            if known is not None and known.boot != hello.boot and (known.connected or known.waiting):
+                return known
+        return None
+
+
+def _superseded(machine: Machine) -> SupersededError:
+    return SupersededError(f"The session of {machine.name} was closed")
+
+
+def _check_newest(machine: Machine, session: Session) -> None:
+    """Raises SupersededError when another session came meanwhile, or this one went."""
+    if machine.newest is not session or not session.waiting:
+        raise _superseded(machine)
+
+
+def certificate_refused(session: Session) -> CertificateRevokedError:
+    return CertificateRevokedError(f"The certificate of {session.channel.peer} was refused")
+
+
+async def _settled(session: Session) -> None:
+    while True:
+        try:
+            async with asyncio.timeout(10.0):
+                return await session.settled()
+        except TimeoutError:
+            _log.warning("batches of the earlier session are still on their way", machine=session.machine)
