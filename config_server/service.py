@@ -49,7 +49,7 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.messages import EventView, Health, Nothing, PointView
+from shared.messages import API_VERSION, EventView, Health, Nothing, PointView
 from shared.status import Problem
 from shared.vault import FileVault
 from shared.vault_record import RecordedVault
@@ -167,7 +167,7 @@ def _application(
     )
 
     async def health(_call: Call, _body: Nothing) -> Health:
-        return Health(name=config.name, version=VERSION)
+        return Health(name=config.name, version=VERSION, api=API_VERSION)
 
     binder.on(api.HEALTH, health)
     parts = (

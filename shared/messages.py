@@ -17,7 +17,9 @@ import msgspec
 from shared.vocabulary import Consistency, HopState, PointState, Role, Severity
 
 PORT: Final = 443
-API_VERSION: Final = 1
+API_VERSION: Final = 2
+"""Raised whenever a request gets a field or a value, which an older server refuses: `Health` says the server's. 2: `RestoreRequest` has
+`grant` and `request`."""
 MAX_BODY_B: Final = 4 << 20
 """Larger request bodies are refused."""
 
@@ -77,10 +79,11 @@ class Failure(msgspec.Struct):
     exit_code: int = 1
 
 
-class Health(msgspec.Struct):
+class Health(msgspec.Struct, kw_only=True):
     name: str
     version: str
-    api: int = API_VERSION
+    api: int = 1
+    """The server's API_VERSION."""
 
 
 class CaCertificate(msgspec.Struct):

@@ -22,7 +22,7 @@ import msgspec
 from config_server.cli.options import Target
 from config_server.cli.output import say
 from config_server.cli.profile import Rescue
-from config_server.cli.rescue import HINT, is_of_another_version, is_of_the_user
+from config_server.cli.rescue import HINT, is_of_the_user
 from shared import api
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.policies import SETTLES_S
@@ -31,6 +31,7 @@ from shared.errors import (
     KeyUnavailableError,
     PeerError,
     RequestError,
+    ServerOutdatedError,
     UnderstudyError,
     UnreachableError,
     WrongKeyError,
@@ -38,10 +39,12 @@ from shared.errors import (
 from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.messages import (
+    API_VERSION,
     Failure,
     FlushReply,
     FlushRequest,
     GrantEnd,
+    Health,
     JobProgress,
     JobState,
     KeyRequest,
@@ -90,7 +93,7 @@ class Access:
         if self.grant is not None:
             request = msgspec.structs.replace(request, grant=self.grant.id)
         try:
-            granted = await self.client.call(api.RESTORE, request, machine=machine)
+            granted = await _restored(self.client, machine, request)
         except UnderstudyError as exc:
             if is_of_the_user(exc):
                 raise
@@ -217,20 +220,33 @@ async def _asked(client: RestClient, machine: str, request: RestoreRequest) -> R
     more without that id when the server is older than it."""
     request = msgspec.structs.replace(request, request=secrets.token_hex(16))
     try:
+        return await _restored(client, machine, request)
+    except ServerOutdatedError:
+        return await _restored(client, machine, msgspec.structs.replace(request, request=""))
+    except UnreachableError:
+        if await _health(client) is None:
+            raise
+        return await _restored(client, machine, request)
+
+
+async def _restored(client: RestClient, machine: str, request: RestoreRequest) -> RestoreGrant:
+    """Raises what the server answers; ServerOutdatedError where it is older than the request: that is no mistake of the user's."""
+    try:
         return await client.call(api.RESTORE, request, machine=machine)
     except RequestError as exc:
-        if not is_of_another_version(exc):
+        server = await _health(client)
+        if server is None or server.api >= API_VERSION:
             raise
-        return await client.call(api.RESTORE, msgspec.structs.replace(request, request=""), machine=machine)
-    except UnreachableError:
-        try:
-            async with asyncio.timeout(_HEALTH_S):
-                await client.call(api.HEALTH, Nothing())
-        except (UnderstudyError, TimeoutError):
-            pass
-        else:
-            return await client.call(api.RESTORE, request, machine=machine)
-        raise
+        raise ServerOutdatedError(exc.what, cause=exc.cause) from exc
+
+
+async def _health(client: RestClient) -> Health | None:
+    """None when it does not answer soon."""
+    try:
+        async with asyncio.timeout(_HEALTH_S):
+            return await client.call(api.HEALTH, Nothing())
+    except (UnderstudyError, TimeoutError):
+        return None
 
 
 async def _give_back(client: RestClient, machine: str, grant: str) -> None:

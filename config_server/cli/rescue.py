@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from config_server.cli.options import Target, find_target
-from shared.errors import AccessError, ConfigError, NotFoundError, RequestError, UnderstudyError, UsageError
+from shared.errors import AccessError, ConfigError, NotFoundError, UnderstudyError, UsageError
 from shared.messages import PointView
 from shared.vocabulary import MachineState
 
@@ -86,15 +86,8 @@ class StoredMachine(msgspec.Struct):
 
 def is_of_the_user(exc: UnderstudyError) -> bool:
     """Whether the request is wrong, and no config server would grant it. A token that it does not know, and what it lacks itself, are
-    none of it: it may have lost its database, its vault, or its mind. Nor is a request that it is too old to know."""
-    if is_of_another_version(exc):
-        return False
+    none of it: it may have lost its database, its vault, or its mind."""
     return isinstance(exc, (UsageError, NotFoundError)) and not isinstance(exc, (AccessError, ConfigError))
-
-
-def is_of_another_version(exc: UnderstudyError) -> bool:
-    """Whether a server of another version does not know a field of the request: these are msgspec's words, in every version."""
-    return isinstance(exc, RequestError) and "contains unknown field" in exc.cause
 
 
 async def machines(config: BlobConfig) -> list[StoredMachine]:

@@ -16,6 +16,13 @@ class LocalProtocolError(PeerError):
     default_action = "This is a bug on this side; the connection is closed and made anew, nothing is lost."
 
 
+class ServerOutdatedError(PeerError):
+    """The config server does not know what this command asks of it."""
+
+    code = "US588"
+    default_action = "Upgrade the config server, or use a command line of its version."
+
+
 class RemoteProtocolError(PeerError):
     """The peer's fault: it broke the protocol. The connection is closed; the rest is sent again."""
 

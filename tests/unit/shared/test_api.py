@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from shared import errors
 from shared.api import ROUTES, Access
-from shared.messages import Failure, Nothing
+from shared.messages import API_VERSION, Failure, Nothing
 from shared.rest import error_of
 from shared.status import AgentReport, MasterTargetReport, ProcessServerReport
 
@@ -50,6 +51,19 @@ def test_every_request_but_a_report_refuses_fields_that_it_does_not_have() -> No
             with pytest.raises(msgspec.ValidationError, match="unknown field"):
                 msgspec.convert(EXAMPLES.get(route.name, {}) | {"tpyo": 1}, route.request)
             msgspec.convert(EXAMPLES.get(route.name, {}), route.request)
+
+
+def test_the_api_has_a_new_version_when_a_request_has_a_new_field() -> None:
+    """By it a client knows whether an older server refuses what it sends, or the user is wrong. Where the digest differs: raise
+    API_VERSION, unless fields only went, and put the new digest here."""
+    fields = sorted(
+        f"{route.name}.{field.name}"
+        for route in ROUTES
+        if route.request is not msgspec.Struct
+        for field in msgspec.structs.fields(route.request)
+    )
+    digest = hashlib.sha256(" ".join(fields).encode()).hexdigest()
+    assert (API_VERSION, digest[:16]) == (2, "62801ba6f2e76498")
 
 
 def test_every_number_in_a_request_has_both_bounds() -> None:

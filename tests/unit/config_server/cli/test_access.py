@@ -9,8 +9,10 @@ import pytest
 
 from config_server.cli import access
 from config_server.cli.rescue import is_of_the_user
-from shared.errors import RequestError
-from shared.messages import RestoreRequest
+from shared import api
+from shared.errors import RequestError, ServerOutdatedError
+from shared.messages import API_VERSION, Health, RestoreRequest
+from shared.rest import RestClient
 
 OLDER = msgspec.defstruct(
     "RestoreRequest",
@@ -19,23 +21,32 @@ OLDER = msgspec.defstruct(
 )
 
 
-async def restore(_route: object, request: RestoreRequest, *, machine: str) -> object:
-    """As an older server's binder answers."""
-    try:
-        return msgspec.json.decode(msgspec.json.encode(request), type=OLDER)
-    except msgspec.ValidationError as exc:
-        raise RequestError(f"The call for {machine} was not understood", cause=str(exc)) from exc
+def server(version: int) -> RestClient:
+    """One that knows the fields of an older one, whichever version it says that it has; its words are its own."""
+
+    async def call(route: object, request: RestoreRequest, *, machine: str = "") -> object:
+        if route is api.HEALTH:
+            return Health(name="cs1", version="0", api=version)
+        try:
+            return msgspec.json.decode(msgspec.json.encode(request), type=OLDER)
+        except msgspec.ValidationError as exc:
+            raise RequestError(f"The call for {machine} was not understood", cause="nanu") from exc
+
+    return SimpleNamespace(call=call)  # type: ignore[return-value]
 
 
 async def test_a_server_that_is_older_than_the_id_of_a_request_is_asked_without_it() -> None:
-    client = SimpleNamespace(call=restore)
     wanted = RestoreRequest(host="rescue1", dry_run=True)
-    assert await access._asked(client, "web1", wanted) == OLDER(host="rescue1", dry_run=True)  # type: ignore[arg-type]
+    assert await access._asked(server(API_VERSION - 1), "web1", wanted) == OLDER(host="rescue1", dry_run=True)
 
 
-async def test_a_request_that_a_server_is_too_old_for_is_not_the_user_s_mistake() -> None:
-    client = SimpleNamespace(call=restore)
-    with pytest.raises(RequestError) as refused:
-        await access._asked(client, "web1", RestoreRequest(grant="0" * 16))  # type: ignore[arg-type]
-    assert not is_of_the_user(refused.value), "so the vault and the storage key of the profile are used"
-    assert is_of_the_user(RequestError("X", cause="`to` is no path"))
+async def test_what_a_server_is_too_old_for_is_not_the_user_s_mistake_and_what_one_of_now_refuses_is() -> (
+    None
+):
+    wanted = RestoreRequest(grant="0" * 16)
+    with pytest.raises(ServerOutdatedError) as outdated:
+        await access._asked(server(API_VERSION - 1), "web1", wanted)
+    assert not is_of_the_user(outdated.value), "so the vault and the storage key of the profile are used"
+    with pytest.raises(RequestError) as wrong:
+        await access._asked(server(API_VERSION), "web1", wanted)
+    assert is_of_the_user(wrong.value)
