@@ -183,9 +183,10 @@ def test_files_that_are_collected_in_the_thread_of_the_locks_leave_them_locked(t
 
 
 INTERRUPTED = """
-import os, sys, threading
+import os, signal, sys, threading
 from pathlib import Path
 from agent import lock
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started the tests in the background may have it ignored
 state_dir = Path(sys.argv[1])
 real = os.open
 def told(path, *arguments):
