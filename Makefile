@@ -10,7 +10,7 @@ setup:
 	@deploy/setup.sh
 
 test: setup lint
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 3 --dist loadfile
 
 test-long: setup
 	$(PY) -m tests.long
