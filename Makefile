@@ -10,7 +10,7 @@ setup:
 	@deploy/setup.sh
 
 test: setup lint
-	$(PY) -m pytest --numprocesses 3 --dist loadfile
+	$(PY) -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
 
 test-long: setup
 	$(PY) -m tests.long
