@@ -13,7 +13,14 @@ make `uploaded` advance:
 - Storage that is set back to an older copy breaks the promise behind all this: it forgets our claim, another takes a term of the same
   number, and the index may again be exactly as long as we left it. So a term is its number *and* a random claim (index.py), and our
   append carries our lease, which no blob has that was put back. It is refused; then, and whenever the size is not ours, the term that
-  storage has now is compared before anything else: another claim fences us. A lease is only taken again for our own term.
+  storage has now is compared before anything else: another claim fences us.
+- Between that comparison and a new lease storage may be set back as well, and another take our number, claim and list as much as we had:
+  the size would tell nothing, and the lease would be ours. So what counts is the term that is read *under* the lease, each time that one is
+  taken, before anything is appended (`_take_lease`). If it is ours, number and claim, then up to that reading nobody had another of our
+  number in the history that storage has now (a document is created once), nor a higher one, and no claim comes without a term. Whoever
+  takes a higher one later breaks our lease before it claims, and storage that is set back later has not got our lease: our append is then
+  refused. So when it succeeds, nobody wrote since we read; that lines were lost, the size tells. The comparison *before* the lease is
+  a courtesy: a stale writer shall not break its successor's lease to hear that it is one. One that did gives the lease back.
 - A lease that is lost under our own term may mean that, too: set back to a moment when the term was ours and the index as long as we left
   it, storage lacks segments that were uploaded since and are not listed yet, those of later appends included. So from then on the log is
   *in doubt*: once the new lease is taken, an append first looks up each segment that it lists (and, the first time, the newest listed
@@ -58,6 +65,7 @@ from shared.errors import (
     LeaseLostError,
     PreconditionError,
     StorageError,
+    StorageForgotError,
     TransientError,
 )
 from shared.log import names
@@ -237,18 +245,30 @@ class IndexWriter:
         raise TransientError(f"Could not take {self._name}", cause="other process servers keep taking it")
 
     async def _take_lease(self) -> Lease:
+        """Of the current blob, if the term is ours once it is taken: the argument is in the module's docstring."""
         try:
             await self._store.append_create(self._chain.blob)
         except (BlobExistsError, LeaseHeldError):
             await self._store.leases.break_now(self._chain.blob)
-        return await self._store.leases.acquire(self._chain.blob, FOR_EVER)
+        lease = await self._store.leases.acquire(self._chain.blob, FOR_EVER)
+        try:
+            await self._raise_unless_ours()
+        except (FencedError, StorageForgotError):
+            await _give_back(lease)
+            raise
+        return lease
 
     # ---- appending ----
 
     async def _append(self, data: bytes, entries: Sequence[IndexEntry] = ()) -> None:
         """`entries`: the segments that `data` lists."""
+        lost = False
         for _ in range(_TRIES):
             try:
+                if lost:
+                    self._lease = await self._take_lease()
+                    self._in_doubt = True  # from the lease on, and so the proof comes behind it
+                    await self._check_segments([*self.fold.entries, *entries])
                 await self._append_once(data)
             except PreconditionError:
                 await self._explain_other_size()
@@ -258,9 +278,7 @@ class IndexWriter:
                 # Broken by somebody who is about to claim with a higher term, or who lost that race against
                 # us. Or storage was set back.
                 await self._raise_unless_ours()
-                self._lease = await self._take_lease()
-                self._in_doubt = True  # from the lease on, and so the proof comes behind it
-                await self._check_segments([*self.fold.entries, *entries])
+                lost = True
             else:
                 return
         raise TransientError(

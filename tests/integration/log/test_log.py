@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from shared.blob import BlobStore
+from shared.blob import BlobStore, Lease
 from shared.errors import (
     BlobNotFoundError,
     FencedError,
@@ -30,7 +31,7 @@ from shared.log.chain import IndexChain
 from shared.log.epochs import EpochDisk, EpochInfo, allocate_epoch, newest_epoch
 from shared.log.index import NEWEST, Line, decode_up_to_damage
 from shared.log.reader import LogReader
-from shared.log.terms import newest_term
+from shared.log.terms import TermDocument, create, newest_term
 from shared.log.writer import IndexWriter
 from shared.vault import FileVault, machine_key
 from tests.epoch_ids import eid
@@ -488,3 +489,84 @@ async def test_a_term_whose_metadata_were_left_behind_is_told_by_its_document(st
     await store.set_metadata(names.term_document(E.number, 1), {})
     await writer.check()
     assert await newest_term(store, E.number) == writer.taken
+
+
+def _stopped_before_the_lease(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Awaitable[None]]
+) -> None:
+    """Whoever next wants the lease of the index looks away for a moment, in which this happens."""
+    acquire = store.leases.acquire
+
+    async def slowly(name: str, seconds: int = 60, lease_id: str | None = None) -> Lease:
+        monkeypatch.setattr(store.leases, "acquire", acquire)
+        await meanwhile()
+        return await acquire(name, seconds, lease_id)
+
+    monkeypatch.setattr(store.leases, "acquire", slowly)
+
+
+async def test_an_owner_whose_lease_another_is_quicker_to_take_takes_it_again(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    index = names.index(E.number, 1)
+
+    async def another_takes_the_lease() -> None:
+        await store.leases.acquire(index)
+
+    await store.leases.break_now(index)
+    _stopped_before_the_lease(store, monkeypatch, another_takes_the_lease)
+    await writer.append([await put_segment(store, make_chain(1))])
+    assert len(await LogReader(store, M).entries(E)) == 1
+
+
+@pytest.mark.parametrize("max_blocks", [2, 1000], ids=["closes", "lists"])
+async def test_an_owner_whose_term_storage_gave_to_another_just_before_it_took_the_lease_lists_nothing(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, max_blocks: int
+) -> None:
+    """The other's claim is as long as ours was, so the size of the index tells nothing; nor does the segment: a secondary may have it."""
+    await IndexWriter.take(store, M, E, "ps0")
+    older = await copied(store)
+    old = await IndexWriter.take(store, M, E, "ps1", max_blocks=max_blocks)
+    chain = make_chain(2)
+    late = await put_segment(store, chain[:1], term=9)
+    older |= await copied(store, late.blob)
+    owners: list[IndexWriter] = []
+
+    async def another_takes_it() -> None:
+        await set_back(store, older)
+        owners.append(await IndexWriter.take(store, M, E, "ps2"))
+        await store.leases.break_now(names.index(E.number, 1))
+
+    await store.leases.break_now(names.index(E.number, 1))
+    _stopped_before_the_lease(store, monkeypatch, another_takes_it)
+    with pytest.raises(FencedError, match="set back, and gave our term"):
+        await old.append([late])
+    (new,) = owners
+    assert new.term == old.term
+    await new.append([await put_segment(store, chain, term=new.term)])
+    assert [e.last for e in await LogReader(store, M).entries(E)] == [2]
+
+
+@pytest.mark.parametrize("wins", ["ps2", "nobody"])
+async def test_whoever_takes_the_log_and_loses_its_term_before_the_lease_claims_nothing(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, wins: str
+) -> None:
+    """Storage is set back to before the term, and another takes that number, or none does."""
+    first = await IndexWriter.take(store, M, E, "ps0")
+    older = await copied(store)
+    index = await store.read(names.index(E.number, 1))
+
+    async def set_back_and_given_out() -> None:
+        await set_back(store, older)
+        if wins == "ps2":
+            document = TermDocument(term=2, owner="ps2", claim="2" * 16, after=0, created_ns=0)
+            assert await create(store, E.number, document) is not None
+
+    _stopped_before_the_lease(store, monkeypatch, set_back_and_given_out)
+    with pytest.raises(FencedError if wins == "ps2" else StorageForgotError):
+        await IndexWriter.take(store, M, E, "ps1")
+    found = names.index(E.number, 1)
+    assert await store.read(found) == index, "no claim of a term that is not there"
+    assert not (await store.properties(found)).leased, "whose it is finds it free"
+    assert (await newest_term(store, E.number)).number == (2 if wins == "ps2" else first.term)
