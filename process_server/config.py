@@ -18,6 +18,7 @@ from typing import Annotated, Final
 import msgspec
 
 from process_server.reception.credit import CreditPolicy
+from process_server.spool.ownership import LONGEST_SEGMENT_S
 from shared import logging
 from shared.blob import BlobConfig
 from shared.naming import check_apart, check_server_url
@@ -45,8 +46,8 @@ class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     credit: CreditPolicy = CreditPolicy()
     segment_bytes: Annotated[int, msgspec.Meta(ge=4096, le=4 << 30)] = 32 << 20
     """A segment is closed and uploaded at this size …"""
-    segment_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
-    """… or at this age, which is the floor of the RPO."""
+    segment_seconds: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_SEGMENT_S)] = 5.0
+    """… or at this age, which is the floor of the RPO. Other process servers reckon with the longest."""
     log_level: logging.Level = logging.Level.INFO
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from process_server.spool import watermark
 from process_server.spool.evidence import sort_files
 from process_server.spool.file import SpooledSegment
 from process_server.spool.machine_folder import MachineFolder, Recovered
-from process_server.spool.ownership import Patience
+from process_server.spool.ownership import LONGEST_UPLOAD_S, Patience
 from process_server.spool.uploader import Uploader
 from process_server.spool.watermark import Watermark
 from process_server.spool.writer import START, Compression, Point, SegmentLimits, SpoolWriter
@@ -41,8 +41,8 @@ from shared.vault import Vault, machine_key
 
 Look = Callable[["EpochLog"], Awaitable[None]]
 
-STALL_S: Final = 60.0
-"""So long nothing may be listed while something waits: a segment of the usual size takes seconds."""
+STALL_S: Final = LONGEST_UPLOAD_S
+"""So long nothing may be listed while something waits."""
 
 _log = logging.get()
 

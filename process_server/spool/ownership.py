@@ -24,18 +24,28 @@ is not silent: then the index moves, and passes our batches, contradicts them, o
 lists at least one segment or finds that a newer owner did, so two servers that both hold rests of one epoch
 take turns and come to an end.
 
-Silence is measured by the looker's own monotonic clock, from its first look on. No other clock is asked.
+Silence is measured by the looker's own monotonic clock, from its first look on. No other clock is asked. What it must exceed to mean
+anything is how long the index of a server at work may stand still, of any server: how it is configured, storage does not say, and how often
+it listed until now is no promise (segments that were full every second are a minute apart once the machine is idle). So that is one
+constant, `LONGEST_PAUSE_S`, and the configuration refuses what would make it untrue.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from shared.log.index import NO_TERM, Term
+
+LONGEST_SEGMENT_S: Final = 60.0
+"""So old a segment may become before it is closed: what `segment_seconds` may be (config.py)."""
+LONGEST_UPLOAD_S: Final = 60.0
+"""So long a closed segment may take until it is listed: seconds, as a rule. A server that is slower says so (epoch_log.py)."""
+LONGEST_PAUSE_S: Final = LONGEST_SEGMENT_S + LONGEST_UPLOAD_S
+"""So long the index stands still at most while agent, server and storage are in touch: a heartbeat soon begins the next segment."""
 
 
 class Decision(enum.Enum):
@@ -80,10 +90,10 @@ class Patience(msgspec.Struct, frozen=True):
 
     silent_s: float = 600.0
     """While the epoch is the newest: the agent may be with it, and a retake ends that session for a moment."""
-    over_s: float = 60.0
+    over_s: float = LONGEST_PAUSE_S
     """When the epoch is over: only its uploads can be disturbed."""
-    copy_s: float = 20.0
-    """How long the log of another boot of the machine must stand still before its epoch is ended (rivals.py). Some heartbeats."""
+    copy_s: float = LONGEST_PAUSE_S
+    """How long the log of another boot of the machine must stand still before its epoch is ended (rivals.py)."""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,10 +8,15 @@ server has its log, that is looked at, Hello after Hello:
 - somebody is at work in it (`Watched.at_work`): whoever says Hello is the copy: CopyRefusedError, which names the other;
 - storage calls this machine the active side, and the epoch was begun by one with another identity (`machine rebind`, a failover): whatever
   that one does, it is the copy now, and nothing is waited for. Its server lists what it has of the epoch, as of any that is over;
-- the log stood still for `Patience.copy_s`, or, where it goes more slowly, for three times as long as it does between two segments (`pace`:
-  segments of a minute, or a slow uplink); or moved for six times as long and nobody is at work in it (a server that lists what it still
-  has of a machine that is gone): the epoch may end;
-- until then TransientError: the agent says Hello again in a moment. A machine that was restarted and moved at once waits so long.
+- the log stood still for `Patience.copy_s`, which no server's does that lists what it gets (`LONGEST_PAUSE_S` in ownership.py), or, where
+  the uplink is slower still, for three times as long as it does between two segments (`pace`); or moved for six times as long and nobody
+  is at work in it (a server that lists what it still has of a machine that is gone): the epoch may end;
+- until then TransientError: the agent says Hello again within seconds. A machine that was restarted and moved at once waits so long. (One
+  that merely moved goes on with its own epoch, or begins one under its own boot: nothing is waited for.)
+
+An epoch that another server has begun and not opened yet has no log to look at; it is waited for alike, for its agent may soon hear of it.
+What was seen counts as long as Hello follows Hello; who comes after a pause is watched anew, for what happened in the pause says nothing
+about who is there now.
 
 What that guarantees. No two copies are ever in one epoch: WELCOME tells its claim to one boot alone. A copy that comes while the machine's
 batches get to storage is refused before anything is touched. What it does not: while the machine's process server cannot reach storage, or
@@ -26,10 +31,10 @@ that somebody is at work, and either is enough:
 - a batch was captured later than the first look was made, and than the newest that it showed. Of a machine whose clock is right or ahead
   that shows at its next batch. A backlog of one whose clock was ahead shows it, too: then whoever was restarted waits until that is listed.
 - captures went on just as storage's time did: between the first look and now, the newest capture moved by as much as the time of the
-  change that listed it, over a minute. However wrong a clock is, it goes on by a second a second. A backlog does not: it is listed faster
+  change that listed it, over minutes. However wrong a clock is, it goes on by a second a second. A backlog does not: it is listed faster
   than it was made, or it would never end; one that is listed at the very pace of its making keeps whoever was restarted waiting to its end.
 
-A clock that is set in that minute shows neither sign only when it was behind before and is again after; then the copy is taken, as above.
+A clock that is set in that time shows neither sign only when it was behind before and is again after; then the copy is taken, as above.
 An unknown boot, of either side, proves nothing and refuses nobody.
 """
 
@@ -100,8 +105,11 @@ class Watched:
         self._date_ns: Final = date_ns + _SECOND_NS  # storage says no more than the second that has begun
         self._began_s: Final = now_s
         self._seen, self._since_s = look.seen, now_s
+        self.looked_s = now_s
+        """At the last look."""
 
     def judge(self, look: Look, now_s: float, still_s: float) -> Verdict:
+        self.looked_s = now_s
         if look.seen != self._seen:
             self._seen, self._since_s = look.seen, now_s
         if not self._first.captured_ns:
@@ -134,16 +142,17 @@ class Rivals:
         if not hello.boot or not epoch.boot or kernel_of(hello.boot) == kernel_of(epoch.boot):
             return
         term = await newest_term(store, epoch.epoch)
-        if term == NO_TERM or await _owner(store, epoch, term) == self._shared.settings.owner:
-            return  # the receiver has asked it
+        owner = await _owner(store, epoch, term)
+        if owner == self._shared.settings.owner or (term == NO_TERM and not owner):
+            return  # the receiver has asked it; or nobody can have it
         if await _was_named(hello, epoch, store):
             return
         look = await _look(store, epoch, term)
+        still_s = max(self._shared.settings.patience.copy_s, min(_PACES * look.pace_s, _LONGEST_S))
         watched = self._watched
-        if watched is None or watched.epoch != epoch:
+        if watched is None or watched.epoch != epoch or monotonic_s() - watched.looked_s > still_s:
             date_ns = int((await store.date()).timestamp()) * _SECOND_NS
             watched = self._watched = Watched(epoch, look, date_ns, monotonic_s())
-        still_s = max(self._shared.settings.patience.copy_s, min(_PACES * look.pace_s, _LONGEST_S))
         verdict = watched.judge(look, monotonic_s(), still_s)
         if verdict is Verdict.AT_WORK:
             self._watched = None
@@ -163,7 +172,8 @@ class Rivals:
 
 def pace(entries: Sequence[IndexEntry]) -> float:
     """How many seconds lie between two segments as a rule, by the clock of the server that wrote them, which is compared with itself alone.
-    The longest time is left out: storage, or the machine, may have been away once. 0: fewer than three segments tell it.
+    The longest time is left out: storage, or the machine, may have been away once. 0: fewer than three segments tell nothing. It only makes
+    the waiting longer: that a log went fast does not say how long it may stand still.
     """
     written = [entry.written_ns for entry in entries[-_RECENT:]]
     between = sorted(later - earlier for earlier, later in itertools.pairwise(written))
@@ -181,6 +191,9 @@ async def _was_named(hello: Hello, epoch: EpochInfo, store: BlobStore) -> bool:
 
 
 async def _owner(store: BlobStore, epoch: EpochInfo, term: Term) -> str:
+    """Which process server has the log, or is about to take it; empty: not known."""
+    if term == NO_TERM:
+        return epoch.owner
     try:
         return (await read_term(store, epoch.epoch, term.number)).owner
     except (BlobNotFoundError, IndexDamagedError):

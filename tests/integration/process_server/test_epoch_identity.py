@@ -13,7 +13,7 @@ import pytest
 
 from process_server.spool import machine_log, rivals
 from process_server.spool.machine_log import MachineLog
-from process_server.spool.ownership import Patience
+from process_server.spool.ownership import LONGEST_PAUSE_S, Patience
 from process_server.spool.spool import Spool
 from shared import active_side
 from shared.blob import BlobStore, Retry
@@ -27,7 +27,7 @@ from shared.errors import (
     TransientError,
 )
 from shared.log import names
-from shared.log.epochs import newest_epoch
+from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
 from shared.log.writer import IndexWriter
 from shared.machine_storage import MachineStorage
 from shared.recovery import point_store
@@ -358,6 +358,67 @@ async def test_a_copy_at_another_server_is_refused_by_name_while_the_machine_wor
         assert (await at_b.begin(copy_of("b2"))).epoch == 3
 
 
+@pytest.mark.parametrize("segments", [0, 1, 4])
+async def test_a_log_may_stand_still_for_as_long_as_any_servers_does_however_fast_it_went_before(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segments: int
+) -> None:
+    """A segment may be open for a minute, of a machine that has just begun, or has just come to rest."""
+    now = [0.0]
+    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
+    a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
+    async with started(a) as at_a, started(b) as at_b:
+        await at_a.begin(copy_of("b1"))
+        for made in make_chain(segments):
+            await append_all(at_a, [made])
+            await at_a.flush()
+        for now[0] in (0.0, 61.0, LONGEST_PAUSE_S - 1):
+            with pytest.raises(TransientError, match="may be at work"):
+                await at_b.begin(copy_of("b2"))
+        now[0] = LONGEST_PAUSE_S
+        assert (await at_b.begin(copy_of("b2"))).epoch == 2
+
+
+async def test_an_epoch_that_another_server_is_about_to_open_is_not_ended(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No term of it is taken yet. One that was begun here was asked about by the receiver."""
+    now = [0.0]
+    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
+    disks = [EpochDisk(0, "sda", "s0", 8)]
+    async with started(make_spool(tmp_path / "b", store, owner="b")) as at_b:
+        for owner in ("b", "a"):
+            info = await allocate_epoch(
+                store, "m1", disks=disks, reason="test", agent_id="a", boot="b1", owner=owner
+            )
+            if owner == "a":
+                with pytest.raises(TransientError, match="may be at work"):
+                    await at_b.begin(copy_of("b2"))
+                now[0] = LONGEST_PAUSE_S
+            assert (await at_b.begin(copy_of("b2"))).epoch == info.epoch + 1
+
+
+async def test_what_a_machine_did_since_it_was_here_last_makes_nobody_a_copy(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came, went back, worked, was restarted, and comes again."""
+    now = [0.0]
+    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
+    a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
+    async with started(a) as at_a, started(b) as at_b:
+        await at_a.begin(copy_of("b1"))
+        await append_all(at_a, OLD)
+        await at_a.flush()
+        with pytest.raises(TransientError, match="may be at work"):
+            await at_b.begin(copy_of("b2"))
+        await append_all(at_a, [captured_soon(6, OLD[-1])])
+        await at_a.flush()
+        for now[0] in (1000.0, 1000.0 + LONGEST_PAUSE_S - 1):
+            with pytest.raises(TransientError, match="may be at work"):
+                await at_b.begin(copy_of("b3"))
+        now[0] = 1000.0 + LONGEST_PAUSE_S
+        assert (await at_b.begin(copy_of("b3"))).epoch == 2
+
+
 async def test_a_machine_whose_log_goes_slowly_is_not_taken_for_gone(
     store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,7 +491,7 @@ async def test_what_an_earlier_boot_left_to_be_listed_keeps_nobody_out_for_ever(
         for made in make_chain(8):
             await append_all(at_a, [made])
             await at_a.flush()
-            now[0] += 19.0
+            now[0] += LONGEST_PAUSE_S - 1
             try:
                 await at_b.begin(copy_of("b2"))
             except TransientError:

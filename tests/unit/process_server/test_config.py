@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from process_server.config import ProcessServerConfig
+from process_server.spool.ownership import LONGEST_PAUSE_S, LONGEST_SEGMENT_S, Patience
 from shared.errors import ConfigError
 from shared.service import load_config
 
@@ -37,4 +38,16 @@ def test_no_configured_file_lies_where_machines_have_their_folders(tmp_path: Pat
     text = f'vault_file = "/v.json"{REST}'.replace(f'"{file}"', f'"/s/web1{file}"')
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"/s/web1{file} cannot lie in /s"):
+        load_config(path, ProcessServerConfig)
+
+
+def test_no_segment_is_open_for_longer_than_other_servers_take_silence_for(tmp_path: Path) -> None:
+    path = tmp_path / "process-server.toml"
+    alone = f'vault_file = "/v.json"{REST}'
+    path.write_text(f"segment_seconds = {LONGEST_SEGMENT_S}\n{alone}")
+    longest_s = load_config(path, ProcessServerConfig).segment_seconds
+    patience = Patience()
+    assert longest_s < LONGEST_PAUSE_S <= min(patience.silent_s, patience.over_s, patience.copy_s)
+    path.write_text(f"segment_seconds = {LONGEST_SEGMENT_S + 1}\n{alone}")
+    with pytest.raises(ConfigError, match="segment_seconds"):
         load_config(path, ProcessServerConfig)
