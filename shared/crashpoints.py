@@ -23,6 +23,8 @@ POINTS: Final = (
     "index.before-append",
     "index.after-append",
     "index.after-rotation",
+    "doubt.after-lease",
+    "doubt.after-look",
     "upload.before-delete",
     "take.after-term",
     "take.after-claim",

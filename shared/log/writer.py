@@ -170,6 +170,7 @@ class IndexWriter:
         reach("index.before-append")
         if self._in_doubt:
             await self._check_segments(entries)
+            reach("doubt.after-look")
         await self._append(encode_lines(entries), entries)
         for entry in entries:
             self.fold.add(entry)
@@ -268,7 +269,9 @@ class IndexWriter:
                 if lost:
                     self._lease = await self._take_lease()
                     self._in_doubt = True  # from the lease on, and so the proof comes behind it
+                    reach("doubt.after-lease")
                     await self._check_segments([*self.fold.entries, *entries])
+                    reach("doubt.after-look")
                 await self._append_once(data)
             except PreconditionError:
                 await self._explain_other_size()

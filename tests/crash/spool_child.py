@@ -10,6 +10,7 @@ import msgspec
 
 from shared import crashpoints
 from shared.blob import BlobConfig, BlobStore
+from shared.log import names
 from tests.logs import make_chain
 from tests.spools import hello_again, make_spool
 
@@ -28,6 +29,8 @@ class Work(msgspec.Struct, frozen=True):
     """Empty: run to the end."""
     batches: int
     """Send up to this one."""
+    loses_leases: bool = False
+    """Somebody breaks the leases of its index again and again, as a stale owner does, or storage that is set back."""
 
 
 def run(work: Work) -> None:
@@ -69,12 +72,21 @@ async def _run(work: Work) -> None:
         for made in chain[position.spooled :]:
             await log.append(*made)
             say("acked", made.batch.number)
+            if work.loses_leases and made.batch.number % 5 == 0:
+                await _break_leases(store, position.epoch)
         await log.flush()
         while len(list((work.folder / log.machine).iterdir())) > 1:  # the rest of older epochs
             moved.clear()
             await moved.wait()
         await spool.close()
     os.close(journal)
+
+
+async def _break_leases(store: BlobStore, epoch: int) -> None:
+    for name in [
+        info.name async for info in store.list(names.epoch_folder(epoch)) if names.is_index(info.name)
+    ]:
+        await store.leases.break_now(name)
 
 
 def read_journal(path: Path) -> dict[str, list[int]]:

@@ -11,6 +11,7 @@ import pytest
 
 from shared import crashpoints
 from shared.blob import BlobConfig, BlobStore
+from shared.log import names
 from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.log.reader import LogReader
 from tests.crash.spool_child import Work, read_journal, run
@@ -30,8 +31,8 @@ def child(blob_config: BlobConfig, tmp_path: Path) -> Child:
     """Runs the child until it ends or kills itself; gives its exit code."""
     vault_at(tmp_path)
 
-    def start(crash_at: str = "", batches: int = BATCHES) -> int:
-        work = Work(blob_config, tmp_path / "spool", tmp_path / "journal", crash_at, batches)
+    def start(crash_at: str = "", *, loses_leases: bool = False) -> int:
+        work = Work(blob_config, tmp_path / "spool", tmp_path / "journal", crash_at, BATCHES, loses_leases)
         process = _processes.Process(target=run, args=(work,))
         process.start()
         process.join(60)
@@ -96,6 +97,23 @@ async def test_a_kill_while_the_log_is_taken_again_or_rotated_loses_nothing(
     assert child("spool.after-fdatasync:8") == -signal.SIGKILL
     assert child(point) == -signal.SIGKILL
     await check_after_kill(store, tmp_path)
+    await check_at_end(child, store, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "point", ["doubt.after-lease", "doubt.after-look", "doubt.after-look:2", "index.after-rotation"]
+)
+async def test_a_kill_of_an_owner_that_lost_its_lease_loses_nothing(
+    point: str, child: Child, store: BlobStore, tmp_path: Path
+) -> None:
+    """From then on each segment is looked up before it is listed, for storage may have been set back: as here, where what was not listed is
+    gone. The next owner need not know of the doubt: it uploads anew."""
+    assert child(point, loses_leases=True) == -signal.SIGKILL
+    await check_after_kill(store, tmp_path)
+    counts = {entry.blob for entry in await LogReader(store, MACHINE).entries(await id_in(store, 1))}
+    for name in [info.name async for info in store.list(names.LOGS) if info.name.endswith(".seg")]:
+        if name not in counts:
+            await store.delete(name)
     await check_at_end(child, store, tmp_path)
 
 
