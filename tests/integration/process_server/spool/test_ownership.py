@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.machine import Machine
 from process_server.spool import recovery
+from process_server.spool.machine_log import MachineLog
 from process_server.spool.ownership import Patience
 from process_server.status import StatusBoard
 from shared import durable
@@ -32,7 +34,7 @@ from shared.log.epochs import newest_epoch
 from shared.log.writer import IndexWriter
 from shared.trouble import Trouble
 from tests.epoch_ids import id_in
-from tests.logs import make_chain
+from tests.logs import Made, make_chain
 from tests.spools import (
     append_all,
     epoch_folders,
@@ -50,16 +52,34 @@ from tests.spools import (
 )
 
 
+@contextlib.asynccontextmanager
+async def machine_at_a(
+    store: BlobStore,
+    tmp_path: Path,
+    listed: Iterable[Made],
+    rest: Iterable[Made],
+    *,
+    check_seconds: float = 3600.0,
+) -> AsyncIterator[MachineLog]:
+    """Process server a has the machine, in a new epoch: some batches are listed, the rest is spooled there only."""
+    async with opened(make_spool(tmp_path / "a", store, owner="a", check_seconds=check_seconds)) as log:
+        await append_all(log, listed)
+        await log.flush()
+        await append_all(log, rest)
+        yield log
+
+
+def machine_at_b(store: BlobStore, tmp_path: Path) -> contextlib.AbstractAsyncContextManager[MachineLog]:
+    """The machine goes on with that epoch at process server b."""
+    return opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1)
+
+
 async def test_the_stale_one_of_two_process_servers_never_says_uploaded(
     store: BlobStore, tmp_path: Path
 ) -> None:
     chain = make_chain(12)
-    a, b = make_spool(tmp_path / "a", store, owner="a"), make_spool(tmp_path / "b", store, owner="b")
-    async with opened(a) as at_a:
-        await append_all(at_a, chain[:4])
-        await at_a.flush()
-        await append_all(at_a, chain[4:6])  # spooled at a only
-        async with opened(b, epoch=1) as at_b:
+    async with machine_at_a(store, tmp_path, chain[:4], chain[4:6]) as at_a:
+        async with machine_at_b(store, tmp_path) as at_b:
             assert at_b.position.spooled == 4
             await append_all(at_b, chain[4:8])
             with pytest.raises(FencedError):
@@ -84,17 +104,16 @@ async def test_a_machine_that_moved_away_is_no_trouble_and_its_files_go_once_the
     store: BlobStore, tmp_path: Path
 ) -> None:
     chain = make_chain(8)
-    a = make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05)
-    async with opened(a) as at_a:
+    async with machine_at_a(store, tmp_path, chain[:3], chain[3:5], check_seconds=0.05) as at_a:
         machine = Machine("m1", CreditPolicy())
         machine.problem = SilentPeerError("The agent is silent")
-        receiver = SimpleNamespace(machines={"m1": machine}, copies={}, cache=CacheSpace(total_b=1, free_b=1))
-        board = StatusBoard(receiver, a, Trouble("storage", lambda: None))  # type: ignore[arg-type]
-        await append_all(at_a, chain[:3])
-        await at_a.flush()
-        await append_all(at_a, chain[3:5])
+        receiver: Any = SimpleNamespace(
+            machines={"m1": machine}, copies={}, cache=CacheSpace(total_b=1, free_b=1)
+        )
+        spool: Any = SimpleNamespace(machines={"m1": at_a})
+        board = StatusBoard(receiver, spool, Trouble("storage", lambda: None))
         assert [p.code for p in board.report().machines["m1"].errors] == [SilentPeerError.code]
-        async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+        async with machine_at_b(store, tmp_path) as at_b:
             await append_all(at_b, chain[3:4])
             await at_b.flush()
             await until(at_a, lambda: at_a.elsewhere and spool_files(tmp_path / "a") == ["000000000004.seg"])
@@ -118,11 +137,9 @@ async def test_what_a_machine_left_behind_is_listed_in_its_old_epoch_when_that_i
 ) -> None:
     """A lists 1 to 5 and spools 6 to 10, which the agent lets go; it moves to B, which cannot go on behind 10."""
     chain = make_chain(10)
-    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
-        await append_all(at_a, chain[:5])
-        await at_a.flush()
-        await append_all(at_a, chain[5:])
-    async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+    async with machine_at_a(store, tmp_path, chain[:5], chain[5:]):
+        pass
+    async with machine_at_b(store, tmp_path) as at_b:
         assert at_b.position.spooled == 5
         again = make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05)
         async with started(again) as log:
@@ -144,10 +161,8 @@ async def test_what_a_lost_server_took_and_never_continued_is_listed_after_its_s
 ) -> None:
     """B takes the term and burns down; the agent is gone as well. A still has 6 to 10."""
     chain = make_chain(10)
-    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
-        await append_all(at_a, chain[:5])
-        await at_a.flush()
-        await append_all(at_a, chain[5:])
+    async with machine_at_a(store, tmp_path, chain[:5], chain[5:]):
+        pass
     await IndexWriter.take(store, "m1", await id_in(store, 1), "b")
     patience = Patience(silent_s=0.2)
     again = make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05, patience=patience)
@@ -163,11 +178,9 @@ async def test_two_servers_with_rests_of_one_epoch_come_to_an_end(store: BlobSto
     """What one lists first decides, and the other's batches are set aside, none deleted."""
     chain = make_chain(6)
     other = [*chain[:3], *make_chain(2, first=4, predecessor=chain[2].digest, seed=7)]
-    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
-        await append_all(at_a, chain[:3])
-        await at_a.flush()
-        await append_all(at_a, chain[3:])
-    async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+    async with machine_at_a(store, tmp_path, chain[:3], chain[3:]):
+        pass
+    async with machine_at_b(store, tmp_path) as at_b:
         await append_all(at_b, other[3:])
     assert await newest_epoch(store) == 1
     async with opened(make_spool(tmp_path / "c", store, owner="c")) as at_c:
@@ -196,11 +209,8 @@ async def test_of_a_file_that_another_server_listed_in_part_the_rest_is_listed(
     store: BlobStore, tmp_path: Path
 ) -> None:
     chain = make_chain(7)
-    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
-        await append_all(at_a, chain[:2])
-        await at_a.flush()
-        await append_all(at_a, chain[2:])  # one file: 3 to 7
-        async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+    async with machine_at_a(store, tmp_path, chain[:2], chain[2:]) as at_a:  # one file: 3 to 7
+        async with machine_at_b(store, tmp_path) as at_b:
             await append_all(at_b, chain[2:4])
             await at_b.flush()
         position = await at_a.begin(await hello_again(store, 1))
@@ -214,11 +224,8 @@ async def test_what_another_server_listed_otherwise_sets_ours_aside(store: BlobS
     """After an agent crash batch boundaries differ: b has another batch 5 than a."""
     chain = make_chain(6)
     other = [*chain[:4], *make_chain(3, first=5, predecessor=chain[3].digest, seed=7)]
-    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
-        await append_all(at_a, chain[:4])
-        await at_a.flush()
-        await append_all(at_a, chain[4:])
-        async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+    async with machine_at_a(store, tmp_path, chain[:4], chain[4:]) as at_a:
+        async with machine_at_b(store, tmp_path) as at_b:
             await append_all(at_b, other[4:5])
             await at_b.flush()
         position = await at_a.begin(await hello_again(store, 1))
@@ -235,9 +242,9 @@ async def test_a_restart_leaves_a_log_alone_that_another_server_took(
     store: BlobStore, tmp_path: Path
 ) -> None:
     chain = make_chain(6)
-    async with opened(make_spool(tmp_path / "a", store, owner="a")) as at_a:
-        await append_all(at_a, chain[:3])
-    async with opened(make_spool(tmp_path / "b", store, owner="b"), epoch=1) as at_b:
+    async with machine_at_a(store, tmp_path, [], chain[:3]):
+        pass
+    async with machine_at_b(store, tmp_path) as at_b:
         again = make_spool(tmp_path / "a", store, owner="a")
         await again.start()
         await until(again.machines["m1"], lambda: again.machines["m1"].elsewhere)
