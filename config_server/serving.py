@@ -5,12 +5,17 @@ be over; a higher epoch even, from before the machine's container was made anew.
 the machine's present server says. The first that tells two apart counts (`ranked`):
 
 1. the machine's own word: its agent, which is heard, names boot and epoch; who has this session in this epoch is the one;
-2. storage's: who took the newest term of the newest epoch. It is asked only when the machine's word does not decide, or somebody is about
-   to be refused for what a server says of sessions: not for each report, and not again while nothing changes, but every ten minutes;
+2. storage's: who took the newest term, of the newest epoch that has one. It is asked only when the machine's word does not decide, or
+   somebody is about to be refused for what a server says of sessions: not for each report, and not again while nothing changes, but every
+   ten minutes;
 3. whoever reports before whoever is silent, a session before none, then the newer epoch, batch, report.
 
 So a server that fell silent stays the machine's, and its silence an error of the machine, while the machine or storage calls it so. That
 servers disagree is shown, with what each says, once it lasts: of a machine that moves both have it for a moment.
+
+A server has taken the term before it opens a session (process_server/spool/epoch_log.py). So where no epoch of a machine has one, nobody
+has a session with it, whoever says so: a machine that was only just registered is kept out by nobody. An epoch whose term is still missing
+is beginning: until it is taken, the machine's server is that of the epoch before.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from config_server.presence import Seen
 from config_server.storage import Storage
 from shared import logging
 from shared.errors import MachineNotFoundError, UnderstudyError
-from shared.log.epochs import newest_epoch
+from shared.log.epochs import epoch_numbers
 from shared.log.index import NO_TERM
 from shared.log.terms import newest_term, read_term
 from shared.status import AgentReport, StreamReport
@@ -48,7 +53,7 @@ class _Asked(NamedTuple):
     signature: Signature
     at_s: float
     owner: str | None
-    """Empty: nobody, for nothing of the machine is there. None: not known."""
+    """Empty: nobody, for no term of it was ever taken. None: not known."""
 
 
 def ranked(streams: Iterable[Stream], agent: Agent, owner: str, now_ns: int) -> list[Stream]:
@@ -137,8 +142,8 @@ class Serving:
         await asyncio.gather(*(self.asked(machine, wanted) for machine, wanted in self._wanted.items()))
 
     async def asked(self, machine: str, wanted: Signature) -> str | None:
-        """Who has the machine by storage, asked unless that was answered for these words of the servers; empty when storage
-        has nothing of it; None when that is not known."""
+        """Who has the machine by storage, asked unless that was answered for these words of the servers; empty when no term of
+        it was ever taken; None when that is not known."""
         now_s = self.clock()
         before = self._asked.get(machine)
         if before is not None:
@@ -162,10 +167,10 @@ class Serving:
         asked = self._asked.get(machine)
         return None if asked is None else asked.owner
 
-    async def _find(self, machine: str) -> str | None:
-        """As `asked`, and raises. A machine that is registered and has no term yet is just beginning: that says nothing."""
+    async def _find(self, machine: str) -> str:
+        """As `asked`, and raises."""
         store = await self._storage.machines().find(machine)
-        epoch = await newest_epoch(store)
-        if not epoch or (term := await newest_term(store, epoch)) == NO_TERM:
-            return None
-        return (await read_term(store, epoch, term.number)).owner
+        for epoch in reversed(await epoch_numbers(store)):
+            if (term := await newest_term(store, epoch)) != NO_TERM:
+                return (await read_term(store, epoch, term.number)).owner
+        return ""

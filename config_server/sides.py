@@ -177,7 +177,7 @@ class Sides:
 
     async def _check_boot(self, machine: str, boot: str, now_s: float) -> None:
         """Of sessions with several servers (one may not know yet that its own is over) the caller's own counts. That of a server which is
-        not the machine's by storage keeps nobody out, nor does any while storage has nothing of the machine: it is over, or was made up.
+        not the machine's by storage keeps nobody out, nor does any while storage knows no term of the machine: it is over, or was made up.
         An owner of whom nobody has heard here is no server's word against another's: its name may be written wrong in a configuration.
         """
         now_ns = self._control.mono_ns()

@@ -66,6 +66,14 @@ async def copy(server: ConfigServer, files: TlsFiles) -> AsyncIterator[ControlCl
         yield client
 
 
+async def take(machine_storage: MachineStorage, owner: str) -> None:
+    """As a process server does before it opens a session with web1."""
+    store = await machine_storage.find("web1")
+    term = TermDocument(term=1, owner=owner, claim="a" * 16, after=0, created_ns=0)
+    await store.create(names.epoch_document(1), b"{}")
+    await store.create(names.term_document(1, 1), msgspec.json.encode(term))
+
+
 def said(identity: str = "original", boot: str = "1", state: str = "ordered") -> AgentReport:
     return AgentReport(machine="web1", identity=identity, boot=boot, state=state, epoch=1)
 
@@ -94,10 +102,15 @@ async def test_what_a_report_said_that_was_not_taken_is_said_again(
     assert (await operator.call(api.MACHINE, Nothing(), machine="web1")).state == "ordered"
 
 
-async def test_a_session_of_a_machine_that_storage_does_not_know_keeps_nobody_out(
-    server: ConfigServer, tmp_path: Path
+@pytest.mark.parametrize("registered", [False, True])
+async def test_a_session_of_a_machine_that_has_no_term_in_storage_keeps_nobody_out(
+    server: ConfigServer, machine_storage: MachineStorage, tmp_path: Path, registered: bool
 ) -> None:
-    """Made up by a process server: a machine is registered in storage before it has a session."""
+    """Made up by a process server: a term is taken before a session is opened."""
+    if registered:
+        store = await machine_storage.find_or_create("web9")
+        await active_side.find_or_begin(store, "web9", "id9")
+        await store.create(names.epoch_document(1), b"{}")
     made_up = StreamReport(epoch=1, connected=True, boot="made-up")
     async with (
         daemon(server, await server.enrolled("process-server", "ps9", tmp_path / "ps")) as process_server,
@@ -117,10 +130,7 @@ async def test_an_owner_that_no_server_bears_switches_no_check_off(
     tmp_path: Path,
 ) -> None:
     """A process server whose name in its configuration is not that of its certificate."""
-    store = await machine_storage.find("web1")
-    term = TermDocument(term=1, owner="ps-one", claim="a" * 16, after=0, created_ns=0)
-    await store.create(names.epoch_document(1), b"{}")
-    await store.create(names.term_document(1, 1), msgspec.json.encode(term))
+    await take(machine_storage, "ps-one")
     async with daemon(
         server, await server.enrolled("process-server", "ps1", tmp_path / "ps")
     ) as process_server:
@@ -142,8 +152,13 @@ async def test_a_copy_that_only_polls_gets_no_command(
 
 
 async def test_a_copy_with_the_same_identity_is_refused_while_the_machine_has_a_session(
-    server: ConfigServer, agent: ControlClient, copy: ControlClient, tmp_path: Path
+    server: ConfigServer,
+    agent: ControlClient,
+    copy: ControlClient,
+    machine_storage: MachineStorage,
+    tmp_path: Path,
 ) -> None:
+    await take(machine_storage, "ps1")
     holder = await server.enrolled("process-server", "ps1", tmp_path / "ps")
     async with daemon(server, holder) as process_server:
         stream = StreamReport(epoch=1, connected=True, boot="1")
@@ -181,8 +196,13 @@ async def test_a_copy_gets_no_new_certificate(
 
 
 async def test_a_session_that_is_over_with_one_server_does_not_stand_against_that_with_another(
-    server: ConfigServer, agent: ControlClient, copy: ControlClient, tmp_path: Path
+    server: ConfigServer,
+    agent: ControlClient,
+    copy: ControlClient,
+    machine_storage: MachineStorage,
+    tmp_path: Path,
 ) -> None:
+    await take(machine_storage, "ps2")
     one = await server.enrolled("process-server", "ps1", tmp_path / "ps1")
     two = await server.enrolled("process-server", "ps2", tmp_path / "ps2")
     async with daemon(server, one) as stale, daemon(server, two) as live:
@@ -204,9 +224,7 @@ async def test_a_server_that_has_the_machine_no_more_keeps_it_out_of_status_no_l
         await live.report(ProcessServerReport())
         ghost = StreamReport(epoch=9, connected=True, boot="ghost")
         await stale.report(ProcessServerReport(machines={"web1": ghost}))
-        term = TermDocument(term=1, owner="ps2", claim="a" * 16, after=0, created_ns=0)
-        store = await machine_storage.find("web1")
-        await store.create(names.term_document(1, 1), msgspec.json.encode(term))
+        await take(machine_storage, "ps2")
         await agent.report(said())
 
 
