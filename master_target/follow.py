@@ -77,7 +77,10 @@ class Follower:
         newest has batches.
         """
         damaged: dict[int, UnderstudyError] = {}
-        for number in await epochs.epoch_numbers(self._store):
+        numbers = await epochs.epoch_numbers(self._store)
+        # Storage that was set back may not have the epoch from which we would go on: then what it has is the machine's log.
+        from_epoch = min(from_epoch, max(numbers, default=from_epoch))
+        for number in numbers:
             if number >= from_epoch and number not in self._epochs:
                 try:
                     self._epochs[number] = await epochs.read_epoch(self._store, number)

@@ -6,10 +6,21 @@ document again, with the snapshots. A crash in between leaves a document that th
 makes its own; or a point that restores from the log, and snapshots that no document names: orphans, which retention removes; the
 snapshots are taken again, as the disks are still there (nothing moves them before the point has its snapshots).
 
-Points are added in log order, and the newest is never removed: so the newest tells which marks have been documented. A document says the
-digest of its batch, which covers all before it. So when the log was set back and went on otherwise, a mark of the new history does not
-find its point made by the old one: the document is written anew, and has no snapshots until the disks stand at that very batch. Who else
-might write, and why that does no harm: roll.py.
+Points are added in log order, and the newest is never removed: so the newest tells which marks have been documented.
+
+Unless the log was set back, and went on otherwise: then a mark of the new history may stand before the newest point, or at it. A document
+says the digest of its batch, which covers all before it, and when its segment came into storage, by storage's clock. So of the marks up
+to the newest point, from the last one back:
+- one that is a point with the same digest ends the search: what is before it is of the history that was documented;
+- one that is a point with another digest is news: its document is written anew, and has no snapshots until the disks stand at that batch;
+- one that is no point is news if its segment came after the newest point's, and has expired if it came before: that ends the search, too.
+  (Segments come in the order of the log, or nearly: at worst a point that has just expired is made again, and expires again.)
+That needs no batch at the old newest point's place: the new history may end before it. When it gets there, the digest contradicts the
+old point, which is set aside (points.Roll): else the old history's snapshots would count as the newest ones for retention, and
+the present one's would go. What is set aside is judged once, newest first, up to a point that the log confirms: each new history sets
+the former one aside before it goes on behind it.
+
+Who else might write, and why that does no harm: roll.py.
 """
 
 from __future__ import annotations
@@ -56,6 +67,8 @@ class PointMaker:
         self._roll: OwnedRoll | None = None
         self.last: PointDoc | None = None
         """The newest point that was documented or got its snapshots here."""
+        self._judged: set[Position] = set()
+        """Points of which the log has said whether they are of its history."""
 
     async def take(self) -> None:
         """Become the owner of the machine's points; before all else. Only for the holder of the machine's claim."""
@@ -80,24 +93,74 @@ class PointMaker:
         """Write the documents of those points that the roll lacks. `found` is in log order; `listed_ns`: when storage got the segment with
         that position, by its own clock; `digest`: of the batch there in the log.
         """
-        for marked in found:
-            if not self.roll.may_lack(marked):
-                continue
-            try:
-                point = msgspec.structs.replace(marked, digest=await digest(marked.position))
-            except IntegrityError as exc:  # whoever applies the segment, or restores it, fails by it; the mark stands in the index
-                _log.warning(
-                    "segment not looked into", machine=self._machine, point=marked.id, **exc.as_dict()
-                )
-                point = marked
-            if self.roll.lacks(point):
-                when_ns = await listed_ns(point.position)
-                await self._write(self.roll.sign(msgspec.structs.replace(point, listed_ns=when_ns)))
+        await self._set_others_aside(digest)
+        for point in await self._news(found, listed_ns, digest):
+            async with self.roll.writing:
+                await self._write(point)
                 reach("points.after-document")
                 await self.roll.add(point)
-                self.last = point
-                _log.info("point logged", machine=self._machine, point=point.id, captured=point.time)
-                reach("points.after-roll")
+            self.last = point
+            _log.info("point logged", machine=self._machine, point=point.id, captured=point.time)
+            reach("points.after-roll")
+
+    async def _news(
+        self,
+        found: Sequence[PointDoc],
+        listed_ns: Callable[[Position], Awaitable[int]],
+        digest: Callable[[Position], Awaitable[str]],
+    ) -> list[PointDoc]:
+        """The points that the roll lacks, in log order, as they are documented."""
+        news: list[PointDoc] = []
+        reached = False  # what was documented
+        for marked in reversed(found):
+            follows = self.roll.follows(marked)
+            if reached and not follows:
+                continue
+            point = msgspec.structs.replace(marked, digest=await self._digest(marked.position, digest) or "")
+            came_ns = 0
+            if not follows and point.position in self.roll:
+                reached = (
+                    "" in (there := self.roll.digest(point.position), point.digest) or there == point.digest
+                )
+            elif not follows and not self.roll.is_aside(point.position):
+                came_ns = await listed_ns(point.position)
+                reached = not came_ns or came_ns < self.roll.newest_listed_ns
+            if not reached or follows:
+                came_ns = came_ns or await listed_ns(point.position)
+                news.append(self.roll.sign(msgspec.structs.replace(point, listed_ns=came_ns)))
+        return news[::-1]
+
+    async def _set_others_aside(self, digest: Callable[[Position], Awaitable[str]]) -> None:
+        """The points that the log contradicts."""
+        others = []
+        for position in self.roll.newest_first():
+            there = self.roll.digest(position)
+            if position in self._judged or not there:
+                break
+            found = await self._digest(position, digest)
+            if found == "":
+                continue  # the log has not come that far, or what was there is forgotten
+            self._judged.add(position)
+            if found in (there, None):
+                break
+            others.append(position)
+        if others:
+            await self.roll.set_aside(others)
+            _log.warning(
+                "points set aside: the log was set back, and went on otherwise",
+                machine=self._machine,
+                points=[str(position) for position in others],
+            )
+
+    async def _digest(self, position: Position, digest: Callable[[Position], Awaitable[str]]) -> str | None:
+        """Of the batch there. None when it cannot be had: whoever applies the segment, or restores it, fails by it."""
+        try:
+            return await digest(position)
+        except IntegrityError as exc:
+            _log.warning(
+                "segment not looked into", machine=self._machine, position=str(position), **exc.as_dict()
+            )
+            return None
 
     async def _write(self, point: PointDoc) -> None:
         """The document of a point that the roll does not name. One that is there is an earlier owner's, who was killed, or is late."""
@@ -108,6 +171,8 @@ class PointMaker:
             if stored is None:
                 continue
             await self._check_term(stored.doc)
+            if stored.doc.restores_alone and point.digest and _same_batch(stored.doc, point):
+                point = self.roll.sign(stored.doc)  # its history is back, and it has its snapshots
             try:
                 await point_store.change(self._store, point, stored.etag)
             except PreconditionError:
@@ -206,6 +271,10 @@ class PointMaker:
     @staticmethod
     def _unreadable_blob(epoch: EpochId) -> str:
         return f"{SEED_DISKS}unreadable-{epoch.number:08d}-{epoch.claim}.json"
+
+
+def _same_batch(one: PointDoc, other: PointDoc) -> bool:
+    return (one.epoch_id, one.batch, one.digest) == (other.epoch_id, other.batch, other.digest)
 
 
 def _decode_ranges(name: str, data: bytes) -> tuple[Range, ...]:

@@ -47,10 +47,14 @@ class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 def expired(
-    docs: Sequence[PointDoc], stored_ns: Mapping[Position, int], policy: RetentionPolicy
+    docs: Sequence[PointDoc],
+    stored_ns: Mapping[Position, int],
+    policy: RetentionPolicy,
+    aside: Sequence[PointDoc] = (),
 ) -> list[PointDoc]:
     """The points that the policy does not keep. `docs`: all points of a machine, in log order; `stored_ns`: when the document of each was
-    written.
+    written. Those that were set `aside` are kept as long as any point may be, and take no other's place; longer while no point is behind
+    them: until then they tell which marks have been documented.
     """
     if not docs:
         return []
@@ -67,11 +71,21 @@ def expired(
         ):
             kept.add(doc.id)
         hours.add(hour)
-    return [doc for doc in docs if doc.id not in kept]
+    outlived = [
+        doc
+        for doc in aside
+        if doc.position < docs[-1].position
+        and newest_ns - _listed_ns(doc, stored_ns) > max(policy.all_s, policy.hourly_s) * _SECOND_NS
+    ]
+    return [*(doc for doc in docs if doc.id not in kept), *outlived]
 
 
 def _listed_ns(doc: PointDoc, stored_ns: Mapping[Position, int]) -> int:
     return min(doc.listed_ns or stored_ns[doc.position], stored_ns[doc.position])
+
+
+def _named(roll: OwnedRoll, doc: PointDoc) -> bool:
+    return doc.position in roll or roll.is_aside(doc.position)
 
 
 class Pruner:
@@ -117,18 +131,20 @@ class Pruner:
         others = {doc.position for doc in found if roll.is_of_another(doc.epoch_id)}
         docs = [doc for doc in found if doc.position not in others]
         points = [doc for doc in docs if doc.position in roll]
-        gone = expired(points, stored_ns, self._policy)
+        aside = [doc for doc in docs if roll.is_aside(doc.position)]
+        gone = expired(points, stored_ns, self._policy, aside)
         if gone:
             await roll.strike([doc.position for doc in gone])
             _log.info("points expired", machine=self._machine, count=len(gone), newest=gone[-1].id)
         # What the roll does not name, up to its newest: struck out just now, or before a kill, or created late by an owner before us.
         for doc in docs:
-            if doc.position not in roll and doc.position < roll.newest:
-                try:
-                    await point_store.delete(self._store, doc.position)
-                except StorageProtectedError as exc:  # this one: a legal hold, say
-                    self._note(exc)
-        left = [doc for doc in points if doc.position in roll]
+            async with roll.writing:  # a document that is being written is named in a moment
+                if not _named(roll, doc) and doc.position < roll.newest:
+                    try:
+                        await point_store.delete(self._store, doc.position)
+                    except StorageProtectedError as exc:  # this one: a legal hold, say
+                        self._note(exc)
+        left = [doc for doc in (*points, *aside) if _named(roll, doc)]
         late = {doc.position for doc in left if doc.state == PointState.LOGGED and not roll.wrote(doc)}
         kept = unreadable | late | others
         if targets:  # any of them knows the snapshots of all the machine's disks, also of those that left it

@@ -11,7 +11,12 @@ documents is then one of these.
   When not, the snapshots are those of that position, whoever took them, and they are there: retention leaves alone the snapshots that
   show the position of a document that an earlier owner may still change (master_target/retention.py).
 - It removes one that it had struck out itself, while it was the owner: nobody adds that position again, since points are added behind
-  the newest only, and the newest is never struck out.
+  the newest only, and the newest is never struck out. One exception: after storage was set back within an epoch, a mark of the new history
+  may stand where the old one's point had expired. A removal that is as late as that takes the document of that mark: it restores by its
+  number then, from the log, as each ordered batch does.
+- It sets points aside, when the log that it read contradicts them: that is a change of the roll alone, and fails as each other does. It
+  removes no document by it. Should it have been the owner still, and right at that time, and the log be set forward to the old history
+  since: the marks of that are found again, and take their documents back as they are (points.py).
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from shared.log.epoch_id import UNKNOWN, EpochId, new_claim
 from shared.log.epochs import read_epoch
 from shared.recovery import point_store, points
 from shared.recovery.points import PointDoc, Roll
-from shared.recovery.position import NOWHERE, Position
+from shared.recovery.position import Position
 
 _log = logging.get()
 
@@ -49,6 +54,12 @@ class _Said(NamedTuple):
     claim: str
     digest: str
     """Of its batch; empty: not known."""
+    listed_ns: int
+    """By storage's clock; 0: not known."""
+
+    @classmethod
+    def by(cls, doc: PointDoc) -> _Said:
+        return cls(doc.claim, doc.digest, doc.listed_ns)
 
 
 class OwnedRoll:
@@ -61,12 +72,24 @@ class OwnedRoll:
         self._name = points.ROLL
         self._roll = roll
         self._positions = set(roll.positions)
+        self._aside = set(roll.set_aside)
         self._claims = dict(roll.claims)
-        self._documents = {doc.position: _Said(doc.claim, doc.digest) for doc in docs}
-        self.newest = max(self._positions, default=NOWHERE)
-        """The newest point; all marks up to it have been documented."""
+        self._documents = {doc.position: _Said.by(doc) for doc in docs}
         self._changing = asyncio.Lock()
         """New points are added while others expire: one change at a time, or the later would take the earlier for another owner's."""
+        self.writing = asyncio.Lock()
+        """Held from before a document is written until the roll names it, and while one that it does not name is removed."""
+
+    @property
+    def newest(self) -> Position:
+        """All marks up to it have been documented, but for those of a history that came after it (points.py beside this file)."""
+        return self._roll.newest
+
+    @property
+    def newest_listed_ns(self) -> int:
+        """When the segment of the newest point came into storage; 0: not known."""
+        said = self._documents.get(self.newest)
+        return 0 if said is None else said.listed_ns
 
     @property
     def term(self) -> int:
@@ -83,22 +106,20 @@ class OwnedRoll:
     def __contains__(self, position: Position) -> bool:
         return position in self._positions
 
-    def may_lack(self, point: PointDoc) -> bool:
-        """What can be said before anybody looks up the digest of its batch."""
-        return self.lacks(point) or self._digest(point.position) != ""
+    def is_aside(self, position: Position) -> bool:
+        return position in self._aside
 
-    def lacks(self, point: PointDoc) -> bool:
-        """Whether the point is news: behind the newest; or of an epoch under whose number another epoch's points are here; or of another
-        history of the log, which was set back, than the point at its position.
-        """
-        if point.position > self.newest or self.is_of_another(point.epoch_id):
-            return True
-        there = self._digest(point.position)
-        return "" not in (there, point.digest) and there != point.digest
+    def follows(self, point: PointDoc) -> bool:
+        """Whether the point is behind all that were documented; or of an epoch under whose number another epoch's points are here."""
+        return point.position > self.newest or self.is_of_another(point.epoch_id)
 
-    def _digest(self, position: Position) -> str:
+    def digest(self, position: Position) -> str:
+        """Of the batch at that point, as its document says; empty: not known, or it is no point."""
         said = self._documents.get(position)
         return "" if said is None or position not in self else said.digest
+
+    def newest_first(self) -> list[Position]:
+        return sorted(self._positions, reverse=True)
 
     def _may_be_of(self, position: Position, claim: str) -> bool:
         """Whether the point there may be of the epoch with that claim: so its document says, or, where none can be read, the roll."""
@@ -138,7 +159,7 @@ class OwnedRoll:
                     continue
             old = points.decode_roll(found[0], name)
             named = [doc for doc in docs if points.counts(doc, old)]
-            positions = {*old.positions, *(doc.position for doc in named)}
+            positions = {*old.positions, *(doc.position for doc in named)} - {*old.set_aside}
             roll = msgspec.structs.replace(
                 old,
                 term=max(old.term, term) + 1,
@@ -156,16 +177,24 @@ class OwnedRoll:
         """Its document must be there, and the roll lack it. Points of another epoch with its number are none from then on: their log is
         gone. Where the documents contradict each other (the roll was lost), each of them says whose its point is."""
         async with self._changing:
-            kept = self._positions
+            kept, aside = self._positions, self._aside - {point.position}
             if self.is_of_another(point.epoch_id):
-                kept = {p for p in kept if p.epoch != point.epoch or self._may_be_of(p, point.claim)}
+                kept, aside = (
+                    {p for p in those if p.epoch != point.epoch or self._may_be_of(p, point.claim)}
+                    for those in (kept, aside)
+                )
             self._claims[point.epoch] = point.claim
-            await self._swap({*kept, point.position})
-            self._documents[point.position] = _Said(point.claim, point.digest)
+            await self._swap({*kept, point.position}, aside)
+            self._documents[point.position] = _Said.by(point)
 
     async def strike(self, positions: Collection[Position]) -> None:
         async with self._changing:
-            await self._swap(self._positions - set(positions))
+            await self._swap(self._positions - set(positions), self._aside - set(positions))
+
+    async def set_aside(self, positions: Collection[Position]) -> None:
+        """Points of another history of the log than storage has: none from now on, but kept."""
+        async with self._changing:
+            await self._swap(self._positions - set(positions), self._aside | set(positions))
 
     async def check(self) -> None:
         """Raises LeaseLostError unless the roll is still ours."""
@@ -175,11 +204,12 @@ class OwnedRoll:
                 raise await self._lost()
             self._etag = found[1]
 
-    async def _swap(self, positions: Collection[Position]) -> None:
-        numbers = {position.epoch for position in positions}
+    async def _swap(self, positions: Collection[Position], aside: Collection[Position]) -> None:
+        numbers = {position.epoch for position in (*positions, *aside)}
         roll = msgspec.structs.replace(
             self._roll,
             points=tuple(str(p) for p in sorted(positions)),
+            aside=tuple(str(p) for p in sorted(aside)),
             claims={number: claim for number, claim in sorted(self._claims.items()) if number in numbers},
         )
         data = msgspec.json.encode(roll)
@@ -190,8 +220,8 @@ class OwnedRoll:
             if found is None or found[0] != data:  # else our own try, of which the answer was lost
                 raise await self._lost() from exc
             self._etag = found[1]
-        self._roll, self._positions, self._claims = roll, set(positions), dict(roll.claims)
-        self.newest = max(self._positions, default=NOWHERE)
+        self._roll, self._claims = roll, dict(roll.claims)
+        self._positions, self._aside = set(positions), set(aside)
 
     async def _lost(self) -> LeaseLostError:
         other = await point_store.read_roll(self._store)

@@ -92,23 +92,41 @@ class Roll(msgspec.Struct, frozen=True, kw_only=True):
     """Random: tells the term from another one of its number, which storage that was set back gives out again."""
     points: tuple[str, ...] = ()
     """Ids, in log order. The newest is never removed: it tells which marks have been documented."""
+    aside: tuple[str, ...] = ()
+    """Ids of points that were struck out: the log was set back, and has another batch there. Their documents and snapshots, which may be
+    all that is left of that history, are kept as long as a point may be."""
     claims: dict[int, str] = {}
-    """Of each epoch that `points` name."""
+    """Of each epoch that `points` and `aside` name."""
     v: int = FORMAT_VERSION
 
     @property
     def positions(self) -> tuple[Position, ...]:
-        return tuple(p for id_ in self.points if (p := Position.parse(id_)))
+        return _parsed(self.points)
+
+    @property
+    def set_aside(self) -> tuple[Position, ...]:
+        return _parsed(self.aside)
+
+    @property
+    def newest(self) -> Position:
+        """The newest position that was ever a point: all marks up to it have been documented, but for those of another history."""
+        return max((*self.positions, *self.set_aside), default=NOWHERE)
+
+
+def _parsed(ids: Sequence[str]) -> tuple[Position, ...]:
+    return tuple(p for id_ in ids if (p := Position.parse(id_)))
 
 
 def counts(doc: PointDoc, roll: Roll) -> bool:
-    """Whether the document is a point: the roll names it, or is older than it, since it was set back to a copy. Only what a roll names gets
-    snapshots, and the newest that it names is never struck out: so a point with snapshots behind the newest was named by a later roll.
+    """Whether readers are told of the document: the roll names it (also as set aside), or is older, since it was set back to a copy. Only
+    what a roll names gets snapshots, and the newest that it names is never struck out: so a point with snapshots behind the newest was
+    named by a later roll.
     """
-    newest = max(roll.positions, default=NOWHERE)
     of_another = roll.claims.get(doc.epoch, doc.claim) != doc.claim
-    return doc.id in roll.points or (
-        doc.state == PointState.SNAPSHOTTED and doc.position > newest and not of_another
+    return (
+        doc.id in roll.points
+        or doc.id in roll.aside
+        or (doc.state == PointState.SNAPSHOTTED and doc.position > roll.newest and not of_another)
     )
 
 
@@ -161,7 +179,8 @@ def decode_roll(data: bytes, name: str) -> Roll:
         roll = msgspec.json.decode(data, type=Roll)
     except UNDECODABLE as exc:
         raise IntegrityError(what, cause=str(exc), action=action) from exc
-    if roll.v != FORMAT_VERSION or len(roll.positions) != len(roll.points):
+    ids = (*roll.points, *roll.aside)
+    if roll.v != FORMAT_VERSION or len(_parsed(ids)) != len(ids):
         cause = f"it has format version {roll.v}, or names what is no position"
         raise IntegrityError(what, cause=cause, action=action)
     return roll

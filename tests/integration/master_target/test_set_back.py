@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from master_target.follow import Follower
 from master_target.points import PointMaker
+from master_target.retention import Pruner, RetentionPolicy
 from shared.batch import StreamState
-from shared.blob import BlobStore
-from shared.recovery import listing, point_store
+from shared.blob import BlobInfo, BlobStore
+from shared.errors import LeaseLostError
+from shared.recovery import listing, point_store, points
 from shared.recovery.catalog import Catalog
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan, verify
-from tests.lives import copied
+from tests.lives import copied, set_back
 from tests.machine_log import ModelMachine
 from tests.master_parts import (
     check_points,
@@ -27,9 +33,17 @@ from tests.master_parts import (
     until_snapshotted,
 )
 
+Log = dict[str, tuple[bytes, dict[str, str]]]
+
 
 @pytest.fixture
-async def model(store: BlobStore, tmp_path: Path) -> ModelMachine:
+def old_log() -> Log:
+    """The log of the old history, once there is a model."""
+    return {}
+
+
+@pytest.fixture
+async def model(store: BlobStore, tmp_path: Path, old_log: Log) -> ModelMachine:
     """At 1-6, a point, which is not what its log has there any more."""
     model = await ModelMachine.create(store, tmp_path)
     await model.begin_epoch()
@@ -42,6 +56,7 @@ async def model(store: BlobStore, tmp_path: Path) -> ModelMachine:
     async with running(model) as machine:
         await until_snapshotted(machine, model)
         await until_applied(machine, model.position)
+    old_log.update(await copied(store))
     await model.set_back(older, as_it_was)
     return model
 
@@ -122,6 +137,160 @@ async def test_a_mark_of_the_new_history_makes_its_own_point_where_the_old_one_h
         await until_applied(machine, model.position)
     (doc,) = await check_points(model, tmp_path)
     assert (doc.position, doc.marks, doc.state) == (point, ("new",), "snapshotted")
+
+
+async def document(model: ModelMachine) -> PointMaker:
+    """What a new owner of the points does for the log that is there. Nothing is applied."""
+    follower, maker = Follower(model.store, model.vault, model.name), PointMaker(model.store, model.name)
+    await maker.take()
+    await maker.document(await follower.refresh(1), follower.listed_ns, follower.digest)
+    return maker
+
+
+async def shown(model: ModelMachine) -> dict[str, tuple[str, ...]]:
+    """The marks of all points that are listed as good."""
+    listed = listing.listing(await Catalog.load(model.store, model.name)).points
+    return {point.id: tuple(point.marks) for point in listed if not point.lost}
+
+
+@pytest.mark.parametrize("further", [0, 1])
+async def test_a_mark_of_the_new_history_up_to_the_old_ones_newest_point_gets_its_document(
+    model: ModelMachine, further: int
+) -> None:
+    """The new log ends before the old point, or has gone on over it."""
+    new = model.write(mark="new")
+    for _ in range(further):
+        model.write()
+    await model.publish(segments=2)
+    for _ in range(2):  # what one owner did, the next finds done
+        maker = await document(model)
+        stored = await point_store.read(model.store, new)
+        assert stored is not None
+        assert (stored.doc.marks, stored.doc.digest) == (("new",), await digest_at(model, new))
+        assert new in maker.roll
+        assert (await shown(model))[str(new)] == ("new",)
+        assert maker.roll.is_aside(Position.of(1, 6)) == (further > 0)
+    model.write(mark="behind")
+    model.write()
+    await model.publish()
+    await document(model)
+    assert set((await shown(model)).values()) >= {("new",), ("behind",)}
+
+
+async def digest_at(model: ModelMachine, position: Position) -> str | None:
+    return await (await Catalog.load(model.store, model.name)).digest(position)
+
+
+async def test_a_point_of_the_old_history_is_set_aside_with_its_snapshots_and_comes_back_with_its_log(
+    model: ModelMachine, old_log: Log, tmp_path: Path
+) -> None:
+    old = Position.of(1, 6)
+    digests = model.digests[old]
+    stored = await point_store.read(model.store, old)
+    model.write()
+    model.write(state=StreamState.RESYNC)
+    new = model.write(mark="new")
+    await model.publish()
+    maker = await document(model)
+    assert (old in maker.roll, maker.roll.is_aside(old)) == (False, True)
+    await Pruner(model.store, model.name, RetentionPolicy(all_s=0)).prune(maker.roll, [])
+    assert await shown(model) == {str(old): ("old",), str(new): ("new",)}
+    catalog = await Catalog.load(model.store, model.name)
+    manifest = await restore(model, catalog, await catalog.resolve(str(old)), tmp_path / "old")
+    assert [disk.sha256 for disk in manifest.disks] == digests
+    await set_back(model.store, old_log)
+    maker = await document(model)
+    assert (old in maker.roll, maker.roll.is_aside(old)) == (True, False)
+    again = await point_store.read(model.store, old)
+    assert stored is not None
+    assert again is not None
+    assert again.doc == maker.roll.sign(stored.doc)
+
+
+async def test_an_owner_who_lost_the_points_sets_none_aside(model: ModelMachine) -> None:
+    stale, follower = PointMaker(model.store, model.name), Follower(model.store, model.vault, model.name)
+    await stale.take()
+    model.write()
+    model.write()
+    await model.publish()
+    found = await follower.refresh(1)
+    await PointMaker(model.store, model.name).take()
+    before = await model.store.read(points.ROLL)
+    with pytest.raises(LeaseLostError, match="another master target took them"):
+        await stale.document(found, follower.listed_ns, follower.digest)
+    assert await model.store.read(points.ROLL) == before
+
+
+class SurveyedStore(BlobStore):
+    """Lets `surveyed` know when the points have been listed; waits for it before it changes the roll."""
+
+    surveyed: asyncio.Event
+
+    @classmethod
+    def over(cls, store: BlobStore, surveyed: asyncio.Event) -> SurveyedStore:
+        made = copy.copy(store)
+        made.__class__ = cls
+        assert isinstance(made, SurveyedStore)
+        made.surveyed = surveyed
+        return made
+
+    async def list(self, *args: Any, **more: Any) -> AsyncIterator[BlobInfo]:
+        async for info in super().list(*args, **more):
+            yield info
+        self.surveyed.set()
+
+    async def replace(
+        self, name: str, data: bytes, if_match: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        if name == points.ROLL:
+            await self.surveyed.wait()
+        return await super().replace(name, data, if_match, metadata)
+
+
+async def test_a_document_that_the_roll_does_not_name_yet_is_not_removed_as_one_that_expired(
+    model: ModelMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention comes between the two, and the document stands before the newest point."""
+    new = model.write(mark="new")
+    await model.publish()
+    surveyed, written = asyncio.Event(), asyncio.Event()
+    follower = Follower(model.store, model.vault, model.name)
+    found = await follower.refresh(1)
+    maker = PointMaker(SurveyedStore.over(model.store, surveyed), model.name)
+    surveyed.set()
+    await maker.take()
+    surveyed.clear()
+    monkeypatch.setattr("master_target.points.reach", lambda _: written.set())
+    making = asyncio.create_task(maker.document(found, follower.listed_ns, follower.digest))
+    await written.wait()
+    await Pruner(SurveyedStore.over(model.store, surveyed), model.name, RetentionPolicy()).prune(
+        maker.roll, []
+    )
+    await making
+    assert str(new) in await shown(model)
+
+
+async def test_a_log_that_was_set_back_to_an_earlier_epoch_is_the_machines_log(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    """Points and seed disks, which were not set back, are of an epoch that storage does not have any more."""
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    model.write()
+    await model.publish()
+    older, as_it_was, writer = await copied(store), model.as_it_is(), model.writer
+    await model.begin_epoch("rebooted")
+    model.write(mark="later")
+    await model.publish()
+    async with running(model) as machine:
+        await until_snapshotted(machine, model)
+    model._writer = writer
+    await model.set_back(older, as_it_was)
+    new = model.write(mark="new")
+    await model.publish()
+    async with running(model) as machine:
+        await until(machine, lambda: any("at 2-4" in problem.cause for problem in machine.report().errors))
+    assert (await shown(model))[str(new)] == ("new",)
 
 
 async def test_a_bookmark_of_another_history_names_nothing_in_this_one(

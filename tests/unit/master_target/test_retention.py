@@ -53,6 +53,16 @@ def test_pruning_again_after_pruning_removes_nothing() -> None:
     assert kept(left) == [doc.batch for doc in left]
 
 
+def test_what_was_set_aside_stays_for_a_day_and_takes_no_points_place() -> None:
+    """Its snapshots are not the newest ones of the machine, although it stands behind them in the log."""
+    old, kept_one, new = point(1, 40 * HOUR_NS), point(2, 30 * HOUR_NS), point(30, 0, snapshots=False)
+    young, outlived, newest = point(10, 23 * HOUR_NS), point(20, 25 * HOUR_NS), point(40, 26 * HOUR_NS)
+    docs, aside = [old, kept_one, new], [young, outlived, newest]
+    stored_ns = {doc.position: doc.captured_ns for doc in (*docs, *aside)}
+    assert expired(docs, stored_ns, POLICY, aside) == [old, outlived]
+    assert expired([], stored_ns, POLICY, aside) == []
+
+
 def test_points_expire_only_when_newer_ones_have_arrived() -> None:
     docs = every(5, 4)
     later = {doc.position: doc.captured_ns + 1000 * HOUR_NS for doc in docs}
