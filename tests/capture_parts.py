@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agent.capture import attach, audit
+from agent.capture import attach, audit, layout, members
 from agent.capture.disks import Disk, find_disk
 from agent.capture.maps import GRANULE_SECTORS, Capture, detach
 from shared.errors import DeviceError
@@ -157,6 +157,12 @@ class Rig:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def use_up_slots(r: Rig) -> None:
+    """As if disks had joined until no slot was left."""
+    with members._map(r.pin_dir, "control") as fd:
+        members._control(fd)["slots"] = layout.MAX_DISKS
 
 
 def aligned(content: bytes) -> memoryview:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from agent.capture import audit, layout, libbpf, pins
 from agent.capture.binding import Pinned
-from agent.capture.calibrate import Calibration, calibrate, prove
+from agent.capture.calibrate import PAGE_B, Calibration, calibrate, prove
 from agent.capture.disks import Disk
 from shared import crashpoints
 from shared.errors import (
@@ -112,15 +112,24 @@ def try_out(pin_dir: Path, disk: Disk, *, object_path: Path = OBJECT) -> str:
         loaded.set_max_entries("ring", _REHEARSAL_RING_B)
         loaded.load()
         control, probe = _calibration_maps(loaded)
-        pinned = libbpf.get(pin_dir / "control")
-        undo.callback(os.close, pinned)
-        theirs = mapped(pinned, layout.CONTROL, 1).reshape(())
-        for name in ("page_b", "vmemmap", "direct_map"):
-            control[name] = theirs[name]
+        if (theirs := pinned_calibration(pin_dir)) is not None:
+            control["page_b"], control["vmemmap"] = PAGE_B, theirs.vmemmap
+            control["direct_map"] = theirs.direct_map
         for name in bitmap_names(0):
             words, flags = layout.bitmap_words(disk.sectors), libbpf.F_MMAPABLE
             undo.callback(os.close, libbpf.create_array(name.partition("-")[0], 8, words, flags))
         return prove(loaded, probe, disk, readback=bool(int(control["direct_map"])))
+
+
+def pinned_calibration(pin_dir: Path) -> Calibration | None:
+    """The bases that the pinned capture goes by; None: it has none."""
+    fd = libbpf.get(pin_dir / "control")
+    try:
+        control = mapped(fd, layout.CONTROL, 1).reshape(())
+        vmemmap, direct_map = int(control["vmemmap"]), int(control["direct_map"])
+    finally:
+        os.close(fd)
+    return Calibration("", vmemmap, direct_map) if direct_map else None
 
 
 def _calibration_maps(loaded: libbpf.BpfObject) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -135,8 +144,13 @@ def attach_fresh(
     ring_b: int,
     object_path: Path,
     prepare: Callable[[npt.NDArray[np.uint64]], None] = lambda words: None,
+    *,
+    proved: Collection[str] = (),
+    known: Calibration | None = None,
 ) -> Mapping[str, str]:
-    """Leaves a complete `pin_dir`, or nothing. `prepare` is given the state's words before anybody can find them.
+    """Leaves a complete `pin_dir`, or nothing. `prepare` is given the state's words before anybody can find them. `proved`: disks (by the
+    kernel's name) that the capture before this one had as they stand now. Its hooks saw them, and these are the same hooks, so each
+    has its place whether or not it answers at this moment. `known`: the bases of that capture, which are the machine's until it boots.
 
     Returns the disks (by the kernel's name) that are not captured although others are, and why: nothing could be proved on them."""
     if len(wanted) > layout.MAX_DISKS or not wanted:
@@ -158,9 +172,11 @@ def attach_fresh(
         loaded.set_max_entries("ring", ring_b)
         loaded.load()
         control, probe = _calibration_maps(loaded)
-        found = calibrate(loaded, control, probe, there)
+        # Without bases one of those that are proved may still be what they are found on.
+        asked = [disk for disk in there if known is None or disk.name not in proved]
+        found = calibrate(loaded, control, probe, asked, known)
         control["cause"] = found.cause.encode()[:255]
-        unproved |= found.unproved
+        unproved |= {name: cause for name, cause in found.unproved.items() if name not in proved}
         captured = [disk for disk in there if disk.name not in unproved]
         folder.mkdir(parents=True)
         for name, map_name in PINNED_MAPS.items():

@@ -75,9 +75,14 @@ class Calibration:
 
 
 def calibrate(
-    loaded: BpfObject, control: npt.NDArray[Any], probe: npt.NDArray[Any], disks: Sequence[Disk]
+    loaded: BpfObject,
+    control: npt.NDArray[Any],
+    probe: npt.NDArray[Any],
+    disks: Sequence[Disk],
+    known: Calibration | None = None,
 ) -> Calibration:
-    """Finds the bases with one read of the first disk that allows it, and proves them with one read of each.
+    """Finds the bases with one read of the first disk that allows it, and proves them with one read of each. `known`: bases that this
+    boot's capture goes by already; then only what they are worth on these disks is asked, and none of these can take them away.
 
     `control` and `probe` are the mapped structures of the loaded object (`layout.CONTROL`, `layout.PROBE`).
     Leaves the bases in `control`, or zeroes when it failed. Attaches the probe programs and detaches them
@@ -93,11 +98,16 @@ def calibrate(
             for program in _PROBE_PROGRAMS:
                 links.callback(loaded.attach(program).close)
             for _ in range(_TRIES):  # the kernel may move our page just between looking and reading
-                found = _try(control, probe, disks, step)
+                found = (
+                    _try(control, probe, disks, step)
+                    if known is None
+                    else _check(control, probe, disks, known)
+                )
                 if not found.cause and not found.unproved:
                     break
             return found
     except BpfError as exc:
+        control["vmemmap"], control["direct_map"] = 0, 0
         return Calibration(str(exc))
 
 
@@ -133,6 +143,13 @@ def _try(control: npt.NDArray[Any], probe: npt.NDArray[Any], disks: Sequence[Dis
         return replace(found, unproved=unproved)
     control["vmemmap"], control["direct_map"] = 0, 0
     return Calibration(unproved[disks[0].name], tried=found.tried)
+
+
+def _check(
+    control: npt.NDArray[Any], probe: npt.NDArray[Any], disks: Sequence[Disk], known: Calibration
+) -> Calibration:
+    control["vmemmap"], control["direct_map"] = known.vmemmap, known.direct_map
+    return replace(known, unproved={disk.name: cause for disk in disks if (cause := _prove(probe, disk))})
 
 
 def _find(control: npt.NDArray[Any], probe: npt.NDArray[Any], disk: Disk, step: int) -> Calibration:

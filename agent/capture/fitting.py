@@ -52,19 +52,28 @@ def bring_about(
     before_change: BeforeChange,
     object_path: Path,
 ) -> list[LeftOut]:
-    """Makes what is pinned the chosen disks: those that go on are not touched. Returns those whose writes the programs do not see."""
+    """Makes what is pinned the chosen disks: those that go on are not touched. Returns those whose writes the programs do not see.
+
+    When more join than slots are left, everything is attached afresh, which costs those that go on what they have: only for disks that
+    were tried out before, and they keep their places whether they answer or not."""
     new = [(verdict, disk) for verdict, disk in chosen if verdict.action is Action.ATTACH]
     staying = {verdict.slot for verdict, _ in chosen if verdict.slot is not None}
     stale = [slot for slot in pinned if slot not in staying]
     members.tidy(pin_dir)
     if not new and not stale:
         return []
+    # What can fail comes first: a disk that cannot join must not end the epoch of the others, at every start anew.
+    unseen: list[LeftOut] = []
+    if staying and len(new) > members.free_slots(pin_dir):
+        unseen = [left for verdict, disk in new if (left := _tried(verdict, disk, pin_dir, object_path))]
+        failed = {left.id for left in unseen}
+        new, chosen = (
+            [(verdict, disk) for verdict, disk in some if disk.id not in failed] for some in (new, chosen)
+        )
     if not staying or len(new) > members.free_slots(pin_dir):
         change = _change([verdict for verdict, _ in new], stale)
-        return attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
-    # What can fail comes first: a disk that cannot join must not end the epoch of the others, at every start anew.
+        return unseen + attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
     ready: dict[int, tuple[Verdict, Disk]] = {}
-    unseen = []
     for verdict, disk in new:
         try:
             ready[members.prepare(pin_dir, disk, object_path)] = verdict, disk
@@ -78,6 +87,21 @@ def bring_about(
     members.enter(pin_dir, {slot: disk for slot, (_, disk) in ready.items()})
     members.put_in_order(pin_dir, [layout.kernel_dev(disk.major, disk.minor) for _, disk in chosen])
     return unseen
+
+
+def _tried(verdict: Verdict, disk: Disk, pin_dir: Path, object_path: Path) -> LeftOut | None:
+    """None: it could join."""
+    try:
+        cause = attach.try_out(pin_dir, disk, object_path=object_path)
+    except BpfError as exc:
+        return _unseen(verdict, exc)
+    return _unseen(verdict, _unproved(disk, cause)) if cause else None
+
+
+def _unproved(disk: Disk, cause: str) -> CaptureUnavailableError:
+    return CaptureUnavailableError(
+        f"Writes to {disk.path} cannot be captured", cause=cause, action=attach.TRIED_AGAIN
+    )
 
 
 def _unseen(verdict: Verdict, exc: CaptureUnavailableError | BpfError | OSError) -> LeftOut:
@@ -108,6 +132,8 @@ def attach_all(
     the former state means nothing any more.
     """
     former = pins.former(pin_dir)
+    staying = {disk.name for verdict, disk in chosen if verdict.action is Action.CONTINUE}
+    known = attach.pinned_calibration(pin_dir) if staying else None
     if change is Change.UNFINISHED:
         before_change(attach.words_at(former), change)
     else:
@@ -116,18 +142,17 @@ def attach_all(
     crashpoints.reach("attach.after-detach")
     everything = [disk for _, disk in chosen]
     unproved = attach.attach_fresh(
-        pin_dir, everything, ring_b, object_path, lambda words: before_change(words, change)
+        pin_dir,
+        everything,
+        ring_b,
+        object_path,
+        lambda words: before_change(words, change),
+        proved=staying,
+        known=known,
     )
     former.unlink(missing_ok=True)
     return [
-        _unseen(
-            verdict,
-            CaptureUnavailableError(
-                f"Writes to {disk.path} cannot be captured",
-                cause=unproved[disk.name],
-                action=attach.TRIED_AGAIN,
-            ),
-        )
+        _unseen(verdict, _unproved(disk, unproved[disk.name]))
         for verdict, disk in chosen
         if disk.name in unproved
     ]

@@ -44,6 +44,8 @@ class Look:
     remembered: list[Bound]
     silent: frozenset[int]
     """Device numbers of disks of whose queues sysfs said nothing."""
+    without_place: frozenset[str]
+    """Ids of configured disks beyond as many as a machine may have."""
 
 
 def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
@@ -98,7 +100,16 @@ def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) ->
     verdicts = decide(known, standing, pinned)
     late = [v.standing.path for v in verdicts if v.standing is not None and v.standing.path not in answers]
     silent = frozenset(dev for dev, disk in found.items() if _is_silent(disk, queues))
-    return Look(verdicts, found, answers | answer.ask(late), wrong, remembered, silent)
+    beyond = _without_place(verdicts, remembered)
+    return Look(verdicts, found, answers | answer.ask(late), wrong, remembered, silent, beyond)
+
+
+def _without_place(verdicts: Sequence[Verdict], remembered: Sequence[Bound]) -> frozenset[str]:
+    """Captured disks keep their places, those that were captured at any time come next, then the others as they are configured: a disk
+    that is away for a moment finds its place again."""
+    bound = {disk.id for disk in remembered}
+    ranked = sorted(verdicts, key=lambda v: (v.action is not Action.CONTINUE, v.known.id not in bound))
+    return frozenset(verdict.known.id for verdict in ranked[layout.MAX_DISKS :])
 
 
 def _is_silent(disk: Disk, queues: Mapping[str, Queue]) -> bool:
@@ -149,6 +160,12 @@ def silence(verdict: Verdict, look: Look) -> str:
 def why_not(verdict: Verdict, look: Look, given_up: Collection[str] = ()) -> UnderstudyError | None:
     """Why this disk cannot be captured now; None if it can. `given_up`: ids of captured disks that are left out unless they answer now."""
     known, what = verdict.known, f"Disk {verdict.known.id} ({verdict.known.path}) is not protected"
+    if known.id in look.without_place:
+        return DiskLeftOutError(
+            what,
+            cause=f"a machine may have {layout.MAX_DISKS} disks, and others have these places",
+            action="Take a disk that needs no protection out of the agent's configuration, and start it again.",
+        )
     if known.path in look.wrong and verdict.standing is None:
         return look.wrong[known.path]
     if verdict.action is Action.REFUSED:

@@ -8,7 +8,7 @@ ended. 3. Its open writes, its bitmap, its pins go. What the ring still holds of
 **Join.** `prepare`: 1. A read shows that the hooks see the disk. 2. The kernel's sector counters are read, the bitmaps made. 3. The
 programs that a disk of this kind needs are attached. All that can fail is done then, and means nothing to those that are captured already.
 `enter`: 4. The slot is taken for good (`control.slots`): none that was ever tracked is given twice, or records of a disk that left would be
-taken for those of the one that joined. When all are used up, capture is attached afresh. 5. The disk enters `tracked`.
+taken for those of the one that joined. When all are used up: `fitting.bring_about`. 5. The disk enters `tracked`.
 
 `leave` and `enter` follow upon a wanted epoch, so a kill in between leaves nothing that is believed: `tidy` removes what belongs to no
 tracked slot.

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agent.capture import attach, bindings, disks, layout, pins
+from agent.capture import attach, bindings, disks, pins
 from agent.capture.binding import Verdict
 from agent.capture.bindings import Bound, Wanted
 from agent.capture.disks import Disk
@@ -21,7 +21,7 @@ from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about,
 from agent.capture.look import LeftOut, Look, look_at, read_pins, silence, why_not
 from agent.capture.maps import Capture
 from shared import logging
-from shared.errors import NoUsableDiskError, StateFileError, UsageError
+from shared.errors import NoUsableDiskError, StateFileError
 
 _log = logging.get()
 
@@ -38,12 +38,6 @@ def protect(
 ) -> tuple[Capture, list[LeftOut]]:
     """The capture of all disks that can be captured now, and those that cannot. Raises UnderstudyError when none can. `given_up`: see
     `why_not`."""
-    if len(wanted) > layout.MAX_DISKS:  # before anything of those that are captured is touched
-        raise UsageError(
-            f"{len(wanted)} disks cannot be protected",
-            cause=f"a machine may have {layout.MAX_DISKS}",
-            action="Choose fewer disks.",
-        )
     attach.check_machine(object_path)
     pins.ensure_bpffs(pin_dir)
     if pins.exist(pin_dir):

@@ -23,8 +23,9 @@ from agent.capture.watch import Watch
 from agent.continuity import hanging
 from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Word
-from tests.capture_parts import MIB, Rig, needs_capture, rig, until
+from tests.capture_parts import MIB, Rig, needs_capture, rig, until, use_up_slots
 from tests.epoch_ids import eid
+from tests.protected_machine import reattach
 from tests.sick_disk import SickDisk, sick_disk
 
 pytestmark = needs_capture
@@ -232,3 +233,21 @@ def test_a_captured_disk_that_is_given_up_leaves_the_others_unless_it_answers_by
     captured, (left,) = machine.protect(sick_id)
     assert (captured, left.id, left.error.code) == ([machine.well], sick_id, "US404")
     assert machine.changes == [Change.LEFT]
+
+
+def test_a_captured_disk_that_hangs_keeps_its_place_and_its_order_when_slots_are_used_up(
+    machine: Machine,
+) -> None:
+    machine.protect()
+    use_up_slots(machine.rig)
+    machine.changes = []
+    machine.sick.hang()
+    reattach(machine.well, machine.rig.backing[0])
+    captured, left_out = machine.protect()
+    assert (captured, left_out) == ([machine.well, machine.sick.device], [])
+    assert {*machine.changes} == {Change.RETURNED}
+    assert machine.capture.mode == "ordered"
+    machine.sick.well()
+    machine.rig.disks = [*machine.rig.disks, find_disk(Path(machine.sick.device))]
+    machine.rig.write(0, b"x" * 4096, disk=1)
+    assert machine.capture.counters(1).captured_sectors == 8

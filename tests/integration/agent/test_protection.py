@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture import answer, attach, bindings, identify, pins
+from agent.capture import answer, attach, bindings, identify, layout, pins
 from agent.capture.answer import Answer, ask
 from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import Wanted
@@ -20,7 +20,6 @@ from shared.errors import (
     BindingDamagedError,
     NoUsableDiskError,
     StateFileError,
-    UsageError,
 )
 from tests.capture_parts import MIB, needs_capture, run, until
 from tests.failing_disks import full_disk
@@ -281,14 +280,25 @@ def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_boun
     assert "a captured disk cannot be read" in capsys.readouterr().out
 
 
-def test_too_many_disks_are_refused_before_anything_of_those_that_are_captured_is_touched(
+def test_of_too_many_disks_those_that_are_captured_go_on_and_each_of_the_others_is_named(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = machine.wanted
-    machine.wanted = both[:1]
+    first, second = machine.wanted
+    monkeypatch.setattr(layout, "MAX_DISKS", 1)
+    machine.wanted = [second]
     machine.protect()
-    machine.wanted = [*both, *(Wanted(f"/dev/no-such-{number}") for number in range(63))]
-    with pytest.raises(UsageError, match="65 disks cannot be protected"):
-        machine.protect()
-    assert len(attach.read_pinned(machine.rig.pin_dir)) == 1
-    assert machine.changes == []
+    machine.wanted = [first, second]
+    capture, (left,) = machine.protect()
+    assert ([disk.id for disk in capture.disks], machine.changes) == ([machine.rig.disks[1].name], [])
+    assert (left.id, left.error.code) == (machine.rig.disks[0].name, "US404")
+    assert (left.error.cause, left.error.action[:11]) == (
+        "a machine may have 1 disks, and others have these places",
+        "Take a disk",
+    )
+    watch = machine.watch([left])
+    watch._search(is_try=False)
+    assert not watch._found, "the session would end each time it is looked for"
+    run("losetup", "--detach", second.device)  # away for a moment, and its place is not another's
+    until(lambda: not Path(f"/sys/block/{Path(second.device).name}/loop").exists(), "still attached")
+    watch._search(is_try=False)
+    assert not watch._found

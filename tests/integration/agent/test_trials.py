@@ -11,7 +11,7 @@ from agent.capture.fitting import Change
 from shared.errors import (
     BpfError,
 )
-from tests.capture_parts import needs_capture
+from tests.capture_parts import needs_capture, use_up_slots
 from tests.protected_machine import Machine, finds, reattach, slots_with_pins
 
 pytestmark = needs_capture
@@ -45,6 +45,28 @@ def test_a_disk_whose_writes_cannot_be_seen_does_not_cost_the_others_nor_is_trie
     machine.protect()
     assert machine.changes == [Change.LEFT], "it ends the epoch of the others at every start"
     assert slots_with_pins(r) == {1}
+
+
+def test_where_slots_are_used_up_a_disk_is_tried_out_before_the_others_lose_their_epoch_to_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    both = machine.wanted
+    machine.wanted = both[:1]
+    machine.protect()
+    use_up_slots(r)
+    machine.wanted = both
+    with monkeypatch.context() as patch:
+        fail_reads_of([str(r.disks[1].path)], patch)
+        capture, (left,) = machine.protect()
+        assert (left.error.code, left.needs_trial, machine.changes) == ("US411", True, [])
+    r.write(0, b"x" * 4096)
+    assert capture.counters(0).captured_sectors == 8
+    with monkeypatch.context() as patch:  # it passes, and fails behind that
+        patch.setattr(attach, "try_out", lambda *_, **__: "")
+        fail_reads_of([str(disk.path) for disk in r.disks], patch)
+        capture, (left,) = machine.protect()
+        assert ([disk.id for disk in capture.disks], capture.mode) == ([r.disks[0].name], "ordered")
 
 
 def test_a_disk_for_which_the_kernel_has_no_memory_costs_neither_the_others_nor_their_epoch(
