@@ -11,7 +11,6 @@ from agent.capture.maps import Capture
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
 from agent.continuity.auditor import Continuity
-from agent.continuity.patience import Patience
 from agent.host_note import HostNote
 from agent.machine_identity import boot_of, identity_of
 from agent.stream.catchup import CatchUp
@@ -38,7 +37,7 @@ MARK_DEADLINE_S: Final = 110.0
 class Agent:
     """The parts of a running agent."""
 
-    def __init__(self, config: AgentConfig, capture: Capture, watch: Watch, patience: Patience) -> None:
+    def __init__(self, config: AgentConfig, capture: Capture, watch: Watch) -> None:
         self.config = config
         self.capture = capture
         self.watch = watch
@@ -49,7 +48,7 @@ class Agent:
         )
         self.reader = SyncReader([str(disk.path) for disk in capture.disks], self.catchup)
         self.stream = Stream(capture, self.state, self.catchup, self.reader)
-        self.continuity = Continuity(capture, self.state, self.stream.rounds, watch, patience)
+        self.continuity = Continuity(capture, self.state, self.stream.rounds, watch)
         self.sender = Sender(
             self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from agent import lock, traces
-from agent.capture import pins
-from agent.capture.attach import check_machine, enlarge_state
+from agent.capture import bindings, pins
+from agent.capture.attach import check_machine, enlarge_state, state_words
 from agent.capture.fitting import Change
+from agent.capture.look import read_pins
 from agent.capture.maps import Capture
 from agent.capture.protection import protect
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
-from agent.continuity.patience import Patience
+from agent.continuity.patience import Patience, Trials
 from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report
@@ -57,8 +59,14 @@ class _Kept:
     attached_boot_ns: int = 0
     former: npt.NDArray[np.uint64] | None = None
     """The state of the capture."""
-    given_up: frozenset[str] = frozenset()
-    patience: Patience = field(default_factory=Patience)
+    trials: Trials = field(default_factory=Trials)
+    found: frozenset[str] = frozenset()
+    """For whose sake the last session ended."""
+
+    def count_failures(self, watch: Watch) -> None:
+        """What was found, and is left out all the same, is not found again at once; nor is what could not be fitted now."""
+        failed = watch.unfit | (self.found & {left.id for left in watch.left_out})
+        watch.not_before = self.trials.failed(failed, time.monotonic())
 
 
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
@@ -71,7 +79,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
             while not stop.is_set():
                 async with _running(config, kept) as agent:
                     await _serve(agent, stop)
-                    kept.given_up = agent.continuity.given_up
+                    kept.found = agent.watch.found
         except (UnderstudyError, ExceptionGroup) as exc:  # a group: of a part that ran beside others
             for error in _known(exc):
                 await _tell_why(config, error, boot_of(kept.attached_boot_ns))
@@ -157,14 +165,12 @@ async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
     over.set()
 
 
-def _attach(
-    config: AgentConfig, former: npt.NDArray[np.uint64] | None = None, given_up: frozenset[str] = frozenset()
-) -> tuple[Capture, Watch]:
+def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -> tuple[Capture, Watch]:
     """Attaches capture to every protected disk that is there and well, or continues it. When the set of them changed, or one of them
     did, a new epoch begins: a point needs all disks of its epoch.
 
     `former`: the state of the capture that this process had before. Its memory outlives the pins: should somebody have removed all of
-    them, what is suspect is known by it alone. `given_up`: ids of captured disks that are left out unless they answer now."""
+    them, what is suspect is known by it alone."""
 
     before = None if former is None else AgentState(former)
 
@@ -183,13 +189,17 @@ def _attach(
         state[Word.SEEN_EPOCH] = max(state[Word.SEEN_EPOCH], before[Word.SEEN_EPOCH])
         state[Word.SETTLED] = 0
         state[Word.WENT] = 0
+        state.patience_words[:] = before.patience_words
 
     where = config.state_dir, config.pin_dir
     enlarge_state(config.pin_dir, move)
+    given_up = _given_up(config)
     capture, left_out = protect(
         config.protected, *where, config.ring_mib << 20, before_change, given_up=given_up
     )
-    AgentState(capture.state).has_disks([disk.id for disk in capture.disks])
+    state = AgentState(capture.state)
+    state.has_disks([disk.id for disk in capture.disks])
+    Patience(state.patience_words).take_in(disk.id for disk in capture.disks if disk.id in given_up)
     for left in left_out:
         _log.error("disk left out; the others are protected", id=left.id, **left.error.as_dict())
     for trace in traces.on_captured(config.state_dir, capture.disks):
@@ -198,12 +208,23 @@ def _attach(
     return capture, watch
 
 
+def _given_up(config: AgentConfig) -> frozenset[str]:
+    """Ids of disks that were given up and not taken in since: those that are captured yet are left out unless they answer now."""
+    pinned, _ = read_pins(config.pin_dir)
+    if not pinned:
+        return frozenset()
+    patience = Patience(AgentState(state_words(config.pin_dir)).patience_words)
+    bound = bindings.read(config.state_dir) or []
+    return frozenset(disk.id for disk in bound if patience.is_given_up(disk.id))
+
+
 @asynccontextmanager
 async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
-    capture, watch = await asyncio.to_thread(_attach, config, kept.former, kept.given_up)
+    capture, watch = await asyncio.to_thread(_attach, config, kept.former)
     kept.attached_boot_ns, kept.former = capture.attached_boot_ns, capture.state
+    kept.count_failures(watch)
     try:
-        agent = Agent(config, capture, watch, kept.patience)
+        agent = Agent(config, capture, watch)
         _log.info(
             "capture attached" if capture.fresh else "capture continued",
             machine=config.machine,

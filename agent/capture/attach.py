@@ -55,7 +55,9 @@ _ALWAYS: Final = (*COMPLETIONS, "us_rq_issue")
 _FOR_REQUESTS: Final = ("us_backmerge", "us_frontmerge", "us_getrq")
 _FOR_BIOS: Final = ("us_queue",)
 _REHEARSAL_RING_B: Final = 1 << 16
-TRIED_AGAIN: Final = "`python -m agent preflight` with its path says more. It is tried again by itself, every quarter of an hour at least."
+TRIED_AGAIN: Final = (
+    "`python -m agent preflight` with its path says more. It is tried again by itself, every hour at least."
+)
 
 
 def check_machine(

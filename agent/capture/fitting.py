@@ -105,12 +105,12 @@ def _unproved(disk: Disk, cause: str) -> CaptureUnavailableError:
 
 
 def _unseen(verdict: Verdict, exc: CaptureUnavailableError | BpfError | OSError) -> LeftOut:
-    """A disk that went away is looked for again. The others are tried out first: to fit capture to them ends the session each time."""
+    """It is tried out first, from now on: to fit capture to it ends the session each time. (Not one that went away, and is looked for.)"""
     known = verdict.known
     if isinstance(exc, CaptureUnavailableError):
         return LeftOut(known.id, known.path, exc, needs_trial=True)
     cause = f"{exc.what}: {exc.cause}" if isinstance(exc, BpfError) else str(exc)
-    action = "Repair that: it is tried again by itself, every quarter of an hour at least."
+    action = "Repair that: it is tried again by itself, every hour at least."
     error = DiskLeftOutError(f"Disk {known.id} ({known.path}) is not protected", cause=cause, action=action)
     return LeftOut(known.id, known.path, error, needs_trial=isinstance(exc, BpfError))
 

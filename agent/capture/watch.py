@@ -1,14 +1,15 @@
 """Disks that are left out, went away or cannot be read, looked for while the agent runs; and a capture without order: could it have it?
 
 To take a disk in ends the session, and a new epoch begins. So one of which nothing could be proved, or for which the kernel had no memory,
-is tried out first, with programs of its own, and rarely: what is captured goes on untouched, however often that fails.
+is tried out first, with programs of its own, and rarely: what is captured goes on untouched, however often that fails. One that passes, and
+fails when capture is fitted to it, has ended the session in vain: whoever knows says until when it is not to be found again (`not_before`).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,8 @@ _log = logging.get()
 
 RETRY_S: Final = 10.0
 """How often disks that are left out are looked for."""
+ORDER: Final = ""
+"""Stands for the order of a capture that has none, among ids of disks."""
 TRY_S: Final = 60.0
 """How long after the start one is tried out first; the time doubles with each try…"""
 TRY_LIMIT_S: Final = 900.0
@@ -45,8 +48,8 @@ class Watch:
         self._wanted = wanted
         self._where = state_dir, pin_dir
         self.left_out: Final = tuple(left_out)
-        self.silent: frozenset[str] = frozenset()
-        """Ids of captured disks that gave no answer at the last look, while somebody looks."""
+        self.silent: frozenset[str] | None = None
+        """Ids of captured disks that gave no answer at the last look, while somebody looks; None: nobody has looked yet."""
         self._unproved = {left.id for left in left_out if left.needs_trial}
         self._without_order = without_order
         self._next = time.monotonic() + RETRY_S
@@ -54,6 +57,15 @@ class Watch:
         self._next_try = time.monotonic() + TRY_S
         self._thread: threading.Thread | None = None
         self._found = False
+        self.not_before: Mapping[str, float] = {}
+        """By id, or `ORDER`: until when (monotonic) it is not found, however well it is."""
+        self.found: frozenset[str] = frozenset()
+        """For whose sake capture is to be fitted anew: ids, or `ORDER`."""
+
+    @property
+    def unfit(self) -> frozenset[str]:
+        """What capture was not fitted to, although it may be found well: ids, or `ORDER`."""
+        return frozenset(self._unproved | ({ORDER} if self._without_order else set()))
 
     def is_one_back(self, *, looking: bool = False) -> bool:
         """Whether capture can be fitted better than it is. Never blocks: begins a look if one is due, says what the last one found.
@@ -61,7 +73,7 @@ class Watch:
         if self._found or (self._thread is not None and self._thread.is_alive()):
             return self._found
         now = time.monotonic()
-        is_try = bool(self._unproved or self._without_order) and now >= self._next_try
+        is_try = now >= self._next_try and any(self._may(name) for name in self.unfit)
         if is_try or ((self.left_out or looking) and now >= self._next):
             self._next = now + RETRY_S
             if is_try:
@@ -87,13 +99,19 @@ class Watch:
         going_on = [v for v in look.verdicts if v.action is Action.CONTINUE]
         self.silent = frozenset(v.known.id for v in going_on if silence(v, look))
         well = [v for v in look.verdicts if v.action is Action.ATTACH and why_not(v, look) is None]
-        self._found = any(v.known.id not in self._unproved for v in well) or (
-            is_try
-            and (
-                any(self._proves(look, v.standing.dev) for v in well if v.standing is not None)
-                or (self._without_order and self._may_have_order(look))
-            )
-        )
+        well = [v for v in well if self._may(v.known.id)]
+        found = {v.known.id for v in well if v.known.id not in self._unproved}
+        if is_try and not found:
+            found = {
+                v.known.id for v in well if v.standing is not None and self._proves(look, v.standing.dev)
+            }
+            if self._without_order and self._may(ORDER) and self._may_have_order(look):
+                found.add(ORDER)
+        self.found = frozenset(found)
+        self._found = bool(found)
+
+    def _may(self, name: str) -> bool:
+        return time.monotonic() >= self.not_before.get(name, 0.0)
 
     def _proves(self, look: Look, dev: int) -> bool:
         disk = look.found[dev]

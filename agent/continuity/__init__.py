@@ -3,7 +3,7 @@
 auditor    the look: the audit of all disks, the capture's counts of what it may have missed; keeps the others going
 presence   which disks are gone, back, exchanged, or have another size; whether capture still fits those that are there
 hanging    which disks are there and do not answer; whether the others go on without them
-patience   for how long the others wait for these
+patience   for how long the others wait for these, and for those that capture could not be fitted to; outlives the agent
 settling   which writes are in flight: those from before capture, and such as only seem to be
 counting   whether the kernel counts what is written
 losses     a new epoch is wanted: its reason, since when points are suspect, and what people are shown

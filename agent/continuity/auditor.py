@@ -48,7 +48,6 @@ class Continuity:
         state: AgentState,
         rounds: Rounds,
         watch: Watch,
-        patience: Patience | None = None,
     ) -> None:
         self._capture = capture
         self._state = state
@@ -58,11 +57,9 @@ class Continuity:
         self._presence = Presence(capture, state, rounds, watch, self._losses)
         self._settling = Settling(capture, rounds)
         self._counting = Counting(capture)
-        self._hanging = Hanging(capture, state, rounds, watch, patience or Patience())
+        self._hanging = Hanging(capture, state, rounds, watch, Patience(state.patience_words))
         self.looked_at = time.monotonic()
         """When the last look at all disks began."""
-        self.given_up: frozenset[str] = frozenset()
-        """Ids of disks without which the others are to go on; set before `resized` is."""
 
     @property
     def resized(self) -> asyncio.Event:
@@ -106,7 +103,6 @@ class Continuity:
 
     def _give_up_silent(self) -> None:
         if not self.resized.is_set() and (disks := self._hanging.give_up(self._presence.gone)):
-            self.given_up = disks
             self._presence.begin_anew(
                 "the others go on without disks that do not answer", disks=sorted(disks)
             )

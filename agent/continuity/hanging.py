@@ -16,6 +16,9 @@ has nothing to read, and goes on. The question says that it will not be taken in
 would be: of a disk that answers it, and of which only a part cannot be read, the fitting finds nothing to leave out. The counts decide
 nothing here: requests of others may complete on a disk that fails each read, and none need be in flight on one that is not asked.
 
+What was waited counts, whoever looks: an agent that is started again goes on with the wait, and leaves a disk that was given up before and
+does not answer out at once (`patience`).
+
 All that are silent are given up together, or none: an epoch without one of two would come into order no sooner. None, too, if nobody
 would be left.
 """
@@ -67,8 +70,12 @@ class Hanging:
         now = time.monotonic()
         unread = {} if self._state[Word.ORDERED] else self._rounds.unread()
         self.unread = {slot: error for slot, error in unread.items() if slot not in gone}
-        silent = {slot for slot in self.unread if self._disks[slot].id in self._watch.silent}
-        self._silent_since = {slot: self._silent_since.get(slot, now) for slot in silent}
+        silent = {slot for slot in self.unread if self._disks[slot].id in (self._watch.silent or ())}
+        self._silent_since = {
+            slot: self._silent_since.get(slot, now - self._patience.silent_s(self._disks[slot].id))
+            for slot in silent
+        }
+        self._note(now)
         problems = {}
         for slot, disk in enumerate(self._disks):
             read = self.unread.get(slot)
@@ -80,6 +87,13 @@ class Hanging:
         for slot in self.problems.keys() - problems.keys():
             _log.info("a disk answers again, or is gone", disk=self._disks[slot].id)
         self.problems = problems
+
+    def _note(self, now: float) -> None:
+        """For whoever looks next: another fitting, or an agent that was started again. While nobody has asked, what he noted stands."""
+        silent = {self._disks[slot].id: now - since for slot, since in self._silent_since.items()}
+        is_known = self._state[Word.ORDERED] or self._watch.silent is not None
+        others = [disk.id for disk in self._disks if disk.id not in silent] if is_known else []
+        self._patience.note(silent, others)
 
     def give_up(self, gone: Collection[int]) -> frozenset[str]:
         """The ids of those without which the others are to go on, from now on."""

@@ -35,6 +35,7 @@ from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.recovery.position import Position
 
 _LAYOUT: Final = 3
+_PATIENCE_AT: Final = 32
 _DIGESTS_AT: Final = 64
 _TAG_BITS: Final = 16
 
@@ -174,6 +175,11 @@ class AgentState:
         """A newer agent, which was replaced by this one, may have had reasons of its own."""
         word = self[Word.REASON]
         return Reason(word) if word in _REASONS else Reason.OTHER
+
+    @property
+    def patience_words(self) -> npt.NDArray[np.uint64]:
+        """32 words that are no other's: `agent.continuity.patience` owns their meaning."""
+        return self._words[_PATIENCE_AT:_DIGESTS_AT]
 
     # -- epoch -------------------------------------------------------------------------------------------
 

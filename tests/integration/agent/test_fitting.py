@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import msgspec
 import pytest
 
 from agent import service
-from agent.capture import attach, layout, libbpf, pins
+from agent.capture import answer, attach, layout, libbpf, pins
+from agent.capture.answer import Answer
 from agent.capture.calibrate import Calibration
 from agent.capture.fitting import Change
 from agent.capture.maps import Capture, detach
 from agent.config import AgentConfig
+from agent.continuity.patience import FIRST_S, Patience
 from agent.stream.state import AgentState, Reason, Suspicion, Word
 from shared import crashpoints
 from shared.errors import (
@@ -23,7 +26,7 @@ from shared.errors import (
     DetachError,
 )
 from shared.recovery.position import Position
-from tests.capture_parts import MIB, needs_capture, run
+from tests.capture_parts import MIB, needs_capture, run, use_up_slots
 from tests.epoch_ids import eid
 from tests.protected_machine import Machine, agent_config, reattach, slots_with_pins
 
@@ -326,3 +329,30 @@ def test_the_agent_wants_a_new_epoch_and_says_which_points_are_suspect(machine: 
     assert (state[Word.EPOCH], state.reason, state.suspicion) == (0, Reason.DISK_RETURNED, THERE)
     assert state[Word.SETTLED] == 0
     assert watch.left_out == ()
+
+
+def test_a_disk_that_was_given_up_before_a_restart_is_left_out_at_once_unless_it_answers(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = agent_config(machine)
+    now = time.monotonic()
+    disk, device = machine.rig.disks[1].name, str(machine.rig.disks[1].path)
+
+    def start() -> tuple[list[str], Patience]:
+        capture, _ = service._attach(config)
+        capture.close()
+        return [disk.id for disk in capture.disks], Patience(AgentState(capture.state).patience_words)
+
+    both, patience = start()
+    patience.give_up([disk], now)
+    captured, patience = start()
+    assert (captured, patience.is_given_up(disk), patience.wait_s(disk, now)) == (both, False, 2 * FIRST_S)
+    patience.give_up([disk], now)
+    silent, ask = Answer(cause="it did not answer", hangs=True), answer.ask
+    with monkeypatch.context() as patch:
+        patch.setattr(answer, "ask", lambda them: ask(them) | {it: silent for it in them if it == device})
+        captured, patience = start()
+    assert (captured, patience.is_given_up(disk)) == ([machine.rig.disks[0].name], True)
+    use_up_slots(machine.rig)
+    captured, patience = start()  # everything is attached afresh
+    assert (captured, patience.is_given_up(disk), patience.wait_s(disk, now)) == (both, False, 4 * FIRST_S)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from pathlib import Path
 
 import pytest
 
+from agent import service
 from agent.capture import attach, calibrate
 from agent.capture.fitting import Change
+from agent.continuity.patience import FIRST_S
 from shared.errors import (
     BpfError,
 )
@@ -67,6 +71,36 @@ def test_where_slots_are_used_up_a_disk_is_tried_out_before_the_others_lose_thei
         fail_reads_of([str(disk.path) for disk in r.disks], patch)
         capture, (left,) = machine.protect()
         assert ([disk.id for disk in capture.disks], capture.mode) == ([r.disks[0].name], "ordered")
+
+
+@pytest.mark.parametrize("as_trial", [True, False])
+def test_a_disk_that_is_found_well_and_fails_in_the_fitting_ends_the_session_less_and_less_often(
+    machine: Machine, as_trial: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    later_s, clock = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + later_s)
+    machine.protect()
+    reattach(r.device, r.backing[0])
+
+    def fail(*_: object) -> int:
+        raise BpfError("no memory") if as_trial else OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("agent.capture.members.prepare", fail)
+    kept = service._Kept()
+    if not as_trial:
+        kept.found = frozenset({r.disks[0].name})
+    for wait_s in (FIRST_S, 2 * FIRST_S):
+        capture, (left,) = machine.protect()
+        assert (left.id, left.needs_trial, capture.mode) == (r.disks[0].name, as_trial, "ordered")
+        watch = machine.watch([left])
+        kept.count_failures(watch)
+        later_s += wait_s - 30
+        assert not finds(watch, trying=True)
+        later_s += 31
+        assert finds(watch, trying=True)
+        kept.found = watch.found
+    assert machine.changes == [Change.LEFT]
 
 
 def test_a_disk_for_which_the_kernel_has_no_memory_costs_neither_the_others_nor_their_epoch(

@@ -75,8 +75,7 @@ class Machine:
         self.begin()
 
     def begin(self) -> None:
-        self.patience = Patience()
-        self.continuity = Continuity(self.capture, self.state, self.rounds, self.watch, self.patience)
+        self.continuity = Continuity(self.capture, self.state, self.rounds, self.watch)
 
     def happen(self, **counts: int) -> None:
         self.incidents = Incidents(**{name: counts.get(name, 0) for name in Incidents.__slots__})
@@ -328,9 +327,10 @@ def test_a_disk_that_is_given_up_has_capture_fitted_anew_without_it_once(
     for _ in range(2):  # the run ends some time after `resized` was set
         now += 2 * FIRST_S
         machine.continuity.check()
-        assert machine.continuity.given_up == {"sdb"}
         assert machine.continuity.resized.is_set()
-    assert machine.patience.wait_s("sdb", now) == 2 * FIRST_S
+    patience = Patience(machine.state.patience_words)
+    assert (patience.is_given_up("sdb"), patience.is_given_up("sda")) == (True, False)
+    assert patience.wait_s("sdb", now) == 2 * FIRST_S
 
 
 def test_the_only_disk_of_a_machine_is_waited_for(machine: Machine) -> None:

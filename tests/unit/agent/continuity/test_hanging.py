@@ -156,12 +156,34 @@ def test_one_that_was_given_up_is_waited_for_longer_by_the_next_who_looks(
     machine = Machine()
     machine.say({1}, {"sdb"})
     for wait_s in (FIRST_S, 2 * FIRST_S):
+        machine.patience.take_in(["sdb"])
         machine.begin()
         assert machine.look(tmp_path) == set()
         clock(wait_s)
         assert machine.look(tmp_path) == set()
         clock(1)
         assert machine.look(tmp_path) == {"sdb"}
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_whoever_looks_next_goes_on_with_the_wait_unless_the_disk_answered_in_between(
+    answered: bool, tmp_path: Path, clock: Callable[[float], None]
+) -> None:
+    machine = Machine()
+    machine.say({1}, {"sdb"})
+    machine.look(tmp_path)
+    clock(FIRST_S - 10)
+    machine.look(tmp_path)
+    machine.begin()  # an agent that was started again
+    machine.watch.silent = None
+    machine.look(tmp_path)  # nobody has asked yet
+    if answered:
+        machine.say({1}, set())
+        machine.look(tmp_path)
+    machine.say({1}, {"sdb"})
+    assert machine.look(tmp_path) == set()
+    clock(11)
+    assert machine.look(tmp_path) == (set() if answered else {"sdb"})
 
 
 def test_disks_that_fell_silent_one_after_the_other_are_given_up_together(

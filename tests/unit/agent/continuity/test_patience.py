@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.continuity.patience import FIRST_S, FORGET_S, LIMIT_S, Patience
+from agent.continuity.patience import FIRST_S, FORGET_S, LIMIT_S, Patience, Trials
 
 
 def given_up_at(hangs: list[tuple[float, float]]) -> list[float]:
@@ -35,6 +36,58 @@ def test_each_wait_is_twice_as_long_up_to_the_limit_and_for_this_disk_only() -> 
     assert patience.wait_s("sdc", 9) == FIRST_S
     assert patience.wait_s("sdb", 8 + FORGET_S) == LIMIT_S
     assert patience.wait_s("sdb", 9 + FORGET_S) == FIRST_S
+
+
+def test_what_is_known_of_a_disk_is_kept_in_words_that_outlive_the_process() -> None:
+    words = np.zeros(4, np.uint64)
+    Patience(words).give_up(["sdb"], 1000.5)
+    Patience(words).note({"sdb": 70.5, "sdc": 3.0}, ["sda"])
+    again = Patience(words)
+    assert (again.is_given_up("sdb"), again.is_given_up("sdc")) == (True, False)
+    assert [again.silent_s(disk) for disk in ("sda", "sdb", "sdc")] == [0, 70, 3]
+    assert [again.wait_s(disk, 1060.0) for disk in ("sda", "sdb", "sdc")] == [FIRST_S, 2 * FIRST_S, FIRST_S]
+    again.take_in(["sdb"])
+    assert (again.is_given_up("sdb"), again.silent_s("sdb")) == (False, 0)
+    assert again.wait_s("sdb", 1060.0) == 2 * FIRST_S
+    assert again.wait_s("sdb", 999.0) == FIRST_S, "a time to come is none of this boot's"
+    again.note({}, ["sdb", "sdc"])
+    assert np.count_nonzero(words) == 1
+
+
+def test_of_more_disks_than_there_is_room_for_the_least_patience_is_forgotten() -> None:
+    words = np.zeros(3, np.uint64)
+    patience = Patience(words)
+    for disk, times in (("sda", 2), ("sdb", 1), ("sdc", 3)):
+        for _ in range(times):
+            patience.give_up([disk], 100.0)
+        patience.take_in([disk])
+    patience.give_up(["sdd"], 200.0)
+    waits = [patience.wait_s(disk, 200.0) / FIRST_S for disk in ("sda", "sdb", "sdc", "sdd")]
+    assert waits == [4, 1, 8, 2]
+
+
+def test_nothing_that_is_kept_overflows_into_what_stands_beside_it() -> None:
+    words = np.zeros(1, np.uint64)
+    patience = Patience(words)
+    for _ in range(20):
+        patience.give_up(["sdb"], 100.0)
+    patience.note({"sdb": 1e9}, [])
+    assert (patience.wait_s("sdb", 100.0), patience.silent_s("sdb") > LIMIT_S) == (LIMIT_S, True)
+    patience.give_up(["sdb"], 1e12)
+    assert patience.is_given_up("sdb")
+    assert patience.wait_s("sdb", 1e12) == FIRST_S
+
+
+def test_whatever_fails_again_and_again_is_tried_less_and_less_often() -> None:
+    trials, now, tried = Trials(), 0.0, []
+    while now < FORGET_S:
+        now = max(now, trials.failed(["sdb"], now)["sdb"])
+        tried.append(now)
+    assert tried[:7] == [60, 180, 420, 900, 1860, 3780, 7380]
+    assert len(tried) < 30
+    assert trials.failed(["sdb"], now - 1) == trials.failed([], now), (
+        "fitted for another's sake, it was not tried"
+    )
 
 
 @given(st.lists(st.tuples(st.floats(1, 4000), st.floats(1, 8000)), max_size=200))
