@@ -79,10 +79,16 @@ class Owner(msgspec.Struct, frozen=True):
     term: Term
     """NO_TERM: nobody ever did, or storage forgot."""
     name: str
+    """Empty when its document does not say it."""
     holds: bool
     """Whether the index is under a lease. An owner gives it back when it has listed all of an epoch that is over."""
     silent_s: float
     """For how long neither a term was taken nor the index grew, as far as this server has seen."""
+
+    @property
+    def who(self) -> str:
+        """For people."""
+        return self.name or "another owner"
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -186,9 +192,7 @@ def decide(view: View, patience: Patience) -> Verdict:
                 Decision.DELETE, f"all that was here is listed; the index ends at {view.index_last}"
             )
         case Relation.CONTRADICTED:
-            return Verdict(
-                Decision.QUARANTINE, f"{view.owner.name or 'another owner'} listed other batches instead"
-            )
+            return Verdict(Decision.QUARANTINE, f"{view.owner.who} listed other batches instead")
         case Relation.BEHIND_A_GAP if view.is_over and (
             view.is_ours or view.owner.silent_s >= patience.over_s
         ):
@@ -209,8 +213,8 @@ def decide(view: View, patience: Patience) -> Verdict:
 def _replace_or_wait(view: View, patience: Patience) -> Verdict:
     owner = view.owner
     if view.is_over and not owner.holds:
-        return Verdict(Decision.RETAKE, f"{owner.name} has finished with the epoch, which is over")
+        return Verdict(Decision.RETAKE, f"{owner.who} has finished with the epoch, which is over")
     limit_s = patience.over_s if view.is_over else patience.silent_s
     if owner.silent_s >= limit_s:
-        return Verdict(Decision.RETAKE, f"{owner.name} was silent for {owner.silent_s:.0f} s")
-    return Verdict(Decision.WAIT, f"{owner.name} has the log since term {owner.term}")
+        return Verdict(Decision.RETAKE, f"{owner.who} was silent for {owner.silent_s:.0f} s")
+    return Verdict(Decision.WAIT, f"{owner.who} has the log since term {owner.term}")

@@ -49,16 +49,11 @@ from typing import Final, NamedTuple
 from process_server.spool.epoch_log import Resources
 from shared import active_side
 from shared.blob import BlobStore
-from shared.errors import (
-    BlobNotFoundError,
-    CopyRefusedError,
-    IndexDamagedError,
-    TransientError,
-)
+from shared.errors import CopyRefusedError, TransientError
 from shared.log import names
 from shared.log.epochs import EpochInfo
 from shared.log.index import NO_TERM, IndexEntry, Term, decode_up_to_damage
-from shared.log.terms import newest_term, read_term
+from shared.log.terms import newest_term, owner_of
 from shared.wire.messages import Hello, kernel_of
 
 monotonic_s: Final = time.monotonic
@@ -142,7 +137,7 @@ class Rivals:
         if not hello.boot or not epoch.boot or kernel_of(hello.boot) == kernel_of(epoch.boot):
             return
         term = await newest_term(store, epoch.epoch)
-        owner = await _owner(store, epoch, term)
+        owner = epoch.owner if term == NO_TERM else await owner_of(store, epoch.epoch, term)
         if owner == self._shared.settings.owner or (term == NO_TERM and not owner):
             return  # the receiver has asked it; or nobody can have it
         if await _was_named(hello, epoch, store):
@@ -188,16 +183,6 @@ async def _was_named(hello: Hello, epoch: EpochInfo, store: BlobStore) -> bool:
         return False
     side = await active_side.find(store)
     return side is not None and side.identity == hello.identity
-
-
-async def _owner(store: BlobStore, epoch: EpochInfo, term: Term) -> str:
-    """Which process server has the log, or is about to take it; empty: not known."""
-    if term == NO_TERM:
-        return epoch.owner
-    try:
-        return (await read_term(store, epoch.epoch, term.number)).owner
-    except (BlobNotFoundError, IndexDamagedError):
-        return ""
 
 
 async def _look(store: BlobStore, epoch: EpochInfo, term: Term) -> Look:

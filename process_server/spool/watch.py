@@ -15,7 +15,7 @@ from shared.errors import BlobNotFoundError, IndexDamagedError
 from shared.log.chain import IndexChain
 from shared.log.epoch_id import EpochId
 from shared.log.index import NO_TERM, Term
-from shared.log.terms import newest_term, read_term
+from shared.log.terms import newest_term, owner_of
 
 _log = logging.get()
 
@@ -105,8 +105,7 @@ class Watch:
         if seen != self._seen:
             self._seen, self._seen_at = seen, time.monotonic()
         if term != self._owner_name[0]:
-            name = (await read_term(store, self.id.number, term.number)).owner if term.number else ""
-            self._owner_name = term, name
+            self._owner_name = term, await owner_of(store, self.id.number, term)
         try:
             holds = (await store.properties(self._chain.blob)).leased
         except BlobNotFoundError:

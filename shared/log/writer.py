@@ -358,10 +358,15 @@ class IndexWriter:
     def _fenced(self, by: Term) -> FencedError:
         return FencedError(
             f"{self._name.capitalize()} is not ours any more",
-            cause=f"term {by} was taken after our term {self.term}"
-            if by.number != self.term
-            else f"storage was set back, and gave our term {by} to another",
+            cause=self._why_not_ours(by),
         )
+
+    def _why_not_ours(self, by: Term) -> str:
+        if by.number != self.term:
+            return f"term {by} was taken after our term {self.term}"
+        if not by.claim:
+            return f"the document of our term {by} cannot be read"
+        return f"storage was set back, and gave our term {by} to another"
 
 
 async def _give_back(lease: Lease) -> bool:

@@ -484,6 +484,21 @@ async def test_an_owner_whose_terms_number_was_given_out_again_is_fenced(store: 
     assert [e.last for e in await LogReader(store, M).entries(E)] == [2]
 
 
+async def test_a_term_whose_document_cannot_be_read_is_nobodys_and_the_next_is_taken(
+    store: BlobStore,
+) -> None:
+    writer = await IndexWriter.take(store, M, E, "ps1")
+    document = names.term_document(E.number, writer.term)
+    await store.delete(document)
+    await store.create(document, b"{")
+    with pytest.raises(FencedError, match="document of our term 1 cannot be read"):
+        await writer.check()
+    again = await IndexWriter.take(store, M, E, "ps1")
+    assert again.term == 2
+    await again.append([await put_segment(store, make_chain(2), term=again.term)])
+    await again.check()
+
+
 async def test_a_term_whose_metadata_were_left_behind_is_told_by_its_document(store: BlobStore) -> None:
     writer = await IndexWriter.take(store, M, E, "ps1")
     await store.set_metadata(names.term_document(E.number, 1), {})

@@ -156,14 +156,19 @@ async def test_what_a_machine_left_behind_is_listed_in_its_old_epoch_when_that_i
     assert same_batches(await read_log(store, tmp_path / "a", 2), make_chain(2, epoch=2))
 
 
+@pytest.mark.parametrize("left", ["whole", "garbled", "bare"])
 async def test_what_a_lost_server_took_and_never_continued_is_listed_after_its_silence(
-    store: BlobStore, tmp_path: Path
+    store: BlobStore, tmp_path: Path, left: str
 ) -> None:
-    """B takes the term and burns down; the agent is gone as well. A still has 6 to 10."""
+    """B takes the term and burns down; the agent is gone as well. A still has 6 to 10. Nor does it need to know who B was."""
     chain = make_chain(10)
     async with machine_at_a(store, tmp_path, chain[:5], chain[5:]):
         pass
-    await IndexWriter.take(store, "m1", await id_in(store, 1), "b")
+    taken = (await IndexWriter.take(store, "m1", await id_in(store, 1), "b")).taken
+    if left != "whole":
+        document = names.term_document(1, taken.number)
+        await store.delete(document)
+        await store.create(document, b"{", {"claim": taken.claim} if left == "garbled" else {})
     patience = Patience(silent_s=0.2)
     again = make_spool(tmp_path / "a", store, owner="a", check_seconds=0.05, patience=patience)
     async with started(again) as log:
