@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.errors import BlobNotFoundError, SnapshotError
@@ -21,6 +23,20 @@ UNTOLD_DISKS: Final = "The serial numbers of the disks, and their numbers in the
 UNTOLD_SUSPICION: Final = (
     "Whether capture had missed writes by then is not known: what was said of it later is gone."
 )
+
+
+def numbered(doc: PointDoc, disks: Sequence[EpochDisk]) -> tuple[PointDoc, tuple[str, ...]]:
+    """The document as base of a restore of `disks`, and what must be said of it. What catch-up could not read is told by the disks' numbers
+    in the stream: it is said of none of several disks that were numbered here.
+    """
+    if doc.disks or len(disks) == 1 or not doc.unreadable:
+        return doc, ()
+    ranges = ", ".join(
+        f"{sectors} from {first} on of disk {number}" for number, first, sectors in doc.unreadable
+    )
+    return msgspec.structs.replace(doc, unreadable=()), (
+        f"These sectors of the source could not be read, and which disk a number means is not known: {ranges}.",
+    )
 
 
 async def disks_of(store: BlobStore, doc: PointDoc) -> tuple[EpochDisk, ...]:
@@ -38,6 +54,8 @@ async def disks_of(store: BlobStore, doc: PointDoc) -> tuple[EpochDisk, ...]:
         if not size_b.isdecimal():
             raise SnapshotError(what, cause=f"snapshot {snapshot} does not say how large the disk was")
         found.append(EpochDisk(number, name, "", int(size_b) // SECTOR))
+    if len(found) == 1 and doc.unreadable:
+        found = [msgspec.structs.replace(found[0], number=doc.unreadable[0][0])]
     if not found:
         raise SnapshotError(f"Recovery point {doc.id} names no snapshots")
     return tuple(found)

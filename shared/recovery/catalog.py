@@ -21,7 +21,8 @@ point is lost
   batch at its position has another digest than its document says. Nothing of the log that is there belongs to such a point: neither may
   that be replayed over its snapshots, nor do these show what it has there. If the point has snapshots, they alone restore it (`alone`),
   as long as its position does not mean an ordered batch of the log that is there;
-- where the log does not lead to an ordered batch there (it was cut, or its epoch's document is gone) and the point has no snapshots.
+- where the log does not lead to an ordered batch there (it was cut, or its epoch's document is gone, and nothing else says which disks
+  there were: undocumented.py) and the point has no snapshots.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ from shared.errors import (
     PointNotFoundError,
     PointReferenceError,
 )
+from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
-from shared.recovery import history, point_store, times
+from shared.recovery import history, point_store, times, undocumented
 from shared.recovery.history import Gap
 from shared.recovery.parallel import parallel
 from shared.recovery.points import PointDoc
@@ -76,7 +78,10 @@ class Catalog:
         damaged: Mapping[int, IntegrityError],
         now_ns: int,
         lost: Sequence[PointDoc] = (),
+        rebuilt: Mapping[int, IntegrityError] | None = None,
+        unusable: Sequence[PointDoc] = (),
     ) -> None:
+        """`unusable`: marks of epochs whose log is there and cannot be used."""
         self.reader = reader
         self.machine = machine
         self.epochs = epochs
@@ -84,6 +89,8 @@ class Catalog:
         self.runs = history.ordered_runs(entries)
         self.damaged = damaged
         """Epochs of which the index, or the document, can be read in part only or not at all; what is in the others can be recovered."""
+        self.rebuilt = rebuilt or {}
+        """Epochs of which the document cannot be read, and which are whole otherwise (undocumented.py)."""
         self._strange = frozenset(doc.position for doc in lost)
         """Points of another epoch, or another history of it, than storage has."""
         self.lost = list(lost)
@@ -95,6 +102,7 @@ class Catalog:
                 self.lost.append(doc)
         self.docs = {position: self._labelled(doc) for position, doc in self.docs.items()}
         self.lost = [self._labelled(doc) for doc in self.lost]
+        self.lost += [self._labelled(doc) for doc in unusable]
         self.now_ns = now_ns
 
     def _restores(self, doc: PointDoc) -> bool:
@@ -114,6 +122,20 @@ class Catalog:
                 f"There is nothing to recover of machine '{machine}'",
                 cause="storage holds no log of it, and no points that have snapshots",
             )
+        rebuilt: dict[int, IntegrityError] = {}
+        unusable: list[PointDoc] = []
+        for number, error in list(damaged.items()):
+            epoch = await undocumented.id_of(store, number)
+            if epoch is None:
+                continue
+            info = undocumented.rebuilt(machine, epoch, docs, f"{error.what}: {error.cause}")
+            if info is not None:
+                rebuilt[number] = damaged.pop(number)
+                epochs = sorted([*epochs, info], key=lambda info: info.epoch)
+                continue
+            cause = f"{error.cause}, and no point that has snapshots says which disks the epoch had"
+            damaged[number] = type(error)(error.what, cause=cause)
+            unusable += await _marks_without(docs, reader, epoch)
         ids = {info.epoch: info.id for info in epochs}
         unreadable = damaged.keys() - ids.keys()  # of these nobody knows whose claim storage has
         known = [doc for doc in docs if doc.epoch in unreadable or ids.get(doc.epoch) == doc.epoch_id]
@@ -136,7 +158,7 @@ class Catalog:
                 damaged[doc.epoch] = _ends_early(machine, doc, ends)
         # A log of months has many segments: nothing that looks at them all is done in the event loop.
         return await asyncio.to_thread(
-            cls, reader, machine, epochs, entries, known, damaged, time.time_ns(), lost
+            cls, reader, machine, epochs, entries, known, damaged, time.time_ns(), lost, rebuilt, unusable
         )
 
     def epoch(self, number: int) -> EpochInfo:
@@ -175,10 +197,12 @@ class Catalog:
         """Whether capture may have missed writes by then: so a later epoch says; or what followed, which would say it, cannot be read."""
         if any(epoch.doubts(position) for epoch in self.epochs):
             return True
-        known = {e.epoch for e in self.epochs}
+        there = {e.epoch for e in self.epochs}
         # Any later epoch may say it of all before it, not the next one alone.
-        later = [n for n in {*known, *self.damaged, *(doc.epoch for doc in self.lost)} if n > position.epoch]
-        return any(n not in known for n in later or [position.epoch])
+        later = [n for n in {*there, *self.damaged, *(doc.epoch for doc in self.lost)} if n > position.epoch]
+        return any(n not in there or n in self.rebuilt for n in later) or (
+            not later and position.epoch not in there
+        )
 
     def alone(self, position: Position) -> PointDoc | None:
         """The point there, when nothing is left of it but its document and its snapshots, which restore it; None when the log says what
@@ -358,6 +382,19 @@ class Catalog:
         return PointNotFoundError(
             f"Machine '{self.machine}' has no recovery point {asked}", cause="; ".join(said)
         )
+
+
+async def _marks_without(docs: Sequence[PointDoc], reader: LogReader, epoch: EpochId) -> list[PointDoc]:
+    """The points that marks of the epoch asked for and that have no document."""
+    try:
+        entries = await reader.entries(epoch)
+    except IntegrityError:
+        entries = reader.before_damage(epoch)
+    there = {doc.position for doc in docs}
+    found = history.marked_points(
+        reader.machine, [(epoch.number, entry) for entry in entries], {epoch.number: epoch.claim}
+    )
+    return [doc for doc in found if doc.position not in there]
 
 
 async def _of_another_history(

@@ -77,7 +77,10 @@ def listing(catalog: Catalog) -> PointList:
 def _shown(catalog: Catalog, doc: PointDoc) -> PointView:
     if catalog.alone(doc.position) == doc:
         return view(doc, remark=f"{catalog.why_lost(doc)}; it is restored from its snapshots")
-    return view(doc, lost=catalog.why_lost(doc) if doc in catalog.lost else "")
+    if doc in catalog.lost:
+        return view(doc, lost=catalog.why_lost(doc))
+    error = catalog.rebuilt.get(doc.epoch)
+    return view(doc, remark="" if error is None else f"{error.what}: {error.cause}")
 
 
 def view(doc: PointDoc, *, lost: str = "", remark: str = "") -> PointView:

@@ -10,7 +10,7 @@ from shared import logging
 from shared.blob import BlobStore
 from shared.errors import IntegrityError, LogGapError, SnapshotError
 from shared.recovery import history
-from shared.recovery.alone import UNTOLD_DISKS, UNTOLD_SUSPICION, check_snapshots, disks_of
+from shared.recovery.alone import UNTOLD_DISKS, UNTOLD_SUSPICION, check_snapshots, disks_of, numbered
 from shared.recovery.catalog import Catalog
 from shared.recovery.fit import check_disks, check_extents
 from shared.recovery.folder import Journal
@@ -70,7 +70,15 @@ async def make_plan(
         point=catalog.docs.get(position),
         base=base,
         replay=replay,
+        remarks=_remarks(catalog, epoch.epoch),
     )
+
+
+def _remarks(catalog: Catalog, epoch: int) -> tuple[str, ...]:
+    error = catalog.rebuilt.get(epoch)
+    if error is None:
+        return ()
+    return (f"{error.what}: {error.cause}. Its disks are those that its points with snapshots name.",)
 
 
 async def _plan_alone(store: BlobStore, catalog: Catalog, doc: PointDoc) -> Plan:
@@ -78,6 +86,7 @@ async def _plan_alone(store: BlobStore, catalog: Catalog, doc: PointDoc) -> Plan
     check_disks(catalog.machine, doc.epoch, disks)
     await check_snapshots(store, disks, doc)
     untold = catalog.is_untold(doc)
+    base, unnumbered = numbered(doc, disks)
     return Plan(
         machine=catalog.machine,
         epoch=doc.epoch_id,
@@ -87,11 +96,12 @@ async def _plan_alone(store: BlobStore, catalog: Catalog, doc: PointDoc) -> Plan
         suspect=untold or catalog.is_suspect(doc.position),
         disks=disks,
         point=doc,
-        base=doc,
+        base=base,
         replay=(),
         remarks=(
             catalog.why_lost(doc) + ". The image is that of the point's snapshots.",
             *([] if doc.disks else [UNTOLD_DISKS]),
+            *unnumbered,
             *([UNTOLD_SUSPICION] if untold else []),
         ),
     )

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from shared.blob import BlobConfig, BlobStore
-from shared.errors import IndexMissingError, MachineNotFoundError, SnapshotError
+from shared.errors import IndexMissingError, MachineNotFoundError, PointNotFoundError, SnapshotError
 from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.recovery import listing, point_store
@@ -132,3 +132,75 @@ async def test_a_point_of_another_life_is_restored_where_storage_has_nothing_els
     manifest = await restore(model, catalog, await catalog.resolve(str(second)), tmp_path / "out")
     assert [disk.sha256 for disk in manifest.disks] == digests
     assert manifest.suspect
+
+
+async def test_an_epoch_whose_document_alone_is_gone_restores_at_each_ordered_batch(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    """Its index says the rest, but for which disk has which number: that its points with snapshots say."""
+    first, second = model.marked
+    between = model.write()
+    third = model.write(mark="third")
+    await model.publish()
+    await model.store.delete(names.epoch_document(1))
+    catalog = await Catalog.load(model.store, model.name)
+    assert [doc.position for doc in catalog.restorable()] == [first, second, third]
+    assert all("epoch.json" in point.remark for point in listing.listing(catalog).points)
+    assert await catalog.resolve("latest") == third
+    for position in (between, third):
+        manifest = await restore(
+            model, catalog, await catalog.resolve(str(position)), tmp_path / str(position)
+        )
+        assert [disk.sha256 for disk in manifest.disks] == model.digests[position]
+        assert [disk.serial for disk in manifest.disks] == ["serial-0", "serial-1"]
+        assert "epoch.json cannot be read: it is gone" in manifest.remarks[0]
+        assert not manifest.suspect
+
+
+async def test_what_an_epochs_lost_document_said_of_earlier_ones_is_not_known(model: ModelMachine) -> None:
+    await model.begin_epoch("capture audit shortfall", suspect_after=model.marked[0])
+    model.write(mark="third")
+    await model.publish()
+    async with running(model) as machine:
+        await until_snapshotted(machine, model)
+    await model.store.delete(names.epoch_document(2))
+    catalog = await Catalog.load(model.store, model.name)
+    shown = {point.id: point.suspect for point in listing.listing(catalog).points}
+    assert shown == {str(model.marked[0]): True, str(model.marked[1]): True, str(model.position): False}
+
+
+async def test_where_nothing_says_which_disks_an_epoch_had_its_marks_are_listed_with_the_reason(
+    model: ModelMachine,
+) -> None:
+    """A guess would write one disk's data over another's. Points with snapshots need none."""
+    await without_disks(model)
+    third = model.write(mark="third")
+    await model.publish()
+    await model.store.delete(names.epoch_document(1))
+    catalog = await Catalog.load(model.store, model.name)
+    assert [doc.position for doc in catalog.restorable()] == model.marked[:2]
+    shown = {point.id: point.lost for point in listing.listing(catalog).points}
+    assert [id_ for id_, lost in shown.items() if lost] == [str(third)]
+    assert "says which disks the epoch had" in shown[str(third)]
+    with pytest.raises(PointNotFoundError, match="says which disks"):
+        await catalog.resolve(str(third))
+
+
+async def test_what_could_not_be_read_is_told_of_no_disk_whose_number_is_not_known(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    """A document that does not say which disks there were: they are numbered by their names, and may have been otherwise."""
+    position = model.marked[1]
+    stored = await point_store.read(model.store, position)
+    assert stored is not None
+    told = msgspec.structs.replace(stored.doc, unreadable=((1, 8, 16),))
+    await point_store.change(model.store, told, stored.etag)
+    await forget_log(model.store)
+    manifest = await restore(model, await Catalog.load(model.store, model.name), position, tmp_path / "told")
+    assert manifest.unreadable == ((1, 8, 16),)
+    await without_disks(model)
+    manifest = await restore(
+        model, await Catalog.load(model.store, model.name), position, tmp_path / "untold"
+    )
+    assert manifest.unreadable == ()
+    assert any("16 from 8 on of disk 1" in remark for remark in manifest.remarks)
