@@ -34,7 +34,7 @@ async def via(proxy: FaultProxy, blob_config: BlobConfig, store: BlobStore) -> A
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shortest lease that storage gives, and its parts as of one of a minute."""
-    for name, seconds in (("_LEASE_S", 15), ("_RENEW_S", 1.0), ("_ATTEMPT_S", 1.0), ("_AGAIN_S", 0.2)):
+    for name, seconds in (("_LEASE_S", 15), ("_RENEW_S", 0.3), ("_ATTEMPT_S", 0.5), ("_AGAIN_S", 0.1)):
         monkeypatch.setattr(leases, name, seconds)
 
 
@@ -63,8 +63,9 @@ async def test_renewals_that_fail_twice_cost_nothing(
 
 
 async def test_a_lease_whose_renewals_hang_is_given_up_while_it_is_still_held(
-    via: BlobStore, proxy: FaultProxy, store: BlobStore
+    via: BlobStore, proxy: FaultProxy, store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(leases, "_MARGIN_S", 12.5)  # what is shown does not depend on how long before
     lease = await KeptLease.take(via, BLOB)
     proxy.add(Stall(), comp="lease", times=None)
     async with asyncio.timeout(15):

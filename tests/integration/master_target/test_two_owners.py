@@ -136,7 +136,7 @@ async def seen(store: BlobStore) -> list[tuple[PointDoc, bool]]:
 
 async def writes_of_one_owner(store: BlobStore) -> int:
     gated = GatedStore.over(store, 0)
-    await own(gated, (1, 2, 3, 4))
+    await own(gated, (1, 2, 3))
     return gated.writes
 
 
@@ -150,16 +150,16 @@ async def clear(store: BlobStore) -> None:
                 await store.delete(name)
 
 
-@pytest.mark.parametrize("newest", some((4, 6), short=(4,)))
+@pytest.mark.parametrize("newest", some((3, 5), short=(3,)))
 async def test_a_stale_owner_stopped_before_any_of_its_writes_changes_nothing_that_the_new_one_made(
     store: BlobStore, newest: int
 ) -> None:
     count = await writes_of_one_owner(store)
-    assert count > 15
+    assert count > 10
     for stop_at in range(2, count + 1):  # the first is the roll itself: before that, nobody owns anything
         await clear(store)
         stale = GatedStore.over(store, stop_at)
-        first = asyncio.create_task(fenced_or_done(own(stale, (1, 2, 3, 4))))
+        first = asyncio.create_task(fenced_or_done(own(stale, (1, 2, 3))))
         await stale.stopped.wait()
         await own(store, range(1, newest + 1))
         before = await seen(store)
