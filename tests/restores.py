@@ -81,6 +81,15 @@ async def snapshot_now(machine: ModelMachine) -> PointDoc:
     return doc
 
 
+async def with_base(machine: ModelMachine) -> PointDoc:
+    """The point with snapshots that a full replication of full disks, and one write, made."""
+    machine.disks[0][:] = machine.rng.randbytes(len(machine.disks[0]))
+    await machine.begin_epoch()
+    machine.write(mark="p")
+    await machine.publish()
+    return await snapshot_now(machine)
+
+
 def check(machine: ModelMachine, position: Position, folder: Path, manifest: Manifest) -> None:
     assert Position.of(manifest.epoch, manifest.batch) == position
     for name, disk, digest, entry in zip(

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared.blob import BlobStore
 from shared.errors import (
     NoPointsError,
     OtherEpochSegmentError,
@@ -34,11 +33,6 @@ from tests.master_parts import (
     until_applied,
     until_snapshotted,
 )
-
-
-@pytest.fixture
-async def model(store: BlobStore, tmp_path: Path) -> ModelMachine:
-    return await ModelMachine.create(store, tmp_path)
 
 
 async def long_life(model: ModelMachine) -> None:

@@ -36,11 +36,6 @@ from tests.master_parts import (
 )
 
 
-@pytest.fixture
-async def model(store: BlobStore, tmp_path: Path) -> ModelMachine:
-    return await ModelMachine.create(store, tmp_path)
-
-
 async def test_every_mark_becomes_a_point_with_snapshots(model: ModelMachine, tmp_path: Path) -> None:
     await model.begin_epoch()
     await model.publish()

@@ -44,25 +44,46 @@ async def two(machine_storage: MachineStorage, tmp_path: Path) -> tuple[ModelMac
     return made
 
 
-@contextlib.asynccontextmanager
-async def serving(
-    model: ModelMachine,
-    folder: Path,
-    blob: BlobConfig,
-    storage: MachineStorage,
-    vault: Vault | None = None,
-) -> AsyncIterator[Service]:
-    """A master target's work on all machines in storage; what ended it too early is raised at the end."""
-    config = MasterTargetConfig(name="mt1", vault_file=folder / "vault.json", blob=blob, poll_s=0.05)
-    service = Service(config, storage, vault or model.vault)
-    stop = asyncio.Event()
-    task = asyncio.create_task(service.work(stop))
-    try:
-        yield service
-        assert not task.done()
-    finally:
-        stop.set()
-        await task
+class Serving:
+    """A master target over all machines in storage: called with one that differs from the test's storage or vault."""
+
+    def __init__(self, blob: BlobConfig, storage: MachineStorage, vault_file: Path) -> None:
+        self._config = MasterTargetConfig(name="mt1", vault_file=vault_file, blob=blob, poll_s=0.05)
+        self._storage = storage
+        self._vault = FileVault(vault_file)
+
+    @contextlib.asynccontextmanager
+    async def __call__(
+        self, storage: MachineStorage | None = None, vault: Vault | None = None
+    ) -> AsyncIterator[Service]:
+        """Its work; what ended it too early is raised at the end."""
+        service = Service(self._config, storage or self._storage, vault or self._vault)
+        stop = asyncio.Event()
+        task = asyncio.create_task(service.work(stop))
+        try:
+            yield service
+            assert not task.done()
+        finally:
+            stop.set()
+            await task
+
+
+@pytest.fixture
+def serving(
+    two: tuple[ModelMachine, ModelMachine],
+    blob_config: BlobConfig,
+    machine_storage: MachineStorage,
+    tmp_path: Path,
+) -> Serving:
+    """Its vault file is that of the two machines."""
+    return Serving(blob_config, machine_storage, tmp_path / "vault.json")
+
+
+async def until_documented(model: ModelMachine, points: int) -> None:
+    """Points are made of the index alone."""
+    async with asyncio.timeout(_DEADLINE_S):
+        while len(await point_store.list_docs(model.store, model.name)) < points:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
 
 
 async def until(service: Service, machine: str, condition: Callable[[ApplyReport], bool]) -> None:
@@ -76,9 +97,7 @@ async def until(service: Service, machine: str, condition: Callable[[ApplyReport
 
 async def test_a_damaged_index_is_shown_and_stops_no_other_machine(
     two: tuple[ModelMachine, ModelMachine],
-    tmp_path: Path,
-    blob_config: BlobConfig,
-    machine_storage: MachineStorage,
+    serving: Serving,
 ) -> None:
     a, b = two
     index = names.index(1, 1)
@@ -87,16 +106,14 @@ async def test_a_damaged_index_is_shown_and_stops_no_other_machine(
     await a.store.delete(index)
     await a.store.append_create(index)
     await a.store.append(index, data, None, 0)
-    async with serving(a, tmp_path, blob_config, machine_storage) as service:
+    async with serving() as service:
         await until(service, a.name, lambda r: any("index" in error.what for error in r.errors))
         await until(service, b.name, lambda r: r.applied == b.position.batch)
 
 
 async def test_a_bug_that_one_machine_meets_is_shown_and_stops_no_other_machine(
     two: tuple[ModelMachine, ModelMachine],
-    tmp_path: Path,
-    blob_config: BlobConfig,
-    machine_storage: MachineStorage,
+    serving: Serving,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     a, b = two
@@ -108,7 +125,7 @@ async def test_a_bug_that_one_machine_meets_is_shown_and_stops_no_other_machine(
         return await real(self, from_epoch)
 
     monkeypatch.setattr(Follower, "refresh", refresh)
-    async with serving(a, tmp_path, blob_config, machine_storage) as service:
+    async with serving() as service:
         await until(service, a.name, lambda r: any("ZeroDivisionError" in e.cause for e in r.errors))
         await until(service, b.name, lambda r: r.applied == b.position.batch)
         monkeypatch.undo()
@@ -117,14 +134,14 @@ async def test_a_bug_that_one_machine_meets_is_shown_and_stops_no_other_machine(
 
 async def test_a_name_that_is_given_to_another_machine_is_worked_on_anew_in_its_container(
     two: tuple[ModelMachine, ModelMachine],
+    serving: Serving,
     tmp_path: Path,
-    blob_config: BlobConfig,
     machine_storage: MachineStorage,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("master_target.service._DISCOVER_S", 0.05)
     a, b = two
-    async with serving(a, tmp_path, blob_config, machine_storage) as service:
+    async with serving() as service:
         await until(service, a.name, lambda r: r.applied == a.position.batch)
         await machine_storage.vault.delete(f"machines/{a.name}.json")
         await a.store._core.container.delete_container()
@@ -141,8 +158,7 @@ async def test_a_name_that_is_given_to_another_machine_is_worked_on_anew_in_its_
 
 async def test_a_machine_whose_entry_is_damaged_or_anothers_is_in_the_report(
     two: tuple[ModelMachine, ModelMachine],
-    tmp_path: Path,
-    blob_config: BlobConfig,
+    serving: Serving,
     machine_storage: MachineStorage,
 ) -> None:
     a, b = two
@@ -150,7 +166,7 @@ async def test_a_machine_whose_entry_is_damaged_or_anothers_is_in_the_report(
     await machine_storage.vault.create("machines/c.json", json.dumps({**entry, "machine": "c"}).encode())
     await machine_storage.vault.replace(f"machines/{a.name}.json", b"{}")
     fresh = MachineStorage(machine_storage.vault)
-    async with serving(a, tmp_path, blob_config, fresh) as service:
+    async with serving(fresh) as service:
         await until(service, b.name, lambda r: r.applied == b.position.batch and not r.errors)
         report = service.report()
     assert list(report.machines) == [b.name]
@@ -162,9 +178,8 @@ async def test_a_machine_whose_entry_is_damaged_or_anothers_is_in_the_report(
 
 async def test_what_a_wrong_vault_does_not_open_is_waited_for_and_not_left_out_for_a_newer_epoch(
     two: tuple[ModelMachine, ModelMachine],
+    serving: Serving,
     tmp_path: Path,
-    blob_config: BlobConfig,
-    machine_storage: MachineStorage,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As when a config server was started with another vault file for a while."""
@@ -172,14 +187,12 @@ async def test_what_a_wrong_vault_does_not_open_is_waited_for_and_not_left_out_f
     a, b = two
     right, wrong = a.vault, FileVault.create(tmp_path / "other.json")
     vault = GatedVault(wrong)
-    async with serving(a, tmp_path, blob_config, machine_storage, vault) as service:
+    async with serving(vault=vault) as service:
         await until(service, a.name, lambda r: any(e.code == WrongKeyError.code for e in r.errors))
         await a.begin_epoch("agent restarted")
         a.write(mark="q")
         await a.publish()
-        async with asyncio.timeout(_DEADLINE_S):
-            while len(await point_store.list_docs(a.store, a.name)) < 2:  # noqa: ASYNC110 - as below
-                await asyncio.sleep(0.01)
+        await until_documented(a, 2)
         asked = len(vault.asked)
         vault.away = {a.name}
         await until(service, a.name, lambda r: len(vault.asked) > asked + 2)
@@ -194,23 +207,19 @@ async def test_what_a_wrong_vault_does_not_open_is_waited_for_and_not_left_out_f
 
 async def test_a_key_that_cannot_be_had_keeps_its_machine_s_disks_waiting_and_nothing_else(
     two: tuple[ModelMachine, ModelMachine],
-    tmp_path: Path,
-    blob_config: BlobConfig,
-    machine_storage: MachineStorage,
+    serving: Serving,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("master_target.machine._KEY_S", 0.05)
     a, b = two
     vault = GatedVault(a.vault)
     vault.away = {a.name}
-    async with serving(a, tmp_path, blob_config, machine_storage, vault) as service:
+    async with serving(vault=vault) as service:
         await until(service, a.name, lambda r: any(e.code == KeyUnavailableError.code for e in r.errors))
         await until(service, b.name, lambda r: r.applied == b.position.batch)
         a.write(mark="later")
         await a.publish()
-        async with asyncio.timeout(_DEADLINE_S):  # points are made of the index alone
-            while len(await point_store.list_docs(a.store, a.name)) < 2:  # noqa: ASYNC110 - as above
-                await asyncio.sleep(0.01)
+        await until_documented(a, 2)
         asked = len(vault.asked)
         async with asyncio.timeout(
             _DEADLINE_S

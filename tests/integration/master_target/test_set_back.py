@@ -36,6 +36,15 @@ from tests.master_parts import (
 Log = dict[str, tuple[bytes, dict[str, str]]]
 
 
+async def begun(store: BlobStore, tmp_path: Path) -> ModelMachine:
+    """At 1-4, ordered."""
+    model = await ModelMachine.create(store, tmp_path)
+    await model.begin_epoch()
+    model.write()
+    await model.publish()
+    return model
+
+
 @pytest.fixture
 def old_log() -> Log:
     """The log of the old history, once there is a model."""
@@ -45,10 +54,7 @@ def old_log() -> Log:
 @pytest.fixture
 async def model(store: BlobStore, tmp_path: Path, old_log: Log) -> ModelMachine:
     """At 1-6, a point, which is not what its log has there any more."""
-    model = await ModelMachine.create(store, tmp_path)
-    await model.begin_epoch()
-    model.write()
-    await model.publish()
+    model = await begun(store, tmp_path)
     older, as_it_was = await copied(store), model.as_it_is()
     model.write()
     model.write(mark="old")
@@ -274,10 +280,7 @@ async def test_a_log_that_was_set_back_to_an_earlier_epoch_is_the_machines_log(
     store: BlobStore, tmp_path: Path
 ) -> None:
     """Points and seed disks, which were not set back, are of an epoch that storage does not have any more."""
-    model = await ModelMachine.create(store, tmp_path)
-    await model.begin_epoch()
-    model.write()
-    await model.publish()
+    model = await begun(store, tmp_path)
     older, as_it_was, writer = await copied(store), model.as_it_is(), model.writer
     await model.begin_epoch("rebooted")
     model.write(mark="later")
@@ -297,17 +300,12 @@ async def test_a_bookmark_of_another_history_names_nothing_in_this_one(
     store: BlobStore, tmp_path: Path
 ) -> None:
     """It was documented, and never applied: no disk contradicts the log."""
-    model = await ModelMachine.create(store, tmp_path)
-    await model.begin_epoch()
-    model.write()
-    await model.publish()
+    model = await begun(store, tmp_path)
     older, as_it_was = await copied(store), model.as_it_is()
     model.write()
     point = model.write(mark="before-upgrade")
     await model.publish()
-    follower, maker = Follower(store, model.vault, model.name), PointMaker(store, model.name)
-    await maker.take()
-    await maker.document(await follower.refresh(1), follower.listed_ns, follower.digest)
+    await document(model)
     await model.set_back(older, as_it_was)
     model.write()
     model.write()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -14,7 +12,6 @@ import pytest
 from process_server.spool import machine_log, rivals
 from process_server.spool.machine_log import MachineLog
 from process_server.spool.ownership import LONGEST_PAUSE_S, Patience
-from process_server.spool.spool import Spool
 from shared import active_side
 from shared.blob import BlobStore, Retry
 from shared.errors import (
@@ -39,29 +36,21 @@ from tests.azurite import Azurite
 from tests.epoch_ids import CLAIM
 from tests.lives import forget_log, other_life
 from tests.logs import Made, make_batch, make_chain
-from tests.spools import DISKS, append_all, hello, hello_again, make_spool, read_log, same_batches
+from tests.spools import (
+    DISKS,
+    append_all,
+    hello,
+    hello_again,
+    left_behind,
+    make_spool,
+    read_log,
+    same_batches,
+    started,
+    until,
+)
 
 NOW = make_chain(3, seed=2)
 OLD = make_chain(5, seed=1)
-
-
-@contextlib.asynccontextmanager
-async def started(spool: Spool) -> AsyncIterator[MachineLog]:
-    await spool.start()
-    try:
-        yield await spool.open_machine(hello(0))
-    finally:
-        await spool.close()
-
-
-async def until(log: MachineLog, condition: object) -> None:
-    assert callable(condition)
-    changed = asyncio.Event()
-    log.on_change = changed.set
-    async with asyncio.timeout(20):
-        while not condition():
-            changed.clear()
-            await changed.wait()
 
 
 def unlisted(folder: Path) -> list[str]:
@@ -162,9 +151,7 @@ async def test_spool_files_of_another_life_are_set_aside_and_never_listed(
     store: BlobStore, tmp_path: Path, closed: bool
 ) -> None:
     folder = tmp_path / "spool"
-    async with started(make_spool(folder, store)) as log:
-        await log.begin(hello(0))
-        await append_all(log, OLD)
+    await left_behind(folder, store, OLD)
     file = folder / "m1/00000001/000000000001.seg"
     if not closed:
         file.write_bytes(file.read_bytes()[:-20])  # as a kill leaves it: no footer
@@ -185,12 +172,10 @@ async def test_without_an_agent_files_of_another_life_are_not_uploaded_either(
     store: BlobStore, tmp_path: Path
 ) -> None:
     folder = tmp_path / "spool"
-    async with started(make_spool(folder, store)) as log:
-        await log.begin(hello(0))
-        await append_all(log, OLD)
+    await left_behind(folder, store, OLD)
     await other_life(store, "m1", 1)
     async with started(make_spool(folder, store, check_seconds=0.05)) as log:
-        await until(log, lambda: unlisted(folder))
+        await until(log, lambda: bool(unlisted(folder)))
     assert await read_log(store, folder) == []
 
 
@@ -198,13 +183,11 @@ async def test_files_of_another_life_of_an_epoch_that_is_over_are_set_aside(
     store: BlobStore, tmp_path: Path
 ) -> None:
     folder = tmp_path / "spool"
-    async with started(make_spool(folder, store)) as log:
-        await log.begin(hello(0))
-        await append_all(log, OLD)
+    await left_behind(folder, store, OLD)
     await other_life(store, "m1", 1)
     async with started(make_spool(folder, store)) as log:
         assert (await log.begin(hello(0))).epoch == 2
-        await until(log, lambda: unlisted(folder) and not (folder / "m1/00000001").exists())
+        await until(log, lambda: bool(unlisted(folder)) and not (folder / "m1/00000001").exists())
     assert await read_log(store, folder) == []
 
 
@@ -212,9 +195,7 @@ async def test_files_of_an_epoch_whose_document_is_gone_stay_and_are_told(
     store: BlobStore, tmp_path: Path
 ) -> None:
     folder = tmp_path / "spool"
-    async with started(make_spool(folder, store)) as log:
-        await log.begin(hello(0))
-        await append_all(log, OLD)
+    await left_behind(folder, store, OLD)
     await forget_log(store)
     async with started(make_spool(folder, store)) as log:
         assert (await log.begin(hello(0))).epoch == 2

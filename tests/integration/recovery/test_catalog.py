@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,11 +31,6 @@ from shared.recovery.verify import make_plan
 from tests.azurite import in_one
 from tests.epoch_ids import eid
 from tests.machine_log import SECOND_NS, START_NS, ModelMachine
-
-
-@pytest.fixture
-async def machine(store: BlobStore, tmp_path: Path) -> ModelMachine:
-    return await ModelMachine.create(store, tmp_path)
 
 
 def at(batch_second: float) -> str:

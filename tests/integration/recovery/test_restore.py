@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from shared.batch import SECTOR, StreamState
-from shared.blob import BlobStore
 from shared.errors import (
     IndexDamagedError,
     LogGapError,
@@ -26,12 +25,7 @@ from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan, verify
 from shared.vault import FileVault
 from tests.machine_log import ModelMachine
-from tests.restores import check, restore, shown_now, snapshot_now
-
-
-@pytest.fixture
-async def machine(store: BlobStore, tmp_path: Path) -> ModelMachine:
-    return await ModelMachine.create(store, tmp_path)
+from tests.restores import check, restore, shown_now, snapshot_now, with_base
 
 
 async def test_every_ordered_batch_is_a_point_and_restores_exactly(
@@ -50,11 +44,7 @@ async def test_every_ordered_batch_is_a_point_and_restores_exactly(
 async def test_a_restore_from_snapshots_equals_one_from_the_log_alone(
     machine: ModelMachine, tmp_path: Path
 ) -> None:
-    machine.disks[0][:] = machine.rng.randbytes(len(machine.disks[0]))
-    await machine.begin_epoch()
-    machine.write(mark="p")
-    await machine.publish()
-    base = await snapshot_now(machine)
+    base = await with_base(machine)
     machine.write(20)
     await machine.publish()
 
@@ -120,11 +110,7 @@ async def test_images_are_sparse(machine: ModelMachine, tmp_path: Path) -> None:
 
 
 async def test_progress_reaches_its_totals_stage_by_stage(machine: ModelMachine, tmp_path: Path) -> None:
-    machine.disks[0][:] = machine.rng.randbytes(len(machine.disks[0]))
-    await machine.begin_epoch()
-    machine.write(mark="p")
-    await machine.publish()
-    await snapshot_now(machine)
+    await with_base(machine)
     machine.write()
     await machine.publish()
     catalog = await Catalog.load(machine.store, machine.name)
@@ -204,11 +190,7 @@ def test_grouping_the_pieces_of_a_fragmented_disk_looks_at_each_once() -> None:
 async def test_a_point_with_snapshots_restores_without_its_log_and_is_named_as_the_way_out(
     lost: str, machine: ModelMachine, tmp_path: Path
 ) -> None:
-    machine.disks[0][:] = machine.rng.randbytes(len(machine.disks[0]))
-    await machine.begin_epoch()
-    machine.write(mark="p")
-    await machine.publish()
-    doc = await snapshot_now(machine)
+    doc = await with_base(machine)
     index = names.index(1, 1)
     if lost == "segment":
         await machine.store.delete(machine.writer.fold.entries[-1].blob)

@@ -27,12 +27,7 @@ from shared.recovery.verify import make_plan
 from tests.azurite import Azurite
 from tests.lives import copied
 from tests.machine_log import ModelMachine
-from tests.restores import MIB, Interrupted, check, interrupted, restore, shown_now, snapshot_now
-
-
-@pytest.fixture
-async def machine(store: BlobStore, tmp_path: Path) -> ModelMachine:
-    return await ModelMachine.create(store, tmp_path)
+from tests.restores import MIB, Interrupted, check, interrupted, restore, shown_now, snapshot_now, with_base
 
 
 async def test_a_folder_with_anything_else_in_it_is_refused(machine: ModelMachine, tmp_path: Path) -> None:
@@ -196,11 +191,7 @@ async def test_a_restore_that_was_finished_is_its_own_result_until_somebody_writ
 async def test_a_restore_goes_on_from_its_own_base_although_there_is_a_newer_one(
     machine: ModelMachine, tmp_path: Path
 ) -> None:
-    machine.disks[0][:] = machine.rng.randbytes(len(machine.disks[0]))
-    await machine.begin_epoch()
-    machine.write(mark="p")
-    await machine.publish()
-    first = await snapshot_now(machine)
+    first = await with_base(machine)
     for _ in range(4):
         machine.write(8)
         await machine.publish()
@@ -248,11 +239,7 @@ async def test_a_restore_from_zeroes_stays_one_although_there_is_a_base_now(
 async def test_a_snapshot_that_expires_under_a_restore_is_named_and_the_next_run_goes_on_without_it(
     machine: ModelMachine, tmp_path: Path
 ) -> None:
-    machine.disks[0][:] = machine.rng.randbytes(len(machine.disks[0]))
-    await machine.begin_epoch()
-    machine.write(mark="p")
-    await machine.publish()
-    doc = await snapshot_now(machine)
+    doc = await with_base(machine)
     out = tmp_path / "a"
     await interrupted(machine, "latest", out, "restore.after-base-group", 1)
     catalog = await Catalog.load(machine.store, machine.name)
