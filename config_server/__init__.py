@@ -21,10 +21,11 @@ is down. Only a machine that is new to a process server or master target waits f
     own_certificate  of this server              lock        of its data folder
     rpo        how old the newest state in storage is (pure)
     sides      copies of machines, refused       serving     which of several process servers a machine is with
+    revoking   in database and storage, in force at once   revocation_record   what storage holds of one
     granting   who may read a machine's container  grants     their table
     service    wiring, and what happens every few seconds
     cli/       the `understudy` command: a client of the API, which imports nothing of the server
 
 It blocks only in the database's thread (SQLite, fsync), in files of the CA at start, and on blob storage
-when somebody asks for points.
+when somebody asks for points, or revokes.
 """

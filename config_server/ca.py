@@ -126,6 +126,16 @@ class CertificateAuthority:
             builder = builder.add_extension(names, critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
+    def sign(self, statement: bytes) -> bytes:
+        return self._key.sign(statement, ec.ECDSA(hashes.SHA256()))
+
+    def has_signed(self, statement: bytes, signature: bytes) -> bool:
+        try:
+            self._key.public_key().verify(signature, statement, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
 
 def pem_of(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()

@@ -91,6 +91,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ALTER TABLE grants ADD COLUMN request TEXT NOT NULL DEFAULT '';
     CREATE UNIQUE INDEX grants_request ON grants (request) WHERE request != '';
     """,
+    """
+    ALTER TABLE revocations ADD COLUMN who TEXT NOT NULL DEFAULT '';
+    CREATE TABLE recorded_revocations (blob TEXT PRIMARY KEY);
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

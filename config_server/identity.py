@@ -15,6 +15,7 @@ from config_server.ca import check_host, check_subject, fingerprint_of, pem_of
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name
 from config_server.renewals import Renewals
+from config_server.revoking import Revoking
 from config_server.sides import Sides
 from config_server.view import SELF
 from shared import api, enrol, identity, logging
@@ -23,13 +24,11 @@ from shared.messages import (
     CaCertificate,
     Certificate,
     CertificateList,
-    CertificateView,
     EnrolRequest,
     EventKind,
     Limit,
     Nothing,
     RenewRequest,
-    RevokeRequest,
     Token,
     TokenRequest,
 )
@@ -47,9 +46,10 @@ _REFUSED_ACTION: Final = "If nobody of yours tried this: `understudy audit list`
 
 
 class Identity:
-    def __init__(self, control: Control, sides: Sides) -> None:
+    def __init__(self, control: Control, sides: Sides, revoking: Revoking) -> None:
         self._control = control
         self._sides = sides
+        self._revoking = revoking
         self._refused: dict[tuple[str, str], tuple[int, int]] = {}
         """Code and ROLE:NAME → when a refusal was noted (monotonic), and how many followed since."""
         self._renewals = Renewals()
@@ -60,7 +60,6 @@ class Identity:
         binder.on(api.RENEW, self.renew)
         binder.on(api.TOKEN_CREATE, self.create_token)
         binder.on(api.CERTIFICATES, self.certificates)
-        binder.on(api.CERTIFICATE_REVOKE, self.revoke)
 
     async def recover(self) -> None:
         """What was issued before the last start is renewed no sooner for it."""
@@ -114,6 +113,7 @@ class Identity:
             raise
 
     async def _enrol(self, hash_: bytes, body: EnrolRequest) -> Certificate:
+        await self._revoking.settle()
         now_ns = self._control.now_ns()
 
         def work(db: sqlite3.Connection) -> tuple[tokens.Answered, x509.Certificate | None]:
@@ -135,7 +135,8 @@ class Identity:
             return tokens.Answered(grant, pem_of(certificate)), certificate
 
         answered, issued = await self._control.db.run(work)
-        await self._take_revocations()
+        await self._revoking.take()
+        self._revoking.look()  # what the name had is refused by its numbers from now on
         name = f"{answered.grant.role}:{answered.grant.name}"
         if issued is not None:
             self._renewals.issued(issued, 0, self._control.mono_ns())
@@ -187,6 +188,7 @@ class Identity:
         if (again := self._renewals.again(call.serial, _time(now_ns))) is not None:
             return self._answer(again, grant)
         self._renewals.check(call.serial, call.who, _time(now_ns), mono_ns)
+        await self._revoking.settle()
 
         def work(db: sqlite3.Connection) -> x509.Certificate:
             revocation.check(db, call.serial, call.who, call.begins_s)
@@ -210,33 +212,12 @@ class Identity:
 
         certificate = await self._control.db.run(work)
         self._renewals.issued(certificate, call.serial, mono_ns)
-        await self._take_revocations()
+        await self._revoking.take()
         return self._answer(certificate, grant)
 
     async def certificates(self, _call: Call, body: Limit) -> CertificateList:
         found = await self._control.db.run(lambda db: revocation.newest(db, body.limit))
         return CertificateList(certificates=found)
-
-    async def revoke(self, call: Call, body: RevokeRequest) -> CertificateList:
-        now_ns = self._control.now_ns()
-
-        def work(db: sqlite3.Connection) -> list[CertificateView]:
-            covered = revocation.revoke(db, body.certificate, body.reason, now_ns)
-            audit.add(db, call.who, "certificate.revoke", body.certificate, {"reason": body.reason}, now_ns)
-            return covered
-
-        covered = await self._control.db.run(work, vital=True)
-        await self._take_revocations()
-        _log.warning("certificate revoked", certificate=body.certificate, who=call.who, reason=body.reason)
-        # Held answers go out: the revoked daemon's is a refusal, the process servers' carry the list.
-        for name in {view.name for view in covered} | {
-            seen.source for seen in self._control.presence.all() if seen.role == Role.PROCESS_SERVER
-        }:
-            self._control.bell.ring(name)
-        return CertificateList(certificates=covered)
-
-    async def _take_revocations(self) -> None:
-        self._control.revoked = await self._control.db.run(revocation.current)
 
     def _issue(
         self,

@@ -4,8 +4,7 @@ A file of random bytes (zeroes take no room on a file system that compresses) be
 given up, writes, and takes again what is left of it: so it serves several times, and what may wait, such as reports, never gets it. A log
 that grows on the same disk can win the race for what was given up; then the write fails, and says so.
 
-Not taken: a second place for revocations, in storage, say. It may be away on the same day, and each start and each renewal would have to
-ask it first.
+Storage is the second place for revocations (revoking.py). It may be away on the same day.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ Of a *name* every certificate is refused, those of which this database knows not
 again enrols with a token that was made afterwards: that admits certificates which begin no earlier than the one that he gets, so
 older ones stay refused for ever, and of those that are known the serial numbers, too.
 
+What of this is in storage, too, `recorded_revocations` says (revocation_record.py, revoking.py).
+
 Nothing is ever deleted here because of the time of day: a clock that was ahead for a moment would readmit who was revoked. There are
 as many entries as operators made, and as those names and keys had certificates.
 """
@@ -19,9 +21,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+import msgspec
+
 from config_server.clock import rfc3339
+from config_server.revocation_record import Record
 from shared.errors import CertificateRevokedError, RequestError
 from shared.messages import CertificateView, Revocations
 from shared.naming import SAYS, is_name
@@ -94,34 +100,94 @@ def note_presented(
     )
 
 
-def revoke(db: sqlite3.Connection, certificate: str, reason: str, now_ns: int) -> list[CertificateView]:
-    """Refuse the certificate or the ROLE:NAME from now on; what is known of what that covers. Again is harmless. Raises RequestError
-    when it is neither."""
-    subject = _subject(certificate)
+def revoke(
+    db: sqlite3.Connection, subject: str, reason: str, now_ns: int, who: str = ""
+) -> list[CertificateView]:
+    """Refuse the certificate or the ROLE:NAME (see `subject_of`) from now on; what is known of what that covers. Again is harmless."""
     role, colon, name = subject.partition(":")
     if colon:
         db.execute("DELETE FROM tokens WHERE role = ? AND name = ?", (role, name))
         db.execute(
-            "INSERT INTO revocations (subject, reason, revoked_ns) VALUES (?, ?, ?) ON CONFLICT (subject) DO UPDATE"
-            " SET reason = excluded.reason, revoked_ns = excluded.revoked_ns, before_s = NULL WHERE before_s IS NOT NULL",
-            (subject, reason, now_ns),
+            "INSERT INTO revocations (subject, reason, revoked_ns, who) VALUES (?, ?, ?, ?) ON CONFLICT (subject) DO UPDATE"
+            " SET reason = excluded.reason, revoked_ns = excluded.revoked_ns, who = excluded.who, before_s = NULL"
+            " WHERE before_s IS NOT NULL",
+            (subject, reason, now_ns, who),
         )
-        return _views(db, "role = ? AND name = ?", (role, name), -1)
-    known = "SELECT serial FROM certificates WHERE key = (SELECT key FROM certificates WHERE serial = ?) AND key != ''"
-    serials = [subject, *(row["serial"] for row in db.execute(known, (subject,)) if row["serial"] != subject)]
-    db.executemany(
-        "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns) VALUES (?, ?, ?)",
-        [(serial, reason, now_ns) for serial in serials],
-    )
+    else:
+        db.executemany(
+            "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns, who) VALUES (?, ?, ?, ?)",
+            [(serial, reason, now_ns, who) for serial in _same_key(db, subject)],
+        )
+    return covered(db, subject)[1]
+
+
+def covered(db: sqlite3.Connection, subject: str) -> tuple[list[str], list[CertificateView]]:
+    """The serial numbers that go with this one, itself included (none for a name); and what is known of all that it covers."""
+    role, colon, name = subject.partition(":")
+    if colon:
+        return [], _views(db, "role = ? AND name = ?", (role, name), -1)
+    serials = _same_key(db, subject)
     found = (_views(db, "serial = ?", (serial,), 1) for serial in serials)
-    return [view for views in found for view in views]
+    return serials, [view for views in found for view in views]
+
+
+def _same_key(db: sqlite3.Connection, serial: str) -> list[str]:
+    known = "SELECT serial FROM certificates WHERE key = (SELECT key FROM certificates WHERE serial = ?) AND key != ''"
+    return [serial, *(row["serial"] for row in db.execute(known, (serial,)) if row["serial"] != serial)]
+
+
+def take_in(db: sqlite3.Connection, record: Record) -> bool:
+    """A revocation that storage has a record of. Whether it changed anything.
+
+    Of a name, which may have been readmitted since, it is what was issued until then: all that is known of it, and what begins earlier.
+    """
+    before = db.total_changes
+    if not record.is_name:
+        revoke(db, record.subject, record.reason, record.revoked_ns, record.who)
+        return db.total_changes != before
+    role, _, name = record.subject.partition(":")
+    db.execute(
+        "DELETE FROM tokens WHERE role = ? AND name = ? AND created_ns <= ?", (role, name, record.revoked_ns)
+    )
+    db.execute(
+        "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns, who) SELECT serial, ?, ?, ? FROM certificates"
+        " WHERE role = ? AND name = ? AND issued_ns <= ?",
+        (record.reason, record.revoked_ns, record.who, role, name, record.revoked_ns),
+    )
+    db.execute(
+        "INSERT INTO revocations (subject, reason, revoked_ns, who, before_s) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (subject) DO UPDATE SET reason = excluded.reason, revoked_ns = excluded.revoked_ns, who = excluded.who,"
+        " before_s = excluded.before_s WHERE before_s < excluded.before_s",
+        (record.subject, record.reason, record.revoked_ns, record.who, record.before_s),
+    )
+    return db.total_changes != before
+
+
+def rows(db: sqlite3.Connection) -> list[Record]:
+    """All, as storage records them."""
+    found = db.execute("SELECT subject, reason, who, revoked_ns FROM revocations")
+    return [msgspec.convert(dict(row), Record) for row in found]
+
+
+def recorded(db: sqlite3.Connection) -> set[str]:
+    """The blobs of which this database knows that storage has them, and whose content it has."""
+    return {row["blob"] for row in db.execute("SELECT blob FROM recorded_revocations")}
+
+
+def note_recorded(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
+    db.executemany("INSERT OR IGNORE INTO recorded_revocations VALUES (?)", [(blob,) for blob in blobs])
+
+
+def forget_recorded(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
+    """Storage does not have them any more."""
+    db.executemany("DELETE FROM recorded_revocations WHERE blob = ?", [(blob,) for blob in blobs])
 
 
 def readmit(db: sqlite3.Connection, role: str, name: str, serial: int, begins_s: int) -> None:
     """ROLE:NAME got this certificate for a token that was made after its revocation: only earlier ones stay refused."""
     subject = f"{role}:{name}"
     db.execute(
-        "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns) SELECT c.serial, r.reason, r.revoked_ns"
+        "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns, who) SELECT c.serial, r.reason, r.revoked_ns, r.who"
         " FROM certificates c, revocations r WHERE r.subject = ? AND r.before_s IS NULL AND c.role = ? AND c.name = ?"
         " AND c.serial != ?",
         (subject, role, name, f"{serial:x}"),
@@ -170,7 +236,8 @@ def newest(db: sqlite3.Connection, limit: int) -> list[CertificateView]:
     return _views(db, "TRUE", (), limit)
 
 
-def _subject(certificate: str) -> str:
+def subject_of(certificate: str) -> str:
+    """What is revoked by these words. Raises RequestError when they are neither a serial number nor ROLE:NAME."""
     role, colon, name = certificate.partition(":")
     if colon and role in ENROLLED and is_name(name):
         return certificate

@@ -9,7 +9,7 @@ import sqlite3
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import web
 
@@ -22,7 +22,6 @@ from config_server import (
     keys,
     lock,
     own_certificate,
-    revocation,
     tokens,
     view,
 )
@@ -38,6 +37,7 @@ from config_server.keys import Keys
 from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
 from config_server.reporting import Reporting, log_changes
+from config_server.revoking import Revoking
 from config_server.sides import Sides
 from config_server.storage import Storage
 from shared import api, durable, identity, logging, service, tls
@@ -75,6 +75,12 @@ _LINGERING_S: Final = 1.0
 """So long a refused request's body is read on, so that its sender can read the answer."""
 
 
+class _Bound(Protocol):
+    """Handlers of routes."""
+
+    def bind(self, binder: Binder) -> None: ...
+
+
 class _Part(NamedTuple):
     """What runs beside the others until the stop."""
 
@@ -108,16 +114,27 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     storage = Storage(config.blob, file)
     control = Control(db, ca, storage, dt.timedelta(days=config.certificate_days))
     sides = Sides(control)
-    known = Identity(control, sides)
+    revoking = Revoking(control)
+    known = Identity(control, sides, revoking)
     granting = Granting(control, config.grant_hours)
     try:
         with durable.named(f"The data folder {folder} could not be used"):
             await _recover(control, folder)
+            await revoking.recover()
             await known.recover()
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, context)
+        handlers: tuple[_Bound, ...] = (
+            known,
+            revoking,
+            Reporting(control, sides),
+            Operations(control, granting),
+            granting,
+            Keys(control, vault),
+            sides,
+        )
         runner = web.AppRunner(
-            _application(control, sides, known, granting, vault, config, listener),
+            _application(control, handlers, config, listener),
             access_log=None,
             shutdown_timeout=_SHUTDOWN_S,
             lingering_time=_LINGERING_S,
@@ -132,6 +149,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 _Part("sweeper", _sweep(control, sides, config, context, stop), ends_itself=True),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
+                _Part("revocations", _make_up_for_revocations(control, revoking)),
                 _Part("grants", _sweep_grants(control, granting, stop)),
             )
             async with asyncio.TaskGroup() as tasks:
@@ -152,13 +170,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
 
 
 def _application(
-    control: Control,
-    sides: Sides,
-    known: Identity,
-    granting: Granting,
-    vault: RecordedVault | None,
-    config: ConfigServerConfig,
-    listener: Listener,
+    control: Control, parts: Sequence[_Bound], config: ConfigServerConfig, listener: Listener
 ) -> web.Application:
     binder = Binder(
         lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
@@ -170,14 +182,6 @@ def _application(
         return Health(name=config.name, version=VERSION, api=API_VERSION)
 
     binder.on(api.HEALTH, health)
-    parts = (
-        known,
-        Reporting(control, sides),
-        Operations(control, granting),
-        granting,
-        Keys(control, vault),
-        sides,
-    )
     for part in parts:
         part.bind(binder)
     return binder.application()
@@ -205,7 +209,6 @@ def _check_whole(folder: Path) -> None:
 
 async def _recover(control: Control, folder: Path) -> None:
     """Bring back what was known before the last stop; make an operator token when there is none."""
-    control.revoked = await control.db.run(revocation.current)
     for stored in await control.db.run(inventory.reports):
         try:
             mono_ns = control.mono_ns()
@@ -277,6 +280,12 @@ async def _ask_whose(control: Control, stop: asyncio.Event) -> None:
     while not stop.is_set():
         await _part(control, "serving", control.serving.ask())
         await wait_for(stop, _SWEEP_S)
+
+
+async def _make_up_for_revocations(control: Control, revoking: Revoking) -> None:
+    while True:
+        await revoking.due()
+        await _part(control, "revocations", revoking.make_up())
 
 
 async def _sweep_grants(control: Control, granting: Granting, stop: asyncio.Event) -> None:

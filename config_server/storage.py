@@ -1,7 +1,7 @@
 """What the config server reads from blob storage: points for display, and the keys that a restore is granted.
 
-It never writes there but which machine is the active side (`machine rebind`), the policies of grants (granting.py), and once which vault
-keys this installation has (shared/vault_record.py).
+It never writes there but which machine is the active side (`machine rebind`), the policies of grants (granting.py), who was revoked
+(revoking.py), and once which vault keys this installation has (shared/vault_record.py).
 Storage that is away makes these calls fail, and nothing else: state and health come from reports.
 """
 

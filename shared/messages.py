@@ -63,6 +63,8 @@ class EventKind(enum.StrEnum):
     """A job ended."""
     ENROLMENT = "enrolment"
     """An enrolment was refused."""
+    REVOCATION = "revocation"
+    """Storage knew revocations that the database did not."""
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -183,6 +185,8 @@ class CertificateView(msgspec.Struct, kw_only=True):
 
 class CertificateList(msgspec.Struct):
     certificates: list[CertificateView]
+    warning: str = ""
+    """What was done, and is not as safe as it should be yet."""
 
 
 class RevokeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from config_server.cli.options import COMMON, add_options, find_target
-from config_server.cli.output import emit, grid, run
+from config_server.cli.output import emit, grid, run, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,7 +62,10 @@ async def _revoke(certificate_: str, reason: str) -> list[CertificateView]:
 
     body = RevokeRequest(certificate=certificate_, reason=reason)
     async with find_target().connect() as client:
-        return (await client.call(api.CERTIFICATE_REVOKE, body)).certificates
+        answer = await client.call(api.CERTIFICATE_REVOKE, body)
+    if answer.warning:
+        say(answer.warning)
+    return answer.certificates
 
 
 def _table(found: list[CertificateView]) -> Table:

@@ -48,6 +48,23 @@ class ServersDisagreeError(UnhealthyError):
     )
 
 
+class RevocationUnstoredError(UnhealthyError):
+    """It is in the database, and a backup of that from before would not know it."""
+
+    code = "US589"
+    default_action = "Nothing, if storage comes back: it is tried again every minute. Until then a backup of state.db is worth more."
+
+
+class RevocationUnrecordedError(UnhealthyError):
+    """Neither the database nor storage took it."""
+
+    code = "US598"
+    default_action = (
+        "Mend the database's disk, or storage. Until this config server stops the revocation is in force, and it goes on trying to"
+        " record it; make sure that it does before you restart it (understudy event list --open), or revoke again afterwards."
+    )
+
+
 class RpoUnknownError(UnhealthyError):
     code = "US548"
     default_action = "Synchronise the machine's clock (NTP). It is measured again with the next state that gets to storage."

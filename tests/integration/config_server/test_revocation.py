@@ -74,7 +74,7 @@ async def test_a_revoked_certificate_neither_reports_nor_renews_and_others_do(
         log = (await operator.call(api.AUDIT, Limit(limit=1))).entries
     assert {c.serial: bool(c.revoked) for c in listed} == {serial(old): True, serial(new): False}
     assert [(e.action, e.object, e.detail) for e in log] == [
-        ("certificate.revoke", serial(old).upper(), {"reason": "stolen"})
+        ("certificate.revoke", serial(old), {"reason": "stolen"})
     ]
 
 

@@ -1,0 +1,69 @@
+"""What storage holds of revocations, since a database that is restored from a backup does not know those that were made after it.
+
+    <vault container>/revoked/<serial>.json                     a serial number
+    <vault container>/revoked/<role>/<name>/<revoked_ns>.json   a ROLE:NAME, each time that it was revoked
+
+A record is created once and stays. A name that was readmitted needs none: its record says when it was revoked, and what refuses is the
+certificates that begin before then (`before_s`), which those of a readmission do not.
+
+The CA signs each record. Process servers and master targets have the account's key, too, and none of them shall be able to have others
+refused. What they can do is delete; then the config server writes again what its database has.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from config_server.ca import BACKDATED, CertificateAuthority
+from config_server.clock import SECOND_NS
+from shared.errors import UNDECODABLE
+
+FOLDER: Final = "revoked/"
+_SIGNED: Final = b"understudy revocation\0"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    v: int = 1
+    subject: str
+    """A serial number (hexadecimal), or ROLE:NAME."""
+    reason: str = ""
+    who: str = ""
+    """Who revoked it; empty where only the database's row was left to tell."""
+    revoked_ns: int
+
+    @property
+    def is_name(self) -> bool:
+        return ":" in self.subject
+
+    @property
+    def blob(self) -> str:
+        last = f"/{self.revoked_ns}" if self.is_name else ""
+        return f"{FOLDER}{self.subject.replace(':', '/', 1)}{last}.json"
+
+    @property
+    def before_s(self) -> int:
+        """Of a name: certificates that begin (Unix seconds) before then are refused. Whatever was issued until it was revoked does."""
+        return self.revoked_ns // SECOND_NS + 1 - int(BACKDATED.total_seconds())
+
+
+class _Signed(msgspec.Struct, frozen=True):
+    record: str
+    signature: bytes
+
+
+def encode(record: Record, ca: CertificateAuthority) -> bytes:
+    said = msgspec.json.encode(record)
+    return msgspec.json.encode(_Signed(said.decode(), ca.sign(_SIGNED + said)))
+
+
+def decode(blob: str, data: bytes, ca: CertificateAuthority) -> Record | None:
+    """None for what this CA did not write under that name."""
+    try:
+        signed = msgspec.json.decode(data, type=_Signed)
+        record = msgspec.json.decode(signed.record, type=Record)
+    except UNDECODABLE:
+        return None
+    genuine = record.blob == blob and ca.has_signed(_SIGNED + signed.record.encode(), signed.signature)
+    return record if genuine else None

@@ -1,0 +1,343 @@
+"""Revoking: in force at once, on record in the database and in storage.
+
+Either place may fail on the worst day, and a restored database knows less than storage. So who revokes is told that it is done once it is
+recorded in one of them, and what the other lacks is said, and made up for as soon as it answers:
+
+- What the database could not write is in force from memory, and written when it works again, before anybody enrols or renews.
+- What storage could not take is a problem of this server until it has. Which records storage has the database remembers: so a restored
+  one knows that it does not know them.
+- At the start, and once a day, storage is listed, and what is new there is taken in, with an audit entry and an event. A start waits for
+  that for a moment only: this server works without storage.
+
+Recorded in neither, it is an error, and in force until this server stops; it goes on trying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from config_server import audit, events, revocation
+from config_server.binding import Binder, Call
+from config_server.clock import rfc3339
+from config_server.control import Control
+from config_server.revocation_record import FOLDER, Record, decode, encode
+from config_server.view import SELF
+from shared import api, logging
+from shared.blob import BlobStore, Retry
+from shared.crashpoints import reach
+from shared.errors import (
+    BlobExistsError,
+    BlobNotFoundError,
+    ContainerMissingError,
+    DatabaseError,
+    PreconditionError,
+    RevocationUnrecordedError,
+    RevocationUnstoredError,
+    TransientError,
+    UnderstudyError,
+)
+from shared.messages import CertificateList, CertificateView, EventKind, Revocations, RevokeRequest
+from shared.status import Problem
+from shared.vocabulary import Role, Severity
+from shared.waiting import wait_for
+
+_log = logging.get()
+
+LIST_S: Final = 86_400.0
+_AGAIN_S: Final = 60.0
+"""How often storage is tried while it lacks something, ..."""
+_SETTLE_S: Final = 5.0
+"""... and the database while that does."""
+_PATIENCE_S: Final = 8.0
+"""So long who revokes waits for storage."""
+_START_S: Final = 3.0
+
+
+class _Unsettled(NamedTuple):
+    record: Record
+    ours: bool
+    """Revoked here; else it was found in storage."""
+
+
+class Revoking:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._of_database = Revocations()
+        self._unsettled: dict[str, _Unsettled] = {}
+        """By blob: what is in force, and the database does not have."""
+        self._stored: set[str] = set()
+        """Blobs that storage has for certain, also when the database could not note it."""
+        self._strange: set[str] = set()
+        """Blobs that are none of ours."""
+        self._storing = asyncio.Lock()
+        self._settling = asyncio.Lock()
+        self._due = asyncio.Event()
+        self._listed_s: float | None = None
+        self.problem: RevocationUnstoredError | None = None
+        """What storage lacks."""
+
+    def bind(self, binder: Binder) -> None:
+        binder.on(api.CERTIFICATE_REVOKE, self.revoke)
+
+    async def revoke(self, call: Call, body: RevokeRequest) -> CertificateList:
+        """Raises RequestError, RevocationUnrecordedError."""
+        subject = revocation.subject_of(body.certificate)
+        record = Record(subject=subject, reason=body.reason, who=call.who, revoked_ns=self._control.now_ns())
+        unwritten: DatabaseError | None = None
+        try:
+            covered = await self._control.db.run(lambda db: _revoke(db, record), vital=True)
+        except DatabaseError as exc:
+            unwritten, covered = exc, await self._keep(record)
+        reach("revoke.after-row")
+        await self.take()
+        _log.warning("certificate revoked", certificate=subject, who=call.who, reason=body.reason)
+        # Held answers go out: the revoked daemon's is a refusal, the process servers' carry the list.
+        for name in {view.name for view in covered} | {
+            seen.source for seen in self._control.presence.all() if seen.role == Role.PROCESS_SERVER
+        }:
+            self._control.bell.ring(name)
+        unstored = await self._store_soon()
+        if unwritten is None:
+            warning = "" if unstored is None else f"It is in force. {unstored}"
+            return CertificateList(certificates=covered, warning=warning)
+        if unstored is not None or not self._control.storage.place:
+            away = unstored.cause if unstored is not None else "none is configured"
+            raise RevocationUnrecordedError(
+                f"The revocation of {subject} is not on record",
+                cause=f"the database: {unwritten.cause}; storage: {away}",
+            )
+        warning = (
+            f"It is in force, and recorded in storage alone, until the database works again. {unwritten}"
+        )
+        return CertificateList(certificates=covered, warning=warning)
+
+    async def take(self) -> None:
+        """From now on what the database has is in force, and what it still lacks."""
+        with contextlib.suppress(DatabaseError):  # it says so itself
+            self._of_database = await self._control.db.run(revocation.current)
+        self._control.revoked = _merged(self._of_database, self._unsettled.values())
+
+    def look(self) -> None:
+        """The database has something new that storage lacks: it is seen to soon."""
+        self._due.set()
+
+    async def settle(self) -> None:
+        """What is in force gets into the database before anybody is admitted by it. Raises DatabaseError."""
+        if not self._unsettled:
+            return
+        async with self._settling:
+            waiting = dict(self._unsettled)
+            now_ns = self._control.now_ns()
+
+            def work(db: sqlite3.Connection) -> None:
+                for record, ours in waiting.values():
+                    if ours:
+                        _revoke(db, record)
+                _take_in(db, [record for record, ours in waiting.values() if not ours], now_ns)
+                revocation.note_recorded(db, waiting.keys() & self._stored)
+
+            await self._control.db.run(work, vital=True)
+            for blob in waiting:
+                del self._unsettled[blob]
+        await self.take()
+
+    async def recover(self) -> None:
+        """At the start: what the database has, and what storage says if it says it at once."""
+        await self.take()
+        if not self._control.storage.place:
+            return
+        self._control.watched.append(lambda: self.problem)
+        vault = self._control.storage.machines().vault.with_retry(Retry(deadline_s=0.0))
+        try:
+            async with asyncio.timeout(_START_S):
+                await self.compare(vault)
+        except (UnderstudyError, TimeoutError) as exc:
+            _log.warning("revocations not compared with storage yet", cause=str(exc) or "it does not answer")
+            self._due.set()
+
+    async def due(self) -> None:
+        """Until `make_up` has something to do, or it is time to look."""
+        if self._unsettled:
+            wait_s = _SETTLE_S
+        elif (self.problem is not None or self._listed_s is None) and self._control.storage.place:
+            wait_s = _AGAIN_S
+        else:
+            wait_s = LIST_S
+        await wait_for(self._due, wait_s)
+        self._due.clear()
+
+    async def make_up(self) -> None:
+        """For what one of the two places lacks. Raises StorageErrors that time alone does not mend."""
+        with contextlib.suppress(DatabaseError):  # it says so itself
+            await self.settle()
+        if not self._control.storage.place:
+            return
+        if self._listed_s is not None and time.monotonic() - self._listed_s < LIST_S:
+            await self._store_soon()
+            return
+        try:
+            await self.compare()
+        except TransientError as exc:
+            _log.info("revocations not compared with storage", **exc.as_dict())
+
+    async def compare(self, vault: BlobStore | None = None) -> None:
+        """Lists what storage has, takes in what is new there, and writes what it lacks. Raises StorageErrors."""
+        vault = vault or self._control.storage.machines().vault
+        async with self._storing:
+            listed = await _listed(vault)
+            self._stored &= listed
+            recorded = await self._recorded()
+            found: list[Record] = []
+            for blob in sorted(listed - recorded - self._stored - self._strange - self._unsettled.keys()):
+                try:
+                    record = decode(blob, await vault.read(blob), self._control.ca)
+                except BlobNotFoundError:
+                    continue  # gone since the list
+                if record is None:
+                    _log.warning("a record of a revocation is not of this installation", blob=blob)
+                    self._strange.add(blob)
+                else:
+                    found.append(record)
+            self._stored |= {record.blob for record in found}
+            self._unsettled |= {record.blob: _Unsettled(record, ours=False) for record in found}
+            with contextlib.suppress(DatabaseError):
+                await self._control.db.run(lambda db: revocation.forget_recorded(db, recorded - listed))
+            with contextlib.suppress(DatabaseError):
+                await self.settle()
+            await self.take()
+            self._listed_s = time.monotonic()
+            await self._store(vault)
+
+    # ---- inside
+
+    async def _keep(self, record: Record) -> list[CertificateView]:
+        """In memory: what the record covers, as far as the database still reads."""
+        serials: Sequence[str] = ()
+        covered: list[CertificateView] = []
+        with contextlib.suppress(DatabaseError):
+            serials, covered = await self._control.db.run(lambda db: revocation.covered(db, record.subject))
+        for subject in {record.subject, *serials}:
+            kept = Record(subject=subject, reason=record.reason, who=record.who, revoked_ns=record.revoked_ns)
+            self._unsettled[kept.blob] = _Unsettled(kept, ours=True)
+        self._due.set()
+        return covered
+
+    async def _recorded(self) -> set[str]:
+        """Which blobs the database knows to be there."""
+        with contextlib.suppress(DatabaseError):
+            return await self._control.db.run(revocation.recorded)
+        return set()
+
+    async def _store_soon(self) -> RevocationUnstoredError | None:
+        """What is wrong afterwards. None where there is no storage."""
+        if not self._control.storage.place:
+            return None
+        cause = "it does not answer"
+        try:
+            async with asyncio.timeout(_PATIENCE_S), self._storing:
+                await self._store(self._control.storage.machines().vault)
+                return None
+        except TimeoutError:
+            pass
+        except UnderstudyError as exc:
+            cause = f"{exc.what}: {exc.cause}" if exc.cause else exc.what
+        self._note(RevocationUnstoredError("Storage has no record of a revocation yet", cause=cause))
+        return self.problem
+
+    async def _store(self, vault: BlobStore) -> None:
+        """The newest first: somebody waits for them."""
+        rows: list[Record] = []
+        with contextlib.suppress(DatabaseError):
+            rows = await self._control.db.run(revocation.rows)
+        recorded = await self._recorded()
+        wanted = {record.blob: record for record in rows}
+        wanted |= {blob: kept.record for blob, kept in self._unsettled.items() if kept.ours}
+        missing = [record for blob, record in wanted.items() if blob not in recorded | self._stored]
+        for record in sorted(missing, key=lambda record: -record.revoked_ns):
+            await _write(vault, record.blob, encode(record, self._control.ca), self._control)
+            reach("revoke.after-blob")
+            self._stored.add(record.blob)
+        if unnoted := {record.blob for record in rows} & self._stored - recorded:
+            with contextlib.suppress(DatabaseError):
+                await self._control.db.run(lambda db: revocation.note_recorded(db, unnoted))
+        self._note(None)
+
+    def _note(self, problem: RevocationUnstoredError | None) -> None:
+        before, self.problem = self.problem, problem
+        if problem is not None and before is None:
+            self._due.set()  # whoever waited for the next list tries again sooner
+        if problem is not None and (before is None or before.cause != problem.cause):
+            _log.error("revocations: trouble", **problem.as_dict())
+        elif problem is None and before is not None:
+            _log.info("revocations: trouble is over")
+
+
+def _revoke(db: sqlite3.Connection, record: Record) -> list[CertificateView]:
+    covered = revocation.revoke(db, record.subject, record.reason, record.revoked_ns, record.who)
+    detail = {"reason": record.reason}
+    audit.add(db, record.who, "certificate.revoke", record.subject, detail, record.revoked_ns)
+    return covered
+
+
+def _take_in(db: sqlite3.Connection, found: Sequence[Record], now_ns: int) -> None:
+    """What storage knew, and this database did not."""
+    news = [record for record in found if revocation.take_in(db, record)]
+    revocation.note_recorded(db, [record.blob for record in found])
+    for record in news:
+        detail = {"reason": record.reason, "who": record.who, "revoked": rfc3339(record.revoked_ns)}
+        audit.add(db, SELF, "certificate.revoke.recovered", record.subject, detail, now_ns)
+    if news:
+        named = ", ".join(record.subject for record in news[:10])
+        happened = Problem(
+            code="",
+            what=f"{len(news)} revocations were taken in from storage: {named}{' …' if len(news) > 10 else ''}",
+            cause="this database did not know them: it was restored from a backup, or could not be written",
+            action="Check that nothing else is lost: understudy certificate list, machine list.",
+            severity=Severity.WARNING,
+            object=SELF,
+        )
+        events.note(db, EventKind.REVOCATION, SELF, happened, now_ns)
+        _log.warning("revocations taken in from storage", subjects=[record.subject for record in news])
+
+
+def _merged(known: Revocations, unsettled: Iterable[_Unsettled]) -> Revocations:
+    serials, names, before = set(known.serials), set(known.names), dict(known.before)
+    for record, ours in unsettled:
+        if not record.is_name:
+            serials.add(record.subject)
+        elif ours:
+            names.add(record.subject)
+        else:
+            before[record.subject] = max(record.before_s, before.get(record.subject, record.before_s))
+    return Revocations(serials=sorted(serials), names=sorted(names), before=before)
+
+
+async def _listed(vault: BlobStore) -> set[str]:
+    try:
+        return {info.name async for info in vault.list(FOLDER)}
+    except ContainerMissingError:
+        return set()
+
+
+async def _write(vault: BlobStore, blob: str, data: bytes, control: Control) -> None:
+    """Until a record that says so is there: what somebody else put under the name gives way."""
+    while True:
+        try:
+            await vault.create(blob, data)
+        except ContainerMissingError:
+            await vault.ensure_container()
+        except BlobExistsError:
+            found = await vault.read_versioned(blob)
+            if found is not None and decode(blob, found[0], control.ca) is not None:
+                return
+            if found is not None:
+                with contextlib.suppress(PreconditionError):  # once more
+                    await vault.replace(blob, data, if_match=found[1])
+                    return
+        else:
+            return

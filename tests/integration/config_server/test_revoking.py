@@ -1,0 +1,209 @@
+"""Revocations in two places, of which one may fail, or be set back: the database and storage. With real files, disks and blobs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config_server import revoking
+from config_server.ca import CertificateAuthority
+from config_server.config import ConfigServerConfig
+from config_server.revocation_record import Record, encode
+from shared import api, enrol, identity
+from shared.blob import BlobConfig, BlobStore
+from shared.errors import (
+    CertificateRevokedError,
+    KeyRevokedError,
+    RevocationUnrecordedError,
+    TokenUnknownError,
+)
+from shared.messages import AuditView, CertificateList, EventQuery, EventView, Limit, RevokeRequest
+from shared.tls import TlsFiles
+from tests.azurite import Azurite
+from tests.config_parts import ConfigServer, config_for, daemon, running
+from tests.failing_disks import FAILING
+from tests.storage_faults import Answer, FaultProxy
+
+
+async def revoke(server: ConfigServer, certificate: str) -> CertificateList:
+    async with server.operator() as operator:
+        body = RevokeRequest(certificate=certificate, reason="stolen")
+        return await operator.call(api.CERTIFICATE_REVOKE, body)
+
+
+def serial(files: TlsFiles) -> str:
+    return f"{identity.only_certificate(files.cert.read_text()).serial_number:x}"
+
+
+async def is_refused(server: ConfigServer, files: TlsFiles) -> bool:
+    async with daemon(server, files) as client:
+        try:
+            await client.report({"state": "ordered"})
+        except CertificateRevokedError:
+            return True
+    return False
+
+
+async def taken_in(server: ConfigServer) -> tuple[list[AuditView], list[EventView]]:
+    async with server.operator() as operator:
+        entries = (await operator.call(api.AUDIT, Limit())).entries
+        events = (await operator.call(api.EVENTS, EventQuery())).events
+    return (
+        [entry for entry in entries if entry.action == "certificate.revoke.recovered"],
+        [event for event in events if event.kind == "revocation"],
+    )
+
+
+@contextlib.contextmanager
+def restored_afterwards(config: ConfigServerConfig, tmp_path: Path) -> Iterator[None]:
+    """The data folder as it is now, again after the block."""
+    shutil.copytree(config.data_dir, tmp_path / "backup")
+    yield
+    shutil.rmtree(config.data_dir)
+    (tmp_path / "backup").rename(config.data_dir)
+
+
+async def test_a_restored_database_takes_in_what_was_revoked_since_and_readmits_who_was(
+    blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    config = config_for(tmp_path, blob=blob_config)
+    async with running(config) as server:
+        stolen, name, back = [
+            await server.enrolled("agent", machine, tmp_path / machine)
+            for machine in ("web1", "web2", "web3")
+        ]
+        token = (await server.token("agent", "web2")).token
+    with restored_afterwards(config, tmp_path):
+        async with running(config) as server:
+            unknown = await server.enrolled("agent", "web2", tmp_path / "unknown")
+            for certificate in (serial(stolen), "agent:web2", "agent:web3"):
+                assert not (await revoke(server, certificate)).warning
+            revoked_s = int(time.time())
+            while int(time.time()) == revoked_s:  # noqa: ASYNC110 - certificates count in seconds
+                await asyncio.sleep(0.05)
+            again = await server.enrolled("agent", "web3", tmp_path / "again")
+            other = await server.enrolled("agent", "web4", tmp_path / "other")
+    async with running(config) as server:
+        assert [await is_refused(server, files) for files in (stolen, name, unknown, back)] == [True] * 4
+        assert [await is_refused(server, files) for files in (again, other)] == [False] * 2
+        with pytest.raises(TokenUnknownError):
+            await enrol.enrol(server.url, token, tmp_path / "thief")
+        entries, [event] = await taken_in(server)
+        assert {serial(stolen), "agent:web2", "agent:web3"} <= {entry.object for entry in entries}
+        assert {entry.detail["who"] for entry in entries} == {"operator:admin"}
+        assert "taken in from storage" in event.what
+    async with running(config) as server:
+        assert await taken_in(server) == (entries, [event]), "once"
+        assert await is_refused(server, stolen)
+
+
+async def test_what_the_database_cannot_write_is_in_force_and_in_storage_and_gets_into_the_database(
+    blob_config: BlobConfig, tmp_path: Path
+) -> None:
+    with FAILING["Read-only file system"]() as disk:
+        config = config_for(disk.where, blob=blob_config)
+        async with running(config) as server:
+            files = await server.enrolled("agent", "web1", tmp_path / "agent")
+            backup = tmp_path / "backup"
+            disk.fail()
+            answer = await revoke(server, serial(files))
+            assert "storage alone" in answer.warning
+            assert [view.name for view in answer.certificates] == ["agent:web1"]
+            assert await is_refused(server, files)
+            shutil.copytree(config.data_dir, backup)
+    config = config_for(tmp_path, blob=blob_config)
+    backup.rename(config.data_dir)
+    async with running(config) as server:
+        assert await is_refused(server, files)
+        assert [entry.object for entry in (await taken_in(server))[0]] == [serial(files)]
+
+
+async def test_what_neither_takes_is_an_error_and_in_force(
+    blob_config: BlobConfig, azurite: Azurite, tmp_path: Path
+) -> None:
+    with FAILING["Read-only file system"]() as disk, FaultProxy(azurite) as proxy:
+        config = config_for(disk.where, blob=proxy.config(blob_config.container))
+        async with running(config) as server:
+            files = await server.enrolled("agent", "web1", tmp_path / "agent")
+            disk.fail()
+            proxy.add(Answer(403, "AuthorizationFailure"), times=None)
+            with pytest.raises(RevocationUnrecordedError) as failed:
+                await revoke(server, "agent:web1")
+            assert "database" in failed.value.cause
+            assert "AuthorizationFailure" in failed.value.cause
+            assert await is_refused(server, files)
+
+
+async def test_what_storage_cannot_take_is_done_and_said_and_made_up_for(
+    blob_config: BlobConfig,
+    store: BlobStore,
+    azurite: Azurite,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(revoking, "_AGAIN_S", 0.1)
+    with FaultProxy(azurite) as proxy:
+        async with running(config_for(tmp_path, blob=proxy.config(blob_config.container))) as server:
+            files = await server.enrolled("agent", "web1", tmp_path / "agent")
+            proxy.add(Answer(403, "AuthorizationFailure"), times=None)
+            answer = await revoke(server, "agent:web1")
+            assert "It is in force" in answer.warning
+            assert await is_refused(server, files)
+            proxy.clear()
+            async with asyncio.timeout(30):
+                while not [blob async for blob in store.list("revoked/agent/web1/")]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        assert len([blob async for blob in store.list("revoked/")]) == 1
+
+
+async def test_a_record_that_is_not_signed_by_the_ca_revokes_nobody_and_keeps_none_from_being_made(
+    blob_config: BlobConfig, store: BlobStore, tmp_path: Path
+) -> None:
+    """Process servers have the account's key, too."""
+    config = config_for(tmp_path, blob=blob_config)
+    async with running(config) as server:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    forger = CertificateAuthority.open(tmp_path)
+    record = Record(subject=serial(files), reason="forged", revoked_ns=1)
+    await store.create(record.blob, encode(record, forger))
+    await store.create("revoked/agent/web1/1.json", b"{}")
+    async with running(config) as server:
+        assert not await is_refused(server, files)
+        assert not (await revoke(server, serial(files))).warning
+        await store.delete(record.blob)
+    async with running(config) as server:
+        assert encode(record, forger) != await store.read(record.blob), "it is written again"
+        assert await is_refused(server, files)
+
+
+async def test_a_key_that_was_revoked_while_the_database_failed_gets_no_certificate_when_it_works_again(
+    tmp_path: Path,
+) -> None:
+    with FAILING["No space left on device"]() as disk:
+        config = config_for(disk.where)
+        async with running(config) as server:
+            files = await server.enrolled("agent", "web1", tmp_path / "agent")
+            token = (await server.token("agent", "web1")).token
+            (config.data_dir / "reserve").unlink()
+            disk.fail()
+            refused: RevocationUnrecordedError | None = None
+            for number in range(200):  # until what the write-ahead log already had is used up
+                try:
+                    await revoke(server, f"agent:other{number}")
+                except RevocationUnrecordedError as exc:
+                    refused = exc
+                    break
+            assert refused is not None
+            assert "none is configured" in refused.cause
+            with pytest.raises(RevocationUnrecordedError):
+                await revoke(server, serial(files))
+            disk.heal()
+            files.cert.unlink()
+            with pytest.raises(KeyRevokedError):
+                await enrol.enrol(server.url, token, tmp_path / "agent")
