@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -74,6 +75,11 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def protected(self) -> tuple[Wanted, ...]:
         """All disks, in the order of the configuration."""
         return (*(Wanted(path) for path in self.disks), *self.disk)
+
+    @property
+    def control_address(self) -> tuple[str, int]:
+        url = urlsplit(self.control_url)
+        return url.hostname or "", url.port or 443
 
     @property
     def address(self) -> tuple[str, int]:

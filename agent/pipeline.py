@@ -50,7 +50,13 @@ class Agent:
         self.stream = Stream(capture, self.state, self.catchup, self.reader)
         self.continuity = Continuity(capture, self.state, self.stream.rounds, watch)
         self.sender = Sender(
-            self.stream, self.state, self._hello, config.address, config.tls, self.continuity.end_epoch
+            self.stream,
+            self.state,
+            self._hello,
+            config.address,
+            config.tls,
+            self.continuity.end_epoch,
+            config.control_address,
         )
         self.note = HostNote(config, capture)
         self.revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), self.sender.revoke)

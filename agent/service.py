@@ -27,11 +27,12 @@ from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report
 from agent.stream.state import AgentState, Reason, Suspicion, Word, move
-from shared import logging
+from shared import identity, logging
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, UnderstudyError
 from shared.service import notify, watchdog_interval_s
 from shared.status import AgentReport, Problem
+from shared.vocabulary import Role
 
 _log = logging.get()
 
@@ -72,6 +73,7 @@ class _Kept:
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     """The daemon. SIGTERM ends it and leaves capture attached: only `detach` removes that."""
     check_machine()
+    identity.check_name(config.tls, f"{Role.AGENT}:{config.machine}")
     pins.ensure_bpffs(config.pin_dir)
     with lock.held(config.state_dir, "The agent was not started", config.pin_dir):
         kept = _Kept()

@@ -43,9 +43,11 @@ class Evidence(NamedTuple):
     """Of the certificate that the other end shows, whoever that is."""
     ends_s: float | None = None
     theirs_s: float | None = None
-    """By the clock of whoever answers there."""
+    """By the clock of whoever answers there, or another's."""
     jumped_s: float = 0.0
     """How far this host's clock was set since this process began."""
+    whose: str = "the other host's"
+    """Which clock `theirs_s` is by."""
 
 
 class Fault(enum.Enum):
@@ -64,7 +66,7 @@ def judge(seen: Evidence) -> Verdict:
     """Pure. Why a certificate does not seem to be valid at this time."""
     clocks = f"this host's clock shows {coarse(seen.now_s)}"
     if seen.theirs_s is not None:
-        clocks += f", and the other's {coarse(seen.theirs_s)}"
+        clocks += f", and {seen.whose} {coarse(seen.theirs_s)}"
     if abs(seen.jumped_s) > AGREE_S:
         clocks += f" (this host's was set {_span(seen.jumped_s)} since this program began)"
     if seen.begins_s is None or seen.ends_s is None:
@@ -84,8 +86,8 @@ def judge(seen: Evidence) -> Verdict:
         if seen.begins_s <= seen.theirs_s <= seen.ends_s and abs(apart_s) > AGREE_S:
             return Verdict(
                 Fault.CLOCK,
-                f"{valid}: this one is {_span(apart_s)}, or the other one wrong",
-                f"{_SET_RIGHT} If it is right, the other host's is wrong.",
+                f"{valid}: this one is {_span(apart_s)}, or {seen.whose} wrong",
+                f"{_SET_RIGHT} If it is right, {seen.whose} is wrong.",
             )
         return Verdict(
             Fault.CERTIFICATE, f"{valid}: by both clocks it is out of date", "Renew it on the other host."
@@ -133,12 +135,18 @@ async def look(host: str, port: int, *, web: bool) -> Evidence:
     return found
 
 
-async def told(exc: BaseException, what: str, host: str, port: int, *, web: bool) -> PeerError:
-    """`tls.translate`, for whoever connected there."""
+async def told(
+    exc: BaseException, what: str, host: str, port: int, *, web: bool, clock_at: tuple[str, int] | None = None
+) -> PeerError:
+    """`tls.translate`, for whoever connected there. `clock_at`: a config server, which is asked what time it is where they do not say."""
     error = tls.translate(exc, what)
     if not isinstance(error, CertificateExpiredError) or not isinstance(exc, ssl.SSLCertVerificationError):
         return error
-    verdict = judge(await look(host, port, web=web))
+    seen = await look(host, port, web=web)
+    if seen.theirs_s is None and clock_at is not None:
+        asked = await look(*clock_at, web=True)
+        seen = seen._replace(theirs_s=asked.theirs_s, whose="the config server's")
+    verdict = judge(seen)
     kinds: dict[Fault, type[PeerError]] = {
         Fault.CLOCK: HostClockError,
         Fault.CERTIFICATE: ServerCertificateExpiredError,

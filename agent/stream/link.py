@@ -21,12 +21,14 @@ CONNECT_S: Final = 10.0
 
 
 class Link:
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], clock_at: tuple[str, int] | None = None) -> None:
+        """`clock_at`: the config server, whose clock is asked when a certificate seems out of date: a process server shows none."""
         self.channel = Channel(Side.AGENT, self._on_event, self._on_over)
         self.channel.address = f"{address[0]}:{address[1]}"
         self.fault: Fault | None = None
         """What the process server said when it gave the session up."""
         self._address = address
+        self._clock_at = clock_at
         self._welcome: Welcome | None = None
         self._ack: Ack | None = None
         self._over: UnderstudyError | None = None
@@ -47,7 +49,9 @@ class Link:
                 )
         except (OSError, TimeoutError) as exc:
             what = f"The process server {host}:{port} could not be reached"
-            raise await clock_evidence.told(exc, what, host, port, web=False) from exc
+            raise await clock_evidence.told(
+                exc, what, host, port, web=False, clock_at=self._clock_at
+            ) from exc
         except ValueError as exc:  # UnicodeError among them: an empty or too long label in the name
             raise UnreachableError(
                 f"The process server {host}:{port} could not be reached",

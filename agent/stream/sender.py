@@ -78,11 +78,13 @@ class Sender:
         address: tuple[str, int],
         files: tls.TlsFiles,
         end_epoch: Callable[[Reason], None],
+        clock_at: tuple[str, int] | None = None,
     ) -> None:
         self._stream = stream
         self._state = state
         self._hello = hello
         self._address = address
+        self._clock_at = clock_at
         self._context = tls.client_context(files, tls.PROCESS_SERVER)
         self._files = files
         self._end_epoch = end_epoch
@@ -182,7 +184,7 @@ class Sender:
             raise result
 
     async def _session(self) -> None:
-        link = Link(self._address)
+        link = Link(self._address, self._clock_at)
         await link.connect(self._context)
         self._link = link
         try:

@@ -57,6 +57,12 @@ async def asks_process_server(port: int, files: tls.TlsFiles) -> object:
     return None
 
 
+async def asks_process_server_and_knows_a_config_server(port: int, files: tls.TlsFiles) -> object:
+    """Any server will do whose answer says what time it is."""
+    await Link(("127.0.0.1", port), ("127.0.0.1", port)).connect(tls.client_context(files))
+    return None
+
+
 @contextlib.asynccontextmanager
 async def server(files: tls.TlsFiles, off: dt.timedelta) -> AsyncIterator[int]:
     """A web server whose clock is so far off."""
@@ -79,13 +85,22 @@ async def server(files: tls.TlsFiles, off: dt.timedelta) -> AsyncIterator[int]:
 
 
 CASES: Final = {
-    # how far the other clock, and with it its certificate, is off, as seen from here → codes of the three clients
-    "clock ahead": (-YEARS, False, (HostClockError, StorageClockError, CertificateExpiredError)),
-    "clock behind": (YEARS, False, (HostClockError, StorageClockError, HostClockError)),
+    # how far the other clock, and with it its certificate, is off, as seen from here → codes of the four clients
+    "clock ahead": (
+        -YEARS,
+        False,
+        (HostClockError, StorageClockError, CertificateExpiredError, HostClockError),
+    ),
+    "clock behind": (YEARS, False, (HostClockError, StorageClockError, HostClockError, HostClockError)),
     "expired": (
         NONE,
         True,
-        (ServerCertificateExpiredError, StorageCertificateError, CertificateExpiredError),
+        (
+            ServerCertificateExpiredError,
+            StorageCertificateError,
+            CertificateExpiredError,
+            ServerCertificateExpiredError,
+        ),
     ),
 }
 
@@ -98,9 +113,11 @@ async def test_a_certificate_out_of_date_is_told_with_the_clocks_and_the_advice_
     ca = TestCa(tmp_path)
     mine = ca.issue("agent:web1")
     async with server(ca.issue("config-server:cs1", shift=off, expired=expired), off) as port:
-        for ask, kind in zip((asks_config_server, asks_storage, asks_process_server), kinds, strict=True):
+        clients = asks_config_server, asks_storage, asks_process_server
+        for ask, kind in zip((*clients, asks_process_server_and_knows_a_config_server), kinds, strict=True):
             error = await failure(ask, port, mine)
             assert type(error) is kind, (ask, error)
+            assert ("the config server's" in error.cause) == (ask not in clients)
             assert "clock shows a time in the hour from" in error.cause
             assert "ca_file" not in error.action
             assert ("timedatectl" in error.action) == (not expired or ask is asks_process_server)

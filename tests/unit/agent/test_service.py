@@ -54,11 +54,14 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
             group.create_task(part())
 
     monkeypatch.setattr(service, "check_machine", lambda: None)
+    monkeypatch.setattr("shared.identity.check_name", lambda files, name: None)
     monkeypatch.setattr(pins, "ensure_bpffs", lambda pin_dir: None)
     monkeypatch.setattr(service, "_tell_why", tell)
     monkeypatch.setattr(service, "_running", running)
     monkeypatch.setattr(service, "_serve", serve)
-    config: Any = SimpleNamespace(state_dir=tmp_path / "state", pin_dir=tmp_path / "pins")
+    config: Any = SimpleNamespace(
+        machine="m", tls=None, state_dir=tmp_path / "state", pin_dir=tmp_path / "pins"
+    )
     with pytest.raises(ExceptionGroup if beside_others else BpfError):
         await service.run(config, asyncio.Event())
     assert told == [failure]
