@@ -6,7 +6,7 @@ from __future__ import annotations
 from agent.capture.maps import Capture
 from agent.config import AgentConfig
 from shared import logging, protected
-from shared.errors import HostNoteError
+from shared.errors import HostNoteError, cause_of
 
 _log = logging.get()
 
@@ -29,7 +29,7 @@ class HostNote:
         except OSError as exc:
             error = HostNoteError(
                 "The protected disks could not be noted for other programs of this host",
-                cause=f"{exc.strerror or exc} ({exc.filename})" if exc.filename else str(exc),
+                cause=f"{cause_of(exc)} ({exc.filename})" if exc.filename else str(exc),
             )
             if self.problem is None or self.problem.cause != error.cause:
                 _log.warning("protected disks not noted", **error.as_dict())

@@ -32,7 +32,7 @@ from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, UnderstudyError
 from shared.service import notify, watchdog_interval_s
 from shared.status import AgentReport, Problem
-from shared.vocabulary import Role
+from shared.vocabulary import Role, Severity
 
 _log = logging.get()
 
@@ -133,7 +133,7 @@ def _known(exc: Exception) -> list[UnderstudyError]:
 async def _tell_why(config: AgentConfig, error: UnderstudyError, boot: str) -> None:
     """An agent that cannot start is not there to be asked: the machine shall show why all the same. It says who it is, or it is taken
     for a copy; while the one that ended a moment ago is still taken for the machine, it says it again."""
-    problem = Problem(**error.as_dict(), severity="critical")
+    problem = Problem(**error.as_dict(), severity=Severity.CRITICAL)
     last = AgentReport(
         machine=config.machine,
         identity=identity_of(config.identity),

@@ -11,6 +11,7 @@ from agent.stream.state import Word
 from shared.batch import SECTOR, StreamState
 from shared.errors import CopyRefusedError, OrderLostError, UnderstudyError, UnreadableSourceError
 from shared.status import AgentDisk, AgentReport, Problem
+from shared.vocabulary import Severity
 
 STATE_NAMES: Final = {
     StreamState.ORDERED: "ordered",
@@ -62,7 +63,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     problems = [
         *agent.continuity.problems,
         *(
-            Problem(**left.error.as_dict(), severity="critical", object=left.id)
+            Problem(**left.error.as_dict(), severity=Severity.CRITICAL, object=left.id)
             for left in agent.watch.left_out
         ),
     ]
@@ -125,4 +126,4 @@ def _progress(agent: Agent, todo: float) -> float | None:
 
 
 def _warning(error: UnderstudyError) -> Problem:
-    return Problem(**error.as_dict(), severity="warning")
+    return Problem(**error.as_dict(), severity=Severity.WARNING)

@@ -207,7 +207,7 @@ def _of(problem: Problem, object_: str) -> Problem:
         what=_cut(problem.what, _WORDS_LENGTH),
         cause=_cut(problem.cause, _WORDS_LENGTH),
         action=_cut(problem.action, _WORDS_LENGTH),
-        severity=_cut(problem.severity, _CODE_LENGTH),
+        severity=problem.severity,
         object=_cut(object_, _OBJECT_LENGTH),
         key=_cut(problem.key, _OBJECT_LENGTH),
     )

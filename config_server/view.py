@@ -180,7 +180,7 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
             what=problem.what,
             cause=problem.cause,
             action=problem.action,
-            severity=Severity(problem.severity),
+            severity=problem.severity,
             object=problem.object,
             source=source,
         )

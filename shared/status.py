@@ -40,8 +40,7 @@ class Problem(msgspec.Struct, omit_defaults=True, frozen=True):
     what: str
     cause: str = ""
     action: str = ""
-    severity: str = Severity.ERROR
-    """A Severity; what another version says beside is shown as an error."""
+    severity: Severity = Severity.ERROR
     object: str = ""
     key: str = ""
     """Which one it is, of problems that follow each other with the same code on the same object ("epoch 2"): with another

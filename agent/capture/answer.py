@@ -27,7 +27,7 @@ from typing import Final
 
 from agent.capture import device_program
 from agent.capture.disks import UNKNOWN_QUEUE, Queue
-from shared.errors import DeviceError
+from shared.errors import DeviceError, cause_of
 
 PROGRAM = device_program.__file__
 DEADLINE_S = 10.0
@@ -189,7 +189,7 @@ def _run(*arguments: str, page: int | None = None) -> subprocess.Popen[bytes]:
     except OSError as exc:
         raise DeviceError(
             "Disks cannot be asked whether they answer",
-            cause=f"the program that asks them could not be started: {exc.strerror or exc}",
+            cause=f"the program that asks them could not be started: {cause_of(exc)}",
             action="Give this host and the agent's service room for processes, open files and memory. It is tried again.",
         ) from exc
 

@@ -35,6 +35,7 @@ from shared.errors import (
     DiskResizedError,
     PinnedElsewhereError,
     UsageError,
+    cause_of,
 )
 
 OBJECT: Final = Path(__file__).resolve().parents[2] / "build/capture.bpf.o"
@@ -209,7 +210,7 @@ def _baselines(wanted: Sequence[Disk]) -> tuple[dict[str, int], dict[str, str]]:
         try:
             baselines[disk.name] = audit.read_stat(disk).sectors
         except OSError as exc:
-            gone[disk.name] = f"it went away just now ({exc.strerror})"
+            gone[disk.name] = f"it went away just now ({cause_of(exc)})"
     if not baselines:
         raise DeviceNotFoundError(
             f"{', '.join(disk.id for disk in wanted)}: no disk is there", cause="they went away just now"

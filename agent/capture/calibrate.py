@@ -45,7 +45,7 @@ from agent.capture.answer import HangsError, PageReader
 from agent.capture.disks import Disk
 from agent.capture.layout import DATA_B, PROBE_WORDS, SECTOR, kernel_dev
 from agent.capture.libbpf import BpfObject
-from shared.errors import BpfError
+from shared.errors import BpfError, cause_of
 
 PAGE_B: Final = mmap.PAGESIZE
 _GIB: Final = 1 << 30
@@ -198,7 +198,7 @@ def _read_through(probe: npt.NDArray[Any], disk: Disk, page: _Page) -> str:
         except HangsError as exc:
             return f"a read of {disk.path} hangs: {exc}"
         except OSError as exc:  # a bad sector; the next one is elsewhere
-            cause = f"a read of {disk.path} failed: {exc.strerror}"
+            cause = f"a read of {disk.path} failed: {cause_of(exc)}"
         finally:
             probe["armed"] = 0
         if int(probe["seen"]):

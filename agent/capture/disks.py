@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.capture import device_program
-from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
+from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError, cause_of
 
 SYSFS: Final = Path("/sys")
 MIN_SECTORS: Final = 8
@@ -104,7 +104,7 @@ def find_disk(path: Path, *, sysfs: Path = SYSFS, queue_of: QueueOf = read_queue
     try:
         status = path.stat()
     except OSError as exc:
-        raise DeviceNotFoundError(f"{path} does not exist", cause=exc.strerror or str(exc)) from exc
+        raise DeviceNotFoundError(f"{path} does not exist", cause=cause_of(exc)) from exc
     if not stat.S_ISBLK(status.st_mode):
         raise NotADiskError(
             f"{path} cannot be protected",

@@ -27,8 +27,9 @@ from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
 from shared import logging
 from shared.batch import SECTOR
-from shared.errors import AuditBlindError, AuditShortfallError
+from shared.errors import AuditBlindError, AuditShortfallError, cause_of
 from shared.status import Problem
+from shared.vocabulary import Severity
 
 _log = logging.get()
 
@@ -129,9 +130,9 @@ class Continuity:
                 error = AuditBlindError(
                     f"Capture of {disk.id} cannot be audited", cause=verdict.cause, action=_NOT_COUNTED
                 )
-                blind.append(Problem(**error.as_dict(), severity="warning", object=disk.id))
+                blind.append(Problem(**error.as_dict(), severity=Severity.WARNING, object=disk.id))
             if (off := self._counting.error(slot)) is not None:
-                blind.append(Problem(**off.as_dict(), severity="warning", object=disk.id))
+                blind.append(Problem(**off.as_dict(), severity=Severity.WARNING, object=disk.id))
         if blind and not self._blind:
             _log.warning("the audit is blind", disk=blind[0].object, cause=blind[0].cause)
         self._blind = blind
@@ -140,7 +141,7 @@ class Continuity:
         try:
             return self._audit(slot)
         except OSError as exc:  # its counters go with the disk
-            return Verdict(Outcome.UNVERIFIABLE, cause=f"{exc.filename}: {exc.strerror}")
+            return Verdict(Outcome.UNVERIFIABLE, cause=f"{exc.filename}: {cause_of(exc)}")
 
     def _audit(self, slot: int) -> Verdict:
         """The verdict on one disk; on a busy one, from the first of some samples that is conclusive."""

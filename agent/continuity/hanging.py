@@ -37,8 +37,9 @@ from agent.continuity.patience import Patience
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Word
 from shared import logging
-from shared.errors import DeviceError, DiskHangsError
+from shared.errors import DeviceError, DiskHangsError, cause_of
 from shared.status import Problem
+from shared.vocabulary import Severity
 
 _log = logging.get()
 
@@ -125,7 +126,7 @@ def _standing_still(disk: Disk) -> DiskHangsError:
 
 def _told(disk: Disk, error: DiskHangsError) -> Problem:
     _log.error("disk hangs", disk=disk.id, **error.as_dict())
-    return Problem(**error.as_dict(), severity="critical", object=disk.id)
+    return Problem(**error.as_dict(), severity=Severity.CRITICAL, object=disk.id)
 
 
 def _completed_while_in_flight(disk: Disk, sysfs: Path) -> tuple[int, ...]:
@@ -136,6 +137,6 @@ def _completed_while_in_flight(disk: Disk, sysfs: Path) -> tuple[int, ...]:
             return ()
         fields = (folder / "stat").read_text().split()
     except OSError as exc:  # it is gone, which `presence` finds
-        _log.debug("requests in flight: not known", path=exc.filename, cause=exc.strerror)
+        _log.debug("requests in flight: not known", path=exc.filename, cause=cause_of(exc))
         return ()
     return tuple(int(fields[at]) for at in _COMPLETED if at < len(fields))

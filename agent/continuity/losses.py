@@ -11,6 +11,7 @@ from shared import logging
 from shared.errors import DeviceError, EpochEndedError, UnderstudyError
 from shared.recovery.position import NOWHERE, Position
 from shared.status import Problem
+from shared.vocabulary import Severity
 
 _log = logging.get()
 
@@ -75,6 +76,6 @@ class Losses:
     def _note(self, reason: Reason, error: UnderstudyError) -> None:
         _log.error("continuity lost: a new epoch begins", reason=reason.text, **error.as_dict())
         self._lost_at = time.monotonic()
-        severity = "warning" if reason is Reason.MANUAL else "critical"
+        severity = Severity.WARNING if reason is Reason.MANUAL else Severity.CRITICAL
         key = f"epoch {self._over}"
         self._shown[reason, self._over] = Problem(**error.as_dict(), severity=severity, key=key)

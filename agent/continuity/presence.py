@@ -19,9 +19,10 @@ from agent.stream import clock
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
 from shared import logging
-from shared.errors import CaptureRemovedError, DeviceNotFoundError, DiskReturnedError
+from shared.errors import CaptureRemovedError, DeviceNotFoundError, DiskReturnedError, cause_of
 from shared.recovery.position import Position
 from shared.status import Problem
+from shared.vocabulary import Severity
 
 _log = logging.get()
 
@@ -57,7 +58,7 @@ class Presence:
                     cause=f"{disk.name} was pulled out, or is another disk now",
                     action="Attach it again: it is taken in by itself. If it shall not come back, protect the machine without it.",
                 )
-                gone[slot] = Problem(**error.as_dict(), severity="critical", object=disk.id)
+                gone[slot] = Problem(**error.as_dict(), severity=Severity.CRITICAL, object=disk.id)
             elif sectors != disk.sectors:
                 self.begin_anew("disk resized", disk=disk.id, sectors=disk.sectors, now=sectors)
         for slot in gone.keys() - self.gone.keys():
@@ -82,7 +83,7 @@ class Presence:
         try:
             stat = audit.read_stat(disk)
         except OSError as exc:  # it went away just now, which the next look finds
-            _log.debug("sectors written: not known", path=exc.filename, cause=exc.strerror)
+            _log.debug("sectors written: not known", path=exc.filename, cause=cause_of(exc))
             return
         baseline = Baseline.from_words(words)
         is_anew = audit.went_back(stat, baseline)

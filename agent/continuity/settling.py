@@ -11,6 +11,7 @@ from agent.capture.maps import Capture
 from agent.stream import clock
 from agent.stream.rounds import Rounds
 from shared import logging
+from shared.errors import cause_of
 
 _log = logging.get()
 
@@ -54,7 +55,7 @@ class Settling:
         try:
             inflight = (SYSFS / "block" / disk.name.replace("/", "!") / "inflight").read_text()
         except OSError as exc:  # a disk is gone, which `check` shows
-            _log.debug("writes in flight: not known", path=exc.filename, cause=exc.strerror)
+            _log.debug("writes in flight: not known", path=exc.filename, cause=cause_of(exc))
             return False
         return seen == completed and not int(inflight.split()[1])
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
-from shared.errors import DeviceError
+from shared.errors import DeviceError, cause_of
 
 PARALLEL: Final = 2
 _R = TypeVar("_R")
@@ -57,7 +57,7 @@ class DiskThreads:
         except OSError as exc:
             self._failed = DeviceError(
                 f"Protected disk {self._path} could not be opened",
-                cause=exc.strerror or str(exc),
+                cause=cause_of(exc),
                 action="Check that it is attached, then restart the agent. Other disks are not affected.",
             )
         else:

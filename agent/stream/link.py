@@ -7,12 +7,12 @@ while nobody waits are one: the newest says all.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from typing import Final
 
 from shared import clock_evidence
 from shared.errors import CopyRefusedError, RefusedError, UnderstudyError, UnreachableError
+from shared.waiting import wait_for
 from shared.wire.messages import Ack, Fault, Hello, Welcome
 from shared.wire.protocol import Acked, Event, Faulted, Side, Welcomed
 from shared.wire.transport import CLOSE_S, HANDSHAKE_S, SHUTDOWN_S, Channel
@@ -79,9 +79,7 @@ class Link:
 
     async def close(self) -> None:
         self.channel.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_S):
-                await self.channel.closed.wait()
+        await wait_for(self.channel.closed, CLOSE_S)
         self.channel.abort()
 
     # -- inside --------------------------------------------------------------------------------------------

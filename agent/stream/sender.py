@@ -14,7 +14,6 @@ this end noted for that batch.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +38,7 @@ from shared.errors import (
     UnderstudyError,
 )
 from shared.messages import Revocations
+from shared.waiting import wait_for
 from shared.wire.messages import Ack, DiskInfo, Hello, Welcome
 
 _log = logging.get()
@@ -155,14 +155,13 @@ class Sender:
                 self.connected, self.busy_since = False, None
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             pause_s = min(RETRY_LIMIT_S, 0.125 * 2.0 ** min(failures, 7)) * random.uniform(0.5, 1.0)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(pause_s, self._retry_after_s)):
-                    await self._stopped_or_hurried(stop)
+            await self._rest(stop, max(pause_s, self._retry_after_s))
 
-    async def _stopped_or_hurried(self, stop: asyncio.Event) -> None:
+    async def _rest(self, stop: asyncio.Event, seconds: float) -> None:
+        """So long, unless it is stopped or hurried."""
         waits = [asyncio.create_task(event.wait(), name="pause") for event in (stop, self._hurried)]
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._hurried.clear()
             for wait in waits:
@@ -311,9 +310,7 @@ class Sender:
             await asyncio.sleep(seconds)
             return
         # Chunks that become ready are not kept waiting.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(seconds, IDLE_S)):
-                await self._stream.wakeup.wait()
+        await wait_for(self._stream.wakeup, min(seconds, IDLE_S))
 
     async def _take_acks(self, link: Link) -> None:
         while True:

@@ -8,7 +8,6 @@ others are read meanwhile. How many chunks are ahead is bounded by the number of
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import fcntl
 import mmap
@@ -16,9 +15,9 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,8 @@ from agent.capture.layout import GRANULE_SECTORS
 from agent.stream.catchup import WORD_GRANULES, CatchUp, Chunk, NoChunk
 from agent.stream.disk_threads import DiskThreads
 from shared.batch import SECTOR
-from shared.errors import DeviceError, DiskHangsError
+from shared.errors import DeviceError, DiskHangsError, cause_of
+from shared.waiting import wait_for
 
 BUFFERS: Final = 4
 """Per disk; memory is only taken where chunks are read."""
@@ -38,6 +38,7 @@ ANSWER_S: Final = 20.0
 """A disk that gave nothing for so long, though it was asked, is left to a later round."""
 _BLOCKED_PROBE_S: Final = 0.02
 _HUNG_PROBE_S: Final = 0.5
+"""How often it is seen whether a disk that is waited for still answers."""
 _BLKSSZGET: Final = 0x1268
 
 OpenWrites = Callable[[], npt.NDArray[np.void]]
@@ -219,12 +220,12 @@ class SyncReader:
                     continue
                 while not lane.free and not self._is_given_up(lane):
                     lane.room.clear()
-                    await _for_a_while(lane.room.wait())
+                    await wait_for(lane.room, _HUNG_PROBE_S)
                 if self._is_given_up(lane):
                     return
                 self._begin(lane, chunk)
             while not all(read.done() for read in lane.ready) and not self._is_given_up(lane):
-                await _for_a_while(asyncio.wait([*lane.ready]))
+                await asyncio.wait([*lane.ready], timeout=_HUNG_PROBE_S)
         finally:
             self.wakeup.set()
 
@@ -259,13 +260,6 @@ class SyncReader:
             self.wakeup.set()
         data = np.frombuffer(buffer, np.uint8, chunk.sectors * SECTOR)
         return ReadChunk(chunk, data, unreadable, begun[0], buffer)
-
-
-async def _for_a_while(event: Coroutine[Any, Any, object]) -> None:
-    """Until the event, or until it is time to see whether the disk still answers."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_HUNG_PROBE_S):
-            await event
 
 
 def _silent(lane: _Lane) -> DiskHangsError:
@@ -343,7 +337,7 @@ def _read_exactly(fd: int, view: memoryview, sector: int) -> bool:
                 return False
             raise DeviceError(
                 f"Catch-up could not read a protected disk at sector {sector}",
-                cause=exc.strerror or str(exc),
+                cause=cause_of(exc),
                 action="Check that the disk is still attached; replication goes on when it is.",
             ) from exc
         if count == 0:

@@ -200,7 +200,7 @@ class Session:
             "received_b": self.received_b,
         }
         if error is None or isinstance(error, SupersededError | StoppingError):
-            self._log.info("session ended", **fields, **(error.as_dict() if error else {}))
+            self._log.info("session ended", **fields, **({**error.as_dict()} if error else {}))
         else:
             self._log.warning("session failed", **fields, **error.as_dict())
         for task in self._tasks:

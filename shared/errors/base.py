@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypedDict
 
 UNDECODABLE: Final = (ValueError, RecursionError)
 """What msgspec raises for bytes that are not the document they should be. Its own errors are ValueErrors, and so is that for bad UTF-8;
@@ -13,6 +13,15 @@ what is nested too deeply exhausts the stack.
 def cause_of(exc: OSError) -> str:
     """The system's words for what failed, without the number and the file's name: `what` has named the file."""
     return exc.strerror or str(exc)
+
+
+class Told(TypedDict):
+    """An error in words."""
+
+    code: str
+    what: str
+    cause: str
+    action: str
 
 
 class UnderstudyError(Exception):
@@ -39,7 +48,7 @@ class UnderstudyError(Exception):
         text = self.what if not self.cause else f"{self.what}: {self.cause}"
         return text if not self.action else f"{text.rstrip('.')}. {self.action}"
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> Told:
         """The form in which errors appear in events, in the API and in `--output json`."""
         return {"code": self.code, "what": self.what, "cause": self.cause, "action": self.action}
 

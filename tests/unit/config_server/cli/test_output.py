@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -177,7 +178,8 @@ EVIL = "[/x] [link=http://evil/]sda[/link] :bomb: \x1b]0;pwned\x07\x1b[2J\x9b2J 
 
 def _machine(text: str) -> MachineView:
     """As the config server shows a machine whose agent reports such words."""
-    problem = Problem(code=text, what=text, cause=text, action=text, severity=text, object=text, key=text)
+    severity: Any = text  # an agent may say anything
+    problem = Problem(code=text, what=text, cause=text, action=text, severity=severity, object=text, key=text)
     disk = AgentDisk(name=text, device=text, mode=text, mode_cause=text, state=text, serial=text)
     report = AgentReport(
         state=text, cause=text, mode=text, mode_cause=text, disks=[disk], rates={text: 1.0}, errors=[problem]
