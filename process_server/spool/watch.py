@@ -11,7 +11,7 @@ from process_server.spool.machine_folder import MachineFolder, Recovered
 from process_server.spool.ownership import Decision, Owner, Verdict, View, decide
 from shared import logging
 from shared.blob import BlobStore
-from shared.errors import BlobNotFoundError, IndexDamagedError
+from shared.errors import BlobNotFoundError, IndexDamagedError, StorageForgotError
 from shared.log.chain import IndexChain
 from shared.log.epoch_id import EpochId
 from shared.log.index import NO_TERM, Term
@@ -52,8 +52,7 @@ class Watch:
         """
         if self._recovered is None:
             self._recovered = await self._folder.recover(self.id)
-        self._chain.store = store
-        await self._chain.read_to_end()
+        await self._read_on(store)
         fold = self._chain.fold
         owner = await self._owner(store)
         found = self._sorted = await sort_files(
@@ -98,6 +97,20 @@ class Watch:
         files = [(spooled, cause) for run in recovered.runs for spooled in run]
         await self._folder.clear(self.id, [], files)
         await self._folder.remove(self.id.number)
+
+    async def _read_on(self, store: BlobStore) -> None:
+        """That the index does not go on as an earlier look left it proves nothing about what is here, for storage may have been set back:
+        what it is now decides. An index that is damaged when it is read anew is not read again: nobody lists behind the damage.
+        """
+        damage = self._chain.damage
+        try:
+            self._chain.store = store
+            await self._chain.read_to_end()
+        except (StorageForgotError, IndexDamagedError):
+            if damage is not None:
+                raise
+            self._chain = IndexChain(store, self._folder.machine, self.id)
+            await self._chain.read_to_end()
 
     async def _owner(self, store: BlobStore) -> Owner:
         term = await newest_term(store, self.id.number)

@@ -30,10 +30,11 @@ from shared.errors import (
     StorageForgotError,
 )
 from shared.log import names, segment
-from shared.log.epochs import newest_epoch
+from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
 from shared.log.writer import IndexWriter
 from shared.trouble import Trouble
 from tests.epoch_ids import id_in
+from tests.lives import copied, set_back
 from tests.logs import Made, make_chain
 from tests.spools import (
     append_all,
@@ -177,6 +178,41 @@ async def test_what_a_lost_server_took_and_never_continued_is_listed_after_its_s
         assert log.pending_b == 0
     assert same_batches(await read_log(store, tmp_path / "a"), chain)
     assert spool_files(tmp_path / "a") == []
+
+
+@pytest.mark.parametrize(("over", "goes_on"), [(False, False), (True, False), (False, True)])
+async def test_what_was_seen_of_a_log_before_storage_was_set_back_decides_nothing(
+    store: BlobStore, tmp_path: Path, over: bool, goes_on: bool
+) -> None:
+    """A still has 4 to 6. B listed 4 and 5, and A has seen that; then storage forgot it, or has another history, in which C listed all."""
+    chain = make_chain(6)
+    async with machine_at_a(store, tmp_path, chain[:3], chain[3:]):
+        pass
+    forgot = await copied(store)
+    async with machine_at_b(store, tmp_path) as at_b:
+        await append_all(at_b, chain[3:5])
+        await at_b.flush()
+    seen = await copied(store)
+    if goes_on:
+        await set_back(store, forgot)
+        async with opened(make_spool(tmp_path / "c", store, owner="c"), epoch=1) as at_c:
+            for made in chain[3:]:
+                await append_all(at_c, [made])
+                await at_c.flush()
+        forgot = await copied(store)
+        await set_back(store, seen)
+        await store.leases.acquire(names.index(1, 1))  # B's
+    if over:
+        disks = [EpochDisk(0, "sda", "s0", 8)]
+        info = await allocate_epoch(store, "m1", disks=disks, reason="test", agent_id="b")
+        forgot |= await copied(store, names.epoch_folder(info.epoch))
+    async with started(make_spool(tmp_path / "a", store, owner="a")) as log:
+        await until(log, lambda: log.pending_b > 0)
+        await set_back(store, forgot)
+        log.resume()
+        await until(log, lambda: spool_files(tmp_path / "a") == [] and log.pending_b == 0)
+        assert log.aside_b == 0
+    assert same_batches(await read_log(store, tmp_path / "a", 1), chain)
 
 
 async def test_two_servers_with_rests_of_one_epoch_come_to_an_end(store: BlobStore, tmp_path: Path) -> None:
