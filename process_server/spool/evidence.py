@@ -8,11 +8,15 @@ from typing import NamedTuple
 from process_server.spool.file import SpooledSegment
 from process_server.spool.machine_folder import Runs
 from process_server.spool.ownership import LocalFile, Relation, chosen_run, meeting_point, relate
+from shared import logging
 from shared.blob import BlobStore
+from shared.errors import SegmentMissingError, SegmentVersionError
 from shared.log.epoch_id import EpochId
 from shared.log.index import Fold
 from shared.log.reader import listed_digest
 from shared.threads import in_thread
+
+_log = logging.get()
 
 
 class Sorted(NamedTuple):
@@ -69,7 +73,10 @@ async def sort_files(
             if rest and rest[0].first.number <= last:
                 rest = [await in_thread(rest[0].behind, last, executor=threads), *rest[1:]]
         case Relation.CONTRADICTED:
-            unlisted += [(s, f"the index lists other batches up to {last}") for s in run]
+            why = f"the index lists other batches up to {last}"
+            if not there:
+                why = f"the index has their numbers, up to {last}, and the segment that says whether it means them cannot be read"
+            unlisted += [(s, why) for s in run]
         case Relation.BEHIND_A_GAP:
             unlisted += [
                 (s, f"batches {last + 1} to {run[0].first.number - 1} before them are lost") for s in run
@@ -90,8 +97,14 @@ async def _digests(
 
 
 async def _there(store: BlobStore, machine: str, epoch: EpochId, number: int, fold: Fold) -> str:
-    """The digest of a batch by the index; empty when it lists none of this number."""
+    """The digest of a batch by the index; empty when it lists none of this number, or in a segment that is lost."""
     if number == fold.last:
         return fold.last_digest
     newest = {entry.last: entry.last_digest for entry in fold.entries}
-    return newest.get(number) or await listed_digest(store, machine, epoch, number)
+    try:
+        return newest.get(number) or await listed_digest(store, machine, epoch, number)
+    except SegmentVersionError:
+        raise  # a newer process server can read it
+    except SegmentMissingError as exc:
+        _log.warning("spooled batches cannot be compared with the log", machine=machine, **exc.as_dict())
+        return ""

@@ -13,11 +13,13 @@ life, where the index ends, and what its own files hold. What it may do:
 Why no acknowledged batch vanishes (I5). Files go in two ways only. *Delete* needs the index to have passed
 their last batch with the digest that it has here; each batch's digest covers its predecessor's, so then all
 batches before it are listed as they are here. *Quarantine* needs proof that they can never be listed: an
-index only grows, so a digest in it that differs from ours stays there. (That it ends before the batch that
-ours would continue proves that storage forgot, since a file here is deleted only once it is listed; but as
-long as somebody may still list that batch again, the answer is *wait*. Nor does it prove anything that the
-index was longer once: storage that was set back has lost what another listed, and what is here may be all
-that is left of it, and continue what there is.) And it sets the files aside, it deletes nothing.
+index only grows, so a digest in it that differs from ours stays there; and so do their numbers where the
+segment is lost that would tell whether it holds them as they are here, which may then be all that is left.
+(That it ends before the batch that ours would continue proves that storage forgot, since a file here is
+deleted only once it is listed; but as long as somebody may still list that batch again, the answer is *wait*.
+Nor does it prove anything that the index was longer once: storage that was set back has lost what another
+listed, and what is here may be all that is left of it, and continue what there is.) And it sets the files
+aside, it deletes nothing.
 
 Why none is stranded. In all other cases what is here continues the index. Either the log is ours, and is
 opened. Or an owner who released the index, or was silent for as long as `Patience` says, is replaced. Or it

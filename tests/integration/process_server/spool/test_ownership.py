@@ -31,6 +31,7 @@ from shared.errors import (
 )
 from shared.log import names, segment
 from shared.log.epochs import EpochDisk, allocate_epoch, newest_epoch
+from shared.log.reader import LogReader
 from shared.log.writer import IndexWriter
 from shared.trouble import Trouble
 from tests.epoch_ids import id_in
@@ -277,6 +278,37 @@ async def test_what_another_server_listed_otherwise_sets_ours_aside(store: BlobS
         await append_all(at_a, other[5:])
         await at_a.flush()
     assert same_batches(await read_log(store, tmp_path / "a"), other)
+
+
+@pytest.mark.parametrize("left", [None, b"garbled"])
+async def test_what_is_listed_in_a_segment_that_is_lost_is_set_aside_and_keeps_nobody_out(
+    store: BlobStore, tmp_path: Path, left: bytes | None
+) -> None:
+    """B listed 3 and 4, with 5 in one segment, which alone knows whether they are those of A; it may be that A's are all that is left."""
+    chain = make_chain(10)
+    async with machine_at_a(store, tmp_path, chain[:2], chain[2:4]) as at_a:
+        async with machine_at_b(store, tmp_path) as at_b:
+            await append_all(at_b, chain[2:5])
+            await at_b.flush()
+            for made in chain[5:9]:
+                await append_all(at_b, [made])
+                await at_b.flush()
+        (lost,) = [
+            entry.blob
+            for entry in await LogReader(store, "m1").entries(await id_in(store, 1))
+            if entry.first == 3
+        ]
+        await store.delete(lost)
+        if left is not None:
+            await store.create(lost, left)
+        position = await at_a.begin(await hello_again(store, 1))
+        assert position.spooled == 9
+        assert [type(error) for error in at_a.errors] == [SetAsideError]
+        (kept,) = (tmp_path / "a/m1/unlisted").glob("*.seg")
+        assert [row.number for row in segment.check_body(kept.read_bytes(), "kept").rows] == [3, 4]
+        await append_all(at_a, chain[9:])
+        await at_a.flush()
+        assert uploaded(at_a) == 10
 
 
 async def test_a_restart_leaves_a_log_alone_that_another_server_took(
