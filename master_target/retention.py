@@ -126,7 +126,7 @@ class Pruner:
         self.failure = self.failure or error
 
     async def _prune(self, roll: OwnedRoll, targets: Sequence[Target]) -> None:
-        found, unreadable, stored_ns = await point_store.survey(self._store, self._machine)
+        found, unreadable, stored_ns, etags = await point_store.survey(self._store, self._machine)
         # What another epoch with the same number left may be all that there is of it: it stays, with its snapshots, for a person to judge.
         others = {doc.position for doc in found if roll.is_of_another(doc.epoch_id)}
         docs = [doc for doc in found if doc.position not in others]
@@ -137,11 +137,14 @@ class Pruner:
             await roll.strike([doc.position for doc in gone])
             _log.info("points expired", machine=self._machine, count=len(gone), newest=gone[-1].id)
         # What the roll does not name, up to its newest: struck out just now, or before a kill, or created late by an owner before us.
-        for doc in docs:
+        unnamed = [doc for doc in docs if not _named(roll, doc) and doc.position < roll.newest]
+        if unnamed:
+            await roll.check()  # so what was seen is of this owner, or of one before it
+        for doc in unnamed:
             async with roll.writing:  # a document that is being written is named in a moment
-                if not _named(roll, doc) and doc.position < roll.newest:
+                if not _named(roll, doc):
                     try:
-                        await point_store.delete(self._store, doc.position)
+                        await point_store.delete(self._store, doc.position, etags[doc.position])
                     except StorageProtectedError as exc:  # this one: a legal hold, say
                         self._note(exc)
         left = [doc for doc in (*points, *aside) if _named(roll, doc)]

@@ -10,10 +10,8 @@ documents is then one of these.
 - It adds snapshots to one: a compare-and-swap from the version that it read. When the newer owner has changed the document, it fails.
   When not, the snapshots are those of that position, whoever took them, and they are there: retention leaves alone the snapshots that
   show the position of a document that an earlier owner may still change (master_target/retention.py).
-- It removes one that it had struck out itself, while it was the owner: nobody adds that position again, since points are added behind
-  the newest only, and the newest is never struck out. One exception: after storage was set back within an epoch, a mark of the new history
-  may stand where the old one's point had expired. A removal that is as late as that takes the document of that mark: it restores by its
-  number then, from the log, as each ordered batch does.
+- It removes one that its roll does not name. It had seen it while the roll was its own, and removes that version only: so none that a
+  newer owner has written. (After storage was set back within an epoch, marks may come where an older history's points had expired.)
 - It sets points aside, when the log that it read contradicts them: that is a change of the roll alone, and fails as each other does. It
   removes no document by it. Should it have been the owner still, and right at that time, and the log be set forward to the old history
   since: the marks of that are found again, and take their documents back as they are (points.py).
@@ -140,7 +138,7 @@ class OwnedRoll:
         name = points.ROLL
         for _ in range(_TRIES):
             found = await store.read_versioned(name)
-            docs, unreadable, _ = await point_store.survey(store, machine)
+            docs, unreadable, *_ = await point_store.survey(store, machine)
             # A roll that was set back is older than the documents.
             term = max((doc.term for doc in docs), default=0)
             if found is None:

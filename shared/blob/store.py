@@ -207,11 +207,18 @@ class BlobStore(Retried):
         names = [str(item.name) async for item in found]
         return sorted(name.removeprefix(prefix).rstrip("/") for name in names if name.endswith("/"))
 
-    async def delete(self, name: str, snapshot: str | None = None, lease: str | None = None) -> bool:
-        """Deletes a blob with its snapshots, or only the one snapshot. False if there was none."""
-        options: dict[str, Any] = {} if snapshot is not None else {"delete_snapshots": "include"}
-        if lease is not None:
-            options["lease"] = lease
+    async def delete(
+        self,
+        name: str,
+        snapshot: str | None = None,
+        lease: str | None = None,
+        if_match: str | None = None,
+    ) -> bool:
+        """Deletes a blob with its snapshots, or only the one snapshot. False if there was none. With `if_match` only the version that has
+        this ETag: PreconditionError if it has another, and, as storage may say then, too, if there was none."""
+        options = _conditions(lease, if_match)
+        if snapshot is None:
+            options["delete_snapshots"] = "include"
         try:
             await self._core.call(
                 f"delete {name}", lambda: self._core.blob(name, snapshot).delete_blob(**options)

@@ -96,12 +96,15 @@ class Survey(NamedTuple):
     """Where documents stand that cannot be read here: damaged, or of a newer version. Nobody knows what they name."""
     stored_ns: dict[Position, int]
     """When each document was written last, by the storage's clock, Unix ns."""
+    etags: dict[Position, str]
+    """Of the version of each document that was seen, or of one before it."""
 
 
 async def survey(store: BlobStore, machine: str) -> Survey:
     """All documents that are there, with the positions of those that cannot be read."""
     found: dict[Position, PointDoc] = {}
     stored_ns: dict[Position, int] = {}
+    etags: dict[Position, str] = {}
     unreadable: set[Position] = set()
     to_read: list[tuple[str, Position]] = []
 
@@ -124,13 +127,13 @@ async def survey(store: BlobStore, machine: str) -> Survey:
         position = points.position_of(info.name)
         if position is None:
             continue
-        stored_ns[position] = stored_ns_of(info)
+        stored_ns[position], etags[position] = stored_ns_of(info), info.etag
         if (data := _from_metadata(info.metadata)) is not None:
             take(info.name, position, data)
         else:
             to_read.append((info.name, position))
     await parallel((partial(fetch, *one) for one in to_read), _WIDTH)
-    return Survey([doc for _, doc in sorted(found.items())], frozenset(unreadable), stored_ns)
+    return Survey([doc for _, doc in sorted(found.items())], frozenset(unreadable), stored_ns, etags)
 
 
 def stored_ns_of(info: BlobInfo) -> int:
@@ -138,9 +141,13 @@ def stored_ns_of(info: BlobInfo) -> int:
     return int(info.last_modified.timestamp()) * 1_000_000_000
 
 
-async def delete(store: BlobStore, position: Position) -> None:
-    """Harmless when it is gone already."""
-    await store.delete(points.blob_name(position))
+async def delete(store: BlobStore, position: Position, etag: str | None = None) -> None:
+    """Harmless when it is gone already; when it has changed since it had this ETag, it stays."""
+    name = points.blob_name(position)
+    try:
+        await store.delete(name, if_match=etag)
+    except PreconditionError as exc:
+        _log.info("point document was changed or removed by another", blob=name, **exc.as_dict())
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -299,3 +299,13 @@ async def test_a_request_needs_no_clock_that_goes_on(
     await store.create("x", b"1")
     assert await store.read("x") == b"1"
     assert [found.name async for found in store.list("")] == ["x"]
+
+
+async def test_a_delete_of_one_version_leaves_another(store: BlobStore) -> None:
+    old = await store.create("x", b"1")
+    new = await store.replace("x", b"2", old)
+    with pytest.raises(PreconditionError):
+        await store.delete("x", if_match=old)
+    assert await store.read("x") == b"2"
+    assert await store.delete("x", if_match=new)
+    assert [found.name async for found in store.list("")] == []

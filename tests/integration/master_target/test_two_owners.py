@@ -64,9 +64,9 @@ class GatedStore(BlobStore):
         await self._gate()
         return await super().replace(name, data, if_match, metadata)
 
-    async def delete(self, name: str, snapshot: str | None = None, lease: str | None = None) -> bool:
+    async def delete(self, *args: Any, **more: Any) -> bool:
         await self._gate()
-        return await super().delete(name, snapshot, lease)
+        return await super().delete(*args, **more)
 
     async def snapshot(self, *args: Any, **more: Any) -> str:
         await self._gate()
@@ -296,6 +296,35 @@ async def test_a_stale_owner_with_our_number_may_still_name_the_snapshots_of_its
         assert len(await seed.snapshots()) == 1
     finally:
         await seed.close()
+
+
+@pytest.mark.parametrize("seen_before", [True, False])
+async def test_a_stale_owner_removes_no_document_that_a_newer_one_wrote_where_a_point_had_expired(
+    store: BlobStore, seen_before: bool
+) -> None:
+    """As when the log was set back, and has a mark there again: before the newest point."""
+
+    def newer(batch: int) -> PointDoc:
+        return msgspec.structs.replace(mark(batch), marks=("newer",))
+
+    stale = GatedStore.over(store, 0)
+    maker = PointMaker(stale, "web1")
+    await maker.take()
+    await maker.document([mark(1), mark(2), mark(3)], unknown, untold)
+    await maker.roll.strike([Position.of(1, 1)])
+    pruned = fenced_or_done(Pruner(stale, "web1", RetentionPolicy()).prune(maker.roll, []))
+    if seen_before:
+        stale.stop_at = stale.writes + 1
+        pruning = asyncio.create_task(pruned)
+        await stale.stopped.wait()  # before it removes the document
+    roll = await OwnedRoll.take(store, "web1")
+    stored = await point_store.read(store, Position.of(1, 1))
+    assert stored is not None
+    await point_store.change(store, roll.sign(newer(1)), stored.etag)
+    await roll.add(newer(1))
+    stale.go_on.set()
+    await (pruning if seen_before else pruned)
+    assert [doc.marks for doc in await point_store.list_docs(store, "web1")] == [("newer",), ("m2",), ("m3",)]
 
 
 @pytest.mark.parametrize("documented", [True, False])
