@@ -40,6 +40,7 @@ from config_server.view import SELF
 from shared import api, logging
 from shared.blob import BlobStore
 from shared.blob.policies import MOST, Look, Policy, token
+from shared.crashpoints import reach
 from shared.errors import (
     AskerGoneError,
     ContainerMissingError,
@@ -129,7 +130,9 @@ class Granting:
                 {"expires": rfc3339(expires_ns)},
                 lambda db: grants.extend(db, id_, expires_ns),
             )
+            reach("grant.longer-in-row")
             await store.policies.put(_policy(grant), _time(expires_ns))
+            reach("grant.longer")
         return grants.view(await self._get(machine, id_), self._now_ns())
 
     async def end(self, call: Call, body: GrantEnd) -> GrantView:
@@ -141,6 +144,7 @@ class Granting:
             if grant.ended_ns is None:
                 with contextlib.suppress(*_GONE):
                     await store.policies.remove([_policy(grant)])
+                reach("grant.ended-in-storage")
                 now_ns = self._now_ns()
                 await self._note(
                     call,
@@ -178,8 +182,10 @@ class Granting:
             over = _over_policies(look.policies, alive)
             longer = [grant for policy in look.policies if (grant := _shorter(policy, alive)) is not None]
             await self._note_strays(container, machine, look, over, longer)
+            reach("grant.strays-noted")
             if over:
                 await store.policies.remove(over)
+            reach("grant.strays-removed")
             for grant in longer:
                 await store.policies.put(_policy(grant), _time(grant.expires_ns))
             self._ended(container)
@@ -252,8 +258,10 @@ class Granting:
             {"host": grant.host, "expires": rfc3339(grant.expires_ns)},
             lambda db: grants.add(db, grant),
         )
+        reach("grant.in-row")
         try:
             await store.policies.put(_policy(grant), _time(grant.expires_ns), drop=over)
+            reach("grant.given")
         except BaseException:
             # It may count already; nobody has its token, and the next grant, or sweep, removes it.
             await self._note(call, "grant.failed", grant, {}, lambda db: grants.forget(db, grant.id))

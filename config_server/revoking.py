@@ -93,7 +93,7 @@ class Revoking:
             covered = await self._control.db.run(lambda db: _revoke(db, record), vital=True)
         except DatabaseError as exc:
             unwritten, covered = exc, await self._keep(record)
-        reach("revoke.after-row")
+        reach("revocation.in-row")
         await self.take()
         _log.warning("certificate revoked", certificate=subject, who=call.who, reason=body.reason)
         # Held answers go out: the revoked daemon's is a refusal, the process servers' carry the list.
@@ -260,7 +260,7 @@ class Revoking:
         missing = [record for blob, record in wanted.items() if blob not in recorded | self._stored]
         for record in sorted(missing, key=lambda record: -record.revoked_ns):
             await _write(vault, record.blob, encode(record, self._control.ca), self._control)
-            reach("revoke.after-blob")
+            reach("revocation.in-storage")
             self._stored.add(record.blob)
         if unnoted := {record.blob for record in rows} & self._stored - recorded:
             with contextlib.suppress(DatabaseError):

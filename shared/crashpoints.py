@@ -42,6 +42,19 @@ ATTACH_POINTS: Final = (
 )
 """The points of an agent that attaches capture afresh, in its order; a crash test visits each."""
 
+CONTROL_POINTS: Final = (
+    "grant.in-row",
+    "grant.given",
+    "grant.longer-in-row",
+    "grant.longer",
+    "grant.ended-in-storage",
+    "grant.strays-noted",
+    "grant.strays-removed",
+    "revocation.in-row",
+    "revocation.in-storage",
+)
+"""The points of a config server between its database and storage; a crash test visits each."""
+
 
 def arm(at: str) -> None:
     """Die at `name` or `name:count`."""

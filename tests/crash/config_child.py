@@ -1,0 +1,59 @@
+"""The process that the crash tests kill: a config server, and an operator's one call to it."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+
+import msgspec
+
+from config_server.config import ConfigServerConfig
+from shared import api, crashpoints
+from shared.messages import GrantEnd, Limit, Nothing, Protection, RestoreRequest, RevokeRequest
+from tests.config_parts import running
+
+REQUEST = "0123456789abcdef" * 2
+
+
+class Call(enum.Enum):
+    GIVE = "give"
+    RENEW = "renew"
+    END = "end"
+    NOTHING = "nothing"
+    """What the server does by itself at its start."""
+    REVOKE = "revoke"
+
+
+class Work(msgspec.Struct, frozen=True):
+    config: ConfigServerConfig
+    call: Call
+    crash_at: str = ""
+    """Empty: run to the end."""
+
+
+def run(work: Work) -> None:
+    asyncio.run(asyncio.wait_for(_run(work), 60))
+
+
+async def _run(work: Work) -> None:
+    if work.crash_at and work.call is Call.NOTHING:
+        crashpoints.arm(work.crash_at)
+    async with running(work.config) as server, server.operator() as client:
+        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+        if work.call in (Call.RENEW, Call.END):
+            await client.call(api.RESTORE, RestoreRequest(dry_run=True), machine="web1")
+        if work.crash_at:
+            crashpoints.arm(work.crash_at)
+        match work.call:
+            case Call.GIVE:
+                await client.call(api.RESTORE, RestoreRequest(dry_run=True, request=REQUEST), machine="web1")
+            case Call.RENEW | Call.END:
+                [grant] = (await client.call(api.GRANTS, Limit(), machine="web1")).grants
+                if work.call is Call.RENEW:
+                    await client.call(api.GRANT_RENEW, Nothing(), machine="web1", id=grant.id)
+                else:
+                    await client.call(api.GRANT_END, GrantEnd(), machine="web1", id=grant.id)
+            case Call.REVOKE:
+                await client.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate="agent:web1"))
+            case Call.NOTHING:
+                await asyncio.Event().wait()
