@@ -27,6 +27,7 @@ class SickDisk:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self._waiting: list[subprocess.Popen[bytes]] = []
+        self._mode = Mode.WELL
         self.device = self._hear("at")
 
     def hang(self) -> None:
@@ -50,10 +51,21 @@ class SickDisk:
         while self._waiting:
             self._waiting.pop().wait()
 
+    def stops(self, child: subprocess.Popen[bytes]) -> int:
+        """0 unless this program was told to ask the disk, and waits while that hangs. Else how often it had waited before: when it is the
+        same somewhat later, it has not run meanwhile."""
+        assert isinstance(child.args, list)
+        is_asking = not {self.device, Path(self.device).name}.isdisjoint(child.args)
+        if self._mode is not Mode.HANG or not is_asking or _state(child.pid) not in "SD":
+            return 0
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        return 1 + int(status.partition("voluntary_ctxt_switches:")[2].split()[0])
+
     def _turn(self, mode: Mode) -> None:
         assert self._process.stdin is not None
         print(mode.value, file=self._process.stdin, flush=True)
         self._hear("now")
+        self._mode = mode
 
     def _hear(self, word: str) -> str:
         assert self._process.stdout is not None
@@ -65,7 +77,11 @@ class SickDisk:
 
 def _waits(pid: int) -> bool:
     """Whether it is in a wait that no signal ends."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+    return _state(pid) == "D"
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from agent.capture import answer, audit, bindings
-from agent.capture.answer import Answer
+from agent.capture.answer import Answer, HangsError
 from agent.capture.bindings import Wanted
 from agent.capture.disks import UNKNOWN_QUEUE, find_disk, size_of
 from agent.capture.fitting import Change
@@ -64,10 +65,25 @@ class Machine:
             child.wait()
 
 
+def despair(sick: SickDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadlines, which are long enough for all that answers on a busy host, are over at once for what stands still with the disk."""
+    real = answer._Lines.hear
+
+    def hear(lines: answer._Lines, deadline_s: float) -> str:
+        end, seen = time.monotonic() + deadline_s, [0, 0, 0]
+        while True:
+            try:
+                return real(lines, min(0.02, max(0.0, end - time.monotonic())))
+            except HangsError:
+                seen = [*seen[1:], sick.stops(lines._child)]
+                if (seen[0] and len({*seen}) == 1) or time.monotonic() > end:
+                    raise HangsError(f"it did not answer within {deadline_s:g} s") from None
+
+    monkeypatch.setattr(answer._Lines, "hear", hear)
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
-    monkeypatch.setattr(answer, "DEADLINE_S", 1.5)
-    monkeypatch.setattr(answer, "QUEUE_DEADLINE_S", 1.5)
     with (
         rig(4 * MIB, attached=False) as r,
         sick_disk(r.folder / "sick", 4 * MIB) as sick,
@@ -75,6 +91,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine
     ):
         undo.callback(lambda: detach(r.pin_dir))
         undo.callback(sick.well)
+        despair(sick, monkeypatch)
         yield Machine(r, sick, undo)
 
 
@@ -128,7 +145,7 @@ def test_a_disk_that_hangs_and_was_never_captured_is_left_out_as_one_that_hangs(
     machine.sick.hang()
     captured, (left,) = machine.protect()
     assert captured == [machine.well]
-    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 1.5 s")
+    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 10 s")
 
 
 def test_one_that_hangs_takes_no_time_from_others_that_are_asked_with_it(machine: Machine) -> None:
@@ -154,7 +171,7 @@ def test_a_bound_disk_that_hangs_is_not_taken_for_another_and_is_itself_when_it_
     detach(machine.rig.pin_dir)
     machine.sick.hang()
     _, (left,) = machine.protect()
-    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 1.5 s")
+    assert (left.error.code, left.error.cause) == ("US404", "it did not answer within 10 s")
     machine.sick.well()
     machine.children_end()
     watch = machine.watch([left])
