@@ -18,10 +18,13 @@ from typing import Final, NamedTuple
 
 from config_server import audit, commands
 from config_server.binding import Binder, Call
+from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name, new_id
+from config_server.copies import Copies, meant
 from config_server.serving import signature
 from shared import active_side, api, logging
 from shared.active_side import ActiveSide, Known
+from shared.blob import BlobStore
 from shared.errors import (
     ConfigError,
     CopyRefusedError,
@@ -30,9 +33,9 @@ from shared.errors import (
     RequestError,
     StorageError,
 )
-from shared.messages import CommandKind, RebindRequest, SideView
+from shared.messages import CommandKind, CopyList, CopyView, ErrorView, Nothing, RebindRequest, SideView
 from shared.status import Problem
-from shared.vocabulary import Role, Severity
+from shared.vocabulary import Role
 
 _log = logging.get()
 
@@ -41,23 +44,10 @@ _ASK_S: Final = 2.0
 """How long storage may take; a report is not held up for longer."""
 RECENT_S: Final = 6.0
 """A boot that reported so lately is there: reports come every two seconds."""
-LASTING_S: Final = 60.0
-"""A copy that is refused for so long is shown: what ends sooner was a machine that had been restarted, which takes up to 50 s
-(docs/operations.md), until a process server sees that the session from before the power cut is over."""
-SHOWN_S: Final = 300.0
 
 
 class _Heard(NamedTuple):
     boot: str
-    at_s: float
-
-
-class _Refused(NamedTuple):
-    identity: str
-    boot: str | None
-    address: str
-    error: CopyRefusedError
-    since_s: float
     at_s: float
 
 
@@ -68,10 +58,11 @@ class Sides:
         self._known = Known()
         self._asked_s: dict[str, float] = {}
         self._heard: dict[str, _Heard] = {}
-        self._refused: dict[str, _Refused] = {}
+        self._copies = Copies()
 
     def bind(self, binder: Binder) -> None:
         binder.on(api.REBIND, self.rebind)
+        binder.on(api.COPIES, self.copies)
 
     async def admit(self, machine: str, identity: str, boot: str | None, address: str) -> None:
         """Raises CopyRefusedError: nothing that the caller says is of this machine. `boot` None: whichever of its boots it is, as for
@@ -84,42 +75,60 @@ class Sides:
             if boot is not None:
                 await self._check_boot(machine, boot, now_s)
         except CopyRefusedError as exc:
-            before = self._refused.get(machine)
-            since_s = before.since_s if before and now_s - before.at_s < SHOWN_S else now_s
-            self._refused[machine] = _Refused(identity, boot, address, exc, since_s, now_s)
+            self._copies.refused(machine, identity, boot, address, exc, now_s)
             raise
         if boot is not None:
             self._heard[machine] = _Heard(boot, now_s)
-            refused = self._refused.get(machine)
-            if refused is not None and (refused.identity, refused.boot) == (identity, boot):
-                del self._refused[machine]  # it was no copy
+            self._copies.admitted(machine, identity, boot)
 
     def problems(self) -> list[Problem]:
-        """Copies that were refused lately, and not only once."""
+        return self._copies.problems(self.clock())
+
+    async def copies(self, call: Call, _body: Nothing) -> CopyList:
+        """Who is the machine, who was refused as a copy of it lately, and whom `rebind` means where it names nobody."""
+        machine = check_name(call.path["machine"], "machine")
+        side = await self._stored(await self._control.storage.machines().find(machine))
         now_s = self.clock()
-        return [
-            Problem(
-                **refused.error.as_dict() | {"what": f"{refused.error.what} at {refused.address}"},
-                severity=Severity.WARNING,
-                object=machine,
-            )
-            for machine, refused in self._refused.items()
-            if now_s - refused.at_s < SHOWN_S and refused.at_s - refused.since_s >= LASTING_S
-        ]
+        meant, unclear = "", None
+        try:
+            meant = self._meant(machine, side)
+        except RequestError as exc:
+            unclear = ErrorView(exc.code, exc.what, exc.cause, exc.action)
+        return CopyList(
+            machine=machine,
+            identity=side.identity if side is not None else "",
+            generation=side.generation if side is not None else 0,
+            copies=[
+                CopyView(
+                    identity=refused.identity,
+                    address=refused.address,
+                    refused_s=now_s - refused.at_s,
+                    since_s=now_s - refused.since_s,
+                    cause=refused.error.cause,
+                )
+                for refused in self._copies.lately(machine, now_s)
+            ],
+            meant=meant,
+            unclear=unclear,
+        )
 
     async def rebind(self, call: Call, body: RebindRequest) -> SideView:
-        """From now on another machine is the one of this name: what was refused as a copy, or what the operator names."""
+        """From now on another machine is the one of this name: what the operator names, or what was refused as a copy, where only one was.
+        Asked for what is so already it changes nothing, and answers the same."""
         machine = check_name(call.path["machine"], "machine")
-        identity = body.identity or self._identity_of_copy(machine)
-        refused = self._refused.get(machine)
-        is_there = refused is not None and refused.identity == identity
         store = await self._control.storage.machines().find(machine)
         moment = self._known.asking()
-        side = await active_side.change(store, machine, identity)
+        before = await self._stored(store)
+        identity = body.identity or self._meant(machine, before)
+        if before is not None and before.identity == identity:
+            side = before  # the answer to the first time was lost, or somebody repeats it
+        else:
+            side = await active_side.change(store, machine, identity)
         now_ns = self._control.now_ns()
         self._known.learn(side, moment)
-        self._heard.pop(machine, None)
-        self._refused.pop(machine, None)
+        if side is not before:
+            self._heard.pop(machine, None)
+        is_there = self._copies.bound(machine, identity)
         holders = [seen for seen, _stream in self._control.presence.streams(machine)]
         asked = {seen.source: new_id() for seen in holders}
         if is_there:
@@ -129,7 +138,11 @@ class Sides:
         silent = [seen.source for seen in holders if seen.is_silent(mono_ns)]
 
         def work(db: sqlite3.Connection) -> None:
-            detail = {"identity": identity, "generation": side.generation}
+            detail = {
+                "identity": identity,
+                "generation": side.generation,
+                "before": before.identity if before else "",
+            }
             audit.add(db, call.who, "machine.rebind", machine, detail, now_ns)
             for holder, id_ in asked.items():
                 commands.add(db, id_, holder, CommandKind.CHECK_SIDE, {"machine": machine}, now_ns)
@@ -142,21 +155,24 @@ class Sides:
             machine=machine,
             identity=identity,
             generation=side.generation,
+            repeated=side is before,
             asked={holder: id_ for holder, id_ in asked.items() if holder not in silent},
             silent=silent,
         )
 
     # ---- inside
 
-    def _identity_of_copy(self, machine: str) -> str:
-        refused = self._refused.get(machine)
-        if refused is None or not refused.identity:
-            raise RequestError(
-                f"Machine '{machine}' was not bound anew",
-                cause="no copy of it was refused lately, so it is not known which machine is meant",
-                action="Start the agent on the machine that is it from now on, or name its identity: --identity ID.",
-            )
-        return refused.identity
+    async def _stored(self, store: BlobStore) -> ActiveSide | None:
+        """None also for a document that cannot be read: binding the machine anew is what mends it."""
+        try:
+            return await active_side.find(store)
+        except IntegrityError:
+            return None
+
+    def _meant(self, machine: str, side: ActiveSide | None) -> str:
+        changed_s = max(0.0, (self._control.now_ns() - side.changed_ns) / SECOND_NS) if side else 0.0
+        now_s = self.clock()
+        return meant(machine, side, self._copies.lately(machine, now_s), now_s, changed_s)
 
     async def _side(self, machine: str, identity: str, now_s: float) -> ActiveSide | None:
         side = self._known.get(machine)

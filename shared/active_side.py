@@ -49,6 +49,8 @@ class ActiveSide(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     identity: str
     direction: Direction = Direction.OUTWARD
+    replaced: str = UNKNOWN
+    """The identity that was the active side before this one."""
     changed_ns: int
     claim: str
     """Random: tells whose write it was when its answer was lost."""
@@ -151,8 +153,10 @@ async def change(
     name = names.SIDE_DOCUMENT
     while True:
         found = await store.read_versioned(name)
-        generation = _generation(found[0], name) if found is not None else 0
-        new = msgspec.structs.replace(_following(machine, generation, identity), direction=direction)
+        generation, replaced = _before(found[0], name) if found is not None else (0, UNKNOWN)
+        new = msgspec.structs.replace(
+            _following(machine, generation, identity), direction=direction, replaced=replaced
+        )
         if found is None:
             try:
                 await store.create(name, msgspec.json.encode(new))
@@ -183,12 +187,13 @@ async def _swap(store: BlobStore, name: str, new: ActiveSide, etag: str) -> bool
     return True
 
 
-def _generation(data: bytes, name: str) -> int:
-    """Of a document that cannot be read nobody knows it: then a number that no count of changes reaches."""
+def _before(data: bytes, name: str) -> tuple[int, str]:
+    """Generation and identity. Of a document that cannot be read nobody knows them: then a number that no count of changes reaches."""
     try:
-        return decode(data, name).generation
+        before = decode(data, name)
     except IntegrityError:
-        return int(time.time())
+        return int(time.time()), UNKNOWN
+    return before.generation, before.identity
 
 
 async def _read(store: BlobStore, name: str) -> tuple[ActiveSide, str] | None:

@@ -23,6 +23,7 @@ from shared.messages import (
     Certificate,
     CertificateList,
     CommandView,
+    CopyList,
     DaemonList,
     EnrolRequest,
     EventList,
@@ -157,6 +158,15 @@ REBIND = Route(
     SideView,
     "Make another machine the one of this name",
 )
+COPIES = Route(
+    "copies",
+    "GET",
+    "/v1/machines/{machine}/copies",
+    Access.OPERATOR,
+    Nothing,
+    CopyList,
+    "Copies of a machine that were refused lately",
+)
 RESYNC = Route(
     "resync",
     "POST",
@@ -270,7 +280,7 @@ AUDIT = Route(
 
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, CERTIFICATES, CERTIFICATE_REVOKE, POLICY, POLICY_SET,
-    MACHINES, MACHINE, PROTECT, UNPROTECT, REBIND, RESYNC,
+    MACHINES, MACHINE, PROTECT, UNPROTECT, COPIES, REBIND, RESYNC,
     POINTS, POINT_CREATE, FLUSH, RESTORE, RESTORE_KEY, GRANTS, GRANT_RENEW, GRANT_END, KEY_UNWRAP, KEY_CREATE,
     COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
 )  # fmt: skip

@@ -4,7 +4,7 @@
     options      options that several commands share; where the config server is        profile  a file that says it
     output       tables and JSON; progress on stderr
     machine_commands, point_commands, restore_command, record_commands    the verbs (click)
-    machine_pages tables and pages of machines
+    machine_pages tables and pages of machines         rebinding    whom `machine rebind` binds
     access       storage access for restores: granted by the config server, or the profile's
 
     rescue       from storage and vault alone, when every server is gone

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from config_server.cli import rescue
+from config_server.cli import rebinding, rescue
 from config_server.cli.machine_pages import list_table, machine_page, one_line, stored_table
 from config_server.cli.options import COMMON, CONNECTION, OUTPUT, add_options, find_target, wants_json
 from config_server.cli.output import (
@@ -20,6 +20,7 @@ from config_server.cli.output import (
     emit,
     grid,
     line,
+    plain,
     printing,
     run,
     say,
@@ -30,7 +31,7 @@ from shared.naming import SAYS, is_name
 from shared.vocabulary import MachineState
 
 if TYPE_CHECKING:
-    from shared.messages import CommandView, MachineView, SideView
+    from shared.messages import CommandView, CopyList, MachineView, SideView
     from shared.rest import RestClient
 
 STATES: Final = (
@@ -146,19 +147,15 @@ def resync(name: str, yes: bool) -> None:
     "--identity",
     default="",
     metavar="ID",
-    help="What the machine calls itself. Default: that of the copy that was refused last.",
+    help="What the machine calls itself. Default: the one copy that was refused lately; see `machine copies`.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
 @add_options(*COMMON)
 def rebind(name: str, identity: str, yes: bool) -> None:
     """Say that a machine stands on other hardware now: who was it until now is refused as a copy from then on."""
-    if not yes and sys.stdin.isatty():
-        who = f"the machine {identity}" if identity else "the copy that was refused last"
-        click.confirm(
-            f"Replicate {who} as '{name}' from now on? The one that is replicated now will be refused.",
-            abort=True,
-        )
-    side = run(_rebind(name, identity))
+    side = run(_rebind(name, identity, ask=not yes and sys.stdin.isatty()))
+    if side.repeated:
+        rebinding.tell_repeated(side.machine, side.identity)
     emit(
         side,
         lambda: grid(
@@ -169,11 +166,30 @@ def rebind(name: str, identity: str, yes: bool) -> None:
     )
 
 
-async def _rebind(name: str, identity: str) -> SideView:
+@machine.command()
+@name_argument
+@add_options(*COMMON)
+def copies(name: str) -> None:
+    """Who was refused as a copy of a machine lately: its identity, its address, when."""
+    found = run(_copies(name))
+    emit(found, lambda: rebinding.table(found))
+
+
+async def _copies(name: str) -> CopyList:
+    async with find_target().connect() as client:
+        return await rebinding.fetch(client, name)
+
+
+async def _rebind(name: str, identity: str, *, ask: bool) -> SideView:
     from shared import api
     from shared.messages import RebindRequest
 
     async with find_target().connect() as client:
+        if ask or not identity:
+            found = await rebinding.fetch(client, name)
+            identity = identity or rebinding.chosen(found)
+            if ask:
+                click.confirm(plain(rebinding.question(found, identity)), abort=True, err=True)
         side = await client.call(api.REBIND, RebindRequest(identity=identity), machine=name)
         with Progress() as progress:
             await looked(client, side, progress.show)

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import presence, sides
+from config_server import copies, presence, sides
 from config_server.cli import machine_commands
 from shared import active_side, api
 from shared.blob import BlobConfig
@@ -30,6 +30,7 @@ from shared.messages import (
 from shared.rest import RestClient
 from shared.status import AgentReport, ProcessServerReport, StreamReport
 from shared.tls import TlsFiles
+from tests.cli import understudy
 from tests.config_parts import ConfigServer, config_for, daemon, running
 
 
@@ -228,7 +229,7 @@ async def test_a_server_that_has_the_machine_no_more_keeps_it_out_of_status_no_l
         await agent.report(said())
 
 
-async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(
+async def test_rebind_makes_the_one_refused_copy_the_machine_once_however_often_it_is_said(
     operator: RestClient, agent: ControlClient, copy: ControlClient, machine_storage: MachineStorage
 ) -> None:
     await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
@@ -238,14 +239,38 @@ async def test_rebind_makes_the_refused_copy_the_machine_and_the_old_one_a_copy(
     with pytest.raises(CopyRefusedError):
         await copy.report(said(identity="new-hardware", boot="2"))
     side = await operator.call(api.REBIND, RebindRequest(), machine="web1")
-    assert (side.identity, side.generation) == ("new-hardware", 2)
+    assert (side.identity, side.generation, side.repeated) == ("new-hardware", 2, False)
     [again] = await copy.report(said(identity="new-hardware", boot="2"))
     assert (again.kind, again.id) == (CommandKind.CHECK_SIDE, side.asked["agent:web1"])
     with pytest.raises(CopyRefusedError):
-        await agent.report(said())
+        await agent.report(said())  # by now the old hardware is the one copy that was refused
+    side = await operator.call(api.REBIND, RebindRequest(), machine="web1")
+    assert (side.identity, side.generation, side.repeated) == ("new-hardware", 2, True)
     stored = await active_side.find(await machine_storage.find("web1"))
     assert stored is not None
-    assert stored.identity == "new-hardware"
+    assert (stored.identity, stored.generation) == ("new-hardware", 2)
+
+
+async def test_of_several_refused_copies_rebind_takes_the_one_that_is_named(
+    server: ConfigServer, operator: RestClient, copy: ControlClient
+) -> None:
+    for identity in ("new-hardware", "forgotten-drill"):
+        with pytest.raises(CopyRefusedError):
+            await copy.report(said(identity=identity, boot=identity))
+    folder = server.config.data_dir
+    options = [
+        *("--server", server.url, "--token-file", str(folder / "operator.token")),
+        *("--ca-file", str(folder / "ca.pem")),
+    ]
+    unclear = await understudy("machine", "rebind", "web1", "--yes", *options)
+    assert unclear.exit_code == RequestError.exit_code
+    for said_there in ("new-hardware", "forgotten-drill", "127.0.0.1", "--identity ID"):
+        assert said_there in unclear.stderr
+    found = await operator.call(api.COPIES, Nothing(), machine="web1")
+    assert (found.identity, found.generation, found.meant) == ("original", 1, "")
+    assert [one.identity for one in found.copies] == ["forgotten-drill", "new-hardware"]
+    side = await operator.call(api.REBIND, RebindRequest(identity="new-hardware"), machine="web1")
+    assert (side.identity, side.generation) == ("new-hardware", 2)
 
 
 async def test_rebind_waits_for_the_servers_that_have_the_machine_by_name(
@@ -295,7 +320,7 @@ async def test_a_copy_that_keeps_trying_is_an_event_and_one_that_ends_soon_is_no
     await agent.report(said())
     with pytest.raises(CopyRefusedError):
         await copy.report(said(identity="clone", boot="2"))
-    monkeypatch.setattr(sides, "LASTING_S", 0.0)
+    monkeypatch.setattr(copies, "LASTING_S", 0.0)
     with pytest.raises(CopyRefusedError):
         await copy.report(said(identity="clone", boot="2"))
     while not (found := (await operator.call(api.EVENTS, EventQuery(object="web1", open=True))).events):

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from config_server.sides import LASTING_S, SHOWN_S, Sides
+from config_server.copies import LASTING_S, SHOWN_S
+from config_server.sides import Sides
 from shared.active_side import ActiveSide
 from shared.errors import CopyRefusedError
 from shared.wire.transport import SILENCE_S
