@@ -11,8 +11,7 @@ is down. Only a machine that is new to a process server or master target waits f
     config     the configuration file            ca          certificates
     database   SQLite in a thread, schema        reserve     room for revocations on a full disk
     tokens, revocation, inventory, commands, events, jobs, audit: the database's tables
-    listener   TLS connections                   connections which of too many go (pure)
-    renewals   when a certificate may be renewed (pure)   refusals   in the log, a few of many
+    listener   TLS connections                   renewals    when a certificate may be renewed (pure)
     binding    routes → HTTP, authentication, errors
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
     operations machines, points, restores        presence    the latest reports

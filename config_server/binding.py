@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from config_server.refusals import Refusals
+from shared.refusals import Refusals
 from shared import logging, tls
 from shared.api import ROUTES, Access, Route
 from shared.errors import (

@@ -16,8 +16,8 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
-from config_server.connections import Connections
-from config_server.refusals import Refusals
+from shared.connections import Connections
+from shared.refusals import Refusals
 from shared import logging, tls
 from shared.errors import ListenError, cause_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config_server.connections import Connections
+from shared.connections import Connections
 
 
 class Port:
