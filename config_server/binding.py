@@ -17,7 +17,6 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from shared.refusals import Refusals
 from shared import logging, tls
 from shared.api import ROUTES, Access, Route
 from shared.errors import (
@@ -33,6 +32,7 @@ from shared.errors import (
     WrongRoleError,
 )
 from shared.messages import MAX_BODY_B, Failure, Nothing
+from shared.refusals import Refusals
 
 _log = logging.get()
 _Q = TypeVar("_Q", bound=msgspec.Struct)

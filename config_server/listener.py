@@ -16,10 +16,10 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
-from shared.connections import Connections
-from shared.refusals import Refusals
 from shared import logging, tls
+from shared.connections import Connections
 from shared.errors import ListenError, cause_of
+from shared.refusals import Refusals
 
 _log = logging.get()
 _HANDSHAKE_S: Final = 10.0
