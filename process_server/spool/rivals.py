@@ -40,6 +40,7 @@ An unknown boot, of either side, proves nothing and refuses nobody.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import itertools
 import time
@@ -48,7 +49,7 @@ from typing import Final, NamedTuple
 
 from process_server.spool.epoch_log import Resources
 from shared import active_side
-from shared.blob import BlobStore
+from shared.blob import BlobInfo, BlobStore
 from shared.errors import CopyRefusedError, TransientError
 from shared.log import names
 from shared.log.epochs import EpochInfo
@@ -68,7 +69,7 @@ _RECENT: Final = 9
 """So many of the newest segments tell the pace."""
 _SECOND_NS: Final = 1_000_000_000
 _TAIL_B: Final = 16 * 1024
-"""Holds the last line of an index."""
+"""Holds the newest segments of nearly every index."""
 
 
 class Look(NamedTuple):
@@ -190,12 +191,25 @@ async def _look(store: BlobStore, epoch: EpochInfo, term: Term) -> Look:
     listed = [info async for info in store.list(prefix) if names.is_index(info.name)]
     found = sorted(listed, key=lambda info: info.name)
     seen = term, [(info.name, info.size_b) for info in found]
-    if not found:
-        return Look(seen, 0, 0)
-    newest = found[-1]
-    at = max(0, newest.size_b - _TAIL_B)
-    data = await store.read(newest.name, at, newest.size_b - at)
-    lines, _ = decode_up_to_damage(data[data.find(b"\n") + 1 :] if at else data, newest.name)
-    entries = [line for line in lines if isinstance(line, IndexEntry)]
-    captured_ns = entries[-1].last_captured_ns if entries else 0
-    return Look(seen, captured_ns, int(newest.last_modified.timestamp()) * _SECOND_NS, pace(entries))
+    for info in reversed(found):  # the last ones may be empty yet, or hold a claim alone
+        if entries := await _newest_entries(store, info):
+            changed_ns = int(info.last_modified.timestamp()) * _SECOND_NS
+            return Look(seen, entries[-1].last_captured_ns, changed_ns, pace(entries))
+    return Look(seen, 0, 0)
+
+
+async def _newest_entries(store: BlobStore, index: BlobInfo) -> list[IndexEntry]:
+    """Some of the newest segments in the blob, at least one if there is any."""
+    tail_b = _TAIL_B
+    while True:
+        at = max(0, index.size_b - tail_b)
+        data = await store.read(index.name, at, index.size_b - at)
+        whole = data[data.find(b"\n") + 1 :] if at else data
+        if tail_b == _TAIL_B:
+            lines, _ = decode_up_to_damage(whole, index.name)
+        else:
+            lines, _ = await asyncio.to_thread(decode_up_to_damage, whole, index.name)
+        entries = [line for line in lines if isinstance(line, IndexEntry)]
+        if entries or not at:
+            return entries
+        tail_b *= 8
