@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import time
 from collections.abc import Awaitable, Callable
@@ -85,15 +86,16 @@ WRITES: dict[str, Callable[[BlobStore], Awaitable[object]]] = {
 }
 
 
-@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-async def test_a_token_changes_nothing(
-    store: BlobStore, blob_config: BlobConfig, write: Callable[[BlobStore], Awaitable[object]]
-) -> None:
+async def test_a_token_changes_nothing(store: BlobStore, blob_config: BlobConfig) -> None:
     await store.create("a", b"content")
-    await store.policies.put(POLICY, in_an_hour())
+    await put_by_others(store, **{POLICY: in_an_hour()})
+    done: list[str] = []
     async with granted(blob_config, store.container) as reader:
-        with pytest.raises(StorageRefusedError):
-            await write(reader)
+        for what, write in WRITES.items():
+            with contextlib.suppress(StorageRefusedError):
+                await write(reader)
+                done.append(what)
+    assert done == []
     assert [(blob.name, blob.snapshot) async for blob in store.list("", snapshots=True)] == [("a", None)]
     assert await store.read("a") == b"content"
 
