@@ -166,9 +166,11 @@ class EpochLog:
         opening: BlobStore,
         *,
         look: Look | None = None,
+        over: bool = False,
     ) -> EpochLog:
         """Recovers the spool folder, takes the next term, and goes on uploading what is not listed. `epoch` is what storage has under that
-        number; `opening` is the machine's store until it is open; `look` is called at each check of the log.
+        number; `opening` is the machine's store until it is open; `look` is called at each check of the log. Of an epoch that is `over`,
+        what was listed and is forgotten is no obstacle: nobody goes on behind it, and what is here decides what can be listed again.
 
         Raises StorageForgotError (then the epoch cannot go on), SpoolError, WrongKeyError, and
         StorageErrors of the store.
@@ -181,7 +183,7 @@ class EpochLog:
             machine,
             epoch,
             shared.settings.owner,
-            known_last=_listed_once(recovered, damaged=folder.aside.holds(epoch)),
+            known_last=0 if over else _listed_once(recovered, damaged=folder.aside.holds(epoch)),
             max_blocks=shared.settings.max_blocks,
         )
         found = await sort_files(opening, machine, epoch, recovered.runs, index.fold, shared.reading)

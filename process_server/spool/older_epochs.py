@@ -144,7 +144,7 @@ class OlderEpochs:
         verdict = await watch.look(self._newest, store)
         match verdict.decision:
             case Decision.OPEN | Decision.RETAKE:
-                log = await EpochLog.open(self._shared, self._folder, id_, self._changed, store)
+                log = await EpochLog.open(self._shared, self._folder, id_, self._changed, store, over=True)
                 self.logs[epoch] = log
                 return log
             case Decision.DELETE | Decision.QUARANTINE:

@@ -216,6 +216,26 @@ async def test_what_was_seen_of_a_log_before_storage_was_set_back_decides_nothin
     assert same_batches(await read_log(store, tmp_path / "a", 1), chain)
 
 
+async def test_of_an_epoch_that_is_over_what_storage_forgot_is_listed_again_if_it_is_still_here(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    """Its file was listed, and not deleted yet (a disk that would not, a power cut); then storage was set back."""
+    chain = make_chain(6)
+    folder = tmp_path / "ps1"
+    await left_behind(folder, store, chain)
+    (file,) = folder.rglob("*.seg")
+    kept, forgot = file.read_bytes(), await copied(store)
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: uploaded(log) == 6 and spool_files(folder) == [])
+    file.write_bytes(kept)
+    await set_back(store, forgot)
+    await allocate_epoch(store, "m1", disks=[EpochDisk(0, "sda", "s0", 8)], reason="test", agent_id="b")
+    async with started(make_spool(folder, store)) as log:
+        await until(log, lambda: "00000001" not in epoch_folders(folder))
+        assert log.aside_b == 0
+    assert same_batches(await read_log(store, folder, 1), chain)
+
+
 async def test_two_servers_with_rests_of_one_epoch_come_to_an_end(store: BlobStore, tmp_path: Path) -> None:
     """What one lists first decides, and the other's batches are set aside, none deleted."""
     chain = make_chain(6)
