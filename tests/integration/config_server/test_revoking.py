@@ -162,6 +162,27 @@ async def test_what_storage_cannot_take_is_done_and_said_and_made_up_for(
         assert len([blob async for blob in store.list("revoked/")]) == 1
 
 
+async def test_a_restored_database_whose_storage_is_away_at_the_start_takes_in_what_was_revoked_later(
+    blob_config: BlobConfig, azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revoking, "_AGAIN_S", 0.1)
+    with FaultProxy(azurite) as proxy:
+        config = config_for(tmp_path, blob=proxy.config(blob_config.container))
+        async with running(config) as server:
+            files = await server.enrolled("agent", "web1", tmp_path / "agent")
+        with restored_afterwards(config, tmp_path):
+            async with running(config) as server:
+                await revoke(server, "agent:web1")
+        proxy.add(Answer(403, "AuthorizationFailure"), times=None)
+        async with running(config) as server:
+            assert not await is_refused(server, files), "nobody can know it yet"
+            proxy.clear()
+            async with asyncio.timeout(30):
+                while not await is_refused(server, files):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert [entry.object for entry in (await taken_in(server))[0]] == ["agent:web1"]
+
+
 async def test_a_record_that_is_not_signed_by_the_ca_revokes_nobody_and_keeps_none_from_being_made(
     blob_config: BlobConfig, store: BlobStore, tmp_path: Path
 ) -> None:
