@@ -103,8 +103,9 @@ def test_no_daemon_s_user_reads_the_vault_or_another_one_s_private_key(tmp_path:
     (folder / "etc").mkdir()
     subprocess.run(["systemd-sysusers", f"--root={folder}", "understudy.conf"], check=True)
     subprocess.run(["systemd-tmpfiles", f"--root={folder}", "--create", "understudy.conf"], check=True)
-    for above in (folder, *folder.parents[:3]):
-        above.chmod(above.stat().st_mode | 0o011)  # so that what is refused is refused below
+    for above in (folder, *folder.parents):
+        if not above.stat().st_mode & 0o001:
+            above.chmod(above.stat().st_mode | 0o011)  # so that what is refused is refused below
     ids = {
         fields[0]: int(fields[2])
         for fields in (line.split(":") for line in (folder / "etc/passwd").read_text().splitlines())
