@@ -15,10 +15,12 @@ to the newest point, from the last one back:
 - one that is a point with another digest is news: its document is written anew, and has no snapshots until the disks stand at that batch;
 - one that is no point is news if its segment came after the newest point's, and has expired if it came before: that ends the search, too.
   (Segments come in the order of the log, or nearly: at worst a point that has just expired is made again, and expires again.)
-That needs no batch at the old newest point's place: the new history may end before it. When it gets there, the digest contradicts the
-old point, which is set aside (points.Roll): else the old history's snapshots would count as the newest ones for retention, and
-the present one's would go. What is set aside is judged once, newest first, up to a point that the log confirms: each new history sets
-the former one aside before it goes on behind it.
+That needs no batch at the old newest point's place: the new history may end before it.
+
+Points that the log contradicts are set aside (points.Roll): else the old history's snapshots would count as the newest ones for retention,
+and the present one's would go. So are those behind a mark that is news in this way, if the log does not have them: no mark is added
+before a point that might be of another history. So, from the newest back, the first point that the log confirms ends the look: what is
+before it is confirmed by that. If the log of what was set aside comes back, its marks are news again, and take their documents as they are.
 
 Who else might write, and why that does no harm: roll.py.
 """
@@ -94,7 +96,10 @@ class PointMaker:
         that position, by its own clock; `digest`: of the batch there in the log.
         """
         await self._set_others_aside(digest)
-        for point in await self._news(found, listed_ns, digest):
+        news = await self._news(found, listed_ns, digest)
+        if news and not self.roll.follows(news[0]):
+            await self._set_aside(await self._missing(news[0].position, digest))
+        for point in news:
             async with self.roll.writing:
                 await self._write(point)
                 reach("points.after-document")
@@ -144,8 +149,19 @@ class PointMaker:
             if found in (there, None):
                 break
             others.append(position)
+        await self._set_aside(others)
+
+    async def _missing(
+        self, behind: Position, digest: Callable[[Position], Awaitable[str]]
+    ) -> list[Position]:
+        """The points behind that position which the log, which was set back, does not have, or not yet."""
+        later = [position for position in self.roll.newest_first() if position > behind]
+        return [position for position in later if await self._digest(position, digest) == ""]
+
+    async def _set_aside(self, others: Sequence[Position]) -> None:
         if others:
             await self.roll.set_aside(others)
+            self._judged.difference_update(others)
             _log.warning(
                 "points set aside: the log was set back, and went on otherwise",
                 machine=self._machine,
