@@ -241,6 +241,8 @@ def _changed(path: Path, plan: Plan, journal: Journal) -> str:
     """Why nothing that the journal claims can be relied upon; empty when it can."""
     if journal.discarded:
         return "it was interrupted while an earlier beginning was being removed"
+    if "" in (journal.digest, plan.digest) and journal.digest != plan.digest:
+        return "nothing says whether it began with the history of the log that is there now"
     if journal.digest != plan.digest:
         return f"it began with another history of the log: batch {plan.position.batch} is another now"
     if _snapshots(journal.base) != _snapshots(plan.base):
@@ -293,7 +295,11 @@ def _contents(path: Path, plan: Plan) -> str:
         return "it is not empty, and holds no unfinished restore"
     held = f"it holds the finished restore of {done.machine} at {done.id}"
     same = (done.machine, done.id, done.claim) == (plan.machine, str(plan.position), plan.epoch.claim)
-    return f"{held}, of another history of the log" if same and done.digest != plan.digest else held
+    if not same or done.digest == plan.digest:
+        return held
+    if "" in (done.digest, plan.digest):
+        return f"{held}, and nothing says whether of the same history of the log"
+    return f"{held}, of another history of the log"
 
 
 def _remains(path: Path) -> list[Path]:

@@ -339,3 +339,17 @@ async def test_a_manifest_that_cannot_be_written_is_an_error_also_for_whoever_ca
     task = asyncio.create_task(materialise_module._to_the_end(full()))
     with pytest.raises(ImageFileError, match="could not be written"):
         await task
+
+
+async def test_a_finished_restore_that_does_not_say_its_history_is_not_called_one_of_another(
+    machine: ModelMachine, tmp_path: Path
+) -> None:
+    """An earlier version's manifest. What is unknown is neither the same nor another."""
+    await machine.begin_epoch()
+    machine.write()
+    await machine.publish()
+    done = await restore(machine, "latest", tmp_path / "a")
+    older = msgspec.structs.replace(done, digest="")
+    (tmp_path / "a" / MANIFEST).write_bytes(msgspec.json.encode(older))
+    with pytest.raises(RestoreFolderError, match="nothing says whether of the same history"):
+        await restore(machine, "latest", tmp_path / "a")
