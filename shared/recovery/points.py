@@ -93,8 +93,8 @@ class Roll(msgspec.Struct, frozen=True, kw_only=True):
     points: tuple[str, ...] = ()
     """Ids, in log order. The newest is never removed: it tells which marks have been documented."""
     aside: tuple[str, ...] = ()
-    """Ids of points that were struck out: the log was set back, and has another batch there. Their documents and snapshots, which may be
-    all that is left of that history, are kept as long as a point may be."""
+    """Ids of points that were struck out: the log was set back, and has another batch there, or none yet. Their documents and snapshots,
+    which may be all that is left of that history, are kept as long as a point may be."""
     claims: dict[int, str] = {}
     """Of each epoch that `points` and `aside` name."""
     v: int = FORMAT_VERSION
