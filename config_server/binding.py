@@ -11,7 +11,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -84,6 +84,10 @@ class Call:
         return self.who.partition(":")[2]
 
 
+class Asked(Protocol):
+    def __call__(self, request: web.Request, *, proved: bool) -> None: ...
+
+
 class Binder:
     """Collects one handler per route, then makes the application."""
 
@@ -91,7 +95,7 @@ class Binder:
         self,
         operator_of: Callable[[str], Awaitable[str | None]],
         is_revoked: Callable[[int, str, int], bool],
-        asked: Callable[[web.Request], None],
+        asked: Asked,
     ) -> None:
         """`is_revoked`: whether the certificate with this serial number, ROLE:NAME and begin is. `asked` is told of each request that
         has come whole."""
@@ -142,7 +146,7 @@ class Binder:
         # First who, then what: nothing of a stranger's body is looked at.
         who = await self._authenticate(request, route)
         raw = await _body(request, route)
-        self._asked(request)
+        self._asked(request, proved=route.access is not Access.PUBLIC)
         # Again: its body may have taken its time, and the caller may be revoked since.
         self._refuse_revoked(request, route)
         ssl_object = _ssl_object(request)

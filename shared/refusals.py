@@ -12,19 +12,26 @@ _QUIET_S: Final = 30.0
 """Refusals from one address are logged at most this often, with how many there were."""
 
 
+_ADDRESSES: Final = 256
+"""At a time; those beyond are counted as one."""
+
+
 class Refusals:
     """Logs of each address the first of many, then how many there were."""
 
     def __init__(self) -> None:
         self._noted: dict[str, tuple[float, int]] = {}
 
-    def note(self, address: str, event: str, **fields: str) -> None:
+    def note(self, address: str, event: str, /, **fields: str) -> None:
         now = time.monotonic()
+        if address not in self._noted and len(self._noted) >= _ADDRESSES:
+            for other in [other for other, (then, _) in self._noted.items() if now - then >= _QUIET_S]:
+                del self._noted[other]
+            if len(self._noted) >= _ADDRESSES:
+                address = ""
         at, more = self._noted.get(address, (-_QUIET_S, 0))
         if now - at < _QUIET_S:
             self._noted[address] = at, more + 1
             return
-        for other in [other for other, (then, _) in self._noted.items() if now - then >= _QUIET_S]:
-            del self._noted[other]
         self._noted[address] = now, 0
         _log.warning(event, more_before=more, **fields)

@@ -117,6 +117,7 @@ class Admission:
         if self.is_revoked(session):
             raise certificate_refused(session)
         tls.require_name(session.channel.peer, f"agent:{hello.machine}")
+        session.on_named()
         session.identity, session.boot = hello.identity, hello.boot
         boot = await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))

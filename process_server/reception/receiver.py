@@ -1,7 +1,7 @@
 """The listening end: connections in, a session for each, and their end.
 
-Input: TLS connections on port 9443. Output: a `Session` per connection, which admission.py lets feed the machine's log, or does not.
-Nothing here blocks: handshakes are tasks.
+Input: TLS connections on port 9443, behind a `Door`, which gives up what does not get on (shared/door.py). Output: a `Session` per
+connection, which admission.py lets feed the machine's log, or does not. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -9,23 +9,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-import socket
 import ssl
 from typing import Final
 
 from process_server.reception import admission
 from process_server.reception.admission import Admission, certificate_refused
 from process_server.reception.session import Session
-from shared import logging, tls
-from shared.errors import ListenError, StoppingError, cause_of
+from shared import logging
+from shared.door import Door, Peer, Visit
+from shared.errors import StoppingError
 from shared.messages import Revocations
-from shared.wire.transport import HANDSHAKE_S, Channel
 
 _log = logging.get()
 
 REFRESH_S: Final = 0.25
 """How often free space and credit are looked at when nothing else makes them move."""
-MAX_HANDSHAKES: Final = 256
 STOP_S: Final = 20.0
 """How long batches in flight may take at a stop; what is not durable then was not acknowledged."""
 
@@ -37,10 +35,9 @@ class Receiver:
         self._address = address
         self._context = context
         self._admission = admission
-        self._listener: socket.socket | None = None
+        self._door: Door | None = None
         self._sessions: set[Session] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(MAX_HANDSHAKES)
         self._loop_tasks: list[asyncio.Task[None]] = []
         self._ids = itertools.count(1)
         self._run_id = secrets.token_hex(3)
@@ -49,24 +46,16 @@ class Receiver:
     @property
     def port(self) -> int:
         """The port that it really listens on (the configured one may be 0)."""
-        assert self._listener is not None
-        port: int = self._listener.getsockname()[1]
-        return port
+        assert self._door is not None
+        return self._door.port
 
     async def start(self) -> None:
         """Bind and begin to accept. Raises ListenError."""
         host, port = self._address
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._listener = socket.create_server((host, port), family=family, backlog=256)
-        except OSError as exc:
-            raise ListenError(
-                f"The process server cannot listen on {host}:{port}", cause=cause_of(exc)
-            ) from exc
-        self._listener.setblocking(False)
+        door = self._door = Door.open(host, port, self._context, "The process server")
         await self._admission.recall()
         self._loop_tasks = [
-            asyncio.create_task(self._accept(self._listener), name="accept"),
+            asyncio.create_task(door.run(lambda peer: self._visit(door, peer)), name="accept"),
             asyncio.create_task(self._refresh_regularly(), name="refresh"),
             asyncio.create_task(self._check_sides_regularly(), name="sides"),
         ]
@@ -82,8 +71,6 @@ class Receiver:
         for task in self._loop_tasks:
             task.cancel()
         await asyncio.gather(*self._loop_tasks, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
         stops = [asyncio.create_task(session.stop(), name=f"stop {session.id}") for session in self._sessions]
         if stops:
             _, late = await asyncio.wait(stops, timeout=STOP_S)
@@ -105,48 +92,34 @@ class Receiver:
 
     # ---- inside ----
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._slots.acquire()
-            try:
-                sock, address = await loop.sock_accept(listener)
-            except OSError as exc:
-                self._slots.release()
-                _log.error("connections cannot be accepted", cause=cause_of(exc))
-                await asyncio.sleep(1.0)  # out of file descriptors, say: trying at once would only spin
-                continue
-            except BaseException:
-                self._slots.release()
-                raise
-            name = f"{address[0]}:{address[1]}"
-            task = asyncio.create_task(self._admit(sock, name), name=f"connection {name}")
+    def _visit(self, door: Door, peer: Peer) -> Visit:
+        session = Session(
+            self._admission,
+            f"{self._run_id}-{next(self._ids)}",
+            f"{peer[0]}:{peer[1]}",
+            lambda: door.asked(peer, proved=True),
+        )
+
+        def opened(_transport: asyncio.Transport) -> None:
+            self._sessions.add(session)
+            task = asyncio.create_task(
+                self._attend(session, door, peer), name=f"connection {session.address}"
+            )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _admit(self, sock: socket.socket, address: str) -> None:
-        """The handshake, then the life of the session."""
-        session = Session(self._admission, f"{self._run_id}-{next(self._ids)}", address)
-        try:
-            await self._handshake(sock, session.channel)
-        except (OSError, TimeoutError) as exc:
-            sock.close()
-            error = tls.translate(exc, f"A connection from {address} was refused")
-            _log.warning("connection refused", address=address, **error.as_dict())
-            return
-        finally:
-            self._slots.release()
-        self._sessions.add(session)
+        return session.channel, opened
+
+    async def _attend(self, session: Session, door: Door, peer: Peer) -> None:
+        """The life of the session."""
         try:
             if self._stopping:
                 session.fail(StoppingError("The process server takes no session"))
             await session.channel.closed.wait()
+            door.lost(peer)
             await session.settled()
         finally:
             self._sessions.discard(session)
-
-    async def _handshake(self, sock: socket.socket, channel: Channel) -> None:
-        await tls.accept(lambda: channel, sock, self._context, HANDSHAKE_S)
 
     async def _refresh_regularly(self) -> None:
         while True:

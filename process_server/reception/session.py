@@ -100,8 +100,12 @@ class _InFlight(NamedTuple):
 class Session:
     """The life of one connection: greeted, open, over. Made before the TLS handshake."""
 
-    def __init__(self, host: Host, id_: str, address: str) -> None:
+    def __init__(
+        self, host: Host, id_: str, address: str, on_named: Callable[[], None] = lambda: None
+    ) -> None:
         self.id: Final = id_
+        self.on_named: Final = on_named
+        """To be called when the agent has said whose it is, and its certificate says so, too."""
         self.machine = ""
         self.identity = ""
         self.boot = ""

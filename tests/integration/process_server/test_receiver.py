@@ -391,7 +391,7 @@ async def test_a_stop_makes_durable_and_acknowledges_what_came(site: Site) -> No
         await agent.send(chain.next())
         await log.begun.wait()
         stopping = asyncio.create_task(site.receiver.stop())
-        await until(lambda: site.receiver._listener is not None and site.receiver._listener.fileno() < 0)
+        await until(lambda: site.receiver._door is not None and site.receiver._door._sock.fileno() < 0)
         log.gate.set()
         await agent.acked(1)
         fault = await agent.fault()

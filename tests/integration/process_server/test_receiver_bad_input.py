@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import struct
 import zlib
@@ -18,12 +19,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from process_server.reception import receiver as receivers
 from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
 from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.receiver import Receiver
-from shared import tls
+from shared import door, tls
 from shared.wire import frames
 from shared.wire.frames import FrameType
 from shared.wire.messages import Hello
@@ -127,7 +127,7 @@ async def test_a_port_scan_is_one_line(port: Port) -> None:
 
 
 async def test_a_handshake_that_never_comes_is_given_up(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receivers, "HANDSHAKE_S", 0.05)
+    monkeypatch.setattr(door, "HANDSHAKE_S", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", port.receiver.port)
     with contextlib.suppress(OSError):
         await reader.read()
@@ -135,6 +135,32 @@ async def test_a_handshake_that_never_comes_is_given_up(port: Port, monkeypatch:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
+
+
+async def test_an_agent_gets_in_beside_hundreds_that_say_nothing(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "HANDSHAKE_S", 3600.0)  # no deadline helps here
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", port.receiver.port))
+        async with port.connect() as agent:
+            assert (await agent.open(hello(epoch=1, last_sent=1))).spooled == 1
+    await until(port.warnings)
+    assert {line["event"] for line in port.warnings()} == {"connection given up"}
+
+
+async def test_a_flood_of_garbage_is_one_line(port: Port) -> None:
+    for _ in range(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port.receiver.port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+    await port.logged("US461")
 
 
 async def test_a_client_without_a_certificate_gets_nowhere(port: Port) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.connections import Connections
+from shared.connections import KNOWN, Connections, origin
 
 
 class Port:
     """Closes what it is told to close."""
 
-    def __init__(self, per_address: int = 3, in_all: int = 5, open_: int = 2) -> None:
-        self.rules: Connections[int] = Connections(per_address, in_all, open_)
+    def __init__(self, per_address: int = 3, in_all: int = 5, open_: int = 2, per_known: int = 3) -> None:
+        self.rules: Connections[int] = Connections(per_address, in_all, open_, per_known)
         self.alive: dict[int, str] = {}
         self.proved: set[int] = set()
 
@@ -20,10 +20,10 @@ class Port:
         self.alive[key] = address
         self.close(list(self.rules.opened(key, address)))
 
-    def ask(self, key: int) -> None:
+    def ask(self, key: int, *, proved: bool = True) -> None:
         if key in self.alive:
             self.proved.add(key)
-        self.close(list(self.rules.asked(key)))
+        self.close(list(self.rules.asked(key, proved=proved)))
 
     def close(self, keys: list[int]) -> None:
         for key in keys:
@@ -65,6 +65,36 @@ def test_of_too_many_that_have_asked_the_one_goes_that_asked_least_recently() ->
     port.open(2, "a")
     port.ask(2)
     assert sorted(port.alive) == [0, 2]
+
+
+def test_strangers_of_many_addresses_do_not_close_those_of_an_address_from_which_somebody_proved_himself() -> (
+    None
+):
+    port = Port(per_known=4)
+    port.open(0, "a")
+    port.ask(0)
+    for key in range(1, 5):
+        port.open(key, "a")
+    for key in range(5, 20):
+        port.open(key, f"stranger {key}")
+    assert sorted(port.alive) == [0, 1, 2, 3, 4, 19]
+    assert "stranger 19" not in port.rules._known
+    port.ask(19, proved=False)
+    assert "stranger 19" not in port.rules._known
+
+
+def test_known_addresses_cost_a_bounded_memory() -> None:
+    port = Port()
+    for key in range(KNOWN + 10):
+        port.open(key, f"{key}")
+        port.ask(key)
+        port.close([key])
+    assert len(port.rules._known) == KNOWN
+
+
+def test_an_ipv6_network_counts_as_one_address() -> None:
+    assert origin("2001:db8:1:2::5") == origin("2001:db8:1:2:ffff::1%eth0") != origin("2001:db8:1:3::5")
+    assert origin("::ffff:192.0.2.7") == origin("192.0.2.7") != origin("192.0.2.8")
 
 
 @given(st.lists(st.tuples(st.sampled_from("oac"), st.integers(0, 15), st.sampled_from("xyz")), max_size=80))

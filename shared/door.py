@@ -1,0 +1,139 @@
+"""A listening port under whoever reaches it: accepts, shakes hands, and gives up those that do not get on.
+
+The same for every daemon that others connect to. Nothing is waited for before the next connection is accepted; which ones are closed when
+there are too many is decided in `connections`. A foreign or expired certificate, or something that is not TLS, is a log line with
+address and reason, of each address the first of many (`refusals`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Self
+
+from shared import logging, tls
+from shared.connections import Connections, origin
+from shared.errors import ListenError, cause_of
+from shared.refusals import Refusals
+
+_log = logging.get()
+HANDSHAKE_S: Final = 10.0
+_BACKLOG: Final = 1024
+_DESCRIPTORS: Final = 65_536
+
+Peer = tuple[Any, ...]
+"""The other end's address and port: of the open connections it names one."""
+Visit = tuple[asyncio.BaseProtocol, Callable[[asyncio.Transport], None]]
+"""The protocol of a connection, and who is told when its handshake is done."""
+
+
+class Door:
+    """Whoever has `run` it says `asked` of each connection that has said what it wants, and `lost` of each that is over."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self.refusals: Final = Refusals()
+        self._sock = sock
+        self._context = context
+        self._connections: Connections[Peer] = Connections()
+        self._closers: dict[Peer, Callable[[], object]] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def open(cls, host: str, port: int, context: ssl.SSLContext, who: str) -> Self:
+        """`who` listens. Raises ListenError."""
+        _raise_descriptor_limit()
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+            sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        except OSError as exc:
+            raise ListenError(f"{who} could not listen on {host}:{port}", cause=cause_of(exc)) from exc
+        sock.setblocking(False)
+        return cls(sock, context)
+
+    @property
+    def port(self) -> int:
+        """The port that it really listens on (the configured one may be 0)."""
+        return int(self._sock.getsockname()[1])
+
+    async def run(self, visit: Callable[[Peer], Visit]) -> None:
+        """Accept until cancelled; closes the port. Connections that are open then stay so."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    accepted, peer = await loop.sock_accept(self._sock)
+                except OSError as exc:
+                    # Out of file descriptors, or the peer is gone again: neither ends the service.
+                    self.refusals.note("", "a connection could not be accepted", cause=cause_of(exc))
+                    await asyncio.sleep(0.1)
+                    continue
+                task = asyncio.create_task(self._handshake(accepted, peer, visit), name=f"handshake {peer}")
+                self._handshakes.add(task)
+                task.add_done_callback(self._handshakes.discard)
+                self._closers[peer] = task.cancel
+                too_many = list(self._connections.opened(peer, origin(str(peer[0]))))
+                await asyncio.sleep(
+                    0
+                )  # accepting never yields while there is a queue, and no handshake may be cancelled unbegun
+                self._close(too_many)
+        finally:
+            self._sock.close()
+            for task in self._handshakes:
+                task.cancel()
+
+    def asked(self, peer: Peer, *, proved: bool) -> None:
+        """It has said what it wants; `proved`: and who it is."""
+        self._close(self._connections.asked(peer, proved=proved))
+
+    def is_unproved(self, peer: Peer) -> bool:
+        return self._connections.is_unproved(peer)
+
+    def lost(self, peer: Peer) -> None:
+        """It is over, whoever closed it."""
+        self._connections.closed(peer)
+        self._closers.pop(peer, None)
+
+    def give_up(self, peer: Peer) -> None:
+        self._close([peer])
+
+    # ---- inside ----
+
+    async def _handshake(self, accepted: socket.socket, peer: Peer, visit: Callable[[Peer], Visit]) -> None:
+        try:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            protocol, opened = visit(peer)
+            transport, _ = await tls.accept(lambda: protocol, accepted, self._context, HANDSHAKE_S)
+        except (OSError, TimeoutError) as exc:
+            error = tls.translate(exc, f"A connection from {peer[0]} was refused")
+            self._refused(peer, "connection refused", **error.as_dict())
+            self.lost(peer)
+            accepted.close()
+        except asyncio.CancelledError:
+            self.lost(peer)
+            accepted.close()
+            raise
+        else:
+            self._closers[peer] = transport.abort
+            opened(transport)
+
+    def _close(self, peers: Iterable[Peer]) -> None:
+        for peer in list(peers):  # whole, before anything moves
+            close = self._closers.get(peer)
+            self.lost(peer)
+            if close is not None:
+                close()
+            self._refused(peer, "connection given up", cause="it did not get on, or too many were open")
+
+    def _refused(self, peer: Peer, event: str, **fields: str) -> None:
+        self.refusals.note(origin(str(peer[0])), event, address=f"{peer[0]}:{peer[1]}", **fields)
+
+
+def _raise_descriptor_limit() -> None:
+    """A connection is a descriptor, and the usual soft limit of 1024 is for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
