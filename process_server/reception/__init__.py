@@ -5,5 +5,6 @@ admission  one session per machine, and its credit      the earlier session's la
 session    wire events in, append and ACK out           nothing: appends are bounded by credit
 machine    what is remembered of one machine            pure
 boots      which boot of a machine another waits for   pure; one small file a machine
+pace       how often a machine may ask                  pure
 credit     how much a machine may send                  pure
 """

@@ -26,16 +26,20 @@ from typing import Any, Final, Protocol
 from process_server.reception.boots import SILENT_RETRY_S, BootFiles, LastBoot, awaited
 from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.machine import Copy, Machine
+from process_server.reception.pace import Pace
 from process_server.reception.session import Session, StreamLog
 from shared import logging, tls
+from shared.connections import origin
 from shared.errors import (
     CertificateRevokedError,
     CopyRefusedError,
     StorageError,
     SupersededError,
+    TooManyHellosError,
     UnderstudyError,
 )
 from shared.messages import Revocations
+from shared.refusals import Refusals
 from shared.wire.messages import Hello, kernel_of
 
 _log = logging.get()
@@ -43,6 +47,11 @@ _log = logging.get()
 CHECK_SIDES_S: Final = 60.0
 """How often it is asked whether machines with an open session are still the active side: 44,000 requests a month and machine. The
 command of a config server comes sooner, but none comes from one that is away, or does not know that the machine is here."""
+
+_HELLOS: Final = 30
+_HELLOS_PER_S: Final = 0.5
+"""Of one machine from one address: a Hello asks storage three times, and writes lines into the log. Whoever has its certificate elsewhere
+takes nothing of the machine's own."""
 
 OpenLog = Callable[[Hello], Awaitable[StreamLog]]
 
@@ -80,6 +89,8 @@ class Admission:
         self._check_side = check_side
         self._measure_cache = cache
         self.cache = cache()
+        self._hellos = Pace(_HELLOS, _HELLOS_PER_S)
+        self._refusals = Refusals()
         self._waiting: dict[Session, asyncio.Task[Any]] = {}
         """Sessions that wait for their machine's lock, and their tasks: ended when the session is over."""
 
@@ -118,6 +129,7 @@ class Admission:
             raise certificate_refused(session)
         tls.require_name(session.channel.peer, f"agent:{hello.machine}")
         session.on_named()
+        self._check_pace(session, hello.machine)
         session.identity, session.boot = hello.identity, hello.boot
         boot = await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
@@ -201,6 +213,17 @@ class Admission:
                 return
 
     # ---- inside ----
+
+    def _check_pace(self, session: Session, machine: str) -> None:
+        """Raises TooManyHellosError."""
+        where = origin(session.address.rpartition(":")[0])
+        wait_s = self._hellos.wait_s(f"{machine} {where}", self.clock())
+        if wait_s > 0:
+            error = TooManyHellosError(f"A session of {machine} was refused", retry_after_s=wait_s)
+            self._refusals.note(
+                machine, "session refused", machine=machine, address=session.address, **error.as_dict()
+            )
+            raise error
 
     async def _take_turn(self, machine: Machine, session: Session) -> None:
         """The machine's lock. Its holder may wait long, for a disk that hangs, without end: meanwhile an agent that comes and goes must not

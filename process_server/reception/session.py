@@ -1,8 +1,10 @@
 """One agent's session: its batches go to the machine's log, its acknowledgements come from there.
 
 Input: wire events of one Channel. Output: `StreamLog.append`, and ACK frames. It never blocks: batches that
-the log has not made durable yet are tasks in flight, bounded by the credit that was granted (and by reading
-no further beyond that).
+the log has not made durable yet are tasks in flight, bounded by the credit that was granted and by their number
+(and by reading no further beyond that). What an agent may send outside of credit costs nothing that grows with how often
+it comes: of FLUSH one is under way and one waits; an ACK, or the answer to a PING, that the agent would not read is made
+once it reads again, and then only the newest.
 
 Why an ACK implies durability (I5). `spooled` in an ACK is `self._spooled`. `_open` sets it once, to the
 position that the log recovered from durable data while nothing was being appended (admission.py says why).
@@ -17,10 +19,12 @@ after the index entry is in storage.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, Protocol
 
+from process_server.reception.pace import Pace
 from process_server.standing import Standing
 from shared import logging
 from shared.batch import Batch, Buffer, StreamState
@@ -29,6 +33,7 @@ from shared.errors import (
     LocalProtocolError,
     StoppingError,
     SupersededError,
+    TooManyHellosError,
     UnderstudyError,
 )
 from shared.wire.frames import MAX_BATCH_B
@@ -45,6 +50,14 @@ from shared.wire.protocol import (
 from shared.wire.transport import Channel
 
 _log = logging.get()
+
+MAX_IN_FLIGHT: Final = 1024
+"""Batches: the smallest has a hundred bytes, and each is a task of some kilobytes."""
+_MAX_ORDERED: Final = 4096
+"""Ordered batches of which the time of capture is known until they are uploaded; of more, every second one. What is shown is older then."""
+_FLUSHES: Final = 10
+_FLUSHES_PER_S: Final = 1.0
+"""Each makes a segment and its index entry."""
 
 
 class StreamLog(Protocol):
@@ -130,6 +143,8 @@ class Session:
         self._settled = asyncio.Event()
         self._settled.set()
         self._ordered: deque[tuple[int, int]] = deque()
+        self._flush_asked = self._flushing = False
+        self._flushes = Pace(_FLUSHES, _FLUSHES_PER_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -192,7 +207,10 @@ class Session:
                 self._ack_again = True  # the agent seems not to know
                 self.refresh()
             case FlushReceived():
-                self._spawn(self._flush(), "flush")
+                self._flush_asked = True
+                if not self._flushing:
+                    self._flushing = True
+                    self._spawn(self._flush(), "flush")
             case HelloReceived(hello):
                 self._spawn(self._begin(hello), "begin")
 
@@ -203,7 +221,9 @@ class Session:
             "spooled": self._spooled,
             "received_b": self.received_b,
         }
-        if error is None or isinstance(error, SupersededError | StoppingError):
+        if isinstance(error, TooManyHellosError):
+            pass  # counted there
+        elif error is None or isinstance(error, SupersededError | StoppingError):
             self._log.info("session ended", **fields, **({**error.as_dict()} if error else {}))
         else:
             self._log.warning("session failed", **fields, **error.as_dict())
@@ -276,7 +296,7 @@ class Session:
         self.received_b += size_b
         self._settled.clear()
         task.add_done_callback(self._settle)
-        if self._in_flight_b > self._acked.credit_b + MAX_BATCH_B:
+        if self._in_flight_b > self._acked.credit_b + MAX_BATCH_B or len(self._in_flight) >= MAX_IN_FLIGHT:
             # An agent that keeps to its credit never comes here. One that does not costs no memory.
             self.channel.pause_reading()
 
@@ -294,9 +314,11 @@ class Session:
                 self._spooled, self._spooled_seq = batch.number, batch.end_seq
                 if batch.state is StreamState.ORDERED:
                     self._ordered.append((batch.number, batch.captured_ns))
+                    if len(self._ordered) > _MAX_ORDERED:
+                        self._ordered = deque(itertools.islice(self._ordered, 0, None, 2))
         if not self._in_flight:
             self._settled.set()
-        if self._in_flight_b <= self._acked.credit_b:
+        if self._in_flight_b <= self._acked.credit_b and len(self._in_flight) <= MAX_IN_FLIGHT // 2:
             self.channel.resume_reading()
         self.refresh()
 
@@ -325,6 +347,8 @@ class Session:
         )
         while self._ordered and self._ordered[0][0] <= ack.uploaded:
             self.ordered_captured_ns = self._ordered.popleft()[1]
+        if not self.channel.may_write:
+            return  # it does not read what was said before: the next look at free space comes here again
         if ack != self._acked or self._ack_again:
             self._acked, self._ack_again = ack, False
             # Every batch up to `spooled` has been fdatasynced: the argument is at the top of this module.
@@ -334,17 +358,25 @@ class Session:
                 self.fail(exc)  # our own bug: better no session than a wrong ACK
 
     async def _flush(self) -> None:
+        """One at a time: what is asked for meanwhile is done behind it, once, for all who asked."""
         assert self._machine_log is not None
-        last = self._in_flight[-1].task if self._in_flight else None
-        if last is not None:
-            await asyncio.wait({last})
         try:
-            await self._machine_log.flush()
-        except UnderstudyError as exc:
-            # Nothing is lost and the session is sound: the agent sees no progress and its caller's deadline
-            # decides.
-            self._log.warning("flush failed", **exc.as_dict())
-        self.refresh()
+            while self._flush_asked:
+                if (wait_s := self._flushes.wait_s("", self._loop.time())) > 0:
+                    await asyncio.sleep(wait_s)
+                    continue
+                self._flush_asked = False
+                if self._in_flight:
+                    await asyncio.wait({self._in_flight[-1].task})
+                try:
+                    await self._machine_log.flush()
+                except UnderstudyError as exc:
+                    # Nothing is lost and the session is sound: the agent sees no progress and its caller's deadline
+                    # decides.
+                    self._log.warning("flush failed", **exc.as_dict())
+                self.refresh()
+        finally:
+            self._flushing = False
 
     def _fail_for(self, what: str, error: BaseException) -> None:
         if isinstance(error, UnderstudyError):

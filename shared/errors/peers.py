@@ -121,6 +121,21 @@ class MachineAwaitedError(PeerError):
         self.retry_after_s = retry_after_s
 
 
+class TooManyHellosError(PeerError):
+    """A machine says Hello again and again. `retry_after_s`: when the next one is taken."""
+
+    code = "US582"
+    default_cause = "each costs requests to storage"
+    default_action = (
+        "Look at its agent's log: why do its sessions end at once? If it is not that agent, its certificate was copied: revoke it"
+        " (understudy certificate revoke) and enrol the machine anew."
+    )
+
+    def __init__(self, what: str, *, cause: str = "", action: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(what, cause=cause, action=action)
+        self.retry_after_s = retry_after_s
+
+
 class StoppingError(PeerError):
     code = "US455"
     default_cause = "it is shutting down"

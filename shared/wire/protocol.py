@@ -39,6 +39,7 @@ from shared.errors import (
     MalformedFrameError,
     PeerError,
     RemoteProtocolError,
+    TooManyHellosError,
     TruncatedFrameError,
     UnderstudyError,
     UnexpectedFrameError,
@@ -377,7 +378,7 @@ def fault_for(error: UnderstudyError) -> Fault:
     """The Fault that tells the peer of `error`, with a pause that fits it."""
     if error.ends_epoch:
         return Fault.of(error, retry_after_s=0.0)
-    if isinstance(error, MachineAwaitedError):
+    if isinstance(error, MachineAwaitedError | TooManyHellosError):
         return Fault.of(error, retry_after_s=error.retry_after_s)
     lasting = isinstance(error, (VersionSkewError, CopyRefusedError))
     return Fault.of(error, retry_after_s=60.0 if lasting else 1.0)

@@ -2,7 +2,8 @@
 
 Bytes are decrypted straight into the buffer that the wire's reader offers, so a batch is written into memory once. Keepalive: a side that
 has sent nothing for PING_S sends PING; a peer that was silent for SILENCE_S, while we were reading and it was its turn to speak, is given
-up. Writes: `send` only queues, `drain` waits while the peer takes less than was queued, `send_slowly` does both for what is large.
+up. Writes: `send` only queues, `drain` waits while the peer takes less than was queued, `send_slowly` does both for what is large. A peer
+that asks and does not read is answered once it reads: the newest question, which stands for all before it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Channel(asyncio.BufferedProtocol):
         self._heard_at = self._sent_at = self._connected_at = self._loop.time()
         self._asked = self._answer = 0
         self._owed = 0
-        """What the peer asked within a frame of ours: answered behind it."""
+        """What the peer asked within a frame of ours, or while it did not read: answered behind that."""
         self._answered = asyncio.Event()
 
     # ---- for the session ----
@@ -94,9 +95,12 @@ class Channel(asyncio.BufferedProtocol):
                 self._transport.write(view[at : at + PIECE_B])
                 await self.drain()
         self._in_frame = False
-        if self._owed:
-            owed, self._owed = self._owed, 0
-            self.send(self.wire.send_ping(answer=owed))
+        self._answer_owed()
+
+    @property
+    def may_write(self) -> bool:
+        """Whether the peer takes what is sent."""
+        return self._may_write.is_set()
 
     async def drain(self) -> None:
         """Returns when there is room for more, or when the session is over."""
@@ -170,6 +174,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._may_write.set()
+        self._answer_owed()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
@@ -197,7 +202,7 @@ class Channel(asyncio.BufferedProtocol):
                 what = f"The {self.wire.peer.value} gave up: {fault.what}"
                 self._end(RefusedError(what, cause=fault.cause, action=fault.action))
             case Pinged(ask, answer):
-                if ask and self._in_frame:
+                if ask and (self._in_frame or not self.may_write):
                     self._owed = ask
                 elif ask:
                     self.send(self.wire.send_ping(answer=ask))
@@ -205,6 +210,11 @@ class Channel(asyncio.BufferedProtocol):
                 self._answered.set()
             case _:
                 self._on_event(event)
+
+    def _answer_owed(self) -> None:
+        if self._owed and not self._in_frame:
+            owed, self._owed = self._owed, 0
+            self.send(self.wire.send_ping(answer=owed))
 
     def _end(self, error: UnderstudyError | None, *, linger: bool = False) -> None:
         if self._over:

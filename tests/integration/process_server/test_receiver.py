@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
+from process_server.reception import session as sessions
 from process_server.reception.credit import MIB, CacheSpace
 from process_server.reception.machine import Machine
+from process_server.reception.pace import Pace
 from process_server.reception.receiver import Receiver
 from shared import tls
-from shared.batch import StreamState
+from shared.batch import Buffer, StreamState
 from shared.errors import (
     CacheQuotaError,
     ListenError,
@@ -23,6 +25,7 @@ from shared.errors import (
     StoppingError,
     StorageForgotError,
     SupersededError,
+    TooManyHellosError,
     WrongRoleError,
 )
 from shared.wire import frames
@@ -112,6 +115,96 @@ async def test_flush_waits_for_what_came_before_it(site: Site) -> None:
         log.gate.set()
         await agent.acked(1, uploaded=1)
         assert log.flushes == 1
+
+
+async def test_flushes_without_end_are_one_and_then_one_more(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = site.log()
+    away = asyncio.Event()
+
+    async def flush() -> None:
+        log.flushes += 1
+        await away.wait()
+
+    monkeypatch.setattr(log, "flush", flush)
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        agent.write(agent.wire.send_flush() * 5000)
+        await agent.send(chain.next())
+        await agent.acked(1)  # so all of them have come
+        session = site.admission.machines["lab"].session
+        assert session is not None
+        assert (log.flushes, len(session._tasks)) == (1, 1)
+        away.set()
+        await until(lambda: not session._flushing)
+        assert log.flushes == 2
+
+
+async def test_tiny_batches_within_the_credit_are_a_bounded_number_of_tasks(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "MAX_IN_FLIGHT", 10)
+    log = site.log()
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        log.gate.clear()
+        agent._writer.transport.set_write_buffer_limits(high=1 << 30)
+        for _ in range(240):
+            await agent.send(chain.next())
+        session = site.admission.machines["lab"].session
+        assert session is not None
+        await until(lambda: session.channel._paused)
+        # What had been read at once is taken, nothing after it.
+        assert len(session._in_flight) < 200
+        log.gate.set()
+        await agent.acked(240)
+
+
+async def test_pings_and_batches_whose_answers_are_not_read_are_answered_once_when_they_are(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site.agent() as agent:
+        chain = Chain.after(await agent.open(hello()))
+        session = site.admission.machines["lab"].session
+        assert session is not None
+        channel, send = session.channel, session.channel.send
+        sent: list[Sequence[Buffer]] = []
+
+        def noted(buffers: Sequence[Buffer]) -> None:
+            sent.append(buffers)
+            send(buffers)
+
+        monkeypatch.setattr(channel, "send", noted)
+        channel.pause_writing()  # as asyncio does when the peer does not read
+        for number in range(1, 100):
+            agent.write(agent.wire.send_ping(ask=number))
+            await agent.send(chain.next())
+        await until(lambda: site.log().position.spooled == 99 and not session._in_flight)
+        assert sent == []
+        channel.resume_writing()
+        assert sent == [Connection.send_ping(channel.wire, answer=99)]
+        await agent.acked(99)
+
+
+async def test_a_machine_that_says_hello_without_end_is_told_when_the_next_one_is_taken(site: Site) -> None:
+    now_s = site.admission.clock()
+    site.admission.clock = lambda: now_s
+    site.admission._hellos = Pace(2, 0.5)
+    for _ in range(2):
+        async with site.agent() as agent:
+            await agent.open(hello())
+    asked = len(site.opened)
+    async with site.agent() as agent:
+        agent.write(agent.wire.send_hello(hello()))
+        fault = await agent.fault()
+        assert (fault.code, fault.retry_after_s) == (TooManyHellosError.code, 2.0)
+    async with site.agent("other") as agent:
+        await agent.open(hello("other"))
+    now_s += 2.0
+    async with site.agent() as agent:
+        await agent.open(hello())
+    assert len(site.opened) == asked + 1  # `other`; of the machine it was open
 
 
 async def test_a_broken_connection_loses_nothing_and_the_next_session_goes_on(site: Site) -> None:
