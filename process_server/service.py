@@ -92,6 +92,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
             files = (sides.files, boots.files)
             troubles = (*(kind.trouble for kind in files), revoked.trouble)
             board = StatusBoard(admission, spool, storage, vault, troubles)
+            revoked.load()  # before anybody is admitted, and whether or not a config server will tell it again
             await receiver.start()
             beside: list[asyncio.Task[None]] = []
             try:
@@ -200,7 +201,6 @@ async def _serve_control(
         tls.reload(context, config.tls)
         remote_vault.renewed(vault)
 
-    revoked.load()
     control = ControlClient(
         config.control_url,
         config.tls,

@@ -9,13 +9,23 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from process_server.config import ProcessServerConfig
 from process_server.service import flush, run
 from shared import tls
 from shared.blob import BlobConfig
-from shared.errors import ConfigError, MachineAwaitedError, MachineNotFoundError, UnderstudyError, UsageError
+from shared.errors import (
+    CertificateRevokedError,
+    ConfigError,
+    MachineAwaitedError,
+    MachineNotFoundError,
+    UnderstudyError,
+    UsageError,
+)
+from shared.messages import Revocations
+from shared.revocation import REVOKED_FILE
 from shared.service import load_config
 from tests.azurite import Azurite
 from tests.process_server_site import Site
@@ -68,6 +78,15 @@ async def test_a_server_that_was_killed_waits_for_the_boot_that_it_had(site: Sit
         copy.write(copy.wire.send_hello(hello(identity="it", boot="2/a")))
         assert (await copy.fault()).code == MachineAwaitedError.code
         assert (await agent.open(hello(epoch=1, claim=claim, identity="it", boot="1/b"))).epoch == 1
+
+
+async def test_whoever_was_revoked_stays_so_at_a_server_that_is_told_of_no_config_server(site: Site) -> None:
+    certificate = site.ca.issue("process-server:ps1").cert
+    revoked = msgspec.json.encode(Revocations(names=["agent:lab"]))
+    certificate.with_name(REVOKED_FILE).write_bytes(revoked)
+    async with site.daemon(), site.agent() as agent:
+        agent.write(agent.wire.send_hello(hello()))
+        assert (await agent.fault()).code == CertificateRevokedError.code
 
 
 async def test_a_restart_uploads_what_it_holds_without_the_agent(site: Site) -> None:
