@@ -7,7 +7,9 @@ Which machine (I7). A copy of a machine carries its name and certificate. Who is
 (`check_side`). A copy on the same hardware, or restored under the same identity, is told by its boot: while a session of
 another boot still answers a ping, the machine is there, and whoever else says Hello in its name is refused before anything of
 that session is touched. A session that does not answer is not touched either: whoever has another boot of the kernel waits
-until it is over, and then for as long as an agent may take to come back (boots.py).
+until it is over, and then for as long as an agent may take to come back (boots.py). Which boot is the machine's is written
+down when its log has begun, before WELCOME: a copy whose log cannot begin, since storage is away, must not have the name kept
+for itself, nor keep the machine out, whose log goes on without storage.
 
 One session per machine, and why WELCOME's position is exact. A HELLO first closes the machine's earlier
 session: its wire takes no further batch. Then it waits, under the machine's lock, until the batches of that
@@ -131,7 +133,7 @@ class Admission:
         session.on_named()
         self._check_pace(session, hello.machine)
         session.identity, session.boot = hello.identity, hello.boot
-        boot = await self._refuse_copies(session, hello)
+        await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
         session.machine = machine.name
         for known in {machine.session, machine.newest} - {None, session}:
@@ -145,13 +147,15 @@ class Admission:
         # Another may have been named while this one waited.
         await self._check_side(machine.name, hello.identity, claim=False)
         _check_newest(machine, session)
-        if boot.admit(hello) and boot.admitted is not None:
-            await self._boot_files.remember(machine.name, boot.admitted)
-            _check_newest(machine, session)
         machine.admit(session)
         if machine.log is None:
             machine.log = await self._open_log(hello)
         return machine.log
+
+    async def begun(self, session: Session, hello: Hello) -> None:
+        boot = self._boots[session.machine]
+        if session.waiting and boot.admit(hello) and boot.admitted is not None:
+            await self._boot_files.remember(session.machine, boot.admitted)
 
     def release(self, session: Session) -> None:
         machine = self.machines.get(session.machine)
@@ -239,14 +243,14 @@ class Admission:
         machine.holder = session
         _check_newest(machine, session)
 
-    async def _refuse_copies(self, session: Session, hello: Hello) -> LastBoot:
+    async def _refuse_copies(self, session: Session, hello: Hello) -> None:
         """Raises CopyRefusedError or MachineAwaitedError; nothing of the machine was touched then. Nobody else was admitted since the last
         look at it, which is this one's last step.
         """
         try:
             is_side = await self._check_side(hello.machine, hello.identity, claim=False)
             boot = self._boots.setdefault(hello.machine, LastBoot.unknown(self._started_s))
-            while (other := self._other_boot(hello)) is not None:
+            while (other := self._other_boot(hello, boot)) is not None:
                 if is_side and other.identity != hello.identity:
                     other.fail(
                         CopyRefusedError(f"The session of {hello.machine} was closed", cause=_NOT_ANY_MORE)
@@ -256,31 +260,34 @@ class Admission:
                         f"A copy of machine {hello.machine} was refused",
                         cause=f"the machine is there, at {other.address}, and this is another boot with the same identity",
                     )
-                elif self._other_boot(hello) is other:
+                elif self._other_boot(hello, boot) is other:
                     self._wait_for_silent(other, hello)
                     break  # the same kernel, and its agent is gone
             boot.check(hello, is_side=is_side, now_s=self.clock())
             await self._check_side(hello.machine, hello.identity, claim=True)
-            if (other := self._other_boot(hello)) is not None:
+            if (other := self._other_boot(hello, boot)) is not None:
                 self._wait_for_silent(other, hello)
             boot.check(hello, is_side=is_side, now_s=self.clock())
         except CopyRefusedError as exc:
             self.copies[hello.machine] = Copy(session.address, exc, time.monotonic())
             raise
-        return boot
 
     def _wait_for_silent(self, other: Session, hello: Hello) -> None:
         """Its session is open, and it did not answer."""
         if kernel_of(other.boot) != kernel_of(hello.boot):
             raise awaited(hello.machine, f"its session from {other.address} is not over", SILENT_RETRY_S)
 
-    def _other_boot(self, hello: Hello) -> Session | None:
-        """The machine's session, when it is with another boot than this Hello comes from."""
+    def _other_boot(self, hello: Hello, boot: LastBoot) -> Session | None:
+        """The machine's session, when it is with another boot than this Hello comes from. Whoever only waits for a log is none
+        where the machine itself asks: the boot that was admitted last.
+        """
         machine = self.machines.get(hello.machine)
         if machine is None:
             return None
         for known in (machine.newest, machine.session):
-            if known is not None and known.boot != hello.boot and (known.connected or known.waiting):
+            if known is None or known.boot == hello.boot:
+                continue
+            if known.connected or (known.waiting and not boot.is_of(hello.boot)):
                 return known
         return None
 

@@ -93,6 +93,9 @@ class Host(Protocol):
     async def claim(self, session: Session, hello: Hello) -> StreamLog:
         """The machine's log, when this is its only session and no batch of an earlier one is in flight."""
 
+    async def begun(self, session: Session, hello: Hello) -> None:
+        """The log has begun for it: what tells its machine from copies is written down."""
+
     def release(self, session: Session) -> None:
         """The claim is settled: the next session of the machine may begin."""
 
@@ -241,6 +244,7 @@ class Session:
             except CopyRefusedError as exc:
                 await self._host.refused(self, exc)
                 raise
+            await self._host.begun(self, hello)
             self._open(hello, log, position)
         except Exception as exc:  # noqa: BLE001 - every kind must end the session, and tell both ends
             self._fail_for("The session could not be opened", exc)

@@ -8,10 +8,12 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from process_server.reception import admission, boots
 from process_server.spool.sides import Sides
+from process_server.standing import Standing
 from shared import active_side, durable
 from shared.active_side import ActiveSide, Direction
 from shared.blob import BlobConfig, BlobStore, Retry
@@ -27,6 +29,7 @@ from shared.machine_storage import MachineStorage
 from shared.wire import transport
 from shared.wire.messages import Fault, Hello
 from tests.azurite import Azurite, in_one
+from tests.epoch_ids import eid
 from tests.receiver_site import Site
 from tests.wire_parts import Agent, Chain, hello, until
 
@@ -134,6 +137,44 @@ async def test_a_machine_that_was_rebooted_is_taken_once_its_last_boot_had_time_
     assert await welcomed(site, hello(identity="original", boot=COPY)) == 2
     fault = await refused(site, hello(epoch=1, identity="original", boot=ORIGINAL))
     assert fault.code == MachineAwaitedError.code, "from now on the other one waits"
+
+
+async def test_a_copy_whose_log_cannot_begin_keeps_the_machine_out_for_no_moment(
+    site: Site, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storage is away: whoever needs a new epoch waits, and is refused, again and again; the machine goes on from the spool."""
+    epoch = await welcomed(site, hello(identity="original", boot="1/a"))
+    clock.now_s += boots.KEEP_S
+    log = site.log()
+    begin, waits = log.begin, asyncio.Event()
+
+    async def without_storage(message: Hello) -> Standing:
+        if message.epoch:
+            return await begin(message)
+        waits.set()
+        await log.begin_gate.wait()
+        raise TransientError("An epoch cannot be allocated")
+
+    monkeypatch.setattr(log, "begin", without_storage)
+    copy, machine = (hello(identity="original", boot=boot) for boot in ("2/a", "1/b"))
+    assert (await refused(site, copy)).code == TransientError.code
+    clock.now_s += 5
+    assert (
+        await welcomed(site, msgspec.structs.replace(machine, epoch=epoch, claim=eid(epoch).claim)) == epoch
+    )
+    assert site.boots.recall(0.0)["lab"].is_of("1/b")
+    clock.now_s += boots.KEEP_S
+    log.begin_gate.clear()
+    waits.clear()
+    async with site.agent() as waiting, answering(waiting):
+        waiting.write(waiting.wire.send_hello(copy))
+        await waits.wait()
+        async with site.agent() as agent:
+            agent.write(agent.wire.send_hello(hello(identity="original", boot="1/b", epoch=epoch)))
+            newest = site.admission.machines["lab"].newest
+            await until(lambda: site.admission.machines["lab"].newest is not newest)
+            log.begin_gate.set()
+            assert (await agent.open_rest()).epoch == epoch
 
 
 async def test_capture_that_was_attached_anew_under_the_same_kernel_waits_for_nothing(
