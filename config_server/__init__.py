@@ -14,7 +14,7 @@ is down. Only a machine that is new to a process server or master target waits f
     listener   TLS connections                   renewals    when a certificate may be renewed (pure)
     binding    routes → HTTP, authentication, errors
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
-    operations machines, points, restores        presence    the latest reports
+    operations machines, points, restores        presence    the latest reports; twins   two daemons under one name (pure)
     keys       machines' data keys, for daemons
     view       a machine's state (pure)          storage     what is read from blob storage
     own_certificate  of this server              lock        of its data folder

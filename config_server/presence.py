@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
+from config_server import twins
 from config_server.clock import SECOND_NS
+from config_server.twins import SILENT_S, Starts
 from shared.errors import UNDECODABLE, ManyProblemsError, RequestError
 from shared.status import (
     AgentReport,
@@ -25,19 +27,11 @@ from shared.status import (
 )
 from shared.vocabulary import Role, Severity
 
-SILENT_S: Final = 15.0
-"""A daemon that has not reported for so long counts as disconnected."""
-
 MAX_PROBLEMS: Final = {Role.AGENT: 100, Role.PROCESS_SERVER: 1000, Role.MASTER_TARGET: 1000}
 """Of one report; servers have hundreds of machines."""
 _WORDS_LENGTH: Final = 2000
 _OBJECT_LENGTH: Final = 255
 _CODE_LENGTH: Final = 16
-_STARTS: Final = 4
-"""So many of a daemon's starts are remembered: what is held up for longer was given up by whoever holds it."""
-_HELD_UP_NS: Final = 60 * SECOND_NS
-"""So long a report may be on its way. Who counts from lower on after a longer silence was put back: a virtual machine, to a snapshot with
-its memory."""
 _ANSWER_DEPTH: Final = 64
 """So deep an answer may hold a report, and more."""
 
@@ -88,39 +82,39 @@ class Seen(msgspec.Struct, frozen=True):
         return now_ns - max(self.heard_ns, self.recovered_ns) > SILENT_S * SECOND_NS
 
 
-class _Newest(NamedTuple):
-    number: int
-    heard_ns: int
-    """Monotonic."""
-
-
 class Presence:
     """The latest report per daemon."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[Role, str], Seen] = {}
-        self._newest: dict[tuple[Role, str], dict[str, _Newest]] = {}
-        """Of each daemon's last starts, the newest report."""
+        self._starts: dict[tuple[Role, str], Starts] = {}
 
     def learn(
-        self, role: Role, name: str, raw: bytes, received_ns: int, heard_ns: int, recovered_ns: int = 0
+        self,
+        role: Role,
+        name: str,
+        raw: bytes,
+        received_ns: int,
+        heard_ns: int,
+        recovered_ns: int = 0,
+        address: str = "",
     ) -> Seen:
-        """Take in a report, and when it came (time of day, and monotonic); what counts from then on. One that was held up on its way
-        changes nothing, and the one before it is returned: by the daemon's own count, for each of its last starts, while a newer one
-        came lately. Raises RequestError, with the path of the field, when it is not what the role reports."""
+        """Take in a report, when it came (time of day, and monotonic), and from where; what counts from then on. One that was held up on
+        its way, or is of another daemon under the same name (twins.py), changes nothing, and the one before it is returned. Raises
+        RequestError, with the path of the field, when it is not what the role reports."""
         seen = Seen(role, name, received_ns, heard_ns, decode(role, raw), recovered_ns)
         start, number = seen.report.start, seen.report.number
         if start:
-            newest = self._newest.setdefault((role, name), {})
-            before = newest.get(start)
-            if before and number <= before.number and heard_ns - before.heard_ns < _HELD_UP_NS:
+            starts = self._starts.setdefault((role, name), Starts())
+            if not starts.counts(start, number, address, heard_ns):
                 return self._seen[role, name]
-            newest.pop(start, None)
-            newest[start] = _Newest(number, heard_ns)
-            if len(newest) > _STARTS:
-                del newest[next(iter(newest))]
         self._seen[role, name] = seen
         return seen
+
+    def twins(self, now_ns: int) -> list[Problem]:
+        """Daemons of which there are two."""
+        found = (((role, name), starts.twins(now_ns)) for (role, name), starts in self._starts.items())
+        return [twins.problem(f"{role}:{name}", *both) for (role, name), both in found if both is not None]
 
     def all(self) -> list[Seen]:
         return [self._seen[key] for key in sorted(self._seen)]

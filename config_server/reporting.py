@@ -69,16 +69,20 @@ class Reporting:
                 call.serial, call.who, call.begins_s
             )  # storage may have taken its time
         before = self._control.presence.of(role, call.name)
-        seen = self._control.presence.learn(role, check_name(call.name, role), call.body, now_ns, began_ns)
+        seen = self._control.presence.learn(
+            role, check_name(call.name, role), call.body, now_ns, began_ns, address=call.remote
+        )
         taken = seen is not before
         rung = self._control.bell.listen(call.who)
 
         def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], list[Command]]:
+            if not taken:
+                return [], [], []  # who was held up hears no answer any more, and commands are not for a twin
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
             self._note_state(db, before, seen, now_ns)
             news = before is None or before.report.state != seen.report.state
-            if taken and (news or began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS):
+            if news or (began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS):
                 if role == Role.AGENT:
                     inventory.ensure_machine(db, call.name, now_ns)
                 inventory.save_report(
@@ -99,8 +103,12 @@ class Reporting:
         if call.wait_s > 0 and {command.id for command in waiting} <= set(seen.report.running):
             await wait_for(rung, call.wait_s)
             with contextlib.suppress(DatabaseError):  # it says so itself
-                waiting = await self._control.db.run(
-                    lambda db: commands.pending(db, call.who, self._control.now_ns())
+                waiting = (
+                    []
+                    if not taken
+                    else await self._control.db.run(
+                        lambda db: commands.pending(db, call.who, self._control.now_ns())
+                    )
                 )
         revoked = self._control.revoked if role in (Role.PROCESS_SERVER, Role.AGENT) else None
         held_ns = self._control.mono_ns() - began_ns

@@ -343,7 +343,7 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
     last_points = await _last_points(control, known)
     now_ns, mono_ns = control.now_ns(), control.mono_ns()
 
-    problems = [*sides.problems(), *control.own_problems()]
+    problems = [*sides.problems(), *control.presence.twins(mono_ns), *control.own_problems()]
     for machine in known:
         problems += _judged(control, machine, last_points.get(machine.name), mono_ns)
 

@@ -136,6 +136,16 @@ class TooManyHellosError(PeerError):
         self.retry_after_s = retry_after_s
 
 
+class TwinDaemonError(PeerError):
+    """Two daemons have one name, and its certificate."""
+
+    code = "US583"
+    default_action = (
+        "Stop one of the two: a virtual machine was cloned, or restored beside the original. The one that reported first is believed, the"
+        " other gets no commands. If both are wanted, enrol one under a name of its own (understudy token create)."
+    )
+
+
 class StoppingError(PeerError):
     code = "US455"
     default_cause = "it is shutting down"

@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from config_server import service
 from config_server.storage import Storage
 from shared import api
 from shared.control_client import ControlClient
@@ -24,6 +25,7 @@ from shared.errors import (
     MachineNotFoundError,
     NotFoundError,
     RequestError,
+    TwinDaemonError,
     UnhealthyError,
 )
 from shared.messages import (
@@ -38,7 +40,14 @@ from shared.messages import (
     Protection,
 )
 from shared.rest import RestClient
-from shared.status import AgentDisk, AgentReport, MasterTargetReport, ProcessServerReport, StreamReport
+from shared.status import (
+    AgentDisk,
+    AgentReport,
+    MasterTargetReport,
+    Problem,
+    ProcessServerReport,
+    StreamReport,
+)
 from tests.config_parts import ConfigServer, config_for, daemon, running
 
 
@@ -390,3 +399,30 @@ async def test_a_list_of_machines_waits_for_storage_once_and_not_for_each(
     monkeypatch.setattr(Storage, "last_point", last_point)
     listed = (await operator.call(api.MACHINES, Nothing())).machines
     assert [machine.name for machine in listed] == names
+
+
+async def test_of_two_servers_with_one_certificate_the_first_is_heard_and_an_event_names_both(
+    server: ConfigServer, operator: RestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    files = await server.enrolled("process-server", "ps1", tmp_path / "ps1")
+    problem = Problem(code="US403", what="Storage does not answer")
+    async with daemon(server, files) as original, daemon(server, files) as clone:
+        for _ in range(8):
+            await original.report(ProcessServerReport(errors=[problem]))
+            await clone.report(ProcessServerReport())
+        found = (await operator.call(api.EVENTS, EventQuery(object="process-server:ps1", open=True))).events
+        assert "US403" in {event.code for event in found}
+        assert not clone._kept
+        async with asyncio.timeout(20):
+            while not (
+                told := [
+                    event
+                    for event in (await operator.call(api.EVENTS, EventQuery(open=True))).events
+                    if event.code == TwinDaemonError.code
+                ]
+            ):
+                await original.report(ProcessServerReport(errors=[problem]))
+                await clone.report(ProcessServerReport())
+        assert (told[0].object, told[0].severity) == ("process-server:ps1", "error")
+        assert "127.0.0.1" in told[0].cause
