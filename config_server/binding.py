@@ -41,6 +41,8 @@ _Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MAX_WAIT_S: Final = 30.0
 _BODY_S: Final = 15.0
+_STRANGERS_BODY_B: Final = 64 << 10
+"""Of a caller who has not said who he is; a request for a certificate has one kilobyte."""
 _HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError] | tuple[type[UnderstudyError], ...], int], ...]] = (
     (AccessError, 401),
     ((WrongRoleError, CertificateRevokedError), 403),
@@ -119,10 +121,6 @@ class Binder:
                 return self._refuse(request, route, exc)
             except asyncio.CancelledError:
                 raise
-            except web.HTTPRequestEntityTooLarge:
-                return self._refuse(
-                    request, route, RequestError("The request was refused", cause="its body is too large")
-                )
             except Exception as exc:  # noqa: BLE001 - the outermost frame of a request
                 _log.error("request failed: this is a bug", route=route.name, exc_info=exc)
                 bug = UnderstudyError(
@@ -136,7 +134,7 @@ class Binder:
 
     def application(self) -> web.Application:
         """Raises LookupError when a route has no handler: that is a bug in this program."""
-        app = web.Application(client_max_size=MAX_BODY_B)
+        app = web.Application()
         for route in ROUTES:
             app.router.add_route(route.method, route.path, self._endpoints[route.name])
         app.router.add_route("*", "/{rest:.*}", _unknown)
@@ -229,17 +227,25 @@ def _path(request: web.Request, route: Route[Any, Any]) -> dict[str, str]:
 
 
 async def _body(request: web.Request, route: Route[Any, Any]) -> bytes:
-    """Raises RequestError when the body does not come, or not in time: who sends so slowly holds a place that others want."""
+    """Raises RequestError for a body that is too large, does not come, or not in time: who sends so slowly holds memory and a place that
+    others want."""
     what = f"The call '{route.name}' was refused"
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RequestError(what, cause="its body is compressed, and bodies are taken as they are")
+    limit_b = _STRANGERS_BODY_B if route.access is Access.PUBLIC else MAX_BODY_B
+    body = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):
-            return await request.read()
+            while len(body) <= limit_b and (request.content_length or 0) <= limit_b:
+                piece = await request.content.readany()
+                if not piece:
+                    return bytes(body)
+                body += piece
     except TimeoutError as exc:
         raise RequestError(what, cause=f"its body had not come within {_BODY_S:.0f} s") from exc
     except (OSError, aiohttp.ClientError, web.RequestPayloadError) as exc:
         raise RequestError(what, cause="its sender went away before its body had come") from exc
+    raise RequestError(what, cause=f"its body is too large: {limit_b} bytes are taken")
 
 
 def _decode(request: web.Request, route: Route[_Q, _R], raw: bytes) -> _Q:

@@ -118,6 +118,18 @@ async def test_a_body_that_does_not_come_in_time_is_refused_by_name(
     writer.transport.abort()
 
 
+@pytest.mark.parametrize("head", [b"Content-Length: 65537", b"Transfer-Encoding: chunked"])
+async def test_a_stranger_may_not_leave_a_large_body(server: ConfigServer, head: bytes) -> None:
+    reader, writer = await half_open(server, b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n")
+    if b"chunked" in head:
+        writer.write(b"20000\r\n" + bytes(0x20000))  # and the chunk never ends
+    answer = await asyncio.wait_for(reader.readuntil(b"}"), 20)
+    assert b" 400 " in answer
+    assert b"65536 bytes are taken" in answer
+    writer.transport.abort()
+    await answered(server)
+
+
 async def test_a_body_that_is_aborted_is_no_bug(server: ConfigServer) -> None:
     with capture_logs() as logs:
         for _ in range(3):
