@@ -46,7 +46,7 @@ class Agent:
         self.catchup = CatchUp(
             [disk.sectors for disk in capture.disks], [capture.todo(i) for i in range(len(capture.disks))]
         )
-        self.reader = SyncReader([str(disk.path) for disk in capture.disks], self.catchup)
+        self.reader = SyncReader(capture.disks, self.catchup)
         self.stream = Stream(capture, self.state, self.catchup, self.reader)
         self.continuity = Continuity(capture, self.state, self.stream.rounds, watch)
         self.sender = Sender(

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.capture import device_program
-from agent.capture.disks import UNKNOWN_QUEUE, Queue
+from agent.capture.disks import UNKNOWN_QUEUE, Disk, Queue
 from shared.errors import DeviceError, cause_of
 
 PROGRAM = device_program.__file__
@@ -99,11 +99,12 @@ def queues(names: Sequence[str]) -> dict[str, Queue]:
 
 
 class PageReader:
-    """Reads a disk into a page that is shared with the child (`page`: its descriptor). For one thread."""
+    """Reads a disk, and no other that has come to stand in its place, into a page that is shared with the child (`page`: its descriptor).
+    For one thread."""
 
-    def __init__(self, device: Path, page: int) -> None:
-        self._device = str(device)
-        self._key = _disk(self._device)
+    def __init__(self, disk: Disk, page: int) -> None:
+        self._which = [str(part) for part in (disk.major, disk.minor, disk.diskseq, disk.device, disk.path)]
+        self._key = _key(os.makedev(disk.major, disk.minor), str(disk.diskseq))
         self._page = page
         self._lines: _Lines | None = None
 
@@ -114,7 +115,7 @@ class PageReader:
             if self._key in _given_up:
                 raise HangsError(_STILL)
         if self._lines is None:
-            self._lines = _Lines(_run("pages", self._device, str(self._page), page=self._page))
+            self._lines = _Lines(_run("pages", str(self._page), *self._which, page=self._page))
         self._lines.tell(str(sector))
         try:
             answer = self._lines.hear(DEADLINE_S)
@@ -218,6 +219,10 @@ def _disk(device: str) -> str:
         sequence = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/diskseq").read_text().strip()
     except OSError:
         return device
+    return _key(number, sequence)
+
+
+def _key(number: int, sequence: str) -> str:
     return f"{number} {sequence}"
 
 

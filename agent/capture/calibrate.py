@@ -193,7 +193,7 @@ def _read_through(probe: npt.NDArray[Any], disk: Disk, page: _Page) -> str:
             probe[name] = 0
         probe["armed"] = 1
         try:
-            page.read_into(disk.path, sector)
+            page.read_into(disk, sector)
             cause = f"a read of {disk.path} did not pass the block layer's hooks"
         except HangsError as exc:
             return f"a read of {disk.path} hangs: {exc}"
@@ -223,7 +223,7 @@ class _Page:
                 pagemap.seek(address // PAGE_B * 8)
                 (entry,) = struct.unpack("<Q", pagemap.read(8))
             self.pfn: Final = entry & _PFN_BITS
-            self._readers: dict[Path, PageReader] = {}
+            self._readers: dict[str, PageReader] = {}
             self._undo = undo.pop_all()
 
     def __enter__(self) -> _Page:
@@ -238,9 +238,9 @@ class _Page:
         self._memory[:] = content
         self.filled: npt.NDArray[np.uint8] = np.frombuffer(content[:DATA_B], np.uint8)
 
-    def read_into(self, device: Path, sector: int) -> None:
+    def read_into(self, disk: Disk, sector: int) -> None:
         """Raises OSError, HangsError."""
-        if device not in self._readers:
-            self._readers[device] = PageReader(device, self._file)
-            self._undo.callback(self._readers[device].close)
-        self._readers[device].read(sector)
+        if disk.name not in self._readers:
+            self._readers[disk.name] = PageReader(disk, self._file)
+            self._undo.callback(self._readers[disk.name].close)
+        self._readers[disk.name].read(sector)

@@ -1,18 +1,21 @@
 """What is asked of a device, as a program of its own (nothing but the standard library): `answer` runs it, and can leave it behind.
 
 head DEVICE          its first bytes, and of a loop device the file behind it: one line, "ok HEAD FILE" or "error CAUSE FILE"
-pages DEVICE FD      reads into the page that FD is: a sector a line on standard input, "ok" or "error CAUSE" a line
+pages FD DISK        reads into the page that FD is: a sector a line on standard input, "ok" or "error CAUSE" a line;
+                     DISK is MAJOR MINOR DISKSEQ PATH…: no other is read, whatever stands at these paths by now
 queues NAME…         the attributes of these disks' queues that are asked for, "BLOCK_B IOSTATS DAX ZONED" a line, in this order
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
 import random
 import struct
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 HEAD_B = 8192
@@ -22,6 +25,50 @@ _BLOCK_B = 4096
 _TRIES = 4
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO64_B = 232
+_BLKGETDISKSEQ = 0x80081280
+
+
+class OtherDisk(OSError):
+    """What was opened is not the disk that is meant."""
+
+
+def open_disk(paths: Iterable[str], major: int, minor: int, diskseq: int) -> int:
+    """Opens the disk that has this device number and diskseq (0: not known), by the first of the paths at which it stands; a path is a
+    label, which may be another's by now. Raises OSError: that of the last path, `OtherDisk` before others. May hang."""
+    failed = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for path in dict.fromkeys(paths):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as exc:
+            if not isinstance(failed, OtherDisk):
+                failed = exc
+            continue
+        try:
+            check_is(fd, major, minor, diskseq)
+        except OtherDisk as exc:
+            failed = exc
+            os.close(fd)
+        else:
+            return fd
+    raise failed
+
+
+def check_is(fd: int, major: int, minor: int, diskseq: int) -> None:
+    """Raises OtherDisk unless the descriptor is this disk. Asks the kernel, never the device."""
+    number = os.fstat(fd).st_rdev
+    if (os.major(number), os.minor(number)) != (major, minor):
+        found = f"it has the number {os.major(number)}:{os.minor(number)}, not {major}:{minor}"
+        raise OtherDisk(errno.ENODEV, f"another disk stands there: {found}")
+    if not diskseq:
+        return
+    try:
+        (now,) = struct.unpack("<Q", fcntl.ioctl(fd, _BLKGETDISKSEQ, bytes(8)))
+    except OSError as exc:
+        raise OtherDisk(
+            exc.errno, f"whether it is still the same disk cannot be told: {exc.strerror}"
+        ) from exc
+    if now != diskseq:
+        raise OtherDisk(errno.ENODEV, f"another disk stands there: its diskseq is {now}, not {diskseq}")
 
 
 def head(device: str) -> str:
@@ -61,9 +108,10 @@ def _loop_file(fd: int) -> str:
     return f"{os.major(device)}:{os.minor(device)}:{inode}"
 
 
-def pages(device: str, page: int) -> None:
+def pages(page: int, disk: Sequence[str]) -> None:
+    major, minor, diskseq = (int(part) for part in disk[:3])
     try:
-        fd = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        fd = open_disk(disk[3:], major, minor, diskseq)
         cause = ""
     except OSError as exc:
         cause = f"error it cannot be opened: {exc.strerror}"
@@ -98,6 +146,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "head":
         print(head(sys.argv[2]))
     elif sys.argv[1] == "pages":
-        pages(sys.argv[2], int(sys.argv[3]))
+        pages(int(sys.argv[2]), sys.argv[3:])
     else:
         queues(sys.argv[2:])

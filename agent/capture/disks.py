@@ -88,6 +88,11 @@ class Disk:
     def bytes(self) -> int:
         return self.sectors * 512
 
+    @property
+    def device(self) -> str:
+        """Where the kernel itself puts it, whatever becomes of the links to it."""
+        return f"/dev/{self.name}"
+
 
 def read_queue(folder: Path) -> Queue:
     """May hang."""

@@ -2,6 +2,12 @@
 
 The threads are daemons: one that hangs in the kernel must not keep the process from ending. The descriptor is closed by whoever lets go of
 it last, be it `close` or a thread that comes back long after: no call ever works on a descriptor that is another's by now.
+
+**What is read is what is captured.** A path is a label: a link is moved to a clone, a kernel name is given to another disk, between the
+moment at which capture was fitted and any moment after it. So the disk is opened as `device_program.open_disk` does it, which believes
+only device number and diskseq, the two by which capture is attached; and what a call gave is believed only if the descriptor still is that
+disk when the call has returned (a medium is exchanged under an open device, too: its diskseq moves). A disk that cannot be opened fails
+the call, and is opened by a later one.
 """
 
 from __future__ import annotations
@@ -13,6 +19,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
+from agent.capture.device_program import OtherDisk, check_is, open_disk
+from agent.capture.disks import Disk
 from shared.errors import DeviceError, cause_of
 
 PARALLEL: Final = 2
@@ -20,22 +28,20 @@ _R = TypeVar("_R")
 
 
 class DiskThreads:
-    def __init__(self, path: str) -> None:
-        """Opens the disk, in a thread and now: what is at this path later may be another disk."""
-        self._path = path
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
         self._fd = -1
-        self._failed: DeviceError | None = None
         self._users = 0
         self._closed = False
         self._lock = threading.Lock()
-        self._opened = threading.Event()
+        self._opening = threading.Lock()
+        """Held while one thread opens the disk, which may hang; `_lock` never is."""
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[int], Any]] | None] = queue.SimpleQueue()
         for i in range(PARALLEL):
-            work = self._work if i else self._open_and_work
-            threading.Thread(target=work, name=f"disk {path} {i}", daemon=True).start()
+            threading.Thread(target=self._work, name=f"disk {disk.path} {i}", daemon=True).start()
 
     def run(self, call: Callable[[int], _R]) -> Future[_R]:
-        """`call(descriptor)` in a thread. Raises, through the future, DeviceError when the disk could not be opened."""
+        """`call(descriptor)` in a thread. Raises, through the future, DeviceError when the disk cannot be opened, or is another one."""
         future: Future[_R] = Future()
         self._calls.put((future, call))
         return future
@@ -45,30 +51,12 @@ class DiskThreads:
         with self._lock:
             self._closed = True
             self._let_go()
-        self._opened.set()
         for _ in range(PARALLEL):
             self._calls.put(None)
 
     # -- in the threads ------------------------------------------------------------------------------------
 
-    def _open_and_work(self) -> None:
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError as exc:
-            self._failed = DeviceError(
-                f"Protected disk {self._path} could not be opened",
-                cause=cause_of(exc),
-                action="Check that it is attached, then restart the agent. Other disks are not affected.",
-            )
-        else:
-            with self._lock:
-                self._fd = fd
-                self._let_go()
-        self._opened.set()
-        self._work()
-
     def _work(self) -> None:
-        self._opened.wait()
         while (item := self._calls.get()) is not None:
             future, call = item
             if not future.set_running_or_notify_cancel():
@@ -81,20 +69,51 @@ class DiskThreads:
                 future.set_result(result)
 
     def _use(self, call: Callable[[int], _R]) -> _R:
-        with self._lock:
-            if self._failed is not None:
-                raise self._failed
-            if self._closed:
-                raise DeviceError(
-                    f"Protected disk {self._path} is not read any more", cause="the agent stops"
-                )
-            self._users += 1
+        fd = self._opened()
         try:
-            return call(self._fd)
+            result = call(fd)
+            try:
+                check_is(fd, self._disk.major, self._disk.minor, self._disk.diskseq)
+            except OtherDisk as exc:
+                raise self._failed("was exchanged while it was read", exc) from exc
+            return result
         finally:
             with self._lock:
                 self._users -= 1
                 self._let_go()
+
+    def _opened(self) -> int:
+        """The descriptor, which one more uses from now on."""
+        with self._opening:
+            with self._lock:
+                self._check_open()
+                if self._fd >= 0:
+                    self._users += 1
+                    return self._fd
+            disk = self._disk
+            try:
+                fd = open_disk((disk.device, str(disk.path)), disk.major, disk.minor, disk.diskseq)
+            except OSError as exc:
+                raise self._failed("could not be opened", exc) from exc
+            with self._lock:
+                self._fd = fd
+                self._let_go()
+                self._check_open()
+                self._users += 1
+                return fd
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DeviceError(
+                f"Protected disk {self._disk.path} is not read any more", cause="the agent stops"
+            )
+
+    def _failed(self, what: str, exc: OSError) -> DeviceError:
+        return DeviceError(
+            f"Protected disk {self._disk.path} {what}",
+            cause=cause_of(exc),
+            action="Check that it is attached. It is tried again by itself; other disks are copied meanwhile.",
+        )
 
     def _let_go(self) -> None:
         if self._closed and self._users == 0 and self._fd >= 0:

@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
 from agent.stream.catchup import WORD_GRANULES, CatchUp, Chunk, NoChunk
 from agent.stream.disk_threads import DiskThreads
@@ -58,10 +59,10 @@ class ReadChunk:
 class _Lane:
     """What is read of one disk."""
 
-    def __init__(self, slot: int, path: str) -> None:
+    def __init__(self, slot: int, disk: Disk) -> None:
         self.slot = slot
-        self.path = path
-        self.threads = DiskThreads(path)
+        self.path = disk.path
+        self.threads = DiskThreads(disk)
         self.free = [mmap.mmap(-1, BUFFER_B) for _ in range(BUFFERS)]
         self.room = asyncio.Event()
         self.ready: deque[asyncio.Task[ReadChunk]] = deque()
@@ -102,9 +103,9 @@ class _Lane:
 class SyncReader:
     """One round at a time: `start` it, `take` what is ready until `finished`, `cancel` it at any time."""
 
-    def __init__(self, devices: Sequence[str], catchup: CatchUp) -> None:
+    def __init__(self, disks: Sequence[Disk], catchup: CatchUp) -> None:
         self._catchup = catchup
-        self._lanes = [_Lane(slot, path) for slot, path in enumerate(devices)]
+        self._lanes = [_Lane(slot, disk) for slot, disk in enumerate(disks)]
         self._running = False
         self._next = 0
         """The lane that `take` looks at first: each in turn."""

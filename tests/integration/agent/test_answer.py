@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.capture import answer
-from agent.capture.answer import ask
+from agent.capture.answer import PageReader, ask
+from agent.capture.disks import find_disk
 from shared.errors import DeviceError
 from tests.capture_parts import until
+from tests.loopdisk import loop_disk
 
 
 def test_a_disk_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +66,23 @@ def test_a_host_that_starts_no_more_programs_is_named(monkeypatch: pytest.Monkey
         with pytest.raises(DeviceError, match="could not be started: No such file") as caught:
             call()
         assert caught.value.action
+
+
+def test_what_is_read_to_calibrate_is_the_disk_that_is_meant_or_nothing(tmp_path: Path) -> None:
+    with loop_disk(tmp_path / "disk", 1 << 20) as device, open_page() as page:
+        disk = find_disk(Path(device))
+        with contextlib.closing(PageReader(disk, page)) as reader:
+            reader.read(0)
+        other = PageReader(replace(disk, diskseq=1), page)
+        with contextlib.closing(other), pytest.raises(OSError, match="another disk stands there"):
+            other.read(0)
+
+
+@contextlib.contextmanager
+def open_page() -> Iterator[int]:
+    page = os.memfd_create("page")
+    try:
+        os.ftruncate(page, 4096)
+        yield page
+    finally:
+        os.close(page)

@@ -108,7 +108,7 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
     disk = find_disk(Path(device))
     capture = Capture.attach(pin_dir, [disk], 1 << 20)
     catchup = CatchUp([disk.sectors], [capture.todo(0)])
-    reader = SyncReader([device], catchup)
+    reader = SyncReader([disk], catchup)
     state = AgentState(capture.state)
     stream = Stream(capture, state, catchup, reader)
     await stream.rounds.recover()

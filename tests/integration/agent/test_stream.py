@@ -74,7 +74,7 @@ async def running(pin_dir: Path, devices: list[str], ring_mib: int) -> AsyncIter
     try:
         count = len(capture.disks)
         catchup = CatchUp([d.sectors for d in capture.disks], [capture.todo(i) for i in range(count)])
-        reader = SyncReader(devices, catchup)
+        reader = SyncReader(capture.disks, catchup)
         stream = Stream(capture, AgentState(capture.state), catchup, reader)
         try:
             await stream.rounds.recover()

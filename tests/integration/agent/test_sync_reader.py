@@ -9,12 +9,14 @@ import os
 import secrets
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from agent.capture.disks import Disk, find_disk
 from agent.capture.layout import OPEN_WRITE
 from agent.stream import sync_reader
 from agent.stream.catchup import CatchUp, Chunk
@@ -73,7 +75,7 @@ async def test_what_a_given_up_round_reads_never_gets_into_the_next_one(
     slow = SlowDisk()
     todo = np.zeros(DISK_B // CHUNK_B, np.uint64)
     catchup = CatchUp([DISK_B // SECTOR], [todo])
-    reader = SyncReader([disk], catchup)
+    reader = SyncReader([find_disk(Path(disk))], catchup)
     monkeypatch.setattr(sync_reader, "read_span", slow.read)
     round_over(catchup, todo, range(5))
     reader.start(lambda: NOTHING_OPEN)
@@ -110,7 +112,7 @@ async def test_a_read_that_began_before_capture_had_settled_is_not_final(
     monkeypatch.setattr(sync_reader, "read_span", slow.read)
     todo = np.zeros(DISK_B // CHUNK_B, np.uint64)
     catchup = CatchUp([DISK_B // SECTOR], [todo])
-    reader = SyncReader([disk], catchup)
+    reader = SyncReader([find_disk(Path(disk))], catchup)
     round_over(catchup, todo, range(4))
     reader.start(lambda: NOTHING_OPEN)
     for _ in range(PARALLEL):
@@ -163,12 +165,13 @@ def test_an_unreadable_block_is_named_and_the_rest_of_the_chunk_is_read(
 class TwoDisks:
     """A reader of two disks with everything to do; what it gives is taken as it comes."""
 
-    def __init__(self, paths: list[str]) -> None:
-        todo = [np.full(DISK_B // CHUNK_B, 2**64 - 1, np.uint64) for _ in paths]
-        self.catchup = CatchUp([DISK_B // SECTOR] * len(paths), todo)
+    def __init__(self, disks: Sequence[str | Disk]) -> None:
+        todo = [np.full(DISK_B // CHUNK_B, 2**64 - 1, np.uint64) for _ in disks]
+        self.catchup = CatchUp([DISK_B // SECTOR] * len(disks), todo)
         self.catchup.begin_round(0, 0)
-        self.reader = SyncReader(paths, self.catchup)
-        self.words: list[list[int]] = [[] for _ in paths]
+        found = [find_disk(Path(disk)) if isinstance(disk, str) else disk for disk in disks]
+        self.reader = SyncReader(found, self.catchup)
+        self.words: list[list[int]] = [[] for _ in disks]
 
     async def take_until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(30):
@@ -258,8 +261,12 @@ async def test_a_disk_that_gives_errors_only_is_no_disk_full_of_zeroes(
     two.reader.close()
 
 
-async def test_a_disk_that_cannot_be_opened_or_is_gone_is_left_out(disk: str) -> None:
-    two = TwoDisks([disk, "/dev/no-such-disk", disk])
+async def test_a_disk_that_cannot_be_opened_or_is_gone_is_left_out_until_it_can(
+    disk: str, tmp_path: Path
+) -> None:
+    link = tmp_path / "by-id"
+    nowhere = replace(find_disk(Path(disk)), name="no-such-disk", path=link)
+    two = TwoDisks([disk, nowhere, disk])
     two.reader.leave_out([0])
     two.reader.start(lambda: NOTHING_OPEN)
     await two.take_until(lambda: two.reader.finished)
@@ -267,5 +274,51 @@ async def test_a_disk_that_cannot_be_opened_or_is_gone_is_left_out(disk: str) ->
     assert two.has_all_of(2)
     assert [*two.reader.problems] == [1]
     assert two.reader.troubled
+    two.reader.end()
     assert not two.catchup.finish_reading(0, 0)
+    link.symlink_to(disk)
+    two.reader.leave_out([])
+    two.catchup.begin_round(0, 0)
+    two.reader.start(lambda: NOTHING_OPEN)
+    await two.take_until(lambda: two.reader.finished)
+    assert two.has_all_of(1)
+    assert two.reader.problems == {}
+    two.reader.close()
+
+
+@pytest.mark.parametrize("by", ["number", "diskseq"])
+async def test_what_is_read_is_the_captured_disk_wherever_its_path_leads_by_now(
+    disk: str, content: bytes, tmp_path: Path, by: str
+) -> None:
+    with loop_disk(tmp_path / "clone", DISK_B) as clone:
+        link = tmp_path / "by-id"
+        link.symlink_to(clone)
+        mine = replace(find_disk(Path(disk)), path=link)
+        there = find_disk(Path(clone))
+        other = replace(there, major=1) if by == "number" else replace(there, diskseq=mine.diskseq)
+        two = TwoDisks([other, mine])
+        two.reader.start(lambda: NOTHING_OPEN)
+        await two.take_until(lambda: two.reader.finished)
+        assert two.words[0] == []
+        assert "another disk stands there" in str(two.reader.problems[0])
+        assert two.has_all_of(1)
+        two.reader.close()
+
+
+async def test_what_was_read_while_the_medium_was_exchanged_is_not_believed(
+    disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = TwoDisks([disk])
+
+    def exchanged(
+        fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]
+    ) -> list[tuple[int, int]]:
+        two.reader._lanes[0].threads._disk = replace(find_disk(Path(disk)), diskseq=1)
+        return read_span(fd, chunk, buffer, moved)
+
+    monkeypatch.setattr(sync_reader, "read_span", exchanged)
+    two.reader.start(lambda: NOTHING_OPEN)
+    await two.take_until(lambda: two.reader.finished)
+    assert two.words[0] == []
+    assert "was exchanged while it was read" in str(two.reader.problems[0])
     two.reader.close()

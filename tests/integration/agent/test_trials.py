@@ -10,6 +10,7 @@ import pytest
 
 from agent import service
 from agent.capture import attach, calibrate
+from agent.capture.disks import Disk
 from agent.capture.fitting import Change
 from agent.continuity.patience import FIRST_S
 from shared.errors import (
@@ -24,10 +25,10 @@ pytestmark = needs_capture
 def fail_reads_of(devices: list[str], patch: pytest.MonkeyPatch) -> None:
     real = calibrate._Page.read_into
 
-    def read_into(page: calibrate._Page, device: Path, sector: int) -> None:
-        if str(device) in devices:
+    def read_into(page: calibrate._Page, disk: Disk, sector: int) -> None:
+        if str(disk.path) in devices:
             raise OSError(5, "Input/output error")
-        real(page, device, sector)
+        real(page, disk, sector)
 
     patch.setattr(calibrate._Page, "read_into", read_into)
 
