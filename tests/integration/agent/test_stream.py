@@ -20,8 +20,9 @@ from agent.capture.disks import find_disk
 from agent.capture.maps import Capture, detach
 from agent.stream.catchup import CatchUp, Chunk
 from agent.stream.cutter import Stream
+from agent.stream.spans import read_span
 from agent.stream.state import AgentState, Reason, Word
-from agent.stream.sync_reader import SyncReader, read_span
+from agent.stream.sync_reader import SyncReader
 from shared.batch import SECTOR, Batch, Mark, StreamState
 from shared.errors import DeviceError
 from tests.loopdisk import attached, loop_disk

@@ -21,7 +21,8 @@ from agent.capture.layout import OPEN_WRITE
 from agent.stream import sync_reader
 from agent.stream.catchup import CatchUp, Chunk
 from agent.stream.disk_threads import PARALLEL
-from agent.stream.sync_reader import BUFFERS, SyncReader, read_span
+from agent.stream.spans import read_span
+from agent.stream.sync_reader import BUFFERS, SyncReader
 from shared.batch import SECTOR
 from tests.loopdisk import loop_disk
 
