@@ -85,8 +85,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
                 )
             )
         )
-    if stream.unreadable:
-        sectors = sum(stream.unreadable.values())
+    if sectors := stream.unreadable.sectors:
         problems.append(_warning(UnreadableSourceError(f"{sectors} sectors of the source could not be read")))
     return AgentReport(
         machine=agent.config.machine,

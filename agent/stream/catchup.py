@@ -17,6 +17,11 @@ read. So at the first boundary at or after P1 the target holds exactly the write
 was lost, i.e. the loss count is still L0 (rule D). From there on the stream stays ordered up to the first record that was
 captured under another loss count.
 
+A sector of the chunk that could not be read says nothing: it is not emitted. So the target keeps what it has, be it a W that was emitted
+before, and nothing newer is overwritten. Its granule is ticked off, for a round that waited for a bad sector would never end ordered; what
+is missing so is declared (`missing`, agent/stream/unreadable.py), and is what an ordered image may lack. Should it be given later, its
+granule is put to do while no round runs, and order is taken back: for the round that follows it is a granule like all others.
+
 The four rules are methods of their own, `_rule_a` to `_rule_d`: the property tests remove each in turn and must see replicas go wrong.
 """
 
@@ -202,13 +207,7 @@ class CatchUp:
         A write that is in flight while its sectors are read may land after the read; had it been emitted below P0, the SYNC would
         put old data over it.
         """
-        w = open_from_before
-        overlaps = (
-            (w["disk"] == chunk.disk)
-            & (w["sector"] < chunk.first_sector + chunk.sectors)
-            & (w["sector"] + w["sectors"] > chunk.first_sector)
-        )
-        return not bool(overlaps.any())
+        return not len(open_over(chunk, open_from_before))
 
     def defer(self, chunk: Chunk) -> None:
         """Leaves a chunk to the next round (its to-do bits stay set)."""
@@ -224,18 +223,16 @@ class CatchUp:
             mine = extents[extents["disk"] == disk]
             _set_ranges(self.round.carried[int(disk)], mine["sector"], mine["sectors"])
 
-    def emit(self, chunk: Chunk, data: Payload) -> tuple[Extents, list[Payload]]:
+    def emit(
+        self, chunk: Chunk, data: Payload, unreadable: Sequence[tuple[int, int]] = ()
+    ) -> tuple[Extents, list[Payload]]:
         """SYNC extents and payload for a chunk that was read, at the moment of emission: sector-exact, without *carried*.
 
-        `data`: the bytes of the chunk's span, `chunk.sectors * 512` long.
+        `data`: the bytes of the chunk's span, `chunk.sectors * 512` long. `unreadable`: runs (first sector, sectors) of which it holds
+        nothing.
         """
-        assert self.round is not None
         first = chunk.first_sector
-        end = first + chunk.sectors
-        carried = np.unpackbits(
-            self.round.carried[chunk.disk][first // 8 : -(-end // 8)], bitorder="little"
-        ).view(np.bool_)
-        send = ~carried[first % 8 : first % 8 + chunk.sectors] & self._wanted_sectors(chunk)
+        send = self._needed_sectors(chunk) & ~_mask(chunk, unreadable)
         zero = ~data.reshape(chunk.sectors, SECTOR).any(axis=1)
         kind = np.where(send, np.where(zero, Op.SYNC_ZERO, Op.SYNC), 0).astype(np.uint8)
         edges = np.flatnonzero(np.diff(kind)) + 1
@@ -254,6 +251,10 @@ class CatchUp:
             if k == Op.SYNC
         ]
         return extents, payload
+
+    def missing(self, chunk: Chunk, unreadable: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+        """Which sectors of the chunk's span would be emitted now, had they been read: they go missing from the target."""
+        return self._needed_sectors(chunk) & _mask(chunk, unreadable)
 
     def sent(self, number: int, chunks: Sequence[Chunk]) -> None:
         """The chunks went out in batch `number`. Not those that were read before `settled`, which may have missed a write from before
@@ -338,10 +339,43 @@ class CatchUp:
         end = min((word * WORD_GRANULES + mask.bit_length()) * self._granule, self._disk_sectors[disk])
         return Chunk(disk, word, mask, first, end - first)
 
-    def _wanted_sectors(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
+    def _needed_sectors(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
+        """What of the chunk is wanted, without *carried*."""
+        assert self.round is not None
+        first, end = chunk.first_sector, chunk.first_sector + chunk.sectors
+        carried = np.unpackbits(
+            self.round.carried[chunk.disk][first // 8 : -(-end // 8)], bitorder="little"
+        ).view(np.bool_)
+        needed: npt.NDArray[np.bool_] = ~carried[first % 8 : first % 8 + chunk.sectors] & self.wanted_sectors(
+            chunk
+        )
+        return needed
+
+    def wanted_sectors(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
+        """Which sectors of the chunk's span the round wants."""
         bits = np.unpackbits(np.array([chunk.mask], "<u8").view(np.uint8), bitorder="little").view(np.bool_)
         low = (chunk.mask & -chunk.mask).bit_length() - 1
         return np.repeat(bits[low:], self._granule)[: chunk.sectors]
+
+
+def open_over(chunk: Chunk, open_writes: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Those of the writes (rows with disk, sector, sectors) that overlap the chunk."""
+    w = open_writes
+    overlaps = (
+        (w["disk"] == chunk.disk)
+        & (w["sector"] < chunk.first_sector + chunk.sectors)
+        & (w["sector"] + w["sectors"] > chunk.first_sector)
+    )
+    over: npt.NDArray[np.void] = w[overlaps]
+    return over
+
+
+def _mask(chunk: Chunk, runs: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+    """Sectors of the chunk's span that lie in these runs."""
+    mask = np.zeros(chunk.sectors, np.bool_)
+    for sector, sectors in runs:
+        mask[max(0, sector - chunk.first_sector) : max(0, sector + sectors - chunk.first_sector)] = True
+    return mask
 
 
 def _count(words: Bitmap) -> int:

@@ -18,13 +18,15 @@ import numpy.typing as npt
 from agent.capture.maps import Capture
 from agent.capture.ring import Window
 from agent.stream import clock
-from agent.stream.catchup import CatchUp, Chunk
+from agent.stream.catchup import CatchUp
 from agent.stream.marks import Marks
 from agent.stream.records import Records
 from agent.stream.retention import Retention
 from agent.stream.rounds import Rounds
+from agent.stream.spans import Runs
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import ReadChunk, SyncReader
+from agent.stream.unreadable import Unreadable, runs_of
 from shared import logging
 from shared.batch import (
     Batch,
@@ -77,8 +79,10 @@ class Stream:
         self._last_state: StreamState | None = None
         self._last_cut = 0.0
         self._offset_ns: int | None = None
-        self.unreadable: dict[tuple[int, int], int] = {}
-        """Source ranges that could not be read: (disk, sector) → sectors."""
+        self.unreadable = Unreadable()
+        self._trial: asyncio.Future[Runs] | None = None
+        """Of what could not be read: which disk, and what it gives now."""
+        self._tried = 0
 
     # -- start and resumption ----------------------------------------------------------------------------
 
@@ -89,6 +93,7 @@ class Stream:
         self._state.begin_epoch(epoch)
         self._number, self._predecessor = 0, bytes(16)
         self._retention.clear()
+        self.unreadable.clear()
         self._last_state = None
 
     def resume(self, spooled: int, spooled_seq: int, digest: bytes, uploaded: int) -> None:
@@ -120,11 +125,13 @@ class Stream:
         """
         if not self._state.may_cut:
             return None
+        self._try_unreadable()
         chunks = [] if self.catchup.round is None else self._reader.take(MAX_CHUNKS)
         sampled_ns = clock.boot_ns()
         producer, loss = self._ring.producer_seq, self._capture.loss_count()
         taken = self._records.take(self._ordered_end)
         self.catchup.records_emitted(taken.extents, taken.stands)
+        self.unreadable.written(taken.extents)
         sync, sync_payload, unreadable = self._emit_chunks(chunks)
         self.rounds.finish_if_read()
 
@@ -205,11 +212,8 @@ class Stream:
         unreadable: list[tuple[int, int, int]] = []
         self.rounds.read_if_allowed(self._emitted_to)
         for read in chunks:
-            self._forget_unreadable(read.chunk)
-            for sector, sectors in read.unreadable:
-                self.unreadable[read.chunk.disk, sector] = sectors
-                unreadable.append((read.chunk.disk, sector, sectors))
-            extents, parts = self.catchup.emit(read.chunk, read.data)
+            unreadable += self._declare(read)
+            extents, parts = self.catchup.emit(read.chunk, read.data, read.unreadable)
             sync.append(extents)
             payload += parts
         if chunks:
@@ -219,12 +223,35 @@ class Stream:
                 self.catchup.defer(read.chunk)
         return sync, payload, unreadable
 
-    def _forget_unreadable(self, chunk: Chunk) -> None:
-        """It was read anew: what it found then is not so any more."""
-        end = chunk.first_sector + chunk.sectors
-        for disk, sector in [*self.unreadable]:
-            if disk == chunk.disk and chunk.first_sector <= sector < end:
-                del self.unreadable[disk, sector]
+    def _declare(self, read: ReadChunk) -> list[tuple[int, int, int]]:
+        """What goes missing with this chunk is declared; all else that the round wants of it is in the stream now."""
+        chunk = read.chunk
+        for run in runs_of(self.catchup.wanted_sectors(chunk), chunk.first_sector):
+            self.unreadable.remove(chunk.disk, *run)
+        if not read.unreadable:
+            return []
+        missing = runs_of(self.catchup.missing(chunk, read.unreadable), chunk.first_sector)
+        for run in missing:
+            self.unreadable.declare(chunk.disk, *run, time.monotonic())
+        return [(chunk.disk, *run) for run in missing]
+
+    def _try_unreadable(self) -> None:
+        """Asks for what could not be read, when that is due; what is given is put to do. Neither while a round runs: that one would not
+        end with what is put to do meanwhile."""
+        if self.catchup.round is not None:
+            return
+        if self._trial is None:
+            if (due := self.unreadable.due(time.monotonic())) is not None:
+                self._tried = due[0]
+                self._trial = self._reader.try_again(*due)
+        elif self._trial.done():
+            trial, self._trial = self._trial, None
+            found = trial.result()
+            self.unreadable.tried(time.monotonic(), found=bool(found))
+            for sector, sectors in found:
+                self.catchup.mark_range(self._tried, sector, sectors)
+            if found:
+                self.rounds.lose_order("sectors that could not be read before can be read now")
 
     def _unordered_state(self) -> StreamState:
         if not self._state[Word.EVER_ORDERED]:

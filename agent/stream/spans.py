@@ -1,4 +1,11 @@
-"""Reads one chunk of a disk, and finds out which of its sectors cannot be read. Blocks on the disk: for `disk_threads`."""
+"""Reads one chunk of a disk, and finds out which of its sectors cannot be read. Blocks on the disk: for `disk_threads`.
+
+A sector is lost only if it fails while the disk demonstrably works. A disk may fail for milliseconds (a path fails over, a cable), with the
+very errors that a damaged medium gives; then nothing of it is lost, and all of it can be read a moment later. So a block that was refused
+is asked for once more behind a *sample*, a block elsewhere that the disk did give: only what fails on both sides of that is called
+unreadable. If no sample is given, it is the disk that fails: nothing is called anything, and the chunk is left to a later round. (Two
+failures of the disk, one around each of the two reads, still deceive this: `unreadable` asks again later.)
+"""
 
 from __future__ import annotations
 
@@ -7,63 +14,124 @@ import fcntl
 import mmap
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from agent.stream.catchup import Chunk
 from shared.batch import SECTOR
 from shared.errors import DeviceError, cause_of
 
+Runs = list[tuple[int, int]]
+"""Sectors: (first, count) of each run."""
+SAMPLES: Final = 8
 _BLKSSZGET: Final = 0x1268
+_NOT_THE_SECTOR: Final = frozenset(
+    {
+        *(errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.EBADF, errno.EPERM, errno.EACCES),  # the disk
+        *(errno.EINVAL, errno.EFAULT, errno.EOVERFLOW),  # the question
+        *(errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EMFILE, errno.ENFILE),  # this machine
+    }
+)
+"""Errors of a read that say nothing of the sectors that were asked for. All others do, of which the block layer has a dozen: EIO, ENODATA
+and EILSEQ of a medium, but also EREMOTEIO, ETIMEDOUT, ENOLINK, EBADE, ETIME, as a driver likes; and a layer above it may have more."""
 
 
-def read_span(fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]) -> list[tuple[int, int]]:
+def read_span(
+    fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None], known_bad: Sequence[tuple[int, int]]
+) -> Runs:
     """Reads the chunk's span into `buffer`; returns the runs of sectors that could not be read, zeroed. Calls `moved` whenever the disk
-    has answered.
+    has answered. `known_bad`: runs that are not asked for.
 
     Raises DeviceError when the disk is gone, shorter than it was, or does not give any data at all.
     """
     with memoryview(buffer)[: chunk.sectors * SECTOR] as view:
-        if _read_exactly(fd, view, chunk.first_sector):
+        if not known_bad and _read_exactly(fd, view, chunk.first_sector):
             moved()
             return []
         # Something in the span is unreadable: block by block, so that the list names exactly what is lost.
-        bad: list[tuple[int, int]] = []
-        block = _block_sectors(fd)
-
-        def is_readable(into: memoryview, sector: int) -> bool:
-            readable = _read_exactly(fd, into, sector)
-            moved()
-            return readable
-
-        with mmap.mmap(-1, mmap.PAGESIZE) as one, memoryview(one) as aligned:
-            if not any(is_readable(aligned[: block * SECTOR], at) for at in _samples(fd, block)):
-                raise DeviceError(
-                    f"Catch-up could not read a protected disk, neither at sector {chunk.first_sector} nor elsewhere",
-                    cause="it gives errors only",
-                    action="Check the disk and what connects it (dmesg). Other disks are copied meanwhile; this one when it answers.",
-                )
+        bad: Runs = []
+        block = block_sectors(fd)
+        with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as aligned:
+            disk = _Disk(fd, block, aligned, moved, chunk)
             for i in range(0, chunk.sectors, block):
                 sector, count = chunk.first_sector + i, min(block, chunk.sectors - i)
                 here = view[i * SECTOR : (i + count) * SECTOR]
-                if is_readable(aligned[: len(here)], sector):
+                if not _overlap(known_bad, sector, count) and disk.gives(sector, count):
                     here[:] = aligned[: len(here)]
                     continue
                 here[:] = bytes(len(here))
-                if bad and sum(bad[-1]) == sector:
-                    bad[-1] = (bad[-1][0], bad[-1][1] + count)
-                else:
-                    bad.append((sector, count))
+                append(bad, sector, count)
         return bad
 
 
-def _samples(fd: int, block: int) -> list[int]:
-    """First sectors of some blocks all over the disk: one that gives none of them is not damaged here and there, but does not work."""
-    blocks = os.lseek(fd, 0, os.SEEK_END) // SECTOR // block
-    return [blocks * i // 8 * block for i in range(8)]
+def read_again(fd: int, runs: Iterable[tuple[int, int]], moved: Callable[[], None], until: float) -> Runs:
+    """Which of these sectors, that could not be read once, can be read now. Begins no read after `until` (monotonic)."""
+    found: Runs = []
+    block = block_sectors(fd)
+    with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as aligned:
+        for first, sectors in runs:
+            for sector in range(first, first + sectors, block):
+                count = min(block, first + sectors - sector)
+                if time.monotonic() > until:
+                    return found
+                if _read_exactly(fd, aligned[: count * SECTOR], sector):
+                    append(found, sector, count)
+                moved()
+    return found
 
 
-def _block_sectors(fd: int) -> int:
+def append(runs: Runs, sector: int, count: int) -> None:
+    if runs and sum(runs[-1]) == sector:
+        runs[-1] = (runs[-1][0], runs[-1][1] + count)
+    else:
+        runs.append((sector, count))
+
+
+class _Disk:
+    """Reads blocks into `aligned`."""
+
+    def __init__(
+        self, fd: int, block: int, aligned: memoryview, moved: Callable[[], None], chunk: Chunk
+    ) -> None:
+        self._fd = fd
+        self._block = block
+        self._aligned = aligned
+        self._moved = moved
+        self._chunk = chunk
+        blocks = os.lseek(fd, 0, os.SEEK_END) // SECTOR // block
+        self._samples = [blocks * i // SAMPLES * block for i in range(SAMPLES)]
+        """First sectors of some blocks all over the disk, the one that was given last first: a disk that gives none of them is not
+        damaged here and there, but does not work."""
+
+    def gives(self, sector: int, count: int) -> bool:
+        if self._read(sector, count):
+            return True
+        self._give_a_sample()
+        return self._read(sector, count)
+
+    def _give_a_sample(self) -> None:
+        for i, sector in enumerate(self._samples):
+            if self._read(sector, self._block):
+                self._samples.insert(0, self._samples.pop(i))
+                return
+        raise DeviceError(
+            f"Catch-up could not read a protected disk, neither at sector {self._chunk.first_sector} nor elsewhere",
+            cause="it gives errors only",
+            action="Check the disk and what connects it (dmesg). Other disks are copied meanwhile; this one when it answers.",
+        )
+
+    def _read(self, sector: int, count: int) -> bool:
+        given = _read_exactly(self._fd, self._aligned[: count * SECTOR], sector)
+        self._moved()
+        return given
+
+
+def _overlap(runs: Iterable[tuple[int, int]], sector: int, count: int) -> bool:
+    return any(first < sector + count and sector < first + n for first, n in runs)
+
+
+def block_sectors(fd: int) -> int:
     """Sectors in a logical block, the least that can be read with O_DIRECT."""
     answer = bytearray(4)
     try:
@@ -76,13 +144,13 @@ def _block_sectors(fd: int) -> int:
 
 
 def _read_exactly(fd: int, view: memoryview, sector: int) -> bool:
-    """True when all was read; False when the medium refused (EIO)."""
+    """True when all was read; False when these sectors were refused."""
     done = 0
     while done < len(view):
         try:
             count = os.preadv(fd, [view[done:]], sector * SECTOR + done)
         except OSError as exc:
-            if exc.errno in (errno.EIO, errno.ENODATA, errno.EILSEQ):
+            if exc.errno not in _NOT_THE_SECTOR:
                 return False
             raise DeviceError(
                 f"Catch-up could not read a protected disk at sector {sector}",

@@ -1,31 +1,39 @@
 """Reads the chunks that a catch-up round wants, a few ahead of the stream, with O_DIRECT, in threads of each disk's own.
 
-Input: chunks from `CatchUp`. Output: `take()`, chunks with their data, of one disk in the order in which the reads were begun. It blocks on
-nothing but the disks, and on each of these apart: one that fails, is gone or never answers is left to a later round, with its problem; the
-others are read meanwhile. How many chunks are ahead is bounded by the number of buffers, so memory is too.
+Input: chunks from `CatchUp`. Output: `take()`, chunks with their data, as they come. It blocks on nothing but the disks, and on each
+of these apart: one that fails, is gone or never answers is left to a later round, with its problem; the others are read meanwhile. How
+many chunks are ahead is bounded by the number of buffers, so memory is too.
+
+A read that takes minutes (a drive that does not give up a bad sector) holds one of the disk's threads, and what is behind it is read by
+the other. When nothing else is left, the round leaves it to the next, which does not ask for that chunk again before it has come back.
+Its data is too old by then (rule A), and thrown away; where it found bad sectors is remembered for a while and not asked again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import mmap
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
-from agent.stream.catchup import WORD_GRANULES, CatchUp, Chunk, NoChunk
-from agent.stream.disk_threads import DiskThreads
-from agent.stream.spans import read_span
+from agent.stream import clock
+from agent.stream.catchup import WORD_GRANULES, CatchUp, Chunk, NoChunk, open_over
+from agent.stream.disk_threads import PARALLEL, DiskThreads
+from agent.stream.spans import Runs, read_again, read_span
+from shared import logging
 from shared.batch import SECTOR
-from shared.errors import DeviceError, DiskHangsError
+from shared.errors import DeviceError, DiskHangsError, SlowReadError, WriteHangsError
 from shared.waiting import wait_for
+
+_log = logging.get()
 
 BUFFERS: Final = 4
 """Per disk; memory is only taken where chunks are read."""
@@ -34,6 +42,10 @@ BLOCKED_PATIENCE_S: Final = 2.0
 """How long a round waits for open writes that keep its last chunks from being read, before it leaves those to the next round."""
 ANSWER_S: Final = 20.0
 """A disk that gave nothing for so long, though it was asked, is left to a later round."""
+KNOWN_S: Final = 600.0
+"""How long bad sectors of a read that came too late are not asked for."""
+TRY_S: Final = 10.0
+"""How long sectors that could not be read are tried, at once."""
 _BLOCKED_PROBE_S: Final = 0.02
 _HUNG_PROBE_S: Final = 0.5
 """How often it is seen whether a disk that is waited for still answers."""
@@ -45,8 +57,8 @@ OpenWrites = Callable[[], npt.NDArray[np.void]]
 class ReadChunk:
     chunk: Chunk
     data: npt.NDArray[np.uint8]
-    unreadable: list[tuple[int, int]]
-    """Runs of sectors (first, count) that the disk refused to read; zeroes in `data`."""
+    unreadable: Runs
+    """What the disk refused to read; zeroes in `data`."""
     is_final: bool
     """No write from before capture was attached was in flight when the read began."""
     buffer: mmap.mmap
@@ -61,22 +73,52 @@ class _Lane:
         self.threads = DiskThreads(disk)
         self.free = [mmap.mmap(-1, BUFFER_B) for _ in range(BUFFERS)]
         self.room = asyncio.Event()
-        self.ready: deque[asyncio.Task[ReadChunk]] = deque()
+        self.ready: list[asyncio.Task[ReadChunk]] = []
         """The round's reads, begun or done."""
-        self.under_way: set[asyncio.Task[ReadChunk]] = set()
-        """Reads that have not come back, those of rounds that were given up among them."""
+        self.under_way: dict[asyncio.Task[Any], tuple[int, float]] = {}
+        """Reads that have not come back, those of rounds that were given up among them: the word that they read, and when they began."""
+        self.known_bad: list[tuple[float, int, int]] = []
+        """Until when runs of sectors are not asked for: (monotonic, first, count)."""
         self.moved_at = 0.0
         """When the disk was last asked first, or gave something. Threads write it, too."""
         self.feeder: asyncio.Task[None] | None = None
         self.left_out = False
         self.problem: DeviceError | None = None
+        """Why it was left to later as a whole."""
+        self.left: DeviceError | None = None
+        """Why the last round that went through all of it left a part of it to later."""
 
     def moved(self) -> None:
         self.moved_at = time.monotonic()
 
     @property
     def hangs(self) -> bool:
-        return bool(self.under_way) and time.monotonic() - self.moved_at >= ANSWER_S
+        return (self.is_waited_for or self.is_full) and time.monotonic() - self.moved_at >= ANSWER_S
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a read of this round has not come back."""
+        return not all(read.done() for read in self.ready)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no thread of the disk is free."""
+        return len(self.under_way) >= PARALLEL
+
+    def is_asked_already(self, chunk: Chunk) -> bool:
+        """Whether an earlier round asked for this chunk, long ago, and has no answer yet."""
+        late = time.monotonic() - ANSWER_S
+        return any(
+            word == chunk.word and began <= late and read not in self.ready
+            for read, (word, began) in self.under_way.items()
+        )
+
+    def known_bad_of(self, chunk: Chunk) -> Runs:
+        now, end = time.monotonic(), chunk.first_sector + chunk.sectors
+        self.known_bad = [known for known in self.known_bad if known[0] > now]
+        return [
+            (first, n) for _, first, n in self.known_bad if first < end and chunk.first_sector < first + n
+        ]
 
     def give_back(self, buffer: mmap.mmap) -> None:
         self.free.append(buffer)
@@ -84,6 +126,8 @@ class _Lane:
 
     def discard(self, read: asyncio.Task[ReadChunk]) -> None:
         if not read.cancelled() and read.exception() is None:
+            until = time.monotonic() + KNOWN_S
+            self.known_bad += [(until, *run) for run in read.result().unreadable]
             self.give_back(read.result().buffer)
 
     def give_up(self) -> None:
@@ -130,12 +174,13 @@ class SyncReader:
     @property
     def problems(self) -> dict[int, DeviceError]:
         """Why disks could not be read when they were last asked."""
-        return {lane.slot: lane.problem for lane in self._lanes if lane.problem is not None}
+        found = {lane.slot: lane.problem or lane.left for lane in self._lanes}
+        return {slot: problem for slot, problem in found.items() if problem is not None}
 
     @property
     def troubled(self) -> bool:
         """Whether disks cannot be read, so that it is no use to begin the next round at once."""
-        return any(lane.left_out or lane.problem is not None for lane in self._lanes)
+        return bool(self.problems) or any(lane.left_out for lane in self._lanes)
 
     def leave_out(self, slots: Iterable[int]) -> None:
         """These disks, and no others, are not read until further notice."""
@@ -155,15 +200,18 @@ class SyncReader:
         lanes = self._lanes[self._next :] + self._lanes[: self._next]
         self._next = (self._next + 1) % len(self._lanes)
         for lane in lanes:
-            while len(taken) < limit and lane.ready and lane.ready[0].done():
-                error = lane.ready[0].exception()
+            for read in [read for read in lane.ready if read.done()][: limit - len(taken)]:
+                error = read.exception()
                 if lane.left_out:
                     self._leave_to_later(lane, None)
-                elif error is None:
-                    taken.append(lane.ready.popleft().result())
+                    break
+                if error is None:
+                    lane.ready.remove(read)
+                    taken.append(read.result())
                     lane.problem = None
                 elif isinstance(error, DeviceError):
                     self._leave_to_later(lane, error)
+                    break
                 else:
                     raise error
         return taken
@@ -200,10 +248,15 @@ class SyncReader:
     async def _feed(self, lane: _Lane, open_from_before: OpenWrites) -> None:
         opened = open_from_before()
         blocked_since = 0.0
+        left: DeviceError | None = None
         try:
             while (chunk := self._catchup.next_chunk(lane.slot)) is not NoChunk.LEFT:
                 if isinstance(chunk, NoChunk):
                     await asyncio.sleep(0)
+                    continue
+                if lane.is_asked_already(chunk):
+                    self._catchup.defer(chunk)
+                    left = left or _slow(lane, chunk)
                     continue
                 if len(opened):
                     opened = open_from_before()
@@ -211,6 +264,7 @@ class SyncReader:
                     blocked_since = blocked_since or time.monotonic()
                     if time.monotonic() - blocked_since > BLOCKED_PATIENCE_S:
                         self._catchup.defer(chunk)
+                        left = left or _write_hangs(lane, open_over(chunk, opened))
                     else:
                         self._catchup.block(chunk)
                         await asyncio.sleep(_BLOCKED_PROBE_S)
@@ -221,7 +275,8 @@ class SyncReader:
                 if self._is_given_up(lane):
                     return
                 self._begin(lane, chunk)
-            while not all(read.done() for read in lane.ready) and not self._is_given_up(lane):
+            lane.left = left
+            while lane.is_waited_for and not self._is_given_up(lane):
                 await asyncio.wait([*lane.ready], timeout=_HUNG_PROBE_S)
         finally:
             self.wakeup.set()
@@ -234,19 +289,39 @@ class SyncReader:
         return True
 
     def _begin(self, lane: _Lane, chunk: Chunk) -> None:
-        if not lane.under_way:
+        if not lane.is_waited_for and not lane.is_full:
             lane.moved()
         read = asyncio.create_task(self._read(lane, chunk, lane.free.pop()), name="sync-read")
-        lane.under_way.add(read)
-        read.add_done_callback(lane.under_way.discard)
+        lane.under_way[read] = chunk.word, time.monotonic()
+        read.add_done_callback(lane.under_way.pop)
         lane.ready.append(read)
+
+    def try_again(self, disk: int, runs: Runs) -> asyncio.Future[Runs]:
+        """Which of these sectors of a disk can be read now; none of one that is not read at all."""
+        lane = self._lanes[disk]
+
+        async def read() -> Runs:
+            if lane.left_out or lane.is_full:
+                return []
+            call = functools.partial(read_again, runs=runs, moved=lane.moved, until=time.monotonic() + TRY_S)
+            try:
+                return await asyncio.wrap_future(lane.threads.run(call))
+            except (DeviceError, OSError) as exc:
+                _log.debug("sectors that could not be read before: not known", cause=str(exc))
+                return []
+
+        trial = asyncio.create_task(read(), name="sync-try")
+        lane.under_way[trial] = -1, time.monotonic()
+        trial.add_done_callback(lane.under_way.pop)
+        return trial
 
     async def _read(self, lane: _Lane, chunk: Chunk, buffer: mmap.mmap) -> ReadChunk:
         begun: list[bool] = []
+        known_bad = lane.known_bad_of(chunk)
 
-        def read(fd: int) -> list[tuple[int, int]]:
+        def read(fd: int) -> Runs:
             begun.append(self._catchup.settled)
-            return read_span(fd, chunk, buffer, lane.moved)
+            return read_span(fd, chunk, buffer, lane.moved, known_bad)
 
         try:
             unreadable = await asyncio.wrap_future(lane.threads.run(read))
@@ -262,4 +337,22 @@ class SyncReader:
 def _silent(lane: _Lane) -> DiskHangsError:
     return DiskHangsError(
         f"Protected disk {lane.path} does not answer reads", cause=f"nothing came for {ANSWER_S:.0f} s"
+    )
+
+
+def _slow(lane: _Lane, chunk: Chunk) -> SlowReadError:
+    return SlowReadError(
+        f"A part of protected disk {lane.path} could not be read yet",
+        cause=f"a read at sector {chunk.first_sector} has not come back for {ANSWER_S:.0f} s and more",
+    )
+
+
+def _write_hangs(lane: _Lane, opened: npt.NDArray[np.void]) -> WriteHangsError | None:
+    """Names an open write that is too old to be one of those that complete in a moment."""
+    age_s = (clock.boot_ns() - int(opened["since_ns"].min())) / 1e9
+    if age_s < ANSWER_S:
+        return None
+    return WriteHangsError(
+        f"A part of protected disk {lane.path} cannot be read",
+        cause=f"a write to sector {int(opened['sector'][0])} has not completed for {ANSWER_S:.0f} s and more",
     )

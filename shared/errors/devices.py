@@ -120,7 +120,10 @@ class OrderLostError(DeviceError):
 class UnreadableSourceError(DeviceError):
     code = "US409"
     default_cause = "the medium returned errors; recovery points name these sectors"
-    default_action = "Replace the disk, or rewrite the sectors."
+    default_action = (
+        "Replace the disk, or rewrite the sectors. They are tried again by themselves, from a minute after on, and copied when they can "
+        "be read."
+    )
 
 
 class DiskLeftOutError(DeviceError):
@@ -139,6 +142,27 @@ class DiskHangsError(DeviceError):
         "Check the disk and what connects it (dmesg). While the machine's stream is in order, points go on. If something of the disk has "
         "to be read, none is made; after a minute (longer, up to an hour, if that happens again within a day) the others go on without "
         "it, in a new epoch, and it is taken in again when it answers. If it shall not come back, take it out of the agent's configuration."
+    )
+
+
+class SlowReadError(DeviceError):
+    """A read of a part of a disk does not come back, while others do (agent/stream/sync_reader.py)."""
+
+    code = "US586"
+    default_action = (
+        "Check the disk (dmesg, smartctl): some try for minutes to read a bad sector. The rest of it is copied meanwhile. What that read "
+        "finds bad is named and left out; until it has come back the machine has no new points."
+    )
+
+
+class WriteHangsError(DeviceError):
+    """A write to a captured disk does not complete, while reads of it are answered. Before it has, what is read there is not final."""
+
+    code = "US587"
+    default_action = (
+        "Find out what holds it up (dmesg; a thin pool that is full, a device that is suspended, paths that queue). Since the disk answers "
+        "reads, the others do not go on without it: the machine has no new points until the write has completed or failed. If it never "
+        "will, take the disk out of the agent's configuration."
     )
 
 

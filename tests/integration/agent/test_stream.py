@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -201,14 +202,12 @@ async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
     replica = Replica(shm, [DISK_B, DISK_B])
     failures = 0
 
-    def failing_read(
-        fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]
-    ) -> list[tuple[int, int]]:
+    def failing_read(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
         nonlocal failures
         if chunk.word % 7 == 3 and failures < 5:
             failures += 1
             raise DeviceError("Catch-up could not read a protected disk")
-        return read_span(fd, chunk, buffer, moved)
+        return read_span(fd, chunk, buffer, *rest)
 
     monkeypatch.setattr("agent.stream.sync_reader.read_span", failing_read)
     monkeypatch.setattr("agent.stream.rounds.DEVICE_RETRY_S", 0.1)
@@ -243,16 +242,15 @@ async def test_why_order_is_lost_with_a_connection_is_said(
     replica.close()
 
 
-async def test_sectors_that_can_be_read_again_are_not_called_unreadable(
+async def test_sectors_that_can_be_read_again_are_copied_and_not_called_unreadable_any_more(
     shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = Replica(shm, [DISK_B, DISK_B])
+    fill(devices[0])
     bad = [(2048, 8), (64, 8)]
 
-    def some_bad(
-        fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]
-    ) -> list[tuple[int, int]]:
-        found = read_span(fd, chunk, buffer, moved)
+    def some_bad(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
+        found = read_span(fd, chunk, buffer, *rest)
         end = chunk.first_sector + chunk.sectors
         return found + [run for run in bad if chunk.disk == 0 and chunk.first_sector <= run[0] < end]
 
@@ -262,12 +260,23 @@ async def test_sectors_that_can_be_read_again_are_not_called_unreadable(
         await pump.begin()
         stream.rounds.settle()
         await pump.until_ordered()
-        assert stream.unreadable == {(0, sector): count for sector, count in bad}
+        assert stream.unreadable.ranges() == [(0, 64, 8), (0, 2048, 8)]
+        assert not is_equal(replica.paths[0], devices[0])
+        monkeypatch.setattr("agent.stream.unreadable.FIRST_S", 0.0)
+        stream.unreadable.tried(0.0, found=True)
         bad.pop()
-        await pump.begin(2)
+        await until_declared(pump, [(0, 2048, 8)])
+        bad.pop()
+        await until_declared(pump, [])
         await pump.until_ordered()
-        assert stream.unreadable == {(0, 2048): 8}
+        assert is_equal(replica.paths[0], devices[0])
     replica.close()
+
+
+async def until_declared(pump: Pump, ranges: list[tuple[int, int, int]]) -> None:
+    async with asyncio.timeout(20):
+        while pump.stream.unreadable.ranges() != ranges:
+            await pump.turn()
 
 
 async def test_a_mark_holds_what_had_completed_although_it_was_lost_from_the_ring(
@@ -496,10 +505,10 @@ async def test_beside_a_disk_that_never_answers_the_others_are_copied_and_their_
 ) -> None:
     go_on = threading.Event()
 
-    def read(fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None]) -> list[tuple[int, int]]:
+    def read(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
         if chunk.disk == 0:
             go_on.wait(60)
-        return read_span(fd, chunk, buffer, moved)
+        return read_span(fd, chunk, buffer, *rest)
 
     monkeypatch.setattr("agent.stream.sync_reader.read_span", read)
     fill(devices[1])

@@ -50,6 +50,16 @@ def test_the_last_chunk_ends_with_the_disk(catchup: CatchUp) -> None:
     assert catchup.next_chunk(0) is NoChunk.LEFT
 
 
+def test_of_what_could_not_be_read_nothing_is_said_and_what_goes_missing_is_named(catchup: CatchUp) -> None:
+    chunk = next_chunk(catchup)
+    catchup.records_emitted(make_extents([(0, 3, 2, Op.WRITE)]), STANDS)
+    bad = [(0, 4), (60, 10)]
+    extents, payload = catchup.emit(chunk, data(SECTORS), bad)
+    assert rows(extents) == [(5, 55, Op.SYNC)]
+    assert sum(len(part) for part in payload) == 55 * SECTOR
+    assert np.flatnonzero(catchup.missing(chunk, bad)).tolist() == [0, 1, 2, *range(60, 70)]
+
+
 def test_sectors_written_since_the_round_began_are_left_out_exactly(catchup: CatchUp) -> None:
     chunk = next_chunk(catchup)
     catchup.records_emitted(make_extents([(0, 3, 2, Op.WRITE)]), STANDS)
