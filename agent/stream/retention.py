@@ -54,9 +54,13 @@ class Retention:
     def acknowledged(self, spooled: int, uploaded: int) -> None:
         """Frees ring space: behind what is uploaded while the ring is under half full, else behind what is spooled. So a machine can
         move to another process server without a resync as long as the ring has room for what is not uploaded yet, and as the digests
-        of what was sent are remembered (state.py: no shorter than that): what is too old for these is freed once it is spooled."""
+        of what was sent are remembered (state.py: no shorter than that): what is too old for these is freed once it is spooled. That goes
+        for whole steps of what this process knows: behind a restart the first of them is all that was spooled before, old and new."""
         has_room = self._ring.used_b * 2 < self._ring.size_b
-        safe = min(spooled, max(uploaded, self._state.least_freed)) if has_room else spooled
+        needed = self._state.least_freed
+        if self._sent and needed > self._state[Word.FREED]:
+            needed = max(needed, self._sent[0].number)
+        safe = min(spooled, max(uploaded, needed)) if has_room else spooled
         free_seq = 0
         while self._sent and self._sent[0].number <= safe:
             free_seq = self._sent[0].free_seq

@@ -17,7 +17,8 @@ continued at all (FREED ≤ its last batch ≤ LAST_CUT) can be compared.
 (`retention`): N/2 at most, so N/2 batches at most that carry one. Batches that only tell the time are cut while no more than N/4 are held
 (`may_tell_time`). Both together leave FREED alone, which is moved for want of memory at 7/8 N: there is room for N/8 batches more, of
 marks and of changes of state, which is two thousand of the default ring's. What catch-up reads has no place in the ring; where
-that fills the memory, what is too old is freed once it is spooled, as it is when the ring is half full.
+that fills the memory, what is too old is freed once it is spooled, as it is when the ring is half full; after a restart of the agent,
+all that was spooled before it at once.
 """
 
 from __future__ import annotations

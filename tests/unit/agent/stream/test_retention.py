@@ -80,6 +80,24 @@ def test_nothing_is_cut_when_its_digest_would_replace_one_that_may_be_asked_for(
     assert agent.state.may_cut
 
 
+@pytest.mark.parametrize(
+    "held", [REMEMBERED // 8 - 10, REMEMBERED // 8 + 10, REMEMBERED * 7 // 8, REMEMBERED - 2]
+)
+def test_an_agent_that_is_restarted_with_many_batches_held_goes_on_cutting(agent: Agent, held: int) -> None:
+    agent.records.go_to = lambda emitted_to, hold_from: setattr(agent.records, "hold_from", emitted_to)
+    for number in range(1, held + 1):
+        agent.cut(number)
+    agent.retention = Retention(agent.ring, agent.state, agent.records)
+    agent.retention.go_on_behind(held, held)
+    for number in range(held + 1, 3 * REMEMBERED):
+        agent.retention.acknowledged(spooled=number - 1, uploaded=0)
+        assert agent.state.may_cut
+        agent.cut(number)
+        freed = agent.state[Word.FREED]
+        assert freed == 0 or agent.state.is_ours(freed, digest(freed), freed)
+    assert agent.ring.consumer_seq == agent.state[Word.FREED]
+
+
 RECORDS = 32
 """In a small ring."""
 
