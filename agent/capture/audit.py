@@ -28,6 +28,7 @@ emptied or exchanged under its number (a reset of zram does that), and nothing i
 from __future__ import annotations
 
 import enum
+import errno
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -35,7 +36,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture.disks import SYSFS, Disk
+from agent.capture.disks import SYSFS, Disk, still_stands
 
 _WRITTEN_SECTORS, _DISCARDED_SECTORS = 6, 13
 _WRAP: Final = (1 << 64) - 1
@@ -177,8 +178,11 @@ def settle(sample: Sample, baseline: Baseline) -> Baseline:
 
 
 def read_stat(disk: Disk, *, counting: bool = True, sysfs: Path = SYSFS) -> Stat:
-    """Never waits for the disk. `counting`: what its queue said last, which may make wait (disks.Queue)."""
+    """Never waits for the disk. `counting`: what its queue said last, which may make wait (disks.Queue). Raises OSError when the disk is
+    gone, also when another has its name by now: those are other counts."""
     folder = sysfs / f"block/{disk.name.replace('/', '!')}"
     fields = (folder / "stat").read_text().split()
+    if not still_stands(disk, sysfs=sysfs):
+        raise FileNotFoundError(errno.ENODEV, "it is another disk's now", str(folder / "stat"))
     discarded = int(fields[_DISCARDED_SECTORS]) if len(fields) > _DISCARDED_SECTORS else 0
     return Stat(int(fields[_WRITTEN_SECTORS]) + discarded, counting)

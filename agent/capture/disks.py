@@ -222,8 +222,13 @@ def size_of(disk: Disk, *, sysfs: Path = SYSFS) -> int:
         if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
             return 0
         raise
-    is_same = int(_text(folder / "diskseq") or 0) == disk.diskseq
-    return _down_to_blocks(int(text), disk.block_b) if is_same else 0
+    return _down_to_blocks(int(text), disk.block_b) if still_stands(disk, sysfs=sysfs) else 0
+
+
+def still_stands(disk: Disk, *, sysfs: Path = SYSFS) -> bool:
+    """Whether the disk's name is its own still. Then what sysfs said under it before is of this disk, since no diskseq is given twice."""
+    folder = sysfs / f"block/{disk.name.replace('/', '!')}"
+    return int(_text(folder / "diskseq") or 0) == disk.diskseq
 
 
 def _down_to_blocks(sectors: int, block_b: int) -> int:

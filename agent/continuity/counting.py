@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Final
 
-from agent.capture.disks import SYSFS, read_queue
+from agent.capture.disks import SYSFS, read_queue, still_stands
 from agent.capture.maps import Capture
 from shared.errors import AuditBlindError
 
@@ -22,6 +22,7 @@ _SWITCH_ON: Final = "Switch it on: echo 1 > {}/queue/iostats (since Linux 6.11 w
 
 class Counting:
     def __init__(self, capture: Capture) -> None:
+        self._disks = capture.disks
         self._names = [disk.name.replace("/", "!") for disk in capture.disks]
         self._ids = [disk.id for disk in capture.disks]
         self._counts = [disk.iostats for disk in capture.disks]
@@ -46,4 +47,6 @@ class Counting:
 
     def _ask(self) -> None:
         for slot, name in enumerate(self._names):
-            self._counts[slot] = read_queue(SYSFS / "block" / name).counts
+            counts = read_queue(SYSFS / "block" / name).counts
+            if still_stands(self._disks[slot]):
+                self._counts[slot] = counts

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from agent.capture.audit import Baseline, Sample
-from agent.capture.disks import SYSFS
+from agent.capture.disks import SYSFS, still_stands
 from agent.capture.maps import Capture
 from agent.stream import clock
 from agent.stream.rounds import Rounds
@@ -57,7 +57,7 @@ class Settling:
         except OSError as exc:  # a disk is gone, which `check` shows
             _log.debug("writes in flight: not known", path=exc.filename, cause=cause_of(exc))
             return False
-        return seen == completed and not int(inflight.split()[1])
+        return seen == completed and not int(inflight.split()[1]) and still_stands(disk, sysfs=SYSFS)
 
     def forget_stale(self, sample_of: Callable[[int], Sample]) -> None:
         boot_ns = clock.boot_ns()
@@ -65,7 +65,11 @@ class Settling:
         if not len(opened) or boot_ns - int(opened.min()) <= STALE_S * 1e9:
             return
         for slot in range(len(self._capture.disks)):
-            sample = sample_of(slot)
+            try:
+                sample = sample_of(slot)
+            except OSError as exc:  # a disk went away just now
+                _log.debug("sectors written: not known", path=exc.filename, cause=exc.strerror)
+                return
             baseline = Baseline.from_words(self._capture.audit_words(slot))
             counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
             if not sample.still or counted != sample.seen_sectors:

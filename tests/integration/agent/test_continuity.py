@@ -18,6 +18,7 @@ from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Reason, Word
 from tests.capture_parts import MIB, needs_capture, rig, run, until
 from tests.epoch_ids import eid
+from tests.protected_machine import machine_with_two_disks, reattach
 
 pytestmark = needs_capture
 THERE_NS = 123
@@ -125,6 +126,23 @@ def test_a_disk_that_was_gone_and_is_back_as_the_same_one_ends_the_epoch(killed:
             state.begin_epoch(eid(8))
             found.check()
             assert (state[Word.EPOCH], state[Word.WENT]) == (8, 0), "it ends every epoch"
+
+
+def test_what_is_written_to_another_disk_in_the_place_of_one_that_is_gone_is_nobodys_loss() -> None:
+    with machine_with_two_disks() as machine:
+        capture, _ = machine.protect()
+        r, state = machine.rig, begin_epoch(capture)
+        state.set_ordered(0, 0)
+        with looking(capture) as continuity:
+            for _ in range(SAME):
+                continuity.check()
+            reattach(r.device, r.backing[0])
+            r.write(0, b"S" * 8192)  # past capture, for it is not the captured disk
+            for _ in range(2):
+                continuity.check()
+            assert [problem.code for problem in continuity.problems] == ["US220"]
+            assert continuity._verdicts[0].outcome is Outcome.UNVERIFIABLE
+            assert (state[Word.EPOCH], state[Word.ORDERED]) == (7, 1)
 
 
 def resize(backing: Path, disk: Disk, size_b: int) -> None:

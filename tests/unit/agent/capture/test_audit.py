@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,3 +157,10 @@ def test_written_and_discarded_sectors_are_counted(tmp_path: Path) -> None:
 def test_old_kernels_without_discard_counts_are_read(tmp_path: Path) -> None:
     disk = make_disk(tmp_path, "sda", {"stat": "1 2 3 4 5 6 700 8 9 10 11", "queue/iostats": "0"})
     assert audit.read_stat(disk, counting=False, sysfs=tmp_path) == Stat(700, False)
+
+
+def test_counts_that_another_disk_has_under_the_same_name_by_now_are_not_read(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path, "sda", {"stat": "1 2 3 4 5 6 700 8 9 10 11"})
+    (tmp_path / "block/sda/diskseq").write_text("8\n")
+    with pytest.raises(OSError, match="another disk"):
+        audit.read_stat(disk, sysfs=tmp_path)

@@ -54,7 +54,9 @@ class Machine:
         self.state.begin_epoch(eid(1))
         capture: Any = SimpleNamespace(
             disks=[
-                SimpleNamespace(name="sda", id="sda", path=Path("/dev/sda"), sectors=SECTORS, iostats=True)
+                SimpleNamespace(
+                    name="sda", id="sda", path=Path("/dev/sda"), sectors=SECTORS, iostats=True, diskseq=0
+                )
             ],
             incidents=lambda: self.incidents,
             audit_words=lambda slot: self.words,
@@ -207,7 +209,9 @@ class TwoDisks:
         self.sysfs = sysfs
         self.inflight = {"sda": 1, "sdb": 1}
         disks = [
-            SimpleNamespace(name=name, id=name, path=Path("/dev") / name, sectors=SECTORS, iostats=True)
+            SimpleNamespace(
+                name=name, id=name, path=Path("/dev") / name, sectors=SECTORS, iostats=True, diskseq=0
+            )
             for name in self.inflight
         ]
         capture: Any = SimpleNamespace(
@@ -267,6 +271,8 @@ def test_counting_that_is_switched_off_is_shown_and_left_to_a_person(
     shown = machine.continuity._counting
 
     def look() -> list[str]:
+        if shown._thread is not None:
+            shown._thread.join()
         shown.look()
         assert shown._thread is not None
         shown._thread.join()
@@ -297,7 +303,9 @@ def test_a_disk_that_is_gone_leaves_an_ordered_stream_alone_and_is_left_by_anoth
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    other = SimpleNamespace(name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True)
+    other = SimpleNamespace(
+        name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True, diskseq=0
+    )
     machine.capture.disks = [*machine.capture.disks, other]
     machine.begin()
     monkeypatch.setattr(presence, "size_of", lambda disk: 0 if disk.name == "sda" else SECTORS)
@@ -317,7 +325,9 @@ def test_a_disk_that_is_given_up_has_capture_fitted_anew_without_it_once(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    other = SimpleNamespace(name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True)
+    other = SimpleNamespace(
+        name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True, diskseq=0
+    )
     machine.capture.disks = [*machine.capture.disks, other]
     machine.begin()
     machine.unread, machine.watch.silent = {1: DeviceError("it gives errors only")}, frozenset({"sdb"})
