@@ -131,7 +131,7 @@ def _examine(
     told = ask([str(disk.path)])[str(disk.path)]
     if told.cause:
         return Finding(device, UnsuitableDiskError(f"{device} cannot be protected", cause=told.cause), disk)
-    identity = identify.identities(disk, told, sysfs=sysfs)[0]
+    identity = identify.identities(disk, told)[0]
     if note := _WEAK.get(identity.kind):
         notes.append(note)
     error = machine_error

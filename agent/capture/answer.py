@@ -1,19 +1,20 @@
 """Does a disk answer? Asked by a process of its own, which can be given up.
 
 A read of a hung disk returns never, not even for a signal: whoever made it hangs with the disk, and a daemon with such a thread cannot
-even end. The same holds for opening it, for its ioctls, and for what sysfs says of its queue: whoever changes an attribute there waits
-for the disk, and who reads one waits for him. So a small program does all that in our place (`device_program`). One that does not
-answer in time is left behind; it ends when its disk lets it. Until then the disk is not asked again, however often somebody looks: one
-child hangs with a hung disk, not one more every few seconds.
+even end. The same holds for opening it, for its ioctls, and for what sysfs says of it: whoever changes an attribute of its queue waits
+for the disk, and who reads one waits for him; a serial number is asked of the device when somebody reads it (virtio). So a small program
+does all that in our place (`device_program`). One that does not answer in time is left behind; it ends when its disk lets it. Until then
+the disk is not asked again, however often somebody looks: one child hangs with a hung disk, not one more every few seconds.
 
     ask          each disk's first bytes, and the file behind a loop device     at a look
-    queues       what sysfs says of the disks' queues                           at a look
+    attributes   what sysfs says of the disks, their queues and their names     at a look
     PageReader   reads into a page of ours                                      while calibrating
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import subprocess
@@ -26,13 +27,15 @@ from pathlib import Path
 from typing import Final
 
 from agent.capture import device_program
-from agent.capture.disks import UNKNOWN_QUEUE, Disk, Queue
+from agent.capture.disks import UNKNOWN, Attributes, Disk
 from shared.errors import DeviceError, cause_of
 
 PROGRAM = device_program.__file__
 DEADLINE_S = 10.0
-QUEUE_DEADLINE_S: Final = 5.0
-"""No device is asked for these: they come at once, or when a hung disk lets go."""
+ATTRIBUTES_DEADLINE_S: Final = 5.0
+"""Few drivers ask the device for these: they come at once, or when a hung disk lets go."""
+_EACH_S: Final = 0.1
+_AT_ONCE: Final = 8
 _STILL: Final = "it did not answer, and still does not"
 
 
@@ -75,27 +78,42 @@ def ask(devices: Iterable[str], deadline_s: float | None = None) -> dict[str, An
         return answers | {device: _hear(device, child, end, deadline_s) for device, child in children.items()}
 
 
-def queues(names: Sequence[str]) -> dict[str, Queue]:
-    """What sysfs says of these disks' queues (by the names of their folders there); `UNKNOWN_QUEUE` of those that do not answer."""
-    found = dict.fromkeys(names, UNKNOWN_QUEUE)
+def attributes(names: Sequence[str]) -> dict[str, Attributes]:
+    """What sysfs says of these disks (by the names of their folders there); `UNKNOWN` of those that do not answer.
+
+    One child reads them all. Where it hangs, those that are left are shared among some, so that many hung disks take little more time
+    than one, and no more processes."""
+    found = dict.fromkeys(names, UNKNOWN)
     with _asking:
         _forget_those_that_ended()
-        left = [name for name in names if _queue(name) not in _given_up]
+        left = [name for name in names if _attributes(name) not in _given_up]
+        at_once = 1
         while left:
-            lines = _Lines(_run("queues", *left))
-            for name in left:
-                try:
-                    line = lines.hear(QUEUE_DEADLINE_S)
-                except HangsError:
-                    lines.leave_behind(_queue(name))
-                    break
-                if not line:
-                    break
-                found[name] = _parsed(name, line)
-            else:
-                lines.close()
-            left = left[left.index(name) + 1 :]
+            groups = [left[i::at_once] for i in range(min(at_once, len(left)))]
+            children = [(group, _Lines(_run("attributes", *group))) for group in groups]
+            end = time.monotonic() + ATTRIBUTES_DEADLINE_S + _EACH_S * len(groups[0])
+            left = [name for group, lines in children for name in _hear_attributes(group, lines, end, found)]
+            at_once = _AT_ONCE
     return found
+
+
+def _hear_attributes(
+    group: Sequence[str], lines: _Lines, end: float, found: dict[str, Attributes]
+) -> Sequence[str]:
+    """Those that the child did not come to, since the one before hangs."""
+    for i, name in enumerate(group):
+        try:
+            line = lines.hear(max(0.0, end - time.monotonic()))
+        except HangsError:
+            lines.leave_behind(_attributes(name))
+            return group[i + 1 :]
+        if not line:
+            lines.close()
+            return group[i + 1 :]
+        has_requests = Path("/sys/block", name, "mq").is_dir()
+        found[name] = Attributes.of(json.loads(line), has_requests=has_requests)
+    lines.close()
+    return []
 
 
 class PageReader:
@@ -226,15 +244,11 @@ def _key(number: int, sequence: str) -> str:
     return f"{number} {sequence}"
 
 
-def _queue(name: str) -> str:
+def _attributes(name: str) -> str:
     try:
-        return f"queue {name} {Path('/sys/block', name, 'diskseq').read_text().strip()}"
+        return f"attributes {name} {Path('/sys/block', name, 'diskseq').read_text().strip()}"
     except OSError:
-        return f"queue {name}"
-
-
-def _parsed(name: str, line: str) -> Queue:
-    return Queue.of(line.split(" "), has_requests=Path("/sys/block", name, "mq").is_dir())
+        return f"attributes {name}"
 
 
 def _hear(device: str, child: _Lines, end: float, deadline_s: float) -> Answer:

@@ -22,8 +22,8 @@ An identity says what a disk *is*, wherever it stands. Kinds, strongest first; t
 
 The last four are weak: they can change under a disk that is the same, or stay when it is not. So as long as capture is pinned to what
 stands under the path (the kernel gives no diskseq twice within a boot), a weak identity is not asked; `Verdict.identity` is the new one.
-Across a reboot it is all there is. Nor is one asked that only the disk itself tells, while it tells nothing: what is captured goes on with
-what it was bound by, and what is not is missing until it answers.
+Across a reboot it is all there is. Nor is one asked that only the disk tells, or its driver, while nothing is told: what is captured
+goes on with what it was bound by, and what is not is missing until it answers.
 
 A clone with the same identity is never chosen by guessing: the disk under the configured path is taken if it is one of them, else none.
 """
@@ -56,6 +56,8 @@ class Kind(enum.Enum):
 
 TOLD: Final = frozenset({Kind.LOOP, Kind.GPT, Kind.MBR})
 """What only the disk itself tells."""
+NAMED: Final = frozenset({Kind.WWID, Kind.SERIAL, Kind.DM, Kind.MD, Kind.LOOP})
+"""What sysfs says, for which the driver may ask the disk."""
 WEAK: Final = frozenset({Kind.GPT, Kind.MBR, Kind.BY_PATH, Kind.NAME})
 
 
@@ -97,6 +99,12 @@ class Standing:
     """Every one that it has and that could be read, strongest first."""
     is_read: bool = True
     """Whether it answered when it was asked who it is: else it may have more identities, of the kinds that it tells itself."""
+    is_named: bool = True
+    """Whether sysfs said its names: else it may have more identities, of the kinds that it says."""
+
+    def may_hide(self, kind: Kind) -> bool:
+        """Whether it may have an identity of this kind which did not come."""
+        return (not self.is_read and kind in TOLD) or (not self.is_named and kind in NAMED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,11 +146,12 @@ class Verdict:
     @property
     def identity(self) -> Identity | None:
         """What the disk is to be bound by from now on."""
-        if self.standing is None or any(
-            same(self.known.identity, found) for found in self.standing.identities
-        ):
-            return self.known.identity
-        return self.standing.identities[0]
+        known, standing = self.known.identity, self.standing
+        if standing is None or any(same(known, found) for found in standing.identities):
+            return known
+        if known is not None and standing.may_hide(known.kind):
+            return known
+        return standing.identities[0]
 
 
 def decide(
@@ -173,7 +182,7 @@ def _decide(known: Known, standing: Sequence[Standing], slots: dict[tuple[int, i
         return _take(known, here, slots, "it is protected from now on")
     matching = [disk for disk in standing if any(same(known.identity, found) for found in disk.identities)]
     is_pinned = here is not None and (here.dev, here.diskseq) in slots
-    is_silent = here is not None and not here.is_read and known.identity.kind in TOLD
+    is_silent = here is not None and here.may_hide(known.identity.kind)
     if here is not None and (here in matching or (is_pinned and (known.identity.is_weak or is_silent))):
         return _take(known, here, slots, f"{here.path} was taken away and came back")
     if len(matching) == 1:

@@ -3,13 +3,14 @@
 head DEVICE          its first bytes, and of a loop device the file behind it: one line, "ok HEAD FILE" or "error CAUSE FILE"
 pages FD DISK        reads into the page that FD is: a sector a line on standard input, "ok" or "error CAUSE" a line;
                      DISK is MAJOR MINOR DISKSEQ PATH…: no other is read, whatever stands at these paths by now
-queues NAME…         the attributes of these disks' queues that are asked for, "BLOCK_B IOSTATS DAX ZONED" a line, in this order
+attributes NAME…     what sysfs says of these disks and may hang on: for each, in this order, a line of JSON, [QUEUE…, NAMES…]
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import mmap
 import os
 import random
@@ -21,6 +22,11 @@ from pathlib import Path
 HEAD_B = 8192
 """Room for a partition table with logical blocks of 512 or 4096 bytes."""
 QUEUE = ("logical_block_size", "iostats", "dax", "zoned")
+NAMES = (
+    *("wwid", "device/wwid", "serial", "device/serial", "device/vpd_pg80"),
+    *("dm/uuid", "md/uuid", "loop/backing_file"),
+)
+"""What may identify a disk. A driver gives these as it likes: `serial` of a virtio disk is a request to it, without time limit."""
 _BLOCK_B = 4096
 _TRIES = 4
 _LOOP_GET_STATUS64 = 0x4C05
@@ -128,18 +134,19 @@ def pages(page: int, disk: Sequence[str]) -> None:
             print(cause, flush=True)
 
 
-def queues(names: list[str], sysfs: Path = Path("/sys")) -> None:
+def attributes(names: list[str], sysfs: Path = Path("/sys")) -> None:
     for name in names:
-        print(
-            " ".join(_text(sysfs / "block" / name / "queue" / attribute) for attribute in QUEUE), flush=True
-        )
+        folder = sysfs / "block" / name
+        files = [*(folder / "queue" / attribute for attribute in QUEUE), *(folder / name for name in NAMES)]
+        print(json.dumps([text(file) for file in files]), flush=True)
 
 
-def _text(file: Path) -> str:
+def text(file: Path) -> str:
+    """Stripped; empty if it is not there. (Attributes of a disk come and go with kernels and drivers.)"""
     try:
-        return file.read_text().strip() or "-"
+        return file.read_text(errors="replace").strip()
     except OSError:
-        return "-"
+        return ""
 
 
 if __name__ == "__main__":
@@ -148,4 +155,4 @@ if __name__ == "__main__":
     elif sys.argv[1] == "pages":
         pages(int(sys.argv[2]), sys.argv[3:])
     else:
-        queues(sys.argv[2:])
+        attributes(sys.argv[2:])

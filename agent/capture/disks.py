@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from agent.capture import device_program
+from agent.capture.device_program import text as _text
 from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError, cause_of
 
 SYSFS: Final = Path("/sys")
@@ -25,8 +26,7 @@ MAX_BLOCK_B: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What sysfs says of a disk's queue. Reading it hangs while somebody changes any of it and the disk does not answer: who may not
-    hang takes it from `answer.queues`."""
+    """What sysfs says of a disk's queue."""
 
     block_b: int
     counts: bool
@@ -46,7 +46,25 @@ class Queue:
         )
 
 
-UNKNOWN_QUEUE: Final = Queue(512, counts=True, dax=False, zoned=False)
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What sysfs says of a disk, and may hang with it: whoever reads of the queue waits while somebody changes it and the disk does not
+    answer; who reads a serial number may ask the device. Who may not hang takes them from `answer.attributes`."""
+
+    queue: Queue
+    names: Mapping[str, str]
+    """By the attribute (`device_program.NAMES`), its text; empty where there is none."""
+
+    @staticmethod
+    def of(texts: Sequence[str], *, has_requests: bool) -> Attributes:
+        """From what `device_program.attributes` prints of one disk."""
+        queue, names = texts[: len(device_program.QUEUE)], texts[len(device_program.QUEUE) :]
+        return Attributes(
+            Queue.of(queue, has_requests=has_requests), dict(zip(device_program.NAMES, names, strict=True))
+        )
+
+
+UNKNOWN: Final = Attributes(Queue(512, counts=True, dax=False, zoned=False), {})
 """Of a disk that does not answer: such a one is not taken in, and one that is captured stays."""
 
 
@@ -79,6 +97,8 @@ class Disk:
     multipath_holder: str
     """The multipath device that this disk is a path of, or empty."""
 
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Of its `Attributes`."""
     block_b: int = 512
     """A logical block, the least that can be read or written."""
     id: str = ""
@@ -100,11 +120,16 @@ def read_queue(folder: Path) -> Queue:
     return Queue.of(texts, has_requests=(folder / "mq").is_dir())
 
 
-QueueOf = Callable[[Path], Queue]
+def read_attributes(folder: Path) -> Attributes:
+    """May hang."""
+    return Attributes(read_queue(folder), {name: _text(folder / name) for name in device_program.NAMES})
+
+
+AttributesOf = Callable[[Path], Attributes]
 """By the disk's folder in sysfs."""
 
 
-def find_disk(path: Path, *, sysfs: Path = SYSFS, queue_of: QueueOf = read_queue) -> Disk:
+def find_disk(path: Path, *, sysfs: Path = SYSFS, attributes_of: AttributesOf = read_attributes) -> Disk:
     """The disk that `path` names. Raises DeviceNotFoundError, NotADiskError."""
     try:
         status = path.stat()
@@ -117,10 +142,12 @@ def find_disk(path: Path, *, sysfs: Path = SYSFS, queue_of: QueueOf = read_queue
             action="Name the disk, for example /dev/sdb.",
         )
     major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
-    return describe(path, (sysfs / f"dev/block/{major}:{minor}").resolve(), major, minor, queue_of)
+    return describe(path, (sysfs / f"dev/block/{major}:{minor}").resolve(), major, minor, attributes_of)
 
 
-def describe(path: Path, folder: Path, major: int, minor: int, queue_of: QueueOf = read_queue) -> Disk:
+def describe(
+    path: Path, folder: Path, major: int, minor: int, attributes_of: AttributesOf = read_attributes
+) -> Disk:
     """The disk whose sysfs folder is `folder`. Raises NotADiskError for a partition, DeviceNotFoundError
     when it is gone."""
     if not folder.is_dir():
@@ -132,7 +159,8 @@ def describe(path: Path, folder: Path, major: int, minor: int, queue_of: QueueOf
             action=f"Protect the whole disk, /dev/{folder.parent.name}.",
         )
     slaves = folder / "slaves"
-    queue = queue_of(folder)
+    attributes = attributes_of(folder)
+    queue = attributes.queue
     return Disk(
         path=path,
         name=folder.name.replace("!", "/"),
@@ -140,7 +168,8 @@ def describe(path: Path, folder: Path, major: int, minor: int, queue_of: QueueOf
         minor=minor,
         diskseq=int(_text(folder / "diskseq") or 0),
         sectors=_down_to_blocks(int(_text(folder / "size") or 0), queue.block_b),
-        serial=_serial(folder),
+        serial=_serial(attributes.names),
+        names=attributes.names,
         bio_based=not (folder / "mq").is_dir(),
         read_only=_text(folder / "ro") == "1",
         iostats=queue.counts,
@@ -261,26 +290,11 @@ def _multipath_holder(folder: Path) -> str:
     return ""
 
 
-def _serial(folder: Path) -> str:
-    for source in (
-        "wwid",
-        "device/wwid",
-        "serial",
-        "device/serial",
-        "dm/uuid",
-        "md/uuid",
-        "loop/backing_file",
-    ):
-        if text := _text(folder / source):
-            return text
-    # SCSI's unit serial number page: four bytes of header, then text
-    return _text(folder / "device/vpd_pg80")[4:].strip()
+def _serial(names: Mapping[str, str]) -> str:
+    return next((text for name in device_program.NAMES if (text := said(names, name))), "")
 
 
-def _text(file: Path) -> str:
-    """The file's text, stripped; empty if it is not there. (Attributes of a disk come and go with kernels
-    and drivers.)"""
-    try:
-        return file.read_text(errors="replace").strip()
-    except OSError:
-        return ""
+def said(names: Mapping[str, str], attribute: str) -> str:
+    """What it says: of SCSI's unit serial number page without its header of four bytes."""
+    text = names.get(attribute, "")
+    return text[4:].strip() if attribute == "device/vpd_pg80" else text

@@ -1,7 +1,7 @@
 """What stands on this machine: every whole disk with all that can identify it (`binding.Identity`).
 
-From sysfs, /dev/disk/by-path, and what `answer` was told by the disk itself: its partition table, the file behind a loop device. Nothing
-here asks a device: it may hang.
+From sysfs, /dev/disk/by-path, and what `answer` was told by the disk itself: its names, its partition table, the file behind a loop
+device. Nothing here asks a device, nor reads an attribute whose driver may: it may hang.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Final
 
 from agent.capture.answer import NOTHING, Answer
 from agent.capture.binding import Identity, Kind, Standing
-from agent.capture.disks import SYSFS, Disk, QueueOf, describe, read_queue
+from agent.capture.disks import SYSFS, AttributesOf, Disk, describe, read_attributes, said
 from agent.capture.layout import kernel_dev
 from shared.errors import UnderstudyError
 
 BY_PATH: Final = Path("/dev/disk/by-path")
-_FILES: Final = (
+_NAMES: Final = (
     (Kind.WWID, ("wwid", "device/wwid")),
-    (Kind.SERIAL, ("serial", "device/serial")),
+    (Kind.SERIAL, ("serial", "device/serial", "device/vpd_pg80")),
     (Kind.DM, ("dm/uuid",)),
     (Kind.MD, ("md/uuid",)),
 )
 _MBR_SIGNATURE_AT: Final = 0x1B8
 
 
-def all_disks(*, sysfs: Path = SYSFS, queue_of: QueueOf = read_queue) -> list[Disk]:
+def all_disks(*, sysfs: Path = SYSFS, attributes_of: AttributesOf = read_attributes) -> list[Disk]:
     """Every whole disk that is not hidden, empty, or one path of a multipath device."""
     found = []
     for folder in sorted((sysfs / "block").iterdir()):
         try:
             major, minor = (folder / "dev").read_text().split(":")
             path = Path("/dev") / folder.name.replace("!", "/")
-            disk = describe(path, folder.resolve(), int(major), int(minor), queue_of)
+            disk = describe(path, folder.resolve(), int(major), int(minor), attributes_of)
         except (OSError, ValueError, UnderstudyError):  # it went away just now
             continue
         hidden = folder / "hidden"
@@ -48,19 +48,14 @@ def all_disks(*, sysfs: Path = SYSFS, queue_of: QueueOf = read_queue) -> list[Di
     return found
 
 
-def identities(
-    disk: Disk, told: Answer = NOTHING, *, sysfs: Path = SYSFS, by_path: Path = BY_PATH
-) -> tuple[Identity, ...]:
+def identities(disk: Disk, told: Answer = NOTHING, *, by_path: Path = BY_PATH) -> tuple[Identity, ...]:
     """All identities of the disk, strongest first; at least its name. `told`: what the disk itself said, if it was asked."""
-    folder = sysfs / "block" / disk.name.replace("/", "!")
     found: list[Identity] = []
-    for kind, files in _FILES:
-        text = next((text for text in (_text(folder / file) for file in files) if text), "")
-        if kind is Kind.SERIAL and not text:
-            text = _text(folder / "device/vpd_pg80")[4:].strip()
-        if text:
+    for kind, attributes in _NAMES:
+        texts = [said(disk.names, attribute).strip("\0") for attribute in attributes]
+        if text := next(filter(None, texts), ""):
             found.append(Identity(kind, " ".join(text.split())))
-    if told.file and (path := _text(folder / "loop/backing_file")):
+    if told.file and (path := disk.names.get("loop/backing_file")):
         found.append(Identity(Kind.LOOP, f"{told.file} {path}"))
     found += partition_table(told.head, disk.block_b)
     if port := _port(disk, by_path):
@@ -68,7 +63,9 @@ def identities(
     return (*found, Identity(Kind.NAME, f"{disk.name}, {disk.sectors} sectors"))
 
 
-def standing(disk: Disk, found: tuple[Identity, ...], *, is_read: bool = True) -> Standing:
+def standing(
+    disk: Disk, found: tuple[Identity, ...], *, is_read: bool = True, is_named: bool = True
+) -> Standing:
     return Standing(
         path=str(disk.path),
         name=disk.name,
@@ -77,6 +74,7 @@ def standing(disk: Disk, found: tuple[Identity, ...], *, is_read: bool = True) -
         sectors=disk.sectors,
         identities=found,
         is_read=is_read,
+        is_named=is_named,
     )
 
 
@@ -96,10 +94,3 @@ def _port(disk: Disk, by_path: Path) -> str:
         if links[name].resolve().name == disk.name:
             return name
     return ""
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace").strip().rstrip("\0")
-    except OSError:
-        return ""

@@ -13,7 +13,7 @@ from agent.capture import answer, attach, bindings, disks, identify, layout, pin
 from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
 from agent.capture.bindings import Bound, Wanted
-from agent.capture.disks import MAX_BLOCK_B, SYSFS, UNKNOWN_QUEUE, Disk, Queue
+from agent.capture.disks import MAX_BLOCK_B, SYSFS, UNKNOWN, Attributes, Disk
 from shared.errors import (
     CaptureRemovedError,
     DiskLeftOutError,
@@ -43,7 +43,7 @@ class Look:
     """By configured path: what is no disk at all."""
     remembered: list[Bound]
     silent: frozenset[int]
-    """Device numbers of disks of whose queues sysfs said nothing."""
+    """Device numbers of disks of which sysfs said nothing."""
     without_place: frozenset[str]
     """Ids of configured disks beyond as many as a machine may have."""
 
@@ -60,18 +60,18 @@ def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
 
 def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) -> Look:
     pinned, _ = read_pins(pin_dir)
-    queues = answer.queues(sorted(folder.name for folder in (SYSFS / "block").iterdir()))
+    said = answer.attributes(sorted(folder.name for folder in (SYSFS / "block").iterdir()))
 
-    def queue_of(folder: Path) -> Queue:
-        return queues.get(folder.name, UNKNOWN_QUEUE)  # it appeared just now: the next look knows it
+    def attributes_of(folder: Path) -> Attributes:
+        return said.get(folder.name, UNKNOWN)  # it appeared just now: the next look knows it
 
-    everything = [_as_pinned(disk, pinned, queues) for disk in identify.all_disks(queue_of=queue_of)]
+    everything = [_as_pinned(disk, pinned, said) for disk in identify.all_disks(attributes_of=attributes_of)]
     found = {layout.kernel_dev(disk.major, disk.minor): disk for disk in everything}
     at: dict[str, int] = {}
     wrong: dict[str, UnderstudyError] = {}
     for disk in wanted:
         try:
-            there = _as_pinned(disks.find_disk(Path(disk.device), queue_of=queue_of), pinned, queues)
+            there = _as_pinned(disks.find_disk(Path(disk.device), attributes_of=attributes_of), pinned, said)
         except NotADiskError as exc:
             wrong[disk.device] = exc
             continue
@@ -91,15 +91,15 @@ def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) ->
         known.append(before)
     # Every disk that is named is asked whether it answers, and who it is; of the others those that may be one that is not where it stood.
     answers = answer.ask(sorted({str(found[dev].path) for dev in at.values()}))
-    asked = {dev: _standing(found[dev], answers) for dev in at.values()}
+    asked = {dev: _standing(found[dev], answers, said) for dev in at.values()}
     if any(disk.identity and disk.identity.kind in TOLD and not _stands(disk, asked) for disk in known):
         answers |= answer.ask(
             sorted(str(disk.path) for dev, disk in found.items() if _may_tell(disk, dev, asked))
         )
-    standing = [_standing(disk, answers) for disk in found.values()]
+    standing = [_standing(disk, answers, said) for disk in found.values()]
     verdicts = decide(known, standing, pinned)
     late = [v.standing.path for v in verdicts if v.standing is not None and v.standing.path not in answers]
-    silent = frozenset(dev for dev, disk in found.items() if _is_silent(disk, queues))
+    silent = frozenset(dev for dev, disk in found.items() if _is_silent(disk, said))
     beyond = _without_place(verdicts, remembered)
     return Look(verdicts, found, answers | answer.ask(late), wrong, remembered, silent, beyond)
 
@@ -112,13 +112,13 @@ def _without_place(verdicts: Sequence[Verdict], remembered: Sequence[Bound]) -> 
     return frozenset(verdict.known.id for verdict in ranked[layout.MAX_DISKS :])
 
 
-def _is_silent(disk: Disk, queues: Mapping[str, Queue]) -> bool:
-    return queues.get(disk.name.replace("/", "!"), UNKNOWN_QUEUE) is UNKNOWN_QUEUE
+def _is_silent(disk: Disk, said: Mapping[str, Attributes]) -> bool:
+    return said.get(disk.name.replace("/", "!"), UNKNOWN) is UNKNOWN
 
 
-def _as_pinned(disk: Disk, pinned: Sequence[Pinned], queues: Mapping[str, Queue]) -> Disk:
+def _as_pinned(disk: Disk, pinned: Sequence[Pinned], said: Mapping[str, Attributes]) -> Disk:
     """A disk whose logical blocks are not known, for it does not answer, has the size that it is captured with if that can be so."""
-    if not _is_silent(disk, queues):
+    if not _is_silent(disk, said):
         return disk
     for pin in pinned:
         rest = disk.sectors - pin.sectors
@@ -130,16 +130,19 @@ def _as_pinned(disk: Disk, pinned: Sequence[Pinned], queues: Mapping[str, Queue]
     return disk
 
 
-def _standing(disk: Disk, answers: dict[str, Answer]) -> Standing:
+def _standing(disk: Disk, answers: dict[str, Answer], said: Mapping[str, Attributes]) -> Standing:
     told = answers.get(str(disk.path), answer.NOTHING)
-    return identify.standing(disk, identify.identities(disk, told), is_read=not told.cause)
+    names = identify.identities(disk, told)
+    return identify.standing(disk, names, is_read=not told.cause, is_named=not _is_silent(disk, said))
 
 
 def _stands(known: Known, there: dict[int, Standing]) -> bool:
     """Whether the disk stands where it is looked for first, as far as that can be told."""
     here = there.get(known.at) if known.at is not None else None
     return here is not None and (
-        not here.is_read or any(same(known.identity, one) for one in here.identities)
+        not here.is_read
+        or (known.identity is not None and here.may_hide(known.identity.kind))
+        or any(same(known.identity, one) for one in here.identities)
     )
 
 
@@ -153,7 +156,7 @@ def silence(verdict: Verdict, look: Look) -> str:
     assert verdict.standing is not None
     cause = look.answers[verdict.standing.path].cause
     if not cause and verdict.standing.dev in look.silent:
-        cause = "what sysfs says of its queue did not come: somebody changes that, and waits for the disk"
+        cause = "what sysfs says of it did not come: that waits for the disk"
     return cause
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 
 from agent.capture import answer
 from agent.capture.answer import PageReader, ask
-from agent.capture.disks import find_disk
+from agent.capture.disks import UNKNOWN, Disk, find_disk
+from agent.capture.identify import all_disks, identities
 from shared.errors import DeviceError
 from tests.capture_parts import until
+from tests.disk_parts import make_disk
 from tests.loopdisk import loop_disk
 
 
@@ -62,10 +65,50 @@ def test_a_device_that_cannot_be_read_says_why() -> None:
 
 def test_a_host_that_starts_no_more_programs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/no/such/python")
-    for call in (lambda: ask(["/dev/null"]), lambda: answer.queues(["loop0"])):
+    for call in (lambda: ask(["/dev/null"]), lambda: answer.attributes(["loop0"])):
         with pytest.raises(DeviceError, match="could not be started: No such file") as caught:
             call()
         assert caught.value.action
+
+
+def test_disks_whose_serial_number_does_not_come_hold_up_neither_a_look_nor_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, well = ["vda", "vdb"], ["sda", "vdc"]
+    folders = tmp_path / "block"
+    for name in (*hung, *well):
+        make_disk(tmp_path, name, {"serial": f"of {name}"})
+        (folders / name / "dev").write_text("8:0")
+    for name in hung:
+        (folders / name / "serial").unlink()
+        os.mkfifo(folders / name / "serial")  # whoever opens it waits for somebody who writes
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
+        f"from pathlib import Path; from agent.capture import device_program\n"
+        f"device_program.attributes(sys.argv[2:], Path({str(tmp_path)!r}))\n"
+    )
+    monkeypatch.setattr(answer, "PROGRAM", str(program))
+    monkeypatch.setattr(answer, "ATTRIBUTES_DEADLINE_S", 1.0)
+    monkeypatch.setattr(answer, "_given_up", {})
+    said = answer.attributes(sorted([*hung, *well]))
+    assert [name for name, found in said.items() if found is UNKNOWN] == hung
+    for child in answer._given_up.values():
+        child.wait()
+    found: list[Disk] = []
+
+    def look() -> None:
+        found.extend(all_disks(sysfs=tmp_path, attributes_of=lambda folder: said[folder.name]))
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(10)
+    assert {disk.name: str(identities(disk)[0]) for disk in found if disk.names} == {
+        name: f"serial:of {name}" for name in well
+    }
+    assert {disk.name: disk.serial for disk in found} == {
+        **dict.fromkeys(hung, ""), **{name: f"of {name}" for name in well},
+    }  # fmt: skip
 
 
 def test_what_is_read_to_calibrate_is_the_disk_that_is_meant_or_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from agent.capture import answer, audit, bindings
 from agent.capture.answer import Answer, HangsError
 from agent.capture.bindings import Wanted
-from agent.capture.disks import UNKNOWN_QUEUE, find_disk, size_of
+from agent.capture.disks import UNKNOWN, find_disk, size_of
 from agent.capture.fitting import Change
 from agent.capture.look import LeftOut
 from agent.capture.maps import Capture, detach
@@ -189,12 +189,12 @@ def test_what_is_looked_at_each_second_waits_for_no_disk(machine: Machine) -> No
     assert size_of(disk) == disk.sectors
     assert audit.read_stat(disk).counting
     names = [Path(device).name for device in (machine.sick.device, machine.well)]
-    found = answer.queues(names)
-    assert found[names[0]] is UNKNOWN_QUEUE
-    assert found[names[1]].counts
+    found = answer.attributes(names)
+    assert found[names[0]] is UNKNOWN
+    assert found[names[1]].queue.counts
     machine.sick.well()
     machine.children_end()
-    assert answer.queues(names)[names[0]].counts
+    assert answer.attributes(names)[names[0]].queue.counts
 
 
 def test_a_captured_disk_that_hangs_is_named_with_a_way_out_and_costs_no_epoch(

@@ -38,6 +38,7 @@ def disk(
     diskseq: int = 5,
     sectors: int = 2048,
     is_read: bool = True,
+    is_named: bool = True,
 ) -> Standing:
     return Standing(
         path=f"/dev/{name}",
@@ -47,6 +48,7 @@ def disk(
         sectors=sectors,
         identities=(identity,),
         is_read=is_read,
+        is_named=is_named,
     )
 
 
@@ -116,6 +118,24 @@ def test_a_disk_that_does_not_answer_is_not_another_one(
             silent,
             "what stands under /dev/sdb does not say which disk it is",
         )
+
+
+@pytest.mark.parametrize(
+    ("identity", "diskseq", "action"),
+    [
+        (WWID, 5, Action.CONTINUE),
+        (WWID, 6, Action.MISSING),
+        (GPT, 6, Action.REFUSED),  # that it said itself: it is another one
+    ],
+)
+def test_a_disk_whose_driver_says_no_names_is_not_another_one_and_stays_bound_by_its_own(
+    identity: Identity, diskseq: int, action: Action
+) -> None:
+    nameless = disk("sdb", NAME, diskseq=diskseq, is_named=False)
+    (verdict,) = decide([bound(identity)], [nameless], [PIN])
+    assert verdict.action is action
+    if action is Action.CONTINUE:
+        assert verdict.identity == identity
 
 
 def test_disks_whose_names_were_swapped_are_both_found_and_the_third_goes_on() -> None:

@@ -42,7 +42,7 @@ def mbr(signature: int) -> bytes:
 )  # fmt: skip
 def test_what_the_kernel_says_of_a_disk(tmp_path: Path, attributes: dict[str, str], found: list[str]) -> None:
     disk = make_disk(tmp_path, "sdq", attributes)
-    told = [str(identity) for identity in identities(disk, sysfs=tmp_path, by_path=tmp_path / "none")]
+    told = [str(identity) for identity in identities(disk, by_path=tmp_path / "none")]
     assert told == [*found, "name:sdq, 2048 sectors"]
 
 
@@ -64,7 +64,7 @@ def test_the_port_of_a_disk_is_known_by_its_link(tmp_path: Path) -> None:
     links.mkdir()
     (links / "pci-0000:00:05.0").symlink_to(tmp_path / "sdq")
     (links / "pci-0000:00:05.0-part1").symlink_to(tmp_path / "sdq1")
-    assert str(identities(disk, sysfs=tmp_path, by_path=links)[0]) == "by-path:pci-0000:00:05.0"
+    assert str(identities(disk, by_path=links)[0]) == "by-path:pci-0000:00:05.0"
 
 
 def test_hidden_empty_and_multipath_disks_stand_nowhere(tmp_path: Path) -> None:
