@@ -6,6 +6,11 @@ for the disk, and who reads one waits for him; a serial number is asked of the d
 does all that in our place (`device_program`). One that does not answer in time is left behind; it ends when its disk lets it. Until then
 the disk is not asked again, however often somebody looks: one child hangs with a hung disk, not one more every few seconds.
 
+**To start it may hang, too**, when the interpreter lies on a hung disk (the root disk): to execute it, its pages are read. So it is started
+in a thread, which is left behind like a child. And by fork, not by vfork, for the whole process: behind vfork the parent stands until the
+child has executed its program, and holds the interpreter's lock: every other thread would stand with it. A fork copies the tables of the
+agent's memory (a millisecond or two) and none of it; what the disks are read into is shared memory, which a fork leaves alone.
+
     ask          each disk's first bytes, and the file behind a loop device     at a look
     attributes   what sysfs says of the disks, their queues and their names     at a look
     PageReader   reads into a page of ours                                      while calibrating
@@ -22,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -60,6 +66,11 @@ class HangsError(Exception):
 _given_up: dict[str, subprocess.Popen[bytes]] = {}
 """By disk, the child that hangs with it."""
 _asking = threading.Lock()
+_late: set[Future[subprocess.Popen[bytes]]] = set()
+"""The start that hangs: while it does, no other is tried."""
+_handing_over = threading.Lock()
+_NOT_STARTED: Final = "the program that asks it does not start: the interpreter may lie on a disk that hangs"
+subprocess._USE_VFORK = False  # type: ignore[misc]
 
 
 def ask(devices: Iterable[str], deadline_s: float | None = None) -> dict[str, Answer]:
@@ -73,7 +84,10 @@ def ask(devices: Iterable[str], deadline_s: float | None = None) -> dict[str, An
             if _disk(device) in _given_up:
                 answers[device] = Answer(cause=_STILL, hangs=True)
                 continue
-            children[device] = _Lines(_run("head", device))
+            try:
+                children[device] = _Lines(_run("head", device))
+            except HangsError as exc:
+                answers[device] = Answer(cause=str(exc), hangs=True)
         end = time.monotonic() + deadline_s
         return answers | {device: _hear(device, child, end, deadline_s) for device, child in children.items()}
 
@@ -90,7 +104,10 @@ def attributes(names: Sequence[str]) -> dict[str, Attributes]:
         at_once = 1
         while left:
             groups = [left[i::at_once] for i in range(min(at_once, len(left)))]
-            children = [(group, _Lines(_run("attributes", *group))) for group in groups]
+            children: list[tuple[list[str], _Lines]] = []
+            with contextlib.suppress(HangsError):  # what is not asked is unknown
+                for group in groups:
+                    children.append((group, _Lines(_run("attributes", *group))))
             end = time.monotonic() + ATTRIBUTES_DEADLINE_S + _EACH_S * len(groups[0])
             left = [name for group, lines in children for name in _hear_attributes(group, lines, end, found)]
             at_once = _AT_ONCE
@@ -196,21 +213,52 @@ class _Lines:
 
 
 def _run(*arguments: str, page: int | None = None) -> subprocess.Popen[bytes]:
-    """Raises DeviceError when this host runs no more programs."""
+    """Raises HangsError when the program does not start in time, DeviceError when this host runs no more programs."""
+    with _handing_over:
+        if _late:
+            raise HangsError(_NOT_STARTED)
+    start: Future[subprocess.Popen[bytes]] = Future()
+    threading.Thread(target=_start, args=(start, arguments, page), name="child-start", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        start.exception(DEADLINE_S)
+    with _handing_over:
+        if not start.done():
+            _late.add(start)
+            raise HangsError(_NOT_STARTED)
     try:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", PROGRAM, *arguments],
-            stdin=subprocess.DEVNULL if page is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=() if page is None else (page,),
-        )
+        return start.result()
     except OSError as exc:
         raise DeviceError(
             "Disks cannot be asked whether they answer",
             cause=f"the program that asks them could not be started: {cause_of(exc)}",
             action="Give this host and the agent's service room for processes, open files and memory. It is tried again.",
         ) from exc
+
+
+def _start(start: Future[subprocess.Popen[bytes]], arguments: Sequence[str], page: int | None) -> None:
+    child: subprocess.Popen[bytes] | None = None
+    failed: Exception | None = None
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL if page is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=() if page is None else (page,),
+        )
+    except Exception as exc:  # noqa: BLE001 - whoever waits for the child gets it
+        failed = exc
+    with _handing_over:
+        is_late = start in _late
+        _late.discard(start)
+        if child is not None and not is_late:
+            start.set_result(child)
+        elif failed is not None:
+            start.set_exception(failed)
+    if child is not None and is_late:
+        child.kill()
+        _close_pipes(child)
+        child.wait()
 
 
 def _forget_those_that_ended() -> None:

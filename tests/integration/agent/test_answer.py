@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +19,10 @@ from agent.capture.answer import PageReader, ask
 from agent.capture.disks import UNKNOWN, Disk, find_disk
 from agent.capture.identify import all_disks, identities
 from shared.errors import DeviceError
-from tests.capture_parts import until
+from tests.capture_parts import mounted, run, until
 from tests.disk_parts import make_disk
 from tests.loopdisk import loop_disk
+from tests.sick_disk import sick_disk
 
 
 def test_a_disk_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +112,28 @@ def test_disks_whose_serial_number_does_not_come_hold_up_neither_a_look_nor_each
     assert {disk.name: disk.serial for disk in found} == {
         **dict.fromkeys(hung, ""), **{name: f"of {name}" for name in well},
     }  # fmt: skip
+
+
+def test_an_interpreter_on_a_disk_that_hangs_stops_nobody_but_who_starts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sick_disk(tmp_path / "sick", 4 << 20, limit_s=20) as sick:
+        run("mkfs.ext2", "-q", sick.device)
+        with mounted(sick.device, tmp_path / "mnt") as mnt:
+            shutil.copy("/bin/true", mnt / "python")
+        with mounted(sick.device, tmp_path / "mnt", "-o", "ro") as mnt, monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", str(mnt / "python"))
+            patch.setattr(answer, "DEADLINE_S", 0.3)
+            sick.hang()
+            for _ in range(3):
+                told = ask(["/dev/null", "/dev/zero"])
+                assert [answer.hangs for answer in told.values()] == [True, True]
+                assert answer.attributes(["loop0"]) == {"loop0": UNKNOWN}
+            starting = [thread for thread in threading.enumerate() if thread.name == "child-start"]
+            assert len(starting) == 1
+            sick.well()
+            starting[0].join(20)
+    assert not ask(["/dev/null"], deadline_s=20)["/dev/null"].hangs
 
 
 def test_what_is_read_to_calibrate_is_the_disk_that_is_meant_or_nothing(tmp_path: Path) -> None:
