@@ -232,13 +232,23 @@ def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS, examine: bool = Tru
                 f"{disk.path} and {seen[disk.name].path} are the same disk", action="Name each disk once."
             )
         seen[disk.name] = disk
-    for disk in disks:
-        for below in sorted(_all_below(disk.name, sysfs) & seen.keys()):
-            raise UsageError(
-                f"{disk.path} and {seen[below].path} cannot be protected together",
-                cause=f"{disk.name} lies on {below}: its writes would be captured twice",
-                action="Protect either the upper or the lower one.",
-            )
+    for upper, lower in lying_on(disks, sysfs=sysfs):
+        raise UsageError(
+            f"{upper.path} and {lower.path} cannot be protected together",
+            cause=f"{upper.name} lies on {lower.name}: its writes would be captured twice",
+            action="Protect either the upper or the lower one.",
+        )
+
+
+def lying_on(disks: Sequence[Disk], *, sysfs: Path = SYSFS) -> list[tuple[Disk, Disk]]:
+    """Pairs (upper, lower) of disks one of which lies on the other, over however many layers; pairs of lower ones first."""
+    below = {disk.name: _all_below(disk.name, sysfs) for disk in disks}
+    return [
+        (upper, lower)
+        for upper in sorted(disks, key=lambda disk: (len(below[disk.name]), disk.name))
+        for lower in disks
+        if lower.name in below[upper.name]
+    ]
 
 
 def size_of(disk: Disk, *, sysfs: Path = SYSFS) -> int:

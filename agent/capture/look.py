@@ -160,8 +160,32 @@ def silence(verdict: Verdict, look: Look) -> str:
     return cause
 
 
-def why_not(verdict: Verdict, look: Look, given_up: Collection[str] = ()) -> UnderstudyError | None:
-    """Why this disk cannot be captured now; None if it can. `given_up`: ids of captured disks that are left out unless they answer now."""
+def why_not(look: Look, given_up: Collection[str] = ()) -> dict[str, UnderstudyError]:
+    """By id, why disks cannot be captured now. `given_up`: ids of captured disks that are left out unless they answer now."""
+    found = {v.known.id: error for v in look.verdicts if (error := _why_not_by_itself(v, look, given_up))}
+    return found | _why_not_together([v for v in look.verdicts if v.known.id not in found], look)
+
+
+def _why_not_together(verdicts: Sequence[Verdict], look: Look) -> dict[str, UnderstudyError]:
+    """Of two disks one of which lies on the other, as may come to be at any time (a volume is extended onto a protected disk), one is
+    left out: the one that is not captured yet, or as it stands now; else the upper one, since the lower holds it and more. Two that are
+    captured go on: what is written to the upper one is in the stream twice, and right."""
+    there = {v.standing.dev: v for v in verdicts if v.standing is not None}
+    found: dict[str, UnderstudyError] = {}
+    for upper, lower in disks.lying_on([look.found[dev] for dev in there]):
+        pair = [there[layout.kernel_dev(disk.major, disk.minor)] for disk in (upper, lower)]
+        out = next((v for v in pair if v.action is Action.ATTACH), None)
+        if out is None or any(v.known.id in found for v in pair):
+            continue
+        found[out.known.id] = DiskLeftOutError(
+            f"Disk {out.known.id} ({out.known.path}) is not protected",
+            cause=f"{upper.name} lies on {lower.name}, which is protected, too: its writes would be captured twice",
+            action="Nothing, if the other one holds all that matters; else take one of them out of the agent's configuration.",
+        )
+    return found
+
+
+def _why_not_by_itself(verdict: Verdict, look: Look, given_up: Collection[str]) -> UnderstudyError | None:
     known, what = verdict.known, f"Disk {verdict.known.id} ({verdict.known.path}) is not protected"
     if known.id in look.without_place:
         return DiskLeftOutError(

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agent.capture import attach, bindings, disks, pins
+from agent.capture import attach, bindings, pins
 from agent.capture.binding import Verdict
 from agent.capture.bindings import Bound, Wanted
 from agent.capture.disks import Disk
@@ -54,8 +54,9 @@ def protect(
     look = look_at(wanted, remembered or [], pin_dir)
     chosen: list[tuple[Verdict, Disk]] = []
     left_out: list[LeftOut] = []
+    errors = why_not(look, given_up)
     for verdict in look.verdicts:
-        error = why_not(verdict, look, given_up)
+        error = errors.get(verdict.known.id)
         if error is not None:
             left_out.append(LeftOut(verdict.known.id, verdict.known.path, error))
             continue
@@ -74,7 +75,6 @@ def protect(
             "None of the protected disks can be captured",
             cause="; ".join(f"{left.id}: {left.error.cause or left.error.what}" for left in left_out),
         )
-    disks.check_set([disk for _, disk in chosen], examine=False)
     unbound = _remember(state_dir, look, remembered, [verdict for verdict, _ in chosen])
     left_out += unbound
     chosen = [(v, disk) for v, disk in chosen if v.known.id not in {left.id for left in unbound}]

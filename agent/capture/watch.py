@@ -98,7 +98,8 @@ class Watch:
             return
         going_on = [v for v in look.verdicts if v.action is Action.CONTINUE]
         self.silent = frozenset(v.known.id for v in going_on if silence(v, look))
-        well = [v for v in look.verdicts if v.action is Action.ATTACH and why_not(v, look) is None]
+        errors = why_not(look)
+        well = [v for v in look.verdicts if v.action is Action.ATTACH and v.known.id not in errors]
         well = [v for v in well if self._may(v.known.id)]
         found = {v.known.id for v in well if v.known.id not in self._unproved}
         if is_try and not found:

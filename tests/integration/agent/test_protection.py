@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture import answer, attach, bindings, identify, layout, pins
+from agent.capture import answer, attach, bindings, disks, identify, layout, pins
 from agent.capture.answer import Answer, ask
 from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import Wanted
@@ -24,7 +24,7 @@ from shared.errors import (
 from tests.capture_parts import MIB, needs_capture, run, until
 from tests.failing_disks import full_disk
 from tests.loopdisk import attached, remove_device
-from tests.protected_machine import Machine, reattach
+from tests.protected_machine import Machine, finds, reattach
 
 pytestmark = needs_capture
 
@@ -164,6 +164,34 @@ def test_a_resized_disk_is_attached_anew_and_the_other_goes_on(machine: Machine)
     machine.wanted.reverse()  # within an epoch, numbers stay
     later, _ = machine.protect()
     assert [disk.id for disk in later.disks] == [disk.id for disk in again.disks]
+
+
+def test_a_disk_that_comes_to_lie_on_another_is_left_out_and_the_other_goes_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upper, lower = (disk.name for disk in machine.rig.disks)
+    real = disks._all_below
+    with monkeypatch.context() as patch:  # as sysfs says it of layers, which this kernel may not have
+        patch.setattr(
+            disks, "_all_below", lambda name, sysfs: {lower} if name == upper else real(name, sysfs)
+        )
+        capture, (left,) = machine.protect()
+        assert ([disk.name for disk in capture.disks], left.id) == ([lower], upper)
+        assert f"{upper} lies on {lower}" in left.error.cause
+        assert not finds(machine.watch([left]))
+    assert finds(machine.watch([left]))
+    capture, left_out = machine.protect()
+    assert (len(capture.disks), left_out) == (2, [])
+    machine.changes = []
+    monkeypatch.setattr(
+        disks, "_all_below", lambda name, sysfs: {lower} if name == upper else real(name, sysfs)
+    )
+    capture, left_out = machine.protect()
+    assert (len(capture.disks), left_out, machine.changes) == (2, [], []), "both are captured as they stand"
+    reattach(str(machine.rig.disks[0].path), machine.rig.backing[0])  # now it would have to be taken in anew
+    capture, (left,) = machine.protect()
+    assert ([disk.name for disk in capture.disks], left.id) == ([lower], upper)
+    assert machine.changes == [Change.LEFT]
 
 
 def test_another_list_of_disks_is_taken_up_without_a_detach(machine: Machine) -> None:
