@@ -19,6 +19,9 @@ nothing here: requests of others may complete on a disk that fails each read, an
 What was waited counts, whoever looks: an agent that is started again goes on with the wait, and leaves a disk that was given up before and
 does not answer out at once (`patience`).
 
+**A write that hangs**, or one sector that takes minutes, on a disk that answers the question, is named for what it is (US587, US586): the
+disk is not given up for it, for it would be taken in again at once.
+
 All that are silent are given up together, or none: an epoch without one of two would come into order no sooner. None, too, if nobody
 would be left.
 """
@@ -37,7 +40,7 @@ from agent.continuity.patience import Patience
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Word
 from shared import logging
-from shared.errors import DeviceError, DiskHangsError, cause_of
+from shared.errors import DeviceError, DiskHangsError, SlowReadError, WriteHangsError, cause_of
 from shared.status import Problem
 from shared.vocabulary import Severity
 
@@ -80,11 +83,13 @@ class Hanging:
         problems = {}
         for slot, disk in enumerate(self._disks):
             read = self.unread.get(slot)
-            error = read if isinstance(read, DiskHangsError) else None
+            error: DeviceError | None = read if isinstance(read, DiskHangsError) else None
             if self._stands_still(slot, now, sysfs, is_gone=slot in gone):
-                error = error or _standing_still(disk)
+                is_known = isinstance(read, (SlowReadError, WriteHangsError))
+                error = error or (read if is_known else _standing_still(disk))
             if error is not None:
-                problems[slot] = self.problems.get(slot) or _told(disk, error)
+                told = self.problems.get(slot)
+                problems[slot] = told if told and told.code == error.code else _told(disk, error)
         for slot in self.problems.keys() - problems.keys():
             _log.info("a disk answers again, or is gone", disk=self._disks[slot].id)
         self.problems = problems
@@ -93,7 +98,9 @@ class Hanging:
         """For whoever looks next: another fitting, or an agent that was started again. While nobody has asked, what he noted stands."""
         silent = {self._disks[slot].id: now - since for slot, since in self._silent_since.items()}
         is_known = self._state[Word.ORDERED] or self._watch.silent is not None
-        others = [disk.id for disk in self._disks if disk.id not in silent] if is_known else []
+        asked = frozenset() if self._state[Word.ORDERED] else self._watch.silent or frozenset()
+        # One that answers neither the question is not one that answers, though its reads, of a session that is new, are not late yet.
+        others = [disk.id for disk in self._disks if disk.id not in asked | silent.keys()] if is_known else []
         self._patience.note(silent, others)
 
     def give_up(self, gone: Collection[int]) -> frozenset[str]:
@@ -124,7 +131,7 @@ def _standing_still(disk: Disk) -> DiskHangsError:
     )
 
 
-def _told(disk: Disk, error: DiskHangsError) -> Problem:
+def _told(disk: Disk, error: DeviceError) -> Problem:
     _log.error("disk hangs", disk=disk.id, **error.as_dict())
     return Problem(**error.as_dict(), severity=Severity.CRITICAL, object=disk.id)
 

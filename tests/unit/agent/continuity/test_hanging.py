@@ -14,7 +14,7 @@ import pytest
 from agent.continuity.hanging import HANGS_S, Hanging
 from agent.continuity.patience import FIRST_S, Patience
 from agent.stream.state import AgentState, Word
-from shared.errors import DeviceError, DiskHangsError
+from shared.errors import DeviceError, DiskHangsError, WriteHangsError
 from tests.disk_parts import make_disk
 
 
@@ -213,3 +213,42 @@ def test_a_hang_that_the_kernel_does_not_count_is_named_by_the_reads(
     machine.say({1}, {"sdb"})  # errors are no silence: what reads them says so
     machine.look(tmp_path)
     assert machine.hanging.problems == {}
+
+
+def test_a_session_that_has_not_read_yet_does_not_begin_the_wait_anew(
+    tmp_path: Path, clock: Callable[[float], None]
+) -> None:
+    machine = Machine()
+    machine.say({1}, {"sdb"})
+    machine.look(tmp_path)
+    clock(FIRST_S - 5)
+    assert machine.look(tmp_path) == set()
+    machine.begin()  # another disk is back, say
+    for _ in range(
+        2
+    ):  # somebody asks, for a disk's sake that is left out; reads hang, but not for long enough
+        machine.say(set(), {"sdb"})
+        assert machine.look(tmp_path) == set()
+        clock(10)
+    machine.say({1}, {"sdb"})
+    assert machine.look(tmp_path) == set()
+    clock(6)
+    assert machine.look(tmp_path) == {"sdb"}
+
+
+def test_a_write_that_hangs_on_a_disk_that_answers_is_named_for_what_it_is_and_nobody_is_given_up(
+    tmp_path: Path, clock: Callable[[float], None]
+) -> None:
+    for name in ("sda", "sdb"):
+        make_disk(
+            tmp_path, name, {"inflight": "0 1" if name == "sdb" else "0 0", "stat": " ".join(["0"] * 17)}
+        )
+    machine = Machine()
+    named = []
+    for seconds in (HANGS_S, HANGS_S, FIRST_S):
+        machine.look(tmp_path)
+        clock(seconds)
+        assert machine.look(tmp_path) == set()
+        named.append([problem.code for problem in machine.hanging.problems.values()])
+        machine.unread = {1: WriteHangsError("A part of protected disk /dev/sdb cannot be read")}
+    assert named == [["US592"], ["US587"], ["US587"]]
