@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from deploy.lab import files, ports, registry
+from deploy.lab import files, ports, registry, whereabouts
 from deploy.lab.daemons import Show, environment, pid_of, start, stop
 from deploy.lab.state import HOST, MACHINE, Lab, Settings, is_rest, locked
 from deploy.lab.vocabulary import Daemon
@@ -84,6 +84,7 @@ def up(folder: Path, wanted: dict[str, Any], show: Show) -> Lab:
             show(f"asking {lab.settings.blob_url}")
             asyncio.run(_check_storage(lab))
     else:
+        whereabouts.check(lab)
         _check_place(lab)
     again = (
         "Make room there, or make it writable, and run the command again; `lab down --wipe` needs no room."

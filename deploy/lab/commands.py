@@ -148,10 +148,11 @@ def kill(daemon: Daemon, folder: Path | None) -> None:
 
 
 def _change(folder: Path | None, daemon: Daemon, verb: Literal["start", "stop", "kill"]) -> None:
-    from deploy.lab import daemons
+    from deploy.lab import daemons, whereabouts
     from deploy.lab.state import locked
 
     found = _find(folder)
+    whereabouts.check(found)
     acts = {"start": daemons.start, "stop": daemons.stop, "kill": daemons.kill}
     with locked(found.folder), Progress() as progress:
         ran = acts[verb](found, daemons.require_daemon(found, daemon), progress.show)

@@ -48,6 +48,14 @@ def check_unprotected(lab: Lab) -> None:
             )
 
 
+def folder_of(lab: Lab) -> Path | None:
+    """Where the lab of this id was made or continued last; None when nobody knows."""
+    try:
+        return Path(msgspec.json.decode(_file(lab).read_bytes(), type=_Entry).folder)
+    except (OSError, *UNDECODABLE):
+        return None
+
+
 def register(lab: Lab) -> None:
     _FOLDER.mkdir(parents=True, exist_ok=True, mode=0o700)
     disks = [_identity(disk) for disk in lab.settings.disks]

@@ -62,7 +62,9 @@ class Lab:
     """A lab: its folder and settings."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        self.folder = folder
+        self.named: Final = folder
+        self.folder: Final = folder.resolve()
+        """Whatever links lead to it: its daemons are found by this path, and it is in their command lines."""
         self.settings = settings
 
     @classmethod

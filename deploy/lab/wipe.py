@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deploy.lab import azurite, files, registry
+from deploy.lab import azurite, files, registry, whereabouts
 from deploy.lab.daemons import Show, end_now, environment, stop
 from deploy.lab.state import LAST, Lab, is_rest
 from deploy.lab.vocabulary import Daemon
@@ -25,7 +25,8 @@ from shared.toml import to_toml
 
 
 def down(lab: Lab, show: Show) -> None:
-    """Stop all daemons. Capture stays attached: the next `up` continues it."""
+    """Stop all daemons. Capture stays attached: the next `up` continues it. Raises LabError where they are another lab's."""
+    whereabouts.check(lab)
     errors: list[UnderstudyError] = []
     for daemon in reversed(lab.daemons):
         try:
@@ -39,6 +40,7 @@ def down(lab: Lab, show: Show) -> None:
 def wipe(lab: Lab, show: Show) -> None:
     """Stop everything, detach the capture, delete the folder. Raises LabError for what is not the lab's and in the way, DaemonError
     when a trace would stay."""
+    whereabouts.check(lab)
     _check_mounts(lab.folder)
     for daemon in reversed(lab.daemons):
         try:
@@ -61,7 +63,7 @@ def wipe(lab: Lab, show: Show) -> None:
     ):
         lab.begin_wipe()
         reach("wipe.step")
-        _delete(lab.folder)
+        _delete(lab.named)
 
 
 def wipe_rest(folder: Path) -> bool:
