@@ -142,10 +142,19 @@ class Sink:
                 or not path.samefile(f"/proc/self/fd/{fd}")
             ):
                 return
-            path.rename(path.with_name(path.name + ".1"))
-            fresh = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            os.dup2(fresh, fd)
-            os.close(fresh)
+            # What can fail comes first: else the descriptor follows a file that has another name, and the next line renames it again.
+            new, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".1")
+            fresh = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                path.rename(old)
+                try:
+                    new.rename(path)
+                except OSError:
+                    old.rename(path)
+                    raise
+                os.dup2(fresh, fd)
+            finally:
+                os.close(fresh)
 
     def _has_room(self, fd: int) -> bool:
         poll = select.poll()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -116,6 +117,28 @@ def test_a_text_that_is_no_unicode_is_written_all_the_same(tmp_path: Path) -> No
     with (tmp_path / "log").open("w") as stream:
         Sink(stream).write("bad \udcff name\n")
     assert (tmp_path / "log").read_text() == "bad \\udcff name\n"
+
+
+def test_a_log_that_cannot_be_opened_anew_stays_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor is free, say, or the disk has no room for a file."""
+    monkeypatch.setenv(LIMIT, "100")
+    log, opens = tmp_path / "ps.log", os.open
+
+    def fails(*_arguments: object, **_more: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with log.open("a") as stream:
+        sink = Sink(stream)
+        monkeypatch.setattr(os, "open", fails)
+        for number in range(20):
+            sink.write(f"line {number:02d} of ten\n")
+        assert [path.name for path in tmp_path.iterdir()] == ["ps.log"]
+        monkeypatch.setattr(os, "open", opens)
+        sink.write("the last\n")
+    assert log.read_text() == "the last\n"
+    assert len((tmp_path / "ps.log.1").read_text().splitlines()) == 20
 
 
 def test_a_log_file_that_has_a_limit_is_rotated_and_no_line_is_lost(
