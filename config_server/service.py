@@ -203,7 +203,7 @@ def _check_whole(folder: Path) -> None:
             cause=f"the installation is not new ({TOKEN_FILE} is there); an empty database would know no machine, and would admit"
             " every certificate that was revoked",
             action=f"Restore {DATABASE_FILE} from a backup. Without one: move the whole data folder away, start, and enrol every daemon"
-            " anew; what is replicated stays in storage.",
+            " anew (with --replace); what is replicated stays in storage.",
         )
 
 

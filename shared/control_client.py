@@ -21,6 +21,7 @@ from shared import api, identity, logging, tls
 from shared.errors import (
     CertificateExpiredError,
     ConfigError,
+    OthersFolderError,
     RenewalNotDueError,
     UnderstudyError,
     UnreachableError,
@@ -61,6 +62,7 @@ class ControlClient:
         machine: tuple[str, str] = ("", ""),
     ) -> None:
         self._files = files
+        self._name = identity.loaded_name(files)
         self._loaded = _stamp(files.cert)
         """The certificate that the contexts present, or the one before it: then it is loaded once more."""
         self._context = tls.client_context(files, tls.CONFIG_SERVER)
@@ -173,6 +175,7 @@ class ControlClient:
     async def renew_if_due(self) -> bool:
         """Get a new certificate when less than a third of this one's life is left; whether there was one. The key stays the same, so that
         one atomic replacement of the certificate's file is all. Raises UnderstudyError."""
+        await asyncio.to_thread(self._check_name)
         due = await asyncio.to_thread(identity.renewal_is_due, self._files.cert)
         if due:
             request = await asyncio.to_thread(identity.request_of, self._files)
@@ -187,6 +190,16 @@ class ControlClient:
         # Not only after a renewal: loading may have failed the last time, and an administrator may have enrolled this host anew.
         await self._load_what_is_new()
         return due
+
+    def _check_name(self) -> None:
+        """Raises OthersFolderError: what is in memory serves on, whoever was enrolled in this daemon's folder."""
+        found = identity.loaded_name(self._files)
+        if found != self._name:
+            raise OthersFolderError(
+                f"The certificate {self._files.cert} is not this daemon's any more",
+                cause=f"it is for '{found}', and this is '{self._name}': another daemon was enrolled in this folder",
+                action=f"Enrol this host as '{self._name}' again, in this folder, with --replace, before this daemon is restarted.",
+            )
 
     async def _load_what_is_new(self) -> None:
         stamp = await asyncio.to_thread(_stamp, self._files.cert)

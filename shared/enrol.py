@@ -13,6 +13,9 @@ A host that has a certificate already enrols for a new key: its old one may be w
 until the answer has come, over however many tries (the config server answers a repeated request of the same key again), so that whatever
 fails before leaves the host what it was. Then CA, certificate and key are replaced, each whole. Killed between the last two, the host has a
 certificate and a key that do not fit: no daemon starts with them, and says so; enrolling again, with that token or another, mends it.
+
+A folder that holds the certificate of another daemon, or of another installation, is that one's, which runs by it: nothing is written
+there unless that was asked for (`--replace`).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import argparse
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import secrets
 import ssl
@@ -36,6 +40,7 @@ from shared import api, durable, identity, naming, rest, tls
 from shared.crashpoints import reach
 from shared.errors import (
     IdentityFileError,
+    OthersFolderError,
     TokenMalformedError,
     UnderstudyError,
     UnknownAuthorityError,
@@ -92,13 +97,13 @@ def fingerprint(ca_der: bytes) -> bytes:
     return hashlib.sha256(ca_der).digest()[:_FINGERPRINT_B]
 
 
-async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
+async def enrol(url: str, token: str, folder: Path, *, replace: bool = False) -> TlsFiles:
     """Make a key, have it certified, and write key, certificate and CA into `folder`. A key for which there is no certificate
-    yet is of an earlier try, and is used.
+    yet is of an earlier try, and is used. `replace`: whosever folder that was.
 
     The key never leaves the host. Raises UsageError for a URL that cannot be a config server's, TokenMalformedError,
     UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
-    BadCertificateError, IdentityFileError, or another PeerError.
+    OthersFolderError, BadCertificateError, IdentityFileError, or another PeerError.
     """
     if not naming.is_server_url(url):
         raise UsageError(
@@ -107,8 +112,7 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
             action="Give the address of the config server as --server.",
         )
     parts = parse_token(token)
-    files, key = _prepare(folder)
-    asking = TlsFiles(cert=files.cert, key=key, ca=files.ca)
+    files = identity.files_in(folder)
     # Not yet verified: this asks only for the CA's certificate, which the fingerprint in the token then
     # proves.
     unverified = ssl.create_default_context()
@@ -117,6 +121,11 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
     async with rest.RestClient(url, unverified, max_answer_b=_STRANGERS_B) as client:
         ca = await client.call(api.CA, Nothing())
     trusted = _proved(ca.pem, parts, url)
+    if not replace:
+        identity.check_folder(files, trusted)
+    waited = (folder / NEW_KEY).exists()
+    key = _prepare(folder)
+    asking = TlsFiles(cert=files.cert, key=key, ca=files.ca)
     verified = ssl.create_default_context(cadata=identity.pem_of(trusted).decode())
     verified.minimum_version = ssl.TLSVersion.TLSv1_3
     tls.expecting(verified, tls.CONFIG_SERVER)
@@ -125,6 +134,14 @@ async def enrol(url: str, token: str, folder: Path) -> TlsFiles:
             api.ENROL, EnrolRequest(token=token.strip(), csr=identity.request_of(asking))
         )
     certificate = identity.checked(asking, answer, trusted)
+    if not replace:
+        try:
+            identity.check_folder(files, trusted, answer.name)
+        except OthersFolderError:
+            if key != files.key and not waited:
+                with contextlib.suppress(OSError):
+                    durable.remove_file(key)  # it is another daemon's key, by now
+            raise
     identity.write(files.ca, identity.pem_of(trusted), mode=0o644)
     identity.write(files.cert, certificate, mode=0o644)
     reach("enrol.between-certificate-and-key")
@@ -165,19 +182,19 @@ def _read_token(path: Path) -> str:
         raise TokenMalformedError(f"The token file {path} could not be read") from exc
 
 
-def _prepare(folder: Path) -> tuple[TlsFiles, Path]:
-    """The folder, and the private key in it to ask with: the one that waits for its certificate. Raises IdentityFileError."""
+def _prepare(folder: Path) -> Path:
+    """Makes the folder; the private key in it to ask with: the one that waits for its certificate. Raises IdentityFileError."""
     files = identity.files_in(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = folder / NEW_KEY if files.cert.exists() and files.key.exists() else files.key
         # What is in both places was certified: only its removal failed.
         if key.exists() and (key == files.key or key.read_bytes() != files.key.read_bytes()):
-            return files, key
+            return key
     except OSError as exc:
         raise IdentityFileError(f"The folder {folder} cannot be used", cause=cause_of(exc)) from exc
     identity.write(key, identity.new_key_pem(), mode=0o600)
-    return files, key
+    return key
 
 
 def _take_key(new: Path, key: Path) -> None:
@@ -208,9 +225,12 @@ def main(argv: list[str] | None = None) -> int:
         "--token-file", required=True, type=Path, help="file with the token (never on the command line)"
     )
     parser.add_argument("--dir", required=True, type=Path, help="where key.pem, cert.pem and ca.pem go")
+    parser.add_argument(
+        "--replace", action="store_true", help="also where DIR is another daemon's, or another installation's"
+    )
     args = parser.parse_args(argv)
     try:
-        files = asyncio.run(enrol(args.server, _read_token(args.token_file), args.dir))
+        files = asyncio.run(enrol(args.server, _read_token(args.token_file), args.dir, replace=args.replace))
     except UnderstudyError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return exc.exit_code

@@ -24,6 +24,7 @@ from shared.errors import (
     ConfigError,
     HostClockError,
     IdentityFileError,
+    OthersFolderError,
     PeerError,
     RenewalNotDueError,
     ServerCertificateExpiredError,
@@ -72,12 +73,38 @@ def name_of(certificate: x509.Certificate) -> str:
 def check_name(files: TlsFiles, name: str) -> None:
     """Raises ConfigError when the certificate is not that of `name` (ROLE:NAME): what this daemon writes under its own name would be
     nobody's to those who know it by its certificate."""
-    found = name_of(_read(files.cert, f"The certificate {files.cert} cannot be used"))
+    found = loaded_name(files)
     if found != name:
         raise ConfigError(
             f"The certificate {files.cert} is not this daemon's",
             cause=f"it is for '{found}', and the configuration names '{name}'",
             action="Correct the name in the configuration, or enrol this host under that name.",
+        )
+
+
+def loaded_name(files: TlsFiles) -> str:
+    """ROLE:NAME of the certificate that lies there. Raises ConfigError."""
+    return name_of(_read(files.cert, f"The certificate {files.cert} cannot be used"))
+
+
+def check_folder(files: TlsFiles, ca: x509.Certificate, name: str = "") -> None:
+    """Raises OthersFolderError when there is a certificate already, and it is of another CA than `ca`, or, where that is known, of another
+    name. What cannot be read is nobody's: enrolling anew is what mends it."""
+    try:
+        mine, mine_ca = _own(files)
+    except ConfigError:
+        return
+    what = f"Nothing was written to {files.cert.parent}"
+    if name and name_of(mine) != name:
+        raise OthersFolderError(
+            what,
+            cause=f"it is the folder of '{name_of(mine)}', and the token, which is used up now, was for '{name}'",
+            action=f"Make a new token, and give the folder of '{name}' as --dir. Shall this one become {name}'s, add --replace.",
+        )
+    if mine_ca != ca:
+        raise OthersFolderError(
+            what,
+            cause=f"'{name_of(mine)}' is enrolled there with another installation, whose CA is another one",
         )
 
 

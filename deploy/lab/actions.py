@@ -255,7 +255,7 @@ async def _enrol_all(lab: Lab, show: Show) -> None:
             made = await client.call(
                 api.TOKEN_CREATE, TokenRequest(role=role, name=name, hosts=hosts, ttl_s=120)
             )
-            await enrol.enrol(lab.config_server_url, made.token, lab.tls_dir(daemon))
+            await enrol.enrol(lab.config_server_url, made.token, lab.tls_dir(daemon), replace=True)
             reach("lab.step")
             stop(
                 lab, daemon, show

@@ -212,6 +212,16 @@ class BadCertificateError(TlsError):
     default_action = "Nothing was replaced; it is tried again. Check both clocks; after a change of the CA, enrol this host anew."
 
 
+class OthersFolderError(TlsError):
+    """A folder holds the certificate of another daemon than the one that is meant."""
+
+    code = "US584"
+    default_action = (
+        "Give the folder of the daemon that the token is for (--dir). Shall it become that one, or is it enrolled with another config"
+        " server from now on: the same command with --replace."
+    )
+
+
 class CertificateRevokedError(TlsError):
     code = "US476"
     default_cause = "it was revoked"

@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
 from config_server.ca import CertificateAuthority, pem_of
-from shared import api, control_client, identity, tls
+from shared import api, control_client, enrol, identity, tls
 from shared.control_client import ControlClient
+from shared.errors import OthersFolderError
 from shared.messages import Certificate, Command, Nothing, StatusReply
 from shared.status import AgentReport
 from shared.vocabulary import Role
@@ -237,6 +238,42 @@ async def test_a_certificate_that_was_put_there_by_hand_is_used_without_a_restar
     async with serving(client):
         await server.enrolled("agent", "web1", tmp_path / "agent")
         await until(lambda: reloaded)
+
+
+async def test_a_daemon_in_whose_folder_another_was_enrolled_goes_on_as_what_it_is_and_says_so(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    files = await server.enrolled("process-server", "ps1", tmp_path / "tls")
+    before = {path.name: path.read_bytes() for path in files.cert.parent.iterdir()}
+    token = (await server.token("agent", "web2")).token
+    with pytest.raises(OthersFolderError, match="the folder of 'process-server:ps1'"):
+        await enrol.enrol(server.url, token, files.cert.parent)
+    assert {path.name: path.read_bytes() for path in files.cert.parent.iterdir()} == before
+    reloaded: list[bool] = []
+    client = ControlClient(server.url, files, on_renewed=lambda: reloaded.append(True))
+    async with daemon(server, await server.enrolled("process-server", "ps1", tmp_path / "tls")):
+        token = (await server.token("agent", "web2")).token
+        await enrol.enrol(server.url, token, files.cert.parent, replace=True)
+        with pytest.raises(OthersFolderError, match="this is 'process-server:ps1'"):
+            await client.renew_if_due()
+        assert await client.report({"state": "running"}) == []
+    await client.close()
+    assert reloaded == []
+
+
+async def test_a_folder_of_another_installation_stays_that_ones_and_its_token_is_not_used(
+    server: ConfigServer, tmp_path: Path
+) -> None:
+    token = (await server.token("agent", "web1")).token
+    async with running(config_for(tmp_path / "elsewhere")) as elsewhere:
+        files = await elsewhere.enrolled("agent", "web1", tmp_path / "agent")
+    before = {path.name: path.read_bytes() for path in files.cert.parent.iterdir()}
+    with pytest.raises(OthersFolderError, match="another installation"):
+        await enrol.enrol(server.url, token, tmp_path / "agent")
+    assert {path.name: path.read_bytes() for path in files.cert.parent.iterdir()} == before
+    await enrol.enrol(server.url, token, tmp_path / "agent", replace=True)
+    async with daemon(server, files) as client:
+        await client.report({"state": "ordered"})
 
 
 async def test_a_certificate_file_that_is_gone_is_said_and_does_not_end_the_daemon(
