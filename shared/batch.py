@@ -82,7 +82,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     end_seq: Seq
     """Ring position behind the batch: every write whose last piece stands below it is in this batch or an earlier one."""
     captured_ns: int
-    """Wall-clock time of the newest write in it, Unix nanoseconds; never decreases within an epoch."""
+    """The moment of the image after it, by the machine's wall clock when it was cut; Unix nanoseconds. It may go back (FORMAT.md)."""
     state: StreamState
     predecessor: bytes
     """Digest of batch `number - 1` (16 bytes; zeroes for the first)."""

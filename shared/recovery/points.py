@@ -41,7 +41,7 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     claim: str = UNKNOWN
     """Of the epoch: a point of another claim than the epoch's document has is of another epoch, and its log is not this one's."""
     captured_ns: int
-    """Wall clock of the machine, Unix ns: the newest write that the point contains."""
+    """The moment of the image, as the machine's wall clock showed it then; Unix ns."""
     time: str
     """The same for people: RFC 3339, UTC."""
     consistency: str = Consistency.CRASH
@@ -57,7 +57,7 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[EpochDisk, ...] = ()
     """Those of its epoch, when there are snapshots: so that these restore without the epoch's document. Older documents do not say it."""
     suspect: bool = False
-    """An audit shortfall was found after it was taken: writes may be missing in it."""
+    """Writes may be missing in it. False in every document: later epochs say it, and the catalog sets it (`EpochInfo.doubts`)."""
     unreadable: tuple[Range, ...] = ()
     """Source ranges that catch-up could not read since the epoch began."""
     listed_ns: int = 0

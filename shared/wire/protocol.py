@@ -6,12 +6,12 @@
       BATCH    ─►                        OPEN
                ◄─    ACK                 OPEN                 durable up to; uploaded up to; credit
       FLUSH    ─►                        OPEN                 upload now
-      PING     ◄─►                       GREETED, OPEN        alive; never answered
+      PING     ◄─►                       GREETED, OPEN        alive; answered if it asks
       FAULT    ◄─►                       any     → CLOSED     why the session ends
 
 Both ends run the same table (`TRANSITIONS`): each applies it to what it sends and to what it receives, and
-both come through the same states because only the agent's HELLO and the server's WELCOME move an open
-session.
+both come through the same states because nothing moves a session on but the agent's HELLO and the server's
+WELCOME.
 
 Blame is typed: what this end may not send raises LocalProtocolError at the call; what the peer may not send
 becomes a `Failed` event with a RemoteProtocolError and the bytes of the FAULT that tells it so. After
