@@ -7,6 +7,8 @@
     stream/      batches in one order, catch-up, the session                          its map: stream/__init__.py
     continuity/  runs the audit; what follows if a write went past capture                   its map: continuity/__init__.py
     traces       what of the agent's own lies on the disks that it captures
+    config       agent.toml
+    machine_identity  what tells this machine from its copies
     host_note    tells other programs of this host which disks are protected
     lock         one agent, or one detach, at a time, for one capture; free when the agent is dead, whatever hangs
     preflight    could this disk be protected, and how well?

@@ -1,4 +1,4 @@
-"""Configuration of the agent: agent.toml, written at enrolment."""
+"""Configuration of the agent: agent.toml."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@
 Nothing here stands in the data path: replication, and a restore from storage and key alone, work while this
 is down. Only a machine that is new to a process server or master target waits for its key.
 
-    config     the configuration file            ca          certificates
+    config     the configuration file            ca          certificates                     clock    times as people read them
     database   SQLite in a thread, schema        reserve     room for revocations on a full disk
     tokens, revocation, inventory, commands, events, jobs, audit: the database's tables
     listener   TLS connections                   renewals    when a certificate may be renewed (pure)
@@ -26,6 +26,6 @@ is down. Only a machine that is new to a process server or master target waits f
     service    wiring, and what happens every few seconds
     cli/       the `understudy` command: a client of the API, which imports nothing of the server
 
-It blocks only in the database's thread (SQLite, fsync), in files of the CA at start, and on blob storage
-when somebody asks for points, or revokes.
+It blocks only in the database's thread (SQLite, fsync), in files of the CA at start, and on blob storage: for
+points, grants, revocations, records of vault keys, and whose a machine is.
 """

@@ -1,7 +1,8 @@
 """The master target: brings the log of each machine it claimed to that machine's seed disks, and cuts recovery points.
 
-    claim      one master target per machine: a lease on the blob `master`
-    follow     polls the log index (once a second), reads segments, cuts them into intervals; an interval ends at each mark
+    config     the configuration file
+    claim      one master target per machine: a lease on the blob `master`; leases: keeps one for as long as the work lasts
+    follow     polls the log index (`poll_s`, once a second), reads segments, cuts them into intervals; an interval ends at each mark
     tail       what of an epoch's index is remembered: from the cursor on
     (coalesce) shared/recovery/coalesce.py: an interval becomes the fewest writes and clears; bridge: joined over short gaps
     apply      begin → writes → finish, on all disks of the machine; what a crash cut off is applied again first

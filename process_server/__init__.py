@@ -8,6 +8,7 @@
 
     reception/   admits agents, one session per machine                its map: reception/__init__.py
     spool/       durable files, uploaded and listed in order           its map: spool/__init__.py
+    config       the configuration file
     standing     where a machine's log stands, in the words of both
     machine_files  what lies beside a machine's spool for the next start; both rooms keep one
     memory       large buffers go back to the system

@@ -66,7 +66,7 @@ _WEIGHTS: Final = {"base": (0.0, 0.5), "log": (0.5, 0.4), "check": (0.9, 0.1)}
 @add_options(*rescue.OPTIONS)
 @add_options(*COMMON)
 def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **storage: Any) -> None:
-    """Write the disks of a machine as sparse images, DIR/<kernel name>.raw, with SHA-256 sums in
+    """Write the disks of a machine as sparse images, DIR/<disk id>.raw, with SHA-256 sums in
     manifest.json."""
     protected.check_place(to_dir, "The restore was not begun")
     find = rescue.find(**storage)

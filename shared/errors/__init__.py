@@ -6,7 +6,7 @@
     ├── DeadlineError       US3xx   exit 4   it did not happen in time
     └── UnhealthyError      US4xx, US5xx  exit 5   the system cannot do it now
         ├── DeviceError             a block device or the kernel's capture
-        ├── PeerError               the other end of a connection (US42x, US45x, US46x, US53x)
+        ├── PeerError               the other end of a connection (most of US42x, US45x, US46x, US53x)
         │   ├── LocalProtocolError  our fault
         │   ├── RemoteProtocolError the peer's fault: frames, versions, order of batches
         │   └── TlsError            certificates, roles, bytes that are not TLS
