@@ -1,13 +1,29 @@
-"""`python -m config_server --config FILE` runs the daemon."""
+"""`python -m config_server --config FILE` runs the daemon; `backup` and `restore` are tools."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Awaitable
+from typing import Final
 
 from config_server.config import ConfigServerConfig
 from shared.service import run_daemon
+
+_TOOLS: Final = """tools:
+  python -m config_server backup --config FILE --to FILE      the data folder as one file, while the server runs
+  python -m config_server restore --config FILE --from FILE   and back, while it does not
+"""
+
+
+def main(argv: list[str]) -> int:
+    match argv[:1]:
+        case ["backup" | "restore" as verb]:
+            from config_server import backup
+
+            return backup.main(verb, argv[1:])
+        case _:
+            return run_daemon(argv, "config-server", ConfigServerConfig, start, also=_TOOLS)
 
 
 def start(config: ConfigServerConfig, stop: asyncio.Event) -> Awaitable[None]:
@@ -17,4 +33,4 @@ def start(config: ConfigServerConfig, stop: asyncio.Event) -> Awaitable[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_daemon(sys.argv[1:], "config-server", ConfigServerConfig, start))
+    sys.exit(main(sys.argv[1:]))

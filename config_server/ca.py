@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from config_server.database import DATABASE_FILE
+from config_server.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import identity
 from shared.errors import ConfigError, RequestError
 from shared.naming import is_host
@@ -54,30 +54,32 @@ class CertificateAuthority:
                 raise ConfigError(
                     f"The CA's certificate {certificate_file} is gone",
                     cause=f"the installation is not new ({DATABASE_FILE} is there), so its daemons trust the CA that was here",
-                    action="Restore ca.key and ca.pem from a backup. Without one: move the whole data folder away, start, and enrol"
-                    " every daemon anew; what is replicated stays in storage.",
+                    action=f"Restore a backup: {RESTORE}. {WITHOUT_BACKUP}",
                 )
             # The certificate is written last: a key without one is from a start that was interrupted.
             key, certificate = _make_ca()
             identity.write(key_file, _key_pem(key), mode=0o600)
             identity.write(certificate_file, identity.pem_of(certificate), mode=0o644)
         try:
-            loaded = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
-            certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
+            return cls.loaded(key_file.read_bytes(), certificate_file.read_bytes())
+        except (OSError, ValueError) as exc:
             raise ConfigError(
                 f"The CA in {folder} could not be opened",
                 cause=str(exc),
-                action="Restore ca.key and ca.pem from a backup; without them all enrol again.",
+                action=f"Restore a backup, which has ca.key and ca.pem: {RESTORE}. Without them all enrol again.",
             ) from exc
-        if (
-            not isinstance(loaded, ec.EllipticCurvePrivateKey)
-            or loaded.public_key() != certificate.public_key()
-        ):
-            raise ConfigError(
-                f"The CA in {folder} could not be opened", cause="ca.key does not belong to ca.pem"
-            )
-        return cls(certificate, loaded)
+
+    @classmethod
+    def loaded(cls, key_pem: bytes, certificate_pem: bytes) -> Self:
+        """Raises ValueError."""
+        try:
+            key = serialization.load_pem_private_key(key_pem, password=None)
+            certificate = x509.load_pem_x509_certificate(certificate_pem)
+        except (TypeError, UnsupportedAlgorithm) as exc:
+            raise ValueError(str(exc)) from exc
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise ValueError("ca.key does not belong to ca.pem")
+        return cls(certificate, key)
 
     def public_key_of(self, csr_pem: str) -> ec.EllipticCurvePublicKey:
         """The key that a certificate request asks to certify. Raises RequestError."""

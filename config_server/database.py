@@ -8,6 +8,7 @@ a commit is on the disk. What is *vital* is tried again with the room of a reser
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,11 @@ _log = logging.get()
 _T = TypeVar("_T")
 DATABASE_FILE: Final = "state.db"
 """In the data folder."""
+RESTORE: Final = "python -m config_server restore --config … --from FILE"
+WITHOUT_BACKUP: Final = (
+    "Without a backup: move the whole data folder away, start, and enrol every daemon anew (with --replace); what is replicated stays"
+    " in storage."
+)
 
 MIGRATIONS: Final[tuple[str, ...]] = (
     """
@@ -100,12 +106,16 @@ MIGRATIONS: Final[tuple[str, ...]] = (
 
 
 def connect(path: Path | str) -> sqlite3.Connection:
-    """An open, migrated database. Raises ConfigError when it is from a newer version, DatabaseError
+    """An open, migrated database. Raises ConfigError when it is damaged, or from a newer version, DatabaseError
     otherwise."""
     connection = None
+    # After a kill its last commits are there. Or they are another database's, in whose place this one was copied: then tables and
+    # indexes may differ without a page that is wrong by itself.
+    has_log = os.path.exists(f"{path}-wal")  # noqa: PTH110 - ":memory:" is no path
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
+        check(connection, thoroughly=has_log)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -123,9 +133,26 @@ def connect(path: Path | str) -> sqlite3.Connection:
         if connection is not None:
             connection.close()
         if isinstance(exc, sqlite3.Error):
-            raise _translated(exc, path) from exc
+            raise translated(exc, path) from exc
         raise
     return connection
+
+
+def check(db: sqlite3.Connection, *, thoroughly: bool) -> None:
+    """Raises ConfigError for a damaged database: which of its tables are, is chance, and it may be the revocations. `thoroughly`: also
+    where indexes say something else than their tables."""
+    try:
+        [found] = db.execute(f"PRAGMA {'integrity_check' if thoroughly else 'quick_check'}(1)").fetchone()
+    except sqlite3.DatabaseError as exc:
+        if exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+        found = str(exc)
+    if found != "ok":
+        raise ConfigError(
+            "The database is damaged",
+            cause=f"{' '.join(found.split())} (so it looks when state.db was copied beside the state.db-wal of another one, too)",
+            action=f"Restore a backup: {RESTORE}. {WITHOUT_BACKUP}",
+        )
 
 
 class Database:
@@ -209,7 +236,7 @@ class Database:
         except sqlite3.Error as exc:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            error = _translated(exc, self._path)
+            error = translated(exc, self._path)
             if self.trouble is None or self.trouble.cause != error.cause:
                 _log.error("the database fails", **error.as_dict())
             self.trouble = error
@@ -222,5 +249,5 @@ class Database:
         return result
 
 
-def _translated(exc: sqlite3.Error, path: Path | str) -> DatabaseError:
+def translated(exc: sqlite3.Error, path: Path | str) -> DatabaseError:
     return DatabaseError(f"The database {path} could not be used", cause=str(exc))

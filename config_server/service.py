@@ -15,6 +15,7 @@ from aiohttp import web
 
 from config_server import (
     audit,
+    belonging,
     commands,
     events,
     inventory,
@@ -61,7 +62,7 @@ _log = logging.get()
 _THOUGHT_OF: Final = (UnderstudyError, OSError)
 
 OPERATOR: Final = "admin"
-TOKEN_FILE: Final = "operator.token"
+TOKEN_FILE: Final = belonging.TOKEN_FILE
 _SWEEP_S: Final = 5.0
 _VAULT_S: Final = 600.0
 """How often the vault is compared with storage, ..."""
@@ -104,7 +105,7 @@ async def run(
 
 async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
     folder = config.data_dir
-    _check_whole(folder)
+    belonging.check_folder(folder)
     with durable.named(f"The data folder {folder} could not be used"):
         ca = CertificateAuthority.open(folder)
         files, _kept = own_certificate.ready(config, ca)
@@ -119,6 +120,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     granting = Granting(control, config.grant_hours)
     try:
         with durable.named(f"The data folder {folder} could not be used"):
+            await db.run(lambda opened: belonging.check_parts(opened, ca, _token(folder / TOKEN_FILE)))
             await _recover(control, folder)
             await revoking.recover()
             await known.recover()
@@ -194,17 +196,8 @@ def _make_private(folder: Path) -> None:
         raise ConfigError(f"The data folder {folder} could not be made", cause=str(exc)) from exc
 
 
-def _check_whole(folder: Path) -> None:
-    """The operator token is written last: where it is, there was a database. A new one in its place would admit every certificate
-    that was ever revoked."""
-    if (folder / TOKEN_FILE).exists() and not (folder / DATABASE_FILE).exists():
-        raise ConfigError(
-            f"The database {folder / DATABASE_FILE} is gone",
-            cause=f"the installation is not new ({TOKEN_FILE} is there); an empty database would know no machine, and would admit"
-            " every certificate that was revoked",
-            action=f"Restore {DATABASE_FILE} from a backup. Without one: move the whole data folder away, start, and enrol every daemon"
-            " anew (with --replace); what is replicated stays in storage.",
-        )
+def _token(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
 
 
 async def _recover(control: Control, folder: Path) -> None:

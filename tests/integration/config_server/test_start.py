@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from config_server import backup
 from shared import api
 from shared.errors import ConfigError, DataFolderInUseError
 from shared.messages import Nothing
@@ -48,3 +51,56 @@ async def test_a_first_start_that_ended_before_its_token_was_written_is_repeated
     (config.data_dir / "state.db").unlink()
     async with running(config) as server, server.operator() as operator:
         await operator.call(api.MACHINES, Nothing())
+
+
+async def test_an_empty_database_in_the_place_of_the_old_one_is_told(tmp_path: Path) -> None:
+    """What a full disk leaves of a restore, or a copy of the file of a server that ran."""
+    config = config_for(tmp_path)
+    async with running(config):
+        pass
+    (config.data_dir / "state.db").write_bytes(b"")
+    with pytest.raises(ConfigError, match="database is empty") as told:
+        async with running(config):
+            pass
+    assert "config_server restore" in told.value.action
+
+
+async def test_a_database_of_another_installation_is_told(tmp_path: Path) -> None:
+    configs = [config_for(tmp_path / name) for name in ("one", "two")]
+    for number, config in enumerate(configs):
+        async with running(config) as server:
+            if number:
+                await server.enrolled("agent", "web1", tmp_path / "agent")
+    one, two = (config.data_dir for config in configs)
+    (one / "state.db").write_bytes((two / "state.db").read_bytes())
+    with pytest.raises(ConfigError, match="two installations"):
+        async with running(configs[0]):
+            pass
+    (one / "ca.key").write_bytes((two / "ca.key").read_bytes())
+    (one / "ca.pem").write_bytes((two / "ca.pem").read_bytes())
+    with pytest.raises(ConfigError, match="does not know the token") as told:
+        async with running(configs[0]):
+            pass
+    assert "delete that file" in told.value.action
+
+
+async def test_a_database_beside_another_ones_log_is_told(tmp_path: Path) -> None:
+    """The backup's was copied over it after a kill, and the log that lay there stayed."""
+    config = config_for(tmp_path)
+    async with running(config):
+        path = config.data_dir / "state.db"
+        older = backup.snapshot(path)
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            for number in range(300):
+                with db:
+                    db.execute(
+                        "INSERT INTO audit (time_ns, who, action, object, detail) VALUES (?, '', ?, '', '')",
+                        (number, "x" * 3000),
+                    )
+        log = path.with_name("state.db-wal").read_bytes()
+    path.write_bytes(older)
+    path.with_name("state.db-wal").write_bytes(log)
+    with pytest.raises(ConfigError, match="database is damaged") as told:
+        async with running(config):
+            pass
+    assert "config_server restore" in told.value.action

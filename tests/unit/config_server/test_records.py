@@ -73,11 +73,12 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         database.connect(path)
 
 
-def test_a_file_that_is_no_database_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_told_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     path.write_bytes(b"this is not SQLite" * 100)
-    with pytest.raises(StorageError):
+    with pytest.raises(ConfigError, match="not a database") as told:
         database.connect(path)
+    assert "Restore a backup" in told.value.action
 
 
 async def test_work_that_raises_changes_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Whether what lies in a data folder is whole, and of one installation: a server that starts on an empty, damaged or foreign database
+admits who was revoked, without a word."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from config_server import tokens
+from config_server.ca import CertificateAuthority
+from config_server.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
+from shared.errors import ConfigError
+
+TOKEN_FILE: Final = "operator.token"
+RESTORING: Final = "restoring"
+"""In the data folder, while a restore of it is not done."""
+
+
+def check_folder(folder: Path) -> None:
+    """The operator token is written last: where it is, there was a database. A new one in its place would admit every certificate
+    that was ever revoked. Raises ConfigError."""
+    if (folder / RESTORING).exists():
+        raise ConfigError(
+            f"The data folder {folder} is half restored",
+            cause="the restore was cut off",
+            action=f"Run it again: {RESTORE}.",
+        )
+    if (folder / TOKEN_FILE).exists() and not (folder / DATABASE_FILE).exists():
+        raise ConfigError(
+            f"The database {folder / DATABASE_FILE} is gone",
+            cause=f"the installation is not new ({TOKEN_FILE} is there); an empty database would know no machine, and would admit"
+            " every certificate that was revoked",
+            action=f"Restore a backup: {RESTORE}. {WITHOUT_BACKUP}",
+        )
+
+
+def check_parts(db: sqlite3.Connection, ca: CertificateAuthority, token: bytes | None) -> None:
+    """Raises ConfigError where the database is not that of this CA and this operator token (None: there is none, and a new one is made)."""
+    row = db.execute(
+        "SELECT pem FROM certificates WHERE pem != '' ORDER BY issued_ns DESC LIMIT 1"
+    ).fetchone()
+    if row is not None and not _is_of(row["pem"], ca):
+        raise ConfigError(
+            "The database and the CA are of two installations",
+            cause="the last certificate in state.db was issued by another CA than ca.pem",
+            action=f"Restore a backup, which has both: {RESTORE}.",
+        )
+    if token is None or tokens.operator_of(db, token.decode(errors="replace").strip()) is not None:
+        return
+    if db.execute("SELECT 1 FROM operators").fetchone() is None:
+        raise ConfigError(
+            "The database is empty",
+            cause=f"the installation is not new ({TOKEN_FILE} is there); it would know no machine, and would admit every certificate that"
+            " was revoked",
+            action=f"Restore a backup: {RESTORE}. {WITHOUT_BACKUP}",
+        )
+    raise ConfigError(
+        "The database does not belong to this data folder",
+        cause=f"it does not know the token in {TOKEN_FILE}: the two are of different times, or of two installations",
+        action=f"Restore a backup, which has both: {RESTORE}. If the database is the right one, and somebody changed {TOKEN_FILE}:"
+        " delete that file, and the next start writes a new token.",
+    )
+
+
+def _is_of(pem: str, ca: CertificateAuthority) -> bool:
+    try:
+        x509.load_pem_x509_certificate(pem.encode()).verify_directly_issued_by(
+            x509.load_pem_x509_certificate(ca.pem.encode())
+        )
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

@@ -1,0 +1,162 @@
+"""The data folder as one file, taken while the server runs, and given back whatever lies where it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import shutil
+import sqlite3
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from config_server import backup
+from config_server.config import ConfigServerConfig
+from shared import api, durable
+from shared.errors import CertificateRevokedError, ConfigError, DataFolderInUseError, StateFileError
+from shared.messages import Limit, Nothing, Protection, RevokeRequest
+from shared.status import AgentReport
+from tests.config_parts import config_for, daemon, running
+
+
+def write_config(folder: Path, config: ConfigServerConfig) -> Path:
+    path = folder / "config-server.toml"
+    path.write_text(f'data_dir = "{config.data_dir}"\nlisten = "127.0.0.1"\nport = 0\n')
+    return path
+
+
+async def tool(*arguments: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "config_server",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def test_what_was_revoked_before_a_backup_of_a_server_that_runs_is_revoked_after_its_restore(
+    tmp_path: Path,
+) -> None:
+    config, target = config_for(tmp_path), tmp_path / "backup.tar"
+    file = write_config(tmp_path, config)
+    async with running(config) as server, server.operator() as operator:
+        thief = await server.enrolled("agent", "web1", tmp_path / "web1")
+        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web2")
+        await operator.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate="agent:web1"))
+        code, said = await tool("backup", "--config", str(file), "--to", str(target))
+        assert (code, str(target) in said, target.stat().st_mode & 0o777) == (0, True, 0o600)
+        code, said = await tool("restore", "--config", str(file), "--from", str(target))
+        assert (code, "Stop the config server first" in said) == (DataFolderInUseError.exit_code, True)
+        await operator.call(api.MACHINES, Nothing())
+    shutil.rmtree(config.data_dir)
+    assert (await tool("restore", "--config", str(file), "--from", str(target)))[0] == 0
+    async with running(config) as server, server.operator() as operator, daemon(server, thief) as agent:
+        assert [m.name for m in (await operator.call(api.MACHINES, Nothing())).machines] == ["web2"]
+        with pytest.raises(CertificateRevokedError):
+            await agent.report(AgentReport(machine="web1", state="ordered", epoch=1))
+
+
+async def test_a_restore_beside_the_log_of_a_server_that_was_killed_takes_nothing_of_it(
+    tmp_path: Path,
+) -> None:
+    config, target = config_for(tmp_path), tmp_path / "backup.tar"
+    async with running(config) as server, server.operator() as operator:
+        backup.backup(config, target)
+        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="after")
+        shutil.copytree(config.data_dir, tmp_path / "killed")
+    shutil.rmtree(config.data_dir)
+    (tmp_path / "killed").rename(config.data_dir)
+    assert (config.data_dir / "state.db-wal").stat().st_size
+    aside = backup.restore(config, target)
+    assert aside is not None
+    assert {"state.db", "state.db-wal", "ca.key"} <= {path.name for path in aside.iterdir()}
+    async with running(config) as server, server.operator() as operator:
+        assert (await operator.call(api.MACHINES, Nothing())).machines == []
+        await operator.call(api.AUDIT, Limit())
+    with contextlib.closing(sqlite3.connect(aside / "state.db")) as before:
+        assert before.execute("SELECT name FROM machines").fetchall() == [("after",)]
+
+
+async def test_nothing_is_touched_for_a_file_that_is_no_whole_backup(tmp_path: Path) -> None:
+    config, other = config_for(tmp_path / "one"), config_for(tmp_path / "two")
+    target = tmp_path / "backup.tar"
+    for made in (config, other):
+        async with running(made) as server:
+            await server.enrolled("agent", "web1", made.data_dir.parent / "web1")
+            backup.backup(made, target)
+    with tarfile.open(target) as archive:
+        parts = {name: archive.extractfile(name).read() for name in backup.PARTS}  # type: ignore[union-attr]
+    foreign = {
+        **parts,
+        "ca.key": (config.data_dir / "ca.key").read_bytes(),
+        "ca.pem": (config.data_dir / "ca.pem").read_bytes(),
+    }
+    torn = {**parts, "state.db": parts["state.db"][:20_000]}
+    old_token = {**parts, "operator.token": (config.data_dir / "operator.token").read_bytes()}
+    missing = {name: data for name, data in parts.items() if name != "operator.token"}
+    before = {path.name: path.read_bytes() for path in config.data_dir.iterdir()}
+    for wrong in (foreign, torn, old_token, missing):
+        with tarfile.open(target, "w") as archive:
+            for name, data in wrong.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        with pytest.raises(ConfigError):
+            backup.restore(config, target)
+    target.write_bytes(b"no archive")
+    with pytest.raises(ConfigError, match="no backup of a config server"):
+        backup.restore(config, target)
+    with pytest.raises(StateFileError):
+        backup.restore(config, tmp_path / "nowhere")
+    assert {path.name: path.read_bytes() for path in config.data_dir.iterdir()} == before
+
+
+async def test_a_server_does_not_start_on_a_half_restored_folder_and_the_same_command_again_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, target = config_for(tmp_path), tmp_path / "backup.tar"
+    async with running(config):
+        backup.backup(config, target)
+    steps = [0]
+
+    class CutOffError(Exception):
+        """Stands for a kill."""
+
+    def reach(_point: str) -> None:
+        steps[0] -= 1
+        if steps[0] < 0:
+            raise CutOffError
+
+    monkeypatch.setattr(backup, "reach", reach)
+    for number in range(20):
+        steps[0] = number
+        try:
+            backup.restore(config, target)
+            break
+        except CutOffError:
+            with pytest.raises(ConfigError, match="half restored"):
+                async with running(config):
+                    pass
+    assert number == 9  # of nothing aside, four parts, and the end
+    async with running(config) as server, server.operator() as operator:
+        await operator.call(api.MACHINES, Nothing())
+
+
+async def test_a_folder_that_is_not_whole_is_not_backed_up_over_a_good_backup(tmp_path: Path) -> None:
+    config, target = config_for(tmp_path), tmp_path / "backup.tar"
+    async with running(config):
+        pass
+    backup.backup(config, target)
+    good = target.read_bytes()
+    durable.replace_file(config.data_dir / "operator.token", b"another\n")
+    with pytest.raises(ConfigError, match="was not backed up"):
+        backup.backup(config, target)
+    assert target.read_bytes() == good
