@@ -4,6 +4,8 @@ machine and epoch.
     <folder>/<machine>/<epoch>/<first batch>.seg     spool files = segments (shared/log/FORMAT.md)
     <folder>/<machine>/<epoch>/state.json            our term, and the last batch that we know was listed
     <folder>/<machine>/damaged|unlisted/…            what was set aside (aside.py)
+    <folder>/<machine>/side.json, boot.json          which copy of the machine is it (sides.py; reception/boots.py)
+    <folder>/.keys/, .lock                           data keys, sealed (shared/key_cache.py); one process at a time
 
 Who may write which log: machine_log.py, ownership.py; how batches become durable: writer.py, file.py; how they get to storage: uploader.py.
 """
