@@ -5,7 +5,7 @@ A fresh attachment, in this order:
 2. load, calibrate;
 3. the disks' bitmaps, then the disks themselves;
 4. the programs: completions first, so that no captured write completes unseen;
-5. pins, then their folder gets its name.
+5. the folder in which each of these was pinned gets its name.
 A kill at any point leaves either everything or a folder that the next attachment removes.
 """
 
