@@ -264,7 +264,7 @@ class Catalog:
         return self.why_lost(lost) if lost is not None else "no ordered batch is listed there"
 
     async def captured_ns(self, position: Position) -> int:
-        """When the newest write in the image at `position` was made, by the machine's clock, Unix ns. Raises LogGapError."""
+        """The moment of the image at `position`, by the machine's clock, Unix ns. Raises LogGapError."""
         for entry in self.entries(position.epoch):
             if entry.first <= position.batch <= entry.last:
                 return (await self.reader.footer(entry))[position.batch - entry.first].captured_ns
