@@ -73,7 +73,7 @@ async def test_a_database_of_another_installation_is_told(tmp_path: Path) -> Non
                 await server.enrolled("agent", "web1", tmp_path / "agent")
     one, two = (config.data_dir for config in configs)
     (one / "state.db").write_bytes((two / "state.db").read_bytes())
-    with pytest.raises(ConfigError, match="two installations"):
+    with pytest.raises(ConfigError, match="the CA are of two installations"):
         async with running(configs[0]):
             pass
     (one / "ca.key").write_bytes((two / "ca.key").read_bytes())
