@@ -370,7 +370,7 @@ async def test_a_swap_whose_session_ended_hides_no_lost_write(
         with monkeypatch.context() as patch:  # the round of this test is the first
             for name in ("LOSS_QUIET_S", "LOSS_WAIT_S"):
                 patch.setattr(f"agent.stream.rounds.{name}", float("inf"))
-            while pump.stream.state == StreamState.ORDERED or len(pump.stream._ring.peek(1)):
+            while not pump.stream.catchup.needs_round or len(pump.stream._ring.peek(1)):
                 await pump.turn()
         capture = pump.stream._capture
         swapped, go_on = threading.Event(), threading.Event()
