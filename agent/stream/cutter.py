@@ -79,7 +79,9 @@ class Stream:
         self._last_state: StreamState | None = None
         self._last_cut = 0.0
         self._offset_ns: int | None = None
-        self.unreadable = Unreadable()
+        if not state[Word.EPOCH]:
+            state.unreadable_words[:] = 0  # of disks that may have other numbers by now
+        self.unreadable = Unreadable(state.unreadable_words)
         self._trial: asyncio.Future[Runs] | None = None
         """Of what could not be read: which disk, and what it gives now."""
         self._tried = 0
@@ -90,10 +92,10 @@ class Stream:
         """Every granule is to do already (`rounds.everything_is_to_do`); the ring goes on where it is: the full replication repeats what it
         holds."""
         self.marks.lost_behind(self._uploaded)
+        self.unreadable.clear()
         self._state.begin_epoch(epoch)
         self._number, self._predecessor = 0, bytes(16)
         self._retention.clear()
-        self.unreadable.clear()
         self._last_state = None
 
     def resume(self, spooled: int, spooled_seq: int, digest: bytes, uploaded: int) -> None:

@@ -36,6 +36,7 @@ from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.recovery.position import Position
 
 _LAYOUT: Final = 3
+_UNREADABLE_AT: Final = 26
 _PATIENCE_AT: Final = 32
 _DIGESTS_AT: Final = 64
 _TAG_BITS: Final = 16
@@ -176,6 +177,11 @@ class AgentState:
         """A newer agent, which was replaced by this one, may have had reasons of its own."""
         word = self[Word.REASON]
         return Reason(word) if word in _REASONS else Reason.OTHER
+
+    @property
+    def unreadable_words(self) -> npt.NDArray[np.uint64]:
+        """6 words that are no other's: `agent.stream.unreadable` owns their meaning. They are of the running epoch."""
+        return self._words[_UNREADABLE_AT:_PATIENCE_AT]
 
     @property
     def patience_words(self) -> npt.NDArray[np.uint64]:

@@ -24,6 +24,7 @@ from agent.stream.cutter import Stream
 from agent.stream.spans import read_span
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
+from agent.stream.unreadable import Unreadable
 from shared.batch import SECTOR, Batch, Mark, StreamState
 from shared.errors import DeviceError
 from tests.loopdisk import attached, loop_disk
@@ -261,6 +262,7 @@ async def test_sectors_that_can_be_read_again_are_copied_and_not_called_unreadab
         stream.rounds.settle()
         await pump.until_ordered()
         assert stream.unreadable.ranges() == [(0, 64, 8), (0, 2048, 8)]
+        assert Unreadable(AgentState(stream._capture.state).unreadable_words).sectors == 16  # after a kill
         assert not is_equal(replica.paths[0], devices[0])
         monkeypatch.setattr("agent.stream.unreadable.FIRST_S", 0.0)
         stream.unreadable.tried(0.0, found=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,8 @@ RUN = st.tuples(st.integers(0, 1), st.integers(0, 40), st.integers(1, 12))
 def test_what_is_declared_is_what_was_and_is_not_in_the_stream_since(
     steps: list[tuple[str, tuple[int, int, int]]],
 ) -> None:
-    declared, expected = Unreadable(), set()
+    words = np.zeros(6, np.uint64)
+    declared, expected = Unreadable(words), set()
     for what, (disk, sector, sectors) in steps:
         mine = {(disk, at) for at in range(sector, sector + sectors)}
         if what == "declare":
@@ -31,6 +33,24 @@ def test_what_is_declared_is_what_was_and_is_not_in_the_stream_since(
     found = [(disk, at) for disk, sector, n in declared.ranges() for at in range(sector, sector + n)]
     assert found == sorted(expected)
     assert declared.sectors == len(expected)
+    again = Unreadable(words.copy())  # after a kill
+    if again.is_more:
+        assert {*again.ranges()} < {*declared.ranges()}
+        assert len(again.ranges()) == 5
+    else:
+        assert again.ranges() == declared.ranges()
+
+
+def test_that_more_was_declared_than_is_known_is_known_until_a_new_epoch() -> None:
+    words = np.zeros(6, np.uint64)
+    declared = Unreadable(words)
+    for sector in range(7):
+        declared.declare(63, 2**41 + 2 * sector, 1, 0.0)
+    again = Unreadable(words)
+    again.remove(63, 0, 2**42)
+    assert (again.ranges(), Unreadable(words).is_more) == ([], True)
+    again.clear()
+    assert words.tolist() == [0] * 6
 
 
 @given(
