@@ -59,7 +59,7 @@ def _power_of_two(_ctx: click.Context, _param: click.Parameter, value: int | Non
 )
 @click.option(
     "--segment-seconds",
-    type=click.FloatRange(min=0.1, max=3600),
+    type=click.FloatRange(min=0.1, max=60),
     metavar="S",
     help="A log segment is uploaded after so long; the floor of the RPO. Default: 5.",
 )

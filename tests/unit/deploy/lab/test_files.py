@@ -6,13 +6,14 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 
 from agent.config import AgentConfig
 from config_server.cli import profile
 from config_server.config import ConfigServerConfig
-from deploy.lab import files
+from deploy.lab import commands, files
 from deploy.lab.state import Lab, Settings, locked
 from deploy.lab.vocabulary import Daemon
 from master_target.config import MasterTargetConfig
@@ -29,6 +30,15 @@ def lab(tmp_path: Path) -> Lab:
     files.make_folders(made)
     made.save()
     return made
+
+
+def test_the_process_server_takes_what_lab_up_does(lab: Lab) -> None:
+    (option,) = (each for each in commands.up.params if each.name == "segment_seconds")
+    assert isinstance(option.type, click.FloatRange)
+    longest = Lab(lab.folder, msgspec.structs.replace(lab.settings, segment_seconds=option.type.max))
+    files.write_configs(longest)
+    config = load_config(lab.config_file(Daemon.PROCESS_SERVER), ProcessServerConfig)
+    assert config.segment_seconds == option.type.max
 
 
 @pytest.mark.parametrize(
