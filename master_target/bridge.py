@@ -13,6 +13,8 @@ content, in the first try as in any repetition after a crash.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +24,11 @@ from shared.recovery.coalesce import MAX_RUN_SECTORS, DiskRuns, Ints
 
 
 class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    request_b: int = 96 * 1024
+    request_b: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 96 * 1024
     """A request costs as much as reading and writing so many bytes; longer gaps are never bridged. 0 switches bridging off."""
-    amplification: float = 8.0
+    amplification: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 8.0
     """At most this many bytes are written for each byte that must be."""
-    behind_s: float = 15.0
+    behind_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 15.0
     """Bridge only when apply has not reached the end of the log for so long."""
 
 

@@ -46,7 +46,7 @@ class MasterTargetConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     """An interval's payload, which is in memory at once; twice as much is used while it is coalesced …"""
     behind_interval_b: Annotated[int, msgspec.Meta(ge=1 << 20)] = 256 << 20
     """… and while apply is behind (`bridge.behind_s`): the more writes in an interval, the fewer requests each costs."""
-    poll_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    poll_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
     bridge: BridgeSettings = BridgeSettings()
     retention: RetentionPolicy = RetentionPolicy()
     log_level: logging.Level = logging.Level.INFO

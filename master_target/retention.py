@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Mapping, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -37,12 +37,16 @@ _SECOND_NS: Final = 1_000_000_000
 _PRUNE_S: Final = 60.0
 
 
+_CENTURY_S: Final = 100 * 366 * 86400
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=_CENTURY_S)]
+
+
 class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    all_s: float = 2 * 3600.0
+    all_s: _Seconds = 2 * 3600.0
     """Every point is kept so long …"""
-    hourly_s: float = 24 * 3600.0
+    hourly_s: _Seconds = 24 * 3600.0
     """… then the last of each hour, until this age."""
-    orphan_s: float = 3600.0
+    orphan_s: Annotated[float, msgspec.Meta(ge=60, le=_CENTURY_S)] = 3600.0
     """A snapshot that no point names is kept so long."""
 
 

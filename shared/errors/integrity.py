@@ -89,7 +89,7 @@ class LogGapError(IntegrityError):
 
     code = "US492"
     default_action = (
-        "Choose another point: what this one needs was pruned or lost. See `understudy point verify`."
+        "Choose another point: what this one needs is lost. See `understudy point verify`."
     )
 
 
