@@ -113,7 +113,7 @@ class Identity:
             raise
 
     async def _enrol(self, hash_: bytes, body: EnrolRequest) -> Certificate:
-        await self._revoking.settle()
+        await self._revoking.write_down()
         now_ns = self._control.now_ns()
 
         def work(db: sqlite3.Connection) -> tuple[tokens.Answered, x509.Certificate | None]:
@@ -188,7 +188,7 @@ class Identity:
         if (again := self._renewals.again(call.serial, _time(now_ns))) is not None:
             return self._answer(again, grant)
         self._renewals.check(call.serial, call.who, _time(now_ns), mono_ns)
-        await self._revoking.settle()
+        await self._revoking.write_down()
 
         def work(db: sqlite3.Connection) -> x509.Certificate:
             revocation.check(db, call.serial, call.who, call.begins_s)

@@ -51,14 +51,14 @@ _log = logging.get()
 LIST_S: Final = 86_400.0
 _AGAIN_S: Final = 60.0
 """How often storage is tried while it lacks something, ..."""
-_SETTLE_S: Final = 5.0
+_WRITE_AGAIN_S: Final = 5.0
 """... and the database while that does."""
 _PATIENCE_S: Final = 8.0
 """So long who revokes waits for storage."""
 _START_S: Final = 3.0
 
 
-class _Unsettled(NamedTuple):
+class _Unwritten(NamedTuple):
     record: Record
     ours: bool
     """Revoked here; else it was found in storage."""
@@ -68,14 +68,14 @@ class Revoking:
     def __init__(self, control: Control) -> None:
         self._control = control
         self._of_database = Revocations()
-        self._unsettled: dict[str, _Unsettled] = {}
+        self._unwritten: dict[str, _Unwritten] = {}
         """By blob: what is in force, and the database does not have."""
         self._stored: set[str] = set()
         """Blobs that storage has for certain, also when the database could not note it."""
         self._strange: set[str] = set()
         """Blobs that are none of ours."""
         self._storing = asyncio.Lock()
-        self._settling = asyncio.Lock()
+        self._writing = asyncio.Lock()
         self._due = asyncio.Event()
         self._listed_s: float | None = None
         self.problem: RevocationUnstoredError | None = None
@@ -88,11 +88,11 @@ class Revoking:
         """Raises RequestError, RevocationUnrecordedError."""
         subject = revocation.subject_of(body.certificate)
         record = Record(subject=subject, reason=body.reason, who=call.who, revoked_ns=self._control.now_ns())
-        unwritten: DatabaseError | None = None
+        failed: DatabaseError | None = None
         try:
             covered = await self._control.db.run(lambda db: _revoke(db, record), vital=True)
         except DatabaseError as exc:
-            unwritten, covered = exc, await self._keep(record)
+            failed, covered = exc, await self._keep(record)
         reach("revocation.in-row")
         await self.take()
         _log.warning("certificate revoked", certificate=subject, who=call.who, reason=body.reason)
@@ -102,36 +102,34 @@ class Revoking:
         }:
             self._control.bell.ring(name)
         unstored = await self._store_soon()
-        if unwritten is None:
+        if failed is None:
             warning = "" if unstored is None else f"It is in force. {unstored}"
             return CertificateList(certificates=covered, warning=warning)
         if unstored is not None or not self._control.storage.place:
             away = unstored.cause if unstored is not None else "none is configured"
             raise RevocationUnrecordedError(
                 f"The revocation of {subject} is not on record",
-                cause=f"the database: {unwritten.cause}; storage: {away}",
+                cause=f"the database: {failed.cause}; storage: {away}",
             )
-        warning = (
-            f"It is in force, and recorded in storage alone, until the database works again. {unwritten}"
-        )
+        warning = f"It is in force, and recorded in storage alone, until the database works again. {failed}"
         return CertificateList(certificates=covered, warning=warning)
 
     async def take(self) -> None:
         """From now on what the database has is in force, and what it still lacks."""
         with contextlib.suppress(DatabaseError):  # it says so itself
             self._of_database = await self._control.db.run(revocation.current)
-        self._control.revoked = _merged(self._of_database, self._unsettled.values())
+        self._control.revoked = _merged(self._of_database, self._unwritten.values())
 
     def look(self) -> None:
         """The database has something new that storage lacks: it is seen to soon."""
         self._due.set()
 
-    async def settle(self) -> None:
+    async def write_down(self) -> None:
         """What is in force gets into the database before anybody is admitted by it. Raises DatabaseError."""
-        if not self._unsettled:
+        if not self._unwritten:
             return
-        async with self._settling:
-            waiting = dict(self._unsettled)
+        async with self._writing:
+            waiting = dict(self._unwritten)
             now_ns = self._control.now_ns()
 
             def work(db: sqlite3.Connection) -> None:
@@ -143,7 +141,7 @@ class Revoking:
 
             await self._control.db.run(work, vital=True)
             for blob in waiting:
-                del self._unsettled[blob]
+                del self._unwritten[blob]
         await self.take()
 
     async def recover(self) -> None:
@@ -162,8 +160,8 @@ class Revoking:
 
     async def due(self) -> None:
         """Until `make_up` has something to do, or it is time to look."""
-        if self._unsettled:
-            wait_s = _SETTLE_S
+        if self._unwritten:
+            wait_s = _WRITE_AGAIN_S
         elif (self.problem is not None or self._listed_s is None) and self._control.storage.place:
             wait_s = _AGAIN_S
         else:
@@ -174,7 +172,7 @@ class Revoking:
     async def make_up(self) -> None:
         """For what one of the two places lacks. Raises StorageErrors that time alone does not mend."""
         with contextlib.suppress(DatabaseError):  # it says so itself
-            await self.settle()
+            await self.write_down()
         if not self._control.storage.place:
             return
         if self._listed_s is not None and time.monotonic() - self._listed_s < LIST_S:
@@ -193,7 +191,7 @@ class Revoking:
             self._stored &= listed
             recorded = await self._recorded()
             found: list[Record] = []
-            for blob in sorted(listed - recorded - self._stored - self._strange - self._unsettled.keys()):
+            for blob in sorted(listed - recorded - self._stored - self._strange - self._unwritten.keys()):
                 try:
                     record = decode(blob, await vault.read(blob), self._control.ca)
                 except BlobNotFoundError:
@@ -204,11 +202,11 @@ class Revoking:
                 else:
                     found.append(record)
             self._stored |= {record.blob for record in found}
-            self._unsettled |= {record.blob: _Unsettled(record, ours=False) for record in found}
+            self._unwritten |= {record.blob: _Unwritten(record, ours=False) for record in found}
             with contextlib.suppress(DatabaseError):
                 await self._control.db.run(lambda db: revocation.forget_recorded(db, recorded - listed))
             with contextlib.suppress(DatabaseError):
-                await self.settle()
+                await self.write_down()
             await self.take()
             self._listed_s = time.monotonic()
             await self._store(vault)
@@ -223,7 +221,7 @@ class Revoking:
             serials, covered = await self._control.db.run(lambda db: revocation.covered(db, record.subject))
         for subject in {record.subject, *serials}:
             kept = Record(subject=subject, reason=record.reason, who=record.who, revoked_ns=record.revoked_ns)
-            self._unsettled[kept.blob] = _Unsettled(kept, ours=True)
+            self._unwritten[kept.blob] = _Unwritten(kept, ours=True)
         self._due.set()
         return covered
 
@@ -256,7 +254,7 @@ class Revoking:
             rows = await self._control.db.run(revocation.rows)
         recorded = await self._recorded()
         wanted = {record.blob: record for record in rows}
-        wanted |= {blob: kept.record for blob, kept in self._unsettled.items() if kept.ours}
+        wanted |= {blob: kept.record for blob, kept in self._unwritten.items() if kept.ours}
         missing = [record for blob, record in wanted.items() if blob not in recorded | self._stored]
         for record in sorted(missing, key=lambda record: -record.revoked_ns):
             await _write(vault, record.blob, encode(record, self._control.ca), self._control)
@@ -305,9 +303,9 @@ def _take_in(db: sqlite3.Connection, found: Sequence[Record], now_ns: int) -> No
         _log.warning("revocations taken in from storage", subjects=[record.subject for record in news])
 
 
-def _merged(known: Revocations, unsettled: Iterable[_Unsettled]) -> Revocations:
+def _merged(known: Revocations, unwritten: Iterable[_Unwritten]) -> Revocations:
     serials, names, before = set(known.serials), set(known.names), dict(known.before)
-    for record, ours in unsettled:
+    for record, ours in unwritten:
         if not record.is_name:
             serials.add(record.subject)
         elif ours:

@@ -25,7 +25,7 @@ from config_server.cli.profile import Rescue
 from config_server.cli.rescue import HINT, is_of_the_user
 from shared import api
 from shared.blob import BlobConfig, BlobStore, Retry
-from shared.blob.policies import SETTLES_S
+from shared.blob.policies import COUNTS_EVERYWHERE_S
 from shared.errors import (
     GrantEndedError,
     KeyUnavailableError,
@@ -259,7 +259,7 @@ async def _give_back(client: RestClient, machine: str, grant: str) -> None:
 def _granted(grant: StorageGrant) -> BlobStore:
     # The token stays in memory: whatever ends this process, it leaves no secret behind.
     store = BlobStore.connect(BlobConfig(url=grant.url), sas=grant.sas, ca_pem=grant.ca_pem)
-    return store.with_retry(Retry(settled_at=time.monotonic() + SETTLES_S))
+    return store.with_retry(Retry(counts_at=time.monotonic() + COUNTS_EVERYWHERE_S))
 
 
 @asynccontextmanager

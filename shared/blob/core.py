@@ -82,7 +82,7 @@ class Retry(msgspec.Struct, frozen=True):
     """An attempt without an answer for so long is given up."""
     also_refused: bool = False
     """Keep trying also when storage refuses the request: an operator can put that right while we run."""
-    settled_at: float = 0.0
+    counts_at: float = 0.0
     """Until then (monotonic) a refusal may only mean that what we were granted does not count everywhere yet: it is waited for."""
     report: Callable[[StorageError | None], None] | None = None
     """Called with each error that will be retried, and after such ones with None when the request is over:
@@ -173,8 +173,8 @@ class BlobCore:
                 pause_s = pauses.after(error)
                 left_s -= time.monotonic() - began + pause_s
                 passing = isinstance(error, TransientError)
-                settling = time.monotonic() < retry.settled_at
-                awaited = (retry.also_refused or settling) and isinstance(error, StorageRefusedError)
+                new_grant = time.monotonic() < retry.counts_at
+                awaited = (retry.also_refused or new_grant) and isinstance(error, StorageRefusedError)
                 if not (passing or awaited) or left_s < 0:
                     try:
                         raise error

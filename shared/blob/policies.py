@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MOST: Final = 5
 """Azure's limit per container."""
-SETTLES_S: Final = 30.0
+COUNTS_EVERYWHERE_S: Final = 30.0
 """So long a new policy may not count yet."""
 _VERSION: Final = "2018-03-28"
 """The newest form of a token of which the signature says nothing of snapshots. In later ones Azurite expects the time of whichever
@@ -73,7 +73,7 @@ class _Read(msgspec.Struct, frozen=True):
     date: dt.datetime
 
     @property
-    def settled(self) -> bool:
+    def may_change(self) -> bool:
         """Whether the second of the last change is over."""
         return self.date > self.changed
 
@@ -109,7 +109,7 @@ class Policies:
         its way is refused from then on.
         """
         for _ in range(_TRIES):
-            read = await self._settled()
+            read = await self._changeable()
             wanted = changed(read.policies)
             if len(wanted) > MOST:
                 raise GrantLimitError(
@@ -126,11 +126,11 @@ class Policies:
             cause="somebody else keeps changing them",
         )
 
-    async def _settled(self) -> _Read:
+    async def _changeable(self) -> _Read:
         """The policies, in a later second of storage's than they were changed in."""
         for _ in range(_LOOKS):
             read = await self._read()
-            if read.settled:
+            if read.may_change:
                 return read
             await asyncio.sleep(_LOOK_S)
         raise TransientError(

@@ -88,9 +88,7 @@ class LogGapError(IntegrityError):
     """The log index does not lead from where we are to where we must be."""
 
     code = "US492"
-    default_action = (
-        "Choose another point: what this one needs is lost. See `understudy point verify`."
-    )
+    default_action = "Choose another point: what this one needs is lost. See `understudy point verify`."
 
 
 class LogMisfitError(IntegrityError):

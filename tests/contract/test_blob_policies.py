@@ -195,7 +195,7 @@ async def test_a_new_grant_that_does_not_count_everywhere_yet_is_waited_for(
             with pytest.raises(GrantEndedError):
                 await reader.read("a")
             proxy.add(refusal, times=1)
-            settling = reader.with_retry(Retry(settled_at=time.monotonic() + 30))
+            settling = reader.with_retry(Retry(counts_at=time.monotonic() + 30))
             assert await settling.read("a") == b"content"
 
 

@@ -94,7 +94,7 @@ async def test_a_restore_whose_grant_is_revoked_says_how_to_go_on_and_goes_on_th
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(access, "SETTLES_S", 0.0)
+    monkeypatch.setattr(access, "COUNTS_EVERYWHERE_S", 0.0)
     to = tmp_path / "out"
     proxy.add(Answer(503, "ServerBusy"), method="GET", blob="logs/*.seg", nth=6, times=None)
     restoring = asyncio.create_task(_restore(target(server), "web1", "latest", to))
@@ -151,7 +151,7 @@ async def test_a_restore_goes_on_without_a_config_server_to_the_end_of_its_grant
     capsys: pytest.CaptureFixture[str],
     over: bool,
 ) -> None:
-    monkeypatch.setattr(access, "SETTLES_S", 0.0)
+    monkeypatch.setattr(access, "COUNTS_EVERYWHERE_S", 0.0)
     to = tmp_path / "out"
     with proxy:
         blob = proxy.config(blob_config.container)
