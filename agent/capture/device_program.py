@@ -3,7 +3,8 @@
 head DEVICE          its first bytes, and of a loop device the file behind it: one line, "ok HEAD FILE" or "error CAUSE FILE"
 pages FD DISK        reads into the page that FD is: a sector a line on standard input, "ok" or "error CAUSE" a line;
                      DISK is MAJOR MINOR DISKSEQ PATH…: no other is read, whatever stands at these paths by now
-attributes NAME…     what sysfs says of these disks and may hang on: for each, in this order, a line of JSON, [QUEUE…, NAMES…]
+attributes NAME…     what sysfs says of these disks and may hang on: for each, in this order, a line of JSON, [DISKSEQ, QUEUE…, NAMES…];
+                     [] when another disk took the name meanwhile
 """
 
 from __future__ import annotations
@@ -138,7 +139,10 @@ def attributes(names: list[str], sysfs: Path = Path("/sys")) -> None:
     for name in names:
         folder = sysfs / "block" / name
         files = [*(folder / "queue" / attribute for attribute in QUEUE), *(folder / name for name in NAMES)]
-        print(json.dumps([text(file) for file in files]), flush=True)
+        diskseq = text(folder / "diskseq")
+        texts = [text(file) for file in files]
+        is_same = text(folder / "diskseq") == diskseq
+        print(json.dumps([diskseq, *texts] if is_same else []), flush=True)
 
 
 def text(file: Path) -> str:

@@ -54,13 +54,20 @@ class Attributes:
     queue: Queue
     names: Mapping[str, str]
     """By the attribute (`device_program.NAMES`), its text; empty where there is none."""
+    diskseq: int = 0
+    """Of whom this is said."""
 
     @staticmethod
     def of(texts: Sequence[str], *, has_requests: bool) -> Attributes:
         """From what `device_program.attributes` prints of one disk."""
-        queue, names = texts[: len(device_program.QUEUE)], texts[len(device_program.QUEUE) :]
+        if not texts:
+            return UNKNOWN
+        diskseq, *rest = texts
+        queue, names = rest[: len(device_program.QUEUE)], rest[len(device_program.QUEUE) :]
         return Attributes(
-            Queue.of(queue, has_requests=has_requests), dict(zip(device_program.NAMES, names, strict=True))
+            Queue.of(queue, has_requests=has_requests),
+            dict(zip(device_program.NAMES, names, strict=True)),
+            int(diskseq or 0),
         )
 
 
@@ -122,7 +129,8 @@ def read_queue(folder: Path) -> Queue:
 
 def read_attributes(folder: Path) -> Attributes:
     """May hang."""
-    return Attributes(read_queue(folder), {name: _text(folder / name) for name in device_program.NAMES})
+    names = {name: _text(folder / name) for name in device_program.NAMES}
+    return Attributes(read_queue(folder), names, _diskseq(folder))
 
 
 AttributesOf = Callable[[Path], Attributes]
@@ -159,14 +167,16 @@ def describe(
             action=f"Protect the whole disk, /dev/{folder.parent.name}.",
         )
     slaves = folder / "slaves"
-    attributes = attributes_of(folder)
+    attributes, diskseq = attributes_of(folder), _diskseq(folder)
+    if attributes.diskseq != diskseq:  # they are of a disk that had this name before
+        attributes = UNKNOWN
     queue = attributes.queue
     return Disk(
         path=path,
         name=folder.name.replace("!", "/"),
         major=major,
         minor=minor,
-        diskseq=int(_text(folder / "diskseq") or 0),
+        diskseq=diskseq,
         sectors=_down_to_blocks(int(_text(folder / "size") or 0), queue.block_b),
         serial=_serial(attributes.names),
         names=attributes.names,
@@ -267,7 +277,11 @@ def size_of(disk: Disk, *, sysfs: Path = SYSFS) -> int:
 def still_stands(disk: Disk, *, sysfs: Path = SYSFS) -> bool:
     """Whether the disk's name is its own still. Then what sysfs said under it before is of this disk, since no diskseq is given twice."""
     folder = sysfs / f"block/{disk.name.replace('/', '!')}"
-    return int(_text(folder / "diskseq") or 0) == disk.diskseq
+    return _diskseq(folder) == disk.diskseq
+
+
+def _diskseq(folder: Path) -> int:
+    return int(_text(folder / "diskseq") or 0)
 
 
 def _down_to_blocks(sectors: int, block_b: int) -> int:

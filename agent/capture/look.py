@@ -5,9 +5,10 @@ Blocks for seconds: a disk that does not answer is given up after a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from agent.capture import answer, attach, bindings, disks, identify, layout, pins
 from agent.capture.answer import Answer
@@ -21,6 +22,8 @@ from shared.errors import (
     OtherDiskError,
     UnderstudyError,
 )
+
+_EXCHANGED: Final = Answer(cause="it was exchanged for another disk just now")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +93,24 @@ def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) ->
             taken.append(before.id)
         known.append(before)
     # Every disk that is named is asked whether it answers, and who it is; of the others those that may be one that is not where it stood.
-    answers = answer.ask(sorted({str(found[dev].path) for dev in at.values()}))
+    answers = _ask(found[dev] for dev in at.values())
     asked = {dev: _standing(found[dev], answers, said) for dev in at.values()}
     if any(disk.identity and disk.identity.kind in TOLD and not _stands(disk, asked) for disk in known):
-        answers |= answer.ask(
-            sorted(str(disk.path) for dev, disk in found.items() if _may_tell(disk, dev, asked))
-        )
+        answers |= _ask(disk for dev, disk in found.items() if _may_tell(disk, dev, asked))
     standing = [_standing(disk, answers, said) for disk in found.values()]
     verdicts = decide(known, standing, pinned)
-    late = [v.standing.path for v in verdicts if v.standing is not None and v.standing.path not in answers]
+    standing_there = [found[v.standing.dev] for v in verdicts if v.standing is not None]
+    late = [disk for disk in standing_there if str(disk.path) not in answers]
     silent = frozenset(dev for dev, disk in found.items() if _is_silent(disk, said))
     beyond = _without_place(verdicts, remembered)
-    return Look(verdicts, found, answers | answer.ask(late), wrong, remembered, silent, beyond)
+    return Look(verdicts, found, answers | _ask(late), wrong, remembered, silent, beyond)
+
+
+def _ask(asked: Iterable[Disk]) -> dict[str, Answer]:
+    """By path. Whoever answers there is the disk that was found there, unless its name is another's when he has answered."""
+    by_path = {str(disk.path): disk for disk in asked}
+    answers = answer.ask(sorted(by_path))
+    return {path: told if disks.still_stands(by_path[path]) else _EXCHANGED for path, told in answers.items()}
 
 
 def _without_place(verdicts: Sequence[Verdict], remembered: Sequence[Bound]) -> frozenset[str]:
@@ -113,7 +122,8 @@ def _without_place(verdicts: Sequence[Verdict], remembered: Sequence[Bound]) -> 
 
 
 def _is_silent(disk: Disk, said: Mapping[str, Attributes]) -> bool:
-    return said.get(disk.name.replace("/", "!"), UNKNOWN) is UNKNOWN
+    about = said.get(disk.name.replace("/", "!"), UNKNOWN)
+    return about is UNKNOWN or about.diskseq != disk.diskseq
 
 
 def _as_pinned(disk: Disk, pinned: Sequence[Pinned], said: Mapping[str, Attributes]) -> Disk:

@@ -93,7 +93,7 @@ class Watch:
                 bindings.write(state_dir, remembered)  # whether it can be written by now
             look = look_at(self._wanted, remembered, pin_dir)
         except UnderstudyError as exc:
-            self.silent = frozenset()
+            self.silent = None  # nobody could ask
             _log.warning("disks that are left out could not be looked for", **exc.as_dict())
             return
         going_on = [v for v in look.verdicts if v.action is Action.CONTINUE]

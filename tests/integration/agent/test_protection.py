@@ -194,6 +194,25 @@ def test_a_disk_that_comes_to_lie_on_another_is_left_out_and_the_other_goes_on(
     assert machine.changes == [Change.LEFT]
 
 
+@pytest.mark.parametrize("while_", ["it is asked", "its names are read"])
+def test_what_another_disk_says_that_takes_the_name_during_the_look_is_not_believed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, while_: str
+) -> None:
+    r = machine.rig
+    name = "ask" if while_ == "it is asked" else "attributes"
+    real = getattr(answer, name)
+
+    def exchanged(asked: Sequence[str]) -> object:
+        said = real(asked)
+        reattach(r.device, r.backing[0])
+        return said
+
+    monkeypatch.setattr(answer, name, exchanged)
+    capture, (left,) = machine.protect()
+    assert ([disk.name for disk in capture.disks], left.id) == ([r.disks[1].name], r.disks[0].name)
+    assert left.error.code == "US404"
+
+
 def test_another_list_of_disks_is_taken_up_without_a_detach(machine: Machine) -> None:
     r = machine.rig
     both = machine.wanted

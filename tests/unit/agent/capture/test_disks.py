@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.capture import disks, layout
-from agent.capture.disks import check, check_set, describe, find_disk, size_of
+from agent.capture.disks import check, check_set, describe, find_disk, read_attributes, size_of
 from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
 from tests.disk_parts import make_disk
 
@@ -141,3 +141,13 @@ def test_the_number_of_this_machines_disks_can_be_read() -> None:
         disk = describe(Path("/dev") / folder.name, folder.resolve(), int(major), int(minor))
         assert disk.name == folder.name.replace("!", "/")
         assert os.makedev(disk.major, disk.minor)
+
+
+def test_attributes_of_a_disk_that_had_the_name_before_are_not_those_of_this_one(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path, "sda", {"serial": "S1", "queue/zoned": "host-managed"})
+    assert (disk.serial, disk.zoned) == ("S1", True)
+    folder = tmp_path / "block/sda"
+    before = read_attributes(folder)
+    (folder / "diskseq").write_text("8\n")
+    after = describe(disk.path, folder, 8, 0, lambda folder: before)
+    assert (after.serial, after.names, after.zoned, after.diskseq) == ("", {}, False, 8)
