@@ -13,7 +13,7 @@ for itself, nor keep the machine out, whose log goes on without storage.
 
 One session per machine, and why WELCOME's position is exact. A HELLO first closes the machine's earlier
 session: its wire takes no further batch. Then it waits, under the machine's lock, until the batches of that
-session that are on their way are settled, and only then asks the log to begin. So no append runs while the
+session that are on their way have ended, and only then asks the log to begin. So no append runs while the
 log says where it stands, and none that was begun before can be counted later. Of several waiting sessions
 only the newest goes on; one that is over does not wait any more.
 """
@@ -142,7 +142,7 @@ class Admission:
         machine.newest = session
         await self._take_turn(machine, session)
         if machine.session is not None:
-            await _settled(machine.session)
+            await _appended(machine.session)
         _check_newest(machine, session)
         # Another may have been named while this one waited.
         await self._check_side(machine.name, hello.identity, claim=False)
@@ -306,10 +306,10 @@ def certificate_refused(session: Session) -> CertificateRevokedError:
     return CertificateRevokedError(f"The certificate of {session.channel.peer} was refused")
 
 
-async def _settled(session: Session) -> None:
+async def _appended(session: Session) -> None:
     while True:
         try:
             async with asyncio.timeout(10.0):
-                return await session.settled()
+                return await session.appended()
         except TimeoutError:
             _log.warning("batches of the earlier session are still on their way", machine=session.machine)

@@ -117,7 +117,7 @@ class Receiver:
                 session.fail(StoppingError("The process server takes no session"))
             await session.channel.closed.wait()
             door.lost(peer)
-            await session.settled()
+            await session.appended()
         finally:
             self._sessions.discard(session)
 

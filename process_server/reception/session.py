@@ -8,8 +8,8 @@ once it reads again, and then only the newest.
 
 Why an ACK implies durability (I5). `spooled` in an ACK is `self._spooled`. `_open` sets it once, to the
 position that the log recovered from durable data while nothing was being appended (admission.py says why).
-After that only `_settle` moves it, from n to n + 1, when the task of `append(n + 1)` has returned without an
-error; `append` returns only after the batch has been fdatasynced. Tasks are settled in the order of their
+After that only `_count_appended` moves it, from n to n + 1, when the task of `append(n + 1)` has returned without an
+error; `append` returns only after the batch has been fdatasynced. Tasks are counted in the order of their
 numbers, and after the first failure never again in this session; the wire hands over batches as one gapless
 chain behind WELCOME's position. So by induction every batch at or below `spooled` is durable whenever an ACK
 is made. `uploaded` is the log's own word, taken only while it is not ahead of `spooled`; the log moves it
@@ -97,7 +97,7 @@ class Host(Protocol):
         """The log has begun for it: what tells its machine from copies is written down."""
 
     def release(self, session: Session) -> None:
-        """The claim is settled: the next session of the machine may begin."""
+        """The claim is decided: the next session of the machine may begin."""
 
     async def refused(self, session: Session, error: CopyRefusedError) -> None:
         """The log says that the agent, which was admitted, is a copy of the machine."""
@@ -143,8 +143,8 @@ class Session:
         self._failed = False
         self._in_flight: deque[_InFlight] = deque()
         self._in_flight_b = 0
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._all_appended = asyncio.Event()
+        self._all_appended.set()
         self._ordered: deque[tuple[int, int]] = deque()
         self._flush_asked = self._flushing = False
         self._flushes = Pace(_FLUSHES, _FLUSHES_PER_S)
@@ -175,18 +175,18 @@ class Session:
         return welcome.epoch if welcome is not None else 0
 
     def fail(self, error: UnderstudyError) -> None:
-        """End the session; the agent is told why. Batches in flight go on: wait for `settled`."""
+        """End the session; the agent is told why. Batches in flight go on: wait for `appended`."""
         self.channel.fail(error)
 
-    async def settled(self) -> None:
+    async def appended(self) -> None:
         """Until no batch of this session is on its way into the log. Ends for good once the session is
         over."""
-        await self._settled.wait()
+        await self._all_appended.wait()
 
     async def stop(self) -> None:
         """Take no more, make durable what came, acknowledge it, and say goodbye."""
         self.channel.pause_reading()
-        await self.settled()
+        await self.appended()
         self._ack()
         self.fail(StoppingError("The process server ends the session"))
         for task in self._tasks:
@@ -298,13 +298,13 @@ class Session:
         self._in_flight.append(_InFlight(batch, size_b, task))
         self._in_flight_b += size_b
         self.received_b += size_b
-        self._settled.clear()
-        task.add_done_callback(self._settle)
+        self._all_appended.clear()
+        task.add_done_callback(self._count_appended)
         if self._in_flight_b > self._acked.credit_b + MAX_BATCH_B or len(self._in_flight) >= MAX_IN_FLIGHT:
             # An agent that keeps to its credit never comes here. One that does not costs no memory.
             self.channel.pause_reading()
 
-    def _settle(self, _task: asyncio.Task[None]) -> None:
+    def _count_appended(self, _task: asyncio.Task[None]) -> None:
         """Account for the appends that have ended, in order. The only place that moves `_spooled` (see
         above)."""
         while self._in_flight and self._in_flight[0].task.done():
@@ -321,7 +321,7 @@ class Session:
                     if len(self._ordered) > _MAX_ORDERED:
                         self._ordered = deque(itertools.islice(self._ordered, 0, None, 2))
         if not self._in_flight:
-            self._settled.set()
+            self._all_appended.set()
         if self._in_flight_b <= self._acked.credit_b and len(self._in_flight) <= MAX_IN_FLIGHT // 2:
             self.channel.resume_reading()
         self.refresh()
@@ -339,7 +339,7 @@ class Session:
         position = log.position
         uploaded, uploaded_seq = position.uploaded, position.uploaded_seq
         if uploaded > self._spooled:
-            # A segment can be listed before the tasks of its last appends were settled here; they come at
+            # A segment can be listed before the tasks of its last appends were counted here; they come at
             # once.
             uploaded, uploaded_seq = self._acked.uploaded, self._acked.uploaded_seq
         ack = Ack(
