@@ -81,8 +81,10 @@ class Door:
                 self._close(too_many)
         finally:
             self._sock.close()
-            for task in self._handshakes:
+            handshakes = [*self._handshakes]
+            for task in handshakes:
                 task.cancel()
+            await asyncio.gather(*handshakes, return_exceptions=True)  # or their transports would outlive the loop
 
     def asked(self, peer: Peer, *, proved: bool) -> None:
         """It has said what it wants; `proved`: and who it is."""

@@ -18,6 +18,7 @@ from typing import IO
 
 import pytest
 
+from tests.capture_parts import until
 from tests.lab import Lab, lab
 from tests.loopdisk import loop_disk
 from tests.marks import some
@@ -138,6 +139,13 @@ def test_when_the_log_works_again_one_line_says_what_was_lost(site: Lab) -> None
         full_disk.rmdir()
 
 
+def hears(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler of its own for the signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (caught,) = (line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("daemon", some(DAEMONS, short=("process-server", "agent")))
 def test_a_daemon_with_no_descriptors_at_all_works(site: Lab, daemon: str) -> None:
     """As a careless parent starts it: its files must not get the numbers of standard output and error."""
@@ -149,6 +157,7 @@ def test_a_daemon_with_no_descriptors_at_all_works(site: Lab, daemon: str) -> No
     ]
     process = subprocess.Popen([*closed, site.folder / f"{daemon}.toml"])
     try:
+        until(lambda: hears(process.pid, signal.SIGTERM), "it does not begin")
         site.wait_ordered(60)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
