@@ -194,6 +194,23 @@ def rig(
 
 
 @contextmanager
+def zram(size_b: int) -> Iterator[Disk]:
+    """A disk without requests, in RAM: the only kind of these that tests can make everywhere."""
+    control = Path("/sys/class/zram-control")
+    if not control.is_dir():
+        pytest.skip("this kernel has no zram")
+    name = f"zram{(control / 'hot_add').read_text().strip()}"
+    device, folder = Path("/dev") / name, Path("/sys/block") / name
+    try:
+        (folder / "disksize").write_text(str(size_b))
+        until(device.exists, f"{device} does not appear")
+        yield find_disk(device)
+    finally:
+        (folder / "reset").write_text("1")
+        (control / "hot_remove").write_text(name.removeprefix("zram"))
+
+
+@contextmanager
 def queue_setting(disk: Disk, name: str, value: str) -> Iterator[None]:
     """An attribute of the disk's queue, restored afterwards: the loop device is used again by others."""
     attribute = Path("/sys/block") / disk.name / "queue" / name

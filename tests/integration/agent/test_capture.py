@@ -28,6 +28,7 @@ from tests.capture_parts import (
     rig,
     run,
     until,
+    zram,
 )
 
 pytestmark = needs_capture
@@ -195,33 +196,23 @@ def test_a_chain_of_writes_over_two_disks_stands_in_its_order() -> None:
 
 
 def test_a_disk_without_requests_is_captured_where_its_bios_enter() -> None:
-    control = Path("/sys/class/zram-control")
-    if not control.exists():
-        pytest.skip("this kernel has no zram, the only disk without requests that tests can make here")
-    number = (control / "hot_add").read_text().strip()
-    try:
-        device = Path(f"/dev/zram{number}")
-        (Path("/sys/block") / device.name / "disksize").write_text(str(8 * MIB))
-        disk = find_disk(device)
+    # the rig's loop disk only lends its folder and its file, which becomes a copy of the zram's content
+    with zram(8 * MIB) as disk, rig(8 * MIB, attached=False) as r:
         assert disk.bio_based
-        with rig(8 * MIB, attached=False) as r:
-            # the rig's loop disk only lends its folder and its file, which becomes a copy of the zram's content
-            r.disks = [disk]
-            r.attach()
-            try:
-                rng = np.random.default_rng(6)
-                for _ in range(60):
-                    r.write(int(rng.integers(0, 1000)) * 4096, rng.bytes(int(rng.integers(1, 30)) * 4096))
-                r.replay()
-                r.backing[0].write_bytes(device.read_bytes())
-                assert r.differing() == []
-                counters = r.capture.counters(0)
-                assert r.counted() == counters.seen_sectors == counters.completed_sectors
-                assert len(r.capture.open_writes()) == 0
-            finally:
-                r.capture.close()
-    finally:
-        (control / "hot_remove").write_text(number)
+        r.disks = [disk]
+        r.attach()
+        try:
+            rng = np.random.default_rng(6)
+            for _ in range(60):
+                r.write(int(rng.integers(0, 1000)) * 4096, rng.bytes(int(rng.integers(1, 30)) * 4096))
+            r.replay()
+            r.backing[0].write_bytes(disk.path.read_bytes())
+            assert r.differing() == []
+            counters = r.capture.counters(0)
+            assert r.counted() == counters.seen_sectors == counters.completed_sectors
+            assert len(r.capture.open_writes()) == 0
+        finally:
+            r.capture.close()
 
 
 def test_writes_in_flight_are_listed_until_they_complete() -> None:

@@ -18,7 +18,7 @@ from agent.capture.calibrate import Calibration
 from agent.capture.disks import find_disk
 from agent.capture.maps import Capture, detach
 from agent.stream.records import MAX_PIECES
-from tests.capture_parts import MIB, SECTOR, aligned, needs_capture, rig, run, until
+from tests.capture_parts import MIB, SECTOR, aligned, needs_capture, rig, run, until, zram
 
 pytestmark = needs_capture
 GRANULE = layout.GRANULE_SECTORS * SECTOR
@@ -237,14 +237,7 @@ def test_writes_behind_the_end_of_a_disk_that_has_grown_are_not_captured_and_end
 def test_a_bio_that_no_batch_could_carry_is_marked() -> None:
     """zram takes bios as they are made, and huge pages make large ones."""
     size = 32 * MIB
-    control = Path("/sys/class/zram-control")
-    if not control.exists():
-        pytest.skip("this kernel has no zram")
-    number = (control / "hot_add").read_text().strip()
-    device = f"/dev/zram{number}"
-    try:
-        Path(f"/sys/block/zram{number}/disksize").write_text(str(2 * size))
-        disk = find_disk(Path(device))
+    with zram(2 * size) as disk:
         pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
         capture = Capture.attach(pin_dir, [disk], 64 * MIB)
         try:
@@ -254,7 +247,7 @@ def test_a_bio_that_no_batch_could_carry_is_marked() -> None:
                 start = -whole.ctypes.data % (2 * MIB)
                 del whole
                 memory[start : start + size] = bytes([7]) * size
-                fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+                fd = os.open(disk.path, os.O_RDWR | os.O_DIRECT)
                 with memoryview(memory) as view, view[start : start + size] as part:
                     os.pwritev(fd, [part], 0)
                 os.close(fd)
@@ -270,8 +263,6 @@ def test_a_bio_that_no_batch_could_carry_is_marked() -> None:
         finally:
             capture.close()
             detach(pin_dir)
-    finally:
-        (control / "hot_remove").write_text(number)
 
 
 def test_writes_to_another_disk_of_the_same_number_end_the_order() -> None:

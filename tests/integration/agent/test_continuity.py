@@ -16,7 +16,7 @@ from agent.capture.disks import Disk, find_disk
 from agent.capture.maps import Capture, detach
 from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Reason, Word
-from tests.capture_parts import MIB, needs_capture, rig, run, until
+from tests.capture_parts import MIB, needs_capture, rig, run, until, zram
 from tests.epoch_ids import eid
 from tests.protected_machine import machine_with_two_disks, reattach
 
@@ -40,25 +40,9 @@ def begin_epoch(capture: Capture) -> AgentState:
     return state
 
 
-@contextmanager
-def zram() -> Iterator[Disk]:
-    control = Path("/sys/class/zram-control")
-    if not control.is_dir():
-        pytest.skip("this kernel has no zram")
-    number = int((control / "hot_add").read_text())
-    try:
-        Path(f"/sys/block/zram{number}/disksize").write_text(str(4 * MIB))
-        device = Path(f"/dev/zram{number}")
-        until(device.exists, f"{device} does not appear")
-        yield find_disk(device)
-    finally:
-        Path(f"/sys/block/zram{number}/reset").write_text("1")
-        (control / "hot_remove").write_text(str(number))
-
-
 def test_a_disk_that_was_emptied_while_no_agent_ran_ends_the_epoch_and_is_audited_again() -> None:
     with rig(4 * MIB, count=0, attached=False) as r, ExitStack() as undo:
-        disk = undo.enter_context(zram())
+        disk = undo.enter_context(zram(4 * MIB))
         undo.callback(lambda: detach(r.pin_dir))
         r.disks = [disk]
         capture = r.attach()
