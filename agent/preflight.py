@@ -116,7 +116,7 @@ def _examine(
     except UnderstudyError as exc:
         return Finding(device, exc)
     try:
-        disks.check(disk)
+        disks.check(disk, sysfs=sysfs)
     except UnderstudyError as exc:
         return Finding(device, exc, disk)
     notes = []

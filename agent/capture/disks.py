@@ -22,6 +22,8 @@ SYSFS: Final = Path("/sys")
 MIN_SECTORS: Final = 8
 MAX_BLOCK_B: Final = 4096
 """What one record of the ring holds, and calibration reads."""
+_GIVEN_PAGES: Final = ("pmem", "ndblk", "zram", "ram")
+"""How the disks of the drivers are called that have ever taken single pages (`given_pages`). The list is closed: the kernel gave it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,18 @@ def describe(
     )
 
 
-def check(disk: Disk) -> None:
+def given_pages(name: str, *, sysfs: Path = SYSFS) -> bool:
+    """Whether this kernel may write to a disk of this name without a bio, past every hook.
+
+    Kernels before 6.3 gave single pages right to the driver where it had `rw_page` (NVDIMMs in sector mode, zram, brd): what
+    is swapped out, and what FAT and others that write through mpage write back. No hook sees that, and NVDIMMs do not even count it, so
+    no audit finds it. Distributions took the removal into older kernels: the kernel's own types tell, not its version.
+    """
+    btf = sysfs / "kernel/btf/vmlinux"
+    return name.startswith(_GIVEN_PAGES) and btf.exists() and b"\0rw_page\0" in btf.read_bytes()
+
+
+def check(disk: Disk, *, sysfs: Path = SYSFS) -> None:
     """Raises UnsuitableDiskError if the disk cannot be protected as it is."""
     for wrong, cause, action in (
         (
@@ -213,7 +226,12 @@ def check(disk: Disk) -> None:
         (
             disk.dax,
             "it is accessed directly (DAX), past the block layer",
-            "Use it through a namespace without DAX.",
+            "Use it through a namespace without DAX: in sector mode, with a kernel from 6.3 on.",
+        ),
+        (
+            given_pages(disk.name, sysfs=sysfs),
+            "this kernel gives its driver single pages (rw_page), past the block layer",
+            "Use a kernel from 6.3 on, or protect a volume on it (LVM, md), which is given none.",
         ),
         (
             disk.zoned,
@@ -236,7 +254,7 @@ def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS, examine: bool = Tru
     seen: dict[str, Disk] = {}
     for disk in disks:
         if examine:
-            check(disk)
+            check(disk, sysfs=sysfs)
         if disk.name in seen:
             raise UsageError(
                 f"{disk.path} and {seen[disk.name].path} are the same disk", action="Name each disk once."

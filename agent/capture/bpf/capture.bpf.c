@@ -7,7 +7,8 @@
  * see bios that fail with EAGAIN right after it (RWF_NOWAIT): writes that never were. It is used only for disks without requests
  * (md, dm, zram, nvme heads). One kind of bio enters a request unseen: a discard merged into a multi-range discard
  * (bio_attempt_discard_merge has no tracepoint). block_rq_issue finds those: bios of a discard request that are not among the open
- * writes. Any moment between submission and completion is as good as any other for the order, see below.
+ * writes. What no hook sees: pages that kernels before 6.3 gave right to some drivers; their disks are refused (disks.py, given_pages).
+ * Any moment between submission and completion is as good as any other for the order, see below.
  *
  * Order. Positions in the ring are given out under the ring's lock. If write B depends on write A, then A completed before B was
  * submitted, so A's records were reserved before B's. Nothing else may be concluded from positions, and nothing else is.

@@ -44,6 +44,20 @@ def test_unsuitable_disks_are_refused_with_their_cause(
     assert caught.value.action
 
 
+@pytest.mark.parametrize("name", ["pmem0s", "zram0", "ram3"])
+def test_a_disk_that_the_kernel_gives_pages_past_the_hooks_is_refused(tmp_path: Path, name: str) -> None:
+    disk = make_disk(tmp_path, name, mq=False)
+    btf = tmp_path / "kernel/btf/vmlinux"
+    btf.parent.mkdir(parents=True)
+    btf.write_bytes(b"\0open\0release\0zram_rw_page\0ioctl\0")  # a kernel from 6.3 on
+    check(disk, sysfs=tmp_path)
+    btf.write_bytes(b"\0open\0release\0rw_page\0ioctl\0")
+    check(make_disk(tmp_path, "sda"), sysfs=tmp_path)
+    with pytest.raises(UnsuitableDiskError, match=r"single pages \(rw_page\)") as caught:
+        check(disk, sysfs=tmp_path)
+    assert "6.3" in caught.value.action
+
+
 def test_a_logical_volume_on_top_is_no_multipath(tmp_path: Path) -> None:
     check(make_disk(tmp_path, "sda", {"holders/dm-0/dm/uuid": "LVM-abc"}))
 
