@@ -84,7 +84,9 @@ class Door:
             handshakes = [*self._handshakes]
             for task in handshakes:
                 task.cancel()
-            await asyncio.gather(*handshakes, return_exceptions=True)  # or their transports would outlive the loop
+            await asyncio.gather(
+                *handshakes, return_exceptions=True
+            )  # or their transports would outlive the loop
 
     def asked(self, peer: Peer, *, proved: bool) -> None:
         """It has said what it wants; `proved`: and who it is."""
