@@ -77,6 +77,8 @@ class DiskThreads:
             except OtherDisk as exc:
                 raise self._failed("was exchanged while it was read", exc) from exc
             return result
+        except OSError as exc:  # of this machine, say: no memory
+            raise self._failed("could not be read", exc) from exc
         finally:
             with self._lock:
                 self._users -= 1

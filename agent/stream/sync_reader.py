@@ -196,6 +196,9 @@ class SyncReader:
         for lane in self._lanes:
             if lane.feeder is not None and lane.feeder.done() and not lane.feeder.cancelled():
                 lane.feeder.result()
+            for read in filter(asyncio.Task.done, lane.ready):
+                if not isinstance(read.exception(), DeviceError | None):
+                    read.result()
         taken: list[ReadChunk] = []
         lanes = self._lanes[self._next :] + self._lanes[: self._next]
         self._next = (self._next + 1) % len(self._lanes)
@@ -209,11 +212,10 @@ class SyncReader:
                     lane.ready.remove(read)
                     taken.append(read.result())
                     lane.problem = None
-                elif isinstance(error, DeviceError):
+                else:
+                    assert isinstance(error, DeviceError)
                     self._leave_to_later(lane, error)
                     break
-                else:
-                    raise error
         return taken
 
     def release(self, chunk: ReadChunk) -> None:
@@ -269,10 +271,12 @@ class SyncReader:
                         self._catchup.block(chunk)
                         await asyncio.sleep(_BLOCKED_PROBE_S)
                     continue
-                while not lane.free and not self._is_given_up(lane):
+                while not (given_up := self._is_given_up(lane)) and not lane.free:
                     lane.room.clear()
                     await wait_for(lane.room, _HUNG_PROBE_S)
-                if self._is_given_up(lane):
+                    if not lane.is_full:
+                        lane.moved()  # that it is not asked is not its fault: nobody takes what it gave
+                if given_up:
                     return
                 self._begin(lane, chunk)
             lane.left = left
@@ -306,7 +310,7 @@ class SyncReader:
             call = functools.partial(read_again, runs=runs, moved=lane.moved, until=time.monotonic() + TRY_S)
             try:
                 return await asyncio.wrap_future(lane.threads.run(call))
-            except (DeviceError, OSError) as exc:
+            except DeviceError as exc:
                 _log.debug("sectors that could not be read before: not known", cause=str(exc))
                 return []
 

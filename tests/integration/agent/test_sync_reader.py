@@ -26,6 +26,7 @@ from agent.stream.spans import read_span
 from agent.stream.sync_reader import BUFFERS, SyncReader
 from shared.batch import SECTOR
 from shared.errors import DeviceError
+from shared.waiting import wait_for
 from tests.loopdisk import loop_disk
 
 DISK_B = 32 << 20
@@ -292,6 +293,51 @@ async def test_a_disk_that_answers_again_is_read_again(disk: str, monkeypatch: p
     await two.take_until(lambda: two.reader.finished)
     assert two.has_all_of(0)
     assert two.reader.problems == {}
+    two.reader.close()
+
+
+async def test_a_slow_read_while_nothing_is_taken_for_long_is_not_a_disk_that_gives_nothing(
+    disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = BadSector()
+    monkeypatch.setattr(sync_reader, "read_span", bad.read)
+    monkeypatch.setattr(sync_reader, "_HUNG_PROBE_S", 0.001)
+    one = TwoDisks([disk])
+    lane = one.reader._lanes[0]
+    one.reader.start(lambda: NOTHING_OPEN)
+    await one.take_until(lambda: bad.WORD in [*one.words[0], *(word for word, _ in lane.under_way.values())])
+    async with asyncio.timeout(30):
+        while len(lane.under_way) > 1 or lane.free:
+            one.reader.wakeup.clear()
+            await wait_for(one.reader.wakeup, 0.001)
+    lane.moved_at -= sync_reader.ANSWER_S  # no credit for so long
+    await one.take_until(lambda: len(one.words[0]) == DISK_B // CHUNK_B - 1)
+    bad.fails.set()
+    async with asyncio.timeout(30):
+        while not one.reader.finished:
+            for read in one.reader.take(4):
+                assert read.unreadable == [(bad.SECTOR, 1)]
+                one.reader.release(read)
+            await asyncio.sleep(0.001)
+    assert one.reader.problems == {}
+    one.reader.close()
+
+
+async def test_what_this_machine_lacks_for_a_read_leaves_the_disk_to_later_and_loses_no_buffer(
+    disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(fd: int, chunk: Chunk, *rest: Any) -> list[tuple[int, int]]:
+        if chunk.disk == 0:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return read_span(fd, chunk, *rest)
+
+    monkeypatch.setattr(sync_reader, "read_span", no_memory)
+    two = TwoDisks([disk, disk])
+    two.reader.start(lambda: NOTHING_OPEN)
+    await two.take_until(lambda: two.reader.finished and not two.reader._lanes[0].under_way)
+    assert (two.words[0], two.has_all_of(1)) == ([], True)
+    assert "Cannot allocate memory" in two.reader.problems[0].cause
+    assert [len(lane.free) for lane in two.reader._lanes] == [BUFFERS, BUFFERS]
     two.reader.close()
 
 
