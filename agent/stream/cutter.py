@@ -93,6 +93,7 @@ class Stream:
         holds."""
         self.marks.lost_behind(self._uploaded)
         self.unreadable.clear()
+        self._reader.forget_bad()
         self._state.begin_epoch(epoch)
         self._number, self._predecessor = 0, bytes(16)
         self._retention.clear()

@@ -6,7 +6,7 @@ many chunks are ahead is bounded by the number of buffers, so memory is too.
 
 A read that takes minutes (a drive that does not give up a bad sector) holds one of the disk's threads, and what is behind it is read by
 the other. When nothing else is left, the round leaves it to the next, which does not ask for that chunk again before it has come back.
-Its data is too old by then (rule A), and thrown away; where it found bad sectors is remembered for a while and not asked again.
+Its data is too old by then (rule A), and thrown away; where it found bad sectors the next round does not ask again, if that comes soon.
 """
 
 from __future__ import annotations
@@ -113,12 +113,13 @@ class _Lane:
             for read, (word, began) in self.under_way.items()
         )
 
-    def known_bad_of(self, chunk: Chunk) -> Runs:
+    def take_known_bad_of(self, chunk: Chunk) -> Runs:
+        """For one read: the sectors may be written and given by now, and when they are asked for next is the matter of `unreadable`."""
         now, end = time.monotonic(), chunk.first_sector + chunk.sectors
-        self.known_bad = [known for known in self.known_bad if known[0] > now]
-        return [
-            (first, n) for _, first, n in self.known_bad if first < end and chunk.first_sector < first + n
-        ]
+        known = [known for known in self.known_bad if known[0] > now]
+        mine = [run for run in known if run[1] < end and chunk.first_sector < sum(run[1:])]
+        self.known_bad = [run for run in known if run not in mine]
+        return [(first, n) for _, first, n in mine]
 
     def give_back(self, buffer: mmap.mmap) -> None:
         self.free.append(buffer)
@@ -187,6 +188,11 @@ class SyncReader:
         gone = {*slots}
         for lane in self._lanes:
             lane.left_out = lane.slot in gone
+
+    def forget_bad(self) -> None:
+        """A new epoch: whatever was bad before is asked for."""
+        for lane in self._lanes:
+            lane.known_bad.clear()
 
     def take(self, limit: int) -> list[ReadChunk]:
         """Up to `limit` chunks that are ready. Give each back with `release` once its data was copied.
@@ -321,7 +327,7 @@ class SyncReader:
 
     async def _read(self, lane: _Lane, chunk: Chunk, buffer: mmap.mmap) -> ReadChunk:
         begun: list[bool] = []
-        known_bad = lane.known_bad_of(chunk)
+        known_bad = lane.take_known_bad_of(chunk)
 
         def read(fd: int) -> Runs:
             begun.append(self._catchup.settled)

@@ -307,6 +307,9 @@ class Reader:
     def end(self) -> None:
         self._open = None
 
+    def forget_bad(self) -> None:
+        pass
+
     def cancel(self) -> None:
         self._open = None
         self._ready.clear()

@@ -488,6 +488,12 @@ async def test_a_sector_that_takes_minutes_to_fail_holds_up_nothing_behind_it_an
     await asyncio.wait([*reader._lanes[0].under_way], timeout=30)
     assert await one_round(30.0) == ([(bad.SECTOR, 1)], True)
     assert (bad.asked, reader.problems) == (1, {})
+    todo[bad.WORD] = 1  # it is written, or found to be given: it may be well
+    assert (await one_round(30.0), bad.asked) == (([(bad.SECTOR, 1)], True), 2)
+    reader._lanes[0].known_bad.append((float("inf"), bad.SECTOR, 1))
+    reader.forget_bad()
+    todo[bad.WORD] = 1
+    assert (await one_round(30.0), bad.asked) == (([(bad.SECTOR, 1)], True), 3)
     reader.close()
 
 
