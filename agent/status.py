@@ -85,10 +85,8 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
                 )
             )
         )
-    sectors, is_more = stream.unreadable.sectors, stream.unreadable.is_more
-    if sectors or is_more:
-        count = f"{sectors} sectors{' and more' if is_more else ''}"
-        problems.append(_warning(UnreadableSourceError(f"{count} of the source could not be read")))
+    if sectors := stream.unreadable.sectors:
+        problems.append(_warning(UnreadableSourceError(f"{sectors} sectors of the source could not be read")))
     return AgentReport(
         machine=agent.config.machine,
         identity=agent.identity,

@@ -8,6 +8,7 @@ sync_reader  reads the rounds' chunks with O_DIRECT              bounded buffers
 spans        reads one chunk, block by block where that fails    blocks on the disk
 disk_threads calls that block on one disk                        threads of that disk's own
 unreadable   what of the source is missing in the target; when it is tried again   pure
+unreadable_words   how that survives a kill   pure
 rounds       when rounds begin, bitmap swaps, what ends them     grace periods, in threads
 marks        where recovery points may stand                     pure
 uploading    the newest captured time that is in storage         pure

@@ -99,7 +99,7 @@ class CatchUp:
     def __init__(
         self, disk_sectors: Sequence[int], todo: Sequence[Bitmap], granule_sectors: int = GRANULE_SECTORS
     ) -> None:
-        self._disk_sectors = list(disk_sectors)
+        self.disk_sectors = tuple(disk_sectors)
         self._todo = list(todo)
         self._granule = granule_sectors
         self._todo_count = [0] * len(self._todo)
@@ -140,7 +140,7 @@ class CatchUp:
         self._pending.clear()
         self.round = None
         self.lose_order()
-        for disk, sectors in enumerate(self._disk_sectors):
+        for disk, sectors in enumerate(self.disk_sectors):
             yield from self._mark(disk, 0, -(-sectors // self._granule))
 
     def harvest(self, disk: int, marked: Bitmap, first_word: int = 0) -> None:
@@ -175,11 +175,11 @@ class CatchUp:
         """Starts a round over all that is to do. The caller has, in this order: read `loss`, swapped the dirty bitmaps, sampled
         the producer position `start_seq`, and harvested what the swap made inactive."""
         self.lose_order()
-        disks = range(len(self._disk_sectors))
+        disks = range(len(self.disk_sectors))
         self.round = Round(
             loss=loss,
             start_seq=start_seq,
-            carried=[np.zeros(-(-sectors // 8), np.uint8) for sectors in self._disk_sectors],
+            carried=[np.zeros(-(-sectors // 8), np.uint8) for sectors in self.disk_sectors],
             chunks=[self._scan(disk) for disk in disks],
             blocked=[deque() for _ in disks],
             again=[np.zeros(len(words), np.uint64) for words in self._todo],
@@ -336,7 +336,7 @@ class CatchUp:
     def _chunk(self, disk: int, word: int, mask: int) -> Chunk:
         low = (mask & -mask).bit_length() - 1
         first = (word * WORD_GRANULES + low) * self._granule
-        end = min((word * WORD_GRANULES + mask.bit_length()) * self._granule, self._disk_sectors[disk])
+        end = min((word * WORD_GRANULES + mask.bit_length()) * self._granule, self.disk_sectors[disk])
         return Chunk(disk, word, mask, first, end - first)
 
     def _needed_sectors(self, chunk: Chunk) -> npt.NDArray[np.bool_]:

@@ -23,10 +23,9 @@ from agent.stream.marks import Marks
 from agent.stream.records import Records
 from agent.stream.retention import Retention
 from agent.stream.rounds import Rounds
-from agent.stream.spans import Runs
 from agent.stream.state import AgentState, Reason, Word
-from agent.stream.sync_reader import ReadChunk, SyncReader
-from agent.stream.unreadable import Unreadable, runs_of
+from agent.stream.sync_reader import ANSWER_S, ReadChunk, SyncReader
+from agent.stream.unreadable import Runs, Trial, Unreadable, runs_of
 from shared import logging
 from shared.batch import (
     Batch,
@@ -80,11 +79,13 @@ class Stream:
         self._last_cut = 0.0
         self._offset_ns: int | None = None
         if not state[Word.EPOCH]:
-            state.unreadable_words[:] = 0  # of disks that may have other numbers by now
-        self.unreadable = Unreadable(state.unreadable_words)
-        self._trial: asyncio.Future[Runs] | None = None
-        """Of what could not be read: which disk, and what it gives now."""
-        self._tried = 0
+            state.unreadable_words[:] = 0
+        self.unreadable = self._unreadable()
+        self._trial: tuple[Trial, asyncio.Future[Runs], float] | None = None
+        """What is asked for again, and since when."""
+
+    def _unreadable(self) -> Unreadable:
+        return Unreadable(self.catchup.disk_sectors, self._state.unreadable_words, self._state[Word.CLAIM])
 
     # -- start and resumption ----------------------------------------------------------------------------
 
@@ -92,9 +93,10 @@ class Stream:
         """Every granule is to do already (`rounds.everything_is_to_do`); the ring goes on where it is: the full replication repeats what it
         holds."""
         self.marks.lost_behind(self._uploaded)
-        self.unreadable.clear()
         self._reader.forget_bad()
         self._state.begin_epoch(epoch)
+        self._state.unreadable_words[:] = 0
+        self.unreadable, self._trial = self._unreadable(), None
         self._number, self._predecessor = 0, bytes(16)
         self._retention.clear()
         self._last_state = None
@@ -229,31 +231,30 @@ class Stream:
     def _declare(self, read: ReadChunk) -> list[tuple[int, int, int]]:
         """What goes missing with this chunk is declared; all else that the round wants of it is in the stream now."""
         chunk = read.chunk
-        for run in runs_of(self.catchup.wanted_sectors(chunk), chunk.first_sector):
-            self.unreadable.remove(chunk.disk, *run)
+        self.unreadable.remove(chunk.disk, runs_of(self.catchup.wanted_sectors(chunk), chunk.first_sector))
         if not read.unreadable:
             return []
         missing = runs_of(self.catchup.missing(chunk, read.unreadable), chunk.first_sector)
-        for run in missing:
-            self.unreadable.declare(chunk.disk, *run, time.monotonic())
+        self.unreadable.declare(chunk.disk, missing, time.monotonic())
         return [(chunk.disk, *run) for run in missing]
 
     def _try_unreadable(self) -> None:
         """Asks for what could not be read, when that is due; what is given is put to do. Neither while a round runs: that one would not
-        end with what is put to do meanwhile."""
+        end with what is put to do meanwhile. A trial that hangs is let go: it must not keep the other disks from theirs."""
         if self.catchup.round is not None:
             return
+        now = time.monotonic()
         if self._trial is None:
-            if (due := self.unreadable.due(time.monotonic())) is not None:
-                self._tried = due[0]
-                self._trial = self._reader.try_again(*due)
-        elif self._trial.done():
-            trial, self._trial = self._trial, None
-            found = trial.result()
-            self.unreadable.tried(time.monotonic(), found=bool(found))
-            for sector, sectors in found:
-                self.catchup.mark_range(self._tried, sector, sectors)
-            if found:
+            if (due := self.unreadable.due(now)) is not None:
+                self._trial = due, self._reader.try_again(due), now
+            return
+        trial, answer, began = self._trial
+        if answer.done() or now - began >= ANSWER_S:
+            self._trial = None
+            given = self.unreadable.tried(now, trial, answer.result() if answer.done() else [])
+            for sector, sectors in given:
+                self.catchup.mark_range(trial.disk, sector, sectors)
+            if given:
                 self.rounds.lose_order("sectors that could not be read before can be read now")
 
     def _unordered_state(self) -> StreamState:

@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from agent.stream.catchup import Chunk
+from agent.stream.unreadable import Runs, Trial
 from shared.batch import SECTOR
 from shared.errors import DeviceError, cause_of
 
-Runs = list[tuple[int, int]]
-"""Sectors: (first, count) of each run."""
 SAMPLES: Final = 8
 _BLKSSZGET: Final = 0x1268
 _NOT_THE_SECTOR: Final = frozenset(
@@ -65,16 +64,17 @@ def read_span(
         return bad
 
 
-def read_again(fd: int, runs: Iterable[tuple[int, int]], moved: Callable[[], None], until: float) -> Runs:
+def read_again(fd: int, trial: Trial, moved: Callable[[], None], until: float) -> Runs:
     """Which of these sectors, that could not be read once, can be read now. Begins no read after `until` (monotonic)."""
     found: Runs = []
     block = block_sectors(fd)
     with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as aligned:
-        for first, sectors in runs:
+        for first, sectors in trial.runs:
             for sector in range(first, first + sectors, block):
                 count = min(block, first + sectors - sector)
                 if time.monotonic() > until:
                     return found
+                trial.behind = sector + count
                 if _read_exactly(fd, aligned[: count * SECTOR], sector):
                     append(found, sector, count)
                 moved()

@@ -180,7 +180,7 @@ class AgentState:
 
     @property
     def unreadable_words(self) -> npt.NDArray[np.uint64]:
-        """6 words that are no other's: `agent.stream.unreadable` owns their meaning. They are of the running epoch."""
+        """6 words that are no other's: `agent.stream.unreadable_words` owns their meaning."""
         return self._words[_UNREADABLE_AT:_PATIENCE_AT]
 
     @property

@@ -27,7 +27,8 @@ from agent.capture.layout import GRANULE_SECTORS
 from agent.stream import clock
 from agent.stream.catchup import WORD_GRANULES, CatchUp, Chunk, NoChunk, open_over
 from agent.stream.disk_threads import PARALLEL, DiskThreads
-from agent.stream.spans import Runs, read_again, read_span
+from agent.stream.spans import read_again, read_span
+from agent.stream.unreadable import Runs, Trial
 from shared import logging
 from shared.batch import SECTOR
 from shared.errors import DeviceError, DiskHangsError, SlowReadError, WriteHangsError
@@ -47,6 +48,8 @@ KNOWN_S: Final = 600.0
 TRY_S: Final = 10.0
 """How long sectors that could not be read are tried, at once."""
 _BLOCKED_PROBE_S: Final = 0.02
+_TRIAL: Final = -1
+"""Instead of a word, what reads of a trial are known by."""
 _HUNG_PROBE_S: Final = 0.5
 """How often it is seen whether a disk that is waited for still answers."""
 
@@ -306,24 +309,27 @@ class SyncReader:
         read.add_done_callback(lane.under_way.pop)
         lane.ready.append(read)
 
-    def try_again(self, disk: int, runs: Runs) -> asyncio.Future[Runs]:
-        """Which of these sectors of a disk can be read now; none of one that is not read at all."""
-        lane = self._lanes[disk]
+    def try_again(self, trial: Trial) -> asyncio.Future[Runs]:
+        """Which of these sectors can be read now; none of a disk that is not read at all, or that a trial hangs on."""
+        lane = self._lanes[trial.disk]
+        is_tried = any(word == _TRIAL for word, _ in lane.under_way.values())
 
         async def read() -> Runs:
-            if lane.left_out or lane.is_full:
+            if lane.left_out or lane.is_full or is_tried:
                 return []
-            call = functools.partial(read_again, runs=runs, moved=lane.moved, until=time.monotonic() + TRY_S)
+            call = functools.partial(
+                read_again, trial=trial, moved=lane.moved, until=time.monotonic() + TRY_S
+            )
             try:
                 return await asyncio.wrap_future(lane.threads.run(call))
             except DeviceError as exc:
                 _log.debug("sectors that could not be read before: not known", cause=str(exc))
                 return []
 
-        trial = asyncio.create_task(read(), name="sync-try")
-        lane.under_way[trial] = -1, time.monotonic()
-        trial.add_done_callback(lane.under_way.pop)
-        return trial
+        answer = asyncio.create_task(read(), name="sync-try")
+        lane.under_way[answer] = _TRIAL, time.monotonic()
+        answer.add_done_callback(lane.under_way.pop)
+        return answer
 
     async def _read(self, lane: _Lane, chunk: Chunk, buffer: mmap.mmap) -> ReadChunk:
         begun: list[bool] = []

@@ -19,12 +19,13 @@ import pytest
 
 from agent.capture.disks import find_disk
 from agent.capture.maps import Capture, detach
+from agent.stream import unreadable
 from agent.stream.catchup import CatchUp, Chunk
 from agent.stream.cutter import Stream
 from agent.stream.spans import read_span
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
-from agent.stream.unreadable import Unreadable
+from agent.stream.unreadable import Trial, Unreadable
 from shared.batch import SECTOR, Batch, Mark, StreamState
 from shared.errors import DeviceError
 from tests.loopdisk import attached, loop_disk
@@ -262,16 +263,48 @@ async def test_sectors_that_can_be_read_again_are_copied_and_not_called_unreadab
         stream.rounds.settle()
         await pump.until_ordered()
         assert stream.unreadable.ranges() == [(0, 64, 8), (0, 2048, 8)]
-        assert Unreadable(AgentState(stream._capture.state).unreadable_words).sectors == 16  # after a kill
+        state = AgentState(stream._capture.state)
+        kept = Unreadable([DISK_B // 512] * 2, state.unreadable_words, state[Word.CLAIM])
+        assert kept.ranges() == stream.unreadable.ranges(), "they are forgotten with a kill"
         assert not is_equal(replica.paths[0], devices[0])
         monkeypatch.setattr("agent.stream.unreadable.FIRST_S", 0.0)
-        stream.unreadable.tried(0.0, found=True)
+        stream.unreadable._turns.clear()  # its turn is now
         bad.pop()
         await until_declared(pump, [(0, 2048, 8)])
         bad.pop()
         await until_declared(pump, [])
         await pump.until_ordered()
         assert is_equal(replica.paths[0], devices[0])
+    replica.close()
+
+
+async def test_a_trial_that_hangs_is_let_go_and_other_disks_are_tried(
+    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica(shm, [DISK_B, DISK_B])
+    asked: list[int] = []
+
+    def hang(trial: Trial) -> asyncio.Future[list[tuple[int, int]]]:
+        asked.append(trial.disk)
+        return asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr("agent.stream.cutter.ANSWER_S", 0.0)
+    async with running(pin_dir, devices, 1) as stream:
+        pump = await ordered_pump(stream, replica)
+        monkeypatch.setattr(stream._reader, "try_again", hang)
+        for disk in range(2):
+            stream.unreadable.declare(disk, [(8, 1)], -unreadable.FIRST_S)
+        for _ in range(4):
+            stream.cut()
+        assert asked == [0, 1]
+        stream.unreadable.declare(0, [(8, 1)], -unreadable.FIRST_S)
+        stream.cut()
+        monkeypatch.setattr("agent.stream.cutter.ANSWER_S", 60.0)
+        await pump.begin(2)
+        stream.catchup.round = None
+        stream.unreadable.declare(1, [(8, 1)], -unreadable.FIRST_S)
+        stream.cut()
+        assert asked == [0, 1, 0, 1], "a trial of the epoch before is waited for"
     replica.close()
 
 
