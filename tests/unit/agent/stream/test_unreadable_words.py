@@ -58,10 +58,11 @@ class Words:
         self._words[at] = value
 
 
-@given(STATE, STATE, st.integers(0, 9))
+@given(STATE, st.integers(0, 511), st.integers(0, 511), st.integers(0, 9))
 def test_what_was_declared_and_still_is_is_covered_wherever_a_kill_falls(
-    before: State, after: State, stores: int
+    runs: State, then: int, now: int, stores: int
 ) -> None:
+    before, after = ([run for i, run in enumerate(runs) if mask >> i & 1] for mask in (then, now))
     words = np.zeros(WORDS, np.uint64)
     keep(words, CLAIM, before)
     assert covers(words, before)
