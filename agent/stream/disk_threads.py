@@ -12,18 +12,26 @@ the call, and is opened by a later one.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 from agent.capture.device_program import OtherDisk, check_is, open_disk
 from agent.capture.disks import Disk
+from shared import logging
 from shared.errors import DeviceError, cause_of
 
+_log = logging.get()
+
 PARALLEL: Final = 2
+MOST: Final = 8
+"""Threads of a disk, with those that hang: two bad sectors must not keep the rest of a disk from being read, and a disk that is gone must
+not hold threads without end."""
 _R = TypeVar("_R")
 
 
@@ -37,36 +45,72 @@ class DiskThreads:
         self._opening = threading.Lock()
         """Held while one thread opens the disk, which may hang; `_lock` never is."""
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[int], Any]] | None] = queue.SimpleQueue()
-        for i in range(PARALLEL):
-            threading.Thread(target=self._work, name=f"disk {disk.path} {i}", daemon=True).start()
+        self._threads: dict[threading.Thread, float] = {}
+        """Since when each is in a call; infinity: in none."""
+        self._patience_s = 0.0
+        self._add_threads()
 
-    def run(self, call: Callable[[int], _R]) -> Future[_R]:
-        """`call(descriptor)` in a thread. Raises, through the future, DeviceError when the disk cannot be opened, or is another one."""
+    def run(self, call: Callable[[int], _R], patience_s: float) -> Future[_R]:
+        """`call(descriptor)` in a thread. Raises, through the future, DeviceError when the disk cannot be opened, or is another one.
+
+        A thread that has been in one call for longer than `patience_s` is not counted on any more: there is another in its place.
+        """
         future: Future[_R] = Future()
         self._calls.put((future, call))
+        self._patience_s = patience_s
+        self._add_threads()
         return future
+
+    def _add_threads(self) -> None:
+        with self._lock:
+            for _ in range(min(PARALLEL + self._hanging, MOST) - len(self._threads)):
+                thread = threading.Thread(target=self._work, name=f"disk {self._disk.path}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as exc:  # this machine has no room for it
+                    if not self._threads:
+                        raise
+                    _log.warning("no more threads can be had to read a disk", cause=str(exc))
+                    return
+                self._threads[thread] = math.inf
+
+    @property
+    def _hanging(self) -> int:
+        late = time.monotonic() - self._patience_s
+        return sum(since <= late for since in self._threads.values())
 
     def close(self) -> None:
         """Never waits. Calls that have not begun are not made."""
         with self._lock:
             self._closed = True
             self._let_go()
-        for _ in range(PARALLEL):
+        for _ in range(MOST):
             self._calls.put(None)
 
     # -- in the threads ------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (item := self._calls.get()) is not None:
+        me = threading.current_thread()
+        while self._is_needed(me) and (item := self._calls.get()) is not None:
             future, call = item
             if not future.set_running_or_notify_cancel():
                 continue
+            self._threads[me] = time.monotonic()
             try:
                 result = self._use(call)
             except BaseException as exc:  # noqa: BLE001 - whoever awaits the future gets it
                 future.set_exception(exc)
             else:
                 future.set_result(result)
+
+    def _is_needed(self, me: threading.Thread) -> bool:
+        """One that comes back late ends, if there is another in its place."""
+        with self._lock:
+            self._threads[me] = math.inf
+            is_needed = len(self._threads) - self._hanging <= PARALLEL
+            if not is_needed:
+                del self._threads[me]
+            return is_needed
 
     def _use(self, call: Callable[[int], _R]) -> _R:
         fd = self._opened()

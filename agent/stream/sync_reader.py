@@ -5,8 +5,9 @@ of these apart: one that fails, is gone or never answers is left to a later roun
 many chunks are ahead is bounded by the number of buffers, so memory is too.
 
 A read that takes minutes (a drive that does not give up a bad sector) holds one of the disk's threads, and what is behind it is read by
-the other. When nothing else is left, the round leaves it to the next, which does not ask for that chunk again before it has come back.
-Its data is too old by then (rule A), and thrown away; where it found bad sectors the next round does not ask again, if that comes soon.
+the other, or by those that take the place of threads that hang. When nothing else is left, the round leaves it to the next, which does
+not ask for that chunk again before it has come back. Its data is too old by then (rule A), and thrown away; where it found bad sectors the
+next round does not ask again, if that comes soon.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
 from agent.stream import clock
 from agent.stream.catchup import WORD_GRANULES, CatchUp, Chunk, NoChunk, open_over
-from agent.stream.disk_threads import PARALLEL, DiskThreads
+from agent.stream.disk_threads import MOST, PARALLEL, DiskThreads
 from agent.stream.spans import read_again, read_span
 from agent.stream.unreadable import Runs, Trial
 from shared import logging
@@ -37,7 +38,8 @@ from shared.waiting import wait_for
 _log = logging.get()
 
 BUFFERS: Final = 4
-"""Per disk; memory is only taken where chunks are read."""
+"""Per disk, without those of reads that hang; memory is only taken where chunks are read."""
+_MAPPED: Final = BUFFERS + MOST - PARALLEL
 BUFFER_B: Final = WORD_GRANULES * GRANULE_SECTORS * SECTOR
 BLOCKED_PATIENCE_S: Final = 2.0
 """How long a round waits for open writes that keep its last chunks from being read, before it leaves those to the next round."""
@@ -74,7 +76,7 @@ class _Lane:
         self.slot = slot
         self.path = disk.path
         self.threads = DiskThreads(disk)
-        self.free = [mmap.mmap(-1, BUFFER_B) for _ in range(BUFFERS)]
+        self.free = [mmap.mmap(-1, BUFFER_B) for _ in range(_MAPPED)]
         self.room = asyncio.Event()
         self.ready: list[asyncio.Task[ReadChunk]] = []
         """The round's reads, begun or done."""
@@ -105,8 +107,19 @@ class _Lane:
 
     @property
     def is_full(self) -> bool:
-        """Whether no thread of the disk is free."""
-        return len(self.under_way) >= PARALLEL
+        """Whether no thread of the disk is free, nor will be in the place of one that hangs."""
+        return len(self.under_way) - self.late >= PARALLEL or len(self.under_way) >= MOST
+
+    @property
+    def late(self) -> int:
+        """How many reads have not come back for so long that neither they nor their buffers count any more."""
+        late = time.monotonic() - ANSWER_S
+        return sum(began <= late for _, began in self.under_way.values())
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more chunk may be read ahead."""
+        return bool(self.free) and _MAPPED - len(self.free) - self.late < BUFFERS
 
     def is_asked_already(self, chunk: Chunk) -> bool:
         """Whether an earlier round asked for this chunk, long ago, and has no answer yet."""
@@ -280,7 +293,7 @@ class SyncReader:
                         self._catchup.block(chunk)
                         await asyncio.sleep(_BLOCKED_PROBE_S)
                     continue
-                while not (given_up := self._is_given_up(lane)) and not lane.free:
+                while not (given_up := self._is_given_up(lane)) and not lane.has_room:
                     lane.room.clear()
                     await wait_for(lane.room, _HUNG_PROBE_S)
                     if not lane.is_full:
@@ -321,7 +334,7 @@ class SyncReader:
                 read_again, trial=trial, moved=lane.moved, until=time.monotonic() + TRY_S
             )
             try:
-                return await asyncio.wrap_future(lane.threads.run(call))
+                return await asyncio.wrap_future(lane.threads.run(call, ANSWER_S))
             except DeviceError as exc:
                 _log.debug("sectors that could not be read before: not known", cause=str(exc))
                 return []
@@ -340,7 +353,7 @@ class SyncReader:
             return read_span(fd, chunk, buffer, lane.moved, known_bad)
 
         try:
-            unreadable = await asyncio.wrap_future(lane.threads.run(read))
+            unreadable = await asyncio.wrap_future(lane.threads.run(read, ANSWER_S))
         except Exception:
             lane.give_back(buffer)
             raise

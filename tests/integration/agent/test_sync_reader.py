@@ -23,7 +23,7 @@ from agent.stream import clock, sync_reader
 from agent.stream.catchup import CatchUp, Chunk
 from agent.stream.disk_threads import PARALLEL
 from agent.stream.spans import read_span
-from agent.stream.sync_reader import BUFFERS, SyncReader
+from agent.stream.sync_reader import _MAPPED, SyncReader
 from shared.batch import SECTOR
 from shared.errors import DeviceError
 from shared.waiting import wait_for
@@ -100,10 +100,10 @@ async def test_what_a_given_up_round_reads_never_gets_into_the_next_one(
     reader.end()
     lane = reader._lanes[0]
     async with asyncio.timeout(30):  # a read of the first round may still be under way in the other thread
-        while len(lane.free) < BUFFERS:
+        while len(lane.free) < _MAPPED:
             lane.room.clear()
             await lane.room.wait()
-    assert len(lane.free) == BUFFERS
+    assert len(lane.free) == _MAPPED
     reader.close()
 
 
@@ -296,6 +296,45 @@ async def test_a_disk_that_answers_again_is_read_again(disk: str, monkeypatch: p
     two.reader.close()
 
 
+async def test_two_slow_sectors_do_not_keep_the_rest_of_their_disk_from_being_read(
+    disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def read(fd: int, chunk: Chunk, *rest: Any) -> list[tuple[int, int]]:
+        if chunk.word in (3, 7):
+            go_on.wait(30)
+        return read_span(fd, chunk, *rest)
+
+    monkeypatch.setattr(sync_reader, "read_span", read)
+    monkeypatch.setattr(sync_reader, "_HUNG_PROBE_S", 0.001)
+    monkeypatch.setattr(sync_reader, "ANSWER_S", 0.3)
+    one = TwoDisks([disk])
+    todo = one.catchup._todo[0]
+
+    async def one_round() -> None:
+        one.reader.start(lambda: NOTHING_OPEN)
+        await one.take_until(lambda: one.reader.finished)
+        one.reader.end()
+        assert not one.catchup.finish_reading(0, 0)
+        todo[one.words[0]] = 0
+        todo[20] = 1  # it is written
+        one.catchup.begin_round(0, 0)
+
+    async with asyncio.timeout(20):
+        while len({*one.words[0]}) < DISK_B // CHUNK_B - 2:
+            await one_round()
+        while [error.code for error in one.reader.problems.values()] != ["US586"]:
+            await one_round()
+    assert not {3, 7} & {*one.words[0]}
+    assert len(one.reader._lanes[0].threads._threads) > PARALLEL
+    go_on.set()
+    async with asyncio.timeout(30):
+        while len(one.reader._lanes[0].threads._threads) > PARALLEL:
+            await wait_for(asyncio.Event(), 0.001)
+    one.reader.close()
+
+
 async def test_a_slow_read_while_nothing_is_taken_for_long_is_not_a_disk_that_gives_nothing(
     disk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +346,7 @@ async def test_a_slow_read_while_nothing_is_taken_for_long_is_not_a_disk_that_gi
     one.reader.start(lambda: NOTHING_OPEN)
     await one.take_until(lambda: bad.WORD in [*one.words[0], *(word for word, _ in lane.under_way.values())])
     async with asyncio.timeout(30):
-        while len(lane.under_way) > 1 or lane.free:
+        while len(lane.under_way) > 1 or lane.has_room:
             one.reader.wakeup.clear()
             await wait_for(one.reader.wakeup, 0.001)
     lane.moved_at -= sync_reader.ANSWER_S  # no credit for so long
@@ -337,7 +376,7 @@ async def test_what_this_machine_lacks_for_a_read_leaves_the_disk_to_later_and_l
     await two.take_until(lambda: two.reader.finished and not two.reader._lanes[0].under_way)
     assert (two.words[0], two.has_all_of(1)) == ([], True)
     assert "Cannot allocate memory" in two.reader.problems[0].cause
-    assert [len(lane.free) for lane in two.reader._lanes] == [BUFFERS, BUFFERS]
+    assert [len(lane.free) for lane in two.reader._lanes] == [_MAPPED, _MAPPED]
     two.reader.close()
 
 
