@@ -3,7 +3,8 @@
 A sector is lost only if it fails while the disk demonstrably works. A disk may fail for milliseconds (a path fails over, a cable), with the
 very errors that a damaged medium gives; then nothing of it is lost, and all of it can be read a moment later. So a block that was refused
 is asked for once more behind a *sample*, a block elsewhere that the disk did give: only what fails on both sides of that is called
-unreadable. If no sample is given, it is the disk that fails: nothing is called anything, and the chunk is left to a later round. (Two
+unreadable. If no sample is given, it is the disk that fails: nothing is called anything, and the chunk is left to a later round. Where the
+whole chunk is called unreadable, a part of the disk may be away: `sync_reader` waits for some minutes before it believes that. (Two
 failures of the disk, one around each of the two reads, still deceive this: `unreadable` asks again later.)
 """
 

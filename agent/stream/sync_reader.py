@@ -32,7 +32,7 @@ from agent.stream.spans import read_again, read_span
 from agent.stream.unreadable import Runs, Trial
 from shared import logging
 from shared.batch import SECTOR
-from shared.errors import DeviceError, DiskHangsError, SlowReadError, WriteHangsError
+from shared.errors import DeviceError, DiskHangsError, PartRefusedError, SlowReadError, WriteHangsError
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -47,6 +47,9 @@ ANSWER_S: Final = 20.0
 """A disk that gave nothing for so long, though it was asked, is left to a later round."""
 KNOWN_S: Final = 600.0
 """How long bad sectors of a read that came too late are not asked for."""
+REFUSED_S: Final = 300.0
+"""How long a chunk of which nothing is given is left to later rounds before it is declared: of a disk that is made of several, one may
+be away, while the others give whatever is asked."""
 TRY_S: Final = 10.0
 """How long sectors that could not be read are tried, at once."""
 _BLOCKED_PROBE_S: Final = 0.02
@@ -92,6 +95,29 @@ class _Lane:
         """Why it was left to later as a whole."""
         self.left: DeviceError | None = None
         """Why the last round that went through all of it left a part of it to later."""
+
+        self.refused: PartRefusedError | None = None
+        """Why the last round left chunks to later of which it was given nothing."""
+        self.refused_since = 0.0
+        self.is_refused_now = False
+        """Whether this round did."""
+
+    def leaves_refused(self, read: ReadChunk) -> bool:
+        """Whether nothing was given of the chunk, so that it is left to later; for some minutes."""
+        if sum(count for _, count in read.unreadable) < read.chunk.sectors:
+            return False
+        now = time.monotonic()
+        self.refused_since = self.refused_since or now
+        if now - self.refused_since >= REFUSED_S:
+            return False
+        self.is_refused_now = True
+        self.refused = _refused(self, read.chunk)
+        return True
+
+    def end_round(self) -> None:
+        if not self.is_refused_now:
+            self.refused, self.refused_since = None, 0.0
+        self.is_refused_now = False
 
     def moved(self) -> None:
         self.moved_at = time.monotonic()
@@ -191,7 +217,7 @@ class SyncReader:
     @property
     def problems(self) -> dict[int, DeviceError]:
         """Why disks could not be read when they were last asked."""
-        found = {lane.slot: lane.problem or lane.left for lane in self._lanes}
+        found = {lane.slot: lane.problem or lane.refused or lane.left for lane in self._lanes}
         return {slot: problem for slot, problem in found.items() if problem is not None}
 
     @property
@@ -232,8 +258,12 @@ class SyncReader:
                     break
                 if error is None:
                     lane.ready.remove(read)
-                    taken.append(read.result())
                     lane.problem = None
+                    if lane.leaves_refused(read.result()):
+                        self._catchup.defer(read.result().chunk)
+                        lane.give_back(read.result().buffer)
+                    else:
+                        taken.append(read.result())
                 else:
                     assert isinstance(error, DeviceError)
                     self._leave_to_later(lane, error)
@@ -247,6 +277,8 @@ class SyncReader:
         """The round is over; the next may start."""
         assert self.finished
         self._running = False
+        for lane in self._lanes:
+            lane.end_round()
 
     def cancel(self) -> None:
         """Gives the round up."""
@@ -373,6 +405,13 @@ def _slow(lane: _Lane, chunk: Chunk) -> SlowReadError:
     return SlowReadError(
         f"A part of protected disk {lane.path} could not be read yet",
         cause=f"a read at sector {chunk.first_sector} has not come back for {ANSWER_S:.0f} s and more",
+    )
+
+
+def _refused(lane: _Lane, chunk: Chunk) -> PartRefusedError:
+    return PartRefusedError(
+        f"A part of protected disk {lane.path} cannot be read",
+        cause=f"nothing is given of the {chunk.sectors} sectors at {chunk.first_sector}, while others are",
     )
 
 

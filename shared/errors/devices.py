@@ -155,6 +155,16 @@ class SlowReadError(DeviceError):
     )
 
 
+class PartRefusedError(DeviceError):
+    """A disk gives nothing of a part of it, while it does of others: a leg of a volume that is away, say (agent/stream/sync_reader.py)."""
+
+    code = "US593"
+    default_action = (
+        "Check what the disk is made of (dmesg; lvs, mdadm, multipath): is a part of it away? The rest is copied meanwhile. If it is not "
+        "given within some minutes, it is named unreadable and left out, so that there are new points; it is copied when it is back."
+    )
+
+
 class WriteHangsError(DeviceError):
     """A write to a captured disk does not complete, while reads of it are answered. Before it has, what is read there is not final."""
 

@@ -335,6 +335,49 @@ async def test_two_slow_sectors_do_not_keep_the_rest_of_their_disk_from_being_re
     one.reader.close()
 
 
+async def test_a_part_of_a_disk_that_is_away_is_waited_for_before_it_is_called_unreadable(
+    disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = [*range(20, DISK_B // CHUNK_B)]
+
+    def read(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
+        if chunk.word in away:
+            return [(chunk.first_sector, chunk.sectors)]
+        return [*read_span(fd, chunk, buffer, *rest), (chunk.first_sector, chunk.sectors - 1)]
+
+    monkeypatch.setattr(sync_reader, "read_span", read)
+    todo = np.full(DISK_B // CHUNK_B, 2**64 - 1, np.uint64)
+    catchup = CatchUp([DISK_B // SECTOR], [todo])
+    reader = SyncReader([find_disk(Path(disk))], catchup)
+
+    async def one_round() -> tuple[list[int], bool]:
+        catchup.begin_round(0, 0)
+        reader.start(lambda: NOTHING_OPEN)
+        words = []
+        async with asyncio.timeout(30):
+            while not reader.finished:
+                reader.wakeup.clear()
+                for read in reader.take(4):
+                    words.append(read.chunk.word)
+                    reader.release(read)
+                await wait_for(reader.wakeup, 0.001)
+        reader.end()
+        return sorted(words), catchup.finish_reading(0, 0)
+
+    everything = [*range(DISK_B // CHUNK_B)]
+    assert await one_round() == (everything[:20], False)
+    assert [error.code for error in reader.problems.values()] == ["US593"]
+    assert reader.troubled
+    reader._lanes[0].refused_since -= sync_reader.REFUSED_S
+    assert await one_round() == (everything, True)
+    assert reader.problems == {}
+    assert await one_round() == (everything[:20], False), "another outage is waited for anew"
+    away.clear()
+    assert await one_round() == (everything, True)
+    assert reader.problems == {}
+    reader.close()
+
+
 async def test_a_slow_read_while_nothing_is_taken_for_long_is_not_a_disk_that_gives_nothing(
     disk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
