@@ -141,6 +141,8 @@ class Verdict:
     """With CONTINUE and ATTACH: the disk; with MISSING: what does not say whether it is."""
     slot: int | None = None
     """With CONTINUE: where capture has it."""
+    is_resized: bool = False
+    """With ATTACH: capture is pinned to this disk, with another size."""
     reason: str = ""
 
     @property
@@ -215,7 +217,7 @@ def _take(known: Known, disk: Standing, slots: dict[tuple[int, int], Pinned], wh
         return Verdict(known=known, action=Action.CONTINUE, standing=disk, slot=pin.slot)
     if pin is not None:
         why = f"it was resized: {disk.sectors} sectors now, not {pin.sectors}"
-    return Verdict(known=known, action=Action.ATTACH, standing=disk, reason=why)
+    return Verdict(known=known, action=Action.ATTACH, standing=disk, is_resized=pin is not None, reason=why)
 
 
 def same(kept: Identity | None, found: Identity) -> bool:

@@ -178,13 +178,14 @@ def why_not(look: Look, given_up: Collection[str] = ()) -> dict[str, UnderstudyE
 
 def _why_not_together(verdicts: Sequence[Verdict], look: Look) -> dict[str, UnderstudyError]:
     """Of two disks one of which lies on the other, as may come to be at any time (a volume is extended onto a protected disk), one is
-    left out: the one that is not captured yet, or as it stands now; else the upper one, since the lower holds it and more. Two that are
-    captured go on: what is written to the upper one is in the stream twice, and right."""
+    left out: the one that is not captured yet, or under another number; else the upper one, since the lower holds it and more. Two that are
+    captured go on, also one that was resized: what is written to the upper one is in the stream twice, and right. (A volume extended
+    onto a protected disk is resized by that; left out, its other parts would be in no stream any more.)"""
     there = {v.standing.dev: v for v in verdicts if v.standing is not None}
     found: dict[str, UnderstudyError] = {}
     for upper, lower in disks.lying_on([look.found[dev] for dev in there]):
         pair = [there[layout.kernel_dev(disk.major, disk.minor)] for disk in (upper, lower)]
-        out = next((v for v in pair if v.action is Action.ATTACH), None)
+        out = next((v for v in pair if v.action is Action.ATTACH and not v.is_resized), None)
         if out is None or any(v.known.id in found for v in pair):
             continue
         found[out.known.id] = DiskLeftOutError(

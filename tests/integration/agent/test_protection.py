@@ -188,6 +188,14 @@ def test_a_disk_that_comes_to_lie_on_another_is_left_out_and_the_other_goes_on(
     )
     capture, left_out = machine.protect()
     assert (len(capture.disks), left_out, machine.changes) == (2, [], []), "both are captured as they stand"
+    with machine.rig.backing[0].open("r+b") as file:
+        file.truncate(8 * MIB)
+    run("losetup", "--set-capacity", machine.rig.device)
+    capture, left_out = machine.protect()
+    assert (len(capture.disks), left_out, machine.changes) == (2, [], [Change.RESIZED]), (
+        "it grew onto the other"
+    )
+    machine.changes = []
     reattach(str(machine.rig.disks[0].path), machine.rig.backing[0])  # now it would have to be taken in anew
     capture, (left,) = machine.protect()
     assert ([disk.name for disk in capture.disks], left.id) == ([lower], upper)
