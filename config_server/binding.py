@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from shared import logging, tls
+from shared import decoding, logging, tls
 from shared.api import ROUTES, Access, Route
 from shared.errors import (
     UNDECODABLE,
@@ -253,10 +253,10 @@ def _decode(request: web.Request, route: Route[_Q, _R], raw: bytes) -> _Q:
         if route.request is msgspec.Struct:
             return route.request()  # the handler decodes Call.body: its type depends on the caller
         if route.method == "GET":
-            return msgspec.convert(dict(request.query), route.request, strict=False)
+            return decoding.convert(dict(request.query), route.request, strict=False)
         if not raw and route.request is Nothing:
             return route.request()
-        return msgspec.json.decode(raw, type=route.request)
+        return decoding.decode(raw, type=route.request)
     except UNDECODABLE as exc:
         raise RequestError(f"The call '{route.name}' was not understood", cause=str(exc)) from exc
 

@@ -9,6 +9,7 @@ import sqlite3
 import msgspec
 
 from config_server.clock import SECOND_NS, rfc3339
+from shared import decoding
 from shared.errors import NotFoundError
 from shared.messages import GrantState, GrantView
 
@@ -123,4 +124,4 @@ def view(grant: Grant, now_ns: int) -> GrantView:
 
 
 def _grant(row: sqlite3.Row) -> Grant:
-    return msgspec.convert({**dict(row), "returned": bool(row["returned"])}, Grant)
+    return decoding.convert({**dict(row), "returned": bool(row["returned"])}, Grant)

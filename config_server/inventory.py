@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from shared import decoding
 from shared.errors import MachineNotFoundError
 from shared.messages import Policy
 from shared.vocabulary import Role
@@ -33,7 +34,7 @@ class StoredReport(msgspec.Struct, frozen=True):
 
 def default_policy(db: sqlite3.Connection) -> Policy:
     row = db.execute("SELECT value FROM settings WHERE name = ?", (_DEFAULT_POLICY,)).fetchone()
-    return msgspec.json.decode(row["value"], type=Policy) if row else Policy()
+    return decoding.decode(row["value"], type=Policy) if row else Policy()
 
 
 def set_default_policy(db: sqlite3.Connection, policy: Policy) -> None:
@@ -97,8 +98,8 @@ def _machine(row: sqlite3.Row, default: Policy) -> Machine:
     return Machine(
         name=row["name"],
         protected=bool(row["protected"]),
-        disks=msgspec.json.decode(row["disks"], type=tuple[str, ...]),
-        policy=default if row["policy"] is None else msgspec.json.decode(row["policy"], type=Policy),
+        disks=decoding.decode(row["disks"], type=tuple[str, ...]),
+        policy=default if row["policy"] is None else decoding.decode(row["policy"], type=Policy),
         created_ns=row["created_ns"],
     )
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from config_server.clock import SECOND_NS, rfc3339
+from shared import decoding
 from shared.errors import JobGivenUpError, JobNotFoundError
 from shared.messages import Failure, JobProgress, JobState, JobView
 
@@ -80,7 +81,7 @@ def _view(row: sqlite3.Row) -> JobView:
         detail=row["detail"],
         args=msgspec.json.decode(row["args"]),
         result=None if row["result"] is None else msgspec.json.decode(row["result"]),
-        error=None if row["error"] is None else msgspec.json.decode(row["error"], type=Failure),
+        error=None if row["error"] is None else decoding.decode(row["error"], type=Failure),
         created=rfc3339(row["created_ns"]),
         updated=rfc3339(row["updated_ns"]),
     )

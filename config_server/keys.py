@@ -18,7 +18,7 @@ import msgspec
 from config_server import audit
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name
-from shared import api
+from shared import api, decoding
 from shared.errors import ConfigError
 from shared.messages import KeyRequest, MachineKeyGrant, Nothing
 from shared.sealing import MachineKey
@@ -78,7 +78,7 @@ def grant_of(key: MachineKey) -> MachineKeyGrant:
 def remembered(db: sqlite3.Connection, storage: str) -> Records:
     """The vault keys that this storage had when it answered last."""
     row = db.execute("SELECT value FROM settings WHERE name = ?", (_remembered(storage),)).fetchone()
-    return msgspec.json.decode(row["value"], type=dict[str, str]) if row else {}
+    return decoding.decode(row["value"], type=dict[str, str]) if row else {}
 
 
 def remember(db: sqlite3.Connection, storage: str, recorded: Records) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from config_server import twins
 from config_server.clock import SECOND_NS
 from config_server.twins import SILENT_S, Starts
+from shared import decoding
 from shared.errors import UNDECODABLE, ManyProblemsError, RequestError
 from shared.status import (
     AgentReport,
@@ -215,7 +216,7 @@ def decode(role: Role, raw: bytes) -> Report:
     """Raises RequestError for what cannot be taken, or could not be given again: then one daemon's report would spoil the answers
     about all."""
     try:
-        report = msgspec.json.decode(raw, type=_TYPES[role])
+        report = decoding.decode(raw, type=_TYPES[role])
         answer: object = report
         for _ in range(_ANSWER_DEPTH):
             answer = [answer]

@@ -24,10 +24,9 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-import msgspec
-
 from config_server.clock import rfc3339
 from config_server.revocation_record import Record
+from shared import decoding
 from shared.errors import CertificateRevokedError, RequestError
 from shared.messages import CertificateView, Revocations
 from shared.naming import SAYS, is_name
@@ -166,7 +165,7 @@ def take_in(db: sqlite3.Connection, record: Record) -> bool:
 def rows(db: sqlite3.Connection) -> list[Record]:
     """All, as storage records them."""
     found = db.execute("SELECT subject, reason, who, revoked_ns FROM revocations")
-    return [msgspec.convert(dict(row), Record) for row in found]
+    return [decoding.convert(dict(row), Record) for row in found]
 
 
 def recorded(db: sqlite3.Connection) -> set[str]:

@@ -18,6 +18,7 @@ import msgspec
 
 from config_server.ca import BACKDATED, CertificateAuthority
 from config_server.clock import SECOND_NS
+from shared import decoding
 from shared.errors import UNDECODABLE
 
 FOLDER: Final = "revoked/"
@@ -61,8 +62,8 @@ def encode(record: Record, ca: CertificateAuthority) -> bytes:
 def decode(blob: str, data: bytes, ca: CertificateAuthority) -> Record | None:
     """None for what this CA did not write under that name."""
     try:
-        signed = msgspec.json.decode(data, type=_Signed)
-        record = msgspec.json.decode(signed.record, type=Record)
+        signed = decoding.decode(data, type=_Signed)
+        record = decoding.decode(signed.record, type=Record)
     except UNDECODABLE:
         return None
     genuine = record.blob == blob and ca.has_signed(_SIGNED + signed.record.encode(), signed.signature)

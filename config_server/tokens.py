@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from shared import decoding
 from shared.errors import TokenExpiredError, TokenUnknownError, TokenUsedError
 from shared.vocabulary import Role
 
@@ -100,7 +101,7 @@ def redeem(db: sqlite3.Connection, token_hash: bytes, now_ns: int) -> Grant:
 
 
 def _grant(row: sqlite3.Row) -> Grant:
-    return Grant(Role(row["role"]), row["name"], msgspec.json.decode(row["hosts"], type=tuple[str, ...]))
+    return Grant(Role(row["role"]), row["name"], decoding.decode(row["hosts"], type=tuple[str, ...]))
 
 
 def subject_of(db: sqlite3.Connection, token_hash: bytes) -> str:

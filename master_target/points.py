@@ -34,7 +34,7 @@ import msgspec
 
 from master_target.apply import DiskTarget
 from master_target.roll import OwnedRoll
-from shared import logging
+from shared import decoding, logging
 from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.crashpoints import reach
@@ -295,7 +295,7 @@ def _same_batch(one: PointDoc, other: PointDoc) -> bool:
 
 def _decode_ranges(name: str, data: bytes) -> tuple[Range, ...]:
     try:
-        return msgspec.json.decode(data, type=tuple[Range, ...])
+        return decoding.decode(data, type=tuple[Range, ...])
     except UNDECODABLE as exc:
         raise IntegrityError(
             f"{name} could not be read",

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from shared import decoding
 from shared.blob import BlobStore
 from shared.errors import (
     UNDECODABLE,
@@ -204,7 +205,7 @@ async def _read(store: BlobStore, name: str) -> tuple[ActiveSide, str] | None:
 def decode(data: bytes, name: str) -> ActiveSide:
     """Raises IntegrityError."""
     try:
-        return msgspec.json.decode(data, type=ActiveSide)
+        return decoding.decode(data, type=ActiveSide)
     except UNDECODABLE as exc:
         raise IntegrityError(
             f"The document {name} cannot be read",

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from shared import decoding
 from shared.errors import UNDECODABLE, IntegrityError
 from shared.vocabulary import Consistency
 
@@ -147,7 +148,7 @@ def decode(data: Buffer) -> tuple[Batch, bytes]:
         raise _bad("its digest does not match")
     try:
         stream_state = StreamState(state)
-        meta = msgspec.json.decode(view[HEADER_SIZE:extents_at], type=BatchMeta) if meta_len else BatchMeta()
+        meta = decoding.decode(view[HEADER_SIZE:extents_at], type=BatchMeta) if meta_len else BatchMeta()
     except UNDECODABLE as exc:
         raise _bad(str(exc)) from exc
     extents = np.frombuffer(view[extents_at:payload_at], dtype=EXTENT)

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from shared import durable, identity, sealing
+from shared import decoding, durable, identity, sealing
 from shared.errors import UNDECODABLE, ConfigError, KeyCacheError, cause_of
 from shared.sealing import OVERHEAD_B, SALT_B, FileKey, SealError
 from shared.tls import TlsFiles
@@ -115,7 +115,7 @@ class KeyCache:
             if data[: len(_FORMER_MAGIC)] != _FORMER_MAGIC:
                 raise SealError
             file_key = self._file_key(data[len(_FORMER_MAGIC) : start], _unusable(former, "").what)
-            found = msgspec.json.decode(file_key.open(memoryview(data)[start:], data[:start]), type=_Former)
+            found = decoding.decode(file_key.open(memoryview(data)[start:], data[:start]), type=_Former)
         except (SealError, *UNDECODABLE) as exc:
             raise _unusable(former, "it is damaged, or was sealed with another private key") from exc
         for key in found.keys:
@@ -135,7 +135,7 @@ class KeyCache:
             raise _unusable(path, "it is damaged, or of another version")
         file_key = self._file_key(data[len(_MAGIC) : start], _unusable(path, "").what)
         try:
-            found = msgspec.json.decode(file_key.open(memoryview(data)[start:], data[:start]), type=CachedKey)
+            found = decoding.decode(file_key.open(memoryview(data)[start:], data[:start]), type=CachedKey)
         except SealError as exc:
             raise _unusable(
                 path, "it is damaged, or was sealed with another private key than this daemon's"

@@ -35,7 +35,7 @@ from typing import Annotated, Final, Self
 
 import msgspec
 
-from shared import logging
+from shared import decoding, logging
 from shared.blob import BlobConfig, BlobStore, Missing, Retried, Retry
 from shared.errors import (
     UNDECODABLE,
@@ -234,7 +234,7 @@ class MachineStorage(Retried):
         except BlobNotFoundError:
             return None
         try:
-            entry = msgspec.json.decode(data, type=MachineEntry)
+            entry = decoding.decode(data, type=MachineEntry)
         except UNDECODABLE as exc:
             raise IntegrityError(
                 f"The registry's entry {name} cannot be read", cause=str(exc), action=_DELETE
@@ -277,7 +277,7 @@ class MachineStorage(Retried):
             if metadata.get("vault") != self.vault.container or not is_machine(metadata.get("machine", "")):
                 continue
             try:
-                entry = msgspec.convert(
+                entry = decoding.convert(
                     {
                         "machine": metadata["machine"],
                         "id": name.removeprefix(prefix),

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from shared import durable
+from shared import decoding, durable
 from shared.errors import UNDECODABLE, ProtectedPlaceError
 from shared.storage_stack import disks_below
 
@@ -62,7 +62,7 @@ def check_place(path: Path, what: str) -> None:
 
 def _read(file: Path) -> _Note | None:
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=_Note)
+        found = decoding.decode(file.read_bytes(), type=_Note)
         Path(found.pin_dir).stat()
     except FileNotFoundError:
         return None  # that capture was detached

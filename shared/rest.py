@@ -17,7 +17,7 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from shared import api, clock_evidence, tls
+from shared import api, clock_evidence, decoding, tls
 from shared.connector import TlsConnector
 from shared.errors import UNDECODABLE, PeerError, UnderstudyError, UnreachableError
 from shared.messages import Failure, Nothing
@@ -111,7 +111,7 @@ class RestClient:
         if status >= 300:
             raise _failure(content, status, what)
         try:
-            return msgspec.json.decode(content, type=route.response)
+            return decoding.decode(content, type=route.response)
         except UNDECODABLE as exc:
             raise PeerError(what, cause=f"its answer is not what this version expects: {exc}") from exc
 
@@ -178,7 +178,7 @@ def _query_value(value: object) -> str:
 
 def _failure(content: bytes, status: int, what: str) -> UnderstudyError:
     try:
-        failure = msgspec.json.decode(content, type=Failure)
+        failure = decoding.decode(content, type=Failure)
     except UNDECODABLE:
         text = content[:200].decode(errors="replace").strip()
         return PeerError(what, cause=f"HTTP status {status}: {text or 'no explanation'}")

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from shared import durable
+from shared import decoding, durable
 from shared.errors import UNDECODABLE, RevokedListError, cause_of
 from shared.messages import Revocations
 from shared.single_writer import SingleWriter
@@ -31,7 +31,7 @@ class RevokedFile:
 
     def load(self) -> None:
         try:
-            self._known = msgspec.json.decode(self._path.read_bytes(), type=Revocations)
+            self._known = decoding.decode(self._path.read_bytes(), type=Revocations)
         except FileNotFoundError:
             return
         except (OSError, *UNDECODABLE) as exc:

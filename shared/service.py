@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 from msgspec import inspect
 
-from shared import logging
+from shared import decoding, logging
 from shared.errors import ConfigError, ListenError, UnderstudyError, UnhealthyError
 from shared.log_sink import Sink, fill_standard_descriptors
 
@@ -163,7 +163,7 @@ def load_config(path: Path, type_: type[_T]) -> _T:
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"Configuration file {path} could not be read", cause=str(exc)) from exc
     try:
-        return msgspec.convert(tomllib.loads(text), type_, dec_hook=_decode_extra)
+        return decoding.convert(tomllib.loads(text), type_, dec_hook=_decode_extra)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
         cause = _readable(exc) + _choices(exc, type_)
         raise ConfigError(f"Configuration file {path} is not valid", cause=cause) from exc

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from shared import durable, sealing
+from shared import decoding, durable, sealing
 from shared.blob import BlobStore
 from shared.errors import (
     UNDECODABLE,
@@ -86,7 +86,7 @@ def _read(path: Path) -> _VaultFile:
             action=f"chmod 600 {path}, and consider its keys known to others.",
         )
     try:
-        content = msgspec.json.decode(data, type=_VaultFile)
+        content = decoding.decode(data, type=_VaultFile)
         if any(len(key.key) != sealing.KEY_B for key in content.keys):
             raise ValueError("it holds a key that is none")
         if content.current not in {key.id for key in content.keys}:
@@ -225,7 +225,7 @@ async def key_document(store: BlobStore, machine: str) -> WrappedKey:
     name = names.KEY_DOCUMENT
     data = await store.read(name)
     try:
-        found = msgspec.json.decode(data, type=MachineDocument)
+        found = decoding.decode(data, type=MachineDocument)
         return WrappedKey(found.key_id, base64.b64decode(found.wrapped, validate=True))
     except UNDECODABLE as exc:
         raise IntegrityError(

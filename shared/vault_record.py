@@ -27,7 +27,7 @@ from typing import Final
 
 import msgspec
 
-from shared import logging
+from shared import decoding, logging
 from shared.errors import (
     UNDECODABLE,
     BlobExistsError,
@@ -202,7 +202,7 @@ async def _recorded(machines: MachineStorage) -> tuple[int, dict[str, str]]:
                 continue
             last = max(last, int(number))
             try:
-                record = msgspec.json.decode(await machines.vault.read(info.name), type=VaultKeyRecord)
+                record = decoding.decode(await machines.vault.read(info.name), type=VaultKeyRecord)
             except BlobNotFoundError:
                 continue
             except UNDECODABLE as exc:

@@ -16,7 +16,7 @@ from typing import Annotated, Final
 import msgspec
 
 from agent.capture.binding import Identity, Known, new_id
-from shared import durable
+from shared import decoding, durable
 from shared.errors import UNDECODABLE, BindingDamagedError
 from shared.log.names import DiskName
 
@@ -48,7 +48,7 @@ def read(state_dir: Path) -> list[Bound] | None:
     """None: nothing was bound here before. Raises BindingDamagedError."""
     path = state_dir / NAME
     try:
-        document = msgspec.json.decode(path.read_bytes(), type=_Document)
+        document = decoding.decode(path.read_bytes(), type=_Document)
         for bound in document.disks:
             Identity.parse(bound.identity)
     except FileNotFoundError:

@@ -23,7 +23,7 @@ from deploy.lab import files, ports, registry, whereabouts
 from deploy.lab.daemons import Show, environment, pid_of, start, stop
 from deploy.lab.state import HOST, MACHINE, Lab, Settings, is_rest, locked
 from deploy.lab.vocabulary import Daemon
-from shared import api, durable, enrol, identity
+from shared import api, decoding, durable, enrol, identity
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
 from shared.errors import (
@@ -188,7 +188,7 @@ def _preflight(lab: Lab, show: Show) -> None:
         check=False,
     )
     try:
-        found = msgspec.json.decode(result.stdout, type=_Preflight)
+        found = decoding.decode(result.stdout, type=_Preflight)
     except UNDECODABLE as exc:
         said = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
         raise DeviceError("The disks could not be checked", cause=said) from exc

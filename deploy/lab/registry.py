@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from deploy.lab.state import PINS, Lab
-from shared import durable
+from shared import decoding, durable
 from shared.errors import UNDECODABLE, UnsuitableDiskError
 
 _FOLDER: Final = Path("/run/understudy/labs")
@@ -31,7 +31,7 @@ def check_unprotected(lab: Lab) -> None:
     wanted = {_identity(disk): disk for disk in lab.settings.disks}
     for path in sorted(_FOLDER.glob("*.json")):
         try:
-            entry = msgspec.json.decode(path.read_bytes(), type=_Entry)
+            entry = decoding.decode(path.read_bytes(), type=_Entry)
         except (OSError, *UNDECODABLE):
             continue  # being written or removed, or of another version: the agent has the last word
         pins = PINS / f"lab-{entry.id}"
@@ -51,7 +51,7 @@ def check_unprotected(lab: Lab) -> None:
 def folder_of(lab: Lab) -> Path | None:
     """Where the lab of this id was made or continued last; None when nobody knows."""
     try:
-        return Path(msgspec.json.decode(_file(lab).read_bytes(), type=_Entry).folder)
+        return Path(decoding.decode(_file(lab).read_bytes(), type=_Entry).folder)
     except (OSError, *UNDECODABLE):
         return None
 

@@ -25,7 +25,7 @@ from typing import Final
 import msgspec
 
 from deploy.lab.vocabulary import Daemon
-from shared import durable
+from shared import decoding, durable
 from shared.errors import UNDECODABLE, LabError, LabNotFoundError, StateFileError, cause_of
 
 MACHINE: Final = "lab"
@@ -96,7 +96,7 @@ class Lab:
                 action="Run as root." if isinstance(exc, PermissionError) else "Check the folder's name.",
             ) from exc
         try:
-            settings = msgspec.json.decode(data, type=Settings)
+            settings = decoding.decode(data, type=Settings)
         except UNDECODABLE as exc:
             raise LabError(f"The lab in {folder} could not be read", cause=f"{name}: {exc}") from exc
         if settings.v != VERSION:

@@ -27,7 +27,7 @@ import msgspec
 
 from master_target.targets.base import Snapshot
 from master_target.targets.state import DiskState, decode
-from shared import durable
+from shared import decoding, durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ImageFileError, LeaseHeldError, SeedDiskError
 from shared.recovery.position import Position
@@ -196,7 +196,7 @@ def _clone(source: SparseFile, target: SparseFile) -> bool:
 def _read_state(path: Path) -> dict[str, str]:
     try:
         with _translated(path, "read"):
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+            return decoding.decode(path.read_bytes(), type=dict[str, str])
     except UNDECODABLE as exc:
         raise SeedDiskError(f"The state document {path} could not be read", cause=str(exc)) from exc
 

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from process_server.machine_files import MachineFiles
-from shared import logging
+from shared import decoding, logging
 from shared.errors import UNDECODABLE, BootFileError, MachineAwaitedError
 from shared.wire.messages import Hello, kernel_of
 
@@ -110,7 +110,7 @@ class BootFiles:
         found: dict[str, LastBoot] = {}
         for machine, path in self.files.all().items():
             try:
-                admitted = msgspec.json.decode(path.read_bytes(), type=Admitted)
+                admitted = decoding.decode(path.read_bytes(), type=Admitted)
             except (OSError, *UNDECODABLE) as exc:
                 _log.warning("last boot not recalled", machine=machine, file=str(path), cause=str(exc))
                 found[machine] = LastBoot(None, unreadable=True, gone_s=started_s)

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from shared import durable, logging
+from shared import decoding, durable, logging
 from shared.errors import UNDECODABLE, SetAsideError, SpoolLostError, UnderstudyError
 from shared.log.epoch_id import UNKNOWN, EpochId
 
@@ -175,7 +175,7 @@ def _note_of(path: Path) -> Path:
 
 def _read_note(path: Path) -> Note:
     try:
-        return msgspec.json.decode(_note_of(path).read_bytes(), type=Note)
+        return decoding.decode(_note_of(path).read_bytes(), type=Note)
     except (OSError, *UNDECODABLE):
         epoch, _, rest = path.name.partition("-")
         first = rest.partition(".")[0]

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from shared import durable, logging
+from shared import decoding, durable, logging
 from shared.errors import UNDECODABLE, SpoolError, SpoolStateError, cause_of
 from shared.log.epoch_id import UNKNOWN
 from shared.log.index import NO_TERM, Term
@@ -51,7 +51,7 @@ def read(folder: Path, claim: str, give_up: Callable[[Path], bool] = lambda _pat
     path = path_in(folder)
     nothing = Watermark(0, 0, claim)
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Watermark)
+        found = decoding.decode(path.read_bytes(), type=Watermark)
     except FileNotFoundError:
         return nothing
     except OSError as exc:

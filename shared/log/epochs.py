@@ -10,6 +10,7 @@ from typing import Annotated
 
 import msgspec
 
+from shared import decoding
 from shared.blob import BlobStore
 from shared.crashpoints import reach
 from shared.errors import (
@@ -99,7 +100,7 @@ async def read_epoch(store: BlobStore, epoch: int) -> EpochInfo:
     except BlobNotFoundError as exc:
         raise IndexMissingError(f"The epoch document {name} cannot be read", cause="it is gone") from exc
     try:
-        return msgspec.json.decode(data, type=EpochInfo)
+        return decoding.decode(data, type=EpochInfo)
     except UNDECODABLE as exc:
         raise IndexDamagedError(f"The epoch document {name} cannot be read", cause=str(exc)) from exc
 

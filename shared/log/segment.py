@@ -23,7 +23,7 @@ import msgspec
 import xxhash
 
 from shared import batch as batches
-from shared import sealing
+from shared import decoding, sealing
 from shared.batch import Batch, Buffer, StreamState
 from shared.errors import (
     UNDECODABLE,
@@ -157,7 +157,7 @@ def decode_file_header(data: Buffer, name: str) -> tuple[FileHeader, int]:
     if zlib.crc32(body, zlib.crc32(_FILE_MAGIC)) != crc:
         raise _altered(name, "its header is damaged")
     try:
-        header = msgspec.json.decode(body, type=FileHeader)
+        header = decoding.decode(body, type=FileHeader)
         base64.b64decode(header.wrapped, validate=True), base64.b64decode(header.salt, validate=True)
         bytes.fromhex(header.predecessor)
     except UNDECODABLE as exc:
@@ -312,7 +312,7 @@ def decode_footer(tail: Buffer, size_b: int, name: str) -> Footer:
     if bytes(footer[:4]) != _FOOTER_MAGIC or zlib.crc32(footer[4:]) != crc:
         raise _altered(name, "its footer is damaged")
     try:
-        return msgspec.json.decode(footer[4:], type=Footer)
+        return decoding.decode(footer[4:], type=Footer)
     except UNDECODABLE as exc:
         raise _altered(name, f"its footer is damaged ({exc})") from exc
 

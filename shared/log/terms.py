@@ -13,6 +13,7 @@ import contextlib
 
 import msgspec
 
+from shared import decoding
 from shared.blob import BlobStore
 from shared.errors import UNDECODABLE, BlobExistsError, BlobNotFoundError, IndexDamagedError
 from shared.log import names
@@ -72,6 +73,6 @@ async def read_term(store: BlobStore, epoch: int, number: int) -> TermDocument:
     name = names.term_document(epoch, number)
     data = await store.read(name)
     try:
-        return msgspec.json.decode(data, type=TermDocument)
+        return decoding.decode(data, type=TermDocument)
     except UNDECODABLE as exc:
         raise IndexDamagedError(f"The term document {name} cannot be read", cause=str(exc)) from exc

@@ -29,7 +29,7 @@ from typing import Final
 
 import msgspec
 
-from shared import durable, logging
+from shared import decoding, durable, logging
 from shared.batch import SECTOR
 from shared.errors import UNDECODABLE, ImageFileError, RestoreFolderError
 from shared.recovery.plan import Plan
@@ -168,7 +168,7 @@ def finished(path: Path, plan: Plan) -> Manifest | None:
     if (path / JOURNAL).exists():
         return None
     try:
-        done = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        done = decoding.decode((path / MANIFEST).read_bytes(), type=Manifest)
         made_ns = (path / MANIFEST).stat().st_mtime_ns
         images = [(path / disk.file).stat() for disk in done.disks]
     except (OSError, *UNDECODABLE):
@@ -290,7 +290,7 @@ def _unfinished(path: Path, plan: Plan) -> Journal | None:
 
 def _contents(path: Path, plan: Plan) -> str:
     try:
-        done = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        done = decoding.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except (OSError, *UNDECODABLE):
         return "it is not empty, and holds no unfinished restore"
     held = f"it holds the finished restore of {done.machine} at {done.id}"
@@ -310,10 +310,10 @@ def _remains(path: Path) -> list[Path]:
 def _read(path: Path) -> Journal:
     data = path.read_bytes()
     try:
-        version = msgspec.json.decode(data, type=_Versioned).v
+        version = decoding.decode(data, type=_Versioned).v
         if version != JOURNAL_VERSION:
             raise ValueError(f"version {version}, and this program knows {JOURNAL_VERSION}")
-        return msgspec.json.decode(data, type=Journal)
+        return decoding.decode(data, type=Journal)
     except UNDECODABLE as exc:
         raise RestoreFolderError(
             f"{path.parent} cannot take a restore",

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from shared import decoding
 from shared.errors import UNDECODABLE, IntegrityError
 from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.epochs import EpochDisk
@@ -161,7 +162,7 @@ def decode(data: bytes, name: str) -> PointDoc:
     the name decides which point there is.
     """
     try:
-        doc = msgspec.json.decode(data, type=PointDoc)
+        doc = decoding.decode(data, type=PointDoc)
     except UNDECODABLE as exc:
         raise _unreadable(name, str(exc)) from exc
     if doc.v != FORMAT_VERSION:
@@ -176,7 +177,7 @@ def decode_roll(data: bytes, name: str) -> Roll:
     action = "Delete it: it is made anew from the documents of the points."
     what = f"The roll of recovery points {name} could not be read"
     try:
-        roll = msgspec.json.decode(data, type=Roll)
+        roll = decoding.decode(data, type=Roll)
     except UNDECODABLE as exc:
         raise IntegrityError(what, cause=str(exc), action=action) from exc
     ids = (*roll.points, *roll.aside)
