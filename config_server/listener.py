@@ -35,8 +35,10 @@ class Listener:
 
     def asked(self, request: web.Request, *, proved: bool) -> None:
         """This request has come whole; `proved`: of somebody whom we know."""
-        if request.transport is not None:
-            self._door.asked(request.transport.get_extra_info("peername"), proved=proved)
+        transport = request.transport
+        watched = transport.get_protocol() if isinstance(transport, asyncio.Transport) else None
+        if isinstance(watched, _Watched):
+            self._door.asked(watched.peer, proved=proved)
 
     async def run(self, server: web.Server) -> None:
         """Accept for `server` until cancelled; closes the port."""
@@ -45,12 +47,11 @@ class Listener:
             def opened(transport: asyncio.Transport) -> None:
                 asyncio.get_running_loop().call_later(_FIRST_REQUEST_S, self._give_up, peer, transport)
 
-            return _Watched(server(), lambda: self._door.lost(peer)), opened
+            return _Watched(server(), peer, self._door.lost), opened
 
         await self._door.run(visit)
 
     def _give_up(self, peer: Peer, transport: asyncio.BaseTransport) -> None:
-        # The transport may be gone, and its peer's port in use by another connection.
         if not transport.is_closing() and self._door.is_unproved(peer):
             self._door.give_up(peer)
 
@@ -58,7 +59,8 @@ class Listener:
 class _Watched(asyncio.Protocol):
     """aiohttp's protocol, and somebody who learns when its connection is over."""
 
-    def __init__(self, inner: asyncio.Protocol, on_lost: Callable[[], None]) -> None:
+    def __init__(self, inner: asyncio.Protocol, peer: Peer, on_lost: Callable[[Peer], None]) -> None:
+        self.peer: Final = peer
         self._inner = inner
         self._on_lost = on_lost
 
@@ -78,5 +80,5 @@ class _Watched(asyncio.Protocol):
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._on_lost()
+        self._on_lost(self.peer)
         self._inner.connection_lost(exc)

@@ -12,7 +12,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from shared import logging, tls
 from shared.connections import Connections, origin
@@ -24,8 +24,19 @@ HANDSHAKE_S: Final = 10.0
 _BACKLOG: Final = 1024
 _DESCRIPTORS: Final = 65_536
 
-Peer = tuple[Any, ...]
-"""The other end's address and port: of the open connections it names one."""
+
+class Peer:
+    """The other end of one connection. Equal to itself alone: the same address and port may come again before the end of the connection
+    that had them is noticed, and that must not be taken for this one's."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host: Final = host
+        self.port: Final = port
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
 Visit = tuple[asyncio.BaseProtocol, Callable[[asyncio.Transport], None]]
 """The protocol of a connection, and who is told when its handshake is done."""
 
@@ -64,17 +75,18 @@ class Door:
         try:
             while True:
                 try:
-                    accepted, peer = await loop.sock_accept(self._sock)
+                    accepted, (host, port, *_) = await loop.sock_accept(self._sock)
                 except OSError as exc:
                     # Out of file descriptors, or the peer is gone again: neither ends the service.
                     self.refusals.note("", "a connection could not be accepted", cause=cause_of(exc))
                     await asyncio.sleep(0.1)
                     continue
+                peer = Peer(host, port)
                 task = asyncio.create_task(self._handshake(accepted, peer, visit), name=f"handshake {peer}")
                 self._handshakes.add(task)
                 task.add_done_callback(self._handshakes.discard)
                 self._closers[peer] = task.cancel
-                too_many = list(self._connections.opened(peer, origin(str(peer[0]))))
+                too_many = list(self._connections.opened(peer, origin(peer.host)))
                 await asyncio.sleep(
                     0
                 )  # accepting never yields while there is a queue, and no handshake may be cancelled unbegun
@@ -111,7 +123,7 @@ class Door:
             protocol, opened = visit(peer)
             transport, _ = await tls.accept(lambda: protocol, accepted, self._context, HANDSHAKE_S)
         except (OSError, TimeoutError) as exc:
-            error = tls.translate(exc, f"A connection from {peer[0]} was refused")
+            error = tls.translate(exc, f"A connection from {peer.host} was refused")
             self._refused(peer, "connection refused", **error.as_dict())
             self.lost(peer)
             accepted.close()
@@ -132,7 +144,7 @@ class Door:
             self._refused(peer, "connection given up", cause="it did not get on, or too many were open")
 
     def _refused(self, peer: Peer, event: str, **fields: str) -> None:
-        self.refusals.note(origin(str(peer[0])), event, address=f"{peer[0]}:{peer[1]}", **fields)
+        self.refusals.note(origin(peer.host), event, address=str(peer), **fields)
 
 
 def _raise_descriptor_limit() -> None:

@@ -96,7 +96,7 @@ class Receiver:
         session = Session(
             self._admission,
             f"{self._run_id}-{next(self._ids)}",
-            f"{peer[0]}:{peer[1]}",
+            str(peer),
             lambda: door.asked(peer, proved=True),
         )
 

@@ -137,6 +137,26 @@ async def test_a_handshake_that_never_comes_is_given_up(port: Port, monkeypatch:
         await writer.wait_closed()
 
 
+async def test_who_comes_from_the_same_port_again_and_again_is_counted_once_each(port: Port) -> None:
+    """Before anybody noticed that the connection of before is over, which a reset ends at once."""
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        own = chosen.getsockname()
+    at = port.receiver._door
+    assert at is not None
+    for _ in range(600):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.bind(own)
+            sock.connect(("127.0.0.1", port.receiver.port))
+            await asyncio.sleep(0)
+    async with port.connect() as agent:
+        await agent.open(hello(epoch=1, last_sent=1))
+        await until(lambda: len(at._connections) == 1)
+        assert at._connections._unproved_count == 0
+
+
 async def test_an_agent_gets_in_beside_hundreds_that_say_nothing(
     port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
