@@ -10,19 +10,21 @@ An address from which somebody has proved who he is, is *known*. Strangers of ma
 all together are too many, one of theirs is closed first. And it may have more at a time: behind a NAT all machines come back at once.
 
 Later a connection counts for its address. Many daemons may share one (NAT), so the limit is wide; above it the one that
-asked least recently goes, and its daemon connects again.
+asked least recently goes, and its daemon connects again. Who has asked for what anybody may have, and has not proved who he is, is a
+*stranger*: of these there are so many in all, or whoever has addresses enough takes every descriptor, and keeps it as long as he likes.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Container, Hashable
 from typing import Final, Generic, TypeVar
 
 UNPROVED_PER_ADDRESS: Final = 64
 UNPROVED_PER_KNOWN: Final = 256
 UNPROVED: Final = 512
+STRANGERS: Final = 512
 KNOWN: Final = 4096
 """So many known addresses are remembered."""
 _SITE_BITS: Final = 64
@@ -45,8 +47,45 @@ def origin(host: str) -> str:
     return str(address)
 
 
+class _Group(Generic[K]):
+    """Connections by address, of each address the one that was put in least recently first."""
+
+    def __init__(self) -> None:
+        self._address: dict[K, str] = {}
+        self.of: dict[str, OrderedDict[K, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._address)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._address
+
+    def put(self, key: K, address: str) -> None:
+        self.discard(key)
+        self._address[key] = address
+        self.of.setdefault(address, OrderedDict())[key] = None
+
+    def discard(self, key: K) -> None:
+        address = self._address.pop(key, None)
+        if address is not None:
+            del self.of[address][key]
+            if not self.of[address]:
+                del self.of[address]
+
+    def count(self, address: str) -> int:
+        return len(self.of.get(address, ()))
+
+    def first(self, address: str) -> K:
+        return next(iter(self.of[address]))
+
+    def first_of_most(self, spared: Container[str] = ()) -> K:
+        """The first of the address that has the most, of those that are not spared, if there are such."""
+        others = [address for address in self.of if address not in spared]
+        return self.first(max(others or self.of, key=self.count))
+
+
 class Connections(Generic[K]):
-    """`K` names a connection."""
+    """`K` names a connection: this one alone, and not the next one that comes from the same place."""
 
     def __init__(
         self,
@@ -54,70 +93,63 @@ class Connections(Generic[K]):
         unproved: int = UNPROVED,
         open_per_address: int = OPEN_PER_ADDRESS,
         unproved_per_known: int = UNPROVED_PER_KNOWN,
+        strangers: int = STRANGERS,
     ) -> None:
-        self._limits = (unproved_per_address, unproved, open_per_address, unproved_per_known)
+        self._unproved_per_address = unproved_per_address
+        self._unproved_in_all = unproved
+        self._open_per_address = open_per_address
+        self._unproved_per_known = unproved_per_known
+        self._strangers_in_all = strangers
         self._address: dict[K, str] = {}
-        self._unproved: dict[str, OrderedDict[K, None]] = {}
-        """By address, oldest first."""
-        self._proved: dict[str, OrderedDict[K, None]] = {}
-        """By address, the one that asked least recently first."""
-        self._unproved_count = 0
+        self._unproved: _Group[K] = _Group()
+        self._asked: _Group[K] = _Group()
+        self._strangers: _Group[K] = _Group()
+        """Of those that have asked, those that have not proved who they are."""
         self._known: OrderedDict[str, None] = OrderedDict()
         """Addresses, the one that proved least recently first."""
 
     def __len__(self) -> int:
         return len(self._address)
 
-    def opened(self, key: K, address: str) -> Iterator[K]:
+    def opened(self, key: K, address: str) -> list[K]:
         """A connection was accepted. Those to close for it; the caller says `closed` for each, like for every other."""
-        per_address, in_all, _, per_known = self._limits
         self._address[key] = address
-        self._unproved.setdefault(address, OrderedDict())[key] = None
-        self._unproved_count += 1
-        if len(self._unproved[address]) > (per_known if address in self._known else per_address):
-            yield next(iter(self._unproved[address]))
-        elif self._unproved_count > in_all:
-            strangers = [of for other, of in self._unproved.items() if other not in self._known]
-            most = max(strangers or self._unproved.values(), key=len)
-            yield next(iter(most))
+        self._unproved.put(key, address)
+        limit = self._unproved_per_known if address in self._known else self._unproved_per_address
+        if self._unproved.count(address) > limit:
+            return [self._unproved.first(address)]
+        if len(self._unproved) > self._unproved_in_all:
+            return [self._unproved.first_of_most(spared=self._known)]
+        return []
 
-    def asked(self, key: K, *, proved: bool) -> Iterator[K]:
+    def asked(self, key: K, *, proved: bool) -> list[K]:
         """A request has come whole; `proved`: of somebody who is known to us. Those to close."""
         address = self._address.get(key)
         if address is None:  # closed meanwhile
-            return
-        self._forget_unproved(key, address)
+            return []
+        is_stranger = not proved and (key not in self._asked or key in self._strangers)
+        self._unproved.discard(key)
+        self._asked.put(key, address)
+        if is_stranger:
+            self._strangers.put(key, address)
+        else:
+            self._strangers.discard(key)
         if proved:
             self._known[address] = None
             self._known.move_to_end(address)
             if len(self._known) > KNOWN:
                 self._known.popitem(last=False)
-        of_address = self._proved.setdefault(address, OrderedDict())
-        of_address[key] = None
-        of_address.move_to_end(key)
-        if len(of_address) > self._limits[2]:
-            yield next(iter(of_address))
+        if self._asked.count(address) > self._open_per_address:
+            return [self._asked.first(address)]
+        if len(self._strangers) > self._strangers_in_all:
+            return [self._strangers.first_of_most()]
+        return []
 
     def is_unproved(self, key: K) -> bool:
-        return key in self._unproved.get(self._address.get(key, ""), ())
+        return key in self._unproved
 
     def closed(self, key: K) -> None:
         """Whoever closed it. Again is harmless."""
-        address = self._address.pop(key, None)
-        if address is None:
-            return
-        self._forget_unproved(key, address)
-        proved = self._proved.get(address)
-        if proved is not None:
-            proved.pop(key, None)
-            if not proved:
-                del self._proved[address]
-
-    def _forget_unproved(self, key: K, address: str) -> None:
-        unproved = self._unproved.get(address)
-        if unproved is None or key not in unproved:
-            return
-        del unproved[key]
-        self._unproved_count -= 1
-        if not unproved:
-            del self._unproved[address]
+        self._address.pop(key, None)
+        for group in (self._unproved, self._asked, self._strangers):
+            group.discard(key)

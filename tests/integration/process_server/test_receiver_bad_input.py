@@ -154,7 +154,7 @@ async def test_who_comes_from_the_same_port_again_and_again_is_counted_once_each
     async with port.connect() as agent:
         await agent.open(hello(epoch=1, last_sent=1))
         await until(lambda: len(at._connections) == 1)
-        assert at._connections._unproved_count == 0
+        assert len(at._connections._unproved) == 0
 
 
 async def test_an_agent_gets_in_beside_hundreds_that_say_nothing(

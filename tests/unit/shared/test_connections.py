@@ -11,8 +11,10 @@ from shared.connections import KNOWN, Connections, origin
 class Port:
     """Closes what it is told to close."""
 
-    def __init__(self, per_address: int = 3, in_all: int = 5, open_: int = 2, per_known: int = 3) -> None:
-        self.rules: Connections[int] = Connections(per_address, in_all, open_, per_known)
+    def __init__(
+        self, per_address: int = 3, in_all: int = 5, open_: int = 2, per_known: int = 3, strangers: int = 99
+    ) -> None:
+        self.rules: Connections[int] = Connections(per_address, in_all, open_, per_known, strangers)
         self.alive: dict[int, str] = {}
         self.proved: set[int] = set()
 
@@ -83,6 +85,20 @@ def test_strangers_of_many_addresses_do_not_close_those_of_an_address_from_which
     assert "stranger 19" not in port.rules._known
 
 
+def test_strangers_who_have_asked_are_so_many_in_all_and_who_proved_himself_stays() -> None:
+    port = Port(open_=9, strangers=4)
+    for key, proved in ((0, True), (1, False)):
+        port.open(key, "a")
+        port.ask(key, proved=proved)
+    port.ask(1)
+    port.ask(1, proved=False)  # what anybody may ask; it is known who he is
+    for key in range(2, 99):
+        port.open(key, f"stranger {key}")
+        port.ask(key, proved=False)
+    assert len(port.alive) == 2 + 4
+    assert {0, 1, 98} < port.alive.keys()
+
+
 def test_known_addresses_cost_a_bounded_memory() -> None:
     port = Port()
     for key in range(KNOWN + 10):
@@ -97,14 +113,14 @@ def test_an_ipv6_network_counts_as_one_address() -> None:
     assert origin("::ffff:192.0.2.7") == origin("192.0.2.7") != origin("192.0.2.8")
 
 
-@given(st.lists(st.tuples(st.sampled_from("oac"), st.integers(0, 15), st.sampled_from("xyz")), max_size=80))
+@given(st.lists(st.tuples(st.sampled_from("oasc"), st.integers(0, 15), st.sampled_from("xyz")), max_size=80))
 def test_the_limits_hold_and_nothing_is_remembered_of_what_is_over(steps: list[tuple[str, int, str]]) -> None:
-    port = Port()
+    port = Port(strangers=3)
     for what, key, address in steps:
         if what == "o" and key not in port.alive:
             port.open(key, address)
-        elif what == "a":
-            port.ask(key)
+        elif what in "as":
+            port.ask(key, proved=what == "a")
         elif what == "c":
             port.close([key])
         unproved = [where for k, where in port.alive.items() if k not in port.proved]
@@ -113,5 +129,7 @@ def test_the_limits_hold_and_nothing_is_remembered_of_what_is_over(steps: list[t
         assert all([port.alive[k] for k in port.proved].count(where) <= 2 for where in "xyz")
         assert len(port.rules) == len(port.alive)
         assert all(port.rules.is_unproved(k) == (k not in port.proved) for k in port.alive)
+        assert len(port.rules._strangers) <= 3
     port.close(list(port.alive))
-    assert (len(port.rules), port.rules._unproved, port.rules._proved) == (0, {}, {})
+    groups = (port.rules._unproved, port.rules._asked, port.rules._strangers)
+    assert len(port.rules) == 0 and all((len(group), group.of) == (0, {}) for group in groups)
