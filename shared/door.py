@@ -8,21 +8,26 @@ address and reason, of each address the first of many (`refusals`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import resource
 import socket
 import ssl
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, Self
 
 from shared import logging, tls
 from shared.connections import Connections, origin
-from shared.errors import ListenError, cause_of
+from shared.errors import AcceptError, ListenError, cause_of
 from shared.refusals import Refusals
 
 _log = logging.get()
 HANDSHAKE_S: Final = 10.0
 _BACKLOG: Final = 1024
 _DESCRIPTORS: Final = 65_536
+_OURS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""Want of something of this host's: it is not there at once again."""
 
 
 class Peer:
@@ -50,7 +55,7 @@ class Door:
         self._context = context
         self._connections: Connections[Peer] = Connections()
         self._closers: dict[Peer, Callable[[], object]] = {}
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[Peer, asyncio.Task[None]] = {}
 
     @classmethod
     def open(cls, host: str, port: int, context: ssl.SSLContext, who: str) -> Self:
@@ -77,28 +82,16 @@ class Door:
                 try:
                     accepted, (host, port, *_) = await loop.sock_accept(self._sock)
                 except OSError as exc:
-                    # Out of file descriptors, or the peer is gone again: neither ends the service.
-                    self.refusals.note("", "a connection could not be accepted", cause=cause_of(exc))
-                    await asyncio.sleep(0.1)
+                    await self._not_accepted(exc)
                     continue
-                peer = Peer(host, port)
-                task = asyncio.create_task(self._handshake(accepted, peer, visit), name=f"handshake {peer}")
-                self._handshakes.add(task)
-                task.add_done_callback(self._handshakes.discard)
-                self._closers[peer] = task.cancel
-                too_many = list(self._connections.opened(peer, origin(peer.host)))
-                await asyncio.sleep(
-                    0
-                )  # accepting never yields while there is a queue, and no handshake may be cancelled unbegun
-                self._close(too_many)
+                self._begin(accepted, Peer(host, port), visit)
+                await asyncio.sleep(0)  # accepting never yields while there is a queue
         finally:
             self._sock.close()
-            handshakes = [*self._handshakes]
-            for task in handshakes:
-                task.cancel()
-            await asyncio.gather(
-                *handshakes, return_exceptions=True
-            )  # or their transports would outlive the loop
+            handshakes = [*self._handshakes.values()]
+            for peer in [*self._handshakes]:
+                self._cut(peer)
+            await asyncio.gather(*handshakes, return_exceptions=True)  # or transports would outlive the loop
 
     def asked(self, peer: Peer, *, proved: bool) -> None:
         """It has said what it wants; `proved`: and who it is."""
@@ -117,34 +110,66 @@ class Door:
 
     # ---- inside ----
 
+    async def _not_accepted(self, exc: OSError) -> None:
+        """The peer is gone again, or we are out of descriptors: neither ends the service."""
+        error = AcceptError("A connection could not be accepted", cause=cause_of(exc))
+        self.refusals.note("", "connection not accepted", **error.as_dict())
+        if exc.errno in _OURS:
+            await asyncio.sleep(0.1)
+
+    def _begin(self, accepted: socket.socket, peer: Peer, visit: Callable[[Peer], Visit]) -> None:
+        self._closers[peer] = partial(_shut_down, accepted)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if task.cancelled():  # maybe before it had begun
+                self._cut(peer)
+            accepted.close()
+            del self._handshakes[peer]
+
+        task = asyncio.create_task(self._handshake(accepted, peer, visit), name=f"handshake {peer}")
+        self._handshakes[peer] = task
+        task.add_done_callback(ended)
+        self._close(self._connections.opened(peer, origin(peer.host)))
+
     async def _handshake(self, accepted: socket.socket, peer: Peer, visit: Callable[[Peer], Visit]) -> None:
+        """Whoever gives it up shuts its socket down, and then it ends like that of a peer who went away; no task is cancelled for it."""
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             protocol, opened = visit(peer)
             transport, _ = await tls.accept(lambda: protocol, accepted, self._context, HANDSHAKE_S)
-        except (OSError, TimeoutError) as exc:
-            error = tls.translate(exc, f"A connection from {peer.host} was refused")
-            self._refused(peer, "connection refused", **error.as_dict())
-            self.lost(peer)
-            accepted.close()
-        except asyncio.CancelledError:
-            self.lost(peer)
-            accepted.close()
-            raise
-        else:
-            self._closers[peer] = transport.abort
             opened(transport)
+        except OSError as exc:  # TimeoutError is one
+            if peer in self._closers:
+                error = tls.translate(exc, f"A connection from {peer.host} was refused")
+                self._refused(peer, "connection refused", **error.as_dict())
+            self.lost(peer)
+        except Exception as exc:  # noqa: BLE001 - it costs this connection, and nothing else
+            _log.error("connection failed: this is a bug", address=str(peer), exc_info=exc)
+            self._cut(peer)
+        else:
+            if peer in self._closers:
+                self._closers[peer] = transport.abort
+            else:
+                transport.abort()  # it was given up, or lost, in the very turn of the loop in which it was done
 
     def _close(self, peers: Iterable[Peer]) -> None:
-        for peer in list(peers):  # whole, before anything moves
-            close = self._closers.get(peer)
-            self.lost(peer)
-            if close is not None:
-                close()
+        for peer in peers:
+            self._cut(peer)
             self._refused(peer, "connection given up", cause="it did not get on, or too many were open")
+
+    def _cut(self, peer: Peer) -> None:
+        close = self._closers.get(peer)
+        self.lost(peer)
+        if close is not None:
+            close()
 
     def _refused(self, peer: Peer, event: str, **fields: str) -> None:
         self.refusals.note(origin(peer.host), event, address=str(peer), **fields)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is over already
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _raise_descriptor_limit() -> None:

@@ -105,22 +105,25 @@ async def accept(
 ) -> tuple[asyncio.Transport, _P]:
     """The server's side of a connection that was accepted.
 
+    `sock` stays the caller's, who closes it afterwards, and may shut it down to end the handshake at any time. The transport has a
+    descriptor of its own: a number that is closed under it names the next connection, which the event loop, that still knows the
+    number, would never hear.
+
     Raises OSError (ssl.SSLError is one), after the client had a moment to read why."""
-    again = sock.dup()  # asyncio closes its own at once
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    _accepted.set(sock)
     try:
-        _accepted.set(again)
-        return await asyncio.get_running_loop().connect_accepted_socket(
-            protocol, sock, ssl=context, ssl_handshake_timeout=handshake_s, ssl_shutdown_timeout=1.0
+        return await loop.connect_accepted_socket(
+            protocol, sock.dup(), ssl=context, ssl_handshake_timeout=handshake_s, ssl_shutdown_timeout=1.0
         )
     except ssl.SSLError:
         # What the client has sent meanwhile is read: closing with unread bytes resets the connection, and the alert would be lost.
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_ALERT_S):
-                while await asyncio.get_running_loop().sock_recv(again, 65_536):
+                while await loop.sock_recv(sock, 65_536):
                     pass
         raise
-    finally:
-        again.close()
 
 
 def client_context(files: TlsFiles, server: str = "") -> ssl.SSLContext:

@@ -9,6 +9,16 @@ class PeerError(UnhealthyError):
     code = "US420"
 
 
+class AcceptError(PeerError):
+    """Somebody came, and his connection could not be taken."""
+
+    code = "US605"
+    default_action = (
+        "If it goes on: too many open files, raise LimitNOFILE= in the unit and restart; no memory, give this host more. Connections"
+        " that are open go on, and others are accepted as soon as there is room."
+    )
+
+
 class LocalProtocolError(PeerError):
     """Our fault: this end wanted to send what the session does not allow."""
 

@@ -22,7 +22,7 @@ async def accepting(context: ssl.SSLContext) -> AsyncIterator[int]:
 
     async def take(sock: socket.socket) -> None:
         accepted, _ = await asyncio.get_running_loop().sock_accept(sock)
-        with pytest.raises(ssl.SSLError):
+        with accepted, pytest.raises(ssl.SSLError):
             await tls.accept(asyncio.Protocol, accepted, context, 5.0)
 
     with socket.create_server(("127.0.0.1", 0)) as sock:
