@@ -19,6 +19,7 @@ from aiohttp import web
 
 from shared import decoding, logging, tls
 from shared.api import ROUTES, Access, Route
+from shared.connections import unmapped
 from shared.errors import (
     UNDECODABLE,
     AccessError,
@@ -157,7 +158,7 @@ class Binder:
             tls.peer_begins_s(ssl_object),
             (ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None) or b"",
             _peer_hosts(request),
-            request.remote or "",
+            unmapped(request.remote or ""),
             lambda: request.transport is not None and not request.transport.is_closing(),
         )
         return call, _decode(request, route, raw)
@@ -199,7 +200,7 @@ class Binder:
     def _refuse(self, request: web.Request, route: Route[Any, Any], exc: UnderstudyError) -> web.Response:
         status = next(status for cls, status in _HTTP_STATUS if isinstance(exc, cls))
         if isinstance(exc, (AccessError, WrongRoleError, CertificateRevokedError)):
-            remote = request.remote or ""
+            remote = unmapped(request.remote or "")
             self._refusals.note(remote, "access refused", route=route.name, remote=remote, **exc.as_dict())
         return _answer(status, Failure(**exc.as_dict(), exit_code=exc.exit_code))
 

@@ -6,8 +6,8 @@ it), `blob` (storage), `machine_storage` (where each machine lies in it), `recov
 
 Beside it: `vocabulary` (closed vocabularies), `api`, `messages`, `status`, `rest` and `control_client` (control plane), `tls`,
 `identity`, `enrol` and `revocation` (who a daemon is), `clock_evidence` and `moments` (whether a clock is wrong), `proxies`,
-`connector`, `door` (a listening port), `connections` (which of too many go) and `refusals` (in the log, a few of many),
-`service`, `logging` and `log_sink` (what every daemon is), `naming` (what things may be called), `storage_stack` (on which disks
-a path lies), `protected` (which of this host are protected), `limits` (of Azure), `durable` and `single_writer` (files), `toml`,
-`decoding`, `threads`, `waiting`, `trouble`, `errors`, `crashpoints` (for tests), `version`.
+`connector`, `listening` (where a port is bound), `door` (who comes to it), `connections` (which of too many go) and `refusals` (in
+the log, a few of many), `service`, `logging` and `log_sink` (what every daemon is), `naming` (what things may be called),
+`storage_stack` (on which disks a path lies), `protected` (which of this host are protected), `limits` (of Azure), `durable` and
+`single_writer` (files), `toml`, `decoding`, `threads`, `waiting`, `trouble`, `errors`, `crashpoints` (for tests), `version`.
 """

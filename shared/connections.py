@@ -34,15 +34,22 @@ OPEN_PER_ADDRESS: Final = 1024
 K = TypeVar("K", bound=Hashable)
 
 
+def unmapped(host: str) -> str:
+    """The IPv4 address, where an IPv6 address stands for one: so comes whoever connects over IPv4 to a port of both."""
+    try:
+        mapped = ipaddress.IPv6Address(host).ipv4_mapped
+    except ValueError:
+        return host
+    return host if mapped is None else str(mapped)
+
+
 def origin(host: str) -> str:
     """What counts as one address: of IPv6 the network, since each of its hosts has as many addresses as it likes."""
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        address = ipaddress.ip_address(unmapped(host.strip("[]").partition("%")[0]))
     except ValueError:
         return host
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
         return str(ipaddress.IPv6Network((address, _SITE_BITS), strict=False))
     return str(address)
 

@@ -18,13 +18,13 @@ from functools import partial
 from typing import Final, Self
 
 from shared import logging, tls
-from shared.connections import Connections, origin
-from shared.errors import AcceptError, ListenError, cause_of
+from shared.connections import Connections, origin, unmapped
+from shared.errors import AcceptError, cause_of
+from shared.listening import listening_socket, shown
 from shared.refusals import Refusals
 
 _log = logging.get()
 HANDSHAKE_S: Final = 10.0
-_BACKLOG: Final = 1024
 _DESCRIPTORS: Final = 65_536
 _OURS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """Want of something of this host's: it is not there at once again."""
@@ -35,11 +35,11 @@ class Peer:
     that had them is noticed, and that must not be taken for this one's."""
 
     def __init__(self, host: str, port: int) -> None:
-        self.host: Final = host
+        self.host: Final = unmapped(host)
         self.port: Final = port
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"{shown(self.host)}:{self.port}"
 
 
 Visit = tuple[asyncio.BaseProtocol, Callable[[asyncio.Transport], None]]
@@ -61,13 +61,7 @@ class Door:
     def open(cls, host: str, port: int, context: ssl.SSLContext, who: str) -> Self:
         """`who` listens. Raises ListenError."""
         _raise_descriptor_limit()
-        try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-            sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-        except OSError as exc:
-            raise ListenError(f"{who} could not listen on {host}:{port}", cause=cause_of(exc)) from exc
-        sock.setblocking(False)
-        return cls(sock, context)
+        return cls(listening_socket(host, port, who), context)
 
     @property
     def port(self) -> int:
@@ -177,4 +171,5 @@ def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        with contextlib.suppress(OSError, ValueError):  # forbidden to a service: fewer are served then
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
