@@ -99,7 +99,7 @@ def fingerprint(ca_der: bytes) -> bytes:
 
 async def enrol(url: str, token: str, folder: Path, *, replace: bool = False) -> TlsFiles:
     """Make a key, have it certified, and write key, certificate and CA into `folder`. A key for which there is no certificate
-    yet is of an earlier try, and is used. `replace`: whosever folder that was.
+    yet is of an earlier try, and is used; bytes that are no key are replaced by one. `replace`: whosever folder that was.
 
     The key never leaves the host. Raises UsageError for a URL that cannot be a config server's, TokenMalformedError,
     UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
@@ -123,8 +123,7 @@ async def enrol(url: str, token: str, folder: Path, *, replace: bool = False) ->
     trusted = _proved(ca.pem, parts, url)
     if not replace:
         identity.check_folder(files, trusted)
-    waited = (folder / NEW_KEY).exists()
-    key = _prepare(folder)
+    key, made = _prepare(folder)
     asking = TlsFiles(cert=files.cert, key=key, ca=files.ca)
     verified = ssl.create_default_context(cadata=identity.pem_of(trusted).decode())
     verified.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -138,7 +137,7 @@ async def enrol(url: str, token: str, folder: Path, *, replace: bool = False) ->
         try:
             identity.check_folder(files, trusted, answer.name)
         except OthersFolderError:
-            if key != files.key and not waited:
+            if key != files.key and made:
                 with contextlib.suppress(OSError):
                     durable.remove_file(key)  # it is another daemon's key, by now
             raise
@@ -182,19 +181,21 @@ def _read_token(path: Path) -> str:
         raise TokenMalformedError(f"The token file {path} could not be read") from exc
 
 
-def _prepare(folder: Path) -> Path:
-    """Makes the folder; the private key in it to ask with: the one that waits for its certificate. Raises IdentityFileError."""
+def _prepare(folder: Path) -> tuple[Path, bool]:
+    """Makes the folder; the private key in it to ask with, the one that waits for its certificate, and whether it was made now. Raises
+    IdentityFileError."""
     files = identity.files_in(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = folder / NEW_KEY if files.cert.exists() and files.key.exists() else files.key
         # What is in both places was certified: only its removal failed.
-        if key.exists() and (key == files.key or key.read_bytes() != files.key.read_bytes()):
-            return key
+        waits = key.exists() and (key == files.key or key.read_bytes() != files.key.read_bytes())
+        if waits and identity.is_key(key.read_bytes()):
+            return key, False
     except OSError as exc:
         raise IdentityFileError(f"The folder {folder} cannot be used", cause=cause_of(exc)) from exc
     identity.write(key, identity.new_key_pem(), mode=0o600)
-    return key
+    return key, True
 
 
 def _take_key(new: Path, key: Path) -> None:

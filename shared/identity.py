@@ -35,6 +35,9 @@ from shared.messages import Certificate
 from shared.moments import coarse, shown
 from shared.tls import TlsFiles
 
+_NO_CERTIFICATE: Final = (ValueError, x509.InvalidVersion)
+"""What is raised for bytes that are no certificate."""
+_NO_KEY: Final = (ValueError, TypeError, UnsupportedAlgorithm)
 _OFF_S: Final = 365 * 86400.0
 """A certificate that ended longer ago speaks of a wrong clock sooner than of a daemon that was off."""
 
@@ -88,35 +91,49 @@ def loaded_name(files: TlsFiles) -> str:
 
 
 def check_folder(files: TlsFiles, ca: x509.Certificate, name: str = "") -> None:
-    """Raises OthersFolderError when there is a certificate already, and it is of another CA than `ca`, or, where that is known, of another
-    name. What cannot be read is nobody's: enrolling anew is what mends it."""
-    try:
-        mine, mine_ca = _own(files)
-    except ConfigError:
-        return
+    """Raises OthersFolderError when there is a certificate already, and it is not one that `ca` issued, or, where that is known, of another
+    name. It alone decides: its daemon runs by what it has read, whatever became of ca.pem and key.pem since. One that is gone or damaged
+    names nobody, and enrolling anew is what mends it; where that cannot be told, raises IdentityFileError."""
     what = f"Nothing was written to {files.cert.parent}"
-    if name and name_of(mine) != name:
+    try:
+        mine = x509.load_pem_x509_certificate(files.cert.read_bytes())
+        mine_name = name_of(mine)
+    except (FileNotFoundError, NotADirectoryError, *_NO_CERTIFICATE):
+        return
+    except OSError as exc:
+        raise IdentityFileError(
+            what,
+            cause=f"whose folder it is cannot be told, since {files.cert} cannot be read: {cause_of(exc)}",
+            action="Enrol as root, or as the user whose daemon runs by it.",
+        ) from exc
+    if name and mine_name != name:
         raise OthersFolderError(
             what,
-            cause=f"it is the folder of '{name_of(mine)}', and the token, which is used up now, was for '{name}'",
+            cause=f"it is the folder of '{mine_name}', and the token, which is used up now, was for '{name}'",
             action=f"Make a new token, and give the folder of '{name}' as --dir. Shall this one become {name}'s, add --replace.",
         )
-    if mine_ca != ca:
+    if not _is_issued_by(mine, ca):
         raise OthersFolderError(
             what,
-            cause=f"'{name_of(mine)}' is enrolled there with another installation, whose CA is another one",
+            cause=f"'{mine_name}' is enrolled there with another installation, whose CA is another one",
         )
 
 
 def key_of(files: TlsFiles) -> ec.EllipticCurvePrivateKey:
     """Raises ConfigError."""
     try:
-        key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        return _key(files.key.read_bytes())
+    except (OSError, *_NO_KEY) as exc:
         raise ConfigError(f"Private key {files.key} could not be used", cause=str(exc)) from exc
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"Private key {files.key} could not be used", cause="it is not an EC key")
-    return key
+
+
+def is_key(pem: bytes) -> bool:
+    """Whether it is a private key that a daemon can use."""
+    try:
+        _key(pem)
+    except _NO_KEY:
+        return False
+    return True
 
 
 def request_of(files: TlsFiles) -> str:
@@ -141,7 +158,7 @@ def checked(files: TlsFiles, answer: Certificate, ca: x509.Certificate, now_s: f
         certificate.verify_directly_issued_by(ca)
         key = certificate.public_key()
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except (*_NO_CERTIFICATE, TypeError, UnsupportedAlgorithm) as exc:
         raise BadCertificateError(what, cause=f"it is not a certificate of our CA: {exc}") from exc
     except InvalidSignature as exc:
         raise BadCertificateError(what, cause="our CA did not sign it") from exc
@@ -215,10 +232,8 @@ def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
             what,
             cause=f"it expired at {shown(ends.timestamp())}, and this host's clock shows {coarse(now_s)}",
         )
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature) as exc:
-        raise UnknownAuthorityError(what, cause=f"the CA {files.ca} did not sign it") from exc
+    if not _is_issued_by(certificate, ca):
+        raise UnknownAuthorityError(what, cause=f"the CA {files.ca} did not sign it")
 
 
 def explained(files: TlsFiles, error: PeerError) -> PeerError:
@@ -255,14 +270,30 @@ def not_due(files: TlsFiles, refused: RenewalNotDueError) -> HostClockError:
     )
 
 
+def _key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """Raises _NO_KEY."""
+    key = serialization.load_pem_private_key(pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TypeError("it is not an EC key")
+    return key
+
+
 def _own(files: TlsFiles) -> tuple[x509.Certificate, x509.Certificate]:
     """Our certificate, and our CA's."""
     what = f"The certificate {files.cert} cannot be used"
     return _read(files.cert, what), _read(files.ca, what)
 
 
+def _is_issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
 def _read(path: Path, what: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as exc:
-        raise ConfigError(what, cause=f"{path}: {exc}" if isinstance(exc, ValueError) else str(exc)) from exc
+    except (OSError, *_NO_CERTIFICATE) as exc:
+        raise ConfigError(what, cause=str(exc) if isinstance(exc, OSError) else f"{path}: {exc}") from exc

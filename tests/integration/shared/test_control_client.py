@@ -276,6 +276,41 @@ async def test_a_folder_of_another_installation_stays_that_ones_and_its_token_is
         await client.report({"state": "ordered"})
 
 
+@pytest.mark.parametrize("replace", [False, True])
+async def test_enrolment_mends_a_folder_in_which_anything_is_damaged_and_takes_nobody_else_s(
+    server: ConfigServer, tmp_path: Path, replace: bool
+) -> None:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    others = await server.enrolled("agent", "web2", tmp_path / "other")
+    waiting = files.cert.with_name(enrol.NEW_KEY)
+    damages: list[tuple[tuple[Path, bytes | None], ...]] = [
+        *(
+            ((path, bytes_),)
+            for path in (files.cert, files.key, files.ca)
+            for bytes_ in (b"", None, b"\x00\xff")
+        ),
+        *(((files.cert, bytes_), (files.key, b"x"), (files.ca, None)) for bytes_ in (b"", None)),
+        ((waiting, b""),),
+        ((files.cert, others.cert.read_bytes()), (files.ca, b"")),
+    ]
+    for damage in damages:
+        for path, bytes_ in damage:
+            path.unlink(missing_ok=True)
+            if bytes_ is not None:
+                path.write_bytes(bytes_)
+        token = (await server.token("agent", "web1")).token
+        if damage is damages[-1] and not replace:
+            with pytest.raises(OthersFolderError, match="the folder of 'agent:web2'"):
+                await enrol.enrol(server.url, token, files.cert.parent)
+            assert files.cert.read_bytes() == others.cert.read_bytes()
+            assert not waiting.exists()
+            continue
+        await enrol.enrol(server.url, token, files.cert.parent, replace=replace)
+        identity.check_certificate(files)
+        assert identity.loaded_name(files) == "agent:web1"
+        tls.client_context(files)  # the key is the certificate's
+
+
 async def test_a_certificate_file_that_is_gone_is_said_and_does_not_end_the_daemon(
     server: ConfigServer, tmp_path: Path
 ) -> None:
