@@ -201,7 +201,9 @@ class Binder:
         status = next(status for cls, status in _HTTP_STATUS if isinstance(exc, cls))
         if isinstance(exc, (AccessError, WrongRoleError, CertificateRevokedError)):
             remote = unmapped(request.remote or "")
-            self._refusals.note(remote, "access refused", route=route.name, remote=remote, **exc.as_dict())
+            self._refusals.note(
+                f"{remote} {exc.code}", "access refused", route=route.name, remote=remote, **exc.as_dict()
+            )
         return _answer(status, Failure(**exc.as_dict(), exit_code=exc.exit_code))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from pathlib import Path
 
 from process_server.reception.admission import Admission
@@ -50,7 +51,10 @@ class Site:
         return self.logs.setdefault(machine, MemoryLog())
 
     def agent(self, machine: str = "lab") -> contextlib.AbstractAsyncContextManager[Agent]:
-        return Agent.connect(self.receiver.port, tls.client_context(self.ca.issue(f"agent:{machine}")))
+        return Agent.connect(self.receiver.port, self.context(f"agent:{machine}"))
+
+    def context(self, name: str) -> ssl.SSLContext:
+        return tls.client_context(self.ca.issue(name))
 
     async def check_side(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
         if surely:

@@ -52,8 +52,8 @@ command of a config server comes sooner, but none comes from one that is away, o
 
 _HELLOS: Final = 30
 _HELLOS_PER_S: Final = 0.5
-"""Of one machine from one address: a Hello asks storage three times, and writes lines into the log. Whoever has its certificate elsewhere
-takes nothing of the machine's own."""
+"""With one name's certificates from one address: a Hello asks storage three times, and writes lines into the log. Whoever has a
+machine's certificate elsewhere takes nothing of the machine's own."""
 
 OpenLog = Callable[[Hello], Awaitable[StreamLog]]
 
@@ -92,7 +92,7 @@ class Admission:
         self._measure_cache = cache
         self.cache = cache()
         self._hellos = Pace(_HELLOS, _HELLOS_PER_S)
-        self._refusals = Refusals()
+        self.refusals = Refusals()
         self._waiting: dict[Session, asyncio.Task[Any]] = {}
         """Sessions that wait for their machine's lock, and their tasks: ended when the session is over."""
 
@@ -127,11 +127,11 @@ class Admission:
     # ---- for sessions (session.Host) ----
 
     async def claim(self, session: Session, hello: Hello) -> StreamLog:
+        self._check_pace(session)
         if self.is_revoked(session):
             raise certificate_refused(session)
         tls.require_name(session.channel.peer, f"agent:{hello.machine}")
         session.on_named()
-        self._check_pace(session, hello.machine)
         session.identity, session.boot = hello.identity, hello.boot
         await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
@@ -218,16 +218,14 @@ class Admission:
 
     # ---- inside ----
 
-    def _check_pace(self, session: Session, machine: str) -> None:
-        """Raises TooManyHellosError."""
+    def _check_pace(self, session: Session) -> None:
+        """Raises TooManyHellosError. By whose certificate it is, whatever the Hello names; before anything else, since who is refused for
+        another reason may come as often as he likes, too."""
+        peer = session.channel.peer
         where = origin(session.address.rpartition(":")[0])
-        wait_s = self._hellos.wait_s(f"{machine} {where}", self.clock())
+        wait_s = self._hellos.wait_s(f"{peer} {where}", self.clock())
         if wait_s > 0:
-            error = TooManyHellosError(f"A session of {machine} was refused", retry_after_s=wait_s)
-            self._refusals.note(
-                machine, "session refused", machine=machine, address=session.address, **error.as_dict()
-            )
-            raise error
+            raise TooManyHellosError(f"A session of {peer} was refused", retry_after_s=wait_s)
 
     async def _take_turn(self, machine: Machine, session: Session) -> None:
         """The machine's lock. Its holder may wait long, for a disk that hangs, without end: meanwhile an agent that comes and goes must not

@@ -33,9 +33,9 @@ from shared.errors import (
     LocalProtocolError,
     StoppingError,
     SupersededError,
-    TooManyHellosError,
     UnderstudyError,
 )
+from shared.refusals import Refusals
 from shared.wire.frames import MAX_BATCH_B
 from shared.wire.messages import Ack, Hello, Welcome
 from shared.wire.protocol import (
@@ -90,6 +90,9 @@ class StreamLog(Protocol):
 class Host(Protocol):
     """What a session needs of admission."""
 
+    refusals: Refusals
+    """Those that ended before they were open, in the log."""
+
     async def claim(self, session: Session, hello: Hello) -> StreamLog:
         """The machine's log, when this is its only session and no batch of an earlier one is in flight."""
 
@@ -136,6 +139,8 @@ class Session:
         self._log = _log.bind(session=id_, address=address)
         self.channel = Channel(Side.SERVER, self._on_event, self._on_over)
         self.channel.address = address
+        self._greeted_as = ""
+        """What the HELLO named, be it right or not."""
         self._machine_log: StreamLog | None = None
         self._spooled = self._spooled_seq = 0
         self._acked = Ack(spooled=0, spooled_seq=0, uploaded=0, uploaded_seq=0, credit_b=0)
@@ -224,10 +229,15 @@ class Session:
             "spooled": self._spooled,
             "received_b": self.received_b,
         }
-        if isinstance(error, TooManyHellosError):
-            pass  # counted there
+        if error is None and not self._greeted_as:
+            self._log.debug("session ended")  # somebody with a certificate who said nothing
         elif error is None or isinstance(error, SupersededError | StoppingError):
             self._log.info("session ended", **fields, **({**error.as_dict()} if error else {}))
+        elif self._machine_log is None:
+            # Whoever has a certificate, be it revoked or another machine's, may cause any number of these.
+            peer = self.channel.peer
+            whose = {"session": self.id, "address": self.address, "peer": peer, "machine": self._greeted_as}
+            self._host.refusals.note(f"{peer} {error.code}", "session failed", **whose, **error.as_dict())
         else:
             self._log.warning("session failed", **fields, **error.as_dict())
         for task in self._tasks:
@@ -236,6 +246,7 @@ class Session:
         self._host.over(self)
 
     async def _begin(self, hello: Hello) -> None:
+        self._greeted_as = hello.machine
         self._log = self._log.bind(machine=hello.machine)
         try:
             log = await self._host.claim(self, hello)

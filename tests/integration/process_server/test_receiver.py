@@ -20,6 +20,7 @@ from shared import tls
 from shared.batch import Buffer, StreamState
 from shared.errors import (
     CacheQuotaError,
+    CertificateRevokedError,
     ListenError,
     SpoolFullError,
     StoppingError,
@@ -28,6 +29,7 @@ from shared.errors import (
     TooManyHellosError,
     WrongRoleError,
 )
+from shared.messages import Revocations
 from shared.wire import frames
 from shared.wire import transport as channels
 from shared.wire.frames import FrameType
@@ -205,6 +207,43 @@ async def test_a_machine_that_says_hello_without_end_is_told_when_the_next_one_i
     async with site.agent() as agent:
         await agent.open(hello())
     assert len(site.opened) == asked + 1  # `other`; of the machine it was open
+
+
+async def test_whoever_is_refused_is_refused_at_a_pace_and_in_few_lines(site: Site) -> None:
+    """Revoked, another machine's, of another role, or with bytes that are no HELLO: each as often as it likes."""
+    now_s = site.admission.clock()
+    site.admission.clock = lambda: now_s
+    site.admission._hellos = Pace(2, 0.5)
+    site.receiver.revoke(Revocations(names=["agent:stolen"]))
+    with capture_logs() as lines:
+        for name, machine in (
+            ("agent:stolen", "stolen"),
+            ("agent:other", "lab"),
+            ("process-server:ps9", "lab"),
+        ):
+            told = []
+            for _ in range(4):
+                async with Agent.connect(site.receiver.port, site.context(name)) as agent:
+                    agent.write(agent.wire.send_hello(hello(machine)))
+                    told.append((await agent.fault()).code)
+                    await agent.close()
+            refused = CertificateRevokedError if machine == "stolen" else WrongRoleError
+            assert told == [refused.code] * 2 + [TooManyHellosError.code] * 2
+        for said in (b"garbage" * 9, b""):
+            for _ in range(3):
+                async with Agent.connect(site.receiver.port, site.context("agent:stolen")) as agent:
+                    agent.write([said])
+                    await agent.close()
+        async with site.agent() as agent:
+            await agent.open(hello())
+        await until(lambda: not site.receiver._sessions)
+    warnings = [
+        (line["peer"], line["code"]) for line in lines if line["log_level"] != "debug" and "peer" in line
+    ]
+    assert len(warnings) == len(set(warnings)) == 7
+    assert {line["event"] for line in lines if line.get("peer") is None and line["log_level"] != "debug"} == {
+        "session opened", "session ended",
+    }  # fmt: skip
 
 
 async def test_a_broken_connection_loses_nothing_and_the_next_session_goes_on(site: Site) -> None:
