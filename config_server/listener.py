@@ -1,21 +1,29 @@
 """The config server's port: aiohttp behind a `Door`, which gives up what does not get on (shared/door.py).
 
-aiohttp's own sites accept without limit, and drop a connection whose handshake fails without a word.
+aiohttp's own sites accept without limit, and drop a connection whose handshake fails without a word. And its server logs each request
+that is no HTTP with a traceback: of these, too, the first of many is a line.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable
 from typing import Final, Self
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
+from shared.connections import origin, unmapped
 from shared.door import Door, Peer, Visit
+from shared.errors import RequestError
+from shared.refusals import Refusals
 
 _FIRST_REQUEST_S: Final = 20.0
 """So long a connection may take from the end of its handshake to the end of its first request."""
+_SHOWN: Final = 200
+"""Characters of what somebody sent."""
 
 
 class Listener:
@@ -23,6 +31,10 @@ class Listener:
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self.logger: Final = logging.Logger("aiohttp.server")
+        """For the aiohttp server."""
+        self.logger.parent = logging.getLogger()
+        self.logger.addFilter(_NoHttp(door.refusals))
 
     @classmethod
     def open(cls, host: str, port: int, context: ssl.SSLContext) -> Self:
@@ -54,6 +66,26 @@ class Listener:
     def _give_up(self, peer: Peer, transport: asyncio.BaseTransport) -> None:
         if not transport.is_closing() and self._door.is_unproved(peer):
             self._door.give_up(peer)
+
+
+class _NoHttp(logging.Filter):
+    """Of what aiohttp logs, the requests that are no HTTP go to `refusals`."""
+
+    def __init__(self, refusals: Refusals) -> None:
+        super().__init__()
+        self._refusals = refusals
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        exc = record.exc_info[1] if record.exc_info else None
+        if not isinstance(exc, HttpProcessingError):
+            return True
+        address = unmapped(str(record.args[0])) if isinstance(record.args, tuple) and record.args else ""
+        cause = f"it is not HTTP as it should be: {exc.message[:_SHOWN]}"
+        error = RequestError(f"A request from {address} was refused", cause=cause)
+        self._refusals.note(
+            f"{origin(address)} {error.code}", "request refused", address=address, **error.as_dict()
+        )
+        return False
 
 
 class _Watched(asyncio.Protocol):

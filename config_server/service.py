@@ -138,6 +138,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         runner = web.AppRunner(
             _application(control, handlers, config, listener),
             access_log=None,
+            logger=listener.logger,
             shutdown_timeout=_SHUTDOWN_S,
             lingering_time=_LINGERING_S,
             auto_decompress=False,  # four megabytes may unpack to four gigabytes, on the event loop

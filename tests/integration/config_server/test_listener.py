@@ -151,6 +151,30 @@ async def test_a_flood_of_refusals_is_few_lines(server: ConfigServer) -> None:
     assert [line["code"] for line in logs if line["event"] == "connection refused"] == ["US461"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /v1/ca HTTP/1.1\r\nHost: x\r\nx: " + b"x" * 20_000 + b"\r\n\r\n",
+        b"POST /v1/enrol HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+    ],
+    ids=["version", "long header", "chunk"],
+)
+async def test_a_flood_of_requests_that_are_no_http_is_one_line(
+    server: ConfigServer, caplog: pytest.LogCaptureFixture, said: bytes
+) -> None:
+    with capture_logs() as logs:
+        for _ in range(5):
+            reader, writer = await half_open(server, said)
+            assert b" 400 " in await reader.readline()
+            writer.transport.abort()
+        await answered(server)
+    assert [line["event"] for line in logs if line["log_level"] in ("warning", "error")] == [
+        "request refused"
+    ]
+    assert [record for record in caplog.records if record.name == "aiohttp.server"] == []
+
+
 async def test_a_body_that_would_have_to_be_unpacked_is_refused(server: ConfigServer) -> None:
     packed = zlib.compress(bytes(50_000_000), 9)
     head = b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Encoding: deflate\r\nContent-Length: %d\r\n\r\n"
