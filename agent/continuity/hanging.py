@@ -101,7 +101,7 @@ class Hanging:
         asked = frozenset() if self._state[Word.ORDERED] else self._watch.silent or frozenset()
         # One that answers neither the question is not one that answers, though its reads, of a session that is new, are not late yet.
         others = [disk.id for disk in self._disks if disk.id not in asked | silent.keys()] if is_known else []
-        self._patience.note(silent, others)
+        self._patience.note(silent, others, now)
 
     def give_up(self, gone: Collection[int]) -> frozenset[str]:
         """The ids of those without which the others are to go on, from now on."""

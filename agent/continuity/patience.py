@@ -11,8 +11,10 @@ The same goes for disks that are found well, and fail when capture is fitted to 
 
 **Kept in words of the pinned state** (`AgentState.patience_words`), so that neither a restart of the agent, nor a new fitting, begins anew:
 what was waited already counts, and a disk that was given up is waited for no more until it answers. After a reboot nothing is known.
-There is room for as many disks as there are words. When it is full, one that was never given up is forgotten first, then the one that
-was given up least often: that one is waited for as if it were the first time.
+There is room for as many disks as there are words. When all are in use, one makes room that counts for nothing: it was not given up for
+a day, or never. For one that was never given up no other does, and it is waited for anew by whoever looks next; for one that is given up
+now another is forgotten, one that is taken in again if any is, and of these the one that was given up least often: that one is waited for
+as if it were the first time.
 
 A word, from its highest bit: given up and not taken in since (1), how often (4), when last, in seconds of the monotonic clock, which is
 one for all processes of a boot (27), for how long it was silent when that was last looked at, in seconds (12), which disk: a hash of
@@ -49,7 +51,7 @@ class Patience:
         for disk in disks:
             entry = self._entry(disk)
             entry.times, entry.at, entry.is_out = entry.times_within(now) + 1, int(now), True
-            self._keep(entry)
+            self._keep(entry, now)
 
     def is_given_up(self, disk: str) -> bool:
         """And was not taken in since."""
@@ -66,24 +68,29 @@ class Patience:
         """For how long it was silent when `note` last said so."""
         return self._entry(disk).silent_s
 
-    def note(self, silent: Mapping[str, float], answer: Iterable[str]) -> None:
+    def note(self, silent: Mapping[str, float], answer: Iterable[str], now: float) -> None:
         """For how many seconds these are silent, and which others are not."""
         for disk, seconds in [*silent.items(), *((disk, 0.0) for disk in answer)]:
             entry = self._entry(disk)
             if entry.silent_s != int(seconds):
                 entry.silent_s = int(seconds)
-                self._keep(entry)
+                self._keep(entry, now)
 
     def _entry(self, disk: str) -> _Entry:
         tag = _tag(disk)
         found = self._words[self._words % np.uint64(1 << _TAG_BITS) == tag]
         return _Entry.unpacked(int(found[0])) if len(found) else _Entry(tag)
 
-    def _keep(self, entry: _Entry) -> None:
-        """In its own word, or in the least: an empty one, or the one to forget."""
+    def _keep(self, entry: _Entry, now: float = 0.0) -> None:
+        """In its own word; else in an empty one, or in that of one to forget. (`now` counts only for one that has none.)"""
         own = np.flatnonzero(self._words % np.uint64(1 << _TAG_BITS) == entry.tag)
-        place = int(own[0]) if len(own) else int(np.argmin(self._words))
-        self._words[place] = entry.packed() if entry.times or entry.silent_s else 0
+        if len(own):
+            self._words[own[0]] = entry.packed() if entry.times or entry.silent_s else 0
+        elif entry.times or entry.silent_s:
+            weights = [_Entry.unpacked(word).weight(now) for word in self._words.tolist()]
+            place = weights.index(min(weights))
+            if entry.is_out or entry.weight(now) > weights[place]:
+                self._words[place] = entry.packed()
 
 
 class Trials:
@@ -115,6 +122,11 @@ class _Entry:
     def times_within(self, now: float) -> int:
         """How often it was given up, each time within a day of the one before, and the last one within a day of now."""
         return self.times if 0 <= now - self.at <= FORGET_S else 0
+
+    def weight(self, now: float) -> tuple[bool, bool, int, int, int]:
+        """What weighs least is forgotten first. One that is out is known as that for as long as it is out."""
+        times = self.times if self.is_out else self.times_within(now)
+        return times > 0, self.is_out, times, self.at if times else 0, self.silent_s
 
     def packed(self) -> int:
         """Each part no more than has room."""

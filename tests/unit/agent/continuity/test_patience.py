@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.continuity.patience import FIRST_S, FORGET_S, LIMIT_S, Patience, Trials
@@ -41,7 +41,7 @@ def test_each_wait_is_twice_as_long_up_to_the_limit_and_for_this_disk_only() -> 
 def test_what_is_known_of_a_disk_is_kept_in_words_that_outlive_the_process() -> None:
     words = np.zeros(4, np.uint64)
     Patience(words).give_up(["sdb"], 1000.5)
-    Patience(words).note({"sdb": 70.5, "sdc": 3.0}, ["sda"])
+    Patience(words).note({"sdb": 70.5, "sdc": 3.0}, ["sda"], 1000.5)
     again = Patience(words)
     assert (again.is_given_up("sdb"), again.is_given_up("sdc")) == (True, False)
     assert [again.silent_s(disk) for disk in ("sda", "sdb", "sdc")] == [0, 70, 3]
@@ -50,7 +50,7 @@ def test_what_is_known_of_a_disk_is_kept_in_words_that_outlive_the_process() -> 
     assert (again.is_given_up("sdb"), again.silent_s("sdb")) == (False, 0)
     assert again.wait_s("sdb", 1060.0) == 2 * FIRST_S
     assert again.wait_s("sdb", 999.0) == FIRST_S, "a time to come is none of this boot's"
-    again.note({}, ["sdb", "sdc"])
+    again.note({}, ["sdb", "sdc"], 1000.5)
     assert np.count_nonzero(words) == 1
 
 
@@ -71,7 +71,7 @@ def test_nothing_that_is_kept_overflows_into_what_stands_beside_it() -> None:
     patience = Patience(words)
     for _ in range(20):
         patience.give_up(["sdb"], 100.0)
-    patience.note({"sdb": 1e9}, [])
+    patience.note({"sdb": 1e9}, [], 100.0)
     assert (patience.wait_s("sdb", 100.0), patience.silent_s("sdb") > LIMIT_S) == (LIMIT_S, True)
     patience.give_up(["sdb"], 1e12)
     assert patience.is_given_up("sdb")
@@ -88,6 +88,42 @@ def test_whatever_fails_again_and_again_is_tried_less_and_less_often() -> None:
     assert trials.failed(["sdb"], now - 1) == trials.failed([], now), (
         "fitted for another's sake, it was not tried"
     )
+
+
+ROOM = 4
+_DISKS = st.integers(0, ROOM - 1).map("sd-{}".format)
+_ACTS = st.tuples(
+    st.sampled_from(["give up", "take in", "silent", "answers"]),
+    st.lists(_DISKS, min_size=1, max_size=ROOM, unique=True),
+    st.sampled_from([1.0, 3000.0, FORGET_S / 2, FORGET_S + 1]),
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(_ACTS, max_size=20))
+def test_who_was_given_up_is_never_forgotten_for_another_while_there_is_a_word_for_each_that_was(
+    acts: list[tuple[str, list[str], float]],
+) -> None:
+    """As many words as disks are given up, whoever else is silent beside them; against a memory without limits."""
+    patience, unlimited, now = Patience(np.zeros(ROOM, np.uint64)), Patience(np.zeros(999, np.uint64)), 1e6
+    others = {f"never-{n}": 5000.0 - n for n in range(ROOM)}
+    for act, disks, passed_s in acts:
+        for one in (patience, unlimited):
+            one.note(others, [], now)
+            if act == "give up":
+                one.give_up(disks, now)
+            elif act == "take in":
+                one.take_in(disks)
+            else:
+                one.note(dict.fromkeys(disks, 1.0 if act == "silent" else 0.0), [], now)
+            one.note(others, [], now)
+            one.take_in(others)
+        for n in range(ROOM):
+            known = [
+                (one.is_given_up(f"sd-{n}"), one.wait_s(f"sd-{n}", now)) for one in (patience, unlimited)
+            ]
+            assert known[0] == known[1]
+        now += passed_s
 
 
 @given(st.lists(st.tuples(st.floats(1, 4000), st.floats(1, 8000)), max_size=200))
