@@ -205,8 +205,9 @@ def given_pages(name: str, *, sysfs: Path = SYSFS) -> bool:
     return name.startswith(_GIVEN_PAGES) and btf.exists() and b"\0rw_page\0" in btf.read_bytes()
 
 
-def check(disk: Disk, *, sysfs: Path = SYSFS) -> None:
-    """Raises UnsuitableDiskError if the disk cannot be protected as it is."""
+def check(disk: Disk, *, sysfs: Path = SYSFS, is_captured: bool = False) -> None:
+    """Raises UnsuitableDiskError if the disk cannot be protected as it is. One that is captured may have become read-only: nothing is
+    written to it past capture, and it goes on."""
     for wrong, cause, action in (
         (
             disk.sectors < MIN_SECTORS,
@@ -219,7 +220,7 @@ def check(disk: Disk, *, sysfs: Path = SYSFS) -> None:
             "Format it with blocks of 512 or 4096 bytes, or leave it out.",
         ),
         (
-            disk.read_only,
+            disk.read_only and not is_captured,
             "it is read-only",
             "What is never written needs no protection; make it writable, or leave it out.",
         ),
@@ -248,13 +249,12 @@ def check(disk: Disk, *, sysfs: Path = SYSFS) -> None:
             raise UnsuitableDiskError(f"{disk.path} cannot be protected", cause=cause, action=action)
 
 
-def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS, examine: bool = True) -> None:
-    """Raises UsageError if the disks cannot be protected together: named twice, or one lies on another. With `examine`,
-    UnsuitableDiskError if one cannot be protected by itself."""
+def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS, are_captured: bool = False) -> None:
+    """Raises UsageError if the disks cannot be protected together: named twice, or one lies on another; UnsuitableDiskError if one
+    cannot be protected by itself (`check`)."""
     seen: dict[str, Disk] = {}
     for disk in disks:
-        if examine:
-            check(disk, sysfs=sysfs)
+        check(disk, sysfs=sysfs, is_captured=are_captured)
         if disk.name in seen:
             raise UsageError(
                 f"{disk.path} and {seen[disk.name].path} are the same disk", action="Name each disk once."

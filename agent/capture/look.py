@@ -211,16 +211,16 @@ def _why_not_by_itself(verdict: Verdict, look: Look, given_up: Collection[str]) 
     if verdict.standing is None or verdict.action is Action.MISSING:
         told = look.answers[verdict.standing.path].cause if verdict.standing is not None else ""
         return DiskLeftOutError(what, cause=told or verdict.reason)
-    if verdict.action is Action.CONTINUE and known.id not in given_up:
-        return None  # to leave it out, be it for a moment, would cost two epochs
-    if cause := silence(verdict, look):
+    is_captured = verdict.action is Action.CONTINUE
+    # To leave a captured disk out for a moment, since it does not answer just now, would cost two epochs.
+    if (not is_captured or known.id in given_up) and (cause := silence(verdict, look)):
         return DiskLeftOutError(
             what, cause=cause, action="Repair or replace it: it is taken in again when it answers."
         )
-    if verdict.action is Action.CONTINUE:
-        return None
+    # What can be written past capture is no protected disk, whoever captured it: an older agent, which did not know, or this one,
+    # before it became the path of a multipath device.
     try:
-        disks.check(look.found[verdict.standing.dev])
+        disks.check(look.found[verdict.standing.dev], is_captured=is_captured)
     except UnderstudyError as exc:
         return exc
     return None

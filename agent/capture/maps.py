@@ -160,7 +160,7 @@ class Capture:
         """
         check_machine(object_path)
         fresh = not pins.exist(pin_dir)
-        disks.check_set(wanted, examine=fresh)  # one that is captured may have become read-only
+        disks.check_set(wanted, are_captured=not fresh)
         pins.ensure_bpffs(pin_dir)
         if fresh:
             attach_fresh(pin_dir, wanted, ring_b, object_path)

@@ -202,6 +202,25 @@ def test_a_disk_that_comes_to_lie_on_another_is_left_out_and_the_other_goes_on(
     assert machine.changes == [Change.LEFT]
 
 
+def test_a_captured_disk_that_can_be_written_past_capture_is_left_out_and_one_that_is_read_only_stays(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    machine.protect()
+    r.write(0, b"x" * 4096, disk=1)
+    run("blockdev", "--setro", r.device)
+    capture, left_out = machine.protect()
+    assert (len(capture.disks), left_out, machine.changes) == (2, [], [])
+    # an older agent captured it, which did not ask
+    monkeypatch.setattr(disks, "given_pages", lambda name, *, sysfs: name == r.disks[0].name)
+    capture, (left,) = machine.protect()
+    assert (left.id, left.error.code) == (r.disks[0].name, "US415")
+    assert "single pages (rw_page)" in left.error.cause
+    assert ([disk.id for disk in capture.disks], machine.changes) == ([r.disks[1].name], [Change.LEFT])
+    assert capture.counters(0).captured_sectors == 8, "the other disk lost what was captured of it"
+    assert not finds(machine.watch([left])), "it would be taken in and left out by turns"
+
+
 @pytest.mark.parametrize("while_", ["it is asked", "its names are read"])
 def test_what_another_disk_says_that_takes_the_name_during_the_look_is_not_believed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, while_: str
