@@ -67,7 +67,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
             for left in agent.watch.left_out
         ),
     ]
-    for trouble in (agent.note.problem, agent.revoked.trouble.error):
+    for trouble in (agent.note.problem, agent.revoked.trouble.error, agent.watch.trouble):
         if trouble is not None:
             problems.append(_warning(trouble))
     if sender.problem is not None:

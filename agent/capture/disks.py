@@ -19,6 +19,8 @@ from agent.capture.device_program import text as _text
 from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError, cause_of
 
 SYSFS: Final = Path("/sys")
+GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
+"""What the kernel says of a disk, or of an entry of sysfs, that is no more."""
 MIN_SECTORS: Final = 8
 MAX_BLOCK_B: Final = 4096
 """What one record of the ring holds, and calibration reads."""
@@ -168,7 +170,6 @@ def describe(
             cause="it is a partition",
             action=f"Protect the whole disk, /dev/{folder.parent.name}.",
         )
-    slaves = folder / "slaves"
     attributes, diskseq = attributes_of(folder), _diskseq(folder)
     if attributes.diskseq != diskseq:  # they are of a disk that had this name before
         attributes = UNKNOWN
@@ -187,7 +188,7 @@ def describe(
         iostats=queue.counts,
         dax=queue.dax,
         zoned=queue.zoned,
-        slaves=tuple(sorted(entry.name for entry in slaves.iterdir())) if slaves.is_dir() else (),
+        slaves=tuple(entry.name for entry in entries(folder / "slaves")),
         multipath_holder=_multipath_holder(folder),
         block_b=queue.block_b,
         id=folder.name,
@@ -286,7 +287,7 @@ def size_of(disk: Disk, *, sysfs: Path = SYSFS) -> int:
     try:
         text = (folder / "size").read_text()
     except OSError as exc:
-        if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        if exc.errno in GONE:
             return 0
         raise
     return _down_to_blocks(int(text), disk.block_b) if still_stands(disk, sysfs=sysfs) else 0
@@ -311,24 +312,36 @@ def _all_below(name: str, sysfs: Path) -> set[str]:
     found: set[str] = set()
     waiting = [name]
     while waiting:
-        slaves = sysfs / f"block/{waiting.pop().replace('/', '!')}/slaves"
-        if slaves.is_dir():
-            for entry in slaves.iterdir():
-                # a slave can be a partition; its disk is the folder above
-                real = entry.resolve()
-                below = (real.parent if (real / "partition").exists() else real).name.replace("!", "/")
-                if below not in found:
-                    found.add(below)
-                    waiting.append(below)
+        new = right_below(waiting.pop(), sysfs=sysfs) - found
+        found |= new
+        waiting += new
     return found
 
 
+def right_below(name: str, *, sysfs: Path = SYSFS) -> set[str]:
+    """The disks that this one lies on."""
+    found = set()
+    for entry in entries(sysfs / "block" / name.replace("/", "!") / "slaves"):
+        # a slave can be a partition; its disk is the folder above
+        real = entry.resolve()
+        found.add((real.parent if (real / "partition").exists() else real).name.replace("!", "/"))
+    return found
+
+
+def entries(folder: Path) -> list[Path]:
+    """Sorted. None where the folder is not there: a disk has no such thing, or went away between two looks at it."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as exc:
+        if exc.errno in GONE:
+            return []
+        raise
+
+
 def _multipath_holder(folder: Path) -> str:
-    holders = folder / "holders"
-    if holders.is_dir():
-        for holder in sorted(holders.iterdir()):
-            if _text(holder / "dm/uuid").startswith("mpath-"):
-                return holder.name
+    for holder in entries(folder / "holders"):
+        if _text(holder / "dm/uuid").startswith("mpath-"):
+            return holder.name
     return ""
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from agent.capture.answer import NOTHING, Answer
 from agent.capture.binding import Identity, Kind, Standing
-from agent.capture.disks import SYSFS, AttributesOf, Disk, describe, read_attributes, said
+from agent.capture.device_program import text
+from agent.capture.disks import SYSFS, AttributesOf, Disk, describe, entries, read_attributes, said
 from agent.capture.layout import kernel_dev
 from shared.errors import UnderstudyError
 
@@ -38,12 +38,7 @@ def all_disks(*, sysfs: Path = SYSFS, attributes_of: AttributesOf = read_attribu
             disk = describe(path, folder.resolve(), int(major), int(minor), attributes_of)
         except (OSError, ValueError, UnderstudyError):  # it went away just now
             continue
-        hidden = folder / "hidden"
-        if (
-            disk.sectors
-            and not disk.multipath_holder
-            and not (hidden.exists() and hidden.read_text()[:1] == "1")
-        ):
+        if disk.sectors and not disk.multipath_holder and text(folder / "hidden") != "1":
             found.append(disk)
     return found
 
@@ -89,8 +84,4 @@ def partition_table(head: bytes, block_b: int) -> list[Identity]:
 
 
 def _port(disk: Disk, by_path: Path) -> str:
-    links: Mapping[str, Path] = {link.name: link for link in by_path.iterdir()} if by_path.is_dir() else {}
-    for name in sorted(links):
-        if links[name].resolve().name == disk.name:
-            return name
-    return ""
+    return next((link.name for link in entries(by_path) if link.resolve().name == disk.name), "")

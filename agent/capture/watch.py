@@ -18,7 +18,7 @@ from agent.capture.binding import Action
 from agent.capture.bindings import Wanted
 from agent.capture.look import LeftOut, Look, look_at, silence, why_not
 from shared import logging
-from shared.errors import BpfError, StateFileError, UnderstudyError
+from shared.errors import BpfError, DeviceError, StateFileError, UnderstudyError
 
 _log = logging.get()
 
@@ -50,6 +50,8 @@ class Watch:
         self.left_out: Final = tuple(left_out)
         self.silent: frozenset[str] | None = None
         """Ids of captured disks that gave no answer at the last look, while somebody looks; None: nobody has looked yet."""
+        self.trouble: UnderstudyError | None = None
+        """Why the last look could not be taken; None: it was."""
         self._unproved = {left.id for left in left_out if left.needs_trial}
         self._without_order = without_order
         self._next = time.monotonic() + RETRY_S
@@ -72,6 +74,8 @@ class Watch:
         `looking`: there is something to look for, or at, beside what was left out."""
         if self._found or (self._thread is not None and self._thread.is_alive()):
             return self._found
+        if not (self.left_out or looking or self.unfit):
+            self.trouble = None
         now = time.monotonic()
         is_try = now >= self._next_try and any(self._may(name) for name in self.unfit)
         if is_try or ((self.left_out or looking) and now >= self._next):
@@ -86,16 +90,32 @@ class Watch:
         return False
 
     def _search(self, is_try: bool) -> None:
-        state_dir, pin_dir = self._where
+        """Whatever fails, the next look comes in its time."""
+        before = self.trouble
+        trouble: UnderstudyError | None = None
         try:
-            remembered = bindings.read(state_dir) or []
-            if any(isinstance(left.error, StateFileError) for left in self.left_out):
-                bindings.write(state_dir, remembered)  # whether it can be written by now
-            look = look_at(self._wanted, remembered, pin_dir)
+            self._look(is_try)
         except UnderstudyError as exc:
-            self.silent = None  # nobody could ask
+            trouble = exc
             _log.warning("disks that are left out could not be looked for", **exc.as_dict())
-            return
+        except Exception as exc:  # noqa: BLE001 - nobody waits for this thread: said here, or never
+            trouble = DeviceError(
+                "Disks that are left out, or do not answer, cannot be looked for",
+                cause=repr(exc),
+                action="It is tried again by itself. Until it succeeds, restart the agent to take a disk in; the log says more.",
+            )
+            if before is None or before.as_dict() != trouble.as_dict():
+                _log.error("disks could not be looked for: this is a bug", exc_info=exc)
+        if trouble is not None:
+            self.silent = None  # nobody could ask
+        self.trouble = trouble
+
+    def _look(self, is_try: bool) -> None:
+        state_dir, pin_dir = self._where
+        remembered = bindings.read(state_dir) or []
+        if any(isinstance(left.error, StateFileError) for left in self.left_out):
+            bindings.write(state_dir, remembered)  # whether it can be written by now
+        look = look_at(self._wanted, remembered, pin_dir)
         going_on = [v for v in look.verdicts if v.action is Action.CONTINUE]
         self.silent = frozenset(v.known.id for v in going_on if silence(v, look))
         errors = why_not(look)

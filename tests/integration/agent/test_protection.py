@@ -307,6 +307,26 @@ def test_where_no_disk_can_be_written_down_nothing_is_attached(machine: Machine)
         assert not pins.exist(machine.rig.pin_dir)
 
 
+def test_a_look_that_fails_is_said_and_the_next_one_finds_the_disk(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = machine.wanted
+    machine.wanted = [Wanted("/dev/no-such-disk"), *both[1:]]
+    _, (left,) = machine.protect()
+    machine.wanted = both
+    watch = machine.watch([left])
+    watch.silent = frozenset({"sdb"})
+    with monkeypatch.context() as patch:
+        patch.setattr(answer, "attributes", lambda names: 1 // 0)
+        assert not finds(watch)
+        assert watch.trouble is not None
+        assert "ZeroDivisionError" in watch.trouble.cause
+        assert not watch.silent, "what an earlier look found is taken for this one's"
+    watch._next = 0.0
+    assert finds(watch)
+    assert watch.trouble is None
+
+
 def test_ids_and_identities_of_the_configuration_bind(machine: Machine) -> None:
     r = machine.rig
     identity = str(standing_now(r.device).identities[0])

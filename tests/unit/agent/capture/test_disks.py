@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent.capture import disks, layout
-from agent.capture.disks import check, check_set, describe, find_disk, read_attributes, size_of
+from agent.capture.disks import check, check_set, describe, find_disk, lying_on, read_attributes, size_of
 from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
 from tests.disk_parts import make_disk
 
@@ -102,6 +105,26 @@ def test_a_disk_and_what_lies_on_it_are_not_protected_together(tmp_path: Path) -
     with pytest.raises(UsageError, match="cannot be protected together"):
         check_set([lower, upper], sysfs=tmp_path)
     check_set([upper], sysfs=tmp_path)
+
+
+@pytest.mark.parametrize("gone", ["block/md0", "block/md0/slaves", "block/md0/holders"])
+def test_what_goes_away_between_two_looks_is_gone(
+    tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = make_disk(tmp_path, "md0", mq=False)
+    for folder in ("slaves", "holders"):
+        (tmp_path / "block/md0" / folder).mkdir()
+    real = Path.iterdir
+
+    def removed_just_now(folder: Path) -> Iterator[Path]:
+        if folder.name in ("slaves", "holders"):
+            shutil.rmtree(tmp_path / gone, ignore_errors=True)
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", removed_just_now)
+    assert lying_on([disk], sysfs=tmp_path) == []
+    with contextlib.suppress(DeviceNotFoundError):
+        assert describe(disk.path, tmp_path / "block/md0", 8, 0).slaves == ()
 
 
 def test_a_disk_named_twice_is_refused(tmp_path: Path) -> None:
