@@ -7,6 +7,7 @@ import secrets
 import time
 from typing import Any, Final
 
+from agent.capture.look import captured_twice
 from agent.capture.maps import Capture
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
@@ -42,6 +43,8 @@ class Agent:
         self.capture = capture
         self.watch = watch
         """For disks that are protected and not captured."""
+        self.captured_twice = captured_twice(capture.disks)
+        """By id, what people are warned of."""
         self.state = AgentState(capture.state)
         self.catchup = CatchUp(
             [disk.sectors for disk in capture.disks], [capture.todo(i) for i in range(len(capture.disks))]

@@ -234,6 +234,8 @@ async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
             mode=capture.mode,
             cause=capture.mode_cause,
         )
+        for error in agent.captured_twice.values():
+            _log.warning("a disk is captured twice", **error.as_dict())
         agent.note.keep()
         try:
             await agent.stream.rounds.recover()

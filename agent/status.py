@@ -70,6 +70,8 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     for trouble in (agent.note.problem, agent.revoked.trouble.error, agent.watch.trouble):
         if trouble is not None:
             problems.append(_warning(trouble))
+    for id_, twice in agent.captured_twice.items():
+        problems.append(Problem(**twice.as_dict(), severity=Severity.WARNING, object=id_))
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
     for slot, error in agent.reader.problems.items():

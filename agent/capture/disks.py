@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -316,6 +316,19 @@ def _all_below(name: str, sysfs: Path) -> set[str]:
         found |= new
         waiting += new
     return found
+
+
+def bare_below(name: str, protected: Collection[str], *, sysfs: Path = SYSFS) -> set[str]:
+    """The lowest disks that hold parts of this one which none of the protected disks holds."""
+    bare: set[str] = set()
+    waiting = [name]
+    while waiting:
+        for below in right_below(waiting.pop(), sysfs=sysfs) - {*protected}:
+            if right_below(below, sysfs=sysfs):
+                waiting.append(below)
+            else:
+                bare.add(below)
+    return bare
 
 
 def right_below(name: str, *, sysfs: Path = SYSFS) -> set[str]:

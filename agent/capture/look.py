@@ -16,6 +16,7 @@ from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, V
 from agent.capture.bindings import Bound, Wanted
 from agent.capture.disks import MAX_BLOCK_B, SYSFS, UNKNOWN, Attributes, Disk
 from shared.errors import (
+    CapturedTwiceError,
     CaptureRemovedError,
     DiskLeftOutError,
     NotADiskError,
@@ -177,21 +178,65 @@ def why_not(look: Look, given_up: Collection[str] = ()) -> dict[str, UnderstudyE
 
 
 def _why_not_together(verdicts: Sequence[Verdict], look: Look) -> dict[str, UnderstudyError]:
-    """Of two disks one of which lies on the other, as may come to be at any time (a volume is extended onto a protected disk), one is
-    left out: the one that is not captured yet, or under another number; else the upper one, since the lower holds it and more. Two that are
-    captured go on, also one that was resized: what is written to the upper one is in the stream twice, and right. (A volume extended
-    onto a protected disk is resized by that; left out, its other parts would be in no stream any more.)"""
+    """Of two disks one of which lies on the other, as may come to be at any time (a volume is extended onto a protected disk), one that is
+    new is left out, and says what of it is in no stream then; of two that are new the upper one, since the lower holds it and more. Who
+    was captured at any time, before a reboot or a resize, stays: nobody was told that it would fall out, and what of it lies elsewhere
+    would be in no stream any more. Two of those go on both (`captured_twice`)."""
     there = {v.standing.dev: v for v in verdicts if v.standing is not None}
+    known = {bound.id for bound in look.remembered}
     found: dict[str, UnderstudyError] = {}
     for upper, lower in disks.lying_on([look.found[dev] for dev in there]):
         pair = [there[layout.kernel_dev(disk.major, disk.minor)] for disk in (upper, lower)]
-        out = next((v for v in pair if v.action is Action.ATTACH and not v.is_resized), None)
+        out = next((v for v in pair if _is_new(v, known)), None)
         if out is None or any(v.known.id in found for v in pair):
             continue
+        protected = {
+            look.found[dev].name for dev, v in there.items() if v is not out and v.known.id not in found
+        }
         found[out.known.id] = DiskLeftOutError(
             f"Disk {out.known.id} ({out.known.path}) is not protected",
             cause=f"{upper.name} lies on {lower.name}, which is protected, too: its writes would be captured twice",
-            action="Nothing, if the other one holds all that matters; else take one of them out of the agent's configuration.",
+            action=_missing(upper, lower, protected)
+            or "Nothing, if the other one holds all that matters; else take one of them out of the agent's configuration.",
+        )
+    return found
+
+
+def _is_new(verdict: Verdict, known: Collection[str]) -> bool:
+    return verdict.action is Action.ATTACH and not verdict.is_resized and verdict.known.id not in known
+
+
+def _missing(upper: Disk, lower: Disk, protected: Collection[str]) -> str:
+    """What to do where the disk that is left out has parts that are in no stream; empty where it has none, or none is known."""
+    if lower.name not in protected:
+        return f"{upper.name} may be a part of {lower.name} only: to protect all of it, take {upper.name} out of the agent's configuration."
+    if bare := sorted(disks.bare_below(upper.name, protected)):
+        names = ", ".join(bare)
+        return (
+            f"Parts of {upper.name} lie on {names}, not protected: protect {names} in place of {upper.name}."
+        )
+    return ""
+
+
+def captured_twice(captured: Sequence[Disk]) -> dict[str, CapturedTwiceError]:
+    """By id, disks that lie on others which are captured, too. Their writes are in the stream twice, and each disk is right by itself:
+
+    Order. The upper driver hands a write on as bios of its own, so the write to the upper disk and the one to the lower are two writes to
+    capture, each with its place in the stream. The lower one is submitted before the upper one completes. So whatever depends on the
+    upper write stands behind both, and each prefix of the stream holds, on either disk, all that what it holds depends on. Of a
+    write in flight a prefix may have one of the two: each disk alone is then as a crash could have left it.
+
+    Catch-up reads each disk by itself, with that disk's open writes and bitmap; the audit compares each with its own counts.
+
+    What is not right is both together: the same file system twice, of two moments. Whoever starts the machine in the cloud has two that
+    say that they are the same. Hence the warning."""
+    found = {}
+    for upper, lower in disks.lying_on(captured):
+        found[upper.id] = CapturedTwiceError(
+            f"What is written to disk {upper.id} is replicated twice",
+            cause=f"{upper.name} lies on {lower.name}, which is protected as disk {lower.id}",
+            action=_missing(upper, lower, {disk.name for disk in captured if disk is not upper})
+            or f"Take {upper.id} out of the agent's configuration: {lower.id} holds it.",
         )
     return found
 

@@ -133,6 +133,12 @@ class DiskLeftOutError(DeviceError):
     default_action = "Attach it again: it is taken in by itself. If it shall not come back, take it out of the configuration."
 
 
+class CapturedTwiceError(DeviceError):
+    """A captured disk that lies on another one that is captured: each is right by itself, and both together cost twice."""
+
+    code = "US596"
+
+
 class DiskHangsError(DeviceError):
     """A captured disk that is there and does not answer. What was captured of it stays true, and other disks are copied meanwhile; if
     something of it has to be read, they go on without it after a while (agent/continuity/hanging.py)."""

@@ -14,7 +14,7 @@ from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import Wanted
 from agent.capture.disks import Disk
 from agent.capture.fitting import Change
-from agent.capture.look import standing_now
+from agent.capture.look import captured_twice, standing_now
 from agent.capture.maps import detach
 from shared.errors import (
     BindingDamagedError,
@@ -196,10 +196,16 @@ def test_a_disk_that_comes_to_lie_on_another_is_left_out_and_the_other_goes_on(
         "it grew onto the other"
     )
     machine.changes = []
-    reattach(str(machine.rig.disks[0].path), machine.rig.backing[0])  # now it would have to be taken in anew
-    capture, (left,) = machine.protect()
-    assert ([disk.name for disk in capture.disks], left.id) == ([lower], upper)
-    assert machine.changes == [Change.LEFT]
+    reattach(str(machine.rig.disks[0].path), machine.rig.backing[0])  # it has to be taken in anew
+    capture, left_out = machine.protect()
+    assert (len(capture.disks), left_out, machine.changes) == (2, [], [Change.RETURNED])
+    capture.close()
+    detach(machine.rig.pin_dir)  # as a reboot does
+    capture, left_out = machine.protect()
+    assert (len(capture.disks), left_out) == (2, []), (
+        "what of it lies elsewhere would be in no stream any more"
+    )
+    assert captured_twice(capture.disks).keys() == {upper}
 
 
 def test_a_captured_disk_that_can_be_written_past_capture_is_left_out_and_one_that_is_read_only_stays(
