@@ -232,7 +232,7 @@ class _Work:
         """Poll the index until ending. `worked` is called after each poll that went well."""
         await self._points.take()
         while not self.ending.is_set():
-            known = [e for e in (self._epochs.current, self._points.documented.epoch) if e]
+            known = [e for e in (self._epochs.current, self._points.reads_from) if e]
             await self._look(min(known, default=1))
             self._news.set()
             worked()
@@ -276,6 +276,9 @@ class _Work:
         touched for them.
         """
         if self._log.newest_epoch and not self._epochs.current:
+            await (
+                self._documented()
+            )  # which asks the log for what lies before the disks, and a step forgets that
             await self._epochs.take_up_first()
         if self._epochs.current:
             await self._prune_if_due()  # before a step, which may fail for want of the room that this makes

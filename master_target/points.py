@@ -22,6 +22,14 @@ and the present one's would go. So are those behind a mark that is news in this 
 before a point that might be of another history. So, from the newest back, the first point that the log confirms ends the look: what is
 before it is confirmed by that. If the log of what was set aside comes back, its marks are news again, and take their documents as they are.
 
+That is so of a roll that was kept by these rules. One that was made from documents, since it was lost or set back (roll.py), has forgotten
+what was aside, and the present history's points may stand behind the other's: retention would keep the other's for theirs. So all of its
+points are judged once (`_judge_all`), in all epochs that it names, before a mark is added or a point expires. The log is read for that
+from the oldest of these epochs on (`reads_from`), and nothing of it is forgotten before (machine.py). What it contradicts is set aside. So
+is what it lacks of an epoch of which it has other points, or behind all points that it confirms: it went on otherwise, or was cut; nothing
+is left of that but documents and snapshots, which are kept as long as a point may be. What else it lacks is of an older epoch whose log is
+gone: a point like any other, which takes no other epoch's place. What has no digest (older documents) cannot be judged, and stays.
+
 Who else might write, and why that does no harm: roll.py.
 """
 
@@ -50,7 +58,7 @@ from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc, Range
-from shared.recovery.position import NOWHERE, Position
+from shared.recovery.position import Position
 from shared.recovery.seed import SEED_DISKS
 from shared.vocabulary import PointState
 
@@ -82,9 +90,12 @@ class PointMaker:
         return self._roll
 
     @property
-    def documented(self) -> Position:
-        """The newest point; all marks up to it have been documented."""
-        return NOWHERE if self._roll is None else self._roll.newest
+    def reads_from(self) -> int:
+        """The epoch from which on `document` must know the log. 0: the first."""
+        if self._roll is None:
+            return 0
+        newest = self._roll.newest
+        return min([newest, *self._roll.newest_first()]).epoch if self._roll.unjudged else newest.epoch
 
     async def document(
         self,
@@ -137,6 +148,9 @@ class PointMaker:
 
     async def _set_others_aside(self, digest: Callable[[Position], Awaitable[str]]) -> None:
         """The points that the log contradicts."""
+        if self.roll.unjudged:
+            await self._judge_all(digest)
+            return
         others = []
         for position in self.roll.newest_first():
             there = self.roll.digest(position)
@@ -151,6 +165,22 @@ class PointMaker:
             others.append(position)
         await self._set_aside(others)
 
+    async def _judge_all(self, digest: Callable[[Position], Awaitable[str]]) -> None:
+        """Each point by itself: nothing says that what is before one is of its history."""
+        said = {p: there for p in self.roll.newest_first() if (there := self.roll.digest(p))}
+        found = {position: await self._digest(position, digest) for position in said}
+        logs = {position.epoch for position in found if found[position]}
+        confirmed = max((p for p, there in said.items() if found[p] == there), default=None)
+        others = [
+            p
+            for p, there in said.items()
+            if found[p] not in (there, None, "")
+            or (found[p] == "" and (p.epoch in logs or (confirmed is not None and p > confirmed)))
+        ]
+        await self.roll.judge(others)
+        reach("points.after-judging")
+        self._say_aside(others)
+
     async def _missing(
         self, behind: Position, digest: Callable[[Position], Awaitable[str]]
     ) -> list[Position]:
@@ -162,6 +192,10 @@ class PointMaker:
         if others:
             await self.roll.set_aside(others)
             self._judged.difference_update(others)
+            self._say_aside(others)
+
+    def _say_aside(self, others: Sequence[Position]) -> None:
+        if others:
             _log.warning(
                 "points set aside: the log was set back, and went on otherwise",
                 machine=self._machine,

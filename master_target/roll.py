@@ -116,6 +116,11 @@ class OwnedRoll:
         said = self._documents.get(position)
         return "" if said is None or position not in self else said.digest
 
+    @property
+    def unjudged(self) -> bool:
+        """Whether any of the points may be of another history of the log than storage has: see Roll."""
+        return self._roll.unjudged
+
     def newest_first(self) -> list[Position]:
         return sorted(self._positions, reverse=True)
 
@@ -134,6 +139,11 @@ class OwnedRoll:
     async def take(cls, store: BlobStore, machine: str) -> OwnedRoll:
         """Only the holder of the machine's claim calls this. Where there is no roll yet, it is made from the documents. Raises
         IntegrityError.
+
+        What documents alone say is not judged yet, and the roll says so until it is: whoever made it may be killed before. That is so of
+        all points where there is no roll, and where the roll is older than a document, since what it was told later is lost with that: by a
+        later owner, or of a point behind its newest. (Where neither shows it, a roll that was set back names what the same owner set
+        aside later.)
         """
         name = points.ROLL
         for _ in range(_TRIES):
@@ -150,6 +160,7 @@ class OwnedRoll:
                     term_claim=new_claim(),
                     points=tuple(str(p) for p in sorted({doc.position for doc in named} | unreadable)),
                     claims=claims,
+                    unjudged=bool(named),
                 )
                 try:
                     return cls(store, roll, await store.create(name, msgspec.json.encode(roll)), docs)
@@ -164,6 +175,7 @@ class OwnedRoll:
                 term_claim=new_claim(),
                 points=tuple(str(p) for p in sorted(positions)),
                 claims=_claims(named) | old.claims,
+                unjudged=old.unjudged or any(_is_later(doc, old) for doc in docs),
             )
             try:
                 return cls(store, roll, await store.replace(name, msgspec.json.encode(roll), found[1]), docs)
@@ -194,6 +206,12 @@ class OwnedRoll:
         async with self._changing:
             await self._swap(self._positions - set(positions), self._aside | set(positions))
 
+    async def judge(self, others: Collection[Position]) -> None:
+        """The log was asked of all points: these are of another history. None is unjudged from now on."""
+        async with self._changing:
+            judged = msgspec.structs.replace(self._roll, unjudged=False)
+            await self._swap(self._positions - set(others), self._aside | set(others), judged)
+
     async def check(self) -> None:
         """Raises LeaseLostError unless the roll is still ours."""
         async with self._changing:
@@ -202,10 +220,13 @@ class OwnedRoll:
                 raise await self._lost()
             self._etag = found[1]
 
-    async def _swap(self, positions: Collection[Position], aside: Collection[Position]) -> None:
+    async def _swap(
+        self, positions: Collection[Position], aside: Collection[Position], base: Roll | None = None
+    ) -> None:
+        """`base`: what the roll says beside; by default what it said."""
         numbers = {position.epoch for position in (*positions, *aside)}
         roll = msgspec.structs.replace(
-            self._roll,
+            base or self._roll,
             points=tuple(str(p) for p in sorted(positions)),
             aside=tuple(str(p) for p in sorted(aside)),
             claims={number: claim for number, claim in sorted(self._claims.items()) if number in numbers},
@@ -229,6 +250,12 @@ class OwnedRoll:
         elif other is not None:
             cause = f"storage was set back: their roll has term {other.term} of another owner, or an older state of ours"
         return LeaseLostError(f"The points of machine {self._roll.machine} were not changed", cause=cause)
+
+
+def _is_later(doc: PointDoc, roll: Roll) -> bool:
+    """Whether the document says what this roll was never told: then it is an older one, or its owner was killed behind the document."""
+    by_another = doc.term == roll.term and doc.term_claim != roll.term_claim
+    return doc.term > roll.term or by_another or doc.position > roll.newest
 
 
 async def _present_claims(store: BlobStore, docs: Sequence[PointDoc]) -> dict[int, str]:

@@ -98,6 +98,8 @@ class Roll(msgspec.Struct, frozen=True, kw_only=True):
     which may be all that is left of that history, are kept as long as a point may be."""
     claims: dict[int, str] = {}
     """Of each epoch that `points` and `aside` name."""
+    unjudged: bool = False
+    """Points were taken from documents alone: any of them may be of another history of the log. The next look at the log says of which."""
     v: int = FORMAT_VERSION
 
     @property
