@@ -19,12 +19,13 @@ from agent.capture.maps import Capture
 from agent.capture.ring import Window
 from agent.stream import clock
 from agent.stream.catchup import CatchUp
+from agent.stream.lane import ANSWER_S, ReadChunk
 from agent.stream.marks import Marks
 from agent.stream.records import Records
 from agent.stream.retention import Retention
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
-from agent.stream.sync_reader import ANSWER_S, ReadChunk, SyncReader
+from agent.stream.sync_reader import SyncReader
 from agent.stream.unreadable import Runs, Trial, Unreadable, runs_of
 from shared import logging
 from shared.batch import (

@@ -17,39 +17,25 @@ import functools
 import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.capture.disks import Disk
-from agent.capture.layout import GRANULE_SECTORS
-from agent.stream import clock
-from agent.stream.catchup import WORD_GRANULES, CatchUp, Chunk, NoChunk, open_over
-from agent.stream.disk_threads import MOST, PARALLEL, DiskThreads
+from agent.stream.catchup import CatchUp, Chunk, NoChunk, open_over
+from agent.stream.lane import Lane, ReadChunk, silent, slow, write_hangs
 from agent.stream.spans import read_again, read_span
 from agent.stream.unreadable import Runs, Trial
 from shared import logging
 from shared.batch import SECTOR
-from shared.errors import DeviceError, DiskHangsError, PartRefusedError, SlowReadError, WriteHangsError
+from shared.errors import DeviceError
 from shared.waiting import wait_for
 
 _log = logging.get()
 
-BUFFERS: Final = 4
-"""Per disk, without those of reads that hang; memory is only taken where chunks are read."""
-_MAPPED: Final = BUFFERS + MOST - PARALLEL
-BUFFER_B: Final = WORD_GRANULES * GRANULE_SECTORS * SECTOR
 BLOCKED_PATIENCE_S: Final = 2.0
 """How long a round waits for open writes that keep its last chunks from being read, before it leaves those to the next round."""
-ANSWER_S: Final = 20.0
-"""A disk that gave nothing for so long, though it was asked, is left to a later round."""
-KNOWN_S: Final = 600.0
-"""How long bad sectors of a read that came too late are not asked for."""
-REFUSED_S: Final = 300.0
-"""How long a chunk of which nothing is given is left to later rounds before it is declared: of a disk that is made of several, one may
-be away, while the others give whatever is asked."""
 TRY_S: Final = 10.0
 """How long sectors that could not be read are tried, at once."""
 _BLOCKED_PROBE_S: Final = 0.02
@@ -61,134 +47,12 @@ _HUNG_PROBE_S: Final = 0.5
 OpenWrites = Callable[[], npt.NDArray[np.void]]
 
 
-@dataclass(slots=True)
-class ReadChunk:
-    chunk: Chunk
-    data: npt.NDArray[np.uint8]
-    unreadable: Runs
-    """What the disk refused to read; zeroes in `data`."""
-    is_final: bool
-    """No write from before capture was attached was in flight when the read began."""
-    buffer: mmap.mmap
-
-
-class _Lane:
-    """What is read of one disk."""
-
-    def __init__(self, slot: int, disk: Disk) -> None:
-        self.slot = slot
-        self.path = disk.path
-        self.threads = DiskThreads(disk)
-        self.free = [mmap.mmap(-1, BUFFER_B) for _ in range(_MAPPED)]
-        self.room = asyncio.Event()
-        self.ready: list[asyncio.Task[ReadChunk]] = []
-        """The round's reads, begun or done."""
-        self.under_way: dict[asyncio.Task[Any], tuple[int, float]] = {}
-        """Reads that have not come back, those of rounds that were given up among them: the word that they read, and when they began."""
-        self.known_bad: list[tuple[float, int, int]] = []
-        """Until when runs of sectors are not asked for: (monotonic, first, count)."""
-        self.moved_at = 0.0
-        """When the disk was last asked first, or gave something. Threads write it, too."""
-        self.feeder: asyncio.Task[None] | None = None
-        self.left_out = False
-        self.problem: DeviceError | None = None
-        """Why it was left to later as a whole."""
-        self.left: DeviceError | None = None
-        """Why the last round that went through all of it left a part of it to later."""
-
-        self.refused: PartRefusedError | None = None
-        """Why the last round left chunks to later of which it was given nothing."""
-        self.refused_since = 0.0
-        self.is_refused_now = False
-        """Whether this round did."""
-
-    def leaves_refused(self, read: ReadChunk) -> bool:
-        """Whether nothing was given of the chunk, so that it is left to later; for some minutes."""
-        if sum(count for _, count in read.unreadable) < read.chunk.sectors:
-            return False
-        now = time.monotonic()
-        self.refused_since = self.refused_since or now
-        if now - self.refused_since >= REFUSED_S:
-            return False
-        self.is_refused_now = True
-        self.refused = _refused(self, read.chunk)
-        return True
-
-    def end_round(self) -> None:
-        if not self.is_refused_now:
-            self.refused, self.refused_since = None, 0.0
-        self.is_refused_now = False
-
-    def moved(self) -> None:
-        self.moved_at = time.monotonic()
-
-    @property
-    def hangs(self) -> bool:
-        return (self.is_waited_for or self.is_full) and time.monotonic() - self.moved_at >= ANSWER_S
-
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether a read of this round has not come back."""
-        return not all(read.done() for read in self.ready)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no thread of the disk is free, nor will be in the place of one that hangs."""
-        return len(self.under_way) - self.late >= PARALLEL or len(self.under_way) >= MOST
-
-    @property
-    def late(self) -> int:
-        """How many reads have not come back for so long that neither they nor their buffers count any more."""
-        late = time.monotonic() - ANSWER_S
-        return sum(began <= late for _, began in self.under_way.values())
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more chunk may be read ahead."""
-        return bool(self.free) and _MAPPED - len(self.free) - self.late < BUFFERS
-
-    def is_asked_already(self, chunk: Chunk) -> bool:
-        """Whether an earlier round asked for this chunk, long ago, and has no answer yet."""
-        late = time.monotonic() - ANSWER_S
-        return any(
-            word == chunk.word and began <= late and read not in self.ready
-            for read, (word, began) in self.under_way.items()
-        )
-
-    def take_known_bad_of(self, chunk: Chunk) -> Runs:
-        """For one read: the sectors may be written and given by now, and when they are asked for next is the matter of `unreadable`."""
-        now, end = time.monotonic(), chunk.first_sector + chunk.sectors
-        known = [known for known in self.known_bad if known[0] > now]
-        mine = [run for run in known if run[1] < end and chunk.first_sector < sum(run[1:])]
-        self.known_bad = [run for run in known if run not in mine]
-        return [(first, n) for _, first, n in mine]
-
-    def give_back(self, buffer: mmap.mmap) -> None:
-        self.free.append(buffer)
-        self.room.set()
-
-    def discard(self, read: asyncio.Task[ReadChunk]) -> None:
-        if not read.cancelled() and read.exception() is None:
-            until = time.monotonic() + KNOWN_S
-            self.known_bad += [(until, *run) for run in read.result().unreadable]
-            self.give_back(read.result().buffer)
-
-    def give_up(self) -> None:
-        """What was read is thrown away. Threads that are reading go on, so nothing here waits for a slow disk; their buffers are free
-        when they have ended, not before."""
-        for read in self.ready:
-            read.add_done_callback(self.discard)
-        self.ready.clear()
-        if self.feeder is not None:
-            self.feeder.cancel()
-
-
 class SyncReader:
     """One round at a time: `start` it, `take` what is ready until `finished`, `cancel` it at any time."""
 
     def __init__(self, disks: Sequence[Disk], catchup: CatchUp) -> None:
         self._catchup = catchup
-        self._lanes = [_Lane(slot, disk) for slot, disk in enumerate(disks)]
+        self._lanes = [Lane(slot, disk) for slot, disk in enumerate(disks)]
         self._running = False
         self._next = 0
         """The lane that `take` looks at first: each in turn."""
@@ -293,7 +157,7 @@ class SyncReader:
         for lane in self._lanes:
             lane.threads.close()
 
-    def _leave_to_later(self, lane: _Lane, problem: DeviceError | None) -> None:
+    def _leave_to_later(self, lane: Lane, problem: DeviceError | None) -> None:
         """What the round wanted of the disk stays to do."""
         if self._catchup.round is not None:
             self._catchup.round.deferred = True
@@ -301,7 +165,7 @@ class SyncReader:
         lane.give_up()
         self.wakeup.set()
 
-    async def _feed(self, lane: _Lane, open_from_before: OpenWrites) -> None:
+    async def _feed(self, lane: Lane, open_from_before: OpenWrites) -> None:
         opened = open_from_before()
         blocked_since = 0.0
         left: DeviceError | None = None
@@ -312,7 +176,7 @@ class SyncReader:
                     continue
                 if lane.is_asked_already(chunk):
                     self._catchup.defer(chunk)
-                    left = left or _slow(lane, chunk)
+                    left = left or slow(lane, chunk)
                     continue
                 if len(opened):
                     opened = open_from_before()
@@ -320,7 +184,7 @@ class SyncReader:
                     blocked_since = blocked_since or time.monotonic()
                     if time.monotonic() - blocked_since > BLOCKED_PATIENCE_S:
                         self._catchup.defer(chunk)
-                        left = left or _write_hangs(lane, open_over(chunk, opened))
+                        left = left or write_hangs(lane, open_over(chunk, opened))
                     else:
                         self._catchup.block(chunk)
                         await asyncio.sleep(_BLOCKED_PROBE_S)
@@ -339,14 +203,14 @@ class SyncReader:
         finally:
             self.wakeup.set()
 
-    def _is_given_up(self, lane: _Lane) -> bool:
+    def _is_given_up(self, lane: Lane) -> bool:
         """Whether the round goes on without this disk, from now on if need be."""
         if not (lane.left_out or lane.hangs):
             return False
-        self._leave_to_later(lane, None if lane.left_out else _silent(lane))
+        self._leave_to_later(lane, None if lane.left_out else silent(lane))
         return True
 
-    def _begin(self, lane: _Lane, chunk: Chunk) -> None:
+    def _begin(self, lane: Lane, chunk: Chunk) -> None:
         if not lane.is_waited_for and not lane.is_full:
             lane.moved()
         read = asyncio.create_task(self._read(lane, chunk, lane.free.pop()), name="sync-read")
@@ -366,7 +230,7 @@ class SyncReader:
                 read_again, trial=trial, moved=lane.moved, until=time.monotonic() + TRY_S
             )
             try:
-                return await asyncio.wrap_future(lane.threads.run(call, ANSWER_S))
+                return await asyncio.wrap_future(lane.run(call))
             except DeviceError as exc:
                 _log.debug("sectors that could not be read before: not known", cause=str(exc))
                 return []
@@ -376,7 +240,7 @@ class SyncReader:
         answer.add_done_callback(lane.under_way.pop)
         return answer
 
-    async def _read(self, lane: _Lane, chunk: Chunk, buffer: mmap.mmap) -> ReadChunk:
+    async def _read(self, lane: Lane, chunk: Chunk, buffer: mmap.mmap) -> ReadChunk:
         begun: list[bool] = []
         known_bad = lane.take_known_bad_of(chunk)
 
@@ -385,7 +249,7 @@ class SyncReader:
             return read_span(fd, chunk, buffer, lane.moved, known_bad)
 
         try:
-            unreadable = await asyncio.wrap_future(lane.threads.run(read, ANSWER_S))
+            unreadable = await asyncio.wrap_future(lane.run(read))
         except Exception:
             lane.give_back(buffer)
             raise
@@ -393,34 +257,3 @@ class SyncReader:
             self.wakeup.set()
         data = np.frombuffer(buffer, np.uint8, chunk.sectors * SECTOR)
         return ReadChunk(chunk, data, unreadable, begun[0], buffer)
-
-
-def _silent(lane: _Lane) -> DiskHangsError:
-    return DiskHangsError(
-        f"Protected disk {lane.path} does not answer reads", cause=f"nothing came for {ANSWER_S:.0f} s"
-    )
-
-
-def _slow(lane: _Lane, chunk: Chunk) -> SlowReadError:
-    return SlowReadError(
-        f"A part of protected disk {lane.path} could not be read yet",
-        cause=f"a read at sector {chunk.first_sector} has not come back for {ANSWER_S:.0f} s and more",
-    )
-
-
-def _refused(lane: _Lane, chunk: Chunk) -> PartRefusedError:
-    return PartRefusedError(
-        f"A part of protected disk {lane.path} cannot be read",
-        cause=f"nothing is given of the {chunk.sectors} sectors at {chunk.first_sector}, while others are",
-    )
-
-
-def _write_hangs(lane: _Lane, opened: npt.NDArray[np.void]) -> WriteHangsError | None:
-    """Names an open write that is too old to be one of those that complete in a moment."""
-    age_s = (clock.boot_ns() - int(opened["since_ns"].min())) / 1e9
-    if age_s < ANSWER_S:
-        return None
-    return WriteHangsError(
-        f"A part of protected disk {lane.path} cannot be read",
-        cause=f"a write to sector {int(opened['sector'][0])} has not completed for {ANSWER_S:.0f} s and more",
-    )

@@ -1,0 +1,196 @@
+"""What is read of one disk: its threads and buffers, the reads under way, and what keeps it, or a part of it, from being read.
+
+How many chunks are ahead is bounded by the number of buffers. The buffer of a read that does not come back is its thread's until it does;
+behind `ANSWER_S` it counts no more, and another is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.capture.disks import Disk
+from agent.capture.layout import GRANULE_SECTORS
+from agent.stream import clock
+from agent.stream.catchup import WORD_GRANULES, Chunk
+from agent.stream.disk_threads import MOST, PARALLEL, DiskThreads
+from agent.stream.unreadable import Runs
+from shared.batch import SECTOR
+from shared.errors import DeviceError, DiskHangsError, PartRefusedError, SlowReadError, WriteHangsError
+
+BUFFERS: Final = 4
+"""Per disk, without those of reads that hang; memory is only taken where chunks are read."""
+MAPPED: Final = BUFFERS + MOST - PARALLEL
+BUFFER_B: Final = WORD_GRANULES * GRANULE_SECTORS * SECTOR
+ANSWER_S: Final = 20.0
+"""A disk that gave nothing for so long, though it was asked, is left to a later round."""
+KNOWN_S: Final = 600.0
+"""How long bad sectors of a read that came too late are not asked for."""
+REFUSED_S: Final = 300.0
+"""How long a chunk of which nothing is given is left to later rounds before it is declared: of a disk that is made of several, one may
+be away, while the others give whatever is asked."""
+_R = TypeVar("_R")
+
+
+@dataclass(slots=True)
+class ReadChunk:
+    chunk: Chunk
+    data: npt.NDArray[np.uint8]
+    unreadable: Runs
+    """What the disk refused to read; zeroes in `data`."""
+    is_final: bool
+    """No write from before capture was attached was in flight when the read began."""
+    buffer: mmap.mmap
+
+
+class Lane:
+    """What is read of one disk."""
+
+    def __init__(self, slot: int, disk: Disk) -> None:
+        self.slot = slot
+        self.path = disk.path
+        self.threads = DiskThreads(disk)
+        self.free = [mmap.mmap(-1, BUFFER_B) for _ in range(MAPPED)]
+        self.room = asyncio.Event()
+        self.ready: list[asyncio.Task[ReadChunk]] = []
+        """The round's reads, begun or done."""
+        self.under_way: dict[asyncio.Task[Any], tuple[int, float]] = {}
+        """Reads that have not come back, those of rounds that were given up among them: the word that they read, and when they began."""
+        self.known_bad: list[tuple[float, int, int]] = []
+        """Until when runs of sectors are not asked for: (monotonic, first, count)."""
+        self.moved_at = 0.0
+        """When the disk was last asked first, or gave something. Threads write it, too."""
+        self.feeder: asyncio.Task[None] | None = None
+        self.left_out = False
+        self.problem: DeviceError | None = None
+        """Why it was left to later as a whole."""
+        self.left: DeviceError | None = None
+        """Why the last round that went through all of it left a part of it to later."""
+
+        self.refused: PartRefusedError | None = None
+        """Why the last round left chunks to later of which it was given nothing."""
+        self.refused_since = 0.0
+        self.is_refused_now = False
+        """Whether this round did."""
+
+    def run(self, call: Callable[[int], _R]) -> Future[_R]:
+        return self.threads.run(call, ANSWER_S)
+
+    def leaves_refused(self, read: ReadChunk) -> bool:
+        """Whether nothing was given of the chunk, so that it is left to later; for some minutes."""
+        if sum(count for _, count in read.unreadable) < read.chunk.sectors:
+            return False
+        now = time.monotonic()
+        self.refused_since = self.refused_since or now
+        if now - self.refused_since >= REFUSED_S:
+            return False
+        self.is_refused_now = True
+        self.refused = _refused(self, read.chunk)
+        return True
+
+    def end_round(self) -> None:
+        if not self.is_refused_now:
+            self.refused, self.refused_since = None, 0.0
+        self.is_refused_now = False
+
+    def moved(self) -> None:
+        self.moved_at = time.monotonic()
+
+    @property
+    def hangs(self) -> bool:
+        return (self.is_waited_for or self.is_full) and time.monotonic() - self.moved_at >= ANSWER_S
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a read of this round has not come back."""
+        return not all(read.done() for read in self.ready)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no thread of the disk is free, nor will be in the place of one that hangs."""
+        return len(self.under_way) - self.late >= PARALLEL or len(self.under_way) >= MOST
+
+    @property
+    def late(self) -> int:
+        """How many reads have not come back for so long that neither they nor their buffers count any more."""
+        late = time.monotonic() - ANSWER_S
+        return sum(began <= late for _, began in self.under_way.values())
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more chunk may be read ahead."""
+        return bool(self.free) and MAPPED - len(self.free) - self.late < BUFFERS
+
+    def is_asked_already(self, chunk: Chunk) -> bool:
+        """Whether an earlier round asked for this chunk, long ago, and has no answer yet."""
+        late = time.monotonic() - ANSWER_S
+        return any(
+            word == chunk.word and began <= late and read not in self.ready
+            for read, (word, began) in self.under_way.items()
+        )
+
+    def take_known_bad_of(self, chunk: Chunk) -> Runs:
+        """For one read: the sectors may be written and given by now, and when they are asked for next is the matter of `unreadable`."""
+        now, end = time.monotonic(), chunk.first_sector + chunk.sectors
+        known = [known for known in self.known_bad if known[0] > now]
+        mine = [run for run in known if run[1] < end and chunk.first_sector < sum(run[1:])]
+        self.known_bad = [run for run in known if run not in mine]
+        return [(first, n) for _, first, n in mine]
+
+    def give_back(self, buffer: mmap.mmap) -> None:
+        self.free.append(buffer)
+        self.room.set()
+
+    def discard(self, read: asyncio.Task[ReadChunk]) -> None:
+        if not read.cancelled() and read.exception() is None:
+            until = time.monotonic() + KNOWN_S
+            self.known_bad += [(until, *run) for run in read.result().unreadable]
+            self.give_back(read.result().buffer)
+
+    def give_up(self) -> None:
+        """What was read is thrown away. Threads that are reading go on, so nothing here waits for a slow disk; their buffers are free
+        when they have ended, not before."""
+        for read in self.ready:
+            read.add_done_callback(self.discard)
+        self.ready.clear()
+        if self.feeder is not None:
+            self.feeder.cancel()
+
+
+def silent(lane: Lane) -> DiskHangsError:
+    return DiskHangsError(
+        f"Protected disk {lane.path} does not answer reads", cause=f"nothing came for {ANSWER_S:.0f} s"
+    )
+
+
+def slow(lane: Lane, chunk: Chunk) -> SlowReadError:
+    return SlowReadError(
+        f"A part of protected disk {lane.path} could not be read yet",
+        cause=f"a read at sector {chunk.first_sector} has not come back for {ANSWER_S:.0f} s and more",
+    )
+
+
+def _refused(lane: Lane, chunk: Chunk) -> PartRefusedError:
+    return PartRefusedError(
+        f"A part of protected disk {lane.path} cannot be read",
+        cause=f"nothing is given of the {chunk.sectors} sectors at {chunk.first_sector}, while others are",
+    )
+
+
+def write_hangs(lane: Lane, opened: npt.NDArray[np.void]) -> WriteHangsError | None:
+    """Names an open write that is too old to be one of those that complete in a moment."""
+    age_s = (clock.boot_ns() - int(opened["since_ns"].min())) / 1e9
+    if age_s < ANSWER_S:
+        return None
+    return WriteHangsError(
+        f"A part of protected disk {lane.path} cannot be read",
+        cause=f"a write to sector {int(opened['sector'][0])} has not completed for {ANSWER_S:.0f} s and more",
+    )
