@@ -62,7 +62,7 @@ class Agent:
             config.control_address,
         )
         self.note = HostNote(config, capture)
-        self.revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), self.sender.revoke)
+        self.revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), config.tls.ca, self.sender.revoke)
         self.identity = identity_of(config.identity)
         self.boot = boot_of(capture.attached_boot_ns)
         self._id = secrets.token_hex(8)

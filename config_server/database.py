@@ -101,6 +101,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ALTER TABLE revocations ADD COLUMN who TEXT NOT NULL DEFAULT '';
     CREATE TABLE recorded_revocations (blob TEXT PRIMARY KEY);
     """,
+    """
+    ALTER TABLE revocations ADD COLUMN readmitted_ns INTEGER;
+    UPDATE revocations SET readmitted_ns = max(revoked_ns + 1, (before_s + 300) * 1000000000) WHERE before_s IS NOT NULL;
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

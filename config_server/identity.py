@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server import audit, events, revocation, tokens
 from config_server.binding import Binder, Call
-from config_server.ca import check_host, check_subject, fingerprint_of, pem_of
+from config_server.ca import BACKDATED, check_host, check_subject, fingerprint_of, pem_of
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name
 from config_server.renewals import Renewals
@@ -128,7 +128,7 @@ class Identity:
             grant = tokens.redeem(db, hash_, now_ns)
             certificate = self._issue(db, public_key, grant, now_ns)
             begins_s = int(certificate.not_valid_before_utc.timestamp())
-            revocation.readmit(db, grant.role, grant.name, certificate.serial_number, begins_s)
+            revocation.readmit(db, grant.role, grant.name, certificate.serial_number, begins_s, now_ns)
             tokens.note_answer(db, hash_, fingerprint_of(public_key), pem_of(certificate))
             subject = f"{grant.role}:{grant.name}"
             audit.add(db, subject, "enrol", subject, {"serial": f"{certificate.serial_number:x}"}, now_ns)
@@ -136,7 +136,7 @@ class Identity:
 
         answered, issued = await self._control.db.run(work)
         await self._revoking.take()
-        self._revoking.look()  # what the name had is refused by its numbers from now on
+        self._revoking.look()  # that it was readmitted, and what it had is refused by its numbers
         name = f"{answered.grant.role}:{answered.grant.name}"
         if issued is not None:
             self._renewals.issued(issued, 0, self._control.mono_ns())
@@ -198,7 +198,7 @@ class Identity:
                 call.role,
                 call.name,
                 fingerprint_of(public_key),
-                _ns(presented.not_valid_before_utc),
+                _ns(presented.not_valid_before_utc + BACKDATED),
                 _ns(presented.not_valid_after_utc),
             )
             if revocation.is_key_revoked(db, fingerprint_of(public_key)):

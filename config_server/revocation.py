@@ -9,7 +9,8 @@ other is issued, neither for a token nor as a renewal.
 
 Of a *name* every certificate is refused, those of which this database knows nothing too, and its tokens are void. Who shall take part
 again enrols with a token that was made afterwards: that admits certificates which begin no earlier than the one that he gets, so
-older ones stay refused for ever, and of those that are known the serial numbers, too.
+older ones stay refused for ever, and of those that are known the serial numbers, too. What was said of a name last, a revocation or a
+readmission, holds; so each is given a later time (`revoked_ns`, `readmitted_ns`) than the one before it, whatever the clock did.
 
 What of this is in storage, too, `recorded_revocations` says (revocation_record.py, revoking.py).
 
@@ -32,6 +33,8 @@ from shared.messages import CertificateView, Revocations
 from shared.naming import SAYS, is_name
 from shared.vocabulary import ENROLLED, Role
 
+_LAST_NS: Final = "max(revocations.revoked_ns, coalesce(revocations.readmitted_ns, 0))"
+"""Of a row: when the last thing was said of its name."""
 _SERIAL: Final = re.compile(r"[0-9a-f]{1,40}\Z")
 
 
@@ -106,10 +109,15 @@ def revoke(
     role, colon, name = subject.partition(":")
     if colon:
         db.execute("DELETE FROM tokens WHERE role = ? AND name = ?", (role, name))
+        # Later than what it covers, also where the clock was ahead at that time: so it is read from storage.
+        [last_ns] = db.execute(
+            "SELECT coalesce(max(issued_ns), 0) FROM certificates WHERE role = ? AND name = ?", (role, name)
+        ).fetchone()
+        now_ns = max(now_ns, last_ns + 1)
         db.execute(
             "INSERT INTO revocations (subject, reason, revoked_ns, who) VALUES (?, ?, ?, ?) ON CONFLICT (subject) DO UPDATE"
-            " SET reason = excluded.reason, revoked_ns = excluded.revoked_ns, who = excluded.who, before_s = NULL"
-            " WHERE before_s IS NOT NULL",
+            f" SET reason = excluded.reason, revoked_ns = max(excluded.revoked_ns, {_LAST_NS} + 1), who = excluded.who,"
+            " before_s = NULL, readmitted_ns = NULL WHERE before_s IS NOT NULL",
             (subject, reason, now_ns, who),
         )
     else:
@@ -136,15 +144,26 @@ def _same_key(db: sqlite3.Connection, serial: str) -> list[str]:
 
 
 def take_in(db: sqlite3.Connection, record: Record) -> bool:
-    """A revocation that storage has a record of. Whether it changed anything.
+    """A revocation or readmission that storage has a record of. Whether it changed anything.
 
-    Of a name, which may have been readmitted since, it is what was issued until then: all that is known of it, and what begins earlier.
+    Of a name the later one holds, in whatever order they are taken in. A revocation is what was issued until then: all that is known of
+    it, and what begins earlier; for who was readmitted since may have no record of that. Where the name stands revoked it stays so.
     """
     before = db.total_changes
     if not record.is_name:
         revoke(db, record.subject, record.reason, record.revoked_ns, record.who)
         return db.total_changes != before
     role, _, name = record.subject.partition(":")
+    if record.begins_s is not None:
+        _refuse_known(db, role, name, "c.issued_ns <= r.revoked_ns", record.revoked_ns)
+        # Its revocation may be taken in later, and changes nothing then.
+        db.execute(
+            "INSERT INTO revocations (subject, reason, revoked_ns, before_s, readmitted_ns) VALUES (?, '', 0, ?, ?)"
+            " ON CONFLICT (subject) DO UPDATE SET before_s = excluded.before_s, readmitted_ns = excluded.readmitted_ns"
+            f" WHERE {_LAST_NS} < excluded.readmitted_ns",
+            (record.subject, record.begins_s, record.revoked_ns),
+        )
+        return db.total_changes != before
     db.execute(
         "DELETE FROM tokens WHERE role = ? AND name = ? AND created_ns <= ?", (role, name, record.revoked_ns)
     )
@@ -156,7 +175,9 @@ def take_in(db: sqlite3.Connection, record: Record) -> bool:
     db.execute(
         "INSERT INTO revocations (subject, reason, revoked_ns, who, before_s) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (subject) DO UPDATE SET reason = excluded.reason, revoked_ns = excluded.revoked_ns, who = excluded.who,"
-        " before_s = excluded.before_s WHERE before_s < excluded.before_s",
+        # NULL, the name stands revoked, stays NULL.
+        " before_s = max(before_s, excluded.before_s), readmitted_ns = NULL"
+        f" WHERE {_LAST_NS} < excluded.revoked_ns",
         (record.subject, record.reason, record.revoked_ns, record.who, record.before_s),
     )
     return db.total_changes != before
@@ -164,8 +185,13 @@ def take_in(db: sqlite3.Connection, record: Record) -> bool:
 
 def rows(db: sqlite3.Connection) -> list[Record]:
     """All, as storage records them."""
-    found = db.execute("SELECT subject, reason, who, revoked_ns FROM revocations")
-    return [decoding.convert(dict(row), Record) for row in found]
+    found = db.execute("SELECT subject, reason, who, revoked_ns FROM revocations WHERE revoked_ns > 0")
+    records = [decoding.convert(dict(row), Record) for row in found]
+    readmitted = db.execute(
+        "SELECT subject, readmitted_ns AS revoked_ns, before_s AS begins_s FROM revocations"
+        " WHERE readmitted_ns IS NOT NULL AND before_s IS NOT NULL"
+    )
+    return [*records, *(decoding.convert(dict(row), Record) for row in readmitted)]
 
 
 def recorded(db: sqlite3.Connection) -> set[str]:
@@ -182,36 +208,47 @@ def forget_recorded(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
     db.executemany("DELETE FROM recorded_revocations WHERE blob = ?", [(blob,) for blob in blobs])
 
 
-def readmit(db: sqlite3.Connection, role: str, name: str, serial: int, begins_s: int) -> None:
+def readmit(db: sqlite3.Connection, role: str, name: str, serial: int, begins_s: int, now_ns: int) -> None:
     """ROLE:NAME got this certificate for a token that was made after its revocation: only earlier ones stay refused."""
-    subject = f"{role}:{name}"
+    _refuse_known(db, role, name, f"c.serial != '{serial:x}'")
+    db.execute(
+        f"UPDATE revocations SET before_s = ?, readmitted_ns = max(?, {_LAST_NS} + 1) WHERE subject = ? AND before_s IS NULL",
+        (begins_s, now_ns, f"{role}:{name}"),
+    )
+
+
+def _refuse_known(
+    db: sqlite3.Connection, role: str, name: str, which: str, until_ns: int | None = None
+) -> None:
+    """ROLE:NAME stands revoked (and was before `until_ns`): certificates of it that are known, by their serial numbers, too. `which` is a
+    condition of this module's own."""
     db.execute(
         "INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns, who) SELECT c.serial, r.reason, r.revoked_ns, r.who"
         " FROM certificates c, revocations r WHERE r.subject = ? AND r.before_s IS NULL AND c.role = ? AND c.name = ?"
-        " AND c.serial != ?",
-        (subject, role, name, f"{serial:x}"),
-    )
-    db.execute(
-        "UPDATE revocations SET before_s = ? WHERE subject = ? AND before_s IS NULL", (begins_s, subject)
+        f" AND {which} AND (? IS NULL OR r.revoked_ns < ?)",
+        (f"{role}:{name}", role, name, until_ns, until_ns),
     )
 
 
 def admit_from(db: sqlite3.Connection, role: str, name: str, begins_s: int) -> None:
     """A certificate was issued to ROLE:NAME that begins then. It is good, also if this host's clock was ahead when the name was
-    readmitted and has been set right since."""
+    readmitted and has been set right since: that is readmitting it again."""
     db.execute(
-        "UPDATE revocations SET before_s = ? WHERE subject = ? AND before_s > ?",
+        f"UPDATE revocations SET before_s = ?, readmitted_ns = {_LAST_NS} + 1 WHERE subject = ? AND before_s > ?",
         (begins_s, f"{role}:{name}", begins_s),
     )
 
 
 def current(db: sqlite3.Connection) -> Revocations:
-    rows = db.execute("SELECT subject, before_s FROM revocations ORDER BY subject").fetchall()
+    rows = db.execute(
+        f"SELECT subject, before_s, {_LAST_NS} AS last_ns FROM revocations ORDER BY subject"
+    ).fetchall()
     names = [row for row in rows if ":" in row["subject"]]
     return Revocations(
         serials=[row["subject"] for row in rows if ":" not in row["subject"]],
         names=[row["subject"] for row in names if row["before_s"] is None],
         before={row["subject"]: row["before_s"] for row in names if row["before_s"] is not None},
+        since={row["subject"]: row["last_ns"] for row in names},
     )
 
 

@@ -1,10 +1,13 @@
 """What storage holds of revocations, since a database that is restored from a backup does not know those that were made after it.
 
-    <vault container>/revoked/<serial>.json                     a serial number
-    <vault container>/revoked/<role>/<name>/<revoked_ns>.json   a ROLE:NAME, each time that it was revoked
+    <vault container>/revoked/<serial>.json                          a serial number
+    <vault container>/revoked/<role>/<name>/<at_ns>.json             a ROLE:NAME, each time that it was revoked
+    <vault container>/revoked/<role>/<name>/<at_ns>-readmitted.json  ... and each time that it got a certificate again
 
-A record is created once and stays. A name that was readmitted needs none: its record says when it was revoked, and what refuses is the
-certificates that begin before then (`before_s`), which those of a readmission do not.
+A record is created once and stays. Of one name their times rise (revocation.py), whatever the clock did, so the last one says what holds.
+A backup from before a revocation would not need the readmission: what refuses is then the certificates that begin before the revocation
+(`before_s`), which those of a readmission do not. One from between the two has the name as revoked, with all its certificates, and
+without that record would refuse for ever who was readmitted.
 
 The CA signs each record. Process servers and master targets have the account's key, too, and none of them shall be able to have others
 refused. What they can do is delete; then the config server writes again what its database has.
@@ -33,6 +36,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     who: str = ""
     """Who revoked it; empty where only the database's row was left to tell."""
     revoked_ns: int
+    """When; of a readmission, when that was."""
+    begins_s: int | None = None
+    """Of a readmission: certificates of the name that begin (Unix seconds) then or later are good again."""
 
     @property
     def is_name(self) -> bool:
@@ -41,6 +47,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def blob(self) -> str:
         last = f"/{self.revoked_ns}" if self.is_name else ""
+        if self.begins_s is not None:
+            last += "-readmitted"
         return f"{FOLDER}{self.subject.replace(':', '/', 1)}{last}.json"
 
     @property

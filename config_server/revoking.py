@@ -42,6 +42,7 @@ from shared.errors import (
     UnderstudyError,
 )
 from shared.messages import CertificateList, CertificateView, EventKind, Revocations, RevokeRequest
+from shared.revocation import merged
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
 from shared.waiting import wait_for
@@ -87,7 +88,9 @@ class Revoking:
     async def revoke(self, call: Call, body: RevokeRequest) -> CertificateList:
         """Raises RequestError, RevocationUnrecordedError."""
         subject = revocation.subject_of(body.certificate)
-        record = Record(subject=subject, reason=body.reason, who=call.who, revoked_ns=self._control.now_ns())
+        last_ns = self._control.revoked.since.get(subject, 0)
+        revoked_ns = max(self._control.now_ns(), last_ns + 1)  # the clock was ahead when it was readmitted
+        record = Record(subject=subject, reason=body.reason, who=call.who, revoked_ns=revoked_ns)
         failed: DatabaseError | None = None
         try:
             covered = await self._control.db.run(lambda db: _revoke(db, record), vital=True)
@@ -284,16 +287,21 @@ def _revoke(db: sqlite3.Connection, record: Record) -> list[CertificateView]:
 
 def _take_in(db: sqlite3.Connection, found: Sequence[Record], now_ns: int) -> None:
     """What storage knew, and this database did not."""
-    news = [record for record in found if revocation.take_in(db, record)]
+    in_time = sorted(found, key=lambda record: record.revoked_ns)
+    news = [record for record in in_time if revocation.take_in(db, record)]
     revocation.note_recorded(db, [record.blob for record in found])
     for record in news:
-        detail = {"reason": record.reason, "who": record.who, "revoked": rfc3339(record.revoked_ns)}
-        audit.add(db, SELF, "certificate.revoke.recovered", record.subject, detail, now_ns)
+        if record.begins_s is None:
+            detail = {"reason": record.reason, "who": record.who, "revoked": rfc3339(record.revoked_ns)}
+            audit.add(db, SELF, "certificate.revoke.recovered", record.subject, detail, now_ns)
+        else:
+            detail = {"readmitted": rfc3339(record.revoked_ns)}
+            audit.add(db, SELF, "certificate.readmit.recovered", record.subject, detail, now_ns)
     if news:
         named = ", ".join(record.subject for record in news[:10])
         happened = Problem(
             code="",
-            what=f"{len(news)} revocations were taken in from storage: {named}{' …' if len(news) > 10 else ''}",
+            what=f"{len(news)} revocations and readmissions were taken in from storage: {named}{' …' if len(news) > 10 else ''}",
             cause="this database did not know them: it was restored from a backup, or could not be written",
             action="Check that nothing else is lost: understudy certificate list, machine list.",
             severity=Severity.WARNING,
@@ -304,15 +312,23 @@ def _take_in(db: sqlite3.Connection, found: Sequence[Record], now_ns: int) -> No
 
 
 def _merged(known: Revocations, unwritten: Iterable[_Unwritten]) -> Revocations:
-    serials, names, before = set(known.serials), set(known.names), dict(known.before)
-    for record, ours in unwritten:
-        if not record.is_name:
-            serials.add(record.subject)
-        elif ours:
-            names.add(record.subject)
-        else:
-            before[record.subject] = max(record.before_s, before.get(record.subject, record.before_s))
-    return Revocations(serials=sorted(serials), names=sorted(names), before=before)
+    """As `known` will be when these are in the database."""
+    for record, ours in sorted(unwritten, key=lambda kept: kept.record.revoked_ns):
+        known = merged(known, _told(known, record, ours=ours))
+    return known
+
+
+def _told(known: Revocations, record: Record, *, ours: bool) -> Revocations:
+    name, since = record.subject, {record.subject: record.revoked_ns}
+    if not record.is_name:
+        return Revocations(serials=[name])
+    if record.begins_s is not None:
+        return Revocations(before={name: record.begins_s}, since=since)
+    if ours or name in known.names:
+        return Revocations(names=[name], since=since)
+    return Revocations(
+        before={name: max(record.before_s, known.before.get(name, record.before_s))}, since=since
+    )
 
 
 async def _listed(vault: BlobStore) -> set[str]:

@@ -88,7 +88,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
                 boots=boots,
             )
             receiver = Receiver((config.listen, config.port), context, admission)
-            revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), receiver.revoke)
+            revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), config.tls.ca, receiver.revoke)
             files = (sides.files, boots.files)
             troubles = (*(kind.trouble for kind in files), revoked.trouble)
             board = StatusBoard(admission, spool, storage, vault, troubles)

@@ -152,6 +152,9 @@ class Revocations(msgspec.Struct, frozen=True):
     names: list[str] = []
     before: dict[str, int] = {}
     """Of a ROLE:NAME that was readmitted: those that begin (notBefore, Unix seconds) before then are refused."""
+    since: dict[str, int] = {}
+    """Of each ROLE:NAME in `names` and `before`: when that was said of it (Unix nanoseconds), always later than what was said before.
+    So a readmission can be told from one before the last revocation, which a config server from a backup still tells."""
 
     def covers(self, serial: int, name: str, begins_s: int) -> bool:
         return (

@@ -1,4 +1,9 @@
-"""The list of revoked certificates at a daemon that must know it: as the config server told it last, and over restarts."""
+"""The list of revoked certificates at a daemon that must know it: all that its config server ever told, and over restarts.
+
+A config server that was restored from a backup has a list from before, until storage has told it the rest. So what it tells is taken
+*into* what is known here (`merged`): who knows of more revocations keeps them. There are never more entries than its installation made
+revocations, and certificates of what it revoked; the list belongs to one CA, and of another one's nothing is kept.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from shared import decoding, durable
 from shared.errors import UNDECODABLE, RevokedListError, cause_of
@@ -18,20 +25,29 @@ from shared.trouble import Trouble
 REVOKED_FILE: Final = "revoked.json"
 
 
-class RevokedFile:
-    """The newest list of revoked certificates, kept beside our own: a restart while the config server is away must not readmit anybody."""
+class _Kept(Revocations, frozen=True):
+    """The file."""
 
-    def __init__(self, path: Path, use: Callable[[Revocations], None]) -> None:
+    ca: str = ""
+    """The fingerprint of the CA whose certificates these are; empty in files from before it was noted."""
+
+
+class RevokedFile:
+    """All revoked certificates that we were told of, kept beside our own: a restart while the config server is away must not readmit
+    anybody."""
+
+    def __init__(self, path: Path, ca: Path, use: Callable[[Revocations], None]) -> None:
         self.trouble: Final = Trouble("revoked certificates", lambda: None)
         """Why the newest list is not on the disk."""
         self._path = path
+        self._ca = ca
         self._use = use
         self._known = Revocations()
         self._writer: Final = SingleWriter("store revoked certificates", self._store)
 
     def load(self) -> None:
         try:
-            self._known = decoding.decode(self._path.read_bytes(), type=Revocations)
+            kept = decoding.decode(self._path.read_bytes(), type=_Kept)
         except FileNotFoundError:
             return
         except (OSError, *UNDECODABLE) as exc:
@@ -39,20 +55,29 @@ class RevokedFile:
             self._writer.changed()
             self.trouble.report(self._failed("read", str(exc)))
             return
+        if kept.ca and kept.ca != (_fingerprint(self._ca) or kept.ca):
+            return  # we are enrolled with another installation since, whose names mean others
+        self._known = merged(Revocations(), kept)
         self._use(self._known)
 
-    async def take(self, revoked: Revocations) -> None:
+    async def take(self, told: Revocations) -> None:
         """Used at once, whatever the disk says; stored when it has changed, and tried again with the next answer."""
-        if revoked != self._known:
-            self._known = revoked
+        known = merged(self._known, told)
+        if known != self._known:
+            self._known = known
             self._writer.changed()
-            self._use(revoked)
+            self._use(known)
         await self._writer.written()
 
     async def _store(self) -> bool:
-        data = msgspec.json.encode(self._known)
+        known = self._known
+
+        def write() -> None:
+            kept = _Kept(known.serials, known.names, known.before, known.since, _fingerprint(self._ca))
+            durable.replace_file(self._path, msgspec.json.encode(kept), mode=0o644)
+
         try:
-            await asyncio.to_thread(durable.replace_file, self._path, data, mode=0o644)
+            await asyncio.to_thread(write)
         except OSError as exc:
             self.trouble.report(self._failed("written", cause_of(exc)))
             return False
@@ -63,3 +88,35 @@ class RevokedFile:
         return RevokedListError(
             f"The list of revoked certificates {self._path} could not be {verb}", cause=cause
         )
+
+
+def merged(known: Revocations, told: Revocations) -> Revocations:
+    """What is known after this was told.
+
+    A serial number is never taken back. A name that is told as revoked is refused, whatever was known: to refuse is safe, and an operator's
+    word counts although this server's clock once was ahead. It is refused until a readmission is told that is later than each revocation
+    that is known: a config server from a backup also tells those from before. One from before `since` was told says nothing of when, and
+    is believed.
+    """
+    names, before, since = set(known.names), dict(known.before), dict(known.since)
+    for name in told.names:
+        at = told.since.get(name, 0)
+        since[name] = max(at, since.get(name, 0)) if name in names else at
+        names.add(name)
+        before.pop(name, None)
+    for name, begins_s in told.before.items():
+        last = since.get(name, 0)
+        at = told.since.get(name, last + 1)
+        if at > last or (at == last and name not in names):
+            names.discard(name)
+            before[name], since[name] = begins_s, at
+    serials = set(known.serials).union(told.serials)
+    return Revocations(sorted(serials), sorted(names), before, {name: at for name, at in since.items() if at})
+
+
+def _fingerprint(ca: Path) -> str:
+    """Empty where it cannot be told; then nobody is enrolled here."""
+    try:
+        return x509.load_pem_x509_certificate(ca.read_bytes()).fingerprint(hashes.SHA256()).hex()
+    except (OSError, ValueError):
+        return ""

@@ -235,7 +235,10 @@ class OthersFolderError(TlsError):
 class CertificateRevokedError(TlsError):
     code = "US476"
     default_cause = "it was revoked"
-    default_action = "If it still shall take part: create a new token (understudy token create ROLE NAME) and enrol it anew."
+    default_action = (
+        "If it still shall take part: create a new token (understudy token create ROLE NAME) and enrol it anew. If the config server"
+        " takes it then, and others refuse it: it was restored from a backup; revoke ROLE:NAME there, and do so once more."
+    )
 
 
 class UnreachableError(PeerError):

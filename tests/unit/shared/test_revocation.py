@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from config_server.ca import CertificateAuthority
 from shared import durable
 from shared.messages import Revocations
 from shared.revocation import RevokedFile
@@ -26,7 +27,7 @@ async def test_the_newest_list_stays_on_the_disk_although_an_older_write_was_slo
         goes_on.wait(10)
         really(path, data, mode=mode)
 
-    file = RevokedFile(path, lambda _revoked: None)
+    file = RevokedFile(path, tmp_path / "ca.pem", lambda _revoked: None)
     monkeypatch.setattr(durable, "replace_file", slow)
     first = asyncio.create_task(file.take(older))
     await asyncio.to_thread(began.wait, 10)
@@ -47,7 +48,7 @@ async def test_a_list_that_could_not_be_written_is_written_with_the_next_answer(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "away"
-    file = RevokedFile(folder / "revoked.json", lambda _revoked: None)
+    file = RevokedFile(folder / "revoked.json", tmp_path / "ca.pem", lambda _revoked: None)
     revoked = Revocations(names=["agent:x"])
     await file.take(revoked)
     assert file.trouble.error is not None
@@ -55,3 +56,48 @@ async def test_a_list_that_could_not_be_written_is_written_with_the_next_answer(
     await file.take(revoked)
     assert file.trouble.error is None
     assert msgspec.json.decode((folder / "revoked.json").read_bytes(), type=Revocations) == revoked
+
+
+def ca_file(folder: Path) -> Path:
+    folder.mkdir()
+    CertificateAuthority.open(folder)
+    return folder / "ca.pem"
+
+
+async def test_who_was_told_of_a_revocation_keeps_it_when_a_server_from_a_backup_tells_less_and_over_a_restart(
+    tmp_path: Path,
+) -> None:
+    seen: list[Revocations] = []
+    ca = ca_file(tmp_path / "one")
+    file = RevokedFile(tmp_path / "revoked.json", ca, seen.append)
+    # Readmitted, then the backup; revoked again since.
+    backup = Revocations(before={"agent:again": 100}, since={"agent:again": 10})
+    await file.take(backup)
+    newest = Revocations(["a"], ["agent:again", "agent:x"], since={"agent:again": 20, "agent:x": 21})
+    await file.take(newest)
+    await file.take(backup)
+    await file.take(Revocations())
+    assert seen[-1] == newest
+    restarted = RevokedFile(tmp_path / "revoked.json", ca, seen.append)
+    restarted.load()
+    await restarted.take(backup)
+    assert seen[-1] == newest
+    await restarted.take(Revocations(before={"agent:again": 200}, since={"agent:again": 22}))
+    assert seen[-1] == Revocations(
+        ["a"], ["agent:x"], {"agent:again": 200}, {"agent:again": 22, "agent:x": 21}
+    )
+    # A server from before `since`.
+    await restarted.take(Revocations(before={"agent:x": 300}))
+    assert seen[-1].names == []
+
+
+async def test_an_installation_keeps_nothing_of_what_another_one_revoked(tmp_path: Path) -> None:
+    seen: list[Revocations] = []
+    path = tmp_path / "revoked.json"
+    ca, other = ca_file(tmp_path / "one"), ca_file(tmp_path / "two")
+    await RevokedFile(path, ca, seen.append).take(Revocations(names=["agent:x"]))
+    seen.clear()
+    RevokedFile(path, other, seen.append).load()
+    assert seen == []
+    RevokedFile(path, ca, seen.append).load()
+    assert seen == [Revocations(names=["agent:x"])]
