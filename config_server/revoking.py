@@ -119,8 +119,11 @@ class Revoking:
 
     async def take(self) -> None:
         """From now on what the database has is in force, and what it still lacks."""
-        with contextlib.suppress(DatabaseError):  # it says so itself
+        with contextlib.suppress(DatabaseError):  # it says so itself; what was read before holds
             self._of_database = await self._control.db.run(revocation.current)
+        self._enforce()
+
+    def _enforce(self) -> None:
         self._control.revoked = _merged(self._of_database, self._unwritten.values())
 
     def look(self) -> None:
@@ -148,8 +151,10 @@ class Revoking:
         await self.take()
 
     async def recover(self) -> None:
-        """At the start: what the database has, and what storage says if it says it at once."""
-        await self.take()
+        """At the start: what the database has, and what storage says if it says it at once. Raises DatabaseError: one that cannot be
+        read is not one without revocations."""
+        self._of_database = await self._control.db.run(revocation.current)
+        self._enforce()
         if not self._control.storage.place:
             return
         self._control.watched.append(lambda: self.problem)
@@ -193,19 +198,12 @@ class Revoking:
             listed = await _listed(vault)
             self._stored &= listed
             recorded = await self._recorded()
-            found: list[Record] = []
-            for blob in sorted(listed - recorded - self._stored - self._strange - self._unwritten.keys()):
-                try:
-                    record = decode(blob, await vault.read(blob), self._control.ca)
-                except BlobNotFoundError:
-                    continue  # gone since the list
-                if record is None:
-                    _log.warning("a record of a revocation is not of this installation", blob=blob)
-                    self._strange.add(blob)
-                else:
-                    found.append(record)
-            self._stored |= {record.blob for record in found}
-            self._unwritten |= {record.blob: _Unwritten(record, ours=False) for record in found}
+            try:
+                await self._read(
+                    vault, listed - recorded - self._stored - self._strange - self._unwritten.keys()
+                )
+            finally:
+                self._enforce()  # what was read, whatever becomes of the rest
             with contextlib.suppress(DatabaseError):
                 await self._control.db.run(lambda db: revocation.forget_recorded(db, recorded - listed))
             with contextlib.suppress(DatabaseError):
@@ -215,6 +213,19 @@ class Revoking:
             await self._store(vault)
 
     # ---- inside
+
+    async def _read(self, vault: BlobStore, blobs: Iterable[str]) -> None:
+        for blob in sorted(blobs):
+            try:
+                record = decode(blob, await vault.read(blob), self._control.ca)
+            except BlobNotFoundError:
+                continue  # gone since the list
+            if record is None:
+                _log.warning("a record of a revocation is not of this installation", blob=blob)
+                self._strange.add(blob)
+            else:
+                self._stored.add(blob)
+                self._unwritten[blob] = _Unwritten(record, ours=False)
 
     async def _keep(self, record: Record) -> list[CertificateView]:
         """In memory: what the record covers, as far as the database still reads."""
@@ -251,10 +262,11 @@ class Revoking:
         return self.problem
 
     async def _store(self, vault: BlobStore) -> None:
-        """The newest first: somebody waits for them."""
-        rows: list[Record] = []
+        """The newest first: somebody waits for them. Of a database that cannot be read, what is in memory alone; and no verdict."""
+        rows, was_read = list[Record](), False
         with contextlib.suppress(DatabaseError):
             rows = await self._control.db.run(revocation.rows)
+            was_read = True
         recorded = await self._recorded()
         wanted = {record.blob: record for record in rows}
         wanted |= {blob: kept.record for blob, kept in self._unwritten.items() if kept.ours}
@@ -266,7 +278,8 @@ class Revoking:
         if unnoted := {record.blob for record in rows} & self._stored - recorded:
             with contextlib.suppress(DatabaseError):
                 await self._control.db.run(lambda db: revocation.note_recorded(db, unnoted))
-        self._note(None)
+        if was_read:
+            self._note(None)
 
     def _note(self, problem: RevocationUnstoredError | None) -> None:
         before, self.problem = self.problem, problem

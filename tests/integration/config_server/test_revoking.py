@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import shutil
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from config_server import revoking
+from config_server import revocation, revoking
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
+from config_server.control import Control
+from config_server.database import DATABASE_FILE, Database
 from config_server.revocation_record import Record, encode
+from config_server.revoking import Revoking
+from config_server.storage import Storage
 from shared import api, enrol, identity
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import (
     CertificateRevokedError,
+    DatabaseError,
     KeyRevokedError,
     RevocationUnrecordedError,
     TokenUnknownError,
@@ -262,3 +269,46 @@ async def test_a_key_that_was_revoked_while_the_database_failed_gets_no_certific
             files.cert.unlink()
             with pytest.raises(KeyRevokedError):
                 await enrol.enrol(server.url, token, tmp_path / "agent")
+
+
+@contextlib.asynccontextmanager
+async def parts(folder: Path, blob: BlobConfig) -> AsyncIterator[Revoking]:
+    ca = CertificateAuthority.open(folder)
+    db = await Database.open(folder / DATABASE_FILE)
+    control = Control(db, ca, Storage(blob, None), dt.timedelta(days=90))
+    try:
+        yield Revoking(control)
+    finally:
+        await control.storage.close()
+        await db.close()
+
+
+async def test_a_database_that_cannot_be_read_is_not_taken_for_one_without_revocations(
+    blob_config: BlobConfig,
+    azurite: Azurite,
+    store: BlobStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreadable(_db: sqlite3.Connection) -> list[Record]:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with FaultProxy(azurite) as proxy:
+        async with parts(tmp_path, proxy.config(blob_config.container)) as known:
+            with monkeypatch.context() as fails:
+                fails.setattr(revocation, "current", unreadable)
+                with pytest.raises(DatabaseError):
+                    await known.recover()
+            await known.recover()
+            proxy.add(Answer(403, "AuthorizationFailure"), times=None)
+            await known._control.db.run(lambda db: revocation.revoke(db, "agent:web1", "stolen", 1))
+            await known.make_up()
+            proxy.clear()
+            assert known.problem is not None
+            with monkeypatch.context() as fails:
+                fails.setattr(revocation, "rows", unreadable)
+                await known.make_up()
+            assert known.problem is not None
+            await known.make_up()
+            assert known.problem is None
+            assert [blob.name async for blob in store.list("revoked/")] == ["revoked/agent/web1/1.json"]
