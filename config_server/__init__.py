@@ -23,7 +23,8 @@ is down. Only a machine that is new to a process server or master target waits f
     revoking   in database and storage, in force at once   revocation_record   what storage holds of one
     copies     who was refused, and who is meant by a rebind (pure)
     granting   who may read a machine's container  grants     their table
-    belonging  do CA, database, token belong together     backup   the data folder as one file, and back
+    belonging  do CA, database, token belong together
+    backup     the data folder as one file     restoring  ... and back     tools   the two, as commands
     service    wiring, and what happens every few seconds
     cli/       the `understudy` command: a client of the API, which imports nothing of the server
 

@@ -19,9 +19,9 @@ _TOOLS: Final = """tools:
 def main(argv: list[str]) -> int:
     match argv[:1]:
         case ["backup" | "restore" as verb]:
-            from config_server import backup
+            from config_server import tools
 
-            return backup.main(verb, argv[1:])
+            return tools.main(verb, argv[1:])
         case _:
             return run_daemon(argv, "config-server", ConfigServerConfig, start, also=_TOOLS)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from config_server import backup
+from config_server import backup, restoring
 from config_server.config import ConfigServerConfig
 from shared import api, durable
 from shared.errors import CertificateRevokedError, ConfigError, DataFolderInUseError, StateFileError
@@ -75,7 +75,7 @@ async def test_a_restore_beside_the_log_of_a_server_that_was_killed_takes_nothin
     shutil.rmtree(config.data_dir)
     (tmp_path / "killed").rename(config.data_dir)
     assert (config.data_dir / "state.db-wal").stat().st_size
-    aside = backup.restore(config, target)
+    aside = restoring.restore(config, target)
     assert aside is not None
     assert {"state.db", "state.db-wal", "ca.key"} <= {path.name for path in aside.iterdir()}
     async with running(config) as server, server.operator() as operator:
@@ -110,12 +110,12 @@ async def test_nothing_is_touched_for_a_file_that_is_no_whole_backup(tmp_path: P
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
         with pytest.raises(ConfigError):
-            backup.restore(config, target)
+            restoring.restore(config, target)
     target.write_bytes(b"no archive")
     with pytest.raises(ConfigError, match="no backup of a config server"):
-        backup.restore(config, target)
+        restoring.restore(config, target)
     with pytest.raises(StateFileError):
-        backup.restore(config, tmp_path / "nowhere")
+        restoring.restore(config, tmp_path / "nowhere")
     assert {path.name: path.read_bytes() for path in config.data_dir.iterdir()} == before
 
 
@@ -135,11 +135,11 @@ async def test_a_server_does_not_start_on_a_half_restored_folder_and_the_same_co
         if steps[0] < 0:
             raise CutOffError
 
-    monkeypatch.setattr(backup, "reach", reach)
+    monkeypatch.setattr(restoring, "reach", reach)
     for number in range(20):
         steps[0] = number
         try:
-            backup.restore(config, target)
+            restoring.restore(config, target)
             break
         except CutOffError:
             with pytest.raises(ConfigError, match="half restored"):
