@@ -25,6 +25,7 @@ is down. Only a machine that is new to a process server or master target waits f
     granting   who may read a machine's container  grants     their table
     belonging  do CA, database, token belong together
     backup     the data folder as one file     restoring  ... and back     tools   the two, as commands
+    restored   what ends in a database that is put back, and that it was
     service    wiring, and what happens every few seconds
     cli/       the `understudy` command: a client of the API, which imports nothing of the server
 

@@ -13,6 +13,7 @@ from shared.service import run_daemon
 _TOOLS: Final = """tools:
   python -m config_server backup --config FILE --to FILE      the data folder as one file, while the server runs
   python -m config_server restore --config FILE --from FILE   and back, while it does not
+                             (--new-operator-token: the backup's serves no more)
 """
 
 

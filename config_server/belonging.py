@@ -16,6 +16,8 @@ from config_server.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared.errors import ConfigError
 
 TOKEN_FILE: Final = "operator.token"
+OPERATOR: Final = "admin"
+"""Whose it is."""
 RESTORING: Final = "restoring"
 """In the data folder, while a restore of it is not done."""
 

@@ -108,6 +108,16 @@ def withdraw(db: sqlite3.Connection, id_: str, now_ns: int) -> None:
     )
 
 
+def withdraw_all(db: sqlite3.Connection, now_ns: int) -> list[tuple[str, str, str]]:
+    """All that are pending; id, target and kind of each."""
+    pending = db.execute(
+        "SELECT id, target, kind FROM commands WHERE state = 'pending' ORDER BY rowid"
+    ).fetchall()
+    for row in pending:
+        withdraw(db, row["id"], now_ns)
+    return [(row["id"], row["target"], row["kind"]) for row in pending]
+
+
 def get(db: sqlite3.Connection, id_: str) -> CommandView:
     """Raises CommandNotFoundError."""
     row = db.execute("SELECT * FROM commands WHERE id = ?", (id_,)).fetchone()

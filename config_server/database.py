@@ -123,16 +123,7 @@ def connect(path: Path | str) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if version > len(MIGRATIONS):
-            raise ConfigError(
-                f"The database {path} could not be opened",
-                cause=f"its schema has version {version}, this program knows {len(MIGRATIONS)}",
-                action="Install the newer version of Understudy again, or restore a backup.",
-            )
-        for step in range(version, len(MIGRATIONS)):
-            # One transaction per step: a database is never between two versions.
-            connection.executescript(f"BEGIN;{MIGRATIONS[step]};PRAGMA user_version = {step + 1};COMMIT;")
+        migrate(connection, path)
     except BaseException as exc:
         if connection is not None:
             connection.close()
@@ -140,6 +131,20 @@ def connect(path: Path | str) -> sqlite3.Connection:
             raise translated(exc, path) from exc
         raise
     return connection
+
+
+def migrate(db: sqlite3.Connection, path: Path | str) -> None:
+    """To this version's schema. Raises ConfigError when it is from a newer one."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(MIGRATIONS):
+        raise ConfigError(
+            f"The database {path} could not be opened",
+            cause=f"its schema has version {version}, this program knows {len(MIGRATIONS)}",
+            action="Install the newer version of Understudy again, or restore a backup.",
+        )
+    for step in range(version, len(MIGRATIONS)):
+        # One transaction per step: a database is never between two versions.
+        db.executescript(f"BEGIN;{MIGRATIONS[step]};PRAGMA user_version = {step + 1};COMMIT;")
 
 
 def check(db: sqlite3.Connection, *, thoroughly: bool) -> None:

@@ -61,7 +61,7 @@ _log = logging.get()
 
 _THOUGHT_OF: Final = (UnderstudyError, OSError)
 
-OPERATOR: Final = "admin"
+OPERATOR: Final = belonging.OPERATOR
 TOKEN_FILE: Final = belonging.TOKEN_FILE
 _SWEEP_S: Final = 5.0
 _VAULT_S: Final = 600.0

@@ -62,6 +62,16 @@ def add(db: sqlite3.Connection, token_hash: bytes, grant: Grant, now_ns: int, ex
     )
 
 
+def make_void(db: sqlite3.Connection) -> list[tuple[str, str]]:
+    """All that were not used; role and name of each."""
+    unused = [
+        (row["role"], row["name"])
+        for row in db.execute("SELECT role, name FROM tokens WHERE used_ns IS NULL")
+    ]
+    db.execute("DELETE FROM tokens WHERE used_ns IS NULL")
+    return unused
+
+
 class Answered(msgspec.Struct, frozen=True):
     """What the token was exchanged for."""
 

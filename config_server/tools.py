@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from config_server.backup import backup
+from config_server.belonging import TOKEN_FILE
+from config_server.clock import rfc3339
 from config_server.config import ConfigServerConfig
-from config_server.restoring import restore
+from config_server.restoring import Done, restore
 from shared.errors import UnderstudyError
 from shared.service import load_config
 
@@ -20,6 +22,12 @@ def main(verb: str, argv: list[str]) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="config-server.toml")
     parser.add_argument(f"--{way}", dest="file", type=Path, required=True, metavar="FILE", help=says)
+    if verb == "restore":
+        parser.add_argument(
+            "--new-operator-token",
+            action="store_true",
+            help="the backup's serves no more, where it may have leaked",
+        )
     options = parser.parse_args(argv)
     try:
         config = load_config(options.config, ConfigServerConfig)
@@ -29,10 +37,31 @@ def main(verb: str, argv: list[str]) -> int:
                 f"{config.data_dir} is backed up in {options.file} ({size_b} bytes). It holds private keys."
             )
         else:
-            aside = restore(config, options.file)
-            kept = f"; what was there is in {aside}" if aside is not None else ""
-            print(f"{config.data_dir} is restored from {options.file}{kept}. Start the config server.")
+            print(
+                _told(
+                    config,
+                    options.file,
+                    restore(config, options.file, new_operator_token=options.new_operator_token),
+                )
+            )
+            token = config.data_dir / TOKEN_FILE
+            if options.new_operator_token:
+                print(f"The operator token is a new one: {token}.")
+            else:
+                print(
+                    f"The operator token is the backup's: {token}. Was it changed since because somebody had seen it: delete that file"
+                    " before the start, and there is a new one (or restore with --new-operator-token)."
+                )
     except UnderstudyError as exc:
         print(f"config-server: {exc}", file=sys.stderr)
         return exc.exit_code
     return 0
+
+
+def _told(config: ConfigServerConfig, source: Path, done: Done) -> str:
+    kept = f"; what was there is in {done.aside}" if done.aside is not None else ""
+    return (
+        f"{config.data_dir} is restored from {source}{kept}.\nIts newest entry is of {rfc3339(done.restored.newest_ns)}; what was done"
+        f" since is missing. Void now: {done.restored.tokens} unused enrolment tokens, {done.restored.commands} pending commands."
+        " Start the config server; `understudy event list` says what to look at."
+    )

@@ -65,6 +65,8 @@ class EventKind(enum.StrEnum):
     """An enrolment was refused."""
     REVOCATION = "revocation"
     """Storage knew revocations that the database did not."""
+    RESTORED = "restored"
+    """The database was put back from a backup."""
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):

@@ -75,7 +75,7 @@ async def test_a_restore_beside_the_log_of_a_server_that_was_killed_takes_nothin
     shutil.rmtree(config.data_dir)
     (tmp_path / "killed").rename(config.data_dir)
     assert (config.data_dir / "state.db-wal").stat().st_size
-    aside = restoring.restore(config, target)
+    aside = restoring.restore(config, target).aside
     assert aside is not None
     assert {"state.db", "state.db-wal", "ca.key"} <= {path.name for path in aside.iterdir()}
     async with running(config) as server, server.operator() as operator:
@@ -117,37 +117,6 @@ async def test_nothing_is_touched_for_a_file_that_is_no_whole_backup(tmp_path: P
     with pytest.raises(StateFileError):
         restoring.restore(config, tmp_path / "nowhere")
     assert {path.name: path.read_bytes() for path in config.data_dir.iterdir()} == before
-
-
-async def test_a_server_does_not_start_on_a_half_restored_folder_and_the_same_command_again_mends_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, target = config_for(tmp_path), tmp_path / "backup.tar"
-    async with running(config):
-        backup.backup(config, target)
-    steps = [0]
-
-    class CutOffError(Exception):
-        """Stands for a kill."""
-
-    def reach(_point: str) -> None:
-        steps[0] -= 1
-        if steps[0] < 0:
-            raise CutOffError
-
-    monkeypatch.setattr(restoring, "reach", reach)
-    for number in range(20):
-        steps[0] = number
-        try:
-            restoring.restore(config, target)
-            break
-        except CutOffError:
-            with pytest.raises(ConfigError, match="half restored"):
-                async with running(config):
-                    pass
-    assert number == 9  # of nothing aside, four parts, and the end
-    async with running(config) as server, server.operator() as operator:
-        await operator.call(api.MACHINES, Nothing())
 
 
 async def test_a_folder_that_is_not_whole_is_not_backed_up_over_a_good_backup(tmp_path: Path) -> None:

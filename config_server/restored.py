@@ -1,0 +1,76 @@
+"""What is done to a database that is put back, before it is: it is older than what the world knows.
+
+An enrolment token that it calls unused may have been used since, and lie in a file or a log: whoever finds it would get a certificate of
+his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for
+each. One event says from when the database is, and a note stays until revocations were compared with storage (revoking.py). What is
+made again by those who know: revocations and readmissions from storage, grants (granting.py), reports and sides.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final, NamedTuple
+
+from config_server import audit, commands, events, tokens
+from config_server.clock import rfc3339
+from config_server.view import SELF
+from shared.messages import EventKind
+from shared.status import Problem
+from shared.vocabulary import Severity
+
+_NOTE: Final = "restored"
+_NEWEST: Final = (
+    "SELECT max(at) FROM (SELECT max(time_ns) AS at FROM audit UNION ALL SELECT max(received_ns) FROM reports"
+    " UNION ALL SELECT max(last_ns) FROM events UNION ALL SELECT max(created_ns) FROM operators)"
+)
+"""Each change leaves an entry in the audit log, and each daemon that is there a report every few seconds."""
+
+
+class Restored(NamedTuple):
+    newest_ns: int
+    """Of its newest entry: what was done since is missing."""
+    tokens: int
+    """Void now."""
+    commands: int
+    """Withdrawn now."""
+
+
+def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
+    """In the transaction of the caller."""
+    [newest_ns] = db.execute(_NEWEST).fetchone()
+    void = tokens.make_void(db)
+    for role, name in void:
+        audit.add(db, SELF, "token.void", f"{role}:{name}", {"cause": "the database was restored"}, now_ns)
+    withdrawn = commands.withdraw_all(db, now_ns)
+    for id_, target, kind in withdrawn:
+        detail = {"command": id_, "kind": kind, "cause": "the database was restored"}
+        audit.add(db, SELF, "command.withdrawn", target, detail, now_ns)
+    restored = Restored(newest_ns or 0, len(void), len(withdrawn))
+    audit.add(db, SELF, "database.restored", SELF, {"newest": rfc3339(restored.newest_ns)}, now_ns)
+    events.note(db, EventKind.RESTORED, SELF, _happened(restored), now_ns)
+    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_NOTE, str(restored.newest_ns)))
+    return restored
+
+
+def is_new(db: sqlite3.Connection) -> bool:
+    """Whether nobody has told yet what was revoked since the backup."""
+    return db.execute("SELECT 1 FROM settings WHERE name = ?", (_NOTE,)).fetchone() is not None
+
+
+def forget(db: sqlite3.Connection) -> None:
+    """Storage has told it."""
+    db.execute("DELETE FROM settings WHERE name = ?", (_NOTE,))
+
+
+def _happened(restored: Restored) -> Problem:
+    return Problem(
+        code="",
+        what=f"This config server's database is from a backup: its newest entry is of {rfc3339(restored.newest_ns)}",
+        cause="what was done since is missing: protection and policies that were set or ended, certificates that were issued, and the audit"
+        " log. Revocations come back from storage, if it has them. Of what it had,"
+        f" {restored.tokens} unused enrolment tokens are void, and {restored.commands} pending commands withdrawn",
+        action="Compare: understudy machine list, event list --open (it names machines that replicate and are not protected here),"
+        " certificate list. Make new tokens for whoever was to enrol.",
+        severity=Severity.WARNING,
+        object=SELF,
+    )

@@ -1,0 +1,167 @@
+"""A data folder that is put back: whole whenever it is killed, from nothing but a backup, and without what must have ended."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import signal
+import sqlite3
+import sys
+import tarfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from config_server import audit, backup, belonging, commands, database, events, restored, restoring, tokens
+from config_server.ca import CertificateAuthority
+from config_server.config import ConfigServerConfig
+from config_server.tokens import Grant
+from shared import enrol
+from shared.errors import ConfigError, TokenUnknownError
+from shared.messages import CommandKind, CommandState
+from shared.vocabulary import Role
+from tests.config_parts import config_for
+
+OLD = {name: f"old {name}".encode() for name in (*backup.PARTS, "state.db-wal", "state.db-shm")}
+NEW = {name: f"new {name}".encode() for name in backup.PARTS}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name in OLD}
+
+
+def is_killed_at(line: int, folder: Path) -> bool:
+    """By SIGKILL, in a process of its own, before that line of restoring.py."""
+    pid = os.fork()
+    if pid == 0:
+        left = line
+
+        def trace(frame: FrameType, event: str, _arg: Any) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != restoring.__file__:
+                return None
+            left -= event == "line"
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        restoring.put(folder, NEW)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_restore_that_is_killed_at_any_line_and_run_again_has_moved_all_that_was_there_into_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # a kill is no power cut, and there are many
+    for line in itertools.count():
+        folder = tmp_path / str(line)
+        folder.mkdir()
+        for name, data in OLD.items():
+            (folder / name).write_bytes(data)
+        if not is_killed_at(line, folder):
+            break
+        if not (folder / "restoring").exists() and contents(folder) == NEW:
+            [aside] = folder.glob("replaced-*")
+            assert contents(aside) == OLD
+            continue
+        if contents(folder) != OLD:
+            with pytest.raises(ConfigError, match="half restored"):
+                belonging.check_folder(folder)
+        told = restoring.put(folder, NEW)
+        assert contents(folder) == NEW
+        belonging.check_folder(folder)
+        [aside] = folder.glob("replaced-*")
+        assert (told, contents(aside)) == (aside, OLD), line
+    assert line > 50
+
+
+def installation(config: ConfigServerConfig) -> sqlite3.Connection:
+    config.data_dir.mkdir()
+    CertificateAuthority.open(config.data_dir)
+    db = database.connect(config.data_dir / "state.db")
+    token = tokens.new_operator_token()
+    tokens.set_operator(db, "admin", token, 10**9)
+    (config.data_dir / "operator.token").write_text(token)
+    return db
+
+
+def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_says_from_when_it_is(
+    tmp_path: Path,
+) -> None:
+    config, target = config_for(tmp_path), tmp_path / "backup.tar"
+    now_ns = time.time_ns()
+    with contextlib.closing(installation(config)) as db:
+        for secret in (b"used", b"unused"):
+            grant = Grant(Role.AGENT, f"web-{secret.decode()}", ())
+            tokens.add(db, enrol.token_hash(secret), grant, now_ns, now_ns + 10**15)
+        tokens.redeem(db, enrol.token_hash(b"used"), now_ns)
+        commands.add(db, "c1", "agent:web1", CommandKind.RESYNC, {}, now_ns)
+        backup.backup(config, target)
+        # Since then:
+        tokens.redeem(db, enrol.token_hash(b"unused"), now_ns)
+        commands.finish(db, "agent:web1", {"c1": {}}, now_ns)
+    before = (config.data_dir / "operator.token").read_text()
+    done = restoring.restore(config, target)
+    assert (done.restored.tokens, done.restored.commands) == (1, 1)
+    assert (config.data_dir / "operator.token").read_text() == before
+    with contextlib.closing(database.connect(config.data_dir / "state.db")) as db:
+        with pytest.raises(TokenUnknownError):
+            tokens.redeem(db, enrol.token_hash(b"unused"), now_ns)
+        assert commands.pending(db, "agent:web1", now_ns) == []
+        assert commands.get(db, "c1").state is CommandState.WITHDRAWN
+        said = {entry.action: entry.object for entry in audit.newest(db, 10)}
+        assert said | {"token.void": "agent:web-unused", "command.withdrawn": "agent:web1"} == said
+        [event] = events.find(db, "", False, 10)
+        assert "1970-01-01T00:00:01" in event.what
+        assert restored.is_new(db)
+        assert tokens.operator_of(db, before) == "admin"
+    restoring.restore(config, target, new_operator_token=True)
+    after = (config.data_dir / "operator.token").read_text().strip()
+    with contextlib.closing(database.connect(config.data_dir / "state.db")) as db:
+        assert (tokens.operator_of(db, before), tokens.operator_of(db, after)) == (None, "admin")
+
+
+def members(**changes: Any) -> list[tarfile.TarInfo]:
+    found = []
+    for name in backup.PARTS:
+        member = tarfile.TarInfo(name)
+        for field, value in changes.items():
+            setattr(member, field, value)
+        found.append(member)
+    return found
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        members(type=tarfile.DIRTYPE),
+        members(type=tarfile.SYMTYPE, linkname="ca.key"),
+        members(type=tarfile.LNKTYPE, linkname="ca.key"),
+        members(type=tarfile.CHRTYPE, devmajor=1, devminor=5),
+        members(type=tarfile.FIFOTYPE),
+        members(type=tarfile.GNUTYPE_SPARSE),
+        members(pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}),
+        members(name="/etc/passwd"),
+        members(name="../ca.key"),
+        members(name="ca.key"),
+        members(size=1 << 40),
+        members()[1:],
+        [],
+    ],
+)
+def test_what_is_no_backup_is_refused_in_words(tmp_path: Path, members: list[tarfile.TarInfo]) -> None:
+    target = tmp_path / "backup.tar"
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(b"") if not member.size else None)
+    with pytest.raises(ConfigError, match=r"is no backup of a config server|Nothing was restored") as refused:
+        restoring.restore(config_for(tmp_path), target)
+    assert refused.value.cause
+    assert not config_for(tmp_path).data_dir.exists()
