@@ -93,7 +93,8 @@ CONTROL: Final = np.dtype(
         ("slots", "<u8"),
         ("object_hash", "<u8", (4,)),
         ("numbers", "u1", (MAX_DISKS,)),
-        ("reserved", "<u8", (2,)),
+        ("handed_on", "<u8"),
+        ("reserved", "<u8", (1,)),
     ]
 )
 PROBE_WORDS: Final = 8

@@ -221,10 +221,11 @@ def _missing(upper: Disk, lower: Disk, protected: Collection[str]) -> str:
 def captured_twice(captured: Sequence[Disk]) -> dict[str, CapturedTwiceError]:
     """By id, disks that lie on others which are captured, too. Their writes are in the stream twice, and each disk is right by itself:
 
-    Order. The upper driver hands a write on as bios of its own, so the write to the upper disk and the one to the lower are two writes to
-    capture, each with its place in the stream. The lower one is submitted before the upper one completes. So whatever depends on the
-    upper write stands behind both, and each prefix of the stream holds, on either disk, all that what it holds depends on. Of a
-    write in flight a prefix may have one of the two: each disk alone is then as a crash could have left it.
+    Order. The write to the upper disk and the one to the lower are two writes to capture, each with its place in the stream (also where
+    the driver hands on the very bio that it was given: `also_open` in capture.bpf.c). The lower one is submitted before the upper one
+    completes. So whatever depends on the upper write stands behind both, and each prefix of the stream holds, on either disk, all
+    that what it holds depends on. Of a write in flight a prefix may have one of the two: each disk alone is then as a crash could have
+    left it.
 
     Catch-up reads each disk by itself, with that disk's open writes and bitmap; the audit compares each with its own counts.
 

@@ -129,7 +129,8 @@ struct control {
 	u64 slots;        /* user space's: how many were ever given; none is given twice */
 	u64 object_hash[4]; /* user space's: SHA-256 of the object that the programs are of */
 	u8 numbers[64];   /* user space's, by slot: 1 + the disk's number in the stream; 0: by slot */
-	u64 reserved[2];
+	u64 handed_on;    /* bios of one tracked disk that were seen again on another one, before their completion */
+	u64 reserved[1];
 };
 
 /* One calibration probe: see agent/capture/calibrate.py. User space fills the first part, the program the second. */
@@ -594,20 +595,43 @@ static __always_inline bool skipped(void)
 	return (long long)control.skip > 0 && (long long)__sync_fetch_and_add(&control.skip, -1) > 0;
 }
 
-/* The memory of this bio was in flight as another write, whose completion nobody told us (the kernel may skip tracing programs, for
- * some tasks or when one is running). It has completed; whether it failed is unknown, so its range is marked for the next round. That
- * raises no loss count: a failed write leaves behind something that a crash could have left as well. */
-static __always_inline void completed_unnoticed(u64 key, struct open_write *now)
-{
-	struct open_write *before = bpf_map_lookup_elem(&open_writes, &key);
+/* Under this key, beside the bio's own, stands the write to the upper of two tracked disks that was handed on to the lower one. (Bios are
+ * aligned. An addition, since the verifier may know the key as a pointer.) */
+#define HANDED_ON(key) ((key) + 1)
 
-	if (before) {
-		u32 slot = before->disk;
-		struct counters *count = bpf_map_lookup_elem(&counters, &slot);
-		mark(slot, before->sector, before->sectors);
-		if (count)
-			__sync_fetch_and_add(&count->completed, before->sectors);
-		__sync_fetch_and_add(&control.late, 1);
+/* The memory of this bio is in flight as another write.
+ *
+ * To the same disk: its completion was told to nobody (the kernel may skip tracing programs, for some tasks or when one is running). It
+ * has completed; whether it failed is unknown, so its range is marked for the next round. That raises no loss count: a failed write
+ * leaves behind something that a crash could have left as well.
+ *
+ * To another disk: it may be that, or still be in flight there. Some drivers without requests (md linear, md raid0 when it does not count)
+ * hand on the very bio that they were given, and the disk below is tracked, too. Then both writes are open until the bio completes, once
+ * for both. Were the upper one taken for complete, catch-up might read its range too early, with nothing that makes it read again: the
+ * mark may have been harvested by the round that reads. Where there is no room for both, open_missed says that there is one more. */
+static __always_inline void also_open(u64 key, struct open_write *now)
+{
+	struct open_write *found = bpf_map_lookup_elem(&open_writes, &key);
+
+	if (found) {
+		struct open_write before = *found;
+		u64 upper = HANDED_ON(key);
+		u32 slot = before.disk;
+		bool both = false;
+
+		mark(slot, before.sector, before.sectors);
+		if (slot != now->disk) {
+			__sync_fetch_and_add(&control.handed_on, 1);
+			both = !bpf_map_update_elem(&open_writes, &upper, &before, BPF_NOEXIST);
+			if (!both)
+				__sync_fetch_and_add(&control.open_missed, 1);
+		}
+		if (!both) {
+			struct counters *count = bpf_map_lookup_elem(&counters, &slot);
+			if (count)
+				__sync_fetch_and_add(&count->completed, before.sectors);
+			__sync_fetch_and_add(&control.late, 1);
+		}
 	}
 	if (bpf_map_update_elem(&open_writes, &key, now, BPF_ANY))
 		__sync_fetch_and_add(&control.open_missed, 1);
@@ -656,7 +680,7 @@ static __noinline int write_seen(struct seen_bio *b, u32 hook)
 	if (bpf_map_update_elem(&open_writes, &key, &open, BPF_NOEXIST)) {
 		if (handed_over(key, &open))
 			return 0;
-		completed_unnoticed(key, &open);
+		also_open(key, &open);
 	}
 
 	bool captured = false, zero = false;
@@ -762,6 +786,30 @@ int BPF_PROG(us_queue, struct bio *bio)
 
 /* ---- a write completed ------------------------------------------------------------------------------------------------------ */
 
+/* The write to the upper of two disks, whose bio was handed on to the lower one: it completes with that. */
+static __always_inline void upper_completed(u64 bio, bool error)
+{
+	u64 key = HANDED_ON(bio);
+
+	if (!*(volatile u64 *)&control.handed_on)
+		return;
+	struct open_write *open = bpf_map_lookup_elem(&open_writes, &key);
+	if (!open)
+		return;
+	u32 slot = open->disk;
+	u32 sectors = open->sectors;
+	if (error)
+		lose(slot, open->sector, sectors, &control.lost_failed);
+	if (bpf_map_delete_elem(&open_writes, &key))
+		return; /* user space just gave it up as completed, and counted it */
+	struct counters *count = bpf_map_lookup_elem(&counters, &slot);
+	if (!count)
+		return;
+	__sync_fetch_and_add(&count->completed, sectors);
+	if (error)
+		__sync_fetch_and_add(&count->errored, sectors);
+}
+
 /* `sector` and `sectors` serve where the write is not among the open ones: then it was submitted before the attachment (catch-up
  * distrusts those anyway), or the map was full, or it was missed, which `unseen` tells the audit. */
 static __always_inline void write_completed(struct bio *bio, bool error, u64 sector, u32 sectors, bool by_request)
@@ -771,6 +819,7 @@ static __always_inline void write_completed(struct bio *bio, bool error, u64 sec
 	bool seen = open != NULL;
 	u32 slot;
 
+	upper_completed(key, error);
 	if (seen) {
 		slot = open->disk;
 		sector = open->sector;
