@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from config_server.clock import rfc3339
+from shared import decoding
 from shared.messages import AuditView
 
 
@@ -29,7 +30,7 @@ def newest(db: sqlite3.Connection, limit: int) -> list[AuditView]:
             who=row["who"],
             action=row["action"],
             object=row["object"],
-            detail=msgspec.json.decode(row["detail"]),
+            detail=decoding.decode(row["detail"], type=Any),
         )
         for row in rows
     ]

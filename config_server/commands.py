@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from config_server.clock import SECOND_NS, rfc3339
+from shared import decoding
 from shared.errors import CommandExpiredError, CommandNotFoundError, RequestError
 from shared.messages import Command, CommandKind, CommandState, CommandView
 
@@ -55,7 +56,7 @@ def pending(db: sqlite3.Connection, target: str, now_ns: int) -> list[Command]:
     rows = db.execute(
         "SELECT * FROM commands WHERE target = ? AND state = 'pending' ORDER BY rowid", (target,)
     )
-    return [Command(row["id"], row["kind"], msgspec.json.decode(row["args"])) for row in rows]
+    return [Command(row["id"], row["kind"], decoding.decode(row["args"], type=Any)) for row in rows]
 
 
 def waiting(db: sqlite3.Connection, target: str, kind: CommandKind) -> CommandView | None:
@@ -127,9 +128,9 @@ def get(db: sqlite3.Connection, id_: str) -> CommandView:
         id=row["id"],
         target=row["target"],
         kind=CommandKind(row["kind"]),
-        args=msgspec.json.decode(row["args"]),
+        args=decoding.decode(row["args"], type=Any),
         state=CommandState(row["state"]),
-        result=msgspec.json.decode(row["result"]),
+        result=decoding.decode(row["result"], type=Any),
         created=rfc3339(row["created_ns"]),
     )
 

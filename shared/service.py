@@ -185,7 +185,7 @@ def _choices(exc: Exception, type_: type[Any]) -> str:
     found = re.fullmatch(r"Invalid enum value .* - at `\$\.([\w.]+)`", str(exc))
     if found is None:
         return ""
-    at = [inspect.type_info(type_)]
+    at = [decoding.type_info(type_)]
     for key in found[1].split("."):
         tables = [option for option in at if isinstance(option, inspect.StructType)]
         fields = {field.encode_name: field.type for table in tables for field in table.fields}

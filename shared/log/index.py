@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from shared import decoding
 from shared.batch import NO_DIGEST
 from shared.errors import UNDECODABLE, IndexDamagedError
 from shared.log.epoch_id import UNKNOWN, EpochId
@@ -107,7 +108,7 @@ NEWEST: Final = 4
 """So many of the newest segments a `Fold` remembers."""
 
 _encoder: Final = msgspec.json.Encoder()
-_decoder: Final = msgspec.json.Decoder(Line)
+_decoder: Final = decoding.json_decoder(Line)
 
 
 def encode_lines(lines: Sequence[Line]) -> bytes:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from shared import decoding
 from shared.batch import Buffer
 from shared.errors import UnderstudyError
 from shared.log.epoch_id import UNKNOWN, Claim, EpochId
@@ -163,6 +164,6 @@ def unpack(body: Buffer, type_: type[_M]) -> _M:
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
-_decoders: Final[dict[type[Any], msgspec.msgpack.Decoder[Any]]] = {
-    type_: msgspec.msgpack.Decoder(type_) for type_ in (Hello, Welcome, Ack, Fault, Flush, Ping)
+_decoders: Final[dict[type[Any], Any]] = {
+    type_: decoding.msgpack_decoder(type_) for type_ in (Hello, Welcome, Ack, Fault, Flush, Ping)
 }

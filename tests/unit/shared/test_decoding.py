@@ -12,24 +12,36 @@ from shared import decoding
 
 AT_ONCE = """
 import json, sys, threading, types
+import msgspec
 from shared import decoding
 lines = ["from __future__ import annotations", "import msgspec"]
-for i in range(100):
+for i in range(60):
     lines += [f"class B{i}(msgspec.Struct):", "    a: int = 0", "    b: list[int] = []", "    c: dict[str, str] = {}"]
     lines += [f"class A{i}(msgspec.Struct):", *(f"    f{k}: B{i} | None = None" for k in range(30))]
+    lines += [f"class C{i}(msgspec.Struct):", *(f"    f{k}: list[B{i}] = []" for k in range(30))]
 made = sys.modules["made"] = types.ModuleType("made")
 exec("\\n".join(lines), made.__dict__)
 sys.setswitchinterval(1e-6)
-data = json.dumps({f"f{k}": {"a": 1, "b": [1], "c": {"x": "y"}} for k in range(30)}).encode()
-for i in range(100):
-    type_ = getattr(made, f"A{i}")
-    together = threading.Barrier(3)
-    def decode():
+b = {"a": 1, "b": [1], "c": {"x": "y"}}
+one, many = {f"f{k}": b for k in range(30)}, {f"f{k}": [b] for k in range(30)}
+text, packed = json.dumps(one).encode(), msgspec.msgpack.encode(one)
+ways = [
+    lambda A, C: decoding.decode(text, type=A).f29.a == 1,
+    lambda A, C: decoding.convert(many, C).f29[0].a == 1,
+    lambda A, C: decoding.msgpack_decoder(A).decode(packed).f29.a == 1,
+    lambda A, C: decoding.json_decoder(list[C]).decode(b"[]") == [],
+    lambda A, C: len(decoding.type_info(C).fields) == 30,
+]
+right = []
+for i in range(60):
+    together = threading.Barrier(len(ways))
+    def use(way):
         together.wait()
-        assert decoding.decode(data, type=type_).f29.a == 1
-    threads = [threading.Thread(target=decode) for _ in range(3)]
+        right.append(way(getattr(made, f"A{i}"), getattr(made, f"C{i}")))
+    threads = [threading.Thread(target=use, args=(way,)) for way in ways]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
+assert right == [True] * 60 * len(ways)
 print("all decoded")
 """
 
