@@ -63,6 +63,10 @@ class Door:
         _raise_descriptor_limit()
         return cls(listening_socket(host, port, who), context)
 
+    def close(self) -> None:
+        """Listen no more; for whoever has not come to `run` it."""
+        self._sock.close()
+
     @property
     def port(self) -> int:
         """The port that it really listens on (the configured one may be 0)."""

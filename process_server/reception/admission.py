@@ -15,12 +15,15 @@ One session per machine, and why WELCOME's position is exact. A HELLO first clos
 session: its wire takes no further batch. Then it waits, under the machine's lock, until the batches of that
 session that are on their way have ended, and only then asks the log to begin. So no append runs while the
 log says where it stands, and none that was begun before can be counted later. Of several waiting sessions
-only the newest goes on; one that is over does not wait any more.
+only the newest goes on; one that is over does not wait any more. The newest is the one whose HELLO came last, and not the one for
+which storage answered last: an agent gives a HELLO up that is not answered, and comes again, and what the first one asked for (a
+new epoch, perhaps) must not be done to what has begun since.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -92,6 +95,7 @@ class Admission:
         self._measure_cache = cache
         self.cache = cache()
         self._hellos = Pace(_HELLOS, _HELLOS_PER_S)
+        self._orders = itertools.count(1)
         self.refusals = Refusals()
         self._waiting: dict[Session, asyncio.Task[Any]] = {}
         """Sessions that wait for their machine's lock, and their tasks: ended when the session is over."""
@@ -127,6 +131,7 @@ class Admission:
     # ---- for sessions (session.Host) ----
 
     async def claim(self, session: Session, hello: Hello) -> StreamLog:
+        session.order = next(self._orders)
         self._check_pace(session)
         if self.is_revoked(session):
             raise certificate_refused(session)
@@ -136,6 +141,8 @@ class Admission:
         await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
         session.machine = machine.name
+        if not session.waiting or (machine.newest is not None and machine.newest.order > session.order):
+            raise _superseded(machine)
         for known in {machine.session, machine.newest} - {None, session}:
             assert known is not None
             known.fail(_superseded(machine))
@@ -147,6 +154,8 @@ class Admission:
         # Another may have been named while this one waited.
         await self._check_side(machine.name, hello.identity, claim=False)
         _check_newest(machine, session)
+        if self.is_revoked(session):  # meanwhile
+            raise certificate_refused(session)
         machine.admit(session)
         if machine.log is None:
             machine.log = await self._open_log(hello)

@@ -51,9 +51,9 @@ class Receiver:
 
     async def start(self) -> None:
         """Bind and begin to accept. Raises ListenError."""
+        await self._admission.recall()
         host, port = self._address
         door = self._door = Door.open(host, port, self._context, "The process server")
-        await self._admission.recall()
         self._loop_tasks = [
             asyncio.create_task(door.run(lambda peer: self._visit(door, peer)), name="accept"),
             asyncio.create_task(self._refresh_regularly(), name="refresh"),
@@ -71,6 +71,8 @@ class Receiver:
         for task in self._loop_tasks:
             task.cancel()
         await asyncio.gather(*self._loop_tasks, return_exceptions=True)
+        if self._door is not None:
+            self._door.close()  # cancelled before it began, `run` does not
         stops = [asyncio.create_task(session.stop(), name=f"stop {session.id}") for session in self._sessions]
         if stops:
             _, late = await asyncio.wait(stops, timeout=STOP_S)

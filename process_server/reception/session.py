@@ -129,6 +129,8 @@ class Session:
         self.identity = ""
         self.boot = ""
         """Which boot of the machine it is with; see Hello."""
+        self.order = 0
+        """Which HELLO of all that came its was."""
         self.disks = 1
         self.received_b = 0
         self.problem: UnderstudyError | None = None

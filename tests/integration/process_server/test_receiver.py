@@ -607,3 +607,67 @@ def test_the_magic_of_a_frame_is_no_tls_record() -> None:
     # Plain wire on the TLS port must fail in the handshake, and TLS bytes on the wire must fail as a frame.
     assert frames.MAGIC[0] not in (20, 21, 22, 23)
     assert struct.calcsize("<4sBBHI") + 4 == frames.HEADER_SIZE
+
+
+class SlowSides:
+    """The first question for the active side is answered when it is told to."""
+
+    def __init__(self, site: Site) -> None:
+        self._ask = site.admission._check_side
+        site.admission._check_side = self
+        self.asked = asyncio.Event()
+        self.answer = asyncio.Event()
+        self.answered = asyncio.Event()
+
+    async def __call__(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
+        if self.asked.is_set():
+            return await self._ask(machine, identity, claim=claim, surely=surely)
+        self.asked.set()
+        await self.answer.wait()
+        asyncio.get_running_loop().call_later(0, self.answered.set)
+        return await self._ask(machine, identity, claim=claim, surely=surely)
+
+
+@pytest.mark.parametrize("first", ["is gone", "waits"])
+async def test_a_hello_for_which_storage_was_slow_does_not_end_the_session_of_a_later_one(
+    site: Site, first: str
+) -> None:
+    """The agent gave the first one up, whether or not that was noticed, and came again."""
+    slow = SlowSides(site)
+    async with site.agent() as agent:
+        agent.write(agent.wire.send_hello(hello()))
+        await slow.asked.wait()
+        if first == "is gone":
+            agent.cut()
+            await until(lambda: not [one for one in site.receiver._sessions if one.waiting])
+        async with site.agent() as later:
+            welcome = await later.open(hello())
+            slow.answer.set()
+            if first == "waits":
+                assert (await agent.fault()).code == SupersededError.code
+            await slow.answered.wait()
+            chain = Chain.after(welcome)
+            await later.send(chain.next())
+            await later.acked(1)
+
+
+async def test_who_is_revoked_while_storage_is_asked_gets_no_session(site: Site) -> None:
+    slow = SlowSides(site)
+    async with site.agent() as agent:
+        agent.write(agent.wire.send_hello(hello()))
+        await slow.asked.wait()
+        site.admission.revoked = Revocations(names=["agent:lab"])  # and it is not among the sessions yet
+        slow.answer.set()
+        assert (await agent.fault()).code == CertificateRevokedError.code
+    assert site.opened == []
+
+
+async def test_a_receiver_that_is_stopped_as_it_starts_gives_its_port_back(site: Site) -> None:
+    context = tls.server_context(site.ca.issue("process-server:ps2"))
+    second = Receiver(("127.0.0.1", 0), context, site.admission)
+    await second.start()
+    port = second.port
+    await second.stop()
+    third = Receiver(("127.0.0.1", port), context, site.admission)
+    await third.start()
+    await third.stop()
