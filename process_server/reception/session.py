@@ -51,6 +51,10 @@ from shared.wire.transport import Channel
 
 _log = logging.get()
 
+MAX_DISKS: Final = 64
+"""An agent captures no more; whoever names more has no more of the cache for it."""
+_SHOWN: Final = 1000
+"""Characters of what the agent says, in the log."""
 MAX_IN_FLIGHT: Final = 1024
 """Batches: the smallest has a hundred bytes, and each is a task of some kilobytes."""
 _MAX_ORDERED: Final = 4096
@@ -267,7 +271,7 @@ class Session:
     def _open(self, hello: Hello, log: StreamLog, position: Standing) -> None:
         if not self.waiting:
             return  # the agent went away meanwhile
-        self.disks = len(hello.disks)
+        self.disks = min(len(hello.disks), MAX_DISKS)
         self._spooled, self._spooled_seq = position.spooled, position.spooled_seq
         self._machine_log = log
         log.on_change = self.refresh
@@ -296,7 +300,7 @@ class Session:
             spooled=position.spooled,
             uploaded=position.uploaded,
             credit_b=welcome.credit_b,
-            new_epoch_reason=hello.reason if hello.epoch == 0 else None,
+            new_epoch_reason=hello.reason[:_SHOWN] if hello.epoch == 0 else None,
         )
 
     # ---- batches in, acknowledgements out ----

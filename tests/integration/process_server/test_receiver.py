@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from process_server.reception import session as sessions
-from process_server.reception.credit import MIB, CacheSpace
+from process_server.reception.credit import MIB, CacheSpace, CreditPolicy
 from process_server.reception.machine import Machine
 from process_server.reception.pace import Pace
 from process_server.reception.receiver import Receiver
@@ -35,7 +36,7 @@ from shared.wire import transport as channels
 from shared.wire.frames import FrameType
 from shared.wire.protocol import Connection
 from tests.receiver_site import Site
-from tests.wire_parts import Agent, Chain, hello, until
+from tests.wire_parts import DISKS, Agent, Chain, hello, until
 
 ContextOf = Callable[..., ssl.SSLContext]
 
@@ -671,3 +672,15 @@ async def test_a_receiver_that_is_stopped_as_it_starts_gives_its_port_back(site:
     third = Receiver(("127.0.0.1", port), context, site.admission)
     await third.start()
     await third.stop()
+
+
+async def test_who_names_thousands_of_disks_has_no_more_of_the_cache_than_a_machine_can_have(
+    site: Site,
+) -> None:
+    site.admission._policy = CreditPolicy(window_b=1 << 40, quota_per_disk_b=MIB)
+    disks = tuple(replace(DISKS[0], number=number, name=f"d{number}") for number in range(5000))
+    many = replace(hello(), disks=disks, reason="r" * 20_000)
+    with capture_logs() as lines:
+        async with site.agent() as agent:
+            assert (await agent.open(many)).credit_b == 64 * MIB
+    assert all(len(str(line)) < 3000 for line in lines)
