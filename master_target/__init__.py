@@ -10,6 +10,7 @@
     epochs     which epoch is applied, on which disks, and when the next one begins
     targets/   page blob (fixed VHD) or image file: own lease, cursor before and after, snapshots that name their position
     points     a document by position as soon as a mark is indexed; with snapshots once apply is there
+    unreadable what of the source is missing on the disks, for the points
     roll       who owns the machine's points: no other master target's writes count
     retention  old points and orphan snapshots go
 

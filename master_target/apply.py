@@ -29,8 +29,8 @@ from shared.log.epochs import EpochInfo
 from shared.recovery.coalesce import DiskRuns, Run, coalesce
 from shared.recovery.fit import check_extents
 from shared.recovery.parallel import parallel
-from shared.recovery.points import Range
 from shared.recovery.position import Position
+from shared.recovery.unreadable import Unreadable, named_in
 
 _WIDTH: Final = 8
 """Concurrent requests; Azure and Azurite get no faster with more."""
@@ -50,8 +50,8 @@ class Interval(msgspec.Struct, frozen=True):
     """Of the batches `start` and `end`, hex."""
     runs: Mapping[int, DiskRuns]
     payload_b: int
-    unreadable: tuple[Range, ...] = ()
-    """What catch-up could not read, as these batches say."""
+    unreadable: Unreadable = Unreadable()
+    """What of it these batches name, and do not write since."""
 
 
 async def make_interval(
@@ -70,7 +70,7 @@ async def make_interval(
         digest,
         await asyncio.to_thread(coalesce, batches),
         sum(len(batch.payload) for batch in batches),
-        tuple(piece for batch in batches for piece in batch.meta.unreadable),
+        await asyncio.to_thread(named_in, batches),
     )
 
 

@@ -42,24 +42,20 @@ import msgspec
 
 from master_target.apply import DiskTarget
 from master_target.roll import OwnedRoll
-from shared import decoding, logging
+from master_target.unreadable import UnreadableRecord
+from shared import logging
 from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.crashpoints import reach
 from shared.errors import (
-    UNDECODABLE,
-    BlobExistsError,
-    BlobNotFoundError,
     IntegrityError,
     LeaseLostError,
     PreconditionError,
 )
-from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk
 from shared.recovery import point_store
-from shared.recovery.points import PointDoc, Range
+from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
-from shared.recovery.seed import SEED_DISKS
 from shared.vocabulary import PointState
 
 _log = logging.get()
@@ -75,6 +71,7 @@ class PointMaker:
         self._store = store
         self._machine = machine
         self._roll: OwnedRoll | None = None
+        self.unreadable = UnreadableRecord(store, lambda: self.roll.check())
         self.last: PointDoc | None = None
         """The newest point that was documented or got its snapshots here."""
         self._judged: set[Position] = set()
@@ -258,6 +255,7 @@ class PointMaker:
                 if disk.target.name not in snapshots:
                     snapshots[disk.target.name] = await disk.target.snapshot()
                     reach("points.after-a-snapshot")
+            missing = await self.unreadable.at(stored.doc.epoch_id)
             point = msgspec.structs.replace(
                 stored.doc,
                 state=PointState.SNAPSHOTTED,
@@ -265,7 +263,8 @@ class PointMaker:
                 snapshots=snapshots,
                 digest=there,
                 disks=tuple(EpochDisk(d.number, d.target.name, d.serial, d.disk_b // SECTOR) for d in disks),
-                unreadable=await self._read_unreadable(stored.doc.epoch_id),
+                unreadable=missing.ranges,
+                unreadable_covers=missing.covers,
             )
             try:
                 await point_store.change(self._store, self.roll.sign(point), stored.etag)
@@ -292,47 +291,6 @@ class PointMaker:
             cause="another master target keeps changing it",
         )
 
-    async def note_unreadable(self, epoch: EpochId, new: Sequence[Range]) -> None:
-        """Remember what catch-up could not read, before the interval that says so is applied: all later points carry it."""
-        name = self._unreadable_blob(epoch)
-        while new:
-            found = await self._store.read_versioned(name)
-            known = () if found is None else _decode_ranges(name, found[0])
-            merged = tuple(dict.fromkeys((*known, *new)))
-            if merged == known:
-                return
-            data = msgspec.json.encode(merged)
-            try:
-                if found is None:
-                    await self._store.create(name, data)
-                else:
-                    await self._store.replace(name, data, found[1])
-            except (BlobExistsError, PreconditionError, BlobNotFoundError):
-                continue  # somebody wrote meanwhile, or our own first try did: look again
-            return
-
-    async def _read_unreadable(self, epoch: EpochId) -> tuple[Range, ...]:
-        name = self._unreadable_blob(epoch)
-        try:
-            return _decode_ranges(name, await self._store.read(name))
-        except BlobNotFoundError:
-            return ()
-
-    @staticmethod
-    def _unreadable_blob(epoch: EpochId) -> str:
-        return f"{SEED_DISKS}unreadable-{epoch.number:08d}-{epoch.claim}.json"
-
 
 def _same_batch(one: PointDoc, other: PointDoc) -> bool:
     return (one.epoch_id, one.batch, one.digest) == (other.epoch_id, other.batch, other.digest)
-
-
-def _decode_ranges(name: str, data: bytes) -> tuple[Range, ...]:
-    try:
-        return decoding.decode(data, type=tuple[Range, ...])
-    except UNDECODABLE as exc:
-        raise IntegrityError(
-            f"{name} could not be read",
-            cause=str(exc),
-            action="Delete it; points then do not list what the source disk could not read.",
-        ) from exc

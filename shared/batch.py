@@ -72,7 +72,7 @@ class BatchMeta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     marks: tuple[Mark, ...] = ()
     unreadable: tuple[tuple[int, int, int], ...] = ()
-    """Source ranges (disk, sector, sectors) that catch-up could not read; points carry them."""
+    """Source ranges (disk, sector, sectors) that catch-up could not read: missing behind this batch, until a later one has them."""
     cause: str = ""
     """Why the stream is not ordered, for people; empty when it is."""
 

@@ -267,7 +267,9 @@ class PointView(msgspec.Struct, omit_defaults=True):
     marks: list[str] = []
     suspect: bool = False
     unreadable: list[list[int]] = []
-    """Source ranges (disk, sector, sectors) that could not be read."""
+    """Source ranges (disk, sector, sectors) that are missing in its snapshots: they could not be read, and were not written since."""
+    unreadable_covers: bool = False
+    """The ranges hold all that is missing, and other sectors between."""
     lost: str = ""
     """Why it cannot be restored: its log is gone. Empty: it can."""
     remark: str = ""

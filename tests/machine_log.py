@@ -62,6 +62,9 @@ class ModelMachine:
         self.captured_ns = START_NS
         self.digests: dict[Position, list[str]] = {}
         """Position → SHA-256 of each disk after it."""
+        self.missing: dict[Position, frozenset[tuple[int, int]]] = {}
+        """Position → (disk number, sector) of each that was named as unreadable, and not written since."""
+        self._missing: set[tuple[int, int]] = set()
         self.ordered: list[Position] = []
         self.marked: list[Position] = []
         self._pending: list[Made] = []
@@ -128,6 +131,7 @@ class ModelMachine:
         )
         self.position = Position.of(info.epoch, 0)
         self._last_digest = NO_DIGEST
+        self._missing = set()
         self._writer = await IndexWriter.take(self.store, self.name, info.id, "ps1")
         rows = []
         for number, disk in enumerate(self.disks):
@@ -159,6 +163,10 @@ class ModelMachine:
         marks = () if mark is None else (Mark(mark),)
         self._add(rows, state, marks, "" if state == StreamState.ORDERED else "ring full", bytes(payload))
         return self.position
+
+    def fail_to_read(self, *ranges: tuple[int, int, int]) -> None:
+        """One batch that names them."""
+        self._add([], StreamState.CATCHING_UP, (), "ring full", unreadable=ranges)
 
     def _add(
         self,
@@ -192,6 +200,9 @@ class ModelMachine:
         buffers, self._last_digest = batches.encode(batch)
         self._pending.append(Made(b"".join(bytes(b) for b in buffers), batch, self._last_digest))
         self.digests[self.position] = self.sha256()
+        self._missing -= {(disk, first + i) for disk, first, length, _ in rows for i in range(length)}
+        self._missing |= {(disk, first + i) for disk, first, length in unreadable for i in range(length)}
+        self.missing[self.position] = frozenset(self._missing)
         if state == StreamState.ORDERED:
             self.ordered.append(self.position)
             if marks:

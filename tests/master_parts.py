@@ -23,6 +23,7 @@ from shared.recovery.materialise import materialise
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
 from shared.recovery.seed import seed_blob
+from shared.recovery.unreadable import Unreadable
 from shared.recovery.verify import make_plan, verify
 from tests.machine_log import ModelMachine
 
@@ -123,7 +124,8 @@ async def seed_digests(model: ModelMachine, snapshots: dict[str, str] | None = N
 
 
 async def check_points(model: ModelMachine, folder: Path) -> list[PointDoc]:
-    """Every document is a valid point: its snapshots show the model's disks at its position, and it restores to the same.
+    """Every document is a valid point: its snapshots show the model's disks at its position, and it restores to the same. Both say what is
+    missing.
 
     The documents, in log order.
     """
@@ -132,12 +134,19 @@ async def check_points(model: ModelMachine, folder: Path) -> list[PointDoc]:
     for doc in docs:
         if doc.state == "snapshotted":
             assert set(doc.snapshots) == set(model.disk_names)
+            assert sectors_of(doc.missing) == model.missing[doc.position]
             if doc.target == "page-blob":
                 assert await seed_digests(model, doc.snapshots) == model.digests[doc.position]
         await verify(model.store, model.vault, catalog, doc.position)
         manifest = await restore(model, catalog, doc.position, folder / doc.id)
         assert [disk.sha256 for disk in manifest.disks] == model.digests[doc.position]
+        assert sectors_of(manifest.missing) == model.missing[doc.position]
     return docs
+
+
+def sectors_of(missing: Unreadable) -> set[tuple[int, int]]:
+    assert not missing.covers
+    return {(disk, first + i) for disk, first, sectors in missing.ranges for i in range(sectors)}
 
 
 async def restore(model: ModelMachine, catalog: Catalog, position: Position, folder: Path) -> Manifest:

@@ -18,6 +18,7 @@ from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan
 from shared.vault import FileVault
 from tests.machine_log import ModelMachine
+from tests.master_parts import sectors_of
 
 MIB = 1024 * 1024
 
@@ -92,6 +93,7 @@ async def with_base(machine: ModelMachine) -> PointDoc:
 
 def check(machine: ModelMachine, position: Position, folder: Path, manifest: Manifest) -> None:
     assert Position.of(manifest.epoch, manifest.batch) == position
+    assert sectors_of(manifest.missing) == machine.missing[position]
     for name, disk, digest, entry in zip(
         machine.disk_names, machine.disks, machine.digests[position], manifest.disks, strict=True
     ):

@@ -296,6 +296,9 @@ def _table_of(points: list[PointView]) -> Table:
         if point_.suspect:
             remarks.append("suspect: capture missed writes before it")
         if point_.unreadable:
-            remarks.append(f"{sum(piece[2] for piece in point_.unreadable)} sectors were unreadable")
+            from shared.recovery.unreadable import Unreadable
+
+            ranges = tuple((disk, first, sectors) for disk, first, sectors in point_.unreadable)
+            remarks.append(str(Unreadable(ranges, point_.unreadable_covers)))
         rows.append((point_.id, point_.time, point_.consistency, point_.state, "; ".join(remarks)))
     return grid(None, ("=point", "=time", "=consistency", "=state", "remarks"), rows)

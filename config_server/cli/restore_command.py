@@ -271,9 +271,7 @@ def _manifest_table(manifest: Manifest, to_dir: Path, took_s: float) -> Table:
     if manifest.suspect:
         remarks.append("Suspect: capture missed writes before this point.")
     if manifest.unreadable:
-        remarks.append(
-            f"{len(manifest.unreadable)} ranges of the source could not be read; see manifest.json."
-        )
+        remarks.append(f"{manifest.missing}; see manifest.json.")
     if remarks:
         table.caption = "\n".join(remarks)
     return table

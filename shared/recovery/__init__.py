@@ -7,7 +7,8 @@
     plan         from which snapshots, over which batches; verify makes one and checks it; alone: with no log at all
     fit          whether the log fits the disks
     materialise  writes the images: coalesce (an interval's fewest writes), sparse (one image), folder (all of them, their journal and
-                 manifest), parallel (bounded concurrency); seed (what a snapshot says of itself)
+                 manifest), unreadable (what of the source is missing), parallel (bounded concurrency); seed (what a snapshot says of
+                 itself)
 
 Format: FORMAT.md.
 """

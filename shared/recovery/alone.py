@@ -34,7 +34,7 @@ def numbered(doc: PointDoc, disks: Sequence[EpochDisk]) -> tuple[PointDoc, tuple
     ranges = ", ".join(
         f"{sectors} from {first} on of disk {number}" for number, first, sectors in doc.unreadable
     )
-    return msgspec.structs.replace(doc, unreadable=()), (
+    return msgspec.structs.replace(doc, unreadable=(), unreadable_covers=False), (
         f"These sectors of the source could not be read, and which disk a number means is not known: {ranges}.",
     )
 

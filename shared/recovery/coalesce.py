@@ -98,10 +98,10 @@ def _coalesce_disk(
     covered = owner >= 0
     owner, start, length = owner[covered], edges[:-1][covered], (edges[1:] - edges[:-1])[covered]
     has_data = has_payload(extents)[owner]
-    clears = _merge(start[~has_data], length[~has_data])
+    clears = merge(start[~has_data], length[~has_data])
     start, length, owner = start[has_data], length[has_data], owner[has_data]
     rows: Ints = expand(source[owner] + (start - first[owner]), length)
-    return DiskRuns(disk, split(_merge(start, length), max_run_sectors), clears, _gather(payloads, rows))
+    return DiskRuns(disk, split(merge(start, length), max_run_sectors), clears, _gather(payloads, rows))
 
 
 def _gather(payloads: Sequence[Sectors], rows: Ints) -> Sectors:
@@ -134,7 +134,7 @@ def _last_cover(lo: Ints, hi: Ints, cells: int) -> Ints:
     return cover
 
 
-def _merge(start: Ints, length: Ints) -> Ints:
+def merge(start: Ints, length: Ints) -> Ints:
     """Ascending disjoint ranges, with those that touch joined, as (first, length) rows."""
     if not len(start):
         return np.empty((0, 2), np.int64)

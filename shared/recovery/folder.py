@@ -33,7 +33,8 @@ from shared import decoding, durable, logging
 from shared.batch import SECTOR
 from shared.errors import UNDECODABLE, ImageFileError, RestoreFolderError
 from shared.recovery.plan import Plan
-from shared.recovery.points import PointDoc, Range
+from shared.recovery.points import PointDoc
+from shared.recovery.unreadable import Range, Unreadable
 
 _log = logging.get()
 
@@ -77,7 +78,9 @@ class Journal(msgspec.Struct, kw_only=True):
     """Disk name → up to this byte, the base is in its image."""
     replayed: int
     """Every batch up to this one is in the images; as long as the base is not complete, that of the base."""
-    unreadable: list[Range] = []
+    unreadable: tuple[Range, ...] = ()
+    unreadable_covers: bool = False
+    """What is missing behind `replayed`: see Unreadable."""
     v: int = JOURNAL_VERSION
 
     @property
@@ -85,6 +88,14 @@ class Journal(msgspec.Struct, kw_only=True):
         """Whether anything is done already."""
         done = self.base_done or self.replayed != (self.base.batch if self.base else 0)
         return bool(done) and not self.discarded
+
+    @property
+    def missing(self) -> Unreadable:
+        return Unreadable(self.unreadable, self.unreadable_covers)
+
+    @missing.setter
+    def missing(self, missing: Unreadable) -> None:
+        self.unreadable, self.unreadable_covers = missing.ranges, missing.covers
 
 
 class _Versioned(msgspec.Struct):
@@ -100,8 +111,8 @@ class ManifestDisk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What was restored. `unreadable`: source ranges (disk number, sector, sectors) that catch-up could not read; zeroes or
-    older data stand there unless the machine wrote them since.
+    """What was restored. `unreadable`: source ranges (disk number, sector, sectors) that catch-up could not read, and that were not written
+    since: zeroes or older data stand there. With `unreadable_covers` they hold all such sectors, and others between.
     """
 
     machine: str
@@ -116,9 +127,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     consistency: str
     suspect: bool
     unreadable: tuple[Range, ...]
+    unreadable_covers: bool = False
     disks: tuple[ManifestDisk, ...]
     remarks: tuple[str, ...] = ()
     v: int = 1
+
+    @property
+    def missing(self) -> Unreadable:
+        return Unreadable(self.unreadable, self.unreadable_covers)
 
 
 class RestoreFolder:
@@ -218,7 +234,8 @@ def _begin_or_resume(path: Path, plan: Plan) -> Journal:
         digest=plan.digest,
         base=plan.base,
         replayed=plan.base.batch if plan.base else 0,
-        unreadable=list(plan.base.unreadable) if plan.base else [],
+        unreadable=plan.base.unreadable if plan.base else (),
+        unreadable_covers=plan.base.unreadable_covers if plan.base else False,
     )
     journal = _unfinished(path, plan)
     if journal is None:

@@ -94,6 +94,7 @@ def view(doc: PointDoc, *, lost: str = "", remark: str = "") -> PointView:
         marks=list(doc.marks),
         suspect=doc.suspect,
         unreadable=[list(piece) for piece in doc.unreadable],
+        unreadable_covers=doc.unreadable_covers,
         lost=lost,
         remark=remark,
     )

@@ -43,6 +43,7 @@ from shared.recovery.plan import Plan
 from shared.recovery.position import format_ns
 from shared.recovery.seed import seed_blob
 from shared.recovery.sparse import SparseFile
+from shared.recovery.unreadable import Unreadable, after, named_in, written_by
 from shared.threads import in_thread
 from shared.vault import Vault
 from shared.vocabulary import Consistency
@@ -266,11 +267,11 @@ async def _replay(
             assert following is not None
             batches, following = await following, fetch(i + 1)
             check_extents(batches, plan.disks)
+            missing = folder.journal.missing
             for group in by_payload(batches, _REPLAY_B):
-                await in_thread(_write, group, images)
+                missing = await in_thread(_write, group, images, missing)
             await in_thread(_sync, images)
-            folder.journal.replayed = step.last
-            folder.journal.unreadable += [piece for batch in batches for piece in batch.meta.unreadable]
+            folder.journal.replayed, folder.journal.missing = step.last, missing
             await in_thread(folder.save)
             meter.add(step.entry.bytes)
             reach("restore.after-segment")
@@ -294,9 +295,13 @@ def by_payload(batches: Sequence[Batch], most_b: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def _write(batches: Sequence[Batch], images: Mapping[int, SparseFile]) -> None:
-    for number, runs in coalesce(batches).items():
+def _write(batches: Sequence[Batch], images: Mapping[int, SparseFile], missing: Unreadable) -> Unreadable:
+    """Brings the batches to the images; returns what is missing in these then, where `missing` was before."""
+    written = coalesce(batches)
+    for number, runs in written.items():
         _write_runs(runs, images[number])
+    named = named_in(batches)
+    return after(missing, written_by(written), named) if missing or named else missing
 
 
 def _write_runs(runs: DiskRuns, image: SparseFile) -> None:
@@ -340,7 +345,8 @@ async def _complete(
         consistency=plan.point.consistency if plan.point else Consistency.CRASH,
         suspect=plan.suspect,
         remarks=plan.remarks,
-        unreadable=tuple(dict.fromkeys(folder.journal.unreadable)),
+        unreadable=folder.journal.unreadable,
+        unreadable_covers=folder.journal.unreadable_covers,
         disks=tuple(
             ManifestDisk(
                 name=disk.name,

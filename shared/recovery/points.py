@@ -24,13 +24,12 @@ from shared.errors import UNDECODABLE, IntegrityError
 from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.epochs import EpochDisk
 from shared.recovery.position import NOWHERE, Position, format_ns
+from shared.recovery.unreadable import Range, Unreadable
 from shared.vocabulary import Consistency, PointState
 
 FORMAT_VERSION: Final = 1
 FOLDER: Final = "points/"
 ROLL: Final = f"{FOLDER}roll.json"
-Range = tuple[int, int, int]
-"""(disk number, first sector, sectors)."""
 
 
 class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +59,9 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     suspect: bool = False
     """Writes may be missing in it. False in every document: later epochs say it, and the catalog sets it (`EpochInfo.doubts`)."""
     unreadable: tuple[Range, ...] = ()
-    """Source ranges that catch-up could not read since the epoch began."""
+    """Source ranges that are missing in the snapshots: catch-up could not read them, and they were not written since."""
+    unreadable_covers: bool = False
+    """See Unreadable."""
     listed_ns: int = 0
     """When its segment came into storage, by storage's clock; about when the index listed it. 0: not known."""
     term: int = 0
@@ -76,6 +77,10 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def epoch_id(self) -> EpochId:
         return EpochId(self.epoch, self.claim)
+
+    @property
+    def missing(self) -> Unreadable:
+        return Unreadable(self.unreadable, self.unreadable_covers)
 
     @property
     def restores_alone(self) -> bool:

@@ -27,6 +27,7 @@ from tests.master_parts import (
 )
 
 KILLS = [
+    "unreadable.after-note",
     "apply.after-begin",
     "apply.after-a-write",
     "apply.after-a-write:7",
@@ -86,6 +87,9 @@ async def test_killed_anywhere_the_disks_and_all_points_are_right_after_a_restar
     for i, crash_at in enumerate(kills):
         if i == len(kills) // 2:
             await model.begin_epoch("agent restarted")
+        model.fail_to_read(
+            (0, 10 * i, 30), (1, 5 * i, 40)
+        )  # some of it is written before the mark, some behind it
         model.write(8)
         model.write(8, mark=crash_at)
         model.write(8)

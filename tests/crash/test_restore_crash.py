@@ -17,7 +17,7 @@ from shared.recovery.materialise import Progress, materialise
 from shared.recovery.verify import make_plan
 from tests.crash.restore_child import Parameters
 from tests.machine_log import ModelMachine
-from tests.master_parts import running, until_snapshotted
+from tests.master_parts import running, sectors_of, until_snapshotted
 
 
 async def restore_until_killed(model: ModelMachine, blob: BlobConfig, to: Path, crash_at: str) -> None:
@@ -44,11 +44,13 @@ async def test_a_killed_restore_goes_on_and_gives_the_same_disks(
     model = await ModelMachine.create(store, tmp_path)
     model.disks[0][:] = model.rng.randbytes(len(model.disks[0]))
     await model.begin_epoch()
+    model.fail_to_read((0, 0, 400))
     model.write(mark="base")
     await model.publish()
     async with running(model) as machine:
         await until_snapshotted(machine, model)
-    for _ in range(4):
+    for n in range(4):
+        model.fail_to_read((1, 30 * n, 60))
         model.write(8)
     await model.publish(segments=4)
 
@@ -61,6 +63,7 @@ async def test_a_killed_restore_goes_on_and_gives_the_same_disks(
     manifest = await materialise(store, model.vault, plan, to, seen.append)
     assert [disk.sha256 for disk in manifest.disks] == model.sha256()
     assert [(to / f"{n}.raw").read_bytes() for n in model.disk_names] == model.disks
+    assert sectors_of(manifest.missing) == model.missing[model.position]
     assert sorted(p.name for p in to.iterdir()) == ["loop0.raw", "loop1.raw", "manifest.json"]
     base = next(p for p in seen if p.stage == "base" and p.done_b)
     assert base.done_b > 0  # what was downloaded before the kill is counted at once, not downloaded again

@@ -157,7 +157,7 @@ async def test_an_orphan_goes_in_its_time_although_the_work_on_its_machine_keeps
 async def test_a_list_of_unreadable_ranges_that_cannot_be_read_is_named(store: BlobStore) -> None:
     await store.create(f"disks/unreadable-00000001-{CLAIM}.json", b'["\xff"]')
     with pytest.raises(IntegrityError, match="unreadable-00000001"):
-        await PointMaker(store, "web1").note_unreadable(eid(1), [(0, 8, 8)])
+        await PointMaker(store, "web1").unreadable.at(eid(1))
 
 
 async def test_a_point_whose_snapshot_was_deleted_is_told_apart(store: BlobStore, tmp_path: Path) -> None:

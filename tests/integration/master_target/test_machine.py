@@ -29,6 +29,7 @@ from tests.master_parts import (
     SETTINGS,
     check_points,
     running,
+    sectors_of,
     seed_digests,
     until,
     until_applied,
@@ -264,20 +265,45 @@ async def test_a_second_master_target_waits_until_the_first_ends(model: ModelMac
             await until(first, lambda: first.report().state != "following")
 
 
-async def test_unreadable_source_ranges_are_carried_by_all_later_points(
+async def test_points_name_what_could_not_be_read_until_it_is_written(
     model: ModelMachine, tmp_path: Path
 ) -> None:
     await model.begin_epoch()
     model.write(mark="before")
-    model._add([], StreamState.CATCHING_UP, (), "ring full", unreadable=((0, 8, 8),))
+    model.fail_to_read((0, 0, 400), (1, 8, 8), (1, 16, 1))
     model.write(mark="after")
     await model.publish()
     async with running(model) as machine:
         await until_snapshotted(machine, model)
+    # A master target that begins anew goes on with what the one before knew.
+    async with running(model) as machine:
         model.write(mark="later")
+        model._add([(0, 0, 400, Op.SYNC), (1, 8, 12, Op.SYNC_ZERO)], StreamState.CATCHING_UP, (), "trial")
+        model.disks[1][8 * SECTOR : 20 * SECTOR] = bytes(12 * SECTOR)
+        model.write(mark="last")
         await model.publish()
+        await until_snapshotted(machine, model)
+    docs = await check_points(model, tmp_path)
+    assert [bool(d.unreadable) for d in docs] == [False, True, True, False]
+
+
+async def test_a_disk_that_is_rebuilt_lacks_what_could_not_be_read_and_the_others_what_they_lacked(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    await model.begin_epoch()
+    for mark in ("one", "two"):
+        model.fail_to_read((0, 0, 400), (1, 0, 192))
+        model.write(20, mark=mark)
+    await model.publish()
+    async with running(model) as machine:
+        await until_snapshotted(machine, model)
+    name = seed_blob(model.disk_names[1])
+    await model.store.delete(name)  # an administrator's; its snapshots go with it
+    model.write(mark="three")
+    await model.publish()
+    async with running(model) as machine:
         docs = await until_snapshotted(machine, model)
-    assert [d.unreadable for d in docs] == [(), ((0, 8, 8),), ((0, 8, 8),)]
+    assert sectors_of(docs[-1].missing) == model.missing[model.position]
 
 
 async def replace(store: BlobStore, blob: str, old: bytes, new: bytes) -> None:

@@ -32,8 +32,9 @@ async def test_every_ordered_batch_is_a_point_and_restores_exactly(
     machine: ModelMachine, tmp_path: Path
 ) -> None:
     await machine.begin_epoch()
-    for _ in range(6):
+    for n in range(6):
         machine.write()
+        machine.fail_to_read((0, 40 * n, 30), (1, 20 * n, 30))
     await machine.publish(segments=3)
     assert len(machine.ordered) == 6
     for position in machine.ordered:

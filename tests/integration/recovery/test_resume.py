@@ -276,12 +276,12 @@ async def test_a_cancelled_restore_holds_its_folder_until_its_threads_have_ended
     plan = await make_plan(machine.store, catalog, machine.position)
     begins, go_on = threading.Event(), threading.Event()
 
-    def slow(real: Callable[..., None]) -> Callable[..., None]:
-        def wrapper(*args: object) -> None:
+    def slow(real: Callable[..., object]) -> Callable[..., object]:
+        def wrapper(*args: object) -> object:
             if threading.current_thread() is not threading.main_thread():
                 begins.set()
                 assert go_on.wait(30)
-            real(*args)
+            return real(*args)
 
         return wrapper
 
