@@ -36,6 +36,19 @@ NOW = make_chain(3, seed=2)
 OLD = make_chain(5, seed=1)
 
 
+class Now:
+    """The monotonic clock of what watches a rival's log: it stands still unless told otherwise."""
+
+    s = 0.0
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Now:
+    now = Now()
+    monkeypatch.setattr(rivals, "monotonic_s", lambda: now.s)
+    return now
+
+
 def copy_of(boot: str) -> Hello:
     return msgspec.structs.replace(hello(0), identity="smbios:1", boot=boot)
 
@@ -112,30 +125,26 @@ async def test_a_copy_at_another_server_is_refused_by_name_while_the_machine_wor
 
 @pytest.mark.parametrize("segments", [0, 1, 4])
 async def test_a_log_may_stand_still_for_as_long_as_any_servers_does_however_fast_it_went_before(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segments: int
+    store: BlobStore, tmp_path: Path, now: Now, segments: int
 ) -> None:
     """A segment may be open for a minute, of a machine that has just begun, or has just come to rest."""
-    now = [0.0]
-    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
     a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
     async with started(a) as at_a, started(b) as at_b:
         await at_a.begin(copy_of("b1"))
         for made in make_chain(segments):
             await append_all(at_a, [made])
             await at_a.flush()
-        for now[0] in (0.0, 61.0, LONGEST_PAUSE_S - 1):
+        for now.s in (0.0, 61.0, LONGEST_PAUSE_S - 1):
             with pytest.raises(TransientError, match="may be at work"):
                 await at_b.begin(copy_of("b2"))
-        now[0] = LONGEST_PAUSE_S
+        now.s = LONGEST_PAUSE_S
         assert (await at_b.begin(copy_of("b2"))).epoch == 2
 
 
 async def test_an_epoch_that_another_server_is_about_to_open_is_not_ended(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, tmp_path: Path, now: Now
 ) -> None:
     """No term of it is taken yet. One that was begun here was asked about by the receiver."""
-    now = [0.0]
-    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
     disks = [EpochDisk(0, "sda", "s0", 8)]
     async with started(make_spool(tmp_path / "b", store, owner="b")) as at_b:
         for owner in ("b", "a"):
@@ -145,16 +154,14 @@ async def test_an_epoch_that_another_server_is_about_to_open_is_not_ended(
             if owner == "a":
                 with pytest.raises(TransientError, match="may be at work"):
                     await at_b.begin(copy_of("b2"))
-                now[0] = LONGEST_PAUSE_S
+                now.s = LONGEST_PAUSE_S
             assert (await at_b.begin(copy_of("b2"))).epoch == info.epoch + 1
 
 
 async def test_what_a_machine_did_since_it_was_here_last_makes_nobody_a_copy(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, tmp_path: Path, now: Now
 ) -> None:
     """It came, went back, worked, was restarted, and comes again."""
-    now = [0.0]
-    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
     a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
     async with started(a) as at_a, started(b) as at_b:
         await at_a.begin(copy_of("b1"))
@@ -164,19 +171,18 @@ async def test_what_a_machine_did_since_it_was_here_last_makes_nobody_a_copy(
             await at_b.begin(copy_of("b2"))
         await append_all(at_a, [captured_soon(6, OLD[-1])])
         await at_a.flush()
-        for now[0] in (1000.0, 1000.0 + LONGEST_PAUSE_S - 1):
+        for now.s in (1000.0, 1000.0 + LONGEST_PAUSE_S - 1):
             with pytest.raises(TransientError, match="may be at work"):
                 await at_b.begin(copy_of("b3"))
-        now[0] = 1000.0 + LONGEST_PAUSE_S
+        now.s = 1000.0 + LONGEST_PAUSE_S
         assert (await at_b.begin(copy_of("b3"))).epoch == 2
 
 
 async def test_a_machine_whose_log_goes_slowly_is_not_taken_for_gone(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: Now
 ) -> None:
     """A segment a minute, as it may be configured, and as a slow uplink may take."""
-    now, passed_s = [0.0], [0]
-    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
+    passed_s = [0]
     monkeypatch.setattr(time, "time_ns", lambda: CLOCK() + passed_s[0] * 1_000_000_000)
     a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
     async with started(a) as at_a, started(b) as at_b:
@@ -185,10 +191,10 @@ async def test_a_machine_whose_log_goes_slowly_is_not_taken_for_gone(
             passed_s[0] += 60
             await append_all(at_a, [made])
             await at_a.flush()
-        for now[0] in (0.0, 100.0, 179.0):
+        for now.s in (0.0, 100.0, 179.0):
             with pytest.raises(TransientError, match="may be at work"):
                 await at_b.begin(copy_of("b2"))
-        now[0] = 182.0
+        now.s = 182.0
         assert (await at_b.begin(copy_of("b2"))).epoch == 2
 
 
@@ -232,10 +238,8 @@ async def test_a_machine_that_was_restarted_is_taken_when_nothing_comes_from_its
 
 
 async def test_what_an_earlier_boot_left_to_be_listed_keeps_nobody_out_for_ever(
-    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, tmp_path: Path, now: Now
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr(rivals, "monotonic_s", lambda: now[0])
     a, b = (make_spool(tmp_path / name, store, owner=name) for name in ("a", "b"))
     async with started(a) as at_a, started(b) as at_b:
         await at_a.begin(copy_of("b1"))
@@ -243,7 +247,7 @@ async def test_what_an_earlier_boot_left_to_be_listed_keeps_nobody_out_for_ever(
         for made in make_chain(8):
             await append_all(at_a, [made])
             await at_a.flush()
-            now[0] += LONGEST_PAUSE_S - 1
+            now.s += LONGEST_PAUSE_S - 1
             try:
                 await at_b.begin(copy_of("b2"))
             except TransientError:
