@@ -94,7 +94,7 @@ class Stepper:
     async def _snapshot_at(self, position: Position, disks: Sequence[DiskTarget]) -> None:
         """Take the snapshots of the point at `position`, if all disks stand there and there is one."""
         states = [disk.target.state for disk in disks]
-        if not all(s.settled and s.cursor == position for s in states):
+        if not all(s.clean and s.cursor == position for s in states):
             return
         if position == self._snapshotted or not self._log.is_mark(position):
             return

@@ -121,7 +121,7 @@ class ImageTarget:
         await in_thread(self._record, self._state.finish())
 
     async def snapshot(self) -> str:
-        if not self._state.settled:
+        if not self._state.clean:
             raise SeedDiskError(
                 f"No snapshot of {self._path} was taken", cause="an interval is being applied to it"
             )

@@ -122,7 +122,7 @@ class PageBlobTarget:
         await self._record(self._state.finish())
 
     async def snapshot(self) -> str:
-        if not self._state.settled:
+        if not self._state.clean:
             raise SeedDiskError(
                 f"No snapshot of {self._blob} was taken", cause="an interval is being applied to it"
             )

@@ -65,7 +65,7 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
         return EpochId(self.pending.epoch, self.pending_claim)
 
     @property
-    def settled(self) -> bool:
+    def clean(self) -> bool:
         """Whether the disk is exactly at its cursor."""
         at_cursor = (self.cursor, self.cursor_claim, self.cursor_digest)
         return at_cursor == (self.pending, self.pending_claim, self.pending_digest)

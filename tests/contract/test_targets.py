@@ -83,7 +83,7 @@ async def fill(target: Target, offset_b: int, byte: bytes, length_b: int = 4096)
 
 async def test_a_new_disk_is_zero_and_at_no_position(kind: Kind, target: Target) -> None:
     assert target.state.cursor == NOWHERE
-    assert target.state.settled
+    assert target.state.clean
     assert await target.read(0, DISK_B) == bytes(DISK_B)
     assert target.name == "sda"
 

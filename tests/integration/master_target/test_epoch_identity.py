@@ -74,7 +74,7 @@ async def test_seed_disks_skip_no_batch_of_another_life(model: ModelMachine, tmp
             await model.store.properties(seed_blob(disk), snapshot)
 
 
-@pytest.mark.parametrize("begun", [True, False], ids=["in mid-interval", "settled"])
+@pytest.mark.parametrize("begun", [True, False], ids=["in mid-interval", "clean"])
 async def test_an_interval_that_was_begun_in_another_life_binds_nobody(
     model: ModelMachine, begun: bool
 ) -> None:

@@ -206,5 +206,5 @@ async def test_a_disk_beyond_the_limit_of_page_blobs_is_refused_before_anything_
     target = await PageBlobTarget.open(store, "web1", "sda", MIB)
     with pytest.raises(DiskTooLargeError, match="sda"):  # it grew
         await target.begin(*FIRST, 9 << 40, CLAIM)
-    assert target.state.settled
+    assert target.state.clean
     await target.close()

@@ -109,7 +109,7 @@ async def own(store: BlobStore, marks: Sequence[int]) -> None:
             if seed.state.cursor == end:
                 await maker.take_snapshots(end, disks)
             await pruner.prune(maker.roll, [seed])
-        assert seed.state.settled
+        assert seed.state.clean
     finally:
         await seed.close()
 
