@@ -14,6 +14,7 @@ from shared.recovery.folder import MANIFEST, Manifest
 from shared.recovery.materialise import materialise
 from shared.recovery.points import PointDoc, logged_point
 from shared.recovery.position import Position
+from shared.recovery.references import resolve
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan
 from shared.vault import FileVault
@@ -31,7 +32,7 @@ async def restore(
     machine: ModelMachine, reference: str, to_dir: Path, vault: FileVault | None = None
 ) -> Manifest:
     catalog = await Catalog.load(machine.store, machine.name)
-    plan = await make_plan(machine.store, catalog, await catalog.resolve(reference))
+    plan = await make_plan(machine.store, catalog, await resolve(catalog, reference))
     return await materialise(machine.store, vault or machine.vault, plan, to_dir)
 
 

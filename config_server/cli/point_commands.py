@@ -245,6 +245,7 @@ async def _verify_with(
 ) -> list[dict[str, Any]]:
     from shared.recovery.catalog import Catalog
     from shared.recovery.position import format_ns
+    from shared.recovery.references import resolve
     from shared.recovery.verify import verify as verify_point
 
     catalog = await Catalog.load(access.store, name)
@@ -256,7 +257,7 @@ async def _verify_with(
         for number, reference in enumerate(wanted, 1):
             progress.show(f"verifying {reference} ({number} of {len(wanted)})")
             try:
-                position = await catalog.resolve(reference)
+                position = await resolve(catalog, reference)
                 found = await verify_point(access.store, access.vault, catalog, position)
             except (
                 IntegrityError,

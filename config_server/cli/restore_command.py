@@ -147,10 +147,11 @@ async def _flush(access: Access, name: str) -> None:
 
 async def _plan(access: Access, name: str, reference: str, begun: Journal | None = None) -> Plan:
     from shared.recovery.catalog import Catalog
+    from shared.recovery.references import resolve
     from shared.recovery.verify import make_plan
 
     catalog = await Catalog.load(access.store, name)
-    return await make_plan(access.store, catalog, await catalog.resolve(reference), begun)
+    return await make_plan(access.store, catalog, await resolve(catalog, reference), begun)
 
 
 def _room_b(plan: Plan, to_dir: Path) -> int | None:

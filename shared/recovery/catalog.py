@@ -1,18 +1,7 @@
 """What can be recovered of a machine, from storage alone: its epochs, its log index, its point documents.
 
-Any ordered batch that the index lists is a recovery point; `points()` are those that were asked for by a mark. A reference to a
-point is one of:
-
-    latest              the last ordered batch of the log: lowest RPO
-    latest-processed    the newest point with snapshots: lowest RTO
-    <epoch>-<batch>     that ordered batch
-    RFC 3339 time       the last ordered batch captured at or before it
-
-A time is refused where it would give something else than the machine's state then: before the first ordered batch, in the
-future, behind what has arrived in storage, where the machine's clock does not tell (times.py), and in a period in which order was
-not kept. Such a period begins right after the last ordered batch before it (order was lost some time after it, nobody knows when)
-and ends with the next ordered batch.
-"Newest" goes by position, never by time.
+Any ordered batch that the index lists is a recovery point; `points()` are those that were asked for by a mark. What a
+reference to a point means: references.py.
 
 Which points restore is one question with one answer, given once, when storage has been read: `docs` are the points that do, by the log
 or by their own snapshots, and `lost` the others. What is listed, what `restorable` names and what `resolve` accepts follow from it. A
@@ -37,28 +26,22 @@ from typing import Final
 import msgspec
 
 from shared import logging
-from shared.batch import StreamState
 from shared.blob import BlobStore
 from shared.errors import (
     IndexMissingError,
     IntegrityError,
     LogGapError,
     MachineNotFoundError,
-    NoPointsError,
-    PointNotFoundError,
-    PointReferenceError,
 )
 from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochInfo
 from shared.log.index import IndexEntry
 from shared.log.reader import LogReader
-from shared.recovery import history, point_store, times, undocumented
+from shared.recovery import history, point_store, undocumented
 from shared.recovery.history import Gap
 from shared.recovery.parallel import parallel
 from shared.recovery.points import PointDoc
-from shared.recovery.position import Position, format_ns, parse_rfc3339
-from shared.recovery.times import Moment
-from shared.vocabulary import PointState
+from shared.recovery.position import Position
 
 _WIDTH: Final = 8
 
@@ -165,7 +148,7 @@ class Catalog:
         """Raises what is wrong with the epoch's document."""
         found = next((e for e in self.epochs if e.epoch == number), None)
         if found is None:
-            raise self._damage(number)
+            raise self.damage(number)
         return found
 
     def entries(self, epoch: int) -> list[IndexEntry]:
@@ -228,23 +211,6 @@ class Catalog:
         lost = {epoch: f"{error.what}: {error.cause}" for epoch, error in self.damaged.items()}
         return history.gaps(self.history, {e.epoch: e.reason for e in self.epochs}, lost)
 
-    async def resolve(self, reference: str) -> Position:
-        """The position that `reference` means. Raises PointReferenceError, PointNotFoundError, NoPointsError."""
-        if reference == "latest":
-            return self._latest()
-        if reference == "latest-processed":
-            return self._latest_processed()
-        if position := Position.parse(reference):
-            if not history.contains(self.runs, position) and not self._is_snapshotted(position):
-                raise await self._no_point(f"at position {position}", position, self._why_none_at(position))
-            return position
-        if (at_ns := parse_rfc3339(reference)) is not None:
-            return await self._at_time(at_ns)
-        raise PointReferenceError(
-            f"'{reference}' does not name a recovery point",
-            cause="it is no known word, no point id, and no RFC 3339 time with offset like 2024-01-31T12:00:00+01:00",
-        )
-
     def why_lost(self, doc: PointDoc) -> str:
         """Why the log does not restore the point."""
         there = next((e for e in self.epochs if e.epoch == doc.epoch), None)
@@ -258,10 +224,6 @@ class Catalog:
         if damage is None:
             return f"its log does not lead there: batch {doc.batch} is not ordered in it"
         return f"its log cannot be read: {damage.what}: {damage.cause}"
-
-    def _why_none_at(self, position: Position) -> str:
-        lost = next((doc for doc in self.lost if doc.position == position), None)
-        return self.why_lost(lost) if lost is not None else "no ordered batch is listed there"
 
     async def captured_ns(self, position: Position) -> int:
         """The moment of the image at `position`, by the machine's clock, Unix ns. Raises LogGapError."""
@@ -277,111 +239,24 @@ class Catalog:
                 return await self.reader.digest(entry, position.batch)
         return None
 
-    def _latest(self) -> Position:
-        if self.damaged and max(self.damaged) >= max((run.last.epoch for run in self.runs), default=0):
-            raise self._damage(max(self.damaged))
-        if not self.runs:
-            raise NoPointsError(
-                f"Machine '{self.machine}' has no recovery point yet",
-                cause="its log holds no ordered batch: the first replication is not complete",
-            )
-        return self.runs[-1].last
-
-    def _damage(self, epoch: int) -> IntegrityError:
+    def damage(self, epoch: int) -> IntegrityError:
         """The error for whoever asks for what lies behind the damage: with what there is before it."""
         error = self.damaged[epoch]
-        ready = [*filter(self._is_snapshotted, self._documented())]
+        ready = [*filter(self.is_snapshotted, self.documented())]
         if self.runs:
             ready.append(self.runs[-1].last)
         action = f"The newest point that is left: --point {max(ready)}." if ready else ""
         return type(error)(error.what, cause=error.cause, action=action)
 
-    def _is_snapshotted(self, position: Position) -> bool:
+    def is_snapshotted(self, position: Position) -> bool:
         """Whether there is a point that its snapshots restore, also without the log."""
         doc = self.docs.get(position)
         return (doc is not None and doc.restores_alone) or self.alone(position) is not None
 
-    def _documented(self) -> list[Position]:
+    def documented(self) -> list[Position]:
         """Of all points with a document, but for those of another epoch than storage has under their number: which is the newer?"""
         there = {e.epoch for e in self.epochs}
         return [*self.docs, *(doc.position for doc in self.lost if doc.epoch not in there)]
-
-    def _latest_processed(self) -> Position:
-        ready = [*filter(self._is_processed, self._documented())]
-        if not ready:
-            raise NoPointsError(
-                f"Machine '{self.machine}' has no processed recovery point yet",
-                cause="no point of it has been applied to the seed disks",
-                action="Wait for the master target, or restore `latest`, which needs the log only.",
-            )
-        return max(ready)
-
-    def _is_processed(self, position: Position) -> bool:
-        doc = self.docs.get(position)
-        return (doc is not None and doc.state == PointState.SNAPSHOTTED) or self.alone(position) is not None
-
-    async def _at_time(self, at_ns: int) -> Position:
-        """See times.py for what a time means, and when it means nothing."""
-        asked = f"at {format_ns(at_ns)}"
-        around = times.around(self.history, at_ns)
-        rows = [
-            Moment(Position.of(epoch, row.number), row.captured_ns, row.state == StreamState.ORDERED)
-            for epoch, entry in around.entries
-            for row in await self.reader.footer(entry)
-        ]
-        if not rows:
-            if not self.history:
-                self._latest()
-            raise await self._no_point(asked, around.before, times.AHEAD, around.behind)
-        passed = times.passed(rows, at_ns)
-        if passed is None:
-            begin = rows[0].position
-            raise await self._no_point(
-                asked, Position.of(begin.epoch, begin.batch - 1), "the log begins later"
-            )
-        last, at_end = rows[passed], passed == len(rows) - 1
-        if cause := times.doubt(around, rows, passed, at_ns):
-            raise await self._no_point(asked, around.before, cause, max(last.position, around.behind))
-        if last.captured_ns == at_ns and last.ordered:
-            return last.position
-        if at_end and self.damaged and max(self.damaged) >= last.position.epoch:
-            raise self._damage(max(self.damaged))
-        if at_end and at_ns > self.now_ns:
-            raise await self._no_point(asked, last.position, "this time is in the future")
-        newest = self.epochs[-1].epoch
-        if (
-            at_end
-            and newest == last.position.epoch
-            and last.ordered
-            and at_ns - last.captured_ns > times.SILENCE_NS
-        ):
-            cause = f"the log in storage reaches {format_ns(last.captured_ns)}; what the machine wrote after it has not arrived"
-            raise await self._no_point(asked, last.position, cause)
-        if at_end and newest > last.position.epoch:
-            cause = f"order was not kept at that time: epoch {newest} has begun and holds no batch yet"
-            raise await self._no_point(asked, last.position, cause)
-        if any(not row.ordered for row in rows[passed : passed + 2]):
-            raise await self._no_point(asked, last.position, "order was not kept at that time")
-        return last.position
-
-    async def _no_point(
-        self, asked: str, position: Position, cause: str, behind: Position | None = None
-    ) -> PointNotFoundError:
-        """The error for a reference that means no point, with the ordered positions up to `position` and behind it (or `behind`)."""
-        after = position if behind is None else max(position, behind)
-        said = [cause]
-        for word, near in (
-            ("nearest earlier", history.at_or_before(self.runs, position)),
-            (
-                "nearest later",
-                history.at_or_after(self.runs, Position.of(after.epoch, after.batch + 1)),
-            ),
-        ):
-            when = f"{near} of {format_ns(await self.captured_ns(near))}" if near else "none"
-            said.append(f"{word} point: {when}")
-        return PointNotFoundError(
-            f"Machine '{self.machine}' has no recovery point {asked}", cause="; ".join(said)
-        )
 
 
 async def _marks_without(docs: Sequence[PointDoc], reader: LogReader, epoch: EpochId) -> list[PointDoc]:

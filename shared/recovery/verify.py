@@ -38,7 +38,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 async def make_plan(
     store: BlobStore, catalog: Catalog, position: Position, begun: Journal | None = None
 ) -> Plan:
-    """How to restore `position`, which the catalog resolves: from the newest base that proves valid; if the restore has `begun`, from its
+    """How to restore `position`, which references.py resolved: from the newest base that proves valid; if the restore has `begun`, from its
     own, as long as that does. Raises LogGapError, LogMisfitError.
     """
     if (alone := catalog.alone(position)) is not None:

@@ -12,6 +12,7 @@ import msgspec
 from shared.blob import BlobConfig, BlobStore
 from shared.recovery.catalog import Catalog
 from shared.recovery.materialise import materialise
+from shared.recovery.references import resolve
 from shared.recovery.verify import make_plan
 from shared.vault import FileVault
 
@@ -32,7 +33,7 @@ async def main() -> None:
     )
     async with BlobStore.connect(wanted.blob) as store:
         catalog = await Catalog.load(store, wanted.machine)
-        plan = await make_plan(store, catalog, await catalog.resolve("latest"))
+        plan = await make_plan(store, catalog, await resolve(catalog, "latest"))
         await materialise(store, FileVault(Path(wanted.vault)), plan, Path(wanted.to))
 
 

@@ -14,6 +14,7 @@ import pytest
 from shared.blob import BlobConfig, BlobStore
 from shared.recovery.catalog import Catalog
 from shared.recovery.materialise import Progress, materialise
+from shared.recovery.references import resolve
 from shared.recovery.verify import make_plan
 from tests.crash.restore_child import Parameters
 from tests.machine_log import ModelMachine
@@ -57,7 +58,7 @@ async def test_a_killed_restore_goes_on_and_gives_the_same_disks(
     to = tmp_path / "out"
     await restore_until_killed(model, blob_config, to, crash_at)
     catalog = await Catalog.load(store, model.name)
-    plan = await make_plan(store, catalog, await catalog.resolve("latest"))
+    plan = await make_plan(store, catalog, await resolve(catalog, "latest"))
     assert plan.base is not None
     seen: list[Progress] = []
     manifest = await materialise(store, model.vault, plan, to, seen.append)
@@ -87,7 +88,7 @@ async def test_when_the_base_is_another_one_the_restore_begins_again(
     async with running(model) as machine:
         await until_snapshotted(machine, model)
     catalog = await Catalog.load(store, model.name)
-    plan = await make_plan(store, catalog, await catalog.resolve("latest"))
+    plan = await make_plan(store, catalog, await resolve(catalog, "latest"))
     assert plan.base is not None
     assert not plan.replay
     manifest = await materialise(store, model.vault, plan, to)
@@ -106,6 +107,6 @@ async def test_when_an_image_was_deleted_meanwhile_the_restore_begins_again(
     await restore_until_killed(model, blob_config, to, "restore.before-manifest")
     (to / f"{model.disk_names[0]}.raw").unlink()
     catalog = await Catalog.load(model.store, model.name)
-    plan = await make_plan(model.store, catalog, await catalog.resolve("latest"))
+    plan = await make_plan(model.store, catalog, await resolve(catalog, "latest"))
     manifest = await materialise(model.store, model.vault, plan, to)
     assert [disk.sha256 for disk in manifest.disks] == model.sha256()

@@ -15,6 +15,7 @@ from shared.log.reader import LogReader
 from shared.log.segment import BatchRow
 from shared.recovery.catalog import Catalog
 from shared.recovery.position import Position, format_ns
+from shared.recovery.references import resolve
 
 S = 1_000_000_000
 T0 = 1_700_000_000 * S
@@ -89,7 +90,7 @@ async def test_an_answer_is_the_state_of_that_time_whatever_the_clock_did(seed: 
     for _ in range(80):
         true_ns = rng.randrange(log.true[0], log.true[-1])
         try:
-            found = await log.catalog.resolve(format_ns(true_ns))
+            found = await resolve(log.catalog, format_ns(true_ns))
         except PointNotFoundError as exc:
             assert "nearest earlier point" in exc.cause
             assert "nearest later point" in exc.cause
@@ -106,7 +107,7 @@ async def test_with_a_clock_that_is_right_every_time_is_answered(seed: int) -> N
     log = Log([(T0 + i * 3 * S, T0 + i * 3 * S) for i in range(30)], rng)
     for _ in range(50):
         true_ns = rng.randrange(log.true[0], log.true[-1] + 9 * S)
-        assert await log.catalog.resolve(format_ns(true_ns)) == Position.of(1, log.state_at(true_ns))
+        assert await resolve(log.catalog, format_ns(true_ns)) == Position.of(1, log.state_at(true_ns))
 
 
 def jump(clamp: bool) -> Log:
@@ -124,19 +125,19 @@ async def test_a_time_within_a_jump_is_refused_and_names_the_points_around_it(
     clamp: bool, second: int
 ) -> None:
     with pytest.raises(PointNotFoundError, match="clock") as caught:
-        await jump(clamp).catalog.resolve(format_ns(T0 + second * S))
+        await resolve(jump(clamp).catalog, format_ns(T0 + second * S))
     assert "nearest earlier point: 1-" in caught.value.cause
 
 
 async def test_after_the_clock_came_back_times_are_answered_again() -> None:
     log = jump(False)
     for second in (50, 130, 199):
-        assert await log.catalog.resolve(format_ns(T0 + second * S)) == Position.of(1, second + 1)
+        assert await resolve(log.catalog, format_ns(T0 + second * S)) == Position.of(1, second + 1)
 
 
 async def test_a_time_that_an_older_agent_held_is_refused() -> None:
     with pytest.raises(PointNotFoundError, match="clock"):
-        await jump(True).catalog.resolve(format_ns(T0 + 150 * S))
+        await resolve(jump(True).catalog, format_ns(T0 + 150 * S))
 
 
 async def test_a_time_for_which_an_older_agent_stood_still_is_refused() -> None:
@@ -145,5 +146,5 @@ async def test_a_time_for_which_an_older_agent_stood_still_is_refused() -> None:
     log = Log(seconds, random.Random(1), clamp=True)
     for second in (100, 130, 159):
         with pytest.raises(PointNotFoundError, match="stood"):
-            await log.catalog.resolve(format_ns(T0 + second * S))
-    assert await log.catalog.resolve(format_ns(T0 + 170 * S)) == Position.of(1, 171)
+            await resolve(log.catalog, format_ns(T0 + second * S))
+    assert await resolve(log.catalog, format_ns(T0 + 170 * S)) == Position.of(1, 171)

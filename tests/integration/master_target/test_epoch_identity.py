@@ -19,6 +19,7 @@ from shared.recovery.alone import check_snapshots
 from shared.recovery.catalog import Catalog
 from shared.recovery.materialise import materialise
 from shared.recovery.position import Position
+from shared.recovery.references import resolve
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan
 from tests.lives import forget_log
@@ -152,7 +153,7 @@ async def test_points_of_another_life_are_listed_with_the_reason_and_never_resto
     manifest = await restore(model, catalog, last, tmp_path / "out")
     assert [disk.sha256 for disk in manifest.disks] == model.digests[last]
     with pytest.raises(NoPointsError, match="no processed recovery point"):
-        await catalog.resolve("latest-processed")
+        await resolve(catalog, "latest-processed")
 
 
 async def test_a_logged_point_of_an_epoch_that_is_gone_says_so(model: ModelMachine) -> None:
@@ -170,7 +171,7 @@ async def test_a_logged_point_of_an_epoch_that_is_gone_says_so(model: ModelMachi
     await forget_log(model.store, 1)
     catalog = await Catalog.load(model.store, model.name)
     with pytest.raises(PointNotFoundError, match="its log is gone: storage has no epoch 1"):
-        await catalog.resolve(str(first))
+        await resolve(catalog, str(first))
 
 
 async def test_a_snapshot_of_another_life_is_no_base_although_its_position_fits(model: ModelMachine) -> None:

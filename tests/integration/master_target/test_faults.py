@@ -29,6 +29,7 @@ from shared.log.epochs import EpochDisk, allocate_epoch
 from shared.recovery import point_store
 from shared.recovery.alone import check_snapshots
 from shared.recovery.catalog import Catalog
+from shared.recovery.references import resolve
 from shared.recovery.seed import seed_blob
 from tests.azurite import Azurite
 from tests.epoch_ids import CLAIM, eid
@@ -98,7 +99,7 @@ async def test_expired_points_go_at_once_and_their_snapshots_an_hour_later(
     # Expired points are not listed any more, but their batches still restore from the log.
     catalog = await Catalog.load(store, model.name)
     assert [p.id for p in catalog.points()] == [d.id for d in docs[2:]]
-    assert await catalog.resolve(docs[0].id) == docs[0].position
+    assert await resolve(catalog, docs[0].id) == docs[0].position
 
 
 async def test_the_snapshots_of_a_point_stay_while_its_document_cannot_be_read(

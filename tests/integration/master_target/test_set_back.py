@@ -18,6 +18,7 @@ from shared.errors import LeaseLostError
 from shared.recovery import listing, point_store, points
 from shared.recovery.catalog import Catalog
 from shared.recovery.position import Position
+from shared.recovery.references import resolve
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan, verify
 from tests.lives import copied, set_back
@@ -120,7 +121,7 @@ async def test_a_point_of_another_history_is_restored_from_its_snapshots_where_t
     assert (shown.id, shown.lost) == (str(point), "")
     assert "was set back" in shown.remark
     assert [doc.position for doc in catalog.restorable()] == [point]
-    position = await catalog.resolve(str(point))
+    position = await resolve(catalog, str(point))
     await verify(model.store, model.vault, catalog, position)
     manifest = await restore(model, catalog, position, tmp_path / "point")
     assert [disk.sha256 for disk in manifest.disks] == digests
@@ -201,7 +202,7 @@ async def test_a_point_of_the_old_history_is_set_aside_with_its_snapshots_and_co
     await Pruner(model.store, model.name, RetentionPolicy(all_s=0)).prune(maker.roll, [])
     assert await shown(model) == {str(old): ("old",), str(new): ("new",)}
     catalog = await Catalog.load(model.store, model.name)
-    manifest = await restore(model, catalog, await catalog.resolve(str(old)), tmp_path / "old")
+    manifest = await restore(model, catalog, await resolve(catalog, str(old)), tmp_path / "old")
     assert [disk.sha256 for disk in manifest.disks] == digests
     await set_back(model.store, old_log)
     maker = await document(model)

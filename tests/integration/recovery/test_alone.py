@@ -15,6 +15,7 @@ from shared.machine_storage import MachineStorage
 from shared.recovery import listing, point_store
 from shared.recovery.alone import UNTOLD_DISKS, UNTOLD_SUSPICION
 from shared.recovery.catalog import Catalog
+from shared.recovery.references import resolve
 from shared.recovery.verify import make_plan, verify
 from tests.cli import understudy
 from tests.lives import forget_log
@@ -86,14 +87,14 @@ async def test_a_newer_epoch_is_no_hindrance_and_its_document_tells_what_is_susp
     shown = {point.id: (point.lost, point.suspect) for point in listing.listing(catalog).points}
     assert shown == {str(first): ("", False), str(second): ("", True), str(model.position): ("", False)}
     for position in (first, second):
-        assert await catalog.resolve(str(position)) == position
+        assert await resolve(catalog, str(position)) == position
         await verify(model.store, model.vault, catalog, position)
         manifest = await restore(model, catalog, position, tmp_path / str(position))
         assert [disk.sha256 for disk in manifest.disks] == model.digests[position]
         assert [disk.serial for disk in manifest.disks] == ["serial-0", "serial-1"]
         assert (manifest.suspect, len(manifest.remarks)) == (position == second, 1)
-    assert await catalog.resolve("latest-processed") == second
-    assert await catalog.resolve("latest") == model.position
+    assert await resolve(catalog, "latest-processed") == second
+    assert await resolve(catalog, "latest") == model.position
 
 
 async def test_what_is_left_decides(model: ModelMachine) -> None:
@@ -102,8 +103,8 @@ async def test_what_is_left_decides(model: ModelMachine) -> None:
     await forget_log(model.store)
     catalog = await Catalog.load(model.store, model.name)
     with pytest.raises(IndexMissingError, match=f"--point {model.marked[1]}"):
-        await catalog.resolve("latest")
-    assert await catalog.resolve("latest-processed") == model.marked[1]
+        await resolve(catalog, "latest")
+    assert await resolve(catalog, "latest-processed") == model.marked[1]
     assert [(gap.after, gap.until) for gap in catalog.gaps()] == [(None, None)]
     for info in [i async for i in model.store.list("disks/", snapshots=True)]:
         if info.snapshot is not None:
@@ -129,7 +130,7 @@ async def test_a_point_of_another_life_is_restored_where_storage_has_nothing_els
     await model.publish()
     catalog = await Catalog.load(model.store, model.name)
     assert [point.id for point in listing.listing(catalog).points if not point.lost] == [str(second)]
-    manifest = await restore(model, catalog, await catalog.resolve(str(second)), tmp_path / "out")
+    manifest = await restore(model, catalog, await resolve(catalog, str(second)), tmp_path / "out")
     assert [disk.sha256 for disk in manifest.disks] == digests
     assert manifest.suspect
 
@@ -146,10 +147,10 @@ async def test_an_epoch_whose_document_alone_is_gone_restores_at_each_ordered_ba
     catalog = await Catalog.load(model.store, model.name)
     assert [doc.position for doc in catalog.restorable()] == [first, second, third]
     assert all("epoch.json" in point.remark for point in listing.listing(catalog).points)
-    assert await catalog.resolve("latest") == third
+    assert await resolve(catalog, "latest") == third
     for position in (between, third):
         manifest = await restore(
-            model, catalog, await catalog.resolve(str(position)), tmp_path / str(position)
+            model, catalog, await resolve(catalog, str(position)), tmp_path / str(position)
         )
         assert [disk.sha256 for disk in manifest.disks] == model.digests[position]
         assert [disk.serial for disk in manifest.disks] == ["serial-0", "serial-1"]
@@ -183,7 +184,7 @@ async def test_where_nothing_says_which_disks_an_epoch_had_its_marks_are_listed_
     assert [id_ for id_, lost in shown.items() if lost] == [str(third)]
     assert "says which disks the epoch had" in shown[str(third)]
     with pytest.raises(PointNotFoundError, match="says which disks"):
-        await catalog.resolve(str(third))
+        await resolve(catalog, str(third))
 
 
 async def test_what_could_not_be_read_is_told_of_no_disk_whose_number_is_not_known(

@@ -27,6 +27,7 @@ from shared.recovery import listing, point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.points import logged_point
 from shared.recovery.position import Position, format_ns
+from shared.recovery.references import resolve
 from shared.recovery.verify import make_plan
 from tests.azurite import in_one
 from tests.epoch_ids import eid
@@ -55,37 +56,37 @@ async def two_epochs(machine: ModelMachine) -> Catalog:
 
 async def test_latest_is_the_last_ordered_batch_by_position(machine: ModelMachine) -> None:
     catalog = await two_epochs(machine)
-    assert await catalog.resolve("latest") == Position.of(2, 5)
+    assert await resolve(catalog, "latest") == Position.of(2, 5)
     machine.write(state=StreamState.BITMAP)
     await machine.publish()
-    assert await (await Catalog.load(machine.store, machine.name)).resolve("latest") == Position.of(2, 5)
+    assert await resolve(await Catalog.load(machine.store, machine.name), "latest") == Position.of(2, 5)
 
 
 async def test_any_ordered_position_is_a_point_and_others_name_their_neighbours(
     machine: ModelMachine,
 ) -> None:
     catalog = await two_epochs(machine)
-    assert await catalog.resolve("1-5") == Position.of(1, 5)
-    assert await catalog.resolve("00000001-000000000009") == Position.of(1, 9)
+    assert await resolve(catalog, "1-5") == Position.of(1, 5)
+    assert await resolve(catalog, "00000001-000000000009") == Position.of(1, 9)
     with pytest.raises(PointNotFoundError) as caught:
-        await catalog.resolve("1-7")
+        await resolve(catalog, "1-7")
     assert f"nearest earlier point: 1-6 of {at(6)}" in caught.value.cause
     assert f"nearest later point: 1-9 of {at(9)}" in caught.value.cause
     with pytest.raises(PointNotFoundError, match="nearest later point: none"):
-        await catalog.resolve("3-1")
+        await resolve(catalog, "3-1")
     with pytest.raises(PointNotFoundError, match="nearest earlier point: none"):
-        await catalog.resolve("1-2")
+        await resolve(catalog, "1-2")
 
 
 async def test_a_time_means_the_last_batch_captured_at_or_before_it(machine: ModelMachine) -> None:
     catalog = await two_epochs(machine)
-    assert await catalog.resolve(at(4)) == Position.of(1, 4)
-    assert await catalog.resolve(at(5.999)) == Position.of(1, 5)
-    assert await catalog.resolve(at(6)) == Position.of(1, 6)
-    assert await catalog.resolve(at(9)) == Position.of(1, 9)
-    assert await catalog.resolve(at(13.5)) == Position.of(2, 4)
+    assert await resolve(catalog, at(4)) == Position.of(1, 4)
+    assert await resolve(catalog, at(5.999)) == Position.of(1, 5)
+    assert await resolve(catalog, at(6)) == Position.of(1, 6)
+    assert await resolve(catalog, at(9)) == Position.of(1, 9)
+    assert await resolve(catalog, at(13.5)) == Position.of(2, 4)
     # The last batch is of second 14. An ordered stream has heartbeats: up to there nothing was written since.
-    assert await catalog.resolve(at(14 + 10)) == Position.of(2, 5)
+    assert await resolve(catalog, at(14 + 10)) == Position.of(2, 5)
 
 
 async def test_a_time_that_uploads_have_not_reached_is_refused_and_names_the_newest_point(
@@ -94,15 +95,15 @@ async def test_a_time_that_uploads_have_not_reached_is_refused_and_names_the_new
     """Else, while a process server cannot upload, an hour that is only in its cache would be answered with the state before it."""
     catalog = await two_epochs(machine)
     with pytest.raises(PointNotFoundError) as caught:
-        await catalog.resolve(at(1000))
+        await resolve(catalog, at(1000))
     assert f"the log in storage reaches {at(14)}" in caught.value.cause
     assert f"nearest earlier point: 2-5 of {at(14)}" in caught.value.cause
-    assert await catalog.resolve("latest") == Position.of(2, 5)
+    assert await resolve(catalog, "latest") == Position.of(2, 5)
     machine.captured_ns += 1000 * SECOND_NS
     machine.write()
     await machine.publish()
     catalog = await Catalog.load(machine.store, machine.name)
-    assert await catalog.resolve(at(1000)) == Position.of(2, 5)  # now it is known that there was nothing
+    assert await resolve(catalog, at(1000)) == Position.of(2, 5)  # now it is known that there was nothing
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ async def test_a_time_without_order_is_refused_and_names_the_nearest_points(
 ) -> None:
     catalog = await two_epochs(machine)
     with pytest.raises(PointNotFoundError) as caught:
-        await catalog.resolve(at(second))
+        await resolve(catalog, at(second))
     assert cause in caught.value.cause
     assert f"nearest earlier point: {earlier}" in caught.value.cause
     assert f"nearest later point: {later}" in caught.value.cause
@@ -136,12 +137,12 @@ async def test_a_time_behind_the_log_is_refused_once_a_newer_epoch_has_begun(mac
     catalog = await Catalog.load(machine.store, machine.name)
     assert catalog.gaps()[-1].after == Position.of(2, 5)
     with pytest.raises(PointNotFoundError) as caught:
-        await catalog.resolve(at(1000))
+        await resolve(catalog, at(1000))
     assert "epoch 3 has begun" in caught.value.cause
     assert f"nearest earlier point: 2-5 of {at(14)}" in caught.value.cause
-    assert await catalog.resolve(at(14)) == Position.of(2, 5)
-    assert await catalog.resolve(at(13.5)) == Position.of(2, 4)
-    assert await catalog.resolve("latest") == Position.of(2, 5)
+    assert await resolve(catalog, at(14)) == Position.of(2, 5)
+    assert await resolve(catalog, at(13.5)) == Position.of(2, 4)
+    assert await resolve(catalog, "latest") == Position.of(2, 5)
 
 
 async def spoil(machine: ModelMachine, blob: str, data: bytes) -> None:
@@ -154,14 +155,14 @@ async def test_a_damaged_index_takes_away_only_what_lies_behind_the_damage(machi
     await two_epochs(machine)
     await spoil(machine, names.index(1, 1), b"no line\n")
     catalog = await Catalog.load(machine.store, machine.name)
-    assert await catalog.resolve("latest") == Position.of(2, 5)
-    assert await catalog.resolve("1-6") == Position.of(1, 6)
+    assert await resolve(catalog, "latest") == Position.of(2, 5)
+    assert await resolve(catalog, "1-6") == Position.of(1, 6)
     await spoil(machine, names.index(2, 1), b"no line\n")
     catalog = await Catalog.load(machine.store, machine.name)
-    assert await catalog.resolve("2-4") == Position.of(2, 4)
+    assert await resolve(catalog, "2-4") == Position.of(2, 4)
     for reference in ("latest", at(1000)):
         with pytest.raises(IndexDamagedError) as caught:
-            await catalog.resolve(reference)
+            await resolve(catalog, reference)
         assert "--point 2-5" in caught.value.action
 
 
@@ -169,10 +170,10 @@ async def test_a_damaged_epoch_document_takes_away_that_epoch_alone(machine: Mod
     await two_epochs(machine)
     await machine.store.replace(names.epoch_document(2), b"{")
     catalog = await Catalog.load(machine.store, machine.name)
-    assert await catalog.resolve("1-9") == Position.of(1, 9)
+    assert await resolve(catalog, "1-9") == Position.of(1, 9)
     for reference in ("latest", at(1000)):
         with pytest.raises(IndexDamagedError) as caught:
-            await catalog.resolve(reference)
+            await resolve(catalog, reference)
         assert "--point 1-9" in caught.value.action
     with pytest.raises(IndexDamagedError):
         catalog.epoch(2)
@@ -198,11 +199,11 @@ async def test_an_epoch_that_lost_its_document_or_index_is_never_taken_for_one_t
     await two_epochs(machine)
     await lose(machine, *gone)
     catalog = await Catalog.load(machine.store, machine.name)
-    assert await catalog.resolve("1-9") == Position.of(1, 9)
-    assert await catalog.resolve(at(5)) == Position.of(1, 5)
+    assert await resolve(catalog, "1-9") == Position.of(1, 9)
+    assert await resolve(catalog, at(5)) == Position.of(1, 5)
     for reference in ("latest", at(12)):
         with pytest.raises(IndexMissingError) as caught:
-            await catalog.resolve(reference)
+            await resolve(catalog, reference)
         assert "--point 1-9" in caught.value.action
     lasting = catalog.gaps()[-1]
     assert (lasting.after, lasting.until) == (Position.of(1, 9), None)
@@ -219,7 +220,7 @@ async def test_the_only_epoch_without_its_document_is_damage_and_shown_as_such(m
     assert "cannot be read" in catalog.gaps()[0].cause
     assert catalog.points() == []
     with pytest.raises(IndexDamagedError):
-        await catalog.resolve("latest")
+        await resolve(catalog, "latest")
     await documented(machine, machine.position, machine.captured_ns)
     await lose(machine, names.epoch_document(1))
     catalog = await Catalog.load(machine.store, machine.name)
@@ -242,8 +243,8 @@ async def test_an_index_that_lost_a_blob_between_others_or_its_newest_one_is_dam
         await lose(machine, names.index(1, number))
         catalog = await Catalog.load(machine.store, machine.name)
         with pytest.raises(IndexMissingError, match=f"index-{number:06d} is gone"):
-            await catalog.resolve("latest")
-    assert await catalog.resolve("1-4") == Position.of(1, 4)
+            await resolve(catalog, "latest")
+    assert await resolve(catalog, "1-4") == Position.of(1, 4)
     with pytest.raises(StorageForgotError):
         await IndexWriter.take(machine.store, machine.name, machine.id, "ps2")
 
@@ -255,10 +256,10 @@ async def test_an_index_that_ends_before_a_point_is_not_the_newest(machine: Mode
     await machine.publish()
     await documented(machine, Position.of(1, 7), machine.captured_ns)
     with pytest.raises(IndexMissingError, match=r"ends at batch 4, and there is point 1-7.*--point 1-4"):
-        await (await Catalog.load(machine.store, machine.name)).resolve("latest")
+        await resolve(await Catalog.load(machine.store, machine.name), "latest")
     await documented(machine, Position.of(2, 7), machine.captured_ns)
     with pytest.raises(IndexMissingError, match=r"nothing is left of the epoch, and there is point 2-7"):
-        await (await Catalog.load(machine.store, machine.name)).resolve("latest")
+        await resolve(await Catalog.load(machine.store, machine.name), "latest")
 
 
 async def _document_gone(machine: ModelMachine) -> None:
@@ -290,9 +291,9 @@ async def test_what_is_listed_as_good_is_what_restores(
     for point in shown:
         if point.lost:
             with pytest.raises(PointNotFoundError, match="its log cannot be read"):
-                await catalog.resolve(point.id)
+                await resolve(catalog, point.id)
         else:
-            await make_plan(machine.store, catalog, await catalog.resolve(point.id))
+            await make_plan(machine.store, catalog, await resolve(catalog, point.id))
 
 
 async def test_an_epoch_whose_log_was_not_begun_yet_is_whole(machine: ModelMachine) -> None:
@@ -304,14 +305,14 @@ async def test_an_epoch_whose_log_was_not_begun_yet_is_whole(machine: ModelMachi
     await machine.store.create(names.term_document(3, 1), b"{}")
     catalog = await Catalog.load(machine.store, machine.name)
     assert not catalog.damaged
-    assert await catalog.resolve("latest") == Position.of(2, 5)
+    assert await resolve(catalog, "latest") == Position.of(2, 5)
 
 
 @pytest.mark.parametrize("reference", ["", "newest", "2024-01-01T00:00:00", "12", "../1-4"])
 async def test_nonsense_is_a_usage_error(machine: ModelMachine, reference: str) -> None:
     catalog = await two_epochs(machine)
     with pytest.raises(PointReferenceError):
-        await catalog.resolve(reference)
+        await resolve(catalog, reference)
 
 
 async def test_points_are_documents_and_marks_that_have_none_yet(machine: ModelMachine) -> None:
@@ -330,7 +331,7 @@ async def test_points_are_documents_and_marks_that_have_none_yet(machine: ModelM
         (second, "crash", ("b",)),
     ]
     with pytest.raises(NoPointsError):
-        await catalog.resolve("latest-processed")
+        await resolve(catalog, "latest-processed")
     assert [(g.after, g.until) for g in catalog.gaps()] == [(None, first), (first, second)]
 
 
@@ -342,9 +343,9 @@ async def test_a_machine_without_points_says_so(machine: ModelMachine) -> None:
         catalog = await Catalog.load(machine.store, machine.name)
         for reference in ("latest", "latest-processed"):
             with pytest.raises(NoPointsError):
-                await catalog.resolve(reference)
+                await resolve(catalog, reference)
         with pytest.raises(PointNotFoundError):
-            await catalog.resolve(at(2))
+            await resolve(catalog, at(2))
         await machine.publish()
 
 
@@ -467,8 +468,8 @@ async def test_a_log_of_weeks_is_read_whole(machine: ModelMachine) -> None:
     catalog = await Catalog.load(machine.store, machine.name)
     last = first + count - 1
     assert len(catalog.entries(1)) == count + 1
-    assert await catalog.resolve("latest") == Position.of(1, last)
+    assert await resolve(catalog, "latest") == Position.of(1, last)
     assert len(catalog.points()) == count // 100
     assert catalog.points()[-1].batch == last // 100 * 100
     assert [gap.until for gap in catalog.gaps()] == [machine.position]
-    assert await catalog.resolve(f"1-{last - 40_000}") == Position.of(1, last - 40_000)
+    assert await resolve(catalog, f"1-{last - 40_000}") == Position.of(1, last - 40_000)

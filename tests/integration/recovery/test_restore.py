@@ -21,6 +21,7 @@ from shared.recovery import point_store
 from shared.recovery.catalog import Catalog
 from shared.recovery.materialise import Progress, materialise
 from shared.recovery.position import Position, format_ns
+from shared.recovery.references import resolve
 from shared.recovery.seed import seed_blob
 from shared.recovery.verify import make_plan, verify
 from shared.vault import FileVault
@@ -50,7 +51,7 @@ async def test_a_restore_from_snapshots_equals_one_from_the_log_alone(
     await machine.publish()
 
     catalog = await Catalog.load(machine.store, machine.name)
-    plan = await make_plan(machine.store, catalog, await catalog.resolve("latest"))
+    plan = await make_plan(machine.store, catalog, await resolve(catalog, "latest"))
     assert plan.base == base
     assert [(s.first, s.last) for s in plan.replay] == [(5, 5)]
     check(machine, machine.position, tmp_path / "a", await restore(machine, "latest", tmp_path / "a"))
