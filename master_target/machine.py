@@ -229,7 +229,9 @@ class _Work:
     # ---- follow ----
 
     async def follow(self, worked: Callable[[], None]) -> None:
-        """Poll the index until ending. `worked` is called after each poll that went well."""
+        """Poll the index until ending. `worked` is called after each poll that went well. Apply has nothing to do before the first look is
+        over, with all that it asks of the log: it may be of what lies before the disks, which a step forgets.
+        """
         await self._points.take()
         while not self.ending.is_set():
             known = [e for e in (self._epochs.current, self._points.reads_from) if e]
@@ -276,9 +278,6 @@ class _Work:
         touched for them.
         """
         if self._log.newest_epoch and not self._epochs.current:
-            await (
-                self._documented()
-            )  # which asks the log for what lies before the disks, and a step forgets that
             await self._epochs.take_up_first()
         if self._epochs.current:
             await self._prune_if_due()  # before a step, which may fail for want of the room that this makes

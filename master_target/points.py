@@ -151,11 +151,11 @@ class PointMaker:
         others = []
         for position in self.roll.newest_first():
             there = self.roll.digest(position)
-            if position in self._judged or not there:
+            if position in self._judged:
                 break
-            found = await self._digest(position, digest)
+            found = await self._digest(position, digest) if there else ""
             if found == "":
-                continue  # the log has not come that far, or what was there is forgotten
+                continue  # the log has not come that far, or what was there is forgotten; or nothing says what the point is
             self._judged.add(position)
             if found in (there, None):
                 break

@@ -213,6 +213,28 @@ async def test_a_point_of_the_old_history_is_set_aside_with_its_snapshots_and_co
     assert again.doc == maker.roll.sign(stored.doc)
 
 
+@pytest.mark.parametrize("by", ["deleting", "damaging"])
+async def test_a_newest_document_that_somebody_took_away_hides_no_point_of_another_history(
+    store: BlobStore, tmp_path: Path, by: str
+) -> None:
+    model = await begun(store, tmp_path)
+    older, as_it_was = await copied(store), model.as_it_is()
+    model.write(mark="old")
+    newest = model.write(mark="newest")
+    await model.publish()
+    await document(model)
+    if by == "deleting":
+        await point_store.delete(store, newest)
+    else:
+        await store.replace(points.blob_name(newest), b"garbage")
+    await model.set_back(older, as_it_was)
+    model.write()
+    model.write()
+    await model.publish(segments=2)
+    maker = await document(model)
+    assert [p for p in (Position.of(1, 5), newest) if maker.roll.is_aside(p)] == [Position.of(1, 5)]
+
+
 async def test_an_owner_who_lost_the_points_sets_none_aside(model: ModelMachine) -> None:
     stale, follower = PointMaker(model.store, model.name), Follower(model.store, model.vault, model.name)
     await stale.take()
