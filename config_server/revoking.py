@@ -7,7 +7,8 @@ recorded in one of them, and what the other lacks is said, and made up for as so
 - What storage could not take is a problem of this server until it has. Which records storage has the database remembers: so a restored
   one knows that it does not know them.
 - At the start, and once a day, storage is listed, and what is new there is taken in, with an audit entry and an event. A start waits for
-  that for a moment only: this server works without storage.
+  that for a moment only: this server works without storage. Until it was listed once, that is a problem of this server, shown at once
+  where the database was restored, and else when it lasts. (Who was told of a revocation keeps it meanwhile: shared/revocation.py.)
 
 Recorded in neither, it is an error, and in force until this server stops; it goes on trying.
 """
@@ -21,7 +22,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from config_server import audit, events, revocation
+from config_server import audit, events, restored, revocation
 from config_server.binding import Binder, Call
 from config_server.clock import rfc3339
 from config_server.control import Control
@@ -36,6 +37,7 @@ from shared.errors import (
     ContainerMissingError,
     DatabaseError,
     PreconditionError,
+    RevocationsUncomparedError,
     RevocationUnrecordedError,
     RevocationUnstoredError,
     TransientError,
@@ -57,6 +59,9 @@ _WRITE_AGAIN_S: Final = 5.0
 _PATIENCE_S: Final = 8.0
 """So long who revokes waits for storage."""
 _START_S: Final = 3.0
+_LASTING_S: Final = 60.0
+"""So long storage may be away at a start before that is a problem."""
+_SILENT: Final = "it does not answer"
 
 
 class _Unwritten(NamedTuple):
@@ -79,6 +84,11 @@ class Revoking:
         self._writing = asyncio.Lock()
         self._due = asyncio.Event()
         self._listed_s: float | None = None
+        self._started_s = time.monotonic()
+        self._restored = False
+        """Since the last comparison with storage the database was put back."""
+        self._away = "it was not asked yet"
+        """Why they were not compared."""
         self.problem: RevocationUnstoredError | None = None
         """What storage lacks."""
 
@@ -150,20 +160,29 @@ class Revoking:
                 del self._unwritten[blob]
         await self.take()
 
+    def uncompared(self) -> RevocationsUncomparedError | None:
+        """While the database may be older than storage, and that lasts, or is known."""
+        if self._listed_s is not None or not self._control.storage.place:
+            return None
+        if not self._restored and time.monotonic() - self._started_s < _LASTING_S:
+            return None
+        return RevocationsUncomparedError("Revocations were not compared with storage yet", cause=self._away)
+
     async def recover(self) -> None:
         """At the start: what the database has, and what storage says if it says it at once. Raises DatabaseError: one that cannot be
         read is not one without revocations."""
         self._of_database = await self._control.db.run(revocation.current)
+        self._restored = await self._control.db.run(restored.is_new)
         self._enforce()
         if not self._control.storage.place:
             return
-        self._control.watched.append(lambda: self.problem)
+        self._control.watched += [lambda: self.problem, self.uncompared]
         vault = self._control.storage.machines().vault.with_retry(Retry(deadline_s=0.0))
         try:
             async with asyncio.timeout(_START_S):
                 await self.compare(vault)
-        except (UnderstudyError, TimeoutError) as exc:
-            _log.warning("revocations not compared with storage yet", cause=str(exc) or "it does not answer")
+        except (UnderstudyError, TimeoutError):
+            _log.warning("revocations not compared with storage yet", cause=self._away)
             self._due.set()
 
     async def due(self) -> None:
@@ -193,7 +212,18 @@ class Revoking:
 
     async def compare(self, vault: BlobStore | None = None) -> None:
         """Lists what storage has, takes in what is new there, and writes what it lacks. Raises StorageErrors."""
-        vault = vault or self._control.storage.machines().vault
+        try:
+            await self._compare(vault or self._control.storage.machines().vault)
+        except UnderstudyError as exc:
+            self._away = f"{exc.what}: {exc.cause}" if exc.cause else exc.what
+            raise
+        except asyncio.CancelledError:
+            self._away = _SILENT
+            raise
+
+    # ---- inside
+
+    async def _compare(self, vault: BlobStore) -> None:
         async with self._storing:
             listed = await _listed(vault)
             self._stored &= listed
@@ -210,9 +240,11 @@ class Revoking:
                 await self.write_down()
             await self.take()
             self._listed_s = time.monotonic()
+            if self._restored and not self._unwritten:
+                with contextlib.suppress(DatabaseError):
+                    await self._control.db.run(restored.forget)
+                    self._restored = False
             await self._store(vault)
-
-    # ---- inside
 
     async def _read(self, vault: BlobStore, blobs: Iterable[str]) -> None:
         for blob in sorted(blobs):
@@ -249,7 +281,7 @@ class Revoking:
         """What is wrong afterwards. None where there is no storage."""
         if not self._control.storage.place:
             return None
-        cause = "it does not answer"
+        cause = _SILENT
         try:
             async with asyncio.timeout(_PATIENCE_S), self._storing:
                 await self._store(self._control.storage.machines().vault)

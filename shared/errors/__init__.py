@@ -4,7 +4,7 @@
     ├── UsageError          US1xx   exit 2   the request itself is wrong
     ├── NotFoundError       US2xx   exit 3   the named thing does not exist
     ├── DeadlineError       US3xx   exit 4   it did not happen in time
-    └── UnhealthyError   US4xx to US6xx  exit 5   the system cannot do it now
+    └── UnhealthyError      US4xx–US6xx  exit 5   the system cannot do it now
         ├── DeviceError             a block device or the kernel's capture
         ├── PeerError               the other end of a connection (most of US42x, US45x, US46x, US53x)
         │   ├── LocalProtocolError  our fault

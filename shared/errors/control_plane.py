@@ -55,6 +55,16 @@ class RevocationUnstoredError(UnhealthyError):
     default_action = "Nothing, if storage comes back: it is tried again every minute. Until then a backup of state.db is worth more."
 
 
+class RevocationsUncomparedError(UnhealthyError):
+    """Storage was not asked since the start which revocations it has."""
+
+    code = "US600"
+    default_action = (
+        "See that this server reaches storage and may read it: it tries again every minute. If its database is from a backup, it may admit"
+        " until then who was revoked since; process servers and agents refuse whom they know to be. Whom you know of, revoke again."
+    )
+
+
 class RevocationUnrecordedError(UnhealthyError):
     """Neither the database nor storage took it."""
 

@@ -7,12 +7,13 @@ import contextlib
 import datetime as dt
 import shutil
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from config_server import revocation, revoking
+from config_server import database, restored, revocation, revoking
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
@@ -214,14 +215,47 @@ async def test_a_restored_database_whose_storage_is_away_at_the_start_takes_in_w
         with restored_afterwards(config, tmp_path):
             async with running(config) as server:
                 await revoke(server, "agent:web1")
+        with contextlib.closing(database.connect(config.data_dir / DATABASE_FILE)) as db:
+            restored.prepare(db, time.time_ns())
         proxy.add(Answer(403, "AuthorizationFailure"), times=None)
         async with running(config) as server:
             assert not await is_refused(server, files), "nobody can know it yet"
+            async with server.operator() as operator, asyncio.timeout(30):
+                while not (  # noqa: ASYNC110 - the sweep has no event
+                    found := [
+                        e for e in (await operator.call(api.EVENTS, EventQuery())).events if e.code == "US600"
+                    ]
+                ):
+                    await asyncio.sleep(0.05)
+            assert "AuthorizationFailure" in found[0].cause
             proxy.clear()
             async with asyncio.timeout(30):
                 while not await is_refused(server, files):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert [entry.object for entry in (await taken_in(server))[0]] == ["agent:web1"]
+    with contextlib.closing(database.connect(config.data_dir / DATABASE_FILE)) as db:
+        assert not restored.is_new(db)
+
+
+async def test_storage_that_is_away_at_a_start_is_a_problem_when_it_lasts_and_at_once_behind_a_restore(
+    blob_config: BlobConfig, azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(azurite) as proxy:
+        async with parts(tmp_path, proxy.config(blob_config.container)) as known:
+            proxy.add(Answer(403, "AuthorizationFailure"), times=None)
+            await known.recover()
+            assert known.uncompared() is None
+            monkeypatch.setattr(revoking, "_LASTING_S", 0.0)
+            assert known.uncompared() is not None
+            monkeypatch.undo()
+            await known._control.db.run(lambda db: restored.prepare(db, 1))
+            await known.recover()
+            assert known.uncompared() is not None
+            proxy.clear()
+            await known.make_up()
+            assert known.uncompared() is None
+            await known.recover()
+            assert not known._restored
 
 
 async def test_a_record_that_is_not_signed_by_the_ca_revokes_nobody_and_keeps_none_from_being_made(
