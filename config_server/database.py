@@ -105,6 +105,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ALTER TABLE revocations ADD COLUMN readmitted_ns INTEGER;
     UPDATE revocations SET readmitted_ns = max(revoked_ns + 1, (before_s + 300) * 1000000000) WHERE before_s IS NOT NULL;
     """,
+    """
+    ALTER TABLE machines ADD COLUMN ended INTEGER NOT NULL DEFAULT 0;
+    UPDATE machines SET ended = 1 WHERE protected = 0 AND disks != '[]';
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

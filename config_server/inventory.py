@@ -22,6 +22,8 @@ class Machine(msgspec.Struct, frozen=True):
     """Device paths on the machine that shall be protected."""
     policy: Policy
     created_ns: int
+    ended: bool = False
+    """Its protection was: whoever is silent then is not missed."""
 
 
 class StoredReport(msgspec.Struct, frozen=True):
@@ -57,7 +59,7 @@ def machine(db: sqlite3.Connection, name: str) -> Machine:
 def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
     """A machine whose agent reports is known, protected or not."""
     db.execute(
-        "INSERT OR IGNORE INTO machines VALUES (?, 0, '[]', NULL, ?)",
+        "INSERT OR IGNORE INTO machines (name, protected, disks, policy, created_ns) VALUES (?, 0, '[]', NULL, ?)",
         (name, now_ns),
     )
 
@@ -68,7 +70,7 @@ def protect(
     """Record that `disks` of `name` shall be protected; a `policy` of None means the default one."""
     ensure_machine(db, name, now_ns)
     db.execute(
-        "UPDATE machines SET protected = 1, disks = ?, policy = ? WHERE name = ?",
+        "UPDATE machines SET protected = 1, ended = 0, disks = ?, policy = ? WHERE name = ?",
         (_json(disks), None if policy is None else _json(policy), name),
     )
     return machine(db, name)
@@ -76,7 +78,7 @@ def protect(
 
 def unprotect(db: sqlite3.Connection, name: str) -> Machine:
     machine(db, name)
-    db.execute("UPDATE machines SET protected = 0 WHERE name = ?", (name,))
+    db.execute("UPDATE machines SET protected = 0, ended = 1 WHERE name = ?", (name,))
     return machine(db, name)
 
 
@@ -101,6 +103,7 @@ def _machine(row: sqlite3.Row, default: Policy) -> Machine:
         disks=decoding.decode(row["disks"], type=tuple[str, ...]),
         policy=default if row["policy"] is None else decoding.decode(row["policy"], type=Policy),
         created_ns=row["created_ns"],
+        ended=bool(row["ended"]),
     )
 
 

@@ -365,12 +365,14 @@ def _judged(control: Control, machine: Machine, last_point: PointView | None, mo
 
 
 async def _last_points(control: Control, machines: Sequence[Machine]) -> dict[str, PointView | None]:
-    """The newest points of the protected machines whose daemons do not know what storage holds: for the others it is not asked."""
+    """The newest points of the machines that replicate, or should, and whose daemons do not know what storage holds: for the others it
+    is not asked."""
+    mono_ns = control.mono_ns()
+    known = ((machine, view.facts_of(control.presence, machine.name, mono_ns)) for machine in machines)
     silent = [
         machine.name
-        for machine in machines
-        if machine.protected
-        and not view.reported_ns(view.facts_of(control.presence, machine.name, control.mono_ns()))
+        for machine, facts in known
+        if (machine.protected or view.replicates(machine, facts, mono_ns)) and not view.reported_ns(facts)
     ]
     found = await asyncio.gather(*(control.storage.last_point(name) for name in silent))
     return dict(zip(silent, found, strict=True))

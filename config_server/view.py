@@ -1,7 +1,8 @@
 """What the reports mean for a machine: its state, RPO, hops and errors, as people see them. Pure.
 
 State, the first that applies:
-    unprotected      nobody asked for protection
+    unprotected      nobody asked for protection, as far as this database knows: it may be from a backup, so a machine that replicates
+                     all the same is named, and missed like any other
     not-connected    its agent has never reported
     disconnected     its agent has not reported for SILENT_S, or not since the config server started; capture
                      may well go on, nobody can tell
@@ -33,6 +34,7 @@ from shared.errors import (
     RpoUnknownError,
     ServersDisagreeError,
     UnhealthyError,
+    UnprotectedReplicationError,
 )
 from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
@@ -191,7 +193,13 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
 def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Problem]:
     """What no daemon can report of itself: silence, RPO over the threshold, clocks that differ."""
     if not machine.protected:
-        return
+        if not replicates(machine, facts, now_ns):
+            return
+        yield problem_of(
+            UnprotectedReplicationError(f"{machine.name} replicates, and is not protected here"),
+            machine.name,
+            Severity.WARNING,
+        )
     if facts.agent is not None:
         seen = facts.agent[0]
         if seen.is_missing(now_ns):
@@ -228,6 +236,13 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
         )
 
 
+def replicates(machine: Machine, facts: Facts, now_ns: int) -> bool:
+    """Whether it does, or did until nothing was heard any more; where its protection was ended that is what was wanted."""
+    if facts.agent is not None and any(disk.mode for disk in facts.agent[1].disks):
+        return not machine.ended or not facts.agent[0].is_silent(now_ns)
+    return facts.stream is not None and facts.stream[1].connected and not facts.stream[0].is_silent(now_ns)
+
+
 def silence(seen: Seen, now_ns: int) -> DisconnectedError:
     minutes = int(seen.age_s(now_ns) // 60)
     since = f"more than {minutes} min" if minutes else "15 seconds"
@@ -250,7 +265,8 @@ def problem_of(exc: UnhealthyError, object_: str, severity: Severity = Severity.
 
 def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
     if not machine.protected:
-        return MachineState.UNPROTECTED, "nobody asked for its protection, or it was ended"
+        but = "it replicates all the same: " if replicates(machine, facts, now_ns) else ""
+        return MachineState.UNPROTECTED, f"{but}nobody asked for its protection, or it was ended"
     if facts.agent is None:
         return MachineState.NOT_CONNECTED, "its agent has not reported yet"
     seen, report = facts.agent

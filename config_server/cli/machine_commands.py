@@ -26,7 +26,7 @@ from config_server.cli.output import (
     say,
     to_json,
 )
-from shared.errors import DeadlineError, PeerError, UnderstudyError
+from shared.errors import DeadlineError, PeerError, RequestError, UnderstudyError
 from shared.naming import SAYS, is_name
 from shared.vocabulary import MachineState
 
@@ -124,6 +124,34 @@ def watch(name: str, interval: float, count: int | None) -> None:
 def wait(name: str, state: str, timeout_s: float) -> None:
     """Wait until a machine is in a state; exit code 4 when it is not in time."""
     found = run(_wait(name, state, timeout_s))
+    emit(found, lambda: machine_page(found))
+
+
+@machine.command()
+@name_argument
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="PATH",
+    help="One for each. Default: those that its agent captures.",
+)
+@add_options(*COMMON)
+def protect(name: str, disks: tuple[str, ...]) -> None:
+    """Say that a machine shall be protected: from then on it is missed when it does not replicate."""
+    found = run(_protect(name, disks))
+    emit(found, lambda: machine_page(found))
+
+
+@machine.command()
+@name_argument
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
+@add_options(*COMMON)
+def unprotect(name: str, yes: bool) -> None:
+    """Say that a machine shall not be protected any more: it is not missed. Its points stay. Stop its agent, too."""
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"End the protection of '{name}'?", abort=True)
+    found = run(_unprotect(name))
     emit(found, lambda: machine_page(found))
 
 
@@ -231,6 +259,31 @@ async def looked(client: RestClient, side: SideView, show: Callable[[str], None]
 
 def _waits(machine: str, holders: Sequence[str]) -> str:
     return f"{machine}: waiting for {', '.join(holders)} to act on it"
+
+
+async def _protect(name: str, disks: Sequence[str]) -> MachineView:
+    from shared import api
+    from shared.messages import Nothing, Protection
+
+    async with find_target().connect() as client:
+        if not disks:
+            seen = await client.call(api.MACHINE, Nothing(), machine=name)
+            disks = [disk.device for disk in seen.disks]
+        if not disks:
+            raise RequestError(
+                f"'{name}' was not protected",
+                cause="its agent names no disks, and none was given",
+                action="Start its agent, or name them: --disk /dev/NAME.",
+            )
+        return await client.call(api.PROTECT, Protection(disks=list(disks)), machine=name)
+
+
+async def _unprotect(name: str) -> MachineView:
+    from shared import api
+    from shared.messages import Nothing
+
+    async with find_target().connect() as client:
+        return await client.call(api.UNPROTECT, Nothing(), machine=name)
 
 
 async def _resync(name: str) -> CommandView:

@@ -30,6 +30,17 @@ class RpoThresholdError(UnhealthyError):
     default_action = "Look at the hops of `understudy machine watch` for the one that is behind."
 
 
+class UnprotectedReplicationError(UnhealthyError):
+    """A machine is replicated of which the config server's database says that nobody asked for it."""
+
+    code = "US601"
+    default_cause = "nobody asked for its protection, or it was ended, or was asked for after the backup that this database is from"
+    default_action = (
+        "Protect it, so that its own policy holds (understudy machine protect NAME), or stop its agent; if that is gone for good:"
+        " understudy machine unprotect NAME."
+    )
+
+
 class AskerGoneError(UnhealthyError):
     """What was asked for is of use to nobody: whoever asked has gone. Seen in logs only."""
 

@@ -363,7 +363,9 @@ def test_a_machine_keeps_its_own_policy_and_others_follow_the_default(db: sqlite
     inventory.set_default_policy(db, Policy(point_interval_s=900))
     assert inventory.machine(db, "web1").policy.point_interval_s == 60
     assert inventory.machine(db, "web2").policy.point_interval_s == 900
-    assert not inventory.unprotect(db, "web1").protected
+    ended = inventory.unprotect(db, "web1")
+    assert (ended.protected, ended.ended) == (False, True)
+    assert not inventory.protect(db, "web1", ["/dev/sda"], None, NOW).ended
     with pytest.raises(MachineNotFoundError):
         inventory.unprotect(db, "web3")
 

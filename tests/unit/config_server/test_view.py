@@ -62,6 +62,26 @@ def test_a_machine_without_protection_is_unprotected_whatever_its_agent_says() -
     assert world.show(machine(protected=False)).state == "unprotected"
 
 
+def test_a_machine_that_replicates_unprotected_is_named_and_missed_unless_its_protection_was_ended() -> None:
+    """The database may be from a backup, of a time when nobody had asked for its protection yet."""
+    unknown, ended = machine(protected=False, disks=()), machine(protected=False, ended=True)
+    captures = AgentReport(state="ordered", epoch=1, disks=[AgentDisk(name="sda", mode="ordered")])
+    captures.uploaded_captured_ns = NOW
+
+    def codes(world: World, known: Machine) -> list[str]:
+        return [error.code for error in world.show(known).errors]
+
+    world = World().says("agent", "web1", captures)
+    assert [codes(world, known) for known in (unknown, ended, machine())] == [["US601"], ["US601"], []]
+    assert "it replicates all the same" in world.show(unknown).cause
+    world.later(3600)
+    assert codes(world, unknown) == ["US601", "US471", "US472"]
+    assert codes(world, ended) == []
+    served = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True)})
+    assert codes(World().says("process-server", "ps1", served), ended) == ["US601"]
+    assert codes(World().says("agent", "web1", AgentReport(state="starting")), unknown) == []
+
+
 def test_a_machine_whose_agent_never_reported_is_not_connected() -> None:
     shown = World().show()
     assert (shown.state, shown.rpo_s, shown.last_seen_s) == ("not-connected", None, None)
