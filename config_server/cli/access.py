@@ -106,7 +106,7 @@ class Access:
         if self.client is None or self.grant is None or not self.grant.id:
             return
         life_s, told = self.grant.life_s, False
-        wait_s = min(life_s / 2, _TAKEN_S)
+        wait_s = min(_renew_after_s(life_s), _TAKEN_S)
         while True:
             await asyncio.sleep(wait_s)
             try:
@@ -125,7 +125,7 @@ class Access:
                 told = True
             else:
                 life_s, told = renewed.life_s, False
-            wait_s = life_s / 2
+            wait_s = _renew_after_s(life_s)
 
     async def tell(
         self,
@@ -143,6 +143,10 @@ class Access:
         body = JobProgress(state=state, progress=progress, detail=detail, error=failure, result=result)
         with contextlib.suppress(UnderstudyError):
             await self.client.call(api.JOB_UPDATE, body, id=self.job)
+
+
+def _renew_after_s(life_s: float) -> float:
+    return life_s / 2
 
 
 class GrantedVault:
