@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server import audit, events, revocation, tokens
 from config_server.binding import Binder, Call
-from config_server.ca import BACKDATED, check_host, check_subject, fingerprint_of, pem_of
+from config_server.ca import check_host, check_subject, fingerprint_of, pem_of
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name
 from config_server.renewals import Renewals
@@ -192,15 +192,7 @@ class Identity:
 
         def work(db: sqlite3.Connection) -> x509.Certificate:
             revocation.check(db, call.serial, call.who, call.begins_s)
-            revocation.note_presented(
-                db,
-                call.serial,
-                call.role,
-                call.name,
-                fingerprint_of(public_key),
-                _ns(presented.not_valid_before_utc + BACKDATED),
-                _ns(presented.not_valid_after_utc),
-            )
+            revocation.note_presented(db, call.role, call.name, call.der)
             if revocation.is_key_revoked(db, fingerprint_of(public_key)):
                 raise CertificateRevokedError(
                     f"The certificate of {call.who} was not renewed", cause="its key was revoked"

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from config_server import audit, commands, events, inventory
+from config_server import audit, commands, events, inventory, revocation
 from config_server.binding import Binder, Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name
@@ -48,6 +48,8 @@ class Reporting:
         self._control = control
         self._sides = sides
         self._saved_ns: dict[str, int] = {}
+        self._noted: set[int] = set()
+        """Serial numbers of certificates that were shown to this process, and are in the database."""
 
     def bind(self, binder: Binder) -> None:
         binder.on(api.STATUS, self.status)
@@ -78,6 +80,10 @@ class Reporting:
         def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], list[Command]]:
             if not taken:
                 return [], [], []  # who was held up hears no answer any more, and commands are not for a twin
+            if (
+                call.serial not in self._noted
+            ):  # a database from a backup may not know it, and it shall be seen and can be revoked
+                revocation.note_presented(db, call.role, call.name, call.der)
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
             self._note_state(db, before, seen, now_ns)
@@ -94,6 +100,8 @@ class Reporting:
         kept = taken  # what it says of commands is said again
         try:
             finished, changed, waiting = await self._control.db.run(work)
+            if taken:
+                self._noted.add(call.serial)
         except DatabaseError:
             # It says so itself. The answer tells who was revoked, which must not wait for room on a disk.
             finished, changed, waiting, kept = [], [], [], False

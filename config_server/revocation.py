@@ -20,12 +20,17 @@ as many entries as operators made, and as those names and keys had certificates.
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import sqlite3
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from config_server.clock import rfc3339
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from config_server.ca import BACKDATED, fingerprint_of
+from config_server.clock import SECOND_NS, rfc3339
 from config_server.revocation_record import Record
 from shared import decoding
 from shared.errors import CertificateRevokedError, RequestError
@@ -89,17 +94,32 @@ def living(db: sqlite3.Connection, now_ns: int) -> list[Issued]:
     ]
 
 
-def note_presented(
-    db: sqlite3.Connection, serial: int, role: str, name: str, key: str, issued_ns: int, expires_ns: int
-) -> None:
+def note_presented(db: sqlite3.Connection, role: str, name: str, der: bytes) -> None:
     """Of a certificate that its owner shows: one from before keys were noted, or that a database from a backup does not know. What is
     renewed from it shall be refused with it.
     """
+    shown = x509.load_der_x509_certificate(der)
+    key = shown.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise TypeError("this CA signs EC keys only")
+    # Whole seconds stand in it, and a name may have been revoked in that very one: the readmitted shall not be taken for who was before.
+    issued_ns = (_unix_s(shown.not_valid_before_utc + BACKDATED) + 1) * SECOND_NS - 1
     db.execute(
         "INSERT INTO certificates (serial, role, name, key, issued_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (serial) DO UPDATE SET key = excluded.key WHERE key = ''",
-        (f"{serial:x}", role, name, key, issued_ns, expires_ns),
+        (
+            f"{shown.serial_number:x}",
+            role,
+            name,
+            fingerprint_of(key),
+            issued_ns,
+            _unix_s(shown.not_valid_after_utc) * SECOND_NS,
+        ),
     )
+
+
+def _unix_s(time: dt.datetime) -> int:
+    return int(time.timestamp())
 
 
 def revoke(

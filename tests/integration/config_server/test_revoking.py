@@ -96,6 +96,10 @@ async def test_a_restored_database_takes_in_what_was_revoked_since_and_readmits_
     async with running(config) as server:
         assert [await is_refused(server, files) for files in (stolen, name, unknown, back)] == [True] * 4
         assert [await is_refused(server, files) for files in (again, other)] == [False] * 2
+        # Certificates that this database did not know are known when they were shown, with their keys.
+        async with server.operator() as operator:
+            listed = (await operator.call(api.CERTIFICATES, Limit())).certificates
+        assert {serial(again), serial(other)} <= {view.serial for view in listed if view.revoked is None}
         with pytest.raises(TokenUnknownError):
             await enrol.enrol(server.url, token, tmp_path / "thief")
         entries, [event] = await taken_in(server)
