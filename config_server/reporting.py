@@ -80,9 +80,8 @@ class Reporting:
         def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], list[Command]]:
             if not taken:
                 return [], [], []  # who was held up hears no answer any more, and commands are not for a twin
-            if (
-                call.serial not in self._noted
-            ):  # a database from a backup may not know it, and it shall be seen and can be revoked
+            if call.serial not in self._noted:
+                # A database from a backup may not know it, and it shall be seen, and revoked with what is renewed from it.
                 revocation.note_presented(db, call.role, call.name, call.der)
             finished = commands.finish(db, call.who, seen.report.results, now_ns)
             changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
