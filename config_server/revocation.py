@@ -229,10 +229,11 @@ def forget_recorded(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
 
 
 def readmit(db: sqlite3.Connection, role: str, name: str, serial: int, begins_s: int, now_ns: int) -> None:
-    """ROLE:NAME got this certificate for a token that was made after its revocation: only earlier ones stay refused."""
+    """ROLE:NAME got this certificate for a token that was made after its revocation: only earlier ones stay refused. That is said also
+    where the revocation was taken in from storage: whoever was told of it first hand refuses the name until he is told."""
     _refuse_known(db, role, name, f"c.serial != '{serial:x}'")
     db.execute(
-        f"UPDATE revocations SET before_s = ?, readmitted_ns = max(?, {_LAST_NS} + 1) WHERE subject = ? AND before_s IS NULL",
+        f"UPDATE revocations SET before_s = ?, readmitted_ns = max(?, {_LAST_NS} + 1) WHERE subject = ? AND readmitted_ns IS NULL",
         (begins_s, now_ns, f"{role}:{name}"),
     )
 

@@ -7,7 +7,7 @@ import random
 import sqlite3
 from typing import Final
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from config_server import database, revocation
@@ -80,9 +80,12 @@ def begins_s(issued: Issued) -> int:
     return issued.issued_ns // SECOND_NS - int(BACKDATED.total_seconds())
 
 
-@given(before=STEPS, after=STEPS, order=st.randoms(use_true_random=False))
+@example(
+    before=[], after=[("enrol", 0), ("revoke name", 0)], later=[("enrol", 0)], order=random.Random(0)
+)  # taken in, and then enrolled anew
+@given(before=STEPS, after=STEPS, later=STEPS, order=st.randoms(use_true_random=False))
 def test_a_restored_database_that_took_in_what_storage_has_refuses_the_same(
-    before: list[Step], after: list[Step], order: random.Random
+    before: list[Step], after: list[Step], later: list[Step], order: random.Random
 ) -> None:
     site = Site()
     for step in before:
@@ -108,4 +111,10 @@ def test_a_restored_database_that_took_in_what_storage_has_refuses_the_same(
     for issued, was_refused in zip(site.issued, expected, strict=True):
         assert afterwards.covers(issued.serial, f"agent:{issued.name}", begins_s(issued)) == was_refused
     assert not any([revocation.take_in(backup, record) for record in unknown]), "again it is no news"
+    for step in later:
+        site.do(*step)
+    afterwards = merged(afterwards, revocation.current(backup))
+    assert site.refused() == [
+        afterwards.covers(issued.serial, f"agent:{issued.name}", begins_s(issued)) for issued in site.issued
+    ]
     backup.close()
