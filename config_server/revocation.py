@@ -200,6 +200,22 @@ def take_in(db: sqlite3.Connection, record: Record) -> bool:
         f" WHERE {_LAST_NS} < excluded.revoked_ns",
         (record.subject, record.reason, record.revoked_ns, record.who, record.before_s),
     )
+    # Enrolled here since, before this was known: that was readmitting it. (Without `pem` it was only shown here, with `renews` renewed.)
+    db.execute(
+        "UPDATE revocations SET readmitted_ns = issued.first_ns, before_s = max(before_s, issued.first_ns / ? - ?) FROM"
+        " (SELECT min(issued_ns) AS first_ns FROM certificates WHERE role = ? AND name = ? AND issued_ns > ? AND pem != '' AND renews = '')"
+        " AS issued WHERE subject = ? AND revoked_ns = ? AND readmitted_ns IS NULL AND before_s IS NOT NULL"
+        " AND issued.first_ns IS NOT NULL",
+        (
+            SECOND_NS,
+            int(BACKDATED.total_seconds()),
+            role,
+            name,
+            record.revoked_ns,
+            record.subject,
+            record.revoked_ns,
+        ),
+    )
     return db.total_changes != before
 
 

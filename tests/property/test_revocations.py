@@ -22,6 +22,8 @@ from shared.vocabulary import Role
 START_S: Final = 1_800_000_000
 NAMES: Final = ("web1", "web2")
 
+PEM: Final = "of one that was issued here"
+
 Step = tuple[str, int]
 STEPS = st.lists(
     st.tuples(
@@ -62,7 +64,8 @@ class Site:
 
     def _issue(self, name: str, key: str, renews: int) -> Issued:
         now_ns = self.now_s * SECOND_NS
-        new = Issued(0x1000 + len(self.issued), Role.AGENT, name, key, now_ns, now_ns + 10**18, renews)
+        serial, ends_ns = 0x1000 + len(self.issued), now_ns + 10**18
+        new = Issued(serial, Role.AGENT, name, key, now_ns, ends_ns, renews, pem=PEM)
         self.issued.append(new)
         revocation.note_certificate(self.db, new)
         revocation.admit_from(self.db, Role.AGENT, name, begins_s(new))
@@ -117,4 +120,25 @@ def test_a_restored_database_that_took_in_what_storage_has_refuses_the_same(
     assert site.refused() == [
         afterwards.covers(issued.serial, f"agent:{issued.name}", begins_s(issued)) for issued in site.issued
     ]
+    backup.close()
+
+
+def test_who_enrols_at_a_restored_server_before_it_heard_of_the_revocation_is_readmitted_by_that() -> None:
+    site = Site()
+    site.do("enrol", 0)
+    backup = sqlite3.connect(":memory:")
+    site.db.backup(backup)
+    site.do("revoke name", 0)
+    told = revocation.current(site.db)
+    site.db.close()
+    site.db, backup.row_factory = backup, sqlite3.Row
+    site.do("enrol", 0)
+    for record in list(site.storage.values()):
+        revocation.take_in(backup, record)
+    site.do("renew", 1)
+    told = merged(told, revocation.current(backup))
+    assert site.refused() == [True, False, False]
+    assert [
+        told.covers(one.serial, f"agent:{one.name}", begins_s(one)) for one in site.issued
+    ] == site.refused()
     backup.close()
