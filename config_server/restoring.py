@@ -57,7 +57,14 @@ def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: boo
     check(parts, f"Nothing was restored from {source}")
     if new_operator_token:
         parts[TOKEN_FILE] = tokens.new_operator_token().encode() + b"\n"
-    parts[DATABASE_FILE], found = _prepared(parts[DATABASE_FILE], parts[TOKEN_FILE], new=new_operator_token)
+    try:
+        parts[DATABASE_FILE], found = _prepared(
+            parts[DATABASE_FILE], parts[TOKEN_FILE], new=new_operator_token
+        )
+    except sqlite3.Error as exc:  # whole, and not what a config server of any version wrote
+        raise ConfigError(
+            f"Nothing was restored from {source}", cause=str(exc), action="Take another backup."
+        ) from exc
     return Done(put(config.data_dir, parts), found)
 
 

@@ -165,3 +165,18 @@ def test_what_is_no_backup_is_refused_in_words(tmp_path: Path, members: list[tar
         restoring.restore(config_for(tmp_path), target)
     assert refused.value.cause
     assert not config_for(tmp_path).data_dir.exists()
+
+
+def test_a_whole_database_without_a_table_and_one_of_a_newer_version_are_refused_in_words(
+    tmp_path: Path,
+) -> None:
+    for number, change in enumerate(["DROP TABLE tokens", "PRAGMA user_version = 999"]):
+        config, target = config_for(tmp_path / str(number)), tmp_path / f"{number}.tar"
+        config.data_dir.parent.mkdir()
+        with contextlib.closing(installation(config)) as db:
+            db.execute(change)
+        backup.backup(config, target)
+        before = sorted(path.name for path in config.data_dir.iterdir())
+        with pytest.raises(ConfigError, match=r"Nothing was restored|could not be opened"):
+            restoring.restore(config, target)
+        assert sorted(path.name for path in config.data_dir.iterdir()) == before
