@@ -40,7 +40,8 @@ class RevokedFile:
         self.trouble: Final = Trouble("revoked certificates", lambda: None)
         """Why the newest list is not on the disk."""
         self._path = path
-        self._ca = ca
+        self._ca = _fingerprint(ca)
+        """Of whom this process hears: the file may be another installation's by the time that something is stored."""
         self._use = use
         self._known = Revocations()
         self._writer: Final = SingleWriter("store revoked certificates", self._store)
@@ -55,7 +56,7 @@ class RevokedFile:
             self._writer.changed()
             self.trouble.report(self._failed("read", str(exc)))
             return
-        if kept.ca and kept.ca != (_fingerprint(self._ca) or kept.ca):
+        if kept.ca and kept.ca != (self._ca or kept.ca):
             return  # we are enrolled with another installation since, whose names mean others
         self._known = merged(Revocations(), kept)
         self._use(self._known)
@@ -71,13 +72,9 @@ class RevokedFile:
 
     async def _store(self) -> bool:
         known = self._known
-
-        def write() -> None:
-            kept = _Kept(known.serials, known.names, known.before, known.since, _fingerprint(self._ca))
-            durable.replace_file(self._path, msgspec.json.encode(kept), mode=0o644)
-
+        data = msgspec.json.encode(_Kept(known.serials, known.names, known.before, known.since, self._ca))
         try:
-            await asyncio.to_thread(write)
+            await asyncio.to_thread(durable.replace_file, self._path, data, mode=0o644)
         except OSError as exc:
             self.trouble.report(self._failed("written", cause_of(exc)))
             return False

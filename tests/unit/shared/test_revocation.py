@@ -95,7 +95,11 @@ async def test_an_installation_keeps_nothing_of_what_another_one_revoked(tmp_pat
     seen: list[Revocations] = []
     path = tmp_path / "revoked.json"
     ca, other = ca_file(tmp_path / "one"), ca_file(tmp_path / "two")
-    await RevokedFile(path, ca, seen.append).take(Revocations(names=["agent:x"]))
+    enrolled = tmp_path / "ca.pem"
+    enrolled.write_bytes(ca.read_bytes())
+    file = RevokedFile(path, enrolled, seen.append)
+    enrolled.write_bytes(other.read_bytes())  # while it runs: it hears of the first one until it is restarted
+    await file.take(Revocations(names=["agent:x"]))
     seen.clear()
     RevokedFile(path, other, seen.append).load()
     assert seen == []
