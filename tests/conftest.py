@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import structlog
 
 from tests.azurite import azurite, blob_config, machine_storage, store
+
+# How busy the machine is, is nobody's fault.
+hypothesis.settings.register_profile("understudy", deadline=None)
+hypothesis.settings.load_profile("understudy")
 
 __all__ = ["azurite", "blob_config", "machine_storage", "store"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.layout import FLAG_LAST
@@ -67,7 +67,6 @@ def ring_of(rng: random.Random) -> tuple[np.ndarray, np.ndarray, np.ndarray, set
 
 
 @given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 9))
-@settings(deadline=None)
 def test_every_whole_bio_is_emitted_once_in_order_of_its_last_piece_whatever_the_windows(
     seed: int, step: int, most: int
 ) -> None:

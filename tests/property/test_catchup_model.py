@@ -252,7 +252,7 @@ class _Still(random.Random):
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_ordered_batch_is_a_prefix_and_the_target_ends_equal(seed: int) -> None:
     model = Model(random.Random(seed), CatchUp, 1500)
     assert model.violations == 0

@@ -57,7 +57,7 @@ states = st.sampled_from(list(StreamState))
 texts = st.text(max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     first=st.integers(1, 2**40),
     shapes=st.lists(
@@ -165,7 +165,7 @@ def test_a_frame_does_not_open_in_another_file_machine_or_epoch() -> None:
         segment.open_frame(OTHER_KEY.file_key(header.salt_bytes), header, frame, "s")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400), st.integers(0, 60))
 def test_garbage_is_an_integrity_error_and_nothing_else(garbage: bytes, keep: int) -> None:
     data = make_segment(make_chain(1, sectors=0))

@@ -573,7 +573,7 @@ def problems_of(seed: int, steps: int = 1200) -> list[str]:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_stored_is_always_a_state_that_the_disks_had(seed: int) -> None:
     assert problems_of(seed) == []
 

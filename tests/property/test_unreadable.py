@@ -6,7 +6,7 @@ import itertools
 
 import hypothesis.strategies as st
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 
 from shared.batch import Batch, BatchMeta
 from shared.recovery.coalesce import coalesce
@@ -44,7 +44,6 @@ def applied(before: Unreadable, interval: list[Batch], most: int = 1024) -> Unre
 
 
 @given(logs, st.data())
-@settings(deadline=None)
 def test_it_is_what_was_named_and_not_written_since_however_the_log_is_cut_and_whatever_is_done_twice(
     log: list[tuple[list[Row], list[Range]]], data: st.DataObject
 ) -> None:
@@ -67,7 +66,6 @@ def test_it_is_what_was_named_and_not_written_since_however_the_log_is_cut_and_w
 
 
 @given(logs, st.integers(2, 6))
-@settings(deadline=None)
 def test_past_a_number_of_runs_it_covers_what_is_missing_and_says_so(
     log: list[tuple[list[Row], list[Range]]], most: int
 ) -> None:

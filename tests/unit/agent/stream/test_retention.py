@@ -105,7 +105,7 @@ RECORDS = 32
 @given(
     st.lists(st.sampled_from(["time", "mark", "write", "writes"]), min_size=8 * RECORDS, max_size=8 * RECORDS)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_while_the_ring_is_not_half_full_nothing_is_freed_for_want_of_memory(batches: list[str]) -> None:
     ring_b = RECORDS * RECORD_SIZE
     agent = Agent(64 + (state_words(1 << 30) - 64) * RECORDS // ((1 << 30) // RECORD_SIZE), ring_b)
