@@ -74,11 +74,13 @@ class Door:
 
     async def run(self, visit: Callable[[Peer], Visit]) -> None:
         """Accept until cancelled; closes the port. Connections that are open then stay so."""
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 try:
-                    accepted, (host, port, *_) = await loop.sock_accept(self._sock)
+                    accepted, (host, port, *_) = self._sock.accept()
+                except BlockingIOError:
+                    await self._until_somebody_comes()
+                    continue
                 except OSError as exc:
                     await self._not_accepted(exc)
                     continue
@@ -107,6 +109,17 @@ class Door:
         self._close([peer])
 
     # ---- inside ----
+
+    async def _until_somebody_comes(self) -> None:
+        """asyncio's sock_accept takes the connection before it is looked whether somebody still waits: one that comes as the port closes
+        would be lost, and named a bug."""
+        loop = asyncio.get_running_loop()
+        came = asyncio.Event()
+        loop.add_reader(self._sock, came.set)
+        try:
+            await came.wait()
+        finally:
+            loop.remove_reader(self._sock)
 
     async def _not_accepted(self, exc: OSError) -> None:
         """The peer is gone again, or we are out of descriptors: neither ends the service."""

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -158,6 +159,19 @@ async def test_a_port_that_closes_leaves_no_handshake_behind(tmp_path: Path) -> 
         assert (site.door._handshakes, site.door._closers, len(site.door._connections)) == ({}, {}, 0)
         assert [line for line in lines if line.get("code") != "US461"] == []
     await until(lambda: descriptors() == before - 1)
+
+
+async def test_who_comes_as_the_port_closes_is_no_bug(tmp_path: Path) -> None:
+    bugs: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: bugs.append(context))
+    site = Site(tmp_path)
+    running = asyncio.create_task(site.door.run(site.visit))
+    await asyncio.sleep(0)
+    with socket.create_connection(("127.0.0.1", site.door.port)):
+        loop.call_soon(running.cancel)
+        await asyncio.gather(running, return_exceptions=True)
+    assert bugs == []
 
 
 async def test_what_is_counted_is_what_lives_whatever_strangers_do(site: Site) -> None:
