@@ -2,7 +2,7 @@
 
 The same for every daemon that others connect to. Nothing is waited for before the next connection is accepted; which ones are closed when
 there are too many is decided in `connections`. A foreign or expired certificate, or something that is not TLS, is a log line with
-address and reason, of each address the first of many (`refusals`).
+address and reason, of each address and reason the first of many (`refusals`).
 """
 
 from __future__ import annotations
@@ -175,7 +175,8 @@ class Door:
             close()
 
     def _refused(self, peer: Peer, event: str, **fields: str) -> None:
-        self.refusals.note(origin(peer.host), event, address=str(peer), **fields)
+        kind = fields.get("code", event)
+        self.refusals.note(f"{origin(peer.host)} {kind}", event, address=str(peer), **fields)
 
 
 def _shut_down(sock: socket.socket) -> None:

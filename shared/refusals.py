@@ -1,4 +1,5 @@
-"""What anybody who reaches the port can cause any number of, in the log: the first of each address, and later how many followed."""
+"""What anybody who reaches the port can cause any number of, in the log: the first of each key (who, and for what), and later how many
+followed."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from shared import logging
 
 _log = logging.get()
 _QUIET_S: Final = 30.0
-"""Refusals from one address are logged at most this often, with how many there were."""
+"""Refusals under one key are logged at most this often, with how many there were."""
 
 
 _ADDRESSES: Final = 256
@@ -17,21 +18,21 @@ _ADDRESSES: Final = 256
 
 
 class Refusals:
-    """Logs of each address the first of many, then how many there were."""
+    """Logs of each key the first of many, then how many there were."""
 
     def __init__(self) -> None:
         self._noted: dict[str, tuple[float, int]] = {}
 
-    def note(self, address: str, event: str, /, **fields: str) -> None:
+    def note(self, key: str, event: str, /, **fields: str) -> None:
         now = time.monotonic()
-        if address not in self._noted and len(self._noted) >= _ADDRESSES:
+        if key not in self._noted and len(self._noted) >= _ADDRESSES:
             for other in [other for other, (then, _) in self._noted.items() if now - then >= _QUIET_S]:
                 del self._noted[other]
             if len(self._noted) >= _ADDRESSES:
-                address = ""
-        at, more = self._noted.get(address, (-_QUIET_S, 0))
+                key = ""
+        at, more = self._noted.get(key, (-_QUIET_S, 0))
         if now - at < _QUIET_S:
-            self._noted[address] = at, more + 1
+            self._noted[key] = at, more + 1
             return
-        self._noted[address] = now, 0
+        self._noted[key] = now, 0
         _log.warning(event, more_before=more, **fields)

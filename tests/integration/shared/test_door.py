@@ -46,9 +46,9 @@ class Echo(asyncio.Protocol):
 
 class Site:
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
-        ca = TestCa(folder)
-        self.client = tls.client_context(ca.issue("agent:lab"))
-        self.door = Door.open(host, 0, tls.server_context(ca.issue("process-server:ps1")), "A test")
+        self.ca = TestCa(folder)
+        self.client = tls.client_context(self.ca.issue("agent:lab"))
+        self.door = Door.open(host, 0, tls.server_context(self.ca.issue("process-server:ps1")), "A test")
         self.living: set[Peer] = set()
         """Those whose protocol has a connection."""
         self.on_made: Callable[[Peer], None] = lambda _peer: None
@@ -159,6 +159,24 @@ async def test_a_port_that_closes_leaves_no_handshake_behind(tmp_path: Path) -> 
         assert (site.door._handshakes, site.door._closers, len(site.door._connections)) == ({}, {}, 0)
         assert [line for line in lines if line.get("code") != "US461"] == []
     await until(lambda: descriptors() == before - 1)
+
+
+async def test_of_one_address_each_kind_of_refusal_is_named(site: Site) -> None:
+    """Behind it a scanner may hide the machine whose certificate has expired."""
+    expired = tls.client_context(site.ca.issue("agent:lab", expired=True))
+    with capture_logs() as lines:
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.door.port)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            writer.write_eof()
+            await reader.read()
+            writer.close()
+            with contextlib.suppress(OSError):
+                reader, writer = await asyncio.open_connection("127.0.0.1", site.door.port, ssl=expired)
+                await reader.read()
+            writer.close()
+        await site.until_all_over()
+    assert [line["code"] for line in lines] == ["US461", "US463"]
 
 
 async def test_who_comes_as_the_port_closes_is_no_bug(tmp_path: Path) -> None:
