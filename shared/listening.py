@@ -16,7 +16,9 @@ _BACKLOG: Final = 1024
 _ALL: Final = "0.0.0.0"
 _ALL_OF_BOTH: Final = "::"
 _NO_IPV6: Final = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
-_WHERE: Final = f"an address of this host (ip address), {_ALL} (all of IPv4), or :: (all of both)"
+_WHERE: Final = (
+    f"an address of this host (`ip address` shows them), {_ALL} (all of IPv4), or :: (all of both)"
+)
 
 _WORDS: Final = {
     errno.EADDRNOTAVAIL: (
@@ -50,7 +52,7 @@ def listening_socket(host: str, port: int, who: str) -> socket.socket:
     except OSError as exc:
         if host == _ALL_OF_BOTH and exc.errno in _NO_IPV6:
             return listening_socket(_ALL, port, who)
-        cause, action = _WORDS.get(exc.errno or 0, (cause_of(exc), ""))
+        cause, action = _WORDS.get(exc.errno or 0, (cause_of(exc), f"Give as `listen` {_WHERE}."))
         raise ListenError(what, cause=cause, action=action) from exc
 
 

@@ -73,6 +73,8 @@ def test_what_cannot_be_listened_on_is_said_in_words() -> None:
     assert "'no-such-host.invalid' is no address" in nothing.cause
     assert "0.0.0.0" in nothing.action
     assert "is no address" in refused("a" * 70 + ".invalid").cause
+    other = refused("::ffff:127.0.0.1")
+    assert ("nvalid argument" in other.cause, other.action) == (True, nothing.action)
     with listening_socket("127.0.0.1", 0, "A server") as sock:
         taken = refused("0.0.0.0", sock.getsockname()[1])
     assert "something listens there already" in taken.cause
