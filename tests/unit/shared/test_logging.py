@@ -126,3 +126,16 @@ def test_a_traceback_tells_where_and_never_what_the_variables_held(
     assert "in grant" in said
     assert "TypeError: a key of 12 letters" in said
     assert "Eby8Eby8" not in said
+
+
+def test_what_a_test_logs_itself_does_not_draw_what_the_variables_held(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    secret = "Eby8" * 3
+    try:
+        raise TypeError(f"{len(secret)} letters")
+    except TypeError as exc:
+        logging.get().error("failed", exc_info=exc)
+    said = capsys.readouterr().out
+    assert "TypeError: 12 letters" in said
+    assert "Eby8Eby8" not in said
