@@ -134,7 +134,7 @@ class Azurite:
 
     def _make_certificate(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "azurite")])
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"azurite {secrets.token_hex(4)}")])
         now = dt.datetime.now(dt.UTC)
         certificate = (
             x509.CertificateBuilder()

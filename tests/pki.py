@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import secrets
 from pathlib import Path
 
 from cryptography import x509
@@ -20,7 +21,8 @@ class TestCa:
     def __init__(self, folder: Path, name: str = "test CA") -> None:
         self.folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        # The random part tells two tests' CAs apart: whoever meets the wrong one hears of an unknown issuer, not of a bad signature.
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} {secrets.token_hex(4)}")])
         now = dt.datetime.now(dt.UTC)
         certificate = (
             x509.CertificateBuilder()
