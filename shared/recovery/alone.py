@@ -19,6 +19,8 @@ from shared.log.epochs import EpochDisk
 from shared.recovery.points import PointDoc
 from shared.recovery.seed import DISK_B, seed_blob, shown_claim, shown_position
 
+_SHOWN: Final = 16
+"""Ranges that a remark names; the point's document has them all."""
 UNTOLD_DISKS: Final = "The serial numbers of the disks, and their numbers in the stream, are not known: their epoch's document is gone."
 UNTOLD_SUSPICION: Final = (
     "Whether capture had missed writes by then is not known: what was said of it later is gone."
@@ -31,11 +33,12 @@ def numbered(doc: PointDoc, disks: Sequence[EpochDisk]) -> tuple[PointDoc, tuple
     """
     if doc.disks or len(disks) == 1 or not doc.unreadable:
         return doc, ()
-    ranges = ", ".join(
-        f"{sectors} from {first} on of disk {number}" for number, first, sectors in doc.unreadable
-    )
+    shown = [
+        f"{sectors} from {first} on of disk {number}" for number, first, sectors in doc.unreadable[:_SHOWN]
+    ]
+    ranges = ", ".join([*shown, "…"] if len(doc.unreadable) > _SHOWN else shown)
     return msgspec.structs.replace(doc, unreadable=(), unreadable_covers=False), (
-        f"These sectors of the source could not be read, and which disk a number means is not known: {ranges}.",
+        f"{doc.missing}, and which disk a number means is not known: {ranges}.",
     )
 
 
