@@ -223,12 +223,14 @@ class ModelMachine:
             disk[:] = then
         self.position, self._last_digest = as_it_was.position, as_it_was._last_digest
         self.marked, self._pending = [*as_it_was.marked], []
+        self._missing = {*as_it_was._missing}
         self._writer = await IndexWriter.take(self.store, self.name, epoch, "ps2")
 
     def as_it_is(self) -> ModelMachine:
         """For `set_back`."""
         now = copy.copy(self)
         now.disks, now.marked = [bytearray(disk) for disk in self.disks], [*self.marked]
+        now._missing = {*self._missing}
         return now
 
     async def publish(self, *, segments: int = 1) -> None:
