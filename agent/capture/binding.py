@@ -25,7 +25,10 @@ stands under the path (the kernel gives no diskseq twice within a boot), a weak 
 Across a reboot it is all there is. Nor is one asked that only the disk tells, or its driver, while nothing is told: what is captured
 goes on with what it was bound by, and what is not is missing until it answers.
 
-A clone with the same identity is never chosen by guessing: the disk under the configured path is taken if it is one of them, else none.
+**Twins.** Of disks that bear one identity (a clone, attached beside the original) none is chosen by guessing. Evidence is, within a boot,
+capture itself: the one that it is pinned to is the disk, whatever stands under the path by now (a link of udev's goes to the twin that was
+attached last). Across a reboot a kernel's name is none, nor is a link that is made of what both bear: only a path below /dev/disk/by-path
+says which of them is meant. Without evidence the disk is refused.
 """
 
 from __future__ import annotations
@@ -33,10 +36,11 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._!-]{0,127}\Z")
+_BY_PORT: Final = "/dev/disk/by-path/"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._!-]")
 
 
@@ -144,16 +148,22 @@ class Verdict:
     is_resized: bool = False
     """With ATTACH: capture is pinned to this disk, with another size."""
     reason: str = ""
+    shared: frozenset[Identity] = frozenset()
+    """Identities of the disk that others of this machine bear, too."""
 
     @property
     def identity(self) -> Identity | None:
-        """What the disk is to be bound by from now on."""
+        """What the disk is to be bound by from now on: the strongest that it alone bears, as far as that is known (some drivers give
+        all their disks one serial number)."""
         known, standing = self.known.identity, self.standing
         if standing is None or any(same(known, found) for found in standing.identities):
             return known
         if known is not None and standing.may_hide(known.kind):
             return known
-        return standing.identities[0]
+        own = [
+            found for found in standing.identities if found not in self.shared and found.kind is not Kind.NAME
+        ]
+        return own[0] if own else standing.identities[0]
 
 
 def decide(
@@ -163,36 +173,66 @@ def decide(
     slots = {(pin.dev, pin.diskseq): pin for pin in pinned}
     taken: dict[int, str] = {}
     found: dict[str, Verdict] = {}
+    pinned_there = {
+        disk.at: disk.id
+        for disk in known
+        for one in standing
+        if disk.at == one.dev and (one.dev, one.diskseq) in slots
+    }
     # Disks that are bound choose first: one that was never seen takes only what is nobody's.
     for disk in sorted(known, key=lambda disk: disk.identity is None):
-        verdict = _decide(disk, standing, slots)
+        # What capture is pinned to under another's path is that other's.
+        free = [one for one in standing if pinned_there.get(one.dev, disk.id) == disk.id]
+        is_one_of_twins = any(disk.identity == other.identity and other is not disk for other in known)
+        verdict = _decide(disk, standing, free, slots, is_one_of_twins=is_one_of_twins)
         if verdict.standing is not None and verdict.action is not Action.MISSING:
             owner = taken.setdefault(verdict.standing.dev, disk.id)
             if owner != disk.id:
                 reason = f"{verdict.standing.path} is the protected disk {owner} already"
                 verdict = Verdict(known=disk, action=Action.REFUSED, reason=reason)
-        found[disk.id] = verdict
+        found[disk.id] = replace(verdict, shared=_shared(verdict.standing, standing))
     return [found[disk.id] for disk in known]
 
 
-def _decide(known: Known, standing: Sequence[Standing], slots: dict[tuple[int, int], Pinned]) -> Verdict:
+def _shared(disk: Standing | None, standing: Sequence[Standing]) -> frozenset[Identity]:
+    borne = {identity for one in standing if disk and one.dev != disk.dev for identity in one.identities}
+    return frozenset(borne & {*(disk.identities if disk else ())})
+
+
+def _decide(
+    known: Known,
+    standing: Sequence[Standing],
+    free: Sequence[Standing],
+    slots: dict[tuple[int, int], Pinned],
+    *,
+    is_one_of_twins: bool,
+) -> Verdict:
     here = next((disk for disk in standing if disk.dev == known.at), None)
     if known.identity is None:
         if here is None:
             reason = f"nothing stands under {known.path}, and which disk it was is not known"
             return Verdict(known=known, action=Action.MISSING, reason=reason)
         return _take(known, here, slots, "it is protected from now on")
-    matching = [disk for disk in standing if any(same(known.identity, found) for found in disk.identities)]
+    matching = [disk for disk in free if any(same(known.identity, found) for found in disk.identities)]
+    captured = [disk for disk in matching if (disk.dev, disk.diskseq) in slots]
     is_pinned = here is not None and (here.dev, here.diskseq) in slots
     is_silent = here is not None and here.may_hide(known.identity.kind)
-    if here is not None and (here in matching or (is_pinned and (known.identity.is_weak or is_silent))):
+    is_here = here in matching and (is_pinned or len(matching) == 1 or known.path.startswith(_BY_PORT))
+    if here is not None and is_pinned and (is_here or known.identity.is_weak or is_silent):
+        return _take(known, here, slots, "")
+    if len(captured) == 1 and not is_one_of_twins:
+        return _take(known, captured[0], slots, "")
+    if here is not None and is_here:
         return _take(known, here, slots, f"{here.path} was taken away and came back")
     if len(matching) == 1:
         (there,) = matching
         return _take(known, there, slots, f"it stands under {there.path} now, not under {known.path}")
     if matching:
         names = ", ".join(sorted(disk.path for disk in matching))
-        reason = f"{names} all bear its identity ({known.identity}): which of them it is cannot be told"
+        reason = (
+            f"{names} all bear its identity ({known.identity}): which of them it is cannot be told. Detach the others, or configure it by "
+            f"its port ({_BY_PORT}…)"
+        )
         return Verdict(known=known, action=Action.REFUSED, reason=reason)
     if here is not None and not here.sectors:
         reason = f"{here.path} is empty, and no disk of this machine bears its identity ({known.identity})"

@@ -93,10 +93,16 @@ def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) ->
             before = bindings.fresh(disk, name, taken, dev)
             taken.append(before.id)
         known.append(before)
-    # Every disk that is named is asked whether it answers, and who it is; of the others those that may be one that is not where it stood.
+    # Every disk that is named is asked whether it answers, and who it is; of the others those that may be one that is not where it stood,
+    # or the twin of one that capture is not pinned to.
     answers = _ask(found[dev] for dev in at.values())
     asked = {dev: _standing(found[dev], answers, said) for dev in at.values()}
-    if any(disk.identity and disk.identity.kind in TOLD and not _stands(disk, asked) for disk in known):
+    slots = {(pin.dev, pin.diskseq) for pin in pinned}
+    captured = {dev for dev, one in asked.items() if (dev, one.diskseq) in slots}
+    if any(
+        disk.identity and disk.identity.kind in TOLD and not (disk.at in captured and _stands(disk, asked))
+        for disk in known
+    ):
         answers |= _ask(disk for dev, disk in found.items() if _may_tell(disk, dev, asked))
     standing = [_standing(disk, answers, said) for disk in found.values()]
     verdicts = decide(known, standing, pinned)

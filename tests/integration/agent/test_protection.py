@@ -380,6 +380,41 @@ def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_boun
     assert "a captured disk cannot be read" in capsys.readouterr().out
 
 
+def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    table = "label: gpt\n"
+    subprocess.run(["sfdisk", "-q", r.device], input=table, text=True, check=True, stderr=subprocess.DEVNULL)
+    bare = identify.identities
+
+    def without_loop(disk: Disk, told: Answer = answer.NOTHING) -> tuple[Identity, ...]:
+        return tuple(found for found in bare(disk, told) if found.kind is not Kind.LOOP)
+
+    monkeypatch.setattr(identify, "identities", without_loop)
+    link, clone = r.folder / "by-id", r.folder / "clone"
+    link.symlink_to(r.device)
+    machine.wanted = [Wanted(str(link)), machine.wanted[1]]
+    first, _ = machine.protect()
+    clone.write_bytes(r.backing[0].read_bytes())
+    with attached(clone) as twin:
+        link.unlink()
+        link.symlink_to(twin)  # as udev does: the disk that came last has it
+        again, left_out = machine.protect()
+        assert (machine.ids(again), left_out, machine.changes) == (machine.ids(first), [], [])
+        again.close()
+        detach(r.pin_dir)  # as a reboot does
+        capture, (left,) = machine.protect()
+        assert ([disk.name for disk in capture.disks], left.error.code) == ([r.disks[1].name], "US405")
+        assert twin in left.error.cause
+        assert r.device in left.error.cause
+        machine.wanted = [Wanted(r.device, left.id), machine.wanted[1]]
+        _, (left,) = machine.protect()
+        assert left.error.code == "US405", "the kernel's name is another's after the next reboot"
+    whole, none = machine.protect()
+    assert (machine.ids(whole), none) == (machine.ids(first), [])
+
+
 def test_of_too_many_disks_those_that_are_captured_go_on_and_each_of_the_others_is_named(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -95,6 +96,68 @@ def test_what_becomes_of_a_disk(
     assert re.search(why, verdict.reason)
     assert (verdict.slot == 3) == (action is Action.CONTINUE)
     assert (verdict.standing is not None) == (action in (Action.CONTINUE, Action.ATTACH))
+
+
+@pytest.mark.parametrize("identity", [WWID, GPT])
+@pytest.mark.parametrize("original_first", [True, False])
+@pytest.mark.parametrize(
+    ("path", "names", "captured", "chosen"),
+    [
+        # within a boot capture tells, wherever a link goes by now
+        ("/dev/sdb", "original", True, "original"),
+        ("/dev/disk/by-id/wwn-1", "twin", True, "original"),
+        ("/dev/disk/by-id/wwn-1", "nothing", True, "original"),
+        ("/dev/disk/by-path/pci-1", "original", True, "original"),
+        # across a reboot, or when it was not captured, only a port does
+        ("/dev/sdb", "original", False, "refused"),
+        ("/dev/sdb", "twin", False, "refused"),
+        ("/dev/disk/by-id/wwn-1", "twin", False, "refused"),
+        ("/dev/disk/by-id/wwn-1", "nothing", False, "refused"),
+        ("/dev/disk/by-path/pci-1", "original", False, "original"),
+        ("/dev/disk/by-path/pci-1", "nothing", False, "refused"),
+    ],
+)
+def test_of_twins_none_is_taken_without_evidence(
+    identity: Identity, original_first: bool, path: str, names: str, captured: bool, chosen: str
+) -> None:
+    original, twin = disk("sdb", identity), disk("sdc", identity, dev=32, diskseq=9 if original_first else 2)
+    at = {"original": 16, "twin": 32, "nothing": None}[names]
+    known = Known(id="sdb", path=path, identity=identity, at=at)
+    standing = [original, twin] if original_first else [twin, original]
+    (verdict,) = decide([known], standing, [PIN] if captured else [])
+    if chosen == "refused":
+        assert verdict.action is Action.REFUSED
+        assert "/dev/sdb, /dev/sdc all bear its identity" in verdict.reason
+    else:
+        assert (verdict.action, verdict.standing) == (
+            Action.CONTINUE if captured else Action.ATTACH,
+            original,
+        )
+
+
+def test_a_new_disk_is_bound_by_what_it_alone_bears() -> None:
+    port = Identity(Kind.BY_PATH, "pci-1")
+    for own, kept in (((WWID, GPT, port, NAME), GPT), ((WWID, port, NAME), port), ((WWID, NAME), WWID)):
+        one, other = replace(disk("sdb"), identities=own), disk("sdc", dev=32)
+        (verdict,) = decide([bound(None)], [one, other])
+        assert verdict.identity == kept
+    (verdict,) = decide([bound(WWID)], [one, other], [PIN])
+    assert verdict.identity == WWID, "what is kept is kept"
+
+
+def test_of_twins_that_are_both_protected_neither_takes_what_is_captured_as_the_other() -> None:
+    known = [
+        Known(id="sdb", path="/dev/sdb", identity=WWID, at=16),
+        Known(id="sdc", path="/dev/sdc", identity=WWID, at=32),
+    ]
+    both = [disk("sdb", diskseq=8), disk("sdc", dev=32, diskseq=9)]
+    pins = [Pinned(slot=0, dev=16, diskseq=8, sectors=2048), Pinned(slot=1, dev=32, diskseq=9, sectors=2048)]
+    assert [v.slot for v in decide(known, both, pins)] == [0, 1]
+    back, stays = decide(known, both, pins[1:])  # the first one was pulled out and came back
+    assert (back.action, back.standing, stays.slot) == (Action.ATTACH, both[0], 1)
+    gone, stays = decide(known, both[1:], pins[1:])
+    assert (gone.action, stays.slot) == (Action.MISSING, 1)
+    assert [v.action for v in decide(known, both)] == [Action.REFUSED] * 2
 
 
 @pytest.mark.parametrize(
