@@ -191,7 +191,7 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
         state[Word.SEEN_EPOCH] = max(state[Word.SEEN_EPOCH], before[Word.SEEN_EPOCH])
         state[Word.SETTLED] = 0
         state[Word.WENT] = 0
-        state.patience_words[:] = before.patience_words
+        Patience.hand_over(before.patience_words, state.patience_words)
 
     where = config.state_dir, config.pin_dir
     enlarge_state(config.pin_dir, move)

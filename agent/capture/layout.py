@@ -125,8 +125,8 @@ def kernel_dev(major: int, minor: int) -> int:
 
 
 def state_words(ring_b: int) -> int:
-    """Length of the agent's state (agent/stream/state.py): 64 words, and one for each record of the ring; no less than a state ever had."""
-    return max(LEAST_STATE_WORDS, 64 + ring_b // RECORD_SIZE)
+    """Length of the agent's state (agent/stream/state.py): 96 words, and one for each record of the ring; no less than a state ever had."""
+    return max(LEAST_STATE_WORDS, 96 + ring_b // RECORD_SIZE)
 
 
 def bitmap_words(sectors: int) -> int:

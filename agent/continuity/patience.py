@@ -11,10 +11,10 @@ The same goes for disks that are found well, and fail when capture is fitted to 
 
 **Kept in words of the pinned state** (`AgentState.patience_words`), so that neither a restart of the agent, nor a new fitting, begins anew:
 what was waited already counts, and a disk that was given up is waited for no more until it answers. After a reboot nothing is known.
-There is room for as many disks as there are words. When all are in use, one makes room that counts for nothing: it was not given up for
-a day, or never. For one that was never given up no other does, and it is waited for anew by whoever looks next; for one that is given up
-now another is forgotten, one that is taken in again if any is, and of these the one that was given up least often: that one is waited for
-as if it were the first time.
+There is a word for each disk that a machine may have (for half of them where an older agent attached capture). More are met in the
+course of time: when all words are in use, one makes room that counts for nothing, that was not given up for a day, or never. For one that
+was never given up no other does, and it is waited for anew by whoever looks next. For one that is given up now another is forgotten: one
+that is taken in again if any is, and of these the one that was given up least often, which is waited for as if it were the first time.
 
 A word, from its highest bit: given up and not taken in since (1), how often (4), when last, in seconds of the monotonic clock, which is
 one for all processes of a boot (27), for how long it was silent when that was last looked at, in seconds (12), which disk: a hash of
@@ -41,6 +41,12 @@ class Patience:
     def __init__(self, words: npt.NDArray[np.uint64] | None = None) -> None:
         """`words`: where it is kept; by default it is kept by this object alone."""
         self._words = np.zeros(64, np.uint64) if words is None else words
+
+    @staticmethod
+    def hand_over(before: npt.NDArray[np.uint64], after: npt.NDArray[np.uint64]) -> None:
+        """What is kept in the words `before`, to those of another capture; there may be fewer or more."""
+        kept = sorted(before.tolist(), reverse=True)[: len(after)]
+        after[:] = np.array(kept + [0] * (len(after) - len(kept)), np.uint64)
 
     def wait_s(self, disk: str, now: float) -> float:
         """How long it is waited for, should it be silent now."""

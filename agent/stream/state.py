@@ -38,7 +38,9 @@ from shared.recovery.position import Position
 _LAYOUT: Final = 3
 _UNREADABLE_AT: Final = 26
 _PATIENCE_AT: Final = 32
-_DIGESTS_AT: Final = 64
+_DIGESTS_AT: Final = 96
+_DIGESTS_AT_ONCE: Final = 64
+"""Where captures of older agents have them, and half as many words of patience."""
 _TAG_BITS: Final = 16
 
 
@@ -83,7 +85,8 @@ class Word(enum.IntEnum):
     """The last position that is not suspect, packed in one word; 0: every one is."""
     ALL_THERE_AT = 22
     """The last position that was cut by ALL_THERE_NS, packed in one word, stored after it; 0: not known."""
-
+    DIGESTS_AT = 23
+    """Where the digests begin; 0: at 64."""
     WENT = 24
     """Captured disks that were seen gone and not seen back yet, a bit a number: what they hold when they are back is unknown."""
     IDS = 25
@@ -161,10 +164,12 @@ class AgentState:
         if len(words) <= _DIGESTS_AT:
             raise ValueError(f"the state map has {len(words)} words, more than {_DIGESTS_AT} are needed")
         self._words = words
-        self._remembered = len(words) - _DIGESTS_AT
         if int(words[Word.LAYOUT]) != _LAYOUT:
             words[:] = 0
+            words[Word.DIGESTS_AT] = _DIGESTS_AT
         words[Word.LAYOUT] = _LAYOUT
+        self._digests_at = _digests_at(words)
+        self._remembered = len(words) - self._digests_at
 
     def __getitem__(self, word: Word) -> int:
         return int(self._words[word])
@@ -185,8 +190,8 @@ class AgentState:
 
     @property
     def patience_words(self) -> npt.NDArray[np.uint64]:
-        """32 words that are no other's: `agent.continuity.patience` owns their meaning."""
-        return self._words[_PATIENCE_AT:_DIGESTS_AT]
+        """64 words that are no other's, 32 in captures of older agents: `agent.continuity.patience` owns their meaning."""
+        return self._words[_PATIENCE_AT : self._digests_at]
 
     # -- epoch -------------------------------------------------------------------------------------------
 
@@ -233,7 +238,7 @@ class AgentState:
         """The process server allocated `epoch`. The caller has marked everything as to-do before."""
         self.set_unordered()
         self[Word.EPOCH] = 0  # until all of it is there: no number ever stands with another's claim
-        self._words[_DIGESTS_AT:] = 0
+        self._words[self._digests_at :] = 0
         self[Word.LAST_CUT] = 0
         self[Word.FREED] = 0
         self[Word.EVER_ORDERED] = 0
@@ -264,14 +269,16 @@ class AgentState:
 
     def cut(self, number: int, digest: bytes, end_seq: int) -> None:
         """Called before the batch leaves the agent."""
-        self._words[_place(number, self._remembered)] = _word(number, digest, end_seq, self._remembered)
+        self._words[self._digests_at + number % self._remembered] = _word(
+            number, digest, end_seq, self._remembered
+        )
         self[Word.LAST_CUT] = number
 
     def is_ours(self, number: int, digest: bytes, end_seq: int) -> bool | None:
         """Whether batch `number` as it was cut has this digest and ends there; None when that is not known any more."""
         if number == 0:
             return digest == bytes(DIGEST_SIZE)
-        found = int(self._words[_place(number, self._remembered)])
+        found = int(self._words[self._digests_at + number % self._remembered])
         expected = _word(number, digest, end_seq, self._remembered)
         if (found ^ expected) % (1 << _TAG_BITS):
             return None
@@ -313,17 +320,19 @@ def _unpacked(word: int) -> Position:
 
 def move(before: npt.NDArray[np.uint64], after: npt.NDArray[np.uint64]) -> None:
     """What `before` holds, into `after`, which has room for other numbers of digests and is empty."""
-    then, now = len(before) - _DIGESTS_AT, len(after) - _DIGESTS_AT
+    at = _digests_at(before)
+    then, now = len(before) - at, len(after) - _DIGESTS_AT
     last = int(before[Word.LAST_CUT])
     for number in range(max(1, last + 1 - min(then, now)), last + 1):
-        word = int(before[_place(number, then)])
+        word = int(before[at + number % then])
         if word % (1 << _TAG_BITS) == _tag(number, then):
-            after[_place(number, now)] = word >> _TAG_BITS << _TAG_BITS | _tag(number, now)
-    after[:_DIGESTS_AT] = before[:_DIGESTS_AT]
+            after[_DIGESTS_AT + number % now] = word >> _TAG_BITS << _TAG_BITS | _tag(number, now)
+    after[:at] = before[:at]
+    after[Word.DIGESTS_AT] = _DIGESTS_AT
 
 
-def _place(number: int, remembered: int) -> int:
-    return _DIGESTS_AT + number % remembered
+def _digests_at(words: npt.NDArray[np.uint64]) -> int:
+    return int(words[Word.DIGESTS_AT]) or _DIGESTS_AT_ONCE
 
 
 def _tag(number: int, remembered: int) -> int:

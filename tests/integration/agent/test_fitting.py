@@ -140,7 +140,7 @@ def test_a_capture_with_the_short_memory_of_an_older_agent_gets_a_full_one(
     again, _ = service._attach(config)
     state = AgentState(again.state)
     again.close()
-    assert len(again.state) == 64 + (32 << 20) // layout.RECORD_SIZE
+    assert len(again.state) == 96 + (32 << 20) // layout.RECORD_SIZE
     assert (again.fresh, state.epoch, state[Word.LAST_CUT]) == (False, eid(7), 9)
     assert state.is_ours(9, b"d" * 16, 90)
 

@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.capture import layout
 from agent.continuity.patience import FIRST_S, FORGET_S, LIMIT_S, Patience, Trials
+from agent.stream.state import AgentState
 
 
 def given_up_at(hangs: list[tuple[float, float]]) -> list[float]:
@@ -99,13 +101,17 @@ _ACTS = st.tuples(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(_ACTS, max_size=20))
 def test_who_was_given_up_is_never_forgotten_for_another_while_there_is_a_word_for_each_that_was(
     acts: list[tuple[str, list[str], float]],
 ) -> None:
     """As many words as disks are given up, whoever else is silent beside them; against a memory without limits."""
-    patience, unlimited, now = Patience(np.zeros(ROOM, np.uint64)), Patience(np.zeros(999, np.uint64)), 1e6
+    patience, unlimited, now = (
+        Patience(np.zeros(ROOM, np.uint64)),
+        Patience(np.zeros(4 * ROOM, np.uint64)),
+        1e6,
+    )
     others = {f"never-{n}": 5000.0 - n for n in range(ROOM)}
     for act, disks, passed_s in acts:
         for one in (patience, unlimited):
@@ -124,6 +130,29 @@ def test_who_was_given_up_is_never_forgotten_for_another_while_there_is_a_word_f
             ]
             assert known[0] == known[1]
         now += passed_s
+
+
+def test_what_is_handed_over_to_fewer_words_is_what_counts_most() -> None:
+    words = np.zeros(3, np.uint64)
+    patience = Patience(words)
+    patience.give_up(["sda", "sdb"], 100.0)
+    patience.note({"sdc": 9.0}, [], 100.0)
+    patience.take_in(["sda"])
+    fewer, more = np.zeros(1, np.uint64), np.ones(5, np.uint64)
+    for after in (fewer, more, words):
+        Patience.hand_over(words, after)
+        assert Patience(after).is_given_up("sdb")
+    assert Patience(more).wait_s("sda", 100.0) == 2 * FIRST_S
+    assert np.count_nonzero(more) == 3
+
+
+def test_a_whole_array_that_is_given_up_is_known_as_given_up_disk_by_disk() -> None:
+    words = AgentState(np.zeros(layout.LEAST_STATE_WORDS, np.uint64)).patience_words
+    disks = [f"sd-{n}" for n in range(layout.MAX_DISKS)]
+    patience = Patience(words)
+    patience.note(dict.fromkeys(disks, 61.0), [], 5000.0)
+    patience.give_up(disks, 5000.0)
+    assert all(Patience(words).is_given_up(disk) for disk in disks)
 
 
 @given(st.lists(st.tuples(st.floats(1, 4000), st.floats(1, 8000)), max_size=200))

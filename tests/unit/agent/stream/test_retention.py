@@ -16,7 +16,7 @@ from agent.stream.retention import Retention
 from agent.stream.state import AgentState, Word
 from tests.epoch_ids import eid
 
-REMEMBERED = LEAST_STATE_WORDS - 64
+REMEMBERED = LEAST_STATE_WORDS - 96
 OF_OLD = 1008
 """So many digests were remembered once."""
 
@@ -108,7 +108,7 @@ RECORDS = 32
 @settings(max_examples=25)
 def test_while_the_ring_is_not_half_full_nothing_is_freed_for_want_of_memory(batches: list[str]) -> None:
     ring_b = RECORDS * RECORD_SIZE
-    agent = Agent(64 + (state_words(1 << 30) - 64) * RECORDS // ((1 << 30) // RECORD_SIZE), ring_b)
+    agent = Agent(96 + (state_words(1 << 30) - 96) * RECORDS // ((1 << 30) // RECORD_SIZE), ring_b)
     number, uploaded, marks = 3, 3, 0
     for earlier in range(1, number + 1):
         agent.cut(earlier)
@@ -132,5 +132,5 @@ def test_while_the_ring_is_not_half_full_nothing_is_freed_for_want_of_memory(bat
 def test_the_memory_has_room_for_every_record_of_the_ring_and_costs_little() -> None:
     for mib in (1, 64, 1024):
         ring_b = mib << 20
-        assert state_words(ring_b) - 64 >= ring_b // RECORD_SIZE
+        assert state_words(ring_b) - 96 >= ring_b // RECORD_SIZE
         assert state_words(ring_b) * 8 <= max(LEAST_STATE_WORDS * 8, ring_b // 500)

@@ -18,7 +18,7 @@ REMEMBERED = 200
 
 @pytest.fixture
 def words() -> np.ndarray:
-    return np.zeros(64 + REMEMBERED, np.uint64)
+    return np.zeros(96 + REMEMBERED, np.uint64)
 
 
 def test_fresh_words_want_an_initial_epoch(words: np.ndarray) -> None:
@@ -63,15 +63,21 @@ def test_digests_of_batches_long_past_are_unknown_and_never_another_batchs(words
         assert not state.is_ours(number, digest(number + 1), 10 * number)
 
 
+@pytest.mark.parametrize("of_old", [False, True])
 @pytest.mark.parametrize("last", [0, 1, REMEMBERED - 1, REMEMBERED, 3 * REMEMBERED + 7])
-def test_what_is_known_moves_to_a_larger_memory(words: np.ndarray, last: int) -> None:
+def test_what_is_known_moves_to_a_larger_memory(words: np.ndarray, last: int, of_old: bool) -> None:
     state = AgentState(words)
+    if of_old:  # captures of older agents have 32 words of patience, and the digests behind them
+        words[Word.DIGESTS_AT] = 0
+        state = AgentState(words[:-32])
+    state.patience_words[:] = range(1, 33 if of_old else 65)
     state.begin_epoch(eid(7))
     for number in range(1, last + 1):
         state.cut(number, digest(number), 10 * number)
-    larger = np.zeros(64 + 3 * REMEMBERED + 5, np.uint64)
-    move(words, larger)
+    larger = np.zeros(96 + 3 * REMEMBERED + 5, np.uint64)
+    move(words[:-32] if of_old else words, larger)
     moved = AgentState(larger)
+    assert moved.patience_words.tolist() == [*range(1, 33), *([0] * 32 if of_old else range(33, 65))]
     assert (moved.epoch, moved[Word.LAST_CUT]) == (eid(7), last)
     for number in range(1, last + 2):
         assert moved.is_ours(number, digest(number), 10 * number) is state.is_ours(
@@ -194,14 +200,14 @@ def test_pins_without_a_claim_name_an_epoch_that_nobody_has(words: np.ndarray) -
 
 
 def test_a_reason_of_a_newer_agent_is_one_that_is_not_known() -> None:
-    state = AgentState(np.zeros(64 + REMEMBERED, np.uint64))
+    state = AgentState(np.zeros(96 + REMEMBERED, np.uint64))
     state[Word.REASON] = 77
     assert state.reason is Reason.OTHER
     assert state.reason.text
 
 
 def test_disks_under_other_ids_are_another_epochs() -> None:
-    state = AgentState(np.zeros(64 + REMEMBERED, np.uint64))
+    state = AgentState(np.zeros(96 + REMEMBERED, np.uint64))
     state.begin_epoch(eid(7))
     state.has_disks(["sda", "sdb"])  # a capture from before ids were noted
     state.has_disks(["sda", "sdb"])
