@@ -5,9 +5,9 @@ one (stepping.py), and only its last batch may be a point: so no point is made w
 in between applies, and notes, the interval again, or one that ends elsewhere before the next mark; and the state at that mark is what the
 batches up to it say, however often they were noted.
 
-A disk that begins the epoch anew (its blob was lost) takes all batches again. The first are the full replication, which writes or names each
-sector: nothing that was said of it before is left, be it of another history of the log. While it catches up, intervals are of it alone,
-and change nothing that is said of the others.
+A disk that begins the epoch anew (its blob was lost) takes all batches again. The first are the full replication, which writes or names
+each sector: nothing that was said of it before is left, be it of another history of the log. While it catches up, intervals are of it
+alone, and change nothing that is said of the others.
 
 One writer. What the blob held is read once by an owner, and written again at once: from then on, each change that an earlier owner still
 has under way fails by its ETag; and before he tries again he finds that the roll is not his any more. A blob that he creates so late names
