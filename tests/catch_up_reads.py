@@ -79,16 +79,10 @@ class BadSector:
         self.fails = threading.Event()
         self.asked = 0
 
-    def read(
-        self,
-        fd: int,
-        chunk: Chunk,
-        buffer: mmap.mmap,
-        moved: Callable[[], None],
-        known: list[tuple[int, int]],
-    ) -> list[tuple[int, int]]:
+    def read(self, fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
+        _, known, _ = rest
         if chunk.word == self.WORD and not known:
             self.asked += 1
             self.fails.wait(30)
             return [(self.SECTOR, 1)]
-        return read_span(fd, chunk, buffer, moved, known)
+        return read_span(fd, chunk, buffer, *rest)

@@ -5,6 +5,7 @@
         disk.occupy()  # (a write waits for it; behind that, somebody who changes its queue; behind him, whoever reads that in sysfs)
         disk.well()    # …until now: then all of it
         disk.fail()    # reads and writes fail (EIO)
+        disk.lose_leg()  # those of every other 64 KiB do
 
 When that program ends, whatever still waits for it fails. A disk is well again when it is left.
 """
@@ -44,6 +45,9 @@ class SickDisk:
 
     def fail(self) -> None:
         self._turn(Mode.FAIL)
+
+    def lose_leg(self) -> None:
+        self._turn(Mode.LEG)
 
     def well(self) -> None:
         """What waited has ended when this returns."""

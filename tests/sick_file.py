@@ -33,10 +33,15 @@ _RANGE: Final = struct.Struct("<QQI")
 _WRITE_IN_B: Final = 40
 
 
+STRIPE_B: Final = 64 << 10
+
+
 class Mode(enum.Enum):
     WELL = "well"
     HANG = "hang"
     FAIL = "fail"
+    LEG = "leg"
+    """Reads and writes of every other stripe fail: those of one of two legs of a striped volume."""
 
 
 class _Op(enum.IntEnum):
@@ -124,6 +129,9 @@ class _Server:
             return
         body = memoryview(request)[_IN_HEADER.size :]
         failing = self._mode is Mode.FAIL and op in (_Op.READ, _Op.WRITE, _Op.FSYNC)
+        if self._mode is Mode.LEG and op in (_Op.READ, _Op.WRITE):
+            _, offset, size = _RANGE.unpack_from(body)
+            failing = any(at // STRIPE_B % 2 for at in range(offset, offset + size, 512))
         error, answer = (errno.EIO, b"") if failing else self._answer(op, body)
         os.write(self._fuse, _OUT_HEADER.pack(_OUT_HEADER.size + len(answer), -error, unique) + answer)
 

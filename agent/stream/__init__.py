@@ -6,6 +6,7 @@ catchup      rounds over what the stream misses                  pure
 pending      chunks that were sent and are not uploaded          pure
 sync_reader  reads the rounds' chunks with O_DIRECT              bounded buffers; each disk apart
 lane         one disk's reads, and what keeps them from coming   never blocks
+refusals     what a disk refuses: when that is believed          pure
 spans        reads one chunk, block by block where that fails    blocks on the disk
 disk_threads calls that block on one disk                        threads of that disk's own
 unreadable   what of the source is missing in the target; when it is tried again   pure

@@ -22,6 +22,8 @@ from agent.capture.layout import GRANULE_SECTORS
 from agent.stream import clock
 from agent.stream.catchup import WORD_GRANULES, Chunk
 from agent.stream.disk_threads import MOST, PARALLEL, DiskThreads
+from agent.stream.refusals import AT_ONCE, Refusals
+from agent.stream.spans import TooMuchRefused
 from agent.stream.unreadable import Runs
 from shared.batch import SECTOR
 from shared.errors import DeviceError, DiskHangsError, PartRefusedError, SlowReadError, WriteHangsError
@@ -34,9 +36,6 @@ ANSWER_S: Final = 20.0
 """A disk that gave nothing for so long, though it was asked, is left to a later round."""
 KNOWN_S: Final = 600.0
 """How long bad sectors of a read that came too late are not asked for."""
-REFUSED_S: Final = 300.0
-"""How long a chunk of which nothing is given is left to later rounds before it is declared: of a disk that is made of several, one may
-be away, while the others give whatever is asked."""
 _R = TypeVar("_R")
 
 
@@ -54,8 +53,9 @@ class ReadChunk:
 class Lane:
     """What is read of one disk."""
 
-    def __init__(self, slot: int, disk: Disk) -> None:
+    def __init__(self, slot: int, disk: Disk, sectors: int) -> None:
         self.slot = slot
+        self._sectors = sectors
         self.path = disk.path
         self.threads = DiskThreads(disk)
         self.free = [mmap.mmap(-1, BUFFER_B) for _ in range(MAPPED)]
@@ -74,32 +74,53 @@ class Lane:
         """Why it was left to later as a whole."""
         self.left: DeviceError | None = None
         """Why the last round that went through all of it left a part of it to later."""
-
+        self.refusals = Refusals(sectors)
         self.refused: PartRefusedError | None = None
-        """Why the last round left chunks to later of which it was given nothing."""
-        self.refused_since = 0.0
-        self.is_refused_now = False
-        """Whether this round did."""
+        """Why chunks are left to later of which more was refused than may be declared."""
 
     def run(self, call: Callable[[int], _R]) -> Future[_R]:
         return self.threads.run(call, ANSWER_S)
 
-    def leaves_refused(self, read: ReadChunk) -> bool:
-        """Whether nothing was given of the chunk, so that it is left to later; for some minutes."""
-        if sum(count for _, count in read.unreadable) < read.chunk.sectors:
-            return False
-        now = time.monotonic()
-        self.refused_since = self.refused_since or now
-        if now - self.refused_since >= REFUSED_S:
-            return False
-        self.is_refused_now = True
-        self.refused = _refused(self, read.chunk)
-        return True
+    def begin_round(self) -> None:
+        self.refusals.begin_round()
+
+    def may_lose(self, chunk: Chunk) -> int:
+        """How many sectors of the chunk may be declared now."""
+        return self.refusals.may_lose(chunk.word, time.monotonic())
+
+    def declares(self, read: ReadChunk) -> bool:
+        """Whether the chunk may go out, and what was refused of it be declared; else it is left to later."""
+        lost = sum(count for _, count in read.unreadable)
+        if self.refusals.declares(read.chunk.word, lost, time.monotonic()):
+            return True
+        self._tell_refused(read.unreadable[0][0])
+        return False
+
+    def leave_refused(self, refused: TooMuchRefused) -> None:
+        self.refusals.leave(refused.chunk.word, time.monotonic())
+        self._tell_refused(refused.sector)
+
+    def take_back(self, read: ReadChunk) -> None:
+        """What was refused of a chunk that may go out is not declared after all."""
+        self.refusals.take_back(read.chunk.word, time.monotonic())
+        self._tell_refused(read.unreadable[0][0])
 
     def end_round(self) -> None:
-        if not self.is_refused_now:
-            self.refused, self.refused_since = None, 0.0
-        self.is_refused_now = False
+        is_whole = self.problem is None and not self.left_out
+        if is_whole and not self.refusals.is_left:
+            self.refused = None
+        self.refusals.end_round(is_whole=is_whole)
+
+    def leave_out(self, is_out: bool) -> None:
+        if is_out and not self.left_out:
+            self.refusals, self.refused = Refusals(self._sectors), None
+        self.left_out = is_out
+
+    def _tell_refused(self, sector: int) -> None:
+        self.refused = PartRefusedError(
+            f"A part of protected disk {self.path} cannot be read",
+            cause=f"sector {sector} and others are refused, more than {AT_ONCE} in all, while the disk gives what lies elsewhere",
+        )
 
     def moved(self) -> None:
         self.moved_at = time.monotonic()
@@ -175,13 +196,6 @@ def slow(lane: Lane, chunk: Chunk) -> SlowReadError:
     return SlowReadError(
         f"A part of protected disk {lane.path} could not be read yet",
         cause=f"a read at sector {chunk.first_sector} has not come back for {ANSWER_S:.0f} s and more",
-    )
-
-
-def _refused(lane: Lane, chunk: Chunk) -> PartRefusedError:
-    return PartRefusedError(
-        f"A part of protected disk {lane.path} cannot be read",
-        cause=f"nothing is given of the {chunk.sectors} sectors at {chunk.first_sector}, while others are",
     )
 
 

@@ -3,9 +3,12 @@
 A sector is lost only if it fails while the disk demonstrably works. A disk may fail for milliseconds (a path fails over, a cable), with the
 very errors that a damaged medium gives; then nothing of it is lost, and all of it can be read a moment later. So a block that was refused
 is asked for once more behind a *sample*, a block elsewhere that the disk did give: only what fails on both sides of that is called
-unreadable. If no sample is given, it is the disk that fails: nothing is called anything, and the chunk is left to a later round. Where the
-whole chunk is called unreadable, a part of the disk may be away: `sync_reader` waits for some minutes before it believes that. (Two
-failures of the disk, one around each of the two reads, still deceive this: `unreadable` asks again later.)
+unreadable. If no sample is given, it is the disk that fails: nothing is called anything, and the chunk is left to a later round. Where much
+is refused, a part of the disk may be away: `refusals` says of how much it is believed now, and beyond that nothing is called anything
+either. (Two failures of the disk, one around each of the two reads, still deceive this: `unreadable` asks again later.)
+
+To find out costs reads: by granules first, then block by block in those that are refused, and only until more is refused than may be
+declared. So a chunk of a part that is away costs a few reads a round, and a chunk with one bad sector a hundred.
 """
 
 from __future__ import annotations
@@ -16,15 +19,17 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+from agent.capture.layout import GRANULE_SECTORS
 from agent.stream.catchup import Chunk
 from agent.stream.unreadable import Runs, Trial
 from shared.batch import SECTOR
 from shared.errors import DeviceError, cause_of
 
-SAMPLES: Final = 8
+SAMPLES: Final = 16
+_GOLDEN: Final = (5**0.5 - 1) / 2
 _BLKSSZGET: Final = 0x1268
 _NOT_THE_SECTOR: Final = frozenset(
     {
@@ -37,32 +42,64 @@ _NOT_THE_SECTOR: Final = frozenset(
 and EILSEQ of a medium, but also EREMOTEIO, ETIMEDOUT, ENOLINK, EBADE, ETIME, as a driver likes; and a layer above it may have more."""
 
 
-def read_span(
-    fd: int, chunk: Chunk, buffer: mmap.mmap, moved: Callable[[], None], known_bad: Sequence[tuple[int, int]]
-) -> Runs:
-    """Reads the chunk's span into `buffer`; returns the runs of sectors that could not be read, zeroed. Calls `moved` whenever the disk
-    has answered. `known_bad`: runs that are not asked for.
+class TooMuchRefused(Exception):
+    """More of a chunk is refused than may be declared now; `sector` and others that the round wants."""
 
-    Raises DeviceError when the disk is gone, shorter than it was, or does not give any data at all.
+    def __init__(self, chunk: Chunk, sector: int) -> None:
+        super().__init__(f"sector {sector} and more")
+        self.chunk = chunk
+        self.sector = sector
+
+
+def read_span(
+    fd: int,
+    chunk: Chunk,
+    buffer: mmap.mmap,
+    moved: Callable[[], None],
+    known_bad: Sequence[tuple[int, int]],
+    may_lose: int,
+) -> Runs:
+    """Reads what the round wants of the chunk's span into `buffer`; returns the runs of sectors of it that could not be read, zeroed. Calls
+    `moved` whenever the disk has answered. `known_bad`: runs that are not asked for.
+
+    Raises TooMuchRefused as soon as more than `may_lose` sectors are unreadable; DeviceError when the disk is gone, shorter than it was, or
+    does not give any data at all.
     """
     with memoryview(buffer)[: chunk.sectors * SECTOR] as view:
         if not known_bad and _read_exactly(fd, view, chunk.first_sector):
             moved()
             return []
-        # Something in the span is unreadable: block by block, so that the list names exactly what is lost.
         bad: Runs = []
+        lost = 0
         block = block_sectors(fd)
         with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as aligned:
             disk = _Disk(fd, block, aligned, moved, chunk)
-            for i in range(0, chunk.sectors, block):
-                sector, count = chunk.first_sector + i, min(block, chunk.sectors - i)
-                here = view[i * SECTOR : (i + count) * SECTOR]
-                if not _overlap(known_bad, sector, count) and disk.gives(sector, count):
-                    here[:] = aligned[: len(here)]
+            for first, sectors in _granules(chunk):
+                at = (first - chunk.first_sector) * SECTOR
+                granule = view[at : at + sectors * SECTOR]
+                if not _overlap(known_bad, first, sectors) and disk.gives_all(granule, first):
                     continue
-                here[:] = bytes(len(here))
-                append(bad, sector, count)
+                # Something in it is unreadable: block by block, so that the list names exactly what is lost.
+                for sector in range(first, first + sectors, block):
+                    count = min(block, first + sectors - sector)
+                    here = granule[(sector - first) * SECTOR :][: count * SECTOR]
+                    if not _overlap(known_bad, sector, count) and disk.gives(sector, count):
+                        here[:] = aligned[: len(here)]
+                        continue
+                    here[:] = bytes(len(here))
+                    append(bad, sector, count)
+                    lost += count
+                    if lost > may_lose:
+                        raise TooMuchRefused(chunk, bad[0][0])
         return bad
+
+
+def _granules(chunk: Chunk) -> Iterator[tuple[int, int]]:
+    """(first sector, sectors) of those that the round wants. Others may lie between them."""
+    low = (chunk.mask & -chunk.mask).bit_length() - 1
+    for at in range(0, chunk.sectors, GRANULE_SECTORS):
+        if chunk.mask >> (low + at // GRANULE_SECTORS) & 1:
+            yield chunk.first_sector + at, min(GRANULE_SECTORS, chunk.sectors - at)
 
 
 def read_again(fd: int, trial: Trial, moved: Callable[[], None], until: float) -> Runs:
@@ -101,9 +138,18 @@ class _Disk:
         self._moved = moved
         self._chunk = chunk
         blocks = os.lseek(fd, 0, os.SEEK_END) // SECTOR // block
-        self._samples = [blocks * i // SAMPLES * block for i in range(SAMPLES)]
-        """First sectors of some blocks all over the disk, the one that was given last first: a disk that gives none of them is not
-        damaged here and there, but does not work."""
+        self._samples = [int(blocks * (i * _GOLDEN % 1)) * block for i in range(SAMPLES)]
+        """First sectors of some blocks all over the disk, and at no regular distance, for these may all lie on one leg of a striped volume;
+        a disk that gives none of them is not damaged here and there, but does not work."""
+        self._given: list[int] = []
+        """The one that was given last."""
+
+    def gives_all(self, view: memoryview, sector: int) -> bool:
+        given = _read_exactly(self._fd, view, sector)
+        self._moved()
+        if given:
+            self._given = [sector]
+        return given
 
     def gives(self, sector: int, count: int) -> bool:
         if self._read(sector, count):
@@ -112,9 +158,9 @@ class _Disk:
         return self._read(sector, count)
 
     def _give_a_sample(self) -> None:
-        for i, sector in enumerate(self._samples):
+        for sector in (*self._given, *self._samples):
             if self._read(sector, self._block):
-                self._samples.insert(0, self._samples.pop(i))
+                self._given = [sector]
                 return
         raise DeviceError(
             f"Catch-up could not read a protected disk, neither at sector {self._chunk.first_sector} nor elsewhere",

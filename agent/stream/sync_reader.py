@@ -25,7 +25,7 @@ import numpy.typing as npt
 from agent.capture.disks import Disk
 from agent.stream.catchup import CatchUp, Chunk, NoChunk, open_over
 from agent.stream.lane import Lane, ReadChunk, silent, slow, write_hangs
-from agent.stream.spans import read_again, read_span
+from agent.stream.spans import TooMuchRefused, read_again, read_span
 from agent.stream.unreadable import Runs, Trial
 from shared import logging
 from shared.batch import SECTOR
@@ -52,7 +52,8 @@ class SyncReader:
 
     def __init__(self, disks: Sequence[Disk], catchup: CatchUp) -> None:
         self._catchup = catchup
-        self._lanes = [Lane(slot, disk) for slot, disk in enumerate(disks)]
+        sizes = catchup.disk_sectors
+        self._lanes = [Lane(slot, disk, sizes[slot]) for slot, disk in enumerate(disks)]
         self._running = False
         self._next = 0
         """The lane that `take` looks at first: each in turn."""
@@ -64,6 +65,7 @@ class SyncReader:
         assert not self._running
         self._running = True
         for lane in self._lanes:
+            lane.begin_round()
             feed = self._feed(lane, open_from_before)
             lane.feeder = asyncio.create_task(feed, name=f"sync-reader {lane.slot}")
 
@@ -93,7 +95,7 @@ class SyncReader:
         """These disks, and no others, are not read until further notice."""
         gone = {*slots}
         for lane in self._lanes:
-            lane.left_out = lane.slot in gone
+            lane.leave_out(lane.slot in gone)
 
     def forget_bad(self) -> None:
         """A new epoch: whatever was bad before is asked for."""
@@ -109,7 +111,7 @@ class SyncReader:
             if lane.feeder is not None and lane.feeder.done() and not lane.feeder.cancelled():
                 lane.feeder.result()
             for read in filter(asyncio.Task.done, lane.ready):
-                if not isinstance(read.exception(), DeviceError | None):
+                if not isinstance(read.exception(), DeviceError | TooMuchRefused | None):
                     read.result()
         taken: list[ReadChunk] = []
         lanes = self._lanes[self._next :] + self._lanes[: self._next]
@@ -120,19 +122,27 @@ class SyncReader:
                 if lane.left_out:
                     self._leave_to_later(lane, None)
                     break
-                if error is None:
-                    lane.ready.remove(read)
-                    lane.problem = None
-                    if lane.leaves_refused(read.result()):
-                        self._catchup.defer(read.result().chunk)
-                        lane.give_back(read.result().buffer)
-                    else:
-                        taken.append(read.result())
-                else:
-                    assert isinstance(error, DeviceError)
+                if isinstance(error, DeviceError):
                     self._leave_to_later(lane, error)
                     break
+                lane.ready.remove(read)
+                lane.problem = None
+                if isinstance(error, TooMuchRefused):
+                    lane.leave_refused(error)
+                    self._catchup.defer(error.chunk)
+                elif lane.declares(read.result()):
+                    taken.append(read.result())
+                else:
+                    self._catchup.defer(read.result().chunk)
+                    self.release(read.result())
         return taken
+
+    def take_back(self, chunk: ReadChunk) -> None:
+        """Instead of `release`, before it was emitted: too much is declared already. It is left to later, and so is all of its disk that
+        is refused, while this round lasts."""
+        self._lanes[chunk.chunk.disk].take_back(chunk)
+        self._catchup.defer(chunk.chunk)
+        self.release(chunk)
 
     def release(self, chunk: ReadChunk) -> None:
         self._lanes[chunk.chunk.disk].give_back(chunk.buffer)
@@ -242,11 +252,11 @@ class SyncReader:
 
     async def _read(self, lane: Lane, chunk: Chunk, buffer: mmap.mmap) -> ReadChunk:
         begun: list[bool] = []
-        known_bad = lane.take_known_bad_of(chunk)
+        known_bad, may_lose = lane.take_known_bad_of(chunk), lane.may_lose(chunk)
 
         def read(fd: int) -> Runs:
             begun.append(self._catchup.settled)
-            return read_span(fd, chunk, buffer, lane.moved, known_bad)
+            return read_span(fd, chunk, buffer, lane.moved, known_bad, may_lose)
 
         try:
             unreadable = await asyncio.wrap_future(lane.run(read))

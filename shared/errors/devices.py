@@ -162,7 +162,7 @@ class SlowReadError(DeviceError):
 
 
 class PartRefusedError(DeviceError):
-    """A disk gives nothing of a part of it, while it does of others: a leg of a volume that is away, say (agent/stream/sync_reader.py)."""
+    """A disk refuses more than a little of it, while it gives others: a leg of a volume is away, say (agent/stream/refusals.py)."""
 
     code = "US593"
     default_action = (

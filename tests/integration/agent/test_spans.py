@@ -52,7 +52,7 @@ def test_an_unreadable_block_is_named_and_the_rest_of_the_chunk_is_read(
             sectors = 2 * block_b // SECTOR
             # A bad range that no block boundary cuts is exactly what is named.
             bad = range(first * SECTOR, first * SECTOR + 2 * block_b)
-            assert read_span(fd, Chunk(0, 0, 2**64 - 1, 0, 2048), buffer, lambda: None, []) == [
+            assert read_span(fd, Chunk(0, 0, 2**64 - 1, 0, 2048), buffer, lambda: None, [], 2048) == [
                 (first, sectors)
             ]
             expected = content[: bad.start] + bytes(len(bad)) + content[bad.stop : CHUNK_B]
@@ -64,7 +64,7 @@ def test_an_unreadable_block_is_named_and_the_rest_of_the_chunk_is_read(
 
 
 class Outage:
-    """Reads of whole chunks fail, and of what follows those that are told."""
+    """Reads of more than a page fail, and of what follows those that are told."""
 
     def __init__(self, fails: Callable[[int, int], bool], error: int = errno.EIO) -> None:
         self._fails = fails
@@ -74,7 +74,7 @@ class Outage:
 
     def read(self, fd: int, buffers: list[memoryview], offset: int) -> int:
         self._count += 1
-        if len(buffers[0]) == CHUNK_B or self._fails(self._count, offset):
+        if len(buffers[0]) > mmap.PAGESIZE or self._fails(self._count, offset):
             raise OSError(self._error, os.strerror(self._error))
         return self._real(fd, buffers, offset)
 
@@ -87,7 +87,7 @@ def test_a_disk_that_fails_from_some_block_on_has_lost_none(
     fd = os.open(disk, os.O_RDONLY | os.O_DIRECT)
     try:
         with mmap.mmap(-1, CHUNK_B) as buffer, pytest.raises(DeviceError):
-            read_span(fd, Chunk(0, 0, 2**64 - 1, 0, 2048), buffer, lambda: None, [])
+            read_span(fd, Chunk(0, 0, 2**64 - 1, 0, 2048), buffer, lambda: None, [], 2048)
     finally:
         os.close(fd)
 
@@ -99,7 +99,7 @@ def test_what_failed_in_an_outage_that_is_over_is_read(
     fd = os.open(disk, os.O_RDONLY | os.O_DIRECT)
     try:
         with mmap.mmap(-1, CHUNK_B) as buffer:
-            assert read_span(fd, Chunk(0, 0, 2**64 - 1, 0, 2048), buffer, lambda: None, []) == []
+            assert read_span(fd, Chunk(0, 0, 2**64 - 1, 0, 2048), buffer, lambda: None, [], 2048) == []
             assert buffer[:] == content[:CHUNK_B]
     finally:
         os.close(fd)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from agent.capture.disks import find_disk
-from agent.stream import lane as lane_module
 from agent.stream import sync_reader
 from agent.stream.catchup import CatchUp, Chunk
 from agent.stream.disk_threads import PARALLEL
@@ -22,7 +21,6 @@ from agent.stream.lane import MAPPED
 from agent.stream.spans import read_span
 from agent.stream.sync_reader import SyncReader
 from shared.batch import SECTOR
-from shared.waiting import wait_for
 from tests.catch_up_reads import CHUNK_B, DISK_B, NOTHING_OPEN, SlowDisk, TwoDisks, round_over
 from tests.loopdisk import loop_disk
 
@@ -84,49 +82,6 @@ async def test_a_read_that_began_before_capture_had_settled_is_not_final(
             await asyncio.sleep(0.01)
     assert sorted(final) == [False, False, True, True]
     reader.end()
-    reader.close()
-
-
-async def test_a_part_of_a_disk_that_is_away_is_waited_for_before_it_is_called_unreadable(
-    disk: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    away = [*range(20, DISK_B // CHUNK_B)]
-
-    def read(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
-        if chunk.word in away:
-            return [(chunk.first_sector, chunk.sectors)]
-        return [*read_span(fd, chunk, buffer, *rest), (chunk.first_sector, chunk.sectors - 1)]
-
-    monkeypatch.setattr(sync_reader, "read_span", read)
-    todo = np.full(DISK_B // CHUNK_B, 2**64 - 1, np.uint64)
-    catchup = CatchUp([DISK_B // SECTOR], [todo])
-    reader = SyncReader([find_disk(Path(disk))], catchup)
-
-    async def one_round() -> tuple[list[int], bool]:
-        catchup.begin_round(0, 0)
-        reader.start(lambda: NOTHING_OPEN)
-        words = []
-        async with asyncio.timeout(30):
-            while not reader.finished:
-                reader.wakeup.clear()
-                for read in reader.take(4):
-                    words.append(read.chunk.word)
-                    reader.release(read)
-                await wait_for(reader.wakeup, 0.001)
-        reader.end()
-        return sorted(words), catchup.finish_reading(0, 0)
-
-    everything = [*range(DISK_B // CHUNK_B)]
-    assert await one_round() == (everything[:20], False)
-    assert [error.code for error in reader.problems.values()] == ["US593"]
-    assert reader.troubled
-    reader._lanes[0].refused_since -= lane_module.REFUSED_S
-    assert await one_round() == (everything, True)
-    assert reader.problems == {}
-    assert await one_round() == (everything[:20], False), "another outage is waited for anew"
-    away.clear()
-    assert await one_round() == (everything, True)
-    assert reader.problems == {}
     reader.close()
 
 

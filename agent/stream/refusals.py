@@ -1,0 +1,85 @@
+"""What a disk refuses to give, and when that is believed. Pure.
+
+What was refused on both sides of a read that the disk gave (`spans`) may be a bad sector, or lie on a part of the disk that is away: a leg
+of a volume, a member of an array. The errors are the same. But a bad sector is alone, and whoever declares it at once lacks little; a part
+that is away takes much with it, in pieces as large as its stripes, and comes back. So
+
+- what is refused is declared at once only as long as it is little: `AT_ONCE` sectors of a disk. What goes beyond that is left to later
+  rounds, and so is all that follows, until a round went through the whole disk and left nothing behind.
+- what was left to later is declared when that very word of the bitmap (1 MiB) was refused over `REFUSED_S`: at both ends of that time, that
+  is, and never given in between when it was asked for. What is refused first in the fourth minute of an outage waits for five of its own.
+
+A word is waited for until it is given or declared, and over rounds that are given up: a connection that breaks every minute must not keep
+order away for ever. Nothing more is known of a disk that was left out: it begins anew.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from agent.capture.layout import GRANULE_SECTORS
+from agent.stream.catchup import WORD_GRANULES
+
+AT_ONCE: Final = 2048
+REFUSED_S: Final = 300.0
+WORD_SECTORS: Final = WORD_GRANULES * GRANULE_SECTORS
+
+
+class Refusals:
+    """Of one disk. `now` is monotonic, and not 0."""
+
+    def __init__(self, disk_sectors: int) -> None:
+        self._since = np.zeros(-(-disk_sectors // WORD_SECTORS))
+        """When each word was refused first; 0: it is not. Eight bytes a MiB of the disk at most: the kernel gives what is touched."""
+        self._room = AT_ONCE
+        self._declared: set[int] = set()
+        """Words that were waited for, and are not any more when the round has ended."""
+        self._is_full = False
+        self.is_left = False
+        """Whether the round left anything to later."""
+
+    def begin_round(self) -> None:
+        self._is_full = self.is_left = False
+
+    def may_lose(self, word: int, now: float) -> int:
+        """How many sectors of the word may be declared now, so that it is worth while to find out which. Should there be more, none may."""
+        if self._is_full:
+            return 0
+        return WORD_SECTORS if self._is_due(word, now) else self._room
+
+    def declares(self, word: int, sectors: int, now: float) -> bool:
+        """Whether these may be declared, which are all that was refused of a chunk of this word. If not, it is left to later."""
+        if sectors > self.may_lose(word, now):
+            self.leave(word, now)
+            return False
+        if not sectors:
+            self._since[word] = 0.0
+        elif self._since[word]:
+            self._declared.add(word)
+        if sectors and not self._is_due(word, now):
+            self._room -= sectors
+        return True
+
+    def leave(self, word: int, now: float) -> None:
+        """More was refused of the word than may be declared."""
+        self._since[word] = self._since[word] or now
+        self._room = 0
+        self.is_left = True
+
+    def take_back(self, word: int, now: float) -> None:
+        """What was to be declared is not, since too much is; nor is anything else, in this round."""
+        self._declared.discard(word)
+        self.leave(word, now)
+        self._is_full = True
+
+    def end_round(self, *, is_whole: bool) -> None:
+        """`is_whole`: everything that the round wanted of the disk was asked for."""
+        self._since[[*self._declared]] = 0.0
+        self._declared.clear()
+        if is_whole and not self.is_left:
+            self._room = AT_ONCE
+
+    def _is_due(self, word: int, now: float) -> bool:
+        return bool(self._since[word]) and now - float(self._since[word]) >= REFUSED_S
