@@ -35,6 +35,15 @@ not hold threads without end."""
 _R = TypeVar("_R")
 
 
+class Call(Future[_R]):
+    """What a call will give. One that has not begun can be cancelled, and then never does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = math.inf
+        """When a thread took it (monotonic); infinity: none has."""
+
+
 class DiskThreads:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -44,22 +53,27 @@ class DiskThreads:
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         """Held while one thread opens the disk, which may hang; `_lock` never is."""
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[int], Any]] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Call[Any], Callable[[int], Any]] | None] = queue.SimpleQueue()
         self._threads: dict[threading.Thread, float] = {}
         """Since when each is in a call; infinity: in none."""
         self._patience_s = 0.0
         self._add_threads()
 
-    def run(self, call: Callable[[int], _R], patience_s: float) -> Future[_R]:
+    def run(self, call: Callable[[int], _R], patience_s: float) -> Call[_R]:
         """`call(descriptor)` in a thread. Raises, through the future, DeviceError when the disk cannot be opened, or is another one.
 
-        A thread that has been in one call for longer than `patience_s` is not counted on any more: there is another in its place.
+        A thread that has been in one call for longer than `patience_s` is not counted on any more: there is another in its place, as soon
+        as something is called, or by `tend`.
         """
-        future: Future[_R] = Future()
+        future: Call[_R] = Call()
         self._calls.put((future, call))
+        self.tend(patience_s)
+        return future
+
+    def tend(self, patience_s: float) -> None:
+        """Puts threads in the place of those that hang by now. For whoever waits, and calls nothing new meanwhile."""
         self._patience_s = patience_s
         self._add_threads()
-        return future
 
     def _add_threads(self) -> None:
         with self._lock:
@@ -95,7 +109,7 @@ class DiskThreads:
             future, call = item
             if not future.set_running_or_notify_cancel():
                 continue
-            self._threads[me] = time.monotonic()
+            future.began = self._threads[me] = time.monotonic()
             try:
                 result = self._use(call)
             except BaseException as exc:  # noqa: BLE001 - whoever awaits the future gets it

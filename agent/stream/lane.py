@@ -7,10 +7,10 @@ behind `ANSWER_S` it counts no more, and another is used.
 from __future__ import annotations
 
 import asyncio
+import math
 import mmap
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -21,7 +21,7 @@ from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
 from agent.stream import clock
 from agent.stream.catchup import WORD_GRANULES, Chunk
-from agent.stream.disk_threads import MOST, PARALLEL, DiskThreads
+from agent.stream.disk_threads import MOST, PARALLEL, Call, DiskThreads
 from agent.stream.refusals import AT_ONCE, Refusals
 from agent.stream.spans import TooMuchRefused
 from agent.stream.unreadable import Runs
@@ -50,6 +50,18 @@ class ReadChunk:
     buffer: mmap.mmap
 
 
+@dataclass(slots=True)
+class Asked:
+    chunk: Chunk | None
+    """None: a trial."""
+    call: Call[Any] | None = None
+
+    @property
+    def began(self) -> float:
+        """When a thread began to read it (monotonic). What waits for a thread hangs on nothing of its own."""
+        return math.inf if self.call is None else self.call.began
+
+
 class Lane:
     """What is read of one disk."""
 
@@ -62,8 +74,8 @@ class Lane:
         self.room = asyncio.Event()
         self.ready: list[asyncio.Task[ReadChunk]] = []
         """The round's reads, begun or done."""
-        self.under_way: dict[asyncio.Task[Any], tuple[int, float]] = {}
-        """Reads that have not come back, those of rounds that were given up among them: the word that they read, and when they began."""
+        self.under_way: dict[asyncio.Task[Any], Asked] = {}
+        """What has not come back. Of rounds that were given up there is only what a thread had begun."""
         self.known_bad: list[tuple[float, int, int]] = []
         """Until when runs of sectors are not asked for: (monotonic, first, count)."""
         self.moved_at = 0.0
@@ -78,8 +90,13 @@ class Lane:
         self.refused: PartRefusedError | None = None
         """Why chunks are left to later of which more was refused than may be declared."""
 
-    def run(self, call: Callable[[int], _R]) -> Future[_R]:
-        return self.threads.run(call, ANSWER_S)
+    def run(self, asked: Asked, call: Callable[[int], _R]) -> asyncio.Future[_R]:
+        asked.call = future = self.threads.run(call, ANSWER_S)
+        return asyncio.wrap_future(future)
+
+    def tend(self) -> None:
+        """For whoever waits for reads: what is behind those that hang is read."""
+        self.threads.tend(ANSWER_S)
 
     def begin_round(self) -> None:
         self.refusals.begin_round()
@@ -143,7 +160,7 @@ class Lane:
     def late(self) -> int:
         """How many reads have not come back for so long that neither they nor their buffers count any more."""
         late = time.monotonic() - ANSWER_S
-        return sum(began <= late for _, began in self.under_way.values())
+        return sum(asked.began <= late for asked in self.under_way.values())
 
     @property
     def has_room(self) -> bool:
@@ -154,9 +171,17 @@ class Lane:
         """Whether an earlier round asked for this chunk, long ago, and has no answer yet."""
         late = time.monotonic() - ANSWER_S
         return any(
-            word == chunk.word and began <= late and read not in self.ready
-            for read, (word, began) in self.under_way.items()
+            asked.chunk is not None
+            and asked.chunk.word == chunk.word
+            and asked.began <= late
+            and read not in self.ready
+            for read, asked in self.under_way.items()
         )
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether a trial has not come back."""
+        return any(asked.chunk is None for asked in self.under_way.values())
 
     def take_known_bad_of(self, chunk: Chunk) -> Runs:
         """For one read: the sectors may be written and given by now, and when they are asked for next is the matter of `unreadable`."""
@@ -177,9 +202,11 @@ class Lane:
             self.give_back(read.result().buffer)
 
     def give_up(self) -> None:
-        """What was read is thrown away. Threads that are reading go on, so nothing here waits for a slow disk; their buffers are free
-        when they have ended, not before."""
+        """What was read is thrown away, and what no thread has begun is not read. Threads that are reading go on, so nothing here waits for
+        a slow disk; their buffers are free when they have ended, not before."""
         for read in self.ready:
+            if (asked := self.under_way.get(read)) is not None and asked.call is not None:
+                asked.call.cancel()
             read.add_done_callback(self.discard)
         self.ready.clear()
         if self.feeder is not None:

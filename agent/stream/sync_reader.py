@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from agent.capture.disks import Disk
 from agent.stream.catchup import CatchUp, Chunk, NoChunk, open_over
-from agent.stream.lane import Lane, ReadChunk, silent, slow, write_hangs
+from agent.stream.lane import Asked, Lane, ReadChunk, silent, slow, write_hangs
 from agent.stream.spans import TooMuchRefused, read_again, read_span
 from agent.stream.unreadable import Runs, Trial
 from shared import logging
@@ -39,8 +39,6 @@ BLOCKED_PATIENCE_S: Final = 2.0
 TRY_S: Final = 10.0
 """How long sectors that could not be read are tried, at once."""
 _BLOCKED_PROBE_S: Final = 0.02
-_TRIAL: Final = -1
-"""Instead of a word, what reads of a trial are known by."""
 _HUNG_PROBE_S: Final = 0.5
 """How often it is seen whether a disk that is waited for still answers."""
 
@@ -201,6 +199,7 @@ class SyncReader:
                     continue
                 while not (given_up := self._is_given_up(lane)) and not lane.has_room:
                     lane.room.clear()
+                    lane.tend()
                     await wait_for(lane.room, _HUNG_PROBE_S)
                     if not lane.is_full:
                         lane.moved()  # that it is not asked is not its fault: nobody takes what it gave
@@ -209,6 +208,7 @@ class SyncReader:
                 self._begin(lane, chunk)
             lane.left = left
             while lane.is_waited_for and not self._is_given_up(lane):
+                lane.tend()
                 await asyncio.wait([*lane.ready], timeout=_HUNG_PROBE_S)
         finally:
             self.wakeup.set()
@@ -223,15 +223,16 @@ class SyncReader:
     def _begin(self, lane: Lane, chunk: Chunk) -> None:
         if not lane.is_waited_for and not lane.is_full:
             lane.moved()
-        read = asyncio.create_task(self._read(lane, chunk, lane.free.pop()), name="sync-read")
-        lane.under_way[read] = chunk.word, time.monotonic()
+        asked = Asked(chunk)
+        read = asyncio.create_task(self._read(lane, asked, chunk, lane.free.pop()), name="sync-read")
+        lane.under_way[read] = asked
         read.add_done_callback(lane.under_way.pop)
         lane.ready.append(read)
 
     def try_again(self, trial: Trial) -> asyncio.Future[Runs]:
         """Which of these sectors can be read now; none of a disk that is not read at all, or that a trial hangs on."""
         lane = self._lanes[trial.disk]
-        is_tried = any(word == _TRIAL for word, _ in lane.under_way.values())
+        asked, is_tried = Asked(None), lane.is_tried
 
         async def read() -> Runs:
             if lane.left_out or lane.is_full or is_tried:
@@ -240,17 +241,17 @@ class SyncReader:
                 read_again, trial=trial, moved=lane.moved, until=time.monotonic() + TRY_S
             )
             try:
-                return await asyncio.wrap_future(lane.run(call))
+                return await lane.run(asked, call)
             except DeviceError as exc:
                 _log.debug("sectors that could not be read before: not known", cause=str(exc))
                 return []
 
         answer = asyncio.create_task(read(), name="sync-try")
-        lane.under_way[answer] = _TRIAL, time.monotonic()
+        lane.under_way[answer] = asked
         answer.add_done_callback(lane.under_way.pop)
         return answer
 
-    async def _read(self, lane: Lane, chunk: Chunk, buffer: mmap.mmap) -> ReadChunk:
+    async def _read(self, lane: Lane, asked: Asked, chunk: Chunk, buffer: mmap.mmap) -> ReadChunk:
         begun: list[bool] = []
         known_bad, may_lose = lane.take_known_bad_of(chunk), lane.may_lose(chunk)
 
@@ -259,9 +260,10 @@ class SyncReader:
             return read_span(fd, chunk, buffer, lane.moved, known_bad, may_lose)
 
         try:
-            unreadable = await asyncio.wrap_future(lane.run(read))
-        except Exception:
-            lane.give_back(buffer)
+            unreadable = await lane.run(asked, read)
+        except BaseException:
+            if asked.call is None or asked.call.done():  # else the thread writes to it
+                lane.give_back(buffer)
             raise
         finally:
             self.wakeup.set()

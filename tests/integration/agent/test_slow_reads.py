@@ -17,6 +17,7 @@ from agent.stream import clock, sync_reader
 from agent.stream import lane as lane_module
 from agent.stream.catchup import CatchUp, Chunk
 from agent.stream.disk_threads import PARALLEL
+from agent.stream.lane import MAPPED
 from agent.stream.spans import read_span
 from agent.stream.sync_reader import SyncReader
 from shared.batch import SECTOR
@@ -41,13 +42,15 @@ async def test_a_disk_that_never_answers_holds_up_neither_the_others_nor_the_end
     reader.end()
     assert not catchup.finish_reading(0, 0)
     # The next round asks it for nothing while it hangs, and the other disk is read again.
-    asked = len(reader._lanes[0].under_way)
+    await two.take_until(
+        lambda: len(under_way(reader._lanes[0])) == PARALLEL
+    )  # what no thread has begun is not read
     catchup.begin_round(0, 0)
     two.words = [[], []]
     reader.start(lambda: NOTHING_OPEN)
     await two.take_until(lambda: reader.finished)
     assert two.has_all_of(1)
-    assert len(reader._lanes[0].under_way) == asked
+    assert len(reader._lanes[0].under_way) == PARALLEL
     (hung_fd,) = slow.fds
     reader.close()
     os.fstat(hung_fd)  # it is not another's while a thread works on it
@@ -57,6 +60,47 @@ async def test_a_disk_that_never_answers_holds_up_neither_the_others_nor_the_end
         await asyncio.to_thread(thread.join, 30)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(hung_fd)
+
+
+def under_way(lane: lane_module.Lane) -> list[int]:
+    """The words that are being read."""
+    return [asked.chunk.word for asked in lane.under_way.values() if asked.chunk]
+
+
+@pytest.mark.parametrize("while_others_came", [True, False])
+async def test_what_is_behind_two_reads_that_hang_is_read_though_nothing_new_is_asked(
+    disk: str, monkeypatch: pytest.MonkeyPatch, *, while_others_came: bool
+) -> None:
+    go_on, begun = threading.Event(), []
+
+    def read(fd: int, chunk: Chunk, *rest: Any) -> list[tuple[int, int]]:
+        begun.append(chunk.word)
+        if chunk.word in (1, 2):
+            go_on.wait(30)
+        return read_span(fd, chunk, *rest)
+
+    monkeypatch.setattr(sync_reader, "read_span", read)
+    monkeypatch.setattr(sync_reader, "_HUNG_PROBE_S", 0.001)
+    one = TwoDisks([disk])
+    one.catchup._todo[0][:] = 0
+    one.catchup._todo[0][[1, 2, 5, 6]] = 1
+    lane = one.reader._lanes[0]
+    one.reader.start(lambda: NOTHING_OPEN)
+    await one.take_until(lambda: len(begun) == PARALLEL)
+    if while_others_came:
+        lane.moved_at = float("inf")
+    monkeypatch.setattr(lane_module, "ANSWER_S", 0.05)
+    if not while_others_came:
+        await one.take_until(lambda: one.reader.finished)
+        await one.take_until(lambda: sorted(under_way(lane)) == [1, 2])
+        assert (sorted(begun), len(lane.free)) == ([1, 2], MAPPED - 2), "what no thread has begun is not read"
+        one.reader.end()
+        assert not one.catchup.finish_reading(0, 0)
+        one.catchup.begin_round(0, 0)
+        one.reader.start(lambda: NOTHING_OPEN)
+    await one.take_until(lambda: sorted(one.words[0]) == [5, 6])
+    go_on.set()
+    one.reader.close()
 
 
 async def test_a_disk_that_answers_again_is_read_again(disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +171,7 @@ async def test_a_slow_read_while_nothing_is_taken_for_long_is_not_a_disk_that_gi
     one = TwoDisks([disk])
     lane = one.reader._lanes[0]
     one.reader.start(lambda: NOTHING_OPEN)
-    await one.take_until(lambda: bad.WORD in [*one.words[0], *(word for word, _ in lane.under_way.values())])
+    await one.take_until(lambda: bad.WORD in [*one.words[0], *under_way(lane)])
     async with asyncio.timeout(30):
         while len(lane.under_way) > 1 or lane.has_room:
             one.reader.wakeup.clear()
