@@ -50,10 +50,12 @@ class ReadChunk:
     buffer: mmap.mmap
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Asked:
     chunk: Chunk | None
     """None: a trial."""
+    returned_before: int
+    """How many reads of the disk had come back when it was asked."""
     call: Call[Any] | None = None
 
     @property
@@ -74,6 +76,8 @@ class Lane:
         self.room = asyncio.Event()
         self.ready: list[asyncio.Task[ReadChunk]] = []
         """The round's reads, begun or done."""
+        self.returned = 0
+        """How many reads of chunks have come back."""
         self.under_way: dict[asyncio.Task[Any], Asked] = {}
         """What has not come back. Of rounds that were given up there is only what a thread had begun."""
         self.known_bad: list[tuple[float, int, int]] = []
@@ -167,16 +171,18 @@ class Lane:
         """Whether one more chunk may be read ahead."""
         return bool(self.free) and MAPPED - len(self.free) - self.late < BUFFERS
 
-    def is_asked_already(self, chunk: Chunk) -> bool:
-        """Whether an earlier round asked for this chunk, long ago, and has no answer yet."""
+    def asked_already(self, chunk: Chunk) -> Asked | None:
+        """What an earlier round asked of this chunk, long ago, and has no answer to yet."""
         late = time.monotonic() - ANSWER_S
-        return any(
-            asked.chunk is not None
-            and asked.chunk.word == chunk.word
-            and asked.began <= late
-            and read not in self.ready
-            for read, asked in self.under_way.items()
-        )
+        for read, asked in self.under_way.items():
+            is_of_it = asked.chunk is not None and asked.chunk.word == chunk.word
+            if is_of_it and asked.began <= late and read not in self.ready:
+                return asked
+        return None
+
+    def is_overtaken(self, asked: Asked) -> bool:
+        """Whether reads that were asked for later have come back: more have than could have been asked for before."""
+        return self.returned - asked.returned_before > MAPPED
 
     @property
     def is_tried(self) -> bool:
@@ -213,25 +219,46 @@ class Lane:
             self.feeder.cancel()
 
 
-def silent(lane: Lane) -> DiskHangsError:
+def silent(lane: Lane) -> DiskHangsError | SlowReadError:
+    """Why a disk that `hangs` is left to later as a whole. If what is waited for was overtaken, the disk answers, and nothing else was left
+    to ask for."""
+    begun = [asked for asked in lane.under_way.values() if asked.began < math.inf]
+    mine = [lane.under_way[read] for read in lane.ready if read in lane.under_way]
+    waited_for = [asked for asked in mine if asked in begun] or begun
+    oldest = min(waited_for, key=lambda asked: asked.began, default=None)
+    if oldest and all(lane.is_overtaken(asked) for asked in waited_for):
+        return slow(lane, oldest)
+    still = f"; {_names(oldest)} has not come back for {_age_s(oldest):.0f} s" if oldest else ""
     return DiskHangsError(
-        f"Protected disk {lane.path} does not answer reads", cause=f"nothing came for {ANSWER_S:.0f} s"
+        f"Protected disk {lane.path} does not answer reads",
+        cause=f"nothing came for {time.monotonic() - lane.moved_at:.0f} s{still}",
     )
 
 
-def slow(lane: Lane, chunk: Chunk) -> SlowReadError:
+def slow(lane: Lane, asked: Asked) -> SlowReadError:
     return SlowReadError(
         f"A part of protected disk {lane.path} could not be read yet",
-        cause=f"a read at sector {chunk.first_sector} has not come back for {ANSWER_S:.0f} s and more",
+        cause=f"{_names(asked)} has not come back for {_age_s(asked):.0f} s",
     )
+
+
+def _names(asked: Asked) -> str:
+    if asked.chunk is None:
+        return "a read of sectors that could not be read before"
+    return f"a read of {asked.chunk.sectors} sectors at sector {asked.chunk.first_sector}"
+
+
+def _age_s(asked: Asked) -> float:
+    return time.monotonic() - asked.began
 
 
 def write_hangs(lane: Lane, opened: npt.NDArray[np.void]) -> WriteHangsError | None:
     """Names an open write that is too old to be one of those that complete in a moment."""
-    age_s = (clock.boot_ns() - int(opened["since_ns"].min())) / 1e9
+    oldest = int(opened["since_ns"].argmin())
+    age_s = (clock.boot_ns() - int(opened["since_ns"][oldest])) / 1e9
     if age_s < ANSWER_S:
         return None
     return WriteHangsError(
         f"A part of protected disk {lane.path} cannot be read",
-        cause=f"a write to sector {int(opened['sector'][0])} has not completed for {ANSWER_S:.0f} s and more",
+        cause=f"a write to sector {int(opened['sector'][oldest])} has not completed for {age_s:.0f} s",
     )

@@ -177,14 +177,17 @@ class SyncReader:
         opened = open_from_before()
         blocked_since = 0.0
         left: DeviceError | None = None
+        late: list[Asked] = []
+        asks = False
         try:
             while (chunk := self._catchup.next_chunk(lane.slot)) is not NoChunk.LEFT:
                 if isinstance(chunk, NoChunk):
                     await asyncio.sleep(0)
                     continue
-                if lane.is_asked_already(chunk):
+                if asked := lane.asked_already(chunk):
                     self._catchup.defer(chunk)
-                    left = left or slow(lane, chunk)
+                    left = left or slow(lane, asked)
+                    late.append(asked)
                     continue
                 if len(opened):
                     opened = open_from_before()
@@ -206,7 +209,10 @@ class SyncReader:
                 if given_up:
                     return
                 self._begin(lane, chunk)
+                asks = True
             lane.left = left
+            if late and not asks and all(map(lane.is_overtaken, late)):
+                lane.problem = None  # it is that of an earlier round, which asked for more
             while lane.is_waited_for and not self._is_given_up(lane):
                 lane.tend()
                 await asyncio.wait([*lane.ready], timeout=_HUNG_PROBE_S)
@@ -223,7 +229,7 @@ class SyncReader:
     def _begin(self, lane: Lane, chunk: Chunk) -> None:
         if not lane.is_waited_for and not lane.is_full:
             lane.moved()
-        asked = Asked(chunk)
+        asked = Asked(chunk, lane.returned)
         read = asyncio.create_task(self._read(lane, asked, chunk, lane.free.pop()), name="sync-read")
         lane.under_way[read] = asked
         read.add_done_callback(lane.under_way.pop)
@@ -232,7 +238,7 @@ class SyncReader:
     def try_again(self, trial: Trial) -> asyncio.Future[Runs]:
         """Which of these sectors can be read now; none of a disk that is not read at all, or that a trial hangs on."""
         lane = self._lanes[trial.disk]
-        asked, is_tried = Asked(None), lane.is_tried
+        asked, is_tried = Asked(None, lane.returned), lane.is_tried
 
         async def read() -> Runs:
             if lane.left_out or lane.is_full or is_tried:
@@ -261,6 +267,7 @@ class SyncReader:
 
         try:
             unreadable = await lane.run(asked, read)
+            lane.returned += 1
         except BaseException:
             if asked.call is None or asked.call.done():  # else the thread writes to it
                 lane.give_back(buffer)

@@ -152,7 +152,7 @@ class DiskHangsError(DeviceError):
 
 
 class SlowReadError(DeviceError):
-    """A read of a part of a disk does not come back, while others do (agent/stream/sync_reader.py)."""
+    """A read of a part of a disk does not come back, while others that were asked for later do (agent/stream/lane.py)."""
 
     code = "US586"
     default_action = (

@@ -21,6 +21,7 @@ from agent.stream.lane import MAPPED
 from agent.stream.spans import read_span
 from agent.stream.sync_reader import SyncReader
 from shared.batch import SECTOR
+from shared.errors import DeviceError
 from shared.waiting import wait_for
 from tests.catch_up_reads import CHUNK_B, DISK_B, NOTHING_OPEN, BadSector, SlowDisk, TwoDisks
 
@@ -94,6 +95,8 @@ async def test_what_is_behind_two_reads_that_hang_is_read_though_nothing_new_is_
         await one.take_until(lambda: one.reader.finished)
         await one.take_until(lambda: sorted(under_way(lane)) == [1, 2])
         assert (sorted(begun), len(lane.free)) == ([1, 2], MAPPED - 2), "what no thread has begun is not read"
+        (problem,) = one.reader.problems.values()
+        assert (problem.code, "32 sectors at sector 2048 has not" in problem.cause) == ("US592", True)
         one.reader.end()
         assert not one.catchup.finish_reading(0, 0)
         one.catchup.begin_round(0, 0)
@@ -220,7 +223,13 @@ async def test_a_sector_that_takes_minutes_to_fail_holds_up_nothing_behind_it_an
 
     assert await one_round(0.3) == ([], False)
     assert sorted(copied) == [word for word in range(DISK_B // CHUNK_B) if word != bad.WORD]
-    assert "does not answer" in str(reader.problems[0])
+    for is_asked_already in (False, True):
+        (problem,) = reader.problems.values()
+        assert (problem.code, reader.troubled) == ("US586", True), "all others have come"
+        assert "2048 sectors at sector 6144" in problem.cause
+        if not is_asked_already:
+            reader._lanes[0].problem = DeviceError("of a round that asked for more")
+            assert await one_round(0.3) == ([], False)
     copied.clear()
     todo[20] = 1  # it is written, while the sector is still being read
     assert await one_round(0.3) == ([], False)
