@@ -123,8 +123,7 @@ class Lane:
 
     def take_back(self, read: ReadChunk) -> None:
         """What was refused of a chunk that may go out is not declared after all."""
-        self.refusals.take_back(read.chunk.word, time.monotonic())
-        self._tell_refused(read.unreadable[0][0])
+        self.refusals.take_back(read.chunk.word, sum(count for _, count in read.unreadable))
 
     def end_round(self) -> None:
         is_whole = self.problem is None and not self.left_out
@@ -138,6 +137,8 @@ class Lane:
         self.left_out = is_out
 
     def _tell_refused(self, sector: int) -> None:
+        if self.refusals.is_full:
+            return
         self.refused = PartRefusedError(
             f"A part of protected disk {self.path} cannot be read",
             cause=f"sector {sector} and others are refused, more than {AT_ONCE} in all, while the disk gives what lies elsewhere",

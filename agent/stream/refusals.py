@@ -36,16 +36,17 @@ class Refusals:
         self._room = AT_ONCE
         self._declared: set[int] = set()
         """Words that were waited for, and are not any more when the round has ended."""
-        self._is_full = False
+        self.is_full = False
+        """Whether nothing is to be declared any more in this round."""
         self.is_left = False
         """Whether the round left anything to later."""
 
     def begin_round(self) -> None:
-        self._is_full = self.is_left = False
+        self.is_full = self.is_left = False
 
     def may_lose(self, word: int, now: float) -> int:
         """How many sectors of the word may be declared now, so that it is worth while to find out which. Should there be more, none may."""
-        if self._is_full:
+        if self.is_full:
             return 0
         return WORD_SECTORS if self._is_due(word, now) else self._room
 
@@ -64,15 +65,19 @@ class Refusals:
 
     def leave(self, word: int, now: float) -> None:
         """More was refused of the word than may be declared."""
-        self._since[word] = self._since[word] or now
-        self._room = 0
         self.is_left = True
+        if not self.is_full:
+            self._since[word] = self._since[word] or now
+            self._room = 0
 
-    def take_back(self, word: int, now: float) -> None:
-        """What was to be declared is not, since too much is; nor is anything else, in this round."""
-        self._declared.discard(word)
-        self.leave(word, now)
-        self._is_full = True
+    def take_back(self, word: int, sectors: int) -> None:
+        """These of a word, which were to be declared, are not, for a reason that is not the disk's; nor is anything else in this round.
+        That says nothing of how much is refused."""
+        if word in self._declared:
+            self._declared.discard(word)
+        else:
+            self._room += sectors
+        self.is_full = self.is_left = True
 
     def end_round(self, *, is_whole: bool) -> None:
         """`is_whole`: everything that the round wanted of the disk was asked for."""

@@ -136,8 +136,8 @@ class SyncReader:
         return taken
 
     def take_back(self, chunk: ReadChunk) -> None:
-        """Instead of `release`, before it was emitted: too much is declared already. It is left to later, and so is all of its disk that
-        is refused, while this round lasts."""
+        """Instead of `release`, before it was emitted: there is no room to declare more, which the caller tells. It is left to later, and
+        so is all of its disk that is refused, while this round lasts: nothing of that is asked for block by block."""
         self._lanes[chunk.chunk.disk].take_back(chunk)
         self._catchup.defer(chunk.chunk)
         self.release(chunk)

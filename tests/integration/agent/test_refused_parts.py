@@ -247,7 +247,6 @@ async def test_what_the_cutter_takes_back_is_left_to_later_and_nothing_behind_it
             await wait_for(here.reader.wakeup, 0.001)
     here.reader.end()
     assert not here.catchup.finish_reading(0, 0)
-    assert here.codes == ["US593"]
     assert 1 <= len(taken) <= 6, "those that were being read"
     assert away.reads < 6 * 6500
     here.reader.close()

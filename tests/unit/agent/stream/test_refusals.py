@@ -28,7 +28,7 @@ def test_beyond_a_little_nothing_is_declared_that_was_not_refused_for_long_and_n
     is_left = False
     for what, word, sectors, passed in life:
         now += passed
-        if what == "read":
+        if what in ("read", "take back"):
             may_lose = refusals.may_lose(word, now)
             declares = refusals.declares(word, sectors, now)
             assert declares is (sectors <= may_lose)
@@ -37,16 +37,16 @@ def test_beyond_a_little_nothing_is_declared_that_was_not_refused_for_long_and_n
                 assert declares, "what was given is not left to later"
                 first.pop(word, None)
             elif not declares:
-                first.setdefault(word, now)
                 is_left = True
+                if not refusals.is_full:
+                    first.setdefault(word, now)
+            elif what == "take back":
+                refusals.take_back(word, sectors)
+                is_left = True
+                assert [refusals.may_lose(word, now + REFUSED_S) for word in range(WORDS)] == [0] * WORDS
             elif not is_long:
                 at_once += sectors
                 assert at_once <= AT_ONCE
-        elif what == "take back":
-            refusals.take_back(word, now)
-            first.setdefault(word, now)
-            is_left = True
-            assert [refusals.may_lose(word, now + REFUSED_S) for word in range(WORDS)] == [0] * WORDS
         elif what == "cancel":
             refusals.begin_round()
             is_left = False
@@ -72,6 +72,24 @@ def test_what_was_waited_for_is_declared_also_when_rounds_are_given_up_and_is_wa
     assert not refusals.declares(1, AT_ONCE, 2 + REFUSED_S)
     assert refusals.declares(2, 0, 2 + REFUSED_S), "it is given"
     assert not refusals.declares(2, 1, 3 + REFUSED_S)
+
+
+def test_what_is_taken_back_counts_neither_as_declared_nor_as_refused() -> None:
+    refusals = Refusals(WORDS * WORD_SECTORS)
+    for now in (1.0, 2.0):
+        refusals.begin_round()
+        assert refusals.declares(0, AT_ONCE, now)
+        refusals.take_back(0, AT_ONCE)
+        assert not refusals.declares(1, 1, now)
+        assert refusals.is_left
+        refusals.end_round(is_whole=True)
+    refusals.begin_round()
+    refusals.leave(0, 3.0)
+    for now in (3 + REFUSED_S, 4 + REFUSED_S):
+        refusals.begin_round()
+        assert refusals.declares(0, AT_ONCE, now), "it is waited for once"
+        refusals.take_back(0, AT_ONCE)
+        refusals.end_round(is_whole=True)
 
 
 def test_a_round_that_left_nothing_and_asked_for_everything_lets_as_much_be_declared_at_once_again() -> None:
