@@ -2,7 +2,7 @@
 
 bpf/capture.bpf.c   the programs: every write copied into the ring at submission; the dirty bitmap when the ring is full
 libbpf, layout      loading them; the memory that they share with Python
-attach, pins        attached afresh, continued, detached; where capture lives while no agent runs
+attach, pins        attached afresh, continued, detached; where capture lives while no agent runs, and what the agent must know after a kill
 members             disks join and leave, programs are upgraded, while capture goes on
 protection          the door for the service: every configured disk that is there and well is captured    blocks for seconds
 look                the decision: what stands, what is captured, why a disk cannot be                     blocks for seconds

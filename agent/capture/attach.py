@@ -49,6 +49,7 @@ PINNED_MAPS: Final = {
 }
 """Maps of the object that are pinned: map name by pin name."""
 STATE: Final = "state"
+UNREADABLE: Final = "unreadable"
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 COMPLETIONS: Final = ("us_rq_complete", "us_bio_complete")
@@ -186,6 +187,7 @@ def attach_fresh(
             libbpf.pin(loaded.map_fd(map_name), folder / name)
         _make_array(STATE, layout.state_words(ring_b), libbpf.F_MMAPABLE, folder / STATE)
         prepare(state_words(folder))
+        complete(folder)
         for slot, disk in enumerate(captured):
             prepare_slot(loaded, folder, slot, disk, baselines[disk.name])
             track(loaded.map_fd("tracked"), slot, disk)
@@ -361,6 +363,12 @@ def enlarge_state(pin_dir: Path, move: Move) -> None:
         move(words_of(old), words_of(new))
         libbpf.pin(new, next_)
         next_.rename(pinned)
+
+
+def complete(folder: Path) -> None:
+    """Makes what an older agent did not pin. Whoever reads it sees that it tells of no epoch."""
+    if not (folder / UNREADABLE).exists():
+        _make_array(UNREADABLE, layout.UNREADABLE_WORDS, libbpf.F_MMAPABLE, folder / UNREADABLE)
 
 
 def _make_array(name: str, words: int, flags: int, path: Path) -> None:

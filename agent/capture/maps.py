@@ -26,10 +26,12 @@ from agent.capture.attach import (
     OBJECT,
     PINNED_MAPS,
     STATE,
+    UNREADABLE,
     attach_fresh,
     bitmap_names,
     by_slot,
     check_machine,
+    complete,
     key_bytes,
     mapped,
     needed,
@@ -138,6 +140,8 @@ class Capture:
             self._todo.append(todo)
         self.state: Final[Words] = words_of(self._open(folder / STATE))
         """Words that live as long as the capture; agent.state owns their meaning."""
+        self.unreadable: Final[Words] = words_of(self._open(folder / UNREADABLE))
+        """As long, too; agent.stream.unreadable_words owns their meaning."""
         self._incidents_at_swap: Incidents | None = None
         self._exchange = threading.Lock()
         """From the look which bitmap is active to the update of `dirty` that rests on it. Threads outlive the session that began them: who
@@ -172,6 +176,7 @@ class Capture:
     ) -> Capture:
         """The capture of exactly these disks that is pinned, with the programs of `object_path`. Raises PinnedElsewhereError."""
         found = by_slot(pin_dir, wanted)
+        complete(pin_dir)
         if not members.is_current(pin_dir, object_path):
             try:
                 members.upgrade(pin_dir, object_path)
