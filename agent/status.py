@@ -74,7 +74,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
         problems.append(Problem(**twice.as_dict(), severity=Severity.WARNING, object=id_))
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
-    for slot, error in agent.reader.problems.items():
+    for slot, error in stream.rounds.unread().items():
         if agent.continuity.state_of(slot):
             continue  # said already
         problems.append(Problem(**error.as_dict(), object=capture.disks[slot].id))

@@ -10,7 +10,7 @@ refusals     what a disk refuses: when that is believed          pure
 spans        reads one chunk, block by block where that fails    blocks on the disk
 disk_threads calls that block on one disk                        threads of that disk's own
 unreadable   what of the source is missing in the target; when it is tried again   pure
-unreadable_words   how that survives a kill   pure
+unreadable_words   the set of these sectors, in words that survive a kill   pure
 rounds       when rounds begin, bitmap swaps, what ends them     grace periods, in threads
 marks        where recovery points may stand                     pure
 uploading    the newest captured time that is in storage         pure

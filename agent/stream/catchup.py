@@ -158,6 +158,18 @@ class CatchUp:
         for _ in self._mark(disk, sector // self._granule, -(-(sector + sectors) // self._granule)):
             pass
 
+    def mark_sectors(self, disk: int, sectors: npt.NDArray[np.int64]) -> None:
+        """Puts sectors into the to-do, wherever they lie."""
+        granules = np.unique(sectors // self._granule)
+        slices = granules // (SLICE_WORDS * WORD_GRANULES)
+        for at in np.unique(slices).tolist():
+            first = at * SLICE_WORDS
+            mine = granules[slices == at]
+            marked = np.zeros(min(SLICE_WORDS, len(self._todo[disk]) - first), np.uint64)
+            bits = np.uint64(1) << (mine % WORD_GRANULES).astype(np.uint64)
+            np.bitwise_or.at(marked, mine // WORD_GRANULES - first, bits)
+            self.harvest(disk, marked, first)
+
     def _mark(self, disk: int, first: int, end: int) -> Iterator[None]:
         """Puts the granules [first, end) into the to-do, in steps."""
         last_word = -(-end // WORD_GRANULES)

@@ -40,6 +40,7 @@ from shared.batch import (
     StreamState,
     encode,
 )
+from shared.errors import TooMuchUnreadableError
 from shared.log.epoch_id import EpochId
 from shared.recovery.position import NOWHERE, Position
 
@@ -79,14 +80,26 @@ class Stream:
         self._last_state: StreamState | None = None
         self._last_cut = 0.0
         self._offset_ns: int | None = None
-        if not state[Word.EPOCH]:
-            state.unreadable_words[:] = 0
-        self.unreadable = self._unreadable()
+        self.unreadable = self._continued_unreadable()
         self._trial: tuple[Trial, asyncio.Future[Runs], float] | None = None
         """What is asked for again, and since when."""
+        self._late: list[tuple[Trial, asyncio.Future[Runs]]] = []
+        """Trials that were let go, and whose last read has not come back."""
 
-    def _unreadable(self) -> Unreadable:
-        return Unreadable(self.catchup.disk_sectors, self._state.unreadable_words, self._state[Word.CLAIM])
+    def _continued_unreadable(self) -> Unreadable:
+        """What the target lacks in the epoch that goes on. If the words tell of another (the pin is new: an older agent made the others, or
+        somebody removed it; or a kill fell into `begin_epoch`), nobody knows: first everything is to do, then they tell of this one."""
+        disks = len(self.catchup.disk_sectors)
+        if not self._state[Word.EPOCH]:
+            return Unreadable(disks)
+        found = Unreadable(disks, self._capture.unreadable, self._state[Word.CLAIM])
+        if not found.is_known:
+            _log.warning("which sectors could not be read is not known any more: all disks are read again")
+            self._state.set_unordered()
+            for _ in self.catchup.mark_everything():
+                pass
+            found.begin()
+        return found
 
     # -- start and resumption ----------------------------------------------------------------------------
 
@@ -96,8 +109,11 @@ class Stream:
         self.marks.lost_behind(self._uploaded)
         self._reader.forget_bad()
         self._state.begin_epoch(epoch)
-        self._state.unreadable_words[:] = 0
-        self.unreadable, self._trial = self._unreadable(), None
+        disks, claim = len(self.catchup.disk_sectors), self._state[Word.CLAIM]
+        self.unreadable = Unreadable(disks, self._capture.unreadable, claim)
+        self.unreadable.begin()
+        self._trial = None
+        self._late.clear()
         self._number, self._predecessor = 0, bytes(16)
         self._retention.clear()
         self._last_state = None
@@ -138,7 +154,7 @@ class Stream:
         taken = self._records.take(self._ordered_end)
         self.catchup.records_emitted(taken.extents, taken.stands)
         self.unreadable.written(taken.extents)
-        sync, sync_payload, unreadable = self._emit_chunks(chunks)
+        chunks, sync, sync_payload, unreadable = self._emit_chunks(chunks)
         self.rounds.finish_if_read()
 
         ordered = self.catchup.is_ordered(self._emitted_to)
@@ -211,40 +227,61 @@ class Stream:
 
     def _emit_chunks(
         self, chunks: list[ReadChunk]
-    ) -> tuple[list[Extents], list[npt.NDArray[np.uint8]], list[tuple[int, int, int]]]:
-        """Emits what catch-up has read: only now, behind the records, is it decided which sectors of it go out."""
+    ) -> tuple[list[ReadChunk], list[Extents], list[npt.NDArray[np.uint8]], list[tuple[int, int, int]]]:
+        """Emits what catch-up has read: only now, behind the records, is it decided which sectors of it go out. Returns the chunks that do;
+        the others are left to later."""
+        emitted: list[ReadChunk] = []
         sync: list[Extents] = []
         payload: list[npt.NDArray[np.uint8]] = []
         unreadable: list[tuple[int, int, int]] = []
         self.rounds.read_if_allowed(self._emitted_to)
         for read in chunks:
-            unreadable += self._declare(read)
+            missing = self._declare(read)
+            if missing is None:
+                self.rounds.leave(read.chunk, self._too_much(read.chunk.disk))
+                self._reader.release(read)
+                continue
+            unreadable += [(read.chunk.disk, *run) for run in missing]
+            emitted.append(read)
             extents, parts = self.catchup.emit(read.chunk, read.data, read.unreadable)
             sync.append(extents)
             payload += parts
-        if chunks:
-            self.catchup.sent(self._number + 1, [read.chunk for read in chunks if read.is_final])
-        for read in chunks:
+        if emitted:
+            self.catchup.sent(self._number + 1, [read.chunk for read in emitted if read.is_final])
+        for read in emitted:
             if not read.is_final:
                 self.catchup.defer(read.chunk)
-        return sync, payload, unreadable
+        return emitted, sync, payload, unreadable
 
-    def _declare(self, read: ReadChunk) -> list[tuple[int, int, int]]:
-        """What goes missing with this chunk is declared; all else that the round wants of it is in the stream now."""
+    def _declare(self, read: ReadChunk) -> Runs | None:
+        """What goes missing with this chunk is declared, and returned; all else that the round wants of it is in the stream now. None:
+        there is no room to declare it."""
         chunk = read.chunk
-        self.unreadable.remove(chunk.disk, runs_of(self.catchup.wanted_sectors(chunk), chunk.first_sector))
-        if not read.unreadable:
-            return []
-        missing = runs_of(self.catchup.missing(chunk, read.unreadable), chunk.first_sector)
+        wanted = self.catchup.wanted_sectors(chunk)
+        lacking = self.catchup.missing(chunk, read.unreadable) if read.unreadable else np.zeros_like(wanted)
+        missing, sent = (runs_of(mask, chunk.first_sector) for mask in (lacking, wanted & ~lacking))
+        if not self.unreadable.has_room(chunk.disk, missing, sent):
+            return None
+        self.unreadable.remove(chunk.disk, sent)
         self.unreadable.declare(chunk.disk, missing, time.monotonic())
-        return [(chunk.disk, *run) for run in missing]
+        return missing
+
+    def _too_much(self, disk: int) -> TooMuchUnreadableError:
+        return TooMuchUnreadableError(
+            f"Too much of protected disk {self._capture.disks[disk].path} cannot be read",
+            cause=f"{self.unreadable.sectors} sectors of this machine's disks are named unreadable, and there is room for no more",
+        )
 
     def _try_unreadable(self) -> None:
         """Asks for what could not be read, when that is due; what is given is put to do. Neither while a round runs: that one would not
-        end with what is put to do meanwhile. A trial that hangs is let go: it must not keep the other disks from theirs."""
+        end with what is put to do meanwhile. A trial that hangs is let go: it must not keep the other disks from theirs. What it was given
+        by then is used at once, and what comes behind that when it is back."""
         if self.catchup.round is not None:
             return
         now = time.monotonic()
+        for late in [late for late in self._late if late[1].done()]:
+            self._late.remove(late)
+            self._put_to_do(late[0].disk, self.unreadable.came_late(late[0]))
         if self._trial is None:
             if (due := self.unreadable.due(now)) is not None:
                 self._trial = due, self._reader.try_again(due), now
@@ -252,11 +289,16 @@ class Stream:
         trial, answer, began = self._trial
         if answer.done() or now - began >= ANSWER_S:
             self._trial = None
-            given = self.unreadable.tried(now, trial, answer.result() if answer.done() else [])
-            for sector, sectors in given:
-                self.catchup.mark_range(trial.disk, sector, sectors)
-            if given:
-                self.rounds.lose_order("sectors that could not be read before can be read now")
+            if answer.done():
+                answer.result()
+            else:
+                self._late.append((trial, answer))
+            self._put_to_do(trial.disk, self.unreadable.tried(now, trial))
+
+    def _put_to_do(self, disk: int, sectors: npt.NDArray[np.int64]) -> None:
+        if len(sectors):
+            self.catchup.mark_sectors(disk, sectors)
+            self.rounds.lose_order("sectors that could not be read before can be read now")
 
     def _unordered_state(self) -> StreamState:
         if not self._state[Word.EVER_ORDERED]:

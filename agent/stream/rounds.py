@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from agent.capture.maps import Capture
 from agent.stream import clock
-from agent.stream.catchup import SLICE_WORDS, CatchUp
+from agent.stream.catchup import SLICE_WORDS, CatchUp, Chunk
 from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
@@ -47,6 +47,9 @@ class Rounds:
         self._start_ns = 0
         """Boot-clock time just after P0 of the newest round was sampled."""
         self._looked_once = False
+        self._left: dict[int, DeviceError] = {}
+        self._left_now: dict[int, DeviceError] = {}
+        """Why chunks that were read are left to later, by disk: by the round before, and by this one."""
         self.cause = ""
         """Why the stream is not, or was not, in order; for people."""
 
@@ -117,11 +120,12 @@ class Rounds:
         if self._catchup.round is None or not self._reader.finished:
             return
         self._reader.end()
+        self._left, self._left_now = self._left_now, {}
         self._looked_once = True
         end_seq = self._ring.producer_seq
         if self._catchup.finish_reading(end_seq, self._capture.loss_count()):
             self._state.set_ordered(self._catchup.loss_at_order or 0, end_seq)
-        elif self._reader.troubled:
+        elif self._reader.troubled or self._left:
             self._pause(DEVICE_RETRY_S)
 
     def give_up(self, pause_s: float) -> None:
@@ -134,9 +138,14 @@ class Rounds:
         """Nothing is read of these disks, and of no others, until further notice; the next round begins after a pause, if one is due."""
         self._reader.leave_out(disks)
 
+    def leave(self, chunk: Chunk, problem: DeviceError) -> None:
+        """It was read, and stays to do all the same."""
+        self._catchup.defer(chunk)
+        self._left_now[chunk.disk] = problem
+
     def unread(self) -> dict[int, DeviceError]:
-        """Disks of which nothing could be read when they were asked last, and why."""
-        return self._reader.problems
+        """Disks of which something could not be read, or not be sent, when they were asked last, and why."""
+        return self._left | self._left_now | self._reader.problems
 
     def _pause(self, seconds: float) -> None:
         self._unordered_at = self._loss_seen_at = time.monotonic() + seconds

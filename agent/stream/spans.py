@@ -103,7 +103,8 @@ def _granules(chunk: Chunk) -> Iterator[tuple[int, int]]:
 
 
 def read_again(fd: int, trial: Trial, moved: Callable[[], None], until: float) -> Runs:
-    """Which of these sectors, that could not be read once, can be read now. Begins no read after `until` (monotonic)."""
+    """Asks again for sectors that could not be read once; what is given is put into `trial.given` at once, for a read behind it may hang.
+    Begins no read after `until` (monotonic). Returns all that was given."""
     found: Runs = []
     block = block_sectors(fd)
     with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as aligned:
@@ -114,6 +115,7 @@ def read_again(fd: int, trial: Trial, moved: Callable[[], None], until: float) -
                     return found
                 trial.behind = sector + count
                 if _read_exactly(fd, aligned[: count * SECTOR], sector):
+                    trial.given.append((sector, count))
                     append(found, sector, count)
                 moved()
     return found

@@ -36,8 +36,8 @@ from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.recovery.position import Position
 
 _LAYOUT: Final = 3
-_UNREADABLE_AT: Final = 26
 _PATIENCE_AT: Final = 32
+"""Words 26 to 31 are not used any more."""
 _DIGESTS_AT: Final = 96
 _DIGESTS_AT_ONCE: Final = 64
 """Where captures of older agents have them, and half as many words of patience."""
@@ -182,11 +182,6 @@ class AgentState:
         """A newer agent, which was replaced by this one, may have had reasons of its own."""
         word = self[Word.REASON]
         return Reason(word) if word in _REASONS else Reason.OTHER
-
-    @property
-    def unreadable_words(self) -> npt.NDArray[np.uint64]:
-        """6 words that are no other's: `agent.stream.unreadable_words` owns their meaning."""
-        return self._words[_UNREADABLE_AT:_PATIENCE_AT]
 
     @property
     def patience_words(self) -> npt.NDArray[np.uint64]:

@@ -1,96 +1,160 @@
-"""What is declared unreadable, in the few words of `state` that survive a kill: ranges that cover all of it. Pure.
+"""Which sectors are declared unreadable: a set of them, exact, in words of a pinned map (`Capture.unreadable`). Pure.
 
 word 0     claim of the epoch of which the others tell; under another claim they tell nothing
-word 1-5   a range each: 40 bits of its first sector, on all disks laid end to end, each in 2^34 sectors; 24 bits of length. 0: none
-length     below 2^23 sectors exactly; else 2^23, and in units of 2^18 sectors, rounded up
+others     0: free; else a *cell*, 16 sectors of which some are declared, in no particular order:
+           6 bits disk, 42 bits number of the cell on it, 16 bits its sectors, the lowest first
 
-Where there are more runs than words, those that lie nearest to each other share one, with what is between them: what is named too much is
-asked for and given, and read once more, while what is named too little would never be read again.
+So each change is of the words of the cells that it touches, whatever else is declared; and there is an end to it: `has_room`.
 
-A kill may fall between any two stores. So while the others change, the last word covers all that was named before and is now.
+**A kill may fall between any two stores of a word**, and each leaves a set that is right by itself, for a cell has one word only and is
+stored as one. It holds what it must:
+
+- A sector is stored before the batch that goes without it leaves the agent (`cutter`), and its granule is ticked off no earlier than that
+  batch is uploaded. Killed before the store, the granule is to do still.
+- A sector is cleared before the batch that covers it leaves the agent. Killed in between, what covers it is where that batch had it from:
+  a record in the ring, or a granule that is to do; both stay there until the batch is durable. The same when a connection loses the batch.
+- Under another claim, all words are cleared before the claim is stored. Killed in between, the claim is another still, and whoever comes
+  next clears them again.
+
+Addresses: a disk's number and a sector on it in one integer, 6 and 46 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-WORDS: Final = 6
-_SECTOR_BITS, _COUNT_BITS = 34, 24
-_LONG: Final = 1 << _COUNT_BITS - 1
-_UNIT_BITS: Final = 18
+CELL: Final = 16
+_CELL_BITS: Final = 4
+_SECTOR_BITS: Final = 46
+_ALL: Final = (1 << CELL) - 1
 
-Span = tuple[int, int]
-"""First sector and end, on all disks laid end to end."""
-
-
-def load(
-    words: npt.NDArray[np.uint64], claim: int, disk_sectors: Sequence[int]
-) -> list[tuple[int, int, int]]:
-    """(disk, first sector, end) of ranges that cover what was kept under this claim, disjoint; what is of no disk is ignored."""
-    if int(words[0]) != claim:
-        return []
-    found: list[tuple[int, int, int]] = []
-    for disk, sectors in enumerate(disk_sectors):
-        base = disk << _SECTOR_BITS
-        for start, end in _merged(_spans(words)):
-            first, stop = max(start - base, 0), min(end - base, sectors)
-            if first < stop:
-                found.append((disk, first, stop))
-    return found
+Words = npt.NDArray[np.uint64]
+Addresses = npt.NDArray[np.int64]
 
 
-def keep(words: npt.NDArray[np.uint64], claim: int, runs: Sequence[tuple[int, int, int]]) -> None:
-    """`runs`: (disk, first sector, end), disjoint and sorted."""
-    if int(words[0]) != claim:
-        words[1:] = 0
-        words[0] = claim
-    spans = _covering(
-        [(disk << _SECTOR_BITS | first, (disk << _SECTOR_BITS) + end) for disk, first, end in runs]
-    )
-    if any(everything := [*_spans(words), *spans]):
-        words[-1] = _packed((min(everything)[0], max(end for _, end in everything)))
-    packed = [_packed(span) for span in spans] + [0] * (WORDS - 1 - len(spans))
-    for at, word in enumerate(packed, 1):
-        words[at] = word
+def address(disk: int, sector: int) -> int:
+    return disk << _SECTOR_BITS | sector
 
 
-def _spans(words: npt.NDArray[np.uint64]) -> list[Span]:
-    return [_unpacked(word) for word in words[1:].tolist() if word]
+def addresses(disk: int, runs: Iterable[tuple[int, int]]) -> Addresses:
+    """Of each sector of the runs (first, count)."""
+    parts = [np.arange(first, first + count) for first, count in runs]
+    return (np.concatenate(parts) if parts else np.zeros(0, np.int64)) | disk << _SECTOR_BITS
 
 
-def _covering(spans: list[Span]) -> list[Span]:
-    """As many as there are words for: only the widest gaps are left out."""
-    room = WORDS - 1
-    if len(spans) <= room:
-        return spans
-    bounds = np.array(spans, np.int64)
-    widest = np.sort(np.argpartition(bounds[1:, 0] - bounds[:-1, 1], -(room - 1))[-(room - 1) :])
-    firsts = bounds[np.concatenate(([0], widest + 1)), 0].tolist()
-    return list(zip(firsts, bounds[np.concatenate((widest, [-1])), 1].tolist(), strict=True))
+def sectors_of(found: Addresses) -> Addresses:
+    result: Addresses = found & (1 << _SECTOR_BITS) - 1
+    return result
 
 
-def _merged(spans: list[Span]) -> list[Span]:
-    merged: list[Span] = []
-    for first, end in sorted(spans):
-        if merged and first <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(end, merged[-1][1])
-        else:
-            merged.append((first, end))
-    return merged
+class Declared:
+    def __init__(self, words: Words, claim: int) -> None:
+        """`words`: at least two."""
+        self._words = words
+        self._claim = claim
+        self.is_known = int(words[0]) == claim
+        """Whether the words tell of the epoch of this claim. If not, nothing is declared yet, and `begin` comes before anything else."""
+        used = np.flatnonzero(words[1:]) + 1 if self.is_known else np.zeros(0, np.int64)
+        cells = _cells(words[used])
+        order = np.argsort(cells)
+        self._cells: Addresses = cells[order]
+        """Sorted: the address of each, without its last bits…"""
+        self._places: npt.NDArray[np.int64] = used[order]
+        """…and where its word is."""
+
+    def begin(self) -> None:
+        """Nothing is declared in the epoch of this claim."""
+        self._words[1:] = 0
+        self._words[0] = self._claim
+        self.is_known = True
+
+    def __len__(self) -> int:
+        """Sectors."""
+        return int(np.bitwise_count(self._masks(0, len(self._cells))).sum(dtype=np.int64))
+
+    def between(self, first: int, end: int, most: int | None = None) -> Addresses:
+        """Addresses of the sectors that are declared in [first, end), sorted; the `most` first ones."""
+        lo, hi = self._near(first, end)
+        if most is not None:
+            hi = min(hi, lo + most + 1)  # each cell has one at least; of the first one they may lie before
+        bits = self._masks(lo, hi)[:, None] >> np.arange(CELL, dtype=np.uint64) & np.uint64(1)
+        every = (self._cells[lo:hi, None] << _CELL_BITS) + np.arange(CELL)
+        found = every[bits.astype(np.bool_)]
+        return found[np.searchsorted(found, first) : np.searchsorted(found, end)][:most]
+
+    def those_in(self, asked: Addresses) -> npt.NDArray[np.bool_]:
+        """Which of these are declared."""
+        at, known = self._find(asked >> _CELL_BITS)
+        masks = self._words[self._places[at[known]]]
+        known[known] = masks >> (asked[known] % CELL).astype(np.uint64) & np.uint64(1) == 1
+        return known
+
+    def has_room(self, new: Addresses, gone: Addresses) -> bool:
+        """Whether there are words for `new` once `gone`, which lies near it, is removed."""
+        if not len(new):
+            return True
+        touched = np.concatenate((new, gone)) >> _CELL_BITS
+        first, end = int(touched.min()) << _CELL_BITS, int(touched.max()) + 1 << _CELL_BITS
+        lo, hi = self._near(first, end)
+        after = np.concatenate((np.setdiff1d(self.between(first, end), gone), new))
+        return len(np.unique(after >> _CELL_BITS)) - (hi - lo) < len(self._words) - len(self._cells)
+
+    def add(self, new: Addresses) -> None:
+        """There is room for them."""
+        cells, which = np.unique(new >> _CELL_BITS, return_inverse=True)
+        masks: Words = np.zeros(len(cells), np.uint64)
+        np.bitwise_or.at(masks, which, np.uint64(1) << (new % CELL).astype(np.uint64))
+        at, known = self._find(cells)
+        places = self._places[at[known]]
+        self._words[places] = self._words[places] | masks[known]
+        cells, at = cells[~known], at[~known]
+        free = np.flatnonzero(self._words[1:] == 0)[: len(cells)] + 1
+        self._words[free] = cells.astype(np.uint64) << np.uint64(CELL) | masks[~known]
+        self._cells = np.insert(self._cells, at, cells)
+        self._places = np.insert(self._places, at, free)
+
+    def remove(self, ranges: npt.NDArray[np.int64]) -> None:
+        """`ranges`: rows of (first address, end)."""
+        lo = np.searchsorted(self._cells, ranges[:, 0] >> _CELL_BITS)
+        hi = np.searchsorted(self._cells, (ranges[:, 1] - 1) >> _CELL_BITS, "right")
+        touched = hi > lo
+        if not touched.any():
+            return
+        for (first, end), a, b in zip(
+            ranges[touched].tolist(), lo[touched].tolist(), hi[touched].tolist(), strict=True
+        ):
+            gone = np.full(b - a, _ALL, np.uint64)
+            if self._cells[a] == first >> _CELL_BITS:
+                gone[0] &= np.uint64(_ALL << first % CELL & _ALL)
+            if self._cells[b - 1] == end - 1 >> _CELL_BITS:
+                gone[-1] &= np.uint64(_ALL >> CELL - 1 - (end - 1) % CELL)
+            places = self._places[a:b]
+            left = self._words[places] & ~gone
+            left[left & np.uint64(_ALL) == 0] = 0
+            self._words[places] = left
+        alive = self._words[self._places] != 0
+        self._cells, self._places = self._cells[alive], self._places[alive]
+
+    def _find(self, cells: Addresses) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Where each of these is, or belongs; and whether it is there."""
+        at = np.searchsorted(self._cells, cells)
+        known = at < len(self._cells)
+        known[known] = self._cells[at[known]] == cells[known]
+        return at, known
+
+    def _near(self, first: int, end: int) -> tuple[int, int]:
+        """Which cells touch [first, end)."""
+        lo, hi = np.searchsorted(self._cells, [first >> _CELL_BITS, -(-end >> _CELL_BITS)])
+        return int(lo), int(hi)
+
+    def _masks(self, lo: int, hi: int) -> Words:
+        masks: Words = self._words[self._places[lo:hi]] & np.uint64(_ALL)
+        return masks
 
 
-def _packed(span: Span) -> int:
-    first, end = span
-    count = end - first
-    if count >= _LONG:
-        count = _LONG | -(-count >> _UNIT_BITS)
-    return first << _COUNT_BITS | count
-
-
-def _unpacked(word: int) -> Span:
-    first, count = word >> _COUNT_BITS, word % (1 << _COUNT_BITS)
-    return first, first + (count if count < _LONG else (count - _LONG) << _UNIT_BITS)
+def _cells(words: Words) -> Addresses:
+    return (words >> np.uint64(CELL)).astype(np.int64)

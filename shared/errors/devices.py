@@ -171,6 +171,17 @@ class PartRefusedError(DeviceError):
     )
 
 
+class TooMuchUnreadableError(DeviceError):
+    """A disk refuses so much that there is no room to name it (agent/stream/unreadable_words.py)."""
+
+    code = "US594"
+    default_action = (
+        "Check the disk and what it is made of (dmesg, smartctl; lvs, mdadm, multipath). If a part of it is away, bring it back: what is "
+        "refused is asked for again every few seconds. If the disk is bad all over, replace it or take it out of the agent's "
+        "configuration: until then the machine has no new points."
+    )
+
+
 class WriteHangsError(DeviceError):
     """A write to a captured disk does not complete, while reads of it are answered. Before it has, what is read there is not final."""
 

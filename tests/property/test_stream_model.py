@@ -96,6 +96,7 @@ class Kernel:
         self.bitmaps = np.zeros((2, DISKS, WORDS), np.uint64)
         self.todo = np.zeros((DISKS, WORDS), np.uint64)
         self.words = np.zeros(96 + REMEMBERED, np.uint64)
+        self.unreadable = np.zeros(2, np.uint64)
         self.headers = np.zeros(RECORDS, RECORD)
         self.data = np.zeros((RECORDS, DATA_B), np.uint8)
         self.busy: set[int] = set()

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from agent.capture import attach
 from agent.capture.disks import find_disk
 from agent.capture.maps import Capture, detach
-from agent.stream import unreadable
+from agent.stream import spans, unreadable
 from agent.stream.catchup import CatchUp, Chunk
 from agent.stream.cutter import Stream
 from agent.stream.spans import read_span
@@ -264,17 +265,35 @@ async def test_sectors_that_can_be_read_again_are_copied_and_not_called_unreadab
         await pump.until_ordered()
         assert stream.unreadable.ranges() == [(0, 64, 8), (0, 2048, 8)]
         state = AgentState(stream._capture.state)
-        kept = Unreadable([DISK_B // 512] * 2, state.unreadable_words, state[Word.CLAIM])
-        assert kept.ranges() == stream.unreadable.ranges(), "they are forgotten with a kill"
+        kept = Unreadable(2, attach.words_at(pin_dir / attach.UNREADABLE), state[Word.CLAIM])
+        assert (kept.is_known, kept.ranges()) == (True, stream.unreadable.ranges()), "a kill forgets them"
         assert not is_equal(replica.paths[0], devices[0])
         monkeypatch.setattr("agent.stream.unreadable.FIRST_S", 0.0)
-        stream.unreadable._turns.clear()  # its turn is now
+        stream.unreadable._turns[0] = unreadable._Turn(0.0)  # its turn is now
         bad.pop()
         await until_declared(pump, [(0, 2048, 8)])
         bad.pop()
         await until_declared(pump, [])
         await pump.until_ordered()
         assert is_equal(replica.paths[0], devices[0])
+    replica.close()
+
+
+async def test_an_agent_that_finds_no_words_of_what_could_not_be_read_reads_everything_again(
+    shm: Path, devices: list[str], pin_dir: Path
+) -> None:
+    replica = Replica(shm, [DISK_B, DISK_B])
+    async with running(pin_dir, devices, 1) as stream:
+        pump = await ordered_pump(stream, replica)
+        assert not any(stream.catchup.todo_by_disk())
+    (pin_dir / attach.UNREADABLE).unlink()
+    for expected in (DISK_B // SECTOR // 32, 0):
+        async with running(pin_dir, devices, 1) as stream:
+            assert stream.catchup.todo_by_disk() == [expected] * 2
+            pump.stream = stream
+            await pump.resume()
+            stream.rounds.settle()
+            await pump.until_ordered()
     replica.close()
 
 
@@ -297,7 +316,7 @@ async def test_a_trial_that_hangs_is_let_go_and_other_disks_are_tried(
         for _ in range(4):
             stream.cut()
         assert asked == [0, 1]
-        stream.unreadable.declare(0, [(8, 1)], -unreadable.FIRST_S)
+        stream.unreadable.declare(0, [(4096, 1)], -unreadable.FIRST_S)
         stream.cut()
         monkeypatch.setattr("agent.stream.cutter.ANSWER_S", 60.0)
         await pump.begin(2)
@@ -305,6 +324,66 @@ async def test_a_trial_that_hangs_is_let_go_and_other_disks_are_tried(
         stream.unreadable.declare(1, [(8, 1)], -unreadable.FIRST_S)
         stream.cut()
         assert asked == [0, 1, 0, 1], "a trial of the epoch before is waited for"
+    replica.close()
+
+
+async def test_what_a_slow_trial_is_given_before_and_after_it_is_let_go_is_copied(
+    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, slow, hangs = Replica(shm, [DISK_B, DISK_B]), threading.Event(), asyncio.Event()
+    loop, read = asyncio.get_running_loop(), spans._read_exactly
+
+    def read_slowly(fd: int, view: memoryview, sector: int) -> bool:
+        if sector == 2048:
+            loop.call_soon_threadsafe(hangs.set)
+            slow.wait()
+        return read(fd, view, sector)
+
+    async with running(pin_dir, devices, 1) as stream:
+        pump = await ordered_pump(stream, replica)
+        stream.unreadable.declare(0, [(64, 8), (2048, 8)], -unreadable.FIRST_S)
+        with monkeypatch.context() as patch:
+            patch.setattr(spans, "_read_exactly", read_slowly)
+            stream.cut()
+            await hangs.wait()
+        monkeypatch.setattr("agent.stream.cutter.ANSWER_S", 0.0)
+        await until_declared(pump, [(0, 2048, 8)])
+        slow.set()
+        await until_declared(pump, [])
+    replica.close()
+
+
+async def test_what_there_is_no_room_to_name_stays_to_do_and_is_said(
+    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica(shm, [DISK_B, DISK_B])
+    fill(devices[0])
+    bad = {64, 2048, 4096}
+
+    def some_bad(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
+        found = read_span(fd, chunk, buffer, *rest)
+        end = chunk.first_sector + chunk.sectors
+        return found + [(at, 8) for at in sorted(bad) if chunk.disk == 0 and chunk.first_sector <= at < end]
+
+    monkeypatch.setattr("agent.stream.sync_reader.read_span", some_bad)
+    monkeypatch.setattr("agent.stream.rounds.DEVICE_RETRY_S", 0.0)
+    async with running(pin_dir, devices, 1) as stream:
+        stream._capture.unreadable = stream._capture.unreadable[:3]  # type: ignore[misc]
+        pump = Pump(stream, replica)
+        await pump.begin()
+        stream.rounds.settle()
+        state = AgentState(stream._capture.state)
+        async with asyncio.timeout(20):
+            while not (stream.rounds.unread() and state[Word.ROUNDS] >= 3):
+                await pump.turn()
+                assert stream.state != StreamState.ORDERED
+        assert [error.code for error in stream.rounds.unread().values()] == ["US594"]
+        assert stream.unreadable.sectors == 16
+        assert stream.catchup.todo_by_disk()[0] <= 64
+        bad &= {first for _, first, _ in stream.unreadable.ranges()}
+        await pump.until_ordered()
+        assert stream.unreadable.sectors == 16
+        assert not stream.rounds.unread()
     replica.close()
 
 

@@ -226,3 +226,14 @@ def test_a_range_is_marked_exactly(first: int, sectors: int) -> None:
     granules = np.flatnonzero(np.unpackbits(todo.view(np.uint8), bitorder="little"))
     assert granules.tolist() == [*range(first // 32, -(-(first + sectors) // 32))]
     assert catchup.todo_by_disk() == [len(granules)]
+
+
+def test_sectors_are_marked_wherever_they_lie() -> None:
+    words = SLICE_WORDS + 3
+    todo = np.zeros(words, np.uint64)
+    catchup = CatchUp([words * 2048], [todo])
+    sectors = [0, 31, 64, SLICE_WORDS * 2048 - 1, SLICE_WORDS * 2048, words * 2048 - 1]
+    catchup.mark_sectors(0, np.array(sectors[::-1]))
+    granules = np.flatnonzero(np.unpackbits(todo.view(np.uint8), bitorder="little"))
+    assert granules.tolist() == sorted({sector // 32 for sector in sectors})
+    assert catchup.todo_by_disk() == [len(granules)]
