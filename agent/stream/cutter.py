@@ -281,6 +281,7 @@ class Stream:
         now = time.monotonic()
         for late in [late for late in self._late if late[1].done()]:
             self._late.remove(late)
+            late[1].result()
             self._put_to_do(late[0].disk, self.unreadable.came_late(late[0]))
         if self._trial is None:
             if (due := self.unreadable.due(now)) is not None:
