@@ -257,6 +257,8 @@ class Stream:
         """What goes missing with this chunk is declared, and returned; all else that the round wants of it is in the stream now. None:
         there is no room to declare it."""
         chunk = read.chunk
+        if not read.unreadable and self.unreadable.is_none_of(chunk.disk):
+            return []
         wanted = self.catchup.wanted_sectors(chunk)
         lacking = self.catchup.missing(chunk, read.unreadable) if read.unreadable else np.zeros_like(wanted)
         missing, sent = (runs_of(mask, chunk.first_sector) for mask in (lacking, wanted & ~lacking))

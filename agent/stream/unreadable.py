@@ -99,6 +99,10 @@ class Unreadable:
     def sectors(self) -> int:
         return len(self._declared)
 
+    def is_none_of(self, disk: int) -> bool:
+        """Whether surely nothing of the disk is declared. (Where something was until lately, that is not noticed at once.)"""
+        return disk not in self._turns
+
     def ranges(self) -> list[tuple[int, int, int]]:
         """(disk, first sector, sectors) of each run."""
         return [
