@@ -238,8 +238,8 @@ class Stream:
         for read in chunks:
             missing = self._declare(read)
             if missing is None:
-                self.rounds.leave(read.chunk, self._too_much(read.chunk.disk))
-                self._reader.release(read)
+                self._reader.take_back(read)
+                self.rounds.left(read.chunk.disk, self._too_much(read.chunk.disk))
                 continue
             unreadable += [(read.chunk.disk, *run) for run in missing]
             emitted.append(read)

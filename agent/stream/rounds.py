@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from agent.capture.maps import Capture
 from agent.stream import clock
-from agent.stream.catchup import SLICE_WORDS, CatchUp, Chunk
+from agent.stream.catchup import SLICE_WORDS, CatchUp
 from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
@@ -138,10 +138,9 @@ class Rounds:
         """Nothing is read of these disks, and of no others, until further notice; the next round begins after a pause, if one is due."""
         self._reader.leave_out(disks)
 
-    def leave(self, chunk: Chunk, problem: DeviceError) -> None:
-        """It was read, and stays to do all the same."""
-        self._catchup.defer(chunk)
-        self._left_now[chunk.disk] = problem
+    def left(self, disk: int, problem: DeviceError) -> None:
+        """Something of it was read, and stays to do all the same."""
+        self._left_now[disk] = problem
 
     def unread(self) -> dict[int, DeviceError]:
         """Disks of which something could not be read, or not be sent, when they were asked last, and why."""
