@@ -182,6 +182,11 @@ async def test_a_part_that_is_away_costs_a_few_reads_a_round(
     assert not await here.round()
     assert away.reads <= WORDS // 2 * 8
     assert (here.declared, here.codes) == ([], ["US593"])
+    monkeypatch.setattr(refusals, "REFUSED_S", 0.0)
+    here.reader.leave_out([0])
+    here.reader.leave_out([])
+    assert here.codes == []
+    assert not await here.round(), "what was refused before it was left out says nothing"
     here.reader.close()
 
 
