@@ -144,7 +144,7 @@ class Rounds:
 
     def unread(self) -> dict[int, DeviceError]:
         """Disks of which something could not be read, or not be sent, when they were asked last, and why."""
-        return self._left | self._left_now | self._reader.problems
+        return self._reader.problems | self._left | self._left_now
 
     def _pause(self, seconds: float) -> None:
         self._unordered_at = self._loss_seen_at = time.monotonic() + seconds
