@@ -22,9 +22,9 @@ more is never believed.
 
 Drivers that count less: who takes bios without requests counts by himself. Compared on Linux 6.1 and 6.12, write by write (direct,
 buffered, over borders of chunks, fsync, FUA, discards, write-zeroes, fallocate): dm linear, striped and crypt, md raid1 and loop (6.12)
-count each sector once, as capture sees it. md raid0 counts no discards, md linear (6.1) nothing at all; nor does any md whose iostats are 0. None
-counts more than capture sees, which would be a shortfall that is none. What is counted less can hide as much that went past capture: such
-a disk is UNVERIFIABLE from then on (`DRIVER`).
+count each sector once, as capture sees it. md raid0 counts no discards, md linear (6.1) nothing at all; nor does any md whose iostats
+are 0. None counts more than capture sees, which would be a shortfall that is none. What is counted less can hide as much that went past
+capture: such a disk is UNVERIFIABLE from then on (`DRIVER`).
 
 Going back: stat is a sum over processors, each of which only grows, and a later look reads each of them later; so stat only grows, too,
 while the disk lives. A look that finds less than the one before (`went_back`) proves that the kernel began to count anew: the disk was
