@@ -96,7 +96,7 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
     control = ControlClient(
         config.control_url,
         config.tls,
-        on_renewed=agent.sender.reload_certificate,
+        on_renewed=agent.sender.present,
         on_revoked=agent.revoked.take,
         machine=(agent.identity, agent.boot),
     )

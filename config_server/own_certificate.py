@@ -9,8 +9,10 @@ everybody whose clock is right, and while the clock is years back none is due.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import socket
+import ssl
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,27 @@ from shared.naming import is_host
 from shared.vocabulary import Role
 
 ROLE: Final = Role.CONFIG_SERVER
+
+
+class OwnCertificate:
+    """It, on the port: `context` presents it. Raises as `ready` does."""
+
+    def __init__(self, config: ConfigServerConfig, ca: CertificateAuthority) -> None:
+        self._config: Final = config
+        self._ca: Final = ca
+        files, _kept = ready(config, ca)
+        self.context: Final[ssl.SSLContext] = tls.server_context(files, require_client=False)
+        self._presented: tls.Chain | None = None
+
+    async def renew(self) -> None:
+        """If it is due: new connections get the new one. What cannot be renewed serves on; then the cause is raised."""
+        files, kept = await asyncio.to_thread(ready, self._config, self._ca)
+        chain = await asyncio.to_thread(tls.read_chain, files)
+        if chain != self._presented:
+            tls.present(self.context, chain)
+            self._presented = chain
+        if kept is not None:
+            raise kept
 
 
 def ready(

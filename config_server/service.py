@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import sqlite3
-import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -22,7 +21,6 @@ from config_server import (
     jobs,
     keys,
     lock,
-    own_certificate,
     tokens,
     view,
 )
@@ -37,11 +35,12 @@ from config_server.inventory import Machine
 from config_server.keys import Keys
 from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
+from config_server.own_certificate import OwnCertificate
 from config_server.reporting import Reporting, log_changes
 from config_server.revoking import Revoking
 from config_server.sides import Sides
 from config_server.storage import Storage
-from shared import api, durable, identity, logging, service, tls
+from shared import api, durable, identity, logging, service
 from shared.errors import (
     ConfigError,
     DatabaseError,
@@ -108,8 +107,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     belonging.check_folder(folder)
     with durable.named(f"The data folder {folder} could not be used"):
         ca = CertificateAuthority.open(folder)
-        files, _kept = own_certificate.ready(config, ca)
-    context = tls.server_context(files, require_client=False)
+        own = OwnCertificate(config, ca)
     file = FileVault(config.vault_file) if config.vault_file is not None else None
     db = await Database.open(folder / DATABASE_FILE)
     storage = Storage(config.blob, file)
@@ -125,7 +123,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             await revoking.recover()
             await known.recover()
         vault = None if file is None else await _recorded(file, storage, control)
-        listener = Listener.open(config.listen, config.port, context)
+        listener = Listener.open(config.listen, config.port, own.context)
         handlers: tuple[_Bound, ...] = (
             known,
             revoking,
@@ -149,7 +147,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 raise RuntimeError("the runner was set up, so it has a server")
             parts = (
                 _Part("listener", listener.run(runner.server)),
-                _Part("sweeper", _sweep(control, sides, config, context, stop), ends_itself=True),
+                _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
                 _Part("revocations", _make_up_for_revocations(control, revoking)),
@@ -254,15 +252,13 @@ async def _watch_vault(control: Control, vault: RecordedVault | None) -> None:
         await asyncio.sleep(_VAULT_S if vault.problem is None else _VAULT_WRONG_S)
 
 
-async def _sweep(
-    control: Control, sides: Sides, config: ConfigServerConfig, context: ssl.SSLContext, stop: asyncio.Event
-) -> None:
+async def _sweep(control: Control, sides: Sides, own: OwnCertificate, stop: asyncio.Event) -> None:
     """Every few seconds: problems that nobody reports of himself, jobs that were left, the own
     certificate. Whatever one of these meets hinders neither the others nor those who report and ask: it is logged, and where it
     was unthought of (or words about it can be stored at all) an event; the next sweep tries again."""
     while not stop.is_set():
         await _part(control, "sweep", _sweep_once(control, sides))
-        await _part(control, "own certificate", _renew_own(control, config, context))
+        await _part(control, "own certificate", own.renew())
         known = control.presence.all()
         wrong = "".join(f"; {problem.what}: {problem.cause}" for problem in control.own_problems())
         service.notify(f"WATCHDOG=1\nSTATUS={len(known)} daemons known{wrong}")
@@ -321,15 +317,6 @@ def _explained(what: str, exc: Exception) -> UnderstudyError:
     return LookFailedError(
         what, cause=str(exc) if thought_of else f"an error inside the config server: {type(exc).__name__}"
     )
-
-
-async def _renew_own(control: Control, config: ConfigServerConfig, context: ssl.SSLContext) -> None:
-    """What cannot be renewed serves on."""
-    files, kept = await asyncio.to_thread(own_certificate.ready, config, control.ca)
-    # Loading what is loaded already is harmless; a renewed one serves new connections from here on.
-    await asyncio.to_thread(tls.reload, context, files)
-    if kept is not None:
-        raise kept
 
 
 async def _sweep_once(control: Control, sides: Sides) -> None:

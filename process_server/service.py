@@ -197,9 +197,9 @@ async def _serve_control(
             return await flush(spool, str(command.args.get("machine", "")))
         raise UsageError(f"The process server knows no command '{command.kind}'")
 
-    def renewed() -> None:
-        tls.reload(context, config.tls)
-        remote_vault.renewed(vault)
+    def renewed(chain: tls.Chain) -> None:
+        tls.present(context, chain)
+        remote_vault.renewed(vault, chain)
 
     control = ControlClient(
         config.control_url,

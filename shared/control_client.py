@@ -46,9 +46,9 @@ Results = dict[str, dict[str, Any]]
 class ControlClient:
     """A daemon's line to the config server.
 
-    A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` is called after the
-    certificate file was replaced: reload what holds it (shared/tls.py: `reload`). What hinders a renewal is in the reports, as a
-    warning. `on_revoked` gets the certificates that are not to be admitted, with every answer that tells them. `machine`: of an
+    A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` gets what is in
+    the certificate's files when it was replaced: for what presents it (shared/tls.py: `present`). What hinders a renewal is in the reports,
+    as a warning. `on_revoked` gets the certificates that are not to be admitted, with every answer that tells them. `machine`: of an
     agent, the identity and boot that it reports, too.
     """
 
@@ -57,7 +57,7 @@ class ControlClient:
         url: str,
         files: tls.TlsFiles,
         *,
-        on_renewed: Callable[[], None] | None = None,
+        on_renewed: Callable[[tls.Chain], None] | None = None,
         on_revoked: Callable[[Revocations], Awaitable[None]] | None = None,
         machine: tuple[str, str] = ("", ""),
     ) -> None:
@@ -205,9 +205,10 @@ class ControlClient:
         stamp = await asyncio.to_thread(_stamp, self._files.cert)
         if stamp == self._loaded:
             return
-        await asyncio.to_thread(tls.reload, self._context, self._files)
+        chain = await asyncio.to_thread(tls.read_chain, self._files)
+        tls.present(self._context, chain)
         if self._on_renewed is not None:
-            self._on_renewed()
+            self._on_renewed(chain)
         self._loaded = stamp
 
     async def _renew_quietly(self) -> None:

@@ -61,7 +61,6 @@ class RemoteVault:
     """An async context manager. `files`: who this daemon is."""
 
     def __init__(self, url: str, files: TlsFiles, cache: KeyCache) -> None:
-        self._files: Final = files
         self._context: Final = tls.client_context(files, tls.CONFIG_SERVER)
         self._client: Final = RestClient(url, self._context, timeout_s=_ASK_S)
         self._cache: Final = cache
@@ -116,11 +115,11 @@ class RemoteVault:
         await self._keep(_Id(machine, key.key_id, key.wrapped), key)
         return key
 
-    def renewed(self) -> None:
+    def renewed(self, chain: tls.Chain) -> None:
         """Our certificate, perhaps also our private key, was replaced. Whoever is killed before the cache is sealed with the new one
         finds it not to open and asks again: the config server was there a moment ago.
         """
-        tls.reload(self._context, self._files)
+        tls.present(self._context, chain)
         self._unstored.update(self._keys)
         self._writer.changed()
         self._wake.set()
@@ -227,10 +226,10 @@ async def opened(
         yield vault
 
 
-def renewed(vault: Vault) -> None:
+def renewed(vault: Vault, chain: tls.Chain) -> None:
     """This daemon's certificate was replaced."""
     if isinstance(vault, RemoteVault):
-        vault.renewed()
+        vault.renewed(chain)
 
 
 def warnings(vault: Vault) -> list[Problem]:

@@ -14,10 +14,11 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -157,18 +158,39 @@ class _WrongRole(ssl.SSLError):
         self.error = error
 
 
-def reload(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """Present the certificate that is in `files` now, in the sessions that begin from here on.
+class Chain(NamedTuple):
+    """A certificate (with chain) and its private key, PEM. They fit."""
 
-    Raises ConfigError, and then the context presents what it did before: a load that fails half way leaves a certificate without its key,
-    so the files are first tried on a context that nobody uses."""
-    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
-    try:
-        context.load_cert_chain(files.cert, files.key)
-    except OSError as exc:  # ssl.SSLError is one
-        raise ConfigError(
-            f"TLS files {files.cert} and {files.key} could not be used", cause=str(exc)
-        ) from exc
+    cert: bytes
+    key: bytes
+
+    def __repr__(self) -> str:
+        return "Chain(…)"
+
+
+def read_chain(files: TlsFiles) -> Chain:
+    """What `files` hold now. Blocks on the disk. Raises ConfigError where a daemon could not run by them: a load that fails half way leaves
+    a certificate without its key, so the files are first tried on a context that nobody uses."""
+    with _named_if_unusable(files):
+        chain = Chain(files.cert.read_bytes(), files.key.read_bytes())
+        unused = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        unused.load_verify_locations(cafile=str(files.ca))
+        present(unused, chain)
+    return chain
+
+
+def present(context: ssl.SSLContext, chain: Chain) -> None:
+    """In the sessions that begin from here on. Blocks on nothing.
+
+    Only where sessions are begun, on the event loop. OpenSSL lets no other thread use a context meanwhile: a session that begins at that
+    moment copies a certificate that is being freed (a crash), or has the new one with the old key."""
+    with ExitStack() as stack:
+        paths = []
+        for name, data in chain._asdict().items():  # OpenSSL takes paths, and a disk may hang
+            file = stack.enter_context(os.fdopen(os.memfd_create(name), "wb", buffering=0))
+            file.write(data)
+            paths.append(f"/proc/self/fd/{file.fileno()}")
+        context.load_cert_chain(*paths)
 
 
 def peer_name(ssl_object: ssl.SSLObject | ssl.SSLSocket | None) -> str:
@@ -296,6 +318,13 @@ def _translate_ssl(exc: ssl.SSLError, what: str) -> PeerError:
 
 def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    with _named_if_unusable(files):
+        context.load_cert_chain(files.cert, files.key)
+        context.load_verify_locations(cafile=str(files.ca))
+
+
+@contextlib.contextmanager
+def _named_if_unusable(files: TlsFiles) -> Iterator[None]:
     for path in (files.cert, files.key, files.ca):
         if not path.is_file():
             raise ConfigError(
@@ -303,8 +332,7 @@ def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
                 action="Enrol this daemon, or correct the path in its configuration.",
             )
     try:
-        context.load_cert_chain(files.cert, files.key)
-        context.load_verify_locations(cafile=str(files.ca))
+        yield
     except OSError as exc:  # ssl.SSLError is one
         raise ConfigError(
             f"TLS files {files.cert}, {files.key} and {files.ca} could not be used",

@@ -114,8 +114,9 @@ class Sender:
         """`captured_ns` of the newest batch that is ordered and uploaded; 0: none of this epoch is known."""
         return self._uploading.captured_ns
 
-    def reload_certificate(self) -> None:
-        tls.reload(self._context, self._files)
+    def present(self, chain: tls.Chain) -> None:
+        """From the next session on."""
+        tls.present(self._context, chain)
 
     def revoke(self, revoked: Revocations) -> None:
         """Nothing goes to a process server whose certificate is on the list, nor any more over an open session."""

@@ -312,7 +312,7 @@ async def test_a_daemon_renews_by_itself_when_a_third_of_the_life_is_left(tmp_pa
         files = await server.enrolled("agent", "web1", tmp_path / "agent")
         due(server, files, "agent", "web1")
         renewed: list[bool] = []
-        client = ControlClient(server.url, files, on_renewed=lambda: renewed.append(True))
+        client = ControlClient(server.url, files, on_renewed=lambda _chain: renewed.append(True))
         assert await client.renew_if_due()
         assert not await client.renew_if_due()
         assert renewed == [True]

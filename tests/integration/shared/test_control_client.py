@@ -152,7 +152,7 @@ async def test_a_bad_answer_leaves_the_certificate_and_the_daemon_says_so_and_tr
 
     async with answering(ca.server_context(), {"status": status, "renew": renew}) as url:
         reloaded: list[bool] = []
-        client = ControlClient(url, files, on_renewed=lambda: reloaded.append(True))
+        client = ControlClient(url, files, on_renewed=lambda _chain: reloaded.append(True))
         async with serving(client):
             await until(lambda: ["US469"] in codes)
             assert not reloaded
@@ -234,7 +234,7 @@ async def test_a_certificate_that_was_put_there_by_hand_is_used_without_a_restar
 ) -> None:
     files = await server.enrolled("agent", "web1", tmp_path / "agent")
     reloaded: list[bool] = []
-    client = ControlClient(server.url, files, on_renewed=lambda: reloaded.append(True))
+    client = ControlClient(server.url, files, on_renewed=lambda _chain: reloaded.append(True))
     async with serving(client):
         await server.enrolled("agent", "web1", tmp_path / "agent")
         await until(lambda: reloaded)
@@ -250,7 +250,7 @@ async def test_a_daemon_in_whose_folder_another_was_enrolled_goes_on_as_what_it_
         await enrol.enrol(server.url, token, files.cert.parent)
     assert {path.name: path.read_bytes() for path in files.cert.parent.iterdir()} == before
     reloaded: list[bool] = []
-    client = ControlClient(server.url, files, on_renewed=lambda: reloaded.append(True))
+    client = ControlClient(server.url, files, on_renewed=lambda _chain: reloaded.append(True))
     async with daemon(server, await server.enrolled("process-server", "ps1", tmp_path / "tls")):
         token = (await server.token("agent", "web2")).token
         await enrol.enrol(server.url, token, files.cert.parent, replace=True)

@@ -13,7 +13,7 @@ from shared.errors import KeyCacheError, KeyUnavailableError, WrongKeyError
 from shared.key_cache import KeyCache
 from shared.messages import Limit, RevokeRequest
 from shared.remote_vault import RemoteVault, warnings
-from shared.tls import TlsFiles
+from shared.tls import TlsFiles, read_chain
 from shared.vault import FileVault, WrappedKey
 from tests.config_parts import ConfigServer, config_for, running
 from tests.process_server_site import free_port
@@ -229,7 +229,7 @@ async def test_a_host_that_is_enrolled_anew_has_its_cache_sealed_anew(daemon: Da
         anew = await server.enrolled("process-server", "ps1", daemon.folder / "anew")
         for old, new in ((daemon.files.key, anew.key), (daemon.files.cert, anew.cert)):
             old.write_bytes(new.read_bytes())
-        vault.renewed()
+        vault.renewed(read_chain(daemon.files))
         async with asyncio.timeout(10):
             while daemon.path(one).read_bytes() == before:  # noqa: ASYNC110 - another task's work
                 await asyncio.sleep(0.01)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from config_server.ca import CertificateAuthority
+from config_server.own_certificate import OwnCertificate
 from shared import tls
-from shared.errors import CertificateExpiredError, CertificateMissingError, PeerError, UnknownAuthorityError
+from shared.control_client import ControlClient
+from shared.errors import (
+    CertificateExpiredError,
+    CertificateMissingError,
+    ConfigError,
+    PeerError,
+    UnknownAuthorityError,
+)
+from tests.config_parts import config_for
 from tests.pki import TestCa
 
 
@@ -63,3 +75,72 @@ async def test_a_refused_client_reads_the_reason(tmp_path: Path, said: bytes) ->
         async with accepting(context) as port:
             error = await refusal(port, client, said)
         assert isinstance(error, kind), (kind, error)
+
+
+async def test_a_certificate_is_replaced_where_sessions_begin_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread that touches the context crashes the process: OpenSSL frees what a session that begins is copying."""
+    where: list[tuple[ssl.SSLContext, bool]] = []
+    load = ssl.SSLContext.load_cert_chain
+
+    def noted(context: ssl.SSLContext, *args: str) -> None:
+        where.append((context, threading.current_thread() is threading.main_thread()))
+        load(context, *args)
+
+    config = config_for(tmp_path)
+    config.data_dir.mkdir()
+    own = OwnCertificate(config, CertificateAuthority.open(config.data_dir))
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", noted)
+    await own.renew()
+    await own.renew()  # nothing is new
+    assert [is_main for context, is_main in where if context is own.context] == [True]
+
+    ca = TestCa(tmp_path)
+    files = ca.issue("agent:lab", shift=dt.timedelta(days=1))
+    seen: list[tls.Chain] = []
+    client = ControlClient("https://127.0.0.1:1", files, on_renewed=seen.append)
+    where.clear()
+    ca.issue("agent:lab", shift=dt.timedelta(days=1))  # into the same files
+    await client.renew_if_due()
+    await client.close()
+    assert [chain.cert for chain in seen] == [files.cert.read_bytes()]
+    assert [is_main for _, is_main in where] == [False, True]  # tried on one that nobody uses, in a thread
+
+
+def test_a_session_that_had_begun_goes_on_by_the_certificate_that_it_began_with(tmp_path: Path) -> None:
+    ca = TestCa(tmp_path)
+    context = tls.server_context(ca.issue("process-server:ps1"))
+    client = tls.client_context(ca.issue("agent:lab"))
+    begun = ends(context, client)
+    tls.present(context, tls.read_chain(ca.issue("process-server:ps2")))
+    after = ends(context, client)
+    assert [tls.peer_name(shaken(pair)) for pair in (begun, after)] == [
+        "process-server:ps1",
+        "process-server:ps2",
+    ]
+
+
+def ends(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    return (
+        client.wrap_bio(back, there, server_hostname="127.0.0.1"),
+        server.wrap_bio(there, back, server_side=True),
+    )
+
+
+def shaken(pair: tuple[ssl.SSLObject, ssl.SSLObject]) -> ssl.SSLObject:
+    """The client's end."""
+    for end in pair * 3:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return pair[0]
+
+
+def test_what_does_not_fit_is_refused_and_what_is_presented_stays(tmp_path: Path) -> None:
+    ca = TestCa(tmp_path)
+    files, other = ca.issue("agent:a"), ca.issue("agent:b")
+    files.key.write_bytes(other.key.read_bytes())
+    with pytest.raises(ConfigError, match="could not be used"):
+        tls.read_chain(files)
+    assert "BEGIN" not in repr(tls.read_chain(other))
