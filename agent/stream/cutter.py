@@ -269,9 +269,17 @@ class Stream:
         return missing
 
     def _too_much(self, disk: int) -> TooMuchUnreadableError:
+        named = self.unreadable.sectors
+        cause = f"{named} sectors of this machine's disks are named unreadable, and there is room for no more"
+        action = TooMuchUnreadableError.default_action
+        if (fullest := self.unreadable.fullest) != disk:
+            other = self._capture.disks[fullest].path
+            cause += f" of this one; {other} takes most of it"
+            action = f"Begin with {other}, then this one. {action}"
         return TooMuchUnreadableError(
             f"Too much of protected disk {self._capture.disks[disk].path} cannot be read",
-            cause=f"{self.unreadable.sectors} sectors of this machine's disks are named unreadable, and there is room for no more",
+            cause=cause,
+            action=action,
         )
 
     def _try_unreadable(self) -> None:

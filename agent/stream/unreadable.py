@@ -16,6 +16,11 @@ trials of a disk doubles, from a minute, within which an outage is over, up to h
 trial was given: each time takes order once more. It begins anew where a trial was given something and the round as well, and where
 a round is refused what nobody knew to be bad. In the granules that the trial put to do nothing is new: sectors that fail by turns, one
 beside the other, are refused again.
+
+**No disk takes the room of another.** Half of the words is divided among the disks: of its part each is sure, whatever the others take, so
+that a bad sector of one is named while another is bad all over. The other half is whoever's comes first. What keeps this: the sum over all
+disks of the larger of what a disk takes and its part is never more than the words there are. A declaration that would break it is refused
+(`has_room`); to remove one never makes the sum larger.
 """
 
 from __future__ import annotations
@@ -85,6 +90,9 @@ class Unreadable:
         """`words`: where it is kept, for the epoch of this claim; by default nowhere."""
         nowhere = np.zeros(UNREADABLE_WORDS, np.uint64)
         self._declared = Declared(nowhere, 0) if words is None else Declared(words, claim)
+        self._disks = disks
+        self._part = self._declared.room // (2 * disks)
+        """So many words each disk is sure of."""
         self._turns = {disk: _Turn(FIRST_S) for disk in range(disks) if self._first_of(disk, 0, 1)}
 
     @property
@@ -115,7 +123,14 @@ class Unreadable:
         self, disk: int, missing: Sequence[tuple[int, int]], sent: Sequence[tuple[int, int]]
     ) -> bool:
         """Whether these can be declared, once those are removed. Who has no room must not let the batch go without them."""
-        return self._declared.has_room(addresses(disk, missing), addresses(disk, sent))
+        unused = np.maximum(self._part - self._declared.words_of(self._disks), 0)
+        unused[disk] = 0
+        return self._declared.has_room(addresses(disk, missing), addresses(disk, sent), int(unused.sum()))
+
+    @property
+    def fullest(self) -> int:
+        """The disk that takes the most room."""
+        return int(self._declared.words_of(self._disks).argmax())
 
     def declare(self, disk: int, runs: Sequence[tuple[int, int]], now: float) -> None:
         """The batch that is cut goes without these; there is room for them."""

@@ -66,6 +66,11 @@ class Declared:
         self._places: npt.NDArray[np.int64] = used[order]
         """…and where its word is."""
 
+    @property
+    def room(self) -> int:
+        """How many words there are for cells, free or not."""
+        return len(self._words) - 1
+
     def begin(self) -> None:
         """Nothing is declared in the epoch of this claim."""
         self._words[1:] = 0
@@ -93,15 +98,21 @@ class Declared:
         known[known] = masks >> (asked[known] % CELL).astype(np.uint64) & np.uint64(1) == 1
         return known
 
-    def has_room(self, new: Addresses, gone: Addresses) -> bool:
-        """Whether there are words for `new` once `gone`, which lies near it, is removed."""
+    def words_of(self, disks: int) -> npt.NDArray[np.int64]:
+        """How many words each of the first disks takes."""
+        borders = np.arange(disks + 1) << _SECTOR_BITS - _CELL_BITS
+        return np.diff(np.searchsorted(self._cells, borders))
+
+    def has_room(self, new: Addresses, gone: Addresses, kept: int = 0) -> bool:
+        """Whether there are words for `new` once `gone`, which lies near it, is removed; `kept` words stay free."""
         if not len(new):
             return True
         touched = np.concatenate((new, gone)) >> _CELL_BITS
         first, end = int(touched.min()) << _CELL_BITS, int(touched.max()) + 1 << _CELL_BITS
         lo, hi = self._near(first, end)
         after = np.concatenate((np.setdiff1d(self.between(first, end), gone), new))
-        return len(np.unique(after >> _CELL_BITS)) - (hi - lo) < len(self._words) - len(self._cells)
+        more = len(np.unique(after >> _CELL_BITS)) - (hi - lo)
+        return more <= max(self.room - len(self._cells) - kept, 0)
 
     def add(self, new: Addresses) -> None:
         """There is room for them."""

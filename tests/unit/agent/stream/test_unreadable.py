@@ -233,3 +233,35 @@ def test_what_there_is_no_room_for_is_known_before_it_is_declared() -> None:
     here, there = [(1600, 1)], [(1584, 16)]
     assert [declared.has_room(0, here, sent) for sent in ([], [(1584, 15)], there)] == [False, False, True]
     assert declared.has_room(0, [(5, 1)], [])
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(8, 40),
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 60), st.integers(1, 400)), max_size=12
+    ),
+)
+def test_whatever_others_take_a_disk_can_name_its_part_and_one_alone_everything(
+    disks: int, room: int, steps: list[tuple[bool, int, int, int]]
+) -> None:
+    declared = Unreadable(disks, np.zeros(1 + room, np.uint64), 7)
+    declared.begin()
+    for is_bad, disk, first, count in steps:
+        runs = [(first, count)]
+        if not is_bad:
+            declared.remove(disk % disks, runs)
+        elif declared.has_room(disk % disks, runs, []):
+            declared.declare(disk % disks, runs, 0.0)
+    part = room // (2 * disks)
+    for disk in range(disks):
+        declared.remove(disk, [(0, 1 << 20)])
+        assert declared.has_room(disk, [(0, 16 * part)], []), "another disk took its part"
+        declared.declare(disk, [(0, 16 * part)], 0.0)
+    for disk in range(1, disks):
+        declared.remove(disk, [(0, 1 << 20)])
+    rest = room - part * (disks - 1)
+    assert [declared.has_room(0, [(0, 16 * words)], []) for words in (rest, rest + 1)] == [True, False]
+    declared.declare(0, [(0, 16 * rest)], 0.0)
+    assert declared.fullest == 0
