@@ -12,7 +12,8 @@ proves that a write went past capture, however busy the disk is.
 Exact: stat == completed. A missed submission makes stat the larger, and so does a missed completion, so
 they cannot cancel. The two must be of one moment: our counters are read before and after stat, and must not
 have moved (`still`). Also exact is stat == seen, for an idle disk on which a completion was missed; should
-just as many sectors have gone past capture as are in flight, that is wrong until the next look.
+just as many sectors have gone past capture as are in flight, that is wrong until the next look. (Before Linux 6.3 a driver without requests
+counts a write when it begins: there stat == seen also while it is in flight. What wants to know that asks for it: `settling`.)
 
 Baseline: writes in flight at the attachment add to stat without having been seen. How much they added is
 stat − completed at a still moment, once none of them is left (`settled`, the caller's knowledge). Between

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -300,14 +300,15 @@ class Capture:
         unless `incidents().open_missed` says so."""
         return self._by_number(libbpf.read_hash(self._fds["open"], np.dtype("<u8"), layout.OPEN_WRITE)[1])
 
-    def forget_open(self, until_ns: int) -> npt.NDArray[np.void]:
-        """Drops the open writes from `until_ns` (boot clock) or before, for a caller who knows that they
+    def forget_open(self, until_ns: int, disks: Iterable[int]) -> npt.NDArray[np.void]:
+        """Drops the open writes of these disks from `until_ns` (boot clock) or before, for a caller who knows that they
         have completed.
 
         Returns them: whether they failed is unknown, so their ranges should be read again in the next round.
         """
         keys, values = libbpf.read_hash(self._fds["open"], np.dtype("<u8"), layout.OPEN_WRITE)
-        old = np.flatnonzero(values["since_ns"] <= np.uint64(until_ns))
+        theirs = np.isin(values["disk"], [self._slots[disk] for disk in disks])
+        old = np.flatnonzero(theirs & (values["since_ns"] <= np.uint64(until_ns)))
         # A deletion that finds nothing lost the race against the completion, which then counted the write.
         dropped = [i for i in old if libbpf.delete(self._fds["open"], keys[i].tobytes())]
         for write in values[dropped]:

@@ -97,9 +97,10 @@ class Continuity:
         for slot, verdict in enumerate(self._verdicts):
             if verdict.outcome is Outcome.SHORTFALL:
                 self._shortfall(slot, verdict)
-        if all(verdict.outcome is Outcome.EXACT for verdict in self._verdicts):
+        exact = {slot for slot, verdict in enumerate(self._verdicts) if verdict.outcome is Outcome.EXACT}
+        if len(exact) == len(self._verdicts):
             self._losses.is_exact(looked_ns, cut)
-            self._settling.forget_stale(self._sample)
+        self._settling.forget_stale(exact, self._sample)
         self._losses.forget()
 
     def _give_up_silent(self) -> None:

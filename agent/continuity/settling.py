@@ -1,9 +1,23 @@
-"""Writes in flight: when those from before capture have ended (what is read then is final), and which only seem to be in flight."""
+"""Writes in flight: when those from before capture have ended (what is read then is final), and which only seem to be in flight.
+
+**A completion that was not seen** leaves its write open, and catch-up would wait for it for ever. It is forgotten when the disk's own
+counts prove that nothing that capture saw is in flight on it: the audit was exact, and at one moment, at which our counters stand still,
+
+- the kernel has counted as many sectors as capture ever saw there, since no write went past capture (that is what the audit says); and
+- it has no write in flight there. Before Linux 6.3 a driver without requests counts the sectors of a write when it *begins*: by the first
+  alone a write that hangs would be forgotten, its place read, and what it then writes would be in no stream.
+
+So all that were open before that moment have completed, those from before `STALE_S` among them. (Younger ones are not asked about: their
+completion may be on its way to be seen.) Nothing here is of another disk: a write is open, seen, counted and in flight on the disk that it
+is to, each of the two where one disk hands on the bio to another. Hence a disk that cannot be audited keeps its own open, and no other's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
+
+import numpy as np
 
 from agent.capture.audit import Baseline, Sample
 from agent.capture.disks import SYSFS, still_stands
@@ -50,31 +64,41 @@ class Settling:
 
     def _is_quiet(self, slot: int) -> bool:
         """Whether no write to the disk is in flight at this moment."""
-        disk = self._capture.disks[slot]
         seen, completed = self._capture.sector_counts(slot)
+        return seen == completed and not self._in_flight(slot)
+
+    def _in_flight(self, slot: int) -> bool:
+        """Whether the kernel has writes of the disk in flight, or that cannot be told."""
+        disk = self._capture.disks[slot]
         try:
             inflight = (SYSFS / "block" / disk.name.replace("/", "!") / "inflight").read_text()
         except OSError as exc:  # a disk is gone, which `check` shows
             _log.debug("writes in flight: not known", path=exc.filename, cause=cause_of(exc))
-            return False
-        return seen == completed and not int(inflight.split()[1]) and still_stands(disk, sysfs=SYSFS)
+            return True
+        return bool(int(inflight.split()[1])) or not still_stands(disk, sysfs=SYSFS)
 
-    def forget_stale(self, sample_of: Callable[[int], Sample]) -> None:
-        boot_ns = clock.boot_ns()
-        opened = self._capture.open_writes()["since_ns"]
-        if not len(opened) or boot_ns - int(opened.min()) <= STALE_S * 1e9:
+    def forget_stale(self, exact: Collection[int], sample_of: Callable[[int], Sample]) -> None:
+        """`exact`: the disks on which the audit was, just now."""
+        until_ns = clock.boot_ns() - int(STALE_S * 1e9)
+        opened = self._capture.open_writes()
+        with_old = {*opened["disk"][opened["since_ns"] <= np.uint64(max(until_ns, 0))].tolist()}
+        over = [slot for slot in sorted(with_old & {*exact}) if self._is_over(slot, sample_of)]
+        if not over:
             return
-        for slot in range(len(self._capture.disks)):
-            try:
-                sample = sample_of(slot)
-            except OSError as exc:  # a disk went away just now
-                _log.debug("sectors written: not known", path=exc.filename, cause=exc.strerror)
-                return
-            baseline = Baseline.from_words(self._capture.audit_words(slot))
-            counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
-            if not sample.still or counted != sample.seen_sectors:
-                return
-        forgotten = self._capture.forget_open(boot_ns - int(STALE_S * 1e9))
+        forgotten = self._capture.forget_open(until_ns, over)
         # Whether these writes failed was not seen either: what the disk holds there is read once more.
         self._rounds.read_again(forgotten)
         _log.info("completions that were not seen", writes=len(forgotten))
+
+    def _is_over(self, slot: int, sample_of: Callable[[int], Sample]) -> bool:
+        """Whether all that was ever seen of the disk's writes has completed."""
+        try:
+            sample = sample_of(slot)
+        except OSError as exc:  # it went away just now
+            _log.debug("sectors written: not known", path=exc.filename, cause=exc.strerror)
+            return False
+        baseline = Baseline.from_words(self._capture.audit_words(slot))
+        counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
+        if not sample.still or counted != sample.seen_sectors or self._in_flight(slot):
+            return False
+        return self._capture.sector_counts(slot) == (sample.seen_sectors, sample.completed_sectors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,14 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from agent.capture import layout, libbpf
 from agent.capture.audit import SAME, Outcome
 from agent.capture.disks import Disk, find_disk
 from agent.capture.maps import Capture, detach
 from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Reason, Word
-from tests.capture_parts import MIB, needs_capture, rig, run, until, zram
+from tests.capture_parts import MIB, needs_capture, queue_setting, rig, run, until, zram
 from tests.epoch_ids import eid
 from tests.protected_machine import machine_with_two_disks, reattach
 
@@ -29,7 +32,7 @@ def looking(capture: Capture) -> Iterator[Continuity]:
     """Continuity over a capture, as an agent has it after its start. The rounds of catch-up are not there."""
     state = AgentState(capture.state)
     state[Word.SETTLED] = 1
-    rounds: Any = SimpleNamespace(leave_out=lambda disks: None, unread=dict)
+    rounds: Any = SimpleNamespace(leave_out=lambda disks: None, unread=dict, read_again=lambda writes: None)
     watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False, silent=frozenset())
     yield Continuity(capture, state, rounds, watch)
 
@@ -127,6 +130,28 @@ def test_what_is_written_to_another_disk_in_the_place_of_one_that_is_gone_is_nob
             assert [problem.code for problem in continuity.problems] == ["US220"]
             assert continuity._verdicts[0].outcome is Outcome.UNVERIFIABLE
             assert (state[Word.EPOCH], state[Word.ORDERED]) == (7, 1)
+
+
+def test_a_disk_that_is_not_counted_keeps_no_write_of_another_open() -> None:
+    with rig(4 * MIB, count=2, attached=False) as r, queue_setting(r.disks[1], "iostats", "0"):
+        r.disks = [find_disk(disk.path) for disk in r.disks]
+        capture = r.attach()
+        begin_epoch(capture)
+        stale = np.zeros((), layout.OPEN_WRITE)
+        stale["since_ns"], stale["sectors"] = 1, 8
+        fd = libbpf.get(r.pin_dir / "open")
+        try:
+            for slot in (0, 1):
+                stale["disk"] = slot
+                libbpf.update(fd, slot.to_bytes(8, "little"), stale.tobytes())
+        finally:
+            os.close(fd)
+        with looking(capture) as continuity:
+            for _ in range(SAME + 1):
+                continuity.check()
+        assert capture.open_writes()["disk"].tolist() == [1]
+        assert [problem.code for problem in continuity.problems] == ["US406"]
+        capture.close()
 
 
 def resize(backing: Path, disk: Disk, size_b: int) -> None:
