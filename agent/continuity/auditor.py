@@ -125,7 +125,8 @@ class Continuity:
 
     def _look_at_counting(self) -> None:
         self._counting.look()
-        blind = []
+        trouble = self._counting.trouble
+        blind = [Problem(**trouble.as_dict(), severity=Severity.WARNING)] if trouble is not None else []
         for slot, (disk, verdict) in enumerate(zip(self._capture.disks, self._verdicts, strict=True)):
             if verdict.cause == audit.DRIVER:
                 error = AuditBlindError(

@@ -263,25 +263,27 @@ def test_a_disk_that_is_never_quiet_is_waited_for_with_patience_only(
 def test_counting_that_is_switched_off_is_shown_and_left_to_a_person(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counting, "LOOK_S", 0.0)
     counts = False
     monkeypatch.setattr(
         counting, "read_queue", lambda folder: Queue(512, counts=counts, dax=False, zoned=False)
     )
-    shown = machine.continuity._counting
 
     def look() -> list[str]:
-        if shown._thread is not None:
-            shown._thread.join()
-        shown.look()
-        assert shown._thread is not None
-        shown._thread.join()
+        machine.continuity._counting.ask(0)
         machine.continuity.check()
         return [problem.code for problem in machine.continuity.problems]
 
     assert look() == ["US406"]
     counts = True
     assert look() == []
+
+
+def test_counting_that_cannot_be_asked_about_is_a_warning(machine: Machine) -> None:
+    machine.continuity._counting.note([RuntimeError("can't start new thread")])
+    machine.continuity.check()
+    (problem,) = machine.continuity.problems
+    assert (problem.code, problem.severity) == ("US406", "warning")
+    assert "can't start new thread" in problem.cause
 
 
 def test_a_clock_that_was_set_back_makes_points_suspect_from_the_earliest_time_that_they_can_carry(
