@@ -28,4 +28,4 @@ def make_disk(
     for attribute, value in (files | dict(attributes or {})).items():
         (folder / attribute).parent.mkdir(parents=True, exist_ok=True)
         (folder / attribute).write_text(value + "\n")
-    return describe(Path("/dev") / name, folder, major, 0)
+    return describe(Path("/dev") / name, folder, major, 0, sysfs=sysfs)

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,10 @@ MAX_BLOCK_B: Final = 4096
 _GIVEN_PAGES: Final = ("pmem", "ndblk", "zram", "ram")
 """How the disks of the drivers are called that have ever taken single pages (`given_pages`). The list is closed: the kernel gave it up."""
 
+_HANDING_ON: Final = frozenset({"linear", "faulty"})
+_HANDING_ON_UNCOUNTED: Final = "raid0"
+"""Levels of md: `hider`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:
@@ -36,6 +41,8 @@ class Queue:
     counts: bool
     dax: bool
     zoned: bool
+    iostats: bool = True
+    """What the attribute says; whether anybody counts by it is another thing (`counts`)."""
 
     @staticmethod
     def of(texts: Sequence[str], *, has_requests: bool) -> Queue:
@@ -47,6 +54,7 @@ class Queue:
             counts=iostats != "0" or not has_requests,
             dax=dax == "1",
             zoned=zoned not in ("", "-", "none"),
+            iostats=iostats != "0",
         )
 
 
@@ -107,6 +115,8 @@ class Disk:
     """Kernel names of the disks right below it."""
     multipath_holder: str
     """The multipath device that this disk is a path of, or empty."""
+    hidden_by: str = ""
+    """See `hider`."""
 
     names: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Of its `Attributes`."""
@@ -154,11 +164,18 @@ def find_disk(path: Path, *, sysfs: Path = SYSFS, attributes_of: AttributesOf = 
             action="Name the disk, for example /dev/sdb.",
         )
     major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
-    return describe(path, (sysfs / f"dev/block/{major}:{minor}").resolve(), major, minor, attributes_of)
+    folder = (sysfs / f"dev/block/{major}:{minor}").resolve()
+    return describe(path, folder, major, minor, attributes_of, sysfs=sysfs)
 
 
 def describe(
-    path: Path, folder: Path, major: int, minor: int, attributes_of: AttributesOf = read_attributes
+    path: Path,
+    folder: Path,
+    major: int,
+    minor: int,
+    attributes_of: AttributesOf = read_attributes,
+    *,
+    sysfs: Path = SYSFS,
 ) -> Disk:
     """The disk whose sysfs folder is `folder`. Raises NotADiskError for a partition, DeviceNotFoundError
     when it is gone."""
@@ -183,13 +200,14 @@ def describe(
         sectors=_down_to_blocks(int(_text(folder / "size") or 0), queue.block_b),
         serial=_serial(attributes.names),
         names=attributes.names,
-        bio_based=not (folder / "mq").is_dir(),
+        bio_based=_is_bio_based(folder),
         read_only=_text(folder / "ro") == "1",
         iostats=queue.counts,
         dax=queue.dax,
         zoned=queue.zoned,
         slaves=tuple(entry.name for entry in entries(folder / "slaves")),
         multipath_holder=_multipath_holder(folder),
+        hidden_by=hider(folder, attributes_of, sysfs=sysfs),
         block_b=queue.block_b,
         id=folder.name,
     )
@@ -204,6 +222,38 @@ def given_pages(name: str, *, sysfs: Path = SYSFS) -> bool:
     """
     btf = sysfs / "kernel/btf/vmlinux"
     return name.startswith(_GIVEN_PAGES) and btf.exists() and b"\0rw_page\0" in btf.read_bytes()
+
+
+def hider(folder: Path, attributes_of: AttributesOf = read_attributes, *, sysfs: Path = SYSFS) -> str:
+    """The device over the disk of this folder whose writes nobody sees enter the disk; empty where there is none. May hang, by default.
+
+    The kernel announces a bio to devices without requests (`block_bio_queue`) once. A device that hands on the very bio that it was given
+    has had it announced already, and what lies below, if it has no requests either, takes it unannounced. (What has requests announces
+    the request.) Others make a bio of their own, which is announced. To hand on what they are given is the way
+
+    - of md before Linux 6.5: linear and faulty always, raid0 while it does not count (to count, it makes bios of its own); other levels
+      never do so with a write. Since then md always makes its own, and has a type for these by which that is known;
+    - of bcache that has no cache.
+    """
+    if not _is_bio_based(folder):
+        return ""
+    for holder in _holders(folder):
+        level = _text(holder / "md/level")
+        if level in _HANDING_ON or (
+            level == _HANDING_ON_UNCOUNTED and not attributes_of(holder).queue.iostats
+        ):
+            if not _md_clones(sysfs):
+                return holder.name
+        elif _text(holder / "bcache/state") == "no cache":
+            return holder.name
+    return ""
+
+
+@cache
+def _md_clones(sysfs: Path) -> bool:
+    """A module's types are in a file of its own. Where no file is there, that is not known."""
+    files = (sysfs / "kernel/btf" / name for name in ("md_mod", "vmlinux"))
+    return any(file.exists() and b"\0md_io_clone\0" in file.read_bytes() for file in files)
 
 
 def check(disk: Disk, *, sysfs: Path = SYSFS, is_captured: bool = False) -> None:
@@ -245,9 +295,20 @@ def check(disk: Disk, *, sysfs: Path = SYSFS, is_captured: bool = False) -> None
             f"it is one path of the multipath device {disk.multipath_holder}",
             f"Protect /dev/{disk.multipath_holder}.",
         ),
+        (
+            bool(disk.hidden_by),
+            f"{disk.hidden_by} lies on it, and this kernel does not show what comes through that: it hands on the bios that it is given",
+            f"Protect /dev/{disk.hidden_by}{_or_count(disk.hidden_by, sysfs)}.",
+        ),
     ):
         if wrong:
             raise UnsuitableDiskError(f"{disk.path} cannot be protected", cause=cause, action=action)
+
+
+def _or_count(name: str, sysfs: Path) -> str:
+    folder = sysfs / "block" / name
+    is_enough = _text(folder / "md/level") == _HANDING_ON_UNCOUNTED
+    return f", or switch on that it counts: echo 1 > {folder}/queue/iostats" if is_enough else ""
 
 
 def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS, are_captured: bool = False) -> None:
@@ -349,6 +410,16 @@ def entries(folder: Path) -> list[Path]:
         if exc.errno in GONE:
             return []
         raise
+
+
+def _is_bio_based(folder: Path) -> bool:
+    return not (folder / "mq").is_dir()
+
+
+def _holders(folder: Path) -> list[Path]:
+    """What lies on the disk or on a partition of it."""
+    places = [folder, *(entry for entry in entries(folder) if (entry / "partition").exists())]
+    return [holder for place in places for holder in entries(place / "holders")]
 
 
 def _multipath_holder(folder: Path) -> str:

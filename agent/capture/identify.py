@@ -35,7 +35,7 @@ def all_disks(*, sysfs: Path = SYSFS, attributes_of: AttributesOf = read_attribu
         try:
             major, minor = (folder / "dev").read_text().split(":")
             path = Path("/dev") / folder.name.replace("!", "/")
-            disk = describe(path, folder.resolve(), int(major), int(minor), attributes_of)
+            disk = describe(path, folder.resolve(), int(major), int(minor), attributes_of, sysfs=sysfs)
         except (OSError, ValueError, UnderstudyError):  # it went away just now
             continue
         if disk.sectors and not disk.multipath_holder and text(folder / "hidden") != "1":

@@ -1,8 +1,9 @@
 """The look, once a second: runs the audit, and decides what follows when a write may have gone past capture.
 
-A shortfall, a skipped run of a capture program, a passthrough write: the stream has a hole that nobody can locate, so a new epoch is
-wanted, with its reason and the position behind which points are suspect (`losses`). Everything else here is what a clean audit permits:
-to call what is read final once no write from before capture is in flight, and to forget writes that only seem to be in flight (`settling`).
+A shortfall, a skipped run of a capture program, a passthrough write, a device that hides writes: the stream has a hole that nobody can
+locate, so a new epoch is wanted, with its reason and the position behind which points are suspect (`losses`). Everything else here is what
+a clean audit permits: to call what is read final once no write from before capture is in flight, and to forget writes that only seem to be
+in flight (`settling`).
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Continuity:
             return
         self._presence.go_on_without(self.looked_at, looked_ns, cut, asking=bool(self._hanging.unread))
         self._give_up_silent()
+        self._lose_what_is_hidden()
         if not self._presence.gone:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
             self._count_incidents()
@@ -108,6 +110,15 @@ class Continuity:
             self._presence.begin_anew(
                 "the others go on without disks that do not answer", disks=sorted(disks)
             )
+
+    def _lose_what_is_hidden(self) -> None:
+        """Capture is fitted to the others: such a disk is left out, and says why."""
+        for disk, hider in zip(self._capture.disks, self._counting.hidden_by, strict=True):
+            if hider and not self.resized.is_set():
+                cause = f"{hider} was put over it, which hands on to it the bios that it is given: this kernel does not show these"
+                error = AuditShortfallError(f"Capture may have missed writes to {disk.id}", cause=cause)
+                self._losses.lose(Reason.AUDIT_SHORTFALL, error)
+                self._presence.begin_anew("a device over a disk hides its writes", disk=disk.id, by=hider)
 
     @property
     def problems(self) -> list[Problem]:

@@ -5,6 +5,8 @@ since a pause of counting that nobody noticed leaves the audit blind. While it c
 those of `disk_threads` are: rarely, and with the disk, it keeps a process that was killed from being over; `lock` is made for that.)
 Counting is not switched on from here: since Linux 6.11 that freezes the queue, and all writes wait for its slowest request.
 
+The same thread looks for a device over the disk that hides its writes (`disks.hider`), since that depends on attributes of queues, too.
+
 **How many threads.** One asks about all disks, one after another, and ends when nobody wants to know any more (`IDLE_S`): a session
 ends without a word. Where it hangs at a disk there is another in its place for the others. That disk's lock stays with the one that hangs,
 and who does not get it passes the disk over. So besides one of each session there is at most one a disk, whatever number of sessions come.
@@ -18,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from agent.capture.disks import SYSFS, Disk, read_queue, still_stands
+from agent.capture.disks import SYSFS, Disk, hider, read_queue, still_stands
 from agent.capture.maps import Capture
 from shared import logging
 from shared.errors import AuditBlindError
@@ -40,6 +42,8 @@ class Counting:
     def __init__(self, capture: Capture) -> None:
         self.disks = capture.disks
         self._counts = [disk.iostats for disk in capture.disks]
+        self.hidden_by = [disk.hidden_by for disk in capture.disks]
+        """By slot, the device over the disk whose writes capture does not see; empty where there is none."""
         self._asker: _Asker | None = None
         self.trouble: AuditBlindError | None = None
         """Why it could not be found out at the last look; None: it could, or somebody hangs."""
@@ -70,9 +74,9 @@ class Counting:
     def ask(self, slot: int) -> None:
         """May hang."""
         disk = self.disks[slot]
-        counts = read_queue(_folder_of(disk)).counts
+        counts, hidden_by = read_queue(_folder_of(disk)).counts, hider(_folder_of(disk))
         if still_stands(disk):
-            self._counts[slot] = counts
+            self._counts[slot], self.hidden_by[slot] = counts, hidden_by
 
     def note(self, failed: list[Exception]) -> None:
         """What a look at all disks failed with."""

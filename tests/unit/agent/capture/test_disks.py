@@ -66,6 +66,42 @@ def test_a_disk_that_the_kernel_gives_pages_past_the_hooks_is_refused(tmp_path: 
     assert "6.3" in caught.value.action
 
 
+@pytest.mark.parametrize("place", ["holders/md1", "md0p1/holders/md1"])
+@pytest.mark.parametrize("clones", [False, True])
+@pytest.mark.parametrize(
+    ("holder", "hides"),
+    [
+        ({"md/level": "linear"}, True),
+        ({"md/level": "faulty"}, True),
+        ({"md/level": "raid0", "queue/iostats": "0"}, True),
+        ({"md/level": "raid0", "queue/iostats": "1"}, False),
+        ({"md/level": "raid1", "queue/iostats": "0"}, False),
+        ({"md/level": "raid5", "queue/iostats": "0"}, False),
+        ({"dm/uuid": "LVM-abc", "queue/iostats": "0"}, False),
+        ({"bcache/state": "no cache"}, True),
+        ({"bcache/state": "clean"}, False),
+    ],
+)
+def test_a_disk_below_one_that_hands_on_its_bios_is_refused_if_it_has_no_requests(
+    tmp_path: Path, place: str, clones: bool, holder: dict[str, str], hides: bool
+) -> None:
+    btf = tmp_path / "kernel/btf/md_mod"
+    btf.parent.mkdir(parents=True)
+    btf.write_bytes(b"\0md_io_clone\0" if clones else b"\0md_io_acct\0")
+    made = {f"{place}/{name}": text for name, text in holder.items()} | {"md0p1/partition": "1"}
+    check(make_disk(tmp_path, "sda", made), sysfs=tmp_path)
+    disk = make_disk(tmp_path, "md0", made, mq=False)
+    if not hides or (clones and "md/level" in holder):
+        check(disk, sysfs=tmp_path)
+        return
+    make_disk(tmp_path, "md1", holder, mq=False)
+    for is_captured in (False, True):
+        with pytest.raises(UnsuitableDiskError, match="md1 lies on it") as caught:
+            check(disk, sysfs=tmp_path, is_captured=is_captured)
+    assert "Protect /dev/md1" in caught.value.action
+    assert ("iostats" in caught.value.action) == ("queue/iostats" in holder)
+
+
 def test_a_logical_volume_on_top_is_no_multipath(tmp_path: Path) -> None:
     check(make_disk(tmp_path, "sda", {"holders/dm-0/dm/uuid": "LVM-abc"}))
 

@@ -55,7 +55,13 @@ class Machine:
         capture: Any = SimpleNamespace(
             disks=[
                 SimpleNamespace(
-                    name="sda", id="sda", path=Path("/dev/sda"), sectors=SECTORS, iostats=True, diskseq=0
+                    name="sda",
+                    id="sda",
+                    path=Path("/dev/sda"),
+                    sectors=SECTORS,
+                    iostats=True,
+                    hidden_by="",
+                    diskseq=0,
                 )
             ],
             incidents=lambda: self.incidents,
@@ -210,7 +216,13 @@ class TwoDisks:
         self.inflight = {"sda": 1, "sdb": 1}
         disks = [
             SimpleNamespace(
-                name=name, id=name, path=Path("/dev") / name, sectors=SECTORS, iostats=True, diskseq=0
+                name=name,
+                id=name,
+                path=Path("/dev") / name,
+                sectors=SECTORS,
+                iostats=True,
+                hidden_by="",
+                diskseq=0,
             )
             for name in self.inflight
         ]
@@ -278,6 +290,23 @@ def test_counting_that_is_switched_off_is_shown_and_left_to_a_person(
     assert look() == []
 
 
+def test_a_device_that_hides_the_writes_to_a_disk_ends_the_epoch_and_has_capture_fitted_anew(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.state.cut(4, b"d" * 16, 40)
+    machine.continuity.check()
+    monkeypatch.setattr(counting, "hider", lambda folder: "md1")
+    machine.continuity._counting.ask(0)
+    for _ in range(2):  # the run ends some time after `resized` was set
+        machine.continuity.check()
+        assert machine.continuity.resized.is_set()
+    assert (machine.state[Word.EPOCH], machine.state.reason) == (0, Reason.AUDIT_SHORTFALL)
+    assert machine.state.suspicion is not None
+    assert machine.state.suspicion.after == (1, 4)
+    (problem,) = machine.continuity.problems
+    assert (problem.code, "md1" in problem.cause) == ("US416", True)
+
+
 def test_counting_that_cannot_be_asked_about_is_a_warning(machine: Machine) -> None:
     machine.continuity._counting.note([RuntimeError("can't start new thread")])
     machine.continuity.check()
@@ -306,7 +335,7 @@ def test_a_disk_that_is_gone_leaves_an_ordered_stream_alone_and_is_left_by_anoth
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     other = SimpleNamespace(
-        name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True, diskseq=0
+        name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True, hidden_by="", diskseq=0
     )
     machine.capture.disks = [*machine.capture.disks, other]
     machine.begin()
@@ -328,7 +357,7 @@ def test_a_disk_that_is_given_up_has_capture_fitted_anew_without_it_once(
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     other = SimpleNamespace(
-        name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True, diskseq=0
+        name="sdb", id="sdb", path=Path("/dev/sdb"), sectors=SECTORS, iostats=True, hidden_by="", diskseq=0
     )
     machine.capture.disks = [*machine.capture.disks, other]
     machine.begin()

@@ -55,7 +55,7 @@ def queues(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queues]:
 
 
 def begin() -> Counting:
-    disks = [SimpleNamespace(name=name, id=name, diskseq=7, iostats=True) for name in DISKS]
+    disks = [SimpleNamespace(name=name, id=name, diskseq=7, iostats=True, hidden_by="") for name in DISKS]
     capture: Any = SimpleNamespace(disks=disks)
     return Counting(capture)
 
