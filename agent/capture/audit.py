@@ -25,7 +25,9 @@ Drivers that count less: who takes bios without requests counts by himself. Comp
 buffered, over borders of chunks, fsync, FUA, discards, write-zeroes, fallocate): dm linear, striped and crypt, md raid1 and loop (6.12)
 count each sector once, as capture sees it. md raid0 counts no discards, md linear (6.1) nothing at all; nor does any md whose iostats
 are 0. None counts more than capture sees, which would be a shortfall that is none. What is counted less can hide as much that went past
-capture: such a disk is UNVERIFIABLE from then on (`DRIVER`).
+capture: such a disk is UNVERIFIABLE from then on (`DRIVER`). On an idle disk one look tells. On one that is never idle what lacks could be
+in flight; but not what had completed before stat was read (`lacks`): of that only what is between the two hooks just then, for nanoseconds.
+A disk on which something of that lacks at every attempt of `LACKING` looks in a row is taken for such a one.
 
 Going back: stat is a sum over processors, each of which only grows, and a later look reads each of them later; so stat only grows, too,
 while the disk lives. A look that finds less than the one before (`went_back`) proves that the kernel began to count anew: the disk was
@@ -48,7 +50,9 @@ from agent.capture.disks import SYSFS, Disk, still_stands
 _WRITTEN_SECTORS, _DISCARDED_SECTORS = 6, 13
 _WRAP: Final = (1 << 64) - 1
 SAME: Final = 3
+LACKING: Final = 60
 DRIVER: Final = "the disk's driver does not count all that is written"
+UNTOLD: Final = "writes from before the attachment cannot be told apart yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class Sample:
     seen_sectors: int
     completed_sectors: int
     still: bool
+    completed_before_sectors: int = 0
+    """What had completed when stat was read; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,8 @@ class Verdict:
     """SHORTFALL: at least so many are missing. IN_FLIGHT: so many lie between capture and the kernel's
     count."""
     cause: str = ""
+    lacks: bool = False
+    """The kernel had counted less than had completed before."""
 
 
 def keep(words: npt.NDArray[np.uint64], baseline: Baseline) -> None:
@@ -139,18 +147,19 @@ def compare(sample: Sample, baseline: Baseline) -> Verdict:
             Outcome.UNVERIFIABLE, cause="the kernel does not count this disk's sectors (iostats = 0)"
         )
     idle = sample.still and sample.seen_sectors == sample.completed_sectors
-    counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
+    counted = sample.stat.sectors - baseline.stat_sectors
+    lacks = not baseline.gap and counted < sample.completed_before_sectors
+    counted -= baseline.offset_sectors or 0
     if idle and not baseline.gap and counted < sample.seen_sectors:
         return Verdict(Outcome.UNVERIFIABLE, cause=DRIVER)
     if baseline.offset_sectors is None:
-        cause = "writes from before the attachment cannot be told apart yet"
-        return Verdict(Outcome.UNVERIFIABLE, cause=cause)
+        return Verdict(Outcome.UNVERIFIABLE, cause=UNTOLD, lacks=lacks)
     if counted > sample.seen_sectors:
         cause = "the kernel counted more written sectors than capture saw"
         return Verdict(Outcome.SHORTFALL, counted - sample.seen_sectors, cause)
     if sample.still and counted in (sample.completed_sectors, sample.seen_sectors):
         return Verdict(Outcome.EXACT)
-    return Verdict(Outcome.IN_FLIGHT, sample.seen_sectors - counted)
+    return Verdict(Outcome.IN_FLIGHT, sample.seen_sectors - counted, lacks=lacks)
 
 
 def went_back(stat: Stat, baseline: Baseline) -> bool:

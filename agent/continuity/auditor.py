@@ -23,6 +23,7 @@ from agent.continuity.losses import Losses
 from agent.continuity.patience import Patience
 from agent.continuity.presence import Presence
 from agent.continuity.settling import Settling
+from agent.continuity.unaudited import Unaudited
 from agent.stream import clock
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
@@ -59,6 +60,7 @@ class Continuity:
         self._presence = Presence(capture, state, rounds, watch, self._losses)
         self._settling = Settling(capture, rounds)
         self._counting = Counting(capture)
+        self._unaudited = Unaudited()
         self._hanging = Hanging(capture, state, rounds, watch, Patience(state.patience_words))
         self.looked_at = time.monotonic()
         """When the last look at all disks began."""
@@ -94,7 +96,10 @@ class Continuity:
         if not self._presence.gone:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
             self._count_incidents()
-        self._verdicts = [self._audit_if_there(slot) for slot in range(len(self._capture.disks))]
+        self._verdicts = [
+            self._unaudited.judge(slot, self._audit_if_there(slot), self.looked_at)
+            for slot in range(len(self._capture.disks))
+        ]
         self._look_at_counting()
         for slot, verdict in enumerate(self._verdicts):
             if verdict.outcome is Outcome.SHORTFALL:
@@ -144,8 +149,9 @@ class Continuity:
                     f"Capture of {disk.id} cannot be audited", cause=verdict.cause, action=_NOT_COUNTED
                 )
                 blind.append(Problem(**error.as_dict(), severity=Severity.WARNING, object=disk.id))
-            if (off := self._counting.error(slot)) is not None:
-                blind.append(Problem(**off.as_dict(), severity=Severity.WARNING, object=disk.id))
+            for said in (self._counting.error(slot), self._unaudited.error(slot, disk.id, self.looked_at)):
+                if said is not None:
+                    blind.append(Problem(**said.as_dict(), severity=Severity.WARNING, object=disk.id))
         if blind and not self._blind:
             _log.warning("the audit is blind", disk=blind[0].object, cause=blind[0].cause)
         self._blind = blind
@@ -158,7 +164,7 @@ class Continuity:
 
     def _audit(self, slot: int) -> Verdict:
         """The verdict on one disk; on a busy one, from the first of some samples that is conclusive."""
-        words = self._capture.audit_words(slot)
+        words, lacks = self._capture.audit_words(slot), True
         for _ in range(_ATTEMPTS):
             sample = self._sample(slot)
             baseline = Baseline.from_words(words)
@@ -168,13 +174,14 @@ class Continuity:
             verdict = audit.compare(sample, baseline)
             if verdict.outcome in (Outcome.EXACT, Outcome.SHORTFALL):
                 break
-        return verdict
+            lacks &= verdict.lacks
+        return replace(verdict, lacks=lacks and verdict.lacks)
 
     def _sample(self, slot: int) -> Sample:
         before = self._capture.sector_counts(slot)
         stat = audit.read_stat(self._capture.disks[slot], counting=self._counting.counts(slot))
         seen, completed = self._capture.sector_counts(slot)
-        return Sample(stat, seen, completed, before == (seen, completed))
+        return Sample(stat, seen, completed, before == (seen, completed), before[1])
 
     def _shortfall(self, slot: int, verdict: Verdict) -> None:
         disk = self._capture.disks[slot].id

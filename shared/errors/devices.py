@@ -103,6 +103,17 @@ class AuditBlindError(DeviceError):
     default_cause = "the kernel does not count the disk's sectors (iostats = 0)"
 
 
+class NeverIdleError(DeviceError):
+    """No look of the audit found a moment at which nothing was written to the disk (agent/continuity/unaudited.py)."""
+
+    code = "US597"
+    default_cause = "it was never idle: what is being written hides whether anything is missing"
+    default_action = (
+        "None: capture goes on, and the audit finds the next idle moment, of microseconds, by itself. If the disk never has any, "
+        "resynchronise the machine now and then."
+    )
+
+
 class EpochEndedError(DeviceError):
     """The stream cannot go on where it stopped."""
 

@@ -19,6 +19,7 @@ from agent.capture.maps import Incidents
 from agent.continuity import counting, presence, settling
 from agent.continuity.auditor import Continuity
 from agent.continuity.patience import FIRST_S, Patience
+from agent.continuity.unaudited import UNAUDITED_S
 from agent.stream.state import AgentState, Reason, Word
 from shared.errors import DeviceError
 from tests.epoch_ids import eid
@@ -305,6 +306,21 @@ def test_a_device_that_hides_the_writes_to_a_disk_ends_the_epoch_and_has_capture
     assert machine.state.suspicion.after == (1, 4)
     (problem,) = machine.continuity.problems
     assert (problem.code, "md1" in problem.cause) == ("US416", True)
+
+
+def test_a_disk_that_is_never_idle_is_a_warning_after_a_time_and_ends_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    machine.verdict = Verdict(Outcome.IN_FLIGHT, 8)
+    machine.continuity.check()
+    assert machine.continuity.problems == []
+    now += UNAUDITED_S
+    machine.continuity.check()
+    (problem,) = machine.continuity.problems
+    assert (problem.code, problem.severity, problem.object) == ("US597", "warning", "sda")
+    assert machine.state[Word.EPOCH] == 1
 
 
 def test_counting_that_cannot_be_asked_about_is_a_warning(machine: Machine) -> None:
