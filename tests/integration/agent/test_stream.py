@@ -377,7 +377,9 @@ async def test_what_there_is_no_room_to_name_stays_to_do_and_is_said(
             while not (stream.rounds.unread() and state[Word.ROUNDS] >= 3):
                 await pump.turn()
                 assert stream.state != StreamState.ORDERED
-        assert [error.code for error in stream.rounds.unread().values()] == ["US594"]
+        (error,) = stream.rounds.unread().values()
+        assert (error.code, "Begin with" in error.action) == ("US594", False)
+        assert f"Begin with {devices[0]}" in stream._too_much(1).action, "another disk is named for it"
         assert stream.unreadable.sectors == 16
         assert stream.catchup.todo_by_disk()[0] <= 64
         bad &= {first for _, first, _ in stream.unreadable.ranges()}
