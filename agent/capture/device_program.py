@@ -3,8 +3,8 @@
 head DEVICE          its first bytes, and of a loop device the file behind it: one line, "ok HEAD FILE" or "error CAUSE FILE"
 pages FD DISK        reads into the page that FD is: a sector a line on standard input, "ok" or "error CAUSE" a line;
                      DISK is MAJOR MINOR DISKSEQ PATH…: no other is read, whatever stands at these paths by now
-attributes NAME…     what sysfs says of these disks and may hang on: for each, in this order, a line of JSON, [DISKSEQ, QUEUE…, NAMES…];
-                     [] when another disk took the name meanwhile
+attributes NAME…     what sysfs says of these disks and may hang on: for each, in this order, a line of JSON,
+                     [DISKSEQ, QUEUE…, OVER…, NAMES…]; [] when another disk took the name meanwhile
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 HEAD_B = 8192
 """Room for a partition table with logical blocks of 512 or 4096 bytes."""
 QUEUE = ("logical_block_size", "iostats", "dax", "zoned")
+OVER = ("md/level", "bcache/state")
+"""What a device that lies on others does with a bio (`disks.hider`). bcache answers under the lock under which it reads its devices."""
 NAMES = (
     *("wwid", "device/wwid", "serial", "device/serial", "device/vpd_pg80"),
     *("dm/uuid", "md/uuid", "loop/backing_file"),
@@ -138,7 +140,10 @@ def pages(page: int, disk: Sequence[str]) -> None:
 def attributes(names: list[str], sysfs: Path = Path("/sys")) -> None:
     for name in names:
         folder = sysfs / "block" / name
-        files = [*(folder / "queue" / attribute for attribute in QUEUE), *(folder / name for name in NAMES)]
+        files = [
+            *(folder / "queue" / attribute for attribute in QUEUE),
+            *(folder / name for name in OVER + NAMES),
+        ]
         diskseq = text(folder / "diskseq")
         texts = [text(file) for file in files]
         is_same = text(folder / "diskseq") == diskseq

@@ -68,6 +68,8 @@ class Attributes:
     """By the attribute (`device_program.NAMES`), its text; empty where there is none."""
     diskseq: int = 0
     """Of whom this is said."""
+    md_level: str = ""
+    bcache_state: str = ""
 
     @staticmethod
     def of(texts: Sequence[str], *, has_requests: bool) -> Attributes:
@@ -75,11 +77,14 @@ class Attributes:
         if not texts:
             return UNKNOWN
         diskseq, *rest = texts
-        queue, names = rest[: len(device_program.QUEUE)], rest[len(device_program.QUEUE) :]
+        n = len(device_program.QUEUE)
+        queue, (md_level, bcache_state), names = rest[:n], rest[n : n + 2], rest[n + 2 :]
         return Attributes(
             Queue.of(queue, has_requests=has_requests),
             dict(zip(device_program.NAMES, names, strict=True)),
             int(diskseq or 0),
+            md_level,
+            bcache_state,
         )
 
 
@@ -144,7 +149,8 @@ def read_queue(folder: Path) -> Queue:
 def read_attributes(folder: Path) -> Attributes:
     """May hang."""
     names = {name: _text(folder / name) for name in device_program.NAMES}
-    return Attributes(read_queue(folder), names, _diskseq(folder))
+    over = (_text(folder / attribute) for attribute in device_program.OVER)
+    return Attributes(read_queue(folder), names, _diskseq(folder), *over)
 
 
 AttributesOf = Callable[[Path], Attributes]
@@ -238,13 +244,12 @@ def hider(folder: Path, attributes_of: AttributesOf = read_attributes, *, sysfs:
     if not _is_bio_based(folder):
         return ""
     for holder in _holders(folder):
-        level = _text(holder / "md/level")
-        if level in _HANDING_ON or (
-            level == _HANDING_ON_UNCOUNTED and not attributes_of(holder).queue.iostats
-        ):
+        about = attributes_of(holder)
+        is_uncounted = about.md_level == _HANDING_ON_UNCOUNTED and not about.queue.iostats
+        if about.md_level in _HANDING_ON or is_uncounted:
             if not _md_clones(sysfs):
                 return holder.name
-        elif _text(holder / "bcache/state") == "no cache":
+        elif about.bcache_state == "no cache":
             return holder.name
     return ""
 

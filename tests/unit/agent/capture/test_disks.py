@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,8 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture import disks, layout
-from agent.capture.disks import check, check_set, describe, find_disk, lying_on, read_attributes, size_of
+from agent.capture import device_program, disks, layout
+from agent.capture.disks import (
+    Attributes,
+    check,
+    check_set,
+    describe,
+    find_disk,
+    lying_on,
+    read_attributes,
+    size_of,
+)
 from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
 from tests.disk_parts import make_disk
 
@@ -100,6 +110,18 @@ def test_a_disk_below_one_that_hands_on_its_bios_is_refused_if_it_has_no_request
             check(disk, sysfs=tmp_path, is_captured=is_captured)
     assert "Protect /dev/md1" in caught.value.action
     assert ("iostats" in caught.value.action) == ("queue/iostats" in holder)
+
+
+def test_the_program_that_is_asked_says_of_a_disk_what_reading_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over = {"md/level": "raid0", "bcache/state": "no cache", "queue/iostats": "0", "md/uuid": "1-2-3"}
+    make_disk(tmp_path, "md1", over, mq=False)
+    device_program.attributes(["md1"], tmp_path)
+    said = Attributes.of(json.loads(capsys.readouterr().out), has_requests=False)
+    assert said == read_attributes(tmp_path / "block/md1")
+    assert (said.md_level, said.bcache_state, said.queue.iostats) == ("raid0", "no cache", False)
+    assert said.names["md/uuid"] == "1-2-3"
 
 
 def test_a_logical_volume_on_top_is_no_multipath(tmp_path: Path) -> None:
