@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,30 +17,19 @@ from agent.stream.marks import Marks
 from agent.stream.records import Records
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Word
-from tests.stream_model.model import Model, problems_of
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_and_impatient() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent.stream.records, "MAX_RECORDS", 5)
-        patch.setattr(agent.stream.records, "MAX_PIECES", 7)
-        patch.setattr(agent.stream.rounds, "LOSS_QUIET_S", 0.0)
-        patch.setattr(agent.stream.records, "HOLD_PATIENCE_S", 0.0)
-        yield
+from tests.stream_model.model import ran
 
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=40)
 def test_what_is_stored_is_always_a_state_that_the_disks_had(seed: int) -> None:
-    assert problems_of(seed) == []
+    assert ran(seed).problems == []
 
 
 def test_the_model_restarts_the_agent_between_a_loss_and_its_notice() -> None:
     believed_after_loss = lies = 0
     for seed in range(30):
-        model = Model(seed)
-        asyncio.run(model.run(1200))
+        model = ran(seed)
         assert model.problems == []
         believed_after_loss += model.believed_after_loss
         lies += model.lies
@@ -100,7 +87,7 @@ def test_a_rule_that_is_broken_is_noticed(
     monkeypatch.setattr(owner, name, mutant)
     for seed in range(200):
         try:
-            if problems_of(seed):
+            if ran(seed).problems:
                 return
         except AssertionError:
             return

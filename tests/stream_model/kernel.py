@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from agent.capture.layout import DATA_B, FLAG_LAST, OPEN_WRITE, RECORD, RECORD_S
 from agent.capture.ring import Window
 from agent.stream.bios import PIECE_SECTORS
 from shared.batch import Op
+from tests.stream_model.bad_sectors import BadSectors
 
 DISKS = 2
 HALF = 24
@@ -27,6 +29,8 @@ REMEMBERED = 8
 
 Image = npt.NDArray[np.uint32]
 """(DISKS, SECTORS): which write of its half's writer a sector holds; 0: none, or a discard."""
+Missing = npt.NDArray[np.bool_]
+"""(DISKS, SECTORS): which sectors of an image were named unreadable, and not sent since."""
 
 
 @dataclass
@@ -49,8 +53,10 @@ class Bio:
 class Kernel:
     """Ring, bitmaps, open writes and disks; what a `Capture` is to the stream."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, bad_sectors: int = 0, words: int = 1) -> None:
+        """`bad_sectors`: most that cannot be read at once. `words`: room to name them (`Capture.unreadable`)."""
         self.rng = rng
+        self.bad = BadSectors(rng, bad_sectors, DISKS, SECTORS)
         self.image: Image = np.zeros((DISKS, SECTORS), np.uint32)
         self.states: list[list[Image]] = [[self._half(cpu)] for cpu in range(2)]
         """Per writer: its half of the disks after each of its writes."""
@@ -58,19 +64,20 @@ class Kernel:
         """Per writer and write: how many of the other's writes had completed when it was issued."""
         self.completed = [0, 0]
         self.bios: dict[int, Bio] = {}
-        self.stopped = False
+        self.stopped = self.quiet = False
+        """Nothing is written: for good, or for a while, in which order comes and trials are made."""
         self.loss = 0
         self.active = 0
         self.bitmaps = np.zeros((2, DISKS, WORDS), np.uint64)
         self.todo = np.zeros((DISKS, WORDS), np.uint64)
         self.words = np.zeros(96 + REMEMBERED, np.uint64)
-        self.unreadable = np.zeros(2, np.uint64)
+        self.unreadable = np.zeros(1 + words, np.uint64)
         self.headers = np.zeros(RECORDS, RECORD)
         self.data = np.zeros((RECORDS, DATA_B), np.uint8)
         self.busy: set[int] = set()
         self.discarded: set[int] = set()
         self.producer_seq = self.consumer_seq = self.cursor = 0
-        self.disks = [None] * DISKS
+        self.disks = [SimpleNamespace(path=f"disk {i}") for i in range(DISKS)]
 
     def _half(self, cpu: int) -> Image:
         return self.image[:, cpu * HALF : (cpu + 1) * HALF].copy()
@@ -81,17 +88,19 @@ class Kernel:
         """What may happen between any two looks of the agent."""
         for _ in range(self.rng.randrange(5)):
             self.step(self.rng.randrange(2))
+        self.bad.happen()
 
     def step(self, cpu: int) -> None:
         bio = self.bios.get(cpu)
         if bio is None:
-            if not self.stopped:
+            if not (self.stopped or self.quiet):
                 self.bios[cpu] = self._submit(cpu)
         elif bio.running:
             bio.running = next(bio.program, "ended") != "ended"
         elif bio.left:
             sector = bio.left.pop(self.rng.randrange(len(bio.left)))
             self.image[bio.disk, sector] = bio.value
+            self.bad.written((bio.disk, sector))
         else:
             self.completed[cpu] += 1
             del self.bios[cpu]
@@ -222,11 +231,13 @@ class Kernel:
 
     # -- what the disks can have been
 
-    def is_possible(self, image: Image, at_least: tuple[int, int]) -> bool:
-        """Whether the image is that after some k writes of each writer, at least so many, and none without what it was issued after."""
-        halves = [image[:, cpu * HALF : (cpu + 1) * HALF] for cpu in range(2)]
+    def is_possible(self, image: Image, missing: Missing, at_least: tuple[int, int]) -> bool:
+        """Whether the image is that after some k writes of each writer, at least so many, and none without what it was issued after. Of
+        what is missing it tells nothing."""
+        halves = [np.s_[:, cpu * HALF : (cpu + 1) * HALF] for cpu in range(2)]
         ks = [
-            [k for k, s in enumerate(self.states[cpu]) if np.array_equal(s, halves[cpu])] for cpu in range(2)
+            [k for k, s in enumerate(self.states[cpu]) if ((s == image[half]) | missing[half]).all()]
+            for cpu, half in enumerate(halves)
         ]
         return any(
             self.needs[0][a] <= b and self.needs[1][b] <= a and a >= at_least[0] and b >= at_least[1]

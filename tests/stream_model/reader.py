@@ -11,15 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.stream.catchup import CatchUp, Chunk, NoChunk
+from agent.stream.refusals import Refusals
+from agent.stream.unreadable import Runs, Trial
 from shared.batch import SECTOR
-from tests.stream_model.kernel import DISKS, Kernel
+from tests.stream_model.kernel import DISKS, SECTORS, Kernel
+from tests.stream_model.trials import Trials
 
 
 @dataclass
 class ReadChunk:
     chunk: Chunk
     data: npt.NDArray[np.uint8]
-    unreadable: tuple[()] = ()
+    unreadable: Runs
     is_final: bool = True
 
 
@@ -33,9 +36,16 @@ class Reader:
         self._done = self.troubled = False
         self._open: Callable[[], npt.NDArray[np.void]] | None = None
         self.wakeup = asyncio.Event()
+        self._refusals = [Refusals(SECTORS) for _ in range(DISKS)]
+        self._passed_over: set[tuple[int, int]] = set()
+        """What a round that was given up found bad: the next does not ask for it, once."""
+        self.trials = Trials(kernel)
+        self.taken_back = 0
 
     def start(self, open_from_before: Callable[[], npt.NDArray[np.void]]) -> None:
         self._open, self._done = open_from_before, False
+        for refusals in self._refusals:
+            refusals.begin_round()
 
     @property
     def running(self) -> bool:
@@ -46,21 +56,40 @@ class Reader:
         return self.running and self._done and not self._ready
 
     def take(self, limit: int) -> list[ReadChunk]:
-        return [
-            self._ready.popleft() for _ in range(min(limit, len(self._ready), self._kernel.rng.randrange(3)))
-        ]
+        rng = self._kernel.rng
+        if len(self._ready) > 1 and rng.random() < 0.3:
+            self._ready.rotate()
+        taken = []
+        for read in [self._ready.popleft() for _ in range(min(limit, len(self._ready), rng.randrange(3)))]:
+            if self._refusals[read.chunk.disk].declares(read.chunk.word, len(read.unreadable), now=1.0):
+                taken.append(read)
+            else:
+                self._catchup.defer(read.chunk)
+        return taken
+
+    def take_back(self, read: ReadChunk) -> None:
+        self.taken_back += 1
+        self._refusals[read.chunk.disk].take_back(read.chunk.word, len(read.unreadable))
+        self._catchup.defer(read.chunk)
 
     def release(self, chunk: ReadChunk) -> None:
         pass
 
+    def try_again(self, trial: Trial) -> asyncio.Future[Runs]:
+        return self.trials.begin(trial)
+
     def end(self) -> None:
         self._open = None
+        for refusals in self._refusals:
+            refusals.end_round(is_whole=True)
 
     def forget_bad(self) -> None:
-        pass
+        self._passed_over.clear()
 
     def cancel(self) -> None:
         self._open = None
+        for read in self._ready:
+            self._passed_over |= {(read.chunk.disk, first) for first, _ in read.unreadable}
         self._ready.clear()
 
     def _next_chunk(self) -> Chunk | None:
@@ -84,9 +113,21 @@ class Reader:
             else:
                 self._catchup.block(chunk)
         else:
-            values = np.zeros(chunk.sectors, np.uint32)
-            for i in range(chunk.sectors):
-                if kernel.rng.random() < 0.1:
-                    kernel.happen()
-                values[i] = kernel.image[chunk.disk, chunk.first_sector + i]
-            self._ready.append(ReadChunk(chunk, np.repeat(values, SECTOR // 4).view(np.uint8)))
+            self._ready.append(self._read(chunk))
+
+    def _read(self, chunk: Chunk) -> ReadChunk:
+        kernel = self._kernel
+        values = np.zeros(chunk.sectors, np.uint32)
+        refused: set[tuple[int, int]] = set()
+        for i in range(chunk.sectors):
+            if kernel.rng.random() < 0.1:
+                kernel.happen()
+            sector = chunk.disk, chunk.first_sector + i
+            if sector in kernel.bad or sector in self._passed_over:
+                refused.add(sector)
+            else:
+                values[i] = kernel.image[sector]
+        self._passed_over -= refused
+        kernel.bad.refused |= refused
+        data = np.repeat(values, SECTOR // 4).view(np.uint8)
+        return ReadChunk(chunk, data, [(sector, 1) for _, sector in sorted(refused)])
