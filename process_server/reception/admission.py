@@ -15,9 +15,17 @@ One session per machine, and why WELCOME's position is exact. A HELLO first clos
 session: its wire takes no further batch. Then it waits, under the machine's lock, until the batches of that
 session that are on their way have ended, and only then asks the log to begin. So no append runs while the
 log says where it stands, and none that was begun before can be counted later. Of several waiting sessions
-only the newest goes on; one that is over does not wait any more. The newest is the one whose HELLO came last, and not the one for
+only the newest goes on. The newest is the one whose HELLO came last, and not the one for
 which storage answered last: an agent gives a HELLO up that is not answered, and comes again, and what the first one asked for (a
-new epoch, perhaps) must not be done to what has begun since.
+new epoch, perhaps) must not be done to what has begun since. So who gets past the copies ends every session of the machine whose HELLO
+came earlier, however far that one got.
+
+A HELLO ends with its session. Storage may be slow, a disk may hang, and the agent be gone meanwhile: from its first step until it has the
+log, its task is cancelled when the session is over, so behind no `await` anything is asked, claimed or told in the name of somebody who is
+not there. Cancelled while it claims the side, nobody knows whether storage has the claim, just as if this server had died then. Whoever
+storage names is the side: the claim is a compare-and-swap, so it is this identity, asked for while its session was there, or another one;
+nothing of it is remembered here, and the next HELLO of anybody asks anew, and goes by that. From then on, when the log begins, the HELLO
+goes on to its end: an epoch is not left half begun.
 """
 
 from __future__ import annotations
@@ -26,7 +34,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from process_server.reception.boots import SILENT_RETRY_S, BootFiles, LastBoot, awaited
 from process_server.reception.credit import CacheSpace, CreditPolicy
@@ -69,6 +77,11 @@ class CheckSide(Protocol):
         """See process_server/spool/sides.py."""
 
 
+class _Claim(NamedTuple):
+    machine: str
+    task: asyncio.Task[Any]
+
+
 class Admission:
     """The Host of all sessions."""
 
@@ -97,8 +110,8 @@ class Admission:
         self._hellos = Pace(_HELLOS, _HELLOS_PER_S)
         self._orders = itertools.count(1)
         self.refusals = Refusals()
-        self._waiting: dict[Session, asyncio.Task[Any]] = {}
-        """Sessions that wait for their machine's lock, and their tasks: ended when the session is over."""
+        self._claims: dict[Session, _Claim] = {}
+        """HELLOs that have no log yet."""
 
     async def recall(self) -> None:
         """What an earlier run knew. Before the first session."""
@@ -131,7 +144,18 @@ class Admission:
     # ---- for sessions (session.Host) ----
 
     async def claim(self, session: Session, hello: Hello) -> StreamLog:
+        if not session.waiting:
+            raise _superseded(hello.machine)  # over before its task had begun
         session.order = next(self._orders)
+        task = asyncio.current_task()
+        assert task is not None
+        self._claims[session] = _Claim(hello.machine, task)
+        try:
+            return await self._claim(session, hello)
+        finally:
+            del self._claims[session]
+
+    async def _claim(self, session: Session, hello: Hello) -> StreamLog:
         self._check_pace(session)
         if self.is_revoked(session):
             raise certificate_refused(session)
@@ -141,19 +165,18 @@ class Admission:
         await self._refuse_copies(session, hello)
         machine = self.machines.setdefault(hello.machine, Machine(hello.machine, self._policy))
         session.machine = machine.name
-        if not session.waiting or (machine.newest is not None and machine.newest.order > session.order):
-            raise _superseded(machine)
-        for known in {machine.session, machine.newest} - {None, session}:
-            assert known is not None
-            known.fail(_superseded(machine))
+        claiming = [other for other, claim in self._claims.items() if claim.machine == machine.name]
+        for known in (machine.session, machine.newest, *claiming):
+            if known is not None and known.order < session.order:
+                known.fail(_superseded(machine.name))
         machine.newest = session
-        await self._take_turn(machine, session)
+        # Its holder may wait long, for a disk that hangs, without end.
+        await machine.lock.acquire()
+        machine.holder = session
         if machine.session is not None:
             await _appended(machine.session)
-        _check_newest(machine, session)
         # Another may have been named while this one waited.
         await self._check_side(machine.name, hello.identity, claim=False)
-        _check_newest(machine, session)
         if self.is_revoked(session):  # meanwhile
             raise certificate_refused(session)
         machine.admit(session)
@@ -198,9 +221,9 @@ class Admission:
         return credit_b
 
     def over(self, session: Session) -> None:
-        waiting = self._waiting.get(session)
-        if waiting is not None:
-            waiting.cancel()
+        claim = self._claims.get(session)
+        if claim is not None:
+            claim.task.cancel()
         machine = self.machines.get(session.machine)
         if machine is not None and (boot := self._boots.get(machine.name)) is not None:
             boot.ended(session.boot, self.clock())
@@ -235,20 +258,6 @@ class Admission:
         wait_s = self._hellos.wait_s(f"{peer} {where}", self.clock())
         if wait_s > 0:
             raise TooManyHellosError(f"A session of {peer} was refused", retry_after_s=wait_s)
-
-    async def _take_turn(self, machine: Machine, session: Session) -> None:
-        """The machine's lock. Its holder may wait long, for a disk that hangs, without end: meanwhile an agent that comes and goes must not
-        leave a task, and later a question to storage, for each time.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        self._waiting[session] = task
-        try:
-            await machine.lock.acquire()
-        finally:
-            del self._waiting[session]
-        machine.holder = session
-        _check_newest(machine, session)
 
     async def _refuse_copies(self, session: Session, hello: Hello) -> None:
         """Raises CopyRefusedError or MachineAwaitedError; nothing of the machine was touched then. Nobody else was admitted since the last
@@ -299,14 +308,8 @@ class Admission:
         return None
 
 
-def _superseded(machine: Machine) -> SupersededError:
-    return SupersededError(f"The session of {machine.name} was closed")
-
-
-def _check_newest(machine: Machine, session: Session) -> None:
-    """Raises SupersededError when another session came meanwhile, or this one went."""
-    if machine.newest is not session or not session.waiting:
-        raise _superseded(machine)
+def _superseded(machine: str) -> SupersededError:
+    return SupersededError(f"The session of {machine} was closed")
 
 
 def certificate_refused(session: Session) -> CertificateRevokedError:

@@ -311,9 +311,6 @@ async def test_of_many_waiting_sessions_only_the_newest_is_welcomed(site: Site) 
 
 
 async def test_an_agent_that_comes_and_goes_while_its_log_hangs_leaves_nothing_behind(site: Site) -> None:
-    def beginning() -> int:
-        return sum(task.get_name().startswith("begin ") for task in asyncio.all_tasks())
-
     asked: list[str] = []
     really = site.admission._check_side
 
@@ -331,10 +328,10 @@ async def test_an_agent_that_comes_and_goes_while_its_log_hangs_leaves_nothing_b
                 lambda: any(s is site.admission.machines["lab"].newest for s in site.receiver._sessions)
             )
         await until(lambda: not site.receiver._sessions)
-    await until(lambda: beginning() == 1)
+    await until(lambda: at_work() == 1)
     at_rest = len(asked)
     site.log().begin_gate.set()
-    await until(lambda: beginning() == 0)
+    await until(lambda: at_work() == 0)
     assert len(asked) == at_rest, "nobody asks storage for a session that is over"
     async with site.agent() as agent:
         assert (await agent.open(hello())).epoch == 2
@@ -611,45 +608,73 @@ def test_the_magic_of_a_frame_is_no_tls_record() -> None:
 
 
 class SlowSides:
-    """The first question for the active side is answered when it is told to."""
+    """One question for the active side, the first unless `after` others, is answered when it is told to."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, after: int = 0) -> None:
         self._ask = site.admission._check_side
+        self._after = after
         site.admission._check_side = self
         self.asked = asyncio.Event()
         self.answer = asyncio.Event()
-        self.answered = asyncio.Event()
+        self.claims: list[str] = []
+        """The identities for which the name was claimed."""
 
     async def __call__(self, machine: str, identity: str, *, claim: bool, surely: bool = False) -> bool:
-        if self.asked.is_set():
-            return await self._ask(machine, identity, claim=claim, surely=surely)
-        self.asked.set()
-        await self.answer.wait()
-        asyncio.get_running_loop().call_later(0, self.answered.set)
+        self._after -= 1
+        if self._after == -1:
+            self.asked.set()
+            await self.answer.wait()
+        if claim:
+            self.claims.append(identity)
         return await self._ask(machine, identity, claim=claim, surely=surely)
 
 
+def at_work() -> int:
+    """HELLOs that are neither admitted nor refused."""
+    return sum(task.get_name().startswith("begin ") for task in asyncio.all_tasks())
+
+
 @pytest.mark.parametrize("first", ["is gone", "waits"])
-async def test_a_hello_for_which_storage_was_slow_does_not_end_the_session_of_a_later_one(
+async def test_a_hello_for_which_storage_was_slow_does_nothing_to_the_session_of_a_later_one(
     site: Site, first: str
 ) -> None:
-    """The agent gave the first one up, whether or not that was noticed, and came again."""
+    """The agent gave the first one up, whether or not that was noticed, was rebooted, and came again: it is no copy of itself."""
     slow = SlowSides(site)
     async with site.agent() as agent:
-        agent.write(agent.wire.send_hello(hello()))
+        agent.write(agent.wire.send_hello(hello(identity="lab", boot="1/a")))
         await slow.asked.wait()
         if first == "is gone":
             agent.cut()
             await until(lambda: not [one for one in site.receiver._sessions if one.waiting])
         async with site.agent() as later:
-            welcome = await later.open(hello())
+            welcome = await later.open(hello(identity="lab", boot="2/a"))
             slow.answer.set()
             if first == "waits":
                 assert (await agent.fault()).code == SupersededError.code
-            await slow.answered.wait()
+            await until(lambda: not at_work())
             chain = Chain.after(welcome)
             await later.send(chain.next())
             await later.acked(1)
+    assert site.admission.copies == {}
+
+
+@pytest.mark.parametrize("after", range(3))
+async def test_who_is_gone_when_storage_answers_claims_no_name_and_asks_nothing_more(
+    site: Site, after: int
+) -> None:
+    """A clone that was switched off meanwhile, say. The name is taken by whoever is there, at the second of three questions."""
+    slow = SlowSides(site, after)
+    async with site.agent() as clone:
+        clone.write(clone.wire.send_hello(hello(identity="clone")))
+        await slow.asked.wait()
+        clone.cut()
+        await until(lambda: not site.receiver._sessions)
+    slow.answer.set()
+    await until(lambda: not at_work())
+    assert (slow._after, slow.claims) == (-1, ["clone"] if after == 2 else [])
+    assert site.opened == []
+    async with site.agent() as agent:
+        await agent.open(hello(identity="original"))
 
 
 async def test_who_is_revoked_while_storage_is_asked_gets_no_session(site: Site) -> None:
