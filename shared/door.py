@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import resource
 import socket
 import ssl
@@ -26,8 +25,8 @@ from shared.refusals import Refusals
 _log = logging.get()
 HANDSHAKE_S: Final = 10.0
 _DESCRIPTORS: Final = 65_536
-_OURS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""Want of something of this host's: it is not there at once again."""
+_PAUSE_S: Final = 0.1
+"""Before the next try, when one behind another failed."""
 
 
 class Peer:
@@ -74,6 +73,7 @@ class Door:
 
     async def run(self, visit: Callable[[Peer], Visit]) -> None:
         """Accept until cancelled; closes the port. Connections that are open then stay so."""
+        failed = False
         try:
             while True:
                 try:
@@ -82,8 +82,13 @@ class Door:
                     await self._until_somebody_comes()
                     continue
                 except OSError as exc:
-                    await self._not_accepted(exc)
+                    self._not_accepted(exc)
+                    # One may be its peer's, who is gone again. Another behind it is this host's: no descriptors, no memory, or accepting
+                    # is forbidden (SELinux); it is so at the next try, too, and sessions that are open want their turn.
+                    await asyncio.sleep(_PAUSE_S if failed else 0)
+                    failed = True
                     continue
+                failed = False
                 self._begin(accepted, Peer(host, port), visit)
                 await asyncio.sleep(0)  # accepting never yields while there is a queue
         finally:
@@ -121,12 +126,10 @@ class Door:
         finally:
             loop.remove_reader(self._sock)
 
-    async def _not_accepted(self, exc: OSError) -> None:
-        """The peer is gone again, or we are out of descriptors: neither ends the service."""
+    def _not_accepted(self, exc: OSError) -> None:
+        """Whatever it is, it does not end the service."""
         error = AcceptError("A connection could not be accepted", cause=cause_of(exc))
         self.refusals.note("", "connection not accepted", **error.as_dict())
-        if exc.errno in _OURS:
-            await asyncio.sleep(0.1)
 
     def _begin(self, accepted: socket.socket, peer: Peer, visit: Callable[[Peer], Visit]) -> None:
         self._closers[peer] = partial(_shut_down, accepted)

@@ -14,8 +14,9 @@ class AcceptError(PeerError):
 
     code = "US605"
     default_action = (
-        "If it goes on: too many open files, raise LimitNOFILE= in the unit and restart; no memory, give this host more. Connections"
-        " that are open go on, and others are accepted as soon as there is room."
+        "If it goes on: too many open files, raise LimitNOFILE= in the unit and restart; no memory, give this host more;"
+        " permission denied, allow it to this service (SELinux: ausearch -m avc). Connections that are open go on, and others are accepted"
+        " as soon as it is possible."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import resource
@@ -262,3 +263,44 @@ async def test_a_server_without_descriptors_says_so_and_serves_again_once_there_
         assert [(line["code"], line["cause"]) for line in lines] == [("US605", "Too many open files")]
         await site.answered()
     await site.until_all_over()
+
+
+class Forbidden:
+    """A listening socket of which accepting is forbidden three times, as by SELinux: no connection leaves its queue."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.turn = 0
+        self.failed_at: list[int] = []
+        """In which turns of the loop."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if len(self.failed_at) < 3:
+            self.failed_at.append(self.turn)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return self._sock.accept()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+async def test_while_nothing_can_be_accepted_everything_else_has_its_turn(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    forbidden = Forbidden(site.door._sock)
+    site.door._sock = forbidden  # type: ignore[assignment]
+
+    async def count() -> None:
+        while True:
+            forbidden.turn += 1
+            await asyncio.sleep(0)
+
+    with capture_logs() as lines:
+        tasks = [asyncio.create_task(count()), asyncio.create_task(site.door.run(site.visit))]
+        await site.answered()
+    first, second, third = forbidden.failed_at
+    assert second == first + 1, "one alone costs the next peer nothing"
+    assert third > second + 1, "and what goes on does not keep the loop busy"
+    assert [line["code"] for line in lines] == ["US605"]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
