@@ -72,25 +72,25 @@ def read_span(
         bad: Runs = []
         lost = 0
         block = block_sectors(fd)
-        with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as aligned:
-            disk = _Disk(fd, block, aligned, moved, chunk)
-            for first, sectors in _granules(chunk):
-                at = (first - chunk.first_sector) * SECTOR
-                granule = view[at : at + sectors * SECTOR]
-                if not _overlap(known_bad, first, sectors) and disk.gives_all(granule, first):
+        aligned = _page()
+        disk = _Disk(fd, block, aligned, moved, chunk)
+        for first, sectors in _granules(chunk):
+            at = (first - chunk.first_sector) * SECTOR
+            granule = view[at : at + sectors * SECTOR]
+            if not _overlap(known_bad, first, sectors) and disk.gives_all(granule, first):
+                continue
+            # Something in it is unreadable: block by block, so that the list names exactly what is lost.
+            for sector in range(first, first + sectors, block):
+                count = min(block, first + sectors - sector)
+                here = granule[(sector - first) * SECTOR :][: count * SECTOR]
+                if not _overlap(known_bad, sector, count) and disk.gives(sector, count):
+                    here[:] = aligned[: len(here)]
                     continue
-                # Something in it is unreadable: block by block, so that the list names exactly what is lost.
-                for sector in range(first, first + sectors, block):
-                    count = min(block, first + sectors - sector)
-                    here = granule[(sector - first) * SECTOR :][: count * SECTOR]
-                    if not _overlap(known_bad, sector, count) and disk.gives(sector, count):
-                        here[:] = aligned[: len(here)]
-                        continue
-                    here[:] = bytes(len(here))
-                    append(bad, sector, count)
-                    lost += count
-                    if lost > may_lose:
-                        raise TooMuchRefused(chunk, bad[0][0])
+                here[:] = bytes(len(here))
+                append(bad, sector, count)
+                lost += count
+                if lost > may_lose:
+                    raise TooMuchRefused(chunk, bad[0][0])
         return bad
 
 
@@ -107,18 +107,24 @@ def read_again(fd: int, trial: Trial, moved: Callable[[], None], until: float) -
     Begins no read after `until` (monotonic). Returns all that was given."""
     found: Runs = []
     block = block_sectors(fd)
-    with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as aligned:
-        for first, sectors in trial.runs:
-            for sector in range(first, first + sectors, block):
-                count = min(block, first + sectors - sector)
-                if time.monotonic() > until:
-                    return found
-                trial.behind = sector + count
-                if _read_exactly(fd, aligned[: count * SECTOR], sector):
-                    trial.given.append((sector, count))
-                    append(found, sector, count)
-                moved()
+    aligned = _page()
+    for first, sectors in trial.runs:
+        for sector in range(first, first + sectors, block):
+            count = min(block, first + sectors - sector)
+            if time.monotonic() > until:
+                return found
+            trial.behind = sector + count
+            if _read_exactly(fd, aligned[: count * SECTOR], sector):
+                trial.given.append((sector, count))
+                append(found, sector, count)
+            moved()
     return found
+
+
+def _page() -> memoryview:
+    """A page of its own, as O_DIRECT wants it. It is given back with the last view of it, and not closed before: the traceback of a read
+    that failed holds one, so that closing would fail, with a BufferError in place of what the disk said."""
+    return memoryview(mmap.mmap(-1, mmap.PAGESIZE))
 
 
 def append(runs: Runs, sector: int, count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import secrets
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from agent.stream.catchup import Chunk
-from agent.stream.spans import read_span
+from agent.stream.spans import read_again, read_span
+from agent.stream.unreadable import Trial
 from shared.batch import SECTOR
 from shared.errors import DeviceError
 from tests.catch_up_reads import CHUNK_B
@@ -64,7 +66,7 @@ def test_an_unreadable_block_is_named_and_the_rest_of_the_chunk_is_read(
 
 
 class Outage:
-    """Reads of more than a page fail, and of what follows those that are told."""
+    """Reads of more than a page are refused, and of what follows those that are told fail."""
 
     def __init__(self, fails: Callable[[int, int], bool], error: int = errno.EIO) -> None:
         self._fails = fails
@@ -74,7 +76,9 @@ class Outage:
 
     def read(self, fd: int, buffers: list[memoryview], offset: int) -> int:
         self._count += 1
-        if len(buffers[0]) > mmap.PAGESIZE or self._fails(self._count, offset):
+        if len(buffers[0]) > mmap.PAGESIZE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if self._fails(self._count, offset):
             raise OSError(self._error, os.strerror(self._error))
         return self._real(fd, buffers, offset)
 
@@ -90,6 +94,20 @@ def test_a_disk_that_fails_from_some_block_on_has_lost_none(
             read_span(fd, Chunk(0, 0, 2**64 - 1, 0, 2048), buffer, lambda: None, [], 2048)
     finally:
         os.close(fd)
+
+
+def test_a_disk_that_is_gone_when_its_sectors_are_asked_for_again_says_so(
+    disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "preadv", Outage(lambda count, offset: count > 2, errno.ENXIO).read)
+    trial = Trial(0, [(0, 64)], behind=0)
+    fd = os.open(disk, os.O_RDONLY | os.O_DIRECT)
+    try:
+        with pytest.raises(DeviceError):
+            read_again(fd, trial, lambda: None, until=math.inf)
+    finally:
+        os.close(fd)
+    assert len(trial.given) == 2
 
 
 def test_what_failed_in_an_outage_that_is_over_is_read(
