@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -136,6 +137,13 @@ _POINTERS: Final = (
 )
 
 
+class _Said(threading.local):
+    """What libbpf said since the last call, to the thread that called: a disk is tried out in one while the event loop asks maps."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+
 class _Library:
     """The loaded library, and what it said."""
 
@@ -151,7 +159,7 @@ class _Library:
         for name in _POINTERS:
             getattr(self.c, name).restype = ctypes.c_void_p
         self._libc = ctypes.CDLL(None)
-        self.said: list[str] = []
+        self._said = _Said()
         self._print = _PRINT(self._listen)  # kept: libbpf holds its address
         self.c.libbpf_set_print(self._print)
 
@@ -160,13 +168,15 @@ class _Library:
             return 0
         buffer = ctypes.create_string_buffer(8192)
         self._libc.vsnprintf(buffer, len(buffer), ctypes.c_void_p(text), ctypes.c_void_p(arguments))
-        self.said.extend(line for line in buffer.value.decode(errors="replace").splitlines() if line.strip())
-        del self.said[:-200]
+        self._said.lines.extend(
+            line for line in buffer.value.decode(errors="replace").splitlines() if line.strip()
+        )
+        del self._said.lines[:-200]
         return 0
 
     def call(self, name: str, what: str, *arguments: Any) -> int:
         """Calls a function that returns a count or descriptor, or a negative value on error."""
-        self.said.clear()
+        self._said.lines.clear()
         result = int(getattr(self.c, name)(*arguments))
         if result < 0:
             raise self.error(what)
@@ -174,7 +184,7 @@ class _Library:
 
     def pointer(self, name: str, what: str, *arguments: Any) -> int:
         """Calls a function that returns an address, or NULL on error."""
-        self.said.clear()
+        self._said.lines.clear()
         result = getattr(self.c, name)(*arguments)
         if not result:
             raise self.error(what)
@@ -183,7 +193,7 @@ class _Library:
     def error(self, what: str) -> BpfError:
         number = ctypes.get_errno()
         # The verifier's log repeats the program; what it objects to is among the last lines that are not program.
-        lines = [line.removeprefix("libbpf: ") for line in self.said if not _PROGRAM_LINE.match(line)]
+        lines = [line.removeprefix("libbpf: ") for line in self._said.lines if not _PROGRAM_LINE.match(line)]
         return BpfError(what, cause="; ".join([os.strerror(number), *lines[-_LOG_LINES:]]), number=number)
 
 

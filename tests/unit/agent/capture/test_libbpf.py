@@ -1,10 +1,12 @@
-"""What the kernel lists while others make and remove what is listed."""
+"""What the kernel lists while others make and remove what is listed, and what libbpf says of a failure."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,3 +50,27 @@ def test_what_others_make_or_remove_meanwhile_is_left_out(
 def test_a_list_that_is_refused_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BpfError, match="could not be listed"):
         listed(monkeypatch, errno.EPERM)
+
+
+def test_why_an_object_is_refused_is_told_whatever_another_thread_calls_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Disks are tried out in a thread, while the event loop asks maps all the time."""
+    lib = libbpf._library()
+    error = lib.error
+
+    def another_calls() -> None:
+        assert lib.call("libbpf_major_version", "") >= 1
+
+    def later(what: str) -> BpfError:
+        other = threading.Thread(target=another_calls)
+        other.start()
+        other.join()
+        return error(what)
+
+    monkeypatch.setattr(lib, "error", later)
+    path = tmp_path / "no.o"
+    path.write_text("no object file")
+    with pytest.raises(BpfError) as caught:
+        libbpf.BpfObject(path)
+    assert str(path) in caught.value.cause
