@@ -12,7 +12,7 @@ import pytest
 from config_server.ca import CertificateAuthority
 from shared import durable
 from shared.messages import Revocations
-from shared.revocation import RevokedFile
+from shared.revocation import RevokedFile, merged
 
 
 async def test_the_newest_list_stays_on_the_disk_although_an_older_write_was_slow_and_nobody_waits_for_it(
@@ -105,3 +105,50 @@ async def test_an_installation_keeps_nothing_of_what_another_one_revoked(tmp_pat
     assert seen == []
     RevokedFile(path, ca, seen.append).load()
     assert seen == [Revocations(names=["agent:x"])]
+
+
+async def test_a_list_that_could_not_be_read_is_read_before_it_is_replaced(tmp_path: Path) -> None:
+    path, ca, seen = tmp_path / "revoked.json", tmp_path / "ca.pem", list[Revocations]()
+    path.mkdir()  # EISDIR, like EIO and EMFILE, says nothing of what it holds
+    file = RevokedFile(path, ca, seen.append)
+    file.load()
+    await file.take(Revocations(names=["agent:new"]))
+    assert file.trouble.error is not None
+    assert seen == [Revocations(names=["agent:new"])]
+    path.rmdir()
+    path.write_bytes(msgspec.json.encode(Revocations(["a"], ["agent:thief"], since={"agent:thief": 5})))
+    await file.take(Revocations())
+    everything = Revocations(["a"], ["agent:new", "agent:thief"], since={"agent:thief": 5})
+    assert seen[-1] == everything
+    assert msgspec.json.decode(path.read_bytes(), type=Revocations) == everything
+
+
+async def test_a_damaged_list_is_kept_aside_and_said_until_somebody_has_looked(tmp_path: Path) -> None:
+    path, aside = tmp_path / "revoked.json", tmp_path / "revoked.json.damaged"
+    path.write_bytes(b'{"serials": ["aa"')
+    RevokedFile(path, tmp_path / "ca.pem", lambda _revoked: None).load()
+    assert aside.read_bytes() == b'{"serials": ["aa"'
+    file = RevokedFile(path, tmp_path / "ca.pem", lambda _revoked: None)
+    file.load()  # the next start
+    await file.take(Revocations(["b"]))
+    assert file.trouble.error is not None
+    assert str(aside) in file.trouble.error.cause
+    assert path.exists()
+    aside.unlink()
+    await file.take(Revocations(["b", "c"]))
+    assert file.trouble.error is None
+
+
+def test_a_server_that_knows_only_a_part_readmits_nobody_whom_a_later_revocation_meant() -> None:
+    """It is from a backup between the first revocation and the first readmission; the second revocation it does not know."""
+    name = "agent:x"
+    known = merged(
+        Revocations(names=[name], since={name: 3}), Revocations(before={name: 500}, since={name: 5})
+    )
+    refused = merged(known, Revocations(names=[name], since={name: 1}))
+    assert refused.names == [name]
+    part = merged(refused, Revocations(before={name: 200}, since={name: 2}))
+    assert part.names == [name]
+    whole = merged(part, Revocations(before={name: 500}, since={name: 5}))
+    assert (whole.names, whole.before) == ([], {name: 500})
+    assert merged(part, Revocations(before={name: 600}, since={name: 6})).before == {name: 600}
