@@ -109,6 +109,9 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ALTER TABLE machines ADD COLUMN ended INTEGER NOT NULL DEFAULT 0;
     UPDATE machines SET ended = 1 WHERE protected = 0 AND disks != '[]';
     """,
+    """
+    ALTER TABLE revocations ADD COLUMN mark TEXT NOT NULL DEFAULT '';
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -188,6 +188,7 @@ class Identity:
         if (again := self._renewals.again(call.serial, _time(now_ns))) is not None:
             return self._answer(again, grant)
         self._renewals.check(call.serial, call.who, _time(now_ns), mono_ns)
+        self._revoking.check_renewal(call.who)
         await self._revoking.write_down()
 
         def work(db: sqlite3.Connection) -> x509.Certificate:

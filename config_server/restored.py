@@ -2,12 +2,14 @@
 
 An enrolment token that it calls unused may have been used since, and lie in a file or a log: whoever finds it would get a certificate of
 his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for
-each. One event says from when the database is, and a note stays until revocations were compared with storage (revoking.py). What is
+each. One event says from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what was
+done behind it is later than all that the backup lacks, whatever the clocks of the two hosts say. What is
 made again by those who know: revocations and readmissions from storage, grants (granting.py), reports and sides.
 """
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from typing import Final, NamedTuple
 
@@ -24,6 +26,18 @@ _NEWEST: Final = (
     " UNION ALL SELECT max(last_ns) FROM events UNION ALL SELECT max(created_ns) FROM operators)"
 )
 """Each change leaves an entry in the audit log, and each daemon that is there a report every few seconds."""
+
+
+_ALL: Final = 1 << 62
+
+
+class Mark(NamedTuple):
+    """Of a database that was put back, and does not know yet what was revoked since the backup."""
+
+    id: str
+    """Drawn anew by each restore. Whatever is said of a name bears it, here and in storage."""
+    last: int
+    """The number (rowid) of the newest certificate of the backup; those behind it were issued here since."""
 
 
 class Restored(NamedTuple):
@@ -48,13 +62,18 @@ def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
     restored = Restored(newest_ns or 0, len(void), len(withdrawn))
     audit.add(db, SELF, "database.restored", SELF, {"newest": rfc3339(restored.newest_ns)}, now_ns)
     events.note(db, EventKind.RESTORED, SELF, _happened(restored), now_ns)
-    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_NOTE, str(restored.newest_ns)))
+    [last] = db.execute("SELECT coalesce(max(rowid), 0) FROM certificates").fetchone()
+    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_NOTE, f"{secrets.token_hex(8)} {last}"))
     return restored
 
 
-def is_new(db: sqlite3.Connection) -> bool:
-    """Whether nobody has told yet what was revoked since the backup."""
-    return db.execute("SELECT 1 FROM settings WHERE name = ?", (_NOTE,)).fetchone() is not None
+def mark(db: sqlite3.Connection) -> Mark | None:
+    """None where storage has told what was revoked since the backup, or nothing was put back."""
+    row = db.execute("SELECT value FROM settings WHERE name = ?", (_NOTE,)).fetchone()
+    if row is None:
+        return None
+    id_, _, last = row["value"].partition(" ")
+    return Mark(id_, int(last or _ALL))  # an earlier version's has no number
 
 
 def forget(db: sqlite3.Connection) -> None:

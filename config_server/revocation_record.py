@@ -39,6 +39,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """When; of a readmission, when that was."""
     begins_s: int | None = None
     """Of a readmission: certificates of the name that begin (Unix seconds) then or later are good again."""
+    mark: str = ""
+    """Of a database that was put back, and not compared with storage yet, when it said this (restored.py)."""
 
     @property
     def is_name(self) -> bool:

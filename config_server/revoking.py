@@ -37,6 +37,7 @@ from shared.errors import (
     ContainerMissingError,
     DatabaseError,
     PreconditionError,
+    RenewalPutOffError,
     RevocationsUncomparedError,
     RevocationUnrecordedError,
     RevocationUnstoredError,
@@ -168,11 +169,17 @@ class Revoking:
             return None
         return RevocationsUncomparedError("Revocations were not compared with storage yet", cause=self._away)
 
+    def check_renewal(self, who: str) -> None:
+        """Nothing is issued that the comparison could have refused: a third of the life is left to wait in. (A token is from after the
+        restore: its certificate is meant.) Raises RenewalPutOffError."""
+        if self._restored and self._control.storage.place:
+            raise RenewalPutOffError(f"The certificate of {who} was not renewed yet")
+
     async def recover(self) -> None:
         """At the start: what the database has, and what storage says if it says it at once. Raises DatabaseError: one that cannot be
         read is not one without revocations."""
         self._of_database = await self._control.db.run(revocation.current)
-        self._restored = await self._control.db.run(restored.is_new)
+        self._restored = await self._control.db.run(restored.mark) is not None
         self._enforce()
         if not self._control.storage.place:
             return
@@ -332,8 +339,7 @@ def _revoke(db: sqlite3.Connection, record: Record) -> list[CertificateView]:
 
 def _take_in(db: sqlite3.Connection, found: Sequence[Record], now_ns: int) -> None:
     """What storage knew, and this database did not."""
-    in_time = sorted(found, key=lambda record: record.revoked_ns)
-    news = [record for record in in_time if revocation.take_in(db, record)]
+    news = revocation.take_in(db, found)
     revocation.note_recorded(db, [record.blob for record in found])
     for record in news:
         if record.begins_s is None:

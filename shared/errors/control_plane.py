@@ -73,6 +73,18 @@ class RevocationsUncomparedError(UnhealthyError):
     default_action = (
         "See that this server reaches storage and may read it: it tries again every minute. If its database is from a backup, it may admit"
         " until then who was revoked since; process servers and agents refuse whom they know to be. Whom you know of, revoke again."
+        " Certificates are not renewed by it until then; who enrols with a new token gets one."
+    )
+
+
+class RenewalPutOffError(UnhealthyError):
+    """A config server from a backup does not know yet who was revoked since, and whoever has a stolen certificate would get another."""
+
+    code = "US602"
+    default_cause = "the config server's database is from a backup, and was not compared with the revocations in storage yet"
+    default_action = (
+        "Nothing, while it is short: the certificate that is there serves, and it is tried again. Else see that the config server reaches"
+        " storage (its event US600 says what keeps it); whose certificate ends before can be enrolled anew."
     )
 
 

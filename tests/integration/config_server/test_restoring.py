@@ -120,7 +120,7 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
         assert said | {"token.void": "agent:web-unused", "command.withdrawn": "agent:web1"} == said
         [event] = events.find(db, "", False, 10)
         assert "1970-01-01T00:00:01" in event.what
-        assert restored.is_new(db)
+        assert restored.mark(db)
         assert tokens.operator_of(db, before) == "admin"
     restoring.restore(config, target, new_operator_token=True)
     after = (config.data_dir / "operator.token").read_text().strip()

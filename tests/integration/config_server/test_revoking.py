@@ -27,10 +27,19 @@ from shared.errors import (
     CertificateRevokedError,
     DatabaseError,
     KeyRevokedError,
+    RenewalPutOffError,
     RevocationUnrecordedError,
     TokenUnknownError,
 )
-from shared.messages import AuditView, CertificateList, EventQuery, EventView, Limit, RevokeRequest
+from shared.messages import (
+    AuditView,
+    CertificateList,
+    EventQuery,
+    EventView,
+    Limit,
+    RenewRequest,
+    RevokeRequest,
+)
 from shared.tls import TlsFiles
 from tests.azurite import Azurite
 from tests.config_parts import ConfigServer, config_for, daemon, running
@@ -55,6 +64,11 @@ async def is_refused(server: ConfigServer, files: TlsFiles) -> bool:
         except CertificateRevokedError:
             return True
     return False
+
+
+async def renew(server: ConfigServer, files: TlsFiles) -> None:
+    async with daemon(server, files) as client:
+        await client._client.call(api.RENEW, RenewRequest(csr=identity.request_of(files)))
 
 
 async def taken_in(server: ConfigServer) -> tuple[list[AuditView], list[EventView]]:
@@ -238,7 +252,37 @@ async def test_a_restored_database_whose_storage_is_away_at_the_start_takes_in_w
                     await asyncio.sleep(0.05)
             assert [entry.object for entry in (await taken_in(server))[0]] == ["agent:web1"]
     with contextlib.closing(database.connect(config.data_dir / DATABASE_FILE)) as db:
-        assert not restored.is_new(db)
+        assert not restored.mark(db)
+
+
+async def test_a_restored_server_renews_nothing_before_it_was_compared_with_storage(
+    blob_config: BlobConfig, azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was revoked since the backup would get a certificate that nobody refuses."""
+    monkeypatch.setattr(revoking, "_AGAIN_S", 0.1)
+    with FaultProxy(azurite) as proxy:
+        config = config_for(tmp_path, blob=proxy.config(blob_config.container))
+        async with running(config):
+            pass
+        with restored_afterwards(config, tmp_path):
+            async with running(config) as server:
+                files = await server.enrolled("agent", "web1", tmp_path / "web1")
+                good = await server.enrolled("agent", "web2", tmp_path / "web2")
+                await revoke(server, "agent:web1")
+        with contextlib.closing(database.connect(config.data_dir / DATABASE_FILE)) as db:
+            restored.prepare(db, time.time_ns())
+        proxy.add(Answer(403, "AuthorizationFailure"), times=None)
+        async with running(config) as server:
+            for asks in (files, good):
+                with pytest.raises(RenewalPutOffError):
+                    await renew(server, asks)
+            proxy.clear()
+            async with asyncio.timeout(30):
+                while not await is_refused(server, files):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            with pytest.raises(CertificateRevokedError):
+                await renew(server, files)
+            await renew(server, good)
 
 
 async def test_storage_that_is_away_at_a_start_is_a_problem_when_it_lasts_and_at_once_behind_a_restore(
