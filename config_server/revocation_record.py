@@ -15,6 +15,7 @@ refused. What they can do is delete; then the config server writes again what it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -47,16 +48,32 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return ":" in self.subject
 
     @property
+    def folder(self) -> str:
+        """Of a name: where all its records lie."""
+        return f"{FOLDER}{self.subject.replace(':', '/', 1)}"
+
+    @property
     def blob(self) -> str:
         last = f"/{self.revoked_ns}" if self.is_name else ""
         if self.begins_s is not None:
             last += "-readmitted"
-        return f"{FOLDER}{self.subject.replace(':', '/', 1)}{last}.json"
+        return f"{self.folder}{last}.json"
 
     @property
     def before_s(self) -> int:
         """Of a name: certificates that begin (Unix seconds) before then are refused. Whatever was issued until it was revoked does."""
         return self.revoked_ns // SECOND_NS + 1 - int(BACKDATED.total_seconds())
+
+
+def newest(blobs: Iterable[str]) -> dict[str, int]:
+    """Of each name's folder the time of its last record, by what the blobs are called."""
+    found: dict[str, int] = {}
+    for blob in blobs:
+        folder, _, last = blob.rpartition("/")
+        at_ns = last.removesuffix(".json").removesuffix("-readmitted")
+        if at_ns.isdecimal():
+            found[folder] = max(found.get(folder, 0), int(at_ns[:30]))
+    return found
 
 
 class _Signed(msgspec.Struct, frozen=True):

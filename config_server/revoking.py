@@ -6,7 +6,8 @@ recorded in one of them, and what the other lacks is said, and made up for as so
 - What the database could not write is in force from memory, and written when it works again, before anybody enrols or renews.
 - What storage could not take is a problem of this server until it has. Which records storage has the database remembers: so a restored
   one knows that it does not know them.
-- At the start, and once a day, storage is listed, and what is new there is taken in, with an audit entry and an event. A start waits for
+- At the start, and once a day, storage is listed, and what is new there is taken in, with an audit entry and an event. A blob that cannot
+  be read keeps no other from that; it is a problem, and tried again every minute. A start waits for
   that for a moment only: this server works without storage. Until it was listed once, that is a problem of this server, shown at once
   where the database was restored, and else when it lasts. (Who was told of a revocation keeps it meanwhile: shared/revocation.py.)
 
@@ -26,7 +27,7 @@ from config_server import audit, events, restored, revocation
 from config_server.binding import Binder, Call
 from config_server.clock import rfc3339
 from config_server.control import Control
-from config_server.revocation_record import FOLDER, Record, decode, encode
+from config_server.revocation_record import FOLDER, Record, decode, encode, newest
 from config_server.view import SELF
 from shared import api, logging
 from shared.blob import BlobStore, Retry
@@ -41,6 +42,7 @@ from shared.errors import (
     RevocationsUncomparedError,
     RevocationUnrecordedError,
     RevocationUnstoredError,
+    StorageError,
     TransientError,
     UnderstudyError,
 )
@@ -63,6 +65,10 @@ _START_S: Final = 3.0
 _LASTING_S: Final = 60.0
 """So long storage may be away at a start before that is a problem."""
 _SILENT: Final = "it does not answer"
+_MOST_B: Final = 1 << 16
+"""Far more than a record has. Whoever has the account's key may put anything there."""
+_GIVE_UP: Final = 3
+"""So many blobs in a row that storage does not give for now, and it is away."""
 
 
 class _Unwritten(NamedTuple):
@@ -90,6 +96,8 @@ class Revoking:
         """Since the last comparison with storage the database was put back."""
         self._away = "it was not asked yet"
         """Why they were not compared."""
+        self._partly: RevocationsUncomparedError | None = None
+        """They were, but for blobs that could not be read."""
         self.problem: RevocationUnstoredError | None = None
         """What storage lacks."""
 
@@ -165,6 +173,8 @@ class Revoking:
         """While the database may be older than storage, and that lasts, or is known."""
         if self._listed_s is not None or not self._control.storage.place:
             return None
+        if self._partly is not None:
+            return self._partly
         if not self._restored and time.monotonic() - self._started_s < _LASTING_S:
             return None
         return RevocationsUncomparedError("Revocations were not compared with storage yet", cause=self._away)
@@ -214,11 +224,12 @@ class Revoking:
             return
         try:
             await self.compare()
-        except TransientError as exc:
+        except (TransientError, RevocationsUncomparedError) as exc:  # (`uncompared` says it)
             _log.info("revocations not compared with storage", **exc.as_dict())
 
     async def compare(self, vault: BlobStore | None = None) -> None:
-        """Lists what storage has, takes in what is new there, and writes what it lacks. Raises StorageErrors."""
+        """Lists what storage has, takes in what is new there, and writes what it lacks. A blob that cannot be read costs itself alone.
+        Raises StorageErrors, RevocationsUncomparedError."""
         try:
             await self._compare(vault or self._control.storage.machines().vault)
         except UnderstudyError as exc:
@@ -235,10 +246,9 @@ class Revoking:
             listed = await _listed(vault)
             self._stored &= listed
             recorded = await self._recorded()
+            unread = listed - recorded - self._stored - self._strange - self._unwritten.keys()
             try:
-                await self._read(
-                    vault, listed - recorded - self._stored - self._strange - self._unwritten.keys()
-                )
+                self._partly = await self._read(vault, unread)
             finally:
                 self._enforce()  # what was read, whatever becomes of the rest
             with contextlib.suppress(DatabaseError):
@@ -246,25 +256,49 @@ class Revoking:
             with contextlib.suppress(DatabaseError):
                 await self.write_down()
             await self.take()
-            self._listed_s = time.monotonic()
-            if self._restored and not self._unwritten:
+            self._listed_s = None if self._partly is not None else time.monotonic()
+            if self._restored and self._partly is None and not self._unwritten:
                 with contextlib.suppress(DatabaseError):
                     await self._control.db.run(restored.forget)
                     self._restored = False
             await self._store(vault)
+            if self._partly is not None:
+                raise self._partly
 
-    async def _read(self, vault: BlobStore, blobs: Iterable[str]) -> None:
-        for blob in sorted(blobs):
-            try:
-                record = decode(blob, await vault.read(blob), self._control.ca)
-            except BlobNotFoundError:
-                continue  # gone since the list
-            if record is None:
-                _log.warning("a record of a revocation is not of this installation", blob=blob)
-                self._strange.add(blob)
-            else:
-                self._stored.add(blob)
-                self._unwritten[blob] = _Unwritten(record, ours=False)
+    async def _read(self, vault: BlobStore, unread: set[str]) -> RevocationsUncomparedError | None:
+        """Into memory, to be written into the database. What is wrong, if some could not be read. Raises StorageErrors when storage is
+        away."""
+        found: dict[str, Record] = {}
+        failed: dict[str, UnderstudyError] = {}
+        silent = 0
+        try:
+            for blob in sorted(unread):
+                try:
+                    record = decode(blob, await vault.read(blob, 0, _MOST_B), self._control.ca)
+                except BlobNotFoundError:
+                    unread.discard(blob)  # gone since the list
+                    continue
+                except StorageError as exc:
+                    failed[blob] = exc
+                    silent = silent + 1 if isinstance(exc, TransientError) else 0
+                    if silent == _GIVE_UP:
+                        raise
+                    continue
+                silent = 0
+                unread.discard(blob)
+                if record is None:
+                    _log.warning("a record of a revocation is not of this installation", blob=blob)
+                    self._strange.add(blob)
+                else:
+                    found[blob] = record
+        finally:
+            # A readmission counts when nothing later of its name is unread: that may be the revocation which it is told from.
+            last = newest(unread)
+            for blob, record in found.items():
+                if record.begins_s is None or record.revoked_ns > last.get(record.folder, 0):
+                    self._stored.add(blob)
+                    self._unwritten[blob] = _Unwritten(record, ours=False)
+        return _partly(failed) if failed else None
 
     async def _keep(self, record: Record) -> list[CertificateView]:
         """In memory: what the record covers, as far as the database still reads."""
@@ -382,6 +416,17 @@ def _told(known: Revocations, record: Record, *, ours: bool) -> Revocations:
     )
 
 
+def _partly(failed: dict[str, UnderstudyError]) -> RevocationsUncomparedError:
+    blob, exc = min(failed.items())
+    others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    return RevocationsUncomparedError(
+        "Not all revocations that storage has were taken in",
+        cause=f"{blob}{others} could not be read: {exc.what}: {exc.cause}",
+        action="Make it readable (an archived blob: change its tier). Its name says whom it is about: until then revoke who should be, and"
+        " then delete it. It is tried again every minute; a server from a backup renews no certificate before.",
+    )
+
+
 async def _listed(vault: BlobStore) -> set[str]:
     try:
         return {info.name async for info in vault.list(FOLDER)}
@@ -397,7 +442,7 @@ async def _write(vault: BlobStore, blob: str, data: bytes, control: Control) -> 
         except ContainerMissingError:
             await vault.ensure_container()
         except BlobExistsError:
-            found = await vault.read_versioned(blob)
+            found = await vault.read_versioned(blob, _MOST_B)
             if found is not None and decode(blob, found[0], control.ca) is not None:
                 return
             if found is not None:

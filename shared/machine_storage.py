@@ -53,6 +53,8 @@ from shared.log.names import check_machine, is_machine
 REGISTRY: Final = "machines/"
 _SUFFIX: Final = ".json"
 _ID_B: Final = 8
+_MOST_B: Final = 1 << 16
+"""Of an entry."""
 _DELETE: Final = "Delete it: it is made anew from the metadata of the machine's container."
 
 _log = logging.get()
@@ -230,7 +232,7 @@ class MachineStorage(Retried):
         """What the registry says of the machine. Raises ContainerMissingError when there is no registry."""
         name = _name(machine)
         try:
-            data = await self.vault.read(name)
+            data = await self.vault.read(name, 0, _MOST_B)  # what is longer is none, whoever put it there
         except BlobNotFoundError:
             return None
         try:

@@ -46,6 +46,8 @@ _log = logging.get()
 
 FOLDER: Final = "vault/"
 _AT_ONCE: Final = 16
+_MOST_B: Final = 1 << 16
+"""Of a record."""
 _PATIENCE_S: Final = 8.0
 """How long who wants a new key waits for storage: less than a process server waits for the answer."""
 
@@ -202,7 +204,9 @@ async def _recorded(machines: MachineStorage) -> tuple[int, dict[str, str]]:
                 continue
             last = max(last, int(number))
             try:
-                record = decoding.decode(await machines.vault.read(info.name), type=VaultKeyRecord)
+                # What is longer is none, whoever put it there.
+                data = await machines.vault.read(info.name, 0, _MOST_B)
+                record = decoding.decode(data, type=VaultKeyRecord)
             except BlobNotFoundError:
                 continue
             except UNDECODABLE as exc:

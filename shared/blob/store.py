@@ -173,13 +173,13 @@ class BlobStore(Retried):
         except RangeError:
             return b""  # (of what storage says to a read, this alone means that there are no bytes)
 
-    async def read_versioned(self, name: str) -> tuple[bytes, str] | None:
-        """A small blob's content and ETag; None when there is no such blob. The ETag is of that content or of an older one: so what is
-        swapped under it was seen.
+    async def read_versioned(self, name: str, most_b: int | None = None) -> tuple[bytes, str] | None:
+        """A small blob's content (its first `most_b` bytes) and ETag; None when there is no such blob. The ETag is of that content or of
+        an older one: so what is swapped under it was seen.
         """
         try:
             etag = (await self.properties(name)).etag
-            return await self.read(name), etag
+            return await self.read(name, 0, most_b), etag
         except BlobNotFoundError:
             return None
 

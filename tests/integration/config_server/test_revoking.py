@@ -285,6 +285,48 @@ async def test_a_restored_server_renews_nothing_before_it_was_compared_with_stor
             await renew(server, good)
 
 
+async def test_a_blob_that_cannot_be_read_costs_only_itself_and_what_is_told_from_it(
+    blob_config: BlobConfig,
+    azurite: Azurite,
+    store: BlobStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever has the account's key can archive a blob, and put there what has a size that no memory has room for."""
+    ca = CertificateAuthority.open(tmp_path)
+    known = [
+        Record(subject="agent:web1", revoked_ns=1),
+        Record(subject="agent:web1", revoked_ns=2, begins_s=200),
+        Record(subject="agent:web1", revoked_ns=3),
+        Record(subject="agent:web2", revoked_ns=9),
+        Record(subject="ab", revoked_ns=4),
+    ]
+    for record in known:
+        await store.create(record.blob, encode(record, ca))
+    large = encode(Record(subject="cd", reason="x" * (1 << 17), revoked_ns=4), ca)
+    await store.create("revoked/cd.json", large)
+    await store.create("revoked/0.json", b"")
+    with FaultProxy(azurite) as proxy:
+        for blob in ("revoked/0.json", known[2].blob):
+            proxy.add(Answer(409, "BlobArchived"), times=None, method="GET", blob=f"*{blob}")
+        async with parts(tmp_path, proxy.config(blob_config.container)) as server:
+            await server._control.db.run(lambda db: restored.prepare(db, 1))
+            await server.recover()
+            revoked = server._control.revoked
+            assert (revoked.serials, sorted(revoked.before)) == (["ab"], ["agent:web1", "agent:web2"])
+            assert revoked.before["agent:web1"] != 200, "it may be told from the revocation behind it"
+            problem = server.uncompared()
+            assert problem is not None
+            assert "revoked/0.json (and 1 more)" in problem.cause
+            with pytest.raises(RenewalPutOffError):
+                server.check_renewal("agent:web2")
+            proxy.clear()
+            await server.make_up()
+            assert server.uncompared() is None
+            assert server._control.revoked.since["agent:web1"] == 3
+            server.check_renewal("agent:web2")
+
+
 async def test_storage_that_is_away_at_a_start_is_a_problem_when_it_lasts_and_at_once_behind_a_restore(
     blob_config: BlobConfig, azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,8 +271,8 @@ class LateStore(BlobStore):
             await self.looked.wait()
         return etag
 
-    async def read_versioned(self, name: str) -> tuple[bytes, str] | None:
-        found = await super().read_versioned(name)
+    async def read_versioned(self, name: str, most_b: int | None = None) -> tuple[bytes, str] | None:
+        found = await super().read_versioned(name, most_b)
         self.looked.set()
         return found
 
