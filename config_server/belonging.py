@@ -3,23 +3,54 @@ admits who was revoked, without a word."""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from config_server import tokens
 from config_server.ca import CertificateAuthority
 from config_server.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
-from shared.errors import ConfigError
+from shared import decoding
+from shared.errors import UNDECODABLE, ConfigError
 
 TOKEN_FILE: Final = "operator.token"
 OPERATOR: Final = "admin"
 """Whose it is."""
 RESTORING: Final = "restoring"
 """In the data folder, while a restore of it is not done."""
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """The file `restoring` (restoring.py)."""
+
+    aside: str
+    """A folder in the data folder; empty where nothing was there."""
+    moved: bool = False
+
+
+def stage_of(folder: Path) -> Stage | None:
+    """None where no restore is under way, or an earlier version began it. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError, *UNDECODABLE):
+        return decoding.decode((folder / RESTORING).read_bytes(), type=Stage)
+    return None
+
+
+def way_back(folder: Path) -> str:
+    """Of a data folder that is half restored, for people."""
+    stage = None
+    with contextlib.suppress(OSError):
+        stage = stage_of(folder)
+    if stage is None or not stage.aside:
+        return ""
+    return (
+        f" Or, to have back what was there: move all files from {folder / stage.aside} to {folder}, over what lies there, state.db-wal"
+        f" with state.db, and delete {folder / RESTORING} last."
+    )
 
 
 def check_folder(folder: Path) -> None:
@@ -29,7 +60,7 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(
             f"The data folder {folder} is half restored",
             cause="the restore was cut off",
-            action=f"Run it again: {RESTORE}.",
+            action=f"Run it again: {RESTORE}.{way_back(folder)}",
         )
     if (folder / TOKEN_FILE).exists() and not (folder / DATABASE_FILE).exists():
         raise ConfigError(

@@ -1,8 +1,11 @@
 """The data folder from a backup (backup.py), with what must end in a database that is put back (restored.py).
 
-What is there is moved aside first, into one folder: a database parted from its write-ahead log is valid, and lacks its last commits. The
-file `restoring` says how far it is, and a second run, of whatever backup, goes on there; until it is done the server does not start.
+The new parts are written first, under other names: what has no room ends there, and nothing was touched. Then what is there is moved
+aside, into one folder: a database parted from its write-ahead log is valid, and lacks its last commits. The file `restoring` says how far
+it is, and a second run, of whatever backup, goes on there; until it is done the server does not start. What cannot be moved aside has all
+moved back.
 
+    NAME.new                           of a backup; nobody reads it, and each run begins with removing it
     restoring: {aside, moved: false}   what is there is moved to `aside`: each file is in one of the two places, whole
     restoring: {aside, moved: true}    `aside` holds all that was there; what lies in the folder itself comes from a backup, and gives way
     none                               all parts are of one backup
@@ -24,30 +27,29 @@ import msgspec
 
 from config_server import audit, database, lock, restored, tokens
 from config_server.backup import PARTS, as_owner, check
-from config_server.belonging import OPERATOR, RESTORING, TOKEN_FILE
+from config_server.belonging import OPERATOR, RESTORING, TOKEN_FILE, Stage, stage_of, way_back
 from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE
 from config_server.restored import Restored
 from config_server.view import SELF
-from shared import decoding, durable
+from shared import durable
 from shared.crashpoints import reach
-from shared.errors import UNDECODABLE, ConfigError, DataFolderInUseError, StateFileError
+from shared.errors import UNDECODABLE, ConfigError, DataFolderInUseError, StateFileError, cause_of
 
 _BESIDE: Final = (f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm")
 _MOST_B: Final = {name: 1 << 20 for name in PARTS} | {DATABASE_FILE: 1 << 31}
 """It is read into memory; SQLite takes no larger database from there."""
 
 
-class _Stage(msgspec.Struct, frozen=True):
-    aside: str
-    """A folder in the data folder; empty where nothing was there."""
-    moved: bool = False
+_NEW: Final = ".new"
 
 
 class Done(NamedTuple):
     aside: Path | None
     """Where what was there is now."""
     restored: Restored
+    is_roots: bool
+    """Root had to make the folder."""
 
 
 def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: bool = False) -> Done:
@@ -65,24 +67,66 @@ def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: boo
         raise ConfigError(
             f"Nothing was restored from {source}", cause=str(exc), action="Take another backup."
         ) from exc
-    return Done(put(config.data_dir, parts), found)
+    was_there = config.data_dir.is_dir()
+    return Done(put(config.data_dir, parts), found, is_roots=not was_there and os.geteuid() == 0)
 
 
 def put(folder: Path, parts: dict[str, bytes]) -> Path | None:
     """Where what was there is now. Raises StateFileError, DataFolderInUseError."""
-    with durable.named(f"The data folder {folder} could not be restored", action="Run the command again."):
+    try:
         durable.make_folder(folder)
         with as_owner(folder), _held(folder):
-            stage = _stage(folder)
-            if not stage.moved:
-                _set_aside(folder, stage)
-            for name, mode in PARTS.items():
-                reach("restore.part")
-                durable.replace_file(folder / name, parts[name], mode=mode)
-            reach("restore.part")
-            (folder / RESTORING).unlink()
-            durable.sync_folder(folder)
+            return _put(folder, parts)
+    except OSError as exc:
+        place = f" ({os.fsdecode(exc.filename)})" if exc.filename else ""
+        is_half = os.path.lexists(folder / RESTORING)
+        again = (
+            "Run the command again."
+            if is_half
+            else "All is as it was. See to the cause, and run the command again."
+        )
+        raise StateFileError(
+            f"The data folder {folder} {'is half' if is_half else 'could not be'} restored",
+            cause=f"{cause_of(exc)}{place}",
+            action=again + way_back(folder),
+        ) from exc
+
+
+def _put(folder: Path, parts: dict[str, bytes]) -> Path | None:
+    _write_new(folder, parts)
+    stage = _stage(folder)
+    if not stage.moved:
+        _set_aside(folder, stage)
+    for name in PARTS:
+        reach("restore.part")
+        _new(folder, name).rename(folder / name)
+    durable.sync_folder(folder)
+    reach("restore.part")
+    (folder / RESTORING).unlink()
+    with contextlib.suppress(OSError):  # after a power cut it may be back, and asks for another run
+        durable.sync_folder(folder)
     return folder / stage.aside if stage.aside else None
+
+
+def _new(folder: Path, name: str) -> Path:
+    return folder / f"{name}{_NEW}"
+
+
+def _write_new(folder: Path, parts: dict[str, bytes]) -> None:
+    _remove_new(folder)
+    try:
+        for name, mode in PARTS.items():
+            reach("restore.part")
+            durable.replace_file(_new(folder, name), parts[name], mode=mode)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first one is told
+            _remove_new(folder)
+        raise
+
+
+def _remove_new(folder: Path) -> None:
+    for name in PARTS:
+        durable.remove_file(_new(folder, name))
 
 
 def _prepared(data: bytes, token: bytes, *, new: bool) -> tuple[bytes, Restored]:
@@ -107,7 +151,7 @@ def _read(source: Path) -> dict[str, bytes]:
             return _members(archive)
     except OSError as exc:
         raise StateFileError(f"The backup {source} could not be read", cause=str(exc)) from exc
-    except (tarfile.TarError, EOFError, *UNDECODABLE) as exc:
+    except (tarfile.TarError, EOFError, OverflowError, *UNDECODABLE) as exc:
         raise ConfigError(
             f"{source} is no backup of a config server",
             cause=str(exc),
@@ -130,17 +174,17 @@ def _members(archive: tarfile.TarFile) -> dict[str, bytes]:
     return parts
 
 
-def _stage(folder: Path) -> _Stage:
+def _stage(folder: Path) -> Stage:
     """How far an earlier run came; else this one begins."""
-    with contextlib.suppress(FileNotFoundError, *UNDECODABLE):  # empty: an earlier version's
-        return decoding.decode((folder / RESTORING).read_bytes(), type=_Stage)
+    if (found := stage_of(folder)) is not None:
+        return found
     aside = f"replaced-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S.%fZ}"
-    stage = _Stage(aside if _there(folder) else "")
+    stage = Stage(aside if _there(folder) else "")
     _note(folder, stage)
     return stage
 
 
-def _note(folder: Path, stage: _Stage) -> None:
+def _note(folder: Path, stage: Stage) -> None:
     durable.replace_file(folder / RESTORING, msgspec.json.encode(stage))
 
 
@@ -149,17 +193,40 @@ def _there(folder: Path) -> list[str]:
     return [name for name in (*_BESIDE, *PARTS) if os.path.lexists(folder / name)]
 
 
-def _set_aside(folder: Path, stage: _Stage) -> None:
-    if stage.aside:
+def _set_aside(folder: Path, stage: Stage) -> None:
+    try:
+        if stage.aside:
+            aside = folder / stage.aside
+            durable.make_folder(aside)
+            for name in _there(folder):
+                reach("restore.part")
+                (folder / name).rename(aside / name)
+            durable.sync_folder(aside)
+            durable.sync_folder(folder)
+        reach("restore.part")
+        _note(folder, msgspec.structs.replace(stage, moved=True))
+    except OSError:
+        with contextlib.suppress(
+            OSError
+        ):  # the first one is told; where this fails too, the folder stays half restored, and says so
+            _move_back(folder)
+        raise
+
+
+def _move_back(folder: Path) -> None:
+    """The old server can start again. `restoring` goes last: killed before, a second run goes on from wherever the files are."""
+    stage = stage_of(folder)
+    if stage is None or stage.moved:
+        return  # what lies in the folder may be a backup's
+    if stage.aside and (folder / stage.aside).is_dir():
         aside = folder / stage.aside
-        durable.make_folder(aside)
-        for name in _there(folder):
-            reach("restore.part")
-            (folder / name).rename(aside / name)
-        durable.sync_folder(aside)
+        for name in _there(aside):
+            (aside / name).rename(folder / name)
         durable.sync_folder(folder)
-    reach("restore.part")
-    _note(folder, msgspec.structs.replace(stage, moved=True))
+        aside.rmdir()
+    _remove_new(folder)
+    (folder / RESTORING).unlink()
+    durable.sync_folder(folder)
 
 
 @contextlib.contextmanager

@@ -60,8 +60,13 @@ def main(verb: str, argv: list[str]) -> int:
 
 def _told(config: ConfigServerConfig, source: Path, done: Done) -> str:
     kept = f"; what was there is in {done.aside}" if done.aside is not None else ""
+    owner = (
+        "\nThe folder is new, and root's: the config server's user must own it and what is in it (systemd's StateDirectory= sees to that)."
+        if done.is_roots
+        else ""
+    )
     return (
         f"{config.data_dir} is restored from {source}{kept}.\nIts newest entry is of {rfc3339(done.restored.newest_ns)}; what was done"
         f" since is missing. Void now: {done.restored.tokens} unused enrolment tokens, {done.restored.commands} pending commands."
-        " Start the config server; `understudy event list` says what to look at."
+        f" Start the config server; `understudy event list` says what to look at.{owner}"
     )

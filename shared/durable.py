@@ -50,10 +50,10 @@ def sync_data(fd: int) -> None:
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """Creates the folder and its parents, durably."""
+    """Creates the folder, durably, and its parents with 0755: others may have folders of their own in them."""
     if folder.is_dir():
         return
-    make_folder(folder.parent, mode)
+    make_folder(folder.parent, 0o755)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode)
     sync_folder(folder.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -11,6 +12,7 @@ import sqlite3
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +24,7 @@ from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.tokens import Grant
 from shared import enrol
-from shared.errors import ConfigError, TokenUnknownError
+from shared.errors import ConfigError, StateFileError, TokenUnknownError
 from shared.messages import CommandKind, CommandState
 from shared.vocabulary import Role
 from tests.config_parts import config_for
@@ -35,8 +37,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name in OLD}
 
 
-def is_killed_at(line: int, folder: Path) -> bool:
-    """By SIGKILL, in a process of its own, before that line of restoring.py."""
+def busy(name: str) -> Callable[[Path, Path], Path]:
+    """For Path.rename."""
+    really = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name == name:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(self))
+        return really(self, target)
+
+    return rename
+
+
+def is_killed_at(line: int, folder: Path, function: str = "") -> bool:
+    """By SIGKILL, in a process of its own, before that line of restoring.py, or of a function there."""
     pid = os.fork()
     if pid == 0:
         left = line
@@ -45,13 +59,14 @@ def is_killed_at(line: int, folder: Path) -> bool:
             nonlocal left
             if frame.f_code.co_filename != restoring.__file__:
                 return None
-            left -= event == "line"
+            left -= event == "line" and function in ("", frame.f_code.co_name)
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return trace
 
         sys.settrace(trace)
-        restoring.put(folder, NEW)
+        with contextlib.suppress(StateFileError):
+            restoring.put(folder, NEW)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
@@ -80,6 +95,114 @@ def test_a_restore_that_is_killed_at_any_line_and_run_again_has_moved_all_that_w
         [aside] = folder.glob("replaced-*")
         assert (told, contents(aside)) == (aside, OLD), line
     assert line > 50
+
+
+_CALLS = ("open", "pwritev", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir")
+
+
+@pytest.mark.parametrize("lasts", [False, True])
+def test_a_restore_of_which_any_call_fails_has_left_all_as_it_was_or_says_where_it_is_and_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, lasts: bool
+) -> None:
+    ends = set[bool]()
+    for number in itertools.count():
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, data in OLD.items():
+            (folder / name).write_bytes(data)
+        left = number
+
+        def failing(really: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left == -1 or (lasts and left < 0):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return really(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as fails:
+            for name in _CALLS:
+                fails.setattr(os, name, failing((lambda _fd: None) if name == "fsync" else getattr(os, name)))
+            told: StateFileError | None = None
+            try:
+                restoring.put(folder, NEW)
+            except StateFileError as exc:
+                told = exc
+        if told is None:
+            break
+        assert "No space left" in told.cause
+        is_half = (folder / "restoring").exists()
+        ends.add(is_half)
+        if is_half:
+            for aside in folder.glob("replaced-*"):
+                assert str(aside) in told.action
+                with pytest.raises(ConfigError, match="half restored") as refused:
+                    belonging.check_folder(folder)
+                assert str(aside) in refused.value.action
+        else:
+            assert contents(folder) == OLD
+            assert "All is as it was" in told.action or "lock" in told.what
+        restoring.put(folder, NEW)
+        assert contents(folder) == NEW
+        [aside] = [found for found in folder.glob("replaced-*") if contents(found)]
+        assert contents(aside) == OLD
+        assert not list(folder.glob("*.new"))
+    assert number > 20
+    assert ends == {True, False}
+
+
+def test_a_part_that_cannot_be_moved_has_the_log_of_the_database_put_back_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount point, as BindReadOnlyPaths= makes; or an immutable file."""
+    for name, data in OLD.items():
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(Path, "rename", busy("operator.token"))
+    for _ in range(2):
+        with pytest.raises(StateFileError, match="All is as it was") as refused:
+            restoring.put(tmp_path, NEW)
+        assert "operator.token" in refused.value.cause
+        assert {path.name for path in tmp_path.iterdir()} - {"config-server.lock"} == set(OLD)
+        assert contents(tmp_path) == OLD
+
+
+def test_a_restore_that_is_killed_while_it_moves_back_is_run_again_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)
+    for line in itertools.count():
+        folder = tmp_path / str(line)
+        folder.mkdir()
+        for name, data in OLD.items():
+            (folder / name).write_bytes(data)
+        with monkeypatch.context() as fails:
+            fails.setattr(Path, "rename", busy("operator.token"))
+            killed = is_killed_at(line, folder, "_move_back")
+        assert contents(folder) == OLD or (folder / "restoring").exists()
+        restoring.put(folder, NEW)
+        assert contents(folder) == NEW
+        assert contents(max(folder.glob("replaced-*"))) == OLD
+        if not killed:
+            break
+    assert line > 10
+
+
+def test_a_size_that_no_number_holds_is_refused_in_words(tmp_path: Path) -> None:
+    """tarfile raises OverflowError for it."""
+    target, packed = tmp_path / "backup.tar", io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("ca.key"))
+    damaged = bytearray(packed.getvalue())
+    head = damaged[:512]
+    head[124:136] = b"\x80\0\0" + b"\xff" * 9
+    head[156:157] = tarfile.XHDTYPE
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    target.write_bytes(head + damaged[512:])
+    with pytest.raises(ConfigError, match="is no backup of a config server"):
+        restoring.restore(config_for(tmp_path), target)
 
 
 def installation(config: ConfigServerConfig) -> sqlite3.Connection:

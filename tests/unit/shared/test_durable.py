@@ -46,10 +46,11 @@ def test_a_document_takes_the_place_of_another_only_once_it_is_synced(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_folders_are_made_with_their_parents(tmp_path: Path) -> None:
+def test_folders_are_made_with_their_parents_which_shut_nobody_out(tmp_path: Path) -> None:
     durable.make_folder(tmp_path / "a/b/c")
     durable.make_folder(tmp_path / "a/b/c")
-    assert (tmp_path / "a/b/c").is_dir()
+    modes = [(tmp_path / folder).stat().st_mode & 0o777 for folder in ("a", "a/b", "a/b/c")]
+    assert modes == [0o755, 0o755, 0o700]
 
 
 def test_write_all_writes_more_buffers_than_one_call_takes(tmp_path: Path) -> None:
