@@ -29,6 +29,7 @@ from shared.errors import ConfigError
 
 PARTS: Final = {"ca.key": 0o600, "ca.pem": 0o644, DATABASE_FILE: 0o600, TOKEN_FILE: 0o600}
 """In a backup, and with which modes they go back."""
+_ELSEWHERE: Final = "Give the name of a file, new or an older backup, outside of the data folder."
 _JOURNAL_MODE: Final = slice(18, 20)
 """In the header of a database: 2, 2 while it has a write-ahead log, which a backup has not."""
 
@@ -36,6 +37,7 @@ _JOURNAL_MODE: Final = slice(18, 20)
 def backup(config: ConfigServerConfig, target: Path) -> int:
     """Puts the data folder's parts into `target`, whole or not at all; its size. Raises StateFileError, DatabaseError, ConfigError."""
     folder = config.data_dir
+    target = _place(target, folder)
     with durable.named(f"The data folder {folder} could not be read"), as_owner(folder):
         parts = {name: (folder / name).read_bytes() for name in PARTS if name != DATABASE_FILE}
         parts[DATABASE_FILE] = snapshot(folder / DATABASE_FILE)
@@ -49,6 +51,23 @@ def backup(config: ConfigServerConfig, target: Path) -> int:
     with durable.named(f"The backup {target} could not be written"):
         durable.replace_file(target, packed.getbuffer(), mode=0o600)
     return packed.tell()
+
+
+def _place(target: Path, folder: Path) -> Path:
+    """Where links lead, if a file can be put there. Raises ConfigError: what is a pipe or a device would be replaced by a file of private
+    keys, and one in the data folder be part of it, or in the place of the database."""
+    what = f"No backup was written to {target}"
+    try:
+        place = target.resolve()
+        exists, is_file = target.exists(), place.is_file()  # (/dev/stdout leads to no name of its pipe)
+        is_inside = place.is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as exc:  # (links in a circle)
+        raise ConfigError(what, cause=str(exc), action=_ELSEWHERE) from exc
+    if exists and not is_file:
+        raise ConfigError(what, cause=f"{place} is no regular file", action=_ELSEWHERE)
+    if is_inside:
+        raise ConfigError(what, cause=f"{place} lies in the data folder {folder}", action=_ELSEWHERE)
+    return place
 
 
 def snapshot(path: Path) -> bytes:

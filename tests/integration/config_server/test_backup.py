@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import shutil
 import sqlite3
 import sys
@@ -83,6 +84,30 @@ async def test_a_restore_beside_the_log_of_a_server_that_was_killed_takes_nothin
         await operator.call(api.AUDIT, Limit())
     with contextlib.closing(sqlite3.connect(aside / "state.db")) as before:
         assert before.execute("SELECT name FROM machines").fetchall() == [("after",)]
+
+
+async def test_a_backup_goes_where_a_link_leads_and_replaces_nothing_but_a_file_outside_of_the_data_folder(
+    tmp_path: Path,
+) -> None:
+    config = config_for(tmp_path)
+    async with running(config):
+        disk, link, pipe = tmp_path / "disk.tar", tmp_path / "backup.tar", tmp_path / "pipe"
+        link.symlink_to(disk)
+        backup.backup(config, link)
+        assert (link.is_symlink(), tarfile.is_tarfile(disk)) == (True, True)
+        os.mkfifo(pipe)
+        through = tmp_path / "through"
+        through.symlink_to(config.data_dir / "state.db")
+        circle = tmp_path / "circle"
+        circle.symlink_to(circle)
+        before = (config.data_dir / "state.db").read_bytes()
+        for place in (pipe, Path("/dev/null"), tmp_path, config.data_dir / "state.db", through, circle):
+            with pytest.raises(ConfigError, match="No backup was written"):
+                backup.backup(config, place)
+        assert pipe.is_fifo()
+        assert (config.data_dir / "state.db").read_bytes() == before
+        with pytest.raises(ConfigError, match="lies in the data folder"):
+            backup.backup(config, config.data_dir / "new.tar")
 
 
 async def test_nothing_is_touched_for_a_file_that_is_no_whole_backup(tmp_path: Path) -> None:
