@@ -206,7 +206,9 @@ class Revoking:
         """Until `make_up` has something to do, or it is time to look."""
         if self._unwritten:
             wait_s = _WRITE_AGAIN_S
-        elif (self.problem is not None or self._listed_s is None) and self._control.storage.place:
+        elif self._control.storage.place and (
+            self.problem is not None or self._listed_s is None or self._restored
+        ):
             wait_s = _AGAIN_S
         else:
             wait_s = LIST_S
@@ -220,6 +222,7 @@ class Revoking:
         if not self._control.storage.place:
             return
         if self._listed_s is not None and time.monotonic() - self._listed_s < LIST_S:
+            await self._end_restore()
             await self._store_soon()
             return
         try:
@@ -257,13 +260,17 @@ class Revoking:
                 await self.write_down()
             await self.take()
             self._listed_s = None if self._partly is not None else time.monotonic()
-            if self._restored and self._partly is None and not self._unwritten:
-                with contextlib.suppress(DatabaseError):
-                    await self._control.db.run(restored.forget)
-                    self._restored = False
+            await self._end_restore()
             await self._store(vault)
             if self._partly is not None:
                 raise self._partly
+
+    async def _end_restore(self) -> None:
+        """When all that storage told is in the database. Where that fails it is tried again: nothing is renewed meanwhile."""
+        if self._restored and self._listed_s is not None and not self._unwritten:
+            with contextlib.suppress(DatabaseError):
+                await self._control.db.run(restored.forget)
+                self._restored = False
 
     async def _read(self, vault: BlobStore, unread: set[str]) -> RevocationsUncomparedError | None:
         """Into memory, to be written into the database. What is wrong, if some could not be read. Raises StorageErrors when storage is
