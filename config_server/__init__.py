@@ -21,6 +21,7 @@ is down. Only a machine that is new to a process server or master target waits f
     rpo        how old the newest state in storage is (pure)
     sides      copies of machines, refused       serving     which of several process servers a machine is with
     revoking   in database and storage, in force at once   revocation_record   what storage holds of one
+    taking_in  what storage tells, in order with what the database did
     copies     who was refused, and who is meant by a rebind (pure)
     granting   who may read a machine's container  grants     their table
     belonging  do CA, database, token belong together

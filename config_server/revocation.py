@@ -14,10 +14,7 @@ readmission, holds; so each is given a later time (`revoked_ns`, `readmitted_ns`
 
 What of this is in storage, too, `recorded_revocations` says (revocation_record.py, revoking.py).
 
-What storage tells of another time (`take_in`) has to be put in order with what this database did. Where it was put back (`Mark`,
-restored.py), what it did since is later than all that the backup lacks, whatever the clocks say: a certificate for a new token was a
-readmission, and what was said of a name holds, and gets a time that is later than what storage told. Only of what this database did
-not do, the times decide; and of certificates that somebody readmits, when they begin.
+How what storage tells of another time is put in order with that, taking_in.py says.
 
 Nothing is ever deleted here because of the time of day: a clock that was ahead for a moment would readmit who was revoked. There are
 as many entries as operators made, and as those names and keys had certificates.
@@ -36,7 +33,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server.ca import BACKDATED, fingerprint_of
 from config_server.clock import SECOND_NS, rfc3339
-from config_server.restored import Mark
 from config_server.restored import mark as mark_of
 from config_server.revocation_record import Record
 from shared import decoding
@@ -45,11 +41,8 @@ from shared.messages import CertificateView, Revocations
 from shared.naming import SAYS, is_name
 from shared.vocabulary import ENROLLED, Role
 
-_LAST_NS: Final = "max(revocations.revoked_ns, coalesce(revocations.readmitted_ns, 0))"
+LAST_NS: Final = "max(revocations.revoked_ns, coalesce(revocations.readmitted_ns, 0))"
 """Of a row: when the last thing was said of its name."""
-_BEGINS_S: Final = f"(issued_ns / {SECOND_NS} - {int(BACKDATED.total_seconds())})"
-"""Of a certificate's row."""
-_NEVER: Final = 1 << 62
 _SERIAL: Final = re.compile(r"[0-9a-f]{1,40}\Z")
 
 
@@ -146,9 +139,9 @@ def revoke(
         now_ns = max(now_ns, last_ns + 1)
         db.execute(
             "INSERT INTO revocations (subject, reason, revoked_ns, who, mark) VALUES (?, ?, ?, ?, ?) ON CONFLICT (subject) DO UPDATE"
-            f" SET reason = excluded.reason, revoked_ns = max(excluded.revoked_ns, {_LAST_NS} + 1), who = excluded.who,"
+            f" SET reason = excluded.reason, revoked_ns = max(excluded.revoked_ns, {LAST_NS} + 1), who = excluded.who,"
             " before_s = NULL, readmitted_ns = NULL, mark = excluded.mark WHERE before_s IS NOT NULL OR mark != excluded.mark",
-            (subject, reason, now_ns, who, _mark(db)),
+            (subject, reason, now_ns, who, mark_of_restore(db)),
         )
     else:
         db.executemany(
@@ -171,126 +164,6 @@ def covered(db: sqlite3.Connection, subject: str) -> tuple[list[str], list[Certi
 def _same_key(db: sqlite3.Connection, serial: str) -> list[str]:
     known = "SELECT serial FROM certificates WHERE key = (SELECT key FROM certificates WHERE serial = ?) AND key != ''"
     return [serial, *(row["serial"] for row in db.execute(known, (serial,)) if row["serial"] != serial)]
-
-
-def take_in(db: sqlite3.Connection, found: Iterable[Record]) -> list[Record]:
-    """Revocations and readmissions that storage has records of, in whatever order; those that changed anything.
-
-    Of a name the later one holds. A revocation is what was issued until then: all that is known of it, and what begins earlier; for who
-    was readmitted since may have no record of that. Where the name stands revoked it stays so.
-    """
-    restored = mark_of(db)
-    in_time = sorted(found, key=lambda record: record.revoked_ns)
-    news = []
-    for number, record in enumerate(in_time):
-        before = db.total_changes
-        if not record.is_name:
-            revoke(db, record.subject, record.reason, record.revoked_ns, record.who)
-        else:
-            later = [
-                r.begins_s for r in in_time[number:] if r.subject == record.subject and r.begins_s is not None
-            ]
-            _take_in_name(db, record, min(later, default=_NEVER), restored)
-        if db.total_changes != before:
-            news.append(record)
-    return news
-
-
-def _take_in_name(db: sqlite3.Connection, record: Record, good_from_s: int, restored: Mark | None) -> None:
-    """`good_from_s`: of what was readmitted later, when the first begins: that is not what this revocation means, whatever the clocks
-    said."""
-    if restored is not None and record.mark == restored.id:
-        restored = None  # it was said behind the restore, too: on one host, its clock decides
-    row = db.execute("SELECT * FROM revocations WHERE subject = ?", (record.subject,)).fetchone()
-    here = restored is not None and row is not None and row["mark"] == restored.id
-    if row is not None and not here and (row["readmitted_ns"] or 0) > record.revoked_ns:
-        good_from_s = min(good_from_s, row["before_s"])
-    if record.begins_s is None:
-        _refuse_until(db, record, good_from_s, restored)
-    elif not here:
-        # Issued here, and the name stands revoked here: that was earlier. Of what was only shown, the times decide.
-        role, _, name = record.subject.partition(":")
-        meant = f"(c.pem != '' OR c.issued_ns <= r.revoked_ns AND {_BEGINS_S} < {record.begins_s:d})"
-        _refuse_known(db, role, name, meant, record.revoked_ns)
-    if here:
-        # What was said of the name here since the restore holds; whoever goes by the times is told so.
-        db.execute(
-            "UPDATE revocations SET revoked_ns = iif(readmitted_ns IS NULL, ? + 1, revoked_ns),"
-            " readmitted_ns = iif(readmitted_ns IS NULL, NULL, ? + 1)"
-            f" WHERE subject = ? AND {_LAST_NS} <= ?",
-            (record.revoked_ns, record.revoked_ns, record.subject, record.revoked_ns),
-        )
-        return
-    if record.begins_s is not None:
-        # Its revocation may be taken in later, and changes nothing then.
-        db.execute(
-            "INSERT INTO revocations (subject, reason, revoked_ns, before_s, readmitted_ns, mark) VALUES (?, '', 0, ?, ?, ?)"
-            " ON CONFLICT (subject) DO UPDATE SET before_s = excluded.before_s, readmitted_ns = excluded.readmitted_ns,"
-            f" mark = excluded.mark WHERE {_LAST_NS} < excluded.readmitted_ns",
-            (record.subject, record.begins_s, record.revoked_ns, record.mark),
-        )
-    else:
-        db.execute(
-            "INSERT INTO revocations (subject, reason, revoked_ns, who, before_s, mark) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (subject) DO UPDATE SET reason = excluded.reason, revoked_ns = excluded.revoked_ns, who = excluded.who,"
-            # NULL, the name stands revoked, stays NULL.
-            " before_s = max(before_s, excluded.before_s), readmitted_ns = NULL, mark = excluded.mark"
-            f" WHERE {_LAST_NS} < excluded.revoked_ns",
-            (record.subject, record.reason, record.revoked_ns, record.who, record.before_s, record.mark),
-        )
-    _readmit_enrolled(db, record, restored)
-
-
-def _refuse_until(db: sqlite3.Connection, record: Record, good_from_s: int, restored: Mark | None) -> None:
-    """By their serial numbers what the name had when it was revoked, and with each its key: what was renewed from it before this was
-    known goes with it."""
-    role, _, name = record.subject.partition(":")
-    if restored is None:  # else all that are left were made since (restored.py)
-        db.execute(
-            "DELETE FROM tokens WHERE role = ? AND name = ? AND created_ns <= ?",
-            (role, name, record.revoked_ns),
-        )
-    db.execute(
-        "WITH meant AS (SELECT serial, key FROM certificates WHERE role = ? AND name = ? AND issued_ns <= ?"
-        f" AND {_BEGINS_S} < ? AND NOT {_ENROLLED_SINCE})"
-        " INSERT OR IGNORE INTO revocations (subject, reason, revoked_ns, who, mark) SELECT serial, ?, ?, ?, ? FROM certificates"
-        " WHERE serial IN (SELECT serial FROM meant) OR (key != '' AND key IN (SELECT key FROM meant))",
-        (
-            *(role, name, record.revoked_ns, good_from_s, _last(restored)),
-            *(record.reason, record.revoked_ns, record.who, record.mark),
-        ),
-    )
-
-
-_ENROLLED_SINCE: Final = "(pem != '' AND renews = '' AND rowid > ?)"
-"""Of a certificate: issued here for a token, behind that row. (Without `pem` it was only shown here, with `renews` renewed.)"""
-
-
-def _last(restored: Mark | None) -> int:
-    return restored.last if restored is not None else _NEVER
-
-
-def _readmit_enrolled(db: sqlite3.Connection, record: Record, restored: Mark | None) -> None:
-    """Enrolled here since, before `record` was known: that was readmitting it."""
-    role, _, name = record.subject.partition(":")
-    db.execute(
-        f"UPDATE revocations SET readmitted_ns = max(first_ns, {_LAST_NS} + 1), before_s = first_s, mark = ? FROM"
-        f" (SELECT min(issued_ns) AS first_ns, min({_BEGINS_S}) AS first_s FROM certificates WHERE role = ? AND name = ?"
-        f" AND (pem != '' AND renews = '' AND issued_ns > ? OR {_ENROLLED_SINCE})"
-        " AND serial NOT IN (SELECT subject FROM revocations)) AS issued"
-        " WHERE subject = ? AND coalesce(readmitted_ns, revoked_ns) = ? AND before_s IS NOT NULL AND first_ns IS NOT NULL"
-        " AND (readmitted_ns IS NULL OR first_s < before_s)",
-        (
-            *(
-                _mark(db),
-                role,
-                name,
-                _NEVER if record.begins_s is not None else record.revoked_ns,
-                _last(restored),
-            ),
-            *(record.subject, record.revoked_ns),
-        ),
-    )
 
 
 def rows(db: sqlite3.Connection) -> list[Record]:
@@ -321,15 +194,15 @@ def forget_recorded(db: sqlite3.Connection, blobs: Iterable[str]) -> None:
 def readmit(db: sqlite3.Connection, role: str, name: str, serial: int, begins_s: int, now_ns: int) -> None:
     """ROLE:NAME got this certificate for a token that was made after its revocation: only earlier ones stay refused. That is said also
     where the revocation was taken in from storage: whoever was told of it first hand refuses the name until he is told."""
-    _refuse_known(db, role, name, f"c.serial != '{serial:x}'")
+    refuse_known(db, role, name, f"c.serial != '{serial:x}'")
     db.execute(
-        f"UPDATE revocations SET before_s = ?, readmitted_ns = max(?, {_LAST_NS} + 1), mark = ?"
+        f"UPDATE revocations SET before_s = ?, readmitted_ns = max(?, {LAST_NS} + 1), mark = ?"
         " WHERE subject = ? AND readmitted_ns IS NULL",
-        (begins_s, now_ns, _mark(db), f"{role}:{name}"),
+        (begins_s, now_ns, mark_of_restore(db), f"{role}:{name}"),
     )
 
 
-def _refuse_known(
+def refuse_known(
     db: sqlite3.Connection, role: str, name: str, which: str, until_ns: int | None = None
 ) -> None:
     """ROLE:NAME stands revoked (and was before `until_ns`): certificates of it that are known, by their serial numbers, too. `which` is a
@@ -346,19 +219,19 @@ def admit_from(db: sqlite3.Connection, role: str, name: str, begins_s: int) -> N
     """A certificate was issued to ROLE:NAME that begins then. It is good, also if this host's clock was ahead when the name was
     readmitted and has been set right since: that is readmitting it again."""
     db.execute(
-        f"UPDATE revocations SET before_s = ?, readmitted_ns = {_LAST_NS} + 1, mark = ? WHERE subject = ? AND before_s > ?",
-        (begins_s, _mark(db), f"{role}:{name}", begins_s),
+        f"UPDATE revocations SET before_s = ?, readmitted_ns = {LAST_NS} + 1, mark = ? WHERE subject = ? AND before_s > ?",
+        (begins_s, mark_of_restore(db), f"{role}:{name}", begins_s),
     )
 
 
-def _mark(db: sqlite3.Connection) -> str:
+def mark_of_restore(db: sqlite3.Connection) -> str:
     restored = mark_of(db)
     return restored.id if restored is not None else ""
 
 
 def current(db: sqlite3.Connection) -> Revocations:
     rows = db.execute(
-        f"SELECT subject, before_s, {_LAST_NS} AS last_ns FROM revocations ORDER BY subject"
+        f"SELECT subject, before_s, {LAST_NS} AS last_ns FROM revocations ORDER BY subject"
     ).fetchall()
     names = [row for row in rows if ":" in row["subject"]]
     return Revocations(

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from config_server import audit, events, restored, revocation
+from config_server import audit, events, restored, revocation, taking_in
 from config_server.binding import Binder, Call
 from config_server.clock import rfc3339
 from config_server.control import Control
@@ -380,7 +380,7 @@ def _revoke(db: sqlite3.Connection, record: Record) -> list[CertificateView]:
 
 def _take_in(db: sqlite3.Connection, found: Sequence[Record], now_ns: int) -> None:
     """What storage knew, and this database did not."""
-    news = revocation.take_in(db, found)
+    news = taking_in.take_in(db, found)
     revocation.note_recorded(db, [record.blob for record in found])
     for record in news:
         if record.begins_s is None:

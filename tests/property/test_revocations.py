@@ -9,7 +9,7 @@ from typing import Final
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from config_server import database, restored, revocation
+from config_server import database, restored, revocation, taking_in
 from config_server.ca import BACKDATED
 from config_server.clock import SECOND_NS
 from config_server.revocation import Issued
@@ -93,7 +93,7 @@ class Site:
 
     def take_in(self) -> list[Record]:
         known = revocation.recorded(self.db)
-        return revocation.take_in(self.db, [r for blob, r in self.storage.items() if blob not in known])
+        return taking_in.take_in(self.db, [r for blob, r in self.storage.items() if blob not in known])
 
     def _issue(self, name: str, key: str, renews: int) -> Issued:
         now_ns = self.now_s * SECOND_NS
