@@ -15,6 +15,7 @@ refused. What they can do is delete; then the config server writes again what it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Final
 
@@ -23,9 +24,17 @@ import msgspec
 from config_server.ca import BACKDATED, CertificateAuthority
 from config_server.clock import SECOND_NS
 from shared import decoding
-from shared.errors import UNDECODABLE
+from shared.blob import BlobStore
+from shared.errors import (
+    UNDECODABLE,
+    BlobExistsError,
+    ContainerMissingError,
+    PreconditionError,
+)
 
 FOLDER: Final = "revoked/"
+MOST_B: Final = 1 << 16
+"""Far more than a record has. Whoever has the account's key may put anything there."""
 _SIGNED: Final = b"understudy revocation\0"
 
 
@@ -95,3 +104,30 @@ def decode(blob: str, data: bytes, ca: CertificateAuthority) -> Record | None:
         return None
     genuine = record.blob == blob and ca.has_signed(_SIGNED + signed.record.encode(), signed.signature)
     return record if genuine else None
+
+
+async def record_blobs(vault: BlobStore) -> set[str]:
+    try:
+        return {info.name async for info in vault.list(FOLDER)}
+    except ContainerMissingError:
+        return set()
+
+
+async def put(vault: BlobStore, record: Record, ca: CertificateAuthority) -> None:
+    """Until a record that says so is there: what somebody else put under the name gives way."""
+    blob, data = record.blob, encode(record, ca)
+    while True:
+        try:
+            await vault.create(blob, data)
+        except ContainerMissingError:
+            await vault.ensure_container()
+        except BlobExistsError:
+            found = await vault.read_versioned(blob, MOST_B)
+            if found is not None and decode(blob, found[0], ca) is not None:
+                return
+            if found is not None:
+                with contextlib.suppress(PreconditionError):  # once more
+                    await vault.replace(blob, data, if_match=found[1])
+                    return
+        else:
+            return

@@ -20,24 +20,22 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 from config_server import audit, events, restored, revocation, taking_in
 from config_server.binding import Binder, Call
 from config_server.clock import rfc3339
 from config_server.control import Control
-from config_server.revocation_record import FOLDER, Record, decode, encode, newest
+from config_server.revocation_record import MOST_B, Record, decode, newest, put, record_blobs
+from config_server.taking_in import Unwritten, as_written
 from config_server.view import SELF
 from shared import api, logging
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
 from shared.errors import (
-    BlobExistsError,
     BlobNotFoundError,
-    ContainerMissingError,
     DatabaseError,
-    PreconditionError,
     RenewalPutOffError,
     RevocationsUncomparedError,
     RevocationUnrecordedError,
@@ -47,7 +45,6 @@ from shared.errors import (
     UnderstudyError,
 )
 from shared.messages import CertificateList, CertificateView, EventKind, Revocations, RevokeRequest
-from shared.revocation import merged
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
 from shared.waiting import wait_for
@@ -65,23 +62,15 @@ _START_S: Final = 3.0
 _LASTING_S: Final = 60.0
 """So long storage may be away at a start before that is a problem."""
 _SILENT: Final = "it does not answer"
-_MOST_B: Final = 1 << 16
-"""Far more than a record has. Whoever has the account's key may put anything there."""
 _GIVE_UP: Final = 3
 """So many blobs in a row that storage does not give for now, and it is away."""
-
-
-class _Unwritten(NamedTuple):
-    record: Record
-    ours: bool
-    """Revoked here; else it was found in storage."""
 
 
 class Revoking:
     def __init__(self, control: Control) -> None:
         self._control = control
         self._of_database = Revocations()
-        self._unwritten: dict[str, _Unwritten] = {}
+        self._unwritten: dict[str, Unwritten] = {}
         """By blob: what is in force, and the database does not have."""
         self._stored: set[str] = set()
         """Blobs that storage has for certain, also when the database could not note it."""
@@ -143,7 +132,7 @@ class Revoking:
         self._enforce()
 
     def _enforce(self) -> None:
-        self._control.revoked = _merged(self._of_database, self._unwritten.values())
+        self._control.revoked = as_written(self._of_database, self._unwritten.values())
 
     def look(self) -> None:
         """The database has something new that storage lacks: it is seen to soon."""
@@ -246,7 +235,7 @@ class Revoking:
 
     async def _compare(self, vault: BlobStore) -> None:
         async with self._storing:
-            listed = await _listed(vault)
+            listed = await record_blobs(vault)
             self._stored &= listed
             recorded = await self._recorded()
             unread = listed - recorded - self._stored - self._strange - self._unwritten.keys()
@@ -281,7 +270,7 @@ class Revoking:
         try:
             for blob in sorted(unread):
                 try:
-                    record = decode(blob, await vault.read(blob, 0, _MOST_B), self._control.ca)
+                    record = decode(blob, await vault.read(blob, 0, MOST_B), self._control.ca)
                 except BlobNotFoundError:
                     unread.discard(blob)  # gone since the list
                     continue
@@ -304,7 +293,7 @@ class Revoking:
             for blob, record in found.items():
                 if record.begins_s is None or record.revoked_ns > last.get(record.folder, 0):
                     self._stored.add(blob)
-                    self._unwritten[blob] = _Unwritten(record, ours=False)
+                    self._unwritten[blob] = Unwritten(record, ours=False)
         return _partly(failed) if failed else None
 
     async def _keep(self, record: Record) -> list[CertificateView]:
@@ -315,7 +304,7 @@ class Revoking:
             serials, covered = await self._control.db.run(lambda db: revocation.covered(db, record.subject))
         for subject in {record.subject, *serials}:
             kept = Record(subject=subject, reason=record.reason, who=record.who, revoked_ns=record.revoked_ns)
-            self._unwritten[kept.blob] = _Unwritten(kept, ours=True)
+            self._unwritten[kept.blob] = Unwritten(kept, ours=True)
         self._due.set()
         return covered
 
@@ -352,7 +341,7 @@ class Revoking:
         wanted |= {blob: kept.record for blob, kept in self._unwritten.items() if kept.ours}
         missing = [record for blob, record in wanted.items() if blob not in recorded | self._stored]
         for record in sorted(missing, key=lambda record: -record.revoked_ns):
-            await _write(vault, record.blob, encode(record, self._control.ca), self._control)
+            await put(vault, record, self._control.ca)
             reach("revocation.in-storage")
             self._stored.add(record.blob)
         if unnoted := {record.blob for record in rows} & self._stored - recorded:
@@ -403,26 +392,6 @@ def _take_in(db: sqlite3.Connection, found: Sequence[Record], now_ns: int) -> No
         _log.warning("revocations taken in from storage", subjects=[record.subject for record in news])
 
 
-def _merged(known: Revocations, unwritten: Iterable[_Unwritten]) -> Revocations:
-    """As `known` will be when these are in the database."""
-    for record, ours in sorted(unwritten, key=lambda kept: kept.record.revoked_ns):
-        known = merged(known, _told(known, record, ours=ours))
-    return known
-
-
-def _told(known: Revocations, record: Record, *, ours: bool) -> Revocations:
-    name, since = record.subject, {record.subject: record.revoked_ns}
-    if not record.is_name:
-        return Revocations(serials=[name])
-    if record.begins_s is not None:
-        return Revocations(before={name: record.begins_s}, since=since)
-    if ours or name in known.names:
-        return Revocations(names=[name], since=since)
-    return Revocations(
-        before={name: max(record.before_s, known.before.get(name, record.before_s))}, since=since
-    )
-
-
 def _partly(failed: dict[str, UnderstudyError]) -> RevocationsUncomparedError:
     blob, exc = min(failed.items())
     others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -432,29 +401,3 @@ def _partly(failed: dict[str, UnderstudyError]) -> RevocationsUncomparedError:
         action="Make it readable (an archived blob: change its tier). Its name says whom it is about: until then revoke who should be, and"
         " then delete it. It is tried again every minute; a server from a backup renews no certificate before.",
     )
-
-
-async def _listed(vault: BlobStore) -> set[str]:
-    try:
-        return {info.name async for info in vault.list(FOLDER)}
-    except ContainerMissingError:
-        return set()
-
-
-async def _write(vault: BlobStore, blob: str, data: bytes, control: Control) -> None:
-    """Until a record that says so is there: what somebody else put under the name gives way."""
-    while True:
-        try:
-            await vault.create(blob, data)
-        except ContainerMissingError:
-            await vault.ensure_container()
-        except BlobExistsError:
-            found = await vault.read_versioned(blob, _MOST_B)
-            if found is not None and decode(blob, found[0], control.ca) is not None:
-                return
-            if found is not None:
-                with contextlib.suppress(PreconditionError):  # once more
-                    await vault.replace(blob, data, if_match=found[1])
-                    return
-        else:
-            return

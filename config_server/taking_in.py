@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from config_server.ca import BACKDATED
 from config_server.clock import SECOND_NS
@@ -17,10 +17,18 @@ from config_server.restored import Mark
 from config_server.restored import mark as mark_of
 from config_server.revocation import LAST_NS, mark_of_restore, refuse_known, revoke
 from config_server.revocation_record import Record
+from shared.messages import Revocations
+from shared.revocation import merged
 
 _BEGINS_S: Final = f"(issued_ns / {SECOND_NS} - {int(BACKDATED.total_seconds())})"
 """Of a certificate's row."""
 _NEVER: Final = 1 << 62
+
+
+class Unwritten(NamedTuple):
+    record: Record
+    ours: bool
+    """Revoked here; else it was found in storage."""
 
 
 def take_in(db: sqlite3.Connection, found: Iterable[Record]) -> list[Record]:
@@ -140,4 +148,24 @@ def _readmit_enrolled(db: sqlite3.Connection, record: Record, restored: Mark | N
             ),
             *(record.subject, record.revoked_ns),
         ),
+    )
+
+
+def as_written(known: Revocations, unwritten: Iterable[Unwritten]) -> Revocations:
+    """As `known`, which is what the database has, will be when these are in it."""
+    for record, ours in sorted(unwritten, key=lambda kept: kept.record.revoked_ns):
+        known = merged(known, _told(known, record, ours=ours))
+    return known
+
+
+def _told(known: Revocations, record: Record, *, ours: bool) -> Revocations:
+    name, since = record.subject, {record.subject: record.revoked_ns}
+    if not record.is_name:
+        return Revocations(serials=[name])
+    if record.begins_s is not None:
+        return Revocations(before={name: record.begins_s}, since=since)
+    if ours or name in known.names:
+        return Revocations(names=[name], since=since)
+    return Revocations(
+        before={name: max(record.before_s, known.before.get(name, record.before_s))}, since=since
     )
