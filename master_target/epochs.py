@@ -3,7 +3,8 @@
 The epoch that the disks are in is applied to its end as long as it is the newest; then the newest epoch is taken up from its first
 batch, when that is there. Those in between are left out: their points stay restorable from the log, and nothing of them is needed,
 because each epoch begins with a full replication. For the same reason the rest of an epoch is left out when it cannot be applied: its
-log is incomplete or damaged, or the seed disks do not fit it. So a resynchronisation heals whatever it was. As long as there is no
+log is incomplete or damaged, or the seed disks do not fit it, or this program fails by it in a way that nobody expected. So a
+resynchronisation heals whatever it was. As long as there is no
 newer epoch to take up, the error stands, and the work begins again.
 """
 

@@ -294,12 +294,18 @@ class _Work:
         epochs = self._epochs
         try:
             return await self._stepper.step(epochs.id, epochs.disks) or await epochs.take_up_newest()
-        except (IntegrityError, SeedDiskError) as exc:
-            if isinstance(exc, WrongKeyError) or not epochs.newer:
+        except Exception as exc:
+            if not epochs.newer or not _heals(exc):
                 raise
-            _log.warning(
-                "rest of an epoch left out", machine=self._name, epoch=epochs.current, **exc.as_dict()
-            )
+            said = exc.as_dict() if isinstance(exc, UnderstudyError) else {"exc_info": exc}
+            _log.warning("rest of an epoch left out", machine=self._name, epoch=epochs.current, **said)
         # Opened anew: the failed step may have left them in another state than their owner here remembers.
         await epochs.close_disks()
         return await epochs.take_up_newest()
+
+
+def _heals(exc: Exception) -> bool:
+    """Whether a newer epoch, of which nothing before is needed, heals it: what log or disks hold, and what nobody expected."""
+    if isinstance(exc, UnderstudyError):
+        return isinstance(exc, (IntegrityError, SeedDiskError)) and not isinstance(exc, WrongKeyError)
+    return True

@@ -24,6 +24,7 @@ import msgspec
 
 from master_target.apply import Interval
 from shared import decoding
+from shared.batch import Range
 from shared.blob import BlobStore
 from shared.crashpoints import reach
 from shared.errors import (
@@ -35,7 +36,7 @@ from shared.errors import (
 )
 from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.recovery.seed import SEED_DISKS
-from shared.recovery.unreadable import Range, Unreadable, after, written_by
+from shared.recovery.unreadable import Unreadable, after, written_by
 
 
 class UnreadableRecord:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from typing import Final, NewType
+from typing import Annotated, Final, NewType
 
 import msgspec
 import numpy as np
@@ -67,11 +67,21 @@ class Mark(msgspec.Struct, frozen=True):
     consistency: str = Consistency.CRASH
 
 
+Range = tuple[
+    Annotated[int, msgspec.Meta(ge=0, le=np.iinfo(np.uint16).max)],
+    Annotated[int, msgspec.Meta(ge=0, lt=1 << 55)],
+    Annotated[int, msgspec.Meta(ge=0, lt=1 << 55)],
+]
+"""(disk number, first sector, sectors). No disk has such a sector as is refused here, and arithmetic with them stays in 64 bits."""
+_MOST_NAMED: Final = 1 << 20
+"""Runs of sectors in all that an agent has room to name (agent/stream/unreadable.py)."""
+
+
 class BatchMeta(msgspec.Struct, frozen=True, omit_defaults=True):
     """The rare, small and named part of a batch; JSON on the wire."""
 
     marks: tuple[Mark, ...] = ()
-    unreadable: tuple[tuple[int, int, int], ...] = ()
+    unreadable: Annotated[tuple[Range, ...], msgspec.Meta(max_length=_MOST_NAMED)] = ()
     """Source ranges (disk, sector, sectors) that catch-up could not read: missing behind this batch, until a later one has them."""
     cause: str = ""
     """Why the stream is not ordered, for people; empty when it is."""
@@ -165,6 +175,11 @@ def decode(data: Buffer) -> tuple[Batch, bytes]:
         payload=view[payload_at:-DIGEST_SIZE],
         meta=meta,
     ), digest
+
+
+def named_rows(ranges: Sequence[Range]) -> npt.NDArray[np.int64]:
+    """(disk, first sector, sectors) of each, as rows."""
+    return np.array(ranges, np.int64).reshape(-1, 3)
 
 
 def has_payload(extents: Extents) -> npt.NDArray[np.bool_]:

@@ -30,11 +30,11 @@ from typing import Final
 import msgspec
 
 from shared import decoding, durable, logging
-from shared.batch import SECTOR
+from shared.batch import SECTOR, Range
 from shared.errors import UNDECODABLE, ImageFileError, RestoreFolderError
 from shared.recovery.plan import Plan
 from shared.recovery.points import PointDoc
-from shared.recovery.unreadable import Range, Unreadable
+from shared.recovery.unreadable import Unreadable
 
 _log = logging.get()
 

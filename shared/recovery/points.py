@@ -20,11 +20,12 @@ from typing import Final
 import msgspec
 
 from shared import decoding
+from shared.batch import Range
 from shared.errors import UNDECODABLE, IntegrityError
 from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.epochs import EpochDisk
 from shared.recovery.position import NOWHERE, Position, format_ns
-from shared.recovery.unreadable import Range, Unreadable
+from shared.recovery.unreadable import Unreadable
 from shared.vocabulary import Consistency, PointState
 
 FORMAT_VERSION: Final = 1

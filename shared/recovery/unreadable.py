@@ -23,11 +23,9 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from shared.batch import Batch, Extents
+from shared.batch import Batch, Extents, Range, named_rows
 from shared.recovery.coalesce import DiskRuns, Ints, merge
 
-Range = tuple[int, int, int]
-"""(disk number, first sector, sectors)."""
 MOST_RUNS: Final = 1024
 _END: Final = 1 << 55
 """No disk has such a sector: its byte's number would take more than 64 bits."""
@@ -87,13 +85,10 @@ def _rows(extents: Extents) -> dict[int, Ints]:
 
 
 def _by_disk(ranges: Sequence[Range]) -> dict[int, Ints]:
-    """Rows (first, sectors). What no disk can have, which only a broken agent names, is left out."""
-    found: dict[int, list[tuple[int, int]]] = {}
-    for disk, first, sectors in ranges:
-        begin, end = max(first, 0), min(first + sectors, _END)
-        if begin < end:
-            found.setdefault(disk, []).append((begin, end - begin))
-    return {disk: np.array(rows, np.int64) for disk, rows in found.items()}
+    """Rows (first, sectors)."""
+    rows = named_rows(ranges)
+    rows = rows[rows[:, 2] > 0]
+    return {int(disk): rows[rows[:, 0] == disk, 1:] for disk in np.unique(rows[:, 0])}
 
 
 def _after(before: Ints, written: Ints, named: Ints) -> Ints:

@@ -9,7 +9,7 @@ The rules, and why no write can be lost or applied twice under them:
   acknowledged. With another digest the machine's history has split: fault, new epoch. When the digest of so
   old a batch is no longer remembered, nothing can be said about it: fault, and the sender goes on behind
   Welcome's position, which is exact.
-- A batch whose extents lie outside the machine's disks would fail at apply, for ever, with the log behind
+- A batch whose extents lie outside the machine's disks, or what it names unreadable, would fail at apply, for ever, with the log behind
   it: so it is refused here, where the sender can still be told.
 """
 
@@ -18,13 +18,15 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from shared.batch import Batch, BatchNumber, Epoch, Op, Seq
+from shared.batch import Batch, BatchNumber, Epoch, Op, Seq, named_rows
 from shared.errors import BatchConflictError, BatchGapError, ContinuityError, MalformedFrameError
 from shared.wire.messages import DiskInfo
 
 REMEMBERED: Final = 1024
 """How many batches back a duplicate can be recognised."""
+_Ints = npt.NDArray[np.integer]
 _OPS: Final = np.array([op.value for op in Op], dtype=np.uint8)
 
 
@@ -90,14 +92,24 @@ class Sequence:
     def _check_extents(self, batch: Batch) -> None:
         extents = batch.extents
         disk, first, length = extents["disk"], extents["sector"], extents["sectors"]
-        known = np.isin(extents["op"], _OPS) & (disk < len(self._sectors)) & (length > 0)
-        size = self._sectors[np.where(known, disk, 0)]
-        # By subtraction, on the side that cannot wrap around: first + length may exceed 64 bits.
-        fits = (length <= size) & (first <= size - np.minimum(length, size))
-        wrong = np.flatnonzero(~(known & fits))
+        known = np.isin(extents["op"], _OPS) & (length > 0)
+        wrong = np.flatnonzero(~(known & self._fits(disk, first, length)))
         if len(wrong):
-            extent = extents[wrong[0]]
             raise MalformedFrameError(
                 f"Batch {batch.number} holds an extent that fits no disk",
-                cause=f"(sector, sectors, disk, op, -) = {extent}",
+                cause=f"(sector, sectors, disk, op, -) = {extents[wrong[0]]}",
             )
+        if batch.meta.unreadable:
+            disk, first, length = named_rows(batch.meta.unreadable).T
+            wrong = np.flatnonzero(~self._fits(disk, first.astype(np.uint64), length.astype(np.uint64)))
+            if len(wrong):
+                raise MalformedFrameError(
+                    f"Batch {batch.number} names unreadable what is on no disk",
+                    cause=f"(disk, sector, sectors) = {batch.meta.unreadable[wrong[0]]}",
+                )
+
+    def _fits(self, disk: _Ints, first: _Ints, length: _Ints) -> npt.NDArray[np.bool_]:
+        """By subtraction, on the side that cannot wrap around: first + length may exceed 64 bits."""
+        listed = disk < len(self._sectors)
+        size = self._sectors[np.where(listed, disk, 0)]
+        return listed & (size > 0) & (length <= size) & (first <= size - np.minimum(length, size))

@@ -8,9 +8,9 @@ import hypothesis.strategies as st
 import msgspec
 from hypothesis import given
 
-from shared.batch import Batch, BatchMeta
+from shared.batch import Batch, BatchMeta, Range
 from shared.recovery.coalesce import coalesce
-from shared.recovery.unreadable import Range, Unreadable, after, named_in, written_by
+from shared.recovery.unreadable import Unreadable, after, named_in, written_by
 from tests.property.test_coalesce import DISK_SECTORS, Row, make_batches, rows
 
 named = st.lists(
@@ -86,8 +86,3 @@ def test_the_nearest_runs_are_joined_first() -> None:
         "4 sectors of the source could not be read",
         "up to 5 sectors of the source could not be read",
     )
-
-
-def test_what_no_disk_can_have_is_left_out() -> None:
-    huge = Unreadable(((0, -5, 7), (0, 1 << 70, 1), (1, 8, 1 << 80)))
-    assert after(Unreadable(), {}, huge).ranges == ((0, 0, 2), (1, 8, (1 << 55) - 8))

@@ -31,6 +31,7 @@ from tests.epoch_ids import CLAIM
 from tests.wire_parts import Chain, hello
 
 counts = st.integers(0, 2**63 - 1)
+ranges = st.tuples(st.integers(0, 2**16 - 1), st.integers(0, 2**55 - 1), st.integers(0, 2**55 - 1))
 texts = st.text(max_size=50)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True)
 digests = st.binary(min_size=16, max_size=16)
@@ -117,7 +118,7 @@ def batches(draw: st.DrawFn) -> Batch:
             st.builds(
                 BatchMeta,
                 marks=st.lists(st.builds(Mark, id=texts, consistency=texts), max_size=2).map(tuple),
-                unreadable=st.lists(st.tuples(counts, counts, counts), max_size=2).map(tuple),
+                unreadable=st.lists(ranges, max_size=2).map(tuple),
                 cause=texts,
             )
         ),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from master_target import follow
+from master_target.apply import Interval, make_interval
 from master_target.follow import Follower
 from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import SECTOR, Op, StreamState
@@ -335,6 +338,16 @@ async def write_beyond_the_end(model: ModelMachine) -> None:
     await model.publish()
 
 
+async def name_another_disk(model: ModelMachine) -> None:
+    model.fail_to_read((77, 0, 8))
+    await model.publish()
+
+
+async def name_what_no_disk_has(model: ModelMachine) -> None:
+    model.fail_to_read((1 << 63, 0, 8))
+    await model.publish()
+
+
 async def damage_index(model: ModelMachine) -> None:
     await replace(model.store, names.index(1, 1), b"ps1", b"ps\xff")
 
@@ -354,6 +367,8 @@ async def delete_epoch_document(model: ModelMachine) -> None:
         ("page-blob", delete_segment),
         ("page-blob", write_beyond_the_end),
         ("image", write_beyond_the_end),
+        ("page-blob", name_another_disk),
+        ("page-blob", name_what_no_disk_has),
         ("page-blob", damage_index),
         ("page-blob", damage_epoch_document),
         ("page-blob", delete_epoch_document),
@@ -389,6 +404,31 @@ async def test_what_cannot_be_applied_is_shown_until_a_newer_epoch_heals_it(
             assert (images / model.name / f"{name}.img").read_bytes() == disk
     else:
         assert await seed_digests(model) == model.sha256()
+
+
+async def test_a_newer_epoch_heals_what_this_program_fails_by(
+    model: ModelMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await model.begin_epoch()
+    await model.publish()
+
+    async def make(start: Position, *args: Any) -> Interval:
+        if start.epoch == 1 and start.batch:
+            raise OverflowError("Python int too large to convert to C long")
+        return await make_interval(start, *args)
+
+    monkeypatch.setattr(follow, "make_interval", make)
+    async with running(model) as machine:
+        await until_applied(machine, model.position)
+        model.write()
+        await model.publish()
+        await until(machine, lambda: any("OverflowError" in e.cause for e in machine.report().errors))
+        await model.begin_epoch("resynchronised")
+        model.write(mark="healed")
+        await model.publish()
+        await until_snapshotted(machine, model)
+        await until(machine, lambda: not machine.report().errors)
+    assert await seed_digests(model) == model.sha256()
 
 
 async def test_damage_in_an_epoch_that_is_still_looked_at_is_shown(model: ModelMachine) -> None:

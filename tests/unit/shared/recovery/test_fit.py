@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from shared.batch import EXTENT, Batch, Op
+from shared.batch import EXTENT, Batch, BatchMeta, Op
 from shared.errors import LogMisfitError
 from shared.log.epochs import EpochDisk
 from shared.recovery.fit import check_disks, check_extents
@@ -46,6 +46,15 @@ def test_an_extent_outside_of_the_epochs_disks_is_refused_with_its_batch_and_dis
         LogMisfitError, match=f"Batch 1-7 writes sectors {row[1]} to {row[1] + row[2]} of disk"
     ):
         check_extents([batch(good), batch(good, row, good)], DISKS)
+
+
+@pytest.mark.parametrize("named", [(1, 0, 8), (65535, 0, 1), (0, 100, 1), (0, 0, 101), (0, (1 << 55) - 1, 8)])
+def test_so_is_what_is_named_unreadable_there(named: tuple[int, int, int]) -> None:
+    fits = BatchMeta(unreadable=((0, 92, 8), (3, (1 << 55) - 1, (1 << 55) - 1), (4, 0, 8)))
+    check_extents([msgspec.structs.replace(batch(), meta=fits)], DISKS)
+    bad = BatchMeta(unreadable=(*fits.unreadable, named))
+    with pytest.raises(LogMisfitError, match=f"Batch 1-7 names unreadable sectors {named[1]} to"):
+        check_extents([msgspec.structs.replace(batch(), meta=bad)], DISKS)
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from shared.batch import (
     EXTENT,
     NO_DIGEST,
     Batch,
+    BatchMeta,
     BatchNumber,
     Epoch,
     Extents,
@@ -145,6 +147,16 @@ def test_an_extent_that_could_never_be_applied_is_refused(
     with pytest.raises(MalformedFrameError):
         sequence.take(batch(1, extents=extents), D1)
     assert sequence.last == 0
+
+
+@pytest.mark.parametrize("named", [(1, 0, 1), (4, 0, 1), (0, 1000, 1), (3, 0, 11), (0, 2**55 - 1, 8)])
+def test_what_is_named_unreadable_is_on_a_disk(named: tuple[int, int, int]) -> None:
+    def naming(*ranges: tuple[int, int, int]) -> Batch:
+        return msgspec.structs.replace(batch(1), meta=BatchMeta(unreadable=ranges))
+
+    with pytest.raises(MalformedFrameError):
+        fresh().take(naming((0, 0, 1000), named), D1)
+    assert fresh().take(naming((0, 0, 1000), (3, 9, 1)), D1)
 
 
 def test_extents_up_to_the_last_sector_are_taken() -> None:
