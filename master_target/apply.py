@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -123,9 +124,14 @@ class DiskTarget(msgspec.Struct, frozen=True):
 
 
 async def apply(
-    interval: Interval, disks: Sequence[DiskTarget], members: Sequence[int], bridging: BridgeSettings | None
+    interval: Interval,
+    disks: Sequence[DiskTarget],
+    members: Sequence[int],
+    bridging: BridgeSettings | None,
+    missing: Mapping[int, str] = MappingProxyType({}),
 ) -> Applied:
-    """Bring the `members` (indices) of `disks`, which are all disks of the epoch, from the interval's start to its end.
+    """Bring the `members` (indices) of `disks`, which are all disks of the epoch, from the interval's start to its end. `missing`: what
+    each of them is to name as missing there, by disk number (unreadable.py).
 
     Raises StorageErrors; the interval is then unfinished, and `due` says so.
     """
@@ -144,6 +150,7 @@ async def apply(
                 interval.claim,
                 interval.predecessor,
                 interval.digest,
+                missing.get(d.number, ""),
             )
             for d in behind
         ),

@@ -221,7 +221,11 @@ class _Work:
         report.applied_captured_ns = self._log.captured_ns(at)
         report.lag_s, report.lag_b = self._log.behind(at)
         report.last_point = self._points.last.id if self._points.last else ""
-        beside = [error for error in (self._unavailable, self._pruner.failure) if error is not None]
+        beside = [
+            error
+            for error in (self._unavailable, self._pruner.failure, self._points.unreadable.problem)
+            if error is not None
+        ]
         report.errors += [
             Problem(**error.as_dict(), object=self._name) for error in (*self._log.damaged, *beside)
         ]

@@ -251,11 +251,11 @@ class PointMaker:
                 and stored.doc.digest != there
             ):
                 return False
+            missing = await self.unreadable.at(disks)
             for disk in disks:
                 if disk.target.name not in snapshots:
                     snapshots[disk.target.name] = await disk.target.snapshot()
                     reach("points.after-a-snapshot")
-            missing = await self.unreadable.at(stored.doc.epoch_id)
             point = msgspec.structs.replace(
                 stored.doc,
                 state=PointState.SNAPSHOTTED,

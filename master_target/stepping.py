@@ -71,9 +71,8 @@ class Stepper:
         if interval is None:
             self._caught_up_at = time.monotonic()
             return False
-        numbers = {disks[i].number for i in next_.members}
-        await self._points.unreadable.note(epoch, interval, numbers)
-        done = await apply(interval, disks, next_.members, self._bridge if behind else None)
+        missing = await self._points.unreadable.note(interval, disks, next_.members)
+        done = await apply(interval, disks, next_.members, self._bridge if behind else None, missing)
         self._rates.add(done)
         say = _log.info if done.requests else _log.debug  # a heartbeat changes nothing
         say(

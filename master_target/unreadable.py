@@ -1,42 +1,88 @@
-"""What of the source is missing on a machine's seed disks (shared/recovery/unreadable.py), kept over a restart in one blob an epoch.
+"""What of the source is missing on a machine's seed disks (shared/recovery/unreadable.py), over restarts.
 
-It is noted before an interval is applied. That is done only when all disks have the snapshots of the point where they stood, if there is
-one (stepping.py), and only its last batch may be a point: so no point is made with what was noted for a later position. Whoever is killed
-in between applies, and notes, the interval again, or one that ends elsewhere before the next mark; and the state at that mark is what the
-batches up to it say, however often they were noted.
+A disk's own state (targets/state.py) names by a digest what is missing at its cursor, and what will be at `pending`. It changes in the
+requests that move these anyway, under the disk's lease and ETag. What the digests stand for lies in one blob, the *record*: so it costs
+no request while nothing is missing, and one when that changes. Nothing is taken from the record but by the digest that a disk has. So
+it does not matter whose it is, of which copy of storage, or of which history of the log: what is found was noted for just this, and what
+is not found is *not known*. Then the whole disk is named, as a cover ("up to"), which shrinks as it is written; apply goes on, and the
+machine's status says how it is known exactly again.
 
-A disk that begins the epoch anew (its blob was lost) takes all batches again. The first are the full replication, which writes or names
-each sector: nothing that was said of it before is left, be it of another history of the log. While it catches up, intervals are of it
-alone, and change nothing that is said of the others.
+- *A kill, anywhere.* `note` makes the record hold what is missing at the cursors of all disks, and behind the interval on those that it is
+  applied to; only then is it begun. So what `cursor` names is in the record before and behind a `finish`, on each disk by itself, and the
+  interval is noted anew from there, from the same state, to whichever end. What `pending` names is needed only once it is the cursor.
+- *A log that is set back.* Behind the disks' cursor, also when more was noted: the record holds both, and the cursor says which is true.
+  Before the cursor: nothing is applied then (targets/state.py).
+- *A disk that begins the epoch anew*, since it is a new one or its blob was lost: nothing is missing on it, whatever it holds. The batches
+  from the first on are the full replication, which writes or names each sector; and none of them is a point before it is over.
+- *Points* name what the disks' cursors name, where all stand when their snapshots are taken; each snapshot has the digest, too.
 
-One writer. What the blob held is read once by an owner, and written again at once: from then on, each change that an earlier owner still
-has under way fails by its ETag; and before he tries again he finds that the roll is not his any more. A blob that he creates so late names
-what this owner's first interval names, or more. The owner's own memory is the truth: who deletes the blob, or damages it, finds it written
-again with the next change.
+One writer. What the record held is read once by an owner, before it needs it, and written again at once: from then on, each change that an
+earlier owner still has under way fails by its ETag; and before he tries again he finds that the roll is not his any more. A blob that he
+creates so late stands where this owner had found none and needs none, or is replaced. Should either be lost none the less, its disks are
+*not known*: never less than what is missing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
 
 import msgspec
 
-from master_target.apply import Interval
-from shared import decoding
-from shared.batch import Range
+from master_target.apply import DiskTarget, Interval
+from shared import decoding, logging
+from shared.batch import SECTOR, Range
 from shared.blob import BlobStore
 from shared.crashpoints import reach
 from shared.errors import (
     UNDECODABLE,
     BlobExistsError,
     BlobNotFoundError,
-    IntegrityError,
+    MissingUnknownError,
     PreconditionError,
 )
-from shared.log.epoch_id import NO_EPOCH, EpochId
+from shared.log.epoch_id import EpochId
 from shared.recovery.seed import SEED_DISKS
 from shared.recovery.unreadable import Unreadable, after, written_by
+
+_log = logging.get()
+
+RECORD: Final = f"{SEED_DISKS}unreadable.json"
+_VERSION: Final = 1
+
+
+class DiskMissing(msgspec.Struct, frozen=True):
+    """On one disk, at one place of the log. See Unreadable."""
+
+    ranges: tuple[Range, ...]
+    covers: bool
+    unknown: bool
+    """It began as a cover of the whole disk."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:32]
+
+    def __bool__(self) -> bool:
+        return bool(self.ranges)
+
+    def behind(self, interval: Interval, disk: int) -> DiskMissing:
+        named = interval.unreadable.of({disk})
+        if not self and not named:
+            return NOTHING
+        runs = {disk: interval.runs[disk]} if disk in interval.runs else {}
+        new = after(Unreadable(self.ranges, self.covers), written_by(runs), named)
+        return DiskMissing(new.ranges, new.covers, self.unknown and bool(new))
+
+
+NOTHING: Final = DiskMissing((), False, False)
+
+
+class _Record(msgspec.Struct, frozen=True):
+    states: tuple[DiskMissing, ...]
+    v: int
 
 
 class UnreadableRecord:
@@ -45,70 +91,96 @@ class UnreadableRecord:
     def __init__(self, store: BlobStore, check: Callable[[], Awaitable[None]]) -> None:
         self._store = store
         self._check = check
-        self._epoch = NO_EPOCH
-        self._known = Unreadable()
+        self._held: dict[str, DiskMissing] | None = None
+        """By digest, what the blob holds; None: it was not looked at."""
         self._etag: str | None = None
+        self.problem: MissingUnknownError | None = None
+        """Which disks the last call found not known, now or since."""
 
-    async def at(self, epoch: EpochId) -> Unreadable:
-        """What is missing behind the last interval of the epoch that was noted. Raises IntegrityError."""
-        if epoch != self._epoch:
-            await self._take(epoch)
-        return self._known
+    async def at(self, disks: Sequence[DiskTarget]) -> Unreadable:
+        """What is missing on `disks`, which are all disks of the machine, where they stand."""
+        found = [await self._at_cursor(disk) for disk in disks]
+        self._say(disks, found)
+        ranges = tuple(range_ for one in found for range_ in one.ranges)
+        return after(Unreadable(ranges, any(one.covers for one in found)), {}, Unreadable())
 
-    async def note(self, epoch: EpochId, interval: Interval, numbers: Collection[int]) -> None:
-        """Before the interval is applied to the disks with these numbers."""
-        before = await self.at(epoch)
-        if not self._known and not interval.unreadable:
-            return
-        written = {number: runs for number, runs in interval.runs.items() if number in numbers}
-        named = interval.unreadable.of(numbers)
-        new = await asyncio.to_thread(lambda: after(before, written_by(written), named))
-        if new != self._known:
-            await self._write(_blob(epoch), new)
-            reach("unreadable.after-note")
+    async def note(
+        self, interval: Interval, disks: Sequence[DiskTarget], members: Sequence[int]
+    ) -> dict[int, str]:
+        """Before the interval is applied to the `members` (indices) of `disks`, which are all disks of the epoch: what each of them is to
+        name as missing behind it, by its number.
+        """
+        epoch = EpochId(interval.start.epoch, interval.claim)
+        before = [
+            await self._at_cursor(disk) if disk.target.state.reached(epoch).batch else NOTHING
+            for disk in disks
+        ]
+        behind = await asyncio.to_thread(
+            lambda: {i: before[i].behind(interval, disks[i].number) for i in members}
+        )
+        await self._hold({one.digest: one for one in (*before, *behind.values()) if one})
+        self._say(disks, [behind.get(i, there) for i, there in enumerate(before)])
+        return {disks[i].number: one.digest for i, one in behind.items()}
 
-    async def _take(self, epoch: EpochId) -> None:
-        name = _blob(epoch)
-        known, etag = Unreadable(), None
-        while etag is None and (found := await self._store.read_versioned(name)) is not None:
-            known = _decoded(name, found[0])
+    async def _at_cursor(self, disk: DiskTarget) -> DiskMissing:
+        digest = disk.target.state.cursor_missing
+        if digest == NOTHING.digest:
+            return NOTHING
+        held = self._held if self._held is not None else await self._look()
+        if digest in held:
+            return held[digest]
+        return DiskMissing(((disk.number, 0, disk.disk_b // SECTOR),), covers=True, unknown=True)
+
+    async def _look(self) -> dict[str, DiskMissing]:
+        etag, held = None, dict[str, DiskMissing]()
+        while etag is None and (found := await self._store.read_versioned(RECORD)) is not None:
             try:
-                etag = await self._store.replace(name, msgspec.json.encode(known), found[1])
+                etag = await self._store.replace(RECORD, found[0], found[1])
             except (PreconditionError, BlobNotFoundError):
                 await self._check()
-                known = Unreadable()
-        self._epoch, self._known, self._etag = epoch, known, etag
+            else:
+                held = _decoded(found[0])
+        self._held, self._etag = held, etag
+        return held
 
-    async def _write(self, name: str, new: Unreadable) -> None:
-        data = msgspec.json.encode(new)
+    async def _hold(self, states: dict[str, DiskMissing]) -> None:
+        """Have the blob hold these. What else it holds is dropped when it must be written for them."""
+        if not states:
+            return
+        held = self._held if self._held is not None else await self._look()
+        if states.keys() <= held.keys():
+            return
+        data = msgspec.json.encode(_Record(tuple(states.values()), _VERSION))
+        self._held = None  # whoever fails here does not know what it holds
         while True:
             try:
                 if self._etag is None:
-                    self._etag = await self._store.create(name, data)
+                    self._etag = await self._store.create(RECORD, data)
                 else:
-                    self._etag = await self._store.replace(name, data, self._etag)
+                    self._etag = await self._store.replace(RECORD, data, self._etag)
                 break
             except (BlobExistsError, PreconditionError, BlobNotFoundError):
-                found = await self._store.read_versioned(name)
+                found = await self._store.read_versioned(RECORD)
                 self._etag = None if found is None else found[1]
                 if found is not None and found[0] == data:
                     break  # our own try, of which the answer was lost
                 await self._check()
-        self._known = new
+        self._held = states
+        reach("unreadable.after-note")
+
+    def _say(self, disks: Sequence[DiskTarget], found: Iterable[DiskMissing]) -> None:
+        names = [disk.target.name for disk, one in zip(disks, found, strict=True) if one.unknown]
+        problem = MissingUnknownError.of(names, RECORD) if names else None
+        if problem is not None and self.problem is None:
+            _log.warning("what is missing on seed disks is not known", **problem.as_dict())
+        self.problem = problem
 
 
-def _blob(epoch: EpochId) -> str:
-    return f"{SEED_DISKS}unreadable-{epoch.number:08d}-{epoch.claim}.json"
-
-
-def _decoded(name: str, data: bytes) -> Unreadable:
-    """Older versions wrote the ranges alone, and only added to them: they cover what is missing."""
+def _decoded(data: bytes) -> dict[str, DiskMissing]:
+    """What cannot be read here (damaged, or of another version) holds nothing: whoever needs something of it does not find it."""
     try:
-        found = decoding.decode(data, type=Unreadable | tuple[Range, ...])
+        record = decoding.decode(data, type=_Record)
     except UNDECODABLE as exc:
-        raise IntegrityError(
-            f"{name} could not be read",
-            cause=str(exc),
-            action="Delete it; points then do not list what the source disk could not read until now.",
-        ) from exc
-    return found if isinstance(found, Unreadable) else Unreadable(found, covers=bool(found))
+        _log.warning("record of what is missing not used", blob=RECORD, cause=str(exc))
+        return {}
+    return {one.digest: one for one in record.states} if record.v == _VERSION else {}

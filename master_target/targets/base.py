@@ -44,9 +44,17 @@ class Target(Protocol):
     def state(self) -> DiskState: ...
 
     async def begin(
-        self, start: Position, end: Position, disk_b: int, claim: str, predecessor: str = "", digest: str = ""
+        self,
+        start: Position,
+        end: Position,
+        disk_b: int,
+        claim: str,
+        predecessor: str = "",
+        digest: str = "",
+        missing: str = "",
     ) -> None:
-        """Record that (start, end], of the epoch with this claim, is being applied; the digests are those of batches `start` and `end`.
+        """Record that (start, end], of the epoch with this claim, is being applied; the digests are those of batches `start` and `end`,
+        and `missing` that of what the disk lacks at `end` (master_target/unreadable.py).
         At the start of an epoch the disk also gets the size for `disk_b`.
         """
 

@@ -101,9 +101,18 @@ class ImageTarget:
         return self._state
 
     async def begin(
-        self, start: Position, end: Position, disk_b: int, claim: str, predecessor: str = "", digest: str = ""
+        self,
+        start: Position,
+        end: Position,
+        disk_b: int,
+        claim: str,
+        predecessor: str = "",
+        digest: str = "",
+        missing: str = "",
     ) -> None:
-        await in_thread(self._record, self._state.begin(start, end, disk_b, claim, predecessor, digest))
+        await in_thread(
+            self._record, self._state.begin(start, end, disk_b, claim, predecessor, digest, missing)
+        )
         if start.batch == 0:
             await in_thread(self._image.resize, disk_b)
 

@@ -89,10 +89,17 @@ class PageBlobTarget:
         return self._state
 
     async def begin(
-        self, start: Position, end: Position, disk_b: int, claim: str, predecessor: str = "", digest: str = ""
+        self,
+        start: Position,
+        end: Position,
+        disk_b: int,
+        claim: str,
+        predecessor: str = "",
+        digest: str = "",
+        missing: str = "",
     ) -> None:
         check_page_blob_target(self.name, disk_b)
-        await self._record(self._state.begin(start, end, disk_b, claim, predecessor, digest))
+        await self._record(self._state.begin(start, end, disk_b, claim, predecessor, digest, missing))
         await self._store.pages.set_sequence_number(self._blob, self._state.sequence, self._lease.id)
         if start.batch == 0:
             await self._shape()

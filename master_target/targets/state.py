@@ -54,6 +54,9 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
     pending_claim: str = UNKNOWN
     cursor_digest: str = ""
     pending_digest: str = ""
+    cursor_missing: str = ""
+    pending_missing: str = ""
+    """What of the source the disk lacks there, as a digest (master_target/unreadable.py); empty: not known."""
     sequence: int = 0
 
     @property
@@ -67,8 +70,7 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def clean(self) -> bool:
         """Whether the disk is exactly at its cursor."""
-        at_cursor = (self.cursor, self.cursor_claim, self.cursor_digest)
-        return at_cursor == (self.pending, self.pending_claim, self.pending_digest)
+        return self == self.finish()
 
     def reached(self, epoch: EpochId) -> Position:
         """How much of the epoch is on the disk."""
@@ -80,10 +82,17 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
         return self.reached(self.pending_epoch)
 
     def begin(
-        self, start: Position, end: Position, disk_b: int, claim: str, predecessor: str = "", digest: str = ""
+        self,
+        start: Position,
+        end: Position,
+        disk_b: int,
+        claim: str,
+        predecessor: str = "",
+        digest: str = "",
+        missing: str = "",
     ) -> DiskState:
         """The state in which the runs of (start, end], of the epoch with this claim, may be written. `predecessor` and `digest`: of the
-        batches `start` and `end`. Raises SeedDiskError when they may not.
+        batches `start` and `end`; `missing`: what the disk lacks at `end`. Raises SeedDiskError when they may not.
         """
         epoch = EpochId(start.epoch, claim)
         same_epoch = start == self.cursor and self.cursor_epoch == epoch == self.pending_epoch
@@ -110,6 +119,7 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
             pending=end,
             pending_claim=claim,
             pending_digest=digest,
+            pending_missing=missing,
             disk_b=disk_b,
             sequence=self.sequence + 1,
         )
@@ -133,6 +143,7 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
             cursor=self.pending,
             cursor_claim=self.pending_claim,
             cursor_digest=self.pending_digest,
+            cursor_missing=self.pending_missing,
         )
 
     def encode(self) -> dict[str, str]:
@@ -144,6 +155,8 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
             "pending_claim": self.pending_claim,
             "cursor_digest": self.cursor_digest,
             "pending_digest": self.pending_digest,
+            "cursor_missing": self.cursor_missing,
+            "pending_missing": self.pending_missing,
             DISK_B: str(self.disk_b),
             "sequence": str(self.sequence),
         }
@@ -168,6 +181,8 @@ def decode(metadata: Mapping[str, str], disk: str) -> DiskState:
         pending_claim=metadata.get("pending_claim", UNKNOWN),
         cursor_digest=metadata.get("cursor_digest", ""),
         pending_digest=metadata.get("pending_digest", ""),
+        cursor_missing=metadata.get("cursor_missing", ""),
+        pending_missing=metadata.get("pending_missing", ""),
         sequence=sequence,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from shared.errors.base import UnhealthyError
 from shared.errors.storage import StorageError
 
@@ -96,6 +98,23 @@ class LogMisfitError(IntegrityError):
 
     code = "US458"
     default_action = "This is a bug in the agent, or a foreign log. Resynchronise the machine; restore a point of another epoch."
+
+
+class MissingUnknownError(IntegrityError):
+    """Seed disks name what of the source they lack, and nothing tells what that is (master_target/unreadable.py). Not raised: a status."""
+
+    code = "US597"
+    default_action = (
+        'Points go on, and say "up to" of what of these disks was not written since. To know it exactly: delete the seed disks, which are '
+        "then rebuilt from the log of their epoch; or resynchronise the machine."
+    )
+
+    @classmethod
+    def of(cls, disks: Sequence[str], record: str) -> MissingUnknownError:
+        return cls(
+            f"How much of the source is missing on the seed disks {', '.join(disks)} is not known",
+            cause=f"{record} does not have what they name: it is gone, damaged or an older copy, or another version wrote it or them",
+        )
 
 
 class SnapshotError(IntegrityError):

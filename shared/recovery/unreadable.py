@@ -46,7 +46,8 @@ class Unreadable(msgspec.Struct, frozen=True):
         return f"{'up to ' if self.covers else ''}{sectors} sectors of the source could not be read"
 
     def of(self, disks: Collection[int]) -> Unreadable:
-        return Unreadable(tuple(r for r in self.ranges if r[0] in disks), self.covers)
+        ranges = tuple(r for r in self.ranges if r[0] in disks)
+        return Unreadable(ranges, self.covers and bool(ranges))
 
 
 def after(

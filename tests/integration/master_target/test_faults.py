@@ -12,14 +12,12 @@ import pytest
 from master_target import leases, retention
 from master_target.claim import Claim
 from master_target.follow import Follower
-from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
 from master_target.roll import OwnedRoll
 from master_target.targets.image_file import ImageTarget
 from shared.blob import BlobStore
 from shared.errors import (
     ImageFileError,
-    IntegrityError,
     LeaseHeldError,
     SnapshotError,
     StorageRightsError,
@@ -32,7 +30,6 @@ from shared.recovery.catalog import Catalog
 from shared.recovery.references import resolve
 from shared.recovery.seed import seed_blob
 from tests.azurite import Azurite
-from tests.epoch_ids import CLAIM, eid
 from tests.machine_log import SECOND_NS, ModelMachine
 from tests.master_parts import (
     SETTINGS,
@@ -153,12 +150,6 @@ async def test_an_orphan_goes_in_its_time_although_the_work_on_its_machine_keeps
             while orphan in left:
                 left = {info.snapshot or "" async for info in store.list(seed_name, snapshots=True)}
     assert doc.snapshots["loop0"] in left
-
-
-async def test_a_list_of_unreadable_ranges_that_cannot_be_read_is_named(store: BlobStore) -> None:
-    await store.create(f"disks/unreadable-00000001-{CLAIM}.json", b'["\xff"]')
-    with pytest.raises(IntegrityError, match="unreadable-00000001"):
-        await PointMaker(store, "web1").unreadable.at(eid(1))
 
 
 async def test_a_point_whose_snapshot_was_deleted_is_told_apart(store: BlobStore, tmp_path: Path) -> None:
