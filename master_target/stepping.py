@@ -25,8 +25,8 @@ _log = logging.get()
 
 
 class Stepper:
-    """`documented` returns when all marks that the follower knows have their documents. An interval's payload is at most `interval_b`,
-    and `behind_interval_b` while apply is behind.
+    """`documented` returns when all marks that the follower knows have their documents, and no look at the log asks of what it knows. An
+    interval's payload is at most `interval_b`, and `behind_interval_b` while apply is behind.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class Stepper:
         """The next interval of `epoch` on all its `disks`, with the point at its start or end; False when there is none."""
         states = [disk.target.state for disk in disks]
         next_ = due(states, epoch)
-        # The disks are ours and only go forward. (One that somebody deletes is begun again by new work, which reads the index anew.)
+        # The disks are ours and only go forward. (One that somebody deletes is begun again by new work, which reads the index anew.) A look
+        # asks of all that it came to know, once: which may lie before the disks, so it ends first.
+        await self._documented()
         self._log.forget(next_.start)
         await self._snapshot_at(next_.start, disks)
         behind = time.monotonic() - self._caught_up_at > self._bridge.behind_s
