@@ -228,7 +228,8 @@ class PointMaker:
         raise self._contended(point.position)
 
     async def take_snapshots(self, position: Position, disks: Sequence[DiskTarget]) -> bool:
-        """Take the snapshots of the point at `position` if it has none of this history of the log; False when there is no point of it.
+        """Take the snapshots of the point at `position` that it lacks, or all if those that it has are of another history of the log; False
+        when there is no point of it.
 
         All `disks`, which are all disks of the machine, must stand at `position`.
         """
@@ -244,7 +245,10 @@ class PointMaker:
                 return False
             there = disks[0].target.state.cursor_digest
             if stored.doc.state == PointState.SNAPSHOTTED and stored.doc.digest == there:
-                return True
+                left = await self._left_of(stored.doc, disks)
+                if len(left) == len(disks):
+                    return True
+                snapshots = left | snapshots
             if (
                 stored.doc.state == "logged"
                 and "" not in (stored.doc.digest, there)
@@ -275,6 +279,19 @@ class PointMaker:
             reach("points.after-snapshots")
             return True
         raise self._contended(position)
+
+    async def _left_of(self, doc: PointDoc, disks: Sequence[DiskTarget]) -> dict[str, str]:
+        """Those of the point's snapshots that are there. (A seed disk that somebody deletes takes its snapshots with it.) What lies in
+        another place than our disks, nobody here can tell.
+        """
+        if doc.target != disks[0].target.kind:
+            return dict(doc.snapshots)
+        return {
+            disk.target.name: snapshot
+            for disk in disks
+            if (snapshot := doc.snapshots.get(disk.target.name))
+            and await disk.target.shows_as_it_is(snapshot)
+        }
 
     async def _check_term(self, doc: PointDoc) -> None:
         if doc.term == self.roll.term and not self.roll.wrote(doc):

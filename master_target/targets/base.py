@@ -74,6 +74,10 @@ class Target(Protocol):
         """
         ...
 
+    async def shows_as_it_is(self, snapshot: str) -> bool:
+        """Whether that snapshot of this disk is there, and of the place where the disk stands."""
+        ...
+
     async def snapshots(self) -> list[Snapshot]:
         """Of all disks of the machine in this place: also of those that left the machine, which no target is open for."""
         ...

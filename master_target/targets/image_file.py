@@ -136,6 +136,13 @@ class ImageTarget:
             )
         return await in_thread(self._snapshot)
 
+    async def shows_as_it_is(self, snapshot: str) -> bool:
+        path = self._path.with_name(snapshot)
+        state_path = path.with_suffix(".state.json")
+        if not (path.exists() and state_path.exists()):
+            return False
+        return self._state.is_shown_by(await in_thread(_read_state, state_path))
+
     async def snapshots(self) -> list[Snapshot]:
         return await in_thread(self._snapshots)
 

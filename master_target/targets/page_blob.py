@@ -32,6 +32,7 @@ from shared import logging
 from shared.blob import BlobInfo, BlobStore, Retry
 from shared.errors import (
     BlobExistsError,
+    BlobNotFoundError,
     PreconditionError,
     SeedDiskError,
 )
@@ -140,6 +141,13 @@ class PageBlobTarget:
                 # A stray page write of the finished interval (harmless), or something worse: look.
                 await self._look_again(self._state)
         raise self._unstable()
+
+    async def shows_as_it_is(self, snapshot: str) -> bool:
+        try:
+            metadata = (await self._store.properties(self._blob, snapshot)).metadata
+        except BlobNotFoundError:
+            return False
+        return self._state.is_shown_by(metadata)
 
     async def snapshots(self) -> list[Snapshot]:
         return [

@@ -72,6 +72,12 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the disk is exactly at its cursor."""
         return self == self.finish()
 
+    def is_shown_by(self, metadata: Mapping[str, str]) -> bool:
+        """Whether a snapshot with these is of the place of the log where the disk is, exactly."""
+        ours = self.encode()
+        keys = (f"{end}{of}" for end in ("cursor", "pending") for of in ("", "_claim", "_digest"))
+        return self.clean and all(metadata.get(key, "") == ours[key] for key in keys)
+
     def reached(self, epoch: EpochId) -> Position:
         """How much of the epoch is on the disk."""
         return self.cursor if self.cursor_epoch == epoch else Position.of(epoch.number, 0)

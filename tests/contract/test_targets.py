@@ -81,6 +81,21 @@ async def fill(target: Target, offset_b: int, byte: bytes, length_b: int = 4096)
     await target.write(offset_b, memoryview(byte * length_b))
 
 
+async def test_a_snapshot_shows_the_disk_as_it_is_until_it_is_changed_or_the_snapshot_deleted(
+    target: Target,
+) -> None:
+    await target.begin(*FIRST, DISK_B, CLAIM, "", "d1")
+    await target.finish()
+    first, second = await target.snapshot(), await target.snapshot()
+    assert await target.shows_as_it_is(first)
+    await target.delete_snapshot(target.name, first)
+    assert [await target.shows_as_it_is(one) for one in (first, second)] == [False, True]
+    await target.begin(*SECOND, DISK_B, CLAIM, "d1", "d2")
+    assert not await target.shows_as_it_is(second)
+    await target.finish()
+    assert not await target.shows_as_it_is(second)
+
+
 async def test_a_new_disk_is_zero_and_at_no_position(kind: Kind, target: Target) -> None:
     assert target.state.cursor == NOWHERE
     assert target.state.clean
