@@ -34,7 +34,7 @@ from shared.batch import SECTOR, Range
 from shared.errors import UNDECODABLE, ImageFileError, RestoreFolderError
 from shared.recovery.plan import Plan
 from shared.recovery.points import PointDoc
-from shared.recovery.unreadable import Unreadable
+from shared.recovery.unreadable import Unreadable, as_written
 
 _log = logging.get()
 
@@ -79,7 +79,7 @@ class Journal(msgspec.Struct, kw_only=True):
     replayed: int
     """Every batch up to this one is in the images; as long as the base is not complete, that of the base."""
     unreadable: tuple[Range, ...] = ()
-    unreadable_covers: bool = False
+    unreadable_covers: bool | msgspec.UnsetType = msgspec.UNSET
     """What is missing behind `replayed`: see Unreadable."""
     v: int = JOURNAL_VERSION
 
@@ -91,7 +91,7 @@ class Journal(msgspec.Struct, kw_only=True):
 
     @property
     def missing(self) -> Unreadable:
-        return Unreadable(self.unreadable, self.unreadable_covers)
+        return as_written(self.unreadable, self.unreadable_covers)
 
     @missing.setter
     def missing(self, missing: Unreadable) -> None:
@@ -127,14 +127,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     consistency: str
     suspect: bool
     unreadable: tuple[Range, ...]
-    unreadable_covers: bool = False
+    unreadable_covers: bool | msgspec.UnsetType = msgspec.UNSET
     disks: tuple[ManifestDisk, ...]
     remarks: tuple[str, ...] = ()
     v: int = 1
 
     @property
     def missing(self) -> Unreadable:
-        return Unreadable(self.unreadable, self.unreadable_covers)
+        return as_written(self.unreadable, self.unreadable_covers)
 
 
 class RestoreFolder:
@@ -234,9 +234,8 @@ def _begin_or_resume(path: Path, plan: Plan) -> Journal:
         digest=plan.digest,
         base=plan.base,
         replayed=plan.base.batch if plan.base else 0,
-        unreadable=plan.base.unreadable if plan.base else (),
-        unreadable_covers=plan.base.unreadable_covers if plan.base else False,
     )
+    fresh.missing = plan.base.missing if plan.base else Unreadable()
     journal = _unfinished(path, plan)
     if journal is None:
         return fresh

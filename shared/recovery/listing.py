@@ -93,8 +93,8 @@ def view(doc: PointDoc, *, lost: str = "", remark: str = "") -> PointView:
         state=doc.state,
         marks=list(doc.marks),
         suspect=doc.suspect,
-        unreadable=[list(piece) for piece in doc.unreadable],
-        unreadable_covers=doc.unreadable_covers,
+        unreadable=[list(piece) for piece in doc.missing.ranges],
+        unreadable_covers=doc.missing.covers,
         lost=lost,
         remark=remark,
     )

@@ -345,8 +345,8 @@ async def _complete(
         consistency=plan.point.consistency if plan.point else Consistency.CRASH,
         suspect=plan.suspect,
         remarks=plan.remarks,
-        unreadable=folder.journal.unreadable,
-        unreadable_covers=folder.journal.unreadable_covers,
+        unreadable=folder.journal.missing.ranges,
+        unreadable_covers=folder.journal.missing.covers,
         disks=tuple(
             ManifestDisk(
                 name=disk.name,

@@ -24,8 +24,8 @@ from shared.recovery.position import Position
 _log = logging.get()
 
 _WIDTH: Final = 8
-_METADATA_MAX_B: Final = 6000
-"""Azure takes 8 KiB of metadata."""
+_METADATA_MAX_B: Final = 7900
+"""Azure takes 8 KiB of metadata, and aiohttp a header as long as that."""
 
 
 class Stored(NamedTuple):

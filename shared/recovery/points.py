@@ -25,7 +25,7 @@ from shared.errors import UNDECODABLE, IntegrityError
 from shared.log.epoch_id import UNKNOWN, EpochId
 from shared.log.epochs import EpochDisk
 from shared.recovery.position import NOWHERE, Position, format_ns
-from shared.recovery.unreadable import Unreadable
+from shared.recovery.unreadable import Unreadable, as_written
 from shared.vocabulary import Consistency, PointState
 
 FORMAT_VERSION: Final = 1
@@ -61,8 +61,8 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
     """Writes may be missing in it. False in every document: later epochs say it, and the catalog sets it (`EpochInfo.doubts`)."""
     unreadable: tuple[Range, ...] = ()
     """Source ranges that are missing in the snapshots: catch-up could not read them, and they were not written since."""
-    unreadable_covers: bool = False
-    """See Unreadable."""
+    unreadable_covers: bool | msgspec.UnsetType = msgspec.UNSET
+    """See Unreadable. Older documents do not say it; nor do those of points without snapshots, which name none."""
     listed_ns: int = 0
     """When its segment came into storage, by storage's clock; about when the index listed it. 0: not known."""
     term: int = 0
@@ -81,7 +81,7 @@ class PointDoc(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def missing(self) -> Unreadable:
-        return Unreadable(self.unreadable, self.unreadable_covers)
+        return as_written(self.unreadable, self.unreadable_covers)
 
     @property
     def restores_alone(self) -> bool:

@@ -10,7 +10,7 @@ them one after another; and one that is done again, from any state within it or 
 an interval anew after a kill need not know whether it was noted.
 
 It costs nothing while nothing is missing. More than `MOST_RUNS` runs are not kept: those that lie nearest to each other are joined over
-the sectors between them, so a point's document has some 20 KiB of them at most, where an agent may name 2 million sectors, in half as many
+the sectors between them, so a point's document has some 4 KiB of them at most, where an agent may name 2 million sectors, in half as many
 runs. Then the ranges *cover* what is missing: they hold all of it, and the number of their sectors is a limit. What is written is taken out
 of a cover, too.
 """
@@ -26,7 +26,8 @@ import numpy as np
 from shared.batch import Batch, Extents, Range, named_rows
 from shared.recovery.coalesce import DiskRuns, Ints, merge
 
-MOST_RUNS: Final = 1024
+MOST_RUNS: Final = 200
+"""So the document of a point of some disks fits into its blob's metadata, and a listing reads it (point_store.py)."""
 _END: Final = 1 << 55
 """No disk has such a sector: its byte's number would take more than 64 bits."""
 
@@ -64,6 +65,13 @@ def after(
     covers = before.covers or named.covers or len(runs) > most
     ranges = tuple((n, first, sectors) for n, first, sectors in _joined(runs, most).tolist())
     return Unreadable(ranges, covers and bool(ranges))
+
+
+def as_written(ranges: tuple[Range, ...], covers: bool | msgspec.UnsetType) -> Unreadable:
+    """What a document says. Older versions did not write `covers`, and only added to the ranges, as they came."""
+    if covers is msgspec.UNSET:
+        return after(Unreadable(ranges, bool(ranges)), {}, Unreadable())
+    return Unreadable(ranges, covers)
 
 
 def named_in(batches: Iterable[Batch]) -> Unreadable:

@@ -9,11 +9,16 @@ import pytest
 
 from master_target.retention import Pruner, RetentionPolicy
 from master_target.roll import OwnedRoll
+from shared.batch import SECTOR
 from shared.blob import BlobStore
 from shared.errors import IntegrityError, PreconditionError
+from shared.log.epochs import EpochDisk
 from shared.recovery import point_store, points
+from shared.recovery.folder import Journal, Origin
 from shared.recovery.points import PointDoc, Roll, logged_point
 from shared.recovery.position import Position
+from shared.recovery.unreadable import MOST_RUNS, Unreadable, after
+from shared.vocabulary import PointState
 from tests.epoch_ids import CLAIM
 
 
@@ -32,6 +37,53 @@ async def test_documents_small_and_large_are_listed_in_log_order(store: BlobStor
     assert listed == sorted(docs, key=lambda d: d.position)
     large = await store.properties(points.blob_name(docs[2].position))
     assert not large.metadata  # too large for metadata: its content is read
+
+
+async def test_a_listing_reads_documents_with_as_many_missing_ranges_as_there_may_be(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request for each of them, each minute, is more than the budget of a month."""
+    last = (8 << 40) // SECTOR
+    named = Unreadable(tuple((12 + n % 4, last - 4096 * (n + 1), 2048) for n in range(5000)))
+    missing = after(Unreadable(), {}, named)
+    disks = tuple(EpochDisk(n, f"nvme{n}n1", "S4EWNX0R123456", last) for n in range(12, 16))
+    snapshots = {disk.name: "2026-01-01T00:00:00.0000000Z" for disk in disks}
+    made = msgspec.structs.replace(
+        doc(1),
+        state=PointState.SNAPSHOTTED,
+        target="page-blob",
+        digest="0" * 32,
+        listed_ns=1_700_000_000_000_000_000,
+        term=1000,
+        term_claim=CLAIM,
+        disks=disks,
+        snapshots=snapshots,
+        unreadable=missing.ranges,
+        unreadable_covers=missing.covers,
+    )
+    assert len(made.unreadable) == MOST_RUNS
+    await point_store.write_new(store, made)
+    read = await stored(store, 1)
+    monkeypatch.setattr(BlobStore, "read", None)
+    assert (await point_store.survey(store, "web1")).docs == [made] == [read.doc]
+
+
+def test_what_older_versions_wrote_covers_what_is_missing() -> None:
+    """They only added to the ranges, as they came."""
+    made = msgspec.structs.replace(doc(1), unreadable=((0, 100, 100), (0, 0, 400), (0, 8, 1)))
+    data = msgspec.json.encode(made)
+    assert b"unreadable_covers" not in data
+    assert points.decode(data, points.blob_name(made.position)).missing == Unreadable(((0, 0, 400),), True)
+    assert doc(1).missing == Unreadable()
+    origin = Origin(machine="web1", id="1-1", claim=CLAIM, disks=())
+    journal = Journal(origin=origin, base=made, replayed=1, unreadable=made.unreadable)
+    decoded = msgspec.json.decode(msgspec.json.encode(journal), type=Journal)
+    assert decoded.missing == Unreadable(((0, 0, 400),), True)
+    journal.missing = Unreadable(((0, 0, 4),))
+    assert msgspec.json.decode(msgspec.json.encode(journal), type=Journal).missing == journal.missing
+    said = msgspec.structs.replace(made, unreadable=((0, 0, 4),), unreadable_covers=False)
+    read = points.decode(msgspec.json.encode(said), points.blob_name(made.position))
+    assert read.missing == Unreadable(((0, 0, 4),))
 
 
 @pytest.mark.parametrize("data", [b"", b'{"id":"\xff"}', b'{"more":' + b"[" * 4000])
