@@ -103,7 +103,7 @@ class LogMisfitError(IntegrityError):
 class MissingUnknownError(IntegrityError):
     """Seed disks name what of the source they lack, and nothing tells what that is (master_target/unreadable.py). Not raised: a status."""
 
-    code = "US597"
+    code = "US606"
     default_action = (
         'Points go on, and say "up to" of what of these disks was not written since. To know it exactly: delete the seed disks, which are '
         "then rebuilt from the log of their epoch; or resynchronise the machine."

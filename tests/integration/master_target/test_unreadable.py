@@ -130,7 +130,7 @@ async def test_points_say_up_to_when_the_record_is_gone_until_the_disks_are_rebu
     await model.publish()
     async with running(model) as machine:
         docs = await until_snapshotted(machine, model)
-        assert [problem.code for problem in machine.report().errors] == ["US597"]
+        assert [problem.code for problem in machine.report().errors] == ["US606"]
     manifest = await restore(model, await Catalog.load(model.store, model.name), position, tmp_path / "two")
     for missing in (docs[-1].missing, manifest.missing):
         assert missing.covers
