@@ -28,9 +28,14 @@ def identity_of(configured: str, *, dmi: Path = DMI) -> str:
     return f"smbios:{uuid}/{serial}" if uuid or serial else ""
 
 
+def this_boot(*, boot_id: Path = BOOT_ID) -> str:
+    """The kernel's own name of this boot."""
+    return boot_id.read_text().strip()
+
+
 def boot_of(attached_boot_ns: int, *, boot_id: Path = BOOT_ID) -> str:
     """Names this boot and, within it, the attachment of capture that the agent continues."""
-    return f"{boot_id.read_text().strip()}/{attached_boot_ns:x}"
+    return f"{this_boot(boot_id=boot_id)}/{attached_boot_ns:x}"
 
 
 def _meant(file: Path) -> str:

@@ -8,7 +8,8 @@ was acknowledged is lost; tests/integration/environment/test_failing_files.py ru
 Files that a daemon treats alike, and errors that it does, are not multiplied: each file fails in some ways, and each way strikes some file.
 
 What is not here, and why:
-- agent, disks.json: written only when a disk is seen for the first time or stands elsewhere (tests/integration/agent/test_protection.py).
+- agent, disks.json: written only when a disk is seen for the first time, in this boot or elsewhere
+  (tests/integration/agent/test_protection.py).
 - agent, stream state and bitmaps: pinned kernel memory, no file. Of the BPF file system nothing fails but the making (start).
 - process server, aside files and their notes: written when spool files are damaged (process_server/spool/test_recovery.py).
 - master target with page blobs: has no file of its own but certificate, key cache and log; its state is in storage (storage-faults).

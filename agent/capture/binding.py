@@ -7,7 +7,7 @@ what capture is pinned to (`Pinned`). Output: one `Verdict` per protected disk.
     ATTACH    the disk is there, and capture is not pinned to it as it stands: first protection, another kernel name or diskseq,
               another size. What was written to it meanwhile is unknown, so a new epoch begins
     MISSING   it stands nowhere
-    REFUSED   another disk stands under its path, or it cannot be told which disk it is
+    REFUSED   another disk stands under its path, or what does is protected under another id, or it cannot be told which disk it is
 
 An identity says what a disk *is*, wherever it stands. Kinds, strongest first; the strongest that a disk has is kept when it is protected:
 
@@ -20,22 +20,32 @@ An identity says what a disk *is*, wherever it stands. Kinds, strongest first; t
     by-path    the port that the disk is plugged into
     name       nothing at all is known: the kernel's name and the size
 
-The last four are weak: they can change under a disk that is the same, or stay when it is not. So as long as capture is pinned to what
-stands under the path (the kernel gives no diskseq twice within a boot), a weak identity is not asked; `Verdict.identity` is the new one.
-Across a reboot it is all there is. Nor is one asked that only the disk tells, or its driver, while nothing is told: what is captured
-goes on with what it was bound by, and what is not is missing until it answers.
+The last four are weak: they can change under a disk that is the same, or stay when it is not.
 
-**Twins.** Of disks that bear one identity (a clone, attached beside the original) none is chosen by guessing. Evidence is, within a boot,
-capture itself: the one that it is pinned to is the disk, whatever stands under the path by now (a link of udev's goes to the twin that was
-attached last). Across a reboot a kernel's name is none, nor is a link that is made of what both bear: only a path below /dev/disk/by-path
-says which of them is meant. Without evidence the disk is refused.
+**Within a boot the note tells.** The kernel gives no diskseq twice within a boot, and when a disk is attached its number and diskseq are
+noted (`bindings.Seen`; `Known.noted`). So a disk that capture is pinned to and that is noted for an id is that id's disk: by
+induction from the attachment, whatever its table says by now, whoever bears the same, and wherever links go. No path is asked, and what
+is noted for one is no other's. Two things void a note: a strong identity that contradicts it (a LUN that was mapped anew behind the same
+SCSI device keeps its diskseq), and a configuration that says another identity. A disk that capture is not pinned to has no proof by its
+note: nobody has watched it since.
+
+**Else the identity decides**, strongest first (a copied partition table is no claim to a disk that is another's by its world-wide name).
+Where several bear it, or several ids are bound by it, it proves nothing, nor does that all others of them are found: the one that is left
+may be a third. A kernel's name is no evidence, nor is a link that is made of what they all bear. Only a path below /dev/disk/by-path says
+which is meant; else the disk is refused, and those that it may be are named. A shared identity is therefore left as soon as it is known
+which disk it is (`Verdict.identity`).
+
+**What is new takes only what is nobody's**, wherever its line stands: not what is another id's, nor what may be.
+
+An identity that only the disk tells, or its driver, is not asked while nothing is told: what is captured goes on, by its note, and what is
+not is missing until it answers.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -120,6 +130,12 @@ class Known:
     identity: Identity | None = None
     at: int | None = None
     """Device number of what stands under `path` now; None: nothing does."""
+    noted: tuple[int, int] | None = None
+    """Device number and diskseq under which it was attached in this boot."""
+    is_new: bool = False
+    """It was never attached, even if its identity is configured."""
+    is_configured: bool = False
+    """Its identity stands in the configuration: it is bound by that one, whatever it bears."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,22 +164,36 @@ class Verdict:
     is_resized: bool = False
     """With ATTACH: capture is pinned to this disk, with another size."""
     reason: str = ""
+    owner: str = ""
+    """With REFUSED: the id under which this disk is protected already."""
     shared: frozenset[Identity] = frozenset()
     """Identities of the disk that others of this machine bear, too."""
 
     @property
     def identity(self) -> Identity | None:
-        """What the disk is to be bound by from now on: the strongest that it alone bears, as far as that is known (some drivers give
-        all their disks one serial number)."""
+        """What the disk is to be bound by from now on. What is kept is kept, unless others bear it, too (some drivers give all their disks
+        one serial number): then, and for a new disk, the strongest that it alone bears, as far as that is known."""
         known, standing = self.known.identity, self.standing
-        if standing is None or any(same(known, found) for found in standing.identities):
-            return known
-        if known is not None and standing.may_hide(known.kind):
+        if standing is None or self.known.is_configured:
             return known
         own = [
             found for found in standing.identities if found not in self.shared and found.kind is not Kind.NAME
         ]
+        if any(same(known, found) for found in standing.identities):
+            is_shared = any(same(known, found) for found in self.shared)
+            return own[0] if own and is_shared and self.is_chosen else known
+        if known is not None and standing.may_hide(known.kind):
+            return known
         return own[0] if own else standing.identities[0]
+
+    @property
+    def is_chosen(self) -> bool:
+        return self.action in (Action.CONTINUE, Action.ATTACH)
+
+    @property
+    def is_bound_by_shared(self) -> bool:
+        """Whether it will be refused after the next reboot, unless it is configured by its port."""
+        return any(same(self.identity, found) for found in self.shared)
 
 
 def decide(
@@ -171,27 +201,53 @@ def decide(
 ) -> list[Verdict]:
     """One verdict per protected disk, in their order. No disk is given to two of them."""
     slots = {(pin.dev, pin.diskseq): pin for pin in pinned}
-    taken: dict[int, str] = {}
-    found: dict[str, Verdict] = {}
-    pinned_there = {
-        disk.at: disk.id
+    found = {
+        disk.id: _take(disk, proved, slots, "")
         for disk in known
-        for one in standing
-        if disk.at == one.dev and (one.dev, one.diskseq) in slots
+        if (proved := _noted(disk, known, standing, slots))
     }
-    # Disks that are bound choose first: one that was never seen takes only what is nobody's.
-    for disk in sorted(known, key=lambda disk: disk.identity is None):
-        # What capture is pinned to under another's path is that other's.
-        free = [one for one in standing if pinned_there.get(one.dev, disk.id) == disk.id]
-        is_one_of_twins = any(disk.identity == other.identity and other is not disk for other in known)
-        verdict = _decide(disk, standing, free, slots, is_one_of_twins=is_one_of_twins)
-        if verdict.standing is not None and verdict.action is not Action.MISSING:
-            owner = taken.setdefault(verdict.standing.dev, disk.id)
-            if owner != disk.id:
-                reason = f"{verdict.standing.path} is the protected disk {owner} already"
-                verdict = Verdict(known=disk, action=Action.REFUSED, reason=reason)
-        found[disk.id] = replace(verdict, shared=_shared(verdict.standing, standing))
-    return [found[disk.id] for disk in known]
+    owner = {verdict.standing.dev: id_ for id_, verdict in found.items() if verdict.standing}
+    for disk in sorted((disk for disk in known if disk.id not in found), key=_rank):
+        verdict = _by_identity(disk, known, standing, owner, slots)
+        if disk.is_new and verdict.is_chosen:
+            verdict = _unless_claimed(verdict, known, found)
+        if verdict.is_chosen and verdict.standing is not None:
+            owner[verdict.standing.dev] = disk.id
+        found[disk.id] = verdict
+    return [replace(found[disk.id], shared=_shared(found[disk.id].standing, standing)) for disk in known]
+
+
+def _rank(known: Known) -> tuple[bool, int]:
+    """Those that were attached before choose first, and of them those whose identity is strongest."""
+    return known.is_new, len(Kind) if known.identity is None else [*Kind].index(known.identity.kind)
+
+
+def _noted(
+    disk: Known,
+    known: Sequence[Known],
+    standing: Sequence[Standing],
+    slots: Collection[tuple[int, int]],
+) -> Standing | None:
+    """What the note proves to be the disk."""
+    if disk.noted not in slots or any(other.noted == disk.noted for other in known if other is not disk):
+        return None
+    there = next((one for one in standing if (one.dev, one.diskseq) == disk.noted), None)
+    return None if there is None or _contradicts(there, disk.identity) else there
+
+
+def _contradicts(disk: Standing, kept: Identity | None) -> bool:
+    """Whether a disk says of itself that it is another than the one that `kept` was taken of, in a way that cannot change."""
+    return (
+        kept is not None
+        and not kept.is_weak
+        and not disk.may_hide(kept.kind)
+        and any(found.kind is kept.kind for found in disk.identities)
+        and not _bears(disk, kept)
+    )
+
+
+def _bears(disk: Standing, kept: Identity | None) -> bool:
+    return any(same(kept, found) for found in disk.identities)
 
 
 def _shared(disk: Standing | None, standing: Sequence[Standing]) -> frozenset[Identity]:
@@ -199,59 +255,84 @@ def _shared(disk: Standing | None, standing: Sequence[Standing]) -> frozenset[Id
     return frozenset(borne & {*(disk.identities if disk else ())})
 
 
-def _decide(
+def _unless_claimed(verdict: Verdict, known: Sequence[Known], found: Mapping[str, Verdict]) -> Verdict:
+    """A new disk is not given what may be that of another, of which it cannot be told."""
+    there = verdict.standing
+    for other in known:
+        if there and other.id in found and not found[other.id].is_chosen and _bears(there, other.identity):
+            return _refused(verdict.known, f"{there.path} may be the protected disk {other.id}")
+    return verdict
+
+
+def _refused(known: Known, reason: str) -> Verdict:
+    return Verdict(known=known, action=Action.REFUSED, reason=reason)
+
+
+def _missing(known: Known, reason: str, silent: Standing | None = None) -> Verdict:
+    return Verdict(known=known, action=Action.MISSING, reason=reason, standing=silent)
+
+
+def _by_identity(
     known: Known,
+    all_known: Sequence[Known],
     standing: Sequence[Standing],
-    free: Sequence[Standing],
-    slots: dict[tuple[int, int], Pinned],
-    *,
-    is_one_of_twins: bool,
+    owner: Mapping[int, str],
+    slots: Mapping[tuple[int, int], Pinned],
 ) -> Verdict:
     here = next((disk for disk in standing if disk.dev == known.at), None)
+    if here is not None and here.dev in owner and (known.identity is None or _bears(here, known.identity)):
+        id_ = owner[here.dev]
+        return replace(_refused(known, f"{here.path} is the protected disk {id_} already"), owner=id_)
     if known.identity is None:
         if here is None:
-            reason = f"nothing stands under {known.path}, and which disk it was is not known"
-            return Verdict(known=known, action=Action.MISSING, reason=reason)
+            return _missing(known, f"nothing stands under {known.path}, and which disk it was is not known")
         return _take(known, here, slots, "it is protected from now on")
-    matching = [disk for disk in free if any(same(known.identity, found) for found in disk.identities)]
-    captured = [disk for disk in matching if (disk.dev, disk.diskseq) in slots]
-    is_pinned = here is not None and (here.dev, here.diskseq) in slots
-    is_silent = here is not None and here.may_hide(known.identity.kind)
-    is_here = here in matching and (is_pinned or len(matching) == 1 or known.path.startswith(_BY_PORT))
-    if here is not None and is_pinned and (is_here or known.identity.is_weak or is_silent):
-        return _take(known, here, slots, "")
-    if len(captured) == 1 and not is_one_of_twins:
-        return _take(known, captured[0], slots, "")
-    if here is not None and is_here:
+    bearing = [disk for disk in standing if _bears(disk, known.identity)]
+    free = [disk for disk in bearing if disk.dev not in owner]
+    rivals = [other.id for other in all_known if _is_rival(other, known)]
+    is_shared = len(bearing) > 1 or bool(rivals)
+    if here in free and (not is_shared or known.path.startswith(_BY_PORT)):
         return _take(known, here, slots, f"{here.path} was taken away and came back")
-    if len(matching) == 1:
-        (there,) = matching
-        return _take(known, there, slots, f"it stands under {there.path} now, not under {known.path}")
-    if matching:
-        names = ", ".join(sorted(disk.path for disk in matching))
-        reason = (
-            f"{names} all bear its identity ({known.identity}): which of them it is cannot be told. Detach the others, or configure it by "
-            f"its port ({_BY_PORT}…)"
-        )
-        return Verdict(known=known, action=Action.REFUSED, reason=reason)
+    if free and not is_shared:
+        return _take(known, free[0], slots, f"it stands under {free[0].path} now, not under {known.path}")
+    if free:
+        return _refused(known, _untold(known.identity, bearing, [known.id, *rivals]))
     if here is not None and not here.sectors:
-        reason = f"{here.path} is empty, and no disk of this machine bears its identity ({known.identity})"
-        return Verdict(known=known, action=Action.MISSING, reason=reason)
-    if here is not None and is_silent:
-        reason = f"what stands under {known.path} does not say which disk it is"
-        return Verdict(known=known, action=Action.MISSING, standing=here, reason=reason)
+        return _missing(
+            known, f"{here.path} is empty, and no disk of this machine bears its identity ({known.identity})"
+        )
+    if here is not None and here.dev not in owner and here.may_hide(known.identity.kind):
+        return _missing(known, f"what stands under {known.path} does not say which disk it is", here)
     if here is not None:
-        other = here.identities[0]
-        reason = f"another disk stands under {known.path}: it is {other}, not {known.identity}"
-        return Verdict(known=known, action=Action.REFUSED, reason=reason)
-    return Verdict(
-        known=known,
-        action=Action.MISSING,
-        reason=f"no disk of this machine bears its identity ({known.identity})",
+        return _refused(
+            known,
+            f"another disk stands under {known.path}: it is {here.identities[0]}, not {known.identity}",
+        )
+    if bearing:
+        names = ", ".join(f"{disk.path} (the protected disk {owner[disk.dev]})" for disk in bearing)
+        return _missing(known, f"only {names} bears its identity ({known.identity})")
+    return _missing(known, f"no disk of this machine bears its identity ({known.identity})")
+
+
+def _is_rival(other: Known, known: Known) -> bool:
+    """Whether another protected disk is bound by the same. A line that never had a disk takes none from those that had."""
+    if other is known or other.identity is None or (other.is_new and not known.is_new):
+        return False
+    return same(known.identity, other.identity)
+
+
+def _untold(identity: Identity, bearing: Sequence[Standing], ids: Sequence[str]) -> str:
+    paths = ", ".join(sorted(disk.path for disk in bearing))
+    who = (
+        f"{paths} all bear its identity ({identity})"
+        if len(bearing) > 1
+        else f"{paths} bears its identity ({identity})"
     )
+    too = f", by which the protected disks {', '.join(sorted(ids))} are bound" if len(ids) > 1 else ""
+    return f"{who}{too}: which of them it is cannot be told. Detach the others, or configure it by its port ({_BY_PORT}…)"
 
 
-def _take(known: Known, disk: Standing, slots: dict[tuple[int, int], Pinned], why: str) -> Verdict:
+def _take(known: Known, disk: Standing, slots: Mapping[tuple[int, int], Pinned], why: str) -> Verdict:
     pin = slots.get((disk.dev, disk.diskseq))
     if pin is not None and pin.sectors == disk.sectors:
         return Verdict(known=known, action=Action.CONTINUE, standing=disk, slot=pin.slot)

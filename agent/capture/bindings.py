@@ -1,15 +1,19 @@
 """The file that says which disk is which: `disks.json` in the agent's state_dir. With it, disks that are configured by path alone keep
 their ids wherever they stand; it is written before a disk is captured for the first time, and replaced as a whole.
 
-    {"v": 1, "disks": [{"id": "sdb", "device": "/dev/sdb", "identity": "wwid:naa.5000c500a1b2c3d4", "last": "/dev/sdc"}]}
+    {"v": 1, "disks": [{"id": "sdb", "device": "/dev/sdb", "identity": "wwid:naa.5000c500a1b2c3d4", "last": "/dev/sdc",
+                        "seen": {"boot": "c3b2a1f0-…", "dev": 8388640, "diskseq": 5}}]}
 
-`device` is the path as configured, `last` where the disk stood when it was attached last. A disk that is configured no more keeps its
+`device` is the path as configured, `last` where the disk stood when it was attached last, `seen` which one that was to the kernel: its boot
+id, the device number (major << 20 | minor) and the diskseq. Within that boot `seen` says which disk it is (`binding`). Agents before
+2026-11-26 wrote none: there what capture is pinned to under `last` is the disk, if nobody else stood there last. An older agent leaves
+`seen` out whenever it writes the file. A disk that is configured no more keeps its
 line, so that no other disk ever gets its id. Losing the file is an event, and loses the ids of disks that are configured by path alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -32,11 +36,20 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """As `python -m agent preflight DEVICE` prints it."""
 
 
-class Bound(msgspec.Struct, frozen=True):
+class Seen(msgspec.Struct, frozen=True):
+    """A disk to the kernel, which gives no diskseq twice within a boot."""
+
+    boot: str
+    dev: int
+    diskseq: int
+
+
+class Bound(msgspec.Struct, frozen=True, omit_defaults=True):
     id: DiskName
     device: str
     identity: str
     last: str = ""
+    seen: Seen | None = None
 
 
 class _Document(msgspec.Struct):
@@ -66,7 +79,31 @@ def write(state_dir: Path, disks: Sequence[Bound]) -> None:
         durable.replace_file(state_dir / NAME, content)
 
 
-def known(wanted: Wanted, remembered: Sequence[Bound], at: int | None) -> Known | None:
+def all_known(
+    wanted: Sequence[Wanted],
+    remembered: Sequence[Bound],
+    at: Mapping[str, int],
+    names: Mapping[int, str],
+    boot: str,
+) -> list[Known]:
+    """The configured disks, as they are bound or new. `at`: what stands under each path; `names`: the kernel's, of what stands. Two lines
+    that name one id (a path alone, and that id with another path) are two disks to whoever decides: the first has it."""
+    found: list[Known] = []
+    named = {disk.id for disk in wanted if disk.id}
+    taken = [*(bound.id for bound in remembered), *named]
+    for disk in wanted:
+        dev = at.get(disk.device)
+        one = known(disk, remembered, dev, boot)
+        if one is None or (disk.id is None and one.id in named):
+            name = names[dev] if dev is not None else Path(disk.device).name
+            one = fresh(disk, name, taken, dev)
+            taken.append(one.id)
+        named.add(one.id)
+        found.append(one)
+    return found
+
+
+def known(wanted: Wanted, remembered: Sequence[Bound], at: int | None, boot: str = "") -> Known | None:
     """The disk as it is bound: by the configuration, else by what is remembered of its id or path. None: it was never seen."""
     if wanted.id is not None:
         before = next((bound for bound in remembered if bound.id == wanted.id), None)
@@ -76,10 +113,61 @@ def known(wanted: Wanted, remembered: Sequence[Bound], at: int | None) -> Known 
     text = wanted.identity or (before.identity if before else None)
     if id_ is None:
         return None
-    return Known(id=id_, path=wanted.device, identity=Identity.parse(text) if text else None, at=at)
+    noted = None
+    # A note says nothing of a disk that the configuration means anew, nor does one without a diskseq (kernels before 5.15).
+    if (
+        before
+        and before.identity == text
+        and before.seen
+        and before.seen.boot == boot
+        and before.seen.diskseq
+    ):
+        noted = before.seen.dev, before.seen.diskseq
+    return Known(
+        id=id_,
+        path=wanted.device,
+        identity=Identity.parse(text) if text else None,
+        at=at,
+        noted=noted,
+        is_new=before is None,
+        is_configured=wanted.identity is not None,
+    )
 
 
 def fresh(wanted: Wanted, kernel_name: str, taken: Sequence[str], at: int | None) -> Known:
     """A disk that was never seen gets its id."""
     identity = Identity.parse(wanted.identity) if wanted.identity else None
-    return Known(id=new_id(kernel_name, taken), path=wanted.device, identity=identity, at=at)
+    return Known(
+        id=new_id(kernel_name, taken),
+        path=wanted.device,
+        identity=identity,
+        at=at,
+        is_new=True,
+        is_configured=identity is not None,
+    )
+
+
+def with_notes(
+    remembered: Sequence[Bound], standing: Mapping[str, tuple[int, int]], boot: str
+) -> list[Bound]:
+    """What an older agent bound, with the note that it did not write. `standing`: by the kernel's path, number and diskseq of what capture
+    is pinned to. Pins do not outlive a boot, and whenever that agent attached a disk elsewhere it wrote down where."""
+    if any(bound.seen for bound in remembered):
+        return [*remembered]
+    last = [bound.last for bound in remembered]
+    return [
+        msgspec.structs.replace(bound, seen=Seen(boot, *standing[bound.last]))
+        if bound.last in standing and last.count(bound.last) == 1
+        else bound
+        for bound in remembered
+    ]
+
+
+def after(remembered: Sequence[Bound], chosen: Sequence[Bound]) -> list[Bound]:
+    """What is to be remembered once these are attached. A disk has one id at a time: what was noted of it for another is no more."""
+    bound = {one.id: one for one in remembered} | {one.id: one for one in chosen}
+    seen = {one.seen: one.id for one in chosen}
+    return [
+        msgspec.structs.replace(one, seen=None) if seen.get(one.seen, one.id) != one.id else one
+        for one in bound.values()
+    ]

@@ -15,6 +15,7 @@ from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
 from agent.capture.bindings import Bound, Wanted
 from agent.capture.disks import MAX_BLOCK_B, SYSFS, UNKNOWN, Attributes, Disk
+from agent.machine_identity import this_boot
 from shared.errors import (
     CapturedTwiceError,
     CaptureRemovedError,
@@ -50,6 +51,7 @@ class Look:
     """Device numbers of disks of which sysfs said nothing."""
     without_place: frozenset[str]
     """Ids of configured disks beyond as many as a machine may have."""
+    boot: str
 
 
 def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
@@ -83,34 +85,28 @@ def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) ->
             continue
         at[disk.device] = number = layout.kernel_dev(there.major, there.minor)
         found.setdefault(number, there)
-    known: list[Known] = []
-    taken = [*(bound.id for bound in remembered), *(disk.id for disk in wanted if disk.id)]
-    for disk in wanted:
-        before = bindings.known(disk, remembered, at.get(disk.device))
-        if before is None:
-            dev = at.get(disk.device)
-            name = found[dev].name if dev is not None else Path(disk.device).name
-            before = bindings.fresh(disk, name, taken, dev)
-            taken.append(before.id)
-        known.append(before)
-    # Every disk that is named is asked whether it answers, and who it is; of the others those that may be one that is not where it stood,
-    # or the twin of one that capture is not pinned to.
-    answers = _ask(found[dev] for dev in at.values())
-    asked = {dev: _standing(found[dev], answers, said) for dev in at.values()}
+    boot = this_boot()
     slots = {(pin.dev, pin.diskseq) for pin in pinned}
-    captured = {dev for dev, one in asked.items() if (dev, one.diskseq) in slots}
-    if any(
-        disk.identity and disk.identity.kind in TOLD and not (disk.at in captured and _stands(disk, asked))
-        for disk in known
-    ):
-        answers |= _ask(disk for dev, disk in found.items() if _may_tell(disk, dev, asked))
+    captured = {dev: (dev, disk.diskseq) for dev, disk in found.items() if (dev, disk.diskseq) in slots}
+    remembered = bindings.with_notes(
+        remembered, {found[dev].device: one for dev, one in captured.items()}, boot
+    )
+    known = bindings.all_known(wanted, remembered, at, {dev: disk.name for dev, disk in found.items()}, boot)
+    # Every disk that is named or captured is asked whether it answers, and who it is; of the others those that may be one that is not known
+    # by its note, or may share what one is bound by, or is to be bound by.
+    answers = _ask(found[dev] for dev in {*at.values(), *captured})
+    standing = [_standing(disk, answers, said) for disk in found.values()]
+    if any(_needs_others(disk, standing, captured.values()) for disk in known):
+        answers |= _ask(
+            disk for disk in found.values() if str(disk.path) not in answers and _may_tell(disk, known)
+        )
     standing = [_standing(disk, answers, said) for disk in found.values()]
     verdicts = decide(known, standing, pinned)
     standing_there = [found[v.standing.dev] for v in verdicts if v.standing is not None]
     late = [disk for disk in standing_there if str(disk.path) not in answers]
     silent = frozenset(dev for dev, disk in found.items() if _is_silent(disk, said))
     beyond = _without_place(verdicts, remembered)
-    return Look(verdicts, found, answers | _ask(late), wrong, remembered, silent, beyond)
+    return Look(verdicts, found, answers | _ask(late), wrong, remembered, silent, beyond, boot)
 
 
 def _ask(asked: Iterable[Disk]) -> dict[str, Answer]:
@@ -153,19 +149,19 @@ def _standing(disk: Disk, answers: dict[str, Answer], said: Mapping[str, Attribu
     return identify.standing(disk, names, is_read=not told.cause, is_named=not _is_silent(disk, said))
 
 
-def _stands(known: Known, there: dict[int, Standing]) -> bool:
-    """Whether the disk stands where it is looked for first, as far as that can be told."""
-    here = there.get(known.at) if known.at is not None else None
-    return here is not None and (
-        not here.is_read
-        or (known.identity is not None and here.may_hide(known.identity.kind))
-        or any(same(known.identity, one) for one in here.identities)
-    )
+def _needs_others(known: Known, standing: Sequence[Standing], captured: Collection[tuple[int, int]]) -> bool:
+    """Whether it matters what disks say that are neither named nor captured."""
+    if known.identity is None:
+        return False
+    bearing = [disk for disk in standing if any(same(known.identity, one) for one in disk.identities)]
+    return len(bearing) > 1 or (known.identity.kind in TOLD and known.noted not in captured)
 
 
-def _may_tell(disk: Disk, dev: int, there: dict[int, Standing]) -> bool:
-    """Whether a disk that was not asked may have an identity that only it tells, and none that is stronger."""
-    return dev not in there and identify.identities(disk)[0].kind in WEAK
+def _may_tell(disk: Disk, known: Sequence[Known]) -> bool:
+    """Whether a disk that was not asked may have an identity that only it tells and that matters: it has none that is stronger, or a
+    protected one is bound by the same."""
+    strongest, *_ = identify.identities(disk)
+    return strongest.kind in WEAK or any(same(one.identity, strongest) for one in known)
 
 
 def silence(verdict: Verdict, look: Look) -> str:
@@ -259,7 +255,8 @@ def _why_not_by_itself(verdict: Verdict, look: Look, given_up: Collection[str]) 
     if known.path in look.wrong and verdict.standing is None:
         return look.wrong[known.path]
     if verdict.action is Action.REFUSED:
-        return OtherDiskError(what, cause=verdict.reason)
+        twice = "Take one of the two out of the agent's configuration, and start it again."
+        return OtherDiskError(what, cause=verdict.reason, action=twice if verdict.owner else "")
     if verdict.standing is None or verdict.action is Action.MISSING:
         told = look.answers[verdict.standing.path].cause if verdict.standing is not None else ""
         return DiskLeftOutError(what, cause=told or verdict.reason)

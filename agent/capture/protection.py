@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from agent.capture import attach, bindings, pins
-from agent.capture.binding import Verdict
-from agent.capture.bindings import Bound, Wanted
+from agent.capture.binding import Action, Verdict
+from agent.capture.bindings import Bound, Seen, Wanted
 from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
 from agent.capture.look import LeftOut, Look, look_at, read_pins, silence, why_not
@@ -24,6 +25,11 @@ from shared import logging
 from shared.errors import NoUsableDiskError, StateFileError
 
 _log = logging.get()
+
+SHARED: Final = (
+    "Detach its clones before the machine is rebooted, or configure it by its port (device below /dev/disk/by-path), or by an identity "
+    "that it alone bears (python -m agent preflight DEVICE prints what it has)."
+)
 
 
 def protect(
@@ -66,6 +72,13 @@ def protect(
             _log.warning(
                 "a captured disk cannot be read; it stays captured", id=verdict.known.id, cause=cause
             )
+        if verdict.is_bound_by_shared:
+            _log.warning(
+                "a disk is bound by what others bear, too: after the next reboot it is refused",
+                id=verdict.known.id,
+                identity=str(verdict.identity),
+                action=SHARED,
+            )
         disk = replace(look.found[verdict.standing.dev], id=verdict.known.id)
         if Path(verdict.known.path).resolve() == disk.path.resolve():
             disk = replace(disk, path=Path(verdict.known.path))
@@ -99,26 +112,31 @@ def _remember(
     """Keeps what the chosen disks are bound by. A partition table that could not be read is not one that is gone. Where that fails, those
     of which it was known before go on; returns the others: a disk is written down before it is captured for the first time, or it could
     be taken for another later. Raises StateFileError when none is left."""
-    after = {bound.id: bound for bound in look.remembered}
+    now: list[Bound] = []
     for verdict in chosen:
         assert verdict.standing is not None
         is_read = bool(look.answers[verdict.standing.path].head)
         kept = verdict.identity if is_read else verdict.known.identity
         identity = kept or verdict.standing.identities[0]
-        bound = Bound(verdict.known.id, verdict.known.path, str(identity), verdict.standing.path)
-        if after.get(bound.id) != bound:
+        seen = Seen(look.boot, verdict.standing.dev, verdict.standing.diskseq)
+        bound = Bound(verdict.known.id, verdict.known.path, str(identity), verdict.standing.path, seen)
+        if bound not in look.remembered:
             _log.info("disk bound", id=bound.id, device=bound.last, identity=bound.identity)
-        after[bound.id] = bound
-    if list(after.values()) == stored:
+        now.append(bound)
+    after = bindings.after(look.remembered, now)
+    if after == stored:
         return []
     try:
-        bindings.write(state_dir, list(after.values()))
+        bindings.write(state_dir, after)
     except StateFileError as exc:
         known = {(bound.id, bound.identity) for bound in stored or []}
+        ids = {id_ for id_, _ in known}
         unbound = [
             LeftOut(verdict.known.id, verdict.known.path, exc)
-            for verdict in chosen
-            if (verdict.known.id, after[verdict.known.id].identity) not in known
+            for verdict, bound in zip(chosen, now, strict=True)
+            # One that is captured goes on, bound as before.
+            if bound.id not in ids
+            or (verdict.action is not Action.CONTINUE and (bound.id, bound.identity) not in known)
         ]
         if len(unbound) == len(chosen):
             raise

@@ -31,6 +31,7 @@ def machines(draw: st.DrawFn) -> tuple[list[Known], list[Standing], list[Pinned]
     ]
     devs = {disk.dev for disk in standing}
     known = []
+    notes = draw(st.lists(st.tuples(PLACES, st.integers(1, 3)), unique=True, min_size=4, max_size=4))
     for number, place in enumerate(draw(st.lists(PLACES, max_size=4))):
         known.append(
             Known(
@@ -38,6 +39,8 @@ def machines(draw: st.DrawFn) -> tuple[list[Known], list[Standing], list[Pinned]
                 path=f"/dev/disk{place}",
                 identity=draw(st.none() | IDENTITIES),
                 at=place if place in devs else None,
+                noted=draw(st.none() | st.just(notes[number])),
+                is_new=draw(st.booleans()),
             )
         )
     pinned = [
@@ -68,7 +71,7 @@ def test_no_disk_is_taken_for_another(machine: tuple[list[Known], list[Standing]
         if kept is not None and not any(same(kept, found) for found in disk.identities):
             # Only a weak identity may differ, and only where the kernel itself says that it is the same disk.
             assert kept.is_weak
-            assert disk.dev == verdict.known.at
+            assert (disk.dev, disk.diskseq) == verdict.known.noted
             assert any((pin.dev, pin.diskseq) == (disk.dev, disk.diskseq) for pin in pinned)
 
 
@@ -83,10 +86,10 @@ def test_the_order_in_which_disks_are_listed_decides_nothing_but_who_of_two_equa
 
 
 @given(machines())
-def test_what_becomes_of_a_disk_does_not_depend_on_the_state_of_the_others(
+def test_other_protected_disks_may_make_a_disk_doubtful_and_give_it_none(
     machine: tuple[list[Known], list[Standing], list[Pinned]],
 ) -> None:
     known, standing, pinned = machine
     alone = {disk.id: decide([disk], standing, pinned)[0] for disk in known}
     for verdict in decide(known, standing, pinned):
-        assert verdict == alone[verdict.known.id] or verdict.action is Action.REFUSED
+        assert verdict == alone[verdict.known.id] or not verdict.is_chosen

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from agent.capture import answer, attach, bindings, disks, identify, layout, pins
 from agent.capture.answer import Answer, ask
@@ -381,7 +382,7 @@ def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_boun
 
 
 def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     r = machine.rig
     table = "label: gpt\n"
@@ -402,6 +403,7 @@ def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
         link.symlink_to(twin)  # as udev does: the disk that came last has it
         again, left_out = machine.protect()
         assert (machine.ids(again), left_out, machine.changes) == (machine.ids(first), [], [])
+        assert "a disk is bound by what others bear, too" in capsys.readouterr().out
         again.close()
         detach(r.pin_dir)  # as a reboot does
         capture, (left,) = machine.protect()
@@ -413,6 +415,35 @@ def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
         assert left.error.code == "US405", "the kernel's name is another's after the next reboot"
     whole, none = machine.protect()
     assert (machine.ids(whole), none) == (machine.ids(first), [])
+
+
+def test_links_that_are_exchanged_and_a_line_more_for_a_captured_disk_change_nothing(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    r = machine.rig
+    links = [r.folder / "by-id-0", r.folder / "by-id-1"]
+    for link, disk in zip(links, r.disks, strict=True):
+        link.symlink_to(disk.path)
+    machine.wanted = [Wanted(str(link)) for link in links]
+    first, _ = machine.protect()
+    for link, disk in zip(links, reversed(r.disks), strict=True):
+        link.unlink()
+        link.symlink_to(disk.path)
+    machine.wanted.append(Wanted(r.device))
+    before = bindings.read(machine.state_dir) or []
+    assert all(bound.seen for bound in before)
+    again, (left,) = machine.protect()
+    assert (machine.ids(again), machine.changes) == (machine.ids(first), [])
+    assert (left.id, left.error.code) == (f"{r.disks[0].name}-2", "US405")
+    assert left.error.cause == f"{r.device} is the protected disk {r.disks[0].name} already"
+    assert left.error.action.startswith("Take one of the two out")
+    assert bindings.read(machine.state_dir) == before
+    # an older agent wrote no note
+    bindings.write(machine.state_dir, [structs.replace(bound, seen=None) for bound in before])
+    again, _ = machine.protect()
+    assert (machine.ids(again), machine.changes) == (machine.ids(first), [])
+    assert bindings.read(machine.state_dir) == before
+    assert "others bear, too" not in capsys.readouterr().out
 
 
 def test_of_too_many_disks_those_that_are_captured_go_on_and_each_of_the_others_is_named(

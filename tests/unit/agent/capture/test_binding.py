@@ -54,7 +54,7 @@ def disk(
 
 
 def bound(identity: Identity | None = WWID, *, at: int | None = 16) -> Known:
-    return Known(id="sdb", path="/dev/sdb", identity=identity, at=at)
+    return Known(id="sdb", path="/dev/sdb", identity=identity, at=at, noted=(16, 5) if identity else None)
 
 
 PIN = Pinned(slot=3, dev=16, diskseq=5, sectors=2048)
@@ -73,6 +73,8 @@ PIN = Pinned(slot=3, dev=16, diskseq=5, sectors=2048)
         (bound(at=32), [disk("sdb", OTHER), disk("sdc", dev=32)], [], Action.ATTACH, "taken away and came back"),
         (bound(), [disk("sdb", OTHER, sectors=0)], [], Action.MISSING, "/dev/sdb is empty"),
         (bound(), [disk("sdb", OTHER)], [PIN], Action.REFUSED, f"another disk stands under /dev/sdb: it is {OTHER}, not {WWID}"),
+        # a LUN that was mapped anew behind the same device, which somebody renamed: the note counts no more
+        (bound(at=None), [disk("sdb", OTHER)], [PIN], Action.MISSING, "no disk of this machine bears its identity"),
         (bound(at=None), [], [PIN], Action.MISSING, "no disk of this machine bears its identity"),
         (bound(at=None), [disk("sdc", dev=32)], [PIN], Action.ATTACH, "under /dev/sdc now"),
         # clones
@@ -82,7 +84,8 @@ PIN = Pinned(slot=3, dev=16, diskseq=5, sectors=2048)
         (bound(None), [disk("sdb")], [], Action.ATTACH, "protected from now on"),
         (bound(None), [disk("sdb")], [PIN], Action.CONTINUE, ""),
         (bound(None, at=None), [disk("sdc", dev=32)], [], Action.MISSING, "nothing stands under /dev/sdb"),
-        # weak identities: not asked while capture is pinned to what stands there
+        # weak identities: not asked while capture is pinned to what is noted, wherever the path leads
+        (bound(GPT, at=32), [disk("sdb", OTHER_GPT), disk("sdc", GPT, dev=32)], [PIN], Action.CONTINUE, ""),
         (bound(GPT), [disk("sdb", OTHER_GPT)], [PIN], Action.CONTINUE, ""),
         (bound(GPT), [disk("sdb", OTHER_GPT, diskseq=6)], [PIN], Action.REFUSED, "another disk"),
         (bound(GPT), [disk("sdb", OTHER_GPT)], [], Action.REFUSED, "another disk"),
@@ -122,7 +125,7 @@ def test_of_twins_none_is_taken_without_evidence(
 ) -> None:
     original, twin = disk("sdb", identity), disk("sdc", identity, dev=32, diskseq=9 if original_first else 2)
     at = {"original": 16, "twin": 32, "nothing": None}[names]
-    known = Known(id="sdb", path=path, identity=identity, at=at)
+    known = Known(id="sdb", path=path, identity=identity, at=at, noted=(16, 5))
     standing = [original, twin] if original_first else [twin, original]
     (verdict,) = decide([known], standing, [PIN] if captured else [])
     if chosen == "refused":
@@ -142,22 +145,87 @@ def test_a_new_disk_is_bound_by_what_it_alone_bears() -> None:
         (verdict,) = decide([bound(None)], [one, other])
         assert verdict.identity == kept
     (verdict,) = decide([bound(WWID)], [one, other], [PIN])
-    assert verdict.identity == WWID, "what is kept is kept"
+    assert verdict.identity == WWID, "it has nothing of its own"
+    assert verdict.is_bound_by_shared
+
+
+def test_a_serial_number_that_all_disks_share_is_left_while_capture_proves_which_disk_it_is() -> None:
+    same_serial = Identity(Kind.SERIAL, "SAME")
+    standing = [
+        replace(disk("sdb"), identities=(same_serial, GPT, NAME)),
+        replace(disk("sdc", dev=32), identities=(same_serial, OTHER_GPT)),
+    ]
+    known = [
+        Known(id="sdb", path="/dev/sdb", identity=same_serial, at=16, noted=(16, 5)),
+        Known(id="sdc", path="/dev/sdc", identity=same_serial, at=32, noted=(32, 5)),
+    ]
+    pins = [PIN, Pinned(slot=0, dev=32, diskseq=5, sectors=2048)]
+    first = decide(known, standing, pins)
+    assert [(v.slot, v.identity, v.is_bound_by_shared) for v in first] == [
+        (3, GPT, False),
+        (0, OTHER_GPT, False),
+    ]
+    rebooted = [replace(v.known, identity=v.identity, noted=None) for v in first]
+    assert [v.standing for v in decide(rebooted, standing)] == standing
+    configured = [replace(one, is_configured=True) for one in known]
+    assert all(v.identity == same_serial and v.is_bound_by_shared for v in decide(configured, standing, pins))
 
 
 def test_of_twins_that_are_both_protected_neither_takes_what_is_captured_as_the_other() -> None:
     known = [
-        Known(id="sdb", path="/dev/sdb", identity=WWID, at=16),
-        Known(id="sdc", path="/dev/sdc", identity=WWID, at=32),
+        Known(id="sdb", path="/dev/sdb", identity=WWID, at=16, noted=(16, 8)),
+        Known(id="sdc", path="/dev/sdc", identity=WWID, at=32, noted=(32, 9)),
     ]
     both = [disk("sdb", diskseq=8), disk("sdc", dev=32, diskseq=9)]
     pins = [Pinned(slot=0, dev=16, diskseq=8, sectors=2048), Pinned(slot=1, dev=32, diskseq=9, sectors=2048)]
-    assert [v.slot for v in decide(known, both, pins)] == [0, 1]
-    back, stays = decide(known, both, pins[1:])  # the first one was pulled out and came back
-    assert (back.action, back.standing, stays.slot) == (Action.ATTACH, both[0], 1)
-    gone, stays = decide(known, both[1:], pins[1:])
+    exchanged = [replace(known[0], at=32), replace(known[1], at=16)]
+    for links in (known, exchanged, [replace(known[0], at=32), known[1]]):
+        assert [v.slot for v in decide(links, both, pins)] == [0, 1]
+        assert [v.slot for v in decide(links[::-1], both, pins)] == [1, 0]
+    # one that was pulled out, and one that came: it may be a third
+    came, stays = decide(known, [disk("sdb", diskseq=10), both[1]], pins)
+    assert (came.action, stays.slot) == (Action.REFUSED, 1)
+    gone, stays = decide([replace(known[0], at=None), known[1]], both[1:], pins)
     assert (gone.action, stays.slot) == (Action.MISSING, 1)
     assert [v.action for v in decide(known, both)] == [Action.REFUSED] * 2
+    for one in decide(known, both[:1]):  # one of them is away after a reboot
+        assert one.action is Action.REFUSED
+        assert "by which the protected disks sdb, sdc are bound" in one.reason
+    ported = [replace(one, path=f"/dev/disk/by-path/{one.id}") for one in known]
+    assert [v.standing for v in decide(ported, both)] == both
+
+
+def test_captured_disks_whose_links_are_exchanged_go_on_and_a_line_more_takes_none() -> None:
+    standing = [disk("sdb"), disk("sdc", OTHER, dev=32)]
+    pins = [PIN, Pinned(slot=0, dev=32, diskseq=5, sectors=2048)]
+    new = Known(id="new", path="/dev/sdb", at=16, is_new=True)
+    for noted in (True, False):
+        known = [
+            Known(id="sdb", path="/l1", identity=WWID, at=32, noted=(16, 5) if noted else None),
+            Known(id="sdc", path="/l2", identity=OTHER, at=16, noted=(32, 5) if noted else None),
+        ]
+        for lines in ([*known, new], [new, *known]):
+            said = {v.known.id: v for v in decide(lines, standing, pins)}
+            assert (said["sdb"].slot, said["sdc"].slot) == (3, 0)
+            assert (said["new"].action, said["new"].reason) == (
+                Action.REFUSED,
+                "/dev/sdb is the protected disk sdb already",
+            )
+
+
+def test_a_new_line_is_not_given_what_may_be_a_disk_that_cannot_be_told_from_its_twin() -> None:
+    new = Known(id="new", path="/dev/sdc", at=32, is_new=True)
+    refused, old = decide([new, bound()], [disk("sdb"), disk("sdc", dev=32)])
+    assert (old.action, refused.action) == (Action.REFUSED, Action.REFUSED)
+    assert refused.reason == "/dev/sdc may be the protected disk sdb"
+
+
+def test_a_partition_table_that_was_copied_claims_no_disk_that_is_known_by_its_own_name() -> None:
+    both = replace(disk("sdb"), identities=(WWID, GPT))
+    copied = Known(id="copied", path="/dev/sdc", identity=GPT)
+    for lines in ([bound(), copied], [copied, bound()]):
+        said = {v.known.id: v.action for v in decide(lines, [both])}
+        assert said == {"sdb": Action.ATTACH, "copied": Action.MISSING}
 
 
 @pytest.mark.parametrize(

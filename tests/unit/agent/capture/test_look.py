@@ -59,6 +59,7 @@ class Stack:
             remembered=[Bound(name, f"/dev/{name}", f"wwid:{name}") for name in captured],
             silent=frozenset(),
             without_place=frozenset(),
+            boot="this",
         )
         return {id_: error.action for id_, error in why_not(look).items()}
 

@@ -1,0 +1,178 @@
+"""Lives of machines whose disks are known by number here, whatever they bear and wherever they stand: links are exchanged, labels copied,
+disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before.
+
+The truth is the number. No id is ever given another's disk, no new id the disk of one that is configured; and what can be told is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from agent.capture import bindings
+from agent.capture.binding import Action, Identity, Kind, Pinned, Standing, decide
+from agent.capture.bindings import Bound, Seen, Wanted
+
+DISKS: Final = 3
+SECTORS: Final = 2048
+REDUNDANT: Final = "/more"
+WORLD_WIDE, TABLE, SERIAL, TWIN, PORTED_TWIN = range(5)
+"""What tells a disk from the others: its world-wide name, its partition table, that beside a serial number which others bear, nothing, or
+nothing but its port."""
+NUMBER = st.integers(0, DISKS - 1)
+STEP = st.one_of(
+    st.tuples(st.just("restart"), NUMBER, NUMBER),
+    st.tuples(st.just("link"), NUMBER, st.integers(0, DISKS)),
+    st.tuples(st.just("line"), st.integers(0, DISKS), NUMBER),
+    st.tuples(st.just("no line"), NUMBER, NUMBER),
+    st.tuples(st.just("label"), NUMBER, NUMBER),
+    st.tuples(st.just("back"), NUMBER, NUMBER),
+    st.tuples(st.just("reboot"), NUMBER, NUMBER),
+    st.tuples(st.just("older agent"), NUMBER, NUMBER),
+)
+
+
+@dataclass
+class Machine:
+    kinds: Sequence[int]
+    protected: int
+    place: list[int] = field(default_factory=lambda: [*range(DISKS)])
+    seq: list[int] = field(default_factory=lambda: [*range(1, DISKS + 1)])
+    next_seq: int = DISKS + 1
+    boot: int = 0
+    labels: int = DISKS
+    copied: bool = False
+
+    def __post_init__(self) -> None:
+        """An older agent captured the protected ones, and bound them by the strongest that they have."""
+        self.label = [*range(DISKS)]
+        self.lines = [Wanted(self.path(disk)) for disk in range(self.protected)]
+        self.links: dict[str, int] = {self.path(disk): disk for disk in range(self.protected)}
+        self.bound = [
+            Bound(f"id{disk}", self.path(disk), str(self.standing(disk).identities[0]), f"/dev/sd{disk}")
+            for disk in range(self.protected)
+        ]
+        self.truth = {bound.id: disk for disk, bound in enumerate(self.bound)}
+        self.captured: dict[str, tuple[int, int]] = {
+            bound.id: (self.place[disk], self.seq[disk]) for disk, bound in enumerate(self.bound)
+        }
+
+    def path(self, disk: int) -> str:
+        return f"/dev/disk/{'by-path' if self.kinds[disk] == PORTED_TWIN else 'by-id'}/{disk}"
+
+    def standing(self, disk: int) -> Standing:
+        name = f"sd{self.place[disk]}"
+        table = Identity(Kind.GPT, f"{self.label[disk]}")
+        borne = {
+            WORLD_WIDE: [Identity(Kind.WWID, f"{disk}")],
+            TABLE: [table],
+            SERIAL: [Identity(Kind.SERIAL, "same"), table],
+        }.get(self.kinds[disk], [Identity(Kind.WWID, "twin")])
+        return Standing(
+            path=f"/dev/{name}",
+            name=name,
+            dev=self.place[disk],
+            diskseq=self.seq[disk],
+            sectors=SECTORS,
+            identities=(*borne, Identity(Kind.NAME, f"{name}, {SECTORS} sectors")),
+        )
+
+    def is_captured(self, disk: int) -> bool:
+        return (self.place[disk], self.seq[disk]) in self.captured.values()
+
+    def step(self, what: str, one: int, other: int) -> None:
+        match what:
+            case "link" if one < self.protected and self.kinds[one] != PORTED_TWIN:
+                self.links.pop(self.path(one), None)
+                if other < DISKS:
+                    self.links[self.path(one)] = other
+            case "line" | "no line":
+                self.lines = [line for line in self.lines if line.device != REDUNDANT]
+                self.links.pop(REDUNDANT, None)
+                if what == "line":
+                    self.lines.insert(one, Wanted(REDUNDANT))
+                    self.links[REDUNDANT] = other
+            case "label" if self.is_captured(one):  # a new one, or another disk's
+                self.labels += 1
+                self.copied |= one != other
+                self.label[one] = self.labels if one == other else self.label[other]
+            case "back":
+                self.seq[one] = self.next_seq
+                self.next_seq += 1
+            case "reboot":  # numbers of the last boot are given again, to others
+                self.boot += 1
+                self.captured = {}
+                self.place = [(place + one) % DISKS for place in self.place]
+                self.seq = [1 + (place + other) % DISKS for place in self.place]
+                self.next_seq = DISKS + 1
+            case "older agent":
+                self.bound = [Bound(b.id, b.device, b.identity, b.last) for b in self.bound]
+
+    def look(self) -> None:
+        standing = [self.standing(disk) for disk in range(DISKS)]
+        there = {(one.dev, one.diskseq): one.path for one in standing}
+        pins = [
+            Pinned(slot=slot, dev=dev, diskseq=seq, sectors=SECTORS)
+            for slot, (dev, seq) in enumerate(self.captured.values())
+        ]
+        boot = f"boot-{self.boot}"
+        noted = {there[at]: at for at in self.captured.values() if at in there}
+        remembered = bindings.with_notes(self.bound, noted, boot)
+        at = {path: self.place[disk] for path, disk in self.links.items()}
+        known = bindings.all_known(self.lines, remembered, at, {one.dev: one.name for one in standing}, boot)
+        verdicts = decide(known, standing, pins)
+        is_noted = {bound.id for bound in remembered if bound.seen and bound.seen.boot == boot}
+        configured = {disk.id for disk in known}
+        now, captured = [], {}
+        for verdict in verdicts:
+            id_, disk = verdict.known.id, verdict.standing
+            if disk is None:
+                self.check_it_could_not_be_told(id_, id_ in is_noted)
+                continue
+            number = self.place.index(disk.dev)
+            if id_ not in self.truth:
+                owners = {owner for owner, owned in self.truth.items() if owned == number}
+                assert not owners & configured, f"{id_} is given the disk of {owners}"
+            assert self.truth.setdefault(id_, number) == number, f"{id_} is given another's disk"
+            assert (verdict.action is Action.CONTINUE) == self.is_captured(number)
+            seen = Seen(boot, disk.dev, disk.diskseq)
+            now.append(Bound(id_, verdict.known.path, str(verdict.identity), disk.path, seen))
+            captured[id_] = disk.dev, disk.diskseq
+        self.bound, self.captured = bindings.after(remembered, now), captured
+
+    def check_it_could_not_be_told(self, id_: str, is_noted: bool) -> None:
+        if id_ not in self.truth:
+            return
+        disk = self.truth[id_]
+        proof = (self.place[disk], self.seq[disk])
+        assert not (is_noted and self.captured.get(id_) == proof), f"{id_} is captured, and not gone on with"
+        owners = [owner for owner, owned in self.truth.items() if owned == disk]
+        is_ported = self.kinds[disk] == PORTED_TWIN and id_ == f"id{disk}"
+        if len(owners) == 1 and (self.kinds[disk] == WORLD_WIDE or is_ported):
+            raise AssertionError(f"{id_} is unmistakable, and refused")
+        if len(owners) == 1 and self.kinds[disk] in (TABLE, SERIAL) and not self.copied:
+            raise AssertionError(f"{id_} alone bears its partition table, and is refused")
+
+
+KINDS = st.lists(st.integers(WORLD_WIDE, PORTED_TWIN), min_size=DISKS, max_size=DISKS)
+
+
+@given(KINDS, st.integers(1, DISKS), st.lists(STEP, max_size=10))
+@example([WORLD_WIDE] * 3, 2, [("line", 2, 0)])
+@example([WORLD_WIDE] * 3, 2, [("link", 0, 1), ("link", 1, 0)])
+@example([TABLE] * 3, 2, [("link", 0, 1)])
+@example([TWIN, TWIN, TABLE], 2, [("link", 1, 0)])
+@example([SERIAL] * 3, 2, [("restart", 0, 0), ("reboot", 1, 0)])
+@settings(max_examples=150)
+def test_no_id_is_given_anothers_disk_and_what_can_be_told_is_told(
+    kinds: list[int], protected: int, steps: list[tuple[str, int, int]]
+) -> None:
+    machine = Machine(kinds, protected)
+    machine.look()
+    for step in steps:
+        machine.step(*step)
+        machine.look()

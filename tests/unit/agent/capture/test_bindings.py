@@ -1,0 +1,71 @@
+"""disks.json: what is read of it in this boot and another, by this agent and an older one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from agent.capture import bindings
+from agent.capture.bindings import NAME, Bound, Seen, Wanted, after, all_known, known, with_notes
+
+SEEN = Seen("this", 16, 5)
+BOUND = Bound("sdb", "/dev/x", "gpt:1", "/dev/sdb", SEEN)
+
+
+def test_what_an_older_agent_wrote_is_read_and_what_is_written_is_read_back(tmp_path: Path) -> None:
+    old = {"id": "sdb", "device": "/dev/x", "identity": "gpt:1", "last": "/dev/sdb"}
+    (tmp_path / NAME).write_text(json.dumps({"v": 1, "disks": [old]}))
+    assert bindings.read(tmp_path) == [structs.replace(BOUND, seen=None)]
+    bindings.write(tmp_path, [BOUND])
+    assert bindings.read(tmp_path) == [BOUND]
+    (written,) = json.loads((tmp_path / NAME).read_text())["disks"]
+    assert written == old | {"seen": {"boot": "this", "dev": 16, "diskseq": 5}}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "bound", "noted"),
+    [
+        (Wanted("/dev/x"), BOUND, (16, 5)),
+        (Wanted("/dev/y", "sdb"), BOUND, (16, 5)),
+        (Wanted("/dev/x", "sdb", "gpt:1"), BOUND, (16, 5)),
+        (Wanted("/dev/x", "sdb", "gpt:2"), BOUND, None),  # another disk is meant
+        (Wanted("/dev/x"), structs.replace(BOUND, seen=Seen("before", 16, 5)), None),
+        (Wanted("/dev/x"), structs.replace(BOUND, seen=Seen("this", 16, 0)), None),  # before Linux 5.15
+    ],
+)
+def test_a_note_counts_in_its_boot_for_the_disk_that_is_meant(
+    wanted: Wanted, bound: Bound, noted: tuple[int, int] | None
+) -> None:
+    disk = known(wanted, [bound], 16, "this")
+    assert disk is not None
+    assert (disk.noted, disk.is_new, disk.is_configured) == (noted, False, wanted.identity is not None)
+
+
+def test_what_an_older_agent_captured_is_noted_by_where_it_stood_unless_two_stood_there() -> None:
+    old = structs.replace(BOUND, seen=None)
+    other = Bound("sdc", "/dev/y", "gpt:2", "/dev/sdc")
+    there = {"/dev/sdb": (16, 5)}
+    assert with_notes([old, other], there, "this") == [BOUND, other]
+    former = structs.replace(other, last="/dev/sdb")
+    assert with_notes([old, former], there, "this") == [old, former]
+    mine = structs.replace(other, seen=Seen("this", 32, 6))
+    assert with_notes([old, mine], there, "this") == [old, mine], (
+        "this agent wrote it: it had no note to give"
+    )
+
+
+def test_a_disk_that_is_noted_for_one_id_is_noted_for_no_other() -> None:
+    new = Bound("new", "/dev/z", "gpt:1", "/dev/sdb", SEEN)
+    other = Bound("sdc", "/dev/y", "gpt:2", "/dev/sdc", Seen("this", 32, 6))
+    assert after([BOUND, other], [new]) == [structs.replace(BOUND, seen=None), other, new]
+
+
+def test_a_second_line_for_one_id_is_a_new_disk_wherever_it_stands() -> None:
+    lines = [Wanted("/dev/x"), Wanted("/dev/y", "sdb")]
+    for wanted in (lines, lines[::-1]):
+        found = {disk.path: disk for disk in all_known(wanted, [BOUND], {"/dev/x": 16}, {16: "sdb"}, "this")}
+        assert (found["/dev/y"].id, found["/dev/y"].is_new) == ("sdb", False)
+        assert (found["/dev/x"].id, found["/dev/x"].is_new) == ("sdb-2", True)
