@@ -87,18 +87,20 @@ class Stream:
         """Trials that were let go, and whose last read has not come back."""
 
     def _continued_unreadable(self) -> Unreadable:
-        """What the target lacks in the epoch that goes on. If the words tell of another (the pin is new: an older agent made the others, or
-        somebody removed it; or a kill fell into `begin_epoch`), nobody knows: first everything is to do, then they tell of this one."""
+        """What the target lacks in the epoch that goes on. Nobody knows if the words tell of another (the pin is new: an older agent made
+        the others, or somebody removed it; or a kill fell into `begin_epoch`), nor if an older agent, which knows nothing of them, ran in
+        between (`older_has_declared`): first everything is to do, then they tell of this one, and last the older agent's trace goes."""
         disks = len(self.catchup.disk_sectors)
         if not self._state[Word.EPOCH]:
             return Unreadable(disks)
         found = Unreadable(disks, self._capture.unreadable, self._state[Word.CLAIM])
-        if not found.is_known:
+        if not found.is_known or self._state.older_has_declared:
             _log.warning("which sectors could not be read is not known any more: all disks are read again")
             self._state.set_unordered()
             for _ in self.catchup.mark_everything():
                 pass
             found.begin()
+            self._state.forget_older_declared()
         return found
 
     # -- start and resumption ----------------------------------------------------------------------------

@@ -36,8 +36,9 @@ from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.recovery.position import Position
 
 _LAYOUT: Final = 3
+_OLDER_DECLARED_AT: Final = 26
+"""To 31: in them an older agent keeps what it declared unreadable, its epoch's claim first."""
 _PATIENCE_AT: Final = 32
-"""Words 26 to 31 are not used any more."""
 _DIGESTS_AT: Final = 96
 _DIGESTS_AT_ONCE: Final = 64
 """Where captures of older agents have them, and half as many words of patience."""
@@ -188,6 +189,14 @@ class AgentState:
         """64 words that are no other's, 32 in captures of older agents: `agent.continuity.patience` owns their meaning."""
         return self._words[_PATIENCE_AT : self._digests_at]
 
+    @property
+    def older_has_declared(self) -> bool:
+        """Whether an older agent ran since `forget_older_declared`, and declared something that only its own words tell."""
+        return bool(self._words[_OLDER_DECLARED_AT])
+
+    def forget_older_declared(self) -> None:
+        self._words[_OLDER_DECLARED_AT:_PATIENCE_AT] = 0
+
     # -- epoch -------------------------------------------------------------------------------------------
 
     @property
@@ -234,6 +243,7 @@ class AgentState:
         self.set_unordered()
         self[Word.EPOCH] = 0  # until all of it is there: no number ever stands with another's claim
         self._words[self._digests_at :] = 0
+        self.forget_older_declared()
         self[Word.LAST_CUT] = 0
         self[Word.FREED] = 0
         self[Word.EVER_ORDERED] = 0
