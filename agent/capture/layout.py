@@ -96,7 +96,7 @@ CONTROL: Final = np.dtype(
         ("object_hash", "<u8", (4,)),
         ("numbers", "u1", (MAX_DISKS,)),
         ("handed_on", "<u8"),
-        ("reserved", "<u8", (1,)),
+        ("bio_based", "<u8"),
     ]
 )
 PROBE_WORDS: Final = 8

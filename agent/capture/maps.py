@@ -98,7 +98,7 @@ class Incidents:
     """Something was written and nobody knows where: the machine must be resynchronised."""
     late: int
     """Completions that were missed, and noticed when the bio's memory was used again; their ranges are
-    marked."""
+    marked. Not among them: those of disks without requests that look as if the bio had been handed on to another disk."""
     recursion_misses: int
     """Runs of the programs that see submissions which the kernel skipped: each may be a write that was not seen. (A completion that
     was not seen shows otherwise: `late`.)"""

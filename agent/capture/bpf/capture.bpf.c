@@ -130,7 +130,7 @@ struct control {
 	u64 object_hash[4]; /* user space's: SHA-256 of the object that the programs are of */
 	u8 numbers[64];   /* user space's, by slot: 1 + the disk's number in the stream; 0: by slot */
 	u64 handed_on;    /* bios of one tracked disk that were seen again on another one, before their completion */
-	u64 reserved[1];
+	u64 bio_based;    /* a bit a slot: disks without requests that were written to */
 };
 
 /* One calibration probe: see agent/capture/calibrate.py. User space fills the first part, the program the second. */
@@ -599,16 +599,29 @@ static __always_inline bool skipped(void)
  * aligned. An addition, since the verifier may know the key as a pointer.) */
 #define HANDED_ON(key) ((key) + 1)
 
+/* Whether the write `before` may still be in flight, although its bio is `now` another disk's. Only a driver without requests hands on the
+ * bio that it was given, to another disk, all of it or what is left of it. A bio that is in a request stays there until it completes. */
+static __always_inline bool may_be_handed_on(struct open_write *before, struct open_write *now)
+{
+	return before->disk != now->disk && *(volatile u64 *)&control.bio_based >> (before->disk & (MAX_DISKS - 1)) & 1 &&
+	       now->sectors <= before->sectors;
+}
+
 /* The memory of this bio is in flight as another write.
  *
- * To the same disk: its completion was told to nobody (the kernel may skip tracing programs, for some tasks or when one is running). It
- * has completed; whether it failed is unknown, so its range is marked for the next round. That raises no loss count: a failed write
- * leaves behind something that a crash could have left as well.
+ * Nearly always that one's completion was told to nobody: the kernel may skip tracing programs, for some tasks or when one is running (of
+ * the millions of writes of a loop device on another, some dozens). It has completed, and is `late`; whether it failed is unknown, so its
+ * range is marked for the next round. That raises no loss count: a failed write leaves behind something that a crash could have left as
+ * well.
  *
- * To another disk: it may be that, or still be in flight there. Some drivers without requests (md linear, md raid0 when it does not count)
- * hand on the very bio that they were given, and the disk below is tracked, too. Then both writes are open until the bio completes, once
- * for both. Were the upper one taken for complete, catch-up might read its range too early, with nothing that makes it read again: the
- * mark may have been harvested by the round that reads. Where there is no room for both, open_missed says that there is one more. */
+ * Or it is still in flight, on another disk. Some drivers without requests (md linear, md raid0 when it does not count) hand on the very
+ * bio that they were given, and the disk below is tracked, too. Then both writes are open until the bio completes, once for both. Were the
+ * upper one taken for complete, catch-up might read its range too early, with nothing that makes it read again: the mark may have been
+ * harvested by the round that reads. Where there is no room for both, open_missed says that there is one more.
+ *
+ * A missed completion on a disk without requests may look the same. Then it is not `late` but `handed_on`, and counts as complete one
+ * completion later. Nothing stays open for ever that did not before: what no completion and no other write ends, because the memory is not
+ * used again, user space drops once its disks are idle, under either key (`Settling.forget_stale`). */
 static __always_inline void also_open(u64 key, struct open_write *now)
 {
 	struct open_write *found = bpf_map_lookup_elem(&open_writes, &key);
@@ -620,7 +633,7 @@ static __always_inline void also_open(u64 key, struct open_write *now)
 		bool both = false;
 
 		mark(slot, before.sector, before.sectors);
-		if (slot != now->disk) {
+		if (may_be_handed_on(&before, now)) {
 			__sync_fetch_and_add(&control.handed_on, 1);
 			both = !bpf_map_update_elem(&open_writes, &upper, &before, BPF_NOEXIST);
 			if (!both)
@@ -664,6 +677,9 @@ static __noinline int write_seen(struct seen_bio *b, u32 hook)
 	if (!disk || (disk->flags & DISK_BIO_BASED) != (hook == QUEUE) || skipped())
 		return 0;
 	u32 slot = disk->slot;
+	u64 mine = 1ULL << (slot & (MAX_DISKS - 1));
+	if (hook == QUEUE && !(*(volatile u64 *)&control.bio_based & mine))
+		__sync_fetch_and_or(&control.bio_based, mine);
 	struct counters *count = bpf_map_lookup_elem(&counters, &slot);
 	struct walk *w = bpf_map_lookup_elem(&walks, &hook);
 	if (!count || !w)

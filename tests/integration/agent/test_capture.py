@@ -211,6 +211,7 @@ def test_a_disk_without_requests_is_captured_where_its_bios_enter() -> None:
             counters = r.capture.counters(0)
             assert r.counted() == counters.seen_sectors == counters.completed_sectors
             assert len(r.capture.open_writes()) == 0
+            assert r.capture._control["bio_based"] == 1
         finally:
             r.capture.close()
 

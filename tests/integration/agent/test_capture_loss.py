@@ -305,9 +305,14 @@ def test_a_missed_completion_is_noticed_when_its_bio_is_used_again() -> None:
         assert r.capture.loss_count() == 0
 
 
-def test_a_bio_that_one_disk_hands_on_to_another_is_open_on_both_until_it_completes() -> None:
+@pytest.mark.parametrize("upper_has_requests", [False, True])
+def test_a_bio_that_one_disk_hands_on_to_another_is_open_on_both_until_it_completes_but_those_in_requests_are_over(
+    upper_has_requests: bool,
+) -> None:
     with rig(8 * MIB, count=2) as r:
         r.write(0, b"a" * 4096)
+        if not upper_has_requests:
+            r.capture._control["bio_based"] |= np.uint64(1 << 1)
         # As a driver does that hands on the bio that it was given (md linear, which this kernel may not have): the write to the upper disk
         # (1) is open under the bio that enters the lower one (0). The memory is the same for a lone writer, most of the time.
         upper = np.zeros((), layout.OPEN_WRITE)
@@ -327,7 +332,8 @@ def test_a_bio_that_one_disk_hands_on_to_another_is_open_on_both_until_it_comple
         assert r.capture.counters(1).completed_sectors == 8
         assert r.capture.counters(0).completed_sectors == 8 * (turn + 1)
         assert left == turn - 1
-        assert (r.capture.incidents().late, r.capture.loss_count()) == (0, 0)
+        told = r.capture.incidents().late, int(r.capture._control["handed_on"])
+        assert (told, r.capture.loss_count()) == ((1, 0) if upper_has_requests else (0, 1), 0)
         assert bits(r.capture.active_dirty(1)) == {4096 // 32}
 
 
