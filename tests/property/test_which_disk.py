@@ -1,6 +1,9 @@
 """Lives of machines whose disks are known by number here, whatever they bear and wherever they stand: links are exchanged, labels copied,
 disks pulled and put back, machines rebooted, a line is written once more, an older agent ran before.
 
+Where a disk is away, nothing tells it from an unprotected clone that stands, nor one that is bound or configured by a serial number from
+another that bears the same: that is not lived here.
+
 The truth is the number. No id is ever given another's disk, no new id the disk of one that is configured; and what can be told is told.
 """
 
@@ -31,6 +34,7 @@ STEP = st.one_of(
     st.tuples(st.just("no line"), NUMBER, NUMBER),
     st.tuples(st.just("label"), NUMBER, NUMBER),
     st.tuples(st.just("back"), NUMBER, NUMBER),
+    st.tuples(st.just("away"), NUMBER, NUMBER),
     st.tuples(st.just("reboot"), NUMBER, NUMBER),
     st.tuples(st.just("older agent"), NUMBER, NUMBER),
 )
@@ -46,6 +50,7 @@ class Machine:
     boot: int = 0
     labels: int = DISKS
     copied: bool = False
+    away: int | None = None
 
     def __post_init__(self) -> None:
         """An older agent captured the protected ones, and bound them by the strongest that they have."""
@@ -94,15 +99,28 @@ class Machine:
                 self.lines = [line for line in self.lines if line.device != REDUNDANT]
                 self.links.pop(REDUNDANT, None)
                 if what == "line":
-                    self.lines.insert(one, Wanted(REDUNDANT))
+                    is_known = any(bound.device == REDUNDANT for bound in self.bound)
+                    strongest = str(self.standing(other).identities[0])
+                    self.lines.insert(
+                        one,
+                        Wanted(
+                            REDUNDANT,
+                            identity=strongest
+                            if one == 1 and not is_known and self.kinds[other] != SERIAL
+                            else None,
+                        ),
+                    )
                     self.links[REDUNDANT] = other
-            case "label" if self.is_captured(one):  # a new one, or another disk's
+            case "label" if self.is_captured(one) and self.away is None:  # a new one, or another disk's
                 self.labels += 1
                 self.copied |= one != other
                 self.label[one] = self.labels if one == other else self.label[other]
             case "back":
                 self.seq[one] = self.next_seq
                 self.next_seq += 1
+            case "away" if self.may_go(one):
+                self.away = one if one != other else None
+                self.step("back", one, one)
             case "reboot":  # numbers of the last boot are given again, to others
                 self.boot += 1
                 self.captured = {}
@@ -112,8 +130,13 @@ class Machine:
             case "older agent":
                 self.bound = [Bound(b.id, b.device, b.identity, b.last) for b in self.bound]
 
+    def may_go(self, disk: int) -> bool:
+        """Whether nothing that is not protected can be taken for it."""
+        twins = [other for other in range(DISKS) if self.kinds[other] in (TWIN, PORTED_TWIN)]
+        return all(twin < self.protected for twin in twins) if disk in twins else not self.copied
+
     def look(self) -> None:
-        standing = [self.standing(disk) for disk in range(DISKS)]
+        standing = [self.standing(disk) for disk in range(DISKS) if disk != self.away]
         there = {(one.dev, one.diskseq): one.path for one in standing}
         pins = [
             Pinned(slot=slot, dev=dev, diskseq=seq, sectors=SECTORS)
@@ -122,7 +145,7 @@ class Machine:
         boot = f"boot-{self.boot}"
         noted = {there[at]: at for at in self.captured.values() if at in there}
         remembered = bindings.with_notes(self.bound, noted, boot)
-        at = {path: self.place[disk] for path, disk in self.links.items()}
+        at = {path: self.place[disk] for path, disk in self.links.items() if disk != self.away}
         known = bindings.all_known(self.lines, remembered, at, {one.dev: one.name for one in standing}, boot)
         verdicts = decide(known, standing, pins)
         is_noted = {bound.id for bound in remembered if bound.seen and bound.seen.boot == boot}
@@ -145,16 +168,17 @@ class Machine:
         self.bound, self.captured = bindings.after(remembered, now), captured
 
     def check_it_could_not_be_told(self, id_: str, is_noted: bool) -> None:
-        if id_ not in self.truth:
+        disk = self.truth.get(id_)
+        if disk is None or disk == self.away:
             return
-        disk = self.truth[id_]
         proof = (self.place[disk], self.seq[disk])
         assert not (is_noted and self.captured.get(id_) == proof), f"{id_} is captured, and not gone on with"
         owners = [owner for owner, owned in self.truth.items() if owned == disk]
         is_ported = self.kinds[disk] == PORTED_TWIN and id_ == f"id{disk}"
         if len(owners) == 1 and (self.kinds[disk] == WORLD_WIDE or is_ported):
             raise AssertionError(f"{id_} is unmistakable, and refused")
-        if len(owners) == 1 and self.kinds[disk] in (TABLE, SERIAL) and not self.copied:
+        is_main = id_ in {f"id{number}" for number in range(DISKS)}
+        if len(owners) == 1 and is_main and self.kinds[disk] in (TABLE, SERIAL) and not self.copied:
             raise AssertionError(f"{id_} alone bears its partition table, and is refused")
 
 
@@ -166,6 +190,7 @@ KINDS = st.lists(st.integers(WORLD_WIDE, PORTED_TWIN), min_size=DISKS, max_size=
 @example([WORLD_WIDE] * 3, 2, [("link", 0, 1), ("link", 1, 0)])
 @example([TABLE] * 3, 2, [("link", 0, 1)])
 @example([TWIN, TWIN, TABLE], 2, [("link", 1, 0)])
+@example([TWIN, TWIN, TABLE], 2, [("away", 0, 1), ("reboot", 1, 0)])
 @example([SERIAL] * 3, 2, [("restart", 0, 0), ("reboot", 1, 0)])
 @settings(max_examples=150)
 def test_no_id_is_given_anothers_disk_and_what_can_be_told_is_told(
