@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
+from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
 from agent.pipeline import Agent
 from agent.stream.state import Word
+from agent.stream.unreadable import Unreadable
 from shared.batch import SECTOR, StreamState
 from shared.errors import CopyRefusedError, OrderLostError, UnderstudyError, UnreadableSourceError
 from shared.status import AgentDisk, AgentReport, Problem
@@ -87,8 +90,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
                 )
             )
         )
-    if sectors := stream.unreadable.sectors:
-        problems.append(_warning(UnreadableSourceError(f"{sectors} sectors of the source could not be read")))
+    problems += unreadable_sectors(capture.disks, stream.unreadable)
     return AgentReport(
         machine=agent.config.machine,
         identity=agent.identity,
@@ -115,6 +117,20 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
         uploaded_captured_ns=sender.uploaded_ordered_ns,
         errors=problems,
     )
+
+
+def unreadable_sectors(disks: Sequence[Disk], unreadable: Unreadable) -> list[Problem]:
+    """What points lack of each disk."""
+    return [
+        Problem(
+            **UnreadableSourceError(
+                f"{sectors} sectors of protected disk {disks[slot].path} could not be read"
+            ).as_dict(),
+            severity=Severity.WARNING,
+            object=disks[slot].id,
+        )
+        for slot, sectors in unreadable.by_disk().items()
+    ]
 
 
 def _progress(agent: Agent, todo: float) -> float | None:

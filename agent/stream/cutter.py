@@ -240,8 +240,7 @@ class Stream:
         for read in chunks:
             missing = self._declare(read)
             if missing is None:
-                self._reader.take_back(read)
-                self.rounds.left(read.chunk.disk, self._too_much(read.chunk.disk))
+                self._reader.take_back(read, self._too_much(read.chunk.disk))
                 continue
             unreadable += [(read.chunk.disk, *run) for run in missing]
             emitted.append(read)
@@ -271,12 +270,12 @@ class Stream:
         return missing
 
     def _too_much(self, disk: int) -> TooMuchUnreadableError:
-        named = self.unreadable.sectors
-        cause = f"{named} sectors of this machine's disks are named unreadable, and there is room for no more"
+        named = self.unreadable.by_disk()
+        cause = f"{named.get(disk, 0)} sectors of it are named unreadable, and there is room for no more"
         action = TooMuchUnreadableError.default_action
         if (fullest := self.unreadable.fullest) != disk:
             other = self._capture.disks[fullest].path
-            cause += f" of this one; {other} takes most of it"
+            cause += f": {other} takes most of that, with {named.get(fullest, 0)} sectors"
             action = f"Begin with {other}, then this one. {action}"
         return TooMuchUnreadableError(
             f"Too much of protected disk {self._capture.disks[disk].path} cannot be read",

@@ -26,7 +26,14 @@ from agent.stream.refusals import AT_ONCE, Refusals
 from agent.stream.spans import TooMuchRefused
 from agent.stream.unreadable import Runs
 from shared.batch import SECTOR
-from shared.errors import DeviceError, DiskHangsError, PartRefusedError, SlowReadError, WriteHangsError
+from shared.errors import (
+    DeviceError,
+    DiskHangsError,
+    PartRefusedError,
+    SlowReadError,
+    TooMuchUnreadableError,
+    WriteHangsError,
+)
 
 BUFFERS: Final = 4
 """Per disk, without those of reads that hang; memory is only taken where chunks are read."""
@@ -78,6 +85,8 @@ class Lane:
         """The round's reads, begun or done."""
         self.returned = 0
         """How many reads of chunks have come back."""
+        self.answers = False
+        """Whether one has since `problem` was told."""
         self.under_way: dict[asyncio.Task[Any], Asked] = {}
         """What has not come back. Of rounds that were given up there is only what a thread had begun."""
         self.known_bad: list[tuple[float, int, int]] = []
@@ -93,6 +102,16 @@ class Lane:
         self.refusals = Refusals(sectors)
         self.refused: PartRefusedError | None = None
         """Why chunks are left to later of which more was refused than may be declared."""
+        self.too_much: TooMuchUnreadableError | None = None
+        """Why chunks are left to later that might have been declared."""
+
+    @property
+    def trouble(self) -> DeviceError | None:
+        """The gravest of what is known. Each ends with the first round that goes through the disk and does not meet it, or when the disk is
+        left out; a round that is given up, or that cannot ask, shows nothing. What there is no room for comes before what is refused, which
+        promises to end by itself."""
+        whole = None if isinstance(self.problem, SlowReadError) else self.problem
+        return whole or self.too_much or self.refused or self.problem or self.left
 
     def run(self, asked: Asked, call: Callable[[int], _R]) -> asyncio.Future[_R]:
         asked.call = future = self.threads.run(call, ANSWER_S)
@@ -121,19 +140,23 @@ class Lane:
         self.refusals.leave(refused.chunk.word, time.monotonic())
         self._tell_refused(refused.sector)
 
-    def take_back(self, read: ReadChunk) -> None:
+    def take_back(self, read: ReadChunk, problem: TooMuchUnreadableError) -> None:
         """What was refused of a chunk that may go out is not declared after all."""
+        self.too_much = problem
         self.refusals.take_back(read.chunk.word, sum(count for _, count in read.unreadable))
 
     def end_round(self) -> None:
         is_whole = self.problem is None and not self.left_out
-        if is_whole and not self.refusals.is_left:
-            self.refused = None
+        if is_whole and not self.refusals.is_full:
+            self.too_much = None
         self.refusals.end_round(is_whole=is_whole)
+        if not self.refusals.is_waiting:
+            self.refused = None
 
     def leave_out(self, is_out: bool) -> None:
         if is_out and not self.left_out:
-            self.refusals, self.refused = Refusals(self._sectors), None
+            self.refusals = Refusals(self._sectors)
+            self.problem = self.too_much = self.refused = self.left = None
         self.left_out = is_out
 
     def _tell_refused(self, sector: int) -> None:
@@ -143,6 +166,10 @@ class Lane:
             f"A part of protected disk {self.path} cannot be read",
             cause=f"sector {sector} and others are refused, more than {AT_ONCE} in all, while the disk gives what lies elsewhere",
         )
+
+    def came_back(self) -> None:
+        self.returned += 1
+        self.answers = True
 
     def moved(self) -> None:
         self.moved_at = time.monotonic()

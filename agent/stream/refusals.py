@@ -5,7 +5,8 @@ of a volume, a member of an array. The errors are the same. But a bad sector is 
 that is away takes much with it, in pieces as large as its stripes, and comes back. So
 
 - what is refused is declared at once only as long as it is little: `AT_ONCE` sectors of a disk. What goes beyond that is left to later
-  rounds, and so is all that follows, until a round went through the whole disk and left nothing behind.
+  rounds, and so is all that follows, until a round went through the whole disk and nothing is left behind: neither by it, nor by an earlier
+  one where this one could not ask (a write that hangs, a read that has not come back).
 - what was left to later is declared when that very word of the bitmap (1 MiB) was refused over `REFUSED_S`: at both ends of that time, that
   is, and never given in between when it was asked for. What is refused first in the fourth minute of an outage waits for five of its own.
 
@@ -33,6 +34,8 @@ class Refusals:
     def __init__(self, disk_sectors: int) -> None:
         self._since = np.zeros(-(-disk_sectors // WORD_SECTORS))
         """When each word was refused first; 0: it is not. Eight bytes a MiB of the disk at most: the kernel gives what is touched."""
+        self._waiting = 0
+        """How many words."""
         self._room = AT_ONCE
         self._declared: set[int] = set()
         """Words that were waited for, and are not any more when the round has ended."""
@@ -40,6 +43,11 @@ class Refusals:
         """Whether nothing is to be declared any more in this round."""
         self.is_left = False
         """Whether the round left anything to later."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a word was refused, and neither given nor declared since."""
+        return self._waiting > 0
 
     def begin_round(self) -> None:
         self.is_full = self.is_left = False
@@ -56,7 +64,7 @@ class Refusals:
             self.leave(word, now)
             return False
         if not sectors:
-            self._since[word] = 0.0
+            self._forget(word)
         elif self._since[word]:
             self._declared.add(word)
         if sectors and not self._is_due(word, now):
@@ -67,6 +75,7 @@ class Refusals:
         """More was refused of the word than may be declared."""
         self.is_left = True
         if not self.is_full:
+            self._waiting += not self._since[word]
             self._since[word] = self._since[word] or now
             self._room = 0
 
@@ -81,10 +90,15 @@ class Refusals:
 
     def end_round(self, *, is_whole: bool) -> None:
         """`is_whole`: everything that the round wanted of the disk was asked for."""
-        self._since[[*self._declared]] = 0.0
+        for word in self._declared:
+            self._forget(word)
         self._declared.clear()
-        if is_whole and not self.is_left:
+        if is_whole and not (self.is_left or self.is_waiting):
             self._room = AT_ONCE
+
+    def _forget(self, word: int) -> None:
+        self._waiting -= bool(self._since[word])
+        self._since[word] = 0.0
 
     def _is_due(self, word: int, now: float) -> bool:
         return bool(self._since[word]) and now - float(self._since[word]) >= REFUSED_S

@@ -47,9 +47,6 @@ class Rounds:
         self._start_ns = 0
         """Boot-clock time just after P0 of the newest round was sampled."""
         self._looked_once = False
-        self._left: dict[int, DeviceError] = {}
-        self._left_now: dict[int, DeviceError] = {}
-        """Why chunks that were read are left to later, by disk: by the round before, and by this one."""
         self.cause = ""
         """Why the stream is not, or was not, in order; for people."""
 
@@ -120,12 +117,11 @@ class Rounds:
         if self._catchup.round is None or not self._reader.finished:
             return
         self._reader.end()
-        self._left, self._left_now = self._left_now, {}
         self._looked_once = True
         end_seq = self._ring.producer_seq
         if self._catchup.finish_reading(end_seq, self._capture.loss_count()):
             self._state.set_ordered(self._catchup.loss_at_order or 0, end_seq)
-        elif self._reader.troubled or self._left:
+        elif self._reader.troubled:
             self._pause(DEVICE_RETRY_S)
 
     def give_up(self, pause_s: float) -> None:
@@ -138,13 +134,9 @@ class Rounds:
         """Nothing is read of these disks, and of no others, until further notice; the next round begins after a pause, if one is due."""
         self._reader.leave_out(disks)
 
-    def left(self, disk: int, problem: DeviceError) -> None:
-        """Something of it was read, and stays to do all the same."""
-        self._left_now[disk] = problem
-
     def unread(self) -> dict[int, DeviceError]:
-        """Disks of which something could not be read, or not be sent, when they were asked last, and why."""
-        return self._reader.problems | self._left | self._left_now
+        """Disks of which something could not be read, or not be named, when they were asked last, and why."""
+        return self._reader.problems
 
     def _pause(self, seconds: float) -> None:
         self._unordered_at = self._loss_seen_at = time.monotonic() + seconds

@@ -29,7 +29,7 @@ from agent.stream.spans import TooMuchRefused, read_again, read_span
 from agent.stream.unreadable import Runs, Trial
 from shared import logging
 from shared.batch import SECTOR
-from shared.errors import DeviceError
+from shared.errors import DeviceError, TooMuchUnreadableError
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -80,8 +80,8 @@ class SyncReader:
 
     @property
     def problems(self) -> dict[int, DeviceError]:
-        """Why disks could not be read when they were last asked."""
-        found = {lane.slot: lane.problem or lane.refused or lane.left for lane in self._lanes}
+        """Why disks, or parts of them, could not be read or named when they were last asked."""
+        found = {lane.slot: lane.trouble for lane in self._lanes}
         return {slot: problem for slot, problem in found.items() if problem is not None}
 
     @property
@@ -135,10 +135,10 @@ class SyncReader:
                     self.release(read.result())
         return taken
 
-    def take_back(self, chunk: ReadChunk) -> None:
-        """Instead of `release`, before it was emitted: there is no room to declare more, which the caller tells. It is left to later, and
-        so is all of its disk that is refused, while this round lasts: nothing of that is asked for block by block."""
-        self._lanes[chunk.chunk.disk].take_back(chunk)
+    def take_back(self, chunk: ReadChunk, problem: TooMuchUnreadableError) -> None:
+        """Instead of `release`, before it was emitted: there is no room to declare more. It is left to later, and so is all of its disk
+        that is refused, while this round lasts: nothing of that is asked for block by block."""
+        self._lanes[chunk.chunk.disk].take_back(chunk, problem)
         self._catchup.defer(chunk.chunk)
         self.release(chunk)
 
@@ -169,7 +169,7 @@ class SyncReader:
         """What the round wanted of the disk stays to do."""
         if self._catchup.round is not None:
             self._catchup.round.deferred = True
-        lane.problem = problem
+        lane.problem, lane.answers = problem, False
         lane.give_up()
         self.wakeup.set()
 
@@ -211,7 +211,7 @@ class SyncReader:
                 self._begin(lane, chunk)
                 asks = True
             lane.left = left
-            if late and not asks and all(map(lane.is_overtaken, late)):
+            if not asks and (late or lane.answers) and all(map(lane.is_overtaken, late)):
                 lane.problem = None  # it is that of an earlier round, which asked for more
             while lane.is_waited_for and not self._is_given_up(lane):
                 lane.tend()
@@ -267,8 +267,10 @@ class SyncReader:
 
         try:
             unreadable = await lane.run(asked, read)
-            lane.returned += 1
-        except BaseException:
+            lane.came_back()
+        except BaseException as exc:
+            if isinstance(exc, TooMuchRefused):
+                lane.came_back()
             if asked.call is None or asked.call.done():  # else the thread writes to it
                 lane.give_back(buffer)
             raise

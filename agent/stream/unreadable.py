@@ -107,6 +107,11 @@ class Unreadable:
     def sectors(self) -> int:
         return len(self._declared)
 
+    def by_disk(self) -> dict[int, int]:
+        """How many sectors, of each disk of which any are declared."""
+        counts = {disk: self._declared.on_disk(disk) for disk in sorted(self._turns)}
+        return {disk: sectors for disk, sectors in counts.items() if sectors}
+
     def is_none_of(self, disk: int) -> bool:
         """Whether surely nothing of the disk is declared. (Where something was until lately, that is not noticed at once.)"""
         return disk not in self._turns

@@ -79,7 +79,11 @@ class Declared:
 
     def __len__(self) -> int:
         """Sectors."""
-        return int(np.bitwise_count(self._masks(0, len(self._cells))).sum(dtype=np.int64))
+        return self._count(0, len(self._cells))
+
+    def on_disk(self, disk: int) -> int:
+        """Sectors."""
+        return self._count(*self._near(address(disk, 0), address(disk + 1, 0)))
 
     def between(self, first: int, end: int, most: int | None = None) -> Addresses:
         """Addresses of the sectors that are declared in [first, end), sorted; the `most` first ones."""
@@ -161,6 +165,9 @@ class Declared:
         """Which cells touch [first, end)."""
         lo, hi = np.searchsorted(self._cells, [first >> _CELL_BITS, -(-end >> _CELL_BITS)])
         return int(lo), int(hi)
+
+    def _count(self, lo: int, hi: int) -> int:
+        return int(np.bitwise_count(self._masks(lo, hi)).sum(dtype=np.int64))
 
     def _masks(self, lo: int, hi: int) -> Words:
         masks: Words = self._words[self._places[lo:hi]] & np.uint64(_ALL)

@@ -24,7 +24,7 @@ def test_an_image_lacks_what_is_named_and_nothing_else_wherever_the_agent_is_kil
 
 def test_the_model_meets_all_that_is_hard_about_bad_sectors() -> None:
     met: dict[str, int] = {}
-    for seed in range(37, 137):  # today the first meets all of it
+    for seed in range(1063, 1163):  # today the first meets all of it
         model = ran(seed, hard(seed))
         assert model.problems == [], seed
         for name in ("declared", "taken_back", "late", "more"):

@@ -14,6 +14,7 @@ from agent.stream.catchup import CatchUp, Chunk, NoChunk
 from agent.stream.refusals import Refusals
 from agent.stream.unreadable import Runs, Trial
 from shared.batch import SECTOR
+from shared.errors import TooMuchUnreadableError
 from tests.stream_model.kernel import DISKS, SECTORS, Kernel
 from tests.stream_model.trials import Trials
 
@@ -43,7 +44,7 @@ class Reader:
         self.taken_back = 0
 
     def start(self, open_from_before: Callable[[], npt.NDArray[np.void]]) -> None:
-        self._open, self._done = open_from_before, False
+        self._open, self._done, self.troubled = open_from_before, False, False
         for refusals in self._refusals:
             refusals.begin_round()
 
@@ -67,8 +68,9 @@ class Reader:
                 self._catchup.defer(read.chunk)
         return taken
 
-    def take_back(self, read: ReadChunk) -> None:
+    def take_back(self, read: ReadChunk, _problem: TooMuchUnreadableError) -> None:
         self.taken_back += 1
+        self.troubled = True
         self._refusals[read.chunk.disk].take_back(read.chunk.word, len(read.unreadable))
         self._catchup.defer(read.chunk)
 

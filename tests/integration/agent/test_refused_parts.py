@@ -19,6 +19,7 @@ from agent.stream.refusals import AT_ONCE
 from agent.stream.sync_reader import SyncReader
 from agent.stream.unreadable import runs_of
 from shared.batch import SECTOR, Op
+from shared.errors import TooMuchUnreadableError
 from shared.waiting import wait_for
 from tests.catch_up_reads import CHUNK_B, DISK_B, NOTHING_OPEN
 from tests.sick_disk import SickDisk, sick_disk
@@ -246,7 +247,7 @@ async def test_what_the_cutter_takes_back_is_left_to_later_and_nothing_behind_it
             for read in here.reader.take(4):
                 if read.unreadable:
                     taken.append(read.chunk.word)
-                    here.reader.take_back(read)
+                    here.reader.take_back(read, TooMuchUnreadableError("no room"))
                 else:
                     here.reader.release(read)
             await wait_for(here.reader.wakeup, 0.001)

@@ -24,6 +24,8 @@ def test_beyond_a_little_nothing_is_declared_that_was_not_refused_for_long_and_n
     refusals, now = Refusals(WORDS * WORD_SECTORS), 1.0
     refusals.begin_round()
     first: dict[int, float] = {}
+    waiting: set[int] = set()
+    declared: set[int] = set()
     at_once = 0
     is_left = False
     for what, word, sectors, passed in life:
@@ -36,23 +38,31 @@ def test_beyond_a_little_nothing_is_declared_that_was_not_refused_for_long_and_n
             if not sectors:
                 assert declares, "what was given is not left to later"
                 first.pop(word, None)
+                waiting.discard(word)
             elif not declares:
                 is_left = True
                 if not refusals.is_full:
                     first.setdefault(word, now)
+                    waiting.add(word)
             elif what == "take back":
                 refusals.take_back(word, sectors)
+                declared.discard(word)
                 is_left = True
                 assert [refusals.may_lose(word, now + REFUSED_S) for word in range(WORDS)] == [0] * WORDS
-            elif not is_long:
-                at_once += sectors
-                assert at_once <= AT_ONCE
+            else:
+                declared.add(word)
+                if not is_long:
+                    at_once += sectors
+                    assert at_once <= AT_ONCE
+            assert refusals.is_waiting is bool(waiting)
         elif what == "cancel":
             refusals.begin_round()
             is_left = False
         else:
             refusals.end_round(is_whole=what == "end")
-            if what == "end" and not is_left:
+            waiting -= declared
+            declared.clear()
+            if what == "end" and not (is_left or waiting):
                 at_once = 0
             refusals.begin_round()
             is_left = False
@@ -72,6 +82,20 @@ def test_what_was_waited_for_is_declared_also_when_rounds_are_given_up_and_is_wa
     assert not refusals.declares(1, AT_ONCE, 2 + REFUSED_S)
     assert refusals.declares(2, 0, 2 + REFUSED_S), "it is given"
     assert not refusals.declares(2, 1, 3 + REFUSED_S)
+
+
+def test_a_round_that_could_not_ask_for_what_is_waited_for_lets_nothing_more_be_declared_at_once() -> None:
+    refusals = Refusals(WORDS * WORD_SECTORS)
+    refusals.begin_round()
+    assert not refusals.declares(1, AT_ONCE + 1, 1.0)
+    refusals.end_round(is_whole=True)
+    refusals.begin_round()  # a write to word 1 hangs: all else was asked for, and given
+    refusals.end_round(is_whole=True)
+    refusals.begin_round()
+    assert (refusals.may_lose(1, 2.0), refusals.is_waiting) == (0, True)
+    assert refusals.declares(1, 0, 3.0)
+    refusals.end_round(is_whole=True)
+    assert (refusals.may_lose(1, 4.0), refusals.is_waiting) == (AT_ONCE, False)
 
 
 def test_what_is_taken_back_counts_neither_as_declared_nor_as_refused() -> None:

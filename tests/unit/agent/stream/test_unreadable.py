@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -59,6 +60,7 @@ def test_what_is_declared_is_what_was_and_is_not_in_the_stream_since(
             declared.written(make_extents([(disk, sector, sectors, Op.WRITE)]))
     assert sectors_of(declared) == expected
     assert declared.sectors == len(expected)
+    assert declared.by_disk() == Counter(disk for disk, _ in expected)
     again = Unreadable(3, words.copy(), 7)  # after a kill
     assert again.ranges() == declared.ranges()
     assert (again.due(0.0) is None) == (not expected)
