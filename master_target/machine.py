@@ -197,17 +197,18 @@ class _Work:
         self._log = Follower(store, vault, name)
         self._points = PointMaker(store, name)
         self._epochs = Epochs(store, name, self._log, open_target, self._look)
+        self._looking = asyncio.Lock()
         self._stepper = Stepper(
             self._log,
             self._points,
             rates,
             self._documented,
+            self._looking.locked,
             interval_b=settings.interval_b,
             behind_interval_b=settings.behind_interval_b,
             bridge=settings.bridge,
         )
         self._unavailable: KeyUnavailableError | WrongKeyError | None = None
-        self._looking = asyncio.Lock()
         self._news = asyncio.Event()
 
     async def close(self) -> None:

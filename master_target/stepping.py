@@ -25,7 +25,7 @@ _log = logging.get()
 
 
 class Stepper:
-    """`documented` returns when all marks that the follower knows have their documents, and no look at the log asks of what it knows. An
+    """`documented` returns when all marks that the follower knows have their documents; `looking`: a look at the log is under way. An
     interval's payload is at most `interval_b`, and `behind_interval_b` while apply is behind.
     """
 
@@ -35,6 +35,7 @@ class Stepper:
         points: PointMaker,
         rates: Rates,
         documented: Callable[[], Awaitable[None]],
+        looking: Callable[[], bool],
         *,
         interval_b: int,
         behind_interval_b: int,
@@ -44,6 +45,7 @@ class Stepper:
         self._points = points
         self._rates = rates
         self._documented = documented
+        self._looking = looking
         self._interval_b = interval_b
         self._behind_interval_b = behind_interval_b
         self._bridge = bridge
@@ -59,9 +61,9 @@ class Stepper:
         states = [disk.target.state for disk in disks]
         next_ = due(states, epoch)
         # The disks are ours and only go forward. (One that somebody deletes is begun again by new work, which reads the index anew.) A look
-        # asks of all that it came to know, once: which may lie before the disks, so it ends first.
-        await self._documented()
-        self._log.forget(next_.start)
+        # asks of all that it came to know, once, which may lie before the disks: then a later step forgets it.
+        if not self._looking():
+            self._log.forget(next_.start)
         await self._snapshot_at(next_.start, disks)
         behind = time.monotonic() - self._caught_up_at > self._bridge.behind_s
         interval: Interval | None
