@@ -6,6 +6,9 @@ document again, with the snapshots. A crash in between leaves a document that th
 makes its own; or a point that restores from the log, and snapshots that no document names: orphans, which retention removes; the
 snapshots are taken again, as the disks are still there (nothing moves them before the point has its snapshots).
 
+A seed disk that somebody deletes takes its snapshots with it. It is rebuilt from the log, and stands at each mark again: then those that
+are gone are taken anew, and the document names them in place of the others.
+
 Points are added in log order, and the newest is never removed: so the newest tells which marks have been documented.
 
 Unless the log was set back, and went on otherwise: then a mark of the new history may stand before the newest point, or at it. A document
@@ -56,6 +59,7 @@ from shared.log.epochs import EpochDisk
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc
 from shared.recovery.position import Position
+from shared.recovery.unreadable import after
 from shared.vocabulary import PointState
 
 _log = logging.get()
@@ -278,6 +282,47 @@ class PointMaker:
             _log.info("point snapshotted", machine=self._machine, point=point.id, captured=point.time)
             reach("points.after-snapshots")
             return True
+        raise self._contended(position)
+
+    async def retake_snapshots(self, position: Position, disks: Sequence[DiskTarget]) -> None:
+        """Take those snapshots of the point at `position` anew that are gone. `disks` stand there; others are ahead, and were not lost."""
+        if position not in self.roll:
+            return
+        for _ in range(_TRIES):
+            stored = await point_store.read(self._store, position)
+            if stored is None:
+                return
+            doc = stored.doc
+            await self._check_term(doc)
+            state = disks[0].target.state
+            if (doc.state, doc.epoch_id, doc.digest) != (
+                PointState.SNAPSHOTTED,
+                state.cursor_epoch,
+                state.cursor_digest,
+            ):
+                return
+            left = await self._left_of(doc, disks)
+            lost = [disk for disk in disks if disk.target.name in doc.snapshots.keys() - left.keys()]
+            if not lost:
+                return
+            missing = await self.unreadable.at(lost)
+            kept = doc.missing.of({n for n, *_ in doc.unreadable} - {disk.number for disk in lost})
+            missing = after(kept, {}, missing)
+            snapshots = {disk.target.name: await disk.target.snapshot() for disk in lost}
+            point = msgspec.structs.replace(
+                doc,
+                snapshots=doc.snapshots | snapshots,
+                unreadable=missing.ranges,
+                unreadable_covers=missing.covers,
+            )
+            try:
+                await point_store.change(self._store, self.roll.sign(point), stored.etag)
+            except PreconditionError:
+                continue
+            _log.info(
+                "snapshots of a point taken anew", machine=self._machine, point=doc.id, disks=list(snapshots)
+            )
+            return
         raise self._contended(position)
 
     async def _left_of(self, doc: PointDoc, disks: Sequence[DiskTarget]) -> dict[str, str]:

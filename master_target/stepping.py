@@ -95,16 +95,18 @@ class Stepper:
         return True
 
     async def _snapshot_at(self, position: Position, disks: Sequence[DiskTarget]) -> None:
-        """Take the snapshots of the point at `position`, if all disks stand there and there is one."""
-        states = [disk.target.state for disk in disks]
-        if not all(s.clean and s.cursor == position for s in states):
+        """Take the snapshots of the point at `position` that it lacks, of those disks that stand there: all, or some that are rebuilt."""
+        there = [disk for disk in disks if disk.target.state.clean and disk.target.state.cursor == position]
+        if not there:
             return
         if position == self._snapshotted or not self._log.is_mark(position):
             return
         if position != self._applied:
             digest = await self._log.digest(position)
-            for state in states:
-                state.check_is_at(position, digest)
+            for disk in there:
+                disk.target.state.check_is_at(position, digest)
         await self._documented()
-        if await self._points.take_snapshots(position, disks):
+        if len(there) < len(disks):
+            await self._points.retake_snapshots(position, there)
+        elif await self._points.take_snapshots(position, disks):
             self._snapshotted = position

@@ -14,7 +14,7 @@ machine's status says how it is known exactly again.
   Before the cursor: nothing is applied then (targets/state.py).
 - *A disk that begins the epoch anew*, since it is a new one or its blob was lost: nothing is missing on it, whatever it holds. The batches
   from the first on are the full replication, which writes or names each sector; and none of them is a point before it is over.
-- *Points* name what the disks' cursors name, where all stand when their snapshots are taken; each snapshot has the digest, too.
+- *Points* name what the disks' cursors name, where they stand when their snapshots are taken; each snapshot has the digest, too.
 
 One writer. What the record held is read once by an owner, before it needs it, and written again at once: from then on, each change that an
 earlier owner still has under way fails by its ETag; and before he tries again he finds that the roll is not his any more. A blob that he
@@ -98,7 +98,7 @@ class UnreadableRecord:
         """Which disks the last call found not known, now or since."""
 
     async def at(self, disks: Sequence[DiskTarget]) -> Unreadable:
-        """What is missing on `disks`, which are all disks of the machine, where they stand."""
+        """What is missing on `disks` where they stand, clean."""
         found = [await self._at_cursor(disk) for disk in disks]
         self._say(disks, found)
         ranges = tuple(range_ for one in found for range_ in one.ranges)
