@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.capture import answer, attach, disks, identify
+from agent.capture import answer, attach, disks, identify, suitable
 from agent.capture.binding import Identity, Kind
 from agent.capture.calibrate import Calibration
 from agent.capture.disks import Disk
@@ -116,7 +116,7 @@ def _examine(
     except UnderstudyError as exc:
         return Finding(device, exc)
     try:
-        disks.check(disk, sysfs=sysfs)
+        suitable.check(disk, sysfs=sysfs)
     except UnderstudyError as exc:
         return Finding(device, exc, disk)
     notes = []

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pytest
 
 from agent.capture import attach, audit, layout, members
-from agent.capture.disks import Disk, find_disk, given_pages
+from agent.capture.disks import Disk, find_disk
 from agent.capture.maps import GRANULE_SECTORS, Capture, detach
+from agent.capture.suitable import given_pages
 from shared.errors import DeviceError
 from tests.loopdisk import loop_disk
 

@@ -14,5 +14,6 @@ answer              whether a disk answers, and what it says: everything that ma
 calibrate           how a program finds a page's data, proved before it is used
 maps                the door: ring, bitmaps, open writes, counters of an attached capture
 ring                the ring as numpy arrays                            never blocks
-disks, audit        what a device is; whether the kernel counted more than capture saw
+disks, suitable     what a device is; whether it can be protected
+audit               whether the kernel counted more than capture saw
 """

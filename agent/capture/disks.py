@@ -1,4 +1,4 @@
-"""What a block device is, from sysfs, and whether it can be protected.
+"""What a block device is, from sysfs. (Whether it can be protected: suitable.py.)
 
 Pure reading: nothing is opened for writing, nothing is changed. `sysfs` is a parameter so that every kind
 of disk can be tested.
@@ -17,19 +17,13 @@ from typing import Final
 
 from agent.capture import device_program
 from agent.capture.device_program import text as _text
-from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError, cause_of
+from shared.errors import DeviceNotFoundError, NotADiskError, cause_of
 
 SYSFS: Final = Path("/sys")
 GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 """What the kernel says of a disk, or of an entry of sysfs, that is no more."""
-MIN_SECTORS: Final = 8
-MAX_BLOCK_B: Final = 4096
-"""What one record of the ring holds, and calibration reads."""
-_GIVEN_PAGES: Final = ("pmem", "ndblk", "zram", "ram")
-"""How the disks of the drivers are called that have ever taken single pages (`given_pages`). The list is closed: the kernel gave it up."""
-
 _HANDING_ON: Final = frozenset({"linear", "faulty"})
-_HANDING_ON_UNCOUNTED: Final = "raid0"
+HANDING_ON_UNCOUNTED: Final = "raid0"
 """Levels of md: `hider`."""
 
 
@@ -122,7 +116,6 @@ class Disk:
     """The multipath device that this disk is a path of, or empty."""
     hidden_by: str = ""
     """See `hider`."""
-
     names: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Of its `Attributes`."""
     block_b: int = 512
@@ -219,17 +212,6 @@ def describe(
     )
 
 
-def given_pages(name: str, *, sysfs: Path = SYSFS) -> bool:
-    """Whether this kernel may write to a disk of this name without a bio, past every hook.
-
-    Kernels before 6.3 gave single pages right to the driver where it had `rw_page` (NVDIMMs in sector mode, zram, brd): what
-    is swapped out, and what FAT and others that write through mpage write back. No hook sees that, and NVDIMMs do not even count it, so
-    no audit finds it. Distributions took the removal into older kernels: the kernel's own types tell, not its version.
-    """
-    btf = sysfs / "kernel/btf/vmlinux"
-    return name.startswith(_GIVEN_PAGES) and btf.exists() and b"\0rw_page\0" in btf.read_bytes()
-
-
 def hider(folder: Path, attributes_of: AttributesOf = read_attributes, *, sysfs: Path = SYSFS) -> str:
     """The device over the disk of this folder whose writes nobody sees enter the disk; empty where there is none. May hang, by default.
 
@@ -245,7 +227,7 @@ def hider(folder: Path, attributes_of: AttributesOf = read_attributes, *, sysfs:
         return ""
     for holder in _holders(folder):
         about = attributes_of(holder)
-        is_uncounted = about.md_level == _HANDING_ON_UNCOUNTED and not about.queue.iostats
+        is_uncounted = about.md_level == HANDING_ON_UNCOUNTED and not about.queue.iostats
         if about.md_level in _HANDING_ON or is_uncounted:
             if not _md_clones(sysfs):
                 return holder.name
@@ -259,80 +241,6 @@ def _md_clones(sysfs: Path) -> bool:
     """A module's types are in a file of its own. Where no file is there, that is not known."""
     files = (sysfs / "kernel/btf" / name for name in ("md_mod", "vmlinux"))
     return any(file.exists() and b"\0md_io_clone\0" in file.read_bytes() for file in files)
-
-
-def check(disk: Disk, *, sysfs: Path = SYSFS, is_captured: bool = False) -> None:
-    """Raises UnsuitableDiskError if the disk cannot be protected as it is. One that is captured may have become read-only: nothing is
-    written to it past capture, and it goes on."""
-    for wrong, cause, action in (
-        (
-            disk.sectors < MIN_SECTORS,
-            "its size is zero",
-            "Attach a medium, or a file in the case of a loop device.",
-        ),
-        (
-            disk.block_b > MAX_BLOCK_B,
-            f"its logical blocks have {disk.block_b} bytes; more than {MAX_BLOCK_B} are not supported",
-            "Format it with blocks of 512 or 4096 bytes, or leave it out.",
-        ),
-        (
-            disk.read_only and not is_captured,
-            "it is read-only",
-            "What is never written needs no protection; make it writable, or leave it out.",
-        ),
-        (
-            disk.dax,
-            "it is accessed directly (DAX), past the block layer",
-            "Use it through a namespace without DAX: in sector mode, with a kernel from 6.3 on.",
-        ),
-        (
-            given_pages(disk.name, sysfs=sysfs),
-            "this kernel gives its driver single pages (rw_page), past the block layer",
-            "Use a kernel from 6.3 on, or protect a volume on it (LVM, md), which is given none.",
-        ),
-        (
-            disk.zoned,
-            "it is a zoned disk, whose writes choose their own place",
-            "Only conventional disks can be protected.",
-        ),
-        (
-            bool(disk.multipath_holder),
-            f"it is one path of the multipath device {disk.multipath_holder}",
-            f"Protect /dev/{disk.multipath_holder}.",
-        ),
-        (
-            bool(disk.hidden_by),
-            f"{disk.hidden_by} lies on it, and this kernel does not show what comes through that: it hands on the bios that it is given",
-            f"Protect /dev/{disk.hidden_by}{_or_count(disk.hidden_by, sysfs)}.",
-        ),
-    ):
-        if wrong:
-            raise UnsuitableDiskError(f"{disk.path} cannot be protected", cause=cause, action=action)
-
-
-def _or_count(name: str, sysfs: Path) -> str:
-    folder = sysfs / "block" / name
-    is_enough = _text(folder / "md/level") == _HANDING_ON_UNCOUNTED
-    return f", or switch on that it counts: echo 1 > {folder}/queue/iostats" if is_enough else ""
-
-
-def check_set(disks: Sequence[Disk], *, sysfs: Path = SYSFS, are_captured: bool = False) -> None:
-    """Raises UsageError if the disks cannot be protected together: named twice, or one lies on another; UnsuitableDiskError if one
-    cannot be protected by itself (`check`)."""
-    seen: dict[str, Disk] = {}
-    for disk in disks:
-        check(disk, sysfs=sysfs, is_captured=are_captured)
-        if disk.name in seen:
-            raise UsageError(
-                f"{disk.path} and {seen[disk.name].path} are the same disk", action="Name each disk once."
-            )
-        seen[disk.name] = disk
-    for upper, lower in lying_on(disks, sysfs=sysfs):
-        raise UsageError(
-            f"{upper.path} and {lower.path} cannot be protected together",
-            cause=f"{upper.name} lies on {lower.name}: its writes would be captured twice",
-            action="Protect either the upper or the lower one.",
-        )
 
 
 def lying_on(disks: Sequence[Disk], *, sysfs: Path = SYSFS) -> list[tuple[Disk, Disk]]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from agent.capture import answer, attach, bindings, disks, identify, layout, pins
+from agent.capture import answer, attach, bindings, disks, identify, layout, pins, suitable
 from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
 from agent.capture.bindings import Bound, Wanted
-from agent.capture.disks import MAX_BLOCK_B, SYSFS, UNKNOWN, Attributes, Disk
+from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
+from agent.capture.suitable import MAX_BLOCK_B
 from agent.machine_identity import this_boot
 from shared.errors import (
     CapturedTwiceError,
@@ -269,7 +270,7 @@ def _why_not_by_itself(verdict: Verdict, look: Look, given_up: Collection[str]) 
     # What can be written past capture is no protected disk, whoever captured it: an older agent, which did not know, or this one,
     # before it became the path of a multipath device.
     try:
-        disks.check(look.found[verdict.standing.dev], is_captured=is_captured)
+        suitable.check(look.found[verdict.standing.dev], is_captured=is_captured)
     except UnderstudyError as exc:
         return exc
     return None

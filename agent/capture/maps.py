@@ -20,7 +20,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture import disks, layout, libbpf, members, pins
+from agent.capture import layout, libbpf, members, pins, suitable
 from agent.capture.attach import (
     COMPLETIONS,
     OBJECT,
@@ -164,7 +164,7 @@ class Capture:
         """
         check_machine(object_path)
         fresh = not pins.exist(pin_dir)
-        disks.check_set(wanted, are_captured=not fresh)
+        suitable.check_set(wanted, are_captured=not fresh)
         pins.ensure_bpffs(pin_dir)
         if fresh:
             attach_fresh(pin_dir, wanted, ring_b, object_path)

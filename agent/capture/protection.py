@@ -1,7 +1,7 @@
 """Puts capture on the disks that the configuration names, as far as they are there and well. One bad disk never costs the others.
 
 Input: the configuration, the bindings (`bindings`), what stands on the machine (`identify`), what is pinned (`attach.read_pinned`).
-Each disk is judged by itself (`look`: `binding.decide`, `disks.check`, `answer`); those that cannot be captured now are *left out*, with
+Each disk is judged by itself (`look`: `binding.decide`, `suitable.check`, `answer`); those that cannot be captured now are *left out*, with
 cause and action, and looked for again (`watch`). What is chosen is written down here, and brought about by `fitting`. Blocks for seconds.
 
 What is pinned and not whole is no capture: it is removed, and everything is attached afresh.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from agent.capture import answer, attach, bindings, disks, identify, layout, pins
+from agent.capture import answer, attach, bindings, disks, identify, layout, pins, suitable
 from agent.capture.answer import Answer, ask
 from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import Wanted
@@ -219,7 +219,7 @@ def test_a_captured_disk_that_can_be_written_past_capture_is_left_out_and_one_th
     capture, left_out = machine.protect()
     assert (len(capture.disks), left_out, machine.changes) == (2, [], [])
     # an older agent captured it, which did not ask
-    monkeypatch.setattr(disks, "given_pages", lambda name, *, sysfs: name == r.disks[0].name)
+    monkeypatch.setattr(suitable, "given_pages", lambda name, *, sysfs: name == r.disks[0].name)
     capture, (left,) = machine.protect()
     assert (left.id, left.error.code) == (r.disks[0].name, "US415")
     assert "single pages (rw_page)" in left.error.cause

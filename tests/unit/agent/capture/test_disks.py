@@ -14,14 +14,13 @@ import pytest
 from agent.capture import device_program, disks, layout
 from agent.capture.disks import (
     Attributes,
-    check,
-    check_set,
     describe,
     find_disk,
     lying_on,
     read_attributes,
     size_of,
 )
+from agent.capture.suitable import check, check_set
 from shared.errors import DeviceNotFoundError, NotADiskError, UnsuitableDiskError, UsageError
 from tests.disk_parts import make_disk
 
