@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.stream.cutter import Stream
-from agent.stream.unreadable import Trial, Unreadable
+from agent.stream.unreadable import Unreadable
 from agent.stream.unreadable_words import Declared
 from tests.stream_model.model import hard, ran
 from tests.stream_model.mutants import mutated
@@ -24,7 +24,9 @@ def test_an_image_lacks_what_is_named_and_nothing_else_wherever_the_agent_is_kil
 
 def test_the_model_meets_all_that_is_hard_about_bad_sectors() -> None:
     met: dict[str, int] = {}
-    for seed in range(1063, 1163):  # today the first meets all of it
+    for seed in range(
+        1063, 1863
+    ):  # today the first meets all of it; every edit of agent/stream moves the kills
         model = ran(seed, hard(seed))
         assert model.problems == [], seed
         for name in ("declared", "taken_back", "late", "more"):
@@ -91,19 +93,6 @@ def test_the_model_meets_all_that_is_hard_about_bad_sectors() -> None:
             "",
             0,
             id="what goes back to the reader is sent all the same",
-        ),
-        pytest.param(
-            [
-                (
-                    Trial,
-                    "take",
-                    "while self.given:\n        taken.append(self.given.popleft())",
-                    "taken += self.given",
-                )
-            ],
-            "",
-            244,
-            id="what a late trial was given is used twice",
         ),
         pytest.param(
             [(Unreadable, "tried", "len(given) and _count(taken) == _count(trial.runs)", "len(given)")],
@@ -177,7 +166,7 @@ def test_a_rule_about_bad_sectors_that_is_broken_is_noticed(
     """`first`: a seed that shows it now; when it does not any more, another does."""
     for owner, name, old, new in changes:
         monkeypatch.setattr(owner, name, mutated(owner, name, old, new))
-    for seed in range(first, first + 300):
+    for seed in range(first, first + 1000):
         try:
             if ran(seed, hard(seed, kills_within)).problems:
                 return
