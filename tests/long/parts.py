@@ -160,6 +160,14 @@ def every_case() -> Result:
     return {}
 
 
+def stream_model() -> Result:
+    """Ten minutes of lives of the stream with bad sectors, killed at any line (tests/stream_model): each image lacks what is named."""
+    first = random.randrange(1 << 32)
+    command = [sys.executable, "-m", "tests.stream_model", "--minutes", "10", "--first", str(first)]
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {"first": first, "met": told.splitlines()[-1]}
+
+
 PARTS: Final[dict[str, Callable[[], Result]]] = {
     "prefix-paced": prefix_paced,
     "prefix-full-speed": prefix_full_speed,
@@ -178,6 +186,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "identity-btrfs": lambda: identity_of("btrfs"),
     "identity-md": identity_over_md,
     "storage-faults": storage_faults,
+    "stream-model": stream_model,
     "audit-missed": missed_writes_are_found,
     "audit-errors": failed_writes_leave_no_difference,
 }
