@@ -55,6 +55,7 @@ from shared.errors import (
     LeaseLostError,
     PreconditionError,
 )
+from shared.log.epoch_id import EpochId
 from shared.log.epochs import EpochDisk
 from shared.recovery import point_store
 from shared.recovery.points import PointDoc
@@ -233,21 +234,22 @@ class PointMaker:
 
     async def take_snapshots(self, position: Position, disks: Sequence[DiskTarget]) -> bool:
         """Take the snapshots of the point at `position` that it lacks, or all if those that it has are of another history of the log; False
-        when there is no point of it.
+        when there is no point of it, or the disks are not known to be of one history.
 
         All `disks`, which are all disks of the machine, must stand at `position`.
         """
-        if position not in self.roll:
+        place = _place(disks)
+        if position not in self.roll or place is None:
             return False
+        epoch, there = place
         snapshots: dict[str, str] = {}
         for _ in range(_TRIES):
             stored = await point_store.read(self._store, position)
             if stored is None:
                 return False
             await self._check_term(stored.doc)
-            if stored.doc.epoch_id != disks[0].target.state.cursor_epoch:
+            if stored.doc.epoch_id != epoch:
                 return False
-            there = disks[0].target.state.cursor_digest
             if stored.doc.state == PointState.SNAPSHOTTED and stored.doc.digest == there:
                 left = await self._left_of(stored.doc, disks)
                 if len(left) == len(disks):
@@ -294,12 +296,7 @@ class PointMaker:
                 return
             doc = stored.doc
             await self._check_term(doc)
-            state = disks[0].target.state
-            if (doc.state, doc.epoch_id, doc.digest) != (
-                PointState.SNAPSHOTTED,
-                state.cursor_epoch,
-                state.cursor_digest,
-            ):
+            if doc.state != PointState.SNAPSHOTTED or _place(disks) != (doc.epoch_id, doc.digest):
                 return
             left = await self._left_of(doc, disks)
             lost = [disk for disk in disks if disk.target.name in doc.snapshots.keys() - left.keys()]
@@ -352,6 +349,15 @@ class PointMaker:
             f"Recovery point {position} of machine {self._machine} was not changed",
             cause="another master target keeps changing it",
         )
+
+
+def _place(disks: Sequence[DiskTarget]) -> tuple[EpochId, str] | None:
+    """Epoch, and digest of the batch, at which all these stand; None when they are not known to be at one. A position does not tell: of two
+    disks at one, each may be of another history of the log, or of another epoch with its number.
+    """
+    states = [disk.target.state for disk in disks]
+    places = {(state.cursor_epoch, state.cursor_digest) for state in states}
+    return places.pop() if len(places) == 1 else None
 
 
 def _same_batch(one: PointDoc, other: PointDoc) -> bool:

@@ -5,6 +5,10 @@ of the index without the marks in it (follow.py). So the disks stand at each mar
 snapshots are taken. Whoever made the entry known writes the documents of all its marks before `documented` returns; the snapshots wait
 for that. So they find the document, or retention has removed it since, and the mark is no point any more. If taking them fails, or is
 killed, the disks still stand there, and the next step begins with them.
+
+Why a point is of one history of the log on all disks. A disk that is rebuilt meets the others where they stand, and these may have been
+brought there by a log that was set back since, and went on otherwise: one number, two batches. So each disk that a point takes a snapshot
+of must be at the batch that the log has there, by its digest, also where another disk was just brought there from this very log.
 """
 
 from __future__ import annotations
@@ -51,8 +55,8 @@ class Stepper:
         self._bridge = bridge
         self._caught_up_at = time.monotonic()
         """When there was nothing left to apply."""
-        self._applied = NOWHERE
-        """Where the disks were brought to here: for certain from the log that the follower reads."""
+        self._applied, self._applied_digest = NOWHERE, ""
+        """Where some of the disks were brought to last, and the digest of the batch there, of the log that the follower reads."""
         self._snapshotted = NOWHERE
         """The last point that has its snapshots, as far as was seen here."""
 
@@ -90,7 +94,7 @@ class Stepper:
             requests=done.requests,
             seconds=round(done.seconds, 3),
         )
-        self._applied = interval.end
+        self._applied, self._applied_digest = interval.end, interval.digest
         await self._snapshot_at(interval.end, disks)
         return True
 
@@ -101,10 +105,10 @@ class Stepper:
             return
         if position == self._snapshotted or not self._log.is_mark(position):
             return
-        if position != self._applied:
-            digest = await self._log.digest(position)
-            for disk in there:
-                disk.target.state.check_is_at(position, digest)
+        known = position == self._applied
+        digest = self._applied_digest if known else await self._log.digest(position)
+        for disk in there:
+            disk.target.state.check_is_at(position, digest)
         await self._documented()
         if len(there) < len(disks):
             await self._points.retake_snapshots(position, there)

@@ -17,7 +17,7 @@ from shared.blob import BlobStore
 from shared.errors import BlobNotFoundError, SnapshotError
 from shared.log.epochs import EpochDisk
 from shared.recovery.points import PointDoc
-from shared.recovery.seed import DISK_B, seed_blob, shown_claim, shown_position
+from shared.recovery.seed import DISK_B, seed_blob, shown_claim, shown_digest, shown_position
 
 _SHOWN: Final = 16
 """Ranges that a remark names; the point's document has them all."""
@@ -65,7 +65,9 @@ async def disks_of(store: BlobStore, doc: PointDoc) -> tuple[EpochDisk, ...]:
 
 
 async def check_snapshots(store: BlobStore, disks: Sequence[EpochDisk], doc: PointDoc) -> None:
-    """Raises SnapshotError unless every disk of the epoch has its snapshot and each names the point's position (I6)."""
+    """Raises SnapshotError unless every disk of the epoch has its snapshot and each names the point's position, in the point's
+    history of the log as far as both say it (I6).
+    """
     for disk in disks:
         what = f"Recovery point {doc.id} has no valid snapshot of disk {disk.name}"
         snapshot = doc.snapshots.get(disk.name)
@@ -82,6 +84,11 @@ async def check_snapshots(store: BlobStore, disks: Sequence[EpochDisk], doc: Poi
                 what,
                 cause=f"snapshot {snapshot} shows position {shown} of claim {claim or 'unknown'}, "
                 f"not {doc.position} of claim {doc.claim}",
+            )
+        if "" not in (batch := shown_digest(info.metadata), doc.digest) and batch != doc.digest:
+            raise SnapshotError(
+                what,
+                cause=f"snapshot {snapshot} is of another history of the log: it was taken behind another batch {doc.batch}",
             )
         if info.size_b < disk.sectors * SECTOR:
             raise SnapshotError(what, cause=f"snapshot {snapshot} has {info.size_b} bytes, the disk has more")

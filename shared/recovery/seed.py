@@ -33,3 +33,8 @@ def shown_position(metadata: Mapping[str, str]) -> Position | None:
 def shown_claim(metadata: Mapping[str, str]) -> str:
     """Of the epoch of that position; empty where it is not known."""
     return metadata.get("cursor_claim", "")
+
+
+def shown_digest(metadata: Mapping[str, str]) -> str:
+    """Of the batch there (hex); empty where it is not known."""
+    return metadata.get("cursor_digest", "")

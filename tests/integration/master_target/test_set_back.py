@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
+import msgspec
 import pytest
 
+from master_target.apply import DiskTarget
 from master_target.follow import Follower
 from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
-from shared.batch import StreamState
+from master_target.targets.base import Target
+from master_target.targets.state import DiskState
+from master_target.unreadable import NOTHING
+from shared.batch import SECTOR, StreamState
 from shared.blob import BlobStore
-from shared.errors import LeaseLostError
+from shared.errors import LeaseLostError, SnapshotError
+from shared.log.epoch_id import EpochId
 from shared.recovery import listing, point_store, points
 from shared.recovery.catalog import Catalog
 from shared.recovery.position import Position
@@ -89,20 +96,125 @@ async def test_seed_disks_are_not_gone_on_with_behind_another_batch_of_their_num
     assert await seed_digests(model) == model.sha256()
 
 
+async def check_restores(model: ModelMachine, positions: Sequence[Position], folder: Path) -> None:
+    catalog = await Catalog.load(model.store, model.name)
+    for position in positions:
+        manifest = await restore(model, catalog, position, folder / str(position))
+        assert [disk.sha256 for disk in manifest.disks] == model.digests[position]
+
+
+async def test_no_point_is_of_a_disk_that_was_rebuilt_and_of_one_that_another_history_left(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    """They meet at one position, and the disk that is older is at another batch of it."""
+    await model.store.delete(seed_blob(model.disk_names[0]))
+    model.write()
+    point = model.write(count=20, mark="new")
+    await model.publish()
+    async with running(model) as machine:
+        await until(machine, lambda: any("set back" in problem.cause for problem in machine.report().errors))
+    (doc,) = await point_store.list_docs(model.store, model.name)
+    assert (doc.position, doc.marks, doc.state) == (point, ("new",), "logged")
+    await check_restores(model, [point], tmp_path)
+
+
+class FakeTarget:
+    """It stands at 1-6."""
+
+    kind = "page-blob"
+
+    def __init__(self, name: str, id_: EpochId, digest: str) -> None:
+        at = Position.of(1, 6)
+        self.name, self.taken = name, 0
+        self.state = DiskState(
+            disk_b=SECTOR,
+            cursor=at,
+            pending=at,
+            cursor_claim=id_.claim,
+            pending_claim=id_.claim,
+            cursor_digest=digest,
+            pending_digest=digest,
+            cursor_missing=NOTHING.digest,
+            pending_missing=NOTHING.digest,
+        )
+
+    async def snapshot(self) -> str:
+        self.taken += 1
+        return f"{self.name}@{self.taken}"
+
+    async def shows_as_it_is(self, snapshot: str) -> bool:
+        return False
+
+
+async def test_snapshots_are_taken_and_taken_anew_of_disks_at_one_batch_of_one_epoch_only(
+    model: ModelMachine,
+) -> None:
+    model.write()
+    point = model.write(mark="new")
+    await model.publish()
+    maker = await document(model)
+    digest = await digest_at(model, point)
+    assert digest
+    strangers = [(model.id, "0" * 32), (model.id, ""), (model.id._replace(claim="f" * 16), digest)]
+
+    def disks(*of: tuple[EpochId, str]) -> tuple[list[FakeTarget], list[DiskTarget]]:
+        targets = [FakeTarget(f"sd{n}", *one) for n, one in enumerate(of)]
+        return targets, [DiskTarget(n, SECTOR, cast(Target, one)) for n, one in enumerate(targets)]
+
+    ours = (model.id, digest)
+    for stranger in strangers:
+        targets, all_ = disks(ours, stranger)
+        assert not await maker.take_snapshots(point, all_)
+        assert not any(target.taken for target in targets)
+    targets, all_ = disks(ours, ours)
+    assert await maker.take_snapshots(point, all_)
+    for stranger in strangers:
+        targets, all_ = disks(ours, stranger)
+        await maker.retake_snapshots(point, all_)
+        assert not any(target.taken for target in targets)
+    targets, all_ = disks(ours, ours)
+    await maker.retake_snapshots(point, all_)
+    assert all(target.taken for target in targets)
+
+
+async def test_a_point_that_an_older_version_made_of_two_histories_is_named_and_no_base(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    """Its document is of the present history, and one of its snapshots says that it is not."""
+    (old,) = await point_store.list_docs(model.store, model.name)
+    model.write()
+    point = model.write(mark="new")
+    model.write()
+    await model.publish()
+    await document(model)
+    stored = await point_store.read(model.store, point)
+    assert stored is not None
+    assert stored.doc.digest != old.digest
+    mixed = msgspec.structs.replace(
+        stored.doc, state=old.state, target=old.target, snapshots=old.snapshots, disks=old.disks
+    )
+    await point_store.change(model.store, mixed, stored.etag)
+    catalog = await Catalog.load(model.store, model.name)
+    with pytest.raises(SnapshotError, match="no valid snapshot of disk") as refused:
+        await verify(model.store, model.vault, catalog, point)
+    assert "another history of the log" in refused.value.cause
+    for position in (point, model.position):
+        assert (await make_plan(model.store, catalog, position)).base is None
+    await check_restores(model, [point, model.position], tmp_path)
+
+
 async def test_snapshots_of_another_history_are_no_base_of_a_restore(
     model: ModelMachine, tmp_path: Path
 ) -> None:
     model.write()
     model.write()
-    same, digests = model.position, model.sha256()
+    same = model.position
     model.write()
     await model.publish(segments=2)
     catalog = await Catalog.load(model.store, model.name)
-    for position, expected in ((same, digests), (model.position, model.sha256())):
-        plan = await make_plan(model.store, catalog, position)
-        assert plan.base is None
-        manifest = await restore(model, catalog, position, tmp_path / str(position))
-        assert [disk.sha256 for disk in manifest.disks] == expected
+    for position in (same, model.position):
+        assert (await make_plan(model.store, catalog, position)).base is None
+    await check_restores(model, [same, model.position], tmp_path)
 
 
 async def test_a_point_of_another_history_is_restored_from_its_snapshots_where_the_log_has_none(
