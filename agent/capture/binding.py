@@ -246,6 +246,12 @@ def _contradicts(disk: Standing, kept: Identity | None) -> bool:
     )
 
 
+def is_ruled_out(disk: Standing, kept: Identity) -> bool:
+    """Whether `kept`, which cannot change, is not of this disk. One of that kind that it lost within the boot is not thought of: hence only
+    for who asks which of several a disk is, not whether it is the one."""
+    return not kept.is_weak and not disk.may_hide(kept.kind) and not _bears(disk, kept)
+
+
 def _bears(disk: Standing, kept: Identity | None) -> bool:
     return any(same(kept, found) for found in disk.identities)
 

@@ -6,9 +6,9 @@ their ids wherever they stand; it is written before a disk is captured for the f
 
 `device` is the path as configured, `last` where the disk stood when it was attached last, `seen` which one that was to the kernel: its boot
 id, the device number (major << 20 | minor) and the diskseq. Within that boot `seen` says which disk it is (`binding`). Agents before
-2026-11-26 wrote none: there what capture is pinned to under `last` is the disk, if nobody else stood there last. An older agent leaves
-`seen` out whenever it writes the file. A disk that is configured no more keeps its
-line, so that no other disk ever gets its id. Losing the file is an event, and loses the ids of disks that are configured by path alone.
+2026-11-26 wrote none: there what capture is pinned to under `last` is the disk, if it can be nobody else's who stood there last
+(`with_notes`). An older agent leaves `seen` out whenever it writes the file. A disk that is configured no more keeps its line, so that no
+other disk ever gets its id. Losing the file is an event, and loses the ids of disks that are configured by path alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from agent.capture.binding import Identity, Known, new_id
+from agent.capture.binding import Identity, Known, Standing, is_ruled_out, new_id
 from shared import decoding, durable
 from shared.errors import UNDECODABLE, BindingDamagedError
 from shared.log.names import DiskName
@@ -147,20 +147,24 @@ def fresh(wanted: Wanted, kernel_name: str, taken: Sequence[str], at: int | None
     )
 
 
-def with_notes(
-    remembered: Sequence[Bound], standing: Mapping[str, tuple[int, int]], boot: str
-) -> list[Bound]:
-    """What an older agent bound, with the note that it did not write. `standing`: by the kernel's path, number and diskseq of what capture
-    is pinned to. Pins do not outlive a boot, and whenever that agent attached a disk elsewhere it wrote down where."""
+def with_notes(remembered: Sequence[Bound], captured: Mapping[str, Standing], boot: str) -> list[Bound]:
+    """What an older agent bound, with the note that it did not write. `captured`: by the kernel's path, what capture is pinned to. Pins do
+    not outlive a boot, and whenever that agent attached a disk elsewhere it wrote down where.
+
+    Lines stay, so several may have stood there last: a disk was replaced, or is away and another has its name. Of those, that agent
+    never went on with one whose strong identity the disk does not bear: it is not whom the disk was captured for. One that is bound by
+    what can change stays in question, configured or not (that may have changed with the upgrade): then no line is noted, and the
+    identity decides."""
     if any(bound.seen for bound in remembered):
         return [*remembered]
-    last = [bound.last for bound in remembered]
-    return [
-        msgspec.structs.replace(bound, seen=Seen(boot, *standing[bound.last]))
-        if bound.last in standing and last.count(bound.last) == 1
-        else bound
-        for bound in remembered
-    ]
+    noted: dict[str, Seen] = {}
+    for path, disk in captured.items():
+        there = [bound for bound in remembered if bound.last == path]
+        if len(there) > 1:
+            there = [bound for bound in there if not is_ruled_out(disk, Identity.parse(bound.identity))]
+        if len(there) == 1:
+            noted[there[0].id] = Seen(boot, disk.dev, disk.diskseq)
+    return [msgspec.structs.replace(bound, seen=noted.get(bound.id)) for bound in remembered]
 
 
 def after(remembered: Sequence[Bound], chosen: Sequence[Bound]) -> list[Bound]:

@@ -89,13 +89,12 @@ def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) ->
     boot = this_boot()
     slots = {(pin.dev, pin.diskseq) for pin in pinned}
     captured = {dev: (dev, disk.diskseq) for dev, disk in found.items() if (dev, disk.diskseq) in slots}
-    remembered = bindings.with_notes(
-        remembered, {found[dev].device: one for dev, one in captured.items()}, boot
-    )
-    known = bindings.all_known(wanted, remembered, at, {dev: disk.name for dev, disk in found.items()}, boot)
     # Every disk that is named or captured is asked whether it answers, and who it is; of the others those that may be one that is not known
     # by its note, or may share what one is bound by, or is to be bound by.
     answers = _ask(found[dev] for dev in {*at.values(), *captured})
+    watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
+    remembered = bindings.with_notes(remembered, watched, boot)
+    known = bindings.all_known(wanted, remembered, at, {dev: disk.name for dev, disk in found.items()}, boot)
     standing = [_standing(disk, answers, said) for disk in found.values()]
     if any(_needs_others(disk, standing, captured.values()) for disk in known):
         answers |= _ask(

@@ -137,13 +137,13 @@ class Machine:
 
     def look(self) -> None:
         standing = [self.standing(disk) for disk in range(DISKS) if disk != self.away]
-        there = {(one.dev, one.diskseq): one.path for one in standing}
+        there = {(one.dev, one.diskseq): one for one in standing}
         pins = [
             Pinned(slot=slot, dev=dev, diskseq=seq, sectors=SECTORS)
             for slot, (dev, seq) in enumerate(self.captured.values())
         ]
         boot = f"boot-{self.boot}"
-        noted = {there[at]: at for at in self.captured.values() if at in there}
+        noted = {there[at].path: there[at] for at in self.captured.values() if at in there}
         remembered = bindings.with_notes(self.bound, noted, boot)
         at = {path: self.place[disk] for path, disk in self.links.items() if disk != self.away}
         known = bindings.all_known(self.lines, remembered, at, {one.dev: one.name for one in standing}, boot)

@@ -9,10 +9,19 @@ import pytest
 from msgspec import structs
 
 from agent.capture import bindings
+from agent.capture.binding import Identity, Standing
 from agent.capture.bindings import NAME, Bound, Seen, Wanted, after, all_known, known, with_notes
 
 SEEN = Seen("this", 16, 5)
 BOUND = Bound("sdb", "/dev/x", "gpt:1", "/dev/sdb", SEEN)
+
+
+def standing(*identities: str, is_named: bool = True) -> Standing:
+    """What stands at /dev/sdb."""
+    borne = tuple(Identity.parse(text) for text in (*identities, "name:sdb, 8 sectors"))
+    return Standing(
+        path="/dev/sdb", name="sdb", dev=16, diskseq=5, sectors=8, identities=borne, is_named=is_named
+    )
 
 
 def test_what_an_older_agent_wrote_is_read_and_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -47,7 +56,7 @@ def test_a_note_counts_in_its_boot_for_the_disk_that_is_meant(
 def test_what_an_older_agent_captured_is_noted_by_where_it_stood_unless_two_stood_there() -> None:
     old = structs.replace(BOUND, seen=None)
     other = Bound("sdc", "/dev/y", "gpt:2", "/dev/sdc")
-    there = {"/dev/sdb": (16, 5)}
+    there = {"/dev/sdb": standing("gpt:1")}
     assert with_notes([old, other], there, "this") == [BOUND, other]
     former = structs.replace(other, last="/dev/sdb")
     assert with_notes([old, former], there, "this") == [old, former]
@@ -55,6 +64,28 @@ def test_what_an_older_agent_captured_is_noted_by_where_it_stood_unless_two_stoo
     assert with_notes([old, mine], there, "this") == [old, mine], (
         "this agent wrote it: it had no note to give"
     )
+
+
+@pytest.mark.parametrize("kept", ["wwid:1", "serial:1", "loop:1:2 /f"])
+@pytest.mark.parametrize("bears", ["gpt:1", "gpt:2", "wwid:2"])
+def test_a_line_that_stayed_of_a_disk_that_stood_there_before_costs_the_captured_one_no_note(
+    kept: str, bears: str
+) -> None:
+    old = structs.replace(BOUND, seen=None)
+    stale = Bound("former", "/dev/sdb", kept, "/dev/sdb")
+    for lines in ([stale, old], [old, stale]):
+        noted = with_notes(lines, {"/dev/sdb": standing(bears)}, "this")
+        assert {line.id: line.seen for line in noted} == {"sdb": SEEN, "former": None}
+
+
+def test_a_line_of_what_the_captured_disk_bears_or_may_not_have_told_leaves_it_open_whose_it_is() -> None:
+    old = structs.replace(BOUND, seen=None)
+    stale = Bound("former", "/dev/sdb", "wwid:1", "/dev/sdb")
+    for disk in (standing("wwid:1", "gpt:1"), standing("gpt:1", is_named=False)):
+        assert with_notes([stale, old], {"/dev/sdb": disk}, "this") == [stale, old]
+    # alone, a line is of what is captured there, whatever that has ceased to say
+    alone = with_notes([stale], {"/dev/sdb": standing("gpt:1")}, "this")
+    assert alone == [structs.replace(stale, seen=SEEN)]
 
 
 def test_a_disk_that_is_noted_for_one_id_is_noted_for_no_other() -> None:
