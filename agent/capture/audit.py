@@ -50,6 +50,8 @@ from agent.capture.disks import SYSFS, Disk, still_stands
 _WRITTEN_SECTORS, _DISCARDED_SECTORS = 6, 13
 _WRAP: Final = (1 << 64) - 1
 SAME: Final = 3
+ATTEMPTS: Final = 32
+"""How many samples of a busy disk are taken in one look, for a moment at which nothing is written: its gaps are short."""
 LACKING: Final = 60
 DRIVER: Final = "the disk's driver does not count all that is written"
 UNTOLD: Final = "writes from before the attachment cannot be told apart yet"

@@ -38,7 +38,6 @@ _log = logging.get()
 INTERVAL_S: Final = 1.0
 _LOOKS: Final = 20
 """For a quiet moment, between two looks of the audit: the gaps of a busy disk are short."""
-_ATTEMPTS: Final = 32
 _NOT_COUNTED: Final = (
     "Capture goes on; what it might miss would not be noticed. Resynchronise the machine now and then."
 )
@@ -165,7 +164,7 @@ class Continuity:
     def _audit(self, slot: int) -> Verdict:
         """The verdict on one disk; on a busy one, from the first of some samples that is conclusive."""
         words, lacks = self._capture.audit_words(slot), True
-        for _ in range(_ATTEMPTS):
+        for _ in range(audit.ATTEMPTS):
             sample = self._sample(slot)
             baseline = Baseline.from_words(words)
             if self._state[Word.SETTLED]:

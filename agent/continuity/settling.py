@@ -10,6 +10,9 @@ counts prove that nothing that capture saw is in flight on it: the audit was exa
 So all that were open before that moment have completed, those from before `STALE_S` among them. (Younger ones are not asked about: their
 completion may be on its way to be seen.) Nothing here is of another disk: a write is open, seen, counted and in flight on the disk that it
 is to, each of the two where one disk hands on the bio to another. Hence a disk that cannot be audited keeps its own open, and no other's.
+
+A busy disk has such moments, and short ones: as many samples are taken in a look as the audit takes, each of which proves it by itself or
+proves nothing. One that never has any keeps them open, and order waits: US587 and US597 say so.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Final
 
 import numpy as np
 
-from agent.capture.audit import Baseline, Sample
+from agent.capture.audit import ATTEMPTS, Baseline, Sample
 from agent.capture.disks import SYSFS, still_stands
 from agent.capture.maps import Capture
 from agent.stream import clock
@@ -91,13 +94,15 @@ class Settling:
         _log.info("completions that were not seen", writes=len(forgotten))
 
     def _is_over(self, slot: int, sample_of: Callable[[int], Sample]) -> bool:
-        """Whether all that was ever seen of the disk's writes has completed."""
+        """Whether at one moment all that was ever seen of the disk's writes had completed."""
+        baseline = Baseline.from_words(self._capture.audit_words(slot))
         try:
-            sample = sample_of(slot)
+            return any(self._proves(slot, sample_of(slot), baseline) for _ in range(ATTEMPTS))
         except OSError as exc:  # it went away just now
             _log.debug("sectors written: not known", path=exc.filename, cause=exc.strerror)
             return False
-        baseline = Baseline.from_words(self._capture.audit_words(slot))
+
+    def _proves(self, slot: int, sample: Sample, baseline: Baseline) -> bool:
         counted = sample.stat.sectors - baseline.stat_sectors - (baseline.offset_sectors or 0)
         if not sample.still or counted != sample.seen_sectors or self._in_flight(slot):
             return False

@@ -2,7 +2,7 @@
 
 The audit of a busy disk needs a moment at which nothing is written. One that never has any is *in flight* at each look, which says nothing:
 whether its driver counts at all, whether a write went past capture that is smaller than what is in flight. So that is said when it has
-lasted; the stream loses nothing by it.
+lasted. The stream loses nothing by it; but if a completion was not seen, order waits for such a moment, too (`settling`).
 """
 
 from __future__ import annotations

@@ -288,5 +288,5 @@ def write_hangs(lane: Lane, opened: npt.NDArray[np.void]) -> WriteHangsError | N
         return None
     return WriteHangsError(
         f"A part of protected disk {lane.path} cannot be read",
-        cause=f"a write to sector {int(opened['sector'][oldest])} has not completed for {age_s:.0f} s",
+        cause=f"a write to sector {int(opened['sector'][oldest])} has not completed for {age_s:.0f} s, or that was missed",
     )

@@ -107,10 +107,11 @@ class NeverIdleError(DeviceError):
     """No look of the audit found a moment at which nothing was written to the disk (agent/continuity/unaudited.py)."""
 
     code = "US597"
-    default_cause = "it was never idle: what is being written hides whether anything is missing"
+    default_cause = "it was never idle: what is being written hides whether anything is missing, also a completion that was missed"
     default_action = (
         "None: capture goes on, and the audit finds the next idle moment, of microseconds, by itself. If the disk never has any, "
-        "resynchronise the machine now and then."
+        "resynchronise the machine now and then. If a write to it is said not to complete (US587), order waits for such a moment, too: "
+        "hold up what writes to it, for some seconds."
     )
 
 
@@ -194,13 +195,15 @@ class TooMuchUnreadableError(DeviceError):
 
 
 class WriteHangsError(DeviceError):
-    """A write to a captured disk does not complete, while reads of it are answered. Before it has, what is read there is not final."""
+    """A write to a captured disk does not complete, or its completion was missed, while reads of it are answered. Before it is known to
+    have completed, what is read there is not final."""
 
     code = "US587"
     default_action = (
         "Find out what holds it up (dmesg; a thin pool that is full, a device that is suspended, paths that queue). Since the disk answers "
-        "reads, the others do not go on without it: the machine has no new points until the write has completed or failed. If it never "
-        "will, take the disk out of the agent's configuration."
+        "reads, the others do not go on without it: the machine has no new points until the write has completed or failed. If nothing "
+        "hangs, its completion may have been missed, and order waits for a moment at which nothing is written to the disk: hold up what "
+        "writes to it, for some seconds. If it never will complete, take the disk out of the agent's configuration."
     )
 
 

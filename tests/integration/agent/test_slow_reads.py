@@ -262,6 +262,7 @@ async def test_a_write_that_does_not_complete_is_named_and_the_rest_of_its_disk_
         await one.take_until(lambda: one.reader.finished)
         assert sorted(one.words[0]) == [*range(1, DISK_B // CHUNK_B)]
         assert [error.code for error in one.reader.problems.values()] == named
+        assert all("or that was missed" in error.cause for error in one.reader.problems.values())
         assert one.reader.troubled is bool(named)
         one.reader.end()
         assert not one.catchup.finish_reading(0, 0)

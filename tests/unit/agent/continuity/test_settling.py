@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.capture.audit import Baseline, Sample, Stat
+from agent.capture.audit import ATTEMPTS, Baseline, Sample, Stat
 from agent.capture.layout import OPEN_WRITE
 from agent.continuity import settling
 from agent.continuity.settling import STALE_S, Settling
@@ -60,6 +60,26 @@ class Disks:
 def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settling, "SYSFS", tmp_path)
     monkeypatch.setattr(clock, "boot_ns", lambda: NOW_NS)
+
+
+@pytest.mark.parametrize("at", [0, 1, ATTEMPTS - 1, ATTEMPTS])
+def test_a_busy_disk_is_looked_at_as_often_as_the_audit_looks_for_a_moment_that_proves_it(
+    tmp_path: Path, at: int
+) -> None:
+    disks = Disks(tmp_path, OLD_NS)
+    busy = Sample(Stat(8, counting=True), 16, 8, still=True)
+    moments = iter([*[busy] * at, disks.samples[0], *[busy] * ATTEMPTS])
+    disks.settling.forget_stale({0}, lambda slot: next(moments))
+    assert disks.read_again == [0] * (at < ATTEMPTS)
+
+
+def test_of_two_moments_none_proves_what_one_of_them_must(tmp_path: Path) -> None:
+    disks = Disks(tmp_path, OLD_NS)
+    moving = Sample(Stat(16, counting=True), 16, 8, still=False)
+    in_flight = Sample(Stat(8, counting=True), 16, 8, still=True)
+    moments = iter([moving, in_flight] * ATTEMPTS)
+    disks.settling.forget_stale({0}, lambda slot: next(moments))
+    assert disks.read_again == []
 
 
 @pytest.mark.parametrize("exact", [[], [0], [1], [0, 1]])

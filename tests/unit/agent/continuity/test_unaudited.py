@@ -49,6 +49,8 @@ def test_a_disk_that_is_never_idle_is_named_after_a_time_and_until_a_look_says_s
     error = unaudited.error(0, "sda", UNAUDITED_S)
     assert error is not None
     assert (error.code, "10 minutes" in error.what) == ("US597", True)
+    assert "a completion that was missed" in error.cause
+    assert "order waits" in error.action
     assert unaudited.error(1, "sdb", UNAUDITED_S) is None
     unaudited.judge(0, Verdict(Outcome.EXACT), UNAUDITED_S)
     unaudited.judge(0, nothing, UNAUDITED_S + 1)
