@@ -191,7 +191,7 @@ class Unreadable:
         taken = trial.take()
         given = self._declared_of(trial.disk, taken)
         if len(given) and _count(taken) == _count(trial.runs):
-            given = self._from(trial.disk, trial.runs[0][0], len(given) + turn.put)
+            given = np.union1d(given, self._from(trial.disk, sum(trial.runs[-1]), turn.put))
             turn.put += len(given)
         else:
             turn.put = 0

@@ -158,6 +158,16 @@ def test_what_a_trial_was_given_before_it_was_let_go_is_used_and_what_comes_late
     assert due(declared, LIMIT_S).runs == [(301, 1)]
 
 
+def test_what_was_declared_between_while_a_trial_was_asked_does_not_take_the_place_of_what_was_given() -> (
+    None
+):
+    declared = Unreadable(1)
+    declared.declare(0, [(34, 1), (46, 1)], 0.0)
+    trial = due(declared, FIRST_S)
+    declared.declare(0, [(43, 1)], FIRST_S)
+    assert declared.tried(FIRST_S, answer(trial, trial.runs)).tolist() == [34, 46]
+
+
 def test_what_was_read_and_sent_while_a_trial_was_asked_is_not_put_to_do() -> None:
     declared = Unreadable(1)
     declared.declare(0, [(100, 1), (200, 1)], 0.0)
