@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from agent import lock, traces
-from agent.capture import bindings, pins
+from agent.capture import pins
 from agent.capture.attach import check_machine, enlarge_state, state_words
+from agent.capture.bindings import BindingsFile
 from agent.capture.fitting import Change
 from agent.capture.look import read_pins
 from agent.capture.maps import Capture
@@ -60,6 +61,8 @@ class _Kept:
     attached_boot_ns: int = 0
     former: npt.NDArray[np.uint64] | None = None
     """The state of the capture."""
+    file: BindingsFile | None = None
+    """Which disk is which, with what could not be written of it."""
     trials: Trials = field(default_factory=Trials)
     found: frozenset[str] = frozenset()
     """For whose sake the last session ended."""
@@ -167,12 +170,14 @@ async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
     over.set()
 
 
-def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -> tuple[Capture, Watch]:
+def _attach(
+    config: AgentConfig, former: npt.NDArray[np.uint64] | None = None, file: BindingsFile | None = None
+) -> tuple[Capture, Watch]:
     """Attaches capture to every protected disk that is there and well, or continues it. When the set of them changed, or one of them
     did, a new epoch begins: a point needs all disks of its epoch.
 
     `former`: the state of the capture that this process had before. Its memory outlives the pins: should somebody have removed all of
-    them, what is suspect is known by it alone."""
+    them, what is suspect is known by it alone. `file`: as this process had it before."""
 
     before = None if former is None else AgentState(former)
 
@@ -193,9 +198,10 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
         state[Word.WENT] = 0
         Patience.hand_over(before.patience_words, state.patience_words)
 
-    where = config.state_dir, config.pin_dir
+    file = file or BindingsFile(config.state_dir)
     enlarge_state(config.pin_dir, move)
-    given_up = _given_up(config)
+    given_up = _given_up(config, file)
+    where = file, config.pin_dir
     capture, left_out = protect(
         config.protected, *where, config.ring_mib << 20, before_change, given_up=given_up
     )
@@ -210,20 +216,20 @@ def _attach(config: AgentConfig, former: npt.NDArray[np.uint64] | None = None) -
     return capture, watch
 
 
-def _given_up(config: AgentConfig) -> frozenset[str]:
+def _given_up(config: AgentConfig, file: BindingsFile) -> frozenset[str]:
     """Ids of disks that were given up and not taken in since: those that are captured yet are left out unless they answer now."""
     pinned, _ = read_pins(config.pin_dir)
     if not pinned:
         return frozenset()
     patience = Patience(AgentState(state_words(config.pin_dir)).patience_words)
-    bound = bindings.read(config.state_dir) or []
+    bound = file.read() or []
     return frozenset(disk.id for disk in bound if patience.is_given_up(disk.id))
 
 
 @asynccontextmanager
 async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
-    capture, watch = await asyncio.to_thread(_attach, config, kept.former)
-    kept.attached_boot_ns, kept.former = capture.attached_boot_ns, capture.state
+    capture, watch = await asyncio.to_thread(_attach, config, kept.former, kept.file)
+    kept.attached_boot_ns, kept.former, kept.file = capture.attached_boot_ns, capture.state, watch.file
     kept.count_failures(watch)
     try:
         agent = Agent(config, capture, watch)

@@ -70,7 +70,12 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
             for left in agent.watch.left_out
         ),
     ]
-    for trouble in (agent.note.problem, agent.revoked.trouble.error, agent.watch.trouble):
+    for trouble in (
+        agent.note.problem,
+        agent.revoked.trouble.error,
+        agent.watch.trouble,
+        agent.watch.file.trouble,
+    ):
         if trouble is not None:
             problems.append(_warning(trouble))
     for id_, twice in agent.captured_twice.items():

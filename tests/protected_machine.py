@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture.bindings import Wanted
+from agent.capture.bindings import BindingsFile, Wanted
 from agent.capture.disks import find_disk
 from agent.capture.fitting import Change
 from agent.capture.look import LeftOut
@@ -33,9 +33,21 @@ class Machine:
         self.state_dir.mkdir()
         self.wanted = [Wanted(str(disk.path)) for disk in r.disks]
         self.changes: list[Change] = []
+        self._file: BindingsFile | None = None
+
+    @property
+    def file(self) -> BindingsFile:
+        """As one process of the agent has it."""
+        if self._file is None or self._file.path.parent != self.state_dir:
+            self._file = BindingsFile(self.state_dir)
+        return self._file
+
+    def restart(self) -> None:
+        """The next process knows what the file says."""
+        self._file = None
 
     def protect(self) -> tuple[Capture, list[LeftOut]]:
-        capture, left_out = protect(self.wanted, self.state_dir, self.rig.pin_dir, 1 << 22, self._changed)
+        capture, left_out = protect(self.wanted, self.file, self.rig.pin_dir, 1 << 22, self._changed)
         self.undo.callback(capture.close)
         return capture, left_out
 
@@ -49,7 +61,7 @@ class Machine:
         return {disk.id: disk.name for disk in capture.disks}
 
     def watch(self, left_out: list[LeftOut], *, without_order: bool = False) -> Watch:
-        made = Watch(self.wanted, self.state_dir, self.rig.pin_dir, left_out, without_order=without_order)
+        made = Watch(self.wanted, self.file, self.rig.pin_dir, left_out, without_order=without_order)
         made._next = 0.0
         return made
 

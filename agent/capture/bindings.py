@@ -9,10 +9,15 @@ id, the device number (major << 20 | minor) and the diskseq. Within that boot `s
 2026-11-26 wrote none: there what capture is pinned to under `last` is the disk, if it can be nobody else's who stood there last
 (`with_notes`). An older agent leaves `seen` out whenever it writes the file. A disk that is configured no more keeps its line, so that no
 other disk ever gets its id. Losing the file is an event, and loses the ids of disks that are configured by path alone.
+
+**What could not be written is owed** (`BindingsFile`): a disk that was known goes on where the state_dir is full, and only this process
+then knows which one it is in this boot. So whoever asks in this process is told that, what is owed is written as soon as it can be, and
+until then it is said: an agent that starts meanwhile knows what the file says.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
@@ -21,7 +26,7 @@ import msgspec
 
 from agent.capture.binding import Identity, Known, Standing, is_ruled_out, new_id
 from shared import decoding, durable
-from shared.errors import UNDECODABLE, BindingDamagedError
+from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError
 from shared.log.names import DiskName
 
 NAME: Final = "disks.json"
@@ -77,6 +82,64 @@ def write(state_dir: Path, disks: Sequence[Bound]) -> None:
     content = msgspec.json.format(msgspec.json.encode(_Document(1, list(disks))), indent=2) + b"\n"
     with durable.named("Which disk is which could not be noted"):
         durable.replace_file(state_dir / NAME, content)
+
+
+class BindingsFile:
+    """The file of one agent, in one process, with what is owed to it. For threads: none of them writes what another knows better."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.path: Final = state_dir / NAME
+        self.written: list[Bound] = []
+        """What the file says, as it was read or written last."""
+        self.trouble: StateFileError | None = None
+        """Why something is owed; None: nothing is."""
+        self._owed: list[Bound] | None = None
+        self._lock = threading.Lock()
+
+    def read(self) -> list[Bound] | None:
+        """What is remembered; None: nothing was bound here before. Raises BindingDamagedError."""
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> list[Bound] | None:
+        if self._owed is not None:
+            return self._owed
+        found = read(self.path.parent)
+        self.written = found or []
+        return found
+
+    def write(self, disks: Sequence[Bound]) -> None:
+        """Raises StateFileError, and nothing more is owed than before."""
+        with self._lock:
+            self._write(disks)
+
+    def _write(self, disks: Sequence[Bound]) -> None:
+        write(self.path.parent, disks)
+        self.written, self._owed, self.trouble = [*disks], None, None
+
+    def write_again(self) -> None:
+        """What is owed, or what stands there: whether it can be written by now. Raises StateFileError, BindingDamagedError."""
+        with self._lock:
+            self._write(self._read() or [])
+
+    def owe(self, disks: Sequence[Bound], why: StateFileError) -> StateFileError | None:
+        """Keeps what could not be written, and returns what to say of it; None: the file says all of it already."""
+        with self._lock:
+            is_owed = [*disks] != self.written
+            self._owed = [*disks] if is_owed else None
+            self.trouble = _unwritten(why) if is_owed else None
+            return self.trouble
+
+
+def _unwritten(why: StateFileError) -> StateFileError:
+    return StateFileError(
+        "Which of the disks that stand here are the protected ones could not be noted",
+        cause=why.cause,
+        action=(
+            "Make room in the state_dir, or make it writable: it is noted then by itself. Until then leave the agent running, and "
+            "change no disk's partition table: after a restart of the agent such a disk might be refused."
+        ),
+    )
 
 
 def all_known(

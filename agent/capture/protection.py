@@ -16,7 +16,7 @@ from typing import Final
 
 from agent.capture import attach, bindings, pins
 from agent.capture.binding import Action, Verdict
-from agent.capture.bindings import Bound, Seen, Wanted
+from agent.capture.bindings import BindingsFile, Bound, Seen, Wanted
 from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
 from agent.capture.look import LeftOut, Look, look_at, read_pins, silence, why_not
@@ -34,7 +34,7 @@ SHARED: Final = (
 
 def protect(
     wanted: Sequence[Wanted],
-    state_dir: Path,
+    file: BindingsFile,
     pin_dir: Path,
     ring_b: int,
     before_change: BeforeChange,
@@ -51,11 +51,11 @@ def protect(
     pinned, removed = read_pins(pin_dir)
     if removed is not None:
         _log.error("capture is not whole: it is attached afresh", **removed.as_dict())
-    remembered = bindings.read(state_dir)
+    remembered = file.read()
     if remembered is None and pinned:
         _log.warning(
             "which disk is which is not known any more: they are bound to what stands under their paths",
-            path=str(state_dir / bindings.NAME),
+            path=str(file.path),
         )
     look = look_at(wanted, remembered or [], pin_dir)
     chosen: list[tuple[Verdict, Disk]] = []
@@ -88,7 +88,7 @@ def protect(
             "None of the protected disks can be captured",
             cause="; ".join(f"{left.id}: {left.error.cause or left.error.what}" for left in left_out),
         )
-    unbound = _remember(state_dir, look, remembered, [verdict for verdict, _ in chosen])
+    unbound = _remember(file, look, remembered, [verdict for verdict, _ in chosen])
     left_out += unbound
     chosen = [(v, disk) for v, disk in chosen if v.known.id not in {left.id for left in unbound}]
     is_fresh = False
@@ -107,11 +107,11 @@ def protect(
 
 
 def _remember(
-    state_dir: Path, look: Look, stored: list[Bound] | None, chosen: Sequence[Verdict]
+    file: BindingsFile, look: Look, stored: list[Bound] | None, chosen: Sequence[Verdict]
 ) -> list[LeftOut]:
     """Keeps what the chosen disks are bound by. A partition table that could not be read is not one that is gone. Where that fails, those
-    of which it was known before go on; returns the others: a disk is written down before it is captured for the first time, or it could
-    be taken for another later. Raises StateFileError when none is left."""
+    of which it was known before go on, and what is to be kept of them is owed to the file; returns the others: a disk is written down
+    before it is captured for the first time, or it could be taken for another later. Raises StateFileError when none is left."""
     now: list[Bound] = []
     for verdict in chosen:
         assert verdict.standing is not None
@@ -124,12 +124,12 @@ def _remember(
             _log.info("disk bound", id=bound.id, device=bound.last, identity=bound.identity)
         now.append(bound)
     after = bindings.after(look.remembered, now)
-    if after == stored:
+    if after == stored and file.trouble is None:
         return []
     try:
-        bindings.write(state_dir, after)
+        file.write(after)
     except StateFileError as exc:
-        known = {(bound.id, bound.identity) for bound in stored or []}
+        known = {(bound.id, bound.identity) for bound in file.written}
         ids = {id_ for id_, _ in known}
         unbound = [
             LeftOut(verdict.known.id, verdict.known.path, exc)
@@ -140,6 +140,9 @@ def _remember(
         ]
         if len(unbound) == len(chosen):
             raise
-        _log.warning("where the disks stand now could not be noted", **exc.as_dict())
+        out = {left.id for left in unbound}
+        owed = file.owe(bindings.after(look.remembered, [bound for bound in now if bound.id not in out]), exc)
+        if owed is not None:
+            _log.warning("where the disks stand now could not be noted", **owed.as_dict())
         return unbound
     return []

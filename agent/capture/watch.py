@@ -1,4 +1,5 @@
 """Disks that are left out, went away or cannot be read, looked for while the agent runs; and a capture without order: could it have it?
+What could not be noted of those that are captured is noted as soon as it can be (`bindings.BindingsFile`).
 
 To take a disk in ends the session, and a new epoch begins. So one of which nothing could be proved, or for which the kernel had no memory,
 is tried out first, with programs of its own, and rarely: what is captured goes on untouched, however often that fails. One that passes, and
@@ -13,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from agent.capture import attach, bindings
+from agent.capture import attach
 from agent.capture.binding import Action
-from agent.capture.bindings import Wanted
+from agent.capture.bindings import BindingsFile, Wanted
 from agent.capture.look import LeftOut, Look, look_at, silence, why_not
 from shared import logging
 from shared.errors import BpfError, DeviceError, StateFileError, UnderstudyError
@@ -38,7 +39,7 @@ class Watch:
     def __init__(
         self,
         wanted: Sequence[Wanted],
-        state_dir: Path,
+        file: BindingsFile,
         pin_dir: Path,
         left_out: Sequence[LeftOut],
         *,
@@ -46,7 +47,8 @@ class Watch:
     ) -> None:
         """`without_order`: capture could not be calibrated on any disk."""
         self._wanted = wanted
-        self._where = state_dir, pin_dir
+        self._pin_dir = pin_dir
+        self.file: Final = file
         self.left_out: Final = tuple(left_out)
         self.silent: frozenset[str] | None = None
         """Ids of captured disks that gave no answer at the last look, while somebody looks; None: nobody has looked yet."""
@@ -78,23 +80,26 @@ class Watch:
             self.trouble = None
         now = time.monotonic()
         is_try = now >= self._next_try and any(self._may(name) for name in self.unfit)
-        if is_try or ((self.left_out or looking) and now >= self._next):
+        is_look = bool(self.left_out or looking)
+        if is_try or ((is_look or self.file.trouble is not None) and now >= self._next):
             self._next = now + RETRY_S
             if is_try:
                 self._next_try = now + self._try_s
                 self._try_s = min(2 * self._try_s, TRY_LIMIT_S)
             self._thread = threading.Thread(
-                target=self._search, args=(is_try,), name="disk-watch", daemon=True
+                target=self._search, args=(is_try, is_look), name="disk-watch", daemon=True
             )
             self._thread.start()
         return False
 
-    def _search(self, is_try: bool) -> None:
-        """Whatever fails, the next look comes in its time."""
+    def _search(self, is_try: bool, is_look: bool = True) -> None:
+        """Whatever fails, the next look comes in its time. Without a look or a try, only what is owed to the file is written."""
         before = self.trouble
         trouble: UnderstudyError | None = None
         try:
-            self._look(is_try)
+            self._make_up()
+            if is_try or is_look:
+                self._look(is_try)
         except UnderstudyError as exc:
             trouble = exc
             _log.warning("disks that are left out could not be looked for", **exc.as_dict())
@@ -110,12 +115,20 @@ class Watch:
             self.silent = None  # nobody could ask
         self.trouble = trouble
 
+    def _make_up(self) -> None:
+        if self.file.trouble is None:
+            return
+        try:
+            self.file.write_again()
+        except StateFileError as exc:  # said as long as it is owed
+            _log.debug("where the disks stand now could not be noted yet", cause=exc.cause)
+        else:
+            _log.info("where the disks stand now was noted", path=str(self.file.path))
+
     def _look(self, is_try: bool) -> None:
-        state_dir, pin_dir = self._where
-        remembered = bindings.read(state_dir) or []
         if any(isinstance(left.error, StateFileError) for left in self.left_out):
-            bindings.write(state_dir, remembered)  # whether it can be written by now
-        look = look_at(self._wanted, remembered, pin_dir)
+            self.file.write_again()
+        look = look_at(self._wanted, self.file.read() or [], self._pin_dir)
         going_on = [v for v in look.verdicts if v.action is Action.CONTINUE]
         self.silent = frozenset(v.known.id for v in going_on if silence(v, look))
         errors = why_not(look)
@@ -137,7 +150,7 @@ class Watch:
     def _proves(self, look: Look, dev: int) -> bool:
         disk = look.found[dev]
         try:
-            cause = attach.try_out(self._where[1], disk)
+            cause = attach.try_out(self._pin_dir, disk)
         except BpfError as exc:
             cause = str(exc)
         if cause:

@@ -14,7 +14,7 @@ import pytest
 
 from agent.capture import answer, audit, bindings
 from agent.capture.answer import Answer, HangsError
-from agent.capture.bindings import Wanted
+from agent.capture.bindings import BindingsFile, Wanted
 from agent.capture.disks import UNKNOWN, find_disk, size_of
 from agent.capture.fitting import Change
 from agent.capture.look import LeftOut
@@ -47,7 +47,7 @@ class Machine:
         def changed(words: np.ndarray, change: Change) -> None:
             self.changes.append(change)
 
-        where = self.wanted, self.rig.folder, self.rig.pin_dir
+        where = self.wanted, BindingsFile(self.rig.folder), self.rig.pin_dir
         capture, left_out = protect(*where, 1 << 22, changed, given_up=given_up)
         self.undo.callback(capture.close)
         self.capture: Capture = capture
@@ -55,7 +55,7 @@ class Machine:
 
     def watch(self, left_out: Sequence[LeftOut]) -> Watch:
         """One that looks at once."""
-        watch = Watch(self.wanted, self.rig.folder, self.rig.pin_dir, left_out)
+        watch = Watch(self.wanted, BindingsFile(self.rig.folder), self.rig.pin_dir, left_out)
         watch._next = 0.0
         return watch
 

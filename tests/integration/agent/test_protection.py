@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from agent.capture import answer, attach, bindings, disks, identify, layout, pins, suitable
+from agent.capture import answer, attach, bindings, disks, identify, layout, look, pins, suitable
 from agent.capture.answer import Answer, ask
 from agent.capture.binding import Identity, Kind
 from agent.capture.bindings import Wanted
@@ -303,6 +303,47 @@ def test_a_disk_that_cannot_be_written_down_is_left_out_until_it_can_and_those_t
         assert watch._found
         whole, none = machine.protect()
         assert (len(whole.disks), none) == (2, [])
+
+
+def test_a_note_that_could_not_be_written_is_known_said_and_written_as_soon_as_it_can_be(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r, bare = machine.rig, identify.identities
+
+    def without_loop(disk: Disk, told: Answer = answer.NOTHING) -> tuple[Identity, ...]:
+        return tuple(found for found in bare(disk, told) if found.kind is not Kind.LOOP)
+
+    def partition() -> None:
+        table = ["sfdisk", "-q", "--no-reread", r.device]
+        subprocess.run(table, input="label: gpt\n", text=True, check=True, stderr=subprocess.DEVNULL)
+
+    monkeypatch.setattr(identify, "identities", without_loop)
+    partition()
+    with full_disk() as disk:
+        machine.state_dir = disk.where
+        first, _ = machine.protect()
+        first.close()
+        detach(r.pin_dir)
+        monkeypatch.setattr(look, "this_boot", lambda: "the next boot")
+        machine.restart()
+        disk.fail()
+        again, none = machine.protect()
+        assert (machine.ids(again), none) == (machine.ids(first), [])
+        assert machine.file.trouble is not None
+        assert "No space left on device" in machine.file.trouble.cause
+        partition()  # nothing but the note says which disk it is
+        again, none = machine.protect()
+        assert (machine.ids(again), none, machine.changes) == (machine.ids(first), [], [])
+        watch = machine.watch([])
+        assert not finds(watch)
+        assert watch.file.trouble is not None
+        disk.heal()
+        watch._next = 0.0
+        assert not finds(watch)
+        assert watch.file.trouble is None
+        machine.restart()
+        again, none = machine.protect()
+        assert (machine.ids(again), none, machine.changes) == (machine.ids(first), [], [])
 
 
 def test_where_no_disk_can_be_written_down_nothing_is_attached(machine: Machine) -> None:

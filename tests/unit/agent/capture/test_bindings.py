@@ -10,7 +10,18 @@ from msgspec import structs
 
 from agent.capture import bindings
 from agent.capture.binding import Identity, Standing
-from agent.capture.bindings import NAME, Bound, Seen, Wanted, after, all_known, known, with_notes
+from agent.capture.bindings import (
+    NAME,
+    BindingsFile,
+    Bound,
+    Seen,
+    Wanted,
+    after,
+    all_known,
+    known,
+    with_notes,
+)
+from shared.errors import StateFileError
 
 SEEN = Seen("this", 16, 5)
 BOUND = Bound("sdb", "/dev/x", "gpt:1", "/dev/sdb", SEEN)
@@ -92,6 +103,27 @@ def test_a_disk_that_is_noted_for_one_id_is_noted_for_no_other() -> None:
     new = Bound("new", "/dev/z", "gpt:1", "/dev/sdb", SEEN)
     other = Bound("sdc", "/dev/y", "gpt:2", "/dev/sdc", Seen("this", 32, 6))
     assert after([BOUND, other], [new]) == [structs.replace(BOUND, seen=None), other, new]
+
+
+def test_what_could_not_be_written_is_what_is_known_until_it_or_something_newer_is_written(
+    tmp_path: Path,
+) -> None:
+    file = BindingsFile(tmp_path)
+    old, newer = structs.replace(BOUND, seen=None), structs.replace(BOUND, last="/dev/sdc")
+    why = StateFileError("It could not be noted", cause="it is full")
+    file.write([old])
+    assert file.owe([old], why) is None, "the file says it"
+    said = file.owe([BOUND], why)
+    assert said is not None
+    assert (said.code, said.cause, said) == ("US478", "it is full", file.trouble)
+    assert (file.read(), file.written, bindings.read(tmp_path)) == ([BOUND], [old], [old])
+    for newest in (BOUND, newer):
+        file.owe([BOUND], why)
+        if newest is newer:
+            file.write([newer])
+        file.write_again()
+        assert file.trouble is None
+        assert (file.read(), bindings.read(tmp_path)) == ([newest], [newest])
 
 
 def test_a_second_line_for_one_id_is_a_new_disk_wherever_it_stands() -> None:
