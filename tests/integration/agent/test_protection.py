@@ -394,18 +394,23 @@ def test_a_partition_table_identifies_what_has_nothing_else(machine: Machine) ->
     assert kinds == [Kind.LOOP, Kind.GPT, Kind.NAME]
 
 
-def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_bound(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    r = machine.rig
+def identified_by_its_table(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a disk that is no loop device, and has a partition table."""
     table = "label: gpt\n"
-    subprocess.run(["sfdisk", "-q", r.device], input=table, text=True, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["sfdisk", "-q", device], input=table, text=True, check=True, stderr=subprocess.DEVNULL)
     bare = identify.identities
 
     def without_loop(disk: Disk, told: Answer = answer.NOTHING) -> tuple[Identity, ...]:
         return tuple(found for found in bare(disk, told) if found.kind is not Kind.LOOP)
 
     monkeypatch.setattr(identify, "identities", without_loop)
+
+
+def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_bound(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    r = machine.rig
+    identified_by_its_table(r.device, monkeypatch)
     machine.protect()
     before = bindings.read(machine.state_dir) or []
     assert before[0].identity.startswith("gpt:")
@@ -426,14 +431,7 @@ def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     r = machine.rig
-    table = "label: gpt\n"
-    subprocess.run(["sfdisk", "-q", r.device], input=table, text=True, check=True, stderr=subprocess.DEVNULL)
-    bare = identify.identities
-
-    def without_loop(disk: Disk, told: Answer = answer.NOTHING) -> tuple[Identity, ...]:
-        return tuple(found for found in bare(disk, told) if found.kind is not Kind.LOOP)
-
-    monkeypatch.setattr(identify, "identities", without_loop)
+    identified_by_its_table(r.device, monkeypatch)
     link, clone = r.folder / "by-id", r.folder / "clone"
     link.symlink_to(r.device)
     machine.wanted = [Wanted(str(link)), machine.wanted[1]]
