@@ -26,7 +26,8 @@ The last four are weak: they can change under a disk that is the same, or stay w
 noted (`bindings.Seen`; `Known.noted`). So a disk that capture is pinned to and that is noted for an id is that id's disk: by
 induction from the attachment, whatever its table says by now, whoever bears the same, and wherever links go. No path is asked, and what
 is noted for one is no other's. Two things void a note: a strong identity that contradicts it (a LUN that was mapped anew behind the same
-SCSI device keeps its diskseq), and a configuration that says another identity. A disk that capture is not pinned to has no proof by its
+SCSI device keeps its diskseq), since the disk bears another of its kind, or none while another disk bears it; and a configuration that says
+another identity. A disk that capture is not pinned to has no proof by its
 note: nobody has watched it since.
 
 **Else the identity decides**, strongest first (a copied partition table is no claim to a disk that is another's by its world-wide name).
@@ -232,18 +233,16 @@ def _noted(
     if disk.noted not in slots or any(other.noted == disk.noted for other in known if other is not disk):
         return None
     there = next((one for one in standing if (one.dev, one.diskseq) == disk.noted), None)
-    return None if there is None or _contradicts(there, disk.identity) else there
+    return None if there is None or _contradicts(there, disk.identity, standing) else there
 
 
-def _contradicts(disk: Standing, kept: Identity | None) -> bool:
-    """Whether a disk says of itself that it is another than the one that `kept` was taken of, in a way that cannot change."""
-    return (
-        kept is not None
-        and not kept.is_weak
-        and not disk.may_hide(kept.kind)
-        and any(found.kind is kept.kind for found in disk.identities)
-        and not _bears(disk, kept)
-    )
+def _contradicts(disk: Standing, kept: Identity | None, standing: Sequence[Standing]) -> bool:
+    """Whether what cannot change says that a disk is not the one that `kept` was taken of: another is, or it is another. That a name is
+    gone from it, and is nowhere, says nothing: a driver may cease to tell it."""
+    if kept is None or not is_ruled_out(disk, kept):
+        return False
+    is_elsewhere = any(_bears(one, kept) for one in standing if one is not disk)
+    return is_elsewhere or any(found.kind is kept.kind for found in disk.identities)
 
 
 def is_ruled_out(disk: Standing, kept: Identity) -> bool:

@@ -24,7 +24,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from agent.capture.binding import Identity, Known, Standing, is_ruled_out, new_id
+from agent.capture.binding import Identity, Known, Standing, is_ruled_out, new_id, same
 from shared import decoding, durable
 from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError
 from shared.log.names import DiskName
@@ -217,7 +217,8 @@ def with_notes(remembered: Sequence[Bound], captured: Mapping[str, Standing], bo
     Lines stay, so several may have stood there last: a disk was replaced, or is away and another has its name. Of those, that agent
     never went on with one whose strong identity the disk does not bear: it is not whom the disk was captured for. One that is bound by
     what can change stays in question, configured or not (that may have changed with the upgrade): then no line is noted, and the
-    identity decides."""
+    identity decides. So it does where one stood there last by what that agent wrote, which it did not do of each disk that it attached
+    (its state_dir was full): then another line's disk may stand there by now, which bears that line's identity and not this one's."""
     if any(bound.seen for bound in remembered):
         return [*remembered]
     noted: dict[str, Seen] = {}
@@ -225,9 +226,20 @@ def with_notes(remembered: Sequence[Bound], captured: Mapping[str, Standing], bo
         there = [bound for bound in remembered if bound.last == path]
         if len(there) > 1:
             there = [bound for bound in there if not is_ruled_out(disk, Identity.parse(bound.identity))]
-        if len(there) == 1:
+        if len(there) == 1 and not _is_anothers(disk, there[0], remembered):
             noted[there[0].id] = Seen(boot, disk.dev, disk.diskseq)
     return [msgspec.structs.replace(bound, seen=noted.get(bound.id)) for bound in remembered]
+
+
+def _is_anothers(disk: Standing, bound: Bound, remembered: Sequence[Bound]) -> bool:
+    """Whether a disk bears what another line is bound by, and not what this one is."""
+    return not _is_bound(disk, bound) and any(
+        _is_bound(disk, other) for other in remembered if other is not bound
+    )
+
+
+def _is_bound(disk: Standing, bound: Bound) -> bool:
+    return any(same(Identity.parse(bound.identity), found) for found in disk.identities)
 
 
 def after(remembered: Sequence[Bound], chosen: Sequence[Bound]) -> list[Bound]:

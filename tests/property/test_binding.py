@@ -69,8 +69,10 @@ def test_no_disk_is_taken_for_another(machine: tuple[list[Known], list[Standing]
             pin = slots[verdict.slot]
             assert (pin.dev, pin.diskseq, pin.sectors) == (disk.dev, disk.diskseq, disk.sectors)
         if kept is not None and not any(same(kept, found) for found in disk.identities):
-            # Only a weak identity may differ, and only where the kernel itself says that it is the same disk.
-            assert kept.is_weak
+            # Only where the kernel itself says that it is the same disk, and then a strong one only if nothing bears it any more.
+            borne = [found for one in standing for found in one.identities]
+            assert kept.is_weak or not any(same(kept, found) for found in borne)
+            assert kept.is_weak or all(found.kind is not kept.kind for found in disk.identities)
             assert (disk.dev, disk.diskseq) == verdict.known.noted
             assert any((pin.dev, pin.diskseq) == (disk.dev, disk.diskseq) for pin in pinned)
 

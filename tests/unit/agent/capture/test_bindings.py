@@ -99,6 +99,16 @@ def test_a_line_of_what_the_captured_disk_bears_or_may_not_have_told_leaves_it_o
     assert alone == [structs.replace(stale, seen=SEEN)]
 
 
+def test_where_another_lines_disk_stands_by_now_an_older_agent_did_not_write_where_it_attached_either() -> (
+    None
+):
+    stale = Bound("former", "/dev/sdb", "wwid:1", "/dev/sdb")
+    other = Bound("other", "/dev/sdc", "gpt:2", "/dev/sdc")
+    assert with_notes([stale, other], {"/dev/sdb": standing("gpt:2")}, "this") == [stale, other]
+    both = with_notes([stale, other], {"/dev/sdb": standing("wwid:1", "gpt:2")}, "this")
+    assert both == [structs.replace(stale, seen=SEEN), other]
+
+
 def test_a_disk_that_is_noted_for_one_id_is_noted_for_no_other() -> None:
     new = Bound("new", "/dev/z", "gpt:1", "/dev/sdb", SEEN)
     other = Bound("sdc", "/dev/y", "gpt:2", "/dev/sdc", Seen("this", 32, 6))
