@@ -16,6 +16,12 @@ machine's status says how it is known exactly again.
   from the first on are the full replication, which writes or names each sector; and none of them is a point before it is over.
 - *Points* name what the disks' cursors name, where they stand when their snapshots are taken; each snapshot has the digest, too.
 
+- *A disk that a version from before this record wrote* names nothing. That version kept one blob an epoch, and wrote into it whatever
+  batches named, before they were applied; it took nothing out. So that blob covers what is missing, and where there is none, nothing is.
+  But this version may have had the disk before that one (an upgrade that was undone, and done again): what was missing then is in the
+  record, which held what the cursors named and which that version did not touch. So both together are the cover. A kill behind our own
+  note changes nothing of that: the record then holds this cover.
+
 One writer. What the record held is read once by an owner, before it needs it, and written again at once: from then on, each change that an
 earlier owner still has under way fails by its ETag; and before he tries again he finds that the roll is not his any more. A blob that he
 creates so late stands where this owner had found none and needs none, or is replaced. Should either be lost none the less, its disks are
@@ -94,6 +100,10 @@ class UnreadableRecord:
         self._held: dict[str, DiskMissing] | None = None
         """By digest, what the blob holds; None: it was not looked at."""
         self._etag: str | None = None
+        self._damaged = False
+        """It was there, and told nothing."""
+        self._older: dict[EpochId, tuple[Range, ...] | None] = {}
+        """What older versions wrote; None: it cannot be read. Whoever wrote there last does not have the disks any more: so it stays."""
         self.problem: MissingUnknownError | None = None
         """Which disks the last call found not known, now or since."""
 
@@ -127,9 +137,22 @@ class UnreadableRecord:
         if digest == NOTHING.digest:
             return NOTHING
         held = self._held if self._held is not None else await self._look()
-        if digest in held:
-            return held[digest]
-        return DiskMissing(((disk.number, 0, disk.disk_b // SECTOR),), covers=True, unknown=True)
+        found = held.get(digest) if digest else await self._left_by_older(disk, held)
+        whole = ((disk.number, 0, disk.disk_b // SECTOR),)
+        return found if found is not None else DiskMissing(whole, covers=True, unknown=True)
+
+    async def _left_by_older(self, disk: DiskTarget, held: dict[str, DiskMissing]) -> DiskMissing | None:
+        """On a disk that an older version wrote; None: not known."""
+        epoch = disk.target.state.cursor_epoch
+        if epoch not in self._older:
+            self._older[epoch] = await _read_older(self._store, epoch)
+        older = self._older[epoch]
+        if older is None or self._damaged:
+            return None
+        ours = [one for one in held.values() if any(number == disk.number for number, *_ in one.ranges)]
+        every = Unreadable((*older, *(range_ for one in ours for range_ in one.ranges)), covers=True)
+        cover = await asyncio.to_thread(lambda: after(every.of({disk.number}), {}, Unreadable()))
+        return DiskMissing(cover.ranges, cover.covers, any(one.unknown for one in ours))
 
     async def _look(self) -> dict[str, DiskMissing]:
         etag, held = None, dict[str, DiskMissing]()
@@ -139,7 +162,8 @@ class UnreadableRecord:
             except (PreconditionError, BlobNotFoundError):
                 await self._check()
             else:
-                held = _decoded(found[0])
+                known = _decoded(found[0])
+                held, self._damaged = known or {}, known is None
         self._held, self._etag = held, etag
         return held
 
@@ -176,11 +200,28 @@ class UnreadableRecord:
         self.problem = problem
 
 
-def _decoded(data: bytes) -> dict[str, DiskMissing]:
-    """What cannot be read here (damaged, or of another version) holds nothing: whoever needs something of it does not find it."""
+def _decoded(data: bytes) -> dict[str, DiskMissing] | None:
+    """None when it cannot be read here (damaged, or of another version): whoever needs something of it does not find it."""
     try:
         record = decoding.decode(data, type=_Record)
     except UNDECODABLE as exc:
         _log.warning("record of what is missing not used", blob=RECORD, cause=str(exc))
-        return {}
-    return {one.digest: one for one in record.states} if record.v == _VERSION else {}
+        return None
+    return {one.digest: one for one in record.states} if record.v == _VERSION else None
+
+
+def older_record(epoch: EpochId) -> str:
+    """The name of the blob in which older versions kept all that batches of the epoch named: a list of ranges."""
+    return f"{SEED_DISKS}unreadable-{epoch.number:08d}-{epoch.claim}.json"
+
+
+async def _read_older(store: BlobStore, epoch: EpochId) -> tuple[Range, ...] | None:
+    name = older_record(epoch)
+    found = await store.read_versioned(name) if epoch.is_known else None
+    if found is None:
+        return () if epoch.is_known else None
+    try:
+        return await asyncio.to_thread(decoding.decode, found[0], type=tuple[Range, ...])
+    except UNDECODABLE as exc:
+        _log.warning("older record of what is missing not used", blob=name, cause=str(exc))
+        return None

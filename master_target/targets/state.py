@@ -56,7 +56,7 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
     pending_digest: str = ""
     cursor_missing: str = ""
     pending_missing: str = ""
-    """What of the source the disk lacks there, as a digest (master_target/unreadable.py); empty: not known."""
+    """What of the source the disk lacks there, as a digest (master_target/unreadable.py); empty: an older version wrote it."""
     sequence: int = 0
 
     @property

@@ -105,15 +105,17 @@ class MissingUnknownError(IntegrityError):
 
     code = "US606"
     default_action = (
-        'Points go on, and say "up to" of what of these disks was not written since. To know it exactly: delete the seed disks, which are '
-        "then rebuilt from the log of their epoch; or resynchronise the machine."
+        'Points go on, and say "up to" of what of these disks was not written since. To know it exactly: resynchronise the machine; or '
+        "delete the seed disks, which are then rebuilt from the log of their epoch. That takes the snapshots of all points with it: those "
+        "of this epoch are taken anew; points of older ones then restore from their log only: slower, and not at all where that is gone."
     )
 
     @classmethod
     def of(cls, disks: Sequence[str], record: str) -> MissingUnknownError:
         return cls(
             f"How much of the source is missing on the seed disks {', '.join(disks)} is not known",
-            cause=f"{record} does not have what they name: it is gone, damaged or an older copy, or another version wrote it or them",
+            cause=f"{record} does not have what they name (or what older versions wrote beside it cannot be read): it was deleted or "
+            "damaged, or is an older copy than they",
         )
 
 

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from master_target.apply import DiskTarget, Interval, due
 from master_target.targets.base import Target
 from master_target.targets.state import DiskState
-from master_target.unreadable import RECORD, UnreadableRecord
+from master_target.unreadable import RECORD, UnreadableRecord, older_record
 from shared.batch import SECTOR, Op, Range
 from shared.blob import BlobStore
 from shared.errors import BlobExistsError, BlobNotFoundError, PreconditionError
@@ -42,6 +42,7 @@ class _Blob:
     """The record's, as storage has it. `killing`: the next change is one that its owner does not live to see."""
 
     def __init__(self) -> None:
+        self.of_older_version: list[Range] | None = None
         self.data: bytes | None = None
         self.version = 0
         self.older: list[bytes | None] = [None]
@@ -59,6 +60,9 @@ class _Blob:
             self.put(data)
 
     async def read_versioned(self, name: str) -> tuple[bytes, str] | None:
+        if name == older_record(eid(1)):
+            named = self.of_older_version
+            return None if named is None else (msgspec.json.encode(named), "")
         assert name == RECORD
         return None if self.data is None else (self.data, str(self.version))
 
@@ -100,11 +104,13 @@ class _World:
         self.blob = _Blob()
         self.log: Log = []
         self.histories = 0
+        self.named: set[tuple[int, int]] = set()
+        """In any of them."""
         self.made: list[int] = []
         """In which of them each batch was."""
         self.more(log)
         self.disks = [DiskTarget(n, _DISK_B, cast(Target, _Disk(DiskState(disk_b=_DISK_B)))) for n in (0, 1)]
-        self.tampered = False
+        self.tampered = self.upgraded = False
         self.restart()
 
     def restart(self) -> None:
@@ -143,14 +149,21 @@ class _World:
 
     def more(self, batches: Log) -> None:
         self.log += batches
+        self.named |= {
+            (n, first + i) for _, ranges in batches for n, first, most in ranges for i in range(most)
+        }
         self.made += [self.histories] * len(batches)
+
+    @property
+    def of_older_version(self) -> bool:
+        return any(not (s.cursor_missing and s.pending_missing) and s.pending.batch for s in self.states)
 
     @property
     def settled(self) -> bool:
         return all(s.clean and s.cursor == self.states[0].cursor for s in self.states)
 
-    async def step(self, longest: int, kill_at: int) -> None:
-        """One interval; killed at the nth of the places where it may be."""
+    async def step(self, longest: int, kill_at: int, *, older: bool = False) -> None:
+        """One interval, by this version or an older one; killed at the nth of the places where it may be."""
         next_ = due(self.states, eid(1))
         first = next_.start.batch
         last = next_.limit.batch if next_.limit else len(self.log)
@@ -158,8 +171,14 @@ class _World:
         if end == first:
             return
         interval = self.interval(first, end)
-        self.blob.killing = kill_at == 0
-        missing = await self.record.note(interval, self.disks, next_.members)
+        if older:
+            named = [range_ for _, ranges in self.log[first:end] for range_ in ranges]
+            if named:
+                self.blob.of_older_version = [*(self.blob.of_older_version or []), *named]
+            missing = {}
+        else:
+            self.blob.killing = kill_at == 0
+            missing = await self.record.note(interval, self.disks, next_.members)
         for place, i in enumerate((*next_.members, *next_.members)):
             if place + 1 == kill_at:
                 raise _Killed
@@ -172,8 +191,10 @@ class _World:
                     CLAIM,
                     self.digest(first),
                     self.digest(end),
-                    missing[i],
+                    missing.get(i, ""),
                 )
+                if older:  # it writes its own keys alone
+                    disk.state = msgspec.structs.replace(disk.state, cursor_missing="", pending_missing="")
             else:
                 disk.state = disk.state.finish()
 
@@ -186,13 +207,17 @@ class _World:
         if not found.covers:
             assert sectors_of(found) == true
             assert self.record.problem is None
-        assert self.tampered or not found.covers
+        if not self.tampered:
+            assert self.record.problem is None
+            assert sectors_of(found) <= self.named
+            assert self.upgraded or not found.covers
 
 
 acts = st.one_of(
     st.tuples(st.just("step"), st.integers(1, 4), st.integers(-2, 5)),
     st.tuples(st.just("step"), st.integers(1, 2), st.integers(-1, 1)),
     st.tuples(st.just("fail"), st.integers(1, 4)),
+    st.tuples(st.just("older version"), st.integers(1, 4), st.integers(-2, 5)),
     st.tuples(st.sampled_from(["restart", "land", "delete", "damage", "lose disk"])),
     st.tuples(st.just("older"), st.integers(0, 20)),
     st.tuples(st.sampled_from(["set back", "more"]), more),
@@ -212,6 +237,14 @@ async def _act(world: _World, act: Sequence[Any]) -> None:
             with contextlib.suppress(_Killed):
                 await world.step(longest, 0)
             blob.killing = False
+        # Of two mishaps at once, a record that is lost and an upgrade that was undone, nothing is said.
+        case ["older version", longest, kill_at] if not world.tampered:
+            world.upgraded = True
+            with contextlib.suppress(_Killed):
+                await world.step(longest, kill_at, older=True)
+            world.restart()
+        case ["delete" | "older", *_] if world.of_older_version:
+            pass
         case ["restart"]:
             world.restart()
         case ["land"] if blob.late:
@@ -254,6 +287,11 @@ _NAMED: tuple[list[Row], list[Range]] = ([], [(0, 0, 8)])
 @example([_NAMED, _row(0, 8)], [("step", 1, 0), ("restart",), ("step", 2, -1), ("land",), ("restart",)])
 # Noted, and killed; then the log goes on otherwise.
 @example([_NAMED, _row(0, 8)], [("step", 1, -1), ("step", 1, 1), ("set back", [_row(8, 8)])])
+# Upgraded; and upgraded, undone, and upgraded again.
+@example([_NAMED, _row(0, 4)], [("older version", 1, -1), ("step", 1, 1), ("step", 1, -1)])
+@example([_NAMED, _row(8, 4), _NAMED], [("step", 1, -1), ("older version", 1, -1), ("step", 1, 2)])
+# What this version had noted by then cannot be read any more.
+@example([_NAMED, _row(8, 4)], [("step", 1, -1), ("older version", 1, -1), ("damage",)])
 async def test_no_sector_that_is_missing_is_left_out_and_only_who_lost_the_record_names_others(
     log: Log, acts: list[Sequence[Any]]
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from master_target.apply import DiskTarget, Interval
 from master_target.targets.base import Target
 from master_target.targets.state import DiskState
-from master_target.unreadable import NOTHING, RECORD, UnreadableRecord
+from master_target.unreadable import NOTHING, RECORD, UnreadableRecord, older_record
 from shared.batch import SECTOR, Range
 from shared.blob import BlobStore
 from shared.errors import LeaseLostError
@@ -144,3 +144,40 @@ async def test_points_say_up_to_when_the_record_is_gone_until_the_disks_are_rebu
         assert machine.report().errors == []
     # Also the points before have snapshots again, which went with the disks, and say what is missing.
     assert [doc.state for doc in await check_points(model, tmp_path / "all")] == ["snapshotted"] * 3
+
+
+async def test_an_upgrade_takes_over_what_the_older_version_named_and_invents_nothing(
+    model: ModelMachine, tmp_path: Path
+) -> None:
+    await model.begin_epoch()
+    model.fail_to_read((0, 0, 10))
+    model.write(count=0, mark="one")
+    await model.publish()
+    async with running(model) as machine:
+        await until_snapshotted(machine, model)
+    for name in model.disk_names:  # what a version leaves that kept one blob an epoch
+        metadata = (await model.store.properties(seed_blob(name))).metadata
+        older = {key: value for key, value in metadata.items() if not key.endswith("_missing")}
+        await model.store.set_metadata(seed_blob(name), older)
+    await model.store.delete(RECORD)
+    await model.store.create(older_record(model.id), b"[[0,4,6],[0,0,10]]")
+    model.write(count=0, mark="two")
+    await model.publish()
+    async with running(model) as machine:
+        docs = await until_snapshotted(machine, model)
+        assert machine.report().errors == []
+    assert docs[-1].missing == Unreadable(((0, 0, 10),), covers=True)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[[0,0]]"])
+async def test_what_an_older_version_left_and_nobody_can_read_is_not_known(
+    store: BlobStore, content: bytes
+) -> None:
+    disks = Disks()
+    await disks.apply(UnreadableRecord(store, ours), interval(0, written={0: (0, 64)}))
+    disks.disk.state = msgspec.structs.replace(disks.disk.state, cursor_missing="", pending_missing="")
+    assert await UnreadableRecord(store, ours).at(disks.all) == Unreadable()
+    await store.create(older_record(disks.disk.state.cursor_epoch), content)
+    record = UnreadableRecord(store, ours)
+    assert await record.at(disks.all) == Unreadable(((0, 0, 64),), covers=True)
+    assert record.problem is not None
