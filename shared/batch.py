@@ -74,7 +74,9 @@ Range = tuple[
 ]
 """(disk number, first sector, sectors). No disk has such a sector as is refused here, and arithmetic with them stays in 64 bits."""
 _MOST_NAMED: Final = 1 << 20
-"""Runs of sectors in all that an agent has room to name (agent/stream/unreadable.py)."""
+"""Runs of sectors in all that an agent has room to name (agent/stream/unreadable.py). What is stored opens, up to that."""
+META_MAX_B: Final = 1 << 20
+"""Of a batch that comes from a peer. An agent names 4096 runs at most in one batch, in 180 KiB; the rest is room for some 10,000 marks."""
 
 
 class BatchMeta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -136,10 +138,10 @@ def encode(batch: Batch) -> tuple[list[Buffer], bytes]:
     return [*parts, digest], digest
 
 
-def decode(data: Buffer) -> tuple[Batch, bytes]:
+def decode(data: Buffer, meta_max_b: int | None = None) -> tuple[Batch, bytes]:
     """The batch in `data` and its digest. Extents and payload are views into `data`, never copies.
 
-    Raises IntegrityError when `data` is not exactly one whole, undamaged batch.
+    Raises IntegrityError when `data` is not exactly one whole, undamaged batch, or its meta part is longer than that.
     """
     view = memoryview(data)
     if len(view) < HEADER_SIZE + DIGEST_SIZE:
@@ -149,6 +151,8 @@ def decode(data: Buffer) -> tuple[Batch, bytes]:
     )
     if magic != _MAGIC:
         raise _bad("wrong magic number")
+    if meta_max_b is not None and meta_len > meta_max_b:
+        raise _bad(f"its meta part has {meta_len} bytes; at most {meta_max_b} are taken")
     extents_at = HEADER_SIZE + meta_len
     payload_at = extents_at + count * EXTENT.itemsize
     if payload_at + payload_len + DIGEST_SIZE != len(view):

@@ -312,7 +312,8 @@ class Connection:
     def _receive_batch(self, frame: Frame) -> Event:
         assert self._sequence is not None
         try:
-            batch, digest = batches.decode(frame.body)
+            # Bounded: it is done in the event loop of all other machines' sessions, also for a duplicate, which takes no credit.
+            batch, digest = batches.decode(frame.body, batches.META_MAX_B)
         except IntegrityError as exc:
             raise MalformedFrameError("A batch was refused", cause=exc.cause) from exc
         except RecursionError as exc:

@@ -10,7 +10,8 @@ The rules, and why no write can be lost or applied twice under them:
   old a batch is no longer remembered, nothing can be said about it: fault, and the sender goes on behind
   Welcome's position, which is exact.
 - A batch whose extents lie outside the machine's disks, or what it names unreadable, would fail at apply, for ever, with the log behind
-  it: so it is refused here, where the sender can still be told.
+  it: so it is refused here, where the sender can still be told. So is one that names more than any agent does: checking it would keep
+  the other machines waiting.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from shared.wire.messages import DiskInfo
 
 REMEMBERED: Final = 1024
 """How many batches back a duplicate can be recognised."""
+NAMED_MAX: Final = 1 << 14
+"""Runs that one batch may name unreadable: four times as many as an agent does (4 chunks of 2048 sectors, every other one of them)."""
 _Ints = npt.NDArray[np.integer]
 _OPS: Final = np.array([op.value for op in Op], dtype=np.uint8)
 
@@ -98,6 +101,11 @@ class Sequence:
             raise MalformedFrameError(
                 f"Batch {batch.number} holds an extent that fits no disk",
                 cause=f"(sector, sectors, disk, op, -) = {extents[wrong[0]]}",
+            )
+        if (count := len(batch.meta.unreadable)) > NAMED_MAX:
+            raise MalformedFrameError(
+                f"Batch {batch.number} names too much unreadable",
+                cause=f"it names {count} ranges; at most {NAMED_MAX} are taken",
             )
         if batch.meta.unreadable:
             disk, first, length = named_rows(batch.meta.unreadable).T

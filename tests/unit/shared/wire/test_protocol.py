@@ -5,10 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
-from shared.batch import NO_DIGEST, BatchNumber, Buffer
+from shared.batch import (
+    META_MAX_B,
+    NO_DIGEST,
+    Batch,
+    BatchMeta,
+    BatchNumber,
+    Buffer,
+    Epoch,
+    Seq,
+    StreamState,
+    decode,
+    encode,
+    make_extents,
+)
 from shared.errors import (
     BatchGapError,
     ContinuityError,
@@ -232,6 +246,32 @@ def test_frames_before_a_bad_one_still_count() -> None:
     assert isinstance(events[0], BatchReceived)
     failure(events)
     assert server.receive_data(joined(batch.parts)) == []
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_meta_part_that_is_longer_than_any_agents_is_not_read_from_a_peer_but_from_storage(
+    more: int,
+) -> None:
+    agent, server = opened()
+    empty = len(msgspec.json.encode(BatchMeta(cause="x"))) - 1
+    batch = Batch(
+        epoch=Epoch(1),
+        number=BatchNumber(1),
+        end_seq=Seq(0),
+        captured_ns=0,
+        state=StreamState.BITMAP,
+        predecessor=NO_DIGEST,
+        extents=make_extents([]),
+        payload=b"",
+        meta=BatchMeta(cause="x" * (META_MAX_B - empty + more)),
+    )
+    parts, digest = encode(batch)
+    assert decode(joined(parts))[1] == digest
+    events = server.receive_data(joined(agent.send_batch(batch.number, parts)))
+    if more:
+        assert "meta part" in failure(events).error.cause
+    else:
+        assert isinstance(events[0], BatchReceived)
 
 
 def test_a_damaged_batch_is_refused() -> None:

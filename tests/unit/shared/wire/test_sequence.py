@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from shared.batch import (
 )
 from shared.errors import BatchConflictError, BatchGapError, ContinuityError, MalformedFrameError
 from shared.wire.messages import DiskInfo
-from shared.wire.sequence import REMEMBERED, Sequence
+from shared.wire.sequence import NAMED_MAX, REMEMBERED, Sequence
 
 D1, D2, D3 = (bytes([n]) * 16 for n in (1, 2, 3))
 DISKS = (
@@ -157,6 +159,15 @@ def test_what_is_named_unreadable_is_on_a_disk(named: tuple[int, int, int]) -> N
     with pytest.raises(MalformedFrameError):
         fresh().take(naming((0, 0, 1000), named), D1)
     assert fresh().take(naming((0, 0, 1000), (3, 9, 1)), D1)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_more_than_any_agent_names_in_a_batch_is_refused(more: int) -> None:
+    meta = BatchMeta(unreadable=((0, 0, 1),) * (NAMED_MAX + more))
+    sequence = fresh()
+    with pytest.raises(MalformedFrameError, match="too much") if more else contextlib.nullcontext():
+        sequence.take(msgspec.structs.replace(batch(1), meta=meta), D1)
+    assert sequence.last == 1 - more
 
 
 def test_extents_up_to_the_last_sector_are_taken() -> None:
