@@ -5,17 +5,22 @@ ring, below the producer position of that moment, or it was lost, and then the l
 ordered boundary that has both: everything below that position is emitted, and the order rests on no older loss count. Without the
 second, a boundary just before a loss would do: an ordered one, but without the lost write.
 
+However many are due, a batch has room for so many (`DUE_MAX`): the next one, which is cut at once, stands no earlier in the order.
+
 A batch can be lost with its connection, or with its epoch. Its marks then wait again, under the same two conditions.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
 from shared.batch import Mark
 from shared.recovery.position import Position
 
+DUE_MAX: Final = 1000
+"""Marks of one batch: of those that wait for hours for an ordered boundary, never more than a peer takes (`batch.META_MAX_B`)."""
 _KEPT: Final = 1024
 """Placed marks that are remembered although they are stored: a command that comes again, or waits for that, finds its mark."""
 
@@ -42,8 +47,9 @@ class Marks:
         return bool(self._waiting)
 
     def due(self, emitted_to: int, loss_at_order: int) -> tuple[Mark, ...]:
-        """Those that an ordered boundary at `emitted_to`, whose order rests on `loss_at_order`, fulfils."""
-        return tuple(a.mark for a in self._waiting if a.end_seq <= emitted_to and a.loss <= loss_at_order)
+        """Those that an ordered boundary at `emitted_to`, whose order rests on `loss_at_order`, fulfils: the first `DUE_MAX` of them."""
+        due = (a.mark for a in self._waiting if a.end_seq <= emitted_to and a.loss <= loss_at_order)
+        return tuple(itertools.islice(due, DUE_MAX))
 
     def place(self, marks: tuple[Mark, ...], position: Position) -> None:
         """These went out with the batch at `position`."""

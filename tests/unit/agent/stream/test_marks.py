@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from agent.stream.marks import Marks
-from shared.batch import Mark
+import msgspec
+
+from agent.stream.marks import DUE_MAX, Marks
+from shared.batch import META_MAX_B, BatchMeta, Mark
 from shared.recovery.position import Position
 
 M = Mark("m")
@@ -55,17 +57,24 @@ def test_a_mark_of_a_stored_epoch_is_not_asked_for_again() -> None:
     assert marks.where("m") == Position.of(1, 7)
 
 
-def test_marks_of_one_batch_are_all_found_and_wait_again_if_it_is_lost_however_many() -> None:
+def test_however_many_marks_are_due_a_batch_has_the_first_of_them_and_those_of_a_lost_one_wait_again() -> (
+    None
+):
     marks = Marks()
-    ids = [f"m{number}" for number in range(3000)]
+    ids = [f"{number:032x}" for number in range(2 * DUE_MAX + 1)]
     for id_ in ids:
         marks.ask(Mark(id_), 5, 0)
-    placed = Position.of(1, 10)
-    marks.place(marks.due(5, 0), placed)
-    assert all(marks.where(id_) == placed for id_ in ids)
+    for number, count in ((10, DUE_MAX), (11, DUE_MAX), (12, 1)):
+        due = marks.due(5, 0)
+        assert len(due) == count
+        assert len(msgspec.json.encode(BatchMeta(marks=due))) < META_MAX_B // 4
+        marks.place(due, Position.of(1, number))
+    assert marks.due(5, 0) == ()
+    assert [marks.where(ids[at]) for at in (0, DUE_MAX, -1)] == [Position.of(1, at) for at in (10, 11, 12)]
     marks.stored(Position.of(1, 9))
-    marks.lost_behind(Position.of(1, 9))
-    assert len(marks.due(5, 0)) == len(ids)
+    marks.lost_behind(Position.of(1, 10))
+    assert marks.where(ids[0]) == Position.of(1, 10)
+    assert [mark.id for mark in marks.due(5, 0)] == ids[DUE_MAX : 2 * DUE_MAX]
 
 
 def test_of_marks_that_are_stored_the_newest_are_remembered() -> None:
