@@ -97,6 +97,10 @@ def _put(folder: Path, parts: dict[str, bytes]) -> Path | None:
     stage = _stage(folder)
     if not stage.moved:
         _set_aside(folder, stage)
+    for name in (
+        _BESIDE
+    ):  # of whoever looked into the database of the run before: with this one it is a log of another
+        durable.remove_file(folder / name)
     for name in PARTS:
         reach("restore.part")
         _new(folder, name).rename(folder / name)
@@ -208,7 +212,7 @@ def _set_aside(folder: Path, stage: Stage) -> None:
     except OSError:
         with contextlib.suppress(
             OSError
-        ):  # the first one is told; where this fails too, the folder stays half restored, and says so
+        ):  # the first one is told; if this fails, the folder is half restored, and says so
             _move_back(folder)
         raise
 

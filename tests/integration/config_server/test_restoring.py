@@ -17,13 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
 import pytest
 
 from config_server import audit, backup, belonging, commands, database, events, restored, restoring, tokens
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.tokens import Grant
-from shared import enrol
+from shared import durable, enrol
 from shared.errors import ConfigError, StateFileError, TokenUnknownError
 from shared.messages import CommandKind, CommandState
 from shared.vocabulary import Role
@@ -187,6 +188,26 @@ def test_a_restore_that_is_killed_while_it_moves_back_is_run_again_as_any_other(
         if not killed:
             break
     assert line > 10
+
+
+def test_what_is_put_back_is_not_changed_by_the_log_of_who_looked_into_a_half_restored_database(
+    tmp_path: Path,
+) -> None:
+    def table(db: sqlite3.Connection, name: str) -> bytes:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute(f"CREATE TABLE {name} (x)")
+        return db.serialize()
+
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        ours = table(db, "ours")
+    durable.replace_file(tmp_path / "restoring", msgspec.json.encode(belonging.Stage("", moved=True)))
+    with contextlib.closing(sqlite3.connect(tmp_path / database.DATABASE_FILE)) as db:
+        table(db, "theirs")
+        assert (tmp_path / f"{database.DATABASE_FILE}-wal").stat().st_size
+        restoring.put(tmp_path, NEW | {database.DATABASE_FILE: ours})
+    assert not list(tmp_path.glob("state.db-*"))
+    with contextlib.closing(sqlite3.connect(tmp_path / database.DATABASE_FILE)) as db:
+        assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("ours",)]
 
 
 def test_a_size_that_no_number_holds_is_refused_in_words(tmp_path: Path) -> None:
