@@ -50,7 +50,8 @@ def test_beyond_a_little_nothing_is_declared_that_was_not_refused_for_long_and_n
                 is_left = True
                 assert [refusals.may_lose(word, now + REFUSED_S) for word in range(WORDS)] == [0] * WORDS
             else:
-                declared.add(word)
+                if word in waiting:
+                    declared.add(word)
                 if not is_long:
                     at_once += sectors
                     assert at_once <= AT_ONCE
