@@ -11,8 +11,10 @@ import structlog
 
 from tests.azurite import azurite, blob_config, machine_storage, store
 
-# How busy the machine is, is nobody's fault.
-hypothesis.settings.register_profile("understudy", deadline=None)
+# How busy the machine is, is nobody's fault. `make test` tries the same examples each time, so that it fails for who broke something;
+# new ones are tried by `python -m tests.long properties`.
+hypothesis.settings.register_profile("understudy", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile("understudy")
 
 __all__ = ["azurite", "blob_config", "machine_storage", "store"]

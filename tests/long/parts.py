@@ -160,6 +160,17 @@ def every_case() -> Result:
     return {}
 
 
+def properties() -> Result:
+    """Ten minutes of examples that no run had before, of every property test."""
+    seeds = list[int]()
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        seeds.append(random.randrange(1 << 32))
+        command = "-q -n 2 --dist loadfile -m hypothesis --hypothesis-profile search --hypothesis-seed"
+        subprocess.run([sys.executable, "-m", "pytest", *command.split(), str(seeds[-1])], check=True)
+    return {"seeds": seeds}
+
+
 def stream_model() -> Result:
     """Ten minutes of lives of the stream with bad sectors, killed at any line (tests/stream_model): each image lacks what is named."""
     first = random.randrange(1 << 32)
@@ -182,6 +193,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "every-case": every_case,
     "moved": moved,
     "outage": outage,
+    "properties": properties,
     "reboot": reboot,
     "identity-ext4": lambda: identity_of("ext4"),
     "identity-xfs": lambda: identity_of("xfs"),
