@@ -34,6 +34,8 @@ class Queues:
         return [thread for thread in threads if thread.name == "counting"]
 
     def read(self, folder: Path) -> Queue:
+        if threading.current_thread() in self._others:  # of a test before, which nobody waits for
+            return Queue(512, counts=True, dax=False, zoned=False)
         self.asked.append(folder.name)
         if folder.name in self.fails:
             raise MemoryError("no room")
