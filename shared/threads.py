@@ -23,9 +23,20 @@ async def in_thread(work: Callable[..., T], *args: object, executor: Executor | 
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        while not running.done():
-            with contextlib.suppress(asyncio.CancelledError):  # nor does a second one make it shorter
-                await asyncio.wait([running])
+        with contextlib.suppress(asyncio.CancelledError):
+            await ended(running)
         if not running.cancelled():
             running.exception()  # nobody hears of it any more
         raise
+
+
+async def ended(running: asyncio.Future[T]) -> None:
+    """Returns when it is done, however it ended. A caller that is cancelled meanwhile, once or more often, is so only then."""
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled

@@ -343,8 +343,10 @@ class Stream:
     async def close(self) -> None:
         """No thread works on what is captured any more. These waits are grace periods, which always end; a disk is not waited for."""
         self._reader.close()
-        await self.rounds.close()
-        await self._records.close()
+        try:
+            await self.rounds.close()
+        finally:
+            await self._records.close()
 
     # -- for status ----------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from agent.capture.ring import Ring, Window
 from agent.stream.bios import Assembled, assemble, end_within, to_extents
 from shared.batch import Extents
+from shared.threads import ended
 
 MAX_RECORDS: Final = 1024
 """Ring records in a batch: 4 MiB of data at most."""
@@ -101,9 +102,10 @@ class Records:
             self._held = self.hold_from, time.monotonic()
 
     async def close(self) -> None:
-        """Waits for the thread that may still wait for a grace period: it works on a descriptor that is closed next."""
+        """Waits for the thread that may still wait for a grace period, also when it is cancelled: it works on a descriptor that is closed
+        next."""
         if self._waiting is not None:
-            await asyncio.wait([self._waiting])
+            await ended(self._waiting)
 
     def _assemble(self, window: Window, end: int) -> Assembled:
         count = end - window.first_seq

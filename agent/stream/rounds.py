@@ -22,6 +22,7 @@ from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
 from shared.errors import DeviceError
+from shared.threads import ended
 
 LOSS_QUIET_S: Final = 0.5
 """A round begins when nothing was lost for this long…"""
@@ -155,9 +156,9 @@ class Rounds:
             self._catchup.mark_range(int(write["disk"]), int(write["sector"]), int(write["sectors"]))
 
     async def close(self) -> None:
-        """Waits for the swap that may still run: it works on descriptors that are closed next."""
+        """Waits for the swap that may still run, also when it is cancelled: it works on descriptors that are closed next."""
         if self._thread is not None:
-            await asyncio.wait([self._thread])
+            await ended(self._thread)
 
     # -- settling ------------------------------------------------------------------------------------------
 

@@ -716,5 +716,13 @@ async def test_no_descriptor_is_closed_under_a_thread_that_outlived_its_session(
         await asyncio.to_thread(begun.wait, 30)
         session.cancel()
         await asyncio.gather(session, return_exceptions=True)
-        asyncio.get_running_loop().call_later(0.1, go_on.set)
-    assert ended == [True]
+        closing = asyncio.create_task(stream.close())
+        for _ in range(2):  # stopping, and hard
+            await asyncio.sleep(0.01)
+            closing.cancel()
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert ended == [True]
