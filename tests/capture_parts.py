@@ -209,8 +209,19 @@ def zram(size_b: int) -> Iterator[Disk]:
         until(device.exists, f"{device} does not appear")
         yield find_disk(device)
     finally:
-        (folder / "reset").write_text("1")
+        until(
+            lambda: is_emptied(folder), f"{device} stays in use"
+        )  # whoever asks all disks has it open for a moment
         (control / "hot_remove").write_text(name.removeprefix("zram"))
+
+
+def is_emptied(zram: Path) -> bool:
+    """Empties it, unless somebody has it open. `zram`: its folder in sysfs."""
+    try:
+        (zram / "reset").write_text("1")
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from agent.capture.disks import Disk, find_disk
 from agent.capture.maps import Capture, detach
 from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Reason, Word
-from tests.capture_parts import MIB, needs_capture, queue_setting, rig, run, until, zram
+from agent.stream.unreadable import Unreadable
+from tests.capture_parts import MIB, is_emptied, needs_capture, queue_setting, rig, run, until, zram
 from tests.epoch_ids import eid
 from tests.protected_machine import machine_with_two_disks, reattach
 
@@ -59,7 +60,8 @@ def test_a_disk_that_was_emptied_while_no_agent_ran_ends_the_epoch_and_is_audite
         capture.close()
         del continuity, capture
         folder = Path(f"/sys/block/{disk.name}")
-        until(lambda: reset(folder), "the disk stays in use")
+        until(lambda: is_emptied(folder), "the disk stays in use")
+        (folder / "disksize").write_text(str(4 * MIB))
         assert find_disk(disk.path).diskseq == disk.diskseq
         again = r.attach()
         assert not again.fresh
@@ -75,15 +77,6 @@ def test_a_disk_that_was_emptied_while_no_agent_ran_ends_the_epoch_and_is_audite
                 continuity.check()
             assert (state[Word.EPOCH], continuity._verdicts[0].outcome) == (8, Outcome.EXACT)
         again.close()
-
-
-def reset(folder: Path) -> bool:
-    try:
-        (folder / "reset").write_text("1")
-    except OSError:
-        return False
-    (folder / "disksize").write_text(str(4 * MIB))
-    return True
 
 
 @pytest.mark.parametrize("killed", [True, False])
