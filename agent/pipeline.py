@@ -51,7 +51,7 @@ class Agent:
         )
         self.reader = SyncReader(capture.disks, self.catchup)
         self.stream = Stream(capture, self.state, self.catchup, self.reader)
-        self.continuity = Continuity(capture, self.state, self.stream.rounds, watch)
+        self.continuity = Continuity(capture, self.state, self.stream.rounds, watch, self.stream.unreadable)
         self.sender = Sender(
             self.stream,
             self.state,

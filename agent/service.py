@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -18,7 +19,7 @@ from agent.capture import pins
 from agent.capture.attach import check_machine, enlarge_state, state_words
 from agent.capture.bindings import BindingsFile
 from agent.capture.fitting import Change
-from agent.capture.look import read_pins
+from agent.capture.look import Refusing, read_pins
 from agent.capture.maps import Capture
 from agent.capture.protection import protect
 from agent.capture.watch import Watch
@@ -66,6 +67,14 @@ class _Kept:
     trials: Trials = field(default_factory=Trials)
     found: frozenset[str] = frozenset()
     """For whose sake the last session ended."""
+    refusing: Mapping[str, Refusing] = field(default_factory=dict)
+    """Disks that are left out although they answer."""
+
+    def take(self, agent: Agent) -> None:
+        """What a session that ended leaves behind."""
+        self.found = agent.watch.found
+        refusing = {**self.refusing, **agent.continuity.refusing}
+        self.refusing = {id_: refused for id_, refused in refusing.items() if id_ not in self.found}
 
     def count_failures(self, watch: Watch) -> None:
         """What was found, and is left out all the same, is not found again at once; nor is what could not be fitted now."""
@@ -84,7 +93,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
             while not stop.is_set():
                 async with _running(config, kept) as agent:
                     await _serve(agent, stop)
-                    kept.found = agent.watch.found
+                    kept.take(agent)
         except (UnderstudyError, ExceptionGroup) as exc:  # a group: of a part that ran beside others
             for error in _known(exc):
                 await _tell_why(config, error, boot_of(kept.attached_boot_ns))
@@ -171,7 +180,10 @@ async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
 
 
 def _attach(
-    config: AgentConfig, former: npt.NDArray[np.uint64] | None = None, file: BindingsFile | None = None
+    config: AgentConfig,
+    former: npt.NDArray[np.uint64] | None = None,
+    file: BindingsFile | None = None,
+    refusing: Mapping[str, Refusing] = MappingProxyType({}),
 ) -> tuple[Capture, Watch]:
     """Attaches capture to every protected disk that is there and well, or continues it. When the set of them changed, or one of them
     did, a new epoch begins: a point needs all disks of its epoch.
@@ -202,17 +214,22 @@ def _attach(
     enlarge_state(config.pin_dir, move)
     given_up = _given_up(config, file)
     where = file, config.pin_dir
-    capture, left_out = protect(
-        config.protected, *where, config.ring_mib << 20, before_change, given_up=given_up
+    capture, left_out, shared = protect(
+        *(config.protected, *where, config.ring_mib << 20, before_change),
+        given_up=given_up,
+        refusing=refusing,
     )
     state = AgentState(capture.state)
     state.has_disks([disk.id for disk in capture.disks])
     Patience(state.patience_words).take_in(disk.id for disk in capture.disks if disk.id in given_up)
     for left in left_out:
         _log.error("disk left out; the others are protected", id=left.id, **left.error.as_dict())
+    for id_, warning in shared.items():
+        _log.warning("a captured disk would be refused after a reboot", id=id_, **warning.as_dict())
     for trace in traces.on_captured(config.state_dir, capture.disks):
         _log.warning("the agent writes onto a disk that it captures", what=trace)
-    watch = Watch(config.protected, *where, left_out, without_order=capture.mode == "bitmap")
+    watch = Watch(config.protected, *where, left_out, shared, without_order=capture.mode == "bitmap")
+    watch.refusing = refusing
     return capture, watch
 
 
@@ -228,7 +245,7 @@ def _given_up(config: AgentConfig, file: BindingsFile) -> frozenset[str]:
 
 @asynccontextmanager
 async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
-    capture, watch = await asyncio.to_thread(_attach, config, kept.former, kept.file)
+    capture, watch = await asyncio.to_thread(_attach, config, kept.former, kept.file, kept.refusing)
     kept.attached_boot_ns, kept.former, kept.file = capture.attached_boot_ns, capture.state, watch.file
     kept.count_failures(watch)
     try:

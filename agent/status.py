@@ -78,8 +78,8 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     ):
         if trouble is not None:
             problems.append(_warning(trouble))
-    for id_, twice in agent.captured_twice.items():
-        problems.append(Problem(**twice.as_dict(), severity=Severity.WARNING, object=id_))
+    for id_, warning in [*agent.captured_twice.items(), *agent.watch.shared.items()]:
+        problems.append(Problem(**warning.as_dict(), severity=Severity.WARNING, object=id_))
     if sender.problem is not None:
         problems.append(Problem(**sender.problem.as_dict()))
     for slot, error in stream.rounds.unread().items():

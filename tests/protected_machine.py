@@ -18,6 +18,7 @@ from agent.capture.maps import Capture, detach
 from agent.capture.protection import protect
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
+from shared.errors import SharedIdentityError
 from shared.tls import TlsFiles
 from tests.capture_parts import MIB, Rig, rig, run, until
 from tests.loopdisk import own_device
@@ -33,6 +34,7 @@ class Machine:
         self.state_dir.mkdir()
         self.wanted = [Wanted(str(disk.path)) for disk in r.disks]
         self.changes: list[Change] = []
+        self.shared: dict[str, SharedIdentityError] = {}
         self._file: BindingsFile | None = None
 
     @property
@@ -47,7 +49,9 @@ class Machine:
         self._file = None
 
     def protect(self) -> tuple[Capture, list[LeftOut]]:
-        capture, left_out = protect(self.wanted, self.file, self.rig.pin_dir, 1 << 22, self._changed)
+        capture, left_out, self.shared = protect(
+            self.wanted, self.file, self.rig.pin_dir, 1 << 22, self._changed
+        )
         self.undo.callback(capture.close)
         return capture, left_out
 
@@ -61,8 +65,10 @@ class Machine:
         return {disk.id: disk.name for disk in capture.disks}
 
     def watch(self, left_out: list[LeftOut], *, without_order: bool = False) -> Watch:
-        made = Watch(self.wanted, self.file, self.rig.pin_dir, left_out, without_order=without_order)
-        made._next = 0.0
+        made = Watch(
+            self.wanted, self.file, self.rig.pin_dir, left_out, self.shared, without_order=without_order
+        )
+        made._next = made._next_shared = 0.0
         return made
 
 

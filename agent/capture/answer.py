@@ -14,12 +14,14 @@ agent's memory (a millisecond or two) and none of it; what the disks are read in
     ask          each disk's first bytes, and the file behind a loop device     at a look
     attributes   what sysfs says of the disks, their queues and their names     at a look
     PageReader   reads into a page of ours                                      while calibrating
+    why_unread   a few sectors that were refused                                at a look, of a disk that is left out for that
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import select
 import subprocess
@@ -40,6 +42,7 @@ PROGRAM = device_program.__file__
 DEADLINE_S = 10.0
 ATTRIBUTES_DEADLINE_S: Final = 5.0
 """Few drivers ask the device for these: they come at once, or when a hung disk lets go."""
+_PAGE_SECTORS: Final = mmap.PAGESIZE // 512
 _EACH_S: Final = 0.1
 _AT_ONCE: Final = 8
 _STILL: Final = "it did not answer, and still does not"
@@ -168,6 +171,22 @@ class PageReader:
         if self._lines is not None:
             self._lines.close()
             self._lines = None
+
+
+def why_unread(disk: Disk, sectors: Iterable[int]) -> str:
+    """Why one of these cannot be read; empty when all of them can. Blocks until `DEADLINE_S` for each at most."""
+    page = os.memfd_create("sample", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(page, mmap.PAGESIZE)
+        with contextlib.closing(PageReader(disk, page)) as reader:
+            for sector in sectors:
+                try:
+                    reader.read(sector // _PAGE_SECTORS * _PAGE_SECTORS)
+                except (OSError, HangsError) as exc:
+                    return f"sector {sector}: {exc}"
+    finally:
+        os.close(page)
+    return ""
 
 
 class _Lines:

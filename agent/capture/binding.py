@@ -193,8 +193,9 @@ class Verdict:
 
     @property
     def is_bound_by_shared(self) -> bool:
-        """Whether it will be refused after the next reboot, unless it is configured by its port."""
-        return any(same(self.identity, found) for found in self.shared)
+        """Whether it will be refused after the next reboot: it is not configured by its port either."""
+        is_by_port = self.known.path.startswith(_BY_PORT)
+        return not is_by_port and any(same(self.identity, found) for found in self.shared)
 
 
 def decide(

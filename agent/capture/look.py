@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from agent.capture import answer, attach, bindings, disks, identify, layout, pins, suitable
@@ -23,6 +24,7 @@ from shared.errors import (
     DiskLeftOutError,
     NotADiskError,
     OtherDiskError,
+    SharedIdentityError,
     UnderstudyError,
 )
 
@@ -36,6 +38,15 @@ class LeftOut:
     error: UnderstudyError
     needs_trial: bool = False
     """That it stands there, well, is not enough: it is tried out before it is taken in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusing:
+    """Of a disk that was given up although it answers: too much of it cannot be read (agent/continuity/refusing.py)."""
+
+    error: UnderstudyError
+    sample: tuple[int, ...]
+    """Sectors that it refused: when it gives all of them it is well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +184,13 @@ def silence(verdict: Verdict, look: Look) -> str:
     return cause
 
 
-def why_not(look: Look, given_up: Collection[str] = ()) -> dict[str, UnderstudyError]:
-    """By id, why disks cannot be captured now. `given_up`: ids of captured disks that are left out unless they answer now."""
-    found = {v.known.id: error for v in look.verdicts if (error := _why_not_by_itself(v, look, given_up))}
+def why_not(
+    look: Look, given_up: Collection[str] = (), refusing: Mapping[str, Refusing] = MappingProxyType({})
+) -> dict[str, UnderstudyError]:
+    """By id, why disks cannot be captured now. `given_up`: ids of captured disks that are left out unless they answer now; `refusing`:
+    of such as are left out although they do."""
+    found = {id_: refused.error for id_, refused in refusing.items()}
+    found |= {v.known.id: error for v in look.verdicts if (error := _why_not_by_itself(v, look, given_up))}
     return found | _why_not_together([v for v in look.verdicts if v.known.id not in found], look)
 
 
@@ -218,6 +233,18 @@ def _missing(upper: Disk, lower: Disk, protected: Collection[str]) -> str:
             f"Parts of {upper.name} lie on {names}, not protected: protect {names} in place of {upper.name}."
         )
     return ""
+
+
+def bound_by_shared(captured: Iterable[Verdict]) -> dict[str, SharedIdentityError]:
+    """By id: disks that go on while they are captured, and that nothing would tell from others after a reboot."""
+    return {
+        verdict.known.id: SharedIdentityError(
+            "A captured disk would be refused after the machine's next reboot",
+            cause=f"it is known by {verdict.identity}, which other disks of the machine bear, too",
+        )
+        for verdict in captured
+        if verdict.is_bound_by_shared
+    }
 
 
 def captured_twice(captured: Sequence[Disk]) -> dict[str, CapturedTwiceError]:

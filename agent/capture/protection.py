@@ -9,27 +9,32 @@ What is pinned and not whole is no capture: it is removed, and everything is att
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import NamedTuple
 
 from agent.capture import attach, bindings, pins
 from agent.capture.binding import Action, Verdict
 from agent.capture.bindings import BindingsFile, Bound, Seen, Wanted
 from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
-from agent.capture.look import LeftOut, Look, look_at, read_pins, silence, why_not
+from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, read_pins, silence, why_not
 from agent.capture.maps import Capture
 from shared import logging
-from shared.errors import NoUsableDiskError, StateFileError
+from shared.errors import NoUsableDiskError, SharedIdentityError, StateFileError
 
 _log = logging.get()
 
-SHARED: Final = (
-    "Detach its clones before the machine is rebooted, or configure it by its port (device below /dev/disk/by-path), or by an identity "
-    "that it alone bears (python -m agent preflight DEVICE prints what it has)."
-)
+
+class Protected(NamedTuple):
+    capture: Capture
+    """Of all disks that can be captured now."""
+    left_out: list[LeftOut]
+    """Those that cannot."""
+    shared: dict[str, SharedIdentityError]
+    """By id, what people are warned of."""
 
 
 def protect(
@@ -40,10 +45,10 @@ def protect(
     before_change: BeforeChange,
     *,
     given_up: Collection[str] = (),
+    refusing: Mapping[str, Refusing] = MappingProxyType({}),
     object_path: Path = attach.OBJECT,
-) -> tuple[Capture, list[LeftOut]]:
-    """The capture of all disks that can be captured now, and those that cannot. Raises UnderstudyError when none can. `given_up`: see
-    `why_not`."""
+) -> Protected:
+    """Raises UnderstudyError when no disk can be captured. `given_up`, `refusing`: see `why_not`."""
     attach.check_machine(object_path)
     pins.ensure_bpffs(pin_dir)
     if pins.exist(pin_dir):
@@ -60,7 +65,7 @@ def protect(
     look = look_at(wanted, remembered or [], pin_dir)
     chosen: list[tuple[Verdict, Disk]] = []
     left_out: list[LeftOut] = []
-    errors = why_not(look, given_up)
+    errors = why_not(look, given_up, refusing)
     for verdict in look.verdicts:
         error = errors.get(verdict.known.id)
         if error is not None:
@@ -71,13 +76,6 @@ def protect(
             # Capture needs nothing of it to go on, and its writes are seen. What catch-up cannot read shows there.
             _log.warning(
                 "a captured disk cannot be read; it stays captured", id=verdict.known.id, cause=cause
-            )
-        if verdict.is_bound_by_shared:
-            _log.warning(
-                "a disk is bound by what others bear, too: after the next reboot it is refused",
-                id=verdict.known.id,
-                identity=str(verdict.identity),
-                action=SHARED,
             )
         disk = replace(look.found[verdict.standing.dev], id=verdict.known.id)
         if Path(verdict.known.path).resolve() == disk.path.resolve():
@@ -103,7 +101,8 @@ def protect(
         unseen = attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
     left_out += unseen
     captured = [disk for _, disk in chosen if disk.id not in {left.id for left in unseen}]
-    return Capture.attached(pin_dir, captured, fresh=is_fresh, object_path=object_path), left_out
+    capture = Capture.attached(pin_dir, captured, fresh=is_fresh, object_path=object_path)
+    return Protected(capture, left_out, bound_by_shared(verdict for verdict, _ in chosen))
 
 
 def _remember(

@@ -12,19 +12,22 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
-from agent.capture import attach
-from agent.capture.binding import Action
+from agent.capture import answer, attach
+from agent.capture.binding import Action, Verdict
 from agent.capture.bindings import BindingsFile, Wanted
-from agent.capture.look import LeftOut, Look, look_at, silence, why_not
+from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, silence, why_not
 from shared import logging
-from shared.errors import BpfError, DeviceError, StateFileError, UnderstudyError
+from shared.errors import BpfError, DeviceError, SharedIdentityError, StateFileError, UnderstudyError
 
 _log = logging.get()
 
 RETRY_S: Final = 10.0
 """How often disks that are left out are looked for."""
+SHARED_S: Final = 60.0
+"""How often captured disks are looked at that cannot be told from others: somebody may have detached these."""
 ORDER: Final = ""
 """Stands for the order of a capture that has none, among ids of disks."""
 TRY_S: Final = 60.0
@@ -42,6 +45,7 @@ class Watch:
         file: BindingsFile,
         pin_dir: Path,
         left_out: Sequence[LeftOut],
+        shared: Mapping[str, SharedIdentityError] = MappingProxyType({}),
         *,
         without_order: bool = False,
     ) -> None:
@@ -50,6 +54,8 @@ class Watch:
         self._pin_dir = pin_dir
         self.file: Final = file
         self.left_out: Final = tuple(left_out)
+        self.shared = shared
+        """By id, captured disks that others of the machine cannot be told from, as of the last look."""
         self.silent: frozenset[str] | None = None
         """Ids of captured disks that gave no answer at the last look, while somebody looks; None: nobody has looked yet."""
         self.trouble: UnderstudyError | None = None
@@ -57,12 +63,15 @@ class Watch:
         self._unproved = {left.id for left in left_out if left.needs_trial}
         self._without_order = without_order
         self._next = time.monotonic() + RETRY_S
+        self._next_shared = time.monotonic() + SHARED_S
         self._try_s = TRY_S
         self._next_try = time.monotonic() + TRY_S
         self._thread: threading.Thread | None = None
         self._found = False
         self.not_before: Mapping[str, float] = {}
         """By id, or `ORDER`: until when (monotonic) it is not found, however well it is."""
+        self.refusing: Mapping[str, Refusing] = {}
+        """By id, disks that are left out although they answer, until they give what they refused."""
         self.found: frozenset[str] = frozenset()
         """For whose sake capture is to be fitted anew: ids, or `ORDER`."""
 
@@ -80,9 +89,9 @@ class Watch:
             self.trouble = None
         now = time.monotonic()
         is_try = now >= self._next_try and any(self._may(name) for name in self.unfit)
-        is_look = bool(self.left_out or looking)
+        is_look = bool(self.left_out or looking or (self.shared and now >= self._next_shared))
         if is_try or ((is_look or self.file.trouble is not None) and now >= self._next):
-            self._next = now + RETRY_S
+            self._next, self._next_shared = now + RETRY_S, now + SHARED_S
             if is_try:
                 self._next_try = now + self._try_s
                 self._try_s = min(2 * self._try_s, TRY_LIMIT_S)
@@ -131,9 +140,10 @@ class Watch:
         look = look_at(self._wanted, self.file.read() or [], self._pin_dir)
         going_on = [v for v in look.verdicts if v.action is Action.CONTINUE]
         self.silent = frozenset(v.known.id for v in going_on if silence(v, look))
+        self.shared = bound_by_shared(going_on)
         errors = why_not(look)
         well = [v for v in look.verdicts if v.action is Action.ATTACH and v.known.id not in errors]
-        well = [v for v in well if self._may(v.known.id)]
+        well = [v for v in well if self._may(v.known.id) and self._gives_again(look, v)]
         found = {v.known.id for v in well if v.known.id not in self._unproved}
         if is_try and not found:
             found = {
@@ -146,6 +156,16 @@ class Watch:
 
     def _may(self, name: str) -> bool:
         return time.monotonic() >= self.not_before.get(name, 0.0)
+
+    def _gives_again(self, look: Look, verdict: Verdict) -> bool:
+        refused = self.refusing.get(verdict.known.id)
+        if refused is None:
+            return True
+        assert verdict.standing is not None
+        cause = answer.why_unread(look.found[verdict.standing.dev], refused.sample)
+        if cause:
+            _log.debug("a disk that is left out refuses what it refused", id=verdict.known.id, cause=cause)
+        return not cause
 
     def _proves(self, look: Look, dev: int) -> bool:
         disk = look.found[dev]

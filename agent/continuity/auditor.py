@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from agent.capture import audit
 from agent.capture.audit import Baseline, Outcome, Sample, Verdict
+from agent.capture.look import Refusing
 from agent.capture.maps import Capture
 from agent.capture.watch import Watch
 from agent.continuity.counting import Counting
@@ -22,11 +23,13 @@ from agent.continuity.hanging import Hanging
 from agent.continuity.losses import Losses
 from agent.continuity.patience import Patience
 from agent.continuity.presence import Presence
+from agent.continuity.refusing import OutOfRoom
 from agent.continuity.settling import Settling
 from agent.continuity.unaudited import Unaudited
 from agent.stream import clock
 from agent.stream.rounds import Rounds
 from agent.stream.state import AgentState, Reason, Word
+from agent.stream.unreadable import Unreadable
 from shared import logging
 from shared.batch import SECTOR
 from shared.errors import AuditBlindError, AuditShortfallError, cause_of
@@ -50,6 +53,7 @@ class Continuity:
         state: AgentState,
         rounds: Rounds,
         watch: Watch,
+        unreadable: Unreadable,
     ) -> None:
         self._capture = capture
         self._state = state
@@ -60,7 +64,11 @@ class Continuity:
         self._settling = Settling(capture, rounds)
         self._counting = Counting(capture)
         self._unaudited = Unaudited()
-        self._hanging = Hanging(capture, state, rounds, watch, Patience(state.patience_words))
+        patience = Patience(state.patience_words)
+        self._hanging = Hanging(capture, state, rounds, watch, patience)
+        self._out_of_room = OutOfRoom(capture, state, rounds, unreadable, patience)
+        self.refusing: dict[str, Refusing] = {}
+        """By id, what was given up for that (`refusing`)."""
         self.looked_at = time.monotonic()
         """When the last look at all disks began."""
 
@@ -91,6 +99,7 @@ class Continuity:
             return
         self._presence.go_on_without(self.looked_at, looked_ns, cut, asking=bool(self._hanging.unread))
         self._give_up_silent()
+        self._give_up_for_lack_of_room()
         self._lose_what_is_hidden()
         if not self._presence.gone:
             # Before the audit: what passes the block layer, or whose range is unknown, is not in the sectors that the audit compares.
@@ -113,6 +122,13 @@ class Continuity:
         if not self.resized.is_set() and (disks := self._hanging.give_up(self._presence.gone)):
             self._presence.begin_anew(
                 "the others go on without disks that do not answer", disks=sorted(disks)
+            )
+
+    def _give_up_for_lack_of_room(self) -> None:
+        if not self.resized.is_set() and (found := self._out_of_room.give_up(self._presence.gone)):
+            self.refusing = found
+            self._presence.begin_anew(
+                "the others go on without a disk of which too much cannot be read", disks=[*found]
             )
 
     def _lose_what_is_hidden(self) -> None:

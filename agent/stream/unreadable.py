@@ -124,6 +124,12 @@ class Unreadable:
             for run in _runs(sectors_of(self._declared.between(address(disk, 0), address(disk + 1, 0))))
         ]
 
+    def sample(self, disk: int, count: int) -> tuple[int, ...]:
+        """Some declared sectors of the disk, spread over all of them: the first, the last, and what lies between."""
+        declared = sectors_of(self._declared.between(address(disk, 0), address(disk + 1, 0)))
+        at = np.linspace(0, len(declared) - 1, min(count, len(declared))).astype(np.int64)
+        return tuple(int(sector) for sector in np.sort(declared)[at])
+
     def has_room(
         self, disk: int, missing: Sequence[tuple[int, int]], sent: Sequence[tuple[int, int]]
     ) -> bool:

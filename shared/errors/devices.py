@@ -151,6 +151,16 @@ class CapturedTwiceError(DeviceError):
     code = "US596"
 
 
+class SharedIdentityError(DeviceError):
+    """A captured disk that nothing but its capture tells from others of its machine."""
+
+    code = "US603"
+    default_action = (
+        "Before the machine is rebooted, detach the others if they are its clones; or configure the disk by its port (device below "
+        "/dev/disk/by-path), or by an identity that it alone bears (python -m agent preflight DEVICE prints what it has)."
+    )
+
+
 class DiskHangsError(DeviceError):
     """A captured disk that is there and does not answer. What was captured of it stays true, and other disks are copied meanwhile; if
     something of it has to be read, they go on without it after a while (agent/continuity/hanging.py)."""
@@ -190,7 +200,7 @@ class TooMuchUnreadableError(DeviceError):
     default_action = (
         "Check the disk and what it is made of (dmesg, smartctl; lvs, mdadm, multipath). If a part of it is away, bring it back: what is "
         "refused is asked for again every few seconds. If the disk is bad all over, replace it or take it out of the agent's "
-        "configuration: until then the machine has no new points."
+        "configuration. Until then the machine has no new points; after a minute or more its other disks, if it has any, go on without it."
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,18 @@ from agent.capture.answer import Answer, HangsError
 from agent.capture.bindings import BindingsFile, Wanted
 from agent.capture.disks import UNKNOWN, find_disk, size_of
 from agent.capture.fitting import Change
-from agent.capture.look import LeftOut
+from agent.capture.look import LeftOut, Refusing
 from agent.capture.maps import Capture, detach
 from agent.capture.protection import protect
 from agent.capture.watch import Watch
 from agent.continuity import hanging
 from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Word
+from agent.stream.unreadable import Unreadable
+from shared.errors import TooMuchUnreadableError
 from tests.capture_parts import MIB, Rig, needs_capture, rig, until, use_up_slots
 from tests.epoch_ids import eid
-from tests.protected_machine import reattach
+from tests.protected_machine import finds, reattach
 from tests.sick_disk import SickDisk, sick_disk
 
 pytestmark = needs_capture
@@ -43,12 +45,14 @@ class Machine:
         self.wanted = [Wanted(self.well), Wanted(sick.device)]
         self.changes: list[Change] = []
 
-    def protect(self, *given_up: str) -> tuple[list[str], list[LeftOut]]:
+    def protect(
+        self, *given_up: str, refusing: Mapping[str, Refusing] = MappingProxyType({})
+    ) -> tuple[list[str], list[LeftOut]]:
         def changed(words: np.ndarray, change: Change) -> None:
             self.changes.append(change)
 
         where = self.wanted, BindingsFile(self.rig.folder), self.rig.pin_dir
-        capture, left_out = protect(*where, 1 << 22, changed, given_up=given_up)
+        capture, left_out, _ = protect(*where, 1 << 22, changed, given_up=given_up, refusing=refusing)
         self.undo.callback(capture.close)
         self.capture: Capture = capture
         return [str(disk.path) for disk in capture.disks], left_out
@@ -207,7 +211,7 @@ def test_a_captured_disk_that_hangs_is_named_with_a_way_out_and_costs_no_epoch(
     state[Word.SETTLED] = 1
     rounds: Any = SimpleNamespace(leave_out=lambda disks: None, unread=dict)
     watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False, silent=frozenset())
-    continuity = Continuity(machine.capture, state, rounds, watch)
+    continuity = Continuity(machine.capture, state, rounds, watch, Unreadable(2))
     continuity.check()
     assert (continuity.problems, continuity.state_of(1)) == ([], "")
     machine.sick.hang()
@@ -254,6 +258,33 @@ def test_a_captured_disk_that_is_given_up_leaves_the_others_unless_it_answers_by
     captured, (left,) = machine.protect(sick_id)
     assert (captured, left.id, left.error.code) == ([machine.well], sick_id, "US404")
     assert machine.changes == [Change.LEFT]
+
+
+def test_a_disk_that_refuses_too_much_is_left_out_although_it_answers_until_it_gives_what_it_refused(
+    machine: Machine,
+) -> None:
+    machine.protect()
+    sick_id, machine.changes = machine.capture.disks[1].id, []
+    machine.sick.lose_leg()
+    disk, error = find_disk(Path(machine.sick.device)), TooMuchUnreadableError("It is not protected")
+    refused = [at for at in range(0, disk.sectors, 128) if answer.why_unread(disk, [at + 9])]
+    assert 0 < len(refused) < disk.sectors // 128, "every other 64 KiB is refused, say"
+    for sample in (refused, [refused[0]], [0, refused[-1] + 1]):
+        refusing = {sick_id: Refusing(error, tuple(sample))}
+        captured, (left,) = machine.protect(sick_id, refusing=refusing)
+        assert (captured, left.id, left.error) == ([machine.well], sick_id, error)
+        watch = machine.watch([left])
+        watch.refusing = refusing
+        assert not finds(watch)
+    assert machine.changes == [Change.LEFT]
+    machine.sick.well()
+    watch = machine.watch([left])
+    watch.refusing = refusing
+    assert finds(watch)
+    assert watch.found == {sick_id}
+    machine.sick.hang()
+    machine.sick.occupy()
+    assert answer.why_unread(disk, refused)
 
 
 def test_a_captured_disk_that_hangs_keeps_its_place_and_its_order_when_slots_are_used_up(

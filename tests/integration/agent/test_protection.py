@@ -428,7 +428,7 @@ def test_a_captured_disk_that_does_not_answer_at_a_start_stays_captured_and_boun
 
 
 def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     r = machine.rig
     identified_by_its_table(r.device, monkeypatch)
@@ -442,7 +442,11 @@ def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
         link.symlink_to(twin)  # as udev does: the disk that came last has it
         again, left_out = machine.protect()
         assert (machine.ids(again), left_out, machine.changes) == (machine.ids(first), [], [])
-        assert "a disk is bound by what others bear, too" in capsys.readouterr().out
+        [(id_, warning)] = machine.shared.items()
+        assert (id_, warning.code) == (r.disks[0].name, "US603")
+        watch = machine.watch([])
+        assert not finds(watch)
+        assert watch.shared.keys() == {id_}
         again.close()
         detach(r.pin_dir)  # as a reboot does
         capture, (left,) = machine.protect()
@@ -453,7 +457,11 @@ def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
         _, (left,) = machine.protect()
         assert left.error.code == "US405", "the kernel's name is another's after the next reboot"
     whole, none = machine.protect()
-    assert (machine.ids(whole), none) == (machine.ids(first), [])
+    assert (machine.ids(whole), none, machine.shared) == (machine.ids(first), [], {})
+    machine.shared = {id_: warning}
+    watch = machine.watch([])
+    assert not finds(watch)
+    assert watch.shared == {}, "its clone is away"
 
 
 def test_links_that_are_exchanged_and_a_line_more_for_a_captured_disk_change_nothing(

@@ -21,6 +21,7 @@ from agent.continuity.auditor import Continuity
 from agent.continuity.patience import FIRST_S, Patience
 from agent.continuity.unaudited import UNAUDITED_S
 from agent.stream.state import AgentState, Reason, Word
+from agent.stream.unreadable import Unreadable
 from shared.errors import DeviceError
 from tests.epoch_ids import eid
 
@@ -84,7 +85,8 @@ class Machine:
         self.begin()
 
     def begin(self) -> None:
-        self.continuity = Continuity(self.capture, self.state, self.rounds, self.watch)
+        unreadable = Unreadable(len(self.capture.disks))
+        self.continuity = Continuity(self.capture, self.state, self.rounds, self.watch, unreadable)
 
     def happen(self, **counts: int) -> None:
         self.incidents = Incidents(**{name: counts.get(name, 0) for name in Incidents.__slots__})
@@ -232,7 +234,9 @@ class TwoDisks:
         )
         rounds: Any = SimpleNamespace(settle=lambda: setattr(self, "settled", True))
         watch: Any = Watched()
-        self.continuity = Continuity(capture, AgentState(np.zeros(4096, np.uint64)), rounds, watch)
+        self.continuity = Continuity(
+            capture, AgentState(np.zeros(4096, np.uint64)), rounds, watch, Unreadable(len(disks))
+        )
 
     def look(self) -> None:
         for name, count in self.inflight.items():

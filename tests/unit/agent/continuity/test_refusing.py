@@ -1,0 +1,141 @@
+"""Which disk is given up because too much of it cannot be read, and when; with a clock of the test's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.continuity.patience import FIRST_S, Patience
+from agent.continuity.refusing import SAMPLE, OutOfRoom
+from agent.stream.state import AgentState, Word
+from agent.stream.unreadable import Unreadable
+from shared.errors import DeviceError, DiskHangsError, TooMuchUnreadableError
+
+FULL, HANGS = TooMuchUnreadableError("too much"), DiskHangsError("it hangs")
+BAD = [(1000, 40), (5000, 1)]
+
+
+class Machine:
+    """Disks of which the second one takes most of the room."""
+
+    def __init__(self, count: int = 2, mode: str = "ordered") -> None:
+        names = [f"sd{letter}" for letter in "abc"[:count]]
+        disks = [SimpleNamespace(id=name, path=Path("/dev") / name) for name in names]
+        capture: Any = SimpleNamespace(disks=disks, mode=mode)
+        self.state = AgentState(np.zeros(4096, np.uint64))
+        self.troubles: dict[int, DeviceError] = {1: FULL} if count > 1 else {0: FULL}
+        self.unreadable = Unreadable(count)
+        self.unreadable.declare(count > 1, BAD, 0.0)
+        self.patience = Patience()
+        rounds: Any = SimpleNamespace(unread=lambda: self.troubles)
+        self.out_of_room = OutOfRoom(capture, self.state, rounds, self.unreadable, self.patience)
+
+    def looks(self, *gone: int) -> list[str]:
+        """Who is given up."""
+        self.found = self.out_of_room.give_up(gone)
+        return [*self.found]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    now = 1000.0
+
+    def go_on(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    return go_on
+
+
+@pytest.mark.parametrize(
+    ("count", "mode", "ordered", "troubles", "gone", "given_up"),
+    [
+        (2, "ordered", False, {1: FULL}, (), ["sdb"]),
+        (2, "ordered", False, {0: FULL}, (), ["sdb"]),  # it has no room, for the other takes most of it
+        (2, "ordered", False, {0: FULL, 1: FULL}, (), ["sdb"]),
+        (2, "ordered", True, {1: FULL}, (), []),
+        (2, "bitmap", False, {1: FULL}, (), []),  # there is no order to win
+        (2, "ordered", False, {}, (), []),
+        (2, "ordered", False, {1: HANGS}, (), []),  # that is another's matter
+        (1, "ordered", False, {0: FULL}, (), []),  # nobody would be left…
+        (2, "ordered", False, {1: FULL}, (0,), []),
+        (2, "ordered", False, {0: HANGS, 1: FULL}, (), []),
+        (3, "ordered", False, {0: HANGS, 1: FULL}, (), ["sdb"]),  # … but here
+        (2, "ordered", False, {0: FULL}, (1,), []),  # that one is given up for being gone
+    ],
+)  # fmt: skip
+def test_the_others_go_on_without_the_disk_that_takes_most_of_the_room_when_they_have_waited(
+    clock: Callable[[float], None],
+    count: int,
+    mode: str,
+    ordered: bool,
+    troubles: dict[int, DeviceError],
+    gone: tuple[int, ...],
+    given_up: list[str],
+) -> None:
+    machine = Machine(count, mode)
+    machine.troubles = troubles
+    machine.state[Word.ORDERED] = int(ordered)
+    assert machine.looks(*gone) == []
+    clock(FIRST_S)
+    assert machine.looks(*gone) == []
+    clock(1)
+    assert machine.looks(*gone) == given_up
+    assert machine.patience.is_given_up("sdb") is bool(given_up)
+
+
+def test_what_is_said_of_it_has_its_name_and_cause_and_the_sample_is_of_what_it_refused(
+    clock: Callable[[float], None],
+) -> None:
+    machine = Machine()
+    machine.looks()
+    clock(FIRST_S + 1)
+    machine.looks()
+    (refusing,) = machine.found.values()
+    assert (refusing.error.code, refusing.error.what) == ("US594", "Disk sdb (/dev/sdb) is not protected")
+    assert "41 sectors are named, 1000 to 5000" in refusing.error.cause
+    declared = {first + i for first, count in BAD for i in range(count)}
+    assert len({*refusing.sample}) == SAMPLE
+    assert {1000, 5000} <= {*refusing.sample} <= declared
+    few = Unreadable(1)
+    few.declare(0, [(7, 2)], 0.0)
+    assert few.sample(0, SAMPLE) == (7, 8)
+
+
+def test_a_round_that_had_room_in_between_begins_the_wait_anew_and_each_time_it_is_twice_as_long(
+    clock: Callable[[float], None],
+) -> None:
+    machine = Machine()
+    for troubles in ({1: FULL}, {}, {1: FULL}):
+        machine.troubles = dict(troubles)
+        assert machine.looks() == []
+        clock(FIRST_S / 2 + 1)
+    assert machine.looks() == []
+    clock(FIRST_S)
+    assert machine.looks() == ["sdb"]
+    machine.troubles = {}
+    assert machine.looks() == []
+    machine.troubles = {1: FULL}
+    machine.looks()
+    clock(2 * FIRST_S)
+    assert machine.looks() == []
+    clock(1)
+    assert machine.looks() == ["sdb"]
+
+
+def test_a_disk_that_was_written_until_nothing_is_named_is_not_given_up(
+    clock: Callable[[float], None],
+) -> None:
+    machine = Machine()
+    machine.looks()
+    clock(FIRST_S + 1)
+    for first, count in BAD:
+        machine.unreadable.remove(1, [(first, count)])
+    assert machine.looks() == []
