@@ -26,9 +26,8 @@ The last four are weak: they can change under a disk that is the same, or stay w
 noted (`bindings.Seen`; `Known.noted`). So a disk that capture is pinned to and that is noted for an id is that id's disk: by
 induction from the attachment, whatever its table says by now, whoever bears the same, and wherever links go. No path is asked, and what
 is noted for one is no other's. Two things void a note: a strong identity that contradicts it (a LUN that was mapped anew behind the same
-SCSI device keeps its diskseq), since the disk bears another of its kind, or none while another disk bears it; and a configuration that says
-another identity. A disk that capture is not pinned to has no proof by its
-note: nobody has watched it since.
+SCSI device keeps its diskseq), since the disk bears another of its kind, or only others while another disk bears it; and a configuration
+that says another identity. A disk that capture is not pinned to has no proof by its note: nobody has watched it since.
 
 **Else the identity decides**, strongest first (a copied partition table is no claim to a disk that is another's by its world-wide name).
 Where several bear it, or several ids are bound by it, it proves nothing, nor does that all others of them are found: the one that is left
@@ -239,11 +238,12 @@ def _noted(
 
 def _contradicts(disk: Standing, kept: Identity | None, standing: Sequence[Standing]) -> bool:
     """Whether what cannot change says that a disk is not the one that `kept` was taken of: another is, or it is another. That a name is
-    gone from it, and is nowhere, says nothing: a driver may cease to tell it."""
+    gone from it says nothing if it is nowhere, or the disk has no such name at all: a driver may cease to tell them."""
     if kept is None or not is_ruled_out(disk, kept):
         return False
+    told = [found for found in disk.identities if not found.is_weak]
     is_elsewhere = any(_bears(one, kept) for one in standing if one is not disk)
-    return is_elsewhere or any(found.kind is kept.kind for found in disk.identities)
+    return (bool(told) and is_elsewhere) or any(found.kind is kept.kind for found in told)
 
 
 def is_ruled_out(disk: Standing, kept: Identity) -> bool:

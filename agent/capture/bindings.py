@@ -4,11 +4,12 @@ their ids wherever they stand; it is written before a disk is captured for the f
     {"v": 1, "disks": [{"id": "sdb", "device": "/dev/sdb", "identity": "wwid:naa.5000c500a1b2c3d4", "last": "/dev/sdc",
                         "seen": {"boot": "c3b2a1f0-…", "dev": 8388640, "diskseq": 5}}]}
 
-`device` is the path as configured, `last` where the disk stood when it was attached last, `seen` which one that was to the kernel: its boot
-id, the device number (major << 20 | minor) and the diskseq. Within that boot `seen` says which disk it is (`binding`). Agents before
+`device` is the path as configured, `last` where the disk stood when it was attached last, `seen` which one that was to the kernel: its
+boot id, the device number (major << 20 | minor) and the diskseq. Within that boot `seen` says which disk it is (`binding`). Agents before
 2026-11-26 wrote none: there what capture is pinned to under `last` is the disk, if it can be nobody else's who stood there last
-(`with_notes`). An older agent leaves `seen` out whenever it writes the file. A disk that is configured no more keeps its line, so that no
-other disk ever gets its id. Losing the file is an event, and loses the ids of disks that are configured by path alone.
+(`with_notes`). An older agent leaves `seen` out whenever it writes the file, which it does when a disk stands elsewhere. A disk that is
+configured no more keeps its line, so that no other disk ever gets its id. Losing the file is an event, and loses the ids of disks that
+are configured by path alone.
 
 **What could not be written is owed** (`BindingsFile`): a disk that was known goes on where the state_dir is full, and only this process
 then knows which one it is in this boot. So whoever asks in this process is told that, what is owed is written as soon as it can be, and
@@ -120,7 +121,9 @@ class BindingsFile:
     def write_again(self) -> None:
         """What is owed, or what stands there: whether it can be written by now. Raises StateFileError, BindingDamagedError."""
         with self._lock:
-            self._write(self._read() or [])
+            said = self.written
+            found = self._read()
+            self._write(said if found is None else found)  # somebody removed it
 
     def owe(self, disks: Sequence[Bound], why: StateFileError) -> StateFileError | None:
         """Keeps what could not be written, and returns what to say of it; None: the file says all of it already."""
@@ -226,16 +229,23 @@ def with_notes(remembered: Sequence[Bound], captured: Mapping[str, Standing], bo
         there = [bound for bound in remembered if bound.last == path]
         if len(there) > 1:
             there = [bound for bound in there if not is_ruled_out(disk, Identity.parse(bound.identity))]
-        if len(there) == 1 and not _is_anothers(disk, there[0], remembered):
+        if len(there) == 1 and not _is_anothers(disk, there[0], remembered, captured):
             noted[there[0].id] = Seen(boot, disk.dev, disk.diskseq)
     return [msgspec.structs.replace(bound, seen=noted.get(bound.id)) for bound in remembered]
 
 
-def _is_anothers(disk: Standing, bound: Bound, remembered: Sequence[Bound]) -> bool:
-    """Whether a disk bears what another line is bound by, and not what this one is."""
-    return not _is_bound(disk, bound) and any(
-        _is_bound(disk, other) for other in remembered if other is not bound
-    )
+def _is_anothers(
+    disk: Standing, bound: Bound, remembered: Sequence[Bound], captured: Mapping[str, Standing]
+) -> bool:
+    """Whether a disk bears what another line is bound by, and not what this one is. Where that line's disk is captured where it stood last,
+    and bears it, too, this is a copy."""
+
+    def has_its_own(other: Bound) -> bool:
+        own = captured.get(other.last)
+        return own is not None and own is not disk and _is_bound(own, other)
+
+    others = (other for other in remembered if other is not bound and _is_bound(disk, other))
+    return not _is_bound(disk, bound) and not all(has_its_own(other) for other in others)
 
 
 def _is_bound(disk: Standing, bound: Bound) -> bool:

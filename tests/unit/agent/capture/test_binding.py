@@ -28,6 +28,7 @@ OTHER_GPT = Identity(Kind.GPT, "6d1f0f5e-0000-0000-0000-000000000002")
 
 
 LOOP = Identity(Kind.LOOP, "0:27:1 /srv/disk")
+SERIAL = Identity(Kind.SERIAL, "S1")
 NAME = Identity(Kind.NAME, "sdb, 2048 sectors")
 
 
@@ -75,12 +76,13 @@ PIN = Pinned(slot=3, dev=16, diskseq=5, sectors=2048)
         (bound(), [disk("sdb", OTHER)], [PIN], Action.REFUSED, f"another disk stands under /dev/sdb: it is {OTHER}, not {WWID}"),
         # a LUN that was mapped anew behind the same device, which somebody renamed: the note counts no more
         (bound(at=None), [disk("sdb", OTHER)], [PIN], Action.MISSING, "no disk of this machine bears its identity"),
-        # … or whose name is gone: it counts while no other disk has that
-        (bound(), [disk("sdb", NAME)], [PIN], Action.CONTINUE, ""),
-        (bound(), [disk("sdb", NAME), disk("sdc", OTHER, dev=32)], [PIN], Action.CONTINUE, ""),
-        (bound(), [disk("sdb", NAME), disk("sdc", dev=32)], [PIN], Action.ATTACH, "under /dev/sdc now"),
-        (bound(), [disk("sdb", GPT), disk("sdc", dev=32), disk("sdd", dev=48)], [PIN], Action.REFUSED, "/dev/sdc, /dev/sdd all bear"),
-        (bound(), [disk("sdb", NAME, is_named=False), disk("sdc", dev=32)], [PIN], Action.CONTINUE, ""),
+        # … or whose name is gone: it counts while no other disk has that, or it tells none
+        (bound(), [disk("sdb", SERIAL)], [PIN], Action.CONTINUE, ""),
+        (bound(), [disk("sdb", SERIAL), disk("sdc", OTHER, dev=32)], [PIN], Action.CONTINUE, ""),
+        (bound(), [disk("sdb", SERIAL), disk("sdc", dev=32)], [PIN], Action.ATTACH, "under /dev/sdc now"),
+        (bound(), [disk("sdb", SERIAL), disk("sdc", dev=32), disk("sdd", dev=48)], [PIN], Action.REFUSED, "/dev/sdc, /dev/sdd all bear"),
+        (bound(), [disk("sdb", SERIAL, is_named=False), disk("sdc", dev=32)], [PIN], Action.CONTINUE, ""),
+        (bound(), [disk("sdb", GPT), disk("sdc", dev=32)], [PIN], Action.CONTINUE, ""),
         (bound(at=None), [], [PIN], Action.MISSING, "no disk of this machine bears its identity"),
         (bound(at=None), [disk("sdc", dev=32)], [PIN], Action.ATTACH, "under /dev/sdc now"),
         # clones

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,24 @@ def test_where_another_lines_disk_stands_by_now_an_older_agent_did_not_write_whe
     assert with_notes([stale, other], {"/dev/sdb": standing("gpt:2")}, "this") == [stale, other]
     both = with_notes([stale, other], {"/dev/sdb": standing("wwid:1", "gpt:2")}, "this")
     assert both == [structs.replace(stale, seen=SEEN), other]
+
+
+def test_a_disk_that_bears_a_copy_of_another_captured_disks_table_keeps_its_note() -> None:
+    lines = [Bound("sdb", "/dev/x", "gpt:1", "/dev/sdb"), Bound("sdc", "/dev/y", "gpt:2", "/dev/sdc")]
+    other = replace(standing("gpt:2"), path="/dev/sdc", dev=32, diskseq=6)
+    noted = with_notes(lines, {"/dev/sdb": standing("gpt:2"), "/dev/sdc": other}, "this")
+    assert [line.seen for line in noted] == [SEEN, Seen("this", 32, 6)]
+    exchanged = replace(other, identities=standing("gpt:1").identities)
+    noted = with_notes(lines, {"/dev/sdb": standing("gpt:2"), "/dev/sdc": exchanged}, "this")
+    assert noted == lines, "each bears what the other is bound by"
+
+
+def test_a_file_that_somebody_removed_is_written_again_as_it_was(tmp_path: Path) -> None:
+    file = BindingsFile(tmp_path)
+    file.write([BOUND])
+    file.path.unlink()
+    file.write_again()
+    assert bindings.read(tmp_path) == [BOUND]
 
 
 def test_a_disk_that_is_noted_for_one_id_is_noted_for_no_other() -> None:
