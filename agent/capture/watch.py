@@ -135,15 +135,15 @@ class Watch:
             _log.info("where the disks stand now was noted", path=str(self.file.path))
 
     def _look(self, is_try: bool) -> None:
-        if any(isinstance(left.error, StateFileError) for left in self.left_out):
-            self.file.write_again()
+        unwritten = self._still_unwritten()
         look = look_at(self._wanted, self.file.read() or [], self._pin_dir)
         going_on = [v for v in look.verdicts if v.action is Action.CONTINUE]
         self.silent = frozenset(v.known.id for v in going_on if silence(v, look))
         self.shared = bound_by_shared(going_on)
         errors = why_not(look)
         well = [v for v in look.verdicts if v.action is Action.ATTACH and v.known.id not in errors]
-        well = [v for v in well if self._may(v.known.id) and self._gives_again(look, v)]
+        well = [v for v in well if self._may(v.known.id) and v.known.id not in unwritten]
+        well = [v for v in well if self._gives_again(look, v)]
         found = {v.known.id for v in well if v.known.id not in self._unproved}
         if is_try and not found:
             found = {
@@ -156,6 +156,17 @@ class Watch:
 
     def _may(self, name: str) -> bool:
         return time.monotonic() >= self.not_before.get(name, 0.0)
+
+    def _still_unwritten(self) -> frozenset[str]:
+        """Ids of disks that are left out because it could not be written down which they are, and that still cannot be."""
+        unwritten = frozenset(left.id for left in self.left_out if isinstance(left.error, StateFileError))
+        if unwritten:
+            try:
+                self.file.write_again()
+            except StateFileError as exc:
+                _log.debug("which disk is which cannot be written down yet", cause=exc.cause)
+                return unwritten
+        return frozenset()
 
     def _gives_again(self, look: Look, verdict: Verdict) -> bool:
         refused = self.refusing.get(verdict.known.id)

@@ -298,6 +298,10 @@ def test_a_disk_that_cannot_be_written_down_is_left_out_until_it_can_and_those_t
         watch = machine.watch([left])
         watch._search(is_try=False)
         assert not watch._found, "the capture would be fitted anew, in vain, again and again"
+        detach(machine.rig.pin_dir)
+        others = machine.watch([left])
+        others._search(is_try=False)
+        assert others.found == {first.disks[0].id}, "one that is known is back, and is not looked for"
         disk.heal()
         watch._search(is_try=False)
         assert watch._found
