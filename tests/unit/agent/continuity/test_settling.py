@@ -73,6 +73,17 @@ def test_a_busy_disk_is_looked_at_as_often_as_the_audit_looks_for_a_moment_that_
     assert disks.read_again == [0] * (at < ATTEMPTS)
 
 
+def test_however_many_disks_hang_they_are_looked_at_no_more_often_than_one(tmp_path: Path) -> None:
+    disks, looks = Disks(tmp_path, OLD_NS), list[int]()
+
+    def sample(slot: int) -> Sample:
+        looks.append(slot)
+        return Sample(Stat(8, counting=True), 16, 8, still=True)
+
+    disks.settling.forget_stale({0, 1}, sample)
+    assert [looks.count(slot) for slot in (0, 1)] == [ATTEMPTS // 2] * 2
+
+
 def test_of_two_moments_none_proves_what_one_of_them_must(tmp_path: Path) -> None:
     disks = Disks(tmp_path, OLD_NS)
     moving = Sample(Stat(16, counting=True), 16, 8, still=False)
