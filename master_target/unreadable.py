@@ -110,6 +110,9 @@ class UnreadableRecord:
     async def at(self, disks: Sequence[DiskTarget]) -> Unreadable:
         """What is missing on `disks` where they stand, clean."""
         found = [await self._at_cursor(disk) for disk in disks]
+        # What is not known stays so, whatever becomes of what could not be read.
+        if unknown := {one.digest: one for one in found if one.unknown}:
+            await self._hold({**(self._held or {}), **unknown})
         self._say(disks, found)
         ranges = tuple(range_ for one in found for range_ in one.ranges)
         return after(Unreadable(ranges, any(one.covers for one in found)), {}, Unreadable())

@@ -178,6 +178,8 @@ async def test_what_an_older_version_left_and_nobody_can_read_is_not_known(
     disks.disk.state = msgspec.structs.replace(disks.disk.state, cursor_missing="", pending_missing="")
     assert await UnreadableRecord(store, ours).at(disks.all) == Unreadable()
     await store.create(older_record(disks.disk.state.cursor_epoch), content)
-    record = UnreadableRecord(store, ours)
-    assert await record.at(disks.all) == Unreadable(((0, 0, 64),), covers=True)
-    assert record.problem is not None
+    for _ in range(2):
+        record = UnreadableRecord(store, ours)
+        assert await record.at(disks.all) == Unreadable(((0, 0, 64),), covers=True)
+        assert record.problem is not None
+        await store.delete(older_record(disks.disk.state.cursor_epoch))  # somebody tidies up
