@@ -96,5 +96,3 @@ def drain(pump: Pump) -> None:
     while (cut := pump.stream.cut()) is not None:
         pump.number = cut.batch.number
         pump.stream.acknowledged(BatchNumber(pump.number), BatchNumber(pump.number))
-        if not len(cut.batch.extents):
-            return

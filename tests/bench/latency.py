@@ -71,14 +71,15 @@ def fill(device: str) -> None:
 
 
 def steady(device: str) -> dict[str, float]:
-    """Completion latencies of the load, and the rate that it really had."""
+    """Latencies of the load, from before a write is submitted (on one CPU it may have completed before that is done) to its completion, and
+    the rate that it really had."""
     done = subprocess.run(
         ["fio", "--name=steady", f"--filename={device}", "--direct=1", "--rw=randwrite", "--bs=4k", "--ioengine=io_uring",
-         "--iodepth=8", f"--rate={RATE_B}", "--time_based", f"--runtime={RUN_S}", "--output-format=json"],
+         "--iodepth=8", "--lat_percentiles=1", f"--rate={RATE_B}", "--time_based", f"--runtime={RUN_S}", "--output-format=json"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     write = json.loads(done.stdout)["jobs"][0]["write"]
-    found = write["clat_ns"]["percentile"]
+    found = write["lat_ns"]["percentile"]
     return {
         **{name: round(found[percent] / 1000, 1) for name, percent in _PERCENTILES.items()},
         "mb_per_s": round(write["bw_bytes"] / 1e6, 1),
