@@ -22,6 +22,8 @@ from tests.loopdisk import loop_disk, own_device
 from tests.sick_disk import SickDisk, sick_disk
 
 DISK_B: Final = 32 << 20
+LARGE_B: Final = 2 << 30
+"""Half of it is more than there is room to name."""
 RATE_MB: Final = 2
 ILL_S: Final = 15
 """How long a disk is ill under an agent that runs: longer than a look for disks takes."""
@@ -167,6 +169,38 @@ def ailing() -> Result:
         unread = {name: ill_while_unread(machine, folder, name) for name in UNREAD}
         story.stop()
         return {"at_start": at_start, "running": running, "unread": unread, "writes": story.total}
+
+
+def out_of_room() -> Result:
+    """A leg of one disk goes away, more than can be named, while all has to be read: the well disk goes on without it, and has points; the
+    other is taken in again by itself when the leg is back."""
+    with scratch() as folder, ExitStack() as stack:
+        well = stack.enter_context(loop_disk(folder / "well.img", DISK_B))
+        sick = stack.enter_context(sick_disk(folder / "sick.img", LARGE_B))
+        site = stack.enter_context(lab([well, sick.device], point_interval=5, segment_seconds=2))
+        site.wait_ordered(120)
+        story = stack.enter_context(Story(folder, [well], RATE_MB, DISK_B))
+        machine = Machine(site, story, well, folder / "well.img", sick)
+        before = site.machine()["epoch"]
+        sick.lose_leg()
+        site.run("machine", "resync", "lab", "--yes")
+        began = time.monotonic()
+        wait_until(lambda: "US594" in _codes(site), "that room lacks is not said", 1200, site.machine)
+        full_s = time.monotonic() - began
+        without = machine.protects(machine.well, after=before + 1, within_s=600)
+        alone_s = time.monotonic() - began
+        machine.check_well(folder)
+        if "US594" not in _codes(site):
+            raise AssertionError(f"the disk that is left out is not named: {site.machine()['errors']}")
+        sick.well()
+        machine.protects(machine.well, machine.sick, after=without)
+        machine.check_well(folder)
+        story.stop()
+        return {"full_s": round(full_s), "alone_s": round(alone_s), "writes": story.total}
+
+
+def _codes(site: Lab) -> set[str]:
+    return {error["code"] for error in site.machine()["errors"]}
 
 
 AT_START: Final[dict[str, tuple[str, str]]] = {

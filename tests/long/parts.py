@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from deploy.lab.vocabulary import Daemon
 from tests.lab import lab
-from tests.long.ailing import ailing
+from tests.long.ailing import ailing, out_of_room
 from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
 from tests.long.clocks import clocks
 from tests.long.copies import copies
@@ -192,6 +192,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "environment": environment,
     "every-case": every_case,
     "moved": moved,
+    "out-of-room": out_of_room,
     "outage": outage,
     "properties": properties,
     "reboot": reboot,
