@@ -177,23 +177,24 @@ def out_of_room() -> Result:
     with scratch() as folder, ExitStack() as stack:
         well = stack.enter_context(loop_disk(folder / "well.img", DISK_B))
         sick = stack.enter_context(sick_disk(folder / "sick.img", LARGE_B))
-        site = stack.enter_context(lab([well, sick.device], point_interval=5, segment_seconds=2))
+        place = stack.enter_context(loop_disk(folder / "file.img", DISK_B))
+        site = stack.enter_context(lab([well, place, sick.device], point_interval=5, segment_seconds=2))
         site.wait_ordered(120)
         story = stack.enter_context(Story(folder, [well], RATE_MB, DISK_B))
-        machine = Machine(site, story, well, folder / "well.img", sick)
+        machine = Machine(site, story, place, folder / "file.img", sick)
         before = site.machine()["epoch"]
         sick.lose_leg()
         site.run("machine", "resync", "lab", "--yes")
         began = time.monotonic()
         wait_until(lambda: "US594" in _codes(site), "that room lacks is not said", 1200, site.machine)
         full_s = time.monotonic() - began
-        without = machine.protects(machine.well, after=before + 1, within_s=600)
+        without = machine.protects(machine.well, machine.place, after=before + 1, within_s=600)
         alone_s = time.monotonic() - began
         machine.check_well(folder)
         if "US594" not in _codes(site):
             raise AssertionError(f"the disk that is left out is not named: {site.machine()['errors']}")
         sick.well()
-        machine.protects(machine.well, machine.sick, after=without)
+        machine.protects(machine.well, machine.place, machine.sick, after=without)
         machine.check_well(folder)
         story.stop()
         return {"full_s": round(full_s), "alone_s": round(alone_s), "writes": story.total}
