@@ -21,7 +21,7 @@ import msgspec
 
 from master_target.bridge import BridgeSettings, bridge
 from master_target.targets.base import Target
-from master_target.targets.state import DiskState
+from master_target.targets.state import DiskInterval, DiskState
 from shared.batch import SECTOR, Batch
 from shared.crashpoints import reach
 from shared.errors import SeedDiskError
@@ -53,6 +53,17 @@ class Interval(msgspec.Struct, frozen=True):
     payload_b: int
     unreadable: Unreadable = Unreadable()
     """What of it these batches name, and do not write since."""
+
+    def on(self, disk: DiskTarget, missing: str) -> DiskInterval:
+        return DiskInterval(
+            start=self.start,
+            end=self.end,
+            disk_b=disk.disk_b,
+            claim=self.claim,
+            predecessor=self.predecessor,
+            digest=self.digest,
+            missing=missing,
+        )
 
 
 async def make_interval(
@@ -141,20 +152,7 @@ async def apply(
     done = Applied(payload_b=interval.payload_b)
 
     await parallel(
-        (
-            partial(
-                d.target.begin,
-                interval.start,
-                interval.end,
-                d.disk_b,
-                interval.claim,
-                interval.predecessor,
-                interval.digest,
-                missing.get(d.number, ""),
-            )
-            for d in behind
-        ),
-        _WIDTH,
+        (partial(d.target.begin, interval.on(d, missing.get(d.number, ""))) for d in behind), _WIDTH
     )
     reach("apply.after-begin")
     steps = (

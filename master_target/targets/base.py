@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from master_target.targets.state import DiskState
+from master_target.targets.state import DiskInterval, DiskState
 from shared.blob import BlobStore
 from shared.recovery.position import Position
 
@@ -43,20 +43,8 @@ class Target(Protocol):
     @property
     def state(self) -> DiskState: ...
 
-    async def begin(
-        self,
-        start: Position,
-        end: Position,
-        disk_b: int,
-        claim: str,
-        predecessor: str = "",
-        digest: str = "",
-        missing: str = "",
-    ) -> None:
-        """Record that (start, end], of the epoch with this claim, is being applied; the digests are those of batches `start` and `end`,
-        and `missing` that of what the disk lacks at `end` (master_target/unreadable.py).
-        At the start of an epoch the disk also gets the size for `disk_b`.
-        """
+    async def begin(self, interval: DiskInterval) -> None:
+        """Record that it is being applied. At the start of an epoch the disk also gets the size for `disk_b`."""
 
     async def write(self, offset_b: int, data: memoryview) -> None:
         """At most 4 MiB."""

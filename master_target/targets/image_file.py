@@ -26,11 +26,10 @@ from typing import Final
 import msgspec
 
 from master_target.targets.base import Snapshot
-from master_target.targets.state import DiskState, decode
+from master_target.targets.state import DiskInterval, DiskState, decode
 from shared import decoding, durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ImageFileError, LeaseHeldError, SeedDiskError
-from shared.recovery.position import Position
 from shared.recovery.seed import shown_position
 from shared.recovery.sparse import SparseFile
 from shared.threads import in_thread
@@ -100,21 +99,10 @@ class ImageTarget:
     def state(self) -> DiskState:
         return self._state
 
-    async def begin(
-        self,
-        start: Position,
-        end: Position,
-        disk_b: int,
-        claim: str,
-        predecessor: str = "",
-        digest: str = "",
-        missing: str = "",
-    ) -> None:
-        await in_thread(
-            self._record, self._state.begin(start, end, disk_b, claim, predecessor, digest, missing)
-        )
-        if start.batch == 0:
-            await in_thread(self._image.resize, disk_b)
+    async def begin(self, interval: DiskInterval) -> None:
+        await in_thread(self._record, self._state.begin(interval))
+        if interval.start.batch == 0:
+            await in_thread(self._image.resize, interval.disk_b)
 
     async def write(self, offset_b: int, data: memoryview) -> None:
         await in_thread(self._image.write, offset_b, data)

@@ -27,7 +27,7 @@ from typing import Final
 from master_target.leases import KeptLease
 from master_target.targets import vhd
 from master_target.targets.base import Snapshot
-from master_target.targets.state import DiskState, decode
+from master_target.targets.state import DiskInterval, DiskState, decode
 from shared import logging
 from shared.blob import BlobInfo, BlobStore, Retry
 from shared.errors import (
@@ -37,7 +37,7 @@ from shared.errors import (
     SeedDiskError,
 )
 from shared.limits import check_page_blob_target
-from shared.recovery.position import Position, parse_rfc3339
+from shared.recovery.position import parse_rfc3339
 from shared.recovery.seed import SEED_DISKS, SUFFIX, seed_blob, shown_position
 
 _log = logging.get()
@@ -89,20 +89,11 @@ class PageBlobTarget:
     def state(self) -> DiskState:
         return self._state
 
-    async def begin(
-        self,
-        start: Position,
-        end: Position,
-        disk_b: int,
-        claim: str,
-        predecessor: str = "",
-        digest: str = "",
-        missing: str = "",
-    ) -> None:
-        check_page_blob_target(self.name, disk_b)
-        await self._record(self._state.begin(start, end, disk_b, claim, predecessor, digest, missing))
+    async def begin(self, interval: DiskInterval) -> None:
+        check_page_blob_target(self.name, interval.disk_b)
+        await self._record(self._state.begin(interval))
         await self._store.pages.set_sequence_number(self._blob, self._state.sequence, self._lease.id)
-        if start.batch == 0:
+        if interval.start.batch == 0:
             await self._shape()
 
     async def write(self, offset_b: int, data: memoryview) -> None:

@@ -41,6 +41,22 @@ from shared.recovery.position import NOWHERE, Position
 from shared.recovery.seed import DISK_B
 
 
+class DiskInterval(msgspec.Struct, frozen=True):
+    """What of the log is applied to a disk as one: (start, end]."""
+
+    start: Position
+    end: Position
+    disk_b: int
+    """Of the source disk, in bytes."""
+    claim: str
+    """Of its epoch."""
+    predecessor: str = ""
+    digest: str = ""
+    """Those of the batches `start` and `end`; empty: not known."""
+    missing: str = ""
+    """What of the source the disk lacks at `end`, as a digest (master_target/unreadable.py)."""
+
+
 class DiskState(msgspec.Struct, frozen=True, kw_only=True):
     """`disk_b`: size of the source disk in bytes. `sequence`: number of the last begun interval's fence;
     only grows. The claims are those of the epochs of `cursor` and `pending`; the digests those of the batches there (hex), empty
@@ -87,19 +103,9 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
         """Where the interval that ends at `pending` starts."""
         return self.reached(self.pending_epoch)
 
-    def begin(
-        self,
-        start: Position,
-        end: Position,
-        disk_b: int,
-        claim: str,
-        predecessor: str = "",
-        digest: str = "",
-        missing: str = "",
-    ) -> DiskState:
-        """The state in which the runs of (start, end], of the epoch with this claim, may be written. `predecessor` and `digest`: of the
-        batches `start` and `end`; `missing`: what the disk lacks at `end`. Raises SeedDiskError when they may not.
-        """
+    def begin(self, interval: DiskInterval) -> DiskState:
+        """The state in which the interval's runs may be written. Raises SeedDiskError when they may not."""
+        start, end, claim, disk_b = interval.start, interval.end, interval.claim, interval.disk_b
         epoch = EpochId(start.epoch, claim)
         same_epoch = start == self.cursor and self.cursor_epoch == epoch == self.pending_epoch
         not_older = start.epoch >= max(self.cursor.epoch, self.pending.epoch)
@@ -113,8 +119,8 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
                 f" claims {self.cursor_claim or 'none'}, {self.pending_claim or 'none'}, and {claim} of the interval",
             )
         if same_epoch:
-            self._check_history(start, self.cursor, self.cursor_digest, predecessor)
-            self._check_history(end, self.pending, self.pending_digest, digest)
+            self._check_history(start, self.cursor, self.cursor_digest, interval.predecessor)
+            self._check_history(end, self.pending, self.pending_digest, interval.digest)
         if same_epoch and disk_b != self.disk_b:
             raise SeedDiskError(
                 f"The interval from {start} to {end} was not applied",
@@ -124,8 +130,8 @@ class DiskState(msgspec.Struct, frozen=True, kw_only=True):
             self,
             pending=end,
             pending_claim=claim,
-            pending_digest=digest,
-            pending_missing=missing,
+            pending_digest=interval.digest,
+            pending_missing=interval.missing,
             disk_b=disk_b,
             sequence=self.sequence + 1,
         )

@@ -11,6 +11,7 @@ import pytest
 from master_target.targets.base import Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
+from master_target.targets.state import DiskInterval
 from shared.blob import BlobStore
 from shared.errors import LeaseHeldError, SeedDiskError
 from shared.recovery.position import NOWHERE, Position
@@ -84,13 +85,13 @@ async def fill(target: Target, offset_b: int, byte: bytes, length_b: int = 4096)
 async def test_a_snapshot_shows_the_disk_as_it_is_until_it_is_changed_or_the_snapshot_deleted(
     target: Target,
 ) -> None:
-    await target.begin(*FIRST, DISK_B, CLAIM, "", "d1")
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM, "", "d1"))
     await target.finish()
     first, second = await target.snapshot(), await target.snapshot()
     assert await target.shows_as_it_is(first)
     await target.delete_snapshot(target.name, first)
     assert [await target.shows_as_it_is(one) for one in (first, second)] == [False, True]
-    await target.begin(*SECOND, DISK_B, CLAIM, "d1", "d2")
+    await target.begin(DiskInterval(*SECOND, DISK_B, CLAIM, "d1", "d2"))
     assert not await target.shows_as_it_is(second)
     await target.finish()
     assert not await target.shows_as_it_is(second)
@@ -104,7 +105,7 @@ async def test_a_new_disk_is_zero_and_at_no_position(kind: Kind, target: Target)
 
 
 async def test_an_interval_writes_clears_and_moves_the_cursor(kind: Kind, target: Target) -> None:
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     await fill(target, 0, b"a", 8192)
     await fill(target, DISK_B - 512, b"z", 512)
     await target.clear(512, 1024)
@@ -117,9 +118,9 @@ async def test_an_interval_writes_clears_and_moves_the_cursor(kind: Kind, target
 
 async def test_a_begun_interval_is_known_after_reopening(kind: Kind) -> None:
     target = await kind.open()
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     await target.finish()
-    await target.begin(*SECOND, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*SECOND, DISK_B, CLAIM))
     await fill(target, 0, b"b")
     await target.close()
 
@@ -129,8 +130,8 @@ async def test_a_begun_interval_is_known_after_reopening(kind: Kind) -> None:
     with pytest.raises(SeedDiskError, match="No snapshot"):
         await target.snapshot()
     with pytest.raises(SeedDiskError, match="was not applied"):  # shorter than what was begun
-        await target.begin(SECOND[0], Position.of(1, 8), DISK_B, CLAIM)
-    await target.begin(*SECOND, DISK_B, CLAIM)
+        await target.begin(DiskInterval(SECOND[0], Position.of(1, 8), DISK_B, CLAIM))
+    await target.begin(DiskInterval(*SECOND, DISK_B, CLAIM))
     await target.finish()
     assert target.state.cursor == SECOND[1]
     await target.close()
@@ -138,7 +139,7 @@ async def test_a_begun_interval_is_known_after_reopening(kind: Kind) -> None:
 
 async def test_a_disk_that_was_deleted_begins_again_from_nothing(kind: Kind) -> None:
     target = await kind.open()
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     await fill(target, 0, b"a")
     await target.finish()
     await target.close()
@@ -146,13 +147,13 @@ async def test_a_disk_that_was_deleted_begins_again_from_nothing(kind: Kind) -> 
 
     target = await kind.open()
     assert target.state.cursor == NOWHERE
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     await target.finish()
     await target.close()
 
 
 async def test_an_interval_that_does_not_start_at_the_cursor_is_refused(target: Target) -> None:
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     await target.finish()
     for start, end in [
         ((1, 4), (1, 9)),
@@ -162,19 +163,19 @@ async def test_an_interval_that_does_not_start_at_the_cursor_is_refused(target: 
         ((1, 0), (1, 9)),
     ]:
         with pytest.raises(SeedDiskError):
-            await target.begin(Position.of(*start), Position.of(*end), DISK_B, CLAIM)
+            await target.begin(DiskInterval(Position.of(*start), Position.of(*end), DISK_B, CLAIM))
     with pytest.raises(SeedDiskError, match="size changed"):
-        await target.begin(*SECOND, DISK_B + 512, CLAIM)
+        await target.begin(DiskInterval(*SECOND, DISK_B + 512, CLAIM))
 
 
 async def test_a_snapshot_names_its_position_and_keeps_its_content(kind: Kind, target: Target) -> None:
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     await fill(target, 4096, b"a")
     await target.finish()
     snapshot = await target.snapshot()
     before = await kind.content()
 
-    await target.begin(*SECOND, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*SECOND, DISK_B, CLAIM))
     await fill(target, 4096, b"b")
     await target.clear(0, 4096)
     await target.finish()
@@ -191,7 +192,7 @@ async def test_a_snapshot_names_its_position_and_keeps_its_content(kind: Kind, t
 
 
 async def test_two_snapshots_of_one_position_are_two_snapshots(target: Target) -> None:
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     await target.finish()
     assert len({await target.snapshot(), await target.snapshot()}) == 2
     assert [s.position for s in await target.snapshots()] == [FIRST[1], FIRST[1]]
@@ -208,13 +209,13 @@ async def test_a_disk_has_one_owner(kind: Kind, target: Target) -> None:
 async def test_a_new_epoch_may_follow_an_unfinished_interval_and_resize_the_disk(
     kind: Kind, target: Target
 ) -> None:
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     await target.finish()
-    await target.begin(*SECOND, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*SECOND, DISK_B, CLAIM))
     await fill(target, 0, b"x")
     grown_b = DISK_B + 4096
     start, end = Position.of(2, 0), Position.of(2, 3)
-    await target.begin(start, end, grown_b, CLAIM)
+    await target.begin(DiskInterval(start, end, grown_b, CLAIM))
     await fill(target, grown_b - 4096, b"y")
     with pytest.raises(SeedDiskError):
         await target.snapshot()
@@ -223,7 +224,7 @@ async def test_a_new_epoch_may_follow_an_unfinished_interval_and_resize_the_disk
     target = await kind.open(grown_b)
     assert target.state.restart == start
     assert target.state.pending == end
-    await target.begin(start, end, grown_b, CLAIM)
+    await target.begin(DiskInterval(start, end, grown_b, CLAIM))
     await target.finish()
     assert target.state.cursor == end
     assert await target.read(grown_b - 4096, 4096) == b"y" * 4096

@@ -184,15 +184,7 @@ class _World:
                 raise _Killed
             disk = self.disk(i)
             if place < len(next_.members):
-                disk.state = disk.state.begin(
-                    interval.start,
-                    interval.end,
-                    _DISK_B,
-                    CLAIM,
-                    self.digest(first),
-                    self.digest(end),
-                    missing.get(i, ""),
-                )
+                disk.state = disk.state.begin(interval.on(self.disks[i], missing.get(i, "")))
                 if older:  # it writes its own keys alone
                     disk.state = msgspec.structs.replace(disk.state, cursor_missing="", pending_missing="")
             else:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from master_target.targets.image_file import ImageTarget
+from master_target.targets.state import DiskInterval
 from shared import durable
 from shared.batch import Buffer
 from shared.errors import ImageFileError, SeedDiskError
@@ -34,7 +35,7 @@ async def test_a_cancelled_write_ends_only_when_nothing_of_it_can_land_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     writing, go_on = threading.Event(), threading.Event()
     real = SparseFile.write
 
@@ -93,7 +94,7 @@ async def test_a_snapshot_that_cannot_be_completed_leaves_nothing_behind(
         no_room()
 
     target = await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
-    await target.begin(*FIRST, DISK_B, CLAIM)
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
     await target.write(0, memoryview(b"x" * 8192))
     await target.finish()
     with monkeypatch.context() as patch:

@@ -17,6 +17,7 @@ from master_target.apply import DiskTarget, apply, make_interval
 from master_target.bridge import BridgeSettings
 from master_target.targets import vhd
 from master_target.targets.page_blob import PageBlobTarget
+from master_target.targets.state import DiskInterval
 from shared.batch import Op, make_extents
 from shared.blob import BlobStore
 from shared.blob.pages import PageBlobs
@@ -46,7 +47,7 @@ async def test_the_blob_is_a_fixed_vhd_of_the_right_size(
     store: BlobStore, tmp_path: Path, disk_b: int
 ) -> None:
     target = await PageBlobTarget.open(store, "web1", "sda", disk_b)
-    await target.begin(*FIRST, disk_b, CLAIM)
+    await target.begin(DiskInterval(*FIRST, disk_b, CLAIM))
     await target.write(disk_b - 512, memoryview(b"z" * 512))
     await target.finish()
     await target.close()
@@ -69,10 +70,10 @@ async def test_the_blob_is_a_fixed_vhd_of_the_right_size(
 
 async def test_a_write_of_an_earlier_interval_cannot_land(store: BlobStore) -> None:
     target = await PageBlobTarget.open(store, "web1", "sda", MIB)
-    await target.begin(*FIRST, MIB, CLAIM)
+    await target.begin(DiskInterval(*FIRST, MIB, CLAIM))
     earlier = target.state.sequence
     await target.finish()
-    await target.begin(*SECOND, MIB, CLAIM)
+    await target.begin(DiskInterval(*SECOND, MIB, CLAIM))
     lease = target._lease.id
     with pytest.raises(PreconditionError):
         await store.pages.write(BLOB, 0, b"x" * 512, lease, earlier)
@@ -86,7 +87,7 @@ async def test_a_write_of_an_earlier_interval_cannot_land(store: BlobStore) -> N
 
 async def test_an_owner_that_lost_its_lease_changes_nothing_any_more(store: BlobStore) -> None:
     old = await PageBlobTarget.open(store, "web1", "sda", MIB)
-    await old.begin(*FIRST, MIB, CLAIM)
+    await old.begin(DiskInterval(*FIRST, MIB, CLAIM))
     await store.leases.break_now(BLOB)
     new = await PageBlobTarget.open(store, "web1", "sda", MIB)
     for attempt in (
@@ -98,7 +99,7 @@ async def test_an_owner_that_lost_its_lease_changes_nothing_any_more(store: Blob
         with pytest.raises(LeaseLostError):
             await attempt
     assert (await store.properties(BLOB)).metadata["cursor"] == "0-0"
-    await new.begin(*FIRST, MIB, CLAIM)
+    await new.begin(DiskInterval(*FIRST, MIB, CLAIM))
     await new.finish()
     with pytest.raises(LeaseLostError):
         await store.snapshot(BLOB, old._lease.id)
@@ -108,7 +109,7 @@ async def test_an_owner_that_lost_its_lease_changes_nothing_any_more(store: Blob
 
 async def test_a_stray_write_between_finish_and_snapshot_does_not_stop_the_snapshot(store: BlobStore) -> None:
     target = await PageBlobTarget.open(store, "web1", "sda", MIB)
-    await target.begin(*FIRST, MIB, CLAIM)
+    await target.begin(DiskInterval(*FIRST, MIB, CLAIM))
     await target.write(0, memoryview(b"x" * 512))
     await target.finish()
     await store.pages.write(BLOB, 0, b"x" * 512, target._lease.id, target.state.sequence)
@@ -121,17 +122,17 @@ async def test_foreign_metadata_are_noticed_before_anything_is_written(store: Bl
     foreign = target.state.encode() | {"cursor": "7-7", "pending": "7-7"}
     await store.set_metadata(BLOB, foreign, target._lease.id)
     with pytest.raises(SeedDiskError, match="changed by somebody else"):
-        await target.begin(*FIRST, MIB, CLAIM)
+        await target.begin(DiskInterval(*FIRST, MIB, CLAIM))
     await target.close()
 
 
 async def test_shrinking_and_growing_leave_no_old_bytes_behind_the_disk(store: BlobStore) -> None:
     target = await PageBlobTarget.open(store, "web1", "sda", 3 * MIB)
-    await target.begin(*FIRST, 3 * MIB, CLAIM)
+    await target.begin(DiskInterval(*FIRST, 3 * MIB, CLAIM))
     await target.write(0, memoryview(b"x" * 3 * MIB))
     await target.finish()
     disk_b = 2 * MIB - 4096
-    await target.begin(Position.of(2, 0), Position.of(2, 1), disk_b, CLAIM)
+    await target.begin(DiskInterval(Position.of(2, 0), Position.of(2, 1), disk_b, CLAIM))
     await target.finish()
     await target.close()
     assert (await store.properties(BLOB)).size_b == 2 * MIB + 512
@@ -157,7 +158,7 @@ def stingy(store: BlobStore, most_b: int) -> BlobStore:
 
 async def test_a_gap_that_is_read_in_short_answers_is_bridged_without_a_shift(store: BlobStore) -> None:
     target = await PageBlobTarget.open(stingy(store, 512), "web1", "sda", MIB)
-    await target.begin(*FIRST, MIB, CLAIM)
+    await target.begin(DiskInterval(*FIRST, MIB, CLAIM))
     old = bytes(range(1, 17)) * 32 * 16  # 16 sectors
     await target.write(0, memoryview(old))
     await target.finish()
@@ -205,6 +206,6 @@ async def test_a_disk_beyond_the_limit_of_page_blobs_is_refused_before_anything_
     assert [info.name async for info in store.list("disks/")] == []
     target = await PageBlobTarget.open(store, "web1", "sda", MIB)
     with pytest.raises(DiskTooLargeError, match="sda"):  # it grew
-        await target.begin(*FIRST, 9 << 40, CLAIM)
+        await target.begin(DiskInterval(*FIRST, 9 << 40, CLAIM))
     assert target.state.clean
     await target.close()

@@ -16,6 +16,7 @@ from master_target.apply import DiskTarget
 from master_target.points import PointMaker
 from master_target.retention import Pruner, RetentionPolicy
 from master_target.roll import OwnedRoll
+from master_target.targets.state import DiskInterval
 from shared.blob import BlobStore
 from shared.errors import LeaseLostError, SeedDiskError, StorageError
 from shared.log import names
@@ -103,7 +104,7 @@ async def own(store: BlobStore, marks: Sequence[int]) -> None:
             end = Position.of(1, batch)
             await maker.document([mark(batch)], unknown, untold)
             if at < end:
-                await seed.begin(at if at.epoch else Position.of(1, 0), end, DISK_B, CLAIM)
+                await seed.begin(DiskInterval(at if at.epoch else Position.of(1, 0), end, DISK_B, CLAIM))
                 await seed.write(batch * 512, memoryview(bytes([batch]) * 512))
                 await seed.finish()
             if seed.state.cursor == end:
@@ -287,7 +288,7 @@ async def test_a_stale_owner_with_our_number_may_still_name_the_snapshots_of_its
     assert roll.term == stored.doc.term
     seed = await open_page_blob(store, "web1", "sda", DISK_B)
     try:
-        await seed.begin(Position.of(1, 0), Position.of(1, 1), DISK_B, CLAIM)
+        await seed.begin(DiskInterval(Position.of(1, 0), Position.of(1, 1), DISK_B, CLAIM))
         await seed.finish()
         await seed.snapshot()
         pruner = Pruner(store, "web1", RetentionPolicy(orphan_s=0))

@@ -60,7 +60,7 @@ class Disks:
 
     async def apply(self, record: UnreadableRecord, interval: Interval) -> None:
         missing = await record.note(interval, self.all, [0])
-        begun = self.disk.state.begin(interval.start, interval.end, 64 * SECTOR, CLAIM, missing=missing[0])
+        begun = self.disk.state.begin(interval.on(self.all[0], missing[0]))
         self.disk.state = begun.finish()
 
 
