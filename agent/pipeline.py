@@ -51,7 +51,9 @@ class Agent:
         )
         self.reader = SyncReader(capture.disks, self.catchup)
         self.stream = Stream(capture, self.state, self.catchup, self.reader)
-        self.continuity = Continuity(capture, self.state, self.stream.rounds, watch, self.stream.unreadable)
+        self.continuity = Continuity(
+            capture, self.state, self.stream.rounds, watch, lambda: self.stream.unreadable
+        )
         self.sender = Sender(
             self.stream,
             self.state,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -53,7 +54,7 @@ class Continuity:
         state: AgentState,
         rounds: Rounds,
         watch: Watch,
-        unreadable: Unreadable,
+        unreadable: Callable[[], Unreadable],
     ) -> None:
         self._capture = capture
         self._state = state

@@ -17,7 +17,7 @@ disk in.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from agent.capture.look import Refusing
@@ -38,7 +38,7 @@ class OutOfRoom:
         capture: Capture,
         state: AgentState,
         rounds: Rounds,
-        unreadable: Unreadable,
+        unreadable: Callable[[], Unreadable],
         patience: Patience,
     ) -> None:
         self._disks = capture.disks
@@ -46,6 +46,7 @@ class OutOfRoom:
         self._state = state
         self._rounds = rounds
         self._unreadable = unreadable
+        """Each epoch's is another."""
         self._patience = patience
         self._since: float | None = None
         """Monotonic: since when room lacks, and order for that."""
@@ -59,17 +60,18 @@ class OutOfRoom:
             self._since = None
             return {}
         self._since = now if self._since is None else self._since
-        fullest = self._unreadable.fullest
+        unreadable = self._unreadable()
+        fullest = unreadable.fullest
         disk = self._disks[fullest]
         ill = {*gone, *(troubled.keys() - lacking), fullest}
         is_late = now - self._since > self._patience.wait_s(disk.id, now)
         if not (is_late and self._may_be_ordered) or fullest in gone or len(ill) == len(self._disks):
             return {}
-        count = self._unreadable.by_disk().get(fullest, 0)
+        count = unreadable.by_disk().get(fullest, 0)
         if not count:
             return {}  # it was written meanwhile: the next round has room
         self._patience.give_up([disk.id], now)
-        sample = self._unreadable.sample(fullest, SAMPLE)
+        sample = unreadable.sample(fullest, SAMPLE)
         error = TooMuchUnreadableError(
             f"Disk {disk.id} ({disk.path}) is not protected",
             cause=f"too much of it cannot be read: {count} sectors are named, {sample[0]} to {sample[-1]}, and there is room for no more",

@@ -35,7 +35,7 @@ def looking(capture: Capture) -> Iterator[Continuity]:
     state[Word.SETTLED] = 1
     rounds: Any = SimpleNamespace(leave_out=lambda disks: None, unread=dict, read_again=lambda writes: None)
     watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False, silent=frozenset())
-    yield Continuity(capture, state, rounds, watch, Unreadable(len(capture.disks)))
+    yield Continuity(capture, state, rounds, watch, lambda: Unreadable(len(capture.disks)))
 
 
 def begin_epoch(capture: Capture) -> AgentState:

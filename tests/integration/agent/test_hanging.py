@@ -211,7 +211,7 @@ def test_a_captured_disk_that_hangs_is_named_with_a_way_out_and_costs_no_epoch(
     state[Word.SETTLED] = 1
     rounds: Any = SimpleNamespace(leave_out=lambda disks: None, unread=dict)
     watch: Any = SimpleNamespace(is_one_back=lambda *, looking: False, silent=frozenset())
-    continuity = Continuity(machine.capture, state, rounds, watch, Unreadable(2))
+    continuity = Continuity(machine.capture, state, rounds, watch, lambda: Unreadable(2))
     continuity.check()
     assert (continuity.problems, continuity.state_of(1)) == ([], "")
     machine.sick.hang()

@@ -86,7 +86,7 @@ class Machine:
 
     def begin(self) -> None:
         unreadable = Unreadable(len(self.capture.disks))
-        self.continuity = Continuity(self.capture, self.state, self.rounds, self.watch, unreadable)
+        self.continuity = Continuity(self.capture, self.state, self.rounds, self.watch, lambda: unreadable)
 
     def happen(self, **counts: int) -> None:
         self.incidents = Incidents(**{name: counts.get(name, 0) for name in Incidents.__slots__})
@@ -235,7 +235,7 @@ class TwoDisks:
         rounds: Any = SimpleNamespace(settle=lambda: setattr(self, "settled", True))
         watch: Any = Watched()
         self.continuity = Continuity(
-            capture, AgentState(np.zeros(4096, np.uint64)), rounds, watch, Unreadable(len(disks))
+            capture, AgentState(np.zeros(4096, np.uint64)), rounds, watch, lambda: Unreadable(len(disks))
         )
 
     def look(self) -> None:

@@ -34,7 +34,7 @@ class Machine:
         self.unreadable.declare(count > 1, BAD, 0.0)
         self.patience = Patience()
         rounds: Any = SimpleNamespace(unread=lambda: self.troubles)
-        self.out_of_room = OutOfRoom(capture, self.state, rounds, self.unreadable, self.patience)
+        self.out_of_room = OutOfRoom(capture, self.state, rounds, lambda: self.unreadable, self.patience)
 
     def looks(self, *gone: int) -> list[str]:
         """Who is given up."""
@@ -127,6 +127,16 @@ def test_a_round_that_had_room_in_between_begins_the_wait_anew_and_each_time_it_
     clock(2 * FIRST_S)
     assert machine.looks() == []
     clock(1)
+    assert machine.looks() == ["sdb"]
+
+
+def test_of_each_epoch_what_it_declares_counts(clock: Callable[[float], None]) -> None:
+    machine = Machine()
+    machine.unreadable, before = Unreadable(2), machine.unreadable
+    machine.looks()
+    clock(FIRST_S + 1)
+    assert machine.looks() == []
+    machine.unreadable = before
     assert machine.looks() == ["sdb"]
 
 
