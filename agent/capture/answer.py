@@ -42,7 +42,7 @@ PROGRAM = device_program.__file__
 DEADLINE_S = 10.0
 ATTRIBUTES_DEADLINE_S: Final = 5.0
 """Few drivers ask the device for these: they come at once, or when a hung disk lets go."""
-_PAGE_SECTORS: Final = mmap.PAGESIZE // 512
+_BLOCK_SECTORS: Final = device_program.BLOCK_B // 512
 _EACH_S: Final = 0.1
 _AT_ONCE: Final = 8
 _STILL: Final = "it did not answer, and still does not"
@@ -181,7 +181,7 @@ def why_unread(disk: Disk, sectors: Iterable[int]) -> str:
         with contextlib.closing(PageReader(disk, page)) as reader:
             for sector in sectors:
                 try:
-                    reader.read(sector // _PAGE_SECTORS * _PAGE_SECTORS)
+                    reader.read(sector // _BLOCK_SECTORS * _BLOCK_SECTORS)
                 except (OSError, HangsError) as exc:
                     return f"sector {sector}: {exc}"
     finally:

@@ -30,7 +30,8 @@ NAMES = (
     *("dm/uuid", "md/uuid", "loop/backing_file"),
 )
 """What may identify a disk. A driver gives these as it likes: `serial` of a virtio disk is a request to it, without time limit."""
-_BLOCK_B = 4096
+BLOCK_B = 4096
+"""What is read at once: no disk has larger logical blocks."""
 _TRIES = 4
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO64_B = 232
@@ -86,18 +87,18 @@ def head(device: str) -> str:
     except OSError as exc:
         return f"error it cannot be opened: {exc.strerror}"
     file = _loop_file(fd)
-    blocks = os.lseek(fd, 0, os.SEEK_END) // _BLOCK_B
+    blocks = os.lseek(fd, 0, os.SEEK_END) // BLOCK_B
     room = mmap.mmap(-1, HEAD_B)
     cause = "it is empty"
     try:
-        count = os.preadv(fd, [memoryview(room)[: min(HEAD_B, blocks * _BLOCK_B)]], 0)
+        count = os.preadv(fd, [memoryview(room)[: min(HEAD_B, blocks * BLOCK_B)]], 0)
         if count:
             return f"ok {room[:count].hex()} {file}"
     except OSError as exc:
         cause = exc.strerror or str(exc)
     for _ in range(_TRIES if blocks else 0):  # a bad sector is no bad disk
         try:
-            os.preadv(fd, [memoryview(room)[:_BLOCK_B]], random.randrange(blocks) * _BLOCK_B)
+            os.preadv(fd, [memoryview(room)[:BLOCK_B]], random.randrange(blocks) * BLOCK_B)
         except OSError as exc:
             cause = exc.strerror or str(exc)
         else:
@@ -128,7 +129,7 @@ def pages(page: int, disk: Sequence[str]) -> None:
     for line in sys.stdin:
         if not cause:
             try:
-                os.preadv(fd, [memoryview(room)[:_BLOCK_B]], int(line) * 512)
+                os.preadv(fd, [memoryview(room)[:BLOCK_B]], int(line) * 512)
             except OSError as exc:
                 print("error", exc.strerror or exc, flush=True)
             else:
