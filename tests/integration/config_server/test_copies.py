@@ -44,12 +44,6 @@ async def server(
 
 
 @pytest.fixture
-async def operator(server: ConfigServer) -> AsyncIterator[RestClient]:
-    async with server.operator() as client:
-        yield client
-
-
-@pytest.fixture
 async def files(server: ConfigServer, tmp_path: Path) -> TlsFiles:
     return await server.enrolled("agent", "web1", tmp_path / "agent")
 

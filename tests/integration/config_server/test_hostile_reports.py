@@ -31,19 +31,6 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         yield started
 
 
-@pytest.fixture
-async def operator(server: ConfigServer) -> AsyncIterator[RestClient]:
-    async with server.operator() as client:
-        yield client
-
-
-@pytest.fixture
-async def agent(server: ConfigServer, tmp_path: Path) -> AsyncIterator[ControlClient]:
-    files = await server.enrolled("agent", "web1", tmp_path / "agent")
-    async with daemon(server, files) as client:
-        yield client
-
-
 async def send(client: ControlClient, body: str) -> None:
     """As it is, past what a client would check itself."""
     session = client._client._open()

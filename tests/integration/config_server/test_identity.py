@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import stat
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -47,12 +46,6 @@ from shared.rest import RestClient
 from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.pki import TestCa
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[ConfigServer]:
-    async with running(config_for(tmp_path)) as started:
-        yield started
 
 
 async def test_a_token_is_exchanged_for_a_certificate_that_opens_the_daemon_api(

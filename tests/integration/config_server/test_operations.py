@@ -52,25 +52,6 @@ from tests.config_parts import ConfigServer, config_for, daemon, running
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[ConfigServer]:
-    async with running(config_for(tmp_path)) as started:
-        yield started
-
-
-@pytest.fixture
-async def operator(server: ConfigServer) -> AsyncIterator[RestClient]:
-    async with server.operator() as client:
-        yield client
-
-
-@pytest.fixture
-async def agent(server: ConfigServer, tmp_path: Path) -> AsyncIterator[ControlClient]:
-    files = await server.enrolled("agent", "web1", tmp_path / "agent")
-    async with daemon(server, files) as client:
-        yield client
-
-
-@pytest.fixture
 async def process_server(server: ConfigServer, tmp_path: Path) -> AsyncIterator[ControlClient]:
     files = await server.enrolled("process-server", "ps1", tmp_path / "ps")
     async with daemon(server, files) as client:

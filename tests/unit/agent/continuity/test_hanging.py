@@ -86,18 +86,6 @@ class Machine:
         return {*self.hanging.give_up(gone)}
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    now = 1000.0
-
-    def go_on(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    return go_on
-
-
 @pytest.mark.parametrize(
     ("ordered", "unread", "silent", "gone", "given_up"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,18 +39,6 @@ class Machine:
         """Who is given up."""
         self.found = self.out_of_room.give_up(gone)
         return [*self.found]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    now = 1000.0
-
-    def go_on(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    return go_on
 
 
 @pytest.mark.parametrize(

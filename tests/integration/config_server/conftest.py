@@ -1,0 +1,31 @@
+"""A config server as most tests want it, its operator, and an agent. A file that wants another has its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared.control_client import ControlClient
+from shared.rest import RestClient
+from tests.config_parts import ConfigServer, config_for, daemon, running
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ConfigServer]:
+    async with running(config_for(tmp_path)) as started:
+        yield started
+
+
+@pytest.fixture
+async def operator(server: ConfigServer) -> AsyncIterator[RestClient]:
+    async with server.operator() as client:
+        yield client
+
+
+@pytest.fixture
+async def agent(server: ConfigServer, tmp_path: Path) -> AsyncIterator[ControlClient]:
+    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+    async with daemon(server, files) as client:
+        yield client
