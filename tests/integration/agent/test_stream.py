@@ -51,6 +51,14 @@ def devices(shm: Path) -> Iterator[list[str]]:
 
 
 @pytest.fixture
+def replica(shm: Path) -> Iterator[Replica]:
+    """Of `devices`."""
+    made = Replica(shm, [DISK_B, DISK_B])
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def pin_dir() -> Iterator[Path]:
     path = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
     yield path
@@ -95,10 +103,9 @@ def schedule(seed: int) -> Schedule:
 
 
 async def test_every_ordered_batch_under_load_is_a_prefix(
-    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
+    shm: Path, replica: Replica, devices: list[str], pin_dir: Path, stack: ExitStack
 ) -> None:
     seed = secrets.randbits(32)
-    replica = Replica(shm, [DISK_B, DISK_B])
     checker = PrefixChecker(schedule(seed))
     checked: list[int] = []
 
@@ -108,9 +115,7 @@ async def test_every_ordered_batch_under_load_is_a_prefix(
 
     writer = stack.enter_context(Writer(devices, shm / "progress", seed, rate_mb=10))
     async with running(pin_dir, devices, 64) as stream:
-        pump = Pump(stream, replica)
-        await pump.begin()
-        stream.rounds.settle()
+        pump = await begun_pump(stream, replica)
         pump.on_ordered = check
         await pump.until_ordered()
         async with asyncio.timeout(60):
@@ -120,19 +125,14 @@ async def test_every_ordered_batch_under_load_is_a_prefix(
         await drain(pump)
         assert checker.check(replica.paths, at_least=total, at_most=total) == total
     assert checked == sorted(checked)
-    replica.close()
 
 
 async def test_after_an_overflow_order_returns_by_itself(
-    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
+    shm: Path, replica: Replica, devices: list[str], pin_dir: Path, stack: ExitStack
 ) -> None:
     seed = secrets.randbits(32)
-    replica = Replica(shm, [DISK_B, DISK_B])
     async with running(pin_dir, devices, 1) as stream:
-        pump = Pump(stream, replica)
-        await pump.begin()
-        stream.rounds.settle()
-        await pump.until_ordered()
+        pump = await ordered_pump(stream, replica)
         writer = stack.enter_context(Writer(devices, shm / "progress", seed))
         rounds = AgentState(stream._capture.state)[Word.ROUNDS]
         states, causes = set(), set()
@@ -153,15 +153,13 @@ async def test_after_an_overflow_order_returns_by_itself(
         total = writer.stop()
         await drain(pump)
         assert PrefixChecker(schedule(seed)).check(replica.paths, at_least=total, at_most=total) == total
-    replica.close()
 
 
 async def test_lost_batches_and_a_restarted_agent_lose_nothing(
-    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack
+    shm: Path, replica: Replica, devices: list[str], pin_dir: Path, stack: ExitStack
 ) -> None:
     seed = secrets.randbits(32)
     writer = stack.enter_context(Writer(devices, shm / "progress", seed, rate_mb=10))
-    replica = Replica(shm, [DISK_B, DISK_B])
     pump = Pump(None, replica)  # type: ignore[arg-type]  # each turn of the loop gives it a new agent's stream
     checker = PrefixChecker(schedule(seed))
     checks = 0
@@ -194,15 +192,18 @@ async def test_lost_batches_and_a_restarted_agent_lose_nothing(
                 await drain(pump)
                 assert checker.check(replica.paths, at_least=total, at_most=total) == total
     assert checks == 4
-    replica.close()
 
 
 async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
-    shm: Path, devices: list[str], pin_dir: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+    shm: Path,
+    replica: Replica,
+    devices: list[str],
+    pin_dir: Path,
+    stack: ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seed = secrets.randbits(32)
     writer = stack.enter_context(Writer(devices, shm / "progress", seed, rate_mb=10))
-    replica = Replica(shm, [DISK_B, DISK_B])
     failures = 0
 
     def failing_read(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
@@ -215,9 +216,7 @@ async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
     monkeypatch.setattr("agent.stream.sync_reader.read_span", failing_read)
     monkeypatch.setattr("agent.stream.rounds.DEVICE_RETRY_S", 0.1)
     async with running(pin_dir, devices, 64) as stream:
-        pump = Pump(stream, replica)
-        await pump.begin()
-        stream.rounds.settle()
+        pump = await begun_pump(stream, replica)
         async with asyncio.timeout(60):
             while pump.ordered < 10:
                 await pump.turn()
@@ -226,43 +225,28 @@ async def test_a_disk_that_cannot_be_read_stops_catch_up_and_loses_no_write(
         checker = PrefixChecker(schedule(seed))
         assert checker.check(replica.paths, at_least=total, at_most=total) == total
     assert failures == 5
-    replica.close()
 
 
 async def test_why_order_is_lost_with_a_connection_is_said(
-    shm: Path, devices: list[str], pin_dir: Path
+    replica: Replica, devices: list[str], pin_dir: Path
 ) -> None:
-    replica = Replica(shm, [DISK_B, DISK_B])
     async with running(pin_dir, devices, 1) as stream:
-        pump = Pump(stream, replica)
-        await pump.begin()
-        stream.rounds.settle()
+        pump = await begun_pump(stream, replica)
         async with asyncio.timeout(60):
             while stream.state != StreamState.ORDERED:
                 await pump.turn(keep=False)
         await pump.resume()
         assert "batches were lost with the connection" in stream.cause
-    replica.close()
 
 
 async def test_sectors_that_can_be_read_again_are_copied_and_not_called_unreadable_any_more(
-    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica = Replica(shm, [DISK_B, DISK_B])
     fill(devices[0])
-    bad = [(2048, 8), (64, 8)]
-
-    def some_bad(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
-        found = read_span(fd, chunk, buffer, *rest)
-        end = chunk.first_sector + chunk.sectors
-        return found + [run for run in bad if chunk.disk == 0 and chunk.first_sector <= run[0] < end]
-
-    monkeypatch.setattr("agent.stream.sync_reader.read_span", some_bad)
+    bad = {64, 2048}
+    refuse(monkeypatch, bad)
     async with running(pin_dir, devices, 1) as stream:
-        pump = Pump(stream, replica)
-        await pump.begin()
-        stream.rounds.settle()
-        await pump.until_ordered()
+        pump = await ordered_pump(stream, replica)
         assert stream.unreadable.ranges() == [(0, 64, 8), (0, 2048, 8)]
         state = AgentState(stream._capture.state)
         kept = Unreadable(2, attach.words_at(pin_dir / attach.UNREADABLE), state[Word.CLAIM])
@@ -270,19 +254,17 @@ async def test_sectors_that_can_be_read_again_are_copied_and_not_called_unreadab
         assert not is_equal(replica.paths[0], devices[0])
         monkeypatch.setattr("agent.stream.unreadable.FIRST_S", 0.0)
         stream.unreadable._turns[0] = unreadable._Turn(0.0)  # its turn is now
-        bad.pop()
+        bad.remove(64)
         await until_declared(pump, [(0, 2048, 8)])
-        bad.pop()
+        bad.clear()
         await until_declared(pump, [])
         await pump.until_ordered()
         assert is_equal(replica.paths[0], devices[0])
-    replica.close()
 
 
 async def test_an_agent_that_finds_no_words_of_what_could_not_be_read_reads_everything_again(
-    shm: Path, devices: list[str], pin_dir: Path
+    replica: Replica, devices: list[str], pin_dir: Path
 ) -> None:
-    replica = Replica(shm, [DISK_B, DISK_B])
     async with running(pin_dir, devices, 1) as stream:
         pump = await ordered_pump(stream, replica)
         assert not any(stream.catchup.todo_by_disk())
@@ -294,13 +276,11 @@ async def test_an_agent_that_finds_no_words_of_what_could_not_be_read_reads_ever
             await pump.resume()
             stream.rounds.settle()
             await pump.until_ordered()
-    replica.close()
 
 
 async def test_a_trial_that_hangs_is_let_go_and_other_disks_are_tried(
-    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica = Replica(shm, [DISK_B, DISK_B])
     asked: list[int] = []
 
     def hang(trial: Trial) -> asyncio.Future[list[tuple[int, int]]]:
@@ -324,13 +304,12 @@ async def test_a_trial_that_hangs_is_let_go_and_other_disks_are_tried(
         stream.unreadable.declare(1, [(8, 1)], -unreadable.FIRST_S)
         stream.cut()
         assert asked == [0, 1, 0, 1], "a trial of the epoch before is waited for"
-    replica.close()
 
 
 async def test_what_a_slow_trial_is_given_before_and_after_it_is_let_go_is_copied(
-    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica, slow, hangs = Replica(shm, [DISK_B, DISK_B]), threading.Event(), asyncio.Event()
+    slow, hangs = threading.Event(), asyncio.Event()
     loop, read = asyncio.get_running_loop(), spans._read_exactly
 
     def read_slowly(fd: int, view: memoryview, sector: int) -> bool:
@@ -350,28 +329,18 @@ async def test_what_a_slow_trial_is_given_before_and_after_it_is_let_go_is_copie
         await until_declared(pump, [(0, 2048, 8)])
         slow.set()
         await until_declared(pump, [])
-    replica.close()
 
 
 async def test_what_there_is_no_room_to_name_stays_to_do_and_is_said(
-    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica = Replica(shm, [DISK_B, DISK_B])
     fill(devices[0])
     bad = {64, 2048, 4096}
-
-    def some_bad(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
-        found = read_span(fd, chunk, buffer, *rest)
-        end = chunk.first_sector + chunk.sectors
-        return found + [(at, 8) for at in sorted(bad) if chunk.disk == 0 and chunk.first_sector <= at < end]
-
-    monkeypatch.setattr("agent.stream.sync_reader.read_span", some_bad)
+    refuse(monkeypatch, bad)
     monkeypatch.setattr("agent.stream.rounds.DEVICE_RETRY_S", 0.0)
     async with running(pin_dir, devices, 1) as stream:
         stream._capture.unreadable = stream._capture.unreadable[:3]  # type: ignore[misc]
-        pump = Pump(stream, replica)
-        await pump.begin()
-        stream.rounds.settle()
+        pump = await begun_pump(stream, replica)
         state = AgentState(stream._capture.state)
         async with asyncio.timeout(20):
             while not (stream.rounds.unread() and state[Word.ROUNDS] >= 3):
@@ -386,7 +355,6 @@ async def test_what_there_is_no_room_to_name_stays_to_do_and_is_said(
         await pump.until_ordered()
         assert stream.unreadable.sectors == 16
         assert not stream.rounds.unread()
-    replica.close()
 
 
 async def until_declared(pump: Pump, ranges: list[tuple[int, int, int]]) -> None:
@@ -396,22 +364,19 @@ async def until_declared(pump: Pump, ranges: list[tuple[int, int, int]]) -> None
 
 
 async def test_a_mark_holds_what_had_completed_although_it_was_lost_from_the_ring(
-    shm: Path, devices: list[str], pin_dir: Path
+    replica: Replica, devices: list[str], pin_dir: Path
 ) -> None:
-    replica = Replica(shm, [DISK_B, DISK_B])
     async with running(pin_dir, devices, 1) as stream:
         pump = await ordered_pump(stream, replica)
         write_until_one_is_lost(devices[0], stream)
         stream.mark(Mark("m"))
         await until_placed(pump, "m")
         assert is_equal(replica.paths[0], devices[0])
-    replica.close()
 
 
 async def test_no_time_is_claimed_for_an_image_that_lacks_a_write_of_before(
-    shm: Path, devices: list[str], pin_dir: Path
+    replica: Replica, devices: list[str], pin_dir: Path
 ) -> None:
-    replica = Replica(shm, [DISK_B, DISK_B])
     async with running(pin_dir, devices, 1) as stream:
         pump = await ordered_pump(stream, replica)
         lost_ns = write_until_one_is_lost(devices[0], stream)
@@ -422,7 +387,6 @@ async def test_no_time_is_claimed_for_an_image_that_lacks_a_write_of_before(
             assert batch is None or batch.captured_ns <= lost_ns
             batch = await pump.turn()
         await pump.until_ordered()
-    replica.close()
 
 
 async def test_a_mark_of_a_lost_batch_is_not_placed_earlier_than_before(
@@ -516,12 +480,28 @@ def is_equal(image: Path, device: str) -> bool:
     return image.read_bytes() == Path(device).read_bytes()
 
 
-async def ordered_pump(stream: Stream, replica: Replica) -> Pump:
+async def begun_pump(stream: Stream, replica: Replica) -> Pump:
     pump = Pump(stream, replica)
     await pump.begin()
     stream.rounds.settle()
+    return pump
+
+
+async def ordered_pump(stream: Stream, replica: Replica) -> Pump:
+    pump = await begun_pump(stream, replica)
     await pump.until_ordered()
     return pump
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
+    """The first disk refuses eight sectors at each of `bad`, as long as it is in there."""
+
+    def read(fd: int, chunk: Chunk, buffer: mmap.mmap, *rest: Any) -> list[tuple[int, int]]:
+        found = read_span(fd, chunk, buffer, *rest)
+        end = chunk.first_sector + chunk.sectors
+        return found + [(at, 8) for at in sorted(bad) if chunk.disk == 0 and chunk.first_sector <= at < end]
+
+    monkeypatch.setattr("agent.stream.sync_reader.read_span", read)
 
 
 def write_until_one_is_lost(device: str, stream: Stream) -> int:
@@ -582,7 +562,7 @@ async def drain(pump: Pump) -> None:
 
 
 async def test_a_clock_that_was_ahead_leaves_no_trace_in_later_times(
-    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def captured_ns() -> int:
         mark = secrets.token_hex(4)
@@ -590,7 +570,6 @@ async def test_a_clock_that_was_ahead_leaves_no_trace_in_later_times(
         return (await until_placed(pump, mark)).captured_ns
 
     year_ns = 365 * 86_400 * 10**9
-    replica = Replica(shm, [DISK_B, DISK_B])
     async with running(pin_dir, devices, 64) as stream:
         pump = await ordered_pump(stream, replica)
         real_ns = time.time_ns
@@ -600,7 +579,6 @@ async def test_a_clock_that_was_ahead_leaves_no_trace_in_later_times(
             assert before_ns <= await captured_ns() <= time.time_ns()
         before_ns = time.time_ns()
         assert before_ns <= await captured_ns() <= time.time_ns()
-    replica.close()
 
 
 async def until_equal(pump: Pump, replica: Path, device: str) -> None:
@@ -617,7 +595,7 @@ async def until_equal(pump: Pump, replica: Path, device: str) -> None:
 
 
 async def test_beside_a_disk_that_never_answers_the_others_are_copied_and_their_writes_sent(
-    shm: Path, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, devices: list[str], pin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
 
@@ -628,12 +606,9 @@ async def test_beside_a_disk_that_never_answers_the_others_are_copied_and_their_
 
     monkeypatch.setattr("agent.stream.sync_reader.read_span", read)
     fill(devices[1])
-    replica = Replica(shm, [DISK_B, DISK_B])
     async with asyncio.timeout(60):
         async with running(pin_dir, devices, 64) as stream:
-            pump = Pump(stream, replica)
-            await pump.begin()
-            stream.rounds.settle()
+            pump = await begun_pump(stream, replica)
             await until_equal(pump, replica.paths[1], devices[1])
             fd = os.open(devices[1], os.O_RDWR | os.O_DIRECT)
             with mmap.mmap(-1, mmap.PAGESIZE) as page:
@@ -645,7 +620,6 @@ async def test_beside_a_disk_that_never_answers_the_others_are_copied_and_their_
         # To close waited for no disk.
         assert not go_on.is_set()
     go_on.set()
-    replica.close()
 
 
 async def test_a_disk_whose_size_is_no_multiple_of_its_blocks_is_replicated_but_for_the_tail(
@@ -658,19 +632,15 @@ async def test_a_disk_whose_size_is_no_multiple_of_its_blocks_is_replicated_but_
     (shm / "good").write_bytes(os.urandom(8 << 20))
     replica = Replica(shm, [8 << 20, 8 << 20])
     async with running(pin_dir, [device, good], 1) as stream:
-        pump = Pump(stream, replica)
-        await pump.begin()
-        stream.rounds.settle()
-        await pump.until_ordered()
+        await ordered_pump(stream, replica)
     assert replica.paths[0].read_bytes() == odd.read_bytes()[: 8 << 20]
     assert replica.paths[1].read_bytes() == (shm / "good").read_bytes()
     replica.close()
 
 
 async def test_after_an_overflow_and_a_restart_what_the_ring_holds_is_still_in_order(
-    shm: Path, devices: list[str], pin_dir: Path
+    replica: Replica, devices: list[str], pin_dir: Path
 ) -> None:
-    replica = Replica(shm, [DISK_B, DISK_B])
     async with running(pin_dir, devices, 1) as stream:
         pump = await ordered_pump(stream, replica)
         while await pump.turn() is not None:
@@ -688,7 +658,6 @@ async def test_after_an_overflow_and_a_restart_what_the_ring_holds_is_still_in_o
         await pump.until_ordered()
         await drain(pump)
         assert is_equal(replica.paths[0], devices[0])
-    replica.close()
 
 
 @pytest.mark.parametrize("call", ["swap_dirty", "wait_for_programs"])
