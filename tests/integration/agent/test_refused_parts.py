@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -147,12 +147,22 @@ class Away:
         return self._real(fd, buffers, offset)
 
 
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Away:
+    return Away(monkeypatch)
+
+
+@pytest.fixture
+async def here(disk: str, away: Away) -> AsyncIterator[Replica]:
+    made = Replica(disk)
+    yield made
+    made.reader.close()
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_what_is_refused_later_has_its_own_time_also_over_rounds_that_are_given_up(
-    disk: str, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
+    here: Replica, away: Away, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
 ) -> None:
-    away = Away(monkeypatch)
-    here = Replica(disk)
     monkeypatch.setattr(refusals, "REFUSED_S", EVER)
     bad, leg = range(2 * CHUNK_B), range(DISK_B // 2, DISK_B)
     away.ranges = [bad]
@@ -169,14 +179,11 @@ async def test_what_is_refused_later_has_its_own_time_also_over_rounds_that_are_
     away.ranges = [bad]
     assert await here.round()
     assert here.codes == []
-    here.reader.close()
 
 
 async def test_a_part_that_is_away_costs_a_few_reads_a_round(
-    disk: str, monkeypatch: pytest.MonkeyPatch
+    here: Replica, away: Away, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = Away(monkeypatch)
-    here = Replica(disk)
     away.ranges = [range(DISK_B // 2, DISK_B)]
     assert not await here.round()
     away.reads = 0
@@ -188,14 +195,11 @@ async def test_a_part_that_is_away_costs_a_few_reads_a_round(
     here.reader.leave_out([])
     assert here.codes == []
     assert not await here.round(), "what was refused before it was left out says nothing"
-    here.reader.close()
 
 
 async def test_little_is_declared_at_once_and_granules_that_nobody_wants_cost_nothing(
-    disk: str, monkeypatch: pytest.MonkeyPatch
+    here: Replica, away: Away
 ) -> None:
-    away = Away(monkeypatch)
-    here = Replica(disk)
     here.todo[:] = 0
     here.todo[3] = 0b1_0001  # between the two all is refused, and half a stripe of the second
     first, second = (3 * CHUNK_B + granule * (16 << 10) for granule in (0, 4))
@@ -214,27 +218,21 @@ async def test_little_is_declared_at_once_and_granules_that_nobody_wants_cost_no
     assert here.declared == [(9 * CHUNK_B // SECTOR, AT_ONCE)], (
         "as much as ever, since no round left anything"
     )
-    here.reader.close()
 
 
 async def test_whether_a_disk_works_is_not_asked_of_the_leg_that_is_away_only(
-    disk: str, monkeypatch: pytest.MonkeyPatch
+    here: Replica, away: Away
 ) -> None:
-    away = Away(monkeypatch)
-    here = Replica(disk)
     here.todo[:] = 0
     here.todo[8] = 1
     away.ranges = [range(at, at + STRIPE_B) for at in range(0, DISK_B, 2 * STRIPE_B)]
     assert await here.round()
     assert (here.declared, here.codes) == ([(8 * CHUNK_B // SECTOR, 32)], [])
-    here.reader.close()
 
 
 async def test_what_the_cutter_takes_back_is_left_to_later_and_nothing_behind_it_is_asked_block_by_block(
-    disk: str, monkeypatch: pytest.MonkeyPatch
+    here: Replica, away: Away, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = Away(monkeypatch)
-    here = Replica(disk)
     away.ranges = [range(DISK_B // 2, DISK_B)]
     assert not await here.round()
     monkeypatch.setattr(refusals, "REFUSED_S", 0.0)
@@ -255,4 +253,3 @@ async def test_what_the_cutter_takes_back_is_left_to_later_and_nothing_behind_it
     assert not here.catchup.finish_reading(0, 0)
     assert 1 <= len(taken) <= 6, "those that were being read"
     assert away.reads < 6 * 6500
-    here.reader.close()
