@@ -1,4 +1,4 @@
-"""A config server as most tests want it, its operator, and an agent. A file that wants another has its own."""
+"""The config server that most of these tests talk to, and who talks to it. A file with another server has a `server` of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from shared.control_client import ControlClient
 from shared.rest import RestClient
+from shared.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, daemon, running
 
 
@@ -25,7 +26,12 @@ async def operator(server: ConfigServer) -> AsyncIterator[RestClient]:
 
 
 @pytest.fixture
-async def agent(server: ConfigServer, tmp_path: Path) -> AsyncIterator[ControlClient]:
-    files = await server.enrolled("agent", "web1", tmp_path / "agent")
+async def files(server: ConfigServer, tmp_path: Path) -> TlsFiles:
+    """Those of web1's agent."""
+    return await server.enrolled("agent", "web1", tmp_path / "agent")
+
+
+@pytest.fixture
+async def agent(server: ConfigServer, files: TlsFiles) -> AsyncIterator[ControlClient]:
     async with daemon(server, files) as client:
         yield client

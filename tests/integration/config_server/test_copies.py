@@ -44,17 +44,6 @@ async def server(
 
 
 @pytest.fixture
-async def files(server: ConfigServer, tmp_path: Path) -> TlsFiles:
-    return await server.enrolled("agent", "web1", tmp_path / "agent")
-
-
-@pytest.fixture
-async def agent(server: ConfigServer, files: TlsFiles) -> AsyncIterator[ControlClient]:
-    async with daemon(server, files) as client:
-        yield client
-
-
-@pytest.fixture
 async def copy(server: ConfigServer, files: TlsFiles) -> AsyncIterator[ControlClient]:
     """It has the same key and certificate."""
     async with daemon(server, files) as client:

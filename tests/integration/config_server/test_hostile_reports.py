@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,16 @@ from shared.errors import RequestError
 from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
 from shared.vocabulary import Role
-from tests.config_parts import ConfigServer, config_for, daemon, running
+from tests.config_parts import config_for, daemon, running
 
 HUGE = "1" + "0" * 400
 LONGER = "1" + "0" * 5000
 """Python itself refuses to print it."""
 
 
-@pytest.fixture
-async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ConfigServer]:
+@pytest.fixture(autouse=True)
+def sweeps_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_SWEEP_S", 0.05)
-    async with running(config_for(tmp_path)) as started:
-        yield started
 
 
 async def send(client: ControlClient, body: str) -> None:
@@ -57,10 +54,7 @@ async def test_a_report_that_could_not_be_shown_again_is_refused(agent: ControlC
 
 
 @pytest.mark.parametrize("edge", [-(1 << 63), (1 << 63) - 1])
-async def test_numbers_at_the_edge_are_judged_stored_and_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: int
-) -> None:
-    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+async def test_numbers_at_the_edge_are_judged_stored_and_shown(tmp_path: Path, edge: int) -> None:
     numbers = ("epoch", "ring_used_b", "ring_b", "sent", "uploaded_captured_ns", "sent_ns", "round_trip_ns")
     fields = ", ".join(f'"{name}": {edge}' for name in numbers)
     disks = f'"disks": [{{"name": "sda", "sectors": {(1 << 54) - 1}}}], "audit": {{"x": {HUGE}}}'

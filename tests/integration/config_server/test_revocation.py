@@ -8,7 +8,6 @@ import datetime as dt
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,6 @@ from shared.messages import CertificateView, Limit, Nothing, RenewRequest, Revok
 from shared.rest import RestClient
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.impostor import answering
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[ConfigServer]:
-    async with running(config_for(tmp_path)) as started:
-        yield started
 
 
 async def revoke(server: ConfigServer, certificate: str) -> list[CertificateView]:
