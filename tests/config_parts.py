@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import msgspec
 
 from config_server import service
 from config_server.config import ConfigServerConfig
-from shared import api, enrol, tls
+from shared import api, enrol, identity, tls
 from shared.control_client import ControlClient
-from shared.messages import Token, TokenRequest
+from shared.messages import CertificateList, RevokeRequest, Token, TokenRequest
 from shared.rest import RestClient
 
 
@@ -45,6 +45,23 @@ class ConfigServer:
 
     async def enrolled(self, role: str, name: str, folder: Path) -> tls.TlsFiles:
         return await enrol.enrol(self.url, (await self.token(role, name)).token, folder)
+
+    async def revoke(self, certificate: str, reason: str = "stolen") -> CertificateList:
+        async with self.operator() as client:
+            return await client.call(
+                api.CERTIFICATE_REVOKE, RevokeRequest(certificate=certificate, reason=reason)
+            )
+
+
+def serial(files: tls.TlsFiles) -> str:
+    """Of the certificate."""
+    return f"{identity.only_certificate(files.cert.read_text()).serial_number:x}"
+
+
+async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await true():  # noqa: ASYNC110 - what the server does by itself tells nobody
+            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager

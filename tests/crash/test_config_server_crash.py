@@ -8,7 +8,6 @@ import datetime as dt
 import multiprocessing
 import signal
 import sqlite3
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from shared.crashpoints import CONTROL_POINTS
 from shared.machine_storage import MachineStorage
 from shared.messages import GrantEnd, Limit, Nothing, RestoreRequest, RevokeRequest
 from shared.vault import FileVault, machine_key
-from tests.config_parts import config_for, running
+from tests.config_parts import config_for, running, until
 from tests.crash.config_child import REQUEST, Call, Work, run
 from tests.marks import some
 
@@ -76,12 +75,6 @@ def rows(config: ConfigServerConfig) -> dict[str, dt.datetime]:
     with contextlib.closing(sqlite3.connect(config.data_dir / "state.db")) as db:
         found = db.execute("SELECT id, expires_ns FROM grants WHERE ended_ns IS NULL").fetchall()
     return {f"understudy-{id_}": dt.datetime.fromtimestamp(ns // SECOND_NS, dt.UTC) for id_, ns in found}
-
-
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await true():  # noqa: ASYNC110 - what the server does by itself tells nobody
-            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(

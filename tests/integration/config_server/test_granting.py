@@ -7,7 +7,7 @@ import datetime as dt
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -52,7 +52,7 @@ from shared.messages import (
 )
 from shared.rest import RestClient
 from shared.vault import FileVault, WrappedKey, machine_key
-from tests.config_parts import ConfigServer, config_for, running
+from tests.config_parts import ConfigServer, config_for, running, until
 from tests.marks import some
 
 REQUEST = RestoreRequest(dry_run=True, host="rescue1")
@@ -315,12 +315,6 @@ async def test_grants_of_what_is_not_there_are_not_found(operator: RestClient) -
     grant = await given(operator)
     with pytest.raises(NotFoundError):
         await operator.call(api.GRANT_END, GrantEnd(), machine="web2", id=grant.id)
-
-
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await true():  # noqa: ASYNC110 - what the server does by itself tells nobody
-            await asyncio.sleep(0.05)
 
 
 async def audited(operator: RestClient, action: str) -> list[str]:

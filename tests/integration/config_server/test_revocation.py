@@ -22,20 +22,10 @@ from shared.errors import (
     TokenUnknownError,
     WrongRoleError,
 )
-from shared.messages import CertificateView, Limit, Nothing, RenewRequest, RevokeRequest, StatusReply
+from shared.messages import Limit, Nothing, RenewRequest, StatusReply
 from shared.rest import RestClient
-from tests.config_parts import ConfigServer, config_for, daemon, running
+from tests.config_parts import ConfigServer, config_for, daemon, running, serial
 from tests.impostor import answering
-
-
-async def revoke(server: ConfigServer, certificate: str) -> list[CertificateView]:
-    async with server.operator() as operator:
-        body = RevokeRequest(certificate=certificate, reason="stolen")
-        return (await operator.call(api.CERTIFICATE_REVOKE, body)).certificates
-
-
-def serial(files: tls.TlsFiles) -> str:
-    return f"{identity.only_certificate(files.cert.read_text()).serial_number:x}"
 
 
 async def refused(server: ConfigServer, files: tls.TlsFiles) -> None:
@@ -57,7 +47,7 @@ async def test_a_revoked_certificate_neither_reports_nor_renews_and_others_do(
 ) -> None:
     old = await server.enrolled("agent", "web1", tmp_path / "old")
     new = await server.enrolled("agent", "web1", tmp_path / "new")
-    (view,) = await revoke(server, serial(old).upper())
+    (view,) = (await server.revoke(serial(old).upper())).certificates
     assert (view.name, view.serial, view.reason) == ("agent:web1", serial(old), "stolen")
     assert view.revoked
     await refused(server, old)
@@ -78,7 +68,7 @@ async def test_an_identity_is_refused_with_all_it_has_until_it_enrols_with_a_tok
     second = await server.enrolled("agent", "web1", tmp_path / "second")
     other = await server.enrolled("agent", "web10", tmp_path / "other")
     before = (await server.token("agent", "web1")).token
-    assert len(await revoke(server, "agent:web1")) == 2
+    assert len((await server.revoke("agent:web1")).certificates) == 2
     await refused(server, first)
     await refused(server, second)
     await admitted(server, other)
@@ -92,7 +82,7 @@ async def test_an_identity_is_refused_with_all_it_has_until_it_enrols_with_a_tok
 async def test_revocations_survive_a_restart(tmp_path: Path) -> None:
     async with running(config_for(tmp_path)) as first:
         files = await first.enrolled("agent", "web1", tmp_path / "agent")
-        await revoke(first, "agent:web1")
+        await first.revoke("agent:web1")
     async with running(config_for(tmp_path)) as second:
         await refused(second, files)
 
@@ -107,7 +97,7 @@ async def test_a_report_that_is_held_is_refused_when_its_certificate_is_revoked_
         async with server.operator() as operator:
             while (await operator.call(api.DAEMONS, Nothing())).daemons[0].state != "bitmap":
                 pass  # until the held one has been taken
-        await revoke(server, "agent:web1")
+        await server.revoke("agent:web1")
         with pytest.raises(CertificateRevokedError):
             await held
 
@@ -115,7 +105,7 @@ async def test_a_report_that_is_held_is_refused_when_its_certificate_is_revoked_
 async def test_what_is_neither_a_name_nor_a_serial_number_cannot_be_revoked(server: ConfigServer) -> None:
     for name in ("", "0", "xyz", "agent:", "agent:../x", "nobody:web1", "config-server:cs1", "f" * 41):
         with pytest.raises(RequestError, match="neither a serial number"):
-            await revoke(server, name)
+            await server.revoke(name)
 
 
 def restored(data_dir: Path) -> None:
@@ -133,9 +123,9 @@ async def test_a_name_is_revoked_with_its_tokens_also_when_nothing_of_it_is_know
         leaked = (await server.token("agent", "web3")).token
     restored(config.data_dir)
     async with running(config) as server:
-        assert await revoke(server, "agent:web1") == []
-        assert await revoke(server, serial(other)) == []
-        assert await revoke(server, "agent:web3") == []
+        assert (await server.revoke("agent:web1")).certificates == []
+        assert (await server.revoke(serial(other))).certificates == []
+        assert (await server.revoke("agent:web3")).certificates == []
         await refused(server, files)
         await refused(server, other)
         with pytest.raises(TokenUnknownError):
@@ -151,13 +141,13 @@ async def test_certificates_from_before_a_readmission_stay_refused_also_those_th
         begins = identity.only_certificate(stolen.cert.read_text()).not_valid_before_utc
     restored(config.data_dir)
     async with running(config) as server:
-        await revoke(server, "agent:web1")
+        await server.revoke("agent:web1")
         while dt.datetime.now(dt.UTC) - ca.BACKDATED < begins + dt.timedelta(seconds=1):  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # certificates count in seconds
         again = await server.enrolled("agent", "web1", tmp_path / "again")
         await admitted(server, again)
         await refused(server, stolen)
-        await revoke(server, "agent:web1")
+        await server.revoke("agent:web1")
         await refused(server, again)
     async with running(config) as server:
         await refused(server, stolen)
@@ -174,7 +164,7 @@ async def test_a_serial_number_stands_for_its_key_and_what_was_renewed_from_it(
     async with RestClient(server.url, tls.client_context(thief)) as client:
         answer = await client.call(api.RENEW, RenewRequest(csr=identity.request_of(thief)))
     thief.cert.write_text(answer.certificate)
-    assert len(await revoke(server, serial(thief))) == 2
+    assert len((await server.revoke(serial(thief))).certificates) == 2
     await refused(server, thief)
     await refused(server, files)
 
@@ -193,7 +183,7 @@ async def test_a_serial_number_that_a_restored_database_did_not_know_stands_for_
         async with RestClient(server.url, tls.client_context(thief)) as client:
             answer = await client.call(api.RENEW, RenewRequest(csr=identity.request_of(thief)))
         thief.cert.write_text(answer.certificate)
-        assert {view.name for view in await revoke(server, serial(files))} == {"agent:web1"}
+        assert {view.name for view in (await server.revoke(serial(files))).certificates} == {"agent:web1"}
         await refused(server, files)
         await refused(server, thief)
 
@@ -214,7 +204,7 @@ async def test_a_certificate_that_nobody_remembers_is_not_renewed_when_its_key_w
         db.execute("DELETE FROM certificates WHERE serial = ?", (serial(thief),))
         db.commit()
     async with running(config) as server:
-        assert len(await revoke(server, serial(files))) == 1
+        assert len((await server.revoke(serial(files))).certificates) == 1
         async with RestClient(server.url, tls.client_context(thief)) as client:
             with pytest.raises(CertificateRevokedError, match="its key was revoked"):
                 await client.call(api.RENEW, RenewRequest(csr=identity.request_of(thief)))
@@ -227,7 +217,7 @@ async def test_a_host_whose_key_was_stolen_enrols_in_its_folder_and_the_thief_ge
     files = await server.enrolled("agent", "web1", tmp_path / "agent")
     thief = identity.files_in(tmp_path / "thief")
     shutil.copytree(files.cert.parent, thief.cert.parent)
-    await revoke(server, serial(files) if what == "serial number" else "agent:web1")
+    await server.revoke(serial(files) if what == "serial number" else "agent:web1")
     again = await server.enrolled("agent", "web1", tmp_path / "agent")
     await admitted(server, again)
     assert again.key.read_bytes() != thief.key.read_bytes()
@@ -239,7 +229,7 @@ async def test_no_certificate_is_issued_for_a_key_that_was_revoked_and_the_token
     server: ConfigServer, tmp_path: Path, what: str
 ) -> None:
     files = await server.enrolled("agent", "web1", tmp_path / "agent")
-    await revoke(server, serial(files) if what == "serial number" else "agent:web1")
+    await server.revoke(serial(files) if what == "serial number" else "agent:web1")
     if what == "name, readmitted":
         await server.enrolled("agent", "web1", tmp_path / "other")
     token = (await server.token("agent", "web1")).token
@@ -254,12 +244,12 @@ async def test_a_clock_that_was_ahead_for_a_moment_readmits_nobody(
     server: ConfigServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = await server.enrolled("agent", "web1", tmp_path / "agent")
-    await revoke(server, serial(files))
+    await server.revoke(serial(files))
     now_ns = time.time_ns
     monkeypatch.setattr(Control, "now_ns", lambda _self: now_ns() + 10**18)
-    await revoke(server, "agent:web2")
+    await server.revoke("agent:web2")
     monkeypatch.undo()
-    await revoke(server, "agent:web3")
+    await server.revoke("agent:web3")
     await refused(server, files)
 
 
@@ -278,7 +268,7 @@ async def test_a_report_whose_body_comes_after_the_revocation_is_not_taken(
     )
     await writer.drain()
     async with server.operator() as operator:
-        await revoke(server, f"{role}:web1")
+        await server.revoke(f"{role}:web1")
         writer.write(body[1:])
         assert CertificateRevokedError.code.encode() in await reader.readuntil(b"}")
         writer.close()

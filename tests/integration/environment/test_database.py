@@ -12,7 +12,7 @@ from config_server import service
 from config_server.reserve import SIZE_B
 from shared import api, tls
 from shared.errors import CertificateRevokedError, DatabaseError, StorageError, UnderstudyError
-from shared.messages import Failure, Nothing, Protection, RevokeRequest
+from shared.messages import Failure, Nothing, Protection
 from shared.rest import RestClient, error_of
 from shared.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, daemon, running
@@ -112,7 +112,7 @@ async def test_on_a_full_disk_revocations_are_recorded_and_told_over_restarts_an
                     failed += 1
                     if failed == 3:
                         break
-            await revoke(server, "agent:web1")
+            await server.revoke("agent:web1")
             with pytest.raises(DatabaseError):
                 await protect(server, "another")
             assert await told(server, ps1, kept=False) == ["agent:web1"]
@@ -121,18 +121,13 @@ async def test_on_a_full_disk_revocations_are_recorded_and_told_over_restarts_an
                 with pytest.raises(CertificateRevokedError):
                     await agent.report({"state": "ordered"})
             for number in range(8):
-                await revoke(server, f"agent:web{number}")
+                await server.revoke(f"agent:web{number}")
             assert len(await told(server, ps1)) == 8
         disk.heal()
         async with running(config) as server:
             await protect(server, "another")
             assert (config.data_dir / "reserve").stat().st_size == SIZE_B
             assert len(await told(server, ps1)) == 8
-
-
-async def revoke(server: ConfigServer, certificate: str) -> None:
-    async with server.operator() as operator:
-        await operator.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate=certificate))
 
 
 async def told(server: ConfigServer, files: TlsFiles, *, kept: bool = True) -> list[str]:

@@ -5,18 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from shared import api, identity, tls
+from shared import tls
 from shared.blob import BlobConfig
 from shared.errors import CertificateRevokedError
-from shared.messages import RevokeRequest
-from tests.config_parts import ConfigServer, config_for, running
+from tests.config_parts import config_for, running, serial
 from tests.process_server_site import Site
 from tests.wire_parts import Agent, Chain, hello
-
-
-async def revoke(control: ConfigServer, certificate: str) -> None:
-    async with control.operator() as operator:
-        await operator.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate=certificate))
 
 
 async def test_an_open_session_ends_and_no_other_begins_even_after_a_restart_without_a_config_server(
@@ -29,14 +23,13 @@ async def test_an_open_session_ends_and_no_other_begins_even_after_a_restart_wit
         )
         old = await control.enrolled("agent", "lab", tmp_path / "old")
         new = await control.enrolled("agent", "lab", tmp_path / "new")
-        serial = f"{identity.only_certificate(old.cert.read_text()).serial_number:x}"
         async with site.daemon():
             async with Agent.connect(site.port, tls.client_context(old)) as agent:
                 welcome = await agent.open(hello())
                 chain = Chain.after(welcome)
                 await agent.send(chain.next())
                 await agent.acked(1)
-                await revoke(control, serial)
+                await control.revoke(serial(old))
                 async with asyncio.timeout(20):
                     fault = await agent.fault()
                 assert fault.code == CertificateRevokedError.code
@@ -47,7 +40,7 @@ async def test_an_open_session_ends_and_no_other_begins_even_after_a_restart_wit
                 again = hello(epoch=1, claim=welcome.claim, last_sent=1)
                 assert (await agent.open(again)).spooled == 1
                 await agent.close()
-            await revoke(control, "agent:lab")
+            await control.revoke("agent:lab")
             # The process server has it when it refuses what it took a moment ago.
             async with asyncio.timeout(20):
                 while not (tmp_path / "ps/revoked.json").read_text().count("agent:lab"):  # noqa: ASYNC110
