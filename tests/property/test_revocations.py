@@ -72,6 +72,10 @@ class Site:
             self.store()
         return new
 
+    def do_all(self, steps: list[Step]) -> None:
+        for what, number in steps:
+            self.do(what, number)
+
     def store(self) -> None:
         self.storage |= {record.blob: record for record in revocation.rows(self.db)}
         revocation.note_recorded(self.db, self.storage)
@@ -119,6 +123,16 @@ def begins_s(issued: Issued) -> int:
     return issued.issued_ns // SECOND_NS - int(BACKDATED.total_seconds())
 
 
+def backed_up_between(before: list[Step], after: list[Step]) -> tuple[Site, sqlite3.Connection, Revocations]:
+    """A site that did both, its database as it was between them, and what a daemon was told at the end."""
+    site, backup = Site(), sqlite3.connect(":memory:")
+    site.do_all(before)
+    site.db.backup(backup)
+    site.do_all(after)
+    told = merged(Revocations(), revocation.current(site.db))
+    return site, backup, told
+
+
 @example(
     before=[], after=[("enrol", 0), ("revoke name", 0)], shown=[], later=[("enrol", 0)], is_marked=True
 )  # taken in, and then enrolled anew
@@ -134,22 +148,14 @@ def begins_s(issued: Issued) -> int:
 def test_a_restored_database_that_took_in_what_storage_has_refuses_the_same(
     before: list[Step], after: list[Step], shown: list[Step], later: list[Step], *, is_marked: bool
 ) -> None:
-    site = Site()
-    for step in before:
-        site.do(*step)
-    backup = sqlite3.connect(":memory:")
-    site.db.backup(backup)
-    for step in after:
-        site.do(*step)
-    told = merged(Revocations(), revocation.current(site.db))
+    site, backup, told = backed_up_between(before, after)
     expected, lost = site.refused(), list(site.issued)
     site.restore(backup, is_marked=is_marked)
     # Storage is away: a process server hears the older list, and refuses at least whom it did.
     meanwhile = merged(told, revocation.current(backup))
     for issued, was_refused in zip(lost, expected, strict=True):
         assert is_refused(meanwhile, issued) >= was_refused
-    for step in shown:
-        site.do(*step)
+    site.do_all(shown)
     site.take_in()
     assert site.refused() == expected
     afterwards = merged(meanwhile, revocation.current(backup))
@@ -157,8 +163,7 @@ def test_a_restored_database_that_took_in_what_storage_has_refuses_the_same(
         assert is_refused(afterwards, issued) == was_refused
     assert not site.take_in(), "again it is no news"
     restored.forget(backup)
-    for step in later:
-        site.do(*step)
+    site.do_all(later)
     afterwards = merged(afterwards, revocation.current(backup))
     assert site.refused() == [is_refused(afterwards, issued) for issued in site.issued]
     backup.close()
@@ -184,14 +189,7 @@ def test_a_restored_database_that_took_in_what_storage_has_refuses_the_same(
 def test_what_is_done_at_a_restored_server_before_storage_answers_is_done_after_all_that_it_did_not_know(
     before: list[Step], after: list[Step], between: list[Step], *, is_marked: bool
 ) -> None:
-    site = Site()
-    for step in before:
-        site.do(*step)
-    backup = sqlite3.connect(":memory:")
-    site.db.backup(backup)
-    for step in after:
-        site.do(*step)
-    told = merged(Revocations(), revocation.current(site.db))
+    site, backup, told = backed_up_between(before, after)
     lost = dict(zip((issued.serial for issued in site.issued), site.refused(), strict=True))
     site.restore(backup, is_marked=is_marked)
     meant: dict[int, bool] = {}
