@@ -34,6 +34,13 @@ OLD = {name: f"old {name}".encode() for name in (*backup.PARTS, "state.db-wal", 
 NEW = {name: f"new {name}".encode() for name in backup.PARTS}
 
 
+def old_folder(folder: Path) -> Path:
+    folder.mkdir()
+    for name, data in OLD.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name in OLD}
 
@@ -77,10 +84,7 @@ def test_a_restore_that_is_killed_at_any_line_and_run_again_has_moved_all_that_w
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # a kill is no power cut, and there are many
     for line in itertools.count():
-        folder = tmp_path / str(line)
-        folder.mkdir()
-        for name, data in OLD.items():
-            (folder / name).write_bytes(data)
+        folder = old_folder(tmp_path / str(line))
         if not is_killed_at(line, folder):
             break
         if not (folder / "restoring").exists() and contents(folder) == NEW:
@@ -107,10 +111,7 @@ def test_a_restore_of_which_any_call_fails_has_left_all_as_it_was_or_says_where_
 ) -> None:
     ends = set[bool]()
     for number in itertools.count():
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        for name, data in OLD.items():
-            (folder / name).write_bytes(data)
+        folder = old_folder(tmp_path / str(number))
         left = number
 
         def failing(really: Any) -> Any:
@@ -158,15 +159,14 @@ def test_a_part_that_cannot_be_moved_has_the_log_of_the_database_put_back_beside
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mount point, as BindReadOnlyPaths= makes; or an immutable file."""
-    for name, data in OLD.items():
-        (tmp_path / name).write_bytes(data)
+    folder = old_folder(tmp_path / "data")
     monkeypatch.setattr(Path, "rename", busy("operator.token"))
     for _ in range(2):
         with pytest.raises(StateFileError, match="All is as it was") as refused:
-            restoring.put(tmp_path, NEW)
+            restoring.put(folder, NEW)
         assert "operator.token" in refused.value.cause
-        assert {path.name for path in tmp_path.iterdir()} - {"config-server.lock"} == set(OLD)
-        assert contents(tmp_path) == OLD
+        assert {path.name for path in folder.iterdir()} - {"config-server.lock"} == set(OLD)
+        assert contents(folder) == OLD
 
 
 def test_a_restore_that_is_killed_while_it_moves_back_is_run_again_as_any_other(
@@ -174,10 +174,7 @@ def test_a_restore_that_is_killed_while_it_moves_back_is_run_again_as_any_other(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _fd: None)
     for line in itertools.count():
-        folder = tmp_path / str(line)
-        folder.mkdir()
-        for name, data in OLD.items():
-            (folder / name).write_bytes(data)
+        folder = old_folder(tmp_path / str(line))
         with monkeypatch.context() as fails:
             fails.setattr(Path, "rename", busy("operator.token"))
             killed = is_killed_at(line, folder, "_move_back")
