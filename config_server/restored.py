@@ -1,10 +1,10 @@
-"""What is done to a database that is put back, before it is: it is older than what the world knows.
+"""What is done to the database of a backup before it is put in place: it is older than what the world knows.
 
 An enrolment token that it calls unused may have been used since, and lie in a file or a log: whoever finds it would get a certificate of
 his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for
-each. One event says from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what was
-done behind it is later than all that the backup lacks, whatever the clocks of the two hosts say. What is
-made again by those who know: revocations and readmissions from storage, grants (granting.py), reports and sides.
+each. One event says from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what is
+done while it is there is later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). The rest is made
+again by those who know it: revocations and readmissions from storage, grants (granting.py), reports and sides.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from shared.messages import EventKind
 from shared.status import Problem
 from shared.vocabulary import Severity
 
-_NOTE: Final = "restored"
+_MARK: Final = "restored"
+"""The setting with the mark: its id, and its number."""
 _NEWEST: Final = (
     "SELECT max(at) FROM (SELECT max(time_ns) AS at FROM audit UNION ALL SELECT max(received_ns) FROM reports"
     " UNION ALL SELECT max(last_ns) FROM events UNION ALL SELECT max(created_ns) FROM operators)"
 )
 """Each change leaves an entry in the audit log, and each daemon that is there a report every few seconds."""
-
-
 _ALL: Final = 1 << 62
+"""As the number of the newest certificate: none counts as issued here since."""
 
 
 class Mark(NamedTuple):
@@ -37,7 +37,7 @@ class Mark(NamedTuple):
     id: str
     """Drawn anew by each restore. Whatever is said of a name bears it, here and in storage."""
     last: int
-    """The number (rowid) of the newest certificate of the backup; those behind it were issued here since."""
+    """The number (rowid) of the newest certificate that the backup knows; behind it are those that were issued or shown here since."""
 
 
 class Restored(NamedTuple):
@@ -50,7 +50,7 @@ class Restored(NamedTuple):
 
 
 def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
-    """In the transaction of the caller."""
+    """Ends what must end, and leaves the event and the mark. In the transaction of the caller."""
     [newest_ns] = db.execute(_NEWEST).fetchone()
     void = tokens.make_void(db)
     for role, name in void:
@@ -63,13 +63,13 @@ def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
     audit.add(db, SELF, "database.restored", SELF, {"newest": rfc3339(restored.newest_ns)}, now_ns)
     events.note(db, EventKind.RESTORED, SELF, _happened(restored), now_ns)
     [last] = db.execute("SELECT coalesce(max(rowid), 0) FROM certificates").fetchone()
-    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_NOTE, f"{secrets.token_hex(8)} {last}"))
+    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_MARK, f"{secrets.token_hex(8)} {last}"))
     return restored
 
 
 def mark(db: sqlite3.Connection) -> Mark | None:
     """None where storage has told what was revoked since the backup, or nothing was put back."""
-    row = db.execute("SELECT value FROM settings WHERE name = ?", (_NOTE,)).fetchone()
+    row = db.execute("SELECT value FROM settings WHERE name = ?", (_MARK,)).fetchone()
     if row is None:
         return None
     id_, _, last = row["value"].partition(" ")
@@ -77,8 +77,8 @@ def mark(db: sqlite3.Connection) -> Mark | None:
 
 
 def forget(db: sqlite3.Connection) -> None:
-    """Storage has told it."""
-    db.execute("DELETE FROM settings WHERE name = ?", (_NOTE,))
+    """The mark: storage has told what was revoked since the backup, and the database has it."""
+    db.execute("DELETE FROM settings WHERE name = ?", (_MARK,))
 
 
 def _happened(restored: Restored) -> Problem:

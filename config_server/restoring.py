@@ -1,9 +1,9 @@
 """The data folder from a backup (backup.py), with what must end in a database that is put back (restored.py).
 
-The new parts are written first, under other names: what has no room ends there, and nothing was touched. Then what is there is moved
-aside, into one folder: a database parted from its write-ahead log is valid, and lacks its last commits. The file `restoring` says how far
-it is, and a second run, of whatever backup, goes on there; until it is done the server does not start. What cannot be moved aside has all
-moved back.
+The new parts are written first, under other names: where there is no room for them the restore ends, and nothing was touched. Then what
+is there is moved aside, into one folder, since a database that is parted from its write-ahead log is valid, and lacks its last commits.
+The file `restoring` says how far this is; a second run, of whatever backup, goes on from there, and until it is done the server does not
+start. Where one of the files cannot be moved aside, all are moved back.
 
     NAME.new                           of a backup; nobody reads it, and each run begins with removing it
     restoring: {aside, moved: false}   what is there is moved to `aside`: each file is in one of the two places, whole
@@ -38,15 +38,13 @@ from shared.errors import UNDECODABLE, ConfigError, DataFolderInUseError, StateF
 
 _BESIDE: Final = (f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm")
 _MOST_B: Final = {name: 1 << 20 for name in PARTS} | {DATABASE_FILE: 1 << 31}
-"""It is read into memory; SQLite takes no larger database from there."""
-
-
+"""Of each part: it is read into memory, and SQLite takes no larger database from there."""
 _NEW: Final = ".new"
 
 
 class Done(NamedTuple):
     aside: Path | None
-    """Where what was there is now."""
+    """The folder with what was there; None: nothing was."""
     restored: Restored
     is_roots: bool
     """Root had to make the folder."""
@@ -61,7 +59,7 @@ def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: boo
         parts[TOKEN_FILE] = tokens.new_operator_token().encode() + b"\n"
     try:
         parts[DATABASE_FILE], found = _prepared(
-            parts[DATABASE_FILE], parts[TOKEN_FILE], new=new_operator_token
+            parts[DATABASE_FILE], parts[TOKEN_FILE] if new_operator_token else None
         )
     except sqlite3.Error as exc:  # whole, and not what a config server of any version wrote
         raise ConfigError(
@@ -72,7 +70,7 @@ def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: boo
 
 
 def put(folder: Path, parts: dict[str, bytes]) -> Path | None:
-    """Where what was there is now. Raises StateFileError, DataFolderInUseError."""
+    """Puts them into the data folder; the folder with what was there, if anything was. Raises StateFileError, DataFolderInUseError."""
     try:
         durable.make_folder(folder)
         with as_owner(folder), _held(folder):
@@ -133,8 +131,9 @@ def _remove_new(folder: Path) -> None:
         durable.remove_file(_new(folder, name))
 
 
-def _prepared(data: bytes, token: bytes, *, new: bool) -> tuple[bytes, Restored]:
-    """The database as it shall be put in place: of this version, and with what must end. Raises ConfigError."""
+def _prepared(data: bytes, new_token: bytes | None) -> tuple[bytes, Restored]:
+    """The database as it shall be put in place: of this version, without what must end, and with that operator token, if there is a new
+    one. Raises ConfigError."""
     now_ns = time.time_ns()
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         db.row_factory = sqlite3.Row
@@ -142,8 +141,8 @@ def _prepared(data: bytes, token: bytes, *, new: bool) -> tuple[bytes, Restored]
         database.migrate(db, "of the backup")
         db.execute("BEGIN")
         found = restored.prepare(db, now_ns)
-        if new:
-            tokens.set_operator(db, OPERATOR, token.decode().strip(), now_ns)
+        if new_token is not None:
+            tokens.set_operator(db, OPERATOR, new_token.decode().strip(), now_ns)
             audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)
         db.execute("COMMIT")
         return db.serialize(), found
@@ -210,15 +209,14 @@ def _set_aside(folder: Path, stage: Stage) -> None:
         reach("restore.part")
         _note(folder, msgspec.structs.replace(stage, moved=True))
     except OSError:
-        with contextlib.suppress(
-            OSError
-        ):  # the first one is told; if this fails, the folder is half restored, and says so
+        # The first one is told; where this fails too, the folder stays half restored, and says so.
+        with contextlib.suppress(OSError):
             _move_back(folder)
         raise
 
 
 def _move_back(folder: Path) -> None:
-    """The old server can start again. `restoring` goes last: killed before, a second run goes on from wherever the files are."""
+    """So that the old server can start again. `restoring` goes last: killed before, a second run goes on from wherever the files are."""
     stage = stage_of(folder)
     if stage is None or stage.moved:
         return  # what lies in the folder may be a backup's

@@ -22,7 +22,8 @@ from shared.revocation import merged
 
 _BEGINS_S: Final = f"(issued_ns / {SECOND_NS} - {int(BACKDATED.total_seconds())})"
 """Of a certificate's row."""
-_NEVER: Final = 1 << 62
+_END: Final = 1 << 62
+"""Later than any time, and behind any row."""
 
 
 class Unwritten(NamedTuple):
@@ -34,8 +35,8 @@ class Unwritten(NamedTuple):
 def take_in(db: sqlite3.Connection, found: Iterable[Record]) -> list[Record]:
     """Revocations and readmissions that storage has records of, in whatever order; those that changed anything.
 
-    Of a name the later one holds. A revocation is what was issued until then: all that is known of it, and what begins earlier; for who
-    was readmitted since may have no record of that. Where the name stands revoked it stays so.
+    Of a name the later one holds. A revocation means what was issued until then: what is known of that, and whatever begins earlier, but
+    not the whole name; for who was readmitted since may have no record of that. Where the name stands revoked here it stays so.
     """
     restored = mark_of(db)
     in_time = sorted(found, key=lambda record: record.revoked_ns)
@@ -48,15 +49,15 @@ def take_in(db: sqlite3.Connection, found: Iterable[Record]) -> list[Record]:
             later = [
                 r.begins_s for r in in_time[number:] if r.subject == record.subject and r.begins_s is not None
             ]
-            _take_in_name(db, record, min(later, default=_NEVER), restored)
+            _take_in_name(db, record, min(later, default=_END), restored)
         if db.total_changes != before:
             news.append(record)
     return news
 
 
 def _take_in_name(db: sqlite3.Connection, record: Record, good_from_s: int, restored: Mark | None) -> None:
-    """`good_from_s`: of what was readmitted later, when the first begins: that is not what this revocation means, whatever the clocks
-    said."""
+    """`good_from_s`: when the first certificate begins that was readmitted later. This revocation does not mean it, nor any behind it,
+    whatever the clocks said. `restored`: the mark of this database, while it has one."""
     if restored is not None and record.mark == restored.id:
         restored = None  # it was said behind the restore, too: on one host, its clock decides
     row = db.execute("SELECT * FROM revocations WHERE subject = ?", (record.subject,)).fetchone()
@@ -100,10 +101,10 @@ def _take_in_name(db: sqlite3.Connection, record: Record, good_from_s: int, rest
 
 
 def _refuse_until(db: sqlite3.Connection, record: Record, good_from_s: int, restored: Mark | None) -> None:
-    """By their serial numbers what the name had when it was revoked, and with each its key: what was renewed from it before this was
-    known goes with it."""
+    """Refuses what the name had when it was revoked, by serial numbers, and each with its key: so what was renewed from it before this
+    was known goes with it. Its tokens of that time are made void."""
     role, _, name = record.subject.partition(":")
-    if restored is None:  # else all that are left were made since (restored.py)
+    if restored is None:  # else a restore made all void that there were (restored.py)
         db.execute(
             "DELETE FROM tokens WHERE role = ? AND name = ? AND created_ns <= ?",
             (role, name, record.revoked_ns),
@@ -125,11 +126,11 @@ _ENROLLED_SINCE: Final = "(pem != '' AND renews = '' AND rowid > ?)"
 
 
 def _last(restored: Mark | None) -> int:
-    return restored.last if restored is not None else _NEVER
+    return restored.last if restored is not None else _END
 
 
 def _readmit_enrolled(db: sqlite3.Connection, record: Record, restored: Mark | None) -> None:
-    """Enrolled here since, before `record` was known: that was readmitting it."""
+    """Who enrolled here since, before `record` was known, is readmitted by that."""
     role, _, name = record.subject.partition(":")
     db.execute(
         f"UPDATE revocations SET readmitted_ns = max(first_ns, {LAST_NS} + 1), before_s = first_s, mark = ? FROM"
@@ -143,7 +144,7 @@ def _readmit_enrolled(db: sqlite3.Connection, record: Record, restored: Mark | N
                 mark_of_restore(db),
                 role,
                 name,
-                _NEVER if record.begins_s is not None else record.revoked_ns,
+                _END if record.begins_s is not None else record.revoked_ns,
                 _last(restored),
             ),
             *(record.subject, record.revoked_ns),
@@ -152,7 +153,8 @@ def _readmit_enrolled(db: sqlite3.Connection, record: Record, restored: Mark | N
 
 
 def as_written(known: Revocations, unwritten: Iterable[Unwritten]) -> Revocations:
-    """As `known`, which is what the database has, will be when these are in it."""
+    """What is in force until the database, which has `known`, has these, too. Their times alone decide; what they are to a database that
+    was put back, only `take_in` says."""
     for record, ours in sorted(unwritten, key=lambda kept: kept.record.revoked_ns):
         known = merged(known, _told(known, record, ours=ours))
     return known

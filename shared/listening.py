@@ -1,7 +1,8 @@
 """Where a server listens: the socket for `listen` and `port` of its configuration, or in words why there is none.
 
-`0.0.0.0` is every IPv4 address of this host, `::` every address of both kinds, where the kernel has IPv6; else one address, or
-a name, of which the first address is taken. Whoever comes over IPv4 to `::` is shown, and counted, under his IPv4 address.
+`0.0.0.0` is every IPv4 address of this host; `::` every address of both kinds, and of IPv4 alone where the kernel has no IPv6. Anything
+else is one address, or a name, of which the first address is taken. Whoever comes over IPv4 to `::` is shown, and counted, under his IPv4
+address (connections.py).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _WORDS: Final = {
 
 
 def listening_socket(host: str, port: int, who: str) -> socket.socket:
-    """`who` listens. Raises ListenError."""
+    """Listens already, and does not block. `who` will accept there, and is named in the error. Raises ListenError."""
     what = f"{who} could not listen on {shown(host)}:{port}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
