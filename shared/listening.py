@@ -48,10 +48,11 @@ def listening_socket(host: str, port: int, who: str) -> socket.socket:
             action=f"Give as `listen` {_WHERE}.",
         ) from exc
     family, _, _, _, address = found[0]
+    is_both = address[0] == _ALL_OF_BOTH  # however it is written
     try:
-        return _socket(family, address, both=host == _ALL_OF_BOTH)
+        return _socket(family, address, both=is_both)
     except OSError as exc:
-        if host == _ALL_OF_BOTH and exc.errno in _NO_IPV6:
+        if is_both and exc.errno in _NO_IPV6:
             return listening_socket(_ALL, port, who)
         cause, action = _WORDS.get(exc.errno or 0, (cause_of(exc), f"Give as `listen` {_WHERE}."))
         raise ListenError(what, cause=cause, action=action) from exc

@@ -34,8 +34,9 @@ def refused(host: str, port: int = 0) -> ListenError:
 
 
 @needs_ipv6
-def test_two_colons_are_every_address_of_both_kinds() -> None:
-    with listening_socket("::", 0, "A server") as sock:
+@pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0"])
+def test_two_colons_are_every_address_of_both_kinds(host: str) -> None:
+    with listening_socket(host, 0, "A server") as sock:
         assert reached(sock, "127.0.0.1")
         assert reached(sock, "::1")
 
