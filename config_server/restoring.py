@@ -7,7 +7,8 @@ start. Where one of the files cannot be moved aside, all are moved back.
 
     NAME.new                           of a backup; nobody reads it, and each run begins with removing it
     restoring: {aside, moved: false}   what is there is moved to `aside`: each file is in one of the two places, whole
-    restoring: {aside, moved: true}    `aside` holds all that was there; what lies in the folder itself comes from a backup, and gives way
+    restoring: {aside, moved: true}    `aside` holds all that was there, but for what somebody moved back by hand; else what lies in the
+                                       folder itself comes from a backup, and gives way
     none                               all parts are of one backup
 """
 
@@ -95,9 +96,10 @@ def _put(folder: Path, parts: dict[str, bytes]) -> Path | None:
     stage = _stage(folder)
     if not stage.moved:
         _set_aside(folder, stage)
-    for name in (
-        _BESIDE
-    ):  # of whoever looked into the database of the run before: with this one it is a log of another
+    elif stage.aside:
+        _set_aside_again(folder, folder / stage.aside)
+    # A log of whoever looked into the database of the run before: with this one it would be another's.
+    for name in _BESIDE:
         durable.remove_file(folder / name)
     for name in PARTS:
         reach("restore.part")
@@ -129,6 +131,7 @@ def _write_new(folder: Path, parts: dict[str, bytes]) -> None:
 def _remove_new(folder: Path) -> None:
     for name in PARTS:
         durable.remove_file(_new(folder, name))
+        durable.remove_leftovers(_new(folder, name))
 
 
 def _prepared(data: bytes, new_token: bytes | None) -> tuple[bytes, Restored]:
@@ -153,7 +156,11 @@ def _read(source: Path) -> dict[str, bytes]:
         with tarfile.open(source, mode="r:") as archive:
             return _members(archive)
     except OSError as exc:
-        raise StateFileError(f"The backup {source} could not be read", cause=str(exc)) from exc
+        raise StateFileError(
+            f"The backup {source} could not be read",
+            cause=cause_of(exc),
+            action="Give a file that `python -m config_server backup` wrote, and that this user may read.",
+        ) from exc
     except (tarfile.TarError, EOFError, OverflowError, *UNDECODABLE) as exc:
         raise ConfigError(
             f"{source} is no backup of a config server",
@@ -213,6 +220,20 @@ def _set_aside(folder: Path, stage: Stage) -> None:
         with contextlib.suppress(OSError):
             _move_back(folder)
         raise
+
+
+def _set_aside_again(folder: Path, aside: Path) -> None:
+    """What somebody moved back by hand, as `way_back` says: it is all that there is of it. Where the database is aside still, its log in
+    the folder is of another."""
+    back = [name for name in _there(folder) if not os.path.lexists(aside / name)]
+    if DATABASE_FILE not in back:
+        back = [name for name in back if name not in _BESIDE]
+    for name in back:
+        reach("restore.part")
+        (folder / name).rename(aside / name)
+    if back:
+        durable.sync_folder(aside)
+        durable.sync_folder(folder)
 
 
 def _move_back(folder: Path) -> None:

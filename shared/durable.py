@@ -115,6 +115,13 @@ def remove_file(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """What a `replace_file` or `create_file` of this path left that was killed. For who knows that nobody is at it now."""
+    for there in path.parent.iterdir():
+        if there.name.startswith(f".{path.name}."):
+            there.unlink(missing_ok=True)
+
+
 def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
     """Writes the buffers one after the other from `offset` on."""
     views = [memoryview(b).cast("B") for b in buffers if len(b)]

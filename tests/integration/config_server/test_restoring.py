@@ -79,9 +79,11 @@ def is_killed_at(line: int, folder: Path, function: str = "") -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("moved_back", [(), ("ca.key", "state.db", "state.db-wal")], ids=len)
 def test_a_restore_that_is_killed_at_any_line_and_run_again_has_moved_all_that_was_there_into_one_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved_back: tuple[str, ...]
 ) -> None:
+    """Also where somebody has begun to move back what was there, over what lies there, as he was told."""
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # a kill is no power cut, and there are many
     for line in itertools.count():
         folder = old_folder(tmp_path / str(line))
@@ -94,6 +96,12 @@ def test_a_restore_that_is_killed_at_any_line_and_run_again_has_moved_all_that_w
         if contents(folder) != OLD:
             with pytest.raises(ConfigError, match="half restored"):
                 belonging.check_folder(folder)
+        stage = belonging.stage_of(folder)
+        if stage and stage.moved and moved_back:
+            for name in moved_back:
+                (folder / stage.aside / name).rename(folder / name)
+            if not is_killed_at(line % 5, folder, "_set_aside_again"):
+                continue
         told = restoring.put(folder, NEW)
         assert contents(folder) == NEW
         belonging.check_folder(folder)
@@ -153,6 +161,13 @@ def test_a_restore_of_which_any_call_fails_has_left_all_as_it_was_or_says_where_
         assert not list(folder.glob("*.new"))
     assert number > 20
     assert ends == {True, False}
+
+
+def test_what_a_killed_restore_was_writing_is_left_nowhere(tmp_path: Path) -> None:
+    folder = old_folder(tmp_path / "data")
+    (folder / ".ca.key.new.96115380d76d").write_bytes(b"a half private key")
+    restoring.put(folder, NEW)
+    assert not list(folder.glob(".*"))
 
 
 def test_a_part_that_cannot_be_moved_has_the_log_of_the_database_put_back_beside_it(
