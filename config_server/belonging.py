@@ -31,6 +31,8 @@ class Stage(msgspec.Struct, frozen=True):
     aside: str
     """A folder in the data folder; empty where nothing was there."""
     moved: bool = False
+    names: tuple[str, ...] | None = None
+    """What was there; None: an earlier version did not say."""
 
 
 def stage_of(folder: Path) -> Stage | None:

@@ -97,7 +97,7 @@ def _put(folder: Path, parts: dict[str, bytes]) -> Path | None:
     if not stage.moved:
         _set_aside(folder, stage)
     elif stage.aside:
-        _set_aside_again(folder, folder / stage.aside)
+        _set_aside_again(folder, stage)
     # A log of whoever looked into the database of the run before: with this one it would be another's.
     for name in _BESIDE:
         durable.remove_file(folder / name)
@@ -189,7 +189,8 @@ def _stage(folder: Path) -> Stage:
     if (found := stage_of(folder)) is not None:
         return found
     aside = f"replaced-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S.%fZ}"
-    stage = Stage(aside if _there(folder) else "")
+    there = _there(folder)
+    stage = Stage(aside if there else "", names=tuple(there))
     _note(folder, stage)
     return stage
 
@@ -222,10 +223,14 @@ def _set_aside(folder: Path, stage: Stage) -> None:
         raise
 
 
-def _set_aside_again(folder: Path, aside: Path) -> None:
+def _set_aside_again(folder: Path, stage: Stage) -> None:
     """What somebody moved back by hand, as `way_back` says: it is all that there is of it. Where the database is aside still, its log in
     the folder is of another."""
+    aside = folder / stage.aside
+    durable.make_folder(aside)
     back = [name for name in _there(folder) if not os.path.lexists(aside / name)]
+    if stage.names is not None:
+        back = [name for name in back if name in stage.names]
     if DATABASE_FILE not in back:
         back = [name for name in back if name not in _BESIDE]
     for name in back:

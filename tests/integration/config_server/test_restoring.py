@@ -163,6 +163,23 @@ def test_a_restore_of_which_any_call_fails_has_left_all_as_it_was_or_says_where_
     assert ends == {True, False}
 
 
+def test_a_second_run_keeps_what_was_moved_back_and_nothing_of_the_backup_before(tmp_path: Path) -> None:
+    folder = old_folder(tmp_path / "data")
+    (folder / "ca.key").unlink()
+    there = {name: data for name, data in OLD.items() if name != "ca.key"}
+    line = next(line for line in itertools.count() if is_killed_at(line, folder) and contents(folder) == NEW)
+    assert line
+    stage = belonging.stage_of(folder)
+    assert stage is not None
+    aside = folder / stage.aside
+    assert contents(aside) == there
+    for name in there:
+        (aside / name).rename(folder / name)
+    aside.rmdir()
+    assert restoring.put(folder, NEW) == aside
+    assert (contents(folder), contents(aside)) == (NEW, there)
+
+
 def test_what_a_killed_restore_was_writing_is_left_nowhere(tmp_path: Path) -> None:
     folder = old_folder(tmp_path / "data")
     (folder / ".ca.key.new.96115380d76d").write_bytes(b"a half private key")
