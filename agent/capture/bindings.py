@@ -11,9 +11,9 @@ boot id, the device number (major << 20 | minor) and the diskseq. Within that bo
 configured no more keeps its line, so that no other disk ever gets its id. Losing the file is an event, and loses the ids of disks that
 are configured by path alone.
 
-**What could not be written is owed** (`BindingsFile`): a disk that was known goes on where the state_dir is full, and only this process
-then knows which one it is in this boot. So whoever asks in this process is told that, what is owed is written as soon as it can be, and
-until then it is said: an agent that starts meanwhile knows what the file says.
+**What could not be written is owed** (`BindingsFile`), as is a file that somebody removed: a disk that was known goes on where the
+state_dir is full, and only this process then knows which one it is in this boot. So whoever asks in this process is told that, what is
+owed is written as soon as it can be, and until then it is said: an agent that starts meanwhile knows what the file says.
 """
 
 from __future__ import annotations
@@ -106,7 +106,12 @@ class BindingsFile:
         if self._owed is not None:
             return self._owed
         found = read(self.path.parent)
-        self.written = found or []
+        if found is not None:
+            self.written = found
+        elif self.written:
+            gone = StateFileError("Which disk is which is written nowhere", cause=f"{self.path} was removed")
+            self._owed, self.trouble = self.written, _unwritten(gone)
+            return self._owed
         return found
 
     def write(self, disks: Sequence[Bound]) -> None:
@@ -121,9 +126,7 @@ class BindingsFile:
     def write_again(self) -> None:
         """What is owed, or what stands there: whether it can be written by now. Raises StateFileError, BindingDamagedError."""
         with self._lock:
-            said = self.written
-            found = self._read()
-            self._write(said if found is None else found)  # somebody removed it
+            self._write(self._read() or [])
 
     def owe(self, disks: Sequence[Bound], why: StateFileError) -> StateFileError | None:
         """Keeps what could not be written, and returns what to say of it; None: the file says all of it already."""

@@ -275,6 +275,7 @@ def test_a_lost_binding_is_said_and_a_damaged_one_refused(
     with pytest.raises(BindingDamagedError, match=r"disks\.json could not be read"):
         machine.protect()
     file.unlink()
+    machine.restart()
     again, _ = machine.protect()
     assert machine.ids(again) == machine.ids(first)
     assert "which disk is which is not known any more" in capsys.readouterr().out

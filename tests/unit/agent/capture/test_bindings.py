@@ -120,12 +120,23 @@ def test_a_disk_that_bears_a_copy_of_another_captured_disks_table_keeps_its_note
     assert noted == lines, "each bears what the other is bound by"
 
 
-def test_a_file_that_somebody_removed_is_written_again_as_it_was(tmp_path: Path) -> None:
+def test_a_file_that_somebody_removed_is_known_owed_and_written_again_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = BindingsFile(tmp_path)
+    assert file.read() is None
     file.write([BOUND])
     file.path.unlink()
+    assert file.read() == [BOUND]
+    assert file.trouble is not None
+    assert "was removed" in file.trouble.cause
+    with monkeypatch.context() as full:
+        full.setattr(bindings, "write", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            file.write_again()
     file.write_again()
     assert bindings.read(tmp_path) == [BOUND]
+    assert not file.trouble
 
 
 def test_a_disk_that_is_noted_for_one_id_is_noted_for_no_other() -> None:
