@@ -174,18 +174,20 @@ class PageReader:
 
 
 def why_unread(disk: Disk, sectors: Iterable[int]) -> str:
-    """Why one of these cannot be read; empty when all of them can. Blocks until `DEADLINE_S` for each at most."""
-    page = os.memfd_create("sample", os.MFD_CLOEXEC)
+    """Why one of these cannot be read, or not within `DEADLINE_S` for all; empty when they can. Blocks for twice that at most."""
+    end = time.monotonic() + DEADLINE_S
     try:
-        os.ftruncate(page, mmap.PAGESIZE)
-        with contextlib.closing(PageReader(disk, page)) as reader:
+        with contextlib.ExitStack() as stack:
+            page = os.memfd_create("sample", os.MFD_CLOEXEC)
+            stack.callback(os.close, page)
+            os.ftruncate(page, mmap.PAGESIZE)
+            reader = stack.enter_context(contextlib.closing(PageReader(disk, page)))
             for sector in sectors:
-                try:
-                    reader.read(sector // _BLOCK_SECTORS * _BLOCK_SECTORS)
-                except (OSError, HangsError) as exc:
-                    return f"sector {sector}: {exc}"
-    finally:
-        os.close(page)
+                reader.read(sector // _BLOCK_SECTORS * _BLOCK_SECTORS)
+                if time.monotonic() > end:
+                    return f"it takes more than {DEADLINE_S:g} s to give what it refused"
+    except (OSError, HangsError, DeviceError) as exc:
+        return str(exc)
     return ""
 
 

@@ -28,6 +28,7 @@ from shared.errors import (
     UnderstudyError,
 )
 
+LIMIT_S: Final = 3600.0
 _EXCHANGED: Final = Answer(cause="it was exchanged for another disk just now")
 
 
@@ -40,13 +41,25 @@ class LeftOut:
     """That it stands there, well, is not enough: it is tried out before it is taken in."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refusing:
     """Of a disk that was given up although it answers: too much of it cannot be read (agent/continuity/refusing.py)."""
 
     error: UnderstudyError
     sample: tuple[int, ...]
     """Sectors that it refused: when it gives all of them it is well."""
+    wait_s: float = 60.0
+    """A bad sector may hold up all of a drive for seconds: the time between two questions doubles, up to `LIMIT_S`."""
+    next: float = 0.0
+    """When it is to be asked (monotonic)."""
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be asked now, and then not for a while."""
+        if now < self.next:
+            return False
+        self.next = now + self.wait_s
+        self.wait_s = min(2 * self.wait_s, LIMIT_S)
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,9 @@ _log = logging.get()
 RETRY_S: Final = 10.0
 """How often disks that are left out are looked for."""
 SHARED_S: Final = 60.0
-"""How often captured disks are looked at that cannot be told from others: somebody may have detached these."""
+"""How often captured disks are looked at that cannot be told from others: somebody may have detached these…"""
+CLONES_S: Final = 600.0
+"""…and how often the others: somebody may have attached clones."""
 ORDER: Final = ""
 """Stands for the order of a capture that has none, among ids of disks."""
 TRY_S: Final = 60.0
@@ -63,7 +65,7 @@ class Watch:
         self._unproved = {left.id for left in left_out if left.needs_trial}
         self._without_order = without_order
         self._next = time.monotonic() + RETRY_S
-        self._next_shared = time.monotonic() + SHARED_S
+        self._next_shared = time.monotonic() + (SHARED_S if shared else CLONES_S)
         self._try_s = TRY_S
         self._next_try = time.monotonic() + TRY_S
         self._thread: threading.Thread | None = None
@@ -89,9 +91,11 @@ class Watch:
             self.trouble = None
         now = time.monotonic()
         is_try = now >= self._next_try and any(self._may(name) for name in self.unfit)
-        is_look = bool(self.left_out or looking or (self.shared and now >= self._next_shared))
+        is_look = bool(self.left_out or looking or now >= self._next_shared)
         if is_try or ((is_look or self.file.trouble is not None) and now >= self._next):
-            self._next, self._next_shared = now + RETRY_S, now + SHARED_S
+            self._next = now + RETRY_S
+            if is_look:
+                self._next_shared = now + (SHARED_S if self.shared else CLONES_S)
             if is_try:
                 self._next_try = now + self._try_s
                 self._try_s = min(2 * self._try_s, TRY_LIMIT_S)
@@ -172,6 +176,8 @@ class Watch:
         refused = self.refusing.get(verdict.known.id)
         if refused is None:
             return True
+        if not refused.is_due(time.monotonic()):
+            return False
         assert verdict.standing is not None
         cause = answer.why_unread(look.found[verdict.standing.dev], refused.sample)
         if cause:

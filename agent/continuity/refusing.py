@@ -4,14 +4,15 @@ What a disk refuses is declared, to the sector, in words of which there is an en
 stays to do (US594), and with it the order of all disks: a leg of a volume that does not come back is enough. Such a disk answers. So it
 is not given up as one that hangs (`hanging`), and the fitting of capture would find nothing to leave out.
 
-When that has lasted for as long as `Patience` says, in a stream that is not ordered and could be, the disk that takes most of the room is
-given up: a new epoch begins without it, in which nothing is declared yet. One at a time, for without it the others may have room; and only
-while some other disk is there that lacks nothing but room.
+When that has lasted for as long as `Patience` says, in a stream that is not ordered and could be, one disk is given up: of those that lack
+room the one of which most is named. A new epoch begins without it, in which nothing is declared yet. For what the others refuse there was
+room beside it; so there is without it. It is done only while another disk is there that lacks nothing but room, and when a round has begun
+and ended since the time was over: while no server takes what is read nobody reads, and what was said last is old.
 
-It is taken in again when it gives what it refused: a sample of that, spread over all of it, is read whenever disks that are left out are
-looked for (`capture.watch`). One sector that is refused still is enough to wait on. Should it be as bad as before all the same, it is
-waited for twice as long before it is given up once more. Only this process knows the sample: an agent that is started again takes the
-disk in.
+It is taken in again when it gives what it refused: a sample of that, spread over all of it, is read when disks that are left out are looked
+for (`capture.watch`), less and less often. One sector that is refused still is enough to wait on. Should it be as bad as before all the
+same, it is waited for twice as long before it is given up once more. Only this process knows the sample: an agent that is started again
+takes the disk in.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class OutOfRoom:
         self._patience = patience
         self._since: float | None = None
         """Monotonic: since when room lacks, and order for that."""
+        self._rounds_then: int | None = None
+        """How many rounds had begun when that had lasted for long enough."""
 
     def give_up(self, gone: Collection[int]) -> dict[str, Refusing]:
         """By id, the disk without which the others are to go on from now on, if there is one."""
@@ -57,21 +60,23 @@ class OutOfRoom:
         lacking = {slot for slot, error in troubled.items() if isinstance(error, TooMuchUnreadableError)}
         now = time.monotonic()
         if not lacking:
-            self._since = None
+            self._since = self._rounds_then = None
             return {}
         self._since = now if self._since is None else self._since
         unreadable = self._unreadable()
-        fullest = unreadable.fullest
-        disk = self._disks[fullest]
-        ill = {*gone, *(troubled.keys() - lacking), fullest}
-        is_late = now - self._since > self._patience.wait_s(disk.id, now)
-        if not (is_late and self._may_be_ordered) or fullest in gone or len(ill) == len(self._disks):
+        named = unreadable.by_disk()
+        worst = max(lacking, key=lambda slot: named.get(slot, 0))
+        disk = self._disks[worst]
+        others = set(range(len(self._disks))) - {worst, *gone, *(troubled.keys() - lacking)}
+        if now - self._since <= self._patience.wait_s(disk.id, now) or not (others and self._may_be_ordered):
             return {}
-        count = unreadable.by_disk().get(fullest, 0)
-        if not count:
-            return {}  # it was written meanwhile: the next round has room
+        rounds = self._state[Word.ROUNDS]
+        self._rounds_then = rounds if self._rounds_then is None else self._rounds_then
+        count = named.get(worst, 0)
+        if rounds < self._rounds_then + 2 or worst in gone or not count:
+            return {}
         self._patience.give_up([disk.id], now)
-        sample = unreadable.sample(fullest, SAMPLE)
+        sample = unreadable.sample(worst, SAMPLE)
         error = TooMuchUnreadableError(
             f"Disk {disk.id} ({disk.path}) is not protected",
             cause=f"too much of it cannot be read: {count} sectors are named, {sample[0]} to {sample[-1]}, and there is room for no more",

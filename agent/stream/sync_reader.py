@@ -99,6 +99,7 @@ class SyncReader:
         """A new epoch: whatever was bad before is asked for."""
         for lane in self._lanes:
             lane.known_bad.clear()
+            lane.too_much = None  # nothing is declared yet
 
     def take(self, limit: int) -> list[ReadChunk]:
         """Up to `limit` chunks that are ready. Give each back with `release` once its data was copied.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -260,8 +261,15 @@ def test_a_captured_disk_that_is_given_up_leaves_the_others_unless_it_answers_by
     assert machine.changes == [Change.LEFT]
 
 
+def failing(error: OSError) -> Callable[..., int]:
+    def call(*_: object) -> int:
+        raise error
+
+    return call
+
+
 def test_a_disk_that_refuses_too_much_is_left_out_although_it_answers_until_it_gives_what_it_refused(
-    machine: Machine,
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.protect()
     sick_id, machine.changes = machine.capture.disks[1].id, []
@@ -280,8 +288,17 @@ def test_a_disk_that_refuses_too_much_is_left_out_although_it_answers_until_it_g
     machine.sick.well()
     watch = machine.watch([left])
     watch.refusing = refusing
+    assert not finds(watch), "it was asked a moment ago"
+    refusing[sick_id].next = 0.0
+    watch._next = 0.0
     assert finds(watch)
     assert watch.found == {sick_id}
+    with monkeypatch.context() as full:
+        full.setattr("os.memfd_create", failing(OSError(errno.EMFILE, "Too many open files")))
+        assert "Too many" in answer.why_unread(disk, [0])
+    with monkeypatch.context() as full:
+        full.setattr(answer, "DEADLINE_S", -1.0)
+        assert answer.why_unread(disk, [0])
     machine.sick.hang()
     machine.sick.occupy()
     assert answer.why_unread(disk, refused)

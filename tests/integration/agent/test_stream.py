@@ -349,6 +349,8 @@ async def test_what_there_is_no_room_to_name_stays_to_do_and_is_said(
         (error,) = stream.rounds.unread().values()
         assert (error.code, "Begin with" in error.action) == ("US594", False)
         assert f"Begin with {devices[0]}" in stream._too_much(1).action, "another disk is named for it"
+        stream._reader.forget_bad()
+        assert not stream.rounds.unread(), "in another epoch there is room"
         assert stream.unreadable.sectors == 16
         assert stream.catchup.todo_by_disk()[0] <= 64
         bad &= {first for _, first, _ in stream.unreadable.ranges()}

@@ -21,7 +21,7 @@ BAD = [(1000, 40), (5000, 1)]
 
 
 class Machine:
-    """Disks of which the second one takes most of the room."""
+    """Disks of which the second one takes most of the room, and the first one some."""
 
     def __init__(self, count: int = 2, mode: str = "ordered") -> None:
         names = [f"sd{letter}" for letter in "abc"[:count]]
@@ -31,13 +31,16 @@ class Machine:
         self.troubles: dict[int, DeviceError] = {1: FULL} if count > 1 else {0: FULL}
         self.unreadable = Unreadable(count)
         self.unreadable.declare(count > 1, BAD, 0.0)
+        self.unreadable.declare(0, [(7, 3)], 0.0)
         self.patience = Patience()
         rounds: Any = SimpleNamespace(unread=lambda: self.troubles)
         self.out_of_room = OutOfRoom(capture, self.state, rounds, lambda: self.unreadable, self.patience)
 
-    def looks(self, *gone: int) -> list[str]:
-        """Who is given up."""
+    def looks(self, *gone: int, rounds: int = 2) -> list[str]:
+        """Who is given up by two looks between which so many rounds begin."""
         self.found = self.out_of_room.give_up(gone)
+        self.state[Word.ROUNDS] += rounds
+        self.found |= self.out_of_room.give_up(gone)
         return [*self.found]
 
 
@@ -45,7 +48,7 @@ class Machine:
     ("count", "mode", "ordered", "troubles", "gone", "given_up"),
     [
         (2, "ordered", False, {1: FULL}, (), ["sdb"]),
-        (2, "ordered", False, {0: FULL}, (), ["sdb"]),  # it has no room, for the other takes most of it
+        (2, "ordered", False, {0: FULL}, (), ["sda"]),  # the other takes most of the room, and lacks nothing
         (2, "ordered", False, {0: FULL, 1: FULL}, (), ["sdb"]),
         (2, "ordered", True, {1: FULL}, (), []),
         (2, "bitmap", False, {1: FULL}, (), []),  # there is no order to win
@@ -55,7 +58,8 @@ class Machine:
         (2, "ordered", False, {1: FULL}, (0,), []),
         (2, "ordered", False, {0: HANGS, 1: FULL}, (), []),
         (3, "ordered", False, {0: HANGS, 1: FULL}, (), ["sdb"]),  # … but here
-        (2, "ordered", False, {0: FULL}, (1,), []),  # that one is given up for being gone
+        (2, "ordered", False, {0: FULL}, (1,), []),
+        (3, "ordered", False, {1: FULL}, (1,), []),  # that one is given up for being gone
     ],
 )  # fmt: skip
 def test_the_others_go_on_without_the_disk_that_takes_most_of_the_room_when_they_have_waited(
@@ -75,7 +79,7 @@ def test_the_others_go_on_without_the_disk_that_takes_most_of_the_room_when_they
     assert machine.looks(*gone) == []
     clock(1)
     assert machine.looks(*gone) == given_up
-    assert machine.patience.is_given_up("sdb") is bool(given_up)
+    assert [name for name in ("sda", "sdb", "sdc") if machine.patience.is_given_up(name)] == given_up
 
 
 def test_what_is_said_of_it_has_its_name_and_cause_and_the_sample_is_of_what_it_refused(
@@ -115,6 +119,16 @@ def test_a_round_that_had_room_in_between_begins_the_wait_anew_and_each_time_it_
     assert machine.looks() == []
     clock(1)
     assert machine.looks() == ["sdb"]
+
+
+def test_what_nobody_has_looked_at_again_is_no_reason(clock: Callable[[float], None]) -> None:
+    machine = Machine()
+    machine.looks()
+    clock(FIRST_S + 1)
+    assert machine.looks(rounds=1) == [], "the round of before goes on: no server takes what it reads, say"
+    clock(FIRST_S)
+    assert machine.looks(rounds=0) == []
+    assert machine.looks(rounds=1) == ["sdb"]
 
 
 def test_of_each_epoch_what_it_declares_counts(clock: Callable[[float], None]) -> None:
