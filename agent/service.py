@@ -34,6 +34,7 @@ from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, UnderstudyError
 from shared.service import notify, watchdog_interval_s
 from shared.status import AgentReport, Problem
+from shared.threads import in_thread
 from shared.vocabulary import Role, Severity
 
 _log = logging.get()
@@ -114,25 +115,27 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
     )
     over = asyncio.Event()
     notify("READY=1")
-    async with asyncio.TaskGroup() as group:
-        beside = [
-            group.create_task(agent.continuity.run(), name="audit"),
-            group.create_task(agent.place_points(), name="points"),
-            group.create_task(_watchdog(agent), name="watchdog"),
-            group.create_task(_keep_note(agent), name="note"),
-            *(
-                group.create_task(_set_with(over, event), name="end")
-                for event in (stop, agent.continuity.resized)
-            ),
-        ]
-        group.create_task(
-            control.serve(lambda: msgspec.to_builtins(report(agent, rates)), agent.handle, over),
-            name="control",
-        )
-        await agent.sender.run(over)
-        for task in beside:
-            task.cancel()
-    await control.close()
+    try:
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(agent.continuity.run(), name="audit"),
+                group.create_task(agent.place_points(), name="points"),
+                group.create_task(_watchdog(agent), name="watchdog"),
+                group.create_task(_keep_note(agent), name="note"),
+                *(
+                    group.create_task(_set_with(over, event), name="end")
+                    for event in (stop, agent.continuity.resized)
+                ),
+            ]
+            group.create_task(
+                control.serve(lambda: msgspec.to_builtins(report(agent, rates)), agent.handle, over),
+                name="control",
+            )
+            await agent.sender.run(over)
+            for task in beside:
+                task.cancel()
+    finally:
+        await control.close()
 
 
 def _known(exc: Exception) -> list[UnderstudyError]:
@@ -243,9 +246,21 @@ def _given_up(config: AgentConfig, file: BindingsFile) -> frozenset[str]:
     return frozenset(disk.id for disk in bound if patience.is_given_up(disk.id))
 
 
+async def _attached(config: AgentConfig, kept: _Kept) -> tuple[Capture, Watch]:
+    """Whoever is cancelled meanwhile goes on when the thread has ended: while it pins, the lock is held."""
+    made: list[tuple[Capture, Watch]] = []
+    try:
+        await in_thread(lambda: made.append(_attach(config, kept.former, kept.file, kept.refusing)))
+    except asyncio.CancelledError:
+        for capture, _ in made:
+            capture.close()
+        raise
+    return made[0]
+
+
 @asynccontextmanager
 async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
-    capture, watch = await asyncio.to_thread(_attach, config, kept.former, kept.file, kept.refusing)
+    capture, watch = await _attached(config, kept)
     kept.attached_boot_ns, kept.former, kept.file = capture.attached_boot_ns, capture.state, watch.file
     kept.count_failures(watch)
     try:
@@ -271,7 +286,7 @@ async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
 
 async def _keep_note(agent: Agent) -> None:
     while True:
-        await asyncio.to_thread(agent.note.keep)
+        await in_thread(agent.note.keep)
         await asyncio.sleep(NOTE_S)
 
 

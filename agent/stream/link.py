@@ -79,8 +79,10 @@ class Link:
 
     async def close(self) -> None:
         self.channel.close()
-        await wait_for(self.channel.closed, CLOSE_S)
-        self.channel.abort()
+        try:
+            await wait_for(self.channel.closed, CLOSE_S)
+        finally:
+            self.channel.abort()
 
     # -- inside --------------------------------------------------------------------------------------------
 

@@ -53,7 +53,8 @@ class Records:
         """Nothing below is needed any more once what was emitted is safe."""
         self._grace = (0, 0)
         """(Pg, P0) of the newest grace period."""
-        self._waiting: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        """As in `rounds`: not a task."""
         self._held = (0, 0.0)
         """What `hold_from` was, and since when."""
 
@@ -96,7 +97,7 @@ class Records:
             before = self._ring.producer_seq
             if self._waiting is not None:  # for a session that ended meanwhile
                 await asyncio.wait([self._waiting])
-            self._waiting = asyncio.create_task(asyncio.to_thread(wait_for_programs), name="grace period")
+            self._waiting = asyncio.get_running_loop().run_in_executor(None, wait_for_programs)
             await asyncio.shield(self._waiting)
             self.note_grace(before, self._ring.producer_seq)
             self._held = self.hold_from, time.monotonic()

@@ -42,7 +42,8 @@ class Rounds:
         self._catchup = catchup
         self._reader = reader
         self._records = records
-        self._thread: asyncio.Task[None] | None = None
+        self._thread: asyncio.Future[None] | None = None
+        """Not a task: one could be cancelled, and seem to have ended, while its thread goes on."""
         self._loss_seen = capture.loss_count()
         self._loss_seen_at = self._unordered_at = time.monotonic()
         self._start_ns = 0
@@ -196,7 +197,7 @@ class Rounds:
 
     async def _in_thread(self, call: Callable[[], None]) -> None:
         """The thread goes on if this is cancelled; `close` and the next swap wait for it."""
-        self._thread = asyncio.create_task(asyncio.to_thread(call), name="grace period")
+        self._thread = asyncio.get_running_loop().run_in_executor(None, call)
         await asyncio.shield(self._thread)
 
     async def _harvest(self) -> None:

@@ -688,12 +688,18 @@ async def test_no_descriptor_is_closed_under_a_thread_that_outlived_its_session(
         session.cancel()
         await asyncio.gather(session, return_exceptions=True)
         closing = asyncio.create_task(stream.close())
-        for _ in range(2):  # stopping, and hard
-            await asyncio.sleep(0.01)
-            closing.cancel()
-        await asyncio.sleep(0.01)
+        for _ in range(2):  # stopping, and hard: whatever runs is cancelled
+            await turns()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+        await turns()
         assert not closing.done()
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await closing
         assert ended == [True]
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)

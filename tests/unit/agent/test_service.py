@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -65,6 +66,64 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     with pytest.raises(ExceptionGroup if beside_others else BpfError):
         await service.run(config, asyncio.Event())
     assert told == [failure]
+
+
+async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the_agent_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failure, closed = BpfError("A BPF program could not be opened", number=2), asyncio.Event()
+
+    async def fail(over: asyncio.Event) -> None:
+        raise failure
+
+    async def wait(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def close() -> None:
+        closed.set()
+
+    control = SimpleNamespace(serve=wait, close=close)
+    monkeypatch.setattr(service, "ControlClient", lambda *_, **__: control)
+    for beside in ("_watchdog", "_keep_note"):
+        monkeypatch.setattr(service, beside, wait)
+    agent: Any = SimpleNamespace(
+        config=SimpleNamespace(control_url="", tls=None), identity="", boot="", place_points=wait, handle=None,
+        sender=SimpleNamespace(run=fail, present=None), revoked=SimpleNamespace(load=lambda: None, take=None),
+        continuity=SimpleNamespace(run=wait, resized=asyncio.Event()),
+    )  # fmt: skip
+    with pytest.raises(ExceptionGroup) as caught:
+        await service._serve(agent, asyncio.Event())
+    assert (caught.value.exceptions, closed.is_set()) == ((failure,), True)
+
+
+async def test_a_second_signal_lets_go_of_no_pins_while_a_thread_attaches_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    closed: list[bool] = []
+
+    def attach(*_: object) -> Any:
+        begun.set()
+        go_on.wait()
+        return SimpleNamespace(close=lambda: closed.append(True)), None
+
+    async def start() -> None:
+        async with service._running(config, service._Kept()):
+            pass
+
+    monkeypatch.setattr(service, "_attach", attach)
+    config: Any = None
+    agent = asyncio.create_task(start())
+    await asyncio.to_thread(begun.wait)
+    for _ in range(2):
+        agent.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+    is_over = agent.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await agent
+    assert (is_over, closed) == (False, [True])
 
 
 class Parts:
