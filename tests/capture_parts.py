@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -143,6 +144,19 @@ class Rig:
         first: list[int] = np.flatnonzero(differs)[:8].tolist()
         return first
 
+    def differences(self, disk: int = 0) -> str:
+        """How they differ, for people."""
+        source = np.fromfile(self.backing[disk], np.uint8).reshape(-1, SECTOR)
+        replica = self.replica[disk].reshape(-1, SECTOR)
+        differing = np.flatnonzero((source != replica).any(axis=1))
+        first = differing[0]
+        at = np.flatnonzero(source[first] != replica[first])[0]
+        zeros = [int((~side[differing].any(axis=1)).sum()) for side in (source, replica)]
+        return (
+            f"{len(differing)} sectors, {differing[0]} to {differing[-1]}, {zeros} of them zero on the disk and in the replica;"
+            f" at byte {at} of the first {source[first, at:][:16].tobytes()!r}, {replica[first, at:][:16].tobytes()!r}"
+        )
+
     def counted(self, disk: int = 0) -> int:
         """Sectors that the kernel counted since the attachment."""
         baseline = audit.Baseline.from_words(self.capture.audit_words(disk))
@@ -245,6 +259,19 @@ def mounted(device: str, where: Path, *options: str) -> Iterator[Path]:
         yield where
     finally:
         run("umount", str(where))
+        until(lambda: is_unmounted(device), f"{device} stays mounted in another namespace")
+
+
+def is_unmounted(device: str) -> bool:
+    """Everywhere: a mount namespace that another test has made meanwhile has the mounts of that moment, and until the last one is gone
+    the file system goes on writing."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 @contextmanager

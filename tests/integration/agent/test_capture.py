@@ -55,7 +55,7 @@ def assert_whole(r: Rig) -> None:
         counters = r.capture.counters(disk)
         assert counters.marked_sectors == 0
         assert r.counted(disk) == counters.seen_sectors == counters.captured_sectors
-        assert r.differing(disk) == []
+        assert r.differing(disk) == [], f"{r.differences(disk)}; {incidents}, {counters}"
 
 
 def test_writes_of_every_size_and_kind_are_replayed_to_the_byte() -> None:
