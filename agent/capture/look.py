@@ -47,7 +47,7 @@ class Refusing:
 
     error: UnderstudyError
     sample: tuple[int, ...]
-    """Sectors that it refused: when it gives all of them it is well."""
+    """Sectors that it refused: when it gives most of them it is well, but for some that are bad."""
     wait_s: float = 60.0
     """A bad sector may hold up all of a drive for seconds: the time between two questions doubles, up to `LIMIT_S`."""
     next: float = 0.0

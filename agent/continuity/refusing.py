@@ -10,9 +10,9 @@ room beside it; so there is without it. It is done only while another disk is th
 and ended since the time was over: while no server takes what is read nobody reads, and what was said last is old.
 
 It is taken in again when it gives what it refused: a sample of that, spread over all of it, is read when disks that are left out are looked
-for (`capture.watch`), less and less often. One sector that is refused still is enough to wait on. Should it be as bad as before all the
-same, it is waited for twice as long before it is given up once more. Only this process knows the sample: an agent that is started again
-takes the disk in.
+for (`capture.watch`), less and less often. Most of it must be given, not all: a leg that is back may have some sectors that are bad for
+good. Should it be as bad as before all the same, it is waited for twice as long before it is given up once more. Only this process knows
+the sample: an agent that is started again takes the disk in.
 """
 
 from __future__ import annotations

@@ -277,6 +277,7 @@ def test_a_disk_that_refuses_too_much_is_left_out_although_it_answers_until_it_g
     disk, error = find_disk(Path(machine.sick.device)), TooMuchUnreadableError("It is not protected")
     refused = [at for at in range(0, disk.sectors, 128) if answer.why_unread(disk, [at + 9])]
     assert 0 < len(refused) < disk.sectors // 128, "every other 64 KiB is refused, say"
+    assert not answer.why_unread(disk, [0, refused[0], 1]), "some that stay bad do not keep it out"
     for sample in (refused, [refused[0]], [0, refused[-1] + 1]):
         refusing = {sick_id: Refusing(error, tuple(sample))}
         captured, (left,) = machine.protect(sick_id, refusing=refusing)
