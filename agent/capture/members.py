@@ -23,6 +23,8 @@ one. In between both see each write:
 
 So a write is captured exactly once, by either; both write the same records into the same maps (the layout is equal, or there is no
 upgrade), and nothing about order depends on which. Programs from before the handover existed work as *old* too: they never look at it.
+The old ones run on for a while when their pins are gone (`pins.wait_until_gone`): the handover ends when the last has ended, or that write
+would be captured twice, and its completion be taken for one that nobody saw begin.
 A kill leaves each hook with one or two programs; the next attachment does it again, because the object's hash is stored last.
 """
 
@@ -92,8 +94,9 @@ def is_current(pin_dir: Path, object_path: Path) -> bool:
 
 
 def upgrade(pin_dir: Path, object_path: Path) -> None:
-    """Replaces the programs of a capture of the same layout, without a gap. See above."""
+    """Replaces the programs of a capture of the same layout, without a gap. See above. Raises BpfError: the handover goes on then."""
     programs = pins.programs(pin_dir)
+    former = pins.program_ids(pin_dir)
     with ExitStack() as undo:
         loaded = undo.enter_context(_sharing(pin_dir, object_path))
         control = _control(undo.enter_context(_map(pin_dir, "control")))
@@ -108,6 +111,11 @@ def upgrade(pin_dir: Path, object_path: Path) -> None:
         control["misses_before"] += np.uint64(misses(pin_dir, leave_out_next=True))
         for program in programs:
             pins.next_path(pin_dir, program).rename(pins.link_path(pin_dir, program))
+        if left := pins.wait_until_gone(former):
+            raise BpfError(
+                "The former programs of capture are still attached",
+                cause=f"something holds their BPF {', '.join(left)} open",
+            )
         _wait_for_programs(pin_dir)
         control["object_hash"] = object_hash(object_path)
         control["handover"] = 0

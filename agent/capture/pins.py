@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -141,19 +141,24 @@ def detach(pin_dir: Path, *, keep_former: bool = False) -> None:
     if not keep_former:
         former(pin_dir).unlink(missing_ok=True)
     remove_empty(pin_dir.parent)
+    if left := wait_until_gone(ids):
+        raise DetachError(
+            f"Capture pinned at {pin_dir} is still attached",
+            cause=f"something holds its BPF {', '.join(left)} open",
+            action="End what holds it (an agent that was detached by force, bpftool, a monitoring tool), then do it again: start the "
+            "agent, or detach.",
+        )
+
+
+def wait_until_gone(ids: Mapping[int, int]) -> list[str]:
+    """Until programs (ids by those of their links) whose last pins were removed are attached no more; what is left of them when that takes
+    too long. The kernel lets go of each in a worker of its own, after a grace period: until then it runs. Nothing tells when."""
     deadline = time.monotonic() + _GONE_WITHIN_S
     pause_s = 0.001
-    while left := _alive(ids):
-        # The kernel frees links and programs after a grace period; nothing tells when.
-        if time.monotonic() > deadline:
-            raise DetachError(
-                f"Capture pinned at {pin_dir} is still attached",
-                cause=f"something holds its BPF {', '.join(left)} open",
-                action="End what holds it (an agent that was detached by force, bpftool, a monitoring tool), then do it again: start the "
-                "agent, or detach.",
-            )
+    while (left := _alive(ids)) and time.monotonic() <= deadline:
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.1)
+    return left
 
 
 def remove_empty(folder: Path) -> None:
@@ -166,7 +171,7 @@ def remove_empty(folder: Path) -> None:
         folder = folder.parent
 
 
-def _alive(ids: dict[int, int]) -> list[str]:
+def _alive(ids: Mapping[int, int]) -> list[str]:
     alive = []
     for link in _known(libbpf.links()) & ids.keys():
         alive.append(f"link {link}")
