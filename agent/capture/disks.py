@@ -205,7 +205,7 @@ def describe(
         dax=queue.dax,
         zoned=queue.zoned,
         slaves=tuple(entry.name for entry in entries(folder / "slaves")),
-        multipath_holder=_multipath_holder(folder),
+        multipath_holder=multipath_holder(folder),
         hidden_by=hider(folder, attributes_of, sysfs=sysfs),
         block_b=queue.block_b,
         id=folder.name,
@@ -335,7 +335,7 @@ def _holders(folder: Path) -> list[Path]:
     return [holder for place in places for holder in entries(place / "holders")]
 
 
-def _multipath_holder(folder: Path) -> str:
+def multipath_holder(folder: Path) -> str:
     for holder in entries(folder / "holders"):
         if _text(holder / "dm/uuid").startswith("mpath-"):
             return holder.name

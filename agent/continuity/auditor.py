@@ -136,7 +136,7 @@ class Continuity:
         """Capture is fitted to the others: such a disk is left out, and says why."""
         for disk, hider in zip(self._capture.disks, self._counting.hidden_by, strict=True):
             if hider and not self.resized.is_set():
-                cause = f"{hider} was put over it, which hands on to it the bios that it is given: this kernel does not show these"
+                cause = f"{hider} was put over it, through which it is written past capture"
                 error = AuditShortfallError(f"Capture may have missed writes to {disk.id}", cause=cause)
                 self._losses.lose(Reason.AUDIT_SHORTFALL, error)
                 self._presence.begin_anew("a device over a disk hides its writes", disk=disk.id, by=hider)

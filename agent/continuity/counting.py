@@ -5,7 +5,8 @@ since a pause of counting that nobody noticed leaves the audit blind. While it c
 those of `disk_threads` are: rarely, and with the disk, it keeps a process that was killed from being over; `lock` is made for that.)
 Counting is not switched on from here: since Linux 6.11 that freezes the queue, and all writes wait for its slowest request.
 
-The same thread looks for a device over the disk that hides its writes (`disks.hider`), since that depends on attributes of queues, too.
+The same thread looks for a device over the disk that hides its writes (`disks.hider`), since that depends on attributes of queues, too;
+or that has other paths for them (`disks.multipath_holder`).
 
 **How many threads.** One asks about all disks, one after another, and ends when nobody wants to know any more (`IDLE_S`): a session
 ends without a word. Where it hangs at a disk there is another in its place for the others. That disk's lock stays with the one that hangs,
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from agent.capture.disks import SYSFS, Disk, hider, read_queue, still_stands
+from agent.capture.disks import SYSFS, Disk, hider, multipath_holder, read_queue, still_stands
 from agent.capture.maps import Capture
 from shared import logging
 from shared.errors import AuditBlindError
@@ -74,7 +75,8 @@ class Counting:
     def ask(self, slot: int) -> None:
         """May hang."""
         disk = self.disks[slot]
-        counts, hidden_by = read_queue(_folder_of(disk)).counts, hider(_folder_of(disk))
+        folder = _folder_of(disk)
+        counts, hidden_by = read_queue(folder).counts, hider(folder) or multipath_holder(folder)
         if still_stands(disk):
             self._counts[slot], self.hidden_by[slot] = counts, hidden_by
 

@@ -111,3 +111,16 @@ def test_a_machine_without_room_for_a_thread_is_audited_all_the_same(
         session.look()
         assert session.trouble is not None
     look_until(session, lambda: session.trouble is None, "it is shown for ever")
+
+
+def test_a_multipath_device_that_comes_over_a_disk_is_seen_as_one_that_hides_its_writes(
+    queues: Queues, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "SYSFS", tmp_path)
+    session = begin()
+    look_until(session, lambda: len(queues.asked) >= 2, "nobody asks")
+    assert session.hidden_by == ["", ""]
+    uuid = tmp_path / "block/sdb/holders/dm-0/dm/uuid"
+    uuid.parent.mkdir(parents=True)
+    uuid.write_text("mpath-3600a098\n")
+    look_until(session, lambda: session.hidden_by == ["", "dm-0"], "another path is not seen")
