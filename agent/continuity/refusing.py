@@ -6,8 +6,8 @@ is not given up as one that hangs (`hanging`), and the fitting of capture would 
 
 When that has lasted for as long as `Patience` says, in a stream that is not ordered and could be, one disk is given up: of those that lack
 room the one of which most is named. A new epoch begins without it, in which nothing is declared yet. For what the others refuse there was
-room beside it; so there is without it. It is done only while another disk is there that lacks nothing but room, and when a round has begun
-and ended since the time was over: while no server takes what is read nobody reads, and what was said last is old.
+room beside it; so there is without it. It is done only while another disk is there that lacks nothing but room, and when it has refused
+something since the time was over: while no server takes what is read nobody reads, and what was said last is old.
 
 It is taken in again when it gives what it refused: a sample of that, spread over all of it, is read when disks that are left out are looked
 for (`capture.watch`), less and less often. Most of it must be given, not all: a leg that is back may have some sectors that are bad for
@@ -51,8 +51,6 @@ class OutOfRoom:
         self._patience = patience
         self._since: float | None = None
         """Monotonic: since when room lacks, and order for that."""
-        self._rounds_then: int | None = None
-        """How many rounds had begun when that had lasted for long enough."""
 
     def give_up(self, gone: Collection[int]) -> dict[str, Refusing]:
         """By id, the disk without which the others are to go on from now on, if there is one."""
@@ -60,7 +58,7 @@ class OutOfRoom:
         lacking = {slot for slot, error in troubled.items() if isinstance(error, TooMuchUnreadableError)}
         now = time.monotonic()
         if not lacking:
-            self._since = self._rounds_then = None
+            self._since = None
             return {}
         self._since = now if self._since is None else self._since
         unreadable = self._unreadable()
@@ -68,12 +66,10 @@ class OutOfRoom:
         worst = max(lacking, key=lambda slot: named.get(slot, 0))
         disk = self._disks[worst]
         others = set(range(len(self._disks))) - {worst, *gone, *(troubled.keys() - lacking)}
-        if now - self._since <= self._patience.wait_s(disk.id, now) or not (others and self._may_be_ordered):
-            return {}
-        rounds = self._state[Word.ROUNDS]
-        self._rounds_then = rounds if self._rounds_then is None else self._rounds_then
         count = named.get(worst, 0)
-        if rounds < self._rounds_then + 2 or worst in gone or not count:
+        if worst in gone or not count or not (others and self._may_be_ordered):
+            return {}
+        if self._rounds.lacked_room_at(worst) - self._since <= self._patience.wait_s(disk.id, now):
             return {}
         self._patience.give_up([disk.id], now)
         sample = unreadable.sample(worst, SAMPLE)

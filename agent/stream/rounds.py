@@ -140,6 +140,10 @@ class Rounds:
         """Disks of which something could not be read, or not be named, when they were asked last, and why."""
         return self._reader.problems
 
+    def lacked_room_at(self, slot: int) -> float:
+        """When there was last no room to name what a disk refused (monotonic)."""
+        return self._reader.lacked_room_at(slot)
+
     def _pause(self, seconds: float) -> None:
         self._unordered_at = self._loss_seen_at = time.monotonic() + seconds
 

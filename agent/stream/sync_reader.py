@@ -84,6 +84,10 @@ class SyncReader:
         found = {lane.slot: lane.trouble for lane in self._lanes}
         return {slot: problem for slot, problem in found.items() if problem is not None}
 
+    def lacked_room_at(self, slot: int) -> float:
+        """When there was last no room to declare what this disk refused (monotonic)."""
+        return self._lanes[slot].lacked_room_at
+
     @property
     def troubled(self) -> bool:
         """Whether disks cannot be read, so that it is no use to begin the next round at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,14 +34,17 @@ class Machine:
         self.unreadable.declare(count > 1, BAD, 0.0)
         self.unreadable.declare(0, [(7, 3)], 0.0)
         self.patience = Patience()
-        rounds: Any = SimpleNamespace(unread=lambda: self.troubles)
+        self.refused_at = 0.0
+        rounds: Any = SimpleNamespace(
+            unread=lambda: self.troubles, lacked_room_at=lambda slot: self.refused_at
+        )
         self.out_of_room = OutOfRoom(capture, self.state, rounds, lambda: self.unreadable, self.patience)
 
-    def looks(self, *gone: int, rounds: int = 2) -> list[str]:
-        """Who is given up by two looks between which so many rounds begin."""
+    def looks(self, *gone: int, asks: bool = True) -> list[str]:
+        """Who is given up by a look, before which something was refused."""
+        if asks:
+            self.refused_at = time.monotonic()
         self.found = self.out_of_room.give_up(gone)
-        self.state[Word.ROUNDS] += rounds
-        self.found |= self.out_of_room.give_up(gone)
         return [*self.found]
 
 
@@ -125,10 +129,10 @@ def test_what_nobody_has_looked_at_again_is_no_reason(clock: Callable[[float], N
     machine = Machine()
     machine.looks()
     clock(FIRST_S + 1)
-    assert machine.looks(rounds=1) == [], "the round of before goes on: no server takes what it reads, say"
+    assert machine.looks(asks=False) == [], "no server takes what is read, say"
     clock(FIRST_S)
-    assert machine.looks(rounds=0) == []
-    assert machine.looks(rounds=1) == ["sdb"]
+    assert machine.looks(asks=False) == []
+    assert machine.looks() == ["sdb"], "one refusal is enough, however long the round goes on"
 
 
 def test_of_each_epoch_what_it_declares_counts(clock: Callable[[float], None]) -> None:
