@@ -23,6 +23,7 @@ import contextlib
 import json
 import mmap
 import os
+import random
 import select
 import subprocess
 import sys
@@ -174,26 +175,28 @@ class PageReader:
 
 
 def why_unread(disk: Disk, sectors: Sequence[int]) -> str:
-    """Why half of these or more cannot be read, or not within `DEADLINE_S` for all; empty when most can. Blocks for twice that at most."""
-    end, refused = time.monotonic() + DEADLINE_S, 0
+    """Why not more than half of these can be read within `DEADLINE_S` for all; empty when they can. Blocks for twice that at most. They are
+    asked in another order each time: one that is bad for good may hold up all of a drive."""
+    end, given, cause = time.monotonic() + DEADLINE_S, 0, ""
     try:
         with contextlib.ExitStack() as stack:
             page = os.memfd_create("sample", os.MFD_CLOEXEC)
             stack.callback(os.close, page)
             os.ftruncate(page, mmap.PAGESIZE)
             reader = stack.enter_context(contextlib.closing(PageReader(disk, page)))
-            for sector in sectors:
+            for sector in random.sample(sectors, len(sectors)):
                 try:
                     reader.read(sector // _BLOCK_SECTORS * _BLOCK_SECTORS)
-                except OSError:
-                    refused += 1
-                    if 2 * refused >= len(sectors):
-                        raise
+                    given += 1
+                except OSError as exc:
+                    cause = str(exc)
+                if 2 * given > len(sectors):
+                    return ""
                 if time.monotonic() > end:
                     return f"it takes more than {DEADLINE_S:g} s to give what it refused"
     except (OSError, HangsError, DeviceError) as exc:
         return str(exc)
-    return ""
+    return cause
 
 
 class _Lines:

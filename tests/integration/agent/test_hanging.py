@@ -268,6 +268,23 @@ def failing(error: OSError) -> Callable[..., int]:
     return call
 
 
+class _HangsAt:
+    """A reader of a disk that gives all but one sector, on which it hangs for longer than anybody waits."""
+
+    def __init__(self, bad: int) -> None:
+        self._bad = bad
+
+    def __call__(self, *_: object) -> _HangsAt:
+        return self
+
+    def read(self, sector: int) -> None:
+        if sector == self._bad:
+            raise answer.HangsError("it did not answer")
+
+    def close(self) -> None:
+        pass
+
+
 def test_a_disk_that_refuses_too_much_is_left_out_although_it_answers_until_it_gives_what_it_refused(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,7 +316,12 @@ def test_a_disk_that_refuses_too_much_is_left_out_although_it_answers_until_it_g
         assert "Too many" in answer.why_unread(disk, [0])
     with monkeypatch.context() as full:
         full.setattr(answer, "DEADLINE_S", -1.0)
-        assert answer.why_unread(disk, [0])
+        assert answer.why_unread(disk, [0, 1])
+    with monkeypatch.context() as slow:
+        slow.setattr(answer, "PageReader", _HangsAt(refused[0]))
+        sample = [0, 1, 2, refused[0]]
+        while answer.why_unread(disk, sample):
+            pass  # the one that holds up the drive was asked early
     machine.sick.hang()
     machine.sick.occupy()
     assert answer.why_unread(disk, refused)
