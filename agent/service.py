@@ -99,6 +99,9 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
             for error in _known(exc):
                 await _tell_why(config, error, boot_of(kept.attached_boot_ns))
             raise
+        finally:
+            if kept.file is not None:
+                kept.file.close()  # before the lock is let go of
 
 
 async def _serve(agent: Agent, stop: asyncio.Event) -> None:

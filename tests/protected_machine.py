@@ -107,7 +107,7 @@ def slots_with_pins(r: Rig) -> set[int]:
 
 def finds(watch: Watch, *, trying: bool = False) -> bool:
     """Whether one look finds that capture can be fitted better."""
-    watch._next_try = 0.0 if trying else float("inf")
+    watch._next, watch._next_try = 0.0, 0.0 if trying else float("inf")
     watch.is_one_back()
     assert watch._thread is not None
     watch._thread.join()

@@ -11,9 +11,10 @@ boot id, the device number (major << 20 | minor) and the diskseq. Within that bo
 configured no more keeps its line, so that no other disk ever gets its id. Losing the file is an event, and loses the ids of disks that
 are configured by path alone.
 
-**What could not be written is owed** (`BindingsFile`), as is a file that somebody removed: a disk that was known goes on where the
-state_dir is full, and only this process then knows which one it is in this boot. So whoever asks in this process is told that, what is
-owed is written as soon as it can be, and until then it is said: an agent that starts meanwhile knows what the file says.
+**What could not be written is owed** (`BindingsFile`), as is all of it when somebody removed the file, damaged it or put another in its
+place: a disk that was known goes on where the state_dir is full, and only this process then knows which one it is in this boot. So
+whoever asks in this process is told that, what is owed is written as soon as it can be, and until then it is said: an agent that starts
+meanwhile knows what the file says. Hence whoever wants to change the file stops the agent first.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import msgspec
 
 from agent.capture.binding import Identity, Known, Standing, is_ruled_out, new_id, same
 from shared import decoding, durable
-from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError
+from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError, cause_of
 from shared.log.names import DiskName
 
 NAME: Final = "disks.json"
@@ -64,7 +65,7 @@ class _Document(msgspec.Struct):
 
 
 def read(state_dir: Path) -> list[Bound] | None:
-    """None: nothing was bound here before. Raises BindingDamagedError."""
+    """None: nothing was bound here before. Raises BindingDamagedError, and StateFileError when what it says cannot be had now."""
     path = state_dir / NAME
     try:
         document = decoding.decode(path.read_bytes(), type=_Document)
@@ -72,7 +73,9 @@ def read(state_dir: Path) -> list[Bound] | None:
             Identity.parse(bound.identity)
     except FileNotFoundError:
         return None
-    except (OSError, *UNDECODABLE) as exc:
+    except OSError as exc:
+        raise StateFileError(f"{path} could not be read", cause=cause_of(exc)) from exc
+    except UNDECODABLE as exc:
         raise BindingDamagedError(f"{path} could not be read", cause=str(exc)) from exc
     if document.v != 1:
         raise BindingDamagedError(f"{path} could not be read", cause=f"its format is {document.v}")
@@ -91,28 +94,43 @@ class BindingsFile:
     def __init__(self, state_dir: Path) -> None:
         self.path: Final = state_dir / NAME
         self.written: list[Bound] = []
-        """What the file says, as it was read or written last."""
+        """What the file says, as it was read first or written last."""
         self.trouble: StateFileError | None = None
         """Why something is owed; None: nothing is."""
         self._owed: list[Bound] | None = None
+        self._stands = False
+        """Whether `written` was in the file when that was read last."""
+        self._is_over = False
         self._lock = threading.Lock()
 
     def read(self) -> list[Bound] | None:
-        """What is remembered; None: nothing was bound here before. Raises BindingDamagedError."""
+        """What is remembered; None: nothing was bound here before. Raises BindingDamagedError and StateFileError, unless this process knows
+        what stood there."""
         with self._lock:
             return self._read()
 
     def _read(self) -> list[Bound] | None:
         if self._owed is not None:
             return self._owed
-        found = read(self.path.parent)
-        if found is not None:
-            self.written = found
-        elif self.written:
-            gone = StateFileError("Which disk is which is written nowhere", cause=f"{self.path} was removed")
-            self._owed, self.trouble = self.written, _unwritten(gone)
-            return self._owed
-        return found
+        if not self.written:
+            found = read(self.path.parent)
+            self.written, self._stands = found or [], found is not None
+            return found
+        if cause := self._what_happened():
+            self._stands = False
+            changed = StateFileError("Which disk is which is written nowhere", cause=cause)
+            self._owed, self.trouble = self.written, _unwritten(changed)
+        return self.written
+
+    def _what_happened(self) -> str:
+        """Why the file does not say what was written; empty when it does."""
+        try:
+            found = read(self.path.parent)
+        except (BindingDamagedError, StateFileError) as exc:
+            return f"{exc.what}: {exc.cause}"
+        if found is None:
+            return f"{self.path} was removed"
+        return "" if found == self.written else f"{self.path} was changed while the agent runs"
 
     def write(self, disks: Sequence[Bound]) -> None:
         """Raises StateFileError, and nothing more is owed than before."""
@@ -120,8 +138,10 @@ class BindingsFile:
             self._write(disks)
 
     def _write(self, disks: Sequence[Bound]) -> None:
+        if self._is_over:
+            raise StateFileError("Which disk is which was not noted", cause="the agent has ended")
         write(self.path.parent, disks)
-        self.written, self._owed, self.trouble = [*disks], None, None
+        self.written, self._owed, self.trouble, self._stands = [*disks], None, None, True
 
     def write_again(self) -> None:
         """What is owed, or what stands there: whether it can be written by now. Raises StateFileError, BindingDamagedError."""
@@ -131,10 +151,15 @@ class BindingsFile:
     def owe(self, disks: Sequence[Bound], why: StateFileError) -> StateFileError | None:
         """Keeps what could not be written, and returns what to say of it; None: the file says all of it already."""
         with self._lock:
-            is_owed = [*disks] != self.written
+            is_owed = not self._stands or [*disks] != self.written
             self._owed = [*disks] if is_owed else None
             self.trouble = _unwritten(why) if is_owed else None
             return self.trouble
+
+    def close(self) -> None:
+        """Nothing is written from here on, by no thread that is late: the file is the next agent's."""
+        with self._lock:
+            self._is_over = True
 
 
 def _unwritten(why: StateFileError) -> StateFileError:

@@ -89,7 +89,10 @@ def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
         return [], exc
 
 
-def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) -> Look:
+def look_at(
+    wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path, *, everybody: bool = False
+) -> Look:
+    """`everybody`: other disks are asked, too, whether they bear what only a disk tells and a captured one is known by."""
     pinned, _ = read_pins(pin_dir)
     said = answer.attributes(sorted(folder.name for folder in (SYSFS / "block").iterdir()))
 
@@ -114,13 +117,13 @@ def look_at(wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path) ->
     slots = {(pin.dev, pin.diskseq) for pin in pinned}
     captured = {dev: (dev, disk.diskseq) for dev, disk in found.items() if (dev, disk.diskseq) in slots}
     # Every disk that is named or captured is asked whether it answers, and who it is; of the others those that may be one that is not known
-    # by its note, or may share what one is bound by, or is to be bound by.
+    # by its note, or may share what one is bound by, or is to be bound by: as a rule no disk that sleeps is woken for this.
     answers = _ask(found[dev] for dev in {*at.values(), *captured})
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
     known = bindings.all_known(wanted, remembered, at, {dev: disk.name for dev, disk in found.items()}, boot)
     standing = [_standing(disk, answers, said) for disk in found.values()]
-    if any(_needs_others(disk, standing, captured.values()) for disk in known):
+    if any(_needs_others(disk, standing, () if everybody else captured.values()) for disk in known):
         answers |= _ask(
             disk for disk in found.values() if str(disk.path) not in answers and _may_tell(disk, known)
         )
@@ -173,12 +176,12 @@ def _standing(disk: Disk, answers: dict[str, Answer], said: Mapping[str, Attribu
     return identify.standing(disk, names, is_read=not told.cause, is_named=not _is_silent(disk, said))
 
 
-def _needs_others(known: Known, standing: Sequence[Standing], captured: Collection[tuple[int, int]]) -> bool:
-    """Whether it matters what disks say that are neither named nor captured."""
+def _needs_others(known: Known, standing: Sequence[Standing], proved: Collection[tuple[int, int]]) -> bool:
+    """Whether it matters what disks say that are neither named nor captured. `proved`: notes that say enough."""
     if known.identity is None:
         return False
     bearing = [disk for disk in standing if any(same(known.identity, one) for one in disk.identities)]
-    return len(bearing) > 1 or (known.identity.kind in TOLD and known.noted not in captured)
+    return len(bearing) > 1 or (known.identity.kind in TOLD and known.noted not in proved)
 
 
 def _may_tell(disk: Disk, known: Sequence[Known]) -> bool:

@@ -62,7 +62,7 @@ def protect(
             "which disk is which is not known any more: they are bound to what stands under their paths",
             path=str(file.path),
         )
-    look = look_at(wanted, remembered or [], pin_dir)
+    look = look_at(wanted, remembered or [], pin_dir, everybody=True)
     chosen: list[tuple[Verdict, Disk]] = []
     left_out: list[LeftOut] = []
     errors = why_not(look, given_up, refusing)

@@ -1,5 +1,7 @@
-"""Disks that are left out, went away or cannot be read, looked for while the agent runs; and a capture without order: could it have it?
-What could not be noted of those that are captured is noted as soon as it can be (`bindings.BindingsFile`).
+"""What capture is not fitted to, looked for while the agent runs: disks that are left out (also such as were given up, for they hang or
+refuse too much: `refusing`), went away or cannot be read; and a capture without order: could it have it? The captured ones are looked at,
+too, seldom: nothing may tell one from others, which is said (`shared`). What could not be noted of them is noted as soon as it can be, and
+what was removed or changed of the notes is seen (`bindings.BindingsFile`).
 
 To take a disk in ends the session, and a new epoch begins. So one of which nothing could be proved, or for which the kernel had no memory,
 is tried out first, with programs of its own, and rarely: what is captured goes on untouched, however often that fails. One that passes, and
@@ -87,35 +89,33 @@ class Watch:
         `looking`: there is something to look for, or at, beside what was left out."""
         if self._found or (self._thread is not None and self._thread.is_alive()):
             return self._found
-        if not (self.left_out or looking or self.unfit):
-            self.trouble = None
         now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + RETRY_S
         is_try = now >= self._next_try and any(self._may(name) for name in self.unfit)
-        is_look = bool(self.left_out or looking or now >= self._next_shared)
-        if is_try or ((is_look or self.file.trouble is not None) and now >= self._next):
-            self._next = now + RETRY_S
-            if is_look:
-                self._next_shared = now + (SHARED_S if self.shared else CLONES_S)
-            if is_try:
-                self._next_try = now + self._try_s
-                self._try_s = min(2 * self._try_s, TRY_LIMIT_S)
-            self._thread = threading.Thread(
-                target=self._search, args=(is_try, is_look), name="disk-watch", daemon=True
-            )
-            self._thread.start()
+        is_due = now >= self._next_shared
+        if is_try:
+            self._next_try = now + self._try_s
+            self._try_s = min(2 * self._try_s, TRY_LIMIT_S)
+        arguments = is_try, bool(self.left_out or looking), is_due
+        self._thread = threading.Thread(target=self._search, args=arguments, name="disk-watch", daemon=True)
+        self._thread.start()
         return False
 
-    def _search(self, is_try: bool, is_look: bool = True) -> None:
-        """Whatever fails, the next look comes in its time. Without a look or a try, only what is owed to the file is written."""
+    def _search(self, is_try: bool, is_look: bool = True, is_due: bool = False) -> None:
+        """Whatever fails, the next look comes in its time. Without a look or a try, only the file is looked at. `is_due`: the captured
+        disks are, and whoever may be taken for one."""
         before = self.trouble
         trouble: UnderstudyError | None = None
         try:
             self._make_up()
-            if is_try or is_look:
-                self._look(is_try)
+            if is_try or is_look or is_due:
+                self._look(is_try, is_due)
         except UnderstudyError as exc:
             trouble = exc
-            _log.warning("disks that are left out could not be looked for", **exc.as_dict())
+            if before is None or before.as_dict() != trouble.as_dict():
+                _log.warning("disks that are left out could not be looked for", **exc.as_dict())
         except Exception as exc:  # noqa: BLE001 - nobody waits for this thread: said here, or never
             trouble = DeviceError(
                 "Disks that are left out, or do not answer, cannot be looked for",
@@ -129,6 +129,7 @@ class Watch:
         self.trouble = trouble
 
     def _make_up(self) -> None:
+        self.file.read()
         if self.file.trouble is None:
             return
         try:
@@ -138,12 +139,14 @@ class Watch:
         else:
             _log.info("where the disks stand now was noted", path=str(self.file.path))
 
-    def _look(self, is_try: bool) -> None:
+    def _look(self, is_try: bool, is_due: bool) -> None:
         unwritten = self._still_unwritten()
-        look = look_at(self._wanted, self.file.read() or [], self._pin_dir)
+        look = look_at(self._wanted, self.file.read() or [], self._pin_dir, everybody=is_due)
         going_on = [v for v in look.verdicts if v.action is Action.CONTINUE]
         self.silent = frozenset(v.known.id for v in going_on if silence(v, look))
-        self.shared = bound_by_shared(going_on)
+        if is_due:
+            self.shared = bound_by_shared(going_on)
+            self._next_shared = time.monotonic() + (SHARED_S if self.shared else CLONES_S)
         errors = why_not(look)
         well = [v for v in look.verdicts if v.action is Action.ATTACH and v.known.id not in errors]
         well = [v for v in well if self._may(v.known.id) and v.known.id not in unwritten]

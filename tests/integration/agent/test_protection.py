@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from agent.capture.disks import Disk
 from agent.capture.fitting import Change
 from agent.capture.look import captured_twice, standing_now
 from agent.capture.maps import detach
+from agent.capture.watch import CLONES_S
 from shared.errors import (
     BindingDamagedError,
     NoUsableDiskError,
@@ -272,6 +274,12 @@ def test_a_lost_binding_is_said_and_a_damaged_one_refused(
     file = machine.state_dir / bindings.NAME
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
+    again, _ = machine.protect()
+    assert (machine.ids(again), file.read_bytes()) == (machine.ids(first), whole), (
+        "the running agent knows it"
+    )
+    file.write_bytes(whole[:-9])
+    machine.restart()
     with pytest.raises(BindingDamagedError, match=r"disks\.json could not be read"):
         machine.protect()
     file.unlink()
@@ -468,6 +476,46 @@ def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
     watch = machine.watch([])
     assert not finds(watch)
     assert watch.shared == {}, "its clone is away"
+
+
+def test_a_clone_is_warned_of_and_an_older_file_put_back_gives_it_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = machine.rig
+    identified_by_its_table(r.device, monkeypatch)
+    first, _ = machine.protect()
+    known = machine.file.path.read_bytes()
+    noted = machine.file.written[0].seen
+    assert noted is not None
+    clone = r.folder / "clone"
+    clone.write_bytes(r.backing[0].read_bytes())
+    with attached(clone):
+        watch = machine.watch([])
+        assert not finds(watch)
+        assert watch.shared.keys() == {r.disks[0].name}
+        assert watch._next_shared < time.monotonic() + CLONES_S / 2, "it may be detached soon"
+        identified_by_its_table(r.device, monkeypatch)  # partitioned anew: only the note says who it is
+        machine.file.path.write_bytes(known.replace(noted.boot.encode(), b"the boot before"))
+        assert not finds(watch), "a captured disk would be exchanged for its clone"
+        again, left_out = machine.protect()
+        assert (machine.ids(again), left_out, machine.changes) == (machine.ids(first), [], [])
+    assert noted in [bound.seen for bound in bindings.read(machine.state_dir) or []]
+
+
+def test_a_look_at_the_captured_disks_that_fails_is_said_until_one_succeeds(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.protect()
+    watch = machine.watch([])
+    with monkeypatch.context() as patch:
+        patch.setattr(answer, "attributes", lambda names: 1 // 0)
+        for _ in range(2):
+            assert not finds(watch)
+            assert watch.trouble is not None
+            watch.is_one_back()
+            assert watch.trouble is not None
+    assert not finds(watch)
+    assert watch.trouble is None
 
 
 def test_links_that_are_exchanged_and_a_line_more_for_a_captured_disk_change_nothing(

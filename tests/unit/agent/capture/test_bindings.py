@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from agent.capture.bindings import (
     known,
     with_notes,
 )
-from shared.errors import StateFileError
+from shared.errors import BindingDamagedError, StateFileError
 
 SEEN = Seen("this", 16, 5)
 BOUND = Bound("sdb", "/dev/x", "gpt:1", "/dev/sdb", SEEN)
@@ -120,23 +121,62 @@ def test_a_disk_that_bears_a_copy_of_another_captured_disks_table_keeps_its_note
     assert noted == lines, "each bears what the other is bound by"
 
 
-def test_a_file_that_somebody_removed_is_known_owed_and_written_again_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+OLDER = [structs.replace(BOUND, seen=Seen("before", 32, 6))]
+
+
+@pytest.mark.parametrize(
+    ("happens", "cause"),
+    [
+        (lambda path: path.unlink(), "was removed"),
+        (lambda path: bindings.write(path.parent, OLDER), "was changed"),
+        (lambda path: path.write_bytes(b""), "could not be read"),
+        (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    ],
+)
+def test_what_the_running_agent_knows_outlives_whatever_becomes_of_the_file_and_is_written_again(
+    tmp_path: Path, happens: Callable[[Path], object], cause: str
 ) -> None:
     file = BindingsFile(tmp_path)
     assert file.read() is None
     file.write([BOUND])
-    file.path.unlink()
+    assert file.read() == [BOUND]
+    assert not file.trouble
+    happens(file.path)
     assert file.read() == [BOUND]
     assert file.trouble is not None
-    assert "was removed" in file.trouble.cause
-    with monkeypatch.context() as full:
-        full.setattr(bindings, "write", lambda *_: 1 // 0)
-        with pytest.raises(ZeroDivisionError):
+    assert cause in file.trouble.cause
+    assert file.owe([BOUND], StateFileError("not noted", cause="no room")), "the file does not say it"
+    assert file.trouble is not None
+    assert file.trouble.cause == "no room"
+    if file.path.is_dir():
+        with pytest.raises(StateFileError):
             file.write_again()
+        assert file.read() == [BOUND]
+        file.path.rmdir()
     file.write_again()
     assert bindings.read(tmp_path) == [BOUND]
     assert not file.trouble
+
+
+def test_a_file_that_cannot_be_had_at_the_start_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(StateFileError, match="could not be read"):
+        BindingsFile(tmp_path).read()
+    (tmp_path / NAME).rmdir()
+    (tmp_path / NAME).write_bytes(b"{")
+    with pytest.raises(BindingDamagedError):
+        BindingsFile(tmp_path).read()
+
+
+def test_when_the_agent_has_ended_no_thread_of_it_writes_the_file(tmp_path: Path) -> None:
+    file, next_agents = BindingsFile(tmp_path), BindingsFile(tmp_path)
+    file.write(OLDER)
+    file.close()
+    next_agents.write([BOUND])
+    for late in (file.write_again, lambda: file.write(OLDER)):
+        with pytest.raises(StateFileError, match="has ended"):
+            late()
+    assert bindings.read(tmp_path) == [BOUND]
 
 
 def test_a_disk_that_is_noted_for_one_id_is_noted_for_no_other() -> None:
