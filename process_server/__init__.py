@@ -11,7 +11,6 @@
     config       the configuration file
     standing     where a machine's log stands, in the words of both
     machine_files  what lies beside a machine's spool for the next start; both rooms keep one
-    memory       large buffers go back to the system
     status       what the process server says of itself
     service      wiring
 

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from process_server import memory
 from process_server.config import ProcessServerConfig
 from process_server.machine_files import MachineFiles
 from process_server.reception.admission import Admission
@@ -24,7 +23,7 @@ from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
-from shared import identity, logging, protected, remote_vault, tls
+from shared import identity, logging, memory, protected, remote_vault, tls
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import (

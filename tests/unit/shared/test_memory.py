@@ -7,7 +7,7 @@ import sys
 
 _CHILD = """
 import sys
-from process_server import memory
+from shared import memory
 
 def resident_b():
     for line in open("/proc/self/status"):
