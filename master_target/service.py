@@ -17,7 +17,7 @@ from master_target.machine import Machine, Settings
 from master_target.targets.base import OpenTarget, Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
-from shared import identity, logging, remote_vault
+from shared import identity, logging, memory, remote_vault
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import IntegrityError, MachineNotFoundError, StorageError, UnderstudyError, UsageError
@@ -40,6 +40,7 @@ _GRACE_S: Final = 5.0
 
 async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
     """The daemon, from start to end. Raises UnderstudyError when it cannot start."""
+    memory.give_back_large_buffers()
     if config.tls is not None:
         identity.check_name(config.tls, f"{Role.MASTER_TARGET}:{config.name}")
     async with (
