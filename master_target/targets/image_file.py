@@ -3,11 +3,20 @@
     <folder>/<machine>/<disk>.img                     the disk, exactly as large as its source
     <folder>/<machine>/<disk>.state.json              its state
     <folder>/<machine>/<disk>@<epoch>-<batch>-<n>.img  a snapshot; its state beside it, written last
+    <folder>/<machine>/.<disk>.lock                   locked (flock) by whoever has the disk
 
-One writer (I7): the image is locked (flock) while it is open. The kernel has no stray requests: a write has
-happened when it returns, or never happens; and no method ends, not even when it is cancelled, while its
-thread is still at work. Order is made by fdatasync: `finish` syncs the data before the state that claims it,
-and the state is replaced as a whole (shared/durable.py). A power cut in mid-interval is as a crash.
+One writer (I7). The lock is of the disk's place, and taken before anything there is looked at: an image that is
+removed or replaced while its owner stands still lets nobody else in. The image is locked as well, which is what
+older versions locked, and what holds when somebody removes the lock file, too. An owner names the image by its
+path, but writes to the one that it opened. So before each state it looks whether they are the same file still:
+if so, nobody else has it. If not, nothing is written; and what the state there says, which was of the image
+that went, goes as well, unless the lock is not ours any more: then it is another owner's. What is left is
+somebody who removes lock and image while their owner stands still just between that look and the rename.
+
+The kernel has no stray requests: a write has happened when it returns, or never happens; and no method ends,
+not even when it is cancelled, while its thread is still at work. Order is made by fdatasync: `finish` syncs the
+data before the state that claims it, and the state is replaced as a whole (shared/durable.py). A power cut in
+mid-interval is as a crash.
 
 Snapshots are clones (FICLONE: xfs, btrfs) where the file system has them, else sparse copies. One that
 cannot be completed is removed at once: it may hold the last of the room. One without state document is one
@@ -19,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -29,7 +39,7 @@ from master_target.targets.base import Snapshot
 from master_target.targets.state import DiskInterval, DiskState, decode
 from shared import decoding, durable
 from shared.crashpoints import reach
-from shared.errors import UNDECODABLE, ImageFileError, LeaseHeldError, SeedDiskError
+from shared.errors import UNDECODABLE, ImageFileError, LeaseHeldError, LeaseLostError, SeedDiskError
 from shared.recovery.seed import shown_position
 from shared.recovery.sparse import SparseFile
 from shared.threads import in_thread
@@ -43,11 +53,13 @@ class ImageTarget:
 
     kind: Final = "image"
 
-    def __init__(self, path: Path, image: SparseFile, state: DiskState) -> None:
+    def __init__(self, path: Path, lock: int, image: SparseFile, state: DiskState) -> None:
         self.name = path.stem
         self._path = path
+        self._lock = lock
         self._image = image
         self._state = state
+        self._open_files = contextlib.ExitStack()
 
     @classmethod
     async def open(cls, folder: Path, machine: str, disk: str, disk_b: int) -> ImageTarget:
@@ -71,29 +83,26 @@ class ImageTarget:
 
     @classmethod
     def _open(cls, path: Path, disk_b: int) -> ImageTarget:
-        with _translated(path, "opened"):
-            durable.make_folder(path.parent)
-            state_path = path.with_suffix(".state.json")
-            if not path.exists() and state_path.exists():
-                # Somebody deleted the image: what the state says is true of nothing any more, and must not be of an empty image.
-                durable.remove_file(state_path)
-                durable.sync_folder(path.parent)
-        image = SparseFile(path, disk_b if not path.exists() else path.stat().st_size)
-        try:
-            fcntl.flock(image.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if state_path.exists():
-                return cls(path, image, decode(_read_state(state_path), path.name))
-            state = DiskState(disk_b=disk_b)
-            _write_state(state_path, state)
-            return cls(path, image, state)
-        except BlockingIOError as exc:
-            image.close()
-            raise LeaseHeldError(
-                f"Disk image {path} could not be locked", cause="another master target uses it"
-            ) from exc
-        except BaseException:
-            image.close()
-            raise
+        state_path = path.with_suffix(".state.json")
+        with contextlib.ExitStack() as stack:
+            with _translated(path, "opened"):
+                durable.make_folder(path.parent)
+                lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                stack.callback(os.close, lock)
+                _lock(lock, path)
+                if not path.exists() and state_path.exists():
+                    # Somebody deleted the image: what the state says is true of nothing any more, and must not be of an empty image.
+                    _forget(state_path)
+                image = SparseFile(path, disk_b if not path.exists() else path.stat().st_size)
+                stack.callback(image.close)
+                _lock(image.fileno(), path)
+            known = state_path.exists()
+            state = decode(_read_state(state_path), path.name) if known else DiskState(disk_b=disk_b)
+            target = cls(path, lock, image, state)
+            if not known:
+                target._record(state)
+            target._open_files = stack.pop_all()
+            return target
 
     @property
     def state(self) -> DiskState:
@@ -140,13 +149,28 @@ class ImageTarget:
             _remove_snapshot(path)
 
     async def close(self) -> None:
-        self._image.close()
+        self._open_files.close()
 
     def _record(self, state: DiskState) -> None:
+        self._check_ours()
         _write_state(self._path.with_suffix(".state.json"), state)
         self._state = state
 
+    def _check_ours(self) -> None:
+        """Raises LeaseLostError when the image that lies there is not the one that was opened."""
+        with _translated(self._path, "looked at"):
+            if _is_at(self._image.fileno(), self._path):
+                return
+            if _is_at(self._lock, _lock_path(self._path)):
+                _forget(self._path.with_suffix(".state.json"))
+        raise LeaseLostError(
+            f"Disk image {self._path} is not ours any more",
+            cause="somebody removed it, or put another file in its place, while it was being written",
+            action="Nothing: it is opened anew, and built from the log if its state is gone.",
+        )
+
     def _snapshot(self) -> str:
+        self._check_ours()
         base = f"{self._path.stem}@{self._state.cursor}"
         taken = {p.name for p in self._path.parent.glob(f"{base}-*.img")}
         name = next(n for i in range(len(taken) + 1) if (n := f"{base}-{i}.img") not in taken)
@@ -178,6 +202,33 @@ class ImageTarget:
                 disk = path.name.split("@", 1)[0]
                 found.append(Snapshot(disk, path.name, position, path.stat().st_mtime))
         return found
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.lock")
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise LeaseHeldError(
+            f"Disk image {path} could not be locked", cause="another master target uses it"
+        ) from exc
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether the open file is what `path` names."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _forget(state_path: Path) -> None:
+    durable.remove_file(state_path)
+    with contextlib.suppress(FileNotFoundError):
+        durable.sync_folder(state_path.parent)
 
 
 def _remove_snapshot(path: Path) -> None:

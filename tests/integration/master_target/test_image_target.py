@@ -14,8 +14,8 @@ from master_target.targets.image_file import ImageTarget
 from master_target.targets.state import DiskInterval
 from shared import durable
 from shared.batch import Buffer
-from shared.errors import ImageFileError, SeedDiskError
-from shared.recovery.position import Position
+from shared.errors import ImageFileError, LeaseHeldError, LeaseLostError, SeedDiskError
+from shared.recovery.position import NOWHERE, Position
 from shared.recovery.sparse import SparseFile
 from tests.epoch_ids import CLAIM
 
@@ -105,7 +105,71 @@ async def test_a_snapshot_that_cannot_be_completed_leaves_nothing_behind(
         for _ in range(2):
             with pytest.raises(ImageFileError, match="No space left"):
                 await target.snapshot()
-    assert sorted(p.name for p in (tmp_path / "web1").iterdir()) == ["sda.img", "sda.state.json"]
+    assert sorted(p.name for p in (tmp_path / "web1").iterdir()) == [
+        ".sda.lock",
+        "sda.img",
+        "sda.state.json",
+    ]
     await target.snapshot()
     assert [s.position for s in await target.snapshots()] == [FIRST[1]]
     await target.close()
+
+
+async def test_an_image_that_is_removed_lets_no_second_owner_in_and_is_begun_anew(tmp_path: Path) -> None:
+    owner = await begun(tmp_path)
+    (tmp_path / "web1" / "sda.img").unlink()
+    with pytest.raises(LeaseHeldError, match="another master target"):
+        await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
+    with pytest.raises(LeaseLostError, match="removed"):
+        await owner.finish()
+    await owner.close()
+    assert await cursor_when_opened(tmp_path) == NOWHERE
+
+
+@pytest.mark.parametrize("clean", [False, True])
+async def test_an_image_that_is_replaced_gets_neither_state_nor_snapshot_of_the_one_that_was_written_to(
+    tmp_path: Path, clean: bool
+) -> None:
+    owner = await begun(tmp_path)
+    if clean:
+        await owner.finish()
+    other = tmp_path / "other"
+    other.write_bytes(bytes(DISK_B))
+    other.replace(tmp_path / "web1" / "sda.img")
+    with pytest.raises(LeaseLostError, match="another file in its place"):
+        await (owner.snapshot() if clean else owner.finish())
+    assert await owner.snapshots() == []
+    await owner.close()
+    assert await cursor_when_opened(tmp_path) == NOWHERE
+
+
+@pytest.mark.parametrize("clean", [False, True])
+async def test_an_owner_whose_files_were_all_removed_touches_nothing_of_the_next_one(
+    tmp_path: Path, clean: bool
+) -> None:
+    old = await begun(tmp_path)
+    if clean:
+        await old.finish()
+    for path in (tmp_path / "web1").iterdir():
+        path.unlink()
+    new = await begun(tmp_path, 3)
+    await new.finish()
+    with pytest.raises(LeaseLostError):
+        await (old.snapshot() if clean else old.finish())
+    await old.close()
+    assert await new.snapshots() == []
+    await new.close()
+    assert await cursor_when_opened(tmp_path) == Position.of(1, 3)
+
+
+async def begun(folder: Path, end: int = 5) -> ImageTarget:
+    target = await ImageTarget.open(folder, "web1", "sda", DISK_B)
+    await target.begin(DiskInterval(FIRST[0], Position.of(1, end), DISK_B, CLAIM))
+    await target.write(0, memoryview(bytes([end]) * 512))
+    return target
+
+
+async def cursor_when_opened(folder: Path) -> Position:
+    target = await ImageTarget.open(folder, "web1", "sda", DISK_B)
+    await target.close()
+    return target.state.cursor
