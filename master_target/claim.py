@@ -14,7 +14,7 @@ import socket
 from master_target.leases import KeptLease
 from shared import logging
 from shared.blob import BlobStore
-from shared.errors import BlobExistsError, LeaseHeldError
+from shared.errors import BlobExistsError, LeaseHeldError, LeaseLostError
 from shared.log import names
 
 _log = logging.get()
@@ -23,7 +23,8 @@ _log = logging.get()
 class Claim:
     """Make it with `take`."""
 
-    def __init__(self, lease: KeptLease) -> None:
+    def __init__(self, machine: str, lease: KeptLease) -> None:
+        self._machine = machine
         self._lease = lease
 
     @classmethod
@@ -42,7 +43,7 @@ class Claim:
                 raise
             _log.info("claim of a predecessor broken", machine=machine, owner=owner)
             lease = await KeptLease.take(store, names.MASTER, by_force=True)
-        claim = cls(lease)
+        claim = cls(machine, lease)
         try:
             metadata = {"owner": owner, "host": socket.gethostname(), "pid": str(os.getpid())}
             await store.set_metadata(names.MASTER, metadata, lease.id)
@@ -55,6 +56,14 @@ class Claim:
     def lost(self) -> asyncio.Event:
         """Set once the claim is another's."""
         return self._lease.lost
+
+    async def check(self) -> None:
+        """Raises LeaseLostError once the claim is another's, as far as storage tells."""
+        if not await self._lease.is_held():
+            raise LeaseLostError(
+                f"The claim on machine {self._machine} was lost",
+                cause="another master target took it, somebody deleted its blob, or it could not be renewed in time",
+            )
 
     async def release(self) -> None:
         await self._lease.release()

@@ -30,7 +30,9 @@ _log = logging.get()
 
 
 class Epochs:
-    """The epoch that is being applied, and its disks. `look(epoch)` has the follower read the index from that epoch on."""
+    """The epoch that is being applied, and its disks. `look(epoch)` has the follower read the index from that epoch on. `check_claim`
+    raises LeaseLostError once the machine is another's.
+    """
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Epochs:
         log: Follower,
         open_target: OpenTarget,
         look: Callable[[int], Awaitable[None]],
+        check_claim: Callable[[], Awaitable[None]],
     ) -> None:
         self.current = 0
         """0 until there is one."""
@@ -49,6 +52,7 @@ class Epochs:
         self._log = log
         self._open_target = open_target
         self._look = look
+        self._check_claim = check_claim
         self._left_at = NOWHERE
         """Where the disks stood when they were closed, for reports."""
 
@@ -128,7 +132,11 @@ class Epochs:
             )
 
     async def _open(self, info: EpochInfo) -> None:
-        """Open the targets of the epoch's disks; keep those that are open, close those that are not in it. Raises LogMisfitError."""
+        """Open the targets of the epoch's disks; keep those that are open, close those that are not in it. Raises LogMisfitError.
+
+        A disk is taken from whoever has it. So whoever was stopped meanwhile asks first whether the machine is still ours: it may be the
+        real owner's.
+        """
         check_disks(self._machine, info.epoch, info.disks)
         before = {disk.target.name: disk.target for disk in self.disks}
         self.disks = [
@@ -141,5 +149,6 @@ class Epochs:
         opened = {disk.target.name for disk in self.disks}
         for d in info.disks:
             if d.name not in opened:
+                await self._check_claim()
                 target = await self._open_target(self._store, self._machine, d.name, d.sectors * SECTOR)
                 self.disks.append(DiskTarget(d.number, d.sectors * SECTOR, target, d.serial))

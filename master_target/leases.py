@@ -56,6 +56,17 @@ class KeptLease:
         await store.leases.break_now(blob)
         return await cls._acquire(store, blob)
 
+    async def is_held(self) -> bool:
+        """False, and `lost` is set, when storage says so; True also when it does not answer in time."""
+        if not self.lost.is_set():
+            try:
+                await self._renew(self._loop.time() + _ATTEMPT_S)
+            except (LeaseLostError, BlobNotFoundError):
+                self.lost.set()
+            except StorageError as exc:
+                _log.warning("lease not looked at", blob=self._lease.name, **exc.as_dict())
+        return not self.lost.is_set()
+
     async def release(self) -> None:
         """Give it back. If that fails, nothing is wrong: it ends by itself within a minute."""
         self._renewal.cancel()

@@ -30,7 +30,6 @@ from shared.errors import (
     IntegrityError,
     KeyUnavailableError,
     LeaseHeldError,
-    LeaseLostError,
     SeedDiskError,
     StorageError,
     UnderstudyError,
@@ -92,6 +91,7 @@ class Machine:
                     LeaseHeldError
                 ):  # the machine's; a disk that is held although the machine is ours is a failure
                     self._state = "claimed by another master target"
+                    self._failure = self._work = None  # what is wrong is its owner's to tell
                     await wait_for(stop, _TAKEN_S)
                     continue
                 first = False
@@ -145,6 +145,10 @@ class Machine:
         )
         try:
             await parallel(stages, len(stages))
+        except Exception:
+            # What fails while another works on the log and the disks says nothing of them: it is a takeover.
+            await claim.check()
+            raise
         finally:
             await work.close()
             self._state = "stopped"
@@ -158,10 +162,7 @@ class Machine:
             for wait in waits:
                 wait.cancel()
         if claim.lost.is_set():
-            raise LeaseLostError(
-                f"The claim on machine {self.name} was lost",
-                cause="another master target took it, somebody deleted its blob, or it could not be renewed in time",
-            )
+            await claim.check()
         work.ending.set()
 
     def _note_trouble(self, error: StorageError | None) -> None:
@@ -192,11 +193,10 @@ class _Work:
         self.ending = asyncio.Event()
         self._name = name
         self._settings = settings
-        self._claim = claim
         self._pruner = pruner
         self._log = Follower(store, vault, name)
         self._points = PointMaker(store, name)
-        self._epochs = Epochs(store, name, self._log, open_target, self._look)
+        self._epochs = Epochs(store, name, self._log, open_target, self._look, claim.check)
         self._looking = asyncio.Lock()
         self._stepper = Stepper(
             self._log,

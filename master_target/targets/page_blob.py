@@ -33,6 +33,7 @@ from shared.blob import BlobInfo, BlobStore, Retry
 from shared.errors import (
     BlobExistsError,
     BlobNotFoundError,
+    LeaseLostError,
     PreconditionError,
     SeedDiskError,
 )
@@ -174,11 +175,15 @@ class PageBlobTarget:
 
     async def _look_again(self, *expected: DiskState) -> DiskState:
         """Read ETag and state; the state must be one of `expected`, else there is another writer:
-        SeedDiskError.
+        LeaseLostError when it has our lease, SeedDiskError when nobody should have.
         """
         info = await self._store.properties(self._blob)
         found = decode(info.metadata, self._blob)
         if found not in expected:
+            if not await self._lease.is_held():
+                raise LeaseLostError(
+                    f"Seed disk {self._blob} is not ours any more", cause="another master target took it"
+                )
             raise SeedDiskError(
                 f"Seed disk {self._blob} was changed by somebody else",
                 cause=f"it says cursor {found.cursor}, pending {found.pending}; we left it at "

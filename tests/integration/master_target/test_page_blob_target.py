@@ -107,6 +107,20 @@ async def test_an_owner_that_lost_its_lease_changes_nothing_any_more(store: Blob
     await old.close()
 
 
+@pytest.mark.parametrize("step", ["begin", "snapshot"])
+async def test_an_owner_whose_disk_went_on_under_another_is_told_of_the_takeover_and_of_no_damage(
+    store: BlobStore, step: str
+) -> None:
+    old = await PageBlobTarget.open(store, "web1", "sda", MIB)
+    new = await PageBlobTarget.open(store, "web1", "sda", MIB, take=True)
+    await new.begin(DiskInterval(*FIRST, MIB, CLAIM))
+    await new.finish()
+    with pytest.raises(LeaseLostError):
+        await (old.snapshot() if step == "snapshot" else old.begin(DiskInterval(*FIRST, MIB, CLAIM)))
+    await new.close()
+    await old.close()
+
+
 async def test_a_stray_write_between_finish_and_snapshot_does_not_stop_the_snapshot(store: BlobStore) -> None:
     target = await PageBlobTarget.open(store, "web1", "sda", MIB)
     await target.begin(DiskInterval(*FIRST, MIB, CLAIM))
