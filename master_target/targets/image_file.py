@@ -2,7 +2,7 @@
 
     <folder>/<machine>/<disk>.img                     the disk, exactly as large as its source
     <folder>/<machine>/<disk>.state.json              its state
-    <folder>/<machine>/<disk>@<epoch>-<batch>-<n>.img  a snapshot; its state beside it, written last
+    <folder>/<machine>/<disk>@<epoch>-<batch>-<n>.img  a snapshot, <n> random; its state beside it, written last
     <folder>/<machine>/.<disk>.lock                   locked (flock) by whoever has the disk
 
 One writer (I7). The lock is of the disk's place, and taken before anything there is looked at: an image that is
@@ -20,7 +20,8 @@ mid-interval is as a crash.
 
 Snapshots are clones (FICLONE: xfs, btrfs) where the file system has them, else sparse copies. One that
 cannot be completed is removed at once: it may hold the last of the room. One without state document is one
-whose making was cut off by a kill: it shows no position, and goes as an orphan.
+whose making was cut off by a kill: it shows no position, and goes as an orphan. No name is given twice: who
+deletes an orphan, however late, deletes no other snapshot.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -171,9 +173,7 @@ class ImageTarget:
 
     def _snapshot(self) -> str:
         self._check_ours()
-        base = f"{self._path.stem}@{self._state.cursor}"
-        taken = {p.name for p in self._path.parent.glob(f"{base}-*.img")}
-        name = next(n for i in range(len(taken) + 1) if (n := f"{base}-{i}.img") not in taken)
+        name = f"{self._path.stem}@{self._state.cursor}-{secrets.token_hex(8)}.img"
         path = self._path.with_name(name)
         try:
             self._copy_to(path)

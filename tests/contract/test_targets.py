@@ -198,6 +198,17 @@ async def test_two_snapshots_of_one_position_are_two_snapshots(target: Target) -
     assert [s.position for s in await target.snapshots()] == [FIRST[1], FIRST[1]]
 
 
+async def test_a_late_deletion_of_a_snapshot_that_is_gone_meets_no_newer_one(target: Target) -> None:
+    """It may be an earlier owner's: a request of storage's, or a process that stood still."""
+    await target.begin(DiskInterval(*FIRST, DISK_B, CLAIM))
+    await target.finish()
+    orphan = await target.snapshot()
+    await target.delete_snapshot(target.name, orphan)
+    named = await target.snapshot()
+    await target.delete_snapshot(target.name, orphan)
+    assert [s.id for s in await target.snapshots()] == [named]
+
+
 async def test_a_disk_has_one_owner(kind: Kind, target: Target) -> None:
     with pytest.raises(LeaseHeldError):
         await kind.open()
