@@ -63,7 +63,7 @@ class KeptLease:
                 await self._renew(self._loop.time() + _ATTEMPT_S)
             except (LeaseLostError, BlobNotFoundError):
                 self.lost.set()
-            except StorageError as exc:
+            except UnderstudyError as exc:
                 _log.warning("lease not looked at", blob=self._lease.name, **exc.as_dict())
         return not self.lost.is_set()
 
