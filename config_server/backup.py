@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import Final
 
 from config_server import database
-from config_server.belonging import TOKEN_FILE, check_parts
+from config_server.belonging import PARTS, TOKEN_FILE, check_parts
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE, translated
 from shared import durable
 from shared.errors import ConfigError
 
-PARTS: Final = {"ca.key": 0o600, "ca.pem": 0o644, DATABASE_FILE: 0o600, TOKEN_FILE: 0o600}
-"""In a backup, and with which modes they go back."""
 _ELSEWHERE: Final = "Give the name of a file, new or an older backup, outside of the data folder."
 _JOURNAL_MODE: Final = slice(18, 20)
 """In the header of a database: 2, 2 while it has a write-ahead log, which a backup has not."""

@@ -19,6 +19,8 @@ from shared import decoding
 from shared.errors import UNDECODABLE, ConfigError
 
 TOKEN_FILE: Final = "operator.token"
+PARTS: Final = {"ca.key": 0o600, "ca.pem": 0o644, DATABASE_FILE: 0o600, TOKEN_FILE: 0o600}
+"""In a backup, and with which modes they go back."""
 OPERATOR: Final = "admin"
 """Whose it is."""
 RESTORING: Final = "restoring"

@@ -27,8 +27,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from config_server import audit, database, lock, restored, tokens
-from config_server.backup import PARTS, as_owner, check
-from config_server.belonging import OPERATOR, RESTORING, TOKEN_FILE, Stage, stage_of, way_back
+from config_server.backup import as_owner, check
+from config_server.belonging import OPERATOR, PARTS, RESTORING, TOKEN_FILE, Stage, stage_of, way_back
 from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE
 from config_server.restored import Restored

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from config_server import backup, restoring
+from config_server import backup, belonging, restoring
 from config_server.config import ConfigServerConfig
 from shared import api, durable
 from shared.errors import CertificateRevokedError, ConfigError, DataFolderInUseError, StateFileError
@@ -118,7 +118,7 @@ async def test_nothing_is_touched_for_a_file_that_is_no_whole_backup(tmp_path: P
             await server.enrolled("agent", "web1", made.data_dir.parent / "web1")
             backup.backup(made, target)
     with tarfile.open(target) as archive:
-        parts = {name: archive.extractfile(name).read() for name in backup.PARTS}  # type: ignore[union-attr]
+        parts = {name: archive.extractfile(name).read() for name in belonging.PARTS}  # type: ignore[union-attr]
     foreign = {
         **parts,
         "ca.key": (config.data_dir / "ca.key").read_bytes(),

@@ -30,8 +30,8 @@ from shared.messages import CommandKind, CommandState
 from shared.vocabulary import Role
 from tests.config_parts import config_for
 
-OLD = {name: f"old {name}".encode() for name in (*backup.PARTS, "state.db-wal", "state.db-shm")}
-NEW = {name: f"new {name}".encode() for name in backup.PARTS}
+OLD = {name: f"old {name}".encode() for name in (*belonging.PARTS, "state.db-wal", "state.db-shm")}
+NEW = {name: f"new {name}".encode() for name in belonging.PARTS}
 
 
 def old_folder(folder: Path) -> Path:
@@ -303,7 +303,7 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
 
 def members(**changes: Any) -> list[tarfile.TarInfo]:
     found = []
-    for name in backup.PARTS:
+    for name in belonging.PARTS:
         member = tarfile.TarInfo(name)
         for field, value in changes.items():
             setattr(member, field, value)
