@@ -3,7 +3,7 @@
 What cannot be made again: the CA, the database, the operator token. They belong together, and are only taken and given back
 together. A file copy of a database that is in use is none (what was committed last is in `state.db-wal`), and a database beside
 another one's `-wal` is damaged by it. So the database is read through SQLite, while the server runs, and a restore moves everything
-of the folder aside first; until it is done the server does not start there (`restoring`).
+of the folder aside first; until it is done the server does not start there, and nothing is backed up (`restoring`).
 
 Both run as root or as the config server's user: whatever they touch in the data folder, they do as its owner.
 """
@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from config_server import database
-from config_server.belonging import PARTS, TOKEN_FILE, check_parts
+from config_server import database, lock
+from config_server.belonging import PARTS, TOKEN_FILE, check_folder, check_parts
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE, translated
@@ -33,10 +33,14 @@ _JOURNAL_MODE: Final = slice(18, 20)
 
 
 def backup(config: ConfigServerConfig, target: Path) -> int:
-    """Puts the data folder's parts into `target`, whole or not at all; its size. Raises StateFileError, DatabaseError, ConfigError."""
+    """Puts the data folder's parts into `target`, whole or not at all; its size. Raises StateFileError, DatabaseError, ConfigError,
+    DataFolderInUseError."""
     folder = config.data_dir
     target = _place(target, folder)
-    with durable.named(f"The data folder {folder} could not be read"), as_owner(folder):
+    with durable.named(f"The data folder {folder} could not be read"), as_owner(folder), lock.still(folder):
+        check_folder(
+            folder
+        )  # a half restored one may have its database, and not the log with the last commits
         parts = {name: (folder / name).read_bytes() for name in PARTS if name != DATABASE_FILE}
         parts[DATABASE_FILE] = snapshot(folder / DATABASE_FILE)
     check(parts, f"The data folder {folder} was not backed up")

@@ -4,6 +4,7 @@ admits who was revoked, without a word."""
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -60,7 +61,7 @@ def way_back(folder: Path) -> str:
 def check_folder(folder: Path) -> None:
     """The operator token is written last: where it is, there was a database. A new one in its place would admit every certificate
     that was ever revoked. Raises ConfigError."""
-    if (folder / RESTORING).exists():
+    if os.path.lexists(folder / RESTORING):
         raise ConfigError(
             f"The data folder {folder} is half restored",
             cause="the restore was cut off",

@@ -74,7 +74,7 @@ def put(folder: Path, parts: dict[str, bytes]) -> Path | None:
     """Puts them into the data folder; the folder with what was there, if anything was. Raises StateFileError, DataFolderInUseError."""
     try:
         durable.make_folder(folder)
-        with as_owner(folder), _held(folder):
+        with as_owner(folder), _held(folder), lock.moving(folder):
             return _put(folder, parts)
     except OSError as exc:
         place = f" ({os.fsdecode(exc.filename)})" if exc.filename else ""

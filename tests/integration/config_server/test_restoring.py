@@ -7,6 +7,7 @@ import errno
 import io
 import itertools
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -25,7 +26,7 @@ from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.tokens import Grant
 from shared import durable, enrol
-from shared.errors import ConfigError, StateFileError, TokenUnknownError
+from shared.errors import ConfigError, DataFolderInUseError, StateFileError, TokenUnknownError
 from shared.messages import CommandKind, CommandState
 from shared.vocabulary import Role
 from tests.config_parts import config_for
@@ -299,6 +300,56 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
     after = (config.data_dir / "operator.token").read_text().strip()
     with contextlib.closing(database.connect(config.data_dir / "state.db")) as db:
         assert (tokens.operator_of(db, before), tokens.operator_of(db, after)) == (None, "admin")
+
+
+def test_a_backup_has_the_last_commits_or_is_refused_wherever_a_restore_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database without its log is whole, and lacks them. And whoever opens it leaves an empty log there."""
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)
+    config, target = config_for(tmp_path), tmp_path / "backup.tar"
+    with contextlib.closing(installation(config)) as db:
+        shutil.copytree(config.data_dir, tmp_path / "killed")
+        assert db.execute("SELECT * FROM operators").fetchall()
+    assert (tmp_path / "killed" / "state.db-wal").stat().st_size
+    ends = set[bool]()
+    for line in itertools.count():
+        shutil.rmtree(config.data_dir)
+        shutil.copytree(tmp_path / "killed", config.data_dir)
+        if not is_killed_at(line, config.data_dir):
+            break
+        there = {path.name for path in config.data_dir.iterdir()}
+        is_half = "restoring" in there
+        if ends >= {is_half} and not is_half:
+            continue  # each takes its time
+        with pytest.raises(ConfigError, match="half restored") if is_half else contextlib.nullcontext():
+            backup.backup(config, target)
+        ends.add(is_half)
+        if is_half:
+            assert {path.name for path in config.data_dir.iterdir()} == there
+    assert ends == {True, False}
+
+
+def test_a_backup_and_a_restore_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, target = config_for(tmp_path), tmp_path / "backup.tar"
+    installation(config).close()
+
+    def during(module: Any, name: str, other: Callable[[], object], cause: str) -> None:
+        really = getattr(module, name)
+
+        def tried(*args: Any) -> Any:
+            with pytest.raises(DataFolderInUseError) as refused:
+                other()
+            assert refused.value.cause == cause
+            return really(*args)
+
+        monkeypatch.setattr(module, name, tried)
+
+    during(backup, "snapshot", lambda: restoring.put(config.data_dir, NEW), "it is being backed up")
+    backup.backup(config, target)
+    monkeypatch.undo()
+    during(restoring, "_put", lambda: backup.backup(config, target), "it is being restored")
+    restoring.restore(config, target)
 
 
 def members(**changes: Any) -> list[tarfile.TarInfo]:
