@@ -22,6 +22,8 @@ from shared.errors import UNDECODABLE, ConfigError
 TOKEN_FILE: Final = "operator.token"
 PARTS: Final = {"ca.key": 0o600, "ca.pem": 0o644, DATABASE_FILE: 0o600, TOKEN_FILE: 0o600}
 """In a backup, and with which modes they go back."""
+LOGS: Final = tuple(f"{DATABASE_FILE}-{log}" for log in ("wal", "shm", "journal"))
+"""SQLite applies them to whatever database they lie beside; a restored one has the last until its server made the first."""
 OPERATOR: Final = "admin"
 """Whose it is."""
 RESTORING: Final = "restoring"
@@ -32,10 +34,15 @@ class Stage(msgspec.Struct, frozen=True):
     """The file `restoring` (restoring.py)."""
 
     aside: str
-    """A folder in the data folder; empty where nothing was there."""
+    """A folder in the data folder, made when something is moved there; empty: an earlier version found nothing to move."""
     moved: bool = False
     names: tuple[str, ...] | None = None
     """What was there; None: an earlier version did not say."""
+
+    @property
+    def since(self) -> str:
+        """How the names of the folders begin in which is what was not there."""
+        return f"since-{self.aside.removeprefix('replaced-')}-"
 
 
 def stage_of(folder: Path) -> Stage | None:
@@ -43,6 +50,31 @@ def stage_of(folder: Path) -> Stage | None:
     with contextlib.suppress(FileNotFoundError, *UNDECODABLE):
         return decoding.decode((folder / RESTORING).read_bytes(), type=Stage)
     return None
+
+
+def there(folder: Path) -> list[str]:
+    """What a restore replaces; a log is named before its database."""
+    return [name for name in (*LOGS, *PARTS) if os.path.lexists(folder / name)]
+
+
+def came_since(folder: Path, stage: Stage) -> list[str]:
+    """Of what is there, that which was not before the restore: a backup's, or somebody made it or put it there. The rest is what is not
+    aside yet, or was moved back by hand. A log is its database's; one without a database was moved back before it, or is nobody's."""
+    aside, names = folder / stage.aside, stage.names
+    found = there(folder)
+
+    def was_there(name: str) -> bool:
+        if os.path.lexists(aside / name):
+            return False
+        if name in LOGS and DATABASE_FILE in found:
+            return was_there(DATABASE_FILE)
+        if stage.moved and not aside.is_dir():
+            return False  # somebody has removed it: what is here may be all that is left, or a backup's
+        if name in LOGS:
+            return name in (names or ())
+        return not stage.moved or names is None or name in names
+
+    return [name for name in found if not was_there(name)]
 
 
 def way_back(folder: Path) -> str:

@@ -5,10 +5,14 @@ is there is moved aside, into one folder, since a database that is parted from i
 The file `restoring` says how far this is; a second run, of whatever backup, goes on from there, and until it is done the server does not
 start. Where one of the files cannot be moved aside, all are moved back.
 
+Between two runs people look, copy and move. What a run finds in the folder is what was there (not moved yet, or moved back by hand) and
+goes to `aside`, or it came since (`belonging.came_since`) and goes to `since-…`: nothing is written over, or removed, and a database goes
+where its logs went.
+
     NAME.new                           of a backup; nobody reads it, and each run begins with removing it
     restoring: {aside, moved: false}   what is there is moved to `aside`: each file is in one of the two places, whole
     restoring: {aside, moved: true}    `aside` holds all that was there, but for what somebody moved back by hand; else what lies in the
-                                       folder itself comes from a backup, and gives way
+                                       folder itself comes from a backup, or from somebody
     none                               all parts are of one backup
 """
 
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import itertools
 import os
 import sqlite3
 import tarfile
@@ -28,7 +33,18 @@ import msgspec
 
 from config_server import audit, database, lock, restored, tokens
 from config_server.backup import as_owner, check
-from config_server.belonging import OPERATOR, PARTS, RESTORING, TOKEN_FILE, Stage, stage_of, way_back
+from config_server.belonging import (
+    LOGS,
+    OPERATOR,
+    PARTS,
+    RESTORING,
+    TOKEN_FILE,
+    Stage,
+    came_since,
+    stage_of,
+    there,
+    way_back,
+)
 from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE
 from config_server.restored import Restored
@@ -37,15 +53,22 @@ from shared import durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ConfigError, DataFolderInUseError, StateFileError, cause_of
 
-_BESIDE: Final = (f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm")
 _MOST_B: Final = {name: 1 << 20 for name in PARTS} | {DATABASE_FILE: 1 << 31}
 """Of each part: it is read into memory, and SQLite takes no larger database from there."""
 _NEW: Final = ".new"
 
 
-class Done(NamedTuple):
+class Kept(NamedTuple):
     aside: Path | None
     """The folder with what was there; None: nothing was."""
+    lost: list[str]
+    """Of the parts that were there: somebody took them from `aside`."""
+    since: list[Path]
+    """The folders with what came since."""
+
+
+class Done(NamedTuple):
+    kept: Kept
     restored: Restored
     is_roots: bool
     """Root had to make the folder."""
@@ -70,8 +93,8 @@ def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: boo
     return Done(put(config.data_dir, parts), found, is_roots=not was_there and os.geteuid() == 0)
 
 
-def put(folder: Path, parts: dict[str, bytes]) -> Path | None:
-    """Puts them into the data folder; the folder with what was there, if anything was. Raises StateFileError, DataFolderInUseError."""
+def put(folder: Path, parts: dict[str, bytes]) -> Kept:
+    """Puts them into the data folder. Raises StateFileError, DataFolderInUseError."""
     try:
         durable.make_folder(folder)
         with as_owner(folder), _held(folder), lock.moving(folder):
@@ -91,25 +114,33 @@ def put(folder: Path, parts: dict[str, bytes]) -> Path | None:
         ) from exc
 
 
-def _put(folder: Path, parts: dict[str, bytes]) -> Path | None:
+def _put(folder: Path, parts: dict[str, bytes]) -> Kept:
     _write_new(folder, parts)
     stage = _stage(folder)
-    if not stage.moved:
+    if stage.moved:
+        _move(folder, stage)
+    else:
         _set_aside(folder, stage)
-    elif stage.aside:
-        _set_aside_again(folder, stage)
-    # A log of whoever looked into the database of the run before: with this one it would be another's.
-    for name in _BESIDE:
-        durable.remove_file(folder / name)
     for name in PARTS:
         reach("restore.part")
         _new(folder, name).rename(folder / name)
     durable.sync_folder(folder)
     reach("restore.part")
+    kept = _kept(folder, stage)
     (folder / RESTORING).unlink()
     with contextlib.suppress(OSError):  # after a power cut it may be back, and asks for another run
         durable.sync_folder(folder)
-    return folder / stage.aside if stage.aside else None
+    return kept
+
+
+def _kept(folder: Path, stage: Stage) -> Kept:
+    aside = folder / stage.aside
+    lost = [name for name in PARTS if name in (stage.names or ()) and not os.path.lexists(aside / name)]
+    return Kept(
+        aside if lost or aside.is_dir() else None,
+        lost,
+        sorted(folder.glob(f"{stage.since}*")),
+    )
 
 
 def _new(folder: Path, name: str) -> Path:
@@ -186,11 +217,13 @@ def _members(archive: tarfile.TarFile) -> dict[str, bytes]:
 
 def _stage(folder: Path) -> Stage:
     """How far an earlier run came; else this one begins."""
-    if (found := stage_of(folder)) is not None:
+    found = stage_of(folder)
+    if found is not None and found.aside:
         return found
     aside = f"replaced-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S.%fZ}"
-    there = _there(folder)
-    stage = Stage(aside if there else "", names=tuple(there))
+    stage = Stage(
+        aside, names=tuple(there(folder)) if found is None else (), moved=found is not None and found.moved
+    )
     _note(folder, stage)
     return stage
 
@@ -199,21 +232,9 @@ def _note(folder: Path, stage: Stage) -> None:
     durable.replace_file(folder / RESTORING, msgspec.json.encode(stage))
 
 
-def _there(folder: Path) -> list[str]:
-    """What a backup replaces; the log is named before its database."""
-    return [name for name in (*_BESIDE, *PARTS) if os.path.lexists(folder / name)]
-
-
 def _set_aside(folder: Path, stage: Stage) -> None:
     try:
-        if stage.aside:
-            aside = folder / stage.aside
-            durable.make_folder(aside)
-            for name in _there(folder):
-                reach("restore.part")
-                (folder / name).rename(aside / name)
-            durable.sync_folder(aside)
-            durable.sync_folder(folder)
+        _move(folder, stage)
         reach("restore.part")
         _note(folder, msgspec.structs.replace(stage, moved=True))
     except OSError:
@@ -223,22 +244,30 @@ def _set_aside(folder: Path, stage: Stage) -> None:
         raise
 
 
-def _set_aside_again(folder: Path, stage: Stage) -> None:
-    """What somebody moved back by hand, as `way_back` says: it is all that there is of it. Where the database is aside still, its log in
-    the folder is of another."""
+def _move(folder: Path, stage: Stage) -> None:
     aside = folder / stage.aside
-    durable.make_folder(aside)
-    back = [name for name in _there(folder) if not os.path.lexists(aside / name)]
-    if stage.names is not None:
-        back = [name for name in back if name in stage.names]
-    if DATABASE_FILE not in back:
-        back = [name for name in back if name not in _BESIDE]
-    for name in back:
+    since = came_since(folder, stage)
+    for name in there(folder):
+        target = _since(folder, stage, name, since) if name in since else aside / name
+        durable.make_folder(target.parent)
         reach("restore.part")
-        (folder / name).rename(aside / name)
-    if back:
-        durable.sync_folder(aside)
-        durable.sync_folder(folder)
+        (folder / name).rename(target)
+    for place in (aside, *folder.glob(f"{stage.since}*")):
+        if place.is_dir():
+            durable.sync_folder(place)
+    durable.sync_folder(folder)
+
+
+def _since(folder: Path, stage: Stage, name: str, since: list[str]) -> Path:
+    """The first folder without that part, or, of a log, without the database: a run that was killed has moved the one, and the next moves
+    the other there. A log whose database goes elsewhere has a name that SQLite does not take for one."""
+    part = DATABASE_FILE if name in LOGS else name
+    places = (folder / f"{stage.since}{number}" for number in itertools.count(1))
+    place = next(place for place in places if not os.path.lexists(place / part))
+    if part in since and not os.path.lexists(place / name):
+        return place / name
+    names = (f"{name}.{number}" for number in itertools.count(1))
+    return next(place / other for other in names if not os.path.lexists(place / other))
 
 
 def _move_back(folder: Path) -> None:
@@ -246,9 +275,11 @@ def _move_back(folder: Path) -> None:
     stage = stage_of(folder)
     if stage is None or stage.moved:
         return  # what lies in the folder may be a backup's
-    if stage.aside and (folder / stage.aside).is_dir():
-        aside = folder / stage.aside
-        for name in _there(aside):
+    if came_since(folder, stage) or any(folder.glob(f"{stage.since}*")):
+        return  # it would be written over, or be told by nobody
+    aside = folder / stage.aside
+    if stage.aside and aside.is_dir():
+        for name in reversed(there(aside)):  # SQLite removes a log without a database, when somebody looks
             (aside / name).rename(folder / name)
         durable.sync_folder(folder)
         aside.rmdir()

@@ -59,7 +59,12 @@ def main(verb: str, argv: list[str]) -> int:
 
 
 def _told(config: ConfigServerConfig, source: Path, done: Done) -> str:
-    kept = f"; what was there is in {done.aside}" if done.aside is not None else ""
+    aside, lost, since = done.kept
+    kept = f"; what was there is in {aside}" if aside is not None else ""
+    if lost:
+        kept += f", but for {', '.join(lost)}: somebody removed that since"
+    if since:
+        kept += f"; what came into the folder since, or is of a backup that was half restored, is in {', '.join(map(str, since))}"
     owner = (
         "\nThe folder is new, and root's: the config server's user must own it and what is in it (systemd's StateDirectory= sees to that)."
         if done.is_roots

@@ -76,7 +76,7 @@ async def test_a_restore_beside_the_log_of_a_server_that_was_killed_takes_nothin
     shutil.rmtree(config.data_dir)
     (tmp_path / "killed").rename(config.data_dir)
     assert (config.data_dir / "state.db-wal").stat().st_size
-    aside = restoring.restore(config, target).aside
+    aside = restoring.restore(config, target).kept.aside
     assert aside is not None
     assert {"state.db", "state.db-wal", "ca.key"} <= {path.name for path in aside.iterdir()}
     async with running(config) as server, server.operator() as operator:

@@ -31,7 +31,7 @@ from shared.messages import CommandKind, CommandState
 from shared.vocabulary import Role
 from tests.config_parts import config_for
 
-OLD = {name: f"old {name}".encode() for name in (*belonging.PARTS, "state.db-wal", "state.db-shm")}
+OLD = {name: f"old {name}".encode() for name in (*belonging.PARTS, *belonging.LOGS)}
 NEW = {name: f"new {name}".encode() for name in belonging.PARTS}
 
 
@@ -80,6 +80,14 @@ def is_killed_at(line: int, folder: Path, function: str = "") -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
+def killed_when_put(folder: Path) -> Path:
+    """A restore is killed when all parts are in place, and it is not done; the folder with what was there."""
+    assert is_killed_at(0, folder, "_kept")
+    stage = belonging.stage_of(folder)
+    assert stage is not None
+    return folder / stage.aside
+
+
 @pytest.mark.parametrize("moved_back", [(), ("ca.key", "state.db", "state.db-wal")], ids=len)
 def test_a_restore_that_is_killed_at_any_line_and_run_again_has_moved_all_that_was_there_into_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved_back: tuple[str, ...]
@@ -107,7 +115,7 @@ def test_a_restore_that_is_killed_at_any_line_and_run_again_has_moved_all_that_w
         assert contents(folder) == NEW
         belonging.check_folder(folder)
         [aside] = folder.glob("replaced-*")
-        assert (told, contents(aside)) == (aside, OLD), line
+        assert (told, contents(aside)) == ((aside, [], told.since), OLD), line
     assert line > 50
 
 
@@ -165,20 +173,117 @@ def test_a_restore_of_which_any_call_fails_has_left_all_as_it_was_or_says_where_
 
 
 def test_a_second_run_keeps_what_was_moved_back_and_nothing_of_the_backup_before(tmp_path: Path) -> None:
+    """Without the folder aside nobody can tell them apart: both are kept, and it is said which parts are not where they were put."""
+    for is_gone in (False, True):
+        folder = old_folder(tmp_path / str(is_gone))
+        (folder / "ca.key").unlink()
+        there = {name: data for name, data in OLD.items() if name != "ca.key"}
+        aside = killed_when_put(folder)
+        assert contents(aside) == there
+        for name in there:
+            (aside / name).rename(folder / name)
+        if is_gone:
+            aside.rmdir()
+        told = restoring.put(folder, NEW)
+        [since] = folder.glob("since-*")
+        assert contents(folder) == NEW
+        if is_gone:
+            assert told == (aside, ["ca.pem", "state.db", "operator.token"], [since])
+            assert contents(since) == there | {"ca.key": NEW["ca.key"]}
+        else:
+            assert told == (aside, [], [since])
+            assert (contents(aside), contents(since)) == (there, {"ca.key": NEW["ca.key"]})
+
+
+def test_who_removes_what_was_moved_aside_is_told_so_and_finds_no_backup_in_its_place(tmp_path: Path) -> None:
     folder = old_folder(tmp_path / "data")
-    (folder / "ca.key").unlink()
-    there = {name: data for name, data in OLD.items() if name != "ca.key"}
-    line = next(line for line in itertools.count() if is_killed_at(line, folder) and contents(folder) == NEW)
-    assert line
-    stage = belonging.stage_of(folder)
-    assert stage is not None
-    aside = folder / stage.aside
-    assert contents(aside) == there
-    for name in there:
-        (aside / name).rename(folder / name)
-    aside.rmdir()
-    assert restoring.put(folder, NEW) == aside
-    assert (contents(folder), contents(aside)) == (NEW, there)
+    aside = killed_when_put(folder)
+    shutil.rmtree(aside)
+    told = restoring.put(folder, {name: b"a second backup" for name in NEW})
+    [since] = folder.glob("since-*")
+    assert told == (aside, list(NEW), [since])
+    assert not aside.exists()
+    assert contents(since) == NEW
+
+
+@pytest.mark.parametrize("was", [OLD, {}], ids=["full", "empty"])
+def test_what_came_into_the_folder_since_a_restore_was_killed_writes_over_nothing_and_is_kept_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: dict[str, bytes]
+) -> None:
+    """Somebody looks with sqlite3, or puts in what a backup of the host had; and the second run is killed, too."""
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)
+    for line in itertools.count(step=3):
+        folder = tmp_path / str(line)
+        folder.mkdir()
+        for name, data in was.items():
+            (folder / name).write_bytes(data)
+        if not is_killed_at(line, folder):
+            break
+        if not (folder / "restoring").exists():
+            continue
+        kept = set(was.values())
+        for who, names in ("their", belonging.PARTS if line % 2 else OLD), ("another", OLD):
+            with_logs = contents(folder).get("state.db") in (None, OLD["state.db"])
+            for name in names:
+                if not (folder / name).exists() and (with_logs or name not in belonging.LOGS):
+                    (folder / name).write_bytes(f"{who} {name}".encode())
+                    kept.add(f"{who} {name}".encode())
+            with monkeypatch.context() as fails, contextlib.suppress(StateFileError):
+                fails.setattr(Path, "rename", busy(list(OLD)[line % len(OLD)]))
+                is_killed_at(line % 7 * 3, folder, "_move")
+                if not (folder / "restoring").exists():
+                    break
+        told = restoring.put(folder, NEW)
+        assert contents(folder) == NEW
+        assert {path.read_bytes() for path in folder.glob("*-*/*")} >= kept, line
+        for place in folder.glob("*-*/"):
+            of = {data.split()[0] for name, data in contents(place).items() if name.startswith("state.db")}
+            assert len(of) <= 1, (line, place)
+        if was:
+            assert told.aside is not None
+            assert contents(told.aside) == was, line
+    assert line > 30
+
+
+def killed_with_aside(folder: Path, name: str) -> None:
+    """A restore is killed when it has moved that, and nothing after it."""
+    for line in itertools.count():
+        assert is_killed_at(line, old_folder(folder), "_move")
+        if list(folder.glob(f"replaced-*/{name}")):
+            return
+        shutil.rmtree(folder)
+
+
+def test_a_log_beside_a_database_whose_own_is_aside_is_kept_under_a_name_that_is_no_log(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "data"
+    killed_with_aside(folder, "state.db-wal")
+    (folder / "state.db-wal").write_bytes(b"of who looked")
+    told = restoring.put(folder, NEW)
+    assert told.aside is not None
+    assert contents(told.aside) == OLD
+    assert [(path.name, path.read_bytes()) for path in told.since[0].iterdir()] == [
+        ("state.db-wal.1", b"of who looked")
+    ]
+
+
+def test_nothing_is_moved_back_over_what_came_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data"
+    killed_with_aside(folder, "state.db")
+    (folder / "state.db").write_bytes(b"theirs")
+
+    def full(*_args: Any, **_kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as fails:
+        fails.setattr(os, "mkdir", full)
+        with pytest.raises(StateFileError, match="is half restored"):
+            restoring.put(folder, NEW)
+    assert (folder / "state.db").read_bytes() == b"theirs"
+    told = restoring.put(folder, NEW)
+    assert told.aside is not None
+    assert (contents(told.aside), contents(told.since[0])) == (OLD, {"state.db": b"theirs"})
 
 
 def test_what_a_killed_restore_was_writing_is_left_nowhere(tmp_path: Path) -> None:
@@ -212,6 +317,7 @@ def test_a_restore_that_is_killed_while_it_moves_back_is_run_again_as_any_other(
             fails.setattr(Path, "rename", busy("operator.token"))
             killed = is_killed_at(line, folder, "_move_back")
         assert contents(folder) == OLD or (folder / "restoring").exists()
+        assert (folder / "state.db").exists() or not list(folder.glob("state.db-*"))
         restoring.put(folder, NEW)
         assert contents(folder) == NEW
         assert contents(max(folder.glob("replaced-*"))) == OLD
@@ -238,6 +344,55 @@ def test_what_is_put_back_is_not_changed_by_the_log_of_who_looked_into_a_half_re
     assert not list(tmp_path.glob("state.db-*"))
     with contextlib.closing(sqlite3.connect(tmp_path / database.DATABASE_FILE)) as db:
         assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("ours",)]
+
+
+def run_and_killed(*calls: Callable[[], object]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        for call in calls:
+            call()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def rows(database_file: Path) -> list[tuple[int]]:
+    with contextlib.closing(sqlite3.connect(database_file)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return db.execute("SELECT x FROM t").fetchall()
+
+
+def small(mode: str, x: int) -> bytes:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(f"CREATE TABLE t (x); INSERT INTO t VALUES ({x})")
+        found = bytearray(db.serialize())
+    found[18:20] = b"\2\2" if mode == "wal" else b"\1\1"
+    return bytes(found)
+
+
+@pytest.mark.parametrize("log", ["wal", "journal"])
+def test_a_database_that_was_moved_back_and_written_to_keeps_its_log_when_it_had_none_before(
+    tmp_path: Path, log: str
+) -> None:
+    """A server that was stopped leaves none. A restored database has a rollback journal, which would be rolled back into the next one."""
+    folder, database_file = tmp_path / "data", tmp_path / "data" / "state.db"
+    folder.mkdir()
+    database_file.write_bytes(small(log, 1))
+    aside = killed_when_put(folder)
+    (aside / "state.db").rename(database_file)
+    db = sqlite3.connect(database_file, isolation_level=None)
+    if log == "wal":
+        run_and_killed(lambda: db.execute("INSERT INTO t VALUES (2)"))
+    else:  # rolled back, once somebody opens it: not all of it was committed
+        run_and_killed(
+            lambda: db.execute("PRAGMA cache_size = 1"),
+            lambda: db.execute("BEGIN"),
+            lambda: db.execute("UPDATE t SET x = 2"),
+            lambda: db.execute("CREATE TABLE large AS SELECT zeroblob(100000)"),
+        )
+    assert (folder / f"state.db-{log}").stat().st_size
+    restoring.put(folder, NEW | {"state.db": small("journal", 3)})
+    assert rows(database_file) == [(3,)]
+    assert rows(aside / "state.db") == ([(1,), (2,)] if log == "wal" else [(1,)])
 
 
 def test_a_size_that_no_number_holds_is_refused_in_words(tmp_path: Path) -> None:
@@ -313,7 +468,7 @@ def test_a_backup_has_the_last_commits_or_is_refused_wherever_a_restore_was_kill
         assert db.execute("SELECT * FROM operators").fetchall()
     assert (tmp_path / "killed" / "state.db-wal").stat().st_size
     ends = set[bool]()
-    for line in itertools.count():
+    for line in itertools.count(step=3):
         shutil.rmtree(config.data_dir)
         shutil.copytree(tmp_path / "killed", config.data_dir)
         if not is_killed_at(line, config.data_dir):
