@@ -78,16 +78,19 @@ def came_since(folder: Path, stage: Stage) -> list[str]:
 
 
 def way_back(folder: Path) -> str:
-    """Of a data folder that is half restored, for people."""
-    stage = None
+    """Of a data folder that is half restored, for people: nothing that they move goes over what lies there."""
     with contextlib.suppress(OSError):
         stage = stage_of(folder)
-    if stage is None or not stage.aside:
-        return ""
-    return (
-        f" Or, to have back what was there: move all files from {folder / stage.aside} to {folder}, over what lies there, state.db-wal"
-        f" with state.db, and delete {folder / RESTORING} last."
-    )
+        if stage is None or not stage.aside:
+            return ""
+        aside, since, mark = folder / stage.aside, came_since(folder, stage), folder / RESTORING
+        if stage.moved and stage.names != () and not aside.is_dir():
+            return f" What was there is not in {aside} any more; if somebody moved all of it back, delete {mark}."
+        steps = [f"move {', '.join(since)} away from {folder} (of a backup, or came since)"] if since else []
+        if aside.is_dir():
+            steps.append(f"move all files from {aside} to {folder}, state.db first, and its logs with it")
+        return f" Or, to have back what was there: {'; '.join([*steps, f'delete {mark} last'])}."
+    return ""
 
 
 def check_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ Between two runs people look, copy and move. What a run finds in the folder is w
 goes to `aside`, or it came since (`belonging.came_since`) and goes to `since-…`: nothing is written over, or removed, and a database goes
 where its logs went.
 
-    NAME.new                           of a backup; nobody reads it, and each run begins with removing it
+    NAME.new                           of a backup; nobody reads it, and each run, and each start of the server, begins with removing it
     restoring: {aside, moved: false}   what is there is moved to `aside`: each file is in one of the two places, whole
     restoring: {aside, moved: true}    `aside` holds all that was there, but for what somebody moved back by hand; else what lies in the
                                        folder itself comes from a backup, or from somebody
@@ -148,18 +148,19 @@ def _new(folder: Path, name: str) -> Path:
 
 
 def _write_new(folder: Path, parts: dict[str, bytes]) -> None:
-    _remove_new(folder)
+    remove_new(folder)
     try:
         for name, mode in PARTS.items():
             reach("restore.part")
             durable.replace_file(_new(folder, name), parts[name], mode=mode)
     except OSError:
         with contextlib.suppress(OSError):  # the first one is told
-            _remove_new(folder)
+            remove_new(folder)
         raise
 
 
-def _remove_new(folder: Path) -> None:
+def remove_new(folder: Path) -> None:
+    """Private keys, of a restore that was killed. For who holds the folder's lock. Raises OSError."""
     for name in PARTS:
         durable.remove_file(_new(folder, name))
         durable.remove_leftovers(_new(folder, name))
@@ -283,7 +284,7 @@ def _move_back(folder: Path) -> None:
             (aside / name).rename(folder / name)
         durable.sync_folder(folder)
         aside.rmdir()
-    _remove_new(folder)
+    remove_new(folder)
     (folder / RESTORING).unlink()
     durable.sync_folder(folder)
 

@@ -37,6 +37,7 @@ from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
 from config_server.own_certificate import OwnCertificate
 from config_server.reporting import Reporting, log_changes
+from config_server.restoring import remove_new
 from config_server.revoking import Revoking
 from config_server.sides import Sides
 from config_server.storage import Storage
@@ -106,6 +107,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
     folder = config.data_dir
     belonging.check_folder(folder)
     with durable.named(f"The data folder {folder} could not be used"):
+        remove_new(folder)
         ca = CertificateAuthority.open(folder)
         own = OwnCertificate(config, ca)
     file = FileVault(config.vault_file) if config.vault_file is not None else None

@@ -154,3 +154,12 @@ async def test_a_folder_that_is_not_whole_is_not_backed_up_over_a_good_backup(tm
     with pytest.raises(ConfigError, match="was not backed up"):
         backup.backup(config, target)
     assert target.read_bytes() == good
+
+
+async def test_a_start_removes_what_a_killed_restore_was_writing(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    config.data_dir.mkdir(mode=0o700)
+    for name in ("ca.key.new", ".operator.token.new.96115380d76d"):
+        (config.data_dir / name).write_bytes(b"of a backup")
+    async with running(config):
+        assert not list(config.data_dir.glob("*.new*"))

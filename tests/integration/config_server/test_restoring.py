@@ -7,6 +7,7 @@ import errno
 import io
 import itertools
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -199,6 +200,7 @@ def test_who_removes_what_was_moved_aside_is_told_so_and_finds_no_backup_in_its_
     folder = old_folder(tmp_path / "data")
     aside = killed_when_put(folder)
     shutil.rmtree(aside)
+    assert f"not in {aside} any more" in belonging.way_back(folder)
     told = restoring.put(folder, {name: b"a second backup" for name in NEW})
     [since] = folder.glob("since-*")
     assert told == (aside, list(NEW), [since])
@@ -242,6 +244,42 @@ def test_what_came_into_the_folder_since_a_restore_was_killed_writes_over_nothin
         if was:
             assert told.aside is not None
             assert contents(told.aside) == was, line
+    assert line > 30
+
+
+@pytest.mark.parametrize("missing", [(), ("operator.token", "state.db-journal"), tuple(OLD)], ids=len)
+def test_who_goes_the_way_back_by_its_words_has_what_was_there_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+) -> None:
+    """A token that had been deleted because somebody had seen it must not come back by it."""
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)
+    was = {name: data for name, data in OLD.items() if name not in missing}
+    for line in itertools.count(step=4):
+        folder = old_folder(tmp_path / str(line))
+        for name in missing:
+            (folder / name).unlink()
+        if not is_killed_at(line, folder):
+            break
+        if not (folder / "restoring").exists():
+            continue
+        with pytest.raises(ConfigError, match="half restored") as refused:
+            belonging.check_folder(folder)
+        stage, said = belonging.stage_of(folder), refused.value.action
+        assert stage is not None
+        if away := re.search(r": move (.*?) away from", said):
+            for name in away[1].split(", "):
+                (folder / name).unlink()
+        if f"move all files from {folder / stage.aside} to" in said:
+            for path in (folder / stage.aside).iterdir():
+                assert not (folder / path.name).exists()
+                path.rename(folder / path.name)
+            (folder / stage.aside).rmdir()
+        assert f"delete {folder / 'restoring'} last" in said
+        (folder / "restoring").unlink()
+        restoring.remove_new(folder)  # as the start of the server does
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == was | {
+            "config-server.lock": b""
+        }
     assert line > 30
 
 
