@@ -110,7 +110,7 @@ def test_a_restore_that_is_killed_at_any_line_and_run_again_has_moved_all_that_w
         if stage and stage.moved and moved_back:
             for name in moved_back:
                 (folder / stage.aside / name).rename(folder / name)
-            if not is_killed_at(line % 5, folder, "_set_aside_again"):
+            if not is_killed_at(line % 16, folder, "_move"):
                 continue
         told = restoring.put(folder, NEW)
         assert contents(folder) == NEW
