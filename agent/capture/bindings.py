@@ -32,6 +32,8 @@ from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError, caus
 from shared.log.names import DiskName
 
 NAME: Final = "disks.json"
+CLOSE_S: Final = 5.0
+"""How long an end waits for a thread that writes the file."""
 
 
 class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,6 +102,8 @@ class BindingsFile:
         self._owed: list[Bound] | None = None
         self._stands = False
         """Whether `written` was in the file when that was read last."""
+        self._stood: tuple[int, int, int] | None = None
+        """How the file looked then."""
         self._is_over = False
         self._lock = threading.Lock()
 
@@ -112,15 +116,26 @@ class BindingsFile:
     def _read(self) -> list[Bound] | None:
         if self._owed is not None:
             return self._owed
+        stands = self._looks()
         if not self.written:
             found = read(self.path.parent)
-            self.written, self._stands = found or [], found is not None
+            self.written, self._stands, self._stood = found or [], found is not None, stands
             return found
+        if stands is not None and stands == self._stood:
+            return self.written  # to read it may wait for its disk: it may have to be noted when it was read
         if cause := self._what_happened():
             self._stands = False
             changed = StateFileError("Which disk is which is written nowhere", cause=cause)
             self._owed, self.trouble = self.written, _unwritten(changed)
+        self._stood = stands
         return self.written
+
+    def _looks(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self.path.stat()
+        except OSError:  # who reads it says why
+            return None
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
     def _what_happened(self) -> str:
         """Why the file does not say what was written; empty when it does."""
@@ -142,6 +157,7 @@ class BindingsFile:
             raise StateFileError("Which disk is which was not noted", cause="the agent has ended")
         write(self.path.parent, disks)
         self.written, self._owed, self.trouble, self._stands = [*disks], None, None, True
+        self._stood = self._looks()
 
     def write_again(self) -> None:
         """What is owed, or what stands there: whether it can be written by now. Raises StateFileError, BindingDamagedError."""
@@ -157,9 +173,11 @@ class BindingsFile:
             return self.trouble
 
     def close(self) -> None:
-        """Nothing is written from here on, by no thread that is late: the file is the next agent's."""
-        with self._lock:
-            self._is_over = True
+        """Nothing is written from here on, by no thread that is late: the file is the next agent's. One that writes just now is waited for,
+        but not for a disk that hangs."""
+        self._is_over = True
+        if self._lock.acquire(timeout=CLOSE_S):
+            self._lock.release()
 
 
 def _unwritten(why: StateFileError) -> StateFileError:

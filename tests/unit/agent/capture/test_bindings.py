@@ -179,6 +179,26 @@ def test_when_the_agent_has_ended_no_thread_of_it_writes_the_file(tmp_path: Path
     assert bindings.read(tmp_path) == [BOUND]
 
 
+def test_an_agent_ends_though_a_thread_of_it_hangs_with_the_files_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = BindingsFile(tmp_path)
+    monkeypatch.setattr(bindings, "CLOSE_S", 0.01)
+    with file._lock:
+        file.close()
+    with pytest.raises(StateFileError, match="has ended"):
+        file.write([BOUND])
+
+
+def test_a_file_that_stands_as_it_was_written_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = BindingsFile(tmp_path)
+    file.write([BOUND])
+    monkeypatch.setattr(bindings, "read", lambda *_: pytest.fail("its disk may hang"))
+    assert file.read() == [BOUND]
+
+
 def test_a_disk_that_is_noted_for_one_id_is_noted_for_no_other() -> None:
     new = Bound("new", "/dev/z", "gpt:1", "/dev/sdb", SEEN)
     other = Bound("sdc", "/dev/y", "gpt:2", "/dev/sdc", Seen("this", 32, 6))
