@@ -29,6 +29,8 @@ BPFFS_MAGIC: Final = 0xCAFE4A11
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=ctypes.Structure)
 _NAME_B: Final = 16
+_MOST_MAPS: Final = 64
+"""That a program may use (MAX_USED_MAPS)."""
 _LOG_LINES: Final = 4
 _PROGRAM_LINE: Final = re.compile(r"\s*(;|\d+: |-- |processed \d|R\d|from \d|last_idx|regs=|parent )")
 
@@ -378,6 +380,18 @@ def program_fd(program_id: int) -> int:
 def programs() -> Iterator[ProgramInfo]:
     """Every BPF program of the machine. One that goes away meanwhile is left out."""
     yield from _every("bpf_prog_get_next_id", "bpf_prog_get_fd_by_id", program_info)
+
+
+def programs_using(map_id: int) -> set[int]:
+    """Every BPF program of the machine that uses this map, by id."""
+    pairs = _every("bpf_prog_get_next_id", "bpf_prog_get_fd_by_id", _maps_of)
+    return {program for program, used in pairs if map_id in used}
+
+
+def _maps_of(fd: int) -> tuple[int, list[int]]:
+    ids = (ctypes.c_uint32 * _MOST_MAPS)()
+    info = _info(fd, ProgramInfo(nr_map_ids=_MOST_MAPS, map_ids=ctypes.addressof(ids)))
+    return info.id, ids[: min(info.nr_map_ids, _MOST_MAPS)]
 
 
 def links() -> Iterator[LinkInfo]:

@@ -24,7 +24,8 @@ one. In between both see each write:
 So a write is captured exactly once, by either; both write the same records into the same maps (the layout is equal, or there is no
 upgrade), and nothing about order depends on which. Programs from before the handover existed work as *old* too: they never look at it.
 The old ones run on for a while when their pins are gone (`pins.wait_until_gone`): the handover ends when the last has ended, or that write
-would be captured twice, and its completion be taken for one that nobody saw begin.
+would be captured twice, and its completion be taken for one that nobody saw begin. Which are there says the kernel, by the map that they
+share: one whose link somebody holds is in no pin any more. (A program that is held without a link runs nowhere.)
 A kill leaves each hook with one or two programs; the next attachment does it again, because the object's hash is stored last.
 """
 
@@ -96,10 +97,12 @@ def is_current(pin_dir: Path, object_path: Path) -> bool:
 def upgrade(pin_dir: Path, object_path: Path) -> None:
     """Replaces the programs of a capture of the same layout, without a gap. See above. Raises BpfError: the handover goes on then."""
     programs = pins.programs(pin_dir)
-    former = pins.program_ids(pin_dir)
     with ExitStack() as undo:
+        control_fd = undo.enter_context(_map(pin_dir, "control"))
+        control = _control(control_fd)
+        former = libbpf.programs_using(libbpf.map_info(control_fd).id)
+        former_links = {link.id for link in libbpf.links() if link.prog_id in former}
         loaded = undo.enter_context(_sharing(pin_dir, object_path))
-        control = _control(undo.enter_context(_map(pin_dir, "control")))
         for leftover in pins.next_paths(pin_dir):  # each of its hooks has the one in force as well
             leftover.unlink()
         control["handover"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -111,11 +114,9 @@ def upgrade(pin_dir: Path, object_path: Path) -> None:
         control["misses_before"] += np.uint64(misses(pin_dir, leave_out_next=True))
         for program in programs:
             pins.next_path(pin_dir, program).rename(pins.link_path(pin_dir, program))
-        if left := pins.wait_until_gone(former):
-            raise BpfError(
-                "The former programs of capture are still attached",
-                cause=f"something holds their BPF {', '.join(left)} open",
-            )
+        held, _ = pins.wait_until_gone(former_links, former)
+        if held:
+            raise BpfError("Former programs of capture are still attached", cause=pins.held(held, ()))
         _wait_for_programs(pin_dir)
         control["object_hash"] = object_hash(object_path)
         control["handover"] = 0

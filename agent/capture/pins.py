@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -141,24 +141,35 @@ def detach(pin_dir: Path, *, keep_former: bool = False) -> None:
     if not keep_former:
         former(pin_dir).unlink(missing_ok=True)
     remove_empty(pin_dir.parent)
-    if left := wait_until_gone(ids):
+    links, programs = wait_until_gone(ids, ids.values())
+    if links or programs:
         raise DetachError(
             f"Capture pinned at {pin_dir} is still attached",
-            cause=f"something holds its BPF {', '.join(left)} open",
+            cause=held(links, programs),
             action="End what holds it (an agent that was detached by force, bpftool, a monitoring tool), then do it again: start the "
             "agent, or detach.",
         )
 
 
-def wait_until_gone(ids: Mapping[int, int]) -> list[str]:
-    """Until programs (ids by those of their links) whose last pins were removed are attached no more; what is left of them when that takes
-    too long. The kernel lets go of each in a worker of its own, after a grace period: until then it runs. Nothing tells when."""
+def wait_until_gone(links: Collection[int], programs: Collection[int]) -> tuple[set[int], set[int]]:
+    """Until these, whose last pins were removed, are no more; what is left of them when that takes too long. The kernel lets go of each
+    link in a worker of its own, after a grace period: until then its program runs. Nothing tells when."""
     deadline = time.monotonic() + _GONE_WITHIN_S
     pause_s = 0.001
-    while (left := _alive(ids)) and time.monotonic() <= deadline:
+    while True:
+        left = _known(libbpf.links()) & {*links}, _known(libbpf.programs()) & {*programs}
+        if not any(left) or time.monotonic() > deadline:
+            return left
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.1)
-    return left
+
+
+def held(links: Collection[int], programs: Collection[int]) -> str:
+    """That somebody holds them, for people."""
+    names = [f"link {link}" for link in sorted(links)] + [
+        f"program {program}" for program in sorted(programs)
+    ]
+    return f"something holds its BPF {', '.join(names)} open"
 
 
 def remove_empty(folder: Path) -> None:
@@ -169,15 +180,6 @@ def remove_empty(folder: Path) -> None:
         except OSError:  # somebody else's pins are in it
             return
         folder = folder.parent
-
-
-def _alive(ids: Mapping[int, int]) -> list[str]:
-    alive = []
-    for link in _known(libbpf.links()) & ids.keys():
-        alive.append(f"link {link}")
-    for program in _known(libbpf.programs()) & set(ids.values()):
-        alive.append(f"program {program}")
-    return alive
 
 
 def _known(infos: Iterable[libbpf.LinkInfo | libbpf.ProgramInfo]) -> set[int]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,35 @@ def test_an_upgrade_that_was_killed_misses_nothing_and_is_done_again(
         assert r.differing() == []
         assert r.counted() == again.counters(0).seen_sectors == again.counters(0).completed_sectors
         assert again.loss_count() == 0
+        again.close()
+
+
+@pytest.mark.parametrize("what", ["links", "programs"])
+def test_while_somebody_holds_the_former_links_the_handover_goes_on_however_often_it_is_tried(
+    what: str, objects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pins, "_GONE_WITHIN_S", 0.5)
+    with rig(8 * MIB) as r, ExitStack() as held:
+        fds = (
+            [libbpf.get(path) for path in pins.link_paths(r.pin_dir)]
+            if what == "links"
+            else [libbpf.program_fd(program) for program in tags(r.pin_dir)]
+        )
+        for fd in fds:
+            held.callback(os.close, fd)
+        for number in range(2):
+            Capture.attach(r.pin_dir, r.disks, r.ring_b, object_path=objects["next"]).close()
+            assert members.is_current(r.pin_dir, objects["next"]) == (what == "programs")
+            r.write(number * MIB, np.random.default_rng(number).bytes(MIB))
+        held.close()
+        again = Capture.attach(r.pin_dir, r.disks, r.ring_b, object_path=objects["next"])
+        assert members.is_current(r.pin_dir, objects["next"])
+        r.write(2 * MIB, b"x" * MIB)
+        r.replay()
+        assert r.differing() == []
+        counts = again.counters(0)
+        assert r.counted() == counts.seen_sectors == counts.captured_sectors == counts.completed_sectors
+        assert counts.unseen_sectors == 0
         again.close()
 
 
