@@ -69,8 +69,11 @@ class OutOfRoom:
         count = named.get(worst, 0)
         if worst in gone or not count or not (others and self._may_be_ordered):
             return {}
-        if self._rounds.lacked_room_at(worst) - self._since <= self._patience.wait_s(disk.id, now):
+        refused_at, without_room = self._rounds.without_room(worst)
+        if refused_at - self._since <= self._patience.wait_s(disk.id, now):
             return {}
+        if unreadable.has_room(worst, without_room, []):
+            return {}  # by now: the next round names it
         self._patience.give_up([disk.id], now)
         sample = unreadable.sample(worst, SAMPLE)
         error = TooMuchUnreadableError(

@@ -104,8 +104,10 @@ class Lane:
         """Why chunks are left to later of which more was refused than may be declared."""
         self.too_much: TooMuchUnreadableError | None = None
         """Why chunks are left to later that might have been declared."""
-        self.lacked_room_at = 0.0
-        """When there was last no room for what it refused (monotonic)."""
+        self.refused_at = 0.0
+        """When it last refused what is not to be declared in this round, since there was no room for it (monotonic)…"""
+        self.without_room: Runs = []
+        """…the sectors for which there was none."""
 
     @property
     def trouble(self) -> DeviceError | None:
@@ -144,7 +146,7 @@ class Lane:
 
     def take_back(self, read: ReadChunk, problem: TooMuchUnreadableError) -> None:
         """What was refused of a chunk that may go out is not declared after all."""
-        self.too_much, self.lacked_room_at = problem, time.monotonic()
+        self.too_much, self.refused_at, self.without_room = problem, time.monotonic(), read.unreadable
         self.refusals.take_back(read.chunk.word, sum(count for _, count in read.unreadable))
 
     def end_round(self) -> None:
@@ -163,7 +165,7 @@ class Lane:
 
     def _tell_refused(self, sector: int) -> None:
         if self.refusals.is_full:
-            self.lacked_room_at = time.monotonic()
+            self.refused_at = time.monotonic()
             return
         self.refused = PartRefusedError(
             f"A part of protected disk {self.path} cannot be read",

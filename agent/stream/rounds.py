@@ -21,6 +21,7 @@ from agent.stream.catchup import SLICE_WORDS, CatchUp
 from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
+from agent.stream.unreadable import Runs
 from shared.errors import DeviceError
 from shared.threads import ended
 
@@ -140,9 +141,9 @@ class Rounds:
         """Disks of which something could not be read, or not be named, when they were asked last, and why."""
         return self._reader.problems
 
-    def lacked_room_at(self, slot: int) -> float:
-        """When there was last no room to name what a disk refused (monotonic)."""
-        return self._reader.lacked_room_at(slot)
+    def without_room(self, slot: int) -> tuple[float, Runs]:
+        """Sectors that a disk refused, and for which there was no room; when it last refused any, since then (monotonic)."""
+        return self._reader.without_room(slot)
 
     def _pause(self, seconds: float) -> None:
         self._unordered_at = self._loss_seen_at = time.monotonic() + seconds

@@ -84,9 +84,9 @@ class SyncReader:
         found = {lane.slot: lane.trouble for lane in self._lanes}
         return {slot: problem for slot, problem in found.items() if problem is not None}
 
-    def lacked_room_at(self, slot: int) -> float:
-        """When there was last no room to declare what this disk refused (monotonic)."""
-        return self._lanes[slot].lacked_room_at
+    def without_room(self, slot: int) -> tuple[float, Runs]:
+        """Sectors that this disk refused, and for which there was no room; when it last refused any, since then (monotonic)."""
+        return self._lanes[slot].refused_at, self._lanes[slot].without_room
 
     @property
     def troubled(self) -> bool:

@@ -21,6 +21,12 @@ FULL, HANGS = TooMuchUnreadableError("too much"), DiskHangsError("it hangs")
 BAD = [(1000, 40), (5000, 1)]
 
 
+def with_little_room(count: int) -> Unreadable:
+    made = Unreadable(count, np.zeros(9, np.uint64), claim=1)
+    made.begin()
+    return made
+
+
 class Machine:
     """Disks of which the second one takes most of the room, and the first one some."""
 
@@ -30,13 +36,13 @@ class Machine:
         capture: Any = SimpleNamespace(disks=disks, mode=mode)
         self.state = AgentState(np.zeros(4096, np.uint64))
         self.troubles: dict[int, DeviceError] = {1: FULL} if count > 1 else {0: FULL}
-        self.unreadable = Unreadable(count)
+        self.unreadable = with_little_room(count)
         self.unreadable.declare(count > 1, BAD, 0.0)
         self.unreadable.declare(0, [(7, 3)], 0.0)
         self.patience = Patience()
-        self.refused_at = 0.0
+        self.refused_at, self.without_room = 0.0, [(9000, 200)]
         rounds: Any = SimpleNamespace(
-            unread=lambda: self.troubles, lacked_room_at=lambda slot: self.refused_at
+            unread=lambda: self.troubles, without_room=lambda slot: (self.refused_at, self.without_room)
         )
         self.out_of_room = OutOfRoom(capture, self.state, rounds, lambda: self.unreadable, self.patience)
 
@@ -133,6 +139,16 @@ def test_what_nobody_has_looked_at_again_is_no_reason(clock: Callable[[float], N
     clock(FIRST_S)
     assert machine.looks(asks=False) == []
     assert machine.looks() == ["sdb"], "one refusal is enough, however long the round goes on"
+
+
+def test_where_there_is_room_by_now_the_next_round_names_it(clock: Callable[[float], None]) -> None:
+    machine = Machine()
+    machine.looks()
+    clock(FIRST_S + 1)
+    machine.without_room = [(9000, 20)]
+    assert machine.looks() == [], "a disk that is well again is given up for one bad sector"
+    machine.without_room = [(9000, 200)]
+    assert machine.looks() == ["sdb"]
 
 
 def test_of_each_epoch_what_it_declares_counts(clock: Callable[[float], None]) -> None:
