@@ -100,7 +100,15 @@ class Watch:
             self._try_s = min(2 * self._try_s, TRY_LIMIT_S)
         arguments = is_try, bool(self.left_out or looking), is_due
         self._thread = threading.Thread(target=self._search, args=arguments, name="disk-watch", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as exc:
+            self._thread = None
+            self.trouble = DeviceError(
+                "Disks that are left out, or do not answer, cannot be looked for",
+                cause=repr(exc),
+                action="Give this host and the agent's service room for threads and memory. It is tried again by itself.",
+            )
         return False
 
     def _search(self, is_try: bool, is_look: bool = True, is_due: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -500,6 +501,23 @@ def test_a_clone_is_warned_of_and_an_older_file_put_back_gives_it_nothing(
         again, left_out = machine.protect()
         assert (machine.ids(again), left_out, machine.changes) == (machine.ids(first), [], [])
     assert noted in [bound.seen for bound in bindings.read(machine.state_dir) or []]
+
+
+def test_a_machine_without_room_for_a_thread_is_looked_at_when_there_is(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    machine.protect()
+    watch = machine.watch([])
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_room)
+        assert not watch.is_one_back()
+    assert watch.trouble is not None
+    assert "can't start new thread" in watch.trouble.cause
+    assert not finds(watch)
+    assert watch.trouble is None
 
 
 def test_a_look_at_the_captured_disks_that_fails_is_said_until_one_succeeds(
