@@ -9,8 +9,8 @@ One writer (I7). The lock is of the disk's place, and taken before anything ther
 removed or replaced while its owner stands still lets nobody else in. The image is locked as well, which is what
 older versions locked, and what holds when somebody removes the lock file, too. An owner names the image by its
 path, but writes to the one that it opened. So before each state it looks whether they are the same file still:
-if so, nobody else has it. If not, nothing is written; and what the state there says, which was of the image
-that went, goes as well, unless the lock is not ours any more: then it is another owner's. What is left is
+if so, nobody else has it. If not, nothing is written. Where another file lies there, what the state says, which
+was of the image that went, goes as well, unless the lock is not ours any more: then it is another owner's. What is left is
 somebody who removes lock and image while their owner stands still just between that look and the rename.
 
 The kernel has no stray requests: a write has happened when it returns, or never happens; and no method ends,
@@ -163,7 +163,7 @@ class ImageTarget:
         with _translated(self._path, "looked at"):
             if _is_at(self._image.fileno(), self._path):
                 return
-            if _is_at(self._lock, _lock_path(self._path)):
+            if self._path.exists() and _is_at(self._lock, _lock_path(self._path)):
                 _forget(self._path.with_suffix(".state.json"))
         raise LeaseLostError(
             f"Disk image {self._path} is not ours any more",
