@@ -162,7 +162,10 @@ def _write_new(folder: Path, parts: dict[str, bytes]) -> None:
 def remove_new(folder: Path) -> None:
     """Private keys, of a restore that was killed. For who holds the folder's lock. Raises OSError."""
     for name in PARTS:
-        durable.remove_file(_new(folder, name))
+        if os.path.lexists(
+            _new(folder, name)
+        ):  # a folder that cannot be written refuses also what would change nothing
+            durable.remove_file(_new(folder, name))
         durable.remove_leftovers(_new(folder, name))
 
 

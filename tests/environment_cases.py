@@ -173,7 +173,7 @@ def _starts() -> Iterator[Case]:
     yield Start("process-server", "lock", "*/spool/.lock", Fail.READ_ONLY, "US439")
     yield Start("process-server", "key cache", "*/.keys/*", Fail.FORBIDDEN, "")
     yield Start("agent", "lock", "*/agent.lock", Fail.READS, "US478")
-    yield Start("agent", "disks.json", "*/agent/disks.json", Fail.FORBIDDEN, "US151")
+    yield Start("agent", "disks.json", "*/agent/disks.json", Fail.FORBIDDEN, "US478")
 
 
 CASES: Final[tuple[Case, ...]] = (*_running(), *_starts())

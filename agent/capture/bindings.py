@@ -76,7 +76,11 @@ def read(state_dir: Path) -> list[Bound] | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise StateFileError(f"{path} could not be read", cause=cause_of(exc)) from exc
+        raise StateFileError(
+            f"{path} could not be read",
+            cause=cause_of(exc),
+            action="Let the agent's user read it, or see to the disk that it lies on (dmesg); the agent is started again by itself.",
+        ) from exc
     except UNDECODABLE as exc:
         raise BindingDamagedError(f"{path} could not be read", cause=str(exc)) from exc
     if document.v != 1:
