@@ -126,7 +126,9 @@ async def test_an_image_that_is_removed_lets_no_second_owner_in_and_is_begun_ane
     assert await cursor_when_opened(tmp_path) == NOWHERE
 
 
-async def test_an_image_that_is_out_of_its_place_for_a_moment_keeps_what_is_known_of_it(tmp_path: Path) -> None:
+async def test_an_image_that_is_out_of_its_place_for_a_moment_keeps_what_is_known_of_it(
+    tmp_path: Path,
+) -> None:
     owner = await begun(tmp_path)
     await owner.finish()
     cursor, image = owner.state.cursor, tmp_path / "web1" / "sda.img"
