@@ -23,7 +23,7 @@ import numpy.typing as npt
 from agent.capture.ring import Ring, Window
 from agent.stream.bios import Assembled, assemble, end_within, to_extents
 from shared.batch import Extents
-from shared.threads import ended
+from shared.threads import begun, ended
 
 MAX_RECORDS: Final = 1024
 """Ring records in a batch: 4 MiB of data at most."""
@@ -97,7 +97,7 @@ class Records:
             before = self._ring.producer_seq
             if self._waiting is not None:  # for a session that ended meanwhile
                 await asyncio.wait([self._waiting])
-            self._waiting = asyncio.get_running_loop().run_in_executor(None, wait_for_programs)
+            self._waiting = begun(wait_for_programs)
             await asyncio.shield(self._waiting)
             self.note_grace(before, self._ring.producer_seq)
             self._held = self.hold_from, time.monotonic()

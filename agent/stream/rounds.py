@@ -23,7 +23,7 @@ from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
 from agent.stream.unreadable import Runs
 from shared.errors import DeviceError
-from shared.threads import ended
+from shared.threads import begun, ended
 
 LOSS_QUIET_S: Final = 0.5
 """A round begins when nothing was lost for this long…"""
@@ -141,8 +141,9 @@ class Rounds:
         """Disks of which something could not be read, or not be named, when they were asked last, and why."""
         return self._reader.problems
 
-    def without_room(self, slot: int) -> tuple[float, Runs]:
-        """Sectors that a disk refused, and for which there was no room; when it last refused any, since then (monotonic)."""
+    def without_room(self, slot: int) -> tuple[float, Runs | None]:
+        """When a disk last refused what there was no room for (monotonic), and all of that in the round in which it did (None: very
+        much)."""
         return self._reader.without_room(slot)
 
     def _pause(self, seconds: float) -> None:
@@ -201,9 +202,17 @@ class Rounds:
         await self._in_thread(self._capture.swap_dirty)
 
     async def _in_thread(self, call: Callable[[], None]) -> None:
-        """The thread goes on if this is cancelled; `close` and the next swap wait for it."""
-        self._thread = asyncio.get_running_loop().run_in_executor(None, call)
-        await asyncio.shield(self._thread)
+        """The thread goes on if this is cancelled; `close` and the next swap wait for it. Raises DeviceError when there is no room for a
+        thread, or not for all that it needs: then some bitmaps may be swapped, and they are harvested before the next swap."""
+        try:
+            self._thread = begun(call)
+            await asyncio.shield(self._thread)
+        except RuntimeError as exc:
+            raise DeviceError(
+                "Catch-up of the protected disks could not go on",
+                cause=repr(exc),
+                action="Give this host and the agent's service room for threads and memory. It is tried again by itself.",
+            ) from exc
 
     async def _harvest(self) -> None:
         """Moves the inactive bitmaps into the to-do, part by part: first or, then clear, so that a kill between the two repeats but never
