@@ -95,20 +95,27 @@ class Watch:
         self._next = now + RETRY_S
         is_try = now >= self._next_try and any(self._may(name) for name in self.unfit)
         is_due = now >= self._next_shared
-        if is_try:
-            self._next_try = now + self._try_s
-            self._try_s = min(2 * self._try_s, TRY_LIMIT_S)
         arguments = is_try, bool(self.left_out or looking), is_due
         self._thread = threading.Thread(target=self._search, args=arguments, name="disk-watch", daemon=True)
         try:
             self._thread.start()
         except RuntimeError as exc:
             self._thread = None
-            self.trouble = DeviceError(
-                "Disks that are left out, or do not answer, cannot be looked for",
-                cause=repr(exc),
-                action="Give this host and the agent's service room for threads and memory. It is tried again by itself.",
+            before, self.trouble = (
+                self.trouble,
+                DeviceError(
+                    "Disks that are left out, or do not answer, cannot be looked for",
+                    cause=repr(exc),
+                    action="Give this host and the agent's service room for threads and memory. It is tried again by itself.",
+                ),
             )
+            if before is None or before.as_dict() != self.trouble.as_dict():
+                _log.warning("there is no room for a thread", **self.trouble.as_dict())
+            self.silent = None  # nobody could ask
+        else:
+            if is_try:
+                self._next_try = now + self._try_s
+                self._try_s = min(2 * self._try_s, TRY_LIMIT_S)
         return False
 
     def _search(self, is_try: bool, is_look: bool = True, is_due: bool = False) -> None:

@@ -511,9 +511,11 @@ def test_a_machine_without_room_for_a_thread_is_looked_at_when_there_is(
 
     machine.protect()
     watch = machine.watch([])
+    watch.silent = frozenset({"sda"})  # what the last look found
     with monkeypatch.context() as full:
         full.setattr(threading.Thread, "start", no_room)
         assert not watch.is_one_back()
+    assert watch.silent is None, "a disk that nobody could ask would be given up"
     assert watch.trouble is not None
     assert "can't start new thread" in watch.trouble.cause
     assert not finds(watch)
