@@ -63,17 +63,19 @@ class OutOfRoom:
         self._since = now if self._since is None else self._since
         unreadable = self._unreadable()
         named = unreadable.by_disk()
-        worst = max(lacking, key=lambda slot: named.get(slot, 0))
+        # Of whom there is room by now for all that was refused: the next round names it.
+        still = {slot for slot in lacking if not self._has_room(slot, unreadable)}
+        worst = max(still, key=lambda slot: named.get(slot, 0), default=None)
+        if worst is None:
+            return {}
         disk = self._disks[worst]
         others = set(range(len(self._disks))) - {worst, *gone, *(troubled.keys() - lacking)}
         count = named.get(worst, 0)
         if worst in gone or not count or not (others and self._may_be_ordered):
             return {}
-        refused_at, without_room = self._rounds.without_room(worst)
+        refused_at, _ = self._rounds.without_room(worst)
         if refused_at - self._since <= self._patience.wait_s(disk.id, now):
             return {}
-        if unreadable.has_room(worst, without_room, []):
-            return {}  # by now: the next round names it
         self._patience.give_up([disk.id], now)
         sample = unreadable.sample(worst, SAMPLE)
         error = TooMuchUnreadableError(
@@ -84,3 +86,7 @@ class OutOfRoom:
             " it out of the agent's configuration.",
         )
         return {disk.id: Refusing(error, sample)}
+
+    def _has_room(self, slot: int, unreadable: Unreadable) -> bool:
+        _, without_room = self._rounds.without_room(slot)
+        return without_room is not None and unreadable.has_room(slot, without_room, [])

@@ -43,6 +43,8 @@ ANSWER_S: Final = 20.0
 """A disk that gave nothing for so long, though it was asked, is left to a later round."""
 KNOWN_S: Final = 600.0
 """How long bad sectors of a read that came too late are not asked for."""
+KEPT_SECTORS: Final = 1 << 15
+"""How much of what there was no room for is kept in mind: what is more will not fit soon."""
 _R = TypeVar("_R")
 
 
@@ -106,8 +108,8 @@ class Lane:
         """Why chunks are left to later that might have been declared."""
         self.refused_at = 0.0
         """When it last refused what is not to be declared in this round, since there was no room for it (monotonic)…"""
-        self.without_room: Runs = []
-        """…the sectors for which there was none."""
+        self.without_room: Runs | None = []
+        """…the sectors of that round for which there was none. Of a chunk that was not looked through: all; None: more than is kept."""
 
     @property
     def trouble(self) -> DeviceError | None:
@@ -137,16 +139,22 @@ class Lane:
         lost = sum(count for _, count in read.unreadable)
         if self.refusals.declares(read.chunk.word, lost, time.monotonic()):
             return True
-        self._tell_refused(read.unreadable[0][0])
+        self._tell_refused(read.unreadable)
         return False
 
     def leave_refused(self, refused: TooMuchRefused) -> None:
         self.refusals.leave(refused.chunk.word, time.monotonic())
-        self._tell_refused(refused.sector)
+        if self.refusals.is_full:
+            self._tell_refused([(refused.chunk.first_sector, refused.chunk.sectors)])
+        else:
+            self._tell_refused([(refused.sector, 1)])
 
     def take_back(self, read: ReadChunk, problem: TooMuchUnreadableError) -> None:
         """What was refused of a chunk that may go out is not declared after all."""
-        self.too_much, self.refused_at, self.without_room = problem, time.monotonic(), read.unreadable
+        self.too_much = problem
+        if not self.refusals.is_full:
+            self.without_room = []
+        self._lacks_room(read.unreadable)
         self.refusals.take_back(read.chunk.word, sum(count for _, count in read.unreadable))
 
     def end_round(self) -> None:
@@ -163,13 +171,20 @@ class Lane:
             self.problem = self.too_much = self.refused = self.left = None
         self.left_out = is_out
 
-    def _tell_refused(self, sector: int) -> None:
+    def _lacks_room(self, runs: Runs) -> None:
+        self.refused_at = time.monotonic()
+        if self.without_room is not None:
+            self.without_room += runs
+            if sum(count for _, count in self.without_room) > KEPT_SECTORS:
+                self.without_room = None
+
+    def _tell_refused(self, runs: Runs) -> None:
         if self.refusals.is_full:
-            self.refused_at = time.monotonic()
+            self._lacks_room(runs)
             return
         self.refused = PartRefusedError(
             f"A part of protected disk {self.path} cannot be read",
-            cause=f"sector {sector} and others are refused, more than {AT_ONCE} in all, while the disk gives what lies elsewhere",
+            cause=f"sector {runs[0][0]} and others are refused, more than {AT_ONCE} in all, while the disk gives what lies elsewhere",
         )
 
     def came_back(self) -> None:

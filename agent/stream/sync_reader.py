@@ -84,8 +84,9 @@ class SyncReader:
         found = {lane.slot: lane.trouble for lane in self._lanes}
         return {slot: problem for slot, problem in found.items() if problem is not None}
 
-    def without_room(self, slot: int) -> tuple[float, Runs]:
-        """Sectors that this disk refused, and for which there was no room; when it last refused any, since then (monotonic)."""
+    def without_room(self, slot: int) -> tuple[float, Runs | None]:
+        """When this disk last refused what there was no room for (monotonic), and all of that in the round in which it did (None: very
+        much)."""
         return self._lanes[slot].refused_at, self._lanes[slot].without_room
 
     @property

@@ -14,7 +14,7 @@ import pytest
 from agent.continuity.patience import FIRST_S, Patience
 from agent.continuity.refusing import SAMPLE, OutOfRoom
 from agent.stream.state import AgentState, Word
-from agent.stream.unreadable import Unreadable
+from agent.stream.unreadable import Runs, Unreadable
 from shared.errors import DeviceError, DiskHangsError, TooMuchUnreadableError
 
 FULL, HANGS = TooMuchUnreadableError("too much"), DiskHangsError("it hangs")
@@ -40,9 +40,10 @@ class Machine:
         self.unreadable.declare(count > 1, BAD, 0.0)
         self.unreadable.declare(0, [(7, 3)], 0.0)
         self.patience = Patience()
-        self.refused_at, self.without_room = 0.0, [(9000, 200)]
+        self.refused_at = 0.0
+        self.without_room: dict[int, Runs | None] = {slot: [(9000, 200)] for slot in range(count)}
         rounds: Any = SimpleNamespace(
-            unread=lambda: self.troubles, without_room=lambda slot: (self.refused_at, self.without_room)
+            unread=lambda: self.troubles, without_room=lambda slot: (self.refused_at, self.without_room[slot])
         )
         self.out_of_room = OutOfRoom(capture, self.state, rounds, lambda: self.unreadable, self.patience)
 
@@ -145,10 +146,31 @@ def test_where_there_is_room_by_now_the_next_round_names_it(clock: Callable[[flo
     machine = Machine()
     machine.looks()
     clock(FIRST_S + 1)
-    machine.without_room = [(9000, 20)]
+    machine.without_room[1] = [(9000, 20)]
     assert machine.looks() == [], "a disk that is well again is given up for one bad sector"
-    machine.without_room = [(9000, 200)]
+    machine.without_room[1] = [(9000, 20), (20_000, 180)]
     assert machine.looks() == ["sdb"]
+
+
+def test_of_what_is_more_than_is_kept_in_mind_nobody_hopes_that_it_has_room(
+    clock: Callable[[float], None],
+) -> None:
+    machine = Machine()
+    machine.looks()
+    clock(FIRST_S + 1)
+    machine.without_room[1] = None
+    assert machine.looks() == ["sdb"]
+
+
+def test_a_disk_that_has_room_by_now_is_no_reason_to_wait_for_another_that_has_none(
+    clock: Callable[[float], None],
+) -> None:
+    machine = Machine(3)
+    machine.troubles = {0: FULL, 1: FULL}
+    machine.looks()
+    clock(FIRST_S + 1)
+    machine.without_room[1] = [(9000, 20)]
+    assert machine.looks() == ["sda"]
 
 
 def test_of_each_epoch_what_it_declares_counts(clock: Callable[[float], None]) -> None:
