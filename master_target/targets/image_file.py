@@ -9,8 +9,9 @@ One writer (I7). The lock is of the disk's place, and taken before anything ther
 removed or replaced while its owner stands still lets nobody else in. The image is locked as well, which is what
 older versions locked, and what holds when somebody removes the lock file, too. An owner names the image by its
 path, but writes to the one that it opened. So before each state it looks whether they are the same file still:
-if so, nobody else has it. If not, nothing is written. Where another file lies there, what the state says, which
-was of the image that went, goes as well, unless the lock is not ours any more: then it is another owner's. What is left is
+if so, nobody else has it. If not, nothing is written; and what the state there says, which was of the image
+that went, goes as well, unless the lock is not ours any more: then it is another owner's. That holds also of an image
+that is out of its place for a moment: nobody can tell what will lie there next. What is left is
 somebody who removes lock and image while their owner stands still just between that look and the rename.
 
 The kernel has no stray requests: a write has happened when it returns, or never happens; and no method ends,
@@ -92,10 +93,12 @@ class ImageTarget:
                 lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 stack.callback(os.close, lock)
                 _lock(lock, path)
-                if not path.exists() and state_path.exists():
+                # Looked at once: what goes after this look fails to open, and is not made anew under the state that is there.
+                size_b = path.stat().st_size if path.exists() else None
+                if size_b is None and state_path.exists():
                     # Somebody deleted the image: what the state says is true of nothing any more, and must not be of an empty image.
                     _forget(state_path)
-                image = SparseFile(path, disk_b if not path.exists() else path.stat().st_size)
+                image = SparseFile(path, disk_b if size_b is None else size_b, create=size_b is None)
                 stack.callback(image.close)
                 _lock(image.fileno(), path)
             known = state_path.exists()
@@ -163,7 +166,7 @@ class ImageTarget:
         with _translated(self._path, "looked at"):
             if _is_at(self._image.fileno(), self._path):
                 return
-            if self._path.exists() and _is_at(self._lock, _lock_path(self._path)):
+            if _is_at(self._lock, _lock_path(self._path)):
                 _forget(self._path.with_suffix(".state.json"))
         raise LeaseLostError(
             f"Disk image {self._path} is not ours any more",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from master_target.targets import image_file
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.state import DiskInterval
 from shared import durable
@@ -126,18 +127,43 @@ async def test_an_image_that_is_removed_lets_no_second_owner_in_and_is_begun_ane
     assert await cursor_when_opened(tmp_path) == NOWHERE
 
 
-async def test_an_image_that_is_out_of_its_place_for_a_moment_keeps_what_is_known_of_it(
-    tmp_path: Path,
+@pytest.mark.parametrize("comes_back", ["another", "a copy of before", "it"])
+async def test_an_image_that_was_out_of_its_place_when_its_owner_looked_is_begun_anew_whatever_lies_there_then(
+    tmp_path: Path, comes_back: str
+) -> None:
+    owner = await begun(tmp_path)
+    image, away = tmp_path / "web1" / "sda.img", tmp_path / "away"
+    copy = image.read_bytes()  # of in the middle of the interval
+    await owner.finish()
+    image.rename(away)
+    with pytest.raises(LeaseLostError, match="removed"):
+        await owner.snapshot()
+    if comes_back == "it":
+        away.rename(image)
+    else:
+        image.write_bytes(copy if comes_back == "a copy of before" else bytes(len(copy)))
+    await owner.close()
+    assert await cursor_when_opened(tmp_path) == NOWHERE
+
+
+async def test_an_image_that_goes_while_it_is_opened_is_not_made_anew_under_its_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = await begun(tmp_path)
     await owner.finish()
-    cursor, image = owner.state.cursor, tmp_path / "web1" / "sda.img"
-    image.rename(tmp_path / "away")
-    with pytest.raises(LeaseLostError, match="removed"):
-        await owner.snapshot()
-    (tmp_path / "away").rename(image)
     await owner.close()
-    assert await cursor_when_opened(tmp_path) == cursor != NOWHERE
+    image = tmp_path / "web1" / "sda.img"
+    opened = SparseFile
+
+    def goes_first(path: Path, size_b: int, *, create: bool = True) -> SparseFile:
+        image.unlink()
+        return opened(path, size_b, create=create)
+
+    monkeypatch.setattr(image_file, "SparseFile", goes_first)
+    with pytest.raises(ImageFileError, match="opened"):
+        await ImageTarget.open(tmp_path, "web1", "sda", DISK_B)
+    monkeypatch.undo()
+    assert await cursor_when_opened(tmp_path) == NOWHERE
 
 
 @pytest.mark.parametrize("clean", [False, True])
