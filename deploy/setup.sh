@@ -11,7 +11,7 @@ say() { echo "setup: $*"; }
 
 # clang, libbpf: the capture programs. node: Azurite. The rest: loop disks, file systems, measuring, checking images.
 APT_PACKAGES="clang libbpf-dev libbpf1 gcc libc6-dev linux-libc-dev python3-venv python3-dev nodejs fio qemu-utils e2fsprogs xfsprogs
- btrfs-progs util-linux iptables mdadm"
+ btrfs-progs util-linux fdisk iptables mdadm"
 missing=""
 for p in $APT_PACKAGES; do
     [ "$p" = nodejs ] && command -v node >/dev/null && continue
