@@ -24,9 +24,8 @@ lint:
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-build/capture.bpf.o: agent/capture/bpf/capture.bpf.c
-	@mkdir -p build
+agent/capture/bpf/capture.bpf.o: agent/capture/bpf/capture.bpf.c
 	clang -O2 -g -Wall -Werror -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -I/usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
 
 clean:
-	rm -rf build .venv
+	rm -rf build .venv agent/capture/bpf/capture.bpf.o

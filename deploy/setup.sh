@@ -49,5 +49,5 @@ if ! cmp -s deploy/azurite/package.json $azurite/package.json || ! [ -e $azurite
     (cd $azurite && npm install --silent --no-audit --no-fund --omit=dev) || fail "npm could not install Azurite"
 fi
 
-make -s build/capture.bpf.o || fail "clang could not build the capture programs (agent/capture/bpf/capture.bpf.c)"
+make -s agent/capture/bpf/capture.bpf.o || fail "clang could not build the capture programs (agent/capture/bpf/capture.bpf.c)"
 say "ready"

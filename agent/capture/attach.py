@@ -38,7 +38,7 @@ from shared.errors import (
     cause_of,
 )
 
-OBJECT: Final = Path(__file__).resolve().parents[2] / "build/capture.bpf.o"
+OBJECT: Final = Path(__file__).parent / "bpf/capture.bpf.o"
 PINNED_MAPS: Final = {
     "control": ".data.control",
     "ring": "ring",
@@ -87,7 +87,7 @@ def check_machine(
             "the kernel is locked down (confidentiality), which forbids BPF to read memory",
             "Boot with lockdown=integrity or without lockdown.",
         ),
-        (not object_path.exists(), f"{object_path} is missing", "Build it: make build/capture.bpf.o"),
+        (not object_path.exists(), f"{object_path} is missing", "Build it: make setup"),
     ):
         if lacking:
             raise CaptureUnavailableError(

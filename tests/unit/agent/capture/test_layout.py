@@ -54,7 +54,7 @@ def structures(btf: bytes) -> dict[str, tuple[int, dict[str, int]]]:
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, tuple[int, dict[str, int]]]:
     root = Path(__file__).parents[4]
-    subprocess.run(["make", "-s", "build/capture.bpf.o"], check=True, cwd=root)
+    subprocess.run(["make", "-s", str(attach.OBJECT.relative_to(root))], check=True, cwd=root)
     return structures(section(attach.OBJECT.read_bytes(), b".BTF"))
 
 
@@ -77,7 +77,7 @@ def test_structures_have_the_layout_that_python_believes(
 
 def test_records_have_the_layout_that_python_believes() -> None:
     # Type information leaves the record out; the compiler checks it against the numbers in these lines.
-    source = (attach.OBJECT.parent.parent / "agent/capture/bpf/capture.bpf.c").read_text()
+    source = attach.OBJECT.with_suffix(".c").read_text()
     asserted = {
         name: int(at) for name, at in re.findall(r"^RECORD_FIELD\((\w+), (\d+)\);", source, re.MULTILINE)
     }
