@@ -25,7 +25,7 @@ lint:
 	.venv/bin/lint-imports
 
 agent/capture/bpf/capture.bpf.o: agent/capture/bpf/capture.bpf.c
-	clang -O2 -g -Wall -Werror -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -I/usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
+	clang -O2 -g -Wall -Werror -ffile-compilation-dir=. -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -I/usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
 
 clean:
 	rm -rf build .venv agent/capture/bpf/capture.bpf.o
