@@ -1,4 +1,4 @@
-"""The version of this installation."""
+"""The version of this installation. Said here alone: pyproject.toml reads it."""
 
 from __future__ import annotations
 
