@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy import systemd
 from shared.errors import ConfigError
 
 FOLDER = Path(__file__).resolve().parents[3] / "deploy/systemd"
@@ -39,6 +40,17 @@ def test_there_is_one_unit_per_daemon() -> None:
         "understudy-master-target",
         "understudy-process-server",
     ]
+
+
+def test_every_file_of_the_folder_has_its_place_on_a_host() -> None:
+    assert sorted(systemd.host_files().values()) == sorted(
+        path.read_text() for path in FOLDER.iterdir() if path.suffix in (".service", ".conf")
+    )
+    assert {str(path) for path in systemd.host_files()} == {
+        *(f"/etc/systemd/system/{unit.name}" for unit in UNITS),
+        "/usr/lib/sysusers.d/understudy.conf",
+        "/usr/lib/tmpfiles.d/understudy.conf",
+    }
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
@@ -97,10 +109,10 @@ def test_every_daemon_but_the_agent_has_a_user_of_its_own_and_folders_that_are_n
 def test_no_daemon_s_user_reads_the_vault_or_another_one_s_private_key(tmp_path: Path) -> None:
     """As systemd makes users and folders, in a root of the test."""
     folder = tmp_path / "host"
-    for name, at in (("sysusers", "usr/lib/sysusers.d"), ("tmpfiles", "usr/lib/tmpfiles.d")):
-        (folder / at).mkdir(parents=True)
-        shutil.copy(FOLDER / f"{name}.conf", folder / at / "understudy.conf")
-    (folder / "etc").mkdir()
+    for path, text in systemd.host_files().items():
+        at = folder / path.relative_to("/")
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.write_text(text)
     subprocess.run(["systemd-sysusers", f"--root={folder}", "understudy.conf"], check=True)
     subprocess.run(["systemd-tmpfiles", f"--root={folder}", "--create", "understudy.conf"], check=True)
     for above in (folder, *folder.parents):
