@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
 
-.PHONY: setup demo test test-long bench lint clean
+.PHONY: setup demo test test-long bench lint wheel clean
 demo: setup
 	$(PY) -m tests.system.demo
 
@@ -23,6 +23,10 @@ lint:
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+wheel: setup
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build .
+	@ls -t build/understudy-*.whl | head -1
 
 agent/capture/bpf/capture.bpf.o: agent/capture/bpf/capture.bpf.c
 	clang -O2 -g -Wall -Werror -ffile-compilation-dir=. -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -I/usr/include/$(shell uname -m)-linux-gnu -c $< -o $@

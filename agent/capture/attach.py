@@ -87,7 +87,11 @@ def check_machine(
             "the kernel is locked down (confidentiality), which forbids BPF to read memory",
             "Boot with lockdown=integrity or without lockdown.",
         ),
-        (not object_path.exists(), f"{object_path} is missing", "Build it: make setup"),
+        (
+            not object_path.exists(),
+            f"the capture programs are missing ({object_path})",
+            "In a checkout, run `make setup`. Elsewhere install Understudy again, from a wheel that `make wheel` made in a checkout.",
+        ),
     ):
         if lacking:
             raise CaptureUnavailableError(
