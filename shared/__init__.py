@@ -9,6 +9,6 @@ Beside it: `vocabulary` (closed vocabularies), `api`, `messages`, `status`, `res
 `connector`, `listening` (where a port is bound), `door` (who comes to it), `connections` (which of too many go) and `refusals` (in
 the log, a few of many), `service`, `logging` and `log_sink` (what every daemon is), `naming` (what things may be called),
 `storage_stack` (on which disks a path lies), `protected` (which of this host are protected), `limits` (of Azure), `durable` and
-`single_writer` (files), `toml`, `decoding`, `threads`, `waiting`, `memory` (given back to the system), `trouble`,
-`errors`, `crashpoints` (for tests), `version`.
+`single_writer` (files), `toml`, `configuration` (its files, for people), `decoding`, `threads`, `waiting`, `memory` (given back to
+the system), `trouble`, `errors`, `crashpoints` (for tests), `version`.
 """

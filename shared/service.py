@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import socket
 import sys
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
-from msgspec import inspect
 
 from shared import decoding, logging
+from shared.configuration.wrong import explain
 from shared.errors import ConfigError, ListenError, UnderstudyError, UnhealthyError
 from shared.log_sink import Sink, fill_standard_descriptors
 
@@ -165,44 +164,13 @@ def load_config(path: Path, type_: type[_T]) -> _T:
     try:
         return decoding.convert(tomllib.loads(text), type_, dec_hook=_decode_extra)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
-        cause = _readable(exc) + _choices(exc, type_)
-        raise ConfigError(f"Configuration file {path} is not valid", cause=cause) from exc
+        raise ConfigError(f"Configuration file {path} is not valid", cause=explain(exc, type_)) from exc
 
 
 def _decode_extra(type_: type[Any], value: object) -> object:
     if issubclass(type_, Path) and isinstance(value, str):
         return Path(value)
     raise TypeError(f"Expected `str` (a path), got `{type(value).__name__}`")
-
-
-def _readable(exc: Exception) -> str:
-    # msgspec calls the document "$" and says "Object" for a table; TOML users know neither.
-    return str(exc).replace("$.", "").replace("Object ", "The table ").replace("`$`", "the top level")
-
-
-def _choices(exc: Exception, type_: type[Any]) -> str:
-    """What would have been right instead of the value that `exc` complains about, where there is a closed choice."""
-    found = re.fullmatch(r"Invalid enum value .* - at `\$\.([\w.]+)`", str(exc))
-    if found is None:
-        return ""
-    at = [decoding.type_info(type_)]
-    for key in found[1].split("."):
-        tables = [option for option in at if isinstance(option, inspect.StructType)]
-        fields = {field.encode_name: field.type for table in tables for field in table.fields}
-        type_info = fields.get(key)
-        at = (
-            list(type_info.types)
-            if isinstance(type_info, inspect.UnionType)
-            else [type_info]
-            if type_info
-            else []
-        )
-    for option in at:
-        if isinstance(option, inspect.EnumType):
-            return f"; it may be {', '.join(option.cls)}"
-        if isinstance(option, inspect.LiteralType):
-            return f"; it may be {', '.join(map(str, option.values))}"
-    return ""
 
 
 def _report(exc: BaseException) -> int:
