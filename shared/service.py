@@ -19,11 +19,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-import msgspec
-
 from shared import decoding, logging
 from shared.configuration.wrong import explain
-from shared.errors import ConfigError, ListenError, UnderstudyError, UnhealthyError
+from shared.errors import UNDECODABLE, ConfigError, ListenError, UnderstudyError, UnhealthyError
 from shared.log_sink import Sink, fill_standard_descriptors
 
 _log = logging.get()
@@ -163,7 +161,7 @@ def load_config(path: Path, type_: type[_T]) -> _T:
         raise ConfigError(f"Configuration file {path} could not be read", cause=str(exc)) from exc
     try:
         return decoding.convert(tomllib.loads(text), type_, dec_hook=_decode_extra)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
+    except UNDECODABLE as exc:
         raise ConfigError(f"Configuration file {path} is not valid", cause=explain(exc, type_)) from exc
 
 

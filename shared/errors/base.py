@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Final, TypedDict
 
 UNDECODABLE: Final = (ValueError, RecursionError)
-"""What msgspec raises for bytes that are not the document they should be. Its own errors are ValueErrors, and so is that for bad UTF-8;
-what is nested too deeply exhausts the stack.
+"""What msgspec and tomllib raise for bytes that are not the document they should be. Their own errors are ValueErrors, and so are those for
+bad UTF-8 and for numbers that are too long; what is nested too deeply exhausts the stack.
 """
 
 

@@ -197,6 +197,8 @@ def test_a_configuration_file_becomes_a_struct(tmp_path: Path) -> None:
         ('folder = "/a"\n[inner]\nmode = "c"', ["inner.mode", "may be x, y"]),
         ("", ["folder"]),
         ("folder = = 1", ["line 1"]),
+        (f"folder = {'[' * 5000}", ["recursion"]),
+        (f"folder = {'9' * 5000}", ["4300 digits"]),
     ],
 )
 def test_a_bad_configuration_names_file_key_and_type(tmp_path: Path, text: str, says: list[str]) -> None:
