@@ -18,22 +18,30 @@ from shared.vocabulary import Role
 
 class ConfigServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     data_dir: Path
-    """CA, database and operator token. Back it up; it holds private keys."""
+    """The folder of the CA, the database, the operator token and its own certificate. It holds private keys; back it up
+    (`python -m config_server backup`)."""
     name: str = "cs1"
+    """Its name in the installation, in its own certificate."""
     listen: str = "0.0.0.0"
+    """The address on which it is reached: `0.0.0.0` for every IPv4 address of the host, `::` for every address of IPv4 and IPv6 (of IPv4
+    alone where the kernel has no IPv6), else one address, or a name, of which the first address is taken."""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = PORT
+    """The port on which it is reached; it stands in everybody's `control_url`, unless it is 443."""
     hosts: list[str] = []
-    """DNS names and addresses under which clients reach it, besides localhost and its host name."""
+    """The DNS names and addresses under which daemons and the command line reach it, for its certificate. `localhost` and the host's own
+    name need not be named."""
     blob: BlobConfig | None = None
-    """Where the machines' logs and points are; without it there are no points and no restore grants."""
+    """The storage account with the machines' logs and points. Without it no points are shown, and nobody is admitted to storage for a
+    restore."""
     vault_file: Path | None = None
-    """The keys that wrap every machine's data key. Only the config server has it, and gives daemons what they need of it, machine by
-    machine. Back it up apart from its disk: without it nothing in storage can be read."""
+    """The file with the keys that wrap every machine's data key. Without it no daemon gets a key. Keep a copy where no server is: without
+    it nothing in storage can be read."""
     grant_hours: Annotated[float, msgspec.Meta(gt=0, le=168)] = 8.0
-    """How long whoever restores may read the machine's container; a restore that takes longer asks again."""
+    """How long whoever restores a machine may read its container. A restore that takes longer asks again."""
     certificate_days: Annotated[float, msgspec.Meta(gt=0, le=825)] = 30.0
-    """Life of the certificates that it issues; daemons renew when a third is left."""
+    """How long the certificates are valid that it issues. Daemons renew theirs when a third of that is left."""
     log_level: logging.Level = logging.Level.INFO
+    """From which level on lines are written to the log."""
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

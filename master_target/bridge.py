@@ -25,11 +25,11 @@ from shared.recovery.coalesce import MAX_RUN_SECTORS, DiskRuns, Ints
 
 class BridgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     request_b: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 96 * 1024
-    """A request costs as much as reading and writing so many bytes; longer gaps are never bridged. 0 switches bridging off."""
+    """A request is taken to cost as much as reading and writing so many bytes; longer gaps are never filled. 0 switches it off."""
     amplification: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 8.0
     """At most this many bytes are written for each byte that must be."""
     behind_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 15.0
-    """Bridge only when apply has not reached the end of the log for so long."""
+    """The master target is behind when it has not reached the end of the log for so long."""
 
 
 def bridge(runs: DiskRuns, settings: BridgeSettings) -> Ints:

@@ -28,28 +28,36 @@ from shared.vault import check_choice
 
 class MasterTargetConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     name: str
-    """Its certificate is `master-target:<name>`. No two that run may share a name."""
+    """Its name in the installation, for which its certificate was made. No two that run may share one."""
     blob: BlobConfig
+    """The storage account."""
     tls: TlsFiles | None = None
+    """The files that prove who this master target is. Enrolment makes them; needed with `control_url`."""
     control_url: str = ""
-    """The config server, which hands out the machines' data keys; without it nothing is reported."""
+    """The config server, as `https://HOST[:PORT]`. It hands out the machines' data keys, and is told how this server is."""
     vault_file: Path | None = None
-    """Only without a config server: the keys that wrap the machines' data keys."""
+    """The keys that wrap the machines' data keys: only in an installation without a config server. One of `control_url` and `vault_file`
+    must be set, and not both."""
     state_dir: Path = Path("/var/lib/understudy/master-target")
-    """Holds the data keys that were handed out, sealed; nothing else that must survive."""
+    """A folder for the data keys that were handed out, sealed. Nothing else in it must survive."""
     machines: tuple[str, ...] = ()
-    """The machines to claim; empty: every machine in storage that nobody else has."""
+    """The names of the machines that it takes care of. Unless some are named: every machine in storage that no other master target has."""
     target: Literal["page-blob", "image"] = "page-blob"
+    """What the seed disks are: page blobs in the storage account, or image files on this host."""
     image_dir: Path | None = None
-    """For target `image`: the folder of the images."""
+    """The folder of the image files: needed with `target = "image"`, and only then."""
     interval_b: Annotated[int, msgspec.Meta(ge=1 << 20)] = 64 << 20
-    """An interval's payload, which is in memory at once; twice as much is used while it is coalesced …"""
+    """How much of the log is applied to the seed disks at once. Up to three times as much memory is used for it."""
     behind_interval_b: Annotated[int, msgspec.Meta(ge=1 << 20)] = 256 << 20
-    """… and while apply is behind (`bridge.behind_s`): the more writes in an interval, the fewer requests each costs."""
+    """The same while it is behind (`bridge.behind_s`): the more at once, the fewer requests."""
     poll_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 1.0
+    """How often storage is asked for what is new in a machine's log. Each time is a request that costs money."""
     bridge: BridgeSettings = BridgeSettings()
+    """How small writes that lie near each other go out as one request, while it is behind."""
     retention: RetentionPolicy = RetentionPolicy()
+    """Which recovery points are kept. The newest, and the newest with snapshots, always are."""
     log_level: logging.Level = logging.Level.INFO
+    """From which level on lines are written to the log."""
 
     def __post_init__(self) -> None:
         if (self.target == "image") != (self.image_dir is not None):

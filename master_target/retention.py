@@ -43,11 +43,11 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0, le=_CENTURY_S)]
 
 class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     all_s: _Seconds = 2 * 3600.0
-    """Every point is kept so long …"""
+    """Every recovery point is kept until it is so old."""
     hourly_s: _Seconds = 24 * 3600.0
-    """… then the last of each hour, until this age."""
+    """After that the last point of each hour is kept, until it is so old."""
     orphan_s: Annotated[float, msgspec.Meta(ge=60, le=_CENTURY_S)] = 3600.0
-    """A snapshot that no point names is kept so long."""
+    """A snapshot that no point names any more is kept so long: a restore may still read it."""
 
 
 def expired(

@@ -30,25 +30,35 @@ PORT: Final = 9443
 
 class ProcessServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     name: str
-    """Its certificate is `process-server:<name>`."""
+    """Its name in the installation, for which its certificate was made."""
     tls: TlsFiles
+    """The files that prove who this server is. Enrolment makes them."""
     spool_dir: Path
-    """The cache: on a disk of its own if possible. It also holds the data keys that were handed out, sealed."""
+    """The folder of the cache: what machines have sent and is not in storage yet. Best on a disk of its own; never on a disk that this host
+    protects."""
     blob: BlobConfig
+    """The storage account."""
     control_url: str = ""
-    """The config server, e.g. https://config.example.com, which hands out the machines' data keys; without it nothing is reported."""
+    """The config server, as `https://HOST[:PORT]`. It hands out the machines' data keys, and is told how this server is."""
     vault_file: Path | None = None
-    """Only without a config server: the keys that wrap the machines' data keys."""
+    """The keys that wrap the machines' data keys: only in an installation without a config server. One of `control_url` and `vault_file`
+    must be set, and not both."""
     listen: str = "0.0.0.0"
+    """The address on which agents are heard: `0.0.0.0` for every IPv4 address of the host, `::` for every address of IPv4 and IPv6 (of IPv4
+    alone where the kernel has no IPv6), else one address, or a name, of which the first address is taken."""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = PORT
+    """The port on which agents are heard."""
     cache_b: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    """Size of the cache; None: the whole file system that holds `spool_dir`."""
+    """How much the cache may hold. Unless it is set, the whole file system that holds `spool_dir` is the cache."""
     credit: CreditPolicy = CreditPolicy()
+    """How much machines may send ahead of storage."""
     segment_bytes: Annotated[int, msgspec.Meta(ge=4096, le=4 << 30)] = 32 << 20
-    """A segment is closed and uploaded at this size …"""
+    """At this size a segment of the log is closed and uploaded."""
     segment_seconds: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_SEGMENT_S)] = 5.0
-    """… or at this age, which is the floor of the RPO. Other process servers reckon with the longest."""
+    """At this age a segment is closed and uploaded even if it is small: no RPO is shorter. Shorter ones cost more requests."""
+    # Other process servers reckon with the longest (LONGEST_SEGMENT_S).
     log_level: logging.Level = logging.Level.INFO
+    """From which level on lines are written to the log."""
 
     def __post_init__(self) -> None:
         check_choice("process server", self.vault_file, self.control_url)

@@ -48,8 +48,11 @@ class TlsFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """PEM files of one daemon: its certificate (with chain), its private key, and the CA of its peers."""
 
     cert: Path
+    """The certificate, PEM. The daemon renews it in place."""
     key: Path
+    """Its private key, PEM, readable by the daemon's user only."""
     ca: Path
+    """The certificate of the config server's CA, PEM."""
 
 
 def server_context(files: TlsFiles, require_client: bool = True) -> ssl.SSLContext:

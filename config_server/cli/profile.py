@@ -38,14 +38,20 @@ class Rescue(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     """Storage and vault: with them no server is needed at all."""
 
     vault_file: Path
+    """A copy of the config server's vault file, readable by you only."""
     blob: BlobConfig
+    """The storage account."""
 
 
 class Profile(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     server: str
+    """The config server, as `https://HOST[:PORT]`."""
     token_file: Path
+    """A file with your operator token and nothing else, readable by you only."""
     ca_file: Path | None = None
+    """The certificate of the config server's CA, PEM. Unless it is set, a public CA must vouch for the server."""
     rescue: Rescue | None = None
+    """Storage and vault, for restores while the config server is gone."""
 
 
 def load(file: Path) -> Profile:

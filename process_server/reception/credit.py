@@ -31,11 +31,11 @@ class CreditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits; all configurable."""
 
     window_b: Annotated[int, msgspec.Meta(ge=1)] = 32 * MIB
-    """Most that one machine may have on its way."""
+    """How much one machine may have on its way to this server. More helps where the network is fast and far."""
     quota_per_disk_b: Annotated[int, msgspec.Meta(ge=1)] = 8 * GIB
-    """Most that one machine may have in the cache, per protected disk."""
+    """How much of one machine may wait in the cache, for each of its protected disks."""
     free_floor: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.20
-    """All machines are throttled while less than this part of the cache is free."""
+    """The part of the cache that is kept free: while less is free, no machine may send more."""
 
 
 class CacheSpace(msgspec.Struct, frozen=True):

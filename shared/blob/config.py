@@ -25,11 +25,15 @@ class BlobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     url: str
-    """Account URL: `https://ACCOUNT.blob.core.windows.net`, or path-style `https://HOST:PORT/ACCOUNT`."""
+    """The storage account: `https://ACCOUNT.blob.core.windows.net`, or `https://HOST:PORT/ACCOUNT` for an emulator."""
     container: str = "understudy"
+    """The installation's container; those of the machines stand beside it, and their names begin with this one. 3 to 46 characters:
+    lower-case letters, digits, single hyphens between them."""
     account_key_file: Path | None = None
+    """A file with the account's key and nothing else, readable by the daemon's user only. Without it the identity that the host has in
+    Azure is used (managed identity, environment variables of a service principal)."""
     ca_file: Path | None = None
-    """CA certificate of the storage server, when it is not a public one."""
+    """The CA certificate of the storage server, PEM, where it is no public one."""
 
     def __post_init__(self) -> None:
         if not (3 <= len(self.container) <= VAULT_CONTAINER_MAX and _CONTAINER.fullmatch(self.container)):
