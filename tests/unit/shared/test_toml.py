@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 from shared.toml import to_toml
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-_VALUES = st.one_of(_TEXT, st.booleans(), st.integers(-(1 << 63), (1 << 63) - 1), st.lists(_TEXT))
+_FLOATS = st.floats(allow_nan=False)
+_VALUES = st.one_of(
+    _TEXT, st.booleans(), st.integers(-(1 << 63), (1 << 63) - 1), _FLOATS, st.lists(_TEXT), st.lists(_FLOATS)
+)
 _KEYS = st.from_regex(r"[a-z_-]{1,8}", fullmatch=True)
-_TABLES = st.recursive(st.dictionaries(_KEYS, _VALUES), lambda inner: st.dictionaries(_KEYS, _VALUES | inner))
+_TABLES = st.recursive(
+    st.dictionaries(_KEYS, _VALUES), lambda inner: st.dictionaries(_KEYS, _VALUES | inner | st.lists(inner))
+)
 
 
 @given(_TABLES)
