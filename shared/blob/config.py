@@ -30,8 +30,8 @@ class BlobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The installation's container; those of the machines stand beside it, and their names begin with this one. 3 to 46 characters:
     lower-case letters, digits, single hyphens between them."""
     account_key_file: Path | None = None
-    """A file with the account's key and nothing else, readable by the daemon's user only. Without it the identity that the host has in
-    Azure is used (managed identity, environment variables of a service principal)."""
+    """A file with the account's key and nothing else, which nobody else may read. Without it the identity that the host has in Azure is
+    used (managed identity, environment variables of a service principal)."""
     ca_file: Path | None = None
     """The CA certificate of the storage server, PEM, where it is no public one."""
 
