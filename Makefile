@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
 
-.PHONY: setup demo test test-long bench lint wheel clean
+.PHONY: setup demo test test-long bench lint docs wheel clean
 demo: setup
 	$(PY) -m tests.system.demo
 
@@ -23,6 +23,10 @@ lint:
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# What is written from the code; a test compares.
+docs: setup
+	$(PY) -m deploy.configurations docs/configuration.md
 
 wheel: setup
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build .

@@ -1,4 +1,4 @@
-"""Configuration of the agent: agent.toml."""
+"""Configuration of the agent: agent.toml. What stands below a field is for whoever sets it (docs/configuration.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The config server's configuration file (TOML)."""
+"""The config server's configuration file (TOML). What stands below a field is for whoever sets it (docs/configuration.md)."""
 
 from __future__ import annotations
 

@@ -1,13 +1,4 @@
-"""The master target's configuration file (TOML).
-
-```toml
-name = "mt1"
-control_url = "https://config.example.com"
-tls = {cert = "…/mt1.pem", key = "…/mt1.key", ca = "…/ca.pem"}
-blob = {url = "https://account.blob.core.windows.net", container = "understudy"}
-bridge = {request_b = 98304, amplification = 8.0, behind_s = 15.0}
-```
-"""
+"""The master target's configuration file (TOML). What stands below a field is for whoever sets it (docs/configuration.md)."""
 
 from __future__ import annotations
 

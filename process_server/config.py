@@ -1,14 +1,4 @@
-"""The process server's configuration file (TOML).
-
-```toml
-name = "ps1"
-control_url = "https://config.example.com"
-spool_dir = "/var/lib/understudy/spool"
-tls = {cert = "…/ps1.pem", key = "…/ps1.key", ca = "…/ca.pem"}
-blob = {url = "https://account.blob.core.windows.net", container = "understudy"}
-credit = {quota_per_disk_b = 8589934592}
-```
-"""
+"""The process server's configuration file (TOML). What stands below a field is for whoever sets it (docs/configuration.md)."""
 
 from __future__ import annotations
 
