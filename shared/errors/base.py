@@ -46,7 +46,9 @@ class UnderstudyError(Exception):
 
     def __str__(self) -> str:
         text = self.what if not self.cause else f"{self.what}: {self.cause}"
-        return text if not self.action else f"{text.rstrip('.')}. {self.action}"
+        if not self.action:
+            return text
+        return f"{text} {self.action}" if text.endswith("?") else f"{text.rstrip('.')}. {self.action}"
 
     def as_dict(self) -> Told:
         """The form in which errors appear in events, in the API and in `--output json`."""

@@ -39,6 +39,10 @@ def test_every_kind_of_failure_declares_its_own_code() -> None:
 def test_an_error_reads_as_what_cause_action() -> None:
     error = UnderstudyError("X failed", cause="the disk is full", action="Free space.")
     assert str(error) == "X failed: the disk is full. Free space."
+    assert str(UnderstudyError("X failed.", action="Try again.")) == "X failed. Try again."
+    assert str(UnderstudyError("X failed", cause="did you mean Y?", action="Correct it.")).endswith(
+        "Y? Correct it."
+    )
     assert error.as_dict() == {
         "code": "US000",
         "what": "X failed",
