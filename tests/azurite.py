@@ -38,11 +38,12 @@ _START_S: Final = 30.0
 class Azurite:
     """One server process. `folder` holds certificate, key and log, and the blobs if `persistent`."""
 
-    def __init__(self, folder: Path, *, persistent: bool = False, port: int = 0) -> None:
+    def __init__(self, folder: Path, *, persistent: bool = False, port: int = 0, tls: bool = True) -> None:
         if not _MAIN.exists():
             raise RuntimeError("Azurite is not installed: run `make setup`")
         self.folder = folder
         self.persistent = persistent
+        self.scheme = "https" if tls else "http"
         self.port = port
         """0 until the first start; from then on the same over restarts."""
         self.account = "understudytest"
@@ -65,7 +66,7 @@ class Azurite:
 
     @property
     def url(self) -> str:
-        return f"https://127.0.0.1:{self.port}/{self.account}"
+        return f"{self.scheme}://127.0.0.1:{self.port}/{self.account}"
 
     @property
     def pid(self) -> int:
@@ -80,7 +81,8 @@ class Azurite:
     def start(self) -> None:
         command = ["node", str(_MAIN), "--silent", "--skipApiVersionCheck", "--disableProductStyleUrl"]
         command += ["--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
-        command += ["--cert", str(self.ca_file), "--key", str(self.tls_key_file)]
+        if self.scheme == "https":
+            command += ["--cert", str(self.ca_file), "--key", str(self.tls_key_file)]
         command += ["--location", str(self.folder)] if self.persistent else ["--inMemoryPersistence"]
         self._process = subprocess.Popen(
             command,
@@ -127,7 +129,7 @@ class Azurite:
                 if not piece:
                     break
                 said += piece.decode(errors="replace")
-                if found := re.search(r"successfully listens on https://[^:]+:(\d+)\n", said):
+                if found := re.search(r"successfully listens on https?://[^:]+:(\d+)\n", said):
                     return int(found[1])
         self.kill()
         raise RuntimeError(f"Azurite did not start: {said}")

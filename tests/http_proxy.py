@@ -39,7 +39,11 @@ async def proxy(answers: Answers) -> AsyncIterator[tuple[str, list[str]]]:
     asked: list[str] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        except asyncio.IncompleteReadError:  # somebody only looks whether it is there
+            writer.close()
+            return
         asked.append(head.split(" ")[1])
         await answers(reader, writer, asked[-1])
 

@@ -108,7 +108,21 @@ class Slow:
     seconds: float
 
 
-Fault = Answer | Stall | Cut | Short | Slow
+@dataclasses.dataclass(frozen=True)
+class Dressed:
+    """The real answer, with these headers besides or instead."""
+
+    headers: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Late:
+    """The real answer, after a pause; storage does then what was asked, whether or not anybody still waits for it."""
+
+    seconds: float
+
+
+Fault = Answer | Stall | Cut | Short | Slow | Dressed | Late
 
 
 def throttled(retry_after: str = "1", *, status: int = 503) -> Answer:
@@ -119,7 +133,7 @@ def throttled(retry_after: str = "1", *, status: int = 503) -> Answer:
 @dataclasses.dataclass
 class Rule:
     """`fault` for the requests that fit the patterns (as of fnmatch), from the `nth` on, `times` of them; None:
-    all of them. `chance`: strikes only so often, by a seeded generator.
+    all of them. `chance`: strikes only so often, by a seeded generator. `then` is called when it strikes, in the proxy's thread.
     """
 
     fault: Fault
@@ -129,6 +143,7 @@ class Rule:
     nth: int = 1
     times: int | None = 1
     chance: float = 1.0
+    then: Callable[[], object] = lambda: None
     struck: int = 0
     fitted: int = 0
 
@@ -164,6 +179,7 @@ class FaultProxy:
         self._dice = random.Random(seed)
         self._lock = threading.Lock()
         self._changed = threading.Condition()
+        self._late: set[asyncio.Task[web.StreamResponse]] = set()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._started = threading.Event()
@@ -220,6 +236,11 @@ class FaultProxy:
         with self._changed:
             self._changed.wait_for(lambda: self.active >= count)
 
+    def wait_idle(self) -> None:
+        """Until nothing is being served, nor to be done late."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.active == 0)
+
     # ---- serving ----
 
     def _run(self) -> None:
@@ -249,14 +270,22 @@ class FaultProxy:
         await asyncio.sleep(_CLOSING_S)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self._begin()
+        try:
+            return await self._answer(request, await request.read())
+        finally:
+            self._end()
+
+    def _begin(self) -> None:
         with self._changed:
             self.active += 1
             self.most_active = max(self.most_active, self.active)
             self._changed.notify_all()
-        try:
-            return await self._answer(request, await request.read())
-        finally:
+
+    def _end(self) -> None:
+        with self._changed:
             self.active -= 1
+            self._changed.notify_all()
 
     async def _answer(self, request: web.Request, body: bytes) -> web.StreamResponse:
         operation = _operation(request)
@@ -267,6 +296,14 @@ class FaultProxy:
             case Slow(seconds):
                 await asyncio.sleep(seconds)
                 return await self._pass_on(request, body)
+            case Late(seconds):
+                late = asyncio.create_task(self._later(seconds, request, body))
+                self._late.add(late)
+                return await asyncio.shield(late)
+            case Dressed(headers):
+                answer = await self._pass_on(request, body)
+                answer.headers.update(headers)
+                return answer
             case Answer():
                 if fault.applied:
                     await self._ask(request, body)
@@ -292,6 +329,14 @@ class FaultProxy:
                 await started.prepare(request)
                 await started.write(data[: min(after_b or 0, len(data) - 1)])
                 return await _never() if isinstance(fault, Stall) else _reset(request)
+
+    async def _later(self, seconds: float, request: web.Request, body: bytes) -> web.StreamResponse:
+        self._begin()
+        try:
+            await asyncio.sleep(seconds)
+            return await self._pass_on(request, body)
+        finally:
+            self._end()
 
     async def _pass_on(
         self, request: web.Request, body: bytes, change: Callable[[bytes], bytes] = lambda data: data
@@ -319,11 +364,12 @@ class FaultProxy:
         with self._lock:
             self.seen[str(operation)] += 1
             self.places.add(operation.place)
-            for rule in self._rules:
-                if rule.takes(operation, self._dice):
-                    self.struck[str(operation), _name(rule.fault)] += 1
-                    return rule.fault
-        return None
+            rule = next((rule for rule in self._rules if rule.takes(operation, self._dice)), None)
+            if rule is None:
+                return None
+            self.struck[str(operation), _name(rule.fault)] += 1
+        rule.then()
+        return rule.fault
 
 
 def _operation(request: web.Request) -> Operation:
