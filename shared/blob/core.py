@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from azure.core.async_paging import AsyncItemPaged
     from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient
 
+    from shared.proxies import Proxy
+
 T = TypeVar("T")
 
 _log = logging.get()
@@ -234,20 +236,24 @@ class BlobCore:
         except foreign as exc:
             _empty_frames(exc)
             # Not by a local name: this frame is in the error's traceback, and would keep it until a collection.
-            raise self._as_granted(await self._our_error(f"Could not {what}", exc)) from exc
-
-    async def _our_error(self, what: str, exc: Exception) -> StorageError:
-        error = translate(what, exc, self.config, self._connection.proxy)
-        if is_matter_of_time(exc):
-            url = urlsplit(self.config.url)
-            seen = await clock_evidence.look(url.hostname or "", url.port or 443, web=True)
-            return judged(error, place(self.config, self._connection.proxy), clock_evidence.judge(seen))
-        return error
+            raise self._as_granted(
+                await explained(f"Could not {what}", exc, self.config, self._connection.proxy)
+            ) from exc
 
     def _as_granted(self, error: StorageError) -> StorageError:
         if self._connection.granted and isinstance(error, StorageKeyError | StorageRightsError):
             return GrantEndedError(error.what, cause=error.cause)
         return error
+
+
+async def explained(what: str, exc: Exception, config: BlobConfig, proxy: Proxy | None) -> StorageError:
+    """What `translate` makes of it; where a certificate seems out of date, whoever answers there is looked at once more."""
+    error = translate(what, exc, config, proxy)
+    if is_matter_of_time(exc):
+        url = urlsplit(config.url)
+        seen = await clock_evidence.look(url.hostname or "", url.port or 443, web=True)
+        return judged(error, place(config, proxy), clock_evidence.judge(seen))
+    return error
 
 
 def _empty_frames(error: BaseException) -> None:
