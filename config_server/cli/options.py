@@ -140,7 +140,7 @@ def chosen_folder() -> Path | None:
     return Path(chosen).absolute() if chosen else None
 
 
-def _find_profile() -> Profile | None:
+def find_profile() -> Profile | None:
     """Options before the environment, and a file before a folder. Raises ConfigError, LabNotFoundError."""
     from config_server.cli import profile
 
@@ -161,7 +161,7 @@ def find_target() -> Target:
     token_file = value("token-file") or os.environ.get(_TOKEN_FILE)
     ca_file = value("ca-file") or os.environ.get(_CA_FILE)
     is_asked = value("profile") or value("lab")
-    profile = _find_profile() if is_asked or not server else None
+    profile = find_profile() if is_asked or not server else None
     if profile is not None:
         return Target(
             url=server or profile.server,

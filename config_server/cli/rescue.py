@@ -25,14 +25,8 @@ HINT: Final = (
     "If it is gone for good, storage is enough: give --vault-file FILE --blob-url URL --blob-key-file FILE"
     " (also to `machine list` and `point list`)."
 )
-OPTIONS: Final = (
-    click.option(
-        "--vault-file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Rescue without a config server: the vault,",
-    ),
-    click.option("--blob-url", metavar="URL", help="and the storage account,"),
+STORAGE: Final = (
+    click.option("--blob-url", metavar="URL", help="The storage account,"),
     click.option(
         "--blob-container", default="understudy", show_default=True, metavar="NAME", help="container,"
     ),
@@ -40,6 +34,15 @@ OPTIONS: Final = (
     click.option(
         "--blob-ca-file", type=click.Path(path_type=Path), metavar="FILE", help="CA of the storage server."
     ),
+)
+OPTIONS: Final = (
+    click.option(
+        "--vault-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Rescue without a config server: the vault, and:",
+    ),
+    *STORAGE,
 )
 
 
