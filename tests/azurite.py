@@ -38,12 +38,16 @@ _START_S: Final = 30.0
 class Azurite:
     """One server process. `folder` holds certificate, key and log, and the blobs if `persistent`."""
 
-    def __init__(self, folder: Path, *, persistent: bool = False, port: int = 0, tls: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, persistent: bool = False, port: int = 0, tls: bool = True, oauth: bool = False
+    ) -> None:
+        """`oauth`: takes tokens of Entra ID, too; it looks at audience, issuer and times, and not at signatures."""
         if not _MAIN.exists():
             raise RuntimeError("Azurite is not installed: run `make setup`")
         self.folder = folder
         self.persistent = persistent
         self.scheme = "https" if tls else "http"
+        self.oauth = oauth
         self.port = port
         """0 until the first start; from then on the same over restarts."""
         self.account = "understudytest"
@@ -83,6 +87,7 @@ class Azurite:
         command += ["--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
         if self.scheme == "https":
             command += ["--cert", str(self.ca_file), "--key", str(self.tls_key_file)]
+        command += ["--oauth", "basic"] if self.oauth else []
         command += ["--location", str(self.folder)] if self.persistent else ["--inMemoryPersistence"]
         self._process = subprocess.Popen(
             command,

@@ -12,6 +12,7 @@ storage is here.
     connection one HTTPS pool under Azure's SDK, with transport (how requests reach the socket, or the proxy)
     retried    what stores and the machines of an account share: patience, and an end
     config     where the vault's container is
+    check/     is an account fit for it? Before anything is built there
 
 All calls raise StorageError and its subclasses only: TransientError (retried here until the store's deadline),
 StorageRefusedError (an operator must act), StorageRequestError (a bug), and the answers that callers act upon:
