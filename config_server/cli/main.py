@@ -33,6 +33,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "policy": ("record_commands:policy", "The default replication policy."),
     "certificate": ("certificate_commands:certificate", "Certificates of daemons: list, revoke."),
     "grant": ("grant_commands:grant", "Who may read a machine's storage: list, revoke."),
+    "storage": ("storage_commands:storage", "The storage account: is it fit for an installation?"),
     "token": ("record_commands:token", "Enrolment tokens for new hosts."),
     "completion": ("completion_command:completion", "Tab completion for a shell."),
 }

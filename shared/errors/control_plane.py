@@ -148,3 +148,10 @@ class JobGivenUpError(RestoreError):
     code = "US553"
     default_cause = "the command that ran it has said nothing for two minutes"
     default_action = "Run the same command again: it continues where the other stopped."
+
+
+class StorageUnfitError(UnhealthyError):
+    """A check found what an installation cannot be built on."""
+
+    code = "US618"
+    default_action = "Mend the first of them (the others may follow from it), and check again."
