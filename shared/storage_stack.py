@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ def mounts_below(folder: Path) -> list[Path]:
 # ---- paths and mounts
 
 
-def _add_path(path: Path, found: set[str]) -> None:
+def _add_path(path: Path, found: set[str], through: frozenset[int] = frozenset()) -> None:
+    """`through`: the mounts that lead here."""
     existing = _nearest(path)
     status = existing.stat()
     if stat.S_ISBLK(status.st_mode):
@@ -79,7 +81,10 @@ def _add_path(path: Path, found: set[str]) -> None:
     elif os.major(status.st_dev):
         _add_device(status.st_dev, found)
     elif (mount := _mount_of(existing)) is not None:
-        _add_mount(existing, mount, found)
+        if mount.number in through:
+            _add_below(mount, found, through)
+        else:
+            _add_mount(existing, mount, found, through | {mount.number})
 
 
 def _nearest(path: Path) -> Path:
@@ -98,6 +103,10 @@ def _exists(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Mount:
+    number: int
+    parent: int
+    """Of the mount that it is on; not to be found where that is in another namespace, as that of a container's root."""
+    point: str
     device: int
     kind: str
     source: str
@@ -112,12 +121,19 @@ def _mount_of(path: Path) -> _Mount | None:
     finally:
         os.close(fd)
     wanted = next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:"))
+    return _mount_numbered(int(wanted))
+
+
+def _mount_numbered(wanted: int) -> _Mount | None:
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         head, _, tail = line.partition(b" - ")
         fields, (kind, source, options) = head.split(b" "), tail.split(b" ", 2)
-        if fields[0].decode() == wanted:
+        if int(fields[0]) == wanted:
             major, _, minor = fields[2].partition(b":")
             return _Mount(
+                wanted,
+                int(fields[1]),
+                _plain(fields[4]),
                 os.makedev(int(major), int(minor)),
                 kind.decode(),
                 _plain(source),
@@ -132,7 +148,14 @@ def _plain(escaped: bytes) -> str:
     return os.fsdecode(first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in others))
 
 
-def _add_mount(path: Path, mount: _Mount, found: set[str]) -> None:
+def _add_below(mount: _Mount, found: set[str], through: frozenset[int]) -> None:
+    """What it lies on is under itself (ecryptfs on its own folder): in the mount that it is on."""
+    below = _mount_numbered(mount.parent)
+    if below is not None and below.number not in through:
+        _add_mount(Path(below.point), below, found, through | {below.number})
+
+
+def _add_mount(path: Path, mount: _Mount, found: set[str], through: frozenset[int]) -> None:
     if mount.kind == "btrfs" and (devices := list(_btrfs_devices(path))):
         for folder in devices:
             _add_folder(folder, found)
@@ -140,13 +163,21 @@ def _add_mount(path: Path, mount: _Mount, found: set[str]) -> None:
         # Nothing is ever written to its lower folders.
         for option in mount.options:
             if option.startswith("upperdir="):
-                _add_path(Path(option.removeprefix("upperdir=")), found)
+                named = option.removeprefix("upperdir=")
+                # As it was typed on some kernels: with a \ before a comma or a colon.
+                uppers = [
+                    upper for upper in map(Path, (named, re.sub(r"\\(.)", r"\1", named))) if _exists(upper)
+                ]
+                if uppers:
+                    _add_path(uppers[0], found, through)
+                elif Path(named).is_relative_to(mount.point):
+                    _add_below(mount, found, through)
     elif os.major(mount.device):
         _add_device(mount.device, found)
     elif mount.source.startswith("/") and not mount.source.startswith("//"):
         for source in mount.source.split(":"):
             if _exists(Path(source)):
-                _add_path(Path(source), found)
+                _add_path(Path(source), found, through)
 
 
 def _btrfs_devices(path: Path) -> Iterator[Path]:

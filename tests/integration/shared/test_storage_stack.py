@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,32 @@ def test_an_overlay_lies_where_its_writes_go(folder: Path) -> None:
         options = f"lowerdir={lower},upperdir={upper}/up\\, and up,workdir={upper}/work"
         with mounted(folder / "over", "-t", "overlay", "-o", options, "none") as over:
             assert disks_below(over / "file") == {disk}
+
+
+def test_an_overlay_over_its_own_upper_folder_lies_on_what_is_under_it(folder: Path) -> None:
+    (folder / "lower").mkdir()
+    with formatted(folder, "a") as (disk, where):
+        for name in ("upper", "work"):
+            (where / "over" / name).mkdir(parents=True)
+        options = f"lowerdir={folder}/lower,upperdir={where}/over/upper,workdir={where}/over/work"
+        with mounted(where / "over", "-t", "overlay", "-o", options, "none") as over:
+            assert disks_below(over / "file") == {disk}
+
+
+def test_in_a_container_whose_root_is_an_overlay_nothing_is_found_below_it(folder: Path) -> None:
+    """The folder that takes the writes is in another mount namespace."""
+    names = {name: folder / name for name in ("upper", "work", "root")}
+    for place in names.values():
+        place.mkdir()
+    options = f"lowerdir=/,upperdir={names['upper']},workdir={names['work']}"
+    # As a container sees it: its root is mounted nowhere, and a volume stands where the path would lead.
+    script = (
+        f"mount -t overlay -o {options} none {names['root']} && cd {names['root']} && mkdir -p old && "
+        f"pivot_root . old && mount -t proc proc /proc && umount -l /old && exec {sys.executable} -c "
+        "'from shared.storage_stack import disks_below; from pathlib import Path; print(disks_below(Path(\"/var\")))'"
+    )
+    found = command("unshare", "--mount", "--propagation=private", "sh", "-c", script)
+    assert found == "set()"
 
 
 def test_a_loop_disk_lies_on_the_disk_of_its_file(folder: Path) -> None:
