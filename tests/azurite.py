@@ -18,7 +18,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -36,10 +36,21 @@ _START_S: Final = 30.0
 
 
 class Azurite:
-    """One server process. `folder` holds certificate, key and log, and the blobs if `persistent`."""
+    """One server process. `folder` holds certificate, key and log, and the blobs if `persistent`.
+
+
+    In another network than the test's own it is `host` there, and `inside` is put in front of its command line to get there."""
 
     def __init__(
-        self, folder: Path, *, persistent: bool = False, port: int = 0, tls: bool = True, oauth: bool = False
+        self,
+        folder: Path,
+        *,
+        persistent: bool = False,
+        port: int = 0,
+        tls: bool = True,
+        oauth: bool = False,
+        host: str = "127.0.0.1",
+        inside: Sequence[str] = (),
     ) -> None:
         """`oauth`: takes tokens of Entra ID, too; it looks at audience, issuer and times, and not at signatures."""
         if not _MAIN.exists():
@@ -48,6 +59,8 @@ class Azurite:
         self.persistent = persistent
         self.scheme = "https" if tls else "http"
         self.oauth = oauth
+        self.host = host
+        self._inside = inside
         self.port = port
         """0 until the first start; from then on the same over restarts."""
         self.account = "understudytest"
@@ -70,7 +83,7 @@ class Azurite:
 
     @property
     def url(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}/{self.account}"
+        return f"{self.scheme}://{self.host}:{self.port}/{self.account}"
 
     @property
     def pid(self) -> int:
@@ -84,13 +97,14 @@ class Azurite:
 
     def start(self) -> None:
         command = ["node", str(_MAIN), "--silent", "--skipApiVersionCheck", "--disableProductStyleUrl"]
-        command += ["--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
+        listen = "0.0.0.0" if self._inside else "127.0.0.1"
+        command += ["--disableTelemetry", "--blobHost", listen, "--blobPort", str(self.port)]
         if self.scheme == "https":
             command += ["--cert", str(self.ca_file), "--key", str(self.tls_key_file)]
         command += ["--oauth", "basic"] if self.oauth else []
         command += ["--location", str(self.folder)] if self.persistent else ["--inMemoryPersistence"]
         self._process = subprocess.Popen(
-            command,
+            [*self._inside, *command],
             env=os.environ | {"AZURITE_ACCOUNTS": f"{self.account}:{self._key}"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -154,7 +168,11 @@ class Azurite:
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(
                 x509.SubjectAlternativeName(
-                    [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+                    [
+                        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+                        x509.DNSName("localhost"),
+                        *([x509.DNSName(self.host)] if self._inside else []),
+                    ]
                 ),
                 critical=False,
             )
