@@ -9,9 +9,10 @@ say() { echo "setup: $*"; }
 
 [ "$(id -u)" = 0 ] || fail "must run as root: it installs packages and loads BPF programs; use sudo make setup"
 
-# clang, libbpf: the capture programs. node: Azurite. The rest: loop disks, file systems, measuring, checking images.
+# clang, libbpf: the capture programs. node: Azurite. mmdebstrap, systemd-container: hosts with a systemd of their own (tests/containers).
+# The rest: loop disks, file systems, measuring, checking images.
 APT_PACKAGES="clang libbpf-dev libbpf1 gcc libc6-dev linux-libc-dev python3-venv python3-dev nodejs fio qemu-utils e2fsprogs xfsprogs
- btrfs-progs util-linux fdisk iptables mdadm"
+ btrfs-progs util-linux fdisk iptables mdadm mmdebstrap systemd-container"
 missing=""
 for p in $APT_PACKAGES; do
     [ "$p" = nodejs ] && command -v node >/dev/null && continue
