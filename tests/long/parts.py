@@ -16,6 +16,7 @@ from tests.lab import lab
 from tests.long.ailing import ailing, out_of_room
 from tests.long.audit import failed_writes_leave_no_difference, missed_writes_are_found
 from tests.long.clocks import clocks
+from tests.long.containers import containers
 from tests.long.copies import copies
 from tests.long.environment import environment
 from tests.long.identity import identity_of, identity_over_md
@@ -188,6 +189,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "kill": kill,
     "ailing-disks": ailing,
     "clocks": clocks,
+    "containers": containers,
     "copy": copies,
     "environment": environment,
     "every-case": every_case,
