@@ -38,7 +38,6 @@ _START_S: Final = 30.0
 class Azurite:
     """One server process. `folder` holds certificate, key and log, and the blobs if `persistent`.
 
-
     In another network than the test's own it is `host` there, and `inside` is put in front of its command line to get there."""
 
     def __init__(

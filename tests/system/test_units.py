@@ -19,7 +19,7 @@ from tests.containers.container import Container, Unit
 from tests.containers.site import site
 from tests.pki import TestCa
 
-pytestmark = needs_capture
+pytestmark = [needs_capture, pytest.mark.long]  # minutes, with the host that is built for it
 AGENT = "understudy-agent"
 CONFIG_SERVER = "understudy-config-server"
 ETC = "/etc/understudy"

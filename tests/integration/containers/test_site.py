@@ -17,6 +17,7 @@ from tests.containers.container import CommandFailedError, SystemState
 from tests.containers.network import Cut
 from tests.containers.site import Site, site
 
+pytestmark = pytest.mark.long  # the host is built for it first
 SIZE_B = 1 << 20
 _ROOT = Path(__file__).resolve().parents[3]
 
