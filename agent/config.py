@@ -11,7 +11,7 @@ from agent.capture.binding import Identity
 from agent.capture.bindings import Wanted
 from shared import logging
 from shared.errors import ConfigError
-from shared.messages import Interval
+from shared.desired import Interval
 from shared.naming import check_server_url
 from shared.tls import TlsFiles
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from shared.desired import Desired, Interval
 from shared.vocabulary import Consistency, HopState, PointState, Role, Severity
 
 PORT: Final = 443
@@ -24,8 +25,6 @@ MAX_BODY_B: Final = 4 << 20
 """Larger request bodies are refused."""
 
 
-Interval = Annotated[float, msgspec.Meta(ge=1, le=10 * 366 * 86_400)]
-"""Seconds, up to ten years."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 """How many entries of a list, the newest first."""
 
@@ -172,6 +171,8 @@ class StatusReply(msgspec.Struct):
     revoked: Revocations | None = None
     """For both ends of the stream: process servers, who admit agents, and agents, who trust process servers. None: nothing is said,
     and what was known holds."""
+    desired: Desired | None = None
+    """For agents: what they are to do. None: no opinion."""
     kept: bool = True
     """Whether what the report said is remembered: else its results are to be sent again."""
 
