@@ -15,6 +15,7 @@ is down. Only a machine that is new to a process server or master target waits f
     binding    routes → HTTP, authentication, errors
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
     operations machines, points, restores        presence    the latest reports; twins   two daemons under one name (pure)
+    protecting which machines and disks          policy_operations  replication policies          machines  what they share
     keys       machines' data keys, for daemons
     view       a machine's state (pure)          storage     what is read from blob storage
     own_certificate  of this server              lock        of its data folder
