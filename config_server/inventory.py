@@ -1,18 +1,19 @@
-"""Machines, their disks and policies, and the last report of every daemon."""
+"""Machines: what is wanted of them, and their policies; and the last report of every daemon."""
 
 from __future__ import annotations
 
 import sqlite3
-from typing import Final
 
 import msgspec
 
+from config_server import incarnations, policies, wishes
+from config_server.policies import Assigned
+from config_server.wishes import Own
 from shared import decoding
+from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError
 from shared.messages import Policy
 from shared.vocabulary import Role
-
-_DEFAULT_POLICY: Final = "default-policy"
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -24,6 +25,24 @@ class Machine(msgspec.Struct, frozen=True):
     created_ns: int
     ended: bool = False
     """Its protection was: whoever is silent then is not missed."""
+    policy_name: str = ""
+    """Empty: the policy is the machine's own."""
+    policy_was_set: bool = True
+    """False: nobody did, and an agent's configuration holds."""
+    wish: Wish | None = None
+    """None: no opinion. `protected`, `ended` and `disks` are what it says, else what was recorded before there were wishes."""
+    wish_ns: int = 0
+    """When it was made, or adopted."""
+    wish_incarnation: str = ""
+    """In which it came here (wishes.py)."""
+
+    @property
+    def own(self) -> Own | None:
+        return None if self.wish is None else Own(self.wish, self.wish_incarnation)
+
+    @property
+    def assigned(self) -> Assigned:
+        return Assigned(self.policy, self.policy_name, self.policy_was_set)
 
 
 class StoredReport(msgspec.Struct, frozen=True):
@@ -34,26 +53,21 @@ class StoredReport(msgspec.Struct, frozen=True):
     """JSON as the daemon sent it."""
 
 
-def default_policy(db: sqlite3.Connection) -> Policy:
-    row = db.execute("SELECT value FROM settings WHERE name = ?", (_DEFAULT_POLICY,)).fetchone()
-    return decoding.decode(row["value"], type=Policy) if row else Policy()
-
-
-def set_default_policy(db: sqlite3.Connection, policy: Policy) -> None:
-    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_DEFAULT_POLICY, _json(policy)))
-
-
 def machines(db: sqlite3.Connection) -> list[Machine]:
-    default = default_policy(db)
-    return [_machine(row, default) for row in db.execute("SELECT * FROM machines ORDER BY name")]
+    return [_machine(db, row) for row in db.execute("SELECT * FROM machines ORDER BY name").fetchall()]
 
 
 def machine(db: sqlite3.Connection, name: str) -> Machine:
     """Raises MachineNotFoundError."""
-    row = db.execute("SELECT * FROM machines WHERE name = ?", (name,)).fetchone()
-    if row is None:
+    found = find(db, name)
+    if found is None:
         raise MachineNotFoundError(f"Machine '{name}' was not found")
-    return _machine(row, default_policy(db))
+    return found
+
+
+def find(db: sqlite3.Connection, name: str) -> Machine | None:
+    row = db.execute("SELECT * FROM machines WHERE name = ?", (name,)).fetchone()
+    return None if row is None else _machine(db, row)
 
 
 def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
@@ -64,22 +78,43 @@ def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
     )
 
 
-def protect(
-    db: sqlite3.Connection, name: str, disks: list[str], policy: Policy | None, now_ns: int
+def act(
+    db: sqlite3.Connection,
+    name: str,
+    verb: Verb,
+    now_ns: int,
+    *,
+    disks: tuple[WantedDisk, ...] = (),
+    process_servers: tuple[str, ...] = (),
+    known: Mark | None = None,
 ) -> Machine:
-    """Record that `disks` of `name` shall be protected; a `policy` of None means the default one."""
+    """An operator's act: from now on this is wanted of the machine, also where it is what was wanted before. `known`: a mark of which its
+    agent spoke, if it did."""
     ensure_machine(db, name, now_ns)
+    before = machine(db, name).wish
+    current = incarnations.history(db)[-1]
+    marks = [mark for mark in (before.mark if before is not None else None, known) if mark is not None]
+    mark = wishes.next_mark(current, marks, now_ns)
+    wish = Wish(mark=mark, verb=verb, disks=disks, process_servers=process_servers)
+    _put_wish(db, name, wish, now_ns, current)
+    return machine(db, name)
+
+
+def adopt(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int) -> None:
+    """What its agent goes by is what is wanted of the machine."""
+    ensure_machine(db, name, now_ns)
+    _put_wish(db, name, wish, now_ns, incarnations.history(db)[-1])
+
+
+def _put_wish(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int, incarnation: str) -> None:
+    protected = wish.verb is Verb.PROTECT
     db.execute(
-        "UPDATE machines SET protected = 1, ended = 0, disks = ?, policy = ? WHERE name = ?",
-        (_json(disks), None if policy is None else _json(policy), name),
+        "UPDATE machines SET wish = ?, wish_ns = ?, wish_incarnation = ?, protected = ?, ended = ? WHERE name = ?",
+        (_json(wish), now_ns, incarnation, protected, not protected, name),
     )
-    return machine(db, name)
-
-
-def unprotect(db: sqlite3.Connection, name: str) -> Machine:
-    machine(db, name)
-    db.execute("UPDATE machines SET protected = 0, ended = 1 WHERE name = ?", (name,))
-    return machine(db, name)
+    if protected:  # of one that is stopped it stays known which they were
+        disks = [disk.device for disk in wish.disks]
+        db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(disks), name))
 
 
 def save_report(db: sqlite3.Connection, stored: StoredReport) -> None:
@@ -96,14 +131,20 @@ def reports(db: sqlite3.Connection) -> list[StoredReport]:
     ]
 
 
-def _machine(row: sqlite3.Row, default: Policy) -> Machine:
+def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
+    assigned = policies.of_row(db, row)
     return Machine(
         name=row["name"],
         protected=bool(row["protected"]),
         disks=decoding.decode(row["disks"], type=tuple[str, ...]),
-        policy=default if row["policy"] is None else decoding.decode(row["policy"], type=Policy),
+        policy=assigned.policy,
         created_ns=row["created_ns"],
         ended=bool(row["ended"]),
+        policy_name=assigned.name,
+        policy_was_set=assigned.was_set,
+        wish=None if row["wish"] is None else decoding.decode(row["wish"], type=Wish),
+        wish_ns=row["wish_ns"] or 0,
+        wish_incarnation=row["wish_incarnation"] or "",
     )
 
 

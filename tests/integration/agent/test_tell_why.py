@@ -43,7 +43,7 @@ async def test_the_cause_arrives_also_right_after_another_boot_reported(
     await active_side.find_or_begin(store, "web1", "original")
     async with running(config_for(tmp_path, blob=blob_config)) as server, server.operator() as operator:
         files = await server.enrolled("agent", "web1", tmp_path / "agent")
-        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
+        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine="web1")
         async with daemon(server, files) as before:
             await before.report(AgentReport(machine="web1", identity="original", boot="1", state="ordered"))
         await service._tell_why(config(server.url, files, tmp_path), WHY, boot_of(0))

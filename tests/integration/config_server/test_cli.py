@@ -65,7 +65,9 @@ async def site(tmp_path: Path, store: BlobStore, blob_config: BlobConfig) -> Asy
     await machine.publish()
     config = config_for(tmp_path, blob=blob_config, vault_file=tmp_path / "vault.json")
     async with running(config) as server, server.operator() as operator:
-        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0", "/dev/loop1"]), machine="web1")
+        await operator.call(
+            api.PROTECT, Protection(disks=["/dev/loop0", "/dev/loop1"], offline=True), machine="web1"
+        )
         yield Site(server, machine)
 
 
