@@ -55,6 +55,7 @@ def machine() -> None:
 
 machine.add_command(protection_commands.protect)
 machine.add_command(protection_commands.unprotect)
+machine.add_command(protection_commands.disks_)
 
 
 @machine.command("list")
