@@ -30,7 +30,7 @@ UNTAKEN_S: Final = 30.0
 _MOST: Final = 1 << 53
 """As shared/desired.py bounds numbers."""
 _END_NS: Final = 253_402_300_799 * SECOND_NS
-"""The last second that can be written."""
+"""The last second of the year 9999."""
 _SHOWN: Final = 8
 """So many disks are named in words."""
 
@@ -120,8 +120,9 @@ def next_mark(incarnation: str, before: Iterable[Mark], now_ns: int) -> Mark:
 
 
 def made_ns(mark: Mark) -> int | None:
-    """When the act was made, as its word says; None for a word that says nothing."""
-    return parse_rfc3339(mark.act.rpartition("-")[0])
+    """When the act was made, as its word says; None for a word that says nothing, or a time that cannot be written."""
+    found = parse_rfc3339(mark.act.rpartition("-")[0])
+    return found if found is not None and 0 <= found <= _END_NS else None
 
 
 def in_words(wish: Wish | None) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -28,16 +29,34 @@ class Line:
             *("--ca-file", str(folder / "ca.pem")),
         ]
         self._agent = agent
+        self._keyboards: list[int] = []
 
-    async def run(self, *arguments: str) -> Done:
+    async def run(self, *arguments: str, typed: str = "") -> Done:
+        """`typed` is what somebody types at a terminal; without it there is none."""
         if self._agent is None:
             return await understudy(*arguments, *self._options)
-        done = asyncio.create_task(ended(await begun(*arguments, *self._options)))
+        process = (
+            await begun(*arguments, *self._options) if not typed else await self._typed(arguments, typed)
+        )
+        done = asyncio.create_task(ended(process))
         while not done.done():
             reporting = asyncio.create_task(self._agent.report(wait_s=0.2))
             await asyncio.wait({done, reporting}, return_when=asyncio.FIRST_COMPLETED)
             await reporting
         return await done
+
+    async def _typed(self, arguments: Sequence[str], typed: str) -> asyncio.subprocess.Process:
+        keyboard, terminal = os.openpty()
+        self._keyboards.append(keyboard)
+        os.write(keyboard, typed.encode())
+        try:
+            return await begun(*arguments, *self._options, stdin=terminal)
+        finally:
+            os.close(terminal)
+
+    def close(self) -> None:
+        for keyboard in self._keyboards:
+            os.close(keyboard)
 
     async def json(self, *arguments: str) -> Any:
         return (await self.run(*arguments, "--output", "json")).json
@@ -51,8 +70,10 @@ async def web1(server: ConfigServer, files: TlsFiles) -> AsyncIterator[ObedientA
 
 
 @pytest.fixture
-def line(server: ConfigServer, web1: ObedientAgent) -> Line:
-    return Line(server, web1)
+def line(server: ConfigServer, web1: ObedientAgent) -> Iterator[Line]:
+    made = Line(server, web1)
+    yield made
+    made.close()
 
 
 async def test_protect_waits_until_the_agent_goes_by_it(
@@ -99,6 +120,23 @@ async def test_fewer_disks_than_before_are_refused_without_a_terminal_unless_tha
     assert (refused.exit_code, "US129" in refused.stderr) == (2, True)
     assert "/dev/sda" in refused.stderr
     assert (await line.json(*fewer, "--yes"))["wish"]["disks"] == ["/dev/sdb"]
+
+
+async def test_at_a_terminal_fewer_disks_and_all_that_there_are_are_asked_for(
+    line: Line, web1: ObedientAgent
+) -> None:
+    web1.captured = ()
+    await web1.report()
+    protect = ("machine", "protect", "web1", "--output", "json")
+    refused = await line.run(*protect, typed="n\n")
+    assert (refused.exit_code, "Protect /dev/sda, /dev/sdb of 'web1'?" in refused.stderr) == (130, True)
+    assert web1.wish is None
+    assert (await line.run(*protect, typed="y\n")).json["wish"]["disks"] == ["/dev/sda", "/dev/sdb"]
+    fewer = (*protect, "--disk", "/dev/sda")
+    refused = await line.run(*fewer, typed="n\n")
+    assert refused.exit_code == 130
+    assert "It leaves out what is protected now: /dev/sdb." in refused.stderr
+    assert (await line.run(*fewer, typed="y\n")).json["wish"]["disks"] == ["/dev/sda"]
 
 
 async def test_of_an_agent_that_does_not_report_it_is_said_that_it_is_told_when_it_does(

@@ -130,6 +130,17 @@ def test_no_mark_that_an_agent_can_say_makes_the_next_one_impossible() -> None:
     assert msgspec.json.decode(msgspec.json.encode(found), type=Mark) == found
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["", "-", "x", "9999-12-31T23:59:59-23:59-x", "0001-01-01T00:00:00+23:59-x", "2026-13-01T00:00:00Z-x"],
+)
+def test_a_word_that_is_no_time_is_no_witness_and_hinders_no_judgement(word: str) -> None:
+    told = msgspec.structs.replace(wish("never had", 1), mark=Mark("never had", 1, word))
+    own = wish("third", 1, "sda", at_s=0)
+    assert made_ns(told.mark) is None
+    assert judged(own, told) == Tell(own)
+
+
 def test_a_wish_in_words_is_short_whatever_an_agent_made_of_it() -> None:
     assert in_words(wish("x", 1, "sda", "sdb")) == "protect /dev/sda, /dev/sdb"
     assert in_words(stop("x", 1)) == "stop"
