@@ -45,6 +45,8 @@ def answer(
         case Agree():
             return Answer(Desired(wish=before, settings=settings))
         case Tell(wish, doubt):
+            if told is not None and wish.mark.number <= told.mark.number:
+                wish = inventory.renumber(db, machine, wish, told.mark)
             desired = Desired(wish=wish, settings=settings)
             if not doubt or told is None or not may_leave_entries:
                 return Answer(desired)

@@ -106,6 +106,18 @@ def adopt(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int) -> None:
     _put_wish(db, name, wish, now_ns, incarnations.history(db)[-1])
 
 
+def renumber(db: sqlite3.Connection, name: str, wish: Wish, over: Mark) -> Wish:
+    """The same act, with a number above `over`, which its agent goes by and this database did not know when the act was made: an agent
+    takes no lower number for news."""
+    current = incarnations.history(db)[-1]
+    number = wishes.next_number((wish.mark, over))
+    again = msgspec.structs.replace(wish, mark=Mark(current, number, wish.mark.act))
+    db.execute(
+        "UPDATE machines SET wish = ?, wish_incarnation = ? WHERE name = ?", (_json(again), current, name)
+    )
+    return again
+
+
 def _put_wish(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int, incarnation: str) -> None:
     protected = wish.verb is Verb.PROTECT
     db.execute(

@@ -113,10 +113,13 @@ def _same(one: WantedDisk, other: WantedDisk) -> bool:
 def next_mark(incarnation: str, before: Iterable[Mark], now_ns: int) -> Mark:
     """Of another act, made now in this incarnation of the database; `before` are the marks that are known of the machine."""
     known = list(before)
-    number = min(_MOST, 1 + max((mark.number for mark in known), default=0))
     # Later than what was known when it was made, whatever the clock did since.
     at_ns = min(_END_NS, max(now_ns, 1 + max((made_ns(mark) or 0 for mark in known), default=0)))
-    return Mark(incarnation, number, f"{rfc3339(at_ns)}-{secrets.token_hex(8)}")
+    return Mark(incarnation, next_number(known), f"{rfc3339(at_ns)}-{secrets.token_hex(8)}")
+
+
+def next_number(known: Iterable[Mark]) -> int:
+    return min(_MOST, 1 + max((mark.number for mark in known), default=0))
 
 
 def made_ns(mark: Mark) -> int | None:

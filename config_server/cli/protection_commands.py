@@ -258,6 +258,6 @@ async def taken(client: RestClient, said: MachineView, show: Callable[[str], Non
 
 def _is_pending(said: MachineView, found: MachineView) -> bool:
     """Not where somebody else has said something since: then that is what is waited for by him. An older server shows no wishes."""
-    if said.wish is None or found.wish is None or found.wish.mark != said.wish.mark:
+    if said.wish is None or found.wish is None or found.wish.mark.act != said.wish.mark.act:
         return False
     return found.wish.pending is not None
