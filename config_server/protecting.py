@@ -67,7 +67,11 @@ class Protecting:
             elif body.policy is not None:
                 policies.give_own(db, name, body.policy)
             machine = inventory.machine(db, name)
-            detail = {"before": _plain(before), "after": _plain(machine)}
+            detail = {
+                "before": _plain(before),
+                "after": _plain(machine),
+                "asked": msgspec.to_builtins(body),
+            }
             audit.add(db, call.who, "machine.protect", name, detail, now_ns)
             return machine
 

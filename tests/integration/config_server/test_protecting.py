@@ -264,6 +264,7 @@ async def test_each_act_is_in_the_audit_log_with_what_was_before(
     assert (begun.action, ended.action) == ("machine.protect", "machine.unprotect")
     assert (begun.detail["before"]["wish"], begun.detail["before"]["protected"]) == (None, False)
     assert begun.detail["after"] == ended.detail["before"]
+    assert begun.detail["asked"] == {"disks": ["/dev/sda"]}
     assert begun.detail["after"]["wish"]["disks"] == [{"device": "/dev/sda", "id": "sda", "identity": None}]
     assert ended.detail["after"]["wish"]["verb"] == "stop"
 
