@@ -19,7 +19,7 @@ is down. Only a machine that is new to a process server or master target waits f
     keys       machines' data keys, for daemons      disks       which could be protected, and why not (pure)
     wishes     which of two acts for a machine is the later (pure)      incarnations  of this database
     desired_state  what an agent is told, and what is adopted from it
-    view       a machine's state (pure)          storage     what is read from blob storage
+    view, wish_view  a machine's state, and what is wanted of it (pure)          storage     what is read from blob storage
     own_certificate  of this server              lock        of its data folder
     rpo        how old the newest state in storage is (pure)
     sides      copies of machines, refused       serving     which of several process servers a machine is with

@@ -21,13 +21,12 @@ from typing import Final
 
 import msgspec
 
-from config_server.clock import SECOND_NS, rfc3339
+from config_server import wish_view
+from config_server.clock import SECOND_NS
 from config_server.inventory import Machine
 from config_server.presence import Presence, Seen, problems_of
 from config_server.serving import ranked
-from config_server.wishes import UNTAKEN_S, in_words
 from shared.batch import SECTOR
-from shared.desired import Verb, Wish
 from shared.errors import (
     ClockSkewError,
     DisconnectedError,
@@ -37,9 +36,8 @@ from shared.errors import (
     ServersDisagreeError,
     UnhealthyError,
     UnprotectedReplicationError,
-    WishUntakenError,
 )
-from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView, WishView
+from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 from shared.vocabulary import CaptureMode, HopState, MachineState, Role, Severity
 
@@ -140,27 +138,8 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         errors=errors_of(machine, facts, now_ns),
         policy=machine.policy,
         policy_name=machine.policy_name,
-        wish=_wish_view(machine, report),
+        wish=wish_view.shown(machine, report),
     )
-
-
-def _wish_view(machine: Machine, report: AgentReport) -> WishView | None:
-    wish = machine.wish
-    if wish is None:
-        return None
-    since = rfc3339(machine.wish_ns)
-    return WishView(
-        verb=wish.verb,
-        disks=[disk.device for disk in wish.disks],
-        process_servers=list(wish.process_servers),
-        since=since,
-        pending=None if _goes_by(report, wish) else since,
-        mark=wish.mark,
-    )
-
-
-def _goes_by(report: AgentReport, wish: Wish) -> bool:
-    return report.wish is not None and report.wish.mark == wish.mark
 
 
 def not_shown(machine: Machine, exc: Exception) -> MachineView:
@@ -218,10 +197,10 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
 
 def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Problem]:
     """What no daemon can report of itself: silence, RPO over the threshold, clocks that differ."""
-    if (untaken := _untaken(machine, facts, now_ns)) is not None:
+    if (untaken := wish_view.untaken(machine, facts.agent, facts.untaken, now_ns)) is not None:
         yield problem_of(untaken, machine.name, Severity.WARNING)
     if not machine.protected:
-        if not replicates(machine, facts, now_ns) or _is_stopping(machine, facts, now_ns):
+        if not replicates(machine, facts, now_ns) or wish_view.is_stopping(machine, facts.agent, now_ns):
             return
         yield problem_of(
             UnprotectedReplicationError(f"{machine.name} replicates, and is not protected here"),
@@ -271,29 +250,6 @@ def replicates(machine: Machine, facts: Facts, now_ns: int) -> bool:
     return facts.stream is not None and facts.stream[1].connected and not facts.stream[0].is_silent(now_ns)
 
 
-def _is_stopping(machine: Machine, facts: Facts, now_ns: int) -> bool:
-    """Its agent reports, so it is told, and a problem of its own when it does not do so."""
-    is_heard = facts.agent is not None and not facts.agent[0].is_silent(now_ns)
-    return is_heard and machine.wish is not None and machine.wish.verb is Verb.STOP
-
-
-def _untaken(machine: Machine, facts: Facts, now_ns: int) -> WishUntakenError | None:
-    """What is said of an agent that has been told for long, and reports, and does not do it."""
-    wish = machine.wish
-    if wish is None or facts.agent is None or facts.agent[0].is_silent(now_ns):
-        return None
-    act, since_ns = facts.untaken or ("", now_ns)
-    if act != wish.mark.act or now_ns - since_ns <= UNTAKEN_S * SECOND_NS:
-        return None
-    report = facts.agent[1]
-    cause = f"it goes by {in_words(report.wish)}, and is told: {in_words(wish)}"
-    if report.wish is None and not report.available:
-        cause += f"; it may be older than wishes (its version is {report.version or 'not known'}): upgrade it"
-    elif report.errors:
-        cause += f"; it reports {report.errors[0].code} {report.errors[0].what}"[:300]
-    return WishUntakenError(f"The agent of {machine.name} does not do what it is told", cause=cause)
-
-
 def silence(seen: Seen, now_ns: int) -> DisconnectedError:
     minutes = int(seen.age_s(now_ns) // 60)
     since = f"more than {minutes} min" if minutes else "15 seconds"
@@ -336,7 +292,7 @@ def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
 def _ended(machine: Machine, facts: Facts, now_ns: int) -> str:
     if not replicates(machine, facts, now_ns):
         return "its protection was ended"
-    if _is_stopping(machine, facts, now_ns):
+    if wish_view.is_stopping(machine, facts.agent, now_ns):
         return "its protection was ended; its agent has not stopped yet"
     return "its protection was ended, and it replicates all the same"
 

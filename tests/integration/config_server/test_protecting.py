@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import backup, desired_state, restoring, service, view
+from config_server import backup, desired_state, restoring, service, wish_view
 from shared import api
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import (
@@ -275,7 +275,7 @@ async def test_each_act_is_in_the_audit_log_with_what_was_before(
 async def test_an_agent_that_reports_and_does_not_do_it_is_a_warning_with_its_cause(
     operator: RestClient, web1: ObedientAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(view, "UNTAKEN_S", 0.0)
+    monkeypatch.setattr(wish_view, "UNTAKEN_S", 0.0)
     monkeypatch.setattr(service, "_SWEEP_S", 0.05)
     web1.obeys, web1.available = False, []
     await web1.report(version="0.1")
