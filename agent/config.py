@@ -1,4 +1,4 @@
-"""Configuration of the agent: agent.toml. What stands below a field is for whoever sets it (docs/configuration.md)."""
+"""Configuration of the agent: agent.toml."""
 
 from __future__ import annotations
 
@@ -8,44 +8,35 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.capture.binding import Identity
-from agent.capture.bindings import Wanted
 from shared import logging
+from shared.desired import Interval, WantedDisk
 from shared.errors import ConfigError
-from shared.desired import Interval
 from shared.naming import check_server_url
 from shared.tls import TlsFiles
 
 
 class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     machine: str
-    """The machine's name in the installation, for which its certificate was made: 1 to 63 ASCII letters, digits, dots, hyphens,
-    underscores."""
+    """The machine's name in the installation; its certificate is `agent:<machine>`."""
     disks: list[str] = []
-    """Device paths of the protected disks, for example `/dev/disk/by-id/…`. What stands there at the first start is what is protected,
-    wherever the kernel puts it later. One disk at least must be named, here or in `[[disk]]`; 64 are captured at most."""
-    disk: list[Wanted] = []
-    """Protected disks that need more than a path; they may stand beside those of `disks`."""
+    """Device paths of the protected disks. What stands there at the first start is what is protected, wherever it stands later
+    (agent/capture/binding.py); a link of /dev/disk/by-id says the same in the configuration itself."""
+    disk: list[WantedDisk] = []
+    """The same with ids: tables `[[disk]]` of device, id, identity."""
     process_server: str
-    """Where the machine's writes are sent, as `HOST:PORT`; the port of a process server is 9443 unless it says another."""
+    """host:port"""
     control_url: str
-    """The config server, as `https://HOST[:PORT]`. It is told how the machine is, and renews its certificate."""
     tls: TlsFiles
-    """The files that prove who this machine is. Enrolment makes them."""
     state_dir: Path
-    """A folder for a lock file and `disks.json`, which says which disk is which. What must survive else is in kernel memory."""
+    """Holds a lock file and disks.json, which says which disk is which; all else that must survive is in pinned BPF maps."""
     pin_dir: Path
-    """A folder below `/sys/fs/bpf` for what stays in the kernel while the agent is stopped, for example `/sys/fs/bpf/understudy`. Each
-    agent on a host needs one of its own."""
+    """Folder in bpffs for the pinned maps and links of this installation."""
     identity: str = ""
-    """What tells this machine from copies of it. Where nothing is set that is its SMBIOS UUID and serial number; set it in containers,
-    which have none of their own."""
+    """What tells this machine from copies of it; empty: its SMBIOS data. To be set in containers, which have none of their own."""
     ring_mib: int = 64
-    """Kernel memory for writes that wait for the process server in order, a power of two up to 1024. When it is full the order is given up,
-    and what was written is copied afterwards."""
+    """Size of the kernel ring, a power of two: the writes that fit into it may wait for the process server in order."""
     point_interval_s: Interval = 300.0
-    """How often the agent marks a recovery point, while the stream is in order."""
     log_level: logging.Level = logging.Level.INFO
-    """From which level on lines are written to the log."""
 
     def __post_init__(self) -> None:
         if self.ring_mib < 1 or self.ring_mib & (self.ring_mib - 1) or self.ring_mib > 1024:
@@ -80,9 +71,9 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 ) from exc
 
     @property
-    def protected(self) -> tuple[Wanted, ...]:
+    def protected(self) -> tuple[WantedDisk, ...]:
         """All disks, in the order of the configuration."""
-        return (*(Wanted(path) for path in self.disks), *self.disk)
+        return (*(WantedDisk(path) for path in self.disks), *self.disk)
 
     @property
     def control_address(self) -> tuple[str, int]:

@@ -14,10 +14,11 @@ from typing import Final
 from agent.capture import answer, attach, bindings, disks, identify, layout, pins, suitable
 from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
-from agent.capture.bindings import Bound, Wanted
+from agent.capture.bindings import Bound
 from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
 from agent.capture.suitable import MAX_BLOCK_B
 from agent.machine_identity import this_boot
+from shared.desired import WantedDisk
 from shared.errors import (
     CapturedTwiceError,
     CaptureRemovedError,
@@ -90,7 +91,7 @@ def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
 
 
 def look_at(
-    wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path, *, everybody: bool = False
+    wanted: Sequence[WantedDisk], remembered: list[Bound], pin_dir: Path, *, everybody: bool = False
 ) -> Look:
     """`everybody`: other disks are asked, too, whether they bear what only a disk tells and a captured one is known by."""
     pinned, _ = read_pins(pin_dir)
