@@ -14,6 +14,7 @@
     preflight    could this disk be protected, and how well?
     pipeline     the parts of a running agent, put together
     status       what the agent says of itself
+    telling      what it says last, when it ends because it must
     service      the daemon
 
 Imports go downwards only: service → status → pipeline → continuity → stream → capture.

@@ -25,17 +25,17 @@ from agent.capture.protection import protect
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
 from agent.continuity.patience import Patience, Trials
-from agent.machine_identity import boot_of, identity_of
+from agent.machine_identity import boot_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report
 from agent.stream.state import AgentState, Reason, Suspicion, Word, move
+from agent.telling import tell_why
 from shared import identity, logging
 from shared.control_client import ControlClient
-from shared.errors import CopyRefusedError, UnderstudyError
+from shared.errors import UnderstudyError
 from shared.service import notify, watchdog_interval_s
-from shared.status import AgentReport, Problem
 from shared.threads import in_thread
-from shared.vocabulary import Role, Severity
+from shared.vocabulary import Role
 
 _log = logging.get()
 
@@ -51,9 +51,6 @@ _SUSPECT: Final = frozenset({Change.RETURNED, Change.REMOVED})
 """After these, points since all disks were last seen captured are suspect."""
 NOTE_S: Final = 10.0
 """How often the note for other programs of this host is tried again."""
-_TELL_S: Final = 10.0
-"""Longer than a boot that is gone is taken for the machine (config_server/sides.py)."""
-_TELL_AGAIN_S: Final = 1.0
 
 
 @dataclass
@@ -97,7 +94,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
                     kept.take(agent)
         except (UnderstudyError, ExceptionGroup) as exc:  # a group: of a part that ran beside others
             for error in _known(exc):
-                await _tell_why(config, error, boot_of(kept.attached_boot_ns))
+                await tell_why(config, error, boot_of(kept.attached_boot_ns))
             raise
         finally:
             if kept.file is not None:
@@ -146,38 +143,6 @@ def _known(exc: Exception) -> list[UnderstudyError]:
     if isinstance(exc, ExceptionGroup):
         return [error for inner in exc.exceptions for error in _known(inner)][:1]
     return [exc] if isinstance(exc, UnderstudyError) else []
-
-
-async def _tell_why(config: AgentConfig, error: UnderstudyError, boot: str) -> None:
-    """An agent that cannot start is not there to be asked: the machine shall show why all the same. It says who it is, or it is taken
-    for a copy; while the one that ended a moment ago is still taken for the machine, it says it again."""
-    problem = Problem(**error.as_dict(), severity=Severity.CRITICAL)
-    last = AgentReport(
-        machine=config.machine,
-        identity=identity_of(config.identity),
-        boot=boot,
-        state="failed",
-        cause=str(error),
-        errors=[problem],
-    )
-    try:
-        control = ControlClient(config.control_url, config.tls)
-        try:
-            async with asyncio.timeout(_TELL_S):
-                while not await _taken(control, last):  # noqa: ASYNC110 - another process decides
-                    await asyncio.sleep(_TELL_AGAIN_S)
-        finally:
-            await control.close()
-    except (UnderstudyError, TimeoutError) as exc:
-        _log.warning("the config server could not be told why", cause=str(exc) or "no answer in time")
-
-
-async def _taken(control: ControlClient, last: AgentReport) -> bool:
-    try:
-        await control.report(msgspec.to_builtins(last))
-    except CopyRefusedError:
-        return False
-    return True
 
 
 async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:

@@ -57,7 +57,7 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     monkeypatch.setattr(service, "check_machine", lambda: None)
     monkeypatch.setattr("shared.identity.check_name", lambda files, name: None)
     monkeypatch.setattr(pins, "ensure_bpffs", lambda pin_dir: None)
-    monkeypatch.setattr(service, "_tell_why", tell)
+    monkeypatch.setattr(service, "tell_why", tell)
     monkeypatch.setattr(service, "_running", running)
     monkeypatch.setattr(service, "_serve", serve)
     config: Any = SimpleNamespace(
