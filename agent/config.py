@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,8 +24,10 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     (agent/capture/binding.py); a link of /dev/disk/by-id says the same in the configuration itself."""
     disk: list[WantedDisk] = []
     """The same with ids: tables `[[disk]]` of device, id, identity."""
-    process_server: str
+    process_server: str = ""
     """host:port"""
+    process_servers: list[str] = []
+    """Others to turn to while that one cannot be reached; or all of them, the one to be preferred first."""
     control_url: str
     tls: TlsFiles
     state_dir: Path
@@ -46,29 +49,10 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 action="Choose 1, 2, 4, … 1024 MiB.",
             )
         check_server_url(self.control_url)
-        _ = self.address  # or it would be found wrong only when it is wanted
+        check_servers(self.servers)  # or one would be found wrong only when it is wanted
         if not self.protected:
             raise ConfigError("No disks are configured", action="List at least one device in `disks`.")
-        self._check_disks()
-
-    def _check_disks(self) -> None:
-        for name, values in (
-            ("device", [disk.device for disk in self.protected]),
-            ("id", [disk.id for disk in self.protected if disk.id is not None]),
-        ):
-            twice = sorted({value for value in values if values.count(value) > 1})
-            if twice:
-                raise ConfigError(f"Two disks have the {name} {twice[0]}", action="Name each disk once.")
-        for disk in self.protected:
-            try:
-                if disk.identity is not None:
-                    Identity.parse(disk.identity)
-            except ValueError as exc:
-                raise ConfigError(
-                    f"The identity of disk {disk.id or disk.device} is none",
-                    cause=str(exc),
-                    action="Write it as `python -m agent preflight DEVICE` prints it.",
-                ) from exc
+        check_disks(self.protected)
 
     @property
     def protected(self) -> tuple[WantedDisk, ...]:
@@ -81,11 +65,50 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         return url.hostname or "", url.port or 443
 
     @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = self.process_server.rpartition(":")
-        if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port[:9]) < 1 << 16:
+    def servers(self) -> tuple[str, ...]:
+        """All process servers, `host:port`, the one to be preferred first."""
+        return (*([self.process_server] if self.process_server else []), *self.process_servers)
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Of these."""
+        return tuple(address_of(server) for server in self.servers)
+
+
+def address_of(server: str) -> tuple[str, int]:
+    """Raises ConfigError."""
+    host, _, port = server.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port[:9]) < 1 << 16:
+        raise ConfigError(
+            f"process_server = {server!r} is not an address",
+            action='Write it as "host:port", for example "ps1.example.com:9443".',
+        )
+    return host.strip("[]"), int(port)
+
+
+def check_servers(servers: Sequence[str]) -> None:
+    """Raises ConfigError when one is no address, or is named twice."""
+    found = [address_of(server) for server in servers]
+    if len({*found}) < len(found):
+        raise ConfigError("A process server is named twice", action="Name each process server once.")
+
+
+def check_disks(disks: Sequence[WantedDisk]) -> None:
+    """Raises ConfigError when these cannot be asked for together, or an identity is none. Nothing is looked at."""
+    for name, values in (
+        ("device", [disk.device for disk in disks]),
+        ("id", [disk.id for disk in disks if disk.id is not None]),
+    ):
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ConfigError(f"Two disks have the {name} {twice[0]}", action="Name each disk once.")
+    for disk in disks:
+        try:
+            if disk.identity is not None:
+                Identity.parse(disk.identity)
+        except ValueError as exc:
             raise ConfigError(
-                f"process_server = {self.process_server!r} is not an address",
-                action='Write it as "host:port", for example "ps1.example.com:9443".',
-            )
-        return host.strip("[]"), int(port)
+                f"The identity of disk {disk.id or disk.device} is none",
+                cause=str(exc),
+                action="Write it as `python -m agent preflight DEVICE` prints it.",
+            ) from exc

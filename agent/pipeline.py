@@ -17,6 +17,7 @@ from agent.machine_identity import boot_of, identity_of
 from agent.stream.catchup import CatchUp
 from agent.stream.cutter import Stream
 from agent.stream.sender import Sender, disk_infos
+from agent.stream.servers import ProcessServers
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
 from shared import logging
@@ -58,7 +59,7 @@ class Agent:
             self.stream,
             self.state,
             self._hello,
-            config.address,
+            ProcessServers(config.addresses, time.monotonic()),
             config.tls,
             self.continuity.end_epoch,
             config.control_address,

@@ -114,7 +114,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
             captured_b_per_s=sum(c.seen_sectors for c in counters) * SECTOR, sent_b_per_s=sender.sent_b
         ),
         audit=agent.continuity.summary(),
-        process_server=agent.config.process_server,
+        process_server=sender.server,
         connected=sender.connected,
         sent=sender.sent,
         spooled=sender.spooled,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from agent.capture.ring import Ring
 from agent.stream.catchup import CatchUp
 from agent.stream.cutter import Stream
 from agent.stream.sender import Sender, disk_infos
+from agent.stream.servers import Address, ProcessServers
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
 from shared import tls
@@ -30,6 +33,7 @@ class Site:
     """A sender, its state, and what each of its sessions said first."""
 
     sender: Sender
+    context: ssl.SSLContext
 
     def __init__(self, state: AgentState, ring: Ring) -> None:
         self.state = state
@@ -38,6 +42,10 @@ class Site:
         self.script: Script = hang_up
         self.batches: asyncio.Queue[BatchReceived] = asyncio.Queue()
         self.hang_up: Callable[[], None]
+        self.sessions: set[asyncio.StreamWriter] = set()
+        """Those that have said HELLO and are not over."""
+        self.most = 0
+        """How many of these there were at a time."""
         self.on_fault: Callable[[Fault], None] = lambda fault: None
         self.sender: Sender
 
@@ -48,6 +56,8 @@ class Site:
             while data := await reader.read(65536):
                 for event in wire.receive_data(data):
                     if isinstance(event, HelloReceived):
+                        self.sessions.add(writer)
+                        self.most = max(self.most, len(self.sessions))
                         self.hellos.put_nowait(event.hello)
                         await self.script(wire, event.hello, writer)
                     elif isinstance(event, BatchReceived):
@@ -55,6 +65,7 @@ class Site:
                     elif isinstance(event, Faulted):
                         self.on_fault(event.fault)
         finally:
+            self.sessions.discard(writer)
             writer.close()
 
 
@@ -76,7 +87,14 @@ def welcome(epoch: int, credit_b: int = 1 << 20) -> Welcome:
 
 
 @asynccontextmanager
-async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Site]:
+async def serving(
+    device: str,
+    folder: Path,
+    pin_dir: Path,
+    preferred: Sequence[Address] = (),
+    others: Sequence[Address] = (),
+) -> AsyncIterator[Site]:
+    """`preferred`: process servers that the agent prefers to this one; `others`: those that it turns to."""
     ca = TestCa(folder)
     disk = find_disk(Path(device))
     capture = Capture.attach(pin_dir, [disk], 1 << 20)
@@ -86,7 +104,7 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
     stream = Stream(capture, state, catchup, reader)
     await stream.rounds.recover()
     site = Site(state, capture.ring)
-    context = tls.server_context(ca.issue("process-server:ps"))
+    site.context = context = tls.server_context(ca.issue("process-server:ps"))
     server = await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=context)
 
     def hello() -> Hello:
@@ -101,9 +119,8 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
             last_sent=state[Word.LAST_CUT] if epoch else 0,
         )
 
-    sender = Sender(
-        stream, state, hello, server.sockets[0].getsockname(), ca.issue("agent:m"), state.want_epoch
-    )
+    servers = ProcessServers([*preferred, server.sockets[0].getsockname(), *others], time.monotonic())
+    sender = Sender(stream, state, hello, servers, ca.issue("agent:m"), state.want_epoch)
     site.sender = sender
     stop = asyncio.Event()
     running = asyncio.create_task(sender.run(stop))

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.capture.maps import detach
+from agent.stream import servers
 from agent.stream.state import Reason, Suspicion
 from shared.errors import CertificateRevokedError, CopyRefusedError, NotAFrameError, RefusedError
 from shared.messages import Revocations
@@ -21,6 +22,7 @@ from shared.wire.messages import Ack, Fault, Hello
 from shared.wire.protocol import Connection
 from tests.epoch_ids import eid
 from tests.loopdisk import loop_disk
+from tests.process_server_site import free_port
 from tests.sender_site import DISK_B, Site, hang_up, next_hello, serving, welcome
 
 
@@ -189,3 +191,49 @@ async def test_a_process_server_that_stands_elsewhere_moves_nothing_of_the_ring(
     assert (after.epoch, after.seen) == ((3, 3) if lie == "claim" else (0, 3))
     assert site.ring.consumer_seq == freed
     assert site.ring.read_seq <= site.ring.producer_seq
+
+
+async def test_a_process_server_that_is_away_is_turned_from_and_gone_back_to_when_it_answers(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(servers, "BACK_S", 0.5)
+    pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+    address = "127.0.0.1", free_port()
+
+    async def take(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(welcome(hello.epoch or 1)))
+
+    async with serving(device, tmp_path, pin_dir, [address]) as second:
+        second.script = take
+        await next_hello(second)
+        assert second.sender.server != "{}:{}".format(*address)
+        first = Site(second.state, second.ring)
+        first.script, first.sessions = take, second.sessions
+        async with await asyncio.start_server(first.serve, *address, ssl=second.context):
+            assert (await next_hello(first)).epoch == 1, "the epoch went on at the second"
+            assert second.sender.server == "{}:{}".format(*address)
+    detach(pin_dir)
+    assert (first.most, second.most) == (1, 1), "two sessions at once"
+
+
+async def test_whoever_is_refused_as_a_copy_turns_to_no_other_process_server(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "PATIENCE_S", 0.0)
+    pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+    address = "127.0.0.1", free_port()
+
+    async def refuse(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_fault(Fault(code=CopyRefusedError.code, what="a copy")))
+        writer.close()
+
+    async with serving(device, tmp_path, pin_dir, others=[address]) as first:
+        first.script = refuse
+        second = Site(first.state, first.ring)
+        async with await asyncio.start_server(second.serve, *address, ssl=first.context):
+            for _ in range(5):
+                await next_hello(first)
+                first.sender.hurry()
+    detach(pin_dir)
+    assert second.hellos.empty()

@@ -62,6 +62,12 @@ def test_what_is_wrong_of_the_disks_is_named(tmp_path: Path, disks: str, why: st
         load(tmp_path, disks)
 
 
+def test_the_process_server_that_is_preferred_stands_first(tmp_path: Path) -> None:
+    config = load(tmp_path, 'disks = ["/dev/sdb"]\nprocess_servers = ["ps2:9443", "[fd00::1]:9444"]')
+    assert config.servers == ("ps:9443", "ps2:9443", "[fd00::1]:9444")
+    assert config.addresses == (("ps", 9443), ("ps2", 9443), ("fd00::1", 9444))
+
+
 @pytest.mark.parametrize("url", ["http://cs", "https://a..b", "", "https://", "https://x:0"])
 def test_a_control_url_that_can_be_none_is_named(tmp_path: Path, url: str) -> None:
     file = tmp_path / "agent.toml"
@@ -81,6 +87,8 @@ def test_a_control_url_that_can_be_none_is_named(tmp_path: Path, url: str) -> No
         ('process_server = "ps:0"', "is not an address"),
         ('process_server = "ps:\u0665"', "is not an address"),
         ('process_server = "ps"', "is not an address"),
+        ('process_servers = ["ps1"]', "'ps1' is not an address"),
+        ('process_servers = ["ps1:9443", "ps1:9443"]', "A process server is named twice"),
     ],
 )
 def test_a_number_out_of_range_is_named(tmp_path: Path, line: str, why: str) -> None:
