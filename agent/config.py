@@ -23,7 +23,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Device paths of the protected disks. What stands there at the first start is what is protected, wherever it stands later
     (agent/capture/binding.py); a link of /dev/disk/by-id says the same in the configuration itself."""
     disk: list[WantedDisk] = []
-    """The same with ids: tables `[[disk]]` of device, id, identity."""
+    """The same with ids: tables `[[disk]]` of device, id, identity. Without any disk nothing is protected until a wish names some."""
     process_server: str = ""
     """host:port"""
     process_servers: list[str] = []
@@ -31,7 +31,8 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     control_url: str
     tls: TlsFiles
     state_dir: Path
-    """Holds a lock file and disks.json, which says which disk is which; all else that must survive is in pinned BPF maps."""
+    """Holds a lock file; disks.json, which says which disk is which; desired.json, which says what the config server wants. All else that
+    must survive is in pinned BPF maps."""
     pin_dir: Path
     """Folder in bpffs for the pinned maps and links of this installation."""
     identity: str = ""
@@ -50,8 +51,6 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             )
         check_server_url(self.control_url)
         check_servers(self.servers)  # or one would be found wrong only when it is wanted
-        if not self.protected:
-            raise ConfigError("No disks are configured", action="List at least one device in `disks`.")
         check_disks(self.protected)
 
     @property

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from agent.config import AgentConfig
+from agent.desired import WishFile
 from agent.machine_identity import identity_of
 from shared import logging
 from shared.control_client import ControlClient
@@ -22,9 +23,10 @@ _TELL_S: Final = 10.0
 _TELL_AGAIN_S: Final = 1.0
 
 
-async def tell_why(config: AgentConfig, error: UnderstudyError, boot: str) -> None:
+async def tell_why(config: AgentConfig, error: UnderstudyError, boot: str, wishes: WishFile) -> None:
     """An agent that cannot start is not there to be asked: the machine shall show why all the same. It says who it is, or it is taken
-    for a copy; while the one that ended a moment ago is still taken for the machine, it says it again."""
+    for a copy; while the one that ended a moment ago is still taken for the machine, it says it again. And it hears what is wanted
+    of it: that may be what helps."""
     problem = Problem(**error.as_dict(), severity=Severity.CRITICAL)
     last = AgentReport(
         machine=config.machine,
@@ -32,14 +34,16 @@ async def tell_why(config: AgentConfig, error: UnderstudyError, boot: str) -> No
         boot=boot,
         state="failed",
         cause=str(error),
-        errors=[problem],
+        errors=[problem, *wishes.problems],
+        wish=wishes.wish,
     )
     try:
-        control = ControlClient(config.control_url, config.tls)
+        control = ControlClient(config.control_url, config.tls, on_desired=wishes.take)
         try:
             async with asyncio.timeout(_TELL_S):
                 while not await _taken(control, last):  # noqa: ASYNC110 - another process decides
                     await asyncio.sleep(_TELL_AGAIN_S)
+                await wishes.written()
         finally:
             await control.close()
     except (UnderstudyError, TimeoutError) as exc:

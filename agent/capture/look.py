@@ -90,6 +90,25 @@ def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
         return [], exc
 
 
+def as_captured(pin_dir: Path, remembered: Sequence[Bound]) -> tuple[WantedDisk, ...]:
+    """What is captured, in words that ask for just that: by the lines that are noted for it, else by the kernel's names."""
+    pinned, _ = read_pins(pin_dir)
+    boot = this_boot()
+    noted = {
+        (bound.seen.dev, bound.seen.diskseq): bound
+        for bound in remembered
+        if bound.seen and bound.seen.boot == boot
+    }
+    found = []
+    for pin in pinned:
+        bound = noted.get((pin.dev, pin.diskseq))
+        if bound is not None:
+            found.append(WantedDisk(bound.device, bound.id))
+        elif (folder := SYSFS / f"dev/block/{pin.dev >> 20}:{pin.dev & 0xFFFFF}").exists():
+            found.append(WantedDisk(f"/dev/{folder.resolve().name.replace('!', '/')}"))
+    return tuple(found)
+
+
 def look_at(
     wanted: Sequence[WantedDisk], remembered: list[Bound], pin_dir: Path, *, everybody: bool = False
 ) -> Look:

@@ -61,6 +61,20 @@ class WishInDoubtError(UnhealthyError):
     )
 
 
+class WishRefusedError(UnhealthyError):
+    """The config server wants of an agent what no agent can do."""
+
+    code = "US622"
+    default_action = "Ask for it as it can be; until then the agent goes on as before."
+
+
+class NothingProtectedError(UnhealthyError):
+    """An agent that protects nothing was asked for what needs a stream."""
+
+    code = "US624"
+    default_action = "Protect the machine (understudy machine protect NAME), then ask again."
+
+
 class AskerGoneError(UnhealthyError):
     """What was asked for is of use to nobody: whoever asked has gone. Seen in logs only."""
 

@@ -1,0 +1,38 @@
+"""What an agent does that protects nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from agent import idle
+from agent.idle import Idle
+from shared.errors import NothingProtectedError
+from shared.messages import Command
+
+
+async def test_the_service_manager_hears_that_it_is_alive_and_why_it_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        beating = asyncio.create_task(idle._beat(Idle("told to stop")))
+        async with asyncio.timeout(10):
+            said = await asyncio.get_running_loop().sock_recv(manager, 1024)
+        beating.cancel()
+    assert said == b"WATCHDOG=1\nSTATUS=unprotected: told to stop"
+
+
+@pytest.mark.parametrize("kind", ["mark", "resync", "a-newer-one"])
+async def test_what_needs_a_stream_is_refused(kind: str) -> None:
+    with pytest.raises(NothingProtectedError, match=kind):
+        await idle._refuse(Command(id="c", kind=kind))
+
+
+async def test_to_ask_again_which_copy_it_is_costs_nothing() -> None:
+    assert await idle._refuse(Command(id="c", kind="check-side")) == {}
