@@ -1,4 +1,4 @@
-"""Configuration of the agent: agent.toml."""
+"""Configuration of the agent: agent.toml. What stands below a field is for whoever sets it (docs/configuration.md)."""
 
 from __future__ import annotations
 
@@ -18,29 +18,38 @@ from shared.tls import TlsFiles
 
 class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     machine: str
-    """The machine's name in the installation; its certificate is `agent:<machine>`."""
+    """The machine's name in the installation, for which its certificate was made: 1 to 63 ASCII letters, digits, dots, hyphens,
+    underscores."""
     disks: list[str] = []
-    """Device paths of the protected disks. What stands there at the first start is what is protected, wherever it stands later
-    (agent/capture/binding.py); a link of /dev/disk/by-id says the same in the configuration itself."""
+    """Device paths of the protected disks, for example `/dev/disk/by-id/…`. What stands there at the first start is what is protected,
+    wherever the kernel puts it later. 64 are captured at most; without any, here or in `[[disk]]`, nothing is protected until the config
+    server names some."""
     disk: list[WantedDisk] = []
-    """The same with ids: tables `[[disk]]` of device, id, identity. Without any disk nothing is protected until a wish names some."""
+    """Protected disks that need more than a path; they may stand beside those of `disks`."""
     process_server: str = ""
-    """host:port"""
+    """Where the machine's writes are sent, as `HOST:PORT`; the port of a process server is 9443 unless it says another."""
     process_servers: list[str] = []
-    """Others to turn to while that one cannot be reached; or all of them, the one to be preferred first."""
+    """Others to turn to while `process_server` cannot be reached; or all of them, the one to be preferred first."""
     control_url: str
+    """The config server, as `https://HOST[:PORT]`. It is told how the machine is, and renews its certificate."""
     tls: TlsFiles
+    """The files that prove who this machine is. Enrolment makes them."""
     state_dir: Path
-    """Holds a lock file; disks.json, which says which disk is which; desired.json, which says what the config server wants. All else that
-    must survive is in pinned BPF maps."""
+    """A folder for a lock file, `disks.json`, which says which disk is which, and `desired.json`, which says what the config server wants.
+    What must survive else is in kernel memory."""
     pin_dir: Path
-    """Folder in bpffs for the pinned maps and links of this installation."""
+    """A folder below `/sys/fs/bpf` for what stays in the kernel while the agent is stopped, for example `/sys/fs/bpf/understudy`. Each
+    agent on a host needs one of its own."""
     identity: str = ""
-    """What tells this machine from copies of it; empty: its SMBIOS data. To be set in containers, which have none of their own."""
+    """What tells this machine from copies of it. Where nothing is set that is its SMBIOS UUID and serial number; set it in containers,
+    which have none of their own."""
     ring_mib: int = 64
-    """Size of the kernel ring, a power of two: the writes that fit into it may wait for the process server in order."""
+    """Kernel memory for writes that wait for the process server in order, a power of two up to 1024. When it is full the order is given up,
+    and what was written is copied afterwards."""
     point_interval_s: Interval = 300.0
+    """How often the agent marks a recovery point, while the stream is in order. A policy that an operator set goes before it."""
     log_level: logging.Level = logging.Level.INFO
+    """From which level on lines are written to the log."""
 
     def __post_init__(self) -> None:
         if self.ring_mib < 1 or self.ring_mib & (self.ring_mib - 1) or self.ring_mib > 1024:

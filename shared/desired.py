@@ -40,9 +40,14 @@ class WantedDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A disk that is to be protected: by its path alone, which is bound to what stands there at first, or with its id."""
 
     device: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    """The disk's path. A link of `/dev/disk/by-id` leads to the same disk after each boot; one of `/dev/disk/by-path` to whatever is
+    plugged into that port."""
     id: DiskName | None = None
+    """The disk's name in the installation, and in storage: up to 128 ASCII letters, digits, and `.` `_` `!` `-`. Unless it is set, the
+    agent takes the kernel's name at the first start and keeps it. Another id is another disk: it is copied anew."""
     identity: Annotated[str, msgspec.Meta(max_length=255)] | None = None
-    """As `python -m agent preflight DEVICE` prints it."""
+    """What the disk bears that no other does, as `python -m agent preflight DEVICE` prints it. Unless it is set, the agent takes the
+    strongest that the disk has."""
 
 
 class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
