@@ -33,7 +33,10 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "policy": ("policy_commands:policy", "Replication policies: list, set, assign."),
     "certificate": ("certificate_commands:certificate", "Certificates of daemons: list, revoke."),
     "grant": ("grant_commands:grant", "Who may read a machine's storage: list, revoke."),
-    "storage": ("storage_commands:storage", "The storage account: is it fit for an installation?"),
+    "storage": (
+        "storage_commands:storage",
+        "The storage account: is it fit for an installation, and why not.",
+    ),
     "token": ("record_commands:token", "Enrolment tokens for new hosts."),
     "completion": ("completion_command:completion", "Tab completion for a shell."),
 }
