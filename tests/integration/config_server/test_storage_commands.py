@@ -19,6 +19,7 @@ from shared.blob import BlobConfig, BlobStore
 from shared.toml import to_toml
 from tests.azurite import Azurite
 from tests.cli import begun, ended, understudy
+from tests.dispositions import inherited
 from tests.storage_faults import FaultProxy, Stall
 
 
@@ -119,7 +120,8 @@ async def test_a_command_that_is_interrupted_tidies_up_and_says_so(
     loop = asyncio.get_running_loop()
     rule = faulty.add(Stall(), blob="append")
     rule.then = lambda: loop.call_soon_threadsafe(reached.set)
-    process = await begun("storage", "check", *options(faulty.config(store.container)))
+    with inherited(signal.SIG_DFL, number):
+        process = await begun("storage", "check", *options(faulty.config(store.container)))
     async with asyncio.timeout(30):
         await reached.wait()
         process.send_signal(number)
