@@ -54,6 +54,8 @@ LINGER_S: Final = 0.1
 """So long small batches wait for company."""
 LINGER_BELOW_B: Final = 256 * 1024
 IDLE_S: Final = 0.02
+UPLOAD_LOOK_S: Final = 0.5
+UPLOAD_LOOKS: Final = 40
 RETRY_LIMIT_S: Final = 10.0
 RETRY_AFTER_LIMIT_S: Final = 60.0
 
@@ -220,9 +222,20 @@ class Sender:
             return
         while True:
             await asyncio.sleep(self._servers.ask_first_in_s(time.monotonic()))
-            if await self._answers(first):
+            if await self._answers(first) and await self._nothing_is_freed_too_early():
                 return
             self._servers.first_is_away(time.monotonic())
+
+    async def _nothing_is_freed_too_early(self) -> bool:
+        """Whether all that the ring does not hold any more is in storage: else the first server, which never had it, cannot go on with the
+        epoch (`why_not`). Behind a ring that is half full what was freed may lie at the current one alone for a moment: so it is asked to
+        upload, and waited for."""
+        for _ in range(UPLOAD_LOOKS):
+            if self._state[Word.FREED] <= self.uploaded:
+                return True
+            self.flush()
+            await asyncio.sleep(UPLOAD_LOOK_S)
+        return False
 
     async def _answers(self, address: Address) -> bool:
         link = Link(address, self._clock_at)

@@ -14,6 +14,9 @@ ring was half full; then the histories do not fit, and a new epoch begins with i
 **Who is refused as a copy of the machine stays.** Whether it is one is found by the server that has the machine's session; another one,
 which has not, might take the copy for the machine.
 
+**A first one that answers, and has no session for the machine** (its cache is full), is gone back to less and less often: each return in
+vain doubles the wait, up to `BACK_LIMIT` times.
+
 Waits are drawn anew each time, so that the machines of a site do not all move at once.
 """
 
@@ -28,6 +31,7 @@ Address = tuple[str, int]
 PATIENCE_S: Final = 30.0
 BACK_S: Final = 600.0
 STEADY_S: Final = 30.0
+BACK_LIMIT: Final = 64
 _JITTER: Final = 1.2
 
 
@@ -37,6 +41,10 @@ class ProcessServers:
         self._addresses: Final = tuple(addresses)
         self._at = 0
         self._patience_s = self._back_s = 0.0
+        self._times = 1
+        """How many times `BACK_S` is waited…"""
+        self._is_return = False
+        """…and whether the first one is the current one because it was gone back to, with no good session since."""
         self._vain_since = now
         """Since when there was no good session with the current one."""
         self._asked_at = now
@@ -61,8 +69,12 @@ class ProcessServers:
         """A session, or a try, failed; it was open for so long. Returns whether another server is the current one now."""
         if open_s >= STEADY_S:
             self._vain_since = now
+            if self._at == 0:
+                self._times, self._is_return = 1, False
         if len(self._addresses) < 2 or now - self._vain_since < self._patience_s:
             return False
+        if self._is_return:
+            self._times, self._is_return = min(2 * self._times, BACK_LIMIT), False
         self._go_to((self._at + 1) % len(self._addresses), now)
         return True
 
@@ -78,6 +90,7 @@ class ProcessServers:
     def go_back(self, now: float) -> None:
         """To the first, which answers."""
         self._go_to(0, now)
+        self._is_return = True
 
     def _go_to(self, at: int, now: float) -> None:
         if self._at == 0:
@@ -87,4 +100,4 @@ class ProcessServers:
 
     def _draw(self) -> None:
         self._patience_s = PATIENCE_S * random.uniform(1.0, _JITTER)
-        self._back_s = BACK_S * random.uniform(1.0, _JITTER)
+        self._back_s = self._times * BACK_S * random.uniform(1.0, _JITTER)

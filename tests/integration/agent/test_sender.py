@@ -7,13 +7,17 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from agent.capture.maps import detach
+from agent.stream import sender as sender_module
 from agent.stream import servers
-from agent.stream.state import Reason, Suspicion
+from agent.stream.sender import Sender
+from agent.stream.state import Reason, Suspicion, Word
 from shared.errors import CertificateRevokedError, CopyRefusedError, NotAFrameError, RefusedError
 from shared.messages import Revocations
 from shared.recovery.position import Position
@@ -215,6 +219,23 @@ async def test_a_process_server_that_is_away_is_turned_from_and_gone_back_to_whe
             assert second.sender.server == "{}:{}".format(*address)
     detach(pin_dir)
     assert (first.most, second.most) == (1, 1), "two sessions at once"
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_it_goes_back_only_when_all_that_the_ring_does_not_hold_is_in_storage(
+    monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    """The first one never had it, and could not go on with the epoch."""
+    monkeypatch.setattr(sender_module, "UPLOAD_LOOK_S", 0.0)
+    flushes: list[int] = []
+
+    def flush() -> None:
+        flushes.append(sending.uploaded)
+        sending.uploaded += comes
+
+    sending: Any = SimpleNamespace(_state={Word.FREED: 5}, uploaded=3, flush=flush)
+    assert await Sender._nothing_is_freed_too_early(sending) is comes
+    assert flushes == ([3, 4] if comes else [3] * sender_module.UPLOAD_LOOKS)
 
 
 async def test_whoever_is_refused_as_a_copy_turns_to_no_other_process_server(

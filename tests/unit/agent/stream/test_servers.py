@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.stream import servers
-from agent.stream.servers import BACK_S, PATIENCE_S, STEADY_S, ProcessServers
+from agent.stream.servers import BACK_LIMIT, BACK_S, PATIENCE_S, STEADY_S, ProcessServers
 
 A, B, C = ("a", 1), ("b", 1), ("c", 1)
 
@@ -55,6 +55,22 @@ def test_the_first_is_asked_every_so_often_since_it_was_left() -> None:
     chosen.go_back(1300.0)
     assert (chosen.current, chosen.is_elsewhere) == (A, False)
     assert not chosen.ended(1300.0 + PATIENCE_S - 1, open_s=0.0), "the one that came back has its time, too"
+
+
+def test_a_first_one_that_answers_and_has_no_session_is_gone_back_to_less_and_less_often() -> None:
+    chosen = ProcessServers([A, B], 0.0)
+    now, waits = 0.0, []
+    for _ in range(10):
+        now += PATIENCE_S
+        assert chosen.ended(now, open_s=0.0)
+        waits.append(chosen.ask_first_in_s(now))
+        now += waits[-1]
+        chosen.go_back(now)
+    assert waits[:4] == [BACK_S, 2 * BACK_S, 4 * BACK_S, 8 * BACK_S]
+    assert waits[-1] == BACK_LIMIT * BACK_S
+    chosen.ended(now + STEADY_S, open_s=STEADY_S)  # a good session
+    chosen.ended(now + STEADY_S + PATIENCE_S, open_s=0.0)
+    assert chosen.ask_first_in_s(now + STEADY_S + PATIENCE_S) == BACK_S
 
 
 def test_waits_are_drawn_anew_so_that_a_site_does_not_move_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
