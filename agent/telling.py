@@ -13,7 +13,7 @@ from agent.machine_identity import identity_of
 from shared import logging
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, UnderstudyError
-from shared.status import AgentReport, Problem
+from shared.status import MAX_TEXT, AgentReport, Problem
 from shared.vocabulary import Severity
 
 _log = logging.get()
@@ -33,7 +33,7 @@ async def tell_why(config: AgentConfig, error: UnderstudyError, boot: str, wishe
         identity=identity_of(config.identity),
         boot=boot,
         state="failed",
-        cause=str(error),
+        cause=str(error)[:MAX_TEXT],
         errors=[problem, *wishes.problems],
         wish=wishes.wish,
     )

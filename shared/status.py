@@ -27,8 +27,11 @@ Whole = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Sectors = Annotated[int, msgspec.Meta(ge=0, le=(1 << 54) - 1)]
 """Of 512 bytes: as bytes they fit into 64 bits, too."""
 Real = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]
-Word = Annotated[str, msgspec.Meta(max_length=255)]
-Text = Annotated[str, msgspec.Meta(max_length=10_000)]
+MAX_WORD: Final = 255
+MAX_TEXT: Final = 10_000
+"""Characters. A report with more is refused as a whole: whoever makes one of what others said cuts it."""
+Word = Annotated[str, msgspec.Meta(max_length=MAX_WORD)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 _entries: Final = msgspec.Meta(max_length=MAX_ENTRIES)
 
 

@@ -19,7 +19,7 @@ from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
 from agent.capture.layout import kernel_dev
 from shared import logging
 from shared.errors import DeviceError, UnderstudyError
-from shared.status import AvailableDisk
+from shared.status import MAX_TEXT, MAX_WORD, AvailableDisk
 
 _log = logging.get()
 
@@ -117,5 +117,11 @@ def _judged(disk: Disk, told: Answer, *, is_captured: bool) -> AvailableDisk:
         suitable.check(disk, is_captured=is_captured)
     except UnderstudyError as exc:
         why_not = exc.cause
-    identity = identify.identities(disk, told)[0]
-    return AvailableDisk(device=disk.device, sectors=disk.sectors, identity=str(identity), why_not=why_not)
+    identity = str(identify.identities(disk, told)[0])
+    return AvailableDisk(
+        device=disk.device,
+        sectors=disk.sectors,
+        # A loop device's holds a path: half of it would be another's.
+        identity=identity if len(identity) <= MAX_WORD else "",
+        why_not=why_not[:MAX_TEXT],
+    )

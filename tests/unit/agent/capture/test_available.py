@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.capture import answer, identify
@@ -13,6 +14,7 @@ from agent.capture.answer import Answer
 from agent.capture.available import Available
 from agent.capture.disks import UNKNOWN, Attributes, Disk, Queue
 from shared.errors import DeviceError
+from shared.status import AgentReport
 
 QUEUE = Queue(512, counts=True, dax=False, zoned=False)
 
@@ -129,3 +131,13 @@ def test_a_look_that_fails_is_said_and_what_was_found_before_stays(monkeypatch: 
         assert (made.found, made.trouble.cause) == (before, getattr(failure, "cause", repr(failure)))
     made._try_to_look()
     assert (made.trouble, len(host.asked)) == (None, 2)
+
+
+def test_words_that_are_too_long_for_a_report_cost_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop device is known by its file's path."""
+    host, made = Host(monkeypatch), Available()
+    host.replies["/dev/sda"] = Answer(cause="c" * 20_000)
+    monkeypatch.setattr(identify, "identities", lambda disk, told: ["loop:" + "p" * 300])
+    found = made.look()
+    assert [each.identity for each in found] == ["", ""]
+    msgspec.json.decode(msgspec.json.encode(AgentReport(available=found)), type=AgentReport)
