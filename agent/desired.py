@@ -2,19 +2,20 @@
 
 The wish is kept in `desired.json` in the agent's state_dir, so that it holds while the config server is away:
 
-    {"v": 1,
+    {"v": 1, "machine": "web1",
      "wish": {"mark": {"incarnation": "5f0c…", "number": 7, "act": "9d41…"}, "verb": "protect",
               "disks": [{"device": "/dev/sdb", "id": "sdb", "identity": "wwid:naa.5000c500a1b2c3d4"}],
               "process_servers": ["ps1.example.com:9443"]},
      "settings": {"point_interval_s": 60.0}}
 
-`wish` is null when none was ever told; the fields of each are those of `shared.desired`. The file is replaced as a whole.
+`wish` is null when none was ever told; the fields of each are those of `shared.desired`. The file is replaced as a whole. One of another
+machine is none: this host is a copy of that one, and was enrolled under a name of its own.
 
 | the file | what holds |
 |---|---|
 | is not there, or has no wish | the configuration |
 | has a wish | the wish; what it leaves open (no disks, no process servers) is the configuration's |
-| cannot be read, is damaged, or of another version | nobody knows (US620): what is captured stays so; the next wish is taken |
+| cannot be read, is damaged, or of another version | nobody knows (US620): what is captured, and what the configuration names |
 
 **First the file, then the act.** A wish is done when it is durable here, and not before. So whoever is killed in between, or in the middle
 of doing it, does the rest at its next start, since each act has one end, and begins wherever it was left: to detach is to remove what is
@@ -23,8 +24,9 @@ takes back: capture that was detached would be attached again, with a full repli
 written is not done (US621); it is told again with the next answer.
 
 **Nobody who says nothing ends protection.** Where neither the wish nor the configuration names a disk, that means those that are captured;
-where nothing is captured, none. `stop` and fewer disks are said in so many words. A wish with a lower number than the one that holds is
-no act: whoever tells it does not know what this agent said in the same exchange.
+where nothing is captured, none. Where nobody knows what is wanted, both count, since that protects most. `stop` and fewer disks are said
+in so many words. A wish with a lower number than the one that holds is no act: whoever tells it does not know what this agent said in the
+same exchange.
 
 *Settings* are used at once, written or not: nothing can be lost by them.
 """
@@ -74,13 +76,19 @@ class _Document(msgspec.Struct):
     v: int
     wish: Wish | None
     settings: Settings | None = None
+    machine: str = ""
+
+
+Held = tuple[Wish | None, WishDamagedError | None]
+"""Which wish holds, and why it is not known."""
 
 
 class WishFile:
     """The wish that holds, in the one process that goes by it. `load` first."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, machine: str) -> None:
         self.path: Final = state_dir / NAME
+        self._machine: Final = machine
         self.wish: Wish | None = None
         """None: the configuration alone counts; or, with `damage`, nobody knows."""
         self.settings: Settings | None = None
@@ -103,6 +111,9 @@ class WishFile:
             document = decoding.decode(self.path.read_bytes(), type=_Document)
             if document.v != _VERSION:
                 raise ValueError(f"its format is {document.v}")
+            if document.machine not in ("", self._machine):
+                _log.warning("the wish is another machine's, and is not gone by", machine=document.machine)
+                return
             if document.wish is not None:
                 check(document.wish)
         except FileNotFoundError:
@@ -120,6 +131,10 @@ class WishFile:
         )
         self._written = None
         _log.error("the wish is not known: what is captured stays captured", **self.damage.as_dict())
+
+    @property
+    def held(self) -> Held:
+        return self.wish, self.damage
 
     def goal(self, config: AgentConfig) -> Goal:
         wish = self.wish
@@ -192,7 +207,10 @@ class WishFile:
 
     async def _write(self) -> bool:
         told = self._told
-        data = msgspec.json.format(msgspec.json.encode(_Document(_VERSION, *told)), indent=2) + b"\n"
+        data = (
+            msgspec.json.format(msgspec.json.encode(_Document(_VERSION, *told, self._machine)), indent=2)
+            + b"\n"
+        )
         crashpoints.reach("wish.before-write")
         try:
             await asyncio.to_thread(durable.replace_file, self.path, data)

@@ -13,7 +13,7 @@ import msgspec
 
 from agent.capture.available import Available
 from agent.config import AgentConfig
-from agent.desired import WishFile
+from agent.desired import Held, WishFile
 from agent.machine_identity import identity_of
 from agent.status import with_wish
 from shared.control_client import ControlClient
@@ -21,7 +21,7 @@ from shared.errors import NothingProtectedError
 from shared.messages import Command, CommandKind
 from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.service import notify, watchdog_interval_s
-from shared.status import AgentReport, Problem
+from shared.status import MAX_TEXT, AgentReport, Problem
 from shared.vocabulary import MachineState
 
 STOPPED: Final = "the config server told the agent to stop: nothing is captured"
@@ -42,12 +42,13 @@ async def serve(
     boot: str,
     idle: Idle,
     wishes: WishFile,
+    held: Held,
     available: Available,
     stop: asyncio.Event,
     *,
     until_s: float | None = None,
 ) -> None:
-    """Returns soon after `stop` is set, when something else is wanted, or after `until_s`."""
+    """Returns soon after `stop` is set, when another wish holds than `held`, or after `until_s`."""
     over = asyncio.Event()
     revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), config.tls.ca, lambda _: None)
     revoked.load()
@@ -66,7 +67,7 @@ async def serve(
             identity=identity_of(config.identity),
             boot=boot,
             state=idle.state,
-            cause=idle.cause,
+            cause=idle.cause[:MAX_TEXT],
             connected=False,
             errors=[*idle.errors, *([Problem(**trouble.as_dict())] if trouble is not None else [])],
         )
@@ -77,7 +78,7 @@ async def serve(
         async with asyncio.TaskGroup() as group:
             beside = [
                 group.create_task(_beat(idle), name="watchdog"),
-                group.create_task(_end(over, stop, wishes, until_s), name="end"),
+                group.create_task(_end(over, stop, wishes, held, until_s), name="end"),
             ]
             await control.serve(report, _refuse, over)
             for task in beside:
@@ -86,11 +87,12 @@ async def serve(
         await control.close()
 
 
-async def _end(over: asyncio.Event, stop: asyncio.Event, wishes: WishFile, until_s: float | None) -> None:
-    held = wishes.wish, wishes.damage
+async def _end(
+    over: asyncio.Event, stop: asyncio.Event, wishes: WishFile, held: Held, until_s: float | None
+) -> None:
     waits = [
         asyncio.create_task(stop.wait(), name="stop"),
-        asyncio.create_task(wishes.until(lambda: (wishes.wish, wishes.damage) != held), name="news"),
+        asyncio.create_task(wishes.until(lambda: wishes.held != held), name="news"),
     ]
     try:
         await asyncio.wait(waits, timeout=until_s, return_when=asyncio.FIRST_COMPLETED)

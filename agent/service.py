@@ -102,7 +102,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     identity.check_name(config.tls, f"{Role.AGENT}:{config.machine}")
     pins.ensure_bpffs(config.pin_dir)
     with lock.held(config.state_dir, "The agent was not started", config.pin_dir):
-        kept, wishes, available = _Kept(), WishFile(config.state_dir), Available()
+        kept, wishes, available = _Kept(), WishFile(config.state_dir, config.machine), Available()
         try:
             await in_thread(wishes.load)
             heard = wishes.wish
@@ -137,7 +137,7 @@ async def _go_by(
 ) -> None:
     """One session, or one time of waiting, by what is wanted now. Returns soon after `stop` is set, when something else is wanted, or when
     capture does not fit the disks any more and has to begin anew."""
-    goal = wishes.goal(config)
+    held, goal = wishes.held, wishes.goal(config)
     until_s = None
     if goal.is_stopped:
         trouble = await in_thread(_end_capture, config, kept)
@@ -145,7 +145,7 @@ async def _go_by(
         idle = Idle(STOPPED, errors=tuple(Problem(**error.as_dict()) for error in trouble))
         # What somebody else holds open has no pins any more: another try would find nothing to do, and nothing to say.
         until_s = RETRY_S if any(not isinstance(error, DetachError) for error in trouble) else None
-    elif disks := await in_thread(_disks, goal, config, kept):
+    elif disks := await in_thread(_disks, goal, config, kept, wishes.damage is not None):
         fitted = applied(config, goal, disks, wishes.point_interval_s(config))
         try:
             async with _running(fitted, kept) as agent:
@@ -154,11 +154,14 @@ async def _go_by(
                 await _serve(agent, stop, _Wanted(goal, wishes, config, available))
                 kept.take(agent)
             return
-        except NoUsableDiskError as exc:
+        except (NoUsableDiskError, ValueError, OSError) as exc:
             # What a file says is corrected on this machine, and who did that starts the agent; a wish is corrected from afar, and heard.
             if wishes.wish is None:
                 raise
-            idle = Idle(str(exc), FAILED, (Problem(**exc.as_dict(), severity=Severity.CRITICAL),))
+            error = exc if isinstance(exc, NoUsableDiskError) else _not_fitted(exc)
+            if error is not exc:
+                _log.error("capture could not be fitted to what is wanted: this is a bug", exc_info=exc)
+            idle = Idle(str(error), FAILED, (Problem(**error.as_dict(), severity=Severity.CRITICAL),))
             until_s = RETRY_S
     else:
         idle = Idle(str(wishes.damage) if wishes.damage else NOTHING_NAMED)
@@ -166,15 +169,31 @@ async def _go_by(
         _log.info("nothing is protected", state=idle.state, cause=idle.cause)
         kept.idle = idle
     boot = boot_of(kept.attached_boot_ns)
-    await serve_idle(config, boot, idle, wishes, available, stop, until_s=until_s)
+    await serve_idle(config, boot, idle, wishes, held, available, stop, until_s=until_s)
 
 
-def _disks(goal: Goal, config: AgentConfig, kept: _Kept) -> tuple[WantedDisk, ...]:
-    """Those that are wanted; where nobody names any, those that are captured."""
-    if goal.disks or not pins.exist(config.pin_dir):
+def _disks(goal: Goal, config: AgentConfig, kept: _Kept, is_unknown: bool) -> tuple[WantedDisk, ...]:
+    """Those that are wanted; where nobody names any, those that are captured; where it `is_unknown` what is wanted, also those of the
+    configuration."""
+    if goal.disks:
         return goal.disks
-    file = kept.file or BindingsFile(config.state_dir)
-    return as_captured(config.pin_dir, file.read() or [])
+    found: tuple[WantedDisk, ...] = ()
+    if pins.exist(config.pin_dir):
+        file = kept.file or BindingsFile(config.state_dir)
+        found = as_captured(config.pin_dir, file.read() or [])
+    if is_unknown:
+        devices, ids = {disk.device for disk in found}, {disk.id for disk in found} - {None}
+        found += tuple(disk for disk in config.protected if disk.device not in devices and disk.id not in ids)
+    return found
+
+
+def _not_fitted(exc: Exception) -> NoUsableDiskError:
+    """An operator must be heard whatever happens to what was wanted last."""
+    return NoUsableDiskError(
+        "Capture could not be fitted to what the config server wants",
+        cause=repr(exc),
+        action="Name other disks: understudy machine protect. It is tried again by itself; the agent's log says more.",
+    )
 
 
 def _end_capture(config: AgentConfig, kept: _Kept) -> list[UnderstudyError]:

@@ -50,7 +50,9 @@ async def test_the_cause_arrives_also_right_after_another_boot_reported(
         await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine="web1")
         async with daemon(server, files) as before:
             await before.report(AgentReport(machine="web1", identity="original", boot="1", state="ordered"))
-        await telling.tell_why(config(server.url, files, tmp_path), WHY, boot_of(0), WishFile(tmp_path))
+        await telling.tell_why(
+            config(server.url, files, tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1")
+        )
         shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
         assert (shown.state, await codes(operator)) == ("failed", ["US415"])
         assert "it is a tape" in shown.cause
@@ -59,7 +61,9 @@ async def test_the_cause_arrives_also_right_after_another_boot_reported(
 async def test_certificates_that_are_not_there_hide_no_cause(tmp_path: Path) -> None:
     nowhere = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
     with capture_logs() as logs:
-        await telling.tell_why(config("https://cs", nowhere, tmp_path), WHY, boot_of(0), WishFile(tmp_path))
+        await telling.tell_why(
+            config("https://cs", nowhere, tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1")
+        )
     assert [line["event"] for line in logs] == ["the config server could not be told why"]
 
 
@@ -68,9 +72,9 @@ async def test_an_agent_that_must_end_hears_what_is_wanted_of_it(tmp_path: Path)
     async with teller(ca) as says:
         wish = says.wish(Verb.STOP)
         await telling.tell_why(
-            config(says.url, ca.issue("agent:web1"), tmp_path), WHY, boot_of(0), WishFile(tmp_path)
+            config(says.url, ca.issue("agent:web1"), tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1")
         )
         assert (says.last.state, says.last.wish) == ("failed", None)
-    next_start = WishFile(tmp_path)
+    next_start = WishFile(tmp_path, "web1")
     next_start.load()
     assert next_start.wish == wish

@@ -39,7 +39,7 @@ def config(*disks: str) -> AgentConfig:
 
 def loaded(folder: Path) -> WishFile:
     """As the next start has it."""
-    made = WishFile(folder)
+    made = WishFile(folder, "web1")
     made.load()
     return made
 
@@ -265,3 +265,23 @@ def test_the_configuration_as_a_goal_makes_it() -> None:
     assert made.protected == (SDC,)
     assert made.addresses == (("ps2", 9443), ("ps3", 9443))
     assert made.point_interval_s == 60.0
+
+
+async def test_the_wish_of_another_machine_is_none(tmp_path: Path) -> None:
+    """A host that was cloned, and enrolled under a name of its own."""
+    await told(loaded(tmp_path), STOP, Settings(point_interval_s=60))
+    clone = WishFile(tmp_path, "web2")
+    clone.load()
+    assert (clone.wish, clone.settings, clone.damage) == (None, None, None)
+    assert clone.goal(config("/dev/sda")).disks == (WantedDisk("/dev/sda"),)
+
+
+@pytest.mark.parametrize("path", ["/dev/s\0db", "/dev/sdb\n", "/dev/\x1b[2J"])
+async def test_a_path_that_no_disk_has_is_refused_and_the_next_wish_is_heard(
+    tmp_path: Path, path: str
+) -> None:
+    wishes = loaded(tmp_path)
+    await told(wishes, wish(1, Verb.PROTECT, WantedDisk(path)))
+    assert (wishes.wish, codes(wishes)) == (None, ["US622"])
+    await told(wishes, wish(2, Verb.PROTECT, SDB))
+    assert (wishes.goal(config()).disks, codes(wishes)) == ((SDB,), [])

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from agent import idle
+from agent.desired import WishFile
 from agent.idle import Idle
+from shared.desired import Desired, Mark, Verb, Wish
 from shared.errors import NothingProtectedError
 from shared.messages import Command
 
@@ -36,3 +38,15 @@ async def test_what_needs_a_stream_is_refused(kind: str) -> None:
 
 async def test_to_ask_again_which_copy_it_is_costs_nothing() -> None:
     assert await idle._refuse(Command(id="c", kind="check-side")) == {}
+
+
+async def test_a_wish_that_came_while_the_one_before_was_done_is_not_slept_on(tmp_path: Path) -> None:
+    wishes = WishFile(tmp_path, "web1")
+    held = wishes.held
+    mark = Mark(incarnation="i", number=1, act="a")
+    await wishes.take(Desired(wish=Wish(mark=mark, verb=Verb.STOP)))
+    assert await wishes.written()
+    over = asyncio.Event()
+    async with asyncio.timeout(10):
+        await idle._end(over, asyncio.Event(), wishes, held, None)
+    assert over.is_set()

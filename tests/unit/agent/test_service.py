@@ -18,8 +18,10 @@ import pytest
 from agent import pipeline, service
 from agent.capture import pins
 from agent.config import AgentConfig
+from agent.desired import Goal
 from agent.pipeline import Agent
 from shared.batch import StreamState
+from shared.desired import WantedDisk
 from shared.errors import BpfError
 from shared.tls import TlsFiles
 
@@ -174,3 +176,25 @@ async def test_an_agent_in_which_something_stands_still_is_not_told_to_be_alive(
     else:
         parts.agent.sender.busy_since = long_ago
     assert "WATCHDOG" not in await told(manager, parts.agent)
+
+
+def test_where_nobody_knows_what_is_wanted_what_is_captured_and_what_is_configured_is_protected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = Path("/nowhere")
+    config = AgentConfig(
+        machine="m", disks=["/dev/sda", "/dev/sdb"], process_server="ps:9443", control_url="https://cs",
+        tls=TlsFiles(cert=nowhere, key=nowhere, ca=nowhere), state_dir=tmp_path, pin_dir=nowhere,
+    )  # fmt: skip
+
+    def disks(is_unknown: bool, *captured: WantedDisk) -> list[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(pins, "exist", lambda _: bool(captured))
+            patch.setattr(service, "as_captured", lambda *_: captured)
+            return [disk.device for disk in service._disks(Goal(), config, service._Kept(), is_unknown)]
+
+    sdb, sdc = WantedDisk("/dev/sdb", "sdb"), WantedDisk("/dev/sdc", "sdc")
+    assert disks(True) == ["/dev/sda", "/dev/sdb"], "after a reboot nothing is captured"
+    assert disks(True, sdb, sdc) == ["/dev/sdb", "/dev/sdc", "/dev/sda"]
+    assert disks(False, sdb, sdc) == ["/dev/sdb", "/dev/sdc"]
+    assert disks(False) == []
