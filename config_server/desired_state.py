@@ -17,7 +17,7 @@ from config_server import audit, events, incarnations, inventory, policies
 from config_server.clock import SECOND_NS
 from config_server.view import SELF
 from config_server.wishes import Adopt, Agree, Tell, in_words, judge
-from shared.desired import Desired, Wish
+from shared.desired import Desired, Settings, Verb, Wish
 from shared.errors import WishInDoubtError
 from shared.messages import EventKind
 from shared.status import Problem
@@ -43,11 +43,11 @@ def answer(
     settings = policies.settings(known.assigned if known is not None else policies.default(db))
     match judge(own, told, incarnations.history(db)):
         case Agree():
-            return Answer(Desired(wish=before, settings=settings))
+            return Answer(_desired(before, settings))
         case Tell(wish, doubt):
             if told is not None and wish.mark.number <= told.mark.number:
                 wish = inventory.renumber(db, machine, wish, told.mark)
-            desired = Desired(wish=wish, settings=settings)
+            desired = _desired(wish, settings)
             if not doubt or told is None or not may_leave_entries:
                 return Answer(desired)
             return Answer(desired, _note_doubt(db, machine, wish, told, wish, doubt, now_ns))
@@ -61,7 +61,14 @@ def answer(
                 _note_doubt(db, machine, before, wish, wish, doubt, now_ns)
             else:
                 _note_adoption(db, machine, before, wish, now_ns)
-            return Answer(Desired(wish=wish, settings=settings), left_entries=True)
+            return Answer(_desired(wish, settings), left_entries=True)
+
+
+def _desired(wish: Wish | None, settings: Settings | None) -> Desired:
+    """What is kept with a wish to stop is not told: an agent that cannot do it would not take it, and go on."""
+    if wish is not None and wish.verb is Verb.STOP:
+        wish = msgspec.structs.replace(wish, disks=(), process_servers=())
+    return Desired(wish=wish, settings=settings)
 
 
 def _plain(wish: Wish | None) -> Any:

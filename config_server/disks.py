@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Self
 
 from config_server.inventory import Machine
 from shared.batch import SECTOR
-from shared.desired import WantedDisk
+from shared.desired import WantedDisk, Wish
 from shared.errors import RequestError
 from shared.limits import check_page_blob_target
 from shared.messages import DiskCandidate
@@ -66,9 +66,19 @@ class Offer(NamedTuple):
             if found is not None:
                 check_page_blob_target(device.removeprefix("/dev/"), found.sectors * SECTOR)
 
-    def wanted(self, disks: Sequence[str]) -> tuple[WantedDisk, ...]:
-        """As a wish names them. One that is captured keeps its stable id, whatever its path is called elsewhere."""
-        return tuple(WantedDisk(device, self._id(device) or None) for device in disks)
+    def wanted(self, disks: Sequence[str], before: Wish | None = None) -> tuple[WantedDisk, ...]:
+        """As a wish names them. One that is captured keeps its stable id, whatever its path is called elsewhere; another is what the wish
+        before meant by its path, unless that is captured elsewhere now."""
+        captured = {self._id(device) for device in self.captured}
+        kept = {
+            disk.device: disk
+            for disk in (before.disks if before is not None else ())
+            if disk.id is None or disk.id not in captured
+        }
+        return tuple(
+            WantedDisk(device, id_) if (id_ := self._id(device)) else kept.get(device, WantedDisk(device))
+            for device in disks
+        )
 
     def _id(self, device: str) -> str:
         disk = self.captured.get(device)

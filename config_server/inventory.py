@@ -89,20 +89,21 @@ def act(
     known: Mark | None = None,
 ) -> Machine:
     """An operator's act: from now on this is wanted of the machine, also where it is what was wanted before. `known`: a mark of which its
-    agent spoke, if it did."""
+    agent spoke, if it did. One to stop keeps what was to be protected, and by whom, for the day when it is to be protected again."""
     ensure_machine(db, name, now_ns)
     before = machine(db, name).wish
     current = incarnations.history(db)[-1]
     marks = [mark for mark in (before.mark if before is not None else None, known) if mark is not None]
     mark = wishes.next_mark(current, marks, now_ns)
     wish = Wish(mark=mark, verb=verb, disks=disks, process_servers=process_servers)
-    _put_wish(db, name, wish, now_ns, current)
+    _put_wish(db, name, _keeping(before, wish), now_ns, current)
     return machine(db, name)
 
 
 def adopt(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int) -> None:
     """What its agent goes by is what is wanted of the machine."""
     ensure_machine(db, name, now_ns)
+    wish = _keeping(machine(db, name).wish, wish)
     _put_wish(db, name, wish, now_ns, incarnations.history(db)[-1])
 
 
@@ -116,6 +117,12 @@ def renumber(db: sqlite3.Connection, name: str, wish: Wish, over: Mark) -> Wish:
         "UPDATE machines SET wish = ?, wish_incarnation = ? WHERE name = ?", (_json(again), current, name)
     )
     return again
+
+
+def _keeping(before: Wish | None, wish: Wish) -> Wish:
+    if wish.verb is not Verb.STOP or before is None:
+        return wish
+    return msgspec.structs.replace(wish, disks=before.disks, process_servers=before.process_servers)
 
 
 def _put_wish(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int, incarnation: str) -> None:

@@ -58,7 +58,7 @@ class Protecting:
                 name,
                 Verb.PROTECT,
                 now_ns,
-                disks=offer.wanted(body.disks),
+                disks=offer.wanted(body.disks, before.wish if before is not None else None),
                 process_servers=tuple(body.process_servers),
                 known=said.mark if said is not None else None,
             )

@@ -21,7 +21,7 @@ def shown(machine: Machine, report: AgentReport) -> WishView | None:
     since = rfc3339(machine.wish_ns)
     return WishView(
         verb=wish.verb,
-        disks=[disk.device for disk in wish.disks],
+        disks=[] if wish.verb is Verb.STOP else [disk.device for disk in wish.disks],
         process_servers=list(wish.process_servers),
         since=since,
         pending=None if _goes_by(report, wish) else since,

@@ -319,9 +319,9 @@ class WishView(msgspec.Struct, kw_only=True):
 
     verb: Verb
     disks: list[str]
-    """Paths of all that are to be protected; empty: those of the agent's configuration."""
+    """Paths of all that are to be protected; empty: those of the agent's configuration, or none where it is to stop."""
     process_servers: list[str]
-    """Empty: that of the agent's configuration."""
+    """Empty: that of the agent's configuration. Where it is to stop: those before, for when it is protected again."""
     since: str
     """When it was said, or taken over from the agent."""
     pending: str | None

@@ -101,7 +101,7 @@ def _wish(found: MachineView) -> str | Text:
     if wish is None:
         return "what its agent's configuration says"
     words = f"{wish.verb} {', '.join(wish.disks)}".rstrip()
-    if wish.process_servers:
+    if wish.process_servers and wish.verb != "stop":
         words += f" by {', '.join(wish.process_servers)}"
     return line(words, (f"  pending since {wish.pending[:19]}", "yellow") if wish.pending else "")
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shared import api
+from shared.desired import Verb, WantedDisk
 from shared.messages import Nothing
 from shared.rest import RestClient
 from shared.status import AvailableDisk
@@ -91,7 +92,16 @@ async def test_protect_waits_until_the_agent_goes_by_it(
     again = await line.json("machine", "protect", "web1", "--disk", "/dev/sda", "--yes")
     assert again["wish"]["process_servers"] == ["ps1:9443"], "as it is"
     gone = await line.json("machine", "unprotect", "web1")
-    assert (gone["wish"]["verb"], gone["wish"]["pending"]) == ("stop", None)
+    assert (gone["wish"]["verb"], gone["wish"]["disks"], gone["wish"]["pending"]) == ("stop", [], None)
+    assert web1.wish.verb is Verb.STOP
+    assert not [*web1.wish.disks, *web1.wish.process_servers], "nothing that it could refuse"
+    page = (await line.run("machine", "show", "web1", "--output", "table")).stdout
+    assert "ps1" not in page
+    web1.captured = ()
+    await web1.report()
+    back = await line.json("machine", "protect", "web1", "--disk", "/dev/sda")
+    assert back["wish"]["process_servers"] == ["ps1:9443"], "as it was"
+    assert web1.wish.disks == (WantedDisk("/dev/sda", id="sda"),)
 
 
 async def test_without_disks_those_are_meant_that_are_captured_else_all_that_are_offered_if_that_is_said(

@@ -7,7 +7,7 @@ import pytest
 
 from config_server.disks import Offer
 from config_server.inventory import Machine
-from shared.desired import WantedDisk
+from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import DiskTooLargeError, RequestError
 from shared.messages import Policy
 from shared.status import AgentDisk, AgentReport, AvailableDisk
@@ -55,6 +55,18 @@ def test_a_captured_disk_is_wanted_by_its_stable_id_if_that_can_be_one() -> None
         WantedDisk("/dev/sdb", id="data"),
         WantedDisk("/dev/sdd"),
         WantedDisk("/dev/sdf"),
+    )
+
+
+def test_what_is_not_captured_is_what_the_wish_before_meant_unless_that_is_captured_elsewhere() -> None:
+    away = WantedDisk("/dev/sdf", id="old", identity="serial:7")
+    moved = WantedDisk("/dev/sdg", id="data")
+    before = Wish(mark=Mark("x", 1, "a"), verb=Verb.STOP, disks=(away, moved, WantedDisk("/dev/sdb", id="x")))
+    assert OFFER.wanted(["/dev/sdb", "/dev/sdf", "/dev/sdg", "/dev/sdh"], before) == (
+        WantedDisk("/dev/sdb", id="data"),
+        away,
+        WantedDisk("/dev/sdg"),
+        WantedDisk("/dev/sdh"),
     )
 
 

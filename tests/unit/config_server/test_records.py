@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from config_server import (
@@ -21,7 +22,7 @@ from config_server import (
     tokens,
 )
 from config_server.clock import SECOND_NS
-from shared.desired import Mark, Settings, Verb, WantedDisk
+from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,
     ConfigError,
@@ -442,7 +443,8 @@ def test_a_policy_holds_for_those_to_whom_it_is_assigned_and_the_default_one_for
 def test_an_act_is_of_the_database_as_it_is_now_and_later_than_all_that_was_known(
     db: sqlite3.Connection,
 ) -> None:
-    first = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(WantedDisk("/dev/sda"),))
+    disks, servers = (WantedDisk("/dev/sda", id="data"),), ("ps1:9443",)
+    first = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=disks, process_servers=servers)
     assert first.wish is not None
     assert (first.protected, first.disks, first.ended) == (True, ("/dev/sda",), False)
     began = incarnations.begin(db)
@@ -450,5 +452,10 @@ def test_an_act_is_of_the_database_as_it_is_now_and_later_than_all_that_was_know
     assert ended.wish is not None
     assert (ended.wish.mark.incarnation, ended.wish.mark.number) == (began, 8)
     assert (ended.protected, ended.disks, ended.ended) == (False, ("/dev/sda",), True)
+    assert (ended.wish.disks, ended.wish.process_servers) == (disks, servers), "for the day after"
+    elsewhere = Wish(mark=Mark("other", 9, "y"), verb=Verb.STOP)
+    inventory.adopt(db, "web1", elsewhere, NOW)
+    adopted = inventory.machine(db, "web1").wish
+    assert adopted == msgspec.structs.replace(elsewhere, disks=disks, process_servers=servers)
     inventory.adopt(db, "web1", first.wish, NOW)
     assert inventory.machine(db, "web1").own == (first.wish, began)
