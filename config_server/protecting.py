@@ -41,8 +41,6 @@ class Protecting:
         now_ns = self._control.now_ns()
         agent = self._control.presence.agent(name)
         offer = Offer.of(agent[1] if agent is not None else None)
-        if not body.force:
-            offer.check(what, body.disks)
         if not self._control.presence.has_image_target():
             offer.check_sizes(body.disks)
         said = agent[1].wish if agent is not None else None
@@ -51,6 +49,10 @@ class Protecting:
             before = inventory.find(db, name)
             if agent is None and not body.offline:
                 _refuse_unknown(db, what, name, before)
+            if not body.force:
+                # What is wanted already is no mistyped path, and may be away just now.
+                wanted = before.disks if before is not None and before.protected else ()
+                offer.check(what, [disk for disk in body.disks if disk not in wanted])
             if not body.fewer:
                 _check_fewer(what, offer.protected(before), body.disks)
             machine = inventory.act(

@@ -43,7 +43,7 @@ _no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until its a
     "disks",
     multiple=True,
     metavar="PATH",
-    help="One for each that shall be protected. Default: those that its agent captures, else all that it offers.",
+    help="One for each that shall be protected. Default: those that are wanted or captured, else all that its agent offers.",
 )
 @click.option(
     "--process-server",
@@ -86,7 +86,7 @@ def protect(
         policy_name=policy,
         offline=offline,
         force=force,
-        fewer=yes,
+        fewer=yes and bool(disks),  # who names none means to leave out none
     )
     found = run(_protect(name, wanted, yes=yes, wait=not no_wait))
     emit(found, lambda: machine_page(found))
@@ -182,12 +182,12 @@ async def _chosen(client: RestClient, name: str, *, yes: bool) -> list[str]:
         ) from exc
     except ServerOutdatedError:
         seen = await client.call(api.MACHINE, Nothing(), machine=name)
-        captured, offered = [disk.device for disk in seen.disks], []
+        protected, offered = [disk.device for disk in seen.disks], []
     else:
-        captured = [disk.device for disk in found.disks if disk.captured]
+        protected = [disk.device for disk in found.disks if disk.captured or disk.wanted]
         offered = [disk.device for disk in found.disks if not disk.why_not]
-    if captured:
-        return captured
+    if protected:
+        return protected
     if not offered:
         raise RequestError(
             f"'{name}' was not protected",

@@ -188,6 +188,9 @@ async def test_disks_that_the_agent_does_not_offer_are_refused_unless_forced(
         await protect(operator, "sda", "sdz")
     assert "/dev/sdb" in refused.value.cause
     assert (await protect(operator, "sda", "sdz", force=True)).protected
+    assert (await protect(operator, "sda", "sdz")).protected, "it is wanted already"
+    with pytest.raises(RequestError, match="/dev/sdy is none of its disks"):
+        await protect(operator, "sda", "sdz", "sdy")
 
 
 async def test_fewer_disks_than_before_have_to_be_said(operator: RestClient, web1: ObedientAgent) -> None:

@@ -132,6 +132,17 @@ async def test_fewer_disks_than_before_are_refused_without_a_terminal_unless_tha
     assert (await line.json(*fewer, "--yes"))["wish"]["disks"] == ["/dev/sdb"]
 
 
+async def test_who_names_no_disk_leaves_out_none_that_is_away(line: Line, web1: ObedientAgent) -> None:
+    await line.json("machine", "protect", "web1", "--disk", "/dev/sda", "--disk", "/dev/sdb")
+    web1.captured, web1.available = ("sda",), []
+    await web1.report()
+    moved = await line.json("machine", "protect", "web1", "--process-server", "ps2:9443", "--yes")
+    assert (moved["wish"]["disks"], moved["wish"]["process_servers"]) == (
+        ["/dev/sda", "/dev/sdb"],
+        ["ps2:9443"],
+    )
+
+
 async def test_at_a_terminal_fewer_disks_and_all_that_there_are_are_asked_for(
     line: Line, web1: ObedientAgent
 ) -> None:
