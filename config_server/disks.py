@@ -85,11 +85,17 @@ class Offer(NamedTuple):
         return disk.name if disk is not None and _ID.match(disk.name) else ""
 
     def protected(self, machine: Machine | None) -> list[str]:
-        """What is captured, or is to be; nothing once protection was ended."""
+        """What is captured, or is to be; nothing once protection was ended. Where nobody said what is to be and nothing is captured now (an
+        agent that cannot start names no disk), what was captured last."""
         if machine is not None and machine.ended:
             return []
-        recorded = machine.disks if machine is not None and machine.protected else ()
-        return list(dict.fromkeys([*(name for name in self.captured if self._is_taken(name)), *recorded]))
+        taken = self.taken()
+        if machine is None or (taken and not machine.protected):
+            return taken
+        return list(dict.fromkeys([*taken, *machine.disks]))
+
+    def taken(self) -> list[str]:
+        return [name for name in self.captured if self._is_taken(name)]
 
     def _is_taken(self, device: str) -> bool:
         return bool(self.captured[device].mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import Final
 
 import msgspec
 
@@ -15,12 +16,16 @@ from shared.errors import MachineNotFoundError
 from shared.messages import Policy
 from shared.vocabulary import Role
 
+_MOST_NOTED: Final = 256
+_LONGEST: Final = 4096
+"""As many and as long as an operator may name: what agents say is anything."""
+
 
 class Machine(msgspec.Struct, frozen=True):
     name: str
     protected: bool
     disks: tuple[str, ...]
-    """Device paths on the machine that shall be protected."""
+    """Device paths on the machine that shall be protected; where nobody ever said that, those that its agent captured last."""
     policy: Policy
     created_ns: int
     ended: bool = False
@@ -75,6 +80,15 @@ def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
     db.execute(
         "INSERT OR IGNORE INTO machines (name, protected, disks, policy, created_ns) VALUES (?, 0, '[]', NULL, ?)",
         (name, now_ns),
+    )
+
+
+def note_captured(db: sqlite3.Connection, name: str, disks: list[str]) -> None:
+    """Of a machine of which nobody ever said anything. Its agent may name none when it cannot start."""
+    noted = _json([disk for disk in disks[:_MOST_NOTED] if len(disk) <= _LONGEST])
+    db.execute(
+        "UPDATE machines SET disks = ? WHERE name = ? AND disks != ? AND wish IS NULL AND NOT protected AND NOT ended",
+        (noted, name, noted),
     )
 
 

@@ -13,6 +13,7 @@ from config_server import audit, commands, desired_state, events, inventory, rev
 from config_server.binding import Binder, Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name
+from config_server.disks import Offer
 from config_server.presence import Seen, decode, problems_of
 from config_server.sides import Sides
 from shared import api, logging
@@ -109,6 +110,8 @@ class Reporting:
                     db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
                 )
                 self._saved_ns[call.who] = began_ns
+            if isinstance(seen.report, AgentReport) and (captured := Offer.of(seen.report).taken()):
+                inventory.note_captured(db, call.name, captured)
             return finished, changed, told(db)
 
         kept = taken  # what it says of commands is said again

@@ -208,6 +208,22 @@ async def test_fewer_disks_than_before_have_to_be_said(operator: RestClient, web
     assert (await protect(operator, "sda")).protected, "of what was ended nothing is dropped"
 
 
+async def test_fewer_disks_have_to_be_said_also_of_an_agent_that_captures_none_just_now(
+    operator: RestClient, web1: ObedientAgent
+) -> None:
+    web1.captured = ("sda", "sdb")
+    await web1.report()
+    web1.captured, web1.available = (), []
+    await web1.report()  # as it does when it cannot start
+    assert not (await shown(operator)).protected
+    with pytest.raises(FewerDisksError, match="/dev/sdb"):
+        await protect(operator, "sda", force=True)
+    await protect(operator, "sda", "sdb", force=True)
+    await web1.report()
+    with pytest.raises(FewerDisksError, match="/dev/sdb"):
+        await protect(operator, "sda")
+
+
 @pytest.mark.parametrize(
     ("body", "named"),
     [
