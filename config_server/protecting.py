@@ -113,6 +113,9 @@ class Protecting:
 def _check_words(what: str, body: Protection) -> None:
     if len(set(body.disks)) != len(body.disks) or any(not disk.startswith("/dev/") for disk in body.disks):
         raise RequestError(what, cause="it needs the paths of its disks, /dev/NAME, each once")
+    for disk in body.disks:
+        if not disk.isprintable():
+            raise RequestError(what, cause=f"the path {disk[:100]!r} has a character that cannot be printed")
     for address in body.process_servers:
         if not is_address(address):
             raise RequestError(

@@ -230,6 +230,8 @@ async def test_fewer_disks_have_to_be_said_also_of_an_agent_that_captures_none_j
         ({"disks": []}, "disks"),
         ({"disks": ["sda"]}, "/dev/NAME"),
         ({"disks": ["/dev/sda", "/dev/sda"]}, "each once"),
+        ({"disks": ["/dev/sd\0b"], "force": True, "offline": True}, "cannot be printed"),
+        ({"disks": ["/dev/sd\x1b[2J"], "force": True}, "cannot be printed"),
         ({"disks": ["/dev/sda"], "process_servers": ["ps1"]}, "HOST:PORT"),
         ({"disks": ["/dev/sda"], "process_servers": ["ps1:1", "ps1:1"]}, "twice"),
         ({"disks": ["/dev/sda"], "policy": {}, "policy_name": "gold"}, "name of another"),
