@@ -72,7 +72,8 @@ def _desired(wish: Wish | None, settings: Settings | None) -> Desired:
 
 
 def _plain(wish: Wish | None) -> Any:
-    return None if wish is None else msgspec.to_builtins(wish)
+    """Short, for the audit log: it may be anything that an agent says."""
+    return None if wish is None else {"wish": in_words(wish), "mark": msgspec.to_builtins(wish.mark)}
 
 
 def _note_adoption(

@@ -349,7 +349,12 @@ async def test_a_restored_server_learns_from_the_agent_what_its_backup_lacks(
             assert "it had: stop" in event.cause
             [entry, *_] = (await operator.call(api.AUDIT, Limit(limit=1))).entries
             assert (entry.action, entry.who) == ("machine.wish.adopted", "config-server")
-            assert (entry.detail["before"]["verb"], entry.detail["after"]["verb"]) == ("stop", "protect")
+            assert known is not None
+            assert entry.detail["before"]["wish"] == "stop"
+            assert entry.detail["after"] == {
+                "wish": "protect /dev/sda, /dev/sdb",
+                "mark": msgspec.to_builtins(known.mark),
+            }
             # What is said now is later than all that was said before.
             await protect(operator, "sdb", fewer=True)
             await web1.report()
