@@ -19,10 +19,9 @@ from typing import Final
 
 from agent.capture import answer, attach
 from agent.capture.binding import Action, Verdict
-from agent.capture.bindings import BindingsFile
+from agent.capture.bindings import BindingsFile, Wanted
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, silence, why_not
 from shared import logging
-from shared.desired import WantedDisk
 from shared.errors import BpfError, DeviceError, SharedIdentityError, StateFileError, UnderstudyError
 
 _log = logging.get()
@@ -46,7 +45,7 @@ class Watch:
 
     def __init__(
         self,
-        wanted: Sequence[WantedDisk],
+        wanted: Sequence[Wanted],
         file: BindingsFile,
         pin_dir: Path,
         left_out: Sequence[LeftOut],

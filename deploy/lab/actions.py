@@ -261,9 +261,7 @@ async def _enrol_all(lab: Lab, show: Show) -> None:
                 lab, daemon, show
             )  # should it run with an old certificate: it is started again with the rest
         policy = Policy(point_interval_s=lab.settings.point_interval_s)
-        # The lab says which disks are its machine's; its agent may have been down when that was said last.
-        disks = list(lab.settings.disks)
-        body = Protection(disks=disks, policy=policy, force=True, offline=True, fewer=True)
+        body = Protection(disks=list(lab.settings.disks), policy=policy)
         await client.call(api.PROTECT, body, machine=MACHINE)
 
 
