@@ -22,7 +22,14 @@ from agent.capture.binding import Action, Verdict
 from agent.capture.bindings import BindingsFile, Wanted
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, silence, why_not
 from shared import logging
-from shared.errors import BpfError, DeviceError, SharedIdentityError, StateFileError, UnderstudyError
+from shared.errors import (
+    BpfError,
+    DeviceError,
+    NoThreadError,
+    SharedIdentityError,
+    StateFileError,
+    UnderstudyError,
+)
 
 _log = logging.get()
 
@@ -101,13 +108,9 @@ class Watch:
             self._thread.start()
         except RuntimeError as exc:
             self._thread = None
-            before, self.trouble = (
-                self.trouble,
-                DeviceError(
-                    "Disks that are left out, or do not answer, cannot be looked for",
-                    cause=repr(exc),
-                    action="Give this host and the agent's service room for threads and memory. It is tried again by itself.",
-                ),
+            before = self.trouble
+            self.trouble = NoThreadError(
+                "Disks that are left out, or do not answer, cannot be looked for", cause=repr(exc)
             )
             if before is None or before.as_dict() != self.trouble.as_dict():
                 _log.warning("there is no room for a thread", **self.trouble.as_dict())

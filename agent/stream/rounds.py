@@ -22,7 +22,7 @@ from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
 from agent.stream.unreadable import Runs
-from shared.errors import DeviceError
+from shared.errors import DeviceError, NoThreadError
 from shared.threads import begun, ended
 
 LOSS_QUIET_S: Final = 0.5
@@ -202,17 +202,13 @@ class Rounds:
         await self._in_thread(self._capture.swap_dirty)
 
     async def _in_thread(self, call: Callable[[], None]) -> None:
-        """The thread goes on if this is cancelled; `close` and the next swap wait for it. Raises DeviceError when there is no room for a
-        thread, or not for all that it needs: then some bitmaps may be swapped, and they are harvested before the next swap."""
+        """The thread goes on if this is cancelled; `close` and the next swap wait for it. Raises NoThreadError when there is no room for
+        a thread, or not for all that it needs: then some bitmaps may be swapped, and they are harvested before the next swap."""
         try:
             self._thread = begun(call)
             await asyncio.shield(self._thread)
         except RuntimeError as exc:
-            raise DeviceError(
-                "Catch-up of the protected disks could not go on",
-                cause=repr(exc),
-                action="Give this host and the agent's service room for threads and memory. It is tried again by itself.",
-            ) from exc
+            raise NoThreadError("Catch-up of the protected disks could not go on", cause=repr(exc)) from exc
 
     async def _harvest(self) -> None:
         """Moves the inactive bitmaps into the to-do, part by part: first or, then clear, so that a kill between the two repeats but never
