@@ -207,8 +207,8 @@ class Rounds:
         try:
             self._thread = begun(call)
             await asyncio.shield(self._thread)
-        except RuntimeError as exc:
-            raise NoThreadError("Catch-up of the protected disks could not go on", cause=repr(exc)) from exc
+        except NoThreadError as exc:
+            raise NoThreadError("Catch-up of the protected disks could not go on", cause=exc.cause) from exc
 
     async def _harvest(self) -> None:
         """Moves the inactive bitmaps into the to-do, part by part: first or, then clear, so that a kill between the two repeats but never
