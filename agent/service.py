@@ -31,7 +31,7 @@ from agent.status import STATE_NAMES, Rates, report
 from agent.stream.state import AgentState, Reason, Suspicion, Word, move
 from shared import identity, logging
 from shared.control_client import ControlClient
-from shared.errors import CopyRefusedError, UnderstudyError
+from shared.errors import CopyRefusedError, NoThreadError, UnderstudyError
 from shared.service import notify, watchdog_interval_s
 from shared.status import AgentReport, Problem
 from shared.threads import in_thread
@@ -288,8 +288,14 @@ async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
 
 
 async def _keep_note(agent: Agent) -> None:
+    """A thread is asked for only while there is something to write: there may be no room for one."""
+    note = agent.note
     while True:
-        await in_thread(agent.note.keep)
+        try:
+            if note.is_due:
+                await in_thread(note.keep)
+        except NoThreadError as exc:
+            note.failed(exc.cause)
         await asyncio.sleep(NOTE_S)
 
 
