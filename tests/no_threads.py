@@ -27,14 +27,19 @@ def no_room(said: Exception = SAID[0]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def all_busy(executor: ThreadPoolExecutor, most: int = 64) -> Iterator[None]:
-    """Until the block ends all threads that the executor has, and may have, are busy: it wants one more for whatever comes. It must be
-    allowed more than `most`."""
+def all_busy(executor: ThreadPoolExecutor, most: int) -> Iterator[None]:
+    """Until the block ends so many of its threads are busy: all that it has by now. It wants one more for whatever comes; it must be allowed
+    more than `most`."""
     go_on = threading.Event()
+
+    def be_busy(begun: threading.Event) -> None:
+        begun.set()
+        go_on.wait()
+
     try:
         for _ in range(most):
             begun = threading.Event()
-            executor.submit(lambda begun=begun: (begun.set(), go_on.wait()))
+            executor.submit(be_busy, begun)
             assert begun.wait(30)
         yield
     finally:

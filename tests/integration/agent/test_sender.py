@@ -21,14 +21,22 @@ from agent.stream.sender import Sender, disk_infos
 from agent.stream.state import AgentState, Reason, Suspicion, Word
 from agent.stream.sync_reader import SyncReader
 from shared import tls
-from shared.errors import CertificateRevokedError, CopyRefusedError, NotAFrameError, RefusedError
+from shared.errors import (
+    CertificateRevokedError,
+    CopyRefusedError,
+    NotAFrameError,
+    NoThreadError,
+    RefusedError,
+)
 from shared.messages import Revocations
 from shared.recovery.position import Position
+from shared.threads import Threads
 from shared.wire import transport
 from shared.wire.messages import Ack, Fault, Hello, Welcome
 from shared.wire.protocol import BatchReceived, Connection, Faulted, HelloReceived, Side
 from tests.epoch_ids import eid
 from tests.loopdisk import loop_disk
+from tests.no_threads import no_room
 from tests.pki import TestCa
 
 DISK_B = 16 << 20
@@ -150,6 +158,24 @@ async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Sit
 async def next_hello(site: Site) -> Hello:
     async with asyncio.timeout(10):
         return await site.hellos.get()
+
+
+async def test_a_process_server_whose_name_no_thread_can_be_had_to_look_up_is_tried_again(
+    site: Site,
+) -> None:
+    asyncio.get_running_loop().set_default_executor(Threads())
+    await site.hellos.get()
+    address, site.sender._address = site.sender._address, ("process-server.invalid", 1)
+    with no_room():
+        while not isinstance(site.sender.problem, NoThreadError):
+            site.sender.hurry()
+            await asyncio.sleep(0.01)
+    site.sender._address = address
+    while not site.hellos.empty():
+        site.hellos.get_nowait()
+    site.sender.hurry()
+    async with asyncio.timeout(30):
+        await site.hellos.get()
 
 
 async def test_a_fault_right_behind_welcome_ends_the_session_and_nothing_else(site: Site) -> None:

@@ -144,7 +144,7 @@ async def test_a_host_without_room_for_a_thread_keeps_no_agent_from_running_what
         assert "new thread" in note.problem.cause
     while note.is_due:  # noqa: ASYNC110 - a thread decides
         await asyncio.sleep(0.01)
-    assert (written[:1], note.problem) == (["m"], None)
+    assert written == ["m"]
     with no_room():
         for _ in range(20):
             await asyncio.sleep(0.005)
