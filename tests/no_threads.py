@@ -28,8 +28,8 @@ def no_room(said: Exception = SAID[0]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def all_busy(executor: ThreadPoolExecutor, most: int) -> Iterator[None]:
-    """Until the block ends so many of its threads are busy: all that it has by now. It wants one more for whatever comes; it must be allowed
-    more than `most`."""
+    """Until the block ends so many of its threads are busy: all that it has by now. It wants one more for whatever comes, and must be
+    allowed one."""
     go_on = threading.Event()
 
     def be_busy(begun: threading.Event) -> None:

@@ -21,6 +21,7 @@ from agent.host_note import HostNote
 from agent.pipeline import Agent
 from shared.batch import StreamState
 from shared.errors import BpfError
+from shared.threads import Threads
 from tests.no_threads import no_room
 
 
@@ -145,6 +146,7 @@ async def test_a_host_without_room_for_a_thread_keeps_no_agent_from_running_what
     while note.is_due:  # noqa: ASYNC110 - a thread decides
         await asyncio.sleep(0.01)
     assert written == ["m"]
+    asyncio.get_running_loop().set_default_executor(Threads())  # without any that is idle
     with no_room():
         for _ in range(20):
             await asyncio.sleep(0.005)
