@@ -167,9 +167,10 @@ async def test_a_process_server_whose_name_no_thread_can_be_had_to_look_up_is_tr
     await site.hellos.get()
     address, site.sender._address = site.sender._address, ("process-server.invalid", 1)
     with no_room():
-        while not isinstance(site.sender.problem, NoThreadError):
-            site.sender.hurry()
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            while not isinstance(site.sender.problem, NoThreadError):
+                site.sender.hurry()
+                await asyncio.sleep(0.01)
     site.sender._address = address
     while not site.hellos.empty():
         site.hellos.get_nowait()
