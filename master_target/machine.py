@@ -39,6 +39,7 @@ from shared.recovery.parallel import parallel
 from shared.status import Problem
 from shared.threads import no_room
 from shared.vault import Vault
+from shared.vocabulary import Severity
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -234,6 +235,11 @@ class _Work:
         ]
         report.errors += [
             Problem(**error.as_dict(), object=self._name) for error in (*self._log.damaged, *beside)
+        ]
+        report.errors += [
+            Problem(**error.as_dict(), severity=Severity.WARNING, object=disk.target.name)
+            for disk in self._epochs.disks
+            if (error := disk.target.problem) is not None
         ]
 
     # ---- follow ----
