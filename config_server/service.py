@@ -50,7 +50,7 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.messages import API_VERSION, EventView, Health, Nothing, PointView
+from shared.messages import API_VERSION, EventView, Nothing, PointView, ServerInfo
 from shared.status import Problem
 from shared.vault import FileVault
 from shared.vault_record import RecordedVault
@@ -181,8 +181,8 @@ def _application(
         listener.asked,
     )
 
-    async def health(_call: Call, _body: Nothing) -> Health:
-        return Health(name=config.name, version=VERSION, api=API_VERSION)
+    async def health(_call: Call, _body: Nothing) -> ServerInfo:
+        return ServerInfo(name=config.name, version=VERSION, api=API_VERSION)
 
     binder.on(api.HEALTH, health)
     for part in parts:

@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from config_server.clock import SECOND_NS
+from config_server.health import worst
 from config_server.inventory import Machine
 from config_server.presence import Presence, Seen, problems_of
 from config_server.serving import ranked
@@ -38,7 +39,7 @@ from shared.errors import (
 )
 from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
-from shared.vocabulary import CaptureMode, HopState, MachineState, Role, Severity
+from shared.vocabulary import CaptureMode, Health, HopState, MachineState, Role, Severity
 
 SKEW_LIMIT_S: Final = 5.0
 SELF: Final[str] = Role.CONFIG_SERVER
@@ -62,6 +63,8 @@ class Facts(msgspec.Struct, frozen=True):
     stream: tuple[Seen, StreamReport] | None
     """Of the process server that it is with (serving.py)."""
     apply: tuple[Seen, ApplyReport] | None
+    idle: tuple[Seen, ...] = ()
+    """Where no master target follows the machine: those that report. What ails them may be why."""
     last_point: PointView | None = None
     rpo: Rpo = Rpo()
     own: tuple[Problem, ...] = ()
@@ -93,6 +96,7 @@ def facts_of(
         agent,
         streams[-1] if streams else None,
         applies[-1] if applies else None,
+        () if applies else tuple(presence.targets()),
         last_point,
         others=tuple(streams[:-1]),
     )
@@ -101,9 +105,11 @@ def facts_of(
 def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
     seen, report = facts.agent if facts.agent else (None, AgentReport())
     state, cause = _state(machine, facts, now_ns)
+    errors = errors_of(machine, facts, now_ns)
     return MachineView(
         name=machine.name,
         state=state,
+        health=worst(errors),
         cause=cause,
         protected=machine.protected,
         mode=report.mode or _worst_mode(report),
@@ -132,7 +138,7 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         audit=report.audit,
         last_point=facts.last_point,
         hops=list(_hops(facts, now_ns)),
-        errors=errors_of(machine, facts, now_ns),
+        errors=errors,
         policy=machine.policy,
     )
 
@@ -144,7 +150,12 @@ def not_shown(machine: Machine, exc: Exception) -> MachineView:
     nothing = machine_view(msgspec.structs.replace(machine, protected=False), Facts(None, None, None), 0)
     shown = ErrorView(**error.as_dict(), severity=Severity.ERROR, object=machine.name, source=SELF)
     return msgspec.structs.replace(
-        nothing, state=MachineState.UNKNOWN, cause=error.cause, protected=machine.protected, errors=[shown]
+        nothing,
+        state=MachineState.UNKNOWN,
+        health=Health.CRITICAL,
+        cause=error.cause,
+        protected=machine.protected,
+        errors=[shown],
     )
 
 
@@ -168,6 +179,13 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
                 if problem.object in (machine.name, side[0].source)
                 or problem.object.startswith(f"{machine.name}/")
             ]
+    found += [
+        (seen.source, problem)
+        for seen in facts.idle
+        if machine.protected and not seen.is_silent(now_ns)
+        for problem in problems_of(seen)
+        if problem.object == seen.source
+    ]
     # Of a server that it is not with: what ails the machine there, say batches that still wait for upload.
     found += [
         (seen.source, problem)
@@ -234,6 +252,18 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             machine.name,
             Severity.WARNING,
         )
+
+
+def problems_with(seen: Seen, now_ns: int) -> Iterator[Problem]:
+    """What is wrong with a daemon, or with what it does for any machine: its own words, and what it cannot say of itself. What one that is
+    silent said last is not believed."""
+    if seen.is_missing(now_ns):
+        yield problem_of(silence(seen, now_ns), seen.source)
+    if seen.is_silent(now_ns):
+        return
+    if abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
+        yield problem_of(skewed(seen, seen.source), seen.source, Severity.WARNING)
+    yield from problems_of(seen)
 
 
 def replicates(machine: Machine, facts: Facts, now_ns: int) -> bool:

@@ -38,6 +38,14 @@ class Severity(enum.StrEnum):
         return cls.ERROR if isinstance(value, str) else None
 
 
+class Health(enum.StrEnum):
+    """Whether somebody has to do something about a machine or a daemon, best first."""
+
+    NORMAL = "normal"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
 class CaptureMode(enum.StrEnum):
     """What the capture of a disk can guarantee, strongest first. Reports carry the word; "" where nothing is known."""
 

@@ -44,7 +44,6 @@ from shared.messages import (
     FlushReply,
     FlushRequest,
     GrantEnd,
-    Health,
     JobProgress,
     JobState,
     KeyRequest,
@@ -52,6 +51,7 @@ from shared.messages import (
     Nothing,
     RestoreGrant,
     RestoreRequest,
+    ServerInfo,
     StorageGrant,
 )
 from shared.sealing import MachineKey
@@ -244,7 +244,7 @@ async def _restored(client: RestClient, machine: str, request: RestoreRequest) -
         raise ServerOutdatedError(exc.what, cause=exc.cause) from exc
 
 
-async def _health(client: RestClient) -> Health | None:
+async def _health(client: RestClient) -> ServerInfo | None:
     """None when it does not answer soon."""
     try:
         async with asyncio.timeout(_HEALTH_S):

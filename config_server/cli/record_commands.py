@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from config_server.cli.machine_commands import checked_name
+from config_server.cli.machine_pages import HEALTH_STYLES
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import emit, fields, grid, line, percent, run, seconds, told
 from shared.vocabulary import ENROLLED, Severity
@@ -137,13 +138,14 @@ def daemon_list() -> None:
         found,
         lambda: grid(
             None,
-            ("=role", "name", "connected", "=state", ">seen", ">clock"),
+            ("=role", "name", "connected", "=state", "=health", ">seen", ">clock"),
             [
                 (
                     d.role,
                     d.name,
                     "yes" if d.connected else "no",
                     d.state,
+                    line((d.health, HEALTH_STYLES.get(d.health, ""))),
                     seconds(d.seen_s),
                     f"{d.skew_s:+.2f} s",
                 )

@@ -191,7 +191,7 @@ def _machine(text: str) -> MachineView:
 
 
 PAGES: dict[str, Callable[[str], RenderableType]] = {
-    "machine list": lambda text: machine_pages.list_table([_machine(text)]),
+    "machine list": lambda text: machine_pages.list_page([_machine(text)]),
     "machine show": lambda text: machine_pages.machine_page(_machine(text)),
     "event list": lambda text: record_commands._events_page([event(code=text, what=text, cause=text, object=text, severity=text)]),
     "job list": lambda text: record_commands._jobs_page(
