@@ -21,6 +21,7 @@ from tests.long.copies import copies
 from tests.long.environment import environment
 from tests.long.health import health
 from tests.long.identity import identity_of, identity_over_md
+from tests.long.install import install
 from tests.long.moved import moved
 from tests.long.outage import outage
 from tests.long.reboot import reboot
@@ -191,6 +192,7 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "ailing-disks": ailing,
     "clocks": clocks,
     "containers": containers,
+    "install": install,
     "copy": copies,
     "environment": environment,
     "every-case": every_case,
