@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -82,7 +83,16 @@ class GivenFile:
                 found = self.path.read_bytes()
             except FileNotFoundError:
                 return self._done(Outcome.WOULD_CREATE)
+            mode = stat.S_IMODE(self.path.stat().st_mode)
         if found.strip() == self.content.strip():
+            if self.mode == 0o600 and mode & 0o077:
+                return Done(
+                    step=self.step,
+                    outcome=Outcome.WARNING,
+                    what=str(self.path),
+                    detail=f"others can read it: its mode is {mode:04o}",
+                    action=f"chmod 600 {self.path}, and consider it known to others.",
+                )
             return self._done(Outcome.KEPT)
         if self.replace:
             return self._done(Outcome.WOULD_CREATE)

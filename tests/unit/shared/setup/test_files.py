@@ -73,6 +73,9 @@ async def test_a_given_file_is_made_once_and_another_one_stays(tmp_path: Path) -
     assert (await done(step))[0] is Outcome.KEPT
     file.write_bytes(b"secret")  # whoever put it there left the line's end out
     assert (await done(step))[0] is Outcome.KEPT
+    file.chmod(0o640)
+    assert await done(step) == (Outcome.WARNING, "others can read it: its mode is 0640")
+    file.chmod(0o600)
     file.write_bytes(b"another")
     [found] = await carry_out([step], lambda _: None)
     assert (found.outcome, found.action, file.read_bytes()) == (Outcome.DIFFERS, "do this", b"another")
