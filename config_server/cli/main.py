@@ -21,9 +21,8 @@ from shared.errors import UnderstudyError, UsageError
 from shared.version import VERSION
 
 _VERBS: Final = "understudy.verbs"
-"""Entry points of this group are commands of other packages, here `lab`: this package knows none of them."""
+"""Entry points of this group are commands of other packages, `lab` and `init`: this one knows none of them."""
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "init": ("init_command:init", "Begin an installation: set up the config server on this host."),
     "machine": ("machine_commands:machine", "Protected machines: state, progress, health."),
     "point": ("point_commands:point", "Recovery points: list, create, verify."),
     "restore": ("restore_command:restore", "Rebuild a machine's disks from a recovery point."),
