@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -33,9 +33,16 @@ class Report(msgspec.Struct, kw_only=True):
     """Why it ended before the last step."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(UsageError.exit_code, f"Error: {_shown(message)}\n")
+
+
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog=prog,
+        allow_abbrev=False,
         description=f"{description} It may be run again: what is there is kept, what is missing is made, nothing is written over.",
     )
     made.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
