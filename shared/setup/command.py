@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TextIO
 
 import msgspec
 
 from shared import logging
-from shared.errors import Told, UnderstudyError, UsageError
-from shared.setup.host import ETC, STATE
+from shared.errors import OutputError, Told, UnderstudyError, UsageError
+from shared.setup.host import ETC, STATE, alone
 from shared.setup.steps import Done, Outcome, Step, carry_out
 
 _WIDTH: Final = max(len(outcome) for outcome in Outcome)
@@ -125,7 +127,8 @@ def run(
     logging.configure(role, level=logging.Level.WARNING)
     error: UnderstudyError | None = None
     try:
-        asyncio.run(_cancellable(begin(screen.progress), screen.tell, dry_run=options.dry_run))
+        with alone(options.etc):
+            asyncio.run(_cancellable(begin(screen.progress), screen.tell, dry_run=options.dry_run))
     except UnderstudyError as exc:
         error = exc
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -135,13 +138,17 @@ def run(
     if screen.as_json:
         told = None if error is None else error.as_dict()
         report = Report(role=role, dry_run=options.dry_run, changed=changed, steps=screen.done, error=told)
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+        text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
+        if not _write(sys.stdout, f"{text}\n"):
+            error = error or OutputError("The result could not be printed")
     if error is not None:
         screen.say(f"{error.code}: {error}")
         return error.exit_code
     if not screen.as_json:
-        for line in (_summary(changed, options.dry_run), *after()):
-            sys.stdout.write(f"{_shown(line)}\n")
+        _write(
+            sys.stdout,
+            "".join(f"{_shown(line)}\n" for line in (_summary(changed, options.dry_run), *after())),
+        )
     return 0
 
 
@@ -156,18 +163,29 @@ class _Screen:
 
     def progress(self, text: str) -> None:
         if self._clear:
-            sys.stderr.write(f"{self._clear}{_shown(text)}")
-            sys.stderr.flush()
+            _write(sys.stderr, f"{self._clear}{_shown(text)}")
 
     def tell(self, step: Done) -> None:
         self.done.append(step)
-        sys.stderr.write(self._clear)
-        sys.stderr.flush()
-        self._out.write(_line(step))
-        self._out.flush()
+        _write(sys.stderr, self._clear)
+        _write(self._out, _line(step))
 
     def say(self, text: str) -> None:
-        sys.stderr.write(f"{self._clear}{_shown(text)}\n")
+        _write(sys.stderr, f"{self._clear}{_shown(text)}\n")
+
+
+def _write(out: TextIO, text: str) -> bool:
+    """Whether it could be. That nobody reads any more, or there is no room, ends no set-up half-way."""
+    try:
+        out.write(text)
+        out.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(
+                nowhere.fileno(), out.fileno()
+            )  # or what Python holds back would fail once more at the end
+        return False
+    return True
 
 
 async def _cancellable(steps: Iterable[Step], tell: Callable[[Done], None], *, dry_run: bool) -> None:

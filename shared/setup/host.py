@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from shared import durable
 from shared.errors import ProgramPlaceError, UnitError, UsageError
 from shared.setup.files import Folder, GivenFile
 from shared.setup.steps import Done, Outcome, Step
@@ -111,6 +113,27 @@ class Host:
             yield Folder(self.etc, 0o755)
             yield Folder(self.folder, 0o700)
         yield Folder(self.state_dir, 0o700, self.user)
+
+
+@contextlib.contextmanager
+def alone(etc: Path) -> Iterator[None]:
+    """One set-up at a time on this host (of those that share `etc`); the lock is on a folder that is there, and goes with the process.
+    Raises UsageError."""
+    place = next(folder for folder in etc.absolute().parents if folder.is_dir())
+    with durable.named(f"The folder {place} could not be locked"):
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise UsageError(
+                "Nothing was set up",
+                cause=f"another set-up is at work on this host (it holds {place})",
+                action="Wait until that one is done, and run the command again.",
+            ) from exc
+        yield
+    finally:
+        os.close(fd)
 
 
 class _Program:

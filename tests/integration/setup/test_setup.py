@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -197,3 +201,51 @@ async def test_a_damaged_certificate_is_mended_with_a_new_token(
     report = (await set_up("master-target", *given, "--output", "json")).json
     assert outcomes(report["steps"])["certificate"] == "created"
     identity.check_certificate(identity.files_in(tmp_path / "etc/master-target"))
+
+
+async def test_two_at_once_do_not_get_into_each_other_s_way(tmp_path: Path) -> None:
+    held = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = await set_up("agent", *places(tmp_path))
+    finally:
+        os.close(held)
+    assert (done.exit_code, "another set-up is at work" in done.stderr) == (2, True)
+    assert "Missing" in (await set_up("agent", *places(tmp_path))).stderr
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_a_set_up_whose_reader_has_gone_is_carried_out(
+    form: str, server: ConfigServer, tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    given = [*await arguments(server, tmp_path, "master-target", blob_config), "--output", form]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "master_target", "setup", *given),
+            stdout=writing,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        os.close(writing)
+    _, err = await process.communicate()
+    assert process.returncode == (5 if form == "json" else 0), err.decode()
+    assert b"Traceback" not in err
+    assert b"Exception ignored" not in err
+    assert (tmp_path / "etc/master-target.toml").exists()
+
+
+async def test_a_token_comes_from_standard_input(
+    server: ConfigServer, tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    given = await arguments(server, tmp_path, "master-target", blob_config)
+    given[given.index("--token-file") + 1] = "-"
+    token = (await server.token("master-target", "one")).token.encode()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "master_target", "setup", *given),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate(token)
+    assert (process.returncode, b"master-target:one" in out) == (0, True)
