@@ -9,7 +9,7 @@ from typing import Any
 from deploy.systemd import host_files
 from process_server.config import PORT, ProcessServerConfig
 from shared.setup.checks import PortFree, StorageFit
-from shared.setup.command import Answers, Show, parser, run
+from shared.setup.command import Answers, Show, parser, port, run
 from shared.setup.files import known
 from shared.setup.host import Host
 from shared.setup.joining import Joining, add_joining
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     add_storage(made)
     made.add_argument("--listen", metavar="ADDRESS", help="where agents are heard (default: all of IPv4)")
     made.add_argument(
-        "--port", type=int, metavar="N", help=f"the port on which agents are heard (default: {PORT})"
+        "--port", type=port, metavar="N", help=f"the port on which agents are heard (default: {PORT})"
     )
     options = made.parse_args(argv)
     return run(Role.PROCESS_SERVER, options, lambda show: _begin(options, show))

@@ -19,7 +19,7 @@ from deploy.systemd import host_files
 from shared.listening import shown
 from shared.messages import PORT
 from shared.setup.checks import Answering, PortFree, StorageFit
-from shared.setup.command import Answers, Show, parser, run
+from shared.setup.command import Answers, Show, parser, port, run
 from shared.setup.files import Configuration, known
 from shared.setup.host import CREDENTIAL, Host, Unit
 from shared.setup.steps import Step
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         " configuration",
     )
     made.add_argument(
-        "--port", type=int, metavar="N", help=f"the port on which it is reached (default: {PORT})"
+        "--port", type=port, metavar="N", help=f"the port on which it is reached (default: {PORT})"
     )
     made.add_argument("--listen", metavar="ADDRESS", help="where it listens (default: all of IPv4)")
     made.add_argument(
@@ -87,11 +87,11 @@ def _steps(
     show: Show,
 ) -> Iterator[Step]:
     data_dir, vault_file = host.state_dir, host.folder / _VAULT
-    port = listen["port"] or PORT
-    url = f"https://{shown(hosts[0])}{'' if port == PORT else f':{port}'}"
+    number = listen["port"] or PORT
+    url = f"https://{shown(hosts[0])}{'' if number == PORT else f':{number}'}"
     yield StorageFit(storage.check, show)
     yield Unused(storage.check, vault_file)
-    yield PortFree(listen["listen"] or "0.0.0.0", port, host.role, host.config)
+    yield PortFree(listen["listen"] or "0.0.0.0", number, host.role, host.config)
     yield from host.prepared()
     yield from storage.files
     yield Vault(vault_file, data_dir)

@@ -62,6 +62,13 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
+def port(text: str) -> int:
+    """For an option. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdecimal()) or not 0 < int(text[:9]) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: it must be 1 to 65535")
+    return int(text)
+
+
 class Answers:
     """What the administrator wants: options, else what an earlier run wrote, else a question where somebody sits at a terminal."""
 

@@ -39,8 +39,8 @@ class Folder:
                 return self._done(Outcome.WOULD_CREATE)
             uid = self.path.stat().st_uid
         if self.owner and uid != _uid(self.owner):
-            # Of a run that was killed before it gave the folder away; what has files in it is somebody's.
-            if uid == 0 and not any(self.path.iterdir()):
+            # A file system that was mounted there, or of a run that was killed before it gave the folder away.
+            if uid == 0 and all(path.name == "lost+found" for path in self.path.iterdir()):
                 return self._done(Outcome.WOULD_CREATE)
             raise StateFileError(
                 f"The folder {self.path} cannot be used",
@@ -55,6 +55,7 @@ class Folder:
             reach("setup.step")
             if self.owner:
                 owner = pwd.getpwnam(self.owner)
+                self.path.chmod(self.mode)
                 os.chown(self.path, owner.pw_uid, owner.pw_gid)
         return self._done(Outcome.CREATED)
 

@@ -203,6 +203,12 @@ async def test_a_damaged_certificate_is_mended_with_a_new_token(
     identity.check_certificate(identity.files_in(tmp_path / "etc/master-target"))
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "", "1e3", "9" * 40])
+async def test_what_is_no_port_is_refused(port: str, tmp_path: Path) -> None:
+    done = await set_up("process-server", f"--port={port}", *places(tmp_path))
+    assert (done.exit_code, "is no port: it must be 1 to 65535" in done.stderr) == (2, True)
+
+
 async def test_two_at_once_do_not_get_into_each_other_s_way(tmp_path: Path) -> None:
     held = os.open(tmp_path, os.O_RDONLY)
     try:
