@@ -20,7 +20,10 @@ from shared.vocabulary import Role
 class Enrolment:
     """Key, certificate and CA in `folder`, of whose owner they are. `name` is known once they are there."""
 
-    def __init__(self, role: Role, folder: Path, server: ConfigServer, token: str) -> None:
+    def __init__(
+        self, role: Role, folder: Path, server: ConfigServer, token: str, *, again: bool = False
+    ) -> None:
+        """`again`: for a new key, though there is a certificate: it was revoked, or may be stolen."""
         self.files: Final[TlsFiles] = identity.files_in(folder)
         self.name = ""
         """Of the daemon, for which the token was made; "": not known yet (dry run)."""
@@ -30,6 +33,7 @@ class Enrolment:
         self._folder: Final = folder
         self._server: Final = server
         self._token: Final = token
+        self._again: Final = again
 
     async def look(self, dry_run: bool) -> Done:
         try:
@@ -40,6 +44,8 @@ class Enrolment:
             return self._missing(exc.cause)
         self._take_name()
         self._check_server()
+        if self._again:
+            return self._missing("with a new key, as was asked for")
         ends = self._certificate().not_valid_after_utc
         return self._done(
             Outcome.KEPT, f"{self._role}:{self.name}, until {ends:%Y-%m-%d}; the daemon renews it"

@@ -31,6 +31,11 @@ def add_joining(made: argparse.ArgumentParser) -> None:
         help="file with the enrolment token (- for standard input); needed until the host is enrolled. Never on the command line, "
         "which every user of the host can read",
     )
+    made.add_argument(
+        "--enrol-again",
+        action="store_true",
+        help="with a new token, for a new key, though this host is enrolled: its certificate was revoked, or its key may be stolen",
+    )
 
 
 class Joining:
@@ -55,7 +60,7 @@ class Joining:
         self.host = host
         self.files = identity.files_in(host.folder)
         self.server = ConfigServer(self.url, token, self.files)
-        self.enrolment = Enrolment(host.role, host.folder, self.server, token)
+        self.enrolment = Enrolment(host.role, host.folder, self.server, token, again=options.enrol_again)
 
     def checked(self) -> Iterator[Step]:
         yield self.server

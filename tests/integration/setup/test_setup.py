@@ -20,7 +20,7 @@ from shared import identity
 from shared.blob import BlobConfig
 from shared.service import load_config
 from tests.cli import Done
-from tests.config_parts import ConfigServer, config_for, running
+from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.loopdisk import loop_disk
 from tests.setups import outcomes, places, set_up, storage, tree
 
@@ -201,6 +201,28 @@ async def test_a_damaged_certificate_is_mended_with_a_new_token(
     report = (await set_up("master-target", *given, "--output", "json")).json
     assert outcomes(report["steps"])["certificate"] == "created"
     identity.check_certificate(identity.files_in(tmp_path / "etc/master-target"))
+
+
+async def test_a_host_that_was_revoked_enrols_again_for_a_new_key_under_its_name(
+    server: ConfigServer, tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    given = await arguments(server, tmp_path, "master-target", blob_config)
+    assert (await set_up("master-target", *given)).exit_code == 0
+    files = identity.files_in(tmp_path / "etc/master-target")
+    before = files.key.read_bytes()
+    await server.revoke("master-target:one")
+    assert wrong(await set_up("master-target", *given, "--enrol-again"), "US121")
+    assert files.key.read_bytes() == before
+    given[given.index("--token-file") + 1] = str(await token_file(server, tmp_path, "master-target", "one"))
+    assert (
+        outcomes((await set_up("master-target", *given, "--output", "json")).json["steps"])["certificate"]
+        == "kept"
+    )
+    report = (await set_up("master-target", *given, "--enrol-again", "--output", "json")).json
+    assert outcomes(report["steps"])["certificate"] == "created"
+    assert files.key.read_bytes() != before
+    async with daemon(server, files) as client:
+        await client.report({"state": "ordered"})
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "", "1e3", "9" * 40])
