@@ -8,6 +8,7 @@ import base64
 import contextlib
 import json
 import secrets
+import signal
 import socket
 import stat
 import sys
@@ -26,8 +27,9 @@ from shared.machine_storage import MachineStorage
 from shared.messages import Nothing
 from shared.service import load_config
 from shared.vault import FileVault
-from tests.cli import Done, understudy
+from tests.cli import Done, begun, ended, understudy
 from tests.config_parts import running
+from tests.dispositions import inherited
 from tests.setups import outcomes, places, storage, tree
 
 
@@ -248,3 +250,20 @@ async def test_another_operator_token_is_made_where_it_was_deleted(
     assert token.read_text() != before
     async with running(load(tmp_path)) as server, server.operator() as operator:
         await operator.call(api.MACHINES, Nothing())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_one_that_is_interrupted_says_that_it_can_go_on(
+    tmp_path: Path, arguments: list[str], number: signal.Signals
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        at = arguments.index("--blob-url") + 1
+        arguments[at] = f"https://127.0.0.1:{silent.getsockname()[1]}/account"
+        with inherited(signal.SIG_DFL, number):
+            process = await begun("init", *arguments)
+        (await asyncio.get_running_loop().sock_accept(silent))[0].close()
+        process.send_signal(number)
+        done = await ended(process)
+    assert (done.exit_code, "The same command again goes on from here" in done.stderr) == (130, True)
+    assert made(tmp_path) == {}
