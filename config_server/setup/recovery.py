@@ -112,7 +112,7 @@ class RecoveryKey:
             outcome=outcome,
             what=str(self._wanted),
             detail="with it and the storage account everything can be restored when every server is gone, by whoever has it",
-            action=_AWAY,
+            action=_AWAY if outcome is Outcome.CREATED else "",
         )
 
 

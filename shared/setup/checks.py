@@ -251,16 +251,11 @@ class Answering(Check):
             async with RestClient(self.url, enrol.trusting(ca)) as client:
                 health = await client.call(api.HEALTH, Nothing())
         except (UnderstudyError, OSError, ValueError) as exc:
-            return Done(
-                step="answers",
-                outcome=Outcome.WARNING if self.is_started else Outcome.TO_DO,
-                what=self.url,
-                detail=str(exc),
-                action="Others need this name and port: see that they resolve it, and reach it.",
-            )
-        return Done(
-            step="answers",
-            outcome=Outcome.CHECKED,
-            what=self.url,
-            detail=f"{health.name}, version {health.version}",
-        )
+            if not self.is_started:
+                return self._done(Outcome.TO_DO, "nobody answers there yet: it was not started by this run")
+            action = "Others need this name and port: see that they resolve it, and reach it."
+            return self._done(Outcome.WARNING, str(exc), action)
+        return self._done(Outcome.CHECKED, f"{health.name}, version {health.version}")
+
+    def _done(self, outcome: Outcome, detail: str, action: str = "") -> Done:
+        return Done(step="answers", outcome=outcome, what=self.url, detail=detail, action=action)

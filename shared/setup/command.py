@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO
@@ -154,7 +155,7 @@ def run(
     if not screen.as_json:
         _write(
             sys.stdout,
-            "".join(f"{_shown(line)}\n" for line in (_summary(changed, options.dry_run), *after())),
+            "".join(f"{_shown(line)}\n" for line in (_summary(screen.done, options.dry_run), *after())),
         )
     return 0
 
@@ -205,10 +206,21 @@ async def _cancellable(steps: Iterable[Step], tell: Callable[[Done], None], *, d
     await carry_out(steps, tell, dry_run=dry_run)
 
 
-def _summary(changed: bool, dry_run: bool) -> str:
-    if dry_run:
-        return "Dry run: nothing was changed."
-    return "Done." if changed else "Nothing was changed: all of it was there."
+def _summary(done: Sequence[Done], dry_run: bool) -> str:
+    seen = Counter(step.outcome for step in done)
+    first = (
+        "Dry run: nothing was changed."
+        if dry_run
+        else "Done."
+        if seen[Outcome.CREATED]
+        else "Nothing was changed."
+    )
+    left = [
+        f"{seen[outcome]} {outcome}"
+        for outcome in (Outcome.WARNING, Outcome.DIFFERS, Outcome.TO_DO)
+        if seen[outcome]
+    ]
+    return f"{first} To look at: {', '.join(left)}." if left else first
 
 
 def _line(step: Done) -> str:
