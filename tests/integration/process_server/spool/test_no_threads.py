@@ -34,7 +34,7 @@ async def test_a_log_that_could_not_write_says_so_is_not_distrusted_and_goes_on(
     spool = make_spool(tmp_path / "spool", store)
     async with opened(spool) as log:
         await append_all(log, chain[:3])
-        with all_busy(spool._disk, 1), no_room(), pytest.raises(NoThreadError, match="no room"):
+        with all_busy(spool._disk), no_room(), pytest.raises(NoThreadError, match="no room"):
             await append_all(log, chain[3:])
         assert isinstance(log.failure, NoThreadError)
         assert log._folder._distrusted == set()
@@ -70,7 +70,7 @@ async def test_files_that_are_listed_are_deleted_when_there_is_a_thread_for_it_a
         current = log._current
         assert current is not None
         await append_all(log, make_chain(3))
-        with all_busy(spool._reading, 1), no_room():
+        with all_busy(spool._reading), no_room():
             await current._forget([])
             await current._remember()
         assert {error.code for error in current.cache_troubles} == {"US604"}
