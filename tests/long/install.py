@@ -136,16 +136,7 @@ def check_nothing_is_changed_by_another_run(container: Container, command: str) 
 def restore_with_the_recovery_key(installation: Installation, disk: str) -> None:
     """What is written last is in it; no server runs any more."""
     machine, config_server = installation.machine.container, installation.config_server.container
-    write = (
-        "dd",
-        "if=/dev/urandom",
-        f"of={disk}",
-        f"bs={WRITE_B}",
-        "count=1",
-        "oflag=direct",
-        "conv=notrunc",
-    )
-    machine.run(*write)
+    machine.write_random(disk, WRITE_B)
     understudy = f"{program.PLACE}/bin/understudy"
     shell(config_server, f"{understudy} point create {MACHINE} --wait")
     for host in installation.hosts:
