@@ -11,7 +11,6 @@ from typing import Final, Protocol
 
 from shared.vocabulary import Health, Severity
 
-_ORDER: Final = tuple(Health)
 _OF: Final = {
     Severity.INFO: Health.NORMAL,
     Severity.WARNING: Health.WARNING,
@@ -26,4 +25,5 @@ class Wrong(Protocol):
 
 
 def worst(found: Iterable[Wrong]) -> Health:
-    return max((_OF[each.severity] for each in found), key=_ORDER.index, default=Health.NORMAL)
+    severities = (each.severity for each in found)
+    return _OF[max(severities, key=lambda severity: severity.rank, default=Severity.INFO)]

@@ -219,16 +219,10 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             Severity.WARNING,
         )
     if facts.agent is not None:
-        seen = facts.agent[0]
-        if seen.is_missing(now_ns):
-            yield problem_of(silence(seen, now_ns), machine.name)
-        elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
-            yield problem_of(skewed(seen, machine.name), machine.name, Severity.WARNING)
+        yield from _seen_from_outside(facts.agent[0], machine.name, now_ns)
     for side in (facts.stream, facts.apply):
-        if side is not None and side[0].is_missing(now_ns):
-            yield problem_of(silence(side[0], now_ns), side[0].source)
-        elif side is not None and abs(side[0].skew_ns) > SKEW_LIMIT_S * SECOND_NS:
-            yield problem_of(skewed(side[0], side[0].source), side[0].source, Severity.WARNING)
+        if side is not None:
+            yield from _seen_from_outside(side[0], side[0].source, now_ns)
     if facts.disagree:
         yield problem_of(
             ServersDisagreeError(f"Process servers disagree about {machine.name}", cause=facts.disagree),
@@ -257,13 +251,17 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
 def problems_with(seen: Seen, now_ns: int) -> Iterator[Problem]:
     """What is wrong with a daemon, or with what it does for any machine: its own words, and what it cannot say of itself. What one that is
     silent said last is not believed."""
+    yield from _seen_from_outside(seen, seen.source, now_ns)
+    if not seen.is_silent(now_ns):
+        yield from problems_of(seen)
+
+
+def _seen_from_outside(seen: Seen, name: str, now_ns: int) -> Iterator[Problem]:
+    """What a daemon cannot say of itself, as a problem of `name`."""
     if seen.is_missing(now_ns):
-        yield problem_of(silence(seen, now_ns), seen.source)
-    if seen.is_silent(now_ns):
-        return
-    if abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
-        yield problem_of(skewed(seen, seen.source), seen.source, Severity.WARNING)
-    yield from problems_of(seen)
+        yield problem_of(silence(seen, now_ns), name)
+    elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
+        yield problem_of(skewed(seen, name), name, Severity.WARNING)
 
 
 def replicates(machine: Machine, facts: Facts, now_ns: int) -> bool:

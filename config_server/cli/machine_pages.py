@@ -28,7 +28,6 @@ HEALTH_STYLES: Final[dict[str, str]] = {
     Health.WARNING: "yellow",
     Health.CRITICAL: "red",
 }
-_WORST_FIRST: Final = (Severity.CRITICAL, Severity.ERROR, Severity.WARNING, Severity.INFO)
 
 
 def one_line(found: MachineView) -> str:
@@ -52,7 +51,7 @@ def _styled(text: str, *more: str) -> Text:
 
 
 def _worst(errors: list[ErrorView]) -> ErrorView:
-    return min(errors, key=lambda error: _WORST_FIRST.index(error.severity))
+    return max(errors, key=lambda error: error.severity.rank)
 
 
 def list_page(found: list[MachineView]) -> RenderableType:
