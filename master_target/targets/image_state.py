@@ -2,15 +2,15 @@
 
 An image that somebody puts in the place of ours is a disk image, too: an older copy out of a backup, say. Believed where the document
 stands, it would be a point that is no prefix of anything (I6). So the document names the file that it was written for, and how that was
-left. A file is ours that has the *size* of the disk and
+left. A file is ours that has the *size* of the disk, our *inode number* in the *generation* of it (a file that gets the number of one
+that was deleted has another generation, where the file system keeps them: ext4, xfs, btrfs; no others are known to), and
 
-- as long as no interval is begun, the *time of its last change*: no write of ours comes between a finished interval and the next document,
-  so any that does is somebody else's. It is durable with the data (fsync), or a power cut would take it back. A copy that keeps the time
-  of a file that nobody has changed since (`mv`, `cp -p`, `rsync -a`) has its contents, wherever it lies now. So its inode number does not
-  count: there are file systems that give another at each mount (FUSE), and `resize2fs` moves inodes;
-- in the middle of an interval, where the time may be that of any of our writes and tells nothing, our *inode number*, in the *generation*
-  of it: a file that gets the number of one that was deleted has another generation, where the file system keeps them (ext4, xfs, btrfs;
-  no others are known to).
+- as long as no interval is begun, the *time of its last change of any kind* (ctime): nothing of ours comes between a finished interval and
+  the next document, so whatever does is somebody else's. It is durable with the data (fsync), or a power cut would take it back. The time
+  of its last write (mtime) would not do: `cp -p`, `rsync`, a restore give a file that of another one, and they ask for it before they read,
+  so a copy that an interval of ours overtakes has contents of both, and the earlier time. Nobody can set ctime but by the clock of the
+  host. The price: who changes owner, mode, name or links of an image has it built anew;
+- in the middle of an interval nothing more: the time may be that of any of our writes, and tells nothing.
 
 Where the next interval begins at batch 0, nothing that lies on the disk is needed, and so the file may be any.
 
@@ -40,14 +40,14 @@ class ImageFile(msgspec.Struct, frozen=True):
 
     inode: int
     generation: int
-    modified_ns: int
+    changed_ns: int
     size_b: int
 
     @classmethod
     def of(cls, fd: int) -> ImageFile:
         """Raises OSError."""
         found = os.fstat(fd)
-        return cls(found.st_ino, _generation(fd), found.st_mtime_ns, found.st_size)
+        return cls(found.st_ino, _generation(fd), found.st_ctime_ns, found.st_size)
 
 
 class ImageState(msgspec.Struct, frozen=True):
@@ -67,16 +67,15 @@ class ImageState(msgspec.Struct, frozen=True):
             return f"it has {found.size_b} bytes, and the disk {self.disk.disk_b}"
         if self.file is None:
             return ""
-        if self.disk.clean:
-            if found.modified_ns != self.file.modified_ns:
-                return (
-                    f"it was changed last at {format_ns(found.modified_ns)}, and was left as it was at"
-                    f" {format_ns(self.file.modified_ns)}"
-                )
-        elif (found.inode, found.generation) != (self.file.inode, self.file.generation):
+        if (found.inode, found.generation) != (self.file.inode, self.file.generation):
             return (
                 f"it is inode {found.inode} (generation {found.generation}), and the image was inode"
                 f" {self.file.inode} (generation {self.file.generation})"
+            )
+        if self.disk.clean and found.changed_ns != self.file.changed_ns:
+            return (
+                f"it was changed last at {format_ns(found.changed_ns)}, or its owner, mode, name or links were,"
+                f" and was left as it was at {format_ns(self.file.changed_ns)}"
             )
         return ""
 
@@ -84,7 +83,7 @@ class ImageState(msgspec.Struct, frozen=True):
         said = self.disk.encode()
         if self.file is not None:
             said["inode"], said["generation"] = str(self.file.inode), str(self.file.generation)
-            said["modified_ns"] = str(self.file.modified_ns)
+            said["changed_ns"] = str(self.file.changed_ns)
         if self.lost_at != NOWHERE:
             said["lost_at"] = str(self.lost_at)
         return said
@@ -95,11 +94,9 @@ def decode(said: Mapping[str, str], name: str) -> ImageState:
     disk = state.decode(said, name)
     try:
         file = None
-        if "inode" in said:
-            inode, generation, modified_ns = (
-                int(said[key]) for key in ("inode", "generation", "modified_ns")
-            )
-            file = ImageFile(inode, generation, modified_ns, disk.disk_b)
+        if "changed_ns" in said:
+            inode, generation, changed_ns = (int(said[key]) for key in ("inode", "generation", "changed_ns"))
+            file = ImageFile(inode, generation, changed_ns, disk.disk_b)
     except (KeyError, ValueError) as exc:
         raise SeedDiskError(
             f"The state of disk image {name} could not be read",

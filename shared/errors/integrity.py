@@ -126,15 +126,15 @@ class ImageReplacedError(IntegrityError):
     code = "US608"
     default_action = (
         "Nothing, if it was meant: the disk is built anew from the log, and its points get their snapshots when it is where it was. "
-        "Else see what did it (a backup that was restored, a copy, dd, truncate): none but the master target may write to its image files."
+        "Else see what did it (a backup that was restored, a copy, dd, chown): none but the master target may touch its image files."
     )
 
     @classmethod
     def of(cls, path: Path, at: str) -> ImageReplacedError:
         return cls(
             f"Disk image {path} is built anew from the log",
-            cause=f"it is not the file, as it was left, that its state was of, which stood at {at}: it was replaced, moved between file "
-            "systems, cut, or written to",
+            cause=f"it is not the file, as it was left, that its state was of, which stood at {at}: it was replaced, moved, cut, written "
+            "to, or its owner, mode or links were changed",
         )
 
 
