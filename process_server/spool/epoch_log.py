@@ -406,13 +406,16 @@ def _listed_once(recovered: Recovered, *, damaged: bool) -> int:
 def _first(group: BaseExceptionGroup[BaseException]) -> UnderstudyError:
     """The error of our tree in the group; else what it is, as a SpoolError. A host without room for a thread or memory says nothing of the
     spool, so it counts only where nothing else failed."""
-    found = [*_leaves(group)]
-    full = [said for exc in found if (said := no_room(exc)) is not None]
-    ours = [exc for exc in found if isinstance(exc, UnderstudyError) and no_room(exc) is None]
-    if ours or full:
-        return [*ours, *full][0]
-    _log.error("log stopped: this is a bug", exc_info=group)
-    return SpoolError("The log had to stop", cause=repr(found[0]))
+    found = [(exc, no_room(exc)) for exc in _leaves(group)]
+    ours = [exc for exc, full in found if isinstance(exc, UnderstudyError) and full is None]
+    bugs = [exc for exc, full in found if not isinstance(exc, UnderstudyError) and full is None]
+    if bugs:
+        _log.error("log stopped: this is a bug", exc_info=group)
+    if ours:
+        return ours[0]
+    if bugs:
+        return SpoolError("The log had to stop", cause=repr(bugs[0]))
+    return next(full for _, full in found if full is not None)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

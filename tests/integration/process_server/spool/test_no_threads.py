@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from process_server.machine_files import MachineFiles
 from process_server.spool.epoch_log import _first
@@ -98,3 +99,13 @@ def test_what_the_spool_lost_is_not_hidden_by_a_host_that_is_full_too() -> None:
         assert _first(ExceptionGroup("", group)) is lost
     assert isinstance(_first(ExceptionGroup("", [full])), NoThreadError)
     assert type(_first(ExceptionGroup("", [ZeroDivisionError()]))) is SpoolError
+
+
+@pytest.mark.parametrize("other", [MemoryError(), SpoolLostError("Batches are gone")])
+def test_a_bug_is_logged_and_counts_before_a_full_host_whatever_else_failed(other: Exception) -> None:
+    bug = ZeroDivisionError()
+    for group in ([bug, other], [other, bug]):
+        with capture_logs() as logged:
+            said = _first(ExceptionGroup("", group))
+        assert type(said) is (SpoolLostError if isinstance(other, SpoolLostError) else SpoolError)
+        assert [entry["event"] for entry in logged] == ["log stopped: this is a bug"]
