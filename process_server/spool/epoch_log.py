@@ -404,18 +404,16 @@ def _listed_once(recovered: Recovered, *, damaged: bool) -> int:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> UnderstudyError:
-    """The error of our tree in the group; else what it is, as a SpoolError. A host without room for a thread or memory says nothing of the
-    spool, so it counts only where nothing else failed."""
+    """Of what is in the group, the worst for the spool: an error of it; a bug, which is logged as one; another error of our tree; a host
+    without room for a thread or memory, which says nothing of it."""
     found = [(exc, no_room(exc)) for exc in _leaves(group)]
+    spool = [exc for exc, _ in found if isinstance(exc, SpoolError)]
     ours = [exc for exc, full in found if isinstance(exc, UnderstudyError) and full is None]
     bugs = [exc for exc, full in found if not isinstance(exc, UnderstudyError) and full is None]
     if bugs:
         _log.error("log stopped: this is a bug", exc_info=group)
-    if ours:
-        return ours[0]
-    if bugs:
-        return SpoolError("The log had to stop", cause=repr(bugs[0]))
-    return next(full for _, full in found if full is not None)
+        ours.insert(0, SpoolError("The log had to stop", cause=repr(bugs[0])))
+    return [*spool, *ours, *(full for _, full in found if full is not None)][0]
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from process_server.machine_files import MachineFiles
 from process_server.spool.epoch_log import _first
 from shared.blob import BlobStore
-from shared.errors import NoThreadError, SideFileError, SpoolError, SpoolLostError
+from shared.errors import LeaseLostError, NoThreadError, SideFileError, SpoolError, SpoolLostError
 from shared.threads import Threads
 from tests.logs import make_chain
 from tests.no_threads import all_busy, no_room
@@ -101,11 +101,25 @@ def test_what_the_spool_lost_is_not_hidden_by_a_host_that_is_full_too() -> None:
     assert type(_first(ExceptionGroup("", [ZeroDivisionError()]))) is SpoolError
 
 
-@pytest.mark.parametrize("other", [MemoryError(), SpoolLostError("Batches are gone")])
-def test_a_bug_is_logged_and_counts_before_a_full_host_whatever_else_failed(other: Exception) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (MemoryError(), SpoolError),
+        (LeaseLostError("Another has it"), SpoolError),
+        (SpoolLostError("Batches are gone"), SpoolLostError),
+    ],
+)
+def test_a_bug_is_logged_and_the_spool_distrusted_whatever_else_failed(
+    other: Exception, said: type[Exception]
+) -> None:
     bug = ZeroDivisionError()
     for group in ([bug, other], [other, bug]):
         with capture_logs() as logged:
-            said = _first(ExceptionGroup("", group))
-        assert type(said) is (SpoolLostError if isinstance(other, SpoolLostError) else SpoolError)
+            assert type(_first(ExceptionGroup("", group))) is said
         assert [entry["event"] for entry in logged] == ["log stopped: this is a bug"]
+
+
+def test_what_the_spool_lost_counts_before_what_storage_says() -> None:
+    lost, taken = SpoolLostError("Batches are gone"), LeaseLostError("Another has it")
+    for group in ([lost, taken], [taken, lost]):
+        assert _first(ExceptionGroup("", group)) is lost
