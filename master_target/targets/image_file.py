@@ -16,10 +16,11 @@ somebody who removes lock and image while their owner stands still just between 
 state then says of which file it is, as each does.
 
 A state is believed of the file that it is of, as that was left (image_state.py), and of no other: when the disk is
-opened, and by its owner before an interval begins, and before a snapshot. What is another file is begun anew, as
-where there is no state: the log from the epoch's first batch on is applied to it, whatever it holds (US608, until
-the disk is where it was). It is told in the document that begins it, so no kill keeps it secret. States of older
-versions do not say it: they are believed once, as those versions did, and say it from then on.
+opened, and by its owner before an interval begins, and before and after a snapshot is copied. What is another file is
+begun anew, as where there is no state: the log from the epoch's first batch on is applied to it (US608, until the disk
+is where it was), and nothing of what it held stays, not even where the source cannot be read. It is told in the
+document that begins it, so no kill keeps it secret. States of older versions say less of the file, or nothing: what
+they say is believed once, and what is written then says all.
 
 The kernel has no stray requests: a write has happened when it returns, or never happens; and no method ends,
 not even when it is cancelled, while its thread is still at work. Order is made by fsync: `finish` syncs the data,
@@ -45,6 +46,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from master_target.targets import image_state
 from master_target.targets.base import Snapshot
@@ -60,7 +62,7 @@ from shared.errors import (
     LeaseLostError,
     SeedDiskError,
 )
-from shared.recovery.position import NOWHERE
+from shared.recovery.position import NOWHERE, Position
 from shared.recovery.seed import shown_position
 from shared.recovery.sparse import SparseFile
 from shared.threads import in_thread
@@ -69,6 +71,7 @@ _log = logging.get()
 
 _FICLONE: Final = 0x40049409
 _COPY_B: Final = 4 * 1024 * 1024
+_ANYWHERE: Final = Position.of(1, 1)
 
 
 class ImageTarget:
@@ -124,7 +127,7 @@ class ImageTarget:
             known = image_state.decode(_read_state(state_path), path.name) if state_path.exists() else None
             state = _believed(path, known, disk_b, _file(image))
             target = cls(path, lock, image, state)
-            if state.file is None:
+            if not state.says_all:
                 image.sync(times=True)
                 target._record(state.disk)
             target._open_files = stack.pop_all()
@@ -142,7 +145,7 @@ class ImageTarget:
     async def begin(self, interval: DiskInterval) -> None:
         await in_thread(self._record, self.state.begin(interval))
         if interval.start.batch == 0:
-            await in_thread(self._image.resize, interval.disk_b)
+            await in_thread(self._make_room, interval.disk_b)
 
     async def write(self, offset_b: int, data: memoryview) -> None:
         await in_thread(self._image.write, offset_b, data)
@@ -170,7 +173,8 @@ class ImageTarget:
         if not (path.exists() and state_path.exists()):
             return False
         said = await in_thread(_read_state, state_path)
-        return self.state.is_shown_by(said) and not image_state.decode(said, snapshot).differs(_file_at(path))
+        known = image_state.decode(said, snapshot)
+        return self.state.is_shown_by(said) and not known.differs(_file_at(path), _name(path))
 
     async def snapshots(self) -> list[Snapshot]:
         return await in_thread(self._snapshots)
@@ -183,11 +187,17 @@ class ImageTarget:
     async def close(self) -> None:
         self._open_files.close()
 
+    def _make_room(self, disk_b: int) -> None:
+        """For a full replication. Of an image of which nothing is known nothing may stay, also where the source cannot be read."""
+        if self.state.cursor == NOWHERE:
+            self._image.resize(0)
+        self._image.resize(disk_b)
+
     def _record(self, state: DiskState) -> None:
         self._check_ours()
         is_back = state.clean and state.cursor >= self._state.lost_at
         lost_at = NOWHERE if is_back else self._state.lost_at
-        said = ImageState(state, _file(self._image), lost_at)
+        said = ImageState(state, _file(self._image), _name(self._path), lost_at)
         _write_state(self._path.with_suffix(".state.json"), said)
         self._state = said
 
@@ -195,7 +205,7 @@ class ImageTarget:
         """Raises LeaseLostError when what lies there is not the image that was opened, or not as it was left."""
         with _translated(self._path, "looked at"):
             if _is_at(self._image.fileno(), self._path):
-                difference = self._state.differs(_file(self._image))
+                difference = self._state.differs(_file(self._image), _name(self._path))
                 if not difference:
                     return
             else:
@@ -216,8 +226,10 @@ class ImageTarget:
         path = self._path.with_name(name)
         try:
             copied = self._copy_to(path)
+            self._check_ours()  # as it was when the copy began
             reach("image.before-snapshot-state")
-            _write_state(path.with_suffix(".state.json"), ImageState(self.state, copied))
+            said = ImageState(self.state, replace(copied, changed_ns=None), _name(path))
+            _write_state(path.with_suffix(".state.json"), said)
         except BaseException:
             with contextlib.suppress(OSError):
                 _remove_snapshot(path)
@@ -245,18 +257,24 @@ class ImageTarget:
 
 
 def _believed(path: Path, known: ImageState | None, disk_b: int, found: ImageFile) -> ImageState:
-    """What is true of the image, which is `found`, when its document says `known`. One without `file` is to be written."""
+    """What is true of the image, which is `found`, when its document says `known`. One that does not say all is to be written."""
     if known is None:
         return ImageState(DiskState(disk_b=disk_b), None)
-    difference = known.differs(found)
+    difference = known.differs(found, _name(path))
     if difference:
-        lost_at = max(known.lost_at, known.disk.cursor)
+        # Where the disk stood, the state of another one does not say: it is told until it stands anywhere.
+        is_of_it = known.name in ("", _name(path))
+        lost_at = max(known.lost_at, known.disk.cursor) if is_of_it else _ANYWHERE
         error = ImageReplacedError.of(path, str(lost_at))
         _log.warning("disk image is another file", difference=difference, **error.as_dict())
-        return ImageState(DiskState(disk_b=disk_b), None, lost_at)
+        return ImageState(DiskState(disk_b=disk_b), None, lost_at=lost_at)
     if known.file is None:
         _log.info("disk image taken as it is: its state does not say of which file it is", path=str(path))
     return known
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
 
 
 def _file(image: SparseFile) -> ImageFile:

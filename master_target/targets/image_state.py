@@ -2,8 +2,8 @@
 
 An image that somebody puts in the place of ours is a disk image, too: an older copy out of a backup, say. Believed where the document
 stands, it would be a point that is no prefix of anything (I6). So the document names the file that it was written for, and how that was
-left. A file is ours that has the *size* of the disk, our *inode number* in the *generation* of it (a file that gets the number of one
-that was deleted has another generation, where the file system keeps them: ext4, xfs, btrfs; no others are known to), and
+left. A file is ours that has our *name*, the *size* of the disk, our *inode number* in the *generation* of it (a file that gets the number
+of one that was deleted has another generation, where the file system keeps them: ext4, xfs, btrfs; no others are known to), and
 
 - as long as no interval is begun, the *time of its last change of any kind* (ctime): nothing of ours comes between a finished interval and
   the next document, so whatever does is somebody else's. It is durable with the data (fsync), or a power cut would take it back. The time
@@ -11,6 +11,9 @@ that was deleted has another generation, where the file system keeps them: ext4,
   so a copy that an interval of ours overtakes has contents of both, and the earlier time. Nobody can set ctime but by the clock of the
   host. The price: who changes owner, mode, name or links of an image has it built anew;
 - in the middle of an interval nothing more: the time may be that of any of our writes, and tells nothing.
+
+A snapshot is written once, under a name that is given once, and so no copy of it has other contents: its mtime does, which costs none when
+owners and modes are changed.
 
 Where the next interval begins at batch 0, nothing that lies on the disk is needed, and so the file may be any.
 
@@ -36,18 +39,20 @@ _GET_GENERATION: Final = 0x80087601
 
 
 class ImageFile(msgspec.Struct, frozen=True):
-    """A file, and how it lies there. `generation`: 0 where the file system keeps none."""
+    """A file, and how it lies there. `generation`: 0 where the file system keeps none. `changed_ns`: None where only `modified_ns` counts,
+    that is, of snapshots, and in documents of an older version."""
 
     inode: int
     generation: int
-    changed_ns: int
+    modified_ns: int
+    changed_ns: int | None
     size_b: int
 
     @classmethod
     def of(cls, fd: int) -> ImageFile:
         """Raises OSError."""
         found = os.fstat(fd)
-        return cls(found.st_ino, _generation(fd), found.st_ctime_ns, found.st_size)
+        return cls(found.st_ino, _generation(fd), found.st_mtime_ns, found.st_ctime_ns, found.st_size)
 
 
 class ImageState(msgspec.Struct, frozen=True):
@@ -56,13 +61,22 @@ class ImageState(msgspec.Struct, frozen=True):
     disk: DiskState
     file: ImageFile | None
     """Which it is of; None: an older version, which did not say it, wrote it."""
+    name: str = ""
+    """Of that file, below the folder of all machines; empty: likewise."""
     lost_at: Position = NOWHERE
     """Where the disk stood when another file lay in its image's place, and it was begun anew, until it is there again."""
 
-    def differs(self, found: ImageFile) -> str:
+    @property
+    def says_all(self) -> bool:
+        """An older version's does not."""
+        return self.name != "" and self.file is not None and self.file.changed_ns is not None
+
+    def differs(self, found: ImageFile, name: str) -> str:
         """How it is seen that the document is not of `found`, or not as this lies there; empty: it is of it."""
         if self.disk.restart.batch == 0:
             return ""
+        if self.name not in ("", name):
+            return f"its state is of {self.name}"
         if found.size_b != self.disk.disk_b:
             return f"it has {found.size_b} bytes, and the disk {self.disk.disk_b}"
         if self.file is None:
@@ -72,10 +86,16 @@ class ImageState(msgspec.Struct, frozen=True):
                 f"it is inode {found.inode} (generation {found.generation}), and the image was inode"
                 f" {self.file.inode} (generation {self.file.generation})"
             )
-        if self.disk.clean and found.changed_ns != self.file.changed_ns:
-            return (
-                f"it was changed last at {format_ns(found.changed_ns)}, or its owner, mode, name or links were,"
-                f" and was left as it was at {format_ns(self.file.changed_ns)}"
+        if not self.disk.clean:
+            return ""
+        if self.file.changed_ns is None:
+            if found.modified_ns != self.file.modified_ns:
+                return _changed("it was written to last", found.modified_ns, self.file.modified_ns)
+        elif found.changed_ns != self.file.changed_ns:
+            return _changed(
+                "it was changed last, or its owner, mode, name or links were,",
+                found.changed_ns or 0,
+                self.file.changed_ns,
             )
         return ""
 
@@ -83,7 +103,11 @@ class ImageState(msgspec.Struct, frozen=True):
         said = self.disk.encode()
         if self.file is not None:
             said["inode"], said["generation"] = str(self.file.inode), str(self.file.generation)
-            said["changed_ns"] = str(self.file.changed_ns)
+            said["modified_ns"] = str(self.file.modified_ns)
+            if self.file.changed_ns is not None:
+                said["changed_ns"] = str(self.file.changed_ns)
+        if self.name:
+            said["name"] = self.name
         if self.lost_at != NOWHERE:
             said["lost_at"] = str(self.lost_at)
         return said
@@ -94,16 +118,23 @@ def decode(said: Mapping[str, str], name: str) -> ImageState:
     disk = state.decode(said, name)
     try:
         file = None
-        if "changed_ns" in said:
-            inode, generation, changed_ns = (int(said[key]) for key in ("inode", "generation", "changed_ns"))
-            file = ImageFile(inode, generation, changed_ns, disk.disk_b)
+        if "inode" in said:
+            inode, generation, modified_ns = (
+                int(said[key]) for key in ("inode", "generation", "modified_ns")
+            )
+            changed_ns = int(said["changed_ns"]) if "changed_ns" in said else None
+            file = ImageFile(inode, generation, modified_ns, changed_ns, disk.disk_b)
     except (KeyError, ValueError) as exc:
         raise SeedDiskError(
             f"The state of disk image {name} could not be read",
             cause=f"which file it is of is not said: {exc}",
             action="Something else wrote it. Delete it: the disk is then rebuilt from the log.",
         ) from exc
-    return ImageState(disk, file, Position.parse(said.get("lost_at", "")) or NOWHERE)
+    return ImageState(disk, file, said.get("name", ""), Position.parse(said.get("lost_at", "")) or NOWHERE)
+
+
+def _changed(what: str, found_ns: int, left_ns: int) -> str:
+    return f"{what} at {format_ns(found_ns)}, and was left as it was at {format_ns(left_ns)}"
 
 
 def _generation(fd: int) -> int:

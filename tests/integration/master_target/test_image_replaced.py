@@ -321,22 +321,45 @@ async def test_it_is_told_until_the_disk_is_where_it_was_over_restarts_and_when_
     await check_goes_on(files.folder)
 
 
-def as_before(state: Path) -> None:
-    """As the version before this one wrote it."""
+NEW: dict[str, tuple[str, ...]] = {
+    "unnamed": ("name", "inode", "generation", "modified_ns", "changed_ns", "lost_at"),
+    "mtime": ("name", "changed_ns"),
+}
+"""What the state documents of two older versions did not have yet."""
+
+
+def as_before(state: Path, version: str) -> None:
     said = msgspec.json.decode(state.read_bytes(), type=dict[str, str])
-    kept = {key: said[key] for key in said if key not in ("inode", "generation", "changed_ns", "lost_at")}
-    assert len(kept) == len(said) - 3
+    kept = {key: said[key] for key in said if key not in NEW[version]}
+    assert len(said) - len(kept) == len({*NEW[version]} - {"lost_at"})
     state.write_bytes(msgspec.json.encode(kept))
 
 
+@pytest.mark.parametrize("version", NEW)
 @pytest.mark.parametrize("is_idle", [True, False])
-async def test_what_an_older_version_wrote_is_taken_as_it_is_once(files: Files, is_idle: bool) -> None:
+async def test_what_an_older_version_wrote_is_taken_as_it_is_once(
+    files: Files, is_idle: bool, version: str
+) -> None:
     await files.stand_at(3, finish=is_idle)
-    as_before(files.state)
+    as_before(files.state, version)
     target = await opened(files.folder)
     assert (target.state.cursor, target.problem) == (Position.of(1, 3 if is_idle else 2), None)
+    await apply(target, 3)
     await target.close()
-    assert "inode" in files.state.read_text()
+    assert all(f'"{key}"' in files.state.read_text() for key in NEW[version] if key != "lost_at")
+    renamed(files)
+    target = await opened(files.folder)
+    assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
+    await target.close()
+    await check_goes_on(files.folder)
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+async def test_an_older_version_that_named_the_file_is_not_believed_of_another(
+    files: Files, is_idle: bool
+) -> None:
+    await files.stand_at(3, finish=is_idle)
+    as_before(files.state, "mtime")
     renamed(files)
     target = await opened(files.folder)
     assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
@@ -346,7 +369,7 @@ async def test_what_an_older_version_wrote_is_taken_as_it_is_once(files: Files, 
 
 async def test_of_an_older_version_too_a_file_of_another_size_is_another(files: Files) -> None:
     await files.stand_at(3)
-    as_before(files.state)
+    as_before(files.state, "unnamed")
     cut(files)
     target = await opened(files.folder)
     assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
@@ -361,6 +384,89 @@ async def test_a_snapshot_that_another_file_replaced_shows_nothing(files: Files)
     assert await target.shows_as_it_is(snapshot)
     run("cp", files.old_image, files.folder / "web1" / snapshot)
     assert not await target.shows_as_it_is(snapshot)
+    await target.close()
+
+
+async def test_a_snapshot_is_one_whose_owner_and_mode_are_changed_or_that_a_backup_brings_in_place(
+    files: Files,
+) -> None:
+    """It was written once: no copy of it has other contents."""
+    await files.stand_at(3)
+    target = await opened(files.folder)
+    name = await target.snapshot()
+    snapshot = files.folder / "web1" / name
+    run("cp", "-p", snapshot, files.folder / "kept")
+    run("chmod", "640", snapshot)
+    run("cp", "-p", files.folder / "kept", snapshot)
+    assert await target.shows_as_it_is(name)
+    run("cp", "-p", files.old_image, snapshot)
+    assert not await target.shows_as_it_is(name)
+    await target.close()
+
+
+async def test_a_disk_that_somebody_writes_to_while_it_is_copied_gets_no_snapshot(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await files.stand_at(3)
+    target = await opened(files.folder)
+    real = ImageTarget._copy_to
+
+    def copy_while_it_is_written(self: ImageTarget, path: Path) -> Any:
+        dd(files)
+        return real(self, path)
+
+    monkeypatch.setattr(ImageTarget, "_copy_to", copy_while_it_is_written)
+    with pytest.raises(LeaseLostError):
+        await target.snapshot()
+    assert await target.snapshots() == []
+    await target.close()
+    await check_goes_on(files.folder)
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+async def test_two_disks_that_are_exchanged_with_their_states_are_begun_anew(
+    files: Files, is_idle: bool
+) -> None:
+    """And told only until they stand somewhere: where they stood nobody knows any more."""
+    for disk in ("sdb", "sda"):
+        target = await ImageTarget.open(files.folder, "web1", disk, DISK_B)
+        await apply(target, 3, finish=is_idle)
+        await target.close()
+    for suffix in ("img", "state.json"):
+        one, two = (files.folder / "web1" / f"{disk}.{suffix}" for disk in ("sda", "sdb"))
+        run("mv", one, files.folder / "away")
+        run("mv", two, one)
+        run("mv", files.folder / "away", two)
+    target = await opened(files.folder)
+    assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
+    await apply(target, 1)
+    assert target.problem is None
+    await target.close()
+    await check_goes_on(files.folder)
+
+
+@pytest.mark.parametrize("has_state", [True, False])
+async def test_nothing_stays_of_a_foreign_file_not_even_where_the_source_cannot_be_read(
+    files: Files, has_state: bool
+) -> None:
+    await files.stand_at(3)
+    files.image.unlink()
+    files.image.write_bytes(b"secret!!" * (DISK_B // 8))
+    if not has_state:
+        files.state.unlink()
+    target = await opened(files.folder)
+    await target.begin(DiskInterval(Position.of(1, 0), Position.of(1, 1), DISK_B, CLAIM, "d0", "d1"))
+    await target.finish()  # nothing of the disk could be read
+    assert await target.read(0, DISK_B) == bytes(DISK_B)
+    await target.close()
+
+
+async def test_what_of_the_disk_itself_cannot_be_read_any_more_stays_as_it_was(files: Files) -> None:
+    await files.stand_at(3)
+    target = await opened(files.folder)
+    await target.begin(DiskInterval(Position.of(2, 0), Position.of(2, 1), DISK_B, CLAIM, "d0", "d1"))
+    await target.finish()
+    assert await target.read(0, DISK_B) == prefix(3)
     await target.close()
 
 
