@@ -295,7 +295,7 @@ class EpochLog:
                 tasks.create_task(self._check_forever(), name=f"check {self.machine}/{self.epoch}")
                 tasks.create_task(self._watch_progress(), name=f"progress {self.machine}/{self.epoch}")
         except BaseExceptionGroup as group:
-            self._fail(_first(group))
+            self._fail(*_judged(group))
 
     async def _check_forever(self) -> None:
         while True:
@@ -339,9 +339,9 @@ class EpochLog:
             elif self._stall.error is not None:
                 self._stall.report(None)
 
-    def _fail(self, error: UnderstudyError) -> None:
+    def _fail(self, error: UnderstudyError, is_spool_suspect: bool) -> None:
         self.failure = error
-        if isinstance(error, SpoolError):
+        if is_spool_suspect:
             self._home.distrust(self.epoch)
         _log.error(
             "log failed", machine=self.machine, epoch=self.epoch, term=self.taken.number, **error.as_dict()
@@ -403,17 +403,18 @@ def _listed_once(recovered: Recovered, *, damaged: bool) -> int:
     return max(recovered.known.uploaded, oldest - 1)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> UnderstudyError:
-    """Of what is in the group, the worst for the spool: an error of it; a bug, which is logged as one; another error of our tree; a host
-    without room for a thread or memory, which says nothing of it."""
+def _judged(group: BaseExceptionGroup[BaseException]) -> tuple[UnderstudyError, bool]:
+    """What the log failed with, and whether its spool is not to be trusted without a look: after an error of it, and after a bug, whatever
+    else failed. The first error of our tree is told, since what follows it may come of it; else a bug, as a SpoolError; else a host without
+    room for a thread or memory, which says nothing of the spool."""
     found = [(exc, no_room(exc)) for exc in _leaves(group)]
-    spool = [exc for exc, _ in found if isinstance(exc, SpoolError)]
     ours = [exc for exc, full in found if isinstance(exc, UnderstudyError) and full is None]
     bugs = [exc for exc, full in found if not isinstance(exc, UnderstudyError) and full is None]
     if bugs:
         _log.error("log stopped: this is a bug", exc_info=group)
-        ours.insert(0, SpoolError("The log had to stop", cause=repr(bugs[0])))
-    return [*spool, *ours, *(full for _, full in found if full is not None)][0]
+        ours.append(SpoolError("The log had to stop", cause=repr(bugs[0])))
+    error = [*ours, *(full for _, full in found if full is not None)][0]
+    return error, any(isinstance(exc, SpoolError) for exc in ours)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -9,9 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from process_server.machine_files import MachineFiles
-from process_server.spool.epoch_log import _first
+from process_server.spool.epoch_log import _judged
 from shared.blob import BlobStore
-from shared.errors import LeaseLostError, NoThreadError, SideFileError, SpoolError, SpoolLostError
+from shared.errors import FencedError, NoThreadError, SideFileError, SpoolError, SpoolLostError
 from shared.threads import Threads
 from tests.logs import make_chain
 from tests.no_threads import all_busy, no_room
@@ -93,33 +93,35 @@ async def test_what_is_kept_beside_a_spool_is_stored_when_there_is_a_thread_for_
     assert files.path("m1").read_bytes() == b"first"
 
 
-def test_what_the_spool_lost_is_not_hidden_by_a_host_that_is_full_too() -> None:
-    full, lost = MemoryError(), SpoolLostError("Batches are gone")
-    for group in ([full, lost], [lost, full], [ExceptionGroup("", [full]), lost]):
-        assert _first(ExceptionGroup("", group)) is lost
-    assert isinstance(_first(ExceptionGroup("", [full])), NoThreadError)
-    assert type(_first(ExceptionGroup("", [ZeroDivisionError()]))) is SpoolError
+BUG, FULL, LOST, FENCED = (
+    ZeroDivisionError(),
+    MemoryError(),
+    SpoolLostError("Batches are gone"),
+    FencedError("Another server has it"),
+)
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("found", "said", "is_suspect"),
     [
-        (MemoryError(), SpoolError),
-        (LeaseLostError("Another has it"), SpoolError),
-        (SpoolLostError("Batches are gone"), SpoolLostError),
+        ([FULL], NoThreadError, False),
+        ([FULL, LOST], SpoolLostError, True),
+        ([LOST, FULL], SpoolLostError, True),
+        ([ExceptionGroup("", [FULL]), LOST], SpoolLostError, True),
+        ([FENCED], FencedError, False),
+        ([FENCED, LOST], FencedError, True),
+        ([LOST, FENCED], SpoolLostError, True),
+        ([BUG], SpoolError, True),
+        ([BUG, FULL], SpoolError, True),
+        ([FULL, BUG], SpoolError, True),
+        ([BUG, FENCED], FencedError, True),
+        ([FENCED, BUG], FencedError, True),
     ],
 )
-def test_a_bug_is_logged_and_the_spool_distrusted_whatever_else_failed(
-    other: Exception, said: type[Exception]
+def test_of_several_errors_one_is_told_a_bug_is_logged_and_what_concerns_the_spool_is_not_forgotten(
+    found: list[Exception], said: type[Exception], is_suspect: bool
 ) -> None:
-    bug = ZeroDivisionError()
-    for group in ([bug, other], [other, bug]):
-        with capture_logs() as logged:
-            assert type(_first(ExceptionGroup("", group))) is said
-        assert [entry["event"] for entry in logged] == ["log stopped: this is a bug"]
-
-
-def test_what_the_spool_lost_counts_before_what_storage_says() -> None:
-    lost, taken = SpoolLostError("Batches are gone"), LeaseLostError("Another has it")
-    for group in ([lost, taken], [taken, lost]):
-        assert _first(ExceptionGroup("", group)) is lost
+    with capture_logs() as logged:
+        error, suspect = _judged(ExceptionGroup("", found))
+    assert (type(error), suspect) == (said, is_suspect)
+    assert [entry["event"] for entry in logged] == ["log stopped: this is a bug"] * (BUG in found)
