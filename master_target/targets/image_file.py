@@ -188,9 +188,8 @@ class ImageTarget:
         self._open_files.close()
 
     def _make_room(self, disk_b: int) -> None:
-        """For a full replication. Of an image of which nothing is known nothing may stay, also where the source cannot be read."""
-        if self.state.cursor == NOWHERE:
-            self._image.resize(0)
+        """For a full replication. Of what lay there nothing stays, also where the source cannot be read: it may be anybody's."""
+        self._image.resize(0)
         self._image.resize(disk_b)
 
     def _record(self, state: DiskState) -> None:

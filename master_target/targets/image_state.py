@@ -15,7 +15,7 @@ of one that was deleted has another generation, where the file system keeps them
 A snapshot is written once, under a name that is given once, and so no copy of it has other contents: its mtime does, which costs none when
 owners and modes are changed.
 
-Where the next interval begins at batch 0, nothing that lies on the disk is needed, and so the file may be any.
+Where the next interval begins at batch 0, nothing that lies on the disk is needed, nothing of it stays, and so the file may be any.
 
 What follows from that for `cp`, `mv`, `rsync`, `dd` and others: FORMAT.md.
 """

@@ -445,28 +445,32 @@ async def test_two_disks_that_are_exchanged_with_their_states_are_begun_anew(
     await check_goes_on(files.folder)
 
 
-@pytest.mark.parametrize("has_state", [True, False])
-async def test_nothing_stays_of_a_foreign_file_not_even_where_the_source_cannot_be_read(
-    files: Files, has_state: bool
-) -> None:
-    await files.stand_at(3)
+def foreign(files: Files) -> None:
     files.image.unlink()
     files.image.write_bytes(b"secret!!" * (DISK_B // 8))
-    if not has_state:
-        files.state.unlink()
+
+
+def foreign_without_state(files: Files) -> None:
+    foreign(files)
+    files.state.unlink()
+
+
+@pytest.mark.parametrize("deed", [foreign, foreign_without_state])
+@pytest.mark.parametrize("epoch", [1, 2])
+async def test_nothing_stays_of_a_foreign_file_not_even_where_the_source_cannot_be_read(
+    files: Files, epoch: int, deed: Deed
+) -> None:
+    await files.stand_at(3)
+    first = DiskInterval(Position.of(epoch, 0), Position.of(epoch, 1), DISK_B, CLAIM, "d0", "d1")
+    if epoch == 2:
+        owner = await opened(files.folder)
+        await owner.begin(first)
+        await owner.close()  # killed
+    deed(files)
     target = await opened(files.folder)
-    await target.begin(DiskInterval(Position.of(1, 0), Position.of(1, 1), DISK_B, CLAIM, "d0", "d1"))
+    await target.begin(first)
     await target.finish()  # nothing of the disk could be read
     assert await target.read(0, DISK_B) == bytes(DISK_B)
-    await target.close()
-
-
-async def test_what_of_the_disk_itself_cannot_be_read_any_more_stays_as_it_was(files: Files) -> None:
-    await files.stand_at(3)
-    target = await opened(files.folder)
-    await target.begin(DiskInterval(Position.of(2, 0), Position.of(2, 1), DISK_B, CLAIM, "d0", "d1"))
-    await target.finish()
-    assert await target.read(0, DISK_B) == prefix(3)
     await target.close()
 
 
