@@ -33,7 +33,7 @@ that says another identity. A disk that capture is not pinned to has no proof by
 Where several bear it, or several ids are bound by it, it proves nothing, nor does that all others of them are found: the one that is left
 may be a third. A kernel's name is no evidence, nor is a link that is made of what they all bear. Only a path below /dev/disk/by-path says
 which is meant; else the disk is refused, and those that it may be are named. A shared identity is therefore left as soon as it is known
-which disk it is (`Verdict.identity`).
+which disk it is (`Verdict.identity`), and that it was shared is remembered: no disk is bound by it while the others are away.
 
 **What is new takes only what is nobody's**, wherever its line stands: not what is another id's, nor what may be.
 
@@ -136,6 +136,8 @@ class Known:
     """It was never attached, even if its identity is configured."""
     is_configured: bool = False
     """Its identity stands in the configuration: it is bound by that one, whatever it bears."""
+    seen_shared: frozenset[Identity] = frozenset()
+    """What protected disks of this machine, this one or others, were ever seen to bear while another disk bore it, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,15 +174,15 @@ class Verdict:
     @property
     def identity(self) -> Identity | None:
         """What the disk is to be bound by from now on. What is kept is kept, unless others bear it, too (some drivers give all their disks
-        one serial number): then, and for a new disk, the strongest that it alone bears, as far as that is known."""
+        one serial number), or have: then, and for a new disk, the strongest that it alone bears, as far as that is known. What another disk
+        bore may be away now, and would come back as this one."""
         known, standing = self.known.identity, self.standing
         if standing is None or self.known.is_configured:
             return known
-        own = [
-            found for found in standing.identities if found not in self.shared and found.kind is not Kind.NAME
-        ]
+        shared = self.shared | self.known.seen_shared
+        own = [found for found in standing.identities if found not in shared and found.kind is not Kind.NAME]
         if any(same(known, found) for found in standing.identities):
-            is_shared = any(same(known, found) for found in self.shared)
+            is_shared = any(same(known, found) for found in shared)
             return own[0] if own and is_shared and self.is_chosen else known
         if known is not None and standing.may_hide(known.kind):
             return known

@@ -2,14 +2,14 @@
 their ids wherever they stand; it is written before a disk is captured for the first time, and replaced as a whole.
 
     {"v": 1, "disks": [{"id": "sdb", "device": "/dev/sdb", "identity": "wwid:naa.5000c500a1b2c3d4", "last": "/dev/sdc",
-                        "seen": {"boot": "c3b2a1f0-…", "dev": 8388640, "diskseq": 5}}]}
+                        "seen": {"boot": "c3b2a1f0-…", "dev": 8388640, "diskseq": 5}, "shared": ["serial:0"]}]}
 
 `device` is the path as configured, `last` where the disk stood when it was attached last, `seen` which one that was to the kernel: its
-boot id, the device number (major << 20 | minor) and the diskseq. Within that boot `seen` says which disk it is (`binding`). Agents before
-2026-11-26 wrote none: there what capture is pinned to under `last` is the disk, if it can be nobody else's who stood there last
-(`with_notes`). An older agent leaves `seen` out whenever it writes the file, which it does when a disk stands elsewhere. A disk that is
-configured no more keeps its line, so that no other disk ever gets its id. Losing the file is an event, and loses the ids of disks that
-are configured by path alone.
+boot id, the device number (major << 20 | minor) and the diskseq. Within that boot `seen` says which disk it is (`binding`). `shared`: what
+it ever bore, when it was attached, while another disk of the machine bore it, too. Agents before 2026-11-26 wrote no `seen`: there what
+capture is pinned to under `last` is the disk, if it can be nobody else's who stood there last (`with_notes`). An older agent leaves both
+out whenever it writes the file, which it does when a disk stands elsewhere. A disk that is configured no more keeps its line, so that no
+other disk ever gets its id. Losing the file is an event, and loses the ids of disks that are configured by path alone.
 
 **What could not be written is owed** (`BindingsFile`), as is all of it when somebody removed the file, damaged it or put another in its
 place: a disk that was known goes on where the state_dir is full, and only this process then knows which one it is in this boot. So
@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
-from agent.capture.binding import Identity, Known, Standing, is_ruled_out, new_id, same
+from agent.capture.binding import Identity, Known, Standing, Verdict, is_ruled_out, new_id, same
 from shared import decoding, durable
 from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError, cause_of
 from shared.log.names import DiskName
@@ -64,6 +65,7 @@ class Bound(msgspec.Struct, frozen=True, omit_defaults=True):
     identity: str
     last: str = ""
     seen: Seen | None = None
+    shared: tuple[str, ...] = ()
 
 
 class _Document(msgspec.Struct):
@@ -77,7 +79,8 @@ def read(state_dir: Path) -> list[Bound] | None:
     try:
         document = decoding.decode(path.read_bytes(), type=_Document)
         for bound in document.disks:
-            Identity.parse(bound.identity)
+            for text in (bound.identity, *bound.shared):
+                Identity.parse(text)
     except FileNotFoundError:
         return None
     except OSError as exc:
@@ -212,6 +215,7 @@ def all_known(
     found: list[Known] = []
     named = {disk.id for disk in wanted if disk.id}
     taken = [*(bound.id for bound in remembered), *named]
+    shared = frozenset(Identity.parse(text) for bound in remembered for text in bound.shared)
     for disk in wanted:
         dev = at.get(disk.device)
         one = known(disk, remembered, dev, boot)
@@ -220,7 +224,7 @@ def all_known(
             one = fresh(disk, name, taken, dev)
             taken.append(one.id)
         named.add(one.id)
-        found.append(one)
+        found.append(replace(one, seen_shared=shared))
     return found
 
 
@@ -305,6 +309,15 @@ def _is_anothers(
 
 def _is_bound(disk: Standing, bound: Bound) -> bool:
     return any(same(Identity.parse(bound.identity), found) for found in disk.identities)
+
+
+def bind(verdict: Verdict, identity: Identity, remembered: Sequence[Bound], boot: str) -> Bound:
+    """What is to be remembered of a disk that is attached by this verdict, and bound by `identity`."""
+    known, disk = verdict.known, verdict.standing
+    assert disk is not None
+    before = next((bound.shared for bound in remembered if bound.id == known.id), ())
+    shared = tuple(sorted({*before, *map(str, verdict.shared)}))
+    return Bound(known.id, known.path, str(identity), disk.path, Seen(boot, disk.dev, disk.diskseq), shared)
 
 
 def after(remembered: Sequence[Bound], chosen: Sequence[Bound]) -> list[Bound]:

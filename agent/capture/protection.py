@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from agent.capture import attach, bindings, pins
 from agent.capture.binding import Action, Verdict
-from agent.capture.bindings import BindingsFile, Bound, Seen, Wanted
+from agent.capture.bindings import BindingsFile, Bound, Wanted
 from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, read_pins, silence, why_not
@@ -117,8 +117,7 @@ def _remember(
         is_read = bool(look.answers[verdict.standing.path].head)
         kept = verdict.identity if is_read else verdict.known.identity
         identity = kept or verdict.standing.identities[0]
-        seen = Seen(look.boot, verdict.standing.dev, verdict.standing.diskseq)
-        bound = Bound(verdict.known.id, verdict.known.path, str(identity), verdict.standing.path, seen)
+        bound = bindings.bind(verdict, identity, look.remembered, look.boot)
         if bound not in look.remembered:
             _log.info("disk bound", id=bound.id, device=bound.last, identity=bound.identity)
         now.append(bound)

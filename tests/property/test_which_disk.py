@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from agent.capture import bindings
 from agent.capture.binding import Action, Identity, Kind, Pinned, Standing, decide
-from agent.capture.bindings import Bound, Seen, Wanted
+from agent.capture.bindings import Bound, Wanted
 
 DISKS: Final = 3
 SECTORS: Final = 2048
@@ -51,6 +51,7 @@ class Machine:
     labels: int = DISKS
     copied: bool = False
     away: int | None = None
+    has_forgotten: bool = False
 
     def __post_init__(self) -> None:
         """An older agent captured the protected ones, and bound them by the strongest that they have."""
@@ -129,10 +130,15 @@ class Machine:
                 self.next_seq = DISKS + 1
             case "older agent":
                 self.bound = [Bound(b.id, b.device, b.identity, b.last) for b in self.bound]
+                self.has_forgotten = True
 
     def may_go(self, disk: int) -> bool:
-        """Whether nothing that is not protected can be taken for it."""
+        """Whether nothing that is not protected can be taken for it. A disk is bound by a serial number that others bear where an older
+        agent wrote the file anew, and forgot that they do."""
         twins = [other for other in range(DISKS) if self.kinds[other] in (TWIN, PORTED_TWIN)]
+        by_serial = {self.truth[bound.id] for bound in self.bound if bound.identity.startswith("serial:")}
+        if self.has_forgotten and disk in by_serial and self.kinds.count(SERIAL) > 1:
+            return False
         return all(twin < self.protected for twin in twins) if disk in twins else not self.copied
 
     def look(self) -> None:
@@ -162,8 +168,8 @@ class Machine:
                 assert not owners & configured, f"{id_} is given the disk of {owners}"
             assert self.truth.setdefault(id_, number) == number, f"{id_} is given another's disk"
             assert (verdict.action is Action.CONTINUE) == self.is_captured(number)
-            seen = Seen(boot, disk.dev, disk.diskseq)
-            now.append(Bound(id_, verdict.known.path, str(verdict.identity), disk.path, seen))
+            assert verdict.identity is not None
+            now.append(bindings.bind(verdict, verdict.identity, remembered, boot))
             captured[id_] = disk.dev, disk.diskseq
         self.bound, self.captured = bindings.after(remembered, now), captured
 
@@ -192,6 +198,8 @@ KINDS = st.lists(st.integers(WORLD_WIDE, PORTED_TWIN), min_size=DISKS, max_size=
 @example([TWIN, TWIN, TABLE], 2, [("link", 1, 0)])
 @example([TWIN, TWIN, TABLE], 2, [("away", 0, 1), ("reboot", 1, 0)])
 @example([SERIAL] * 3, 2, [("restart", 0, 0), ("reboot", 1, 0)])
+@example([SERIAL, WORLD_WIDE, SERIAL], 1, [("away", 0, 1), ("line", 0, 2), ("away", 2, 0)])
+@example([SERIAL, WORLD_WIDE, SERIAL], 1, [("away", 0, 1), ("line", 0, 2), ("no line", 0, 0), ("away", 2, 0)])
 @settings(max_examples=150)
 def test_no_id_is_given_anothers_disk_and_what_can_be_told_is_told(
     kinds: list[int], protected: int, steps: list[tuple[str, int, int]]
