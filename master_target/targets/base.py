@@ -50,7 +50,8 @@ class Target(Protocol):
         ...
 
     async def begin(self, interval: DiskInterval) -> None:
-        """Record that it is being applied. At the start of an epoch the disk also gets the size for `disk_b`."""
+        """Record that it is being applied. At the start of an epoch the disk also gets the size for `disk_b`, and may lose what is on it:
+        all of that is written, also where an interval that was begun is begun again."""
 
     async def write(self, offset_b: int, data: memoryview) -> None:
         """At most 4 MiB."""

@@ -236,6 +236,7 @@ async def test_a_new_epoch_may_follow_an_unfinished_interval_and_resize_the_disk
     assert target.state.restart == start
     assert target.state.pending == end
     await target.begin(DiskInterval(start, end, grown_b, CLAIM))
+    await fill(target, grown_b - 4096, b"y")  # what was begun is done again, whole
     await target.finish()
     assert target.state.cursor == end
     assert await target.read(grown_b - 4096, 4096) == b"y" * 4096
