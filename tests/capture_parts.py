@@ -259,8 +259,15 @@ def mounted(device: str, where: Path, *options: str) -> Iterator[Path]:
     try:
         yield where
     finally:
-        run("umount", str(where))
+        until(lambda: is_released(where), f"{where} stays in use")
         until(lambda: is_unmounted(device), f"{device} stays mounted in another namespace")
+
+
+def is_released(where: Path) -> bool:
+    """Unmounts it, unless it is in use: for a moment it is by whoever makes a mount namespace."""
+    done = subprocess.run(["umount", where], capture_output=True, text=True)
+    assert done.returncode == 0 or "busy" in done.stderr, done.stderr
+    return done.returncode == 0
 
 
 def is_unmounted(device: str) -> bool:

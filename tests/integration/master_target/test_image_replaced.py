@@ -79,6 +79,13 @@ async def check_goes_on(folder: Path) -> None:
     assert (folder / "web1" / "sda.img").read_bytes() == prefix(BATCHES)
 
 
+async def check_is_begun_anew_and_told(files: Files) -> None:
+    target = await opened(files.folder)
+    assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
+    await target.close()
+    await check_goes_on(files.folder)
+
+
 class Files:
     """One disk's, and what somebody has of before: at the first batch."""
 
@@ -249,10 +256,7 @@ async def test_another_file_is_begun_anew_and_told(files: Files, deed: Deed, is_
 async def test_a_file_that_is_not_as_it_was_left_is_begun_anew_and_told(files: Files, deed: Deed) -> None:
     await files.stand_at(3)
     deed(files)
-    target = await opened(files.folder)
-    assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
-    await target.close()
-    await check_goes_on(files.folder)
+    await check_is_begun_anew_and_told(files)
 
 
 @pytest.mark.parametrize("deed", [renamed_and_back, relabelled])
@@ -261,10 +265,7 @@ async def test_a_file_that_was_touched_at_rest_is_begun_anew_since_only_contents
 ) -> None:
     await files.stand_at(3)
     deed(files)
-    target = await opened(files.folder)
-    assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
-    await target.close()
-    await check_goes_on(files.folder)
+    await check_is_begun_anew_and_told(files)
 
 
 @pytest.mark.parametrize(
@@ -348,10 +349,7 @@ async def test_what_an_older_version_wrote_is_taken_as_it_is_once(
     await target.close()
     assert all(f'"{key}"' in files.state.read_text() for key in NEW[version] if key != "lost_at")
     renamed(files)
-    target = await opened(files.folder)
-    assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
-    await target.close()
-    await check_goes_on(files.folder)
+    await check_is_begun_anew_and_told(files)
 
 
 @pytest.mark.parametrize("is_idle", [True, False])
@@ -361,20 +359,14 @@ async def test_an_older_version_that_named_the_file_is_not_believed_of_another(
     await files.stand_at(3, finish=is_idle)
     as_before(files.state, "mtime")
     renamed(files)
-    target = await opened(files.folder)
-    assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
-    await target.close()
-    await check_goes_on(files.folder)
+    await check_is_begun_anew_and_told(files)
 
 
 async def test_of_an_older_version_too_a_file_of_another_size_is_another(files: Files) -> None:
     await files.stand_at(3)
     as_before(files.state, "unnamed")
     cut(files)
-    target = await opened(files.folder)
-    assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
-    await target.close()
-    await check_goes_on(files.folder)
+    await check_is_begun_anew_and_told(files)
 
 
 async def test_a_snapshot_that_another_file_replaced_shows_nothing(files: Files) -> None:
