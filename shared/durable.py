@@ -5,22 +5,33 @@ folder. A document is replaced as a whole: written under a temporary name in the
 renamed over the old one, folder synced. So a reader, now or after a crash, finds the old or the new
 document, never a mixture.
 
+A file or folder gets the mode that is asked for, whatever the umask, where its file system keeps modes.
+
 All functions block, and raise OSError; callers say what it means, for example with `named`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from shared.batch import Buffer
 from shared.errors import StateFileError, UnderstudyError, cause_of
 
 _IOV_MAX = 512
 """Buffers per writev; Linux takes at most 1024."""
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_NO_NAMELESS: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.ENOENT})
+"""What says that a file system has no files without a name, or that /proc, by which they get one, is not there; ..."""
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""... and that a file has one name there (vfat, exfat)."""
 
 
 @contextlib.contextmanager
@@ -56,6 +67,11 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
     make_folder(folder.parent, 0o755)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _set_mode(fd, mode)
+        finally:
+            os.close(fd)
     sync_folder(folder.parent)
 
 
@@ -82,14 +98,26 @@ def replace_file(
 
 
 def create_file(path: Path, data: Buffer, *, mode: int = 0o600) -> None:
-    """Puts `data` under `path`, durably, whole or not at all. FileExistsError when something is there."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    """Puts `data` under `path`, durably, whole or not at all, and under no other name meanwhile: who is killed leaves no second copy of a
+    secret. FileExistsError when something is there.
+
+    Where the file system has no files without a name, a temporary one is used (`leftovers`). Where it has no links either (vfat, exfat),
+    the file is written in its place: who is killed leaves the beginning of it, which `complete_file` ends.
+    """
     with _about(path):
-        try:
-            _write_new(temporary, data, mode)
-            path.hardlink_to(temporary)  # unlike a rename, this fails if the name is taken
-        finally:
-            temporary.unlink(missing_ok=True)
+        if not _create_nameless(path, data, mode) and not _create_linked(path, data, mode):
+            _create_in_place(path, data, mode)
+    sync_folder(path.parent)
+
+
+def complete_file(path: Path, data: Buffer) -> None:
+    """Writes the rest of what a `create_file` of this path wrote that was killed. For who has seen that it is the beginning of `data`."""
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        write_all(fd, [data], 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
     sync_folder(path.parent)
 
 
@@ -120,6 +148,18 @@ def remove_leftovers(path: Path) -> None:
     for there in path.parent.iterdir():
         if there.name.startswith(f".{path.name}."):
             there.unlink(missing_ok=True)
+
+
+def leftovers(path: Path, data: bytes) -> list[Path]:
+    """Where others may have files, too: those that are certainly such ones, by name and by content, which is `data` or its beginning."""
+    of_ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}")
+    return [
+        there
+        for there in sorted(path.parent.iterdir())
+        if of_ours.fullmatch(there.name)
+        and stat.S_ISREG(there.lstat().st_mode)
+        and data.startswith(there.read_bytes())
+    ]
 
 
 def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
@@ -155,12 +195,75 @@ def _owner(path: Path) -> tuple[int, int] | None:
     return found.st_uid, found.st_gid
 
 
-def _write_new(path: Path, data: Buffer, mode: int, owner: tuple[int, int] | None = None) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+def _create_nameless(path: Path, data: Buffer, mode: int) -> bool:
+    """Whether that is possible here."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if owner is not None:
-            os.fchown(fd, *owner)
-        write_all(fd, [data], 0)
-        os.fsync(fd)
+        try:
+            fd = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode)
+        except OSError as exc:
+            if exc.errno in _NO_NAMELESS:
+                return False
+            raise
+        try:
+            _fill(fd, data, mode)
+            os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=folder)
+        except OSError as exc:
+            if exc.errno in _NO_NAMELESS | _NO_LINKS:
+                return False
+            raise
+        finally:
+            os.close(fd)
+    finally:
+        os.close(folder)
+    return True
+
+
+def _create_linked(path: Path, data: Buffer, mode: int) -> bool:
+    """Whether that is possible here."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        _write_new(temporary, data, mode)
+        path.hardlink_to(temporary)  # unlike a rename, this fails if the name is taken
+    except OSError as exc:
+        if exc.errno in _NO_LINKS:
+            return False
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _create_in_place(path: Path, data: Buffer, mode: int) -> None:
+    fd = os.open(path, _NEW, mode)
+    try:
+        _fill(fd, data, mode)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     finally:
         os.close(fd)
+
+
+def _write_new(path: Path, data: Buffer, mode: int, owner: tuple[int, int] | None = None) -> None:
+    fd = os.open(path, _NEW, mode)
+    try:
+        _fill(fd, data, mode, owner)
+    finally:
+        os.close(fd)
+
+
+def _fill(fd: int, data: Buffer, mode: int, owner: tuple[int, int] | None = None) -> None:
+    if owner is not None:
+        os.fchown(fd, *owner)
+    _set_mode(fd, mode)
+    write_all(fd, [data], 0)
+    os.fsync(fd)
+
+
+def _set_mode(fd: int, mode: int) -> None:
+    """What the umask took. A file system that keeps no modes may refuse."""
+    found = stat.S_IMODE(os.fstat(fd).st_mode)
+    if found & 0o777 != mode:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(fd, found & ~0o777 | mode)

@@ -207,7 +207,7 @@ def _prepare(folder: Path) -> tuple[Path, bool]:
     IdentityFileError."""
     files = identity.files_in(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        durable.make_folder(folder, 0o700)
         key = folder / NEW_KEY if files.cert.exists() and files.key.exists() else files.key
         # What is in both places was certified: only its removal failed.
         waits = key.exists() and (key == files.key or key.read_bytes() != files.key.read_bytes())

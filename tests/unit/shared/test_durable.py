@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,140 @@ def test_an_error_names_the_document_in_the_same_words_with_each_try(
                 put(path, b"one")
             said.add(str(caught.value))
         assert said == {f"[Errno {caught.value.errno}] {caught.value.strerror}: '{path}'"}
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o027, 0o077])
+def any_umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("any_umask")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_modes_are_those_that_were_asked_for_whatever_the_umask(tmp_path: Path, mode: int) -> None:
+    durable.replace_file(tmp_path / "a", b"", mode=mode)
+    durable.create_file(tmp_path / "b", b"", mode=mode)
+    durable.make_folder(tmp_path / "c/d", 0o700)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "b", "c", "c/d")]
+    assert modes == [mode, mode, 0o755, 0o700]
+
+
+def no_links(*_args: object, **_kwargs: object) -> None:
+    """As on vfat and exfat."""
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def no_nameless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS."""
+    opened = os.open
+
+    def open_(path: Path, flags: int, *args: int, **kwargs: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(path))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", open_)
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("nameless", [True, False])
+def test_create_puts_the_whole_document_on_every_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nameless: bool, links: bool
+) -> None:
+    if not nameless:
+        no_nameless(monkeypatch)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "d"
+    durable.create_file(path, b"one", mode=0o640)
+    with pytest.raises(FileExistsError):
+        durable.create_file(path, b"two")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"one", 0o640)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_where_there_are_no_links_is_gone_and_what_was_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", no_links)
+    there = tmp_path / "there"
+    there.write_bytes(b"somebody's")
+    opened = os.open
+
+    def open_(path: Path, flags: int, *args: int, **kwargs: int) -> int:
+        if flags & os.O_EXCL:
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return opened(path, flags, *args, **kwargs)
+
+    with monkeypatch.context() as few:
+        few.setattr(os, "open", open_)
+        with pytest.raises(OSError, match="Too many"):
+            durable.create_file(there, b"two")
+    assert there.read_bytes() == b"somebody's"
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        durable.create_file(tmp_path / "d", b"one")
+    assert list(tmp_path.iterdir()) == [there]
+
+
+@pytest.mark.parametrize("call", ["link", "fsync", "unlink", "close"])
+def test_who_is_killed_while_a_document_is_made_leaves_it_whole_or_nothing_and_no_second_copy(
+    tmp_path: Path, call: str
+) -> None:
+    """Before and after each call of the system, the first time, the second and the third."""
+    for at in range(6):
+        path = tmp_path / f"d{at}"
+        child = os.fork()
+        if not child:
+            try:
+                die_at(call, at)
+                durable.create_file(path, b"secret")
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert not path.exists() or path.read_bytes() == b"secret"
+    assert {entry.name for entry in tmp_path.iterdir()} <= {f"d{at}" for at in range(6)}
+
+
+def die_at(call: str, at: int) -> None:
+    done = 0
+    real = getattr(os, call)
+
+    def dying(*args: object, **kwargs: object) -> object:
+        nonlocal done
+        for moment in (0, 1):
+            if done == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done += 1
+            if moment == 0:
+                result = real(*args, **kwargs)
+        return result
+
+    setattr(os, call, dying)
+
+
+def test_what_was_written_in_part_is_completed(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    path.write_bytes(b"on")
+    durable.complete_file(path, b"one")
+    assert path.read_bytes() == b"one"
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError, match="symbolic"):
+        durable.complete_file(tmp_path / "link", b"two")
+
+
+def test_leftovers_are_known_by_name_and_by_content(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    ours = [tmp_path / f".d.json.{number:012x}" for number in range(3)]
+    for file, content in zip(ours, (b"", b"on", b"one"), strict=True):
+        file.write_bytes(content)
+    for name in (".d.json.0123456789a", ".d.json.0123456789abc", ".dxjson.0123456789ab", ".d.json.x"):
+        (tmp_path / name).write_bytes(b"one")
+    (tmp_path / ".d.json.bbbbbbbbbbbb").write_bytes(b"somebody's")
+    (tmp_path / ".d.json.cccccccccccc").symlink_to(ours[2])
+    assert durable.leftovers(path, b"one") == ours
