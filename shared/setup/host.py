@@ -117,23 +117,32 @@ class Host:
 
 @contextlib.contextmanager
 def alone(etc: Path) -> Iterator[None]:
-    """One set-up at a time on this host (of those that share `etc`); the lock is on a folder that is there, and goes with the process.
-    Raises UsageError."""
-    place = next(folder for folder in etc.absolute().parents if folder.is_dir())
-    with durable.named(f"The folder {place} could not be locked"):
-        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise UsageError(
-                "Nothing was set up",
-                cause=f"another set-up is at work on this host (it holds {place})",
-                action="Wait until that one is done, and run the command again.",
-            ) from exc
+    """One set-up at a time on this host (of those that share `etc`); the locks are on folders that are there, and go with the process.
+
+    Which of them are there changes while a set-up runs, since it makes `etc`: it holds the last of them for itself, and all above it with
+    others. So whoever comes later, and finds more folders, wants to share what the first one has for itself. Raises UsageError."""
+    with contextlib.ExitStack() as held:
+        with durable.named(f"The folder {etc} could not be locked"):
+            etc = etc.resolve()
+            place, *above = (folder for folder in (etc, *etc.parents) if folder.is_dir())
+            for folder in reversed(above):
+                with contextlib.suppress(OSError):  # what this user cannot open, no set-up of his makes
+                    _lock(held, folder, fcntl.LOCK_SH)
+            _lock(held, place, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(fd)
+
+
+def _lock(held: contextlib.ExitStack, folder: Path, how: int) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    held.callback(os.close, fd)
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise UsageError(
+            "Nothing was set up",
+            cause=f"another set-up is at work on this host (it holds {folder})",
+            action="Wait until that one is done, and run the command again.",
+        ) from exc
 
 
 class _Program:

@@ -13,7 +13,7 @@ from deploy.systemd import host_files
 from shared.errors import ProgramPlaceError, UsageError
 from shared.setup import host as hosts
 from shared.setup.files import GivenFile
-from shared.setup.host import ETC, STATE, Host, last_words
+from shared.setup.host import ETC, STATE, Host, alone, last_words
 from shared.setup.steps import carry_out
 from shared.vocabulary import Role
 
@@ -72,6 +72,26 @@ def test_what_stands_here_is_what_stands_in_the_units(role: Role) -> None:
         f"d {host.folder} 0700 {host.user} {host.user}\n"
         in host_files()[PurePosixPath("/usr/lib/tmpfiles.d/understudy.conf")]
     )
+
+
+@pytest.mark.parametrize("there", ["", "a", "a/etc"])
+def test_one_set_up_runs_at_a_time_whatever_folders_it_has_made_by_then(tmp_path: Path, there: str) -> None:
+    etc = tmp_path / "a/etc"
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    for made in ("", "a", "a/etc", "a/etc/config-server"):
+        with alone(etc):
+            (tmp_path / made).mkdir(parents=True, exist_ok=True)
+            with pytest.raises(UsageError, match="another set-up is at work"), alone(etc):
+                pass
+        with alone(etc):
+            pass
+
+
+def test_set_ups_of_two_folders_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with alone(tmp_path / "a/etc"), alone(tmp_path / "b/etc"):
+        pass
 
 
 def test_the_last_words_of_a_daemon_are_its_last_error() -> None:
