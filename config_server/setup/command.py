@@ -115,6 +115,7 @@ def _steps(
     unit = Unit(host, lambda: config.made)
     yield unit
     yield Answering(url, data_dir / "ca.pem", host.by_unit)
+        reader=host.user,
 
 
 def _as_root(storage: Storage, host: Host) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from shared.crashpoints import reach
 from shared.enrol import fingerprint
 from shared.errors import ConfigError
 from shared.owner import as_owner
+from shared.setup.access import Access
 from shared.setup.steps import Done, Outcome
 from shared.vault import FileVault
 
@@ -28,7 +29,9 @@ class Vault:
 
     async def look(self, dry_run: bool) -> Done:
         if self.file.exists():
-            return self._done(Outcome.KEPT, f"its key is {FileVault(self.file).current}")
+            key = f"its key is {FileVault(self.file).current}"  # refuses a file that others can read
+            wrong = self._access().wrong()
+            return self._done(Outcome.WOULD_MEND, wrong) if wrong else self._done(Outcome.KEPT, key)
         if (self.data_dir / DATABASE_FILE).exists():
             raise ConfigError(
                 f"The vault file {self.file} is gone",
@@ -40,16 +43,23 @@ class Vault:
         return self._done(Outcome.WOULD_CREATE, "a new key")
 
     async def do(self) -> Done:
+        if self.file.exists():
+            return self._done(Outcome.MENDED, self._access().close(), "Consider its keys known to others.")
         with as_owner(self.file.parent):
             vault = FileVault.create(self.file)
         return self._done(Outcome.CREATED, f"its key is {vault.current}")
 
-    def _done(self, outcome: Outcome, detail: str) -> Done:
+    def _access(self) -> Access:
+        with durable.named(f"The vault file {self.file} could not be looked at"):
+            return Access.in_folder(self.file)
+
+    def _done(self, outcome: Outcome, detail: str, action: str = "") -> Done:
         return Done(
             step="vault",
             outcome=outcome,
             what=str(self.file),
             detail=f"{detail}; without it nothing can be read",
+            action=action,
         )
 
 
@@ -62,18 +72,33 @@ class Authority:
     async def look(self, dry_run: bool) -> Done:
         if not (self.data_dir / "ca.pem").exists() and not (self.data_dir / DATABASE_FILE).exists():
             return self._done(Outcome.WOULD_CREATE, "a new key")
-        return self._done(Outcome.KEPT, self._said(CertificateAuthority.open(self.data_dir)))
+        said = self._said(CertificateAuthority.open(self.data_dir))
+        wrong = self._key().wrong()
+        return self._done(Outcome.WOULD_MEND, f"ca.key: {wrong}") if wrong else self._done(Outcome.KEPT, said)
 
     async def do(self) -> Done:
+        if (self.data_dir / "ca.pem").exists():
+            return self._done(
+                Outcome.MENDED,
+                f"ca.key: {self._key().close()}",
+                "Whoever has read it can pass for every daemon. If somebody may have: stop the config server, move the data folder away,"
+                " run the command with --new-ca, and enrol every daemon anew.",
+            )
         with as_owner(self.data_dir), lock.held(self.data_dir):
             made = CertificateAuthority.open(self.data_dir)
         return self._done(Outcome.CREATED, self._said(made))
 
+    def _key(self) -> Access:
+        with durable.named(f"The data folder {self.data_dir} could not be used"):
+            return Access.in_folder(self.data_dir / "ca.key")
+
     def _said(self, ca: CertificateAuthority) -> str:
         return f"its fingerprint is {fingerprint(ca.der).hex()}"
 
-    def _done(self, outcome: Outcome, detail: str) -> Done:
-        return Done(step="ca", outcome=outcome, what=str(self.data_dir / "ca.pem"), detail=detail)
+    def _done(self, outcome: Outcome, detail: str, action: str = "") -> Done:
+        return Done(
+            step="ca", outcome=outcome, what=str(self.data_dir / "ca.pem"), detail=detail, action=action
+        )
 
 
 @dataclass(frozen=True)
@@ -86,11 +111,21 @@ class Operator:
         if not self.data_dir.is_dir():
             return self._done(Outcome.WOULD_CREATE)
         belonging.check_folder(self.data_dir)
-        there = (self.data_dir / belonging.TOKEN_FILE).exists()
-        return self._done(Outcome.KEPT if there else Outcome.WOULD_CREATE)
+        if not (self.data_dir / belonging.TOKEN_FILE).exists():
+            return self._done(Outcome.WOULD_CREATE)
+        wrong = [f"{each.path.name}: {each.wrong()}" for each in self._open()]
+        return self._done(Outcome.WOULD_MEND, "; ".join(wrong)) if wrong else self._done(Outcome.KEPT)
 
     async def do(self) -> Done:
         folder = self.data_dir
+        token = folder / belonging.TOKEN_FILE
+        if token.exists():
+            found = self._open()
+            was = "; ".join(f"{each.path.name}: {each.close()}" for each in found)
+            if token not in (each.path for each in found):
+                return self._done(Outcome.MENDED, was)
+            action = f"Consider the token known to others: delete {token}, and restart the config server, which makes another one."
+            return self._done(Outcome.MENDED, was, action)
         with (
             durable.named(f"The data folder {folder} could not be used"),
             as_owner(folder),
@@ -106,10 +141,19 @@ class Operator:
                 await db.close()
         return self._done(Outcome.CREATED)
 
-    def _done(self, outcome: Outcome) -> Done:
+    def _open(self) -> list[Access]:
+        """What others can use. In its folder the database is out of their sight, and holds no token: only who could write it is told."""
+        with durable.named(f"The data folder {self.data_dir} could not be used"):
+            modes = {belonging.TOKEN_FILE: 0o600, DATABASE_FILE: 0o644}
+            accesses = [Access.in_folder(self.data_dir / name, mode) for name, mode in modes.items()]
+            return [each for each in accesses if each.wrong()]
+
+    def _done(self, outcome: Outcome, detail: str = "", action: str = "") -> Done:
         return Done(
             step="operator",
             outcome=outcome,
             what=str(self.data_dir / belonging.TOKEN_FILE),
-            detail=f"the token of the first operator, {belonging.OPERATOR}; whoever can read it may do everything",
+            detail=detail
+            or f"the token of the first operator, {belonging.OPERATOR}; whoever can read it may do everything",
+            action=action,
         )

@@ -5,6 +5,7 @@ command again changes nothing, and completes what was cut off at any line.
 
     steps        what a step is, and how they are carried out
     files        folders, files that are given, configuration files with every key explained
+    access       who else may read or write what is there
     host         users, folders and unit of a daemon, by systemd or by hand
     checks       ports, the config server and its clock, the storage account
     enrolment    the daemon's certificate                     joining   the steps of whoever enrols

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO
 
@@ -30,7 +30,7 @@ class Report(msgspec.Struct, kw_only=True):
     role: str
     dry_run: bool
     changed: bool
-    """Whether this run made anything."""
+    """Whether this run made anything, or set it right."""
     steps: list[Done]
     error: Told | None = None
     """Why it ended before the last step."""
@@ -135,14 +135,14 @@ def run(
     logging.configure(role, level=logging.Level.WARNING)
     error: UnderstudyError | None = None
     try:
-        with alone(options.etc):
+        with alone(options.etc), _private():
             asyncio.run(_cancellable(begin(screen.progress), screen.tell, dry_run=options.dry_run))
     except UnderstudyError as exc:
         error = exc
     except (KeyboardInterrupt, asyncio.CancelledError):
         screen.say("Interrupted. The same command again goes on from here.")
         return 130
-    changed = any(step.outcome is Outcome.CREATED for step in screen.done)
+    changed = any(step.outcome in (Outcome.CREATED, Outcome.MENDED) for step in screen.done)
     if screen.as_json:
         told = None if error is None else error.as_dict()
         report = Report(role=role, dry_run=options.dry_run, changed=changed, steps=screen.done, error=told)
@@ -196,6 +196,17 @@ def _write(out: TextIO, text: str) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    """What is made without a mode of its own (a database and its logs) is nobody else's, and the rest has its mode: neither is for the
+    umask of whoever runs this to say."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 async def _cancellable(steps: Iterable[Step], tell: Callable[[Done], None], *, dry_run: bool) -> None:
     """SIGTERM and SIGHUP end it as Ctrl-C does, so that a check of storage removes what it has made."""
     task = asyncio.current_task()
@@ -212,12 +223,12 @@ def _summary(done: Sequence[Done], dry_run: bool) -> str:
         "Dry run: nothing was changed."
         if dry_run
         else "Done."
-        if seen[Outcome.CREATED]
+        if seen[Outcome.CREATED] or seen[Outcome.MENDED]
         else "Nothing was changed."
     )
     left = [
         f"{seen[outcome]} {outcome}"
-        for outcome in (Outcome.WARNING, Outcome.DIFFERS, Outcome.TO_DO)
+        for outcome in (Outcome.MENDED, Outcome.WARNING, Outcome.DIFFERS, Outcome.TO_DO)
         if seen[outcome]
     ]
     return f"{first} To look at: {', '.join(left)}." if left else first

@@ -7,10 +7,11 @@ from typing import Final
 
 from cryptography import x509
 
-from shared import enrol, identity
+from shared import durable, enrol, identity
 from shared.crashpoints import reach
 from shared.errors import CertificateExpiredError, ConfigError, OthersFolderError, UsageError
 from shared.owner import as_owner
+from shared.setup.access import Access
 from shared.setup.checks import ConfigServer
 from shared.setup.steps import Done, Outcome
 from shared.tls import TlsFiles
@@ -34,6 +35,8 @@ class Enrolment:
         self._server: Final = server
         self._token: Final = token
         self._again: Final = again
+        self._is_open = False
+        """Whether others could use the key that is there."""
 
     async def look(self, dry_run: bool) -> Done:
         try:
@@ -46,13 +49,26 @@ class Enrolment:
         self._check_server()
         if self._again:
             return self._missing("with a new key, as was asked for")
+        if wrong := self._key().wrong():
+            self._is_open = True
+            return self._done(Outcome.WOULD_MEND, f"{self.files.key}: {wrong}")
         ends = self._certificate().not_valid_after_utc
         return self._done(
             Outcome.KEPT, f"{self._role}:{self.name}, until {ends:%Y-%m-%d}; the daemon renews it"
         )
 
     async def do(self) -> Done:
+        if self._is_open:
+            return self._done(
+                Outcome.MENDED,
+                f"{self.files.key}: {self._key().close()}",
+                f"Consider it known to others: understudy certificate revoke {self._role}:{self.name}, then a new token, and the same"
+                " command with --enrol-again.",
+            )
         with as_owner(self._folder):
+            with durable.named(f"The folder {self._folder} could not be used"):
+                for key in (self.files.key, self._folder / enrol.NEW_KEY):
+                    durable.remove_leftovers(key)  # of a run that was killed; no daemon writes a key
             await enrol.enrol(self._server.url, self._token, self._folder, role=self._role)
         reach("setup.step")
         self.made = True
@@ -67,6 +83,10 @@ class Enrolment:
             return self._certificate().public_key() == identity.key_of(self.files).public_key()
         except (ConfigError, ValueError):
             return False
+
+    def _key(self) -> Access:
+        with durable.named(f"The folder {self._folder} could not be used"):
+            return Access.in_folder(self.files.key)
 
     def _certificate(self) -> x509.Certificate:
         return identity.only_certificate(self.files.cert.read_text("ascii"))
@@ -101,5 +121,7 @@ class Enrolment:
             )
         return self._done(Outcome.WOULD_CREATE, why)
 
-    def _done(self, outcome: Outcome, detail: str) -> Done:
-        return Done(step="certificate", outcome=outcome, what=str(self.files.cert), detail=detail)
+    def _done(self, outcome: Outcome, detail: str, action: str = "") -> Done:
+        return Done(
+            step="certificate", outcome=outcome, what=str(self.files.cert), detail=detail, action=action
+        )

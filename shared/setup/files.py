@@ -1,4 +1,5 @@
-"""Folders, files whose content is given, and configuration files. Nothing that is there is ever written over."""
+"""Folders, files whose content is given, and configuration files. Nothing that is there is ever written over; who may read and write it is
+set right, or told (access.py)."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from shared.configuration.sample import sample
 from shared.crashpoints import reach
 from shared.errors import ConfigError, StateFileError, cause_of
 from shared.service import load_config
+from shared.setup.access import Access, admits, too_open, user_name
 from shared.setup.steps import Done, Outcome
 from shared.toml import to_value
 
@@ -27,30 +29,40 @@ _AGAIN: Final = "See to it, and run the command again."
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder for one user. `owner` "": whoever runs this."""
+    """A folder for one user (0700), or for all. `owner` "": whoever runs this."""
 
     path: Path
     mode: int
     owner: str = ""
+    reader: str = ""
+    """The daemon's user, who must get in; "": whoever runs this."""
 
     async def look(self, dry_run: bool) -> Done:
         with durable.named(f"The folder {self.path} cannot be used", action=_AGAIN):
             if not self.path.is_dir():
                 return self._done(Outcome.WOULD_CREATE)
-            uid = self.path.stat().st_uid
-        if self.owner and uid != _uid(self.owner):
-            # A file system that was mounted there, or of a run that was killed before it gave the folder away.
-            if uid == 0 and all(path.name == "lost+found" for path in self.path.iterdir()):
+            found = self.path.stat()
+            if self._is_to_give(found):
                 return self._done(Outcome.WOULD_CREATE)
-            raise StateFileError(
-                f"The folder {self.path} cannot be used",
-                cause=f"it belongs to {_user(uid)}, and not to {self.owner}",
-                action=f"If what is in it is this daemon's: chown -R {self.owner}: {self.path}. {_AGAIN}",
+            wrong = self._wrong(found)
+        if wrong:
+            return self._done(Outcome.WOULD_MEND, wrong)
+        shared = too_open(found, self.mode)
+        if shared and not found.st_mode & stat.S_ISVTX:  # the sticky bit: nobody moves another's folders
+            # It may be many people's, or somebody's way to let a group in: that is his to change.
+            return self._done(
+                Outcome.WARNING,
+                f"{shared}; they could put other folders in the place of those that are in it",
+                f"chmod go-w {self.path}",
             )
         return self._done(Outcome.KEPT)
 
     async def do(self) -> Done:
         with durable.named(f"The folder {self.path} could not be made", action=_AGAIN):
+            found = self.path.stat() if self.path.is_dir() else None
+            wrong = "" if found is None or self._is_to_give(found) else self._wrong(found)
+            if found is not None and wrong:
+                return self._mended(found, wrong)
             durable.make_folder(self.path, self.mode)
             reach("setup.step")
             if self.owner:
@@ -59,9 +71,37 @@ class Folder:
                 os.chown(self.path, owner.pw_uid, owner.pw_gid)
         return self._done(Outcome.CREATED)
 
-    def _done(self, outcome: Outcome) -> Done:
+    def _is_to_give(self, found: os.stat_result) -> bool:
+        """A file system that was mounted there, or of a run that was killed before it gave the folder away. Raises StateFileError."""
+        if not self.owner or found.st_uid == _uid(self.owner):
+            return False
+        if found.st_uid == 0 and all(path.name == "lost+found" for path in self.path.iterdir()):
+            return True
+        raise StateFileError(
+            f"The folder {self.path} cannot be used",
+            cause=f"it belongs to {user_name(found.st_uid)}, and not to {self.owner}",
+            action=f"If what is in it is this daemon's: chown -R {self.owner}: {self.path}. {_AGAIN}",
+        )
+
+    def _wrong(self, found: os.stat_result) -> str:
+        if self.mode == 0o700:
+            return too_open(found, self.mode)
+        if self.reader and not admits(found, self.reader):
+            return f"{self.reader} cannot get in: its mode is {stat.S_IMODE(found.st_mode):04o}"
+        return ""
+
+    def _mended(self, found: os.stat_result, wrong: str) -> Done:
+        before = stat.S_IMODE(found.st_mode)
+        mode = before & 0o7700 if self.mode == 0o700 else before | self.mode
+        self.path.chmod(mode)
+        see = f"See what others left in it, or took: ls -la {self.path}" if self.mode == 0o700 else ""
+        return self._done(Outcome.MENDED, f"{wrong}; now it is {mode:04o}", see)
+
+    def _done(self, outcome: Outcome, detail: str = "", action: str = "") -> Done:
         whose = f"for {self.owner} alone" if self.owner and self.mode == 0o700 else f"mode {self.mode:04o}"
-        return Done(step="folder", outcome=outcome, what=str(self.path), detail=whose)
+        return Done(
+            step="folder", outcome=outcome, what=str(self.path), detail=detail or whose, action=action
+        )
 
 
 @dataclass(frozen=True)
@@ -77,35 +117,24 @@ class GivenFile:
     otherwise: str = ""
     """What to do where another one is there."""
     replace: bool = False
+    reader: str = ""
+    """The daemon's user, who must be able to read it; "": whoever runs this, or systemd."""
 
     async def look(self, dry_run: bool) -> Done:
-        with durable.named(f"The file {self.path} could not be read", action=_AGAIN):
-            try:
-                found = self.path.read_bytes()
-            except FileNotFoundError:
-                return self._done(Outcome.WOULD_CREATE)
-            mode = stat.S_IMODE(self.path.stat().st_mode)
-        if found.strip() == self.content.strip():
-            if self.mode == 0o600 and mode & 0o077:
-                return Done(
-                    step=self.step,
-                    outcome=Outcome.WARNING,
-                    what=str(self.path),
-                    detail=f"others can read it: its mode is {mode:04o}",
-                    action=f"chmod 600 {self.path}, and consider it known to others.",
-                )
-            return self._done(Outcome.KEPT)
-        if self.replace:
-            return self._done(Outcome.WOULD_CREATE)
-        return Done(
-            step=self.step,
-            outcome=Outcome.DIFFERS,
-            what=str(self.path),
-            detail="it is there with another content, and stays as it is",
-            action=self.otherwise,
+        done = self._content()
+        if done.outcome is Outcome.WOULD_CREATE or not (wrong := self._wrong()):
+            return done
+        if not self.path.is_symlink():
+            return self._done(Outcome.WOULD_MEND, wrong)
+        where = f"{wrong}, where the link {self.path} leads"
+        more = f"; {done.detail}" if done.outcome is Outcome.DIFFERS else ""
+        return self._done(
+            Outcome.WARNING, f"{where}{more}", f"See to it there (chown, chmod). {done.action}".strip()
         )
 
     async def do(self) -> Done:
+        if self._content().outcome is not Outcome.WOULD_CREATE:
+            return self._mended()
         with durable.named(f"The file {self.path} could not be written", action=_AGAIN):
             durable.make_folder(self.path.parent, 0o700 if self.mode == 0o600 else 0o755)
             reach("setup.step")
@@ -115,8 +144,52 @@ class GivenFile:
                 durable.create_file(self.path, self.content, mode=self.mode)
         return self._done(Outcome.CREATED)
 
-    def _done(self, outcome: Outcome) -> Done:
-        return Done(step=self.step, outcome=outcome, what=str(self.path), detail=self.says)
+    def _content(self) -> Done:
+        with durable.named(f"The file {self.path} could not be read", action=_AGAIN):
+            try:
+                found = self.path.read_bytes()
+            except FileNotFoundError:
+                return self._done(Outcome.WOULD_CREATE)
+        if found.strip() == self.content.strip():
+            return self._done(Outcome.KEPT)
+        if self.replace:
+            return self._done(Outcome.WOULD_CREATE)
+        return self._done(
+            Outcome.DIFFERS, "it is there with another content, and stays as it is", self.otherwise
+        )
+
+    def _wrong(self) -> str:
+        """Of what is there; "": nothing."""
+        with durable.named(f"The file {self.path} could not be read", action=_AGAIN):
+            left = ", ".join(map(str, self._left()))
+            copies = f"a run that was killed left {left} beside it" if left else ""
+            return self._access.wrong() or too_closed(self.path, self.reader) or copies
+
+    def _left(self) -> list[Path]:
+        return durable.leftovers(self.path, self.content) if self.mode == 0o600 else []
+
+    def _mended(self) -> Done:
+        done, detail, more = self._content(), self._wrong(), ""
+        if self._access.wrong():
+            detail = self._access.close()
+            more = "Consider it known to others." if self.mode == 0o600 else "See that nobody has changed it."
+        elif too_closed(self.path, self.reader):
+            detail = opened(self.path, self.reader, self.mode)
+        with durable.named(f"A copy of {self.path} could not be removed", action=_AGAIN):
+            for copy in self._left():
+                durable.remove_file(copy)
+        if done.outcome is not Outcome.DIFFERS:
+            return self._done(Outcome.MENDED, detail, more)
+        return self._done(Outcome.MENDED, f"{detail}; {done.detail}", f"{more} {done.action}".strip())
+
+    @property
+    def _access(self) -> Access:
+        return Access(self.path, self.mode, os.geteuid(), os.getegid())
+
+    def _done(self, outcome: Outcome, detail: str = "", action: str = "") -> Done:
+        return Done(
+            step=self.step, outcome=outcome, what=str(self.path), detail=detail or self.says, action=action
+        )
 
 
 @dataclass
@@ -131,10 +204,26 @@ class Configuration:
     step: str = "configuration"
     made: bool = False
     """By this run."""
+    reader: str = ""
+    """The daemon's user, who must be able to read it; "": whoever runs this."""
 
     async def look(self, dry_run: bool) -> Done:
         if not self.path.exists():
             return self._done(Outcome.WOULD_CREATE, self.says)
+        done = self._content()
+        with durable.named(f"The configuration {self.path} could not be read", action=_AGAIN):
+            if wrong := too_closed(self.path, self.reader):
+                return self._done(Outcome.WOULD_MEND, wrong)
+            wrong = Access(self.path, 0o644, os.geteuid(), os.getegid()).wrong()
+        if not wrong:
+            return done
+        # It is an administrator's, who may want it so.
+        detail = f"{wrong}; who can write it can have the daemon do anything. {done.detail}"
+        outcome = done.outcome if done.outcome is Outcome.DIFFERS else Outcome.WARNING
+        fix = f"chown and chmod 644 {self.path}, unless those are to be trusted with it."
+        return self._done(outcome, detail, f"{fix} {done.action}".strip())
+
+    def _content(self) -> Done:
         found = read(self.path, self.type)
         if unlike := list(differences(plain(self.values), found)):
             return self._done(
@@ -146,6 +235,11 @@ class Configuration:
         return self._done(Outcome.KEPT, f"it also sets {', '.join(more)}" if more else self.says)
 
     async def do(self) -> Done:
+        if self.path.exists() and too_closed(self.path, self.reader):
+            done = self._content()
+            detail = opened(self.path, self.reader, 0o644)
+            more = f"; {done.detail}" if done.outcome is Outcome.DIFFERS else ""
+            return self._done(Outcome.MENDED, f"{detail}{more}", done.action)
         text = sample(self.type, self.values)
         with durable.named(f"The configuration {self.path} could not be written", action=_AGAIN):
             durable.make_folder(self.path.parent, 0o755)
@@ -203,11 +297,20 @@ def _uid(user: str) -> int | None:
         return None
 
 
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
+def too_closed(path: Path, reader: str) -> str:
+    """In words; "": `reader` can read it. Raises OSError."""
+    if not reader or admits(found := path.stat(), reader):
+        return ""
+    return f"{reader} cannot read it: its mode is {stat.S_IMODE(found.st_mode):04o}"
+
+
+def opened(path: Path, reader: str, mode: int) -> str:
+    """What others may read, and an umask took from them; in words. Raises StateFileError."""
+    with durable.named(f"The file {path} could not be opened to {reader}", action=_AGAIN):
+        was = too_closed(path, reader)
+        now = stat.S_IMODE(path.stat().st_mode) | mode
+        path.chmod(now)
+    return f"{was}; now it is {now:04o}"
 
 
 def known(path: Path, type_: type[msgspec.Struct]) -> dict[str, Any]:

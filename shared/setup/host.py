@@ -36,6 +36,8 @@ _USERS: Final = {
     Role.AGENT: "root",
 }
 _START_S: Final = 180.0
+_UMASK: Final = 0o022
+"""Of what systemd's tools make."""
 _UNIT_FOLDER: Final = PurePosixPath("/etc/systemd/system")
 _CHANGED: Final = (
     "Changes of yours belong into a drop-in (systemctl edit UNIT). To have this version's: the same command with --replace-units,"
@@ -109,9 +111,9 @@ class Host:
                         "unit-file", Path(path), text.encode(), otherwise=_CHANGED, replace=self.replace_units
                     )
             yield _Users(self)
-        else:
-            yield Folder(self.etc, 0o755)
-            yield Folder(self.folder, 0o700)
+            yield Folder(self.state, 0o755, reader=self.user)
+        yield Folder(self.etc, 0o755, reader=self.user)
+        yield Folder(self.folder, 0o700)
         yield Folder(self.state_dir, 0o700, self.user)
 
 
@@ -247,7 +249,7 @@ def last_words(lines: Sequence[str]) -> tuple[str, str] | None:
 def _restart(unit: str) -> str:
     """Until it is ready; else what systemctl says."""
     words = ["systemctl", "restart", unit]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=_START_S, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=_START_S, check=False, umask=_UMASK)
     return (done.stderr.strip() or "it failed") if done.returncode else ""
 
 
@@ -262,7 +264,7 @@ def _output(*words: str) -> str:
 def _run(*words: str) -> None:
     """Raises UnitError."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, umask=_UMASK)
     except OSError as exc:
         raise UnitError(f"{words[0]} could not be run", cause=str(exc), action="Install systemd.") from exc
     if done.returncode:

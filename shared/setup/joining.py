@@ -69,7 +69,9 @@ class Joining:
     def made(self, type_: type[msgspec.Struct], values: Callable[[str], Mapping[str, Any]]) -> Iterator[Step]:
         """`values`: the configuration, by the daemon's name, which is the token's and stands in its certificate."""
         yield self.enrolment
-        config = Configuration(self.host.config, type_, values(self.enrolment.name or "NAME"))
+        config = Configuration(
+            self.host.config, type_, values(self.enrolment.name or "NAME"), reader=self.host.user
+        )
         yield config
         yield Unit(self.host, lambda: self.enrolment.made or config.made)
 

@@ -13,6 +13,8 @@ from shared.crashpoints import reach
 
 class Outcome(enum.StrEnum):
     CREATED = "created"
+    MENDED = "mended"
+    """It is there, and others could do more with it than they may, or its daemon less than it must; that was set right."""
     KEPT = "kept"
     """It is there."""
     DIFFERS = "differs"
@@ -24,6 +26,8 @@ class Outcome(enum.StrEnum):
     TO_DO = "to-do"
     """A person has to do it."""
     WOULD_CREATE = "would-create"
+    """Dry run."""
+    WOULD_MEND = "would-mend"
     """Dry run."""
     WOULD_CHECK = "would-check"
     """Dry run: the check itself makes something for a moment."""
@@ -44,10 +48,11 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 class Step(Protocol):
     async def look(self, dry_run: bool) -> Done:
-        """What is there. Changes nothing. WOULD_CREATE: it is missing. Raises UnderstudyError where the run cannot go on."""
+        """What is there. Changes nothing. WOULD_CREATE: it is missing; WOULD_MEND: who may use it is to be set right. Raises
+        UnderstudyError where the run cannot go on."""
 
     async def do(self) -> Done:
-        """Makes what `look` found missing; killed anywhere, the next run's `look` finds it missing or whole."""
+        """Makes what `look` found missing, or sets it right; killed anywhere, the next run's `look` finds it missing or whole."""
 
 
 async def carry_out(
@@ -59,7 +64,7 @@ async def carry_out(
     for step in steps:
         reach("setup.step")
         done = await step.look(dry_run)
-        if done.outcome is Outcome.WOULD_CREATE and not dry_run:
+        if done.outcome in (Outcome.WOULD_CREATE, Outcome.WOULD_MEND) and not dry_run:
             done = await step.do()
             reach("setup.step")
         all_done.append(done)

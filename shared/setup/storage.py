@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,15 +12,37 @@ import msgspec
 from shared.blob import BlobConfig
 from shared.blob.config import is_account_url, read_key
 from shared.errors import ConfigError, UsageError, cause_of
+from shared.setup.access import too_open
+from shared.setup.checks import Check
 from shared.setup.command import Answers
-from shared.setup.files import GivenFile
+from shared.setup.files import Folder, GivenFile
 from shared.setup.host import CREDENTIAL, Host
-from shared.setup.steps import Step
+from shared.setup.steps import Done, Outcome, Step
 
 _ANOTHER_KEY: Final = (
     f"If the account's key was changed: install -m 600 FILE {CREDENTIAL}, then restart the units that use it."
 )
 _ANOTHER_CA: Final = "If storage's CA was changed, put the new one there, and restart the units that use it."
+
+
+@dataclass(frozen=True)
+class _KeyInPlace(Check):
+    """Where no unit gets a copy: the administrator's own file, which the configuration names."""
+
+    file: Path
+
+    async def look(self, dry_run: bool) -> Done:
+        try:
+            wrong = too_open(self.file.stat(), 0o600)
+        except OSError as exc:
+            wrong = f"it could not be looked at: {cause_of(exc)}"
+        return Done(
+            step="storage-key",
+            outcome=Outcome.WARNING if wrong else Outcome.CHECKED,
+            what=str(self.file),
+            detail=wrong or "the storage account's key, which the daemon reads there",
+            action=f"chmod 600 {self.file}, and consider it known to others." if wrong else "",
+        )
 
 
 class Storage(NamedTuple):
@@ -82,17 +105,28 @@ def storage_of(options: argparse.Namespace, answers: Answers, host: Host) -> Sto
             action="Correct --blob-url.",
         )
     if not host.by_unit:
-        return Storage(config, _plain(config), ())
+        return Storage(config, _plain(config), () if key_file is None else (_KeyInPlace(key_file),))
     files: list[Step] = []
     as_unit = config
     if key_file is not None:
         content = (read_key(key_file) + "\n").encode()
         says = "the storage account's key, for root alone; systemd gives each unit a copy"
+        files.append(Folder(CREDENTIAL.parent, 0o700))
         files.append(GivenFile("storage-key", CREDENTIAL, content, 0o600, says, _ANOTHER_KEY))
         as_unit = msgspec.structs.replace(as_unit, account_key_file=host.credential)
     if ca_file is not None:
         place = host.etc / "storage-ca.pem"
-        files.append(GivenFile("storage-ca", place, _read(ca_file), 0o644, "storage's CA", _ANOTHER_CA))
+        files.append(
+            GivenFile(
+                "storage-ca",
+                place,
+                _read(ca_file),
+                0o644,
+                "storage's CA",
+                _ANOTHER_CA,
+                reader=host.user,
+            )
+        )
         as_unit = msgspec.structs.replace(as_unit, ca_file=place)
     return Storage(config, _plain(as_unit), tuple(files))
 

@@ -231,6 +231,23 @@ async def test_what_is_no_port_is_refused(port: str, tmp_path: Path) -> None:
     assert (done.exit_code, "is no port: it must be 1 to 65535" in done.stderr) == (2, True)
 
 
+async def test_a_key_that_others_could_read_is_closed_and_told(
+    server: ConfigServer, tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    given = await arguments(server, tmp_path, "master-target", blob_config)
+    assert (await set_up("master-target", *given)).exit_code == 0
+    key = identity.files_in(tmp_path / "etc/master-target").key
+    before = key.read_bytes()
+    key.chmod(0o644)
+    report = (await set_up("master-target", *given, "--output", "json")).json
+    [told] = [step for step in report["steps"] if step["step"] == "certificate"]
+    assert (told["outcome"], "its mode is 0644" in told["detail"]) == ("mended", True)
+    assert "certificate revoke master-target:one" in told["action"]
+    assert (key.read_bytes(), key.stat().st_mode & 0o777) == (before, 0o600)
+    again = (await set_up("master-target", *given, "--output", "json")).json
+    assert (again["changed"], outcomes(again["steps"])["certificate"]) == (False, "kept")
+
+
 async def test_two_at_once_do_not_get_into_each_other_s_way(tmp_path: Path) -> None:
     held = os.open(tmp_path, os.O_RDONLY)
     try:

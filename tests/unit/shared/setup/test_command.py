@@ -20,6 +20,7 @@ from shared.setup.steps import Done, Outcome
             "Nothing was changed. To look at: 2 warning, 1 differs.",
         ),
         ((Outcome.CREATED, Outcome.TO_DO), False, "Done. To look at: 1 to-do."),
+        ((Outcome.KEPT, Outcome.MENDED), False, "Done. To look at: 1 mended."),
     ],
 )
 def test_the_last_line_says_whether_all_is_well(
