@@ -83,7 +83,8 @@ def _read(path: Path) -> _VaultFile:
         raise UsageError(
             f"The vault file {path} is readable by others",
             cause=f"its mode is {stat.S_IMODE(mode):o}; everybody who can read it can read all disks",
-            action=f"chmod 600 {path}, and consider its keys known to others.",
+            action=f"chmod 600 {path}, and consider its keys known to others. Where that changes nothing (the file system of a stick):"
+            " copy it to a place that keeps modes (install -m 600), and give the copy.",
         )
     try:
         content = decoding.decode(data, type=_VaultFile)

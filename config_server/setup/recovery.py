@@ -6,12 +6,17 @@ second run knows that it has been, though the file is by then where it belongs: 
 
     none                        it was never put anywhere
     file, and no note           killed in between: the file is compared with the vault, and noted
+    its beginning, and no note  killed while it was written where files have one name (a stick): completed, and noted
     note                        it has been; kept, unless the vault has got keys since that it lacks
+
+It is to be taken away, and deleted here: so it must be another file than the vault, and none that is lost with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +26,7 @@ from shared import decoding, durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ConfigError, RecoveryFileThereError, UsageError, cause_of
 from shared.owner import as_owner
+from shared.setup.access import too_open
 from shared.setup.steps import Done, Outcome
 from shared.vault import FileVault
 
@@ -28,6 +34,7 @@ NOTE: Final = "recovery.json"
 _AWAY: Final = (
     "Take it off this host now (a safe, another site; never this storage account), and delete it here."
 )
+_NEW: Final = "Give a file that is not there yet, best on what leaves this host: --recovery-key FILE."
 _MORE: Final = "Give another file: --recovery-key FILE, and keep that one."
 
 
@@ -42,82 +49,185 @@ class Handed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecoveryKey:
-    """`wanted`: where it shall be; None: nobody said."""
+    """`wanted`: where it shall be; None: nobody said. `folders`: what is lost or saved together with the vault."""
 
-    def __init__(self, vault_file: Path, wanted: Path | None) -> None:
+    def __init__(self, vault_file: Path, wanted: Path | None, folders: Sequence[Path] = ()) -> None:
         self._vault: Final = vault_file
         self._wanted: Final = wanted
+        self._folders: Final = folders
         self._note: Final = vault_file.parent / NOTE
 
+    def check(self) -> None:
+        """Before anything is made. Raises UsageError, RecoveryFileThereError, ConfigError where it cannot be put."""
+        if self._wanted is not None and self._handed() is None:
+            self._check_wanted(self._wanted)
+
     async def look(self, dry_run: bool) -> Done:
-        ids = tuple(FileVault(self._vault).fingerprints) if self._vault.exists() else ()
-        handed = noted(self._note)
-        if handed is not None and (not ids or set(ids) <= set(handed.keys)):
-            is_here = _is_there(handed.file)
-            return Done(
-                step="recovery-key",
-                outcome=Outcome.WARNING if is_here else Outcome.KEPT,
-                what=handed.file,
-                detail="the recovery key is still on this host"
-                if is_here
-                else "it was put there, and taken away",
-                action=_AWAY if is_here else "",
-            )
+        handed = self._handed()
+        if handed is not None:
+            return self._kept(handed)
         if self._wanted is None:
+            before = noted(self._note)
             raise UsageError(
                 "Nobody said where the recovery key shall be put",
-                cause="" if handed is None else f"the vault has got keys that {handed.file} lacks",
+                cause=self._why_again(before) if before is not None else "",
                 action=_MORE
-                if handed is not None
+                if before is not None
                 else "Give a file: --recovery-key FILE. It is made, and must then leave this host.",
             )
-        self._check_place(self._wanted)
-        if self._wanted.exists() and not self._is_it(self._wanted):
-            raise RecoveryFileThereError(
-                "The recovery key was not written",
-                cause=f"{self._wanted} is there already, and is another file",
-            )
+        self._check_wanted(self._wanted)
         return self._done(Outcome.WOULD_CREATE)
 
     async def do(self) -> Done:
+        if (handed := self._handed()) is not None:
+            return self._without_leftovers(handed)
         assert self._wanted is not None
-        with durable.named(f"The recovery key {self._wanted} could not be written", action=_MORE):
-            if not self._wanted.exists():
-                durable.create_file(self._wanted, self._vault.read_bytes(), mode=0o600)
+        place, data = self._wanted, self._vault.read_bytes()
+        with durable.named(f"The recovery key {place} could not be written", action=_MORE):
+            for copy in durable.leftovers(place, data):
+                durable.remove_file(copy)
+            if not place.exists():
+                durable.create_file(place, data, mode=0o600)
+            elif place.read_bytes() != data:
+                durable.complete_file(place, data)  # its beginning is there, as the look has seen
             reach("setup.step")
-        note = Handed(file=str(self._wanted), keys=tuple(FileVault(self._vault).fingerprints))
+            readable = _closed(place)
+        note = Handed(file=str(place), keys=tuple(FileVault(self._vault).fingerprints))
         with durable.named(f"The note {self._note} could not be written"), as_owner(self._note.parent):
             durable.replace_file(self._note, msgspec.json.encode(note), mode=0o600)
-        return self._done(Outcome.CREATED)
+        return self._done(Outcome.CREATED, readable)
+
+    def _handed(self) -> Handed | None:
+        """The note, where what it names holds all that the vault does, and is not the vault itself."""
+        handed = noted(self._note)
+        if handed is None or self._is_vault(Path(handed.file)):
+            return None
+        ids = FileVault(self._vault).fingerprints if self._vault.exists() else {}
+        return handed if ids.keys() <= set(handed.keys) else None
+
+    def _why_again(self, handed: Handed) -> str:
+        if self._is_vault(Path(handed.file)):
+            return f"{handed.file}, which is noted as it, is the vault file itself"
+        return f"the vault has got keys that {handed.file} lacks"
+
+    def _kept(self, handed: Handed) -> Done:
+        place = Path(handed.file)
+        if copies := self._leftovers(place):
+            detail = f"a run that was killed left {', '.join(map(str, copies))} beside it"
+            return Done(step="recovery-key", outcome=Outcome.WOULD_MEND, what=handed.file, detail=detail)
+        if not os.path.lexists(place):
+            return Done(
+                step="recovery-key",
+                outcome=Outcome.KEPT,
+                what=handed.file,
+                detail="it was put there, and taken away",
+            )
+        return Done(
+            step="recovery-key",
+            outcome=Outcome.WARNING,
+            what=handed.file,
+            detail=f"the recovery key is still on this host{_also(place)}",
+            action=_AWAY,
+        )
+
+    def _without_leftovers(self, handed: Handed) -> Done:
+        copies = self._leftovers(Path(handed.file))
+        with durable.named("Copies of the vault could not be removed"):
+            for copy in copies:
+                durable.remove_file(copy)
+        return Done(
+            step="recovery-key",
+            outcome=Outcome.MENDED,
+            what=handed.file,
+            detail=f"copies that a run left that was killed were removed: {', '.join(map(str, copies))}",
+            action=_AWAY if os.path.lexists(handed.file) else "",
+        )
+
+    def _leftovers(self, place: Path) -> list[Path]:
+        if not self._vault.exists() or not place.parent.is_dir():
+            return []
+        with durable.named(f"The folder {place.parent} could not be looked at"):
+            return durable.leftovers(place, self._vault.read_bytes())
+
+    def _check_wanted(self, place: Path) -> None:
+        with durable.named(f"The recovery key cannot be put into {place}", UsageError, action=_NEW):
+            self._check_place(place)
 
     def _check_place(self, place: Path) -> None:
+        what = f"The recovery key cannot be put into {place}"
+        if self._is_vault(place):
+            raise UsageError(
+                what,
+                cause="that is the vault file itself: who takes the recovery key off this host would take the only vault",
+                action=_NEW,
+            )
+        if place.is_symlink():
+            raise UsageError(what, cause=f"it is a symbolic link, to {place.readlink()}", action=_NEW)
+        where = place.resolve()
+        for folder in self._folders:
+            if where.is_relative_to(folder.resolve()):
+                raise UsageError(
+                    what,
+                    cause=f"it lies in {folder}, and would be lost, or stolen, together with the vault",
+                    action=_NEW,
+                )
         if not place.parent.is_dir():
             raise UsageError(
                 f"The recovery key cannot be put into {place.parent}",
                 cause="there is no such folder",
                 action="Make it, or mount what shall hold it; or give another file as --recovery-key.",
             )
+        if place.exists() and not self._is_it(place):
+            raise RecoveryFileThereError(
+                "The recovery key was not written",
+                cause=f"{place} is there already, and is another file",
+            )
+
+    def _is_vault(self, place: Path) -> bool:
+        """By whatever name."""
+        try:
+            if place.samefile(self._vault):
+                return True
+        except OSError:  # one of them is not there
+            pass
+        return place.resolve() == self._vault.resolve()
 
     def _is_it(self, place: Path) -> bool:
+        """Or the beginning of it, which a run wrote that was killed."""
         try:
-            return self._vault.exists() and place.read_bytes() == self._vault.read_bytes()
+            if not self._vault.exists() or not place.is_file():
+                return False
+            data = self._vault.read_bytes()
+            return place.stat().st_size <= len(data) and data.startswith(place.read_bytes())
         except OSError as exc:
             raise RecoveryFileThereError(
                 "The recovery key was not written", cause=f"{place} cannot be read: {cause_of(exc)}"
             ) from exc
 
-    def _done(self, outcome: Outcome) -> Done:
+    def _done(self, outcome: Outcome, more: str = "") -> Done:
         return Done(
             step="recovery-key",
             outcome=outcome,
             what=str(self._wanted),
-            detail="with it and the storage account everything can be restored when every server is gone, by whoever has it",
+            detail=f"with it and the storage account everything can be restored when every server is gone, by whoever has it{more}",
             action=_AWAY if outcome is Outcome.CREATED else "",
         )
 
 
-def _is_there(file: str) -> bool:
-    return os.path.lexists(file)
+def _closed(place: Path) -> str:
+    """Others cannot read it from now on; else, in words, that its file system lets them. Raises OSError."""
+    if too_open(place.stat(), 0o600):
+        with contextlib.suppress(OSError):
+            place.chmod(0o600)
+    return _also(place)
+
+
+def _also(place: Path) -> str:
+    try:
+        wrong = too_open(place.stat(), 0o600)
+    except OSError:
+        return ""
+    return f"; {wrong}" if wrong else ""
 
 
 def noted(note: Path) -> Handed | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,8 +23,15 @@ def vault_file(tmp_path: Path) -> Path:
     return tmp_path / "vault.json"
 
 
-async def put(vault_file: Path, wanted: Path | None, *, dry_run: bool = False) -> Done:
-    [done] = await carry_out([RecoveryKey(vault_file, wanted)], lambda _: None, dry_run=dry_run)
+def content(file: Path) -> bytes:
+    return file.read_bytes()
+
+
+async def put(
+    vault_file: Path, wanted: Path | None, *, dry_run: bool = False, folders: Sequence[Path] = ()
+) -> Done:
+    step = RecoveryKey(vault_file, wanted, folders)
+    [done] = await carry_out([step], lambda _: None, dry_run=dry_run)
     return done
 
 
@@ -78,3 +88,142 @@ async def test_a_place_that_is_none_and_a_note_that_cannot_be_read_are_told(
     with pytest.raises(ConfigError, match="cannot be read"):
         await put(vault_file, tmp_path / "key")
     assert not (tmp_path / "key").exists()
+
+
+@pytest.mark.parametrize("name", ["itself", "symbolic", "hard", "around", "folder"])
+async def test_the_vault_itself_is_no_recovery_key_by_whatever_name(
+    vault_file: Path, tmp_path: Path, name: str
+) -> None:
+    """The operator is told to take it away, and to delete it here."""
+    place = tmp_path / name
+    match name:
+        case "itself":
+            place = vault_file
+        case "symbolic":
+            place.symlink_to(vault_file)
+        case "hard":
+            place.hardlink_to(vault_file)
+        case "around":
+            (tmp_path / "x").mkdir()
+            place = tmp_path / "x/../vault.json"
+        case "folder":
+            place.symlink_to(tmp_path, target_is_directory=True)
+            place = place / "vault.json"
+    before = content(vault_file)
+    with pytest.raises(UsageError, match="is the vault file itself"):
+        await put(vault_file, place)
+    with pytest.raises(UsageError, match="is the vault file itself"):
+        RecoveryKey(vault_file, place).check()
+    assert (content(vault_file), (tmp_path / NOTE).exists()) == (before, False)
+
+
+async def test_a_vault_that_is_not_made_yet_is_no_recovery_key_either(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the vault file itself"):
+        RecoveryKey(tmp_path / "vault.json", tmp_path / "vault.json").check()
+
+
+async def test_a_note_that_names_the_vault_itself_is_none(vault_file: Path, tmp_path: Path) -> None:
+    """As an earlier version left it."""
+    await put(vault_file, tmp_path / "key")
+    note = (tmp_path / NOTE).read_text()
+    (tmp_path / NOTE).write_text(note.replace(str(tmp_path / "key"), str(vault_file)))
+    with pytest.raises(UsageError, match="noted as it, is the vault file itself"):
+        await put(vault_file, None)
+    assert (await put(vault_file, tmp_path / "second")).outcome is Outcome.CREATED
+
+
+async def test_what_leads_elsewhere_and_what_is_lost_with_the_vault_is_no_place(
+    vault_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"symbolic link, to .*elsewhere"):
+        await put(vault_file, tmp_path / "link")
+    etc = tmp_path / "etc"
+    (etc / "config-server").mkdir(parents=True)
+    (tmp_path / "round").symlink_to(etc)
+    for place in (etc / "key", etc / "config-server/key", tmp_path / "round/key"):
+        with pytest.raises(UsageError, match="lost, or stolen, together with the vault"):
+            await put(vault_file, place, folders=[etc])
+        assert not place.exists()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecoveryFileThereError):
+        await put(vault_file, tmp_path / "pipe")
+
+
+def no_links(*_args: object, **_kwargs: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+async def test_it_can_be_put_where_files_have_one_name(
+    vault_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vfat, exfat: what sticks have."""
+    monkeypatch.setattr(os, "link", no_links)
+    (tmp_path / "stick").mkdir()
+    assert (await put(vault_file, tmp_path / "stick/key")).outcome is Outcome.CREATED
+    assert [path.name for path in (tmp_path / "stick").iterdir()] == ["key"]
+    assert (tmp_path / "stick/key").read_bytes() == content(vault_file)
+    other = tmp_path / "stick/other"
+    other.write_bytes(b"somebody's")
+    (tmp_path / NOTE).unlink()
+    with pytest.raises(RecoveryFileThereError):
+        await put(vault_file, other)
+    assert other.read_bytes() == b"somebody's"
+
+
+async def test_one_that_a_killed_run_wrote_in_part_is_completed(
+    vault_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", no_links)
+    data, place = content(vault_file), tmp_path / "key"
+    for size in (0, 1, len(data) // 2, len(data) - 1, len(data)):
+        place.write_bytes(data[:size])
+        place.chmod(0o600)
+        assert (await put(vault_file, place)).outcome is Outcome.CREATED
+        assert place.read_bytes() == data
+        (tmp_path / NOTE).unlink()
+    place.write_bytes(data + b"x")
+    with pytest.raises(RecoveryFileThereError):
+        await put(vault_file, place)
+
+
+async def test_it_is_for_its_owner_alone_and_where_that_cannot_be_it_is_told(
+    vault_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "key"
+    shutil.copy(vault_file, place)
+    place.chmod(0o644)
+    done = await put(vault_file, place)
+    assert (done.outcome, place.stat().st_mode & 0o777) == (Outcome.CREATED, 0o600)
+    assert "others can read" not in done.detail
+    place.chmod(0o755)  # as all is on a stick
+    done = await put(vault_file, place)
+    assert (done.outcome, "still on this host; others can read it: its mode is 0755" in done.detail) == (
+        Outcome.WARNING,
+        True,
+    )
+    (tmp_path / NOTE).unlink()
+    monkeypatch.setattr(Path, "chmod", lambda _path, _mode: None)
+    assert "others can read it: its mode is 0755" in (await put(vault_file, place)).detail
+
+
+async def test_copies_of_the_vault_that_a_killed_run_left_beside_it_are_removed(
+    vault_file: Path, tmp_path: Path
+) -> None:
+    """An earlier version made a file under another name first."""
+    place = tmp_path / "home/key"
+    place.parent.mkdir()
+    copy, other = place.with_name(".key.0123456789ab"), place.with_name(".key.0123456789ac")
+    await put(vault_file, place)
+    place.unlink()
+    copy.write_bytes(content(vault_file))
+    other.write_bytes(b"somebody's")
+    assert (await put(vault_file, place, dry_run=True)).outcome is Outcome.WOULD_MEND
+    done = await put(vault_file, place)
+    assert (done.outcome, str(copy) in done.detail) == (Outcome.MENDED, True)
+    assert list(place.parent.iterdir()) == [other]
+    assert (await put(vault_file, place)).outcome is Outcome.KEPT
+    (tmp_path / NOTE).unlink()
+    copy.write_bytes(content(vault_file))
+    assert (await put(vault_file, place)).outcome is Outcome.CREATED
+    assert sorted(place.parent.iterdir()) == [other, place]
