@@ -3,4 +3,5 @@
 command    options, order of the steps, what to do next          (the steps that all set-ups have: shared/setup)
 parts      vault, CA, first operator, as steps                   recovery   the recovery key, put where the operator says
 unused     whether the storage account has an installation already
+lost       whether this installation had a data folder that is gone
 """

@@ -12,6 +12,7 @@ from config_server import belonging
 from config_server.ca import check_host
 from config_server.cli.profile import FILE, Profile
 from config_server.config import ConfigServerConfig
+from config_server.setup.lost import DataThere
 from config_server.setup.parts import Authority, Operator, Vault
 from config_server.setup.recovery import NOTE, RecoveryKey, noted
 from config_server.setup.unused import Unused
@@ -50,6 +51,12 @@ def main(argv: Sequence[str]) -> int:
         metavar="FILE",
         help="where the recovery key is to be put: a file that is not there yet, best on what leaves this host",
     )
+    made.add_argument(
+        "--new-ca",
+        action="store_true",
+        help="this server's data folder is lost, and there is no backup of it: begin with a new CA and an empty database. Every daemon has"
+        " to enrol anew then",
+    )
     add_storage(made)
     options = made.parse_args(argv)
     return run(Role.CONFIG_SERVER, options, lambda show: _begin(options, show), lambda: _after(options))
@@ -73,9 +80,13 @@ def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
     storage = storage_of(options, answers, host)
     hosts = [check_host(each) for each in hosts]
     listen = {"listen": options.listen or there.get("listen"), "port": options.port or there.get("port")}
-    if recovery_key is not None:
-        recovery_key = recovery_key.absolute()
-    return _steps(host, storage, hosts, listen, recovery_key, show)
+    recovery = RecoveryKey(
+        host.folder / _VAULT,
+        None if recovery_key is None else recovery_key.absolute(),
+        (host.etc, host.folder, host.state, host.state_dir),
+    )
+    recovery.check()
+    return _steps(host, storage, hosts, listen, recovery, options.new_ca, show)
 
 
 def _steps(
@@ -83,7 +94,8 @@ def _steps(
     storage: Storage,
     hosts: Sequence[str],
     listen: dict[str, Any],
-    recovery_key: Path | None,
+    recovery: RecoveryKey,
+    begins_anew: bool,
     show: Show,
 ) -> Iterator[Step]:
     data_dir, vault_file = host.state_dir, host.folder / _VAULT
@@ -91,17 +103,19 @@ def _steps(
     url = f"https://{shown(hosts[0])}{'' if number == PORT else f':{number}'}"
     yield StorageFit(storage.check, show)
     yield Unused(storage.check, vault_file)
+    yield DataThere(data_dir, vault_file, host.etc / FILE, host.config, storage.check, begins_anew)
     yield PortFree(listen["listen"] or "0.0.0.0", number, host.role, host.config)
     yield from host.prepared()
     yield from storage.files
     yield Vault(vault_file, data_dir)
-    yield RecoveryKey(vault_file, recovery_key)
+    yield recovery
     yield Authority(data_dir)
     yield Operator(data_dir)
     config = Configuration(
         host.config,
         ConfigServerConfig,
         {"data_dir": data_dir, **listen, "hosts": hosts, "blob": storage.daemon, "vault_file": vault_file},
+        reader=host.user,
     )
     yield config
     profile = {
@@ -115,7 +129,6 @@ def _steps(
     unit = Unit(host, lambda: config.made)
     yield unit
     yield Answering(url, data_dir / "ca.pem", host.by_unit)
-        reader=host.user,
 
 
 def _as_root(storage: Storage, host: Host) -> dict[str, Any]:

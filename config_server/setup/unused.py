@@ -26,18 +26,25 @@ class Unused(Check):
         what = f"container {self.config.container}"
         if self.vault_file.exists():
             return Done(step="container", outcome=Outcome.KEPT, what=what, detail="it is this installation's")
-        async with BlobStore.connect(self.config) as store:
-            patient = store.with_retry(Retry(deadline_s=_PATIENCE_S))
-            for prefix in (vault_record.FOLDER, REGISTRY):
-                try:
-                    async for found in patient.list(prefix):
-                        raise InstallationThereError(
-                            "Nothing was set up",
-                            cause=f"{found.name} in container {self.config.container} of {self.config.account} is another installation's,"
-                            " or this one's of before, whose vault file is not on this host",
-                        )
-                except ContainerMissingError:
-                    break
+        if found := await installation_in(self.config):
+            raise InstallationThereError(
+                "Nothing was set up",
+                cause=f"{found} in container {self.config.container} of {self.config.account} is another installation's,"
+                " or this one's of before, whose vault file is not on this host",
+            )
         return Done(
             step="container", outcome=Outcome.CHECKED, what=what, detail="no installation uses it yet"
         )
+
+
+async def installation_in(config: BlobConfig) -> str:
+    """The name of a blob that an installation leaves once its servers have run; "": there is none. Raises StorageError."""
+    async with BlobStore.connect(config) as store:
+        patient = store.with_retry(Retry(deadline_s=_PATIENCE_S))
+        for prefix in (vault_record.FOLDER, REGISTRY):
+            try:
+                async for found in patient.list(prefix):
+                    return found.name
+            except ContainerMissingError:
+                break
+    return ""

@@ -107,6 +107,25 @@ async def test_init_killed_once_is_completed_by_the_next_run(
     await check_config_server(tmp_path)
 
 
+@pytest.mark.parametrize("step", some(range(8, 26), short=(16, 19, 23)))
+async def test_init_killed_over_a_configuration_that_was_written_by_hand_is_completed_too(
+    tmp_path: Path, blob_config: BlobConfig, step: int
+) -> None:
+    """It says nothing of whether there was a data folder before."""
+    arguments = init_arguments(tmp_path, blob_config)
+    places_ = [*arguments[:-4], *places(tmp_path / "other")]
+    places_[places_.index("--recovery-key") + 1] = str(tmp_path / "other.key")
+    (tmp_path / "other").mkdir()
+    assert (await set_up("config-server", *places_)).exit_code == 0
+    text = (tmp_path / "other/etc/config-server.toml").read_text()
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config-server.toml").write_text(text.replace(f"{tmp_path}/other/", f"{tmp_path}/"))
+    await killed("config-server", arguments, step)
+    done = await set_up("config-server", *arguments)
+    assert done.exit_code == 0, done.stderr
+    await check_config_server(tmp_path)
+
+
 @pytest.mark.parametrize("role", some(("master-target", "process-server"), short=("master-target",)))
 async def test_a_server_s_set_up_killed_at_each_step_in_turn_is_completed_with_one_token(
     tmp_path: Path, blob_config: BlobConfig, role: str

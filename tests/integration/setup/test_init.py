@@ -7,7 +7,9 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -19,6 +21,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from config_server import tools
+from config_server.belonging import RESTORING
 from config_server.cli import profile
 from config_server.config import ConfigServerConfig
 from shared import api
@@ -203,6 +207,132 @@ async def test_what_was_lost_is_not_made_anew(tmp_path: Path, arguments: list[st
     (tmp_path / lost).unlink()
     done = await init(arguments)
     assert (done.exit_code, "is gone" in done.stderr, (tmp_path / lost).exists()) == (2, True, False)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a CA without a database"])
+@pytest.mark.parametrize("told_by", ["profile", "storage"])
+async def test_a_data_folder_that_is_gone_is_not_made_anew(
+    tmp_path: Path, arguments: list[str], machine_storage: MachineStorage, told_by: str, left: str
+) -> None:
+    """Its file system is not mounted, its disk was lost: a new CA would lock out every daemon."""
+    assert (await init(arguments)).exit_code == 0
+    data = tmp_path / "state/config-server"
+    ca = (data / "ca.pem").read_bytes()
+    if told_by == "storage":
+        (tmp_path / "etc/profile.toml").unlink()
+        await machine_storage.find_or_create("web1")  # as a server does
+    await asyncio.to_thread(lose, data, left)
+    before = made(tmp_path)
+    for more in ([], ["--dry-run"]):
+        done = await init(arguments, *more)
+        assert (done.exit_code, "is gone, or is empty" in done.stderr) == (2, True), done.stderr
+        told = "names the operator's token" if told_by == "profile" else "has written machines/web1.json"
+        for words in (told, "mount that", "config_server restore --config", "--new-ca"):
+            assert words in done.stderr
+    assert made(tmp_path) == before
+    done = await init(arguments, "--new-ca")
+    assert (done.exit_code, "a new one is begun, as was asked for" in done.stdout) == (0, True), done.stderr
+    assert ((data / "ca.pem").read_bytes() == ca) == (left == "a CA without a database")
+    async with daemon(tmp_path / "etc/config-server.toml"):
+        again = (await init(arguments, "--new-ca", "--output", "json")).json
+    assert (again["changed"], outcomes(again["steps"])["data-folder"]) == (False, "kept")
+
+
+def lose(data: Path, left: str) -> None:
+    if left == "a CA without a database":
+        for path in (data / "state.db", data / "operator.token"):
+            path.unlink()
+        return
+    shutil.rmtree(data)
+    if left == "an empty folder":
+        data.mkdir(0o700)
+
+
+async def test_a_data_folder_that_is_gone_comes_back_from_a_backup(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    assert (await init(arguments)).exit_code == 0
+    data, config = tmp_path / "state/config-server", str(tmp_path / "etc/config-server.toml")
+    ca, backup = (data / "ca.pem").read_bytes(), str(tmp_path / "backup.tar")
+    assert tools.main("backup", ["--config", config, "--to", backup]) == 0
+    await asyncio.to_thread(lose, data, "nothing")
+    assert (await init(arguments)).exit_code == 2
+    assert tools.main("restore", ["--config", config, "--from", backup]) == 0
+    report = (await init(arguments, "--output", "json")).json
+    assert (report["changed"], outcomes(report["steps"])["ca"]) == (False, "kept")
+    assert (data / "ca.pem").read_bytes() == ca
+
+
+async def test_a_data_folder_that_is_half_restored_gets_no_new_ca(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    data = tmp_path / "state/config-server"
+    data.mkdir(parents=True, mode=0o700)
+    (data / RESTORING).touch()
+    done = await init(arguments)
+    assert (done.exit_code, "half restored" in done.stderr) == (2, True)
+    assert [path.name for path in data.iterdir()] == [RESTORING]
+
+
+@pytest.mark.parametrize(
+    "place", ["etc/config-server/vault.json", "etc/recovery.key", "state/config-server/recovery.key"]
+)
+async def test_a_recovery_key_that_would_be_the_vault_or_lost_with_it_ends_it_before_anything_is_made(
+    tmp_path: Path, arguments: list[str], place: str
+) -> None:
+    arguments[arguments.index("--recovery-key") + 1] = str(tmp_path / place)
+    done = await init(arguments)
+    assert (done.exit_code, "The recovery key cannot be put into" in done.stderr) == (2, True), done.stderr
+    assert made(tmp_path) == {}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
+async def test_who_may_read_what_does_not_depend_on_the_umask(
+    tmp_path: Path, arguments: list[str], umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        done = await init(arguments)
+    finally:
+        os.umask(before)
+    assert done.exit_code == 0, done.stderr
+    modes = {
+        str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode)
+        for folder in ("etc", "state")
+        for path in (tmp_path / folder, *(tmp_path / folder).rglob("*"))
+    }
+    public = {"etc", "state", "etc/config-server.toml", "etc/profile.toml", "state/config-server/ca.pem"}
+    for name, mode in modes.items():
+        is_folder = (tmp_path / name).is_dir()
+        assert mode == (
+            (0o755 if is_folder else 0o644) if name in public else (0o700 if is_folder else 0o600)
+        ), name
+
+
+async def test_secrets_that_others_could_read_are_closed_and_told(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    assert (await init(arguments)).exit_code == 0
+    data = tmp_path / "state/config-server"
+    for path, mode in ((data, 0o777), (data / "ca.key", 0o644), (data / "operator.token", 0o640)):
+        path.chmod(mode)
+    before = made(tmp_path)
+    dry = (await init(arguments, "--dry-run", "--output", "json")).json
+    assert (dry["changed"], outcomes(dry["steps"])["ca"]) == (False, "would-mend")
+    assert made(tmp_path) == before
+    report = (await init(arguments, "--output", "json")).json
+    steps = {step["what"]: step for step in report["steps"]}
+    for path, says in (
+        (data, "others can read and write it: its mode is 0777"),
+        (data / "ca.pem", "ca.key: others can read it: its mode is 0644"),
+        (data / "operator.token", "operator.token: others can read it: its mode is 0640"),
+    ):
+        told = steps[str(path)]
+        assert (told["outcome"], says in told["detail"], told["action"] != "") == ("mended", True, True)
+    assert report["changed"]
+    modes = [stat.S_IMODE((data / name).stat().st_mode) for name in ("", "ca.key", "operator.token")]
+    assert modes == [0o700, 0o600, 0o600]
+    assert not (await init(arguments, "--output", "json")).json["changed"]
 
 
 async def test_a_port_that_somebody_has_ends_it_before_anything_is_made(

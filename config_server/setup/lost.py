@@ -1,0 +1,76 @@
+"""Whether the data folder that this installation had is gone: its file system is not mounted, its disk was lost. A new CA in its place
+would lock out every daemon, and an empty database would admit who was revoked.
+
+A first run that was killed has none either, or no database in it. What tells the two apart was made after the database:
+
+    the profile, in which stands the token file of this data folder    the last file that a run writes, before it starts the server
+    the record of a vault key, or a machine, in storage                 a server writes them, which has a database before
+
+So where neither is, no daemon has ever enrolled, and nobody leans on what is not there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from config_server import belonging
+from config_server.cli.profile import Profile
+from config_server.config import ConfigServerConfig
+from config_server.database import DATABASE_FILE
+from config_server.setup.unused import installation_in
+from shared import durable
+from shared.blob import BlobConfig
+from shared.errors import ConfigError
+from shared.setup.checks import Check
+from shared.setup.files import known
+from shared.setup.steps import Done, Outcome
+
+
+@dataclass(frozen=True)
+class DataThere(Check):
+    """`begins_anew`: somebody knows that it is lost, and wants a new CA."""
+
+    data_dir: Path
+    vault_file: Path
+    profile: Path
+    config: Path
+    storage: BlobConfig
+    begins_anew: bool = False
+
+    async def look(self, dry_run: bool) -> Done:
+        with durable.named(f"The data folder {self.data_dir} cannot be used"):
+            belonging.check_folder(self.data_dir)
+            if (self.data_dir / DATABASE_FILE).exists():
+                return self._done(Outcome.KEPT, "CA and database are there")
+        if not (why := await self._was_there()):
+            return self._done(Outcome.CHECKED, "the installation is new")
+        if self.begins_anew:
+            return self._done(
+                Outcome.WARNING,
+                f"it is gone ({why}), and a new one is begun, as was asked for",
+                "Enrol every daemon anew (python -m shared.enrol --replace): this server will know none of them.",
+            )
+        named = known(self.config, ConfigServerConfig).get("data_dir", str(self.data_dir))
+        elsewhere = "" if named == str(self.data_dir) else f", and {self.config} names {named}"
+        raise ConfigError(
+            f"The data folder {self.data_dir} is gone, or is empty",
+            cause=f"the installation is not new ({why}{elsewhere}): a new CA would lock out every daemon, and an empty database would admit"
+            " who was revoked",
+            action=f"If it lies on a file system of its own: mount that, and run the command again. If it is lost: restore a backup"
+            f" (python -m config_server restore --config {self.config} --from FILE), and run the command again. Without a backup: the same"
+            " command with --new-ca; then every daemon has to be enrolled anew, and what is replicated stays in storage.",
+        )
+
+    async def _was_there(self) -> str:
+        """What says so; "": nothing."""
+        if known(self.profile, Profile).get("token_file") == str(self.data_dir / belonging.TOKEN_FILE):
+            return f"{self.profile} names the operator's token that was in it"
+        if self.vault_file.exists() and (found := await installation_in(self.storage)):
+            return f"a server has written {found} into container {self.storage.container}"
+        return ""
+
+    def _done(self, outcome: Outcome, detail: str, action: str = "") -> Done:
+        return Done(
+            step="data-folder", outcome=outcome, what=str(self.data_dir), detail=detail, action=action
+        )
