@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from config_server.cli.options import Target, find_target
 from shared.errors import AccessError, ConfigError, NotFoundError, UnderstudyError, UsageError
@@ -46,9 +47,29 @@ OPTIONS: Final = (
 )
 
 
+def _check_unused() -> None:
+    """Where no account is named. Raises UsageError for what would be passed over, since the account is a configuration's, or the
+    profile's."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return
+    names = ("blob_container", "blob_key_file", "blob_ca_file")
+    if given := [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]:
+        raise UsageError(
+            f"{' and '.join(given)} would not be used",
+            cause="no --blob-url is given, so the storage account is another, with a container and a key of its own",
+            action="Give --blob-url, too; or leave these out.",
+        )
+
+
 def find(vault_file: Path | None, blob_url: str | None, **blob: Any) -> Target | Rescue:
     """Where the options lead; without them, to the config server. Raises what `find_target` does."""
     if vault_file is None and blob_url is None:
+        _check_unused()
         return find_target()
     if vault_file is None or blob_url is None:
         raise UsageError(
@@ -64,7 +85,10 @@ def storage_of(blob_url: str | None, vault_file: Path | None, **blob: Any) -> Bl
     """For what is only listed: the vault opens nothing there. None without these options."""
     if blob_url is None and vault_file is not None:
         raise UsageError("A rescue needs the storage account", action="Give --blob-url.")
-    return None if blob_url is None else _config(blob_url, **blob)
+    if blob_url is None:
+        _check_unused()
+        return None
+    return _config(blob_url, **blob)
 
 
 def _config(

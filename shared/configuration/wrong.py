@@ -31,7 +31,8 @@ def explain(exc: Exception, type_: type[Any]) -> str:
     """The cause in words, when a document is not TOML, or not a `type_` (a msgspec.Struct)."""
     text = str(exc)
     if found := _UNKNOWN.fullmatch(text):
-        return f"{_readable(text)}; {_instead(found['key'], _path(found), shape.top(type_))}"
+        instead = _instead(found["key"], _path(found), shape.top(type_))
+        return f"{_readable(text)}; {instead}" if instead else _readable(text)
     if found := _NO_CHOICE.fullmatch(text):
         return f"{_readable(text)}{_choices(shape.find(shape.top(type_), _path(found)))}"
     return _readable(text)
@@ -50,7 +51,8 @@ def _path(found: re.Match[str]) -> list[str]:
 
 def _instead(key: str, path: list[str], top: inspect.StructType) -> str:
     """Which key was meant by `key`, which is none of the table at `path`: one that is written nearly so there, or the same in another
-    table. (In TOML a key belongs to the last [table] that stands before it, so one of the top level easily gets into a table.)"""
+    table. (In TOML a key belongs to the last [table] that stands before it, so one of the top level easily gets into a table.) "": nobody
+    can say."""
     table = shape.find(top, path)
     known = list(shape.fields(table)) if isinstance(table, inspect.StructType) else []
     if near := difflib.get_close_matches(key, known, n=1):
@@ -60,7 +62,7 @@ def _instead(key: str, path: list[str], top: inspect.StructType) -> str:
         return f"`{key}` must stand before the first [table]"
     if elsewhere:
         return f"did you mean `{elsewhere[0]}`?"
-    return f"it may have {', '.join(known)}"
+    return f"it may have {', '.join(known)}" if known else ""
 
 
 def _choices(type_: inspect.Type | None) -> str:

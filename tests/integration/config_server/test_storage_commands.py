@@ -102,6 +102,11 @@ async def test_what_is_not_said_clearly_is_a_mistake_of_usage(
         (["--config", str(broken)], "'X' cannot be used"),
         (["--config", str(tmp_path / "absent")], "could not be read"),
         (["--config", str(server), *options(blob_config)], "not both"),
+        (["--config", str(server), "--blob-container", "other"], "--blob-container would not be used"),
+        (
+            ["--blob-key-file", str(broken), "--blob-ca-file", "x"],
+            "--blob-key-file and --blob-ca-file would not be used",
+        ),
         (["--blob-url", "https://[::1"], "is not valid"),
         (
             ["--blob-url", "https://account.invalid", "--blob-key-file", str(broken)],

@@ -119,3 +119,13 @@ def test_each_key_of_each_configuration_is_found_by_a_slip_of_it(tmp_path: Path,
             if f"did you mean `{path}`?" not in (says := cause(tmp_path, text, type_)):
                 missed.append((path, slip, says))
     assert not missed
+
+
+class Named(msgspec.Struct, forbid_unknown_fields=True):
+    by_name: dict[str, Part] = {}
+
+
+def test_where_nobody_can_say_what_was_meant_nothing_is_said(tmp_path: Path) -> None:
+    assert cause(tmp_path, "[by_name.a]\nsurprise = 1", Named) == (
+        "The table contains unknown field `surprise` - at `by_name[...]`"
+    )
