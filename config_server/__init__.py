@@ -16,7 +16,8 @@ is down. Only a machine that is new to a process server or master target waits f
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
     operations machines, points, restores        presence    the latest reports; twins   two daemons under one name (pure)
     keys       machines' data keys, for daemons
-    view       a machine's state (pure)          storage     what is read from blob storage
+    facts      what is known of a machine (pure)  wrong      what is wrong with it (pure)    health   how bad that is
+    view       a machine as people see it (pure)  storage    what is read from blob storage
     own_certificate  of this server              lock        of its data folder
     rpo        how old the newest state in storage is (pure)
     sides      copies of machines, refused       serving     which of several process servers a machine is with

@@ -13,11 +13,11 @@ import msgspec
 from config_server.ca import CertificateAuthority
 from config_server.commands import Bell
 from config_server.database import Database
+from config_server.facts import SELF, Facts, facts_of
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
 from config_server.serving import Serving
 from config_server.storage import Storage
-from config_server.view import SELF, Facts, facts_of
 from shared import logging
 from shared.errors import CertificateRevokedError, RequestError, UnderstudyError
 from shared.messages import PointView, Revocations

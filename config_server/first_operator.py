@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from config_server import audit, tokens, view
+from config_server import audit, tokens
 from config_server.belonging import OPERATOR, TOKEN_FILE
 from config_server.database import Database
+from config_server.facts import SELF
 from shared import identity, logging
 
 _log = logging.get()
@@ -23,7 +24,7 @@ async def ensure(db: Database, folder: Path, now_ns: int) -> bool:
 
     def work(db: sqlite3.Connection) -> None:
         tokens.set_operator(db, OPERATOR, token, now_ns)
-        audit.add(db, view.SELF, "operator.token", OPERATOR, {}, now_ns)
+        audit.add(db, SELF, "operator.token", OPERATOR, {}, now_ns)
 
     # First the database: a file whose token does not work would never be replaced.
     await db.run(work)

@@ -35,8 +35,8 @@ from config_server import audit, grants, inventory
 from config_server.binding import Binder, Call
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, new_id
+from config_server.facts import SELF
 from config_server.grants import Grant
-from config_server.view import SELF
 from shared import api, logging
 from shared.blob import BlobStore
 from shared.blob.policies import MOST, Look, Policy, token

@@ -14,10 +14,10 @@ from config_server.binding import Binder, Call
 from config_server.ca import check_host, check_subject, fingerprint_of, pem_of
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name
+from config_server.facts import SELF
 from config_server.renewals import Renewals
 from config_server.revoking import Revoking
 from config_server.sides import Sides
-from config_server.view import SELF
 from shared import api, enrol, identity, logging
 from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
 from shared.messages import (

@@ -11,6 +11,7 @@ import msgspec
 from config_server import audit, commands, events, inventory, jobs, view
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
+from config_server.facts import Facts, facts_of
 from config_server.granting import Granting
 from config_server.inventory import Machine
 from config_server.keys import grant_of
@@ -116,7 +117,7 @@ class Operations:
                 cause="it needs the paths of its disks, /dev/NAME, each once",
             )
         now_ns = self._control.now_ns()
-        facts = view.facts_of(self._control.presence, name, self._control.mono_ns())
+        facts = facts_of(self._control.presence, name, self._control.mono_ns())
         target = f"agent:{name}"
         reported = None
         if facts.agent is not None and not facts.agent[0].is_silent(self._control.mono_ns()):
@@ -135,7 +136,7 @@ class Operations:
         self._control.bell.ring(target)
         return await self._view(machine)
 
-    def _check_sizes(self, facts: view.Facts, body: Protection) -> None:
+    def _check_sizes(self, facts: Facts, body: Protection) -> None:
         """Raises DiskTooLargeError for a disk that no master target here can hold."""
         if facts.agent is None or self._control.presence.has_image_target():
             return

@@ -16,7 +16,7 @@ from config_server.control import Control, check_name
 from config_server.health import worst
 from config_server.presence import Seen, decode, problems_of
 from config_server.sides import Sides
-from config_server.view import problems_with
+from config_server.wrong import problems_with
 from shared import api, logging
 from shared.errors import DatabaseError
 from shared.messages import (

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from config_server import audit, commands, events, tokens
 from config_server.clock import rfc3339
-from config_server.view import SELF
+from config_server.facts import SELF
 from shared.messages import EventKind
 from shared.status import Problem
 from shared.vocabulary import Severity

@@ -47,8 +47,8 @@ from config_server.belonging import (
 )
 from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE
+from config_server.facts import SELF
 from config_server.restored import Restored
-from config_server.view import SELF
 from shared import durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ConfigError, DataFolderInUseError, StateFileError, cause_of

@@ -22,13 +22,14 @@ from config_server import (
     keys,
     lock,
     tokens,
-    view,
+    wrong,
 )
 from config_server.binding import Binder, Call
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
+from config_server.facts import SELF, facts_of, replicates, reported_ns
 from config_server.granting import SWEEP_S, Granting
 from config_server.identity import Identity
 from config_server.inventory import Machine
@@ -317,9 +318,9 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
         problems += _judged(control, machine, last_points.get(machine.name), mono_ns)
 
     def work(db: sqlite3.Connection) -> tuple[list[EventView], list[str]]:
-        changed = events.reconcile(db, view.SELF, problems, now_ns)
+        changed = events.reconcile(db, SELF, problems, now_ns)
         for job in jobs.fail_silent(db, control.job_heard_ns, mono_ns, now_ns):
-            note_ended(db, job, view.SELF, now_ns)
+            note_ended(db, job, SELF, now_ns)
         events.trim(db, now_ns)
         return changed, commands.expire(db, now_ns)
 
@@ -332,7 +333,7 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
 def _judged(control: Control, machine: Machine, last_point: PointView | None, mono_ns: int) -> list[Problem]:
     """Each machine for itself: what cannot be judged of one is a problem of that one."""
     try:
-        return list(view.derived_problems(machine, control.facts(machine.name, last_point), mono_ns))
+        return list(wrong.derived_problems(machine, control.facts(machine.name, last_point), mono_ns))
     except Exception as exc:  # noqa: BLE001 - whatever its daemons reported
         error = _explained(f"The state of {machine.name} could not be judged", exc)
         _log.error("machine not judged", exc_info=exc, **error.as_dict())
@@ -343,11 +344,11 @@ async def _last_points(control: Control, machines: Sequence[Machine]) -> dict[st
     """The newest points of the machines that replicate, or should, and whose daemons do not know what storage holds: for the others it
     is not asked."""
     mono_ns = control.mono_ns()
-    known = ((machine, view.facts_of(control.presence, machine.name, mono_ns)) for machine in machines)
+    known = ((machine, facts_of(control.presence, machine.name, mono_ns)) for machine in machines)
     silent = [
         machine.name
         for machine, facts in known
-        if (machine.protected or view.replicates(machine, facts, mono_ns)) and not view.reported_ns(facts)
+        if (machine.protected or replicates(machine, facts, mono_ns)) and not reported_ns(facts)
     ]
     found = await asyncio.gather(*(control.storage.last_point(name) for name in silent))
     return dict(zip(silent, found, strict=True))

@@ -1,4 +1,4 @@
-"""What the reports mean for a machine: its state, RPO, hops and errors, as people see them. Pure.
+"""What the reports mean for a machine: its state, RPO and hops, as people see them. Pure.
 
 State, the first that applies:
     unprotected      nobody asked for protection, as far as this database knows: it may be from a backup, so a machine that replicates
@@ -9,7 +9,7 @@ State, the first that applies:
     as reported      ordered | initial-replication | bitmap | catching-up | resync | …
 
 RPO = the age of the newest ordered state that the log index lists, that is, which a restore would bring back: rpo.py
-measures it. A clock that is wrong is an error of its own.
+measures it. What is wrong with the machine says wrong.py.
 
 `now_ns` is monotonic here: no view depends on the time of day, which may jump on this server, too.
 """
@@ -17,89 +17,19 @@ measures it. A clock that is wrong is an error of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import msgspec
 
-from config_server.clock import SECOND_NS
+from config_server.facts import SELF, Facts, replicates
 from config_server.health import worst
 from config_server.inventory import Machine
-from config_server.presence import Presence, Seen, problems_of
-from config_server.serving import ranked
+from config_server.presence import Seen
+from config_server.wrong import errors_of, silence
 from shared.batch import SECTOR
-from shared.errors import (
-    ClockSkewError,
-    DisconnectedError,
-    LookFailedError,
-    RpoThresholdError,
-    RpoUnknownError,
-    ServersDisagreeError,
-    UnhealthyError,
-    UnprotectedReplicationError,
-)
-from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
-from shared.status import AgentReport, ApplyReport, Problem, StreamReport
-from shared.vocabulary import CaptureMode, Health, HopState, MachineState, Role, Severity
-
-SKEW_LIMIT_S: Final = 5.0
-SELF: Final[str] = Role.CONFIG_SERVER
-
-
-class Rpo(msgspec.Struct, frozen=True):
-    """Seconds of work that a disaster now would cost."""
-
-    seconds: float | None = None
-    """None while nothing ordered is in storage, or when it cannot be measured."""
-    at_least_s: float | None = None
-    """What is certain, measured or not."""
-    unknown: str = ""
-    """Why it cannot be measured."""
-
-
-class Facts(msgspec.Struct, frozen=True):
-    """What is known of a machine from reports, and its newest point as far as storage was asked."""
-
-    agent: tuple[Seen, AgentReport] | None
-    stream: tuple[Seen, StreamReport] | None
-    """Of the process server that it is with (serving.py)."""
-    apply: tuple[Seen, ApplyReport] | None
-    idle: tuple[Seen, ...] = ()
-    """Where no master target follows the machine: those that report. What ails them may be why."""
-    last_point: PointView | None = None
-    rpo: Rpo = Rpo()
-    own: tuple[Problem, ...] = ()
-    """What ails the config server itself."""
-    others: tuple[tuple[Seen, StreamReport], ...] = ()
-    """Of other process servers, in the order of serving.py."""
-    disagree: str = ""
-    """What process servers say that contradict each other."""
-
-
-def facts_of(
-    presence: Presence, machine: str, now_ns: int, last_point: PointView | None = None, owner: str = ""
-) -> Facts:
-    """`owner`: the process server that storage calls the machine's; empty when it was not asked."""
-    agent = presence.agent(machine)
-    streams = ranked(presence.streams(machine), agent, owner, now_ns)
-    epoch = streams[-1][1].epoch if streams else 0
-    applies = sorted(
-        presence.applies(machine),
-        key=lambda a: (
-            a[1].epoch == epoch,
-            not a[0].is_silent(now_ns),
-            a[1].epoch,
-            a[1].applied,
-            a[0].heard_ns,
-        ),
-    )
-    return Facts(
-        agent,
-        streams[-1] if streams else None,
-        applies[-1] if applies else None,
-        () if applies else tuple(presence.targets()),
-        last_point,
-        others=tuple(streams[:-1]),
-    )
+from shared.errors import LookFailedError
+from shared.messages import DiskView, ErrorView, HopView, MachineView, RingView
+from shared.status import AgentReport, ApplyReport, StreamReport
+from shared.vocabulary import CaptureMode, Health, HopState, MachineState, Severity
 
 
 def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
@@ -157,138 +87,6 @@ def not_shown(machine: Machine, exc: Exception) -> MachineView:
         protected=machine.protected,
         errors=[shown],
     )
-
-
-def reported_ns(facts: Facts) -> int:
-    """The time of the newest ordered state in storage, as the daemons know it; 0 when none does (any more)."""
-    return max(
-        facts.stream[1].ordered_captured_ns if facts.stream else 0,
-        facts.agent[1].uploaded_captured_ns if facts.agent else 0,
-    )
-
-
-def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
-    """What the daemons report about the machine, and what follows from their reports."""
-    found = [(SELF, problem) for problem in (*derived_problems(machine, facts, now_ns), *facts.own)]
-    for side in (facts.agent, facts.stream, facts.apply):
-        if side is not None and not side[0].is_silent(now_ns):
-            # What ails a whole daemon ails the machines that it serves too.
-            found += [
-                (side[0].source, problem)
-                for problem in problems_of(side[0])
-                if problem.object in (machine.name, side[0].source)
-                or problem.object.startswith(f"{machine.name}/")
-            ]
-    found += [
-        (seen.source, problem)
-        for seen in facts.idle
-        if machine.protected and not seen.is_silent(now_ns)
-        for problem in problems_of(seen)
-        if problem.object == seen.source
-    ]
-    # Of a server that it is not with: what ails the machine there, say batches that still wait for upload.
-    found += [
-        (seen.source, problem)
-        for seen, _ in facts.others
-        if not seen.is_silent(now_ns)
-        for problem in problems_of(seen)
-        if problem.object == machine.name
-    ]
-    return [
-        ErrorView(
-            code=problem.code,
-            what=problem.what,
-            cause=problem.cause,
-            action=problem.action,
-            severity=problem.severity,
-            object=problem.object,
-            source=source,
-        )
-        for source, problem in found
-    ]
-
-
-def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Problem]:
-    """What no daemon can report of itself: silence, RPO over the threshold, clocks that differ."""
-    if not machine.protected:
-        if not replicates(machine, facts, now_ns):
-            return
-        yield problem_of(
-            UnprotectedReplicationError(f"{machine.name} replicates, and is not protected here"),
-            machine.name,
-            Severity.WARNING,
-        )
-    if facts.agent is not None:
-        yield from _seen_from_outside(facts.agent[0], machine.name, now_ns)
-    for side in (facts.stream, facts.apply):
-        if side is not None:
-            yield from _seen_from_outside(side[0], side[0].source, now_ns)
-    if facts.disagree:
-        yield problem_of(
-            ServersDisagreeError(f"Process servers disagree about {machine.name}", cause=facts.disagree),
-            machine.name,
-            Severity.WARNING,
-        )
-    if facts.rpo.unknown:
-        yield problem_of(
-            RpoUnknownError(f"The RPO of {machine.name} cannot be measured", cause=facts.rpo.unknown),
-            machine.name,
-            Severity.WARNING,
-        )
-    certain_s = facts.rpo.at_least_s if facts.rpo.seconds is None else facts.rpo.seconds
-    if certain_s is not None and certain_s > machine.policy.rpo_threshold_s:
-        yield problem_of(
-            RpoThresholdError(
-                f"The RPO of {machine.name} is over its threshold",
-                # Coarse, so that the event's words do not change with every look.
-                cause=f"{machine.policy.rpo_threshold_s:.0f} s of its writes, or more, are not in storage",
-            ),
-            machine.name,
-            Severity.WARNING,
-        )
-
-
-def problems_with(seen: Seen, now_ns: int) -> Iterator[Problem]:
-    """What is wrong with a daemon, or with what it does for any machine: its own words, and what it cannot say of itself. What one that is
-    silent said last is not believed."""
-    yield from _seen_from_outside(seen, seen.source, now_ns)
-    if not seen.is_silent(now_ns):
-        yield from problems_of(seen)
-
-
-def _seen_from_outside(seen: Seen, name: str, now_ns: int) -> Iterator[Problem]:
-    """What a daemon cannot say of itself, as a problem of `name`."""
-    if seen.is_missing(now_ns):
-        yield problem_of(silence(seen, now_ns), name)
-    elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
-        yield problem_of(skewed(seen, name), name, Severity.WARNING)
-
-
-def replicates(machine: Machine, facts: Facts, now_ns: int) -> bool:
-    """Whether it does, or did until nothing was heard any more; where its protection was ended that is what was wanted."""
-    if facts.agent is not None and any(disk.mode for disk in facts.agent[1].disks):
-        return not machine.ended or not facts.agent[0].is_silent(now_ns)
-    return facts.stream is not None and facts.stream[1].connected and not facts.stream[0].is_silent(now_ns)
-
-
-def silence(seen: Seen, now_ns: int) -> DisconnectedError:
-    minutes = int(seen.age_s(now_ns) // 60)
-    since = f"more than {minutes} min" if minutes else "15 seconds"
-    return DisconnectedError(
-        f"{seen.role} '{seen.name}' does not report", cause=f"nothing was heard of it for {since}"
-    )
-
-
-def skewed(seen: Seen, name: str) -> ClockSkewError:
-    ahead = "behind" if seen.skew_ns > 0 else "ahead of"
-    return ClockSkewError(
-        f"The clock of {name} is wrong, or the config server's is",
-        cause=f"it is {abs(seen.skew_ns) / SECOND_NS:.0f} s {ahead} the config server's",
-    )
-
-
-def problem_of(exc: UnhealthyError, object_: str, severity: Severity = Severity.ERROR) -> Problem:
-    return Problem(**exc.as_dict(), severity=severity, object=object_)
 
 
 def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from config_server import service, view
+from config_server import service, wrong
 from config_server.presence import MAX_PROBLEMS
 from shared import api
 from shared.control_client import ControlClient
@@ -80,7 +80,7 @@ async def shown(operator: RestClient, edge: int) -> None:
 async def test_a_machine_that_cannot_be_judged_is_an_event_and_the_others_are_judged(
     operator: RestClient, agent: ControlClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = view.derived_problems
+    judge = wrong.derived_problems
 
     def fail(machine: Any, *rest: Any) -> Any:
         if machine.name == "web1" and machine.protected:
@@ -90,7 +90,7 @@ async def test_a_machine_that_cannot_be_judged_is_an_event_and_the_others_are_ju
     for name in ("web0", "web1", "web2"):
         await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine=name)
     await agent.report({"state": "ordered"})
-    monkeypatch.setattr(view, "derived_problems", fail)
+    monkeypatch.setattr(wrong, "derived_problems", fail)
     with capture_logs() as logs:
         while not (found := await _open(operator)):
             pass
@@ -103,7 +103,7 @@ async def test_a_machine_that_cannot_be_judged_is_an_event_and_the_others_are_ju
         ("web1", "unknown", ["US551"]),
         ("web2", "not-connected", []),
     ]
-    monkeypatch.setattr(view, "derived_problems", judge)
+    monkeypatch.setattr(wrong, "derived_problems", judge)
     while await _open(operator):
         pass
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from config_server import view
 from config_server.clock import SECOND_NS
+from config_server.facts import Facts, facts_of
 from config_server.presence import Presence
 from config_server.serving import LASTING_S, Serving
 from config_server.storage import Storage
@@ -45,14 +45,14 @@ class Site:
         for role, name, report in said:
             self.presence.learn(Role(role), name, msgspec.json.encode(report), self.now_ns, self.now_ns)
 
-    async def look(self, streams: dict[str, StreamReport], agent: AgentReport | None = None) -> view.Facts:
+    async def look(self, streams: dict[str, StreamReport], agent: AgentReport | None = None) -> Facts:
         self.say(streams, agent)
         facts = self.facts()
         await self.serving.ask()
         return facts
 
-    def facts(self) -> view.Facts:
-        facts = view.facts_of(self.presence, "web1", self.now_ns, owner=self.serving.owner("web1"))
+    def facts(self) -> Facts:
+        facts = facts_of(self.presence, "web1", self.now_ns, owner=self.serving.owner("web1"))
         assert facts.stream is not None
         said = self.serving.look("web1", [*facts.others, facts.stream], facts.agent, self.now_ns)
         return msgspec.structs.replace(facts, disagree=said)

@@ -7,10 +7,12 @@ import pytest
 
 from config_server import view
 from config_server.clock import SECOND_NS, rfc3339
+from config_server.facts import facts_of
 from config_server.health import worst
 from config_server.inventory import Machine
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
+from config_server.wrong import problems_with
 from shared.errors import RequestError
 from shared.messages import MachineView, PointView, Policy
 from shared.status import (
@@ -53,7 +55,7 @@ class World:
         return self
 
     def show(self, protected: Machine | None = None, last_point: PointView | None = None) -> MachineView:
-        facts = view.facts_of(self.presence, "web1", self.now_ns, last_point, self.owner)
+        facts = facts_of(self.presence, "web1", self.now_ns, last_point, self.owner)
         rpo = self.progress.rpo("web1", facts, self.now_ns, self.now_ns)
         return view.machine_view(protected or machine(), msgspec.structs.replace(facts, rpo=rpo), self.now_ns)
 
@@ -405,7 +407,7 @@ def test_health_is_the_worst_of_what_is_wrong_and_apart_from_the_state() -> None
 def test_health_of_a_daemon_is_that_of_its_words_its_clock_and_its_silence() -> None:
     def health(world: World) -> Health:
         (seen,) = world.presence.all()
-        return worst(view.problems_with(seen, world.now_ns))
+        return worst(problems_with(seen, world.now_ns))
 
     part = StreamReport(errors=[Problem(code="US494", what="it waits")])
     assert health(World().says("process-server", "ps1", ProcessServerReport())) is Health.NORMAL

@@ -23,6 +23,7 @@ from config_server.cli import (
     restore_command,
 )
 from config_server.cli.main import cli, show_error
+from config_server.facts import facts_of
 from config_server.inventory import Machine
 from config_server.presence import Presence
 from shared.errors import NotFoundError, UnhealthyError
@@ -187,7 +188,7 @@ def _machine(text: str) -> MachineView:
     presence = Presence()
     presence.learn(Role.AGENT, "web1", msgspec.json.encode(report), 1, 1)
     known = Machine("web1", protected=True, disks=(), policy=Policy(), created_ns=0)
-    return view.machine_view(known, view.facts_of(presence, "web1", 1), 1)
+    return view.machine_view(known, facts_of(presence, "web1", 1), 1)
 
 
 PAGES: dict[str, Callable[[str], RenderableType]] = {

@@ -1,0 +1,145 @@
+"""What is wrong with a machine, or a daemon: what is reported of it, and what nobody can report of himself. Pure.
+
+`now_ns` is monotonic here, as in the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from config_server.clock import SECOND_NS
+from config_server.facts import SELF, Facts, replicates
+from config_server.inventory import Machine
+from config_server.presence import Seen, problems_of
+from shared.errors import (
+    ClockSkewError,
+    DisconnectedError,
+    RpoThresholdError,
+    RpoUnknownError,
+    ServersDisagreeError,
+    UnhealthyError,
+    UnprotectedReplicationError,
+)
+from shared.messages import ErrorView
+from shared.status import Problem
+from shared.vocabulary import Severity
+
+SKEW_LIMIT_S: Final = 5.0
+
+
+def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
+    """What the daemons report about the machine, and what follows from their reports."""
+    found = [(SELF, problem) for problem in (*derived_problems(machine, facts, now_ns), *facts.own)]
+    for side in (facts.agent, facts.stream, facts.apply):
+        if side is not None and not side[0].is_silent(now_ns):
+            # What ails a whole daemon ails the machines that it serves too.
+            found += [
+                (side[0].source, problem)
+                for problem in problems_of(side[0])
+                if problem.object in (machine.name, side[0].source)
+                or problem.object.startswith(f"{machine.name}/")
+            ]
+    found += [
+        (seen.source, problem)
+        for seen in facts.idle
+        if machine.protected and not seen.is_silent(now_ns)
+        for problem in problems_of(seen)
+        if problem.object == seen.source
+    ]
+    # Of a server that it is not with: what ails the machine there, say batches that still wait for upload.
+    found += [
+        (seen.source, problem)
+        for seen, _ in facts.others
+        if not seen.is_silent(now_ns)
+        for problem in problems_of(seen)
+        if problem.object == machine.name
+    ]
+    return [
+        ErrorView(
+            code=problem.code,
+            what=problem.what,
+            cause=problem.cause,
+            action=problem.action,
+            severity=problem.severity,
+            object=problem.object,
+            source=source,
+        )
+        for source, problem in found
+    ]
+
+
+def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Problem]:
+    """What no daemon can report of itself: silence, RPO over the threshold, clocks that differ."""
+    if not machine.protected:
+        if not replicates(machine, facts, now_ns):
+            return
+        yield problem_of(
+            UnprotectedReplicationError(f"{machine.name} replicates, and is not protected here"),
+            machine.name,
+            Severity.WARNING,
+        )
+    if facts.agent is not None:
+        yield from _seen_from_outside(facts.agent[0], machine.name, now_ns)
+    for side in (facts.stream, facts.apply):
+        if side is not None:
+            yield from _seen_from_outside(side[0], side[0].source, now_ns)
+    if facts.disagree:
+        yield problem_of(
+            ServersDisagreeError(f"Process servers disagree about {machine.name}", cause=facts.disagree),
+            machine.name,
+            Severity.WARNING,
+        )
+    if facts.rpo.unknown:
+        yield problem_of(
+            RpoUnknownError(f"The RPO of {machine.name} cannot be measured", cause=facts.rpo.unknown),
+            machine.name,
+            Severity.WARNING,
+        )
+    certain_s = facts.rpo.at_least_s if facts.rpo.seconds is None else facts.rpo.seconds
+    if certain_s is not None and certain_s > machine.policy.rpo_threshold_s:
+        yield problem_of(
+            RpoThresholdError(
+                f"The RPO of {machine.name} is over its threshold",
+                # Coarse, so that the event's words do not change with every look.
+                cause=f"{machine.policy.rpo_threshold_s:.0f} s of its writes, or more, are not in storage",
+            ),
+            machine.name,
+            Severity.WARNING,
+        )
+
+
+def problems_with(seen: Seen, now_ns: int) -> Iterator[Problem]:
+    """What is wrong with a daemon, or with what it does for any machine: its own words, and what it cannot say of itself. What one that is
+    silent said last is not believed."""
+    yield from _seen_from_outside(seen, seen.source, now_ns)
+    if not seen.is_silent(now_ns):
+        yield from problems_of(seen)
+
+
+def _seen_from_outside(seen: Seen, name: str, now_ns: int) -> Iterator[Problem]:
+    """What a daemon cannot say of itself, as a problem of `name`."""
+    if seen.is_missing(now_ns):
+        yield problem_of(silence(seen, now_ns), name)
+    elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
+        yield problem_of(skewed(seen, name), name, Severity.WARNING)
+
+
+def silence(seen: Seen, now_ns: int) -> DisconnectedError:
+    minutes = int(seen.age_s(now_ns) // 60)
+    since = f"more than {minutes} min" if minutes else "15 seconds"
+    return DisconnectedError(
+        f"{seen.role} '{seen.name}' does not report", cause=f"nothing was heard of it for {since}"
+    )
+
+
+def skewed(seen: Seen, name: str) -> ClockSkewError:
+    ahead = "behind" if seen.skew_ns > 0 else "ahead of"
+    return ClockSkewError(
+        f"The clock of {name} is wrong, or the config server's is",
+        cause=f"it is {abs(seen.skew_ns) / SECOND_NS:.0f} s {ahead} the config server's",
+    )
+
+
+def problem_of(exc: UnhealthyError, object_: str, severity: Severity = Severity.ERROR) -> Problem:
+    return Problem(**exc.as_dict(), severity=severity, object=object_)
