@@ -39,7 +39,7 @@ from shared.recovery.parallel import parallel
 from shared.status import Problem
 from shared.threads import no_room
 from shared.vault import Vault
-from shared.vocabulary import Severity
+from shared.vocabulary import ApplyState, Severity
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -73,7 +73,7 @@ class Machine:
         self._open_target = open_target
         self._trouble: StorageError | None = None
         self._failure: UnderstudyError | None = None
-        self._state = "starting"
+        self._state = ApplyState.STARTING
         self._rates = Rates()
         self._work: _Work | None = None
         # A storage outage is waited out, not failed on: seed disks and cursors are safe meanwhile.
@@ -92,7 +92,7 @@ class Machine:
                 except (
                     LeaseHeldError
                 ):  # the machine's; a disk that is held although the machine is ours is a failure
-                    self._state = "claimed by another master target"
+                    self._state = ApplyState.CLAIMED_BY_ANOTHER
                     self._failure = self._work = None  # what is wrong is its owner's to tell
                     await wait_for(stop, _TAKEN_S)
                     continue
@@ -103,7 +103,7 @@ class Machine:
                     await claim.release()
             except UnderstudyError as exc:
                 self._failure = exc
-                self._state = "failed, will try again"
+                self._state = ApplyState.FAILED
                 _log.error("machine failed", machine=self.name, **exc.as_dict())
             except Exception as exc:  # noqa: BLE001 - a bug that one machine meets must not end the work on the others
                 full = no_room(exc)
@@ -112,7 +112,7 @@ class Machine:
                     cause=repr(exc),
                     action="This is a bug; it is tried again by itself. Report it, with the master target's log.",
                 )
-                self._state = "failed, will try again"
+                self._state = ApplyState.FAILED
                 if full is not None:
                     _log.error("machine failed", machine=self.name, **full.as_dict(), exc_info=exc)
                 else:
@@ -143,7 +143,7 @@ class Machine:
             claim,
         )
         self._work = work
-        self._state = "following"
+        self._state = ApplyState.FOLLOWING
         stages = (
             partial(self._end_with, claim, stop, work),
             partial(work.follow, self._recovered),
@@ -157,7 +157,7 @@ class Machine:
             raise
         finally:
             await work.close()
-            self._state = "stopped"
+            self._state = ApplyState.STOPPED
 
     async def _end_with(self, claim: Claim, stop: asyncio.Event, work: _Work) -> None:
         """Set `work.ending` when the daemon stops; fail when the claim is lost."""

@@ -77,6 +77,16 @@ class MachineState(enum.StrEnum):
     """It could not be judged."""
 
 
+class ApplyState(enum.StrEnum):
+    """What a master target does for a machine. In reports it may be another word, of another version."""
+
+    STARTING = "starting"
+    FOLLOWING = "following"
+    CLAIMED_BY_ANOTHER = "claimed by another master target"
+    FAILED = "failed, will try again"
+    STOPPED = "stopped"
+
+
 class HopState(enum.StrEnum):
     """How one hop of the data path does."""
 
