@@ -17,6 +17,7 @@ is down. Only a machine that is new to a process server or master target waits f
     operations machines, points, restores        presence    the latest reports; twins   two daemons under one name (pure)
     keys       machines' data keys, for daemons
     facts      what is known of a machine (pure)  wrong      what is wrong with it (pure)    health   how bad that is
+    conditions what is not done, and nobody complains of, as sights shows; lasting: ... for how long (all pure)
     view       a machine as people see it (pure)  storage    what is read from blob storage
     own_certificate  of this server              lock        of its data folder
     rpo        how old the newest state in storage is (pure)

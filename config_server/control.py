@@ -14,6 +14,8 @@ from config_server.ca import CertificateAuthority
 from config_server.commands import Bell
 from config_server.database import Database
 from config_server.facts import SELF, Facts, facts_of
+from config_server.inventory import Machine
+from config_server.lasting import Lasting
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
 from config_server.serving import Serving
@@ -41,6 +43,7 @@ class Control:
     """Rung with ROLE:NAME when there is a command for it, with a command's id when its result is there."""
 
     progress: StorageProgress = field(default_factory=StorageProgress)
+    lasting: Lasting = field(default_factory=Lasting)
     job_heard_ns: dict[str, int] = field(default_factory=dict)
     """Running jobs → when their workers were heard (monotonic)."""
 
@@ -86,16 +89,17 @@ class Control:
         if self.revoked.covers(serial, name, begins_s):
             raise CertificateRevokedError(f"The certificate of {name} was refused")
 
-    def facts(self, machine: str, last_point: PointView | None) -> Facts:
+    def facts(self, machine: Machine, last_point: PointView | None) -> Facts:
         """What is known of the machine now."""
-        mono_ns = self.mono_ns()
-        found = facts_of(self.presence, machine, mono_ns, last_point, self.serving.owner(machine))
+        mono_ns, name = self.mono_ns(), machine.name
+        found = facts_of(self.presence, name, mono_ns, last_point, self.serving.owner(name))
         order = [*found.others, found.stream] if found.stream is not None else []
         return msgspec.structs.replace(
             found,
-            rpo=self.progress.rpo(machine, found, mono_ns, self.now_ns()),
+            rpo=self.progress.rpo(name, found, mono_ns, self.now_ns()),
             own=tuple(self.own_problems()),
-            disagree=self.serving.look(machine, order, found.agent, mono_ns),
+            disagree=self.serving.look(name, order, found.agent, mono_ns),
+            lasting=self.lasting.look(machine, found, mono_ns),
         )
 
 

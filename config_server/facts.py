@@ -11,10 +11,12 @@ from config_server.presence import Presence, Seen
 from config_server.serving import ranked
 from shared.messages import PointView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
-from shared.vocabulary import Role
+from shared.vocabulary import ApplyState, Role
 
 SELF: Final[str] = Role.CONFIG_SERVER
 """The source of what this server says of itself, and of others by itself."""
+NOT_FOLLOWING: Final[frozenset[str]] = frozenset(ApplyState) - {ApplyState.FOLLOWING}
+"""Words of a master target that does nothing for the machine now. Of one that is not known here, what it applies tells."""
 
 
 class Rpo(msgspec.Struct, frozen=True):
@@ -45,6 +47,10 @@ class Facts(msgspec.Struct, frozen=True):
     """Of other process servers, in the order of serving.py."""
     disagree: str = ""
     """What process servers say that contradict each other."""
+    other_applies: tuple[tuple[Seen, ApplyReport], ...] = ()
+    """Of other master targets."""
+    lasting: frozenset[str] = frozenset()
+    """Names of the conditions that have lasted for too long (lasting.py)."""
 
 
 def facts_of(
@@ -57,6 +63,7 @@ def facts_of(
     applies = sorted(
         presence.applies(machine),
         key=lambda a: (
+            a[1].state not in NOT_FOLLOWING,
             a[1].epoch == epoch,
             not a[0].is_silent(now_ns),
             a[1].epoch,
@@ -71,6 +78,7 @@ def facts_of(
         () if applies else tuple(presence.targets()),
         last_point,
         others=tuple(streams[:-1]),
+        other_applies=tuple(applies[:-1]),
     )
 
 

@@ -301,7 +301,7 @@ class Operations:
 
     async def _view(self, machine: Machine) -> MachineView:
         last_point = await self._control.storage.last_point(machine.name)
-        facts = self._control.facts(machine.name, last_point)
+        facts = self._control.facts(machine, last_point)
         return view.machine_view(machine, facts, self._control.mono_ns())
 
 

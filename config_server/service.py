@@ -333,7 +333,7 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
 def _judged(control: Control, machine: Machine, last_point: PointView | None, mono_ns: int) -> list[Problem]:
     """Each machine for itself: what cannot be judged of one is a problem of that one."""
     try:
-        return list(wrong.derived_problems(machine, control.facts(machine.name, last_point), mono_ns))
+        return list(wrong.derived_problems(machine, control.facts(machine, last_point), mono_ns))
     except Exception as exc:  # noqa: BLE001 - whatever its daemons reported
         error = _explained(f"The state of {machine.name} could not be judged", exc)
         _log.error("machine not judged", exc_info=exc, **error.as_dict())

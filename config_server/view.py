@@ -17,13 +17,16 @@ measures it. What is wrong with the machine says wrong.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import msgspec
 
-from config_server.facts import SELF, Facts, replicates
+from config_server.conditions import lasting_of
+from config_server.facts import NOT_FOLLOWING, SELF, Facts, replicates
 from config_server.health import worst
 from config_server.inventory import Machine
 from config_server.presence import Seen
+from config_server.sights import Look, is_behind
 from config_server.wrong import errors_of, silence
 from shared.batch import SECTOR
 from shared.errors import LookFailedError
@@ -67,7 +70,7 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         rates=report.rates,
         audit=report.audit,
         last_point=facts.last_point,
-        hops=list(_hops(facts, now_ns)),
+        hops=list(_hops(machine.name, facts, now_ns)),
         errors=errors,
         policy=machine.policy,
     )
@@ -111,56 +114,73 @@ def _worst_mode(report: AgentReport) -> str:
     return next((mode for mode in reversed(CaptureMode) if mode in modes), "")
 
 
-def _hops(facts: Facts, now_ns: int) -> Iterator[HopView]:
+def _hops(name: str, facts: Facts, now_ns: int) -> Iterator[HopView]:
     """The data path, hop by hop, so that the one that is behind can be seen."""
     agent_seen, agent = facts.agent if facts.agent else (None, AgentReport())
     stream_seen, stream = facts.stream if facts.stream else (None, StreamReport())
     apply_seen, apply = facts.apply if facts.apply else (None, ApplyReport())
     used = agent.ring_used_b / agent.ring_b if agent.ring_b else 0.0
-    yield _hop(
+    hop = partial(_hop, _ill_hops(name, facts, now_ns), now_ns)
+    yield hop(
         "capture",
         agent_seen,
-        now_ns,
         ok=agent.state == MachineState.ORDERED,
         detail=f"{agent.state}, ring {used:.0%} of {_mib(agent.ring_b)}",
     )
     sending = agent.connected is not False and (stream_seen is None or stream.connected)
-    yield _hop(
+    yield hop(
         "stream",
         agent_seen,
-        now_ns,
         ok=sending,
         detail=f"batch {agent.sent} sent, {agent.spooled} spooled"
         + ("" if sending else "; no session with a process server"),
     )
-    yield _hop(
+    yield hop(
         "upload",
         stream_seen,
-        now_ns,
         ok=not stream.errors,
         detail=f"batch {stream.spooled} spooled, {stream.uploaded} uploaded,"
         f" {_mib(stream.pending_b)} pending",
     )
     behind = max(0, stream.uploaded - apply.applied) if apply.epoch == stream.epoch else stream.uploaded
-    yield _hop(
+    follows = apply.state not in NOT_FOLLOWING
+    yield hop(
         "apply",
         apply_seen,
-        now_ns,
-        ok=not apply.errors,
+        ok=follows and not apply.errors and not is_behind(apply),
         detail=f"batch {apply.applied} applied, {behind} batches behind"
-        + (f", {apply.lag_s:.0f} s" if apply.lag_s is not None else ""),
+        + (f", {apply.lag_s:.0f} s" if apply.lag_s is not None else "")
+        + ("" if follows else f"; {apply.state}"),
     )
 
 
-def _hop(name: str, seen: Seen | None, now_ns: int, *, ok: bool, detail: str) -> HopView:
-    if seen is None:
-        return HopView(
-            name=name, where="", state=HopState.UNKNOWN, detail="nothing reported yet", seen_s=None
-        )
-    state = HopState.OK if ok and not seen.is_silent(now_ns) else HopState.WAITING
-    if seen.is_missing(now_ns):
+def _ill_hops(name: str, facts: Facts, now_ns: int) -> dict[str, Severity]:
+    """Of which nobody complains."""
+    look = Look(name, facts, now_ns)
+    found: dict[str, Severity] = {}
+    for condition in lasting_of(facts):
+        severities = (condition.severity(look), found.get(condition.hop, Severity.INFO))
+        found[condition.hop] = max(severities, key=lambda severity: severity.rank)
+    return found
+
+
+def _hop(
+    ill: dict[str, Severity], now_ns: int, name: str, seen: Seen | None, *, ok: bool, detail: str
+) -> HopView:
+    state = HopState.UNKNOWN
+    if seen is not None:
+        fine = ok and not seen.is_silent(now_ns) and name not in ill
+        state = HopState.OK if fine else HopState.WAITING
+    missing = seen is not None and seen.is_missing(now_ns)
+    if missing or ill.get(name, Severity.INFO).rank >= Severity.ERROR.rank:
         state = HopState.ERROR
-    return HopView(name=name, where=seen.source, state=state, detail=detail, seen_s=seen.age_s(now_ns))
+    return HopView(
+        name=name,
+        where=seen.source if seen is not None else "",
+        state=state,
+        detail=detail if seen is not None else "nothing reported yet",
+        seen_s=seen.age_s(now_ns) if seen is not None else None,
+    )
 
 
 def _mib(size_b: int) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from config_server.clock import SECOND_NS
+from config_server.conditions import lasting_of
 from config_server.facts import SELF, Facts, replicates
 from config_server.inventory import Machine
 from config_server.presence import Seen, problems_of
+from config_server.sights import Look
 from shared.errors import (
     ClockSkewError,
     DisconnectedError,
@@ -47,10 +49,11 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
         for problem in problems_of(seen)
         if problem.object == seen.source
     ]
-    # Of a server that it is not with: what ails the machine there, say batches that still wait for upload.
+    # Of a server that it is not with: what ails the machine there, say batches that still wait for upload; of another master target that
+    # tries to follow it, why it cannot.
     found += [
         (seen.source, problem)
-        for seen, _ in facts.others
+        for seen, _ in (*facts.others, *facts.other_applies)
         if not seen.is_silent(now_ns)
         for problem in problems_of(seen)
         if problem.object == machine.name
@@ -70,7 +73,7 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
 
 
 def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Problem]:
-    """What no daemon can report of itself: silence, RPO over the threshold, clocks that differ."""
+    """What no daemon can report of itself: silence, work that is not done, RPO over the threshold, clocks that differ."""
     if not machine.protected:
         if not replicates(machine, facts, now_ns):
             return
@@ -90,6 +93,8 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             machine.name,
             Severity.WARNING,
         )
+    look = Look(machine.name, facts, now_ns)
+    yield from (condition.problem(look) for condition in lasting_of(facts))
     if facts.rpo.unknown:
         yield problem_of(
             RpoUnknownError(f"The RPO of {machine.name} cannot be measured", cause=facts.rpo.unknown),

@@ -30,6 +30,43 @@ class RpoThresholdError(UnhealthyError):
     default_action = "Look at the hops of `understudy machine watch` for the one that is behind."
 
 
+class NotReplicatedError(UnhealthyError):
+    """A machine is protected, and as far as can be told here, nothing of it is replicated."""
+
+    code = "US609"
+    default_action = "Look at its agent (systemctl status understudy-agent on the machine, and its log)."
+
+
+class NotFollowedError(UnhealthyError):
+    """A machine's log grows in storage, and no master target takes it up: it gets no recovery points, and its seed disks stay behind."""
+
+    code = "US613"
+    default_action = (
+        "Start a master target that may have it: one whose configuration names no machines takes all (`machines`). Until then it can be"
+        " restored from its log alone."
+    )
+
+
+class ApplyBehindError(UnhealthyError):
+    """Points are made all the same, and restores need nothing of it but time: a recovery has to apply the rest first."""
+
+    code = "US614"
+    default_action = (
+        "Nothing, if it falls (hop `apply` of `understudy machine watch`). Else give the master target more: a faster line to storage, a"
+        " larger account, another one for some of its machines."
+    )
+
+
+class NoProgressError(UnhealthyError):
+    """There is something to do for a machine, nothing of it gets done, and nobody says why."""
+
+    code = "US615"
+    default_action = (
+        "See the log of the daemon that should do it (the hops of `understudy machine show` name it), and restart it: what it has done"
+        " is kept."
+    )
+
+
 class UnprotectedReplicationError(UnhealthyError):
     """A machine is replicated of which the config server's database says that nobody asked for it."""
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from config_server import view
 from config_server.clock import SECOND_NS, rfc3339
-from config_server.facts import facts_of
 from config_server.health import worst
 from config_server.inventory import Machine
 from config_server.presence import Presence
-from config_server.rpo import StorageProgress
 from config_server.wrong import problems_with
 from shared.errors import RequestError
 from shared.messages import MachineView, PointView, Policy
@@ -22,42 +19,10 @@ from shared.status import (
     MasterTargetReport,
     Problem,
     ProcessServerReport,
-    Report,
     StreamReport,
 )
 from shared.vocabulary import Health, PointState, Role, Severity
-
-NOW = 1_700_000_000 * SECOND_NS
-
-
-def machine(**changes: object) -> Machine:
-    base = Machine("web1", protected=True, disks=("/dev/sda",), policy=Policy(), created_ns=0)
-    return msgspec.structs.replace(base, **changes)
-
-
-class World:
-    """Reports of daemons, at ages."""
-
-    def __init__(self) -> None:
-        self.presence = Presence()
-        self.progress = StorageProgress()
-        self.now_ns = NOW
-        self.owner = ""
-
-    def later(self, seconds: float) -> World:
-        self.now_ns += int(seconds * SECOND_NS)
-        return self
-
-    def says(self, role: str, name: str, report: Report, age_s: float = 0.0, skew_s: float = 0.0) -> World:
-        received_ns = self.now_ns - int(age_s * SECOND_NS)
-        report = msgspec.structs.replace(report, sent_ns=received_ns - int(skew_s * SECOND_NS))
-        self.presence.learn(Role(role), name, msgspec.json.encode(report), received_ns, received_ns)
-        return self
-
-    def show(self, protected: Machine | None = None, last_point: PointView | None = None) -> MachineView:
-        facts = facts_of(self.presence, "web1", self.now_ns, last_point, self.owner)
-        rpo = self.progress.rpo("web1", facts, self.now_ns, self.now_ns)
-        return view.machine_view(protected or machine(), msgspec.structs.replace(facts, rpo=rpo), self.now_ns)
+from tests.reports import NOW, World, machine
 
 
 def test_a_machine_without_protection_is_unprotected_whatever_its_agent_says() -> None:

@@ -1,0 +1,215 @@
+"""Which health is right, when nobody complains: work that a protected machine needs, and that is not done. Pure.
+
+What a daemon says of itself counts at once, and so does its silence (wrong.py). Here is what nobody says: that somebody never came, that a
+daemon reports and does not do its part, that nothing moves. Each is a condition. It is a problem when it has lasted, which lasting.py
+measures, so that a restart of a daemon, a machine that was just protected, and the seconds in which two daemons tell different things
+are none.
+
+The agent is heard, process server and master target do their part; the machine's state is then
+
+    ordered                normal   critical after 15 min in which storage got no ordered state at all (US615); RPO over the policy's
+                                    threshold: warning (US472)
+    initial-replication,   normal   critical after 15 min in which not less remained to be done (US615)
+    catching-up, resync
+    bitmap                 warning, by the agent's own word; critical as above
+    any other word         normal   critical after 5 min (US609). An agent that says of itself what ails it is as bad as it says
+    unprotected            normal; a warning if it replicates all the same (US601), and then all of this counts
+    not-connected          normal   critical after 15 min (US609)
+    disconnected           critical (US471); normal for 15 s after a start of this server
+    unknown                critical (US551)
+
+and where it is with its daemons as it should be, of each hop's daemon it has
+
+                    no report                      one that is silent   one of another epoch
+    agent           as not-connected               US471, critical      as the process server's
+    process server  US609 after 5 min: critical,   US471, critical      US609 after 5 min, as where there is none
+                    a warning if the agent says
+                    that it has a session
+    master target   US613 after 5 min, critical    US471, critical      US615 after 15 min, critical: it does not move
+
+A report that is fresh and fits is `normal` if work goes on: critical after 15 min in which nothing was uploaded though batches wait, or
+nothing applied though it is uploaded (US615); a warning if apply was half an hour behind or more for 5 min (US614). A session that the
+agent says it has not is critical after 5 min (US609). A master target that says it does not follow the machine is as if it had not
+reported of it.
+
+What somebody gives a cause for is not said once more: while an agent or server names an error of the machine or of itself, or is missed,
+what may follow from that does not begin to count. Health is critical then anyway.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import msgspec
+
+from config_server import sights
+from config_server.facts import Facts
+from config_server.sights import At, Look, Sight
+from shared.errors import (
+    ApplyBehindError,
+    NoProgressError,
+    NotFollowedError,
+    NotReplicatedError,
+    UnhealthyError,
+)
+from shared.status import Problem
+from shared.vocabulary import MachineState, Severity
+
+MISSED_S: Final = 300.0
+"""A daemon that does not do its part, ..."""
+COMES_S: Final = 900.0
+"""... an agent that was never there, and ..."""
+STANDS_S: Final = 900.0
+"""... work of which nothing gets done: Site Recovery counts the progress of a copy over 15 minutes, too."""
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    hop: str
+    """Of the data path (view.py), whose daemon does not do its part."""
+    after_s: float
+    """So long it may last."""
+    at: Callable[[Look, bool], At | Sight]
+    """Of a look, and whether it is a problem by now."""
+    moved: Callable[[At, At], bool] = operator.ne
+    """Whether the work went on between two looks: then it begins anew."""
+    error: Callable[[Look], UnhealthyError]
+    """The same words at each look: events follow them."""
+    severity: Callable[[Look], Severity] = lambda _look: Severity.ERROR
+    key: str = ""
+
+    def problem(self, look: Look) -> Problem:
+        error = self.error(look)
+        return Problem(**error.as_dict(), severity=self.severity(look), object=look.name, key=self.key)
+
+
+def _said_not_to_work(look: Look) -> UnhealthyError:
+    word = look.agent.state if look.agent is not None else ""
+    return NotReplicatedError(
+        f"{look.name} is protected, and its agent is not at work", cause=f"it says that it is '{word}'"
+    )
+
+
+def _has_no_server(look: Look) -> UnhealthyError:
+    what = f"{look.name} is protected, and no process server says that it has it"
+    if look.agent is not None and look.agent.connected:
+        return NotReplicatedError(
+            what,
+            cause="its agent says that it has a session, with a process server that does not report that here",
+            action="See that its process server reports to this config server (understudy daemon list).",
+        )
+    return NotReplicatedError(what, cause="none that reports has a session with it in its epoch")
+
+
+def _has_no_target(look: Look) -> UnhealthyError:
+    what = f"No master target follows {look.name}"
+    if look.apply is not None:
+        return NotFollowedError(what, cause=f"the one that knows it says '{look.apply.state}'")
+    if not look.facts.idle:
+        return NotFollowedError(what, cause="none has reported to this config server")
+    names = ", ".join(seen.name for seen in look.facts.idle[:3])
+    more = " and others" if len(look.facts.idle) > 3 else ""
+    return NotFollowedError(what, cause=f"those that are known here do not report of it: {names}{more}")
+
+
+def _no_progress(what: str, cause: str) -> Callable[[Look], UnhealthyError]:
+    return lambda look: NoProgressError(what.format(look.name), cause=cause)
+
+
+def _copy_error(look: Look) -> UnhealthyError:
+    if look.agent is not None and look.agent.state == MachineState.ORDERED:
+        return NoProgressError(
+            f"Nothing of {look.name} can be restored yet",
+            cause=f"it has been in order for more than {STANDS_S / 60:.0f} min, and nothing of that is in storage",
+        )
+    return NoProgressError(
+        f"The copy of {look.name} makes no progress",
+        cause=f"what remains to be copied has not become less for more than {STANDS_S / 60:.0f} min",
+    )
+
+
+CONDITIONS: Final = (
+    Condition(
+        name="never-came",
+        hop="capture",
+        after_s=COMES_S,
+        at=sights.never_came,
+        error=lambda look: NotReplicatedError(
+            f"{look.name} is protected, and its agent has never come",
+            cause="no agent has ever reported to this config server under this name",
+            action="Install its agent, enrol it under this name and start it; or end the protection: understudy machine unprotect NAME.",
+        ),
+    ),
+    Condition(
+        name="not-at-work", hop="capture", after_s=MISSED_S, at=sights.not_at_work, error=_said_not_to_work
+    ),
+    Condition(
+        name="without-session",
+        hop="stream",
+        after_s=MISSED_S,
+        at=sights.without_session,
+        error=lambda look: NotReplicatedError(
+            f"{look.name} is protected, and nothing of it is sent",
+            cause="its agent says that it has no session with a process server",
+        ),
+    ),
+    Condition(
+        name="without-server",
+        hop="stream",
+        after_s=MISSED_S,
+        at=sights.without_server,
+        error=_has_no_server,
+        severity=lambda look: Severity.WARNING if look.agent and look.agent.connected else Severity.ERROR,
+    ),
+    Condition(
+        name="not-followed", hop="apply", after_s=MISSED_S, at=sights.not_followed, error=_has_no_target
+    ),
+    Condition(
+        name="apply-behind",
+        hop="apply",
+        after_s=MISSED_S,
+        at=sights.apply_behind,
+        error=lambda look: ApplyBehindError(
+            f"The seed disks of {look.name} are behind its log",
+            cause="what was captured in many minutes is not applied yet; the hop `apply` says in how many",
+        ),
+        severity=lambda _look: Severity.WARNING,
+    ),
+    Condition(
+        name="copy-stands",
+        hop="capture",
+        after_s=STANDS_S,
+        at=sights.copy_stands,
+        moved=sights.comes_nearer,
+        error=_copy_error,
+        key="copy",
+    ),
+    Condition(
+        name="upload-stands",
+        hop="upload",
+        after_s=STANDS_S,
+        at=sights.upload_stands,
+        error=_no_progress(
+            "Nothing of {} is uploaded",
+            f"batches wait for it in the process server's spool, and none was listed for more than {STANDS_S / 60:.0f} min",
+        ),
+        key="upload",
+    ),
+    Condition(
+        name="apply-stands",
+        hop="apply",
+        after_s=STANDS_S,
+        at=sights.apply_stands,
+        error=_no_progress(
+            "Nothing of {} is applied",
+            f"its log in storage goes on, and its seed disks have stood still for more than {STANDS_S / 60:.0f} min",
+        ),
+        key="apply",
+    ),
+)
+
+
+def lasting_of(facts: Facts) -> Iterator[Condition]:
+    return (condition for condition in CONDITIONS if condition.name in facts.lasting)

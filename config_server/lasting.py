@@ -1,0 +1,57 @@
+"""How long what nobody complains of has lasted (conditions.py), by this server's monotonic clock. No I/O; it remembers what it saw.
+
+Time counts between two looks that found the same, whoever was silent in between, and at most 60 s of it: the server looks every few
+seconds, and what passed while it did not look, or nobody was heard, is not known to be bad. So a start of this server gives everybody
+time, and so does a gap of its own; and whoever falls silent now and then does not begin anew each time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from config_server.clock import SECOND_NS
+from config_server.conditions import CONDITIONS
+from config_server.facts import Facts, replicates
+from config_server.inventory import Machine
+from config_server.sights import At, Look, Sight
+
+_AT_ONCE_NS: Final = 60 * SECOND_NS
+
+
+class _Held(msgspec.Struct):
+    at: At
+    held_ns: int
+    looked_ns: int
+
+
+class Lasting:
+    def __init__(self) -> None:
+        self._held: dict[str, dict[str, _Held]] = {}
+
+    def look(self, machine: Machine, facts: Facts, now_ns: int) -> frozenset[str]:
+        """The names of those conditions that are problems of the machine now. None of one that nobody wants protected: its time begins
+        when somebody does."""
+        if not machine.protected and not replicates(machine, facts, now_ns):
+            self._held.pop(machine.name, None)
+            return frozenset()
+        look = Look(machine.name, facts, now_ns)
+        held = self._held.setdefault(machine.name, {})
+        found = set()
+        for condition in CONDITIONS:
+            after_ns = condition.after_s * SECOND_NS
+            before = held.get(condition.name)
+            at = condition.at(look, before is not None and before.held_ns >= after_ns)
+            if at is Sight.UNKNOWN:
+                continue
+            if isinstance(at, Sight):
+                held.pop(condition.name, None)
+            elif before is None or condition.moved(before.at, at):
+                held[condition.name] = _Held(at, 0, now_ns)
+            else:
+                before.held_ns += min(max(0, now_ns - before.looked_ns), _AT_ONCE_NS)
+                before.looked_ns = now_ns
+                if before.held_ns >= after_ns:
+                    found.add(condition.name)
+        return frozenset(found)

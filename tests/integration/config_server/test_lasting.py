@@ -1,0 +1,54 @@
+"""What nobody complains of is looked for by the server itself, and is an event as long as it lasts; over HTTPS."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from config_server import lasting, service
+from config_server.conditions import CONDITIONS
+from shared import api
+from shared.control_client import ControlClient
+from shared.messages import EventQuery, Nothing, Protection
+from shared.rest import RestClient
+from shared.vocabulary import Health
+
+
+@pytest.fixture(autouse=True)
+def sweeps_come_soon_and_nothing_is_put_up_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_SWEEP_S", 0.05)
+    at_once = tuple(msgspec.structs.replace(condition, after_s=0.0) for condition in CONDITIONS)
+    monkeypatch.setattr(lasting, "CONDITIONS", at_once)
+
+
+async def test_a_protected_machine_whose_agent_never_came_is_an_event_until_it_comes(
+    operator: RestClient, agent: ControlClient
+) -> None:
+    await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
+    (event,) = await _until(operator, ["US609"])
+    assert (event.object, event.source) == ("web1", "config-server")
+    (machine,) = (await operator.call(api.MACHINES, Nothing())).machines
+    assert (machine.health, [error.code for error in machine.errors]) == (Health.CRITICAL, ["US609"])
+    await agent.report({"state": "stopped"})
+    (other,) = await _until(operator, ["US609"], "it says that it is 'stopped'")
+    assert other.id != event.id
+    await agent.report({"state": "ordered", "connected": True, "uploaded_captured_ns": 1})
+    (still,) = await _until(operator, ["US609"], "does not report that here")
+    assert still.severity == "warning"
+    await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+    await _until(operator, [])
+
+
+async def _until(operator: RestClient, codes: list[str], cause: str = "") -> list[Any]:
+    """The open events, when they are these."""
+    async with asyncio.timeout(20):
+        while True:
+            query = EventQuery(open=True, limit=1000)
+            found = (await operator.call(api.EVENTS, query)).events
+            found = [event for event in found if event.code in ("US609", "US615")]
+            if [event.code for event in found] == codes and all(cause in event.cause for event in found):
+                return found
+            await asyncio.sleep(0.02)

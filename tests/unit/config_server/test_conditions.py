@@ -1,0 +1,448 @@
+"""The table of config_server/conditions.py: which health is right for each state of a machine, each report of its daemons, and each word of
+them; at once, and when it has lasted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from config_server.clock import SECOND_NS
+from config_server.conditions import CONDITIONS, MISSED_S, STANDS_S
+from config_server.inventory import Machine
+from shared.messages import MachineView
+from shared.status import (
+    AgentDisk,
+    AgentReport,
+    ApplyReport,
+    MasterTargetReport,
+    Problem,
+    ProcessServerReport,
+    StreamReport,
+)
+from shared.vocabulary import ApplyState, Health, MachineState, Severity
+from tests.reports import NOW, World, machine
+
+STEP_S: Final = 10.0
+LONG_S: Final = 2400.0
+"""Longer than anything that is not right is put up with."""
+AFTER_S: Final = {condition.name: condition.after_s for condition in CONDITIONS}
+
+Say = Callable[[World], None]
+
+
+def _n(world: World) -> int:
+    """Batches so far: one a second."""
+    return 500 + (world.now_ns - NOW) // SECOND_NS
+
+
+def agent(world: World, **changes: Any) -> None:
+    n = _n(world)
+    said: dict[str, Any] = {
+        "state": "ordered",
+        "boot": "b1",
+        "epoch": 2,
+        "connected": True,
+        "sent": n,
+        "spooled": n,
+        "uploaded": n,
+        "uploaded_captured_ns": world.now_ns - 2 * SECOND_NS,
+        "disks": [AgentDisk(name="sda", mode="ordered", todo_b=0)],
+    }
+    world.says("agent", "web1", AgentReport(**said | changes))
+
+
+def copies(state: str, *, stands: bool) -> Say:
+    """An agent at work on a copy."""
+
+    def say(world: World) -> None:
+        left_b = 1 << 40 if stands else (1 << 40) - (world.now_ns - NOW) // SECOND_NS
+        agent(world, state=state, disks=[AgentDisk(name="sda", mode="ordered", todo_b=left_b)])
+
+    return say
+
+
+def stream(world: World, own: list[Problem] | None = None, **changes: Any) -> None:
+    n = _n(world)
+    said: dict[str, Any] = {
+        "boot": "b1",
+        "epoch": 2,
+        "connected": True,
+        "spooled": n,
+        "uploaded": n,
+        "ordered_captured_ns": world.now_ns - 2 * SECOND_NS,
+    }
+    part = StreamReport(**said | changes)
+    world.says("process-server", "ps1", ProcessServerReport(machines={"web1": part}, errors=own or []))
+
+
+def apply(world: World, **changes: Any) -> None:
+    said: dict[str, Any] = {"state": "following", "epoch": 2, "applied": _n(world) - 2, "lag_s": 2.0}
+    world.says("master-target", "mt1", MasterTargetReport(machines={"web1": ApplyReport(**said | changes)}))
+
+
+def idle(world: World) -> None:
+    """A master target that does not have it."""
+    world.says("master-target", "mt1", MasterTargetReport(machines={"web2": ApplyReport()}))
+
+
+def once(say: Say) -> Say:
+    """And then it is silent."""
+
+    def at_the_beginning(world: World) -> None:
+        if world.now_ns == NOW:
+            say(world)
+
+    return at_the_beginning
+
+
+def nothing(_world: World) -> None:
+    pass
+
+
+def says(say: Callable[..., None], **changes: Any) -> Say:
+    return lambda world: say(world, **changes)
+
+
+class Case(NamedTuple):
+    agent: Say = agent
+    stream: Say = stream
+    apply: Say = apply
+    at_once: str = ""
+    """Codes, whether it lasts or not."""
+    condition: str = ""
+    """Its name, that is a problem when it has lasted, ..."""
+    code: str = ""
+    health: Health = Health.CRITICAL
+    """... and how bad it is then."""
+    known: Machine = machine()
+
+    def say(self, world: World) -> None:
+        for part in (self.agent, self.stream, self.apply):
+            part(world)
+
+    def last(self, world: World, seconds: float) -> MachineView:
+        end_ns = world.now_ns + int(seconds * SECOND_NS)
+        while True:
+            self.say(world)
+            shown = world.show()
+            if world.now_ns >= end_ns:
+                return shown
+            world.later(min(STEP_S, (end_ns - world.now_ns) / SECOND_NS))
+
+
+def word(state: str, **changes: Any) -> Case:
+    """An agent that is heard, and not at work."""
+    return Case(says(agent, state=state, **changes), condition="not-at-work", code="US609")
+
+
+def copying(state: str, at_once: str = "") -> Case:
+    return Case(copies(state, stands=True), condition="copy-stands", code="US615", at_once=at_once)
+
+
+UNPROTECTED = machine(protected=False)
+ORDER_LOST = Problem("US400", "order is lost", severity=Severity.WARNING)
+
+STATES: Final[dict[MachineState, list[Case]]] = {
+    MachineState.ORDERED: [
+        Case(),
+        Case(
+            says(agent, uploaded_captured_ns=0),
+            says(stream, ordered_captured_ns=0),
+            condition="copy-stands",
+            code="US615",
+        ),
+    ],
+    MachineState.INITIAL_REPLICATION: [
+        copying("initial-replication"),
+        Case(copies("initial-replication", stands=False)),
+    ],
+    MachineState.BITMAP: [copying("bitmap"), Case(copies("bitmap", stands=False))],
+    MachineState.CATCHING_UP: [copying("catching-up"), Case(copies("catching-up", stands=False))],
+    MachineState.RESYNC: [copying("resync"), Case(copies("resync", stands=False))],
+    MachineState.DISCONNECTED: [Case(once(agent), at_once="US471"), word("disconnected")],
+    MachineState.NOT_CONNECTED: [
+        Case(nothing, nothing, nothing, condition="never-came", code="US609"),
+        Case(nothing, nothing, idle, condition="never-came", code="US609"),
+        word("not-connected"),
+    ],
+    MachineState.UNPROTECTED: [
+        Case(nothing, nothing, nothing, known=UNPROTECTED),
+        Case(says(agent, disks=[]), nothing, nothing, known=UNPROTECTED),
+        Case(at_once="US601", known=UNPROTECTED),
+        Case(apply=idle, at_once="US601", condition="not-followed", code="US613", known=UNPROTECTED),
+        word("unprotected"),
+    ],
+    MachineState.UNKNOWN: [word("unknown")],
+}
+
+NONE, FRESH, SILENT, OTHER_EPOCH = REPORTS = ("none", "fresh", "silent", "other epoch")
+DAEMONS: Final = ("agent", "process server", "master target")
+WARNS: Final = Health.WARNING
+
+HOPS: Final[dict[tuple[str, str], list[Case]]] = {
+    ("agent", NONE): [Case(nothing, condition="never-came", code="US609")],
+    ("agent", FRESH): [Case()],
+    ("agent", SILENT): [Case(once(agent), at_once="US471")],
+    ("agent", OTHER_EPOCH): [
+        Case(says(agent, epoch=epoch), condition="without-server", code="US609", health=WARNS)
+        for epoch in (1, 3)
+    ],
+    ("process server", NONE): [
+        Case(stream=nothing, condition="without-server", code="US609", health=WARNS),
+        Case(says(agent, connected=None), nothing, condition="without-server", code="US609"),
+        Case(says(agent, connected=False), nothing, condition="without-session", code="US609"),
+    ],
+    ("process server", FRESH): [
+        Case(),
+        Case(stream=says(stream, connected=False), condition="without-server", code="US609", health=WARNS),
+        Case(stream=says(stream, uploaded=1), condition="upload-stands", code="US615"),
+    ],
+    ("process server", SILENT): [Case(stream=once(stream), at_once="US471")],
+    ("process server", OTHER_EPOCH): [
+        Case(stream=says(stream, epoch=1), condition="without-server", code="US609", health=WARNS)
+    ],
+    ("master target", NONE): [
+        Case(apply=nothing, condition="not-followed", code="US613"),
+        Case(apply=idle, condition="not-followed", code="US613"),
+    ],
+    ("master target", FRESH): [
+        Case(),
+        Case(apply=says(apply, applied=10), condition="apply-stands", code="US615"),
+        Case(apply=says(apply, lag_s=86_400.0), condition="apply-behind", code="US614", health=WARNS),
+        Case(copies("initial-replication", stands=False), apply=says(apply, lag_s=86_400.0)),
+    ],
+    ("master target", SILENT): [Case(apply=once(apply), at_once="US471")],
+    ("master target", OTHER_EPOCH): [
+        Case(apply=says(apply, epoch=epoch, applied=700), condition="apply-stands", code="US615")
+        for epoch in (1, 99)
+    ],
+}
+
+APPLY_STATES: Final[dict[ApplyState, Case]] = {
+    state: Case(apply=says(apply, state=state), condition="not-followed", code="US613")
+    for state in ApplyState
+    if state is not ApplyState.FOLLOWING
+} | {ApplyState.FOLLOWING: Case()}
+
+BROKEN: Final = [Problem("US400", "it broke")]
+WORDS: Final[dict[str, Case]] = {
+    "stopped": word("stopped"),
+    "paused": word("paused"),
+    "starting": word("starting"),
+    "none at all": word(""),
+    "no state told": word(AgentReport().state),
+    "failed, and says why": Case(says(agent, state="failed", errors=BROKEN), at_once="US400"),
+    "passive, and says why": Case(says(agent, state="passive", errors=BROKEN), at_once="US400"),
+    "no session": Case(
+        says(agent, connected=False),
+        says(stream, connected=False),
+        condition="without-session",
+        code="US609",
+    ),
+    "no session, and says why": Case(
+        says(agent, connected=False, errors=BROKEN), says(stream, connected=False), at_once="US400"
+    ),
+    "a copy that a full cache holds up": Case(
+        copies("resync", stands=True), says(stream, own=BROKEN), at_once="US400"
+    ),
+    "a copy whose process server is missed": Case(
+        copies("resync", stands=True), once(stream), at_once="US471"
+    ),
+    "a copy without a session": Case(
+        says(agent, state="resync", connected=False, disks=[AgentDisk(name="sda", mode="ordered", todo_b=1)]),
+        condition="without-session",
+        code="US609",
+    ),
+    "a copy that stands for a reason that only warns": Case(
+        says(agent, state="bitmap", errors=[ORDER_LOST]),
+        at_once="US400",
+        condition="copy-stands",
+        code="US615",
+    ),
+    "progress, and no more": Case(
+        says(agent, state="initial-replication", disks=[AgentDisk(name="sda", mode="ordered", progress=0.5)]),
+        condition="copy-stands",
+        code="US615",
+    ),
+    "uploads that stand, and why": Case(stream=says(stream, uploaded=1, errors=BROKEN), at_once="US400"),
+    "apply that stands, and why": Case(apply=says(apply, applied=1, errors=BROKEN), at_once="US400"),
+    "apply that failed, and why": Case(
+        apply=says(apply, state=ApplyState.FAILED, errors=BROKEN), at_once="US400"
+    ),
+    "a master target of another version": Case(apply=says(apply, state="news")),
+}
+
+CASES: Final = {
+    f"{name}-{n}": case
+    for name, cases in [
+        *((str(state), cases) for state, cases in STATES.items()),
+        *((f"{daemon}: {report}", cases) for (daemon, report), cases in HOPS.items()),
+        *((f"apply {state}", [case]) for state, case in APPLY_STATES.items()),
+        *((name, [case]) for name, case in WORDS.items()),
+    ]
+    for n, case in enumerate(cases)
+}
+
+
+def codes(shown: MachineView) -> list[str]:
+    return sorted(error.code for error in shown.errors)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_table(name: str) -> None:
+    case = CASES[name]
+    world = World(case.known)
+    at_once = case.at_once.split()
+    if not case.condition:
+        shown = case.last(world, 20)
+        assert codes(shown) == at_once
+        assert codes(case.last(world, LONG_S)) == at_once
+        assert (shown.health is Health.NORMAL) == (not at_once)
+        return
+    after_s = AFTER_S[case.condition]
+    assert codes(case.last(world, after_s - 1)) == at_once
+    shown = case.last(world, 2)
+    assert codes(shown) == sorted([*at_once, case.code])
+    assert shown.health is case.health
+    error = next(error for error in shown.errors if error.code == case.code)
+    assert (error.object, error.source) == ("web1", "config-server")
+    assert error.cause
+    assert error.action
+    hop = next(condition.hop for condition in CONDITIONS if condition.name == case.condition)
+    found = {hop.name: hop.state for hop in shown.hops}[hop]
+    assert found == ("error" if case.health is Health.CRITICAL else "waiting")
+    # Nothing more, and the same words at each look: an event is written when they change.
+    assert case.last(world, 1000).errors == shown.errors
+    # Over as soon as all is well, and it begins anew then.
+    well = Case().last(world, 0)
+    assert codes(well) == (["US601"] if case.known is UNPROTECTED else [])
+    if case.known.protected:
+        assert {hop.state for hop in well.hops} == {"ok"}
+    if nothing not in (case.agent, case.stream, case.apply):  # else it is silent now
+        assert codes(case.last(world, after_s - 1)) == at_once
+
+
+def test_the_table_has_every_state_every_report_of_every_daemon_and_every_condition() -> None:
+    assert set(STATES) == set(MachineState)
+    assert set(HOPS) == set(itertools.product(DAEMONS, REPORTS))
+    assert set(APPLY_STATES) == set(ApplyState)
+    assert {case.condition for case in CASES.values()} - {""} == {condition.name for condition in CONDITIONS}
+    assert all(STATES.values())
+    assert all(HOPS.values())
+
+
+def test_a_start_of_the_config_server_gives_everybody_time() -> None:
+    world, case = World(), WORDS["stopped"]
+    assert codes(case.last(world, MISSED_S)) == ["US609"]
+    world.restart()
+    assert codes(world.show()) == []
+    assert codes(case.last(world, MISSED_S - 1)) == []
+    assert codes(case.last(world, 2)) == ["US609"]
+    never = World().later(LONG_S)
+    assert codes(never.show()) == ["US609"]
+    assert codes(never.restart().show()) == []
+
+
+def test_what_the_config_server_did_not_see_does_not_count() -> None:
+    """It was held up itself: a suspended host, say."""
+    world, case = World(), WORDS["stopped"]
+    case.last(world, STEP_S)
+    world.now_ns += 86_400 * SECOND_NS
+    assert codes(case.last(world, 0)) == []
+    assert codes(case.last(world, MISSED_S)) == ["US609"]
+
+
+def test_a_machine_that_was_just_protected_gets_time() -> None:
+    world = World(machine(protected=False)).later(30 * 86_400)
+    world.machine = machine()
+    assert codes(world.show()) == []
+    assert codes(world.later(AFTER_S["never-came"] - 1).show()) == []
+    shown = world.later(1).show()
+    assert (shown.state, shown.health, codes(shown)) == ("not-connected", Health.CRITICAL, ["US609"])
+    world.machine = machine(protected=False)
+    assert codes(world.show()) == []
+    world.machine = machine()
+    assert codes(world.later(AFTER_S["never-came"] - 1).show()) == []
+
+
+def test_a_restart_of_a_master_target_is_nothing() -> None:
+    world = World()
+    for _ in range(60):
+        Case().last(world, 20)
+        assert codes(Case(apply=idle).last(world, 20)) == []
+        assert codes(Case(apply=says(apply, state=ApplyState.STARTING)).last(world, 20)) == []
+
+
+def test_whoever_is_silent_now_and_then_does_not_begin_anew_each_time() -> None:
+    world, case = World(), WORDS["stopped"]
+    silent = 0
+    for _ in range(60):
+        shown = case.last(world, 20)
+        world.later(20)
+        silent += codes(world.show()) == ["US471"] * 3
+    assert silent == 60
+    assert codes(shown) == ["US609"]
+
+
+def test_what_stood_because_of_an_error_gets_time_when_that_is_over() -> None:
+    world = World()
+    assert codes(WORDS["a copy that a full cache holds up"].last(world, LONG_S)) == ["US400"]
+    case = Case(copies("resync", stands=True))
+    assert codes(case.last(world, STANDS_S - 1)) == []
+    assert codes(case.last(world, 2)) == ["US615"]
+
+
+def test_writes_that_have_to_be_copied_too_are_no_progress_and_a_new_epoch_begins_anew() -> None:
+    world = World()
+
+    def left(todo_b: int, epoch: int = 2) -> Case:
+        disks = [AgentDisk(name="sda", mode="ordered", todo_b=todo_b)]
+        return Case(
+            says(agent, state="catching-up", disks=disks, epoch=epoch),
+            says(stream, epoch=epoch),
+            says(apply, epoch=epoch),
+        )
+
+    for todo_b in (1000, 2000, 1500, 1000, 3000, 1001):
+        shown = left(todo_b).last(world, 180)
+    assert codes(shown) == ["US615"]
+    assert codes(left(999).last(world, 0)) == []
+    assert codes(left(999).last(world, STANDS_S - 1)) == []
+    assert codes(left(5000, epoch=3).last(world, STANDS_S - 1)) == []
+
+
+def test_a_warning_that_apply_is_behind_neither_comes_nor_goes_with_each_look() -> None:
+    world = World()
+
+    def lag(minutes: float) -> Case:
+        return Case(apply=says(apply, lag_s=minutes * 60))
+
+    for _ in range(20):  # a clock that jumped is over before that
+        lag(2000).last(world, 120)
+        assert codes(lag(1).last(world, 10)) == []
+    lag(31).last(world, MISSED_S)
+    for minutes in (29, 31, 16, 40):
+        assert codes(lag(minutes).last(world, 30)) == ["US614"]
+    assert codes(lag(14).last(world, 0)) == []
+    assert codes(lag(31).last(world, 30)) == []
+
+
+def test_what_another_master_target_says_it_cannot_do_for_a_machine_is_shown() -> None:
+    world = World()
+    Case().say(world)
+    other = ApplyReport(state="error", epoch=2, applied=100, errors=[Problem("US400", "apply stopped")])
+    world.says("master-target", "mt2", MasterTargetReport(machines={"web1": other, "web2": other}))
+    assert [(error.code, error.source) for error in world.show().errors] == [("US400", "master-target:mt2")]
+
+
+def test_a_master_target_that_fell_silent_is_not_hidden_by_one_that_waits_for_its_machine() -> None:
+    world = World()
+    Case(apply=says(apply, epoch=1)).say(world)
+    world.later(20)
+    Case(apply=nothing).say(world)
+    waits = ApplyReport(state=ApplyState.CLAIMED_BY_ANOTHER)
+    world.says("master-target", "mt2", MasterTargetReport(machines={"web1": waits}))
+    assert [(error.code, error.object) for error in world.show().errors] == [("US471", "master-target:mt1")]
