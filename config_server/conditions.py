@@ -7,15 +7,15 @@ are none.
 
 The agent is heard, process server and master target do their part; the machine's state is then
 
-    ordered                normal   critical after 15 min in which storage got no ordered state at all (US615); RPO over the policy's
-                                    threshold: warning (US472)
-    initial-replication,   normal   critical after 15 min in which not less remained to be done (US615)
-    catching-up, resync
-    bitmap                 warning, by the agent's own word; critical as above
+    ordered                normal   critical after 15 min in which storage got nothing: no newer ordered state, nor more of what is to be
+                                    copied yet (US615); RPO over the policy's threshold: warning (US472)
+    initial-replication,   normal   critical after 15 min in which storage got nothing of what is to be copied, or after 24 h in which
+    catching-up, resync             it got no more than in any epoch before, four times all of it at most (US615)
+    bitmap                 warning, by the agent's own word; critical as above while something is to be copied
     any other word         normal   critical after 5 min (US609). An agent that says of itself what ails it is as bad as it says
     unprotected            normal; a warning if it replicates all the same (US601), and then all of this counts
     not-connected          normal   critical after 15 min (US609)
-    disconnected           critical (US471); normal for 15 s after a start of this server
+    disconnected           critical (US471); normal for 15 s after a start of this server, or a gap of its own
     unknown                critical (US551)
 
 and where it is with its daemons as it should be, of each hop's daemon it has
@@ -29,16 +29,16 @@ and where it is with its daemons as it should be, of each hop's daemon it has
 
 A report that is fresh and fits is `normal` if work goes on: critical after 15 min in which nothing was uploaded though batches wait, or
 nothing applied though it is uploaded (US615); a warning if apply was half an hour behind or more for 5 min (US614). A session that the
-agent says it has not is critical after 5 min (US609). A master target that says it does not follow the machine is as if it had not
-reported of it.
+agent says it has not is critical after 5 min (US609), and so is an agent that captures fewer disks than shall be protected (US609). A
+master target that says it does not follow the machine is as if it had not reported of it.
 
 What somebody gives a cause for is not said once more: while an agent or server names an error of the machine or of itself, or is missed,
-what may follow from that does not begin to count. Health is critical then anyway.
+the time of what may follow from that stands still. Health is critical then anyway. But it is never set back by that, and what was a
+problem by then stays one.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -62,7 +62,9 @@ MISSED_S: Final = 300.0
 COMES_S: Final = 900.0
 """... an agent that was never there, and ..."""
 STANDS_S: Final = 900.0
-"""... work of which nothing gets done: Site Recovery counts the progress of a copy over 15 minutes, too."""
+"""... work of which nothing gets done: Site Recovery counts the progress of a copy over 15 minutes, too; ..."""
+IN_VAIN_S: Final = 86_400.0
+"""... and work that goes on, and comes to nothing."""
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,8 +75,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """So long it may last."""
     at: Callable[[Look, bool], At | Sight]
     """Of a look, and whether it is a problem by now."""
-    moved: Callable[[At, At], bool] = operator.ne
-    """Whether the work went on between two looks: then it begins anew."""
+    moved: Callable[[At, At], tuple[bool, At]] = lambda _before, now: (False, now)
+    """Whether the work went on between two looks: then it begins anew; and what the next look is compared with."""
     error: Callable[[Look], UnhealthyError]
     """The same words at each look: events follow them."""
     severity: Callable[[Look], Severity] = lambda _look: Severity.ERROR
@@ -118,15 +120,24 @@ def _no_progress(what: str, cause: str) -> Callable[[Look], UnhealthyError]:
     return lambda look: NoProgressError(what.format(look.name), cause=cause)
 
 
+def _disks_error(look: Look) -> UnhealthyError:
+    return NotReplicatedError(
+        f"Not all disks of {look.name} are replicated",
+        cause=f"its agent does not capture {', '.join(sights.left_out(look)[:3])}, which shall be protected",
+        action="Name it in the agent's configuration (`disks`), and restart the agent; or protect the machine with the disks that are"
+        " captured.",
+    )
+
+
 def _copy_error(look: Look) -> UnhealthyError:
     if look.agent is not None and look.agent.state == MachineState.ORDERED:
         return NoProgressError(
-            f"Nothing of {look.name} can be restored yet",
-            cause=f"it has been in order for more than {STANDS_S / 60:.0f} min, and nothing of that is in storage",
+            f"Nothing new of {look.name} can be restored",
+            cause=f"it is in order, and for more than {STANDS_S / 60:.0f} min nothing of that has come to storage",
         )
     return NoProgressError(
         f"The copy of {look.name} makes no progress",
-        cause=f"what remains to be copied has not become less for more than {STANDS_S / 60:.0f} min",
+        cause=f"for more than {STANDS_S / 60:.0f} min nothing of what is to be copied has come to storage",
     )
 
 
@@ -144,6 +155,14 @@ CONDITIONS: Final = (
     ),
     Condition(
         name="not-at-work", hop="capture", after_s=MISSED_S, at=sights.not_at_work, error=_said_not_to_work
+    ),
+    Condition(
+        name="disks-left-out",
+        hop="capture",
+        after_s=MISSED_S,
+        at=sights.disks_left_out,
+        error=_disks_error,
+        key="disks",
     ),
     Condition(
         name="without-session",
@@ -181,16 +200,31 @@ CONDITIONS: Final = (
         name="copy-stands",
         hop="capture",
         after_s=STANDS_S,
-        at=sights.copy_stands,
-        moved=sights.comes_nearer,
+        at=sights.copying,
+        moved=sights.went_on,
         error=_copy_error,
         key="copy",
+    ),
+    Condition(
+        name="copy-in-vain",
+        hop="capture",
+        after_s=IN_VAIN_S,
+        at=sights.copying,
+        moved=sights.came_nearer,
+        error=lambda look: NoProgressError(
+            f"The copy of {look.name} does not come to its end",
+            cause=f"for {IN_VAIN_S / 3600:.0f} h of work nothing new could be restored, and no more was copied than before: it is begun"
+            " anew each time, or the machine writes as fast as it is copied",
+            action="See why its epochs end (understudy event list), or give the copy a faster line or the machine longer hours.",
+        ),
+        key="in vain",
     ),
     Condition(
         name="upload-stands",
         hop="upload",
         after_s=STANDS_S,
         at=sights.upload_stands,
+        moved=sights.more_of_log,
         error=_no_progress(
             "Nothing of {} is uploaded",
             f"batches wait for it in the process server's spool, and none was listed for more than {STANDS_S / 60:.0f} min",
@@ -202,6 +236,7 @@ CONDITIONS: Final = (
         hop="apply",
         after_s=STANDS_S,
         at=sights.apply_stands,
+        moved=sights.more_of_log,
         error=_no_progress(
             "Nothing of {} is applied",
             f"its log in storage goes on, and its seed disks have stood still for more than {STANDS_S / 60:.0f} min",

@@ -3,6 +3,9 @@
 Time counts between two looks that found the same, whoever was silent in between, and at most 60 s of it: the server looks every few
 seconds, and what passed while it did not look, or nobody was heard, is not known to be bad. So a start of this server gives everybody
 time, and so does a gap of its own; and whoever falls silent now and then does not begin anew each time.
+
+Only what is over, or work that went on, sets the time back. While somebody gives a cause it stands still, and what was a problem by then
+stays one: an error that comes and goes makes of work that stands neither no problem, nor one that comes and goes with it.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ class Lasting:
         if not machine.protected and not replicates(machine, facts, now_ns):
             self._held.pop(machine.name, None)
             return frozenset()
-        look = Look(machine.name, facts, now_ns)
+        look = Look(machine.name, facts, now_ns, machine.disks)
         held = self._held.setdefault(machine.name, {})
         found = set()
         for condition in CONDITIONS:
@@ -45,13 +48,21 @@ class Lasting:
             at = condition.at(look, before is not None and before.held_ns >= after_ns)
             if at is Sight.UNKNOWN:
                 continue
-            if isinstance(at, Sight):
+            if at is Sight.NO:
                 held.pop(condition.name, None)
-            elif before is None or condition.moved(before.at, at):
-                held[condition.name] = _Held(at, 0, now_ns)
-            else:
-                before.held_ns += min(max(0, now_ns - before.looked_ns), _AT_ONCE_NS)
+                continue
+            if isinstance(at, Sight):
+                if before is None:
+                    continue
                 before.looked_ns = now_ns
-                if before.held_ns >= after_ns:
-                    found.add(condition.name)
+            elif before is None:
+                held[condition.name] = _Held(at, 0, now_ns)
+                continue
+            else:
+                moved, before.at = condition.moved(before.at, at)
+                passed_ns = min(max(0, now_ns - before.looked_ns), _AT_ONCE_NS)
+                before.held_ns = 0 if moved else before.held_ns + passed_ns
+                before.looked_ns = now_ns
+            if before.held_ns >= after_ns:
+                found.add(condition.name)
         return frozenset(found)

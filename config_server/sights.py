@@ -40,6 +40,8 @@ class Sight(enum.Enum):
     """It is not so."""
     UNKNOWN = enum.auto()
     """Nobody is heard who would know."""
+    EXCUSED = enum.auto()
+    """Somebody gives a cause from which it may follow."""
 
 
 _Part = TypeVar("_Part", AgentReport, StreamReport, ApplyReport)
@@ -50,8 +52,10 @@ At = tuple[float, ...]
 class Look:
     """A machine as its daemons report it now. What is silent says nothing."""
 
-    def __init__(self, name: str, facts: Facts, now_ns: int) -> None:
+    def __init__(self, name: str, facts: Facts, now_ns: int, wanted: tuple[str, ...] = ()) -> None:
+        """`wanted`: paths of the disks that shall be protected."""
         self.name = name
+        self.wanted = wanted
         self.facts = facts
         self._now_ns = now_ns
         self.agent: AgentReport | None = self._heard(facts.agent)
@@ -93,7 +97,25 @@ def never_came(look: Look, _shown: bool) -> At | Sight:
 def not_at_work(look: Look, _shown: bool) -> At | Sight:
     if look.agent is None:
         return Sight.UNKNOWN
-    return Sight.NO if look.at_work or look.is_blamed(look.facts.agent) else ()
+    if look.at_work:
+        return Sight.NO
+    return Sight.EXCUSED if look.is_blamed(look.facts.agent) else ()
+
+
+def disks_left_out(look: Look, _shown: bool) -> At | Sight:
+    if look.agent is None or not look.at_work:
+        return Sight.UNKNOWN
+    return () if left_out(look) else Sight.NO
+
+
+def left_out(look: Look) -> list[str]:
+    """Paths of wanted disks that the agent does not have. It calls a disk by its id, and by the path that it has in this boot: another
+    path says nothing while there are as many disks as are wanted."""
+    disks = look.agent.disks if look.agent is not None else []
+    if not 0 < len(disks) < len(look.wanted):
+        return []
+    known = {path for disk in disks for path in (disk.device, f"/dev/{disk.name}")}
+    return [path for path in look.wanted if path not in known]
 
 
 def without_session(look: Look, _shown: bool) -> At | Sight:
@@ -101,7 +123,7 @@ def without_session(look: Look, _shown: bool) -> At | Sight:
         return Sight.UNKNOWN
     if not look.at_work or look.agent.connected is not False:
         return Sight.NO
-    return Sight.NO if look.is_blamed(look.facts.agent, look.facts.stream) else ()
+    return Sight.EXCUSED if look.is_blamed(look.facts.agent, look.facts.stream) else ()
 
 
 def without_server(look: Look, _shown: bool) -> At | Sight:
@@ -109,13 +131,11 @@ def without_server(look: Look, _shown: bool) -> At | Sight:
         return Sight.UNKNOWN
     if not look.at_work or look.agent.connected is False:
         return Sight.NO
-    if look.is_blamed(look.facts.agent, look.facts.stream):
+    if look.stream is not None and look.stream.connected and look.stream.epoch == look.agent.epoch:
         return Sight.NO
-    if look.facts.stream is None:
-        return ()
-    if look.stream is None:
-        return Sight.UNKNOWN
-    return Sight.NO if look.stream.connected and look.stream.epoch == look.agent.epoch else ()
+    if look.is_blamed(look.facts.agent, look.facts.stream):
+        return Sight.EXCUSED
+    return Sight.UNKNOWN if look.facts.stream is not None and look.stream is None else ()
 
 
 def not_followed(look: Look, _shown: bool) -> At | Sight:
@@ -128,7 +148,7 @@ def not_followed(look: Look, _shown: bool) -> At | Sight:
     in_storage = in_storage or (facts.agent is not None and facts.agent[1].uploaded > 0)
     if not in_storage and facts.last_point is None:
         return Sight.NO  # it has no log yet that anybody could follow
-    return Sight.NO if look.is_blamed(facts.apply) else ()
+    return Sight.EXCUSED if look.is_blamed(facts.apply) else ()
 
 
 def apply_behind(look: Look, shown: bool) -> At | Sight:
@@ -139,21 +159,60 @@ def apply_behind(look: Look, shown: bool) -> At | Sight:
     return () if is_behind(look.apply, _BEHIND_YET_S if shown else BEHIND_S) else Sight.NO
 
 
-def copy_stands(look: Look, _shown: bool) -> At | Sight:
+def copying(look: Look, _shown: bool) -> At | Sight:
+    """Epoch, bytes that remain to be copied; and the newest state in storage (its time, and its batch) of a machine in order."""
     agent = look.agent
-    if agent is None:
+    if agent is None or not look.at_work:
         return Sight.UNKNOWN
-    if not look.at_work or agent.connected is False or look.is_blamed(look.facts.agent, look.facts.stream):
-        return Sight.NO
+    left_b = _remaining_b(agent)
+    if agent.state == MachineState.BITMAP and not left_b:
+        return Sight.NO  # all that it wrote is in storage, though not in order
+    if agent.connected is False or look.is_blamed(look.facts.agent, look.facts.stream):
+        return Sight.EXCUSED
     if agent.state != MachineState.ORDERED:
-        return agent.epoch, _remaining_b(agent)
-    restorable = reported_ns(look.facts) or look.facts.last_point is not None
-    return Sight.NO if restorable else (agent.epoch, -1)
+        return agent.epoch, left_b, 0, 0
+    newest_ns = reported_ns(look.facts)
+    restorable = newest_ns or look.facts.last_point is not None
+    # The time stands where the machine's clock stands (rpo.py says so); batches are counted all the same.
+    return agent.epoch, left_b, newest_ns, agent.uploaded if restorable else 0
 
 
-def comes_nearer(before: At, now: At) -> bool:
-    """Writes that have to be copied as well are no progress."""
-    return now[0] != before[0] or now[1] < before[1]
+def went_on(before: At, now: At) -> tuple[bool, At]:
+    """Whether something can be restored that could not, or some of what was to be copied is in storage: from one look to the next, since
+    what was written meanwhile is found at the beginning of each round, and has to be copied, too. A new epoch is nothing done."""
+    epoch, left_b, newest_ns, batch = now
+    more = epoch == before[0] and (left_b < before[1] or batch > before[3] > 0)
+    return _is_newer(before[2], newest_ns) or more, (epoch, left_b, newest_ns or before[2], batch)
+
+
+_MORE: Final = 1.01
+"""So much more than ever before is more: who copies for a hundred days does 1 % in each."""
+_TIMES: Final = 4
+"""So often may all of it be copied: a machine that writes as fast as it is copied is never done."""
+
+
+def came_nearer(before: At, now: At) -> tuple[bool, At]:
+    """The same over epochs, each of which begins a copy anew: more was copied in one than in any before, or something new can be
+    restored."""
+    epoch, left_b, newest_ns, batch = now
+    done_b, most_b, all_b = before[4:] or (0, 0, before[1])
+    done_b = done_b + max(0, before[1] - left_b) if epoch == before[0] else 0
+    all_b = max(all_b, left_b)
+    more = epoch == before[0] and batch > before[3] > 0
+    if not more and done_b > most_b * _MORE and done_b <= all_b * _TIMES:
+        more, most_b = True, done_b
+    kept = (epoch, left_b, newest_ns or before[2], batch, done_b, most_b, all_b)
+    return _is_newer(before[2], newest_ns) or more, kept
+
+
+def _is_newer(before_ns: float, now_ns: float) -> bool:
+    """Or older, since the machine's clock was set."""
+    return now_ns not in (0, before_ns)
+
+
+def more_of_log(before: At, now: At) -> tuple[bool, At]:
+    """Of (epoch, batch). Another epoch counts batches from the first."""
+    return now[1] > (before[1] if now[0] == before[0] else 0), now
 
 
 def _remaining_b(agent: AgentReport) -> float:
@@ -170,8 +229,10 @@ def upload_stands(look: Look, _shown: bool) -> At | Sight:
     stream = look.stream
     if stream is None:
         return Sight.UNKNOWN
-    if stream.spooled <= stream.uploaded or look.is_blamed(look.facts.stream):
+    if stream.spooled <= stream.uploaded:
         return Sight.NO
+    if look.is_blamed(look.facts.stream):
+        return Sight.EXCUSED
     return stream.epoch, stream.uploaded
 
 
@@ -180,8 +241,10 @@ def apply_stands(look: Look, _shown: bool) -> At | Sight:
     if stream is None or apply is None:
         return Sight.UNKNOWN
     done = apply.epoch == stream.epoch and apply.applied >= stream.uploaded
-    if not stream.uploaded or done or apply.state in NOT_FOLLOWING or look.is_blamed(look.facts.apply):
+    if not stream.uploaded or done:
         return Sight.NO
+    if apply.state in NOT_FOLLOWING or look.is_blamed(look.facts.apply):
+        return Sight.EXCUSED
     return apply.epoch, apply.applied
 
 

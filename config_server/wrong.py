@@ -93,7 +93,7 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             machine.name,
             Severity.WARNING,
         )
-    look = Look(machine.name, facts, now_ns)
+    look = Look(machine.name, facts, now_ns, machine.disks)
     yield from (condition.problem(look) for condition in lasting_of(facts))
     if facts.rpo.unknown:
         yield problem_of(

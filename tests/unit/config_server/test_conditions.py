@@ -257,7 +257,12 @@ WORDS: Final[dict[str, Case]] = {
         code="US609",
     ),
     "a copy that stands for a reason that only warns": Case(
-        says(agent, state="bitmap", errors=[ORDER_LOST]),
+        says(
+            agent,
+            state="bitmap",
+            errors=[ORDER_LOST],
+            disks=[AgentDisk(name="sda", mode="bitmap", todo_b=1 << 30)],
+        ),
         at_once="US400",
         condition="copy-stands",
         code="US615",
@@ -272,6 +277,11 @@ WORDS: Final[dict[str, Case]] = {
     "apply that failed, and why": Case(
         apply=says(apply, state=ApplyState.FAILED, errors=BROKEN), at_once="US400"
     ),
+    "blocks without order, and all of them are copied": Case(
+        says(agent, state="bitmap", uploaded=500, uploaded_captured_ns=0),
+        says(stream, spooled=500, uploaded=500, ordered_captured_ns=0),
+    ),
+    "a disk that has another path in this boot": Case(known=machine(disks=("/dev/sdb",))),
     "a master target of another version": Case(apply=says(apply, state="news")),
 }
 
@@ -329,7 +339,8 @@ def test_the_table_has_every_state_every_report_of_every_daemon_and_every_condit
     assert set(STATES) == set(MachineState)
     assert set(HOPS) == set(itertools.product(DAEMONS, REPORTS))
     assert set(APPLY_STATES) == set(ApplyState)
-    assert {case.condition for case in CASES.values()} - {""} == {condition.name for condition in CONDITIONS}
+    below = {"", "copy-in-vain", "disks-left-out"}
+    assert {case.condition for case in CASES.values()} | below == {c.name for c in CONDITIONS} | below
     assert all(STATES.values())
     assert all(HOPS.values())
 
@@ -395,23 +406,149 @@ def test_what_stood_because_of_an_error_gets_time_when_that_is_over() -> None:
     assert codes(case.last(world, 2)) == ["US615"]
 
 
-def test_writes_that_have_to_be_copied_too_are_no_progress_and_a_new_epoch_begins_anew() -> None:
+def test_a_disk_that_shall_be_protected_and_is_not_captured_is_a_problem() -> None:
+    def captures(*names: str) -> Case:
+        disks = [AgentDisk(name=name, mode="ordered", todo_b=0) for name in names]
+        return Case(says(agent, disks=disks))
+
+    world = World(machine(disks=("/dev/sda", "/dev/sdb")))
+    assert codes(captures("sda").last(world, MISSED_S - 1)) == []
+    shown = captures("sda").last(world, 2)
+    assert (shown.health, codes(shown)) == (Health.CRITICAL, ["US609"])
+    assert "/dev/sdb" in shown.errors[0].cause
+    assert codes(captures("sda", "sdb").last(world, 0)) == []
+
+
+def test_in_order_it_goes_on_while_anything_new_comes_to_storage() -> None:
+    said = (says(agent, uploaded_captured_ns=NOW), says(stream, ordered_captured_ns=NOW))
+    case, world = Case(*said), World()
+    assert "US615" not in codes(case.last(world, LONG_S))  # its clock stands
+    said = (
+        says(agent, sent=500, spooled=500, uploaded=500, uploaded_captured_ns=NOW),
+        says(stream, spooled=500, uploaded=500, ordered_captured_ns=NOW),
+    )
+    case, world = Case(*said, says(apply, applied=500)), World()
+    assert codes(case.last(world, STANDS_S - 1)) == []
+    shown = case.last(world, 2)
+    assert (shown.health, codes(shown)) == (Health.CRITICAL, ["US472", "US615"])
+
+
+def replication(left_b: int, epoch: int = 2, done: int = 0, **changes: Any) -> Case:
+    """A first one, of which so much remains; nothing can be restored yet."""
+    disks = [AgentDisk(name="sda", mode="ordered", todo_b=left_b)]
+    said = {"state": "initial-replication", "sent": done, "spooled": done, "uploaded": done}
+    return Case(
+        says(agent, epoch=epoch, disks=disks, uploaded_captured_ns=0, **said | changes),
+        says(stream, epoch=epoch, spooled=done, uploaded=done, ordered_captured_ns=0),
+        says(apply, epoch=epoch, applied=done),
+    )
+
+
+def test_a_new_epoch_is_nothing_copied() -> None:
     world = World()
+    assert codes(replication(5000).last(world, STANDS_S / 2)) == []
+    assert codes(replication(4000, epoch=3).last(world, STANDS_S / 2 + 10)) == ["US615"]
+    assert codes(replication(3999, epoch=3).last(world, STANDS_S - 1)) == []
 
-    def left(todo_b: int, epoch: int = 2) -> Case:
-        disks = [AgentDisk(name="sda", mode="ordered", todo_b=todo_b)]
-        return Case(
-            says(agent, state="catching-up", disks=disks, epoch=epoch),
-            says(stream, epoch=epoch),
-            says(apply, epoch=epoch),
-        )
 
-    for todo_b in (1000, 2000, 1500, 1000, 3000, 1001):
-        shown = left(todo_b).last(world, 180)
-    assert codes(shown) == ["US615"]
-    assert codes(left(999).last(world, 0)) == []
-    assert codes(left(999).last(world, STANDS_S - 1)) == []
-    assert codes(left(5000, epoch=3).last(world, STANDS_S - 1)) == []
+def test_a_copy_goes_on_though_more_has_to_be_copied_than_when_the_last_round_ended() -> None:
+    """Of writes that overflowed the ring meanwhile: 1 TiB at 100 MiB/s, and then 300 GiB."""
+    world = World()
+    for minute in range(240):
+        done_b = minute * 60 * (100 << 20)
+        left_b = (1 << 40) - done_b if done_b < 1 << 40 else (1 << 40) + (300 << 30) - done_b
+        assert codes(replication(max(0, left_b), done=minute).last(world, 60)) == []
+
+
+def test_disks_without_order_whose_blocks_are_copied_again_and_again_only_warn() -> None:
+    world = World()
+    for minute in range(120):
+        left_b = max(0, (1 << 30) - minute % 10 * (250 << 20))
+        state = "catching-up" if left_b else "bitmap"
+        shown = replication(left_b, done=minute, state=state, errors=[ORDER_LOST]).last(world, 60)
+        assert (codes(shown), shown.health) == (["US400"], Health.WARNING)
+
+
+def test_the_end_of_a_copy_over_a_slow_line_is_well() -> None:
+    """The agent has read and sent all of it, and calls that `ordered`; the process server has 100 GiB to upload."""
+    world = World()
+    for minute in range(120):
+        left_b = (100 << 30) - minute * 60 * (12 << 20)
+        assert codes(replication(left_b, done=minute, state="ordered").last(world, 60)) == []
+
+
+def in_vain(hours: float, of: Callable[[float], Case | None]) -> list[str]:
+    """Codes at the end of so many hours, of what `of` says, minute by minute; None: nobody says anything."""
+    world, last = World(), []
+    for minute in range(int(hours * 60)):
+        if (case := of(minute / 60)) is not None:
+            case.say(world)
+            last = codes(world.show())
+        world.later(10)
+        if case is not None:
+            case.say(world)
+        world.later(50)
+    return last
+
+
+TERABYTE_B: Final = 1 << 40
+
+
+def test_a_first_copy_that_begins_anew_each_14_minutes_comes_to_nothing() -> None:
+    def begun_anew(hour: float) -> Case:
+        epoch, minute = divmod(round(hour * 60), 14)
+        return replication(TERABYTE_B - minute * 60 * (100 << 20), epoch + 1, minute)
+
+    assert in_vain(20, begun_anew) == []
+    assert in_vain(72, begun_anew) == ["US615"]
+
+
+def test_a_machine_that_is_on_for_less_than_its_copy_takes_is_never_copied() -> None:
+    def office_hours(hour: float) -> Case | None:
+        day, hour = divmod(hour, 24)
+        left_b = int(TERABYTE_B * (1 - hour / 20))
+        return replication(left_b, int(day) + 1, int(hour * 60)) if hour < 10 else None
+
+    assert in_vain(24 + 10, office_hours) == []
+    assert in_vain(6 * 24 + 10, office_hours) == ["US615"]
+
+
+def test_a_machine_that_writes_as_fast_as_it_is_copied_is_never_copied() -> None:
+    def rounds(hour: float) -> Case:
+        return replication(int(TERABYTE_B * (1 - hour % 4 / 4)), done=int(hour * 60))
+
+    assert in_vain(36, rounds) == []
+    assert in_vain(48, rounds) == ["US615"]
+
+
+def test_a_first_copy_of_many_days_is_well() -> None:
+    def steadily(hour: float) -> Case:
+        return replication(int(20 * TERABYTE_B * (1 - hour / (20 * 24))), done=int(hour * 60))
+
+    assert in_vain(12 * 24, steadily) == []
+
+
+@pytest.mark.parametrize(
+    "stood",
+    [
+        lambda errors: replication(TERABYTE_B, errors=errors, connected=not errors),
+        lambda errors: Case(stream=says(stream, uploaded=400, errors=errors)),
+        lambda errors: Case(apply=says(apply, applied=400, errors=errors)),
+        lambda errors: Case(says(agent, state="failed", errors=errors)),
+    ],
+    ids=["copy", "upload", "apply", "agent"],
+)
+def test_what_stands_is_one_problem_though_its_error_comes_and_goes(
+    stood: Callable[[list[Problem]], Case],
+) -> None:
+    world, seen = World(), []
+    for _ in range(5):
+        for errors, seconds in ((BROKEN, 10), ([], 830)):
+            shown = stood(errors).last(world, seconds)
+            seen.append([code for code in codes(shown) if code != "US400"])
+            assert ("US400" in codes(shown)) == bool(errors)
+    assert seen[:2] in ([[], []], [[], ["US609"]])
+    assert all(len(each) == 1 for each in seen[3:]), seen
 
 
 def test_a_warning_that_apply_is_behind_neither_comes_nor_goes_with_each_look() -> None:
