@@ -55,6 +55,8 @@ class Seen(msgspec.Struct, frozen=True):
     report: Report
     recovered_ns: int = 0
     """When a restarted config server read this from its database (monotonic); 0 for what it heard itself."""
+    excused_ns: int = 0
+    """When the last time ended in which the config server could not have heard it (monotonic)."""
 
     @property
     def source(self) -> str:
@@ -78,9 +80,9 @@ class Seen(msgspec.Struct, frozen=True):
         return bool(self.recovered_ns) or self.age_s(now_ns) > SILENT_S
 
     def is_missing(self, now_ns: int) -> bool:
-        """Silent for so long that it is a problem. After a restart of the config server, everybody gets time
+        """Silent for so long that it is a problem. After a restart of the config server, and a gap of its own, everybody gets time
         to report."""
-        return now_ns - max(self.heard_ns, self.recovered_ns) > SILENT_S * SECOND_NS
+        return now_ns - max(self.heard_ns, self.recovered_ns, self.excused_ns) > SILENT_S * SECOND_NS
 
 
 class Presence:
@@ -111,6 +113,12 @@ class Presence:
                 return self._seen[role, name]
         self._seen[role, name] = seen
         return seen
+
+    def excuse(self, since_ns: int, now_ns: int) -> None:
+        """This server heard nobody between these times, say because its host stood still. Who was missed before is missed still."""
+        for key, seen in self._seen.items():
+            if not seen.is_missing(since_ns):
+                self._seen[key] = msgspec.structs.replace(seen, excused_ns=now_ns)
 
     def twins(self, now_ns: int) -> list[Problem]:
         """Daemons of which there are two."""

@@ -26,6 +26,7 @@ from config_server import (
 )
 from config_server.binding import Binder, Call
 from config_server.ca import CertificateAuthority
+from config_server.clock import SECOND_NS
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
@@ -42,6 +43,7 @@ from config_server.restoring import remove_new
 from config_server.revoking import Revoking
 from config_server.sides import Sides
 from config_server.storage import Storage
+from config_server.twins import SILENT_S
 from shared import api, durable, logging, service
 from shared.errors import (
     ConfigError,
@@ -65,6 +67,9 @@ _THOUGHT_OF: Final = (UnderstudyError, OSError)
 OPERATOR: Final = belonging.OPERATOR
 TOKEN_FILE: Final = belonging.TOKEN_FILE
 _SWEEP_S: Final = 5.0
+_BEAT_S: Final = 1.0
+_GAP_S: Final = SILENT_S / 2
+"""A shorter one makes nobody look silent who reports every two seconds."""
 _VAULT_S: Final = 600.0
 """How often the vault is compared with storage, ..."""
 _VAULT_WRONG_S: Final = 10.0
@@ -151,6 +156,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             parts = (
                 _Part("listener", listener.run(runner.server)),
                 _Part("sweeper", _sweep(control, sides, own, stop), ends_itself=True),
+                _Part("gaps", _watch_for_gaps(control)),
                 _Part("vault", _watch_vault(control, vault)),
                 _Part("serving", _ask_whose(control, stop)),
                 _Part("revocations", _make_up_for_revocations(control, revoking)),
@@ -252,6 +258,18 @@ async def _sweep(control: Control, sides: Sides, own: OwnCertificate, stop: asyn
         wrong = "".join(f"; {problem.what}: {problem.cause}" for problem in control.own_problems())
         service.notify(f"WATCHDOG=1\nSTATUS={len(known)} daemons known{wrong}")
         await wait_for(stop, _SWEEP_S)
+
+
+async def _watch_for_gaps(control: Control) -> None:
+    """Of this server's own: its host was suspended, or something held it up. Apart from the sweep, which waits for storage."""
+    before_ns = control.mono_ns()
+    while True:
+        await asyncio.sleep(_BEAT_S)
+        now_ns = control.mono_ns()
+        if now_ns - before_ns > _GAP_S * SECOND_NS:
+            _log.warning("this server stood still", seconds=(now_ns - before_ns) / SECOND_NS)
+            control.presence.excuse(before_ns, now_ns)
+        before_ns = now_ns
 
 
 async def _ask_whose(control: Control, stop: asyncio.Event) -> None:

@@ -103,7 +103,7 @@ def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
         if not seen.is_missing(now_ns):
             return (
                 MachineState.DISCONNECTED,
-                "the config server has just started, and its agent has not reported yet",
+                "the config server has just started, or stood still, and its agent has not reported yet",
             )
         return MachineState.DISCONNECTED, silence(seen, now_ns).cause
     return report.state, report.cause

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
 import msgspec
 import pytest
 
+from config_server import service
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.health import worst
 from config_server.inventory import Machine
@@ -392,3 +397,50 @@ def test_what_ails_a_master_target_that_finds_no_machines_is_shown_of_those_that
     assert shown.health is Health.CRITICAL
     world.says("master-target", "mt2", MasterTargetReport(machines={"web1": ApplyReport()}))
     assert world.show().errors == []
+
+
+def _all_report(world: World) -> None:
+    world.says("agent", "web1", AgentReport(state="ordered", epoch=1, connected=True))
+    served = StreamReport(epoch=1, connected=True, ordered_captured_ns=world.now_ns)
+    world.says("process-server", "ps1", ProcessServerReport(machines={"web1": served}))
+    followed = ApplyReport(state="following", epoch=1)
+    world.says("master-target", "mt1", MasterTargetReport(machines={"web1": followed}))
+
+
+def _codes(world: World) -> list[str]:
+    return [error.code for error in world.show().errors]
+
+
+def test_after_a_gap_of_the_config_servers_own_everybody_gets_time() -> None:
+    world = World()
+    _all_report(world)
+    world.says("agent", "gone", AgentReport(state="ordered"), age_s=60)
+    before_ns = world.now_ns
+    world.now_ns += 20 * SECOND_NS
+    world.presence.excuse(before_ns, world.now_ns)
+    shown = world.show()
+    assert (shown.state, shown.health, _codes(world)) == ("disconnected", Health.NORMAL, [])
+    assert {seen.name for seen in world.presence.all() if seen.is_missing(world.now_ns)} == {"gone"}
+    world.now_ns += 14 * SECOND_NS
+    assert _codes(world) == []
+    world.now_ns += 2 * SECOND_NS
+    assert _codes(world) == ["US471"] * 3
+    _all_report(world)
+    assert _codes(world) == []
+
+
+async def test_a_gap_is_told_by_the_servers_own_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_BEAT_S", 0.0)
+    times = iter([0.0, 1.0, 8.0, 28.0, 29.0])
+    gaps: list[tuple[int, int]] = []
+
+    def mono_ns() -> int:
+        if (now := next(times, None)) is None:
+            raise asyncio.CancelledError
+        return int(now * SECOND_NS)
+
+    presence = SimpleNamespace(excuse=lambda *gap: gaps.append(gap))
+    control: Any = SimpleNamespace(mono_ns=mono_ns, presence=presence)
+    with pytest.raises(asyncio.CancelledError):
+        await service._watch_for_gaps(control)
+    assert gaps == [(8 * SECOND_NS, 28 * SECOND_NS)]
