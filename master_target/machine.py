@@ -146,8 +146,8 @@ class Machine:
         self._state = ApplyState.FOLLOWING
         stages = (
             partial(self._end_with, claim, stop, work),
-            partial(work.follow, self._recovered),
-            work.apply,
+            work.follow,
+            partial(work.apply, self._recovered),
         )
         try:
             await parallel(stages, len(stages))
@@ -179,6 +179,7 @@ class Machine:
         self._trouble = error
 
     def _recovered(self) -> None:
+        """What failed is over when it was done, not when it is tried again."""
         self._failure = None
 
 
@@ -216,6 +217,8 @@ class _Work:
         )
         self._unavailable: KeyUnavailableError | WrongKeyError | None = None
         self._news = asyncio.Event()
+        self._looked = False
+        """Whether what was asked of the log was answered once."""
 
     async def close(self) -> None:
         await self._log.close()
@@ -244,16 +247,16 @@ class _Work:
 
     # ---- follow ----
 
-    async def follow(self, worked: Callable[[], None]) -> None:
-        """Poll the index until ending. `worked` is called after each poll that went well. Apply has nothing to do before the first look is
-        over, with all that it asks of the log: it may be of what lies before the disks, which a step forgets.
+    async def follow(self) -> None:
+        """Poll the index until ending. Apply has nothing to do before the first look is over, with all that it asks of the log: it may be
+        of what lies before the disks, which a step forgets.
         """
         await self._points.take()
         while not self.ending.is_set():
             known = [e for e in (self._epochs.current, self._points.reads_from) if e]
             await self._look(min(known, default=1))
+            self._looked = True
             self._news.set()
-            worked()
             await wait_for(self.ending, self._settings.poll_s)
         self._news.set()
 
@@ -270,8 +273,9 @@ class _Work:
 
     # ---- apply ----
 
-    async def apply(self) -> None:
-        """Apply what there is until ending; an interval that has begun is applied wholly.
+    async def apply(self, worked: Callable[[], None]) -> None:
+        """Apply what there is until ending; an interval that has begun is applied wholly. `worked` is called after each step that went
+        well, and when there is none to take.
 
         A key that cannot be had now keeps the apply waiting, and nothing else: documents of points need none, and go on. So does one that
         the vault cannot open: the right vault opens it, and what was left out meanwhile would never be applied.
@@ -279,7 +283,7 @@ class _Work:
         while not self.ending.is_set():
             self._news.clear()
             try:
-                await self._apply_all()
+                await self._apply_all(worked)
             except (KeyUnavailableError, WrongKeyError) as exc:
                 if self._unavailable is None or self._unavailable.cause != exc.cause:
                     _log.warning("apply waits for a key", machine=self._name, **exc.as_dict())
@@ -289,7 +293,7 @@ class _Work:
             self._unavailable = None
             await self._news.wait()
 
-    async def _apply_all(self) -> None:
+    async def _apply_all(self, worked: Callable[[], None]) -> None:
         """All that is known of the log now. KeyUnavailableError and WrongKeyError come while batches are read, before any disk is
         touched for them.
         """
@@ -297,8 +301,12 @@ class _Work:
             await self._epochs.take_up_first()
         if self._epochs.current:
             await self._prune_if_due()  # before a step, which may fail for want of the room that this makes
+        looked = self._looked
         while self._epochs.current and not self.ending.is_set() and await self._step():
+            worked()
             await self._prune_if_due()
+        if looked:
+            worked()
 
     async def _prune_if_due(self) -> None:
         if self._pruner.due:

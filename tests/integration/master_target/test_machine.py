@@ -13,10 +13,11 @@ import pytest
 from master_target import follow
 from master_target.apply import Interval, make_interval
 from master_target.follow import Follower
+from master_target.stepping import Stepper
 from master_target.targets.page_blob import PageBlobTarget
 from shared.batch import SECTOR, Op, StreamState
 from shared.blob import BlobStore
-from shared.errors import IndexDamagedError, IndexMissingError
+from shared.errors import IndexDamagedError, IndexMissingError, SeedDiskError
 from shared.log import chain, names
 from shared.log.chain import IndexChain
 from shared.log.index import IndexEntry
@@ -430,6 +431,35 @@ async def test_a_newer_epoch_heals_what_this_program_fails_by(
         await until_snapshotted(machine, model)
         await until(machine, lambda: not machine.report().errors)
     assert await seed_digests(model) == model.sha256()
+
+
+async def test_what_fails_each_time_is_an_error_also_while_it_is_tried_again(
+    model: ModelMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails at the end of each interval, after seconds of work: nothing is applied, and polls go well."""
+    real_step, tries = Stepper.step, 0
+
+    async def step(stepper: Stepper, *args: Any) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            await asyncio.sleep(20 * SETTINGS.poll_s)
+            raise SeedDiskError("The seed disk could not be written", cause="EIO")
+        return await real_step(stepper, *args)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    await model.begin_epoch()
+    model.write()
+    await model.publish()
+    async with running(model) as machine:
+        await until(machine, lambda: bool(machine.report().errors))
+        errors = set()
+        while tries <= 2:
+            errors.add(tuple(error.code for error in machine.report().errors))
+            await asyncio.sleep(SETTINGS.poll_s)
+        assert errors == {(SeedDiskError.code,)}
+        await until(machine, lambda: not machine.report().errors)
+        assert machine.report().applied == model.position.batch
 
 
 async def test_damage_in_an_epoch_that_is_still_looked_at_is_shown(model: ModelMachine) -> None:
