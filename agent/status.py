@@ -82,7 +82,8 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     for id_, warning in [*agent.captured_twice.items(), *agent.watch.shared.items()]:
         problems.append(Problem(**warning.as_dict(), severity=Severity.WARNING, object=id_))
     if sender.problem is not None:
-        problems.append(Problem(**sender.problem.as_dict()))
+        severity = Severity.WARNING if sender.may_restart else Severity.ERROR
+        problems.append(Problem(**sender.problem.as_dict(), severity=severity))
     for slot, error in stream.rounds.unread().items():
         if agent.continuity.state_of(slot):
             continue  # said already

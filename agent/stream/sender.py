@@ -37,7 +37,11 @@ from shared.errors import (
     OtherEpochError,
     PeerError,
     RefusedError,
+    SilentPeerError,
+    StoppingError,
+    TruncatedFrameError,
     UnderstudyError,
+    UnreachableError,
 )
 from shared.messages import Revocations
 from shared.waiting import wait_for
@@ -53,6 +57,8 @@ LINGER_BELOW_B: Final = 256 * 1024
 IDLE_S: Final = 0.02
 RETRY_LIMIT_S: Final = 10.0
 RETRY_AFTER_LIMIT_S: Final = 60.0
+RESTARTS_S: Final = 60.0
+"""So long a process server may be away that is restarted, or upgraded."""
 STEADY_S: Final = 30.0
 """A session that was open for so long was a good one: the next is not waited for longer on account of earlier failures."""
 
@@ -63,6 +69,10 @@ _REASONS: Final = {
     OtherEpochError.code: Reason.OTHER_EPOCH,
 }
 """Why the epoch is over, by what the process server says."""
+
+
+_AWAY: Final = (NotReadyError, SilentPeerError, StoppingError, TruncatedFrameError, UnreachableError)
+"""What a process server looks like that stops and starts again."""
 
 
 class _NewEpochError(Exception):
@@ -103,6 +113,7 @@ class Sender:
         self._uploading = Uploading()
         self._told = ("", "")
         self._opened_at = 0.0
+        self._away_since: float | None = None
         self._welcomed = 0
         """The last batch that the process server had when the session opened."""
         self._flush = asyncio.Event()
@@ -110,6 +121,13 @@ class Sender:
         self._retry_after_s = 0.0
         self._revoked = Revocations()
         self._link: Link | None = None
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether `problem` is what a restart of the process server looks like, and has not lasted for longer. A session that soon ended
+        was none."""
+        since = self._away_since
+        return isinstance(self.problem, _AWAY) and since is not None and time.monotonic() - since < RESTARTS_S
 
     @property
     def uploaded_ordered_ns(self) -> int:
@@ -155,6 +173,9 @@ class Sender:
                 if self._told != told or not isinstance(self.problem, RefusedError):
                     self.problem, self._told = exc, told
             finally:
+                now = time.monotonic()
+                if self._away_since is None or (self.connected and now - self._opened_at > STEADY_S):
+                    self._away_since = now
                 self.connected, self.busy_since = False, None
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             pause_s = min(RETRY_LIMIT_S, 0.125 * 2.0 ** min(failures, 7)) * random.uniform(0.5, 1.0)
