@@ -10,7 +10,7 @@ The agent is heard, process server and master target do their part; the machine'
     ordered                normal   critical after 15 min in which storage got nothing: no newer ordered state, nor more of what is to be
                                     copied yet (US615); RPO over the policy's threshold: warning (US472)
     initial-replication,   normal   critical after 15 min in which storage got nothing of what is to be copied, or after 24 h in which
-    catching-up, resync             it got no more than in any epoch before, four times all of it at most (US615)
+    catching-up, resync             it got no more than in epochs before (the best of them does not count), or than four times all (US615)
     bitmap                 warning, by the agent's own word; critical as above while something is to be copied
     any other word         normal   critical after 5 min (US609). An agent that says of itself what ails it is as bad as it says
     unprotected            normal; a warning if it replicates all the same (US601), and then all of this counts
@@ -214,7 +214,7 @@ CONDITIONS: Final = (
         error=lambda look: NoProgressError(
             f"The copy of {look.name} does not come to its end",
             cause=f"for {IN_VAIN_S / 3600:.0f} h of work nothing new could be restored, and no more was copied than before: it is begun"
-            " anew each time, or the machine writes as fast as it is copied",
+            " anew again and again, or the machine writes as fast as it is copied",
             action="See why its epochs end (understudy event list), or give the copy a faster line or the machine longer hours.",
         ),
         key="in vain",

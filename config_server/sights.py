@@ -192,17 +192,23 @@ _TIMES: Final = 4
 
 
 def came_nearer(before: At, now: At) -> tuple[bool, At]:
-    """The same over epochs, each of which begins a copy anew: more was copied in one than in any before, or something new can be
-    restored."""
+    """The same over epochs, each of which begins a copy anew: something new can be restored, and all before is forgotten; or more was
+    copied in one than in any before. But that a copy of days was lost once, and has to do the same again, is not in vain yet: the best of
+    them does not count."""
     epoch, left_b, newest_ns, batch = now
-    done_b, most_b, all_b = before[4:] or (0, 0, before[1])
-    done_b = done_b + max(0, before[1] - left_b) if epoch == before[0] else 0
+    done_b, told_b, most_b, next_b, all_b = before[4:] or (0, 0, 0, 0, before[1])
+    if _is_newer(before[2], newest_ns) or (epoch == before[0] and batch > before[3] > 0):
+        return True, (epoch, left_b, newest_ns or before[2], batch)
+    if epoch == before[0]:
+        done_b += max(0, before[1] - left_b)
+    else:
+        most_b, next_b = sorted((done_b, most_b, next_b), reverse=True)[:2]
+        done_b = told_b = 0
     all_b = max(all_b, left_b)
-    more = epoch == before[0] and batch > before[3] > 0
-    if not more and done_b > most_b * _MORE and done_b <= all_b * _TIMES:
-        more, most_b = True, done_b
-    kept = (epoch, left_b, newest_ns or before[2], batch, done_b, most_b, all_b)
-    return _is_newer(before[2], newest_ns) or more, kept
+    more = max(told_b, next_b) * _MORE < done_b <= all_b * _TIMES
+    if more:
+        told_b = done_b
+    return more, (epoch, left_b, newest_ns or before[2], batch, done_b, told_b, most_b, next_b, all_b)
 
 
 def _is_newer(before_ns: float, now_ns: float) -> bool:

@@ -525,7 +525,41 @@ def test_a_first_copy_of_many_days_is_well() -> None:
     def steadily(hour: float) -> Case:
         return replication(int(20 * TERABYTE_B * (1 - hour / (20 * 24))), done=int(hour * 60))
 
-    assert in_vain(12 * 24, steadily) == []
+    assert in_vain(5 * 24, steadily) == []
+
+
+def test_a_copy_of_days_that_was_lost_once_is_not_in_vain_yet() -> None:
+    def lost(hour: float) -> Case:
+        epoch, hour = divmod(hour, 40)
+        return replication(int(TERABYTE_B * (1 - hour / 50)), int(epoch) + 1, int(hour * 60))
+
+    assert in_vain(2 * 40, lost) == []
+    assert in_vain(2 * 40 + 26, lost) == ["US615"]
+
+
+def test_what_a_copy_had_done_is_forgotten_when_something_new_can_be_restored() -> None:
+    """A machine that has a resync now and then, each of two days."""
+
+    def now_and_then(hour: float) -> Case:
+        epoch, hour = divmod(hour, 60)
+        done = int(hour * 60)
+        if hour < 48:
+            return replication(int(TERABYTE_B * (1 - hour / 48)), int(epoch) + 1, done, state="resync")
+        newest_ns = NOW + int(epoch * 60 + hour) * 3600 * SECOND_NS
+        return Case(
+            says(
+                agent,
+                epoch=int(epoch) + 1,
+                sent=done,
+                spooled=done,
+                uploaded=done,
+                uploaded_captured_ns=newest_ns,
+            ),
+            says(stream, epoch=int(epoch) + 1, spooled=done, uploaded=done, ordered_captured_ns=newest_ns),
+            says(apply, epoch=int(epoch) + 1, applied=done),
+        )
+
+    assert in_vain(2 * 60 + 47, now_and_then) == []
 
 
 @pytest.mark.parametrize(
