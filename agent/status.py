@@ -82,8 +82,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     for id_, warning in [*agent.captured_twice.items(), *agent.watch.shared.items()]:
         problems.append(Problem(**warning.as_dict(), severity=Severity.WARNING, object=id_))
     if sender.problem is not None:
-        severity = Severity.WARNING if sender.may_restart else Severity.ERROR
-        problems.append(Problem(**sender.problem.as_dict(), severity=severity))
+        problems.append(without_session(sender.problem, may_restart=sender.may_restart))
     for slot, error in stream.rounds.unread().items():
         if agent.continuity.state_of(slot):
             continue  # said already
@@ -124,6 +123,11 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
         uploaded_captured_ns=sender.uploaded_ordered_ns,
         errors=problems,
     )
+
+
+def without_session(error: UnderstudyError, *, may_restart: bool) -> Problem:
+    """A process server that is restarted or upgraded is no error."""
+    return Problem(**error.as_dict(), severity=Severity.WARNING if may_restart else Severity.ERROR)
 
 
 def unreadable_sectors(disks: Sequence[Disk], unreadable: Unreadable) -> list[Problem]:

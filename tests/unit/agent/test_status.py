@@ -7,6 +7,8 @@ from typing import Any
 
 from agent import status
 from agent.stream.unreadable import Unreadable
+from shared.errors import UnreachableError
+from shared.vocabulary import Severity
 
 
 def test_sectors_that_could_not_be_read_are_said_of_each_disk_that_has_some() -> None:
@@ -22,3 +24,10 @@ def test_sectors_that_could_not_be_read_are_said_of_each_disk_that_has_some() ->
         ("id-a", "US409", "4 sectors of protected disk /dev/a could not be read"),
         ("id-c", "US409", "40 sectors of protected disk /dev/c could not be read"),
     ]
+
+
+def test_a_process_server_that_may_be_restarting_is_a_warning() -> None:
+    error = UnreachableError("The process server could not be reached")
+    said = [status.without_session(error, may_restart=restarts) for restarts in (True, False)]
+    assert [problem.severity for problem in said] == [Severity.WARNING, Severity.ERROR]
+    assert {problem.code for problem in said} == {UnreachableError.code}
