@@ -105,7 +105,9 @@ def not_at_work(look: Look, _shown: bool) -> At | Sight:
 def disks_left_out(look: Look, _shown: bool) -> At | Sight:
     if look.agent is None or not look.at_work:
         return Sight.UNKNOWN
-    return () if left_out(look) else Sight.NO
+    if not left_out(look):
+        return Sight.NO
+    return Sight.EXCUSED if look.is_blamed(look.facts.agent) else ()
 
 
 def left_out(look: Look) -> list[str]:

@@ -412,6 +412,8 @@ def test_a_disk_that_shall_be_protected_and_is_not_captured_is_a_problem() -> No
         return Case(says(agent, disks=disks))
 
     world = World(machine(disks=("/dev/sda", "/dev/sdb")))
+    says_why = Case(says(agent, errors=BROKEN))
+    assert codes(says_why.last(world, LONG_S)) == ["US400"]
     assert codes(captures("sda").last(world, MISSED_S - 1)) == []
     shown = captures("sda").last(world, 2)
     assert (shown.health, codes(shown)) == (Health.CRITICAL, ["US609"])
