@@ -123,6 +123,44 @@ def test_a_boot_begins_without_capture_and_the_agent_attaches_by_itself(agent: C
     until(lambda: not in_kernel(before), "what was attached before the boot is in the kernel still")
 
 
+def test_at_a_boot_the_agent_captures_before_services_start_and_at_a_shutdown_it_ends_after_them(
+    agent: Container,
+) -> None:
+    """The service is one that knows nothing of the agent."""
+    agent.put(
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\n"
+        f"ExecStart=/bin/sh -c 'systemctl is-active {AGENT} > /root/at-start; true'\n"
+        f"ExecStop=/bin/sh -c 'systemctl is-active {AGENT} > /root/at-stop; true'\n"
+        "[Install]\nWantedBy=multi-user.target\n",
+        "/etc/systemd/system/database.service",
+    )
+    agent.run("systemctl", "enable", "--now", "database")
+    agent.run("rm", "/root/at-start")
+    agent.reboot()
+    try:
+        assert agent.get("/root/at-stop") == b"active\n"
+        assert agent.get("/root/at-start") == b"active\n"
+        assert "ordering cycle" not in agent.read("journalctl", "--boot", "--output=cat")
+    finally:
+        agent.run("systemctl", "disable", "--now", "database")
+        agent.run("rm", "/etc/systemd/system/database.service")
+        agent.run("systemctl", "daemon-reload")
+
+
+def test_an_agent_that_does_not_get_ready_holds_a_boot_up_for_so_long_and_starts_all_the_same(
+    agent: Container,
+) -> None:
+    agent.put(
+        "[Unit]\nJobRunningTimeoutSec=2\n[Service]\nExecStartPre=/bin/sleep 15\n",
+        f"/etc/systemd/system/{AGENT}.service.d/slow.conf",
+    )
+    agent.run("systemctl", "daemon-reload")
+    up = agent.reboot()
+    assert up.seconds < 15
+    assert agent.unit(AGENT).active == "activating"
+    agent.wait_for_unit(AGENT, active="active", restarts="0")
+
+
 def test_an_agent_that_is_killed_is_started_again_and_goes_on(agent: Container) -> None:
     before, captured = agent.unit(AGENT), links(agent)
     agent.run("kill", "-KILL", before.pid)

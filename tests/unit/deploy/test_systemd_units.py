@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.capture import answer
 from deploy import systemd
 from shared.errors import ConfigError
 
 FOLDER = Path(__file__).resolve().parents[3] / "deploy/systemd"
 UNITS = sorted(FOLDER.glob("*.service"))
-MOST_EXPOSED = {"understudy-agent.service": 4.5}
+MOST_EXPOSED = {"understudy-agent.service": 3.6}
 """Highest exposure level that `systemd-analyze security` may find (0 is best, 10 worst)."""
 
 needs_analyze = pytest.mark.skipif(
@@ -31,6 +32,12 @@ def read(unit: Path) -> configparser.ConfigParser:
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(unit.read_text())
     return parser
+
+
+def said(unit: Path, directive: str) -> set[str]:
+    """All words of a directive that may stand there more than once."""
+    lines = re.findall(rf"^{directive}=(.*)$", unit.read_text(), re.MULTILINE)
+    return {word for line in lines for word in line.split()}
 
 
 def test_there_is_one_unit_per_daemon() -> None:
@@ -64,6 +71,37 @@ def test_a_unit_starts_a_module_that_exists_and_waits_for_ready(unit: Path) -> N
     assert service["Restart"] == "always"
     assert service["RestartPreventExitStatus"].split() == [str(ConfigError.exit_code)]
     assert int(service["WatchdogSec"]) >= 30
+
+
+def test_the_agent_is_started_before_what_writes_stopped_after_it_and_waits_for_no_network() -> None:
+    """docs/decisions/0028-the-agent-and-the-boot.md"""
+    agent = FOLDER / "understudy-agent.service"
+    assert said(agent, "DefaultDependencies") == {"no"}
+    assert said(agent, "After") == {"sysinit.target"}
+    assert said(agent, "Before") == {"basic.target", "shutdown.target"}
+    # Without these two it would not be stopped at all, but killed with the rest.
+    assert said(agent, "Conflicts") == {"shutdown.target"}
+    assert said(agent, "Requires") == {"sysinit.target"}
+    assert "network" not in re.sub(r"^#.*$", "", agent.read_text(), flags=re.MULTILINE)
+
+
+def test_a_boot_waits_for_the_agent_no_longer_than_a_hung_disk_takes_it() -> None:
+    found = read(FOLDER / "understudy-agent.service")
+    waits_s = int(found["Unit"]["JobRunningTimeoutSec"])
+    assert 2 * answer.DEADLINE_S + answer.ATTRIBUTES_DEADLINE_S < waits_s <= 60
+    assert waits_s < int(found["Service"]["TimeoutStartSec"])
+
+
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if "agent" not in unit.stem], ids=lambda u: u.stem)
+def test_a_server_is_stopped_while_the_network_is_there(unit: Path) -> None:
+    assert said(unit, "After") == said(unit, "Wants") == {"network-online.target"}
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_a_daemon_that_grows_without_end_is_ended_before_its_host_suffers(unit: Path) -> None:
+    service = read(unit)["Service"]
+    assert re.fullmatch(r"\d+[G%]", service["MemoryMax"])
+    assert int(service["TasksMax"]) <= 1024
 
 
 @needs_analyze
