@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ ROLES: Final = ("agent", "process-server", "master-target", "config-server")
 _ROOT: Final = Path(__file__).parents[2]
 _BUILD: Final = _ROOT / "build/containers"
 _UNITS: Final = _ROOT / "deploy/systemd"
+_ONE_S_OWN: Final = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+"""No hooks, signatures or line ends of whoever runs this."""
 
 
 def provide(site: Site, *containers: Container) -> None:
@@ -38,6 +41,35 @@ def provide(site: Site, *containers: Container) -> None:
             _pip_wheel(own, str(source), "--no-deps")
     for container in containers:
         container.shown |= {_fetched(): WHEELS[0], own: WHEELS[1]}
+
+
+def renew(site: Site) -> None:
+    """A newer version lies where pip looks, in place of the one that is installed: one commit more, as `setup.py` counts them, and other
+    capture programs (each line of their source has another number, which stands in the object)."""
+    place, newer = site.folder / "program", site.folder / "program-newer"
+    with _copy_of_the_source() as source:
+        programs = source / OBJECT.with_suffix(".c").relative_to(_ROOT)
+        programs.write_text("\n" + programs.read_text())
+        for words in ("init", "add --all", "-c user.name=test -c user.email=test@localhost commit -m newer"):
+            subprocess.run(
+                ["git", *words.split()],
+                cwd=source,
+                check=True,
+                capture_output=True,
+                env={**os.environ, **_ONE_S_OWN},
+            )
+        _pip_wheel(newer, str(source), "--no-deps")
+    for old in place.glob("understudy-*.whl"):
+        old.unlink()
+    for made in newer.iterdir():
+        made.rename(place / made.name)
+    newer.rmdir()
+
+
+def version(container: Container) -> str:
+    """What is installed."""
+    script = "from importlib.metadata import version; print(version('understudy'))"
+    return container.read(f"{PLACE}/bin/python", "-c", script)
 
 
 def _fetched(folder: Path = _BUILD) -> Path:

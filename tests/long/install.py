@@ -1,5 +1,6 @@
 """docs/install.md, its commands as they stand there, on four hosts: an installation comes up by set-ups alone, each of them killed at every
-step before; a machine is protected, and comes back with storage and recovery key alone."""
+step before; all of it is upgraded under load, and each host rebooted; the machine comes back with storage and recovery key alone; and what
+is removed leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -10,24 +11,31 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from tests.containers import program
+from agent.capture import libbpf
+from tests.containers import belongings, program
 from tests.containers.container import Container
 from tests.containers.installation import (
     CONFIG_SERVER,
     MACHINE,
     MASTER_TARGET,
     PROCESS_SERVER,
+    Host,
     Installation,
     four,
 )
 from tests.containers.site import site
-from tests.long.containers import DISK_B, WRITE_B
-from tests.long.story import Result
+from tests.long.containers import DISK_B, WRITE_B, check_point, pinned_links, reboot, wait_ordered
+from tests.long.story import Result, Story
 
 _PAGE: Final = Path(__file__).parents[2] / "docs/install.md"
 _PROFILE: Final = {"UNDERSTUDY_PROFILE": "/etc/understudy/profile.toml"}
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOST: Final = 60
+_UPGRADING: Final = "Upgrading"
+_REMOVING: Final = "Removing it"
+"""Titles of the page; all that is said elsewhere installs."""
+_EVERY_HOST: Final = "every-host"
+RATE_MB: Final = 1
 
 
 def install() -> Result:
@@ -38,6 +46,7 @@ def install() -> Result:
         disk = here.disk("disk", DISK_B)
         hosts["agent"].hand_in(disk)
         given(installation)
+        had = {role: belongings.of(container) for role, container in hosts.items()}
         for role, block in blocks(installation, disk):
             if (command := set_up(block)) is not None:
                 before, after = block.split(command)
@@ -55,8 +64,18 @@ def install() -> Result:
             if container.read("systemctl", "is-enabled", f"understudy-{role}") != "enabled":
                 raise AssertionError(f"{role} does not come back after a boot")
         ordered_s = time.monotonic() - began
+        upgraded = upgrade_under_load(installation, disk)
+        rebooted_s = {host.container.name: reboot(installation, host) for host in installation.hosts}
+        check_point(installation, disk)
         restore_with_the_recovery_key(installation, disk)
-    return {"killed_at": killed, "ordered_s": round(ordered_s, 1)}
+        go_on(installation)
+        remove(installation, disk, had)
+    return {
+        "killed_at": killed,
+        "ordered_s": round(ordered_s, 1),
+        "upgraded": upgraded,
+        "rebooted_s": rebooted_s,
+    }
 
 
 def given(installation: Installation) -> None:
@@ -68,10 +87,13 @@ def given(installation: Installation) -> None:
     installation.config_server.container.run("mkdir", "-p", "/mnt/stick")
 
 
-def blocks(installation: Installation, disk: str) -> list[tuple[str, str]]:
-    """Role of the host → commands, in the order of the page; hosts, disk and account are this site's, and what its storage and machine
-    need beside is added."""
-    found = re.findall(r"^```sh ([a-z-]+)\n(.*?)^```", _PAGE.read_text(), re.DOTALL | re.MULTILINE)
+def blocks(installation: Installation, disk: str, title: str = "") -> list[tuple[str, str]]:
+    """Role of the host → commands, in the order of the page, or of the part of this title; hosts, disk and account are this site's, and
+    what its storage and machine need beside is added."""
+    _, *parts = re.split(r"^## ", _PAGE.read_text(), flags=re.MULTILINE)
+    titles = {title} if title else {part.partition("\n")[0] for part in parts} - {_UPGRADING, _REMOVING}
+    text = "".join(part for part in parts if part.partition("\n")[0] in titles)
+    found = re.findall(r"^```sh ([a-z-]+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     names = {
         "config.example.com": CONFIG_SERVER,
         "ps1.example.com": PROCESS_SERVER,
@@ -142,11 +164,121 @@ def restore_with_the_recovery_key(installation: Installation, disk: str) -> None
     for host in installation.hosts:
         host.container.run("systemctl", "stop", host.unit)
     config_server.run("mv", "/etc/understudy/config-server/vault.json", "/root/gone")
+    check_restored(installation, disk)
+
+
+def check_restored(installation: Installation, disk: str) -> None:
+    """With what an administrator has kept, and the program."""
+    machine, config_server = installation.machine.container, installation.config_server.container
     storage = f"--blob-url {installation.azurite.url} --blob-key-file /root/account.key --blob-ca-file /root/storage-ca.pem"
     shell(
         config_server,
-        f"{understudy} restore {MACHINE} --to restored --vault-file /mnt/stick/recovery.key {storage}",
+        f"{program.PLACE}/bin/understudy restore {MACHINE} --to restored --vault-file /mnt/stick/recovery.key {storage}",
     )
     restored = config_server.read("sha256sum", f"/root/restored/{Path(disk).name}.raw").split()[0]
     if restored != machine.read("sha256sum", disk).split()[0]:
         raise AssertionError("what was restored is not what is on the disk")
+    config_server.run("rm", "-r", "/root/restored")
+
+
+def go_on(installation: Installation) -> None:
+    """As before the worst day."""
+    vault = f"{installation.config_server.etc}/vault.json"
+    installation.config_server.container.run("mv", "/root/gone", vault)
+    for host in installation.hosts:
+        host.start()
+    wait_ordered(installation)
+
+
+class Protected:
+    """The machine, for a story: its points, and its disk as it is restored on the config server's host."""
+
+    def __init__(self, installation: Installation, disk: str) -> None:
+        self._installation = installation
+        self._image = f"{Path(disk).name}.raw"
+
+    def points(self) -> list[Any]:
+        """All, oldest first."""
+        points: list[Any] = self._installation.read("point", "list", MACHINE)
+        return sorted(points, key=lambda point: (point["epoch"], point["batch"]))
+
+    def create_point(self) -> Any:
+        return self._installation.read("point", "create", MACHINE, "--wait")
+
+    def restore(self, point: str, to: Path) -> list[Path]:
+        """In a folder of this host's."""
+        there = "/root/restored"
+        container = self._installation.config_server.container
+        self._installation.command("restore", MACHINE, "--point", point, "--to", there)
+        to.mkdir()
+        image = to / self._image
+        image.write_bytes(container.get(f"{there}/{self._image}"))
+        container.run("rm", "-r", there)
+        return [image]
+
+
+def upgrade_under_load(installation: Installation, disk: str) -> Result:
+    """Host by host, to a version with other capture programs, while the machine writes: in its epoch, and every point is a prefix. Nothing
+    but the story was ever written to the disk."""
+    hosts = {host.role: host for host in installation.hosts}
+    machine = Protected(installation, disk)
+    epoch = installation.read("machine", "show", MACHINE)["epoch"]
+    links = pinned_links(installation)
+    program.renew(installation.site)
+    took: dict[str, float] = {}
+    with Story(installation.site.folder, [disk], RATE_MB, DISK_B) as story:
+        for role, block in blocks(installation, disk, _UPGRADING):
+            began = time.monotonic()
+            upgrade(hosts[role], block)
+            wait_ordered(installation)
+            took[role] = round(time.monotonic() - began, 1)
+            complete = story.writer.completed
+            story.expect(machine.create_point()["id"], complete)
+        story.stop()
+    if took.keys() != hosts.keys():
+        raise AssertionError(f"the page does not say how all are upgraded, but only {list(took)}")
+    if (now := installation.read("machine", "show", MACHINE)["epoch"]) != epoch:
+        raise AssertionError(f"the upgrade cost a resync: epoch {epoch} became {now}")
+    if left := pinned_links(installation) & links:
+        raise AssertionError(f"programs of the older version are attached still: links {left}")
+    result = story.check_every_point(machine, len(hosts))
+    story.check_latest(machine)
+    return {"host_s": took, **result}
+
+
+def upgrade(host: Host, block: str) -> None:
+    """By the page's commands. The daemon of the newer version runs afterwards, by its unit."""
+    before, invocation = program.version(host.container), host.container.unit(host.unit).invocation
+    shell(host.container, block)
+    after, unit = program.version(host.container), host.container.unit(host.unit)
+    if before == after:
+        raise AssertionError(f"{host.role} is what it was, {after}")
+    if (unit.active, unit.restarts) != ("active", "0") or unit.invocation == invocation:
+        raise AssertionError(
+            f"{host.role} does not run as {after}: {unit}\n{host.container.journal(host.unit)}"
+        )
+
+
+def remove(installation: Installation, disk: str, had: dict[str, belongings.Belongings]) -> None:
+    """By the page's commands: each host has what it had before anything was installed, the kernel no program of ours, and storage all that
+    it had. `had`: by role."""
+    hosts = {host.role: host.container for host in installation.hosts}
+    links = pinned_links(installation)
+    for role, block in blocks(installation, disk, _REMOVING):
+        if role != _EVERY_HOST:
+            shell(hosts[role], block)
+            continue
+        check_restored(installation, disk)
+        for container in hosts.values():
+            shell(container, block)
+    hosts["config-server"].run(
+        "rm", "/mnt/stick/recovery.key"
+    )  # the administrator's, as what was there before
+    left = [
+        f"{container.name}: {line}"
+        for role, container in hosts.items()
+        for line in belongings.difference(had[role], belongings.of(container))
+    ]
+    left += [f"BPF link {link.id}" for link in libbpf.links() if link.id in links]
+    if left:
+        raise AssertionError("the removal left, or took, too much:\n" + "\n".join(left))

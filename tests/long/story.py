@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
-from tests.lab import CommandFailedError, Lab
+from tests.lab import CommandFailedError
 from tests.loopdisk import loop_disk
 from tests.prefix import PrefixChecker, Schedule, Writer
 
@@ -34,6 +34,14 @@ def scratch() -> Iterator[Path]:
 def two_disks(folder: Path, size_b: int = DISK_B) -> Iterator[list[str]]:
     with loop_disk(folder / "disk-a", size_b) as a, loop_disk(folder / "disk-b", size_b) as b:
         yield [a, b]
+
+
+class Restoring(Protocol):
+    """An installation with one machine: a lab, or hosts."""
+
+    def points(self) -> list[Any]: ...
+    def create_point(self) -> Any: ...
+    def restore(self, point: str, to: Path) -> list[Path]: ...
 
 
 class Story:
@@ -71,10 +79,10 @@ class Story:
         self._at_least[point] = complete
 
     def check_every_point(
-        self, lab: Lab, minimum: int, newest: int = 0, epochs: set[int] | None = None
+        self, lab: Restoring, minimum: int, newest: int = 0, epochs: set[int] | None = None
     ) -> Result:
-        """Restores and checks every point of the lab (or the `newest` and those that something is expected of; or those of some epochs),
-        oldest first."""
+        """Restores and checks every point (or the `newest` and those that something is expected of; or those of some epochs), oldest
+        first."""
         points = [p for p in lab.points() if epochs is None or p["epoch"] in epochs]
         if len(points) < minimum:
             raise AssertionError(f"only {len(points)} points were made, at least {minimum} were due")
@@ -89,7 +97,7 @@ class Story:
             raise AssertionError(f"later points hold fewer writes: {prefixes}")
         return {"points": len(points), "writes": self.total, "newest_prefix": prefixes[-1] if prefixes else 0}
 
-    def check_random_times(self, lab: Lab, count: int) -> Result:
+    def check_random_times(self, lab: Restoring, count: int) -> Result:
         """Restores at `count` random times between the first and the last point; those in unordered periods must be refused."""
         points = lab.points()
         first, last = (datetime.fromisoformat(points[i]["time"]).timestamp() for i in (0, -1))
@@ -106,16 +114,21 @@ class Story:
                 refused += 1
         return {"times": done, "refused_in_unordered_periods": refused}
 
-    def check_latest(self, lab: Lab) -> None:
+    def check_latest(self, lab: Restoring) -> None:
         """Identity at the end: the writer has ended, a new point holds all its writes."""
         point = lab.create_point()
         self._check(lab, self.checker(), point["id"], self.total)
 
-    def _check(self, lab: Lab, checker: PrefixChecker, point: str, at_least: int) -> int:
+    def _check(self, lab: Restoring, checker: PrefixChecker, point: str, at_least: int) -> int:
         return self.check_restored(lab, point, self.folder / "restored", checker, at_least)
 
     def check_restored(
-        self, lab: Lab, point: str, target: Path, checker: PrefixChecker | None = None, at_least: int = 0
+        self,
+        lab: Restoring,
+        point: str,
+        target: Path,
+        checker: PrefixChecker | None = None,
+        at_least: int = 0,
     ) -> int:
         """Restores into `target`, where another try may have stopped; which prefix it is. The folder is gone afterwards."""
         images = lab.restore(point, target)
