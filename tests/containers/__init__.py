@@ -11,6 +11,7 @@
     network       one bridge, a link each, names; links are cut and mended
     nspawn        one boot of a container, from power on to off
     container     what its operator does: power, commands, files, disks, units
+    belongings    what a host has, compared before an installation and after its removal
     site          some of them beside each other                           what a killed test left: leftovers
     installation  config server, process server, master target and a protected machine, each by its unit
 

@@ -1,0 +1,91 @@
+"""docs/install.md and the code of which it speaks. That its commands work is for the hosts of `python -m tests.long install`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pytest
+
+from agent.capture.layout import MAX_DISKS
+from agent.config import AgentConfig
+from deploy import systemd
+from process_server.config import PORT
+from process_server.reception.credit import CreditPolicy
+from shared import messages
+from shared.setup import host
+
+DOCS: Final = Path(__file__).resolve().parents[3] / "docs"
+PAGE: Final = (DOCS / "install.md").read_text()
+PARTS: Final = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]}
+ROLES: Final = {"agent", "process-server", "master-target", "config-server"}
+
+
+def commands(title: str) -> dict[str, str]:
+    """By host."""
+    found: dict[str, str] = {}
+    for role, block in re.findall(r"^```sh ([a-z-]+)\n(.*?)^```", PARTS[title], re.DOTALL | re.MULTILINE):
+        found[role] = found.get(role, "") + block
+    return found
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_every_host_is_upgraded_while_its_daemon_is_stopped(role: str) -> None:
+    stop, install, set_up = commands("Upgrading")[role].splitlines()
+    assert stop == f"systemctl stop understudy-{role}"
+    assert f'pip install --quiet "$(echo ./understudy-*.whl)[{role}]"' in install
+    assert set_up.endswith("--replace-units")
+
+
+def test_all_that_set_ups_make_on_a_host_is_removed() -> None:
+    found = commands("Removing it")
+    for path, text in systemd.host_files().items():
+        who = path.stem.removeprefix("understudy-") if path.suffix == ".service" else "every-host"
+        assert str(path) in found[who]
+        for user in re.findall(r"^u (\S+)", text, re.MULTILINE):
+            assert user in found["every-host"]
+    for folder in (host.ETC, host.STATE, host.PROGRAM, "/run/understudy"):
+        assert re.search(rf"^rm -rf (?:\S+ )*{folder}(?: |$)", found["every-host"], re.MULTILINE)
+    assert f"rm -f {host.CREDENTIAL}\n" in found["every-host"]
+    for role in ROLES:
+        assert f"systemctl disable --now understudy-{role}\n" in found[role]
+
+
+def test_capture_is_detached_before_the_program_goes() -> None:
+    assert "-m agent detach --config /etc/understudy/agent.toml\n" in commands("Removing it")["agent"]
+    assert list(commands("Removing it"))[-1] == "every-host"
+
+
+def test_ports_and_limits_on_the_page_are_those_of_the_code() -> None:
+    takes = PARTS["What it takes"]
+    assert f"| agents | process server | {PORT} " in takes
+    assert f"| config server | {messages.PORT} " in takes
+    assert f"less than {CreditPolicy().free_floor * 100:.0f} %" in takes
+    assert f"up to {MAX_DISKS} disks" in takes
+    (ring,) = (field for field in msgspec.structs.fields(AgentConfig) if field.name == "ring_mib")
+    assert f"{ring.default} MiB for the ring" in takes
+    units = {path.stem: text for path, text in systemd.host_files().items() if path.suffix == ".service"}
+    for unit, text in units.items():
+        wanted, words = (
+            ("4G", "4 GB (agent)") if unit == "understudy-agent" else ("75%", "75 % of\nits host's")
+        )
+        assert f"MemoryMax={wanted}\n" in text
+        assert words in takes
+    assert "JobRunningTimeoutSec=45\n" in units["understudy-agent"]
+    assert "45 at most" in PARTS["Which disks come late"]
+
+
+def test_every_link_of_the_page_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
+        name, _, anchor = target.partition("#")
+        text = (DOCS / name).read_text() if name.endswith(".md") else PAGE
+        assert not anchor or anchor in {
+            slug(line) for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        }, target
+
+
+def slug(heading: str) -> str:
+    """As people's readers of Markdown make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
