@@ -25,8 +25,8 @@ DATABASE_FILE: Final = "state.db"
 """In the data folder."""
 RESTORE: Final = "python -m config_server restore --config … --from FILE"
 WITHOUT_BACKUP: Final = (
-    "Without a backup: move the whole data folder away, start, and enrol every daemon anew (with --replace); what is replicated stays"
-    " in storage."
+    "Without a backup: move the whole data folder away, and the note of its CA, which lies beside the vault file (vault.json.ca); start,"
+    " and enrol every daemon anew (with --replace); what is replicated stays in storage."
 )
 
 MIGRATIONS: Final[tuple[str, ...]] = (

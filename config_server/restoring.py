@@ -31,7 +31,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from config_server import audit, database, lock, restored, tokens
+from config_server import audit, ca_note, database, lock, restored, tokens
 from config_server.backup import check
 from config_server.belonging import (
     LOGS,
@@ -45,6 +45,7 @@ from config_server.belonging import (
     there,
     way_back,
 )
+from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE
 from config_server.facts import SELF
@@ -91,7 +92,10 @@ def restore(config: ConfigServerConfig, source: Path, *, new_operator_token: boo
             f"Nothing was restored from {source}", cause=str(exc), action="Take another backup."
         ) from exc
     was_there = config.data_dir.is_dir()
-    return Done(put(config.data_dir, parts), found, is_roots=not was_there and os.geteuid() == 0)
+    kept = put(config.data_dir, parts)
+    # It was asked for: the backup's CA is this installation's from now on.
+    ca_note.note_if_possible(CertificateAuthority.loaded(parts["ca.key"], parts["ca.pem"]), config.vault_file)
+    return Done(kept, found, is_roots=not was_there and os.geteuid() == 0)
 
 
 def put(folder: Path, parts: dict[str, bytes]) -> Kept:

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from config_server import (
     belonging,
+    ca_note,
     commands,
     events,
     first_operator,
@@ -112,9 +113,11 @@ async def run(
 async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
     folder = config.data_dir
     belonging.check_folder(folder)
+    ca_note.check_there(folder, config.vault_file)
     with durable.named(f"The data folder {folder} could not be used"):
         remove_new(folder)
         ca = CertificateAuthority.open(folder)
+        ca_note.check_same(folder, ca, config.vault_file)
         own = OwnCertificate(config, ca)
     file = FileVault(config.vault_file) if config.vault_file is not None else None
     db = await Database.open(folder / DATABASE_FILE)
@@ -128,6 +131,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         with durable.named(f"The data folder {folder} could not be used"):
             await db.run(lambda opened: belonging.check_parts(opened, ca, _token(folder / TOKEN_FILE)))
             await _recover(control, folder)
+            ca_note.note_if_possible(ca, config.vault_file)
             await revoking.recover()
             await known.recover()
         vault = None if file is None else await _recorded(file, storage, control)

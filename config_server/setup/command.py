@@ -13,7 +13,7 @@ from config_server.ca import check_host
 from config_server.cli.profile import FILE, Profile
 from config_server.config import ConfigServerConfig
 from config_server.setup.lost import DataThere
-from config_server.setup.parts import Authority, Operator, Vault
+from config_server.setup.parts import Authority, AuthorityNote, Operator, Vault
 from config_server.setup.recovery import NOTE, RecoveryKey, noted
 from config_server.setup.unused import Unused
 from deploy.systemd import host_files
@@ -111,6 +111,7 @@ def _steps(
     yield recovery
     yield Authority(data_dir)
     yield Operator(data_dir)
+    yield AuthorityNote(data_dir, vault_file, begins_anew)
     config = Configuration(
         host.config,
         ConfigServerConfig,

@@ -3,10 +3,12 @@ would lock out every daemon, and an empty database would admit who was revoked.
 
 A first run that was killed has none either, or no database in it. What tells the two apart was made after the database:
 
+    the note of its CA, beside the vault file (ca_note.py)               a run, or a server, writes it once CA, database and token are there
     the profile, in which stands the token file of this data folder    the last file that a run writes, before it starts the server
     the record of a vault key, or a machine, in storage                 a server writes them, which has a database before
 
-So where neither is, no daemon has ever enrolled, and nobody leans on what is not there.
+So where none is, no daemon has ever enrolled, and nobody leans on what is not there. The same tells whether an operator's token that is not
+there was taken away, or never made; and the note, whether the CA that is there is the installation's.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from config_server import belonging
+from config_server import belonging, ca_note
+from config_server.ca import CertificateAuthority
 from config_server.cli.profile import Profile
 from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE
@@ -42,7 +45,7 @@ class DataThere(Check):
         with durable.named(f"The data folder {self.data_dir} cannot be used"):
             belonging.check_folder(self.data_dir)
             if (self.data_dir / DATABASE_FILE).exists():
-                return self._done(Outcome.KEPT, "CA and database are there")
+                return self._kept()
         if not (why := await self._was_there()):
             return self._done(Outcome.CHECKED, "the installation is new")
         if self.begins_anew:
@@ -62,10 +65,36 @@ class DataThere(Check):
             " command with --new-ca; then every daemon has to be enrolled anew, and what is replicated stays in storage.",
         )
 
-    async def _was_there(self) -> str:
-        """What says so; "": nothing."""
+    def _kept(self) -> Done:
+        if not (self.data_dir / belonging.TOKEN_FILE).exists() and (why := self._was_complete()):
+            raise ConfigError(
+                f"The operator's token {self.data_dir / belonging.TOKEN_FILE} is gone",
+                cause=f"it was there once ({why}): if somebody keeps it elsewhere, another one would end it",
+                action="Put it back, and run the command again. Or, to have another one: restart the config server (systemctl restart"
+                " understudy-config-server), which makes it and ends the old one, and run the command again.",
+            )
+        if (self.data_dir / "ca.pem").exists():
+            ca = CertificateAuthority.open(self.data_dir)
+            try:
+                ca_note.check_same(self.data_dir, ca, self.vault_file)
+            except ConfigError as exc:
+                if not self.begins_anew:
+                    raise
+                return self._done(Outcome.WARNING, f"{exc.cause}; it is taken, as was asked for")
+        return self._done(Outcome.KEPT, "CA and database are there")
+
+    def _was_complete(self) -> str:
+        """What says so on this host; "": nothing."""
+        if ca_note.noted(self.vault_file):
+            return f"{ca_note.note_of(self.vault_file)} names the CA that was in it"
         if known(self.profile, Profile).get("token_file") == str(self.data_dir / belonging.TOKEN_FILE):
             return f"{self.profile} names the operator's token that was in it"
+        return ""
+
+    async def _was_there(self) -> str:
+        """What says so; "": nothing."""
+        if why := self._was_complete():
+            return why
         if self.vault_file.exists() and (found := await installation_in(self.storage)):
             return f"a server has written {found} into container {self.storage.container}"
         return ""

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from config_server import belonging, first_operator, lock
+from config_server import belonging, ca_note, first_operator, lock
 from config_server.ca import CertificateAuthority
 from config_server.database import DATABASE_FILE, RESTORE, Database
 from shared import durable
@@ -156,4 +156,35 @@ class Operator:
             detail=detail
             or f"the token of the first operator, {belonging.OPERATOR}; whoever can read it may do everything",
             action=action,
+        )
+
+
+@dataclass(frozen=True)
+class AuthorityNote:
+    """The note of which CA this installation has. `begins_anew`: somebody wants the CA that is there now, whatever was noted."""
+
+    data_dir: Path
+    vault_file: Path
+    begins_anew: bool = False
+
+    async def look(self, dry_run: bool) -> Done:
+        if not (self.data_dir / "ca.pem").exists():
+            return self._done(Outcome.WOULD_CREATE)  # dry run: it is not made
+        ca = CertificateAuthority.open(self.data_dir)
+        if not self.begins_anew:
+            ca_note.check_same(self.data_dir, ca, self.vault_file)
+        is_noted = ca_note.noted(self.vault_file) == fingerprint(ca.der).hex()
+        return self._done(Outcome.KEPT if is_noted else Outcome.WOULD_CREATE)
+
+    async def do(self) -> Done:
+        with durable.named(f"The note {ca_note.note_of(self.vault_file)} could not be written"):
+            ca_note.note(CertificateAuthority.open(self.data_dir), self.vault_file)
+        return self._done(Outcome.CREATED)
+
+    def _done(self, outcome: Outcome) -> Done:
+        return Done(
+            step="ca-note",
+            outcome=outcome,
+            what=str(ca_note.note_of(self.vault_file)),
+            detail="by it a server whose data folder is gone knows that it is, and makes no other CA",
         )

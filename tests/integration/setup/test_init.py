@@ -25,10 +25,9 @@ from config_server import tools
 from config_server.belonging import RESTORING
 from config_server.cli import profile
 from config_server.config import ConfigServerConfig
-from shared import api
 from shared.blob import BlobConfig, BlobStore
+from shared.errors import ConfigError
 from shared.machine_storage import MachineStorage
-from shared.messages import Nothing
 from shared.service import load_config
 from shared.vault import FileVault
 from tests.cli import Done, begun, ended, understudy
@@ -210,7 +209,7 @@ async def test_what_was_lost_is_not_made_anew(tmp_path: Path, arguments: list[st
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "a CA without a database"])
-@pytest.mark.parametrize("told_by", ["profile", "storage"])
+@pytest.mark.parametrize("told_by", ["note", "profile", "storage"])
 async def test_a_data_folder_that_is_gone_is_not_made_anew(
     tmp_path: Path, arguments: list[str], machine_storage: MachineStorage, told_by: str, left: str
 ) -> None:
@@ -218,6 +217,8 @@ async def test_a_data_folder_that_is_gone_is_not_made_anew(
     assert (await init(arguments)).exit_code == 0
     data = tmp_path / "state/config-server"
     ca = (data / "ca.pem").read_bytes()
+    if told_by != "note":
+        (tmp_path / "etc/config-server/vault.json.ca").unlink()  # an earlier version has written none
     if told_by == "storage":
         (tmp_path / "etc/profile.toml").unlink()
         await machine_storage.find_or_create("web1")  # as a server does
@@ -226,7 +227,11 @@ async def test_a_data_folder_that_is_gone_is_not_made_anew(
     for more in ([], ["--dry-run"]):
         done = await init(arguments, *more)
         assert (done.exit_code, "is gone, or is empty" in done.stderr) == (2, True), done.stderr
-        told = "names the operator's token" if told_by == "profile" else "has written machines/web1.json"
+        told = {
+            "note": "vault.json.ca names the CA",
+            "profile": "names the operator's token",
+            "storage": "has written machines/web1.json",
+        }[told_by]
         for words in (told, "mount that", "config_server restore --config", "--new-ca"):
             assert words in done.stderr
     assert made(tmp_path) == before
@@ -368,18 +373,101 @@ async def test_the_common_option_for_the_form_of_output_holds_here_too(
     assert "usage: understudy init" in (await understudy("init", "--help")).stdout
 
 
-async def test_another_operator_token_is_made_where_it_was_deleted(
+@pytest.mark.parametrize("told_by", ["note", "profile"])
+async def test_a_token_that_was_taken_away_is_not_made_anew_but_by_a_start(
+    tmp_path: Path, arguments: list[str], told_by: str
+) -> None:
+    """Whoever keeps it elsewhere has a token that ends with the next one. A start is how an administrator changes it."""
+    assert (await init(arguments)).exit_code == 0
+    token, config = tmp_path / "state/config-server/operator.token", tmp_path / "etc/config-server.toml"
+    before = token.read_text()
+
+    async def refused() -> None:
+        done = await init(arguments)
+        assert (done.exit_code, "operator.token is gone" in done.stderr) == (2, True), done.stderr
+        assert "Put it back" in done.stderr
+        assert not token.exists()
+
+    async with daemon(config):
+        token.unlink()
+        if told_by == "profile":
+            (tmp_path / "etc/config-server/vault.json.ca").unlink()
+        await refused()
+    await refused()
+    async with daemon(config):
+        assert token.read_text() != before
+        assert (await init(arguments)).exit_code == 0
+
+
+@pytest.mark.parametrize("left", ["an empty folder", "a CA without a database"])
+async def test_a_server_whose_data_folder_is_gone_does_not_begin_anew(
+    tmp_path: Path, arguments: list[str], left: str
+) -> None:
+    """At the boot at which its file system is not mounted nobody asks init first. And storage may be away."""
+    assert (await init(arguments)).exit_code == 0
+    data, config = tmp_path / "state/config-server", load(tmp_path)
+    async with running(config):
+        pass
+    shutil.copytree(data, tmp_path / "kept")
+    lose(data, left)
+    before = {path.name for path in data.iterdir()}
+    assert config.blob is not None
+    away = msgspec.structs.replace(
+        config, blob=msgspec.structs.replace(config.blob, url="https://127.0.0.1:1/away")
+    )
+    for each in (config, away):
+        with pytest.raises(ConfigError, match="is gone, or is empty") as refused:
+            async with running(each):
+                pass
+        assert "vault.json.ca names its CA" in refused.value.cause
+        assert "mount that" in refused.value.action
+        assert {path.name for path in data.iterdir()} - before <= {"config-server.lock"}
+    shutil.rmtree(data)
+    shutil.copytree(tmp_path / "kept", data)
+    async with running(away):  # storage that is away keeps no server from starting that has its data
+        pass
+
+
+async def test_a_server_with_the_data_of_another_ca_is_not_started_and_init_tells(
     tmp_path: Path, arguments: list[str]
 ) -> None:
-    """As by a start: that is how an administrator changes it."""
+    """An earlier version began anew in an empty folder; or the wrong file system is mounted."""
     assert (await init(arguments)).exit_code == 0
-    token = tmp_path / "state/config-server/operator.token"
-    before = token.read_text()
-    token.unlink()
-    assert outcomes((await init(arguments, "--output", "json")).json["steps"])["operator"] == "created"
-    assert token.read_text() != before
-    async with running(load(tmp_path)) as server, server.operator() as operator:
-        await operator.call(api.MACHINES, Nothing())
+    data, config, note = (
+        tmp_path / "state/config-server",
+        load(tmp_path),
+        tmp_path / "etc/config-server/vault.json.ca",
+    )
+    noted = note.read_text()
+    note.unlink()
+    data.rename(tmp_path / "unmounted")
+    async with running(config):  # as an earlier version did
+        assert note.read_text() != noted
+    note.write_text(noted)
+    with pytest.raises(ConfigError, match="is not the one that this installation had"):
+        async with running(config):
+            pass
+    done = await init(arguments)
+    assert (done.exit_code, "is not the one that this installation had" in done.stderr) == (2, True)
+    assert note.read_text() == noted
+    done = await init(arguments, "--new-ca")
+    assert (done.exit_code, "it is taken, as was asked for" in done.stdout) == (0, True), done.stderr
+    async with running(config):
+        assert note.read_text() != noted
+
+
+async def test_after_a_restore_of_another_ca_s_backup_its_ca_is_the_installation_s(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    assert (await init(arguments)).exit_code == 0
+    config, backup = str(tmp_path / "etc/config-server.toml"), str(tmp_path / "backup.tar")
+    assert tools.main("backup", ["--config", config, "--to", backup]) == 0
+    lose(tmp_path / "state/config-server", "nothing")
+    assert (await init(arguments, "--new-ca")).exit_code == 0
+    assert tools.main("restore", ["--config", config, "--from", backup]) == 0
+    async with running(load(tmp_path)):
+        pass
+    assert not (await init(arguments, "--output", "json")).json["changed"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
