@@ -165,13 +165,15 @@ def _write_new(folder: Path, parts: dict[str, bytes]) -> None:
 
 
 def remove_new(folder: Path) -> None:
-    """Private keys, of a restore that was killed. For who holds the folder's lock. Raises OSError."""
+    """Private keys, of a restore that was killed, or of whoever made the part itself. For who holds the folder's lock. Raises OSError."""
     for name in PARTS:
         if os.path.lexists(
             _new(folder, name)
         ):  # a folder that cannot be written refuses also what would change nothing
             durable.remove_file(_new(folder, name))
         durable.remove_leftovers(_new(folder, name))
+        for left in durable.leftovers(folder / name, None):
+            durable.remove_file(left)
 
 
 def _prepared(data: bytes, new_token: bytes | None) -> tuple[bytes, Restored]:

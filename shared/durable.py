@@ -110,15 +110,45 @@ def create_file(path: Path, data: Buffer, *, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
-def complete_file(path: Path, data: Buffer) -> None:
-    """Writes the rest of what a `create_file` of this path wrote that was killed. For who has seen that it is the beginning of `data`."""
-    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def complete_file(path: Path, data: bytes) -> None:
+    """Writes the rest of what a `create_file` of this path wrote that was killed; nothing where all of it is there. FileExistsError,
+    PermissionError where it is not that: what another user put there, or could have opened before, he reads whatever its mode is later."""
+    fd = open_own(path, os.O_RDWR)
     try:
-        write_all(fd, [data], 0)
+        if not data.startswith(found := os.pread(fd, len(data) + 1, 0)):
+            raise FileExistsError(errno.EEXIST, "another file is there", str(path))
+        if found != data:
+            _check_private(fd, path)
+            write_all(fd, [data], 0)
         os.fsync(fd)
     finally:
         os.close(fd)
     sync_folder(path.parent)
+
+
+def open_own(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A plain file of this user's, opened: no link, no pipe, nobody else's. Raises PermissionError."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+        return fd
+    os.close(fd)
+    why = "it belongs to another user" if stat.S_ISREG(found.st_mode) else "it is no plain file"
+    raise PermissionError(errno.EPERM, why, str(path))
+
+
+def _check_private(fd: int, path: Path) -> None:
+    """Raises PermissionError for a file that was others' to open, where its file system keeps them away (on a stick all is everybody's)."""
+    found = os.fstat(fd)
+    if found.st_nlink != 1:
+        raise PermissionError(errno.EPERM, "it has a second name", str(path))
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & 0o077:
+        return
+    _set_mode(fd, 0o600)
+    if not os.fstat(fd).st_mode & 0o077:
+        os.fchmod(fd, mode)
+        raise PermissionError(errno.EPERM, f"others could open it: its mode is {mode:04o}", str(path))
 
 
 def link_file(path: Path, target: Path) -> None:
@@ -150,16 +180,26 @@ def remove_leftovers(path: Path) -> None:
             there.unlink(missing_ok=True)
 
 
-def leftovers(path: Path, data: bytes) -> list[Path]:
-    """Where others may have files, too: those that are certainly such ones, by name and by content, which is `data` or its beginning."""
+def leftovers(path: Path, data: bytes | None) -> list[Path]:
+    """Where others may have files, too: those that are certainly such ones, by name, owner and content, which is `data` or its beginning.
+    None: in a folder in which nobody else has any, whatever they hold."""
     of_ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}")
-    return [
-        there
-        for there in sorted(path.parent.iterdir())
-        if of_ours.fullmatch(there.name)
-        and stat.S_ISREG(there.lstat().st_mode)
-        and data.startswith(there.read_bytes())
-    ]
+    named = (there for there in sorted(path.parent.iterdir()) if of_ours.fullmatch(there.name))
+    if data is None:
+        return [there for there in named if stat.S_ISREG(there.lstat().st_mode)]
+    return [there for there in named if _begins(there, data)]
+
+
+def _begins(path: Path, data: bytes) -> bool:
+    """Whether it is a file of this user's with `data`, or its beginning."""
+    try:
+        fd = open_own(path)
+    except OSError:
+        return False
+    try:
+        return data.startswith(os.pread(fd, len(data) + 1, 0))
+    finally:
+        os.close(fd)
 
 
 def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:

@@ -113,9 +113,16 @@ def add(path: Path, other: Path) -> list[str]:
     new = tuple(key for key in theirs.keys if key.id not in have)
     content = msgspec.json.encode(_VaultFile(1, mine.current, (*mine.keys, *new)))
     with durable.named(f"The vault file {path} could not be written", action="Nothing was changed."):
+        for left in leftovers(path):
+            durable.remove_file(left)
         mode = stat.S_IMODE(path.stat().st_mode)
         durable.replace_file(path, content, mode=mode, keep_owner=True)
     return [key.id for key in new]
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Copies beside a vault file, by whoever was killed while he made it, or added keys to it. Raises OSError."""
+    return durable.leftovers(path, None)
 
 
 class FileVault:

@@ -4,6 +4,7 @@ in its place, since that would lock out every daemon, or wrap new keys under a k
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from shared.errors import ConfigError
 from shared.owner import as_owner
 from shared.setup.access import Access
 from shared.setup.steps import Done, Outcome
-from shared.vault import FileVault
+from shared.vault import FileVault, leftovers
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Vault:
     async def look(self, dry_run: bool) -> Done:
         if self.file.exists():
             key = f"its key is {FileVault(self.file).current}"  # refuses a file that others can read
-            wrong = self._access().wrong()
+            wrong = "; ".join(each for each in (_left(self._copies()), self._access().wrong()) if each)
             return self._done(Outcome.WOULD_MEND, wrong) if wrong else self._done(Outcome.KEPT, key)
         if (self.data_dir / DATABASE_FILE).exists():
             raise ConfigError(
@@ -44,10 +45,27 @@ class Vault:
 
     async def do(self) -> Done:
         if self.file.exists():
-            return self._done(Outcome.MENDED, self._access().close(), "Consider its keys known to others.")
+            left = self._without_copies()
+            if not self._access().wrong():
+                return self._done(Outcome.MENDED, left)
+            closed = "; ".join(each for each in (left, self._access().close()) if each)
+            return self._done(Outcome.MENDED, closed, "Consider its keys known to others.")
         with as_owner(self.file.parent):
             vault = FileVault.create(self.file)
+        self._without_copies()
         return self._done(Outcome.CREATED, f"its key is {vault.current}")
+
+    def _copies(self) -> list[Path]:
+        with durable.named(f"The folder {self.file.parent} could not be looked at"):
+            return leftovers(self.file)
+
+    def _without_copies(self) -> str:
+        """What was removed, in words."""
+        copies = self._copies()
+        with durable.named(f"Copies of the vault file {self.file} could not be removed"):
+            for copy in copies:
+                durable.remove_file(copy)
+        return _left(copies) and f"{_left(copies)}; now it is removed"
 
     def _access(self) -> Access:
         with durable.named(f"The vault file {self.file} could not be looked at"):
@@ -61,6 +79,10 @@ class Vault:
             detail=f"{detail}; without it nothing can be read",
             action=action,
         )
+
+
+def _left(copies: Sequence[Path]) -> str:
+    return f"a run that was killed left {', '.join(map(str, copies))} beside it" if copies else ""
 
 
 @dataclass(frozen=True)

@@ -86,10 +86,10 @@ class RecoveryKey:
         with durable.named(f"The recovery key {place} could not be written", action=_MORE):
             for copy in durable.leftovers(place, data):
                 durable.remove_file(copy)
-            if not place.exists():
+            try:
                 durable.create_file(place, data, mode=0o600)
-            elif place.read_bytes() != data:
-                durable.complete_file(place, data)  # its beginning is there, as the look has seen
+            except FileExistsError:
+                durable.complete_file(place, data)  # it, or its beginning, is there, as the look has seen
             reach("setup.step")
             readable = _closed(place)
         note = Handed(file=str(place), keys=tuple(FileVault(self._vault).fingerprints))
@@ -177,11 +177,8 @@ class RecoveryKey:
                 cause="there is no such folder",
                 action="Make it, or mount what shall hold it; or give another file as --recovery-key.",
             )
-        if place.exists() and not self._is_it(place):
-            raise RecoveryFileThereError(
-                "The recovery key was not written",
-                cause=f"{place} is there already, and is another file",
-            )
+        if os.path.lexists(place):
+            self._check_it(place)
 
     def _is_vault(self, place: Path) -> bool:
         """By whatever name."""
@@ -192,17 +189,26 @@ class RecoveryKey:
             pass
         return place.resolve() == self._vault.resolve()
 
-    def _is_it(self, place: Path) -> bool:
-        """Or the beginning of it, which a run wrote that was killed."""
+    def _check_it(self, place: Path) -> None:
+        """Raises RecoveryFileThereError where it is neither the recovery key, nor the beginning of it, which a run wrote that was killed.
+        Somebody else's file is none: he would read what is written into it."""
+        why = "is another file"
         try:
-            if not self._vault.exists() or not place.is_file():
-                return False
-            data = self._vault.read_bytes()
-            return place.stat().st_size <= len(data) and data.startswith(place.read_bytes())
+            fd = durable.open_own(place)
+            try:
+                data = self._vault.read_bytes() if self._vault.exists() else b""
+                found = os.pread(fd, len(data) + 1, 0)
+                if data and data.startswith(found):
+                    is_alone = found == data or os.fstat(fd).st_nlink == 1
+                    why = "" if is_alone else "has a second name"
+            finally:
+                os.close(fd)
         except OSError as exc:
+            why = f"cannot be taken for it: {cause_of(exc)}"
+        if why:
             raise RecoveryFileThereError(
-                "The recovery key was not written", cause=f"{place} cannot be read: {cause_of(exc)}"
-            ) from exc
+                "The recovery key was not written", cause=f"{place} is there already, and {why}"
+            )
 
     def _done(self, outcome: Outcome, more: str = "") -> Done:
         return Done(
@@ -216,9 +222,13 @@ class RecoveryKey:
 
 def _closed(place: Path) -> str:
     """Others cannot read it from now on; else, in words, that its file system lets them. Raises OSError."""
-    if too_open(place.stat(), 0o600):
-        with contextlib.suppress(OSError):
-            place.chmod(0o600)
+    fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if too_open(os.fstat(fd), 0o600):
+            with contextlib.suppress(OSError):
+                os.fchmod(fd, 0o600)
+    finally:
+        os.close(fd)
     return _also(place)
 
 

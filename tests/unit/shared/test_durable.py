@@ -197,11 +197,54 @@ def die_at(call: str, at: int) -> None:
 def test_what_was_written_in_part_is_completed(tmp_path: Path) -> None:
     path = tmp_path / "d"
     path.write_bytes(b"on")
+    path.chmod(0o600)
+    durable.complete_file(path, b"one")
     durable.complete_file(path, b"one")
     assert path.read_bytes() == b"one"
+    with pytest.raises(FileExistsError):
+        durable.complete_file(path, b"two")
     (tmp_path / "link").symlink_to(path)
     with pytest.raises(OSError, match="symbolic"):
         durable.complete_file(tmp_path / "link", b"two")
+
+
+@pytest.mark.parametrize("whose", ["another user's", "a second name's", "everybody's to open", "a pipe's"])
+def test_what_others_may_have_opened_is_not_completed(tmp_path: Path, whose: str) -> None:
+    """Whoever has it open reads what is written into it, whatever its mode is then."""
+    path = tmp_path / "d"
+    path.write_bytes(b"")
+    path.chmod(0o600)
+    match whose:
+        case "another user's":
+            if os.geteuid():
+                pytest.skip("only root gives files away")
+            os.chown(path, 4711, 4712)
+        case "a second name's":
+            (tmp_path / "other").hardlink_to(path)
+        case "everybody's to open":
+            path.chmod(0o644)
+        case _:
+            path.unlink()
+            os.mkfifo(path)
+    before = path.stat().st_mode
+    with pytest.raises(PermissionError):
+        durable.complete_file(path, b"one")
+    assert (path.stat().st_mode, path.is_fifo() or path.read_bytes()) == (
+        before,
+        b"" if whose != "a pipe's" else True,
+    )
+
+
+def test_where_all_is_everybody_s_a_document_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a stick, whose file system keeps no modes."""
+    path = tmp_path / "d"
+    path.write_bytes(b"on")
+    path.chmod(0o755)
+    monkeypatch.setattr(os, "fchmod", lambda _fd, _mode: None)
+    durable.complete_file(path, b"one")
+    assert path.read_bytes() == b"one"
 
 
 def test_leftovers_are_known_by_name_and_by_content(tmp_path: Path) -> None:
@@ -214,3 +257,8 @@ def test_leftovers_are_known_by_name_and_by_content(tmp_path: Path) -> None:
     (tmp_path / ".d.json.bbbbbbbbbbbb").write_bytes(b"somebody's")
     (tmp_path / ".d.json.cccccccccccc").symlink_to(ours[2])
     assert durable.leftovers(path, b"one") == ours
+    os.mkfifo(tmp_path / ".d.json.dddddddddddd")
+    assert durable.leftovers(path, None) == [*ours, tmp_path / ".d.json.bbbbbbbbbbbb"]
+    if not os.geteuid():
+        os.chown(ours[0], 4711, 4712)
+        assert durable.leftovers(path, b"one") == ours[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -88,6 +89,22 @@ async def test_the_keys_of_two_files_that_were_both_used_are_put_together(
     other.path.write_text(other.path.read_text().replace(other.current, ours.current))
     assert vault.main([str(ours.path), "--add", str(other.path)]) == UsageError.exit_code
     assert "same id" in capsys.readouterr().err
+
+
+def test_what_a_killed_one_left_beside_the_vault_file_goes_with_the_next_keys(tmp_path: Path) -> None:
+    ours, other = FileVault.create(tmp_path / "a"), FileVault.create(tmp_path / "b")
+    child = os.fork()
+    if not child:
+        try:
+            Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]
+            vault.add(ours.path, other.path)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    [left] = vault.leftovers(ours.path)
+    assert FileVault(left).fingerprints.keys() == {ours.current, other.current}, "with all keys"
+    assert vault.add(ours.path, other.path) == [other.current]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

@@ -12,7 +12,7 @@ import pytest
 
 from config_server.setup.recovery import NOTE, RecoveryKey
 from shared import vault
-from shared.errors import ConfigError, RecoveryFileThereError, UsageError
+from shared.errors import ConfigError, RecoveryFileThereError, StateFileError, UsageError
 from shared.setup.steps import Done, Outcome, carry_out
 from shared.vault import FileVault
 
@@ -150,6 +150,27 @@ async def test_what_leads_elsewhere_and_what_is_lost_with_the_vault_is_no_place(
         await put(vault_file, tmp_path / "pipe")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("size", [0, 1, 1 << 20])
+async def test_somebody_else_s_file_is_not_taken_for_the_beginning_of_it(
+    vault_file: Path, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder like /tmp anybody can make it, before a run or while one is at work, and reads all that is written into it."""
+    place, data = tmp_path / "key", content(vault_file)[:size]
+    place.write_bytes(data)
+    place.chmod(0o600)
+    os.chown(place, 4711, 4712)
+    for dry_run in (True, False):
+        with pytest.raises(RecoveryFileThereError, match="belongs to another user"):
+            await put(vault_file, place, dry_run=dry_run)
+    with pytest.raises(RecoveryFileThereError):
+        RecoveryKey(vault_file, place).check()
+    monkeypatch.setattr(RecoveryKey, "_check_it", lambda *_: None)  # it came since the look
+    with pytest.raises(StateFileError, match="belongs to another user"):
+        await put(vault_file, place)
+    assert (content(place), place.stat().st_uid, (tmp_path / NOTE).exists()) == (data, 4711, False)
+
+
 def no_links(*_args: object, **_kwargs: object) -> None:
     raise PermissionError(errno.EPERM, "Operation not permitted")
 
@@ -203,7 +224,7 @@ async def test_it_is_for_its_owner_alone_and_where_that_cannot_be_it_is_told(
         True,
     )
     (tmp_path / NOTE).unlink()
-    monkeypatch.setattr(Path, "chmod", lambda _path, _mode: None)
+    monkeypatch.setattr(os, "fchmod", lambda _fd, _mode: None)
     assert "others can read it: its mode is 0755" in (await put(vault_file, place)).detail
 
 
