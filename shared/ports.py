@@ -14,8 +14,22 @@ _LISTENING: Final = "0A"
 
 class Listener(NamedTuple):
     pid: int
-    command: str
-    """Its command line, words parted by blanks."""
+    words: tuple[str, ...]
+    """Its command line. A word may hold blanks."""
+    folder: Path | None = None
+    """In which it runs; None: it cannot be told."""
+
+    @property
+    def command(self) -> str:
+        """For people."""
+        return " ".join(self.words)
+
+    def was_given(self, file: Path) -> bool:
+        """Whether its command line names that file, by whatever path, alone or behind `--option=`."""
+        paths = (word.partition("=")[2] if word.startswith("--") else word for word in self.words)
+        return any(
+            path and (self.folder or Path("/")).joinpath(path).resolve() == file.resolve() for path in paths
+        )
 
 
 def listener_of(port: int) -> Listener | None:
@@ -26,15 +40,22 @@ def listener_of(port: int) -> Listener | None:
     wanted = {f"socket:[{inode}]" for inode in inodes}
     for folder in _PROC.iterdir():
         if folder.name.isdecimal() and wanted.intersection(_links(folder / "fd")):
-            return Listener(int(folder.name), _command_of(folder))
+            return Listener(int(folder.name), _words_of(folder), _folder_of(folder))
     return None
 
 
-def _command_of(process: Path) -> str:
+def _words_of(process: Path) -> tuple[str, ...]:
     try:
-        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return tuple(map(os.fsdecode, (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")))
     except OSError:  # it is gone
-        return ""
+        return ()
+
+
+def _folder_of(process: Path) -> Path | None:
+    try:
+        return (process / "cwd").readlink()
+    except OSError:  # it is gone, or another user's
+        return None
 
 
 def _links(folder: Path) -> Iterator[str]:

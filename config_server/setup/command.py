@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -145,6 +146,6 @@ def _after(options: argparse.Namespace) -> Sequence[str]:
     etc = options.etc.absolute()
     return (
         f"The operator's credentials: {options.state.absolute() / Role.CONFIG_SERVER / belonging.TOKEN_FILE}, used by",
-        f"  export UNDERSTUDY_PROFILE={etc / FILE}",
+        f"  export UNDERSTUDY_PROFILE={shlex.quote(str(etc / FILE))}",
         "Next, for each other host: understudy token create ROLE NAME, and there python -m ROLE setup.",
     )

@@ -65,7 +65,7 @@ class PortFree(Check):
             listener = listener_of(self.port)
             if listener is None:
                 raise
-            if str(self.config) in listener.command.split():
+            if listener.was_given(self.config):
                 return Done(
                     step="port", outcome=Outcome.KEPT, what=what, detail=f"{self.daemon} listens there"
                 )

@@ -135,7 +135,7 @@ def run(
     logging.configure(role, level=logging.Level.WARNING)
     error: UnderstudyError | None = None
     try:
-        with alone(options.etc), _private():
+        with alone(options.etc, options.state), _private():
             asyncio.run(_cancellable(begin(screen.progress), screen.tell, dry_run=options.dry_run))
     except UnderstudyError as exc:
         error = exc

@@ -36,6 +36,8 @@ class Folder:
     owner: str = ""
     reader: str = ""
     """The daemon's user, who must get in; "": whoever runs this."""
+    is_shared: bool = False
+    """Others than this program have files in it, and may have let somebody in: told, and left as it is."""
 
     async def look(self, dry_run: bool) -> Done:
         with durable.named(f"The folder {self.path} cannot be used", action=_AGAIN):
@@ -47,7 +49,7 @@ class Folder:
             wrong = self._wrong(found)
         if wrong:
             return self._done(Outcome.WOULD_MEND, wrong)
-        shared = too_open(found, self.mode)
+        shared = too_open(found, self.mode | 0o055)
         if shared and not found.st_mode & stat.S_ISVTX:  # the sticky bit: nobody moves another's folders
             # It may be many people's, or somebody's way to let a group in: that is his to change.
             return self._done(
@@ -55,6 +57,8 @@ class Folder:
                 f"{shared}; they could put other folders in the place of those that are in it",
                 f"chmod go-w {self.path}",
             )
+        if self.is_shared and (others := too_open(found, self.mode)):
+            return self._done(Outcome.KEPT, f"{others}, which stays so, since others have files in it, too")
         return self._done(Outcome.KEPT)
 
     async def do(self) -> Done:
@@ -84,6 +88,8 @@ class Folder:
         )
 
     def _wrong(self, found: os.stat_result) -> str:
+        if self.is_shared:
+            return ""
         if self.mode == 0o700:
             return too_open(found, self.mode)
         if self.reader and not admits(found, self.reader):

@@ -6,9 +6,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pwd
+import shlex
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +38,7 @@ _USERS: Final = {
     Role.MASTER_TARGET: "understudy-master",
     Role.AGENT: "root",
 }
+_ROOTS_LOCKS: Final = Path("/run/understudy-setup")
 _START_S: Final = 180.0
 _UMASK: Final = 0o022
 """Of what systemd's tools make."""
@@ -118,31 +122,53 @@ class Host:
 
 
 @contextlib.contextmanager
-def alone(etc: Path) -> Iterator[None]:
-    """One set-up at a time on this host (of those that share `etc`); the locks are on folders that are there, and go with the process.
+def alone(*folders: Path) -> Iterator[None]:
+    """One set-up at a time of those that share one of these folders (`--etc`, `--state`), be they there yet or not. The locks go with the
+    process.
 
-    Which of them are there changes while a set-up runs, since it makes `etc`: it holds the last of them for itself, and all above it with
-    others. So whoever comes later, and finds more folders, wants to share what the first one has for itself. Raises UsageError."""
+    A lock on the folder itself, or one above it, could be held by whoever can open that, which is anybody. So they are files in a folder
+    that is root's, or this user's, alone, named by the folders' paths. Raises UsageError, StateFileError."""
     with contextlib.ExitStack() as held:
-        with durable.named(f"The folder {etc} could not be locked"):
-            etc = etc.resolve()
-            place, *above = (folder for folder in (etc, *etc.parents) if folder.is_dir())
-            for folder in reversed(above):
-                with contextlib.suppress(OSError):  # what this user cannot open, no set-up of his makes
-                    _lock(held, folder, fcntl.LOCK_SH)
-            _lock(held, place, fcntl.LOCK_EX)
+        with durable.named("Whether another set-up is at work could not be found out"):
+            place = _locks()
+            for folder in sorted({folder.resolve() for folder in folders}):
+                _lock(held, place, folder)
         yield
 
 
-def _lock(held: contextlib.ExitStack, folder: Path, how: int) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locks() -> Path:
+    """The folder of the locks. Raises OSError, UsageError."""
+    uid = os.geteuid()
+    mine = Path(f"/run/user/{uid}")
+    place = (
+        _ROOTS_LOCKS
+        if uid == 0
+        else mine / "understudy-setup"
+        if mine.is_dir()
+        else Path(f"/tmp/understudy-setup-{uid}")
+    )
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(0o700)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o022:
+        raise UsageError(
+            "Nothing was set up",
+            cause=f"{place}, in which the locks of this user's set-ups lie, is not a folder of his alone",
+            action="See who made it; remove it, and run the command again.",
+        )
+    return place
+
+
+def _lock(held: contextlib.ExitStack, place: Path, folder: Path) -> None:
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()
+    fd = os.open(place / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     held.callback(os.close, fd)
     try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         raise UsageError(
             "Nothing was set up",
-            cause=f"another set-up is at work on this host (it holds {folder})",
+            cause=f"another set-up is at work on this host, in {folder}",
             action="Wait until that one is done, and run the command again.",
         ) from exc
 
@@ -204,7 +230,7 @@ class Unit:
                 outcome=Outcome.TO_DO,
                 what=host.unit,
                 detail="no unit was made: that takes root, a host that systemd runs, and the usual folders",
-                action=f"Start it: {sys.executable} -m {host.module} --config {host.config}",
+                action=f"Start it: {shlex.join((sys.executable, '-m', host.module, '--config', str(host.config)))}",
             )
         runs = _says("is-enabled", host.unit) == "enabled" and _says("is-active", host.unit) == "active"
         is_old = (

@@ -111,7 +111,7 @@ def storage_of(options: argparse.Namespace, answers: Answers, host: Host) -> Sto
     if key_file is not None:
         content = (read_key(key_file) + "\n").encode()
         says = "the storage account's key, for root alone; systemd gives each unit a copy"
-        files.append(Folder(CREDENTIAL.parent, 0o700))
+        files.append(Folder(CREDENTIAL.parent, 0o700, is_shared=True))
         files.append(GivenFile("storage-key", CREDENTIAL, content, 0o600, says, _ANOTHER_KEY))
         as_unit = msgspec.structs.replace(as_unit, account_key_file=host.credential)
     if ca_file is not None:

@@ -30,7 +30,7 @@ from shared.errors import ConfigError
 from shared.machine_storage import MachineStorage
 from shared.service import load_config
 from shared.vault import FileVault
-from tests.cli import Done, begun, ended, understudy
+from tests.cli import ROOT, Done, begun, ended, understudy
 from tests.config_parts import running
 from tests.dispositions import inherited
 from tests.setups import outcomes, places, storage, tree
@@ -51,11 +51,15 @@ def arguments(tmp_path: Path, blob_config: BlobConfig) -> list[str]:
     ]
 
 
+def daemon(config: Path) -> contextlib.AbstractAsyncContextManager[None]:
+    return started("--config", config)
+
+
 @contextlib.asynccontextmanager
-async def daemon(config: Path) -> AsyncIterator[None]:
+async def started(*words: str | Path) -> AsyncIterator[None]:
     """The config server as a process of its own, until the block ends."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "config_server", "--config", config),
+        *(sys.executable, "-m", "config_server", *words),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -104,6 +108,32 @@ async def test_the_config_server_starts_with_what_it_made_and_the_operator_gets_
     assert (told["port"], told["answers"], told["vault"]) == ("kept", "checked", "kept")
     for path, found in before.items():  # the server has its own certificate and logs beside them by now
         assert path.endswith("state.db") or tree(tmp_path / "etc", tmp_path / "state")[path] == found, path
+
+
+@pytest.mark.parametrize("way", ["whole", "from its folder", "around", "in one word"])
+async def test_a_blank_in_a_folder_s_name_makes_no_difference(
+    tmp_path: Path, arguments: list[str], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etc = tmp_path / "my etc"
+    etc.mkdir()
+    arguments[arguments.index("--etc") + 1] = str(etc)
+    done = await init(arguments)
+    assert done.exit_code == 0, done.stderr
+    assert f"export UNDERSTUDY_PROFILE='{etc}/profile.toml'" in done.stdout
+    config = etc / "config-server.toml"
+    with monkeypatch.context() as here:
+        here.chdir(etc)
+        here.setenv("PYTHONPATH", str(ROOT))
+        given: tuple[str | Path, ...] = {
+            "whole": ("--config", config),
+            "from its folder": ("--config", Path(config.name)),
+            "around": ("--config", etc / "../my etc" / config.name),
+            "in one word": (f"--config={config}",),
+        }[way]
+        async with started(*given):
+            here.undo()
+            again = (await init(arguments, "--output", "json")).json
+    assert (again["changed"], outcomes(again["steps"])["port"]) == (False, "kept")
 
 
 async def test_the_recovery_key_is_a_vault_file_of_the_operators_alone(

@@ -193,6 +193,28 @@ async def test_a_folder_that_others_share_is_told_and_left_as_it_is(tmp_path: Pa
     assert (await done(Folder(folder, 0o755)))[0] is Outcome.KEPT
 
 
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        (0o750, (Outcome.KEPT, "others can read it: its mode is 0750, which stays so")),
+        (0o711, (Outcome.KEPT, "others can enter it: its mode is 0711, which stays so")),
+        (0o770, (Outcome.WARNING, "others can write it: its mode is 0770")),
+        (0o700, (Outcome.KEPT, "mode 0700")),
+    ],
+)
+async def test_a_folder_of_one_user_in_which_others_have_files_is_told_and_left_as_it_is(
+    tmp_path: Path, mode: int, says: tuple[Outcome, str]
+) -> None:
+    """/etc/credstore: other services' credentials lie in it, and somebody may have let their users in."""
+    folder = tmp_path / "a"
+    step = Folder(folder, 0o700, is_shared=True)
+    assert ((await done(step))[0], folder.stat().st_mode & 0o777) == (Outcome.CREATED, 0o700)
+    folder.chmod(mode)
+    for dry_run in (True, False):
+        outcome, detail = await done(step, dry_run=dry_run)
+        assert (outcome, detail.startswith(says[1]), folder.stat().st_mode & 0o777) == (says[0], True, mode)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving folders away takes root")
 async def test_the_daemon_s_user_gets_at_what_an_earlier_version_made_with_a_narrow_umask(
     tmp_path: Path,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
+import fcntl
 import json
 import os
+import shlex
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -13,7 +17,7 @@ from deploy.systemd import host_files
 from shared.errors import ProgramPlaceError, UsageError
 from shared.setup import host as hosts
 from shared.setup.files import GivenFile
-from shared.setup.host import ETC, STATE, Host, alone, last_words
+from shared.setup.host import ETC, STATE, Host, Unit, alone, last_words
 from shared.setup.steps import carry_out
 from shared.vocabulary import Role
 
@@ -90,8 +94,68 @@ def test_one_set_up_runs_at_a_time_whatever_folders_it_has_made_by_then(tmp_path
 def test_set_ups_of_two_folders_do_not_wait_for_each_other(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    with alone(tmp_path / "a/etc"), alone(tmp_path / "b/etc"):
+    with (
+        alone(tmp_path / "a/etc", tmp_path / "a/state"),
+        alone(tmp_path / "b/etc", tmp_path / "b/state"),
+        alone(tmp_path / "b", tmp_path / "c"),
+    ):
         pass
+
+
+def test_set_ups_that_share_one_folder_run_one_at_a_time(tmp_path: Path) -> None:
+    """Two with the same `--state` have one CA and one database."""
+    etc, state, other = tmp_path / "etc", tmp_path / "state", tmp_path / "other"
+    state.mkdir()
+    (tmp_path / "link").symlink_to(state)
+    for folders in (
+        (other, state),
+        (etc, other),
+        (state, other),
+        (other, tmp_path / "link"),
+        (other, state / "../state"),
+    ):
+        with (
+            alone(etc, state),
+            pytest.raises(UsageError, match="another set-up is at work"),
+            alone(*folders),
+        ):
+            pass
+        with alone(*folders):
+            pass
+    with alone(state, state):
+        pass
+
+
+def test_whoever_has_a_folder_open_keeps_no_set_up_from_its_work(tmp_path: Path) -> None:
+    """Anybody can open / and /etc, and hold a lock on them; here it is those of the test's own."""
+    etc = tmp_path / "a/etc"
+    etc.mkdir(parents=True)
+    with contextlib.ExitStack() as held:
+        for folder in (etc, etc.parent, tmp_path):
+            fd = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with alone(etc, tmp_path / "state"):
+            pass
+
+
+def test_locks_lie_in_a_folder_of_this_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "locks"
+    monkeypatch.setattr(hosts, "_ROOTS_LOCKS", place)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    if os.getuid():
+        pytest.skip("only root makes root's folders")
+    with alone(tmp_path / "etc"):
+        assert place.stat().st_mode & 0o7777 == 0o700
+    place.chmod(0o777)
+    with pytest.raises(UsageError, match="not a folder of his alone"), alone(tmp_path / "etc"):
+        pass
+
+
+def test_the_start_by_hand_can_be_pasted_whatever_the_folders_are_called(tmp_path: Path) -> None:
+    host = Host(Role.AGENT, tmp_path / "my etc", tmp_path, host_files(), by_unit=False)
+    action = asyncio.run(Unit(host).look(dry_run=False)).action
+    assert shlex.split(action)[-2:] == ["--config", f"{tmp_path}/my etc/agent.toml"]
 
 
 def test_the_last_words_of_a_daemon_are_its_last_error() -> None:
