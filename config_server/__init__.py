@@ -26,7 +26,7 @@ is down. Only a machine that is new to a process server or master target waits f
     taking_in  what storage tells, in order with what the database did
     copies     who was refused, and who is meant by a rebind (pure)
     granting   who may read a machine's container  grants     their table
-    belonging  do CA, database, token belong together
+    belonging  do CA, database, token belong together      ca_note     ... and is the CA the one that this installation had
     backup     the data folder as one file     restoring  ... and back     tools   the two, as commands
     restored   what ends in a database that is put back, and that it was
     setup/     `understudy init`: an installation begins           first_operator  ... and who operates it

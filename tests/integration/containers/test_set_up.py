@@ -86,6 +86,7 @@ def test_what_the_daemon_has_is_its_user_s_alone(host: Container) -> None:
     for path, wanted in {
         "/etc/understudy/config-server": "700 understudy-config",
         "/etc/understudy/config-server/vault.json": "600 understudy-config",
+        "/etc/understudy/config-server/vault.json.ca": "600 understudy-config",
         "/etc/understudy/config-server.toml": "644 root",
         "/var/lib/understudy/config-server": "700 understudy-config",
         "/var/lib/understudy/config-server/ca.key": "600 understudy-config",
