@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
 import sys
@@ -19,6 +18,7 @@ from process_server.config import ProcessServerConfig
 from shared import identity
 from shared.blob import BlobConfig
 from shared.service import load_config
+from shared.setup.host import alone
 from tests.cli import Done
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.loopdisk import loop_disk
@@ -248,13 +248,10 @@ async def test_a_key_that_others_could_read_is_closed_and_told(
     assert (again["changed"], outcomes(again["steps"])["certificate"]) == (False, "kept")
 
 
-async def test_two_at_once_do_not_get_into_each_other_s_way(tmp_path: Path) -> None:
-    held = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+@pytest.mark.parametrize("shared", ["etc", "state"])
+async def test_two_at_once_do_not_get_into_each_other_s_way(tmp_path: Path, shared: str) -> None:
+    with alone(tmp_path / shared, tmp_path / "other"):
         done = await set_up("agent", *places(tmp_path))
-    finally:
-        os.close(held)
     assert (done.exit_code, "another set-up is at work" in done.stderr) == (2, True)
     assert "Missing" in (await set_up("agent", *places(tmp_path))).stderr
 
