@@ -6,8 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
+from agent.capture.available import Available
 from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
+from agent.desired import WishFile
 from agent.pipeline import Agent
 from agent.stream.state import Word
 from agent.stream.unreadable import Unreadable
@@ -114,13 +118,22 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
             captured_b_per_s=sum(c.seen_sectors for c in counters) * SECTOR, sent_b_per_s=sender.sent_b
         ),
         audit=agent.continuity.summary(),
-        process_server=agent.config.process_server,
+        process_server=sender.server,
         connected=sender.connected,
         sent=sender.sent,
         spooled=sender.spooled,
         uploaded=sender.uploaded,
         uploaded_captured_ns=sender.uploaded_ordered_ns,
         errors=problems,
+    )
+
+
+def with_wish(made: AgentReport, wishes: WishFile, available: Available) -> AgentReport:
+    """The report with what the agent goes by, and which disks the host has."""
+    available.look_if_due()
+    trouble = [_warning(available.trouble)] if available.trouble is not None else []
+    return msgspec.structs.replace(
+        made, wish=wishes.wish, available=available.found, errors=[*made.errors, *wishes.problems, *trouble]
     )
 
 

@@ -17,7 +17,9 @@ from config_server.presence import Presence
 from config_server.rpo import StorageProgress
 from config_server.serving import Serving
 from config_server.storage import Storage
+from config_server.twins import SILENT_S
 from config_server.view import SELF, Facts, facts_of
+from config_server.wishes import Untaken
 from shared import logging
 from shared.errors import CertificateRevokedError, RequestError, UnderstudyError
 from shared.messages import PointView, Revocations
@@ -38,11 +40,15 @@ class Control:
     """As the database has them."""
     presence: Presence = field(default_factory=Presence)
     bell: Bell = field(default_factory=Bell)
-    """Rung with ROLE:NAME when there is a command for it, with a command's id when its result is there."""
+    """Rung with ROLE:NAME when there is a command for it, or it shall do something else from now on; with a command's id when its result is
+    there."""
 
     progress: StorageProgress = field(default_factory=StorageProgress)
     job_heard_ns: dict[str, int] = field(default_factory=dict)
     """Running jobs → when their workers were heard (monotonic)."""
+
+    untaken: Untaken = field(default_factory=lambda: Untaken(SILENT_S))
+    """Agents that were told of a wish and do not go by it yet."""
 
     serving: Serving = field(init=False)
     troubles: dict[str, UnderstudyError] = field(default_factory=dict)
@@ -96,6 +102,7 @@ class Control:
             rpo=self.progress.rpo(machine, found, mono_ns, self.now_ns()),
             own=tuple(self.own_problems()),
             disagree=self.serving.look(machine, order, found.agent, mono_ns),
+            untaken=self.untaken.of(machine),
         )
 
 

@@ -112,6 +112,18 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     """
     ALTER TABLE revocations ADD COLUMN mark TEXT NOT NULL DEFAULT '';
     """,
+    # A machine's wish begins with the next act of an operator: an upgrade orders nothing.
+    """
+    ALTER TABLE machines ADD COLUMN wish TEXT;
+    ALTER TABLE machines ADD COLUMN wish_ns INTEGER;
+    ALTER TABLE machines ADD COLUMN wish_incarnation TEXT;
+    ALTER TABLE machines ADD COLUMN policy_name TEXT;
+    CREATE TABLE policies (name TEXT PRIMARY KEY, body TEXT NOT NULL);
+    INSERT INTO policies SELECT 'default', value FROM settings WHERE name = 'default-policy';
+    DELETE FROM settings WHERE name = 'default-policy';
+    INSERT INTO settings VALUES ('incarnations', json_array(lower(hex(randomblob(8)))));
+    DELETE FROM commands WHERE kind IN ('protect', 'unprotect');
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

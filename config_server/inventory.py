@@ -1,4 +1,4 @@
-"""Machines, their disks and policies, and the last report of every daemon."""
+"""Machines: what is wanted of them, and their policies; and the last report of every daemon."""
 
 from __future__ import annotations
 
@@ -7,23 +7,47 @@ from typing import Final
 
 import msgspec
 
+from config_server import incarnations, policies, wishes
+from config_server.policies import Assigned
+from config_server.wishes import Own
 from shared import decoding
+from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError
 from shared.messages import Policy
 from shared.vocabulary import Role
 
-_DEFAULT_POLICY: Final = "default-policy"
+_MOST_NOTED: Final = 256
+_LONGEST: Final = 4096
+"""As many and as long as an operator may name: what agents say is anything."""
 
 
 class Machine(msgspec.Struct, frozen=True):
     name: str
     protected: bool
     disks: tuple[str, ...]
-    """Device paths on the machine that shall be protected."""
+    """Device paths on the machine that shall be protected; where nobody ever said that, those that its agent captured last."""
     policy: Policy
     created_ns: int
     ended: bool = False
     """Its protection was: whoever is silent then is not missed."""
+    policy_name: str = ""
+    """Empty: the policy is the machine's own."""
+    policy_was_set: bool = True
+    """False: nobody did, and an agent's configuration holds."""
+    wish: Wish | None = None
+    """None: no opinion. `protected`, `ended` and `disks` are what it says, else what was recorded before there were wishes."""
+    wish_ns: int = 0
+    """When it was made, or adopted."""
+    wish_incarnation: str = ""
+    """In which it came here (wishes.py)."""
+
+    @property
+    def own(self) -> Own | None:
+        return None if self.wish is None else Own(self.wish, self.wish_incarnation)
+
+    @property
+    def assigned(self) -> Assigned:
+        return Assigned(self.policy, self.policy_name, self.policy_was_set)
 
 
 class StoredReport(msgspec.Struct, frozen=True):
@@ -34,26 +58,21 @@ class StoredReport(msgspec.Struct, frozen=True):
     """JSON as the daemon sent it."""
 
 
-def default_policy(db: sqlite3.Connection) -> Policy:
-    row = db.execute("SELECT value FROM settings WHERE name = ?", (_DEFAULT_POLICY,)).fetchone()
-    return decoding.decode(row["value"], type=Policy) if row else Policy()
-
-
-def set_default_policy(db: sqlite3.Connection, policy: Policy) -> None:
-    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_DEFAULT_POLICY, _json(policy)))
-
-
 def machines(db: sqlite3.Connection) -> list[Machine]:
-    default = default_policy(db)
-    return [_machine(row, default) for row in db.execute("SELECT * FROM machines ORDER BY name")]
+    return [_machine(db, row) for row in db.execute("SELECT * FROM machines ORDER BY name").fetchall()]
 
 
 def machine(db: sqlite3.Connection, name: str) -> Machine:
     """Raises MachineNotFoundError."""
-    row = db.execute("SELECT * FROM machines WHERE name = ?", (name,)).fetchone()
-    if row is None:
+    found = find(db, name)
+    if found is None:
         raise MachineNotFoundError(f"Machine '{name}' was not found")
-    return _machine(row, default_policy(db))
+    return found
+
+
+def find(db: sqlite3.Connection, name: str) -> Machine | None:
+    row = db.execute("SELECT * FROM machines WHERE name = ?", (name,)).fetchone()
+    return None if row is None else _machine(db, row)
 
 
 def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
@@ -64,22 +83,71 @@ def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
     )
 
 
-def protect(
-    db: sqlite3.Connection, name: str, disks: list[str], policy: Policy | None, now_ns: int
-) -> Machine:
-    """Record that `disks` of `name` shall be protected; a `policy` of None means the default one."""
-    ensure_machine(db, name, now_ns)
+def note_captured(db: sqlite3.Connection, name: str, disks: list[str]) -> None:
+    """Of a machine of which nobody ever said anything. Its agent may name none when it cannot start."""
+    noted = _json([disk for disk in disks[:_MOST_NOTED] if len(disk) <= _LONGEST])
     db.execute(
-        "UPDATE machines SET protected = 1, ended = 0, disks = ?, policy = ? WHERE name = ?",
-        (_json(disks), None if policy is None else _json(policy), name),
+        "UPDATE machines SET disks = ? WHERE name = ? AND disks != ? AND wish IS NULL AND NOT protected AND NOT ended",
+        (noted, name, noted),
     )
+
+
+def act(
+    db: sqlite3.Connection,
+    name: str,
+    verb: Verb,
+    now_ns: int,
+    *,
+    disks: tuple[WantedDisk, ...] = (),
+    process_servers: tuple[str, ...] = (),
+    known: Mark | None = None,
+) -> Machine:
+    """An operator's act: from now on this is wanted of the machine, also where it is what was wanted before. `known`: a mark of which its
+    agent spoke, if it did. One to stop keeps what was to be protected, and by whom, for the day when it is to be protected again."""
+    ensure_machine(db, name, now_ns)
+    before = machine(db, name).wish
+    current = incarnations.history(db)[-1]
+    marks = [mark for mark in (before.mark if before is not None else None, known) if mark is not None]
+    mark = wishes.next_mark(current, marks, now_ns)
+    wish = Wish(mark=mark, verb=verb, disks=disks, process_servers=process_servers)
+    _put_wish(db, name, _keeping(before, wish), now_ns, current)
     return machine(db, name)
 
 
-def unprotect(db: sqlite3.Connection, name: str) -> Machine:
-    machine(db, name)
-    db.execute("UPDATE machines SET protected = 0, ended = 1 WHERE name = ?", (name,))
-    return machine(db, name)
+def adopt(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int) -> None:
+    """What its agent goes by is what is wanted of the machine."""
+    ensure_machine(db, name, now_ns)
+    wish = _keeping(machine(db, name).wish, wish)
+    _put_wish(db, name, wish, now_ns, incarnations.history(db)[-1])
+
+
+def renumber(db: sqlite3.Connection, name: str, wish: Wish, over: Mark) -> Wish:
+    """The same act, with a number above `over`, which its agent goes by and this database did not know when the act was made: an agent
+    takes no lower number for news."""
+    current = incarnations.history(db)[-1]
+    number = wishes.next_number((wish.mark, over))
+    again = msgspec.structs.replace(wish, mark=Mark(current, number, wish.mark.act))
+    db.execute(
+        "UPDATE machines SET wish = ?, wish_incarnation = ? WHERE name = ?", (_json(again), current, name)
+    )
+    return again
+
+
+def _keeping(before: Wish | None, wish: Wish) -> Wish:
+    if wish.verb is not Verb.STOP or before is None:
+        return wish
+    return msgspec.structs.replace(wish, disks=before.disks, process_servers=before.process_servers)
+
+
+def _put_wish(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int, incarnation: str) -> None:
+    protected = wish.verb is Verb.PROTECT
+    db.execute(
+        "UPDATE machines SET wish = ?, wish_ns = ?, wish_incarnation = ?, protected = ?, ended = ? WHERE name = ?",
+        (_json(wish), now_ns, incarnation, protected, not protected, name),
+    )
+    if protected:  # of one that is stopped it stays known which they were
+        disks = [disk.device for disk in wish.disks]
+        db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(disks), name))
 
 
 def save_report(db: sqlite3.Connection, stored: StoredReport) -> None:
@@ -96,14 +164,20 @@ def reports(db: sqlite3.Connection) -> list[StoredReport]:
     ]
 
 
-def _machine(row: sqlite3.Row, default: Policy) -> Machine:
+def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
+    assigned = policies.of_row(db, row)
     return Machine(
         name=row["name"],
         protected=bool(row["protected"]),
         disks=decoding.decode(row["disks"], type=tuple[str, ...]),
-        policy=default if row["policy"] is None else decoding.decode(row["policy"], type=Policy),
+        policy=assigned.policy,
         created_ns=row["created_ns"],
         ended=bool(row["ended"]),
+        policy_name=assigned.name,
+        policy_was_set=assigned.was_set,
+        wish=None if row["wish"] is None else decoding.decode(row["wish"], type=Wish),
+        wish_ns=row["wish_ns"] or 0,
+        wish_incarnation=row["wish_incarnation"] or "",
     )
 
 

@@ -2,7 +2,7 @@
 
 State, the first that applies:
     unprotected      nobody asked for protection, as far as this database knows: it may be from a backup, so a machine that replicates
-                     all the same is named, and missed like any other
+                     all the same is named, and missed like any other; or it was ended
     not-connected    its agent has never reported
     disconnected     its agent has not reported for SILENT_S, or not since the config server started; capture
                      may well go on, nobody can tell
@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from config_server import wish_view
 from config_server.clock import SECOND_NS
 from config_server.inventory import Machine
 from config_server.presence import Presence, Seen, problems_of
@@ -70,6 +71,8 @@ class Facts(msgspec.Struct, frozen=True):
     """Of other process servers, in the order of serving.py."""
     disagree: str = ""
     """What process servers say that contradict each other."""
+    untaken: tuple[str, int] | None = None
+    """The act that its agent was told of and does not go by, and since when."""
 
 
 def facts_of(
@@ -134,6 +137,8 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         hops=list(_hops(facts, now_ns)),
         errors=errors_of(machine, facts, now_ns),
         policy=machine.policy,
+        policy_name=machine.policy_name,
+        wish=wish_view.shown(machine, report),
     )
 
 
@@ -192,8 +197,10 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
 
 def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Problem]:
     """What no daemon can report of itself: silence, RPO over the threshold, clocks that differ."""
+    if (untaken := wish_view.untaken(machine, facts.agent, facts.untaken, now_ns)) is not None:
+        yield problem_of(untaken, machine.name, Severity.WARNING)
     if not machine.protected:
-        if not replicates(machine, facts, now_ns):
+        if not replicates(machine, facts, now_ns) or wish_view.is_stopping(machine, facts.agent, now_ns):
             return
         yield problem_of(
             UnprotectedReplicationError(f"{machine.name} replicates, and is not protected here"),
@@ -264,6 +271,8 @@ def problem_of(exc: UnhealthyError, object_: str, severity: Severity = Severity.
 
 
 def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
+    if not machine.protected and machine.wish is not None:
+        return MachineState.UNPROTECTED, _ended(machine, facts, now_ns)
     if not machine.protected:
         but = "it replicates all the same: " if replicates(machine, facts, now_ns) else ""
         return MachineState.UNPROTECTED, f"{but}nobody asked for its protection, or it was ended"
@@ -278,6 +287,14 @@ def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
             )
         return MachineState.DISCONNECTED, silence(seen, now_ns).cause
     return report.state, report.cause
+
+
+def _ended(machine: Machine, facts: Facts, now_ns: int) -> str:
+    if not replicates(machine, facts, now_ns):
+        return "its protection was ended"
+    if wish_view.is_stopping(machine, facts.agent, now_ns):
+        return "its protection was ended; its agent has not stopped yet"
+    return "its protection was ended, and it replicates all the same"
 
 
 def _worst_mode(report: AgentReport) -> str:

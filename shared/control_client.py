@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from shared import api, identity, logging, tls
+from shared.desired import Desired
 from shared.errors import (
     CertificateExpiredError,
     ConfigError,
@@ -48,8 +49,9 @@ class ControlClient:
 
     A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` gets what is in
     the certificate's files when it was replaced: for what presents it (shared/tls.py: `present`). What hinders a renewal is in the reports,
-    as a warning. `on_revoked` gets the certificates that are not to be admitted, with every answer that tells them. `machine`: of an
-    agent, the identity and boot that it reports, too.
+    as a warning. `on_revoked` gets the certificates that are not to be admitted, with every answer that tells them; `on_desired` what an
+    agent is to do, likewise: should it fail, the answer counts all the same. `machine`: of an agent, the identity and boot that it
+    reports, too.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ControlClient:
         *,
         on_renewed: Callable[[tls.Chain], None] | None = None,
         on_revoked: Callable[[Revocations], Awaitable[None]] | None = None,
+        on_desired: Callable[[Desired], Awaitable[None]] | None = None,
         machine: tuple[str, str] = ("", ""),
     ) -> None:
         self._files = files
@@ -73,6 +76,7 @@ class ControlClient:
         """Whether the config server remembers the results of the last report."""
         self._start, self._number = secrets.token_hex(8), 0
         self._on_revoked = on_revoked
+        self._on_desired = on_desired
         self._machine = machine
         self.problem: UnderstudyError | None = None
         """Why the certificate cannot be renewed; None while nothing is wrong with it."""
@@ -108,8 +112,19 @@ class ControlClient:
         self._round_trip_ns = max(0, time.monotonic_ns() - began_ns - reply.held_ns)
         if reply.revoked is not None and self._on_revoked is not None:
             await self._on_revoked(reply.revoked)
+        if reply.desired is not None:
+            await self._tell(reply.desired)
         self._kept = reply.kept
         return reply.commands
+
+    async def _tell(self, desired: Desired) -> None:
+        """It comes again with the next answer. What else this one says (commands, whose results are kept) must not be lost for it."""
+        if self._on_desired is None:
+            return
+        try:
+            await self._on_desired(desired)
+        except Exception as exc:  # noqa: BLE001 - the daemon lives on, see the head of this module
+            _log.error("what is desired could not be taken: this is a bug", exc_info=exc)
 
     async def serve(
         self,

@@ -42,6 +42,15 @@ def is_host(text: str) -> bool:
     return True
 
 
+def is_address(text: str) -> bool:
+    """Whether it is `host:port`; an IPv6 address stands in brackets."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
+        return False
+    is_port = port.isascii() and port.isdecimal() and 0 < int(port[:9]) < 1 << 16
+    return is_port and is_host(host.removeprefix("[").removesuffix("]"))
+
+
 def is_server_url(url: str) -> bool:
     """Whether `url` can be a config server's: https, and a host that can be one."""
     try:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from shared.desired import Wish
 from shared.vocabulary import Severity
 
 MAX_ENTRIES: Final = 10_000
@@ -26,8 +27,11 @@ Whole = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Sectors = Annotated[int, msgspec.Meta(ge=0, le=(1 << 54) - 1)]
 """Of 512 bytes: as bytes they fit into 64 bits, too."""
 Real = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]
-Word = Annotated[str, msgspec.Meta(max_length=255)]
-Text = Annotated[str, msgspec.Meta(max_length=10_000)]
+MAX_WORD: Final = 255
+MAX_TEXT: Final = 10_000
+"""Characters. A report with more is refused as a whole: whoever makes one of what others said cuts it."""
+Word = Annotated[str, msgspec.Meta(max_length=MAX_WORD)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 _entries: Final = msgspec.Meta(max_length=MAX_ENTRIES)
 
 
@@ -83,6 +87,17 @@ class AgentDisk(msgspec.Struct, kw_only=True):
     todo_b: Whole | None = None
 
 
+class AvailableDisk(msgspec.Struct, kw_only=True):
+    """A whole disk of the host, protected or not."""
+
+    device: Word
+    sectors: Sectors = 0
+    identity: Word = ""
+    """As `python -m agent preflight` prints it."""
+    why_not: Text = ""
+    """Why it cannot be protected; empty: it can."""
+
+
 class AgentReport(Report, kw_only=True):
     """`state` is the stream's: initial-replication | ordered | bitmap | catching-up | resync | starting |
     stopped…"""
@@ -105,6 +120,10 @@ class AgentReport(Report, kw_only=True):
     ring_b: Whole = 0
     rates: Annotated[dict[Word, Real], _entries] = {}
     audit: dict[str, Any] = {}
+    wish: Wish | None = None
+    """What it goes by; None: by its configuration alone."""
+    available: Annotated[list[AvailableDisk], _entries] = []
+    """Whole disks of the host that could be protected, or why not."""
     process_server: Word = ""
     connected: bool | None = None
     """Whether there is a session with the process server."""

@@ -22,32 +22,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
 
 from agent.capture.binding import Identity, Known, Standing, is_ruled_out, new_id, same
 from shared import decoding, durable
+from shared.desired import WantedDisk
 from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError, cause_of
 from shared.log.names import DiskName
 
 NAME: Final = "disks.json"
 CLOSE_S: Final = 5.0
 """How long an end waits for a thread that writes the file."""
-
-
-class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A protected disk as configured (`[[disk]]`), or by its path alone."""
-
-    device: Annotated[str, msgspec.Meta(min_length=1)]
-    """The disk's path. A link of `/dev/disk/by-id` leads to the same disk after each boot; one of `/dev/disk/by-path` to whatever is
-    plugged into that port."""
-    id: DiskName | None = None
-    """The disk's name in the installation, and in storage: up to 128 ASCII letters, digits, and `.` `_` `!` `-`. Unless it is set, the
-    agent takes the kernel's name at the first start and keeps it. Another id is another disk: it is copied anew."""
-    identity: str | None = None
-    """What the disk bears that no other does, as `python -m agent preflight DEVICE` prints it. Unless it is set, the agent takes the
-    strongest that the disk has."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -201,7 +188,7 @@ def _unwritten(why: StateFileError) -> StateFileError:
 
 
 def all_known(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[WantedDisk],
     remembered: Sequence[Bound],
     at: Mapping[str, int],
     names: Mapping[int, str],
@@ -224,7 +211,7 @@ def all_known(
     return found
 
 
-def known(wanted: Wanted, remembered: Sequence[Bound], at: int | None, boot: str = "") -> Known | None:
+def known(wanted: WantedDisk, remembered: Sequence[Bound], at: int | None, boot: str = "") -> Known | None:
     """The disk as it is bound: by the configuration, else by what is remembered of its id or path. None: it was never seen."""
     if wanted.id is not None:
         before = next((bound for bound in remembered if bound.id == wanted.id), None)
@@ -255,7 +242,7 @@ def known(wanted: Wanted, remembered: Sequence[Bound], at: int | None, boot: str
     )
 
 
-def fresh(wanted: Wanted, kernel_name: str, taken: Sequence[str], at: int | None) -> Known:
+def fresh(wanted: WantedDisk, kernel_name: str, taken: Sequence[str], at: int | None) -> Known:
     """A disk that was never seen gets its id."""
     identity = Identity.parse(wanted.identity) if wanted.identity else None
     return Known(

@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 from agent.capture import attach, bindings, pins
 from agent.capture.binding import Action, Verdict
-from agent.capture.bindings import BindingsFile, Bound, Seen, Wanted
+from agent.capture.bindings import BindingsFile, Bound, Seen
 from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, read_pins, silence, why_not
 from agent.capture.maps import Capture
 from shared import logging
+from shared.desired import WantedDisk
 from shared.errors import NoUsableDiskError, SharedIdentityError, StateFileError
 
 _log = logging.get()
@@ -38,7 +39,7 @@ class Protected(NamedTuple):
 
 
 def protect(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[WantedDisk],
     file: BindingsFile,
     pin_dir: Path,
     ring_b: int,

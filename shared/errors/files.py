@@ -66,6 +66,25 @@ class RevokedListError(StateFileError):
     )
 
 
+class WishDamagedError(StateFileError):
+    """What the config server wanted of this agent is not known any more. That is neither "nothing" nor "stop"."""
+
+    code = "US620"
+    default_action = (
+        "Say it again on the config server: what it says next is written anew. Or make the file readable, or delete it (then the"
+        " configuration alone counts), and restart the agent. Until then what is captured stays captured."
+    )
+
+
+class WishUnwrittenError(StateFileError):
+    """What the config server wants cannot be kept, so it is not done: a restart would undo it."""
+
+    code = "US621"
+    default_action = (
+        "Make room in the agent's state_dir, or make it writable; it is tried again every few seconds."
+    )
+
+
 class SideFileError(StateFileError):
     """Which copy of a machine is its active side is known, but not on the disk."""
 

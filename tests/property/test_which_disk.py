@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from agent.capture import bindings
 from agent.capture.binding import Action, Identity, Kind, Pinned, Standing, decide
-from agent.capture.bindings import Bound, Seen, Wanted
+from agent.capture.bindings import Bound, Seen
+from shared.desired import WantedDisk
 
 DISKS: Final = 3
 SECTORS: Final = 2048
@@ -55,7 +56,7 @@ class Machine:
     def __post_init__(self) -> None:
         """An older agent captured the protected ones, and bound them by the strongest that they have."""
         self.label = [*range(DISKS)]
-        self.lines = [Wanted(self.path(disk)) for disk in range(self.protected)]
+        self.lines = [WantedDisk(self.path(disk)) for disk in range(self.protected)]
         self.links: dict[str, int] = {self.path(disk): disk for disk in range(self.protected)}
         self.bound = [
             Bound(f"id{disk}", self.path(disk), str(self.standing(disk).identities[0]), f"/dev/sd{disk}")
@@ -103,7 +104,7 @@ class Machine:
                     strongest = str(self.standing(other).identities[0])
                     self.lines.insert(
                         one,
-                        Wanted(
+                        WantedDisk(
                             REDUNDANT,
                             identity=strongest
                             if one == 1 and not is_known and self.kinds[other] != SERIAL

@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from config_server.ca import CertificateAuthority, pem_of
 from shared import api, control_client, enrol, identity, tls
 from shared.control_client import ControlClient
+from shared.desired import Desired, Mark, Verb, Wish
 from shared.errors import OthersFolderError
 from shared.messages import Certificate, Command, Nothing, StatusReply
 from shared.status import AgentReport
@@ -383,3 +384,30 @@ async def test_nothing_that_the_control_plane_or_a_report_does_ends_the_daemon(
         async with server.operator() as operator, asyncio.timeout(20):
             while (await operator.call(api.DAEMONS, Nothing())).daemons[0].state != "ordered":  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_a_daemon_that_cannot_take_what_is_desired_goes_on_with_all_else_that_the_answer_says(
+    tmp_path: Path,
+) -> None:
+    ca = Ca(tmp_path / "ca")
+    (tmp_path / "agent").mkdir()
+    told: list[Desired] = []
+    results: list[dict[str, Any]] = []
+    wish = Wish(mark=Mark(incarnation="i", number=1, act="a"), verb=Verb.STOP)
+
+    def status(report: dict[str, Any]) -> StatusReply:
+        results.append(report["results"])
+        commands = [] if any(results) else [Command(id="c1", kind="mark", args={})]
+        return StatusReply(commands=commands, desired=Desired(wish=wish))
+
+    async def refuse(desired: Desired) -> None:
+        told.append(desired)
+        raise RuntimeError("a bug")
+
+    async with answering(ca.server_context(), {"status": status}) as url:
+        client = ControlClient(url, ca.due(tmp_path / "agent"), on_desired=refuse)
+        with capture_logs() as logs:
+            async with serving(client):
+                await until(lambda: any(results))
+    assert told[0] == Desired(wish=wish)
+    assert any(line["event"].startswith("what is desired could not be taken") for line in logs)

@@ -17,9 +17,13 @@ import pytest
 
 from agent import pipeline, service
 from agent.capture import pins
+from agent.config import AgentConfig
+from agent.desired import Goal
 from agent.pipeline import Agent
 from shared.batch import StreamState
+from shared.desired import WantedDisk
 from shared.errors import BpfError
+from shared.tls import TlsFiles
 
 
 @pytest.fixture
@@ -38,16 +42,16 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     told = []
     failure = BpfError("A BPF program could not be opened", number=2)
 
-    async def tell(config: object, error: Exception, boot: str) -> None:
+    async def tell(config: object, error: Exception, boot: str, wishes: object) -> None:
         told.append(error)
 
     @contextlib.asynccontextmanager
     async def running(*_: object) -> AsyncIterator[Any]:
         if not beside_others:
             raise failure
-        yield SimpleNamespace(capture=SimpleNamespace(state=None))
+        yield SimpleNamespace(capture=SimpleNamespace(state=None, disks=()))
 
-    async def serve(agent: object, stop: object) -> None:
+    async def serve(agent: object, stop: object, wanted: object) -> None:
         async def part() -> None:
             raise failure
 
@@ -57,12 +61,14 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     monkeypatch.setattr(service, "check_machine", lambda: None)
     monkeypatch.setattr("shared.identity.check_name", lambda files, name: None)
     monkeypatch.setattr(pins, "ensure_bpffs", lambda pin_dir: None)
-    monkeypatch.setattr(service, "_tell_why", tell)
+    monkeypatch.setattr(service, "tell_why", tell)
     monkeypatch.setattr(service, "_running", running)
     monkeypatch.setattr(service, "_serve", serve)
-    config: Any = SimpleNamespace(
-        machine="m", tls=None, state_dir=tmp_path / "state", pin_dir=tmp_path / "pins"
-    )
+    files = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
+    config = AgentConfig(
+        machine="m", disks=["/dev/x"], process_server="ps:9443", control_url="https://cs", tls=files,
+        state_dir=tmp_path / "state", pin_dir=tmp_path / "pins",
+    )  # fmt: skip
     with pytest.raises(ExceptionGroup if beside_others else BpfError):
         await service.run(config, asyncio.Event())
     assert told == [failure]
@@ -84,7 +90,7 @@ async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the
 
     control = SimpleNamespace(serve=wait, close=close)
     monkeypatch.setattr(service, "ControlClient", lambda *_, **__: control)
-    for beside in ("_watchdog", "_keep_note"):
+    for beside in ("_watchdog", "_keep_note", "_follow"):
         monkeypatch.setattr(service, beside, wait)
     agent: Any = SimpleNamespace(
         config=SimpleNamespace(control_url="", tls=None), identity="", boot="", place_points=wait, handle=None,
@@ -92,7 +98,8 @@ async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the
         continuity=SimpleNamespace(run=wait, resized=asyncio.Event()),
     )  # fmt: skip
     with pytest.raises(ExceptionGroup) as caught:
-        await service._serve(agent, asyncio.Event())
+        wanted: Any = SimpleNamespace(wishes=SimpleNamespace(take=None), available=None)
+        await service._serve(agent, asyncio.Event(), wanted)
     assert (caught.value.exceptions, closed.is_set()) == ((failure,), True)
 
 
@@ -169,3 +176,25 @@ async def test_an_agent_in_which_something_stands_still_is_not_told_to_be_alive(
     else:
         parts.agent.sender.busy_since = long_ago
     assert "WATCHDOG" not in await told(manager, parts.agent)
+
+
+def test_where_nobody_knows_what_is_wanted_what_is_captured_and_what_is_configured_is_protected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = Path("/nowhere")
+    config = AgentConfig(
+        machine="m", disks=["/dev/sda", "/dev/sdb"], process_server="ps:9443", control_url="https://cs",
+        tls=TlsFiles(cert=nowhere, key=nowhere, ca=nowhere), state_dir=tmp_path, pin_dir=nowhere,
+    )  # fmt: skip
+
+    def disks(is_unknown: bool, *captured: WantedDisk) -> list[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(pins, "exist", lambda _: bool(captured))
+            patch.setattr(service, "as_captured", lambda *_: captured)
+            return [disk.device for disk in service._disks(Goal(), config, service._Kept(), is_unknown)]
+
+    sdb, sdc = WantedDisk("/dev/sdb", "sdb"), WantedDisk("/dev/sdc", "sdc")
+    assert disks(True) == ["/dev/sda", "/dev/sdb"], "after a reboot nothing is captured"
+    assert disks(True, sdb, sdc) == ["/dev/sdb", "/dev/sdc", "/dev/sda"]
+    assert disks(False, sdb, sdc) == ["/dev/sdb", "/dev/sdc"]
+    assert disks(False) == []

@@ -6,15 +6,28 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from config_server import audit, commands, database, events, inventory, jobs, revocation, tokens
+from config_server import (
+    audit,
+    commands,
+    database,
+    events,
+    incarnations,
+    inventory,
+    jobs,
+    policies,
+    revocation,
+    tokens,
+)
 from config_server.clock import SECOND_NS
+from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,
     ConfigError,
     JobNotFoundError,
-    MachineNotFoundError,
+    PolicyNotFoundError,
     RequestError,
     StorageError,
     TokenExpiredError,
@@ -62,6 +75,37 @@ def test_a_database_of_the_first_version_is_brought_up_to_date_with_its_events(t
     events.reconcile(connection, "agent:web1", [problem(), problem("US411")], NOW)
     assert [event.count for event in events.find(connection, "", only_open=True, limit=10)] == [1, 1]
     connection.close()
+
+
+def test_an_upgrade_gives_no_machine_a_wish_keeps_policies_and_withdraws_commands_that_are_gone(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "state.db"
+    steps = next(n for n, step in enumerate(database.MIGRATIONS) if "'incarnations'" in step)
+    old = sqlite3.connect(path, isolation_level=None)
+    for step in database.MIGRATIONS[:steps]:
+        old.executescript(step)
+    old.executescript(
+        f"PRAGMA user_version = {steps};"
+        "INSERT INTO commands VALUES ('c1', 'agent:web1', 'unprotect', '{}', 1, 'pending', '{}', NULL);"
+        """INSERT INTO settings VALUES ('default-policy', '{"point_interval_s": 60.0, "rpo_threshold_s": 900.0}');"""
+        "INSERT INTO machines VALUES ('web1', 1, '[\"/dev/sda\"]', '{\"point_interval_s\": 10.0}', 1, 0);"
+        "INSERT INTO machines VALUES ('web2', 1, '[\"/dev/sda\"]', NULL, 1, 0);"
+    )
+    old.close()
+    db = database.connect(path)
+    try:
+        assert commands.pending(db, "agent:web1", 1) == []
+        assert commands.expire(db, 10**18) == []
+        web1, web2 = inventory.machines(db)
+        assert (web1.wish, web1.protected, web1.policy.point_interval_s, web1.policy_name) == (
+            None, True, 10, "",
+        )  # fmt: skip
+        assert (web2.wish, web2.policy.point_interval_s, web2.policy_name) == (None, 60, policies.DEFAULT)
+        [first] = incarnations.history(db)
+        assert len(first) == 16
+    finally:
+        db.close()
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -357,20 +401,61 @@ def test_a_job_whose_worker_is_silent_is_given_up(db: sqlite3.Connection) -> Non
     assert "continues" in failed.error.action
 
 
-def test_a_machine_keeps_its_own_policy_and_others_follow_the_default(db: sqlite3.Connection) -> None:
-    inventory.protect(db, "web1", ["/dev/sda"], Policy(point_interval_s=60), NOW)
-    inventory.protect(db, "web2", ["/dev/sda"], None, NOW)
-    inventory.set_default_policy(db, Policy(point_interval_s=900))
-    assert inventory.machine(db, "web1").policy.point_interval_s == 60
-    assert inventory.machine(db, "web2").policy.point_interval_s == 900
-    ended = inventory.unprotect(db, "web1")
-    assert (ended.protected, ended.ended) == (False, True)
-    assert not inventory.protect(db, "web1", ["/dev/sda"], None, NOW).ended
-    with pytest.raises(MachineNotFoundError):
-        inventory.unprotect(db, "web3")
-
-
 def test_the_audit_log_is_newest_first(db: sqlite3.Connection) -> None:
     for number in range(3):
         audit.add(db, "operator:admin", f"a{number}", "x", {"n": number}, NOW + number)
     assert [entry.action for entry in audit.newest(db, 2)] == ["a2", "a1"]
+
+
+# ---- policies
+
+
+def test_a_policy_holds_for_those_to_whom_it_is_assigned_and_the_default_one_for_the_others(
+    db: sqlite3.Connection,
+) -> None:
+    for name in ("web1", "web2", "web3"):
+        inventory.ensure_machine(db, name, NOW)
+    policies.put(db, "gold", Policy(point_interval_s=10))
+    policies.assign(db, "web1", "gold")
+    policies.give_own(db, "web2", Policy(point_interval_s=20))
+    assert [policies.settings(machine.assigned) for machine in inventory.machines(db)] == [
+        Settings(point_interval_s=10), Settings(point_interval_s=20), None,
+    ]  # fmt: skip
+    policies.put(db, "default", Policy(point_interval_s=30))
+    policies.put(db, "gold", Policy(point_interval_s=11))
+    found = {machine.name: machine.policy.point_interval_s for machine in inventory.machines(db)}
+    assert found == {"web1": 11, "web2": 20, "web3": 30}
+    assert [(view.name, view.machines) for view in policies.views(db)] == [
+        ("default", ["web3"]), ("gold", ["web1"]),
+    ]  # fmt: skip
+    with pytest.raises(RequestError, match="assigned to web1"):
+        policies.delete(db, "gold")
+    policies.assign(db, "web1", "default")
+    policies.delete(db, "gold")
+    with pytest.raises(PolicyNotFoundError):
+        policies.delete(db, "gold")
+    with pytest.raises(PolicyNotFoundError):
+        policies.assign(db, "web1", "gold")
+    with pytest.raises(RequestError, match="all machines"):
+        policies.delete(db, "default")
+
+
+def test_an_act_is_of_the_database_as_it_is_now_and_later_than_all_that_was_known(
+    db: sqlite3.Connection,
+) -> None:
+    disks, servers = (WantedDisk("/dev/sda", id="data"),), ("ps1:9443",)
+    first = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=disks, process_servers=servers)
+    assert first.wish is not None
+    assert (first.protected, first.disks, first.ended) == (True, ("/dev/sda",), False)
+    began = incarnations.begin(db)
+    ended = inventory.act(db, "web1", Verb.STOP, NOW, known=Mark("other", 7, "x"))
+    assert ended.wish is not None
+    assert (ended.wish.mark.incarnation, ended.wish.mark.number) == (began, 8)
+    assert (ended.protected, ended.disks, ended.ended) == (False, ("/dev/sda",), True)
+    assert (ended.wish.disks, ended.wish.process_servers) == (disks, servers), "for the day after"
+    elsewhere = Wish(mark=Mark("other", 9, "y"), verb=Verb.STOP)
+    inventory.adopt(db, "web1", elsewhere, NOW)
+    adopted = inventory.machine(db, "web1").wish
+    assert adopted == msgspec.structs.replace(elsewhere, disks=disks, process_servers=servers)
+    inventory.adopt(db, "web1", first.wish, NOW)
+    assert inventory.machine(db, "web1").own == (first.wish, began)

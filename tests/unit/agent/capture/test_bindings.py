@@ -12,17 +12,8 @@ from msgspec import structs
 
 from agent.capture import bindings
 from agent.capture.binding import Identity, Standing
-from agent.capture.bindings import (
-    NAME,
-    BindingsFile,
-    Bound,
-    Seen,
-    Wanted,
-    after,
-    all_known,
-    known,
-    with_notes,
-)
+from agent.capture.bindings import NAME, BindingsFile, Bound, Seen, after, all_known, known, with_notes
+from shared.desired import WantedDisk
 from shared.errors import BindingDamagedError, StateFileError
 
 SEEN = Seen("this", 16, 5)
@@ -50,16 +41,16 @@ def test_what_an_older_agent_wrote_is_read_and_what_is_written_is_read_back(tmp_
 @pytest.mark.parametrize(
     ("wanted", "bound", "noted"),
     [
-        (Wanted("/dev/x"), BOUND, (16, 5)),
-        (Wanted("/dev/y", "sdb"), BOUND, (16, 5)),
-        (Wanted("/dev/x", "sdb", "gpt:1"), BOUND, (16, 5)),
-        (Wanted("/dev/x", "sdb", "gpt:2"), BOUND, None),  # another disk is meant
-        (Wanted("/dev/x"), structs.replace(BOUND, seen=Seen("before", 16, 5)), None),
-        (Wanted("/dev/x"), structs.replace(BOUND, seen=Seen("this", 16, 0)), None),  # before Linux 5.15
+        (WantedDisk("/dev/x"), BOUND, (16, 5)),
+        (WantedDisk("/dev/y", "sdb"), BOUND, (16, 5)),
+        (WantedDisk("/dev/x", "sdb", "gpt:1"), BOUND, (16, 5)),
+        (WantedDisk("/dev/x", "sdb", "gpt:2"), BOUND, None),  # another disk is meant
+        (WantedDisk("/dev/x"), structs.replace(BOUND, seen=Seen("before", 16, 5)), None),
+        (WantedDisk("/dev/x"), structs.replace(BOUND, seen=Seen("this", 16, 0)), None),  # before Linux 5.15
     ],
 )
 def test_a_note_counts_in_its_boot_for_the_disk_that_is_meant(
-    wanted: Wanted, bound: Bound, noted: tuple[int, int] | None
+    wanted: WantedDisk, bound: Bound, noted: tuple[int, int] | None
 ) -> None:
     disk = known(wanted, [bound], 16, "this")
     assert disk is not None
@@ -227,7 +218,7 @@ def test_what_could_not_be_written_is_what_is_known_until_it_or_something_newer_
 
 
 def test_a_second_line_for_one_id_is_a_new_disk_wherever_it_stands() -> None:
-    lines = [Wanted("/dev/x"), Wanted("/dev/y", "sdb")]
+    lines = [WantedDisk("/dev/x"), WantedDisk("/dev/y", "sdb")]
     for wanted in (lines, lines[::-1]):
         found = {disk.path: disk for disk in all_known(wanted, [BOUND], {"/dev/x": 16}, {16: "sdb"}, "this")}
         assert (found["/dev/y"].id, found["/dev/y"].is_new) == ("sdb", False)

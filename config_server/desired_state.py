@@ -1,0 +1,107 @@
+"""What an agent is told to do, with the answer to its report: what is wanted of its machine, once what the agent says of it was judged
+(wishes.py).
+
+An act that this database did not know is adopted, with an event and an entry in the audit log that name it. It is the agent's word
+about its own machine, and costs nobody else anything: what is adopted, and what is in doubt, leaves entries, so there is not much of
+that of one machine.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from config_server import audit, events, incarnations, inventory, policies
+from config_server.clock import SECOND_NS
+from config_server.view import SELF
+from config_server.wishes import Adopt, Agree, Tell, in_words, judge
+from shared.desired import Desired, Settings, Verb, Wish
+from shared.errors import WishInDoubtError
+from shared.messages import EventKind
+from shared.status import Problem
+from shared.vocabulary import Severity
+
+PAUSE_NS: Final = 60 * SECOND_NS
+"""For so long nothing more is adopted from an agent that has left entries, and it hears no opinion then. An honest one has nothing more
+to say: it goes by what it was told."""
+
+
+class Answer(NamedTuple):
+    desired: Desired
+    left_entries: bool = False
+
+
+def answer(
+    db: sqlite3.Connection, machine: str, told: Wish | None, now_ns: int, *, may_leave_entries: bool = True
+) -> Answer:
+    """`told` is what the machine's agent says that it goes by. In the transaction of its report."""
+    known = inventory.find(db, machine)
+    own = known.own if known is not None else None
+    before = own.wish if own is not None else None
+    settings = policies.settings(known.assigned if known is not None else policies.default(db))
+    match judge(own, told, incarnations.history(db)):
+        case Agree():
+            return Answer(_desired(before, settings))
+        case Tell(wish, doubt):
+            if told is not None and wish.mark.number <= told.mark.number:
+                wish = inventory.renumber(db, machine, wish, told.mark)
+            desired = _desired(wish, settings)
+            if not doubt or told is None or not may_leave_entries:
+                return Answer(desired)
+            return Answer(desired, _note_doubt(db, machine, wish, told, wish, doubt, now_ns))
+        case Adopt(wish, doubt):
+            if not may_leave_entries:
+                return Answer(Desired(settings=settings))
+            inventory.adopt(db, machine, wish, now_ns)
+            detail = {"before": _plain(before), "after": _plain(wish), "doubt": doubt}
+            audit.add(db, SELF, "machine.wish.adopted", machine, detail, now_ns)
+            if doubt and before is not None:
+                _note_doubt(db, machine, before, wish, wish, doubt, now_ns)
+            else:
+                _note_adoption(db, machine, before, wish, now_ns)
+            return Answer(_desired(wish, settings), left_entries=True)
+
+
+def _desired(wish: Wish | None, settings: Settings | None) -> Desired:
+    """What is kept with a wish to stop is not told: an agent that cannot do it would not take it, and go on."""
+    if wish is not None and wish.verb is Verb.STOP:
+        wish = msgspec.structs.replace(wish, disks=(), process_servers=())
+    return Desired(wish=wish, settings=settings)
+
+
+def _plain(wish: Wish | None) -> Any:
+    """Short, for the audit log: it may be anything that an agent says."""
+    return None if wish is None else {"wish": in_words(wish), "mark": msgspec.to_builtins(wish.mark)}
+
+
+def _note_adoption(
+    db: sqlite3.Connection, machine: str, before: Wish | None, wish: Wish, now_ns: int
+) -> None:
+    had = f"it had: {in_words(before)}" if before is not None else "it had no opinion"
+    happened = Problem(
+        code="",
+        what=f"The agent of {machine} knows of a later act than this database, and that holds: {in_words(wish)}",
+        cause=f"this database is from a backup or was set back, or the act was another config server's; {had}",
+        action=f"Nothing, if that is what you want. Else say it anew: understudy machine protect {machine}, or unprotect.",
+        severity=Severity.WARNING,
+        object=machine,
+    )
+    events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
+
+
+def _note_doubt(
+    db: sqlite3.Connection, machine: str, own: Wish, told: Wish, holds: Wish, doubt: str, now_ns: int
+) -> bool:
+    """Once for each two acts: while the agent has not taken what it is told, it says the same again."""
+    key = f"{own.mark.act} {told.mark.act}"
+    if events.is_noted(db, SELF, WishInDoubtError.code, key):
+        return False
+    error = WishInDoubtError(
+        f"Of two acts for {machine} it is not known which is the later; what protects more holds: {in_words(holds)}",
+        cause=f"{doubt}. This database has: {in_words(own)}. The agent goes by: {in_words(told)}",
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine, key=key)
+    events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
+    return True

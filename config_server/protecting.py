@@ -1,0 +1,159 @@
+"""Handlers of protection: what is wanted of a machine's agent. It is told with the answer to its next report (desired_state.py).
+
+Whatever loses nothing is taken: more disks, another process server. Fewer disks than before, disks that the agent does not know, and a
+machine of which nothing is known each want a word of their own in the request, since a mistyped path or name looks the same.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, NoReturn
+
+import msgspec
+
+from config_server import audit, inventory, machines, policies, revocation
+from config_server.binding import Binder, Call
+from config_server.control import Control, check_name
+from config_server.disks import Offer
+from config_server.inventory import Machine
+from shared import api
+from shared.desired import Verb
+from shared.errors import FewerDisksError, MachineNotFoundError, RequestError
+from shared.messages import DiskCandidates, MachineView, Nothing, Protection
+from shared.naming import is_address
+from shared.vocabulary import Role
+
+
+class Protecting:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def bind(self, binder: Binder) -> None:
+        binder.on(api.PROTECT, self.protect)
+        binder.on(api.UNPROTECT, self.unprotect)
+        binder.on(api.DISKS, self.disks)
+
+    async def protect(self, call: Call, body: Protection) -> MachineView:
+        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, DiskTooLargeError."""
+        name = check_name(call.path["machine"], "machine")
+        what = f"The protection of '{name}' was refused"
+        _check_words(what, body)
+        now_ns = self._control.now_ns()
+        agent = self._control.presence.agent(name)
+        offer = Offer.of(agent[1] if agent is not None else None)
+        if not self._control.presence.has_image_target():
+            offer.check_sizes(body.disks)
+        said = agent[1].wish if agent is not None else None
+
+        def work(db: sqlite3.Connection) -> Machine:
+            before = inventory.find(db, name)
+            if agent is None and not body.offline:
+                _refuse_unknown(db, what, name, before)
+            if not body.force:
+                # What is wanted already is no mistyped path, and may be away just now.
+                wanted = before.disks if before is not None and before.protected else ()
+                offer.check(what, [disk for disk in body.disks if disk not in wanted])
+            if not body.fewer:
+                _check_fewer(what, offer.protected(before), body.disks)
+            machine = inventory.act(
+                db,
+                name,
+                Verb.PROTECT,
+                now_ns,
+                disks=offer.wanted(body.disks, before.wish if before is not None else None),
+                process_servers=tuple(body.process_servers),
+                known=said.mark if said is not None else None,
+            )
+            if body.policy_name:
+                policies.assign(db, name, body.policy_name)
+            elif body.policy is not None:
+                policies.give_own(db, name, body.policy)
+            machine = inventory.machine(db, name)
+            detail = {
+                "before": _plain(before),
+                "after": _plain(machine),
+                "asked": msgspec.to_builtins(body),
+            }
+            audit.add(db, call.who, "machine.protect", name, detail, now_ns)
+            return machine
+
+        machine = await self._control.db.run(work)
+        self._control.bell.ring(f"agent:{name}")
+        return await machines.shown(self._control, machine)
+
+    async def unprotect(self, call: Call, _body: Nothing) -> MachineView:
+        name = (await machines.known(self._control, call.path["machine"])).name
+        now_ns = self._control.now_ns()
+        agent = self._control.presence.agent(name)
+        said = agent[1].wish if agent is not None else None
+
+        def work(db: sqlite3.Connection) -> Machine:
+            before = inventory.machine(db, name)
+            machine = inventory.act(
+                db, name, Verb.STOP, now_ns, known=said.mark if said is not None else None
+            )
+            detail = {"before": _plain(before), "after": _plain(machine)}
+            audit.add(db, call.who, "machine.unprotect", name, detail, now_ns)
+            return machine
+
+        machine = await self._control.db.run(work)
+        self._control.bell.ring(f"agent:{name}")
+        return await machines.shown(self._control, machine)
+
+    async def disks(self, call: Call, _body: Nothing) -> DiskCandidates:
+        machine = await machines.known(self._control, call.path["machine"])
+        agent = self._control.presence.agent(machine.name)
+        return DiskCandidates(
+            machine=machine.name,
+            seen_s=agent[0].age_s(self._control.mono_ns()) if agent is not None else None,
+            disks=Offer.of(agent[1] if agent is not None else None).candidates(machine),
+        )
+
+
+def _check_words(what: str, body: Protection) -> None:
+    if len(set(body.disks)) != len(body.disks) or any(not disk.startswith("/dev/") for disk in body.disks):
+        raise RequestError(what, cause="it needs the paths of its disks, /dev/NAME, each once")
+    for disk in body.disks:
+        if not disk.isprintable():
+            raise RequestError(what, cause=f"the path {disk[:100]!r} has a character that cannot be printed")
+    for address in body.process_servers:
+        if not is_address(address):
+            raise RequestError(
+                what,
+                cause=f"{address[:100]!r} is no process server's address",
+                action="Give it as HOST:PORT, for example ps1.example.com:9443.",
+            )
+    if len(set(body.process_servers)) != len(body.process_servers):
+        raise RequestError(what, cause="it names a process server twice")
+    if body.policy is not None and body.policy_name:
+        raise RequestError(what, cause="it has a policy, and the name of another")
+
+
+def _refuse_unknown(db: sqlite3.Connection, what: str, name: str, known: Machine | None) -> NoReturn:
+    """Of a machine whose agent never came."""
+    offline = "or record it before its agent ever comes: --offline (`offline` in the API)"
+    if known is not None or revocation.is_known(db, Role.AGENT, name):
+        raise RequestError(what, cause="its agent has never reported", action=f"Start its agent, {offline}.")
+    raise MachineNotFoundError(
+        what,
+        cause=f"no machine '{name}' is known: its agent was never enrolled here",
+        action=f"See that the name is right, enrol it first (understudy token create agent {name}), {offline}.",
+    )
+
+
+def _check_fewer(what: str, protected: list[str], disks: list[str]) -> None:
+    gone = [disk for disk in protected if disk not in disks]
+    if gone:
+        raise FewerDisksError(what, cause=f"it leaves out what is protected now: {', '.join(gone)}")
+
+
+def _plain(machine: Machine | None) -> Any:
+    """What of it an act may change, for the audit log."""
+    if machine is None:
+        return None
+    return {
+        "protected": machine.protected,
+        "disks": machine.disks,
+        "wish": msgspec.to_builtins(machine.wish),
+        "policy": machine.policy_name or msgspec.to_builtins(machine.policy),
+    }
