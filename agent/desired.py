@@ -2,18 +2,20 @@
 
 The wish is kept in `desired.json` in the agent's state_dir, so that it holds while the config server is away:
 
-    {"v": 1, "machine": "web1",
+    {"v": 1, "machine": "web1", "identity": "smbios:4c4c4544-…/…",
      "wish": {"mark": {"incarnation": "5f0c…", "number": 7, "act": "9d41…"}, "verb": "protect",
               "disks": [{"device": "/dev/sdb", "id": "sdb", "identity": "wwid:naa.5000c500a1b2c3d4"}],
               "process_servers": ["ps1.example.com:9443"]},
      "settings": {"point_interval_s": 60.0}}
 
-`wish` is null when none was ever told; the fields of each are those of `shared.desired`. The file is replaced as a whole. One of another
-machine is none: this host is a copy of that one, and was enrolled under a name of its own.
+`wish` is null when none was ever told; the fields of each are those of `shared.desired`. The file is replaced as a whole. It counts
+for the machine and the hardware alone that it names: a copy of this folder, or a disk that was put into another machine, would have it
+capture what stands under a stranger's paths. One of another is set aside (`desired.json.foreign`), said (US585), and never gone by: what is
+wanted of this one its configuration says, and the config server, which has a machine on other hardware begin anew.
 
 | the file | what holds |
 |---|---|
-| is not there, or has no wish | the configuration |
+| is not there, has no wish, or is another machine's or of other hardware | the configuration |
 | has a wish | the wish; what it leaves open (no disks, no process servers) is the configuration's |
 | cannot be read, is damaged, or of another version | nobody knows (US620): what is captured, and what the configuration names |
 
@@ -48,6 +50,7 @@ from shared.errors import (
     ConfigError,
     UnderstudyError,
     WishDamagedError,
+    WishForeignError,
     WishRefusedError,
     WishUnwrittenError,
     cause_of,
@@ -55,11 +58,14 @@ from shared.errors import (
 from shared.single_writer import SingleWriter
 from shared.status import Problem
 from shared.trouble import Trouble
+from shared.vocabulary import Severity
 
 _log = logging.get()
 
 NAME: Final = "desired.json"
 _VERSION: Final = 1
+_ASIDE: Final = ".foreign"
+"""Behind the name of a file of another machine."""
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -77,6 +83,8 @@ class _Document(msgspec.Struct):
     wish: Wish | None
     settings: Settings | None = None
     machine: str = ""
+    identity: str = ""
+    """Of the hardware, as the agent reports it; empty where there is nothing that tells it from others."""
 
 
 Held = tuple[Wish | None, WishDamagedError | None]
@@ -86,14 +94,16 @@ Held = tuple[Wish | None, WishDamagedError | None]
 class WishFile:
     """The wish that holds, in the one process that goes by it. `load` first."""
 
-    def __init__(self, state_dir: Path, machine: str) -> None:
+    def __init__(self, state_dir: Path, machine: str, identity: str) -> None:
         self.path: Final = state_dir / NAME
-        self._machine: Final = machine
+        self._whose: Final = machine, identity
         self.wish: Wish | None = None
         """None: the configuration alone counts; or, with `damage`, nobody knows."""
         self.settings: Settings | None = None
         self.damage: WishDamagedError | None = None
         """Why it is not known what is wanted."""
+        self._foreign: WishForeignError | None = None
+        """What was found here is another's; None again once something is told."""
         self._news = asyncio.Event()
         """Set when another wish holds, or other settings."""
         self._written: tuple[Wish | None, Settings | None] | None = None, None
@@ -111,8 +121,8 @@ class WishFile:
             document = decoding.decode(self.path.read_bytes(), type=_Document)
             if document.v != _VERSION:
                 raise ValueError(f"its format is {document.v}")
-            if document.machine not in ("", self._machine):
-                _log.warning("the wish is another machine's, and is not gone by", machine=document.machine)
+            if (document.machine, document.identity) != self._whose:
+                self._set_aside(document)
                 return
             if document.wish is not None:
                 check(document.wish)
@@ -132,6 +142,22 @@ class WishFile:
         self._written = None
         _log.error("the wish is not known: what is captured stays captured", **self.damage.as_dict())
 
+    def _set_aside(self, document: _Document) -> None:
+        """Where even that fails, it is not gone by all the same."""
+        aside = self.path.with_name(NAME + _ASIDE)
+        try:
+            durable.remove_file(aside)
+            durable.move_file(self.path, aside)
+            kept = f"it lies in {aside} now"
+        except OSError as exc:
+            kept = f"it could not be moved to {aside}: {cause_of(exc)}"
+        whose, ours = (_in_words(*each) for each in ((document.machine, document.identity), self._whose))
+        self._foreign = WishForeignError(
+            f"{self.path} says what was wanted of another machine, and is not gone by",
+            cause=f"it is of {whose}, and this is {ours}; {kept}",
+        )
+        _log.warning("the wish is another machine's", **self._foreign.as_dict())
+
     @property
     def held(self) -> Held:
         return self.wish, self.damage
@@ -150,7 +176,10 @@ class WishFile:
     @property
     def problems(self) -> list[Problem]:
         found: list[UnderstudyError | None] = [self.damage, self._refused.error, self._unwritten.error]
-        return [Problem(**error.as_dict()) for error in found if error is not None]
+        problems = [Problem(**error.as_dict()) for error in found if error is not None]
+        if self._foreign is not None:
+            problems.append(Problem(**self._foreign.as_dict(), severity=Severity.WARNING))
+        return problems
 
     async def take(self, told: Desired) -> None:
         """What an answer of the config server says. Returns at once; `until` tells when something follows from it. (The state_dir may lie
@@ -208,7 +237,7 @@ class WishFile:
     async def _write(self) -> bool:
         told = self._told
         data = (
-            msgspec.json.format(msgspec.json.encode(_Document(_VERSION, *told, self._machine)), indent=2)
+            msgspec.json.format(msgspec.json.encode(_Document(_VERSION, *told, *self._whose)), indent=2)
             + b"\n"
         )
         crashpoints.reach("wish.before-write")
@@ -225,11 +254,17 @@ class WishFile:
         self._written = told
         self._unwritten.report(None)
         wish, _ = told
+        if wish is not None:
+            self._foreign = None
         if wish != self.wish or self.damage is not None:
             _log.info("another wish holds", wish=msgspec.to_builtins(wish))
             self.wish, self.damage = wish, None
             self._news.set()
         return True
+
+
+def _in_words(machine: str, identity: str) -> str:
+    return f"{machine or 'a machine without a name'} on {identity or 'hardware without an identity'}"
 
 
 def check(wish: Wish) -> None:

@@ -32,7 +32,7 @@ from agent.continuity.patience import Patience, Trials
 from agent.desired import Goal, WishFile, applied
 from agent.idle import FAILED, NOTHING_NAMED, STOPPED, Idle
 from agent.idle import serve as serve_idle
-from agent.machine_identity import boot_of
+from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report, with_wish
 from agent.stream.state import AgentState, Reason, Suspicion, Word, move
@@ -102,7 +102,8 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     identity.check_name(config.tls, f"{Role.AGENT}:{config.machine}")
     pins.ensure_bpffs(config.pin_dir)
     with lock.held(config.state_dir, "The agent was not started", config.pin_dir):
-        kept, wishes, available = _Kept(), WishFile(config.state_dir, config.machine), Available()
+        wishes = WishFile(config.state_dir, config.machine, identity_of(config.identity))
+        kept, available = _Kept(), Available()
         try:
             await in_thread(wishes.load)
             heard = wishes.wish

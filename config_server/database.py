@@ -124,6 +124,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     INSERT INTO settings VALUES ('incarnations', json_array(lower(hex(randomblob(8)))));
     DELETE FROM commands WHERE kind IN ('protect', 'unprotect');
     """,
+    # Empty: it is not known, and whoever is the machine when he reports next has it.
+    """
+    ALTER TABLE machines ADD COLUMN identity TEXT NOT NULL DEFAULT '';
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -4,6 +4,12 @@
 An act that this database did not know is adopted, with an event and an entry in the audit log that name it. It is the agent's word
 about its own machine, and costs nobody else anything: what is adopted, and what is in doubt, leaves entries, so there is not much of
 that of one machine.
+
+**Disks are those of one hardware.** A machine that stands on other hardware since (`machine rebind`, or it was deleted and another bears
+its name) begins anew: whether it is to be protected stays, which disks these were does not, since the same paths are other disks there. It
+is told that without disks, so that it goes by its own configuration until an operator names them; one that comes back has a wish of its
+own, with its disks. An agent with another identity than the one that is known, of which storage does not say that it is the machine (it is
+away, or the machine was failed over), hears no opinion.
 """
 
 from __future__ import annotations
@@ -15,10 +21,12 @@ import msgspec
 
 from config_server import audit, events, incarnations, inventory, policies
 from config_server.clock import SECOND_NS
+from config_server.inventory import Machine
 from config_server.view import SELF
 from config_server.wishes import Adopt, Agree, Tell, in_words, judge
+from shared.active_side import shown
 from shared.desired import Desired, Settings, Verb, Wish
-from shared.errors import WishInDoubtError
+from shared.errors import OtherHardwareError, WishInDoubtError
 from shared.messages import EventKind
 from shared.status import Problem
 from shared.vocabulary import Severity
@@ -26,6 +34,8 @@ from shared.vocabulary import Severity
 PAUSE_NS: Final = 60 * SECOND_NS
 """For so long nothing more is adopted from an agent that has left entries, and it hears no opinion then. An honest one has nothing more
 to say: it goes by what it was told."""
+_SHOWN: Final = 8
+"""So many disks are named in words."""
 
 
 class Answer(NamedTuple):
@@ -34,13 +44,30 @@ class Answer(NamedTuple):
 
 
 def answer(
-    db: sqlite3.Connection, machine: str, told: Wish | None, now_ns: int, *, may_leave_entries: bool = True
+    db: sqlite3.Connection,
+    machine: str,
+    told: Wish | None,
+    now_ns: int,
+    *,
+    identity: str = "",
+    is_the_machine: bool = False,
+    may_leave_entries: bool = True,
 ) -> Answer:
-    """`told` is what the machine's agent says that it goes by. In the transaction of its report."""
+    """`told` is what the machine's agent says that it goes by, `identity` that of its hardware; `is_the_machine`: storage says so, too
+    (sides.py). In the transaction of its report."""
     known = inventory.find(db, machine)
     own = known.own if known is not None else None
     before = own.wish if own is not None else None
     settings = policies.settings(known.assigned if known is not None else policies.default(db))
+    if known is not None and identity != known.identity:
+        if not known.identity:
+            if is_the_machine:
+                inventory.note_identity(db, machine, identity)
+        elif not is_the_machine or not may_leave_entries:
+            return Answer(Desired())
+        else:
+            after = begin_anew(db, known, identity, told, now_ns)
+            return Answer(_desired(after.wish, settings), left_entries=True)
     match judge(own, told, incarnations.history(db)):
         case Agree():
             return Answer(_desired(before, settings))
@@ -62,6 +89,35 @@ def answer(
             else:
                 _note_adoption(db, machine, before, wish, now_ns)
             return Answer(_desired(wish, settings), left_entries=True)
+
+
+def begin_anew(
+    db: sqlite3.Connection, machine: Machine, identity: str, told: Wish | None, now_ns: int
+) -> Machine:
+    """The machine stands on other hardware since, which has this `identity`. `told`: what its agent goes by, if it was asked; disks of that
+    are its own. In the transaction of the caller."""
+    own, wish, over = machine.own, told, [told.mark] if told is not None else []
+    if own is not None:
+        verdict = judge(own, told, incarnations.history(db))
+        later = verdict.wish if isinstance(verdict, Adopt) else own.wish
+        wish = msgspec.structs.replace(later, disks=told.disks if told is not None else ())
+        over.append(own.wish.mark)
+    after = inventory.begin_anew(db, machine.name, identity, now_ns, wish, over)
+    disks = [disk[:100] for disk in machine.disks[:_SHOWN]]
+    had = f"{', '.join(disks) or 'the disks of its configuration'}, on {shown(machine.identity)}"
+    now = f"{in_words(after.wish)}, on {shown(identity)}"
+    detail = {
+        "before": {"identity": machine.identity, "disks": disks, "wish": _plain(machine.wish)},
+        "after": {"identity": identity, "wish": _plain(after.wish)},
+    }
+    audit.add(db, SELF, "machine.wish.anew", machine.name, detail, now_ns)
+    error = OtherHardwareError(
+        f"{machine.name} stands on other hardware: which disks were wanted counts no more",
+        cause=f"it was to be {had}; now it is: {now}",
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine.name)
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
+    return after
 
 
 def _desired(wish: Wish | None, settings: Settings | None) -> Desired:

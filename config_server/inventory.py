@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -40,6 +41,8 @@ class Machine(msgspec.Struct, frozen=True):
     """When it was made, or adopted."""
     wish_incarnation: str = ""
     """In which it came here (wishes.py)."""
+    identity: str = ""
+    """Of the hardware whose disks these are; empty where it is not known (its agent never reported, or has none)."""
 
     @property
     def own(self) -> Own | None:
@@ -83,12 +86,32 @@ def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
     )
 
 
-def note_captured(db: sqlite3.Connection, name: str, disks: list[str]) -> None:
+def note_identity(db: sqlite3.Connection, name: str, identity: str) -> None:
+    """It was not known whose disks these are, and they are this one's."""
+    db.execute("UPDATE machines SET identity = ? WHERE name = ?", (identity, name))
+
+
+def begin_anew(
+    db: sqlite3.Connection, name: str, identity: str, now_ns: int, wish: Wish | None, over: Sequence[Mark]
+) -> Machine:
+    """It is other hardware: what was noted of disks was the former one's. `wish` is what is wanted from now on, as an act later than those
+    of `over`; None: no opinion, as before."""
+    note_identity(db, name, identity)
+    db.execute("UPDATE machines SET disks = '[]' WHERE name = ?", (name,))
+    if wish is not None:
+        current = incarnations.history(db)[-1]
+        wish = msgspec.structs.replace(wish, mark=wishes.next_mark(current, over, now_ns))
+        _put_wish(db, name, wish, now_ns, current)
+    return machine(db, name)
+
+
+def note_captured(db: sqlite3.Connection, name: str, identity: str, disks: list[str]) -> None:
     """Of a machine of which nobody ever said anything. Its agent may name none when it cannot start."""
     noted = _json([disk for disk in disks[:_MOST_NOTED] if len(disk) <= _LONGEST])
     db.execute(
-        "UPDATE machines SET disks = ? WHERE name = ? AND disks != ? AND wish IS NULL AND NOT protected AND NOT ended",
-        (noted, name, noted),
+        "UPDATE machines SET disks = ? WHERE name = ? AND identity = ? AND disks != ? AND wish IS NULL AND NOT protected"
+        " AND NOT ended",
+        (noted, name, identity, noted),
     )
 
 
@@ -101,9 +124,11 @@ def act(
     disks: tuple[WantedDisk, ...] = (),
     process_servers: tuple[str, ...] = (),
     known: Mark | None = None,
+    identity: str = "",
 ) -> Machine:
     """An operator's act: from now on this is wanted of the machine, also where it is what was wanted before. `known`: a mark of which its
-    agent spoke, if it did. One to stop keeps what was to be protected, and by whom, for the day when it is to be protected again."""
+    agent spoke, if it did; `identity`: of the hardware whose disks are meant, where that is known. One to stop keeps what was to be
+    protected, and by whom, for the day when it is to be protected again."""
     ensure_machine(db, name, now_ns)
     before = machine(db, name).wish
     current = incarnations.history(db)[-1]
@@ -111,6 +136,8 @@ def act(
     mark = wishes.next_mark(current, marks, now_ns)
     wish = Wish(mark=mark, verb=verb, disks=disks, process_servers=process_servers)
     _put_wish(db, name, _keeping(before, wish), now_ns, current)
+    if identity:
+        note_identity(db, name, identity)
     return machine(db, name)
 
 
@@ -178,6 +205,7 @@ def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
         wish=None if row["wish"] is None else decoding.decode(row["wish"], type=Wish),
         wish_ns=row["wish_ns"] or 0,
         wish_incarnation=row["wish_incarnation"] or "",
+        identity=row["identity"],
     )
 
 

@@ -11,22 +11,29 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from config_server import audit, inventory, machines, policies, revocation
+from config_server import audit, desired_state, inventory, machines, policies, revocation
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name
 from config_server.disks import Offer
 from config_server.inventory import Machine
+from config_server.presence import Seen
+from config_server.sides import Sides
 from shared import api
+from shared.active_side import UNKNOWN
 from shared.desired import Verb
 from shared.errors import FewerDisksError, MachineNotFoundError, RequestError
 from shared.messages import DiskCandidates, MachineView, Nothing, Protection
 from shared.naming import is_address
+from shared.status import AgentReport
 from shared.vocabulary import Role
+
+_Agent = tuple[Seen, AgentReport] | None
 
 
 class Protecting:
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, sides: Sides) -> None:
         self._control = control
+        self._sides = sides
 
     def bind(self, binder: Binder) -> None:
         binder.on(api.PROTECT, self.protect)
@@ -39,7 +46,8 @@ class Protecting:
         what = f"The protection of '{name}' was refused"
         _check_words(what, body)
         now_ns = self._control.now_ns()
-        agent = self._control.presence.agent(name)
+        agent = self._agent(name)
+        is_moved = agent is None and self._control.presence.agent(name) is not None
         offer = Offer.of(agent[1] if agent is not None else None)
         if not self._control.presence.has_image_target():
             offer.check_sizes(body.disks)
@@ -47,8 +55,10 @@ class Protecting:
 
         def work(db: sqlite3.Connection) -> Machine:
             before = inventory.find(db, name)
+            if before is not None:
+                before = self._as_bound(db, before, now_ns)
             if agent is None and not body.offline:
-                _refuse_unknown(db, what, name, before)
+                _refuse_unknown(db, what, name, before, is_moved=is_moved)
             if not body.force:
                 # What is wanted already is no mistyped path, and may be away just now.
                 wanted = before.disks if before is not None and before.protected else ()
@@ -63,6 +73,7 @@ class Protecting:
                 disks=offer.wanted(body.disks, before.wish if before is not None else None),
                 process_servers=tuple(body.process_servers),
                 known=said.mark if said is not None else None,
+                identity=self._identity(name, agent),
             )
             if body.policy_name:
                 policies.assign(db, name, body.policy_name)
@@ -84,13 +95,18 @@ class Protecting:
     async def unprotect(self, call: Call, _body: Nothing) -> MachineView:
         name = (await machines.known(self._control, call.path["machine"])).name
         now_ns = self._control.now_ns()
-        agent = self._control.presence.agent(name)
+        agent = self._agent(name)
         said = agent[1].wish if agent is not None else None
 
         def work(db: sqlite3.Connection) -> Machine:
-            before = inventory.machine(db, name)
+            before = self._as_bound(db, inventory.machine(db, name), now_ns)
             machine = inventory.act(
-                db, name, Verb.STOP, now_ns, known=said.mark if said is not None else None
+                db,
+                name,
+                Verb.STOP,
+                now_ns,
+                known=said.mark if said is not None else None,
+                identity=self._identity(name, agent),
             )
             detail = {"before": _plain(before), "after": _plain(machine)}
             audit.add(db, call.who, "machine.unprotect", name, detail, now_ns)
@@ -102,12 +118,34 @@ class Protecting:
 
     async def disks(self, call: Call, _body: Nothing) -> DiskCandidates:
         machine = await machines.known(self._control, call.path["machine"])
-        agent = self._control.presence.agent(machine.name)
+        agent = self._agent(machine.name)
+        if self._is_moved(machine):
+            machine = msgspec.structs.replace(machine, disks=())
         return DiskCandidates(
             machine=machine.name,
             seen_s=agent[0].age_s(self._control.mono_ns()) if agent is not None else None,
             disks=Offer.of(agent[1] if agent is not None else None).candidates(machine),
         )
+
+    def _agent(self, name: str) -> _Agent:
+        """What its agent said last, on the hardware that the machine is bound to: disks of another one's report are others."""
+        found = self._control.presence.agent(name)
+        bound = self._sides.bound(name)
+        return found if found is None or bound in (UNKNOWN, found[1].identity) else None
+
+    def _identity(self, name: str, agent: _Agent) -> str:
+        """Whose disks an operator speaks of."""
+        return self._sides.bound(name) or (agent[1].identity if agent is not None else UNKNOWN)
+
+    def _as_bound(self, db: sqlite3.Connection, machine: Machine, now_ns: int) -> Machine:
+        """The machine; of one that was bound to other hardware, and has not reported since, none of the former disks."""
+        if not self._is_moved(machine):
+            return machine
+        return desired_state.begin_anew(db, machine, self._sides.bound(machine.name), None, now_ns)
+
+    def _is_moved(self, machine: Machine) -> bool:
+        bound = self._sides.bound(machine.name)
+        return UNKNOWN not in (bound, machine.identity) and bound != machine.identity
 
 
 def _check_words(what: str, body: Protection) -> None:
@@ -129,9 +167,14 @@ def _check_words(what: str, body: Protection) -> None:
         raise RequestError(what, cause="it has a policy, and the name of another")
 
 
-def _refuse_unknown(db: sqlite3.Connection, what: str, name: str, known: Machine | None) -> NoReturn:
+def _refuse_unknown(
+    db: sqlite3.Connection, what: str, name: str, known: Machine | None, *, is_moved: bool
+) -> NoReturn:
     """Of a machine whose agent never came."""
     offline = "or record it before its agent ever comes: --offline (`offline` in the API)"
+    if is_moved:
+        cause = "its agent has not reported since the machine was bound to other hardware"
+        raise RequestError(what, cause=cause, action=f"Start its agent there, {offline}.")
     if known is not None or revocation.is_known(db, Role.AGENT, name):
         raise RequestError(what, cause="its agent has never reported", action=f"Start its agent, {offline}.")
     raise MachineNotFoundError(

@@ -110,9 +110,10 @@ class Reporting:
                     db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
                 )
                 self._saved_ns[call.who] = began_ns
+            answer = told(db)  # first: whose disks these are
             if isinstance(seen.report, AgentReport) and (captured := Offer.of(seen.report).taken()):
-                inventory.note_captured(db, call.name, captured)
-            return finished, changed, told(db)
+                inventory.note_captured(db, call.name, seen.report.identity, captured)
+            return finished, changed, answer
 
         kept = taken  # what it says of commands is said again
         try:
@@ -151,7 +152,15 @@ class Reporting:
             return None
         last_ns = self._entries_ns.get(seen.name)
         may_leave = last_ns is None or mono_ns - last_ns > desired_state.PAUSE_NS
-        found = desired_state.answer(db, seen.name, seen.report.wish, now_ns, may_leave_entries=may_leave)
+        found = desired_state.answer(
+            db,
+            seen.name,
+            seen.report.wish,
+            now_ns,
+            identity=seen.report.identity,
+            is_the_machine=self._sides.is_the_machine(seen.name, seen.report.identity),
+            may_leave_entries=may_leave,
+        )
         if found.left_entries:
             self._entries_ns[seen.name] = mono_ns
         return None if found.desired == Desired() else found.desired

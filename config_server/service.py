@@ -133,7 +133,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             revoking,
             Reporting(control, sides),
             Operations(control, granting),
-            Protecting(control),
+            Protecting(control, sides),
             PolicyOperations(control),
             granting,
             Keys(control, vault),

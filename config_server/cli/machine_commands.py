@@ -140,6 +140,8 @@ def rebind(name: str, identity: str, yes: bool) -> None:
     side = run(_rebind(name, identity, ask=not yes and sys.stdin.isatty()))
     if side.repeated:
         rebinding.tell_repeated(side.machine, side.identity)
+    else:
+        rebinding.tell_of_disks(side.machine)
     emit(
         side,
         lambda: grid(

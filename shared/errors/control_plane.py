@@ -61,6 +61,16 @@ class WishInDoubtError(UnhealthyError):
     )
 
 
+class OtherHardwareError(UnhealthyError):
+    """A machine was bound to other hardware, or deleted, and another bears its name. It happened, and is over."""
+
+    code = "US612"
+    default_action = (
+        "See that the right disks are protected (understudy machine disks NAME), and name them: understudy machine protect NAME --disk"
+        " PATH."
+    )
+
+
 class WishRefusedError(UnhealthyError):
     """The config server wants of an agent what no agent can do."""
 

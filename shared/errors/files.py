@@ -76,6 +76,16 @@ class WishDamagedError(StateFileError):
     )
 
 
+class WishForeignError(StateFileError):
+    """The folder of the agent was copied, or its disk was put into another machine: what was wanted of that one is not wanted of this."""
+
+    code = "US585"
+    default_action = (
+        "If this is the machine from now on (understudy machine rebind), say which of its disks are to be protected: understudy machine"
+        " protect NAME. Else nothing: the file is never gone by, and may be deleted."
+    )
+
+
 class WishUnwrittenError(StateFileError):
     """What the config server wants cannot be kept, so it is not done: a restart would undo it."""
 

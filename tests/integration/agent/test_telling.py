@@ -51,7 +51,7 @@ async def test_the_cause_arrives_also_right_after_another_boot_reported(
         async with daemon(server, files) as before:
             await before.report(AgentReport(machine="web1", identity="original", boot="1", state="ordered"))
         await telling.tell_why(
-            config(server.url, files, tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1")
+            config(server.url, files, tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1", "")
         )
         shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
         assert (shown.state, await codes(operator)) == ("failed", ["US415"])
@@ -62,7 +62,7 @@ async def test_certificates_that_are_not_there_hide_no_cause(tmp_path: Path) -> 
     nowhere = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
     with capture_logs() as logs:
         await telling.tell_why(
-            config("https://cs", nowhere, tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1")
+            config("https://cs", nowhere, tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1", "")
         )
     assert [line["event"] for line in logs] == ["the config server could not be told why"]
 
@@ -72,9 +72,12 @@ async def test_an_agent_that_must_end_hears_what_is_wanted_of_it(tmp_path: Path)
     async with teller(ca) as says:
         wish = says.wish(Verb.STOP)
         await telling.tell_why(
-            config(says.url, ca.issue("agent:web1"), tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1")
+            config(says.url, ca.issue("agent:web1"), tmp_path),
+            WHY,
+            boot_of(0),
+            WishFile(tmp_path, "web1", ""),
         )
         assert (says.last.state, says.last.wish) == ("failed", None)
-    next_start = WishFile(tmp_path, "web1")
+    next_start = WishFile(tmp_path, "web1", "")
     next_start.load()
     assert next_start.wish == wish

@@ -249,6 +249,23 @@ async def test_with_a_damaged_file_what_is_captured_stays_so_until_the_config_se
     assert file.read_bytes().startswith(b"{\n")
 
 
+async def test_a_copy_of_the_folder_on_other_hardware_captures_what_its_configuration_names(
+    r: Rig, ca: TestCa, says: Teller
+) -> None:
+    a, b, c = paths(r)
+    says.wish(Verb.PROTECT, a, b)
+    async with running(agent_of(r, ca, says.url, identity="original")):
+        await says.hears(lambda report: devices(report) == [a, b], "it does not begin")
+    pins.detach(r.pin_dir)  # what is in the kernel's memory is no copy's
+    told, says.desired = says.desired, None
+    async with running(agent_of(r, ca, says.url, c, identity="clone")):
+        report = await says.hears(lambda report: report.disks, "it does not begin")
+        assert (devices(report), report.wish, "US585" in codes(report)) == ([c], None, True)
+        says.desired = told  # from whoever thinks that it is the machine
+        report = await says.hears(lambda report: devices(report) == [a, b], "it is not gone by")
+        assert "US585" not in codes(report)
+
+
 async def test_what_is_captured_stays_so_also_when_no_file_says_which_disk_is_which(
     r: Rig, ca: TestCa, says: Teller
 ) -> None:

@@ -16,6 +16,7 @@ from shared import durable
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
 from shared.tls import TlsFiles
 
+HARDWARE = "smbios:4c4c4544/1"
 SDB, SDC = WantedDisk("/dev/sdb"), WantedDisk("/dev/sdc", "data", "wwid:naa.1")
 
 
@@ -39,7 +40,7 @@ def config(*disks: str) -> AgentConfig:
 
 def loaded(folder: Path) -> WishFile:
     """As the next start has it."""
-    made = WishFile(folder, "web1")
+    made = WishFile(folder, "web1", HARDWARE)
     made.load()
     return made
 
@@ -113,8 +114,8 @@ async def test_it_is_in_the_file_before_it_holds(tmp_path: Path, monkeypatch: py
         b'{"v": 2, "wish": null}',
         b'{"v": 1}',
         b'{"v": 1, "wish": {"mark": {"incarnation": "i", "number": 1, "act": "a"}, "verb": "pause"}}',
-        b'{"v": 1, "wish": {"mark": {"incarnation": "i", "number": 1, "act": "a"}, "verb": "protect", '
-        b'"disks": [{"device": "/dev/sdb", "identity": "none"}]}}',
+        b'{"v": 1, "machine": "web1", "identity": "smbios:4c4c4544/1", "wish": {"mark": {"incarnation": "i", "number": 1, '
+        b'"act": "a"}, "verb": "protect", "disks": [{"device": "/dev/sdb", "identity": "none"}]}}',
         b"[" * 100_000,
     ],
 )
@@ -267,13 +268,42 @@ def test_the_configuration_as_a_goal_makes_it() -> None:
     assert made.point_interval_s == 60.0
 
 
-async def test_the_wish_of_another_machine_is_none(tmp_path: Path) -> None:
-    """A host that was cloned, and enrolled under a name of its own."""
+@pytest.mark.parametrize("other", [("web2", HARDWARE), ("web1", "smbios:4c4c4544/2"), ("web1", "")])
+async def test_the_wish_of_another_machine_or_of_other_hardware_is_set_aside_and_never_gone_by(
+    tmp_path: Path, other: tuple[str, str]
+) -> None:
+    """A host that was cloned: enrolled under a name of its own, or not."""
     await told(loaded(tmp_path), STOP, Settings(point_interval_s=60))
-    clone = WishFile(tmp_path, "web2")
+    content = (tmp_path / desired.NAME).read_bytes()
+    clone = WishFile(tmp_path, *other)
     clone.load()
     assert (clone.wish, clone.settings, clone.damage) == (None, None, None)
     assert clone.goal(config("/dev/sda")).disks == (WantedDisk("/dev/sda"),)
+    [problem] = clone.problems
+    assert (problem.code, problem.severity) == ("US585", "warning")
+    assert f"web1 on {HARDWARE}" in problem.cause
+    assert not (tmp_path / desired.NAME).exists()
+    assert (tmp_path / "desired.json.foreign").read_bytes() == content
+    await told(clone, wish(3, Verb.PROTECT, SDB))
+    assert (clone.problems, clone.wish) == ([], wish(3, Verb.PROTECT, SDB))
+    again = WishFile(tmp_path, *other)
+    again.load()
+    assert again.wish == wish(3, Verb.PROTECT, SDB)
+
+
+async def test_a_file_of_another_that_cannot_be_set_aside_is_not_gone_by_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await told(loaded(tmp_path), STOP)
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr(durable, "move_file", read_only)
+    clone = WishFile(tmp_path, "web1", "clone")
+    clone.load()
+    assert clone.goal(config("/dev/sda")) == Goal(disks=(WantedDisk("/dev/sda"),), servers=("ps:9443",))
+    assert "Read-only file system" in clone.problems[0].cause
 
 
 @pytest.mark.parametrize("path", ["/dev/s\0db", "/dev/sdb\n", "/dev/\x1b[2J"])

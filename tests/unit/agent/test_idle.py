@@ -41,7 +41,7 @@ async def test_to_ask_again_which_copy_it_is_costs_nothing() -> None:
 
 
 async def test_a_wish_that_came_while_the_one_before_was_done_is_not_slept_on(tmp_path: Path) -> None:
-    wishes = WishFile(tmp_path, "web1")
+    wishes = WishFile(tmp_path, "web1", "")
     held = wishes.held
     mark = Mark(incarnation="i", number=1, act="a")
     await wishes.take(Desired(wish=Wish(mark=mark, verb=Verb.STOP)))

@@ -459,3 +459,22 @@ def test_an_act_is_of_the_database_as_it_is_now_and_later_than_all_that_was_know
     assert adopted == msgspec.structs.replace(elsewhere, disks=disks, process_servers=servers)
     inventory.adopt(db, "web1", first.wish, NOW)
     assert inventory.machine(db, "web1").own == (first.wish, began)
+
+
+def test_on_other_hardware_what_was_noted_of_disks_is_void_and_the_act_is_later_than_all_that_was_known(
+    db: sqlite3.Connection,
+) -> None:
+    first = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(WantedDisk("/dev/sda"),), identity="old")
+    assert first.wish is not None
+    bare = msgspec.structs.replace(first.wish, disks=())
+    moved = inventory.begin_anew(db, "web1", "new", NOW, bare, [first.wish.mark, Mark("other", 7, "x")])
+    assert moved.wish is not None
+    assert (moved.identity, moved.disks, moved.wish.disks, moved.protected) == ("new", (), (), True)
+    assert moved.wish.mark.number == 8
+    inventory.ensure_machine(db, "web2", NOW)
+    inventory.note_identity(db, "web2", "old")
+    inventory.note_captured(db, "web2", "new", ["/dev/sdz"])
+    assert inventory.machine(db, "web2").disks == ()
+    inventory.note_captured(db, "web2", "old", ["/dev/sda"])
+    moved = inventory.begin_anew(db, "web2", "new", NOW, None, [])
+    assert (moved.identity, moved.disks, moved.wish) == ("new", (), None)
