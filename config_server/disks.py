@@ -85,14 +85,11 @@ class Offer(NamedTuple):
         return disk.name if disk is not None and _ID.match(disk.name) else ""
 
     def protected(self, machine: Machine | None) -> list[str]:
-        """What is captured, or is to be; nothing once protection was ended. Where nobody said what is to be and nothing is captured now (an
-        agent that cannot start names no disk), what was captured last."""
+        """What is captured, or is to be; nothing once protection was ended. Where nobody said what is to be, what was captured at any time:
+        a disk may be away just now, and an agent that cannot start names none."""
         if machine is not None and machine.ended:
             return []
-        taken = self.taken()
-        if machine is None or (taken and not machine.protected):
-            return taken
-        return list(dict.fromkeys([*taken, *machine.disks]))
+        return list(dict.fromkeys([*self.taken(), *(machine.disks if machine is not None else ())]))
 
     def taken(self) -> list[str]:
         return [name for name in self.captured if self._is_taken(name)]

@@ -26,7 +26,7 @@ class Machine(msgspec.Struct, frozen=True):
     name: str
     protected: bool
     disks: tuple[str, ...]
-    """Device paths on the machine that shall be protected; where nobody ever said that, those that its agent captured last."""
+    """Device paths on the machine that shall be protected; where nobody ever said that, all that its agent has captured there."""
     policy: Policy
     created_ns: int
     ended: bool = False
@@ -106,13 +106,19 @@ def begin_anew(
 
 
 def note_captured(db: sqlite3.Connection, name: str, identity: str, disks: list[str]) -> None:
-    """Of a machine of which nobody ever said anything. Its agent may name none when it cannot start."""
-    noted = _json([disk for disk in disks[:_MOST_NOTED] if len(disk) <= _LONGEST])
-    db.execute(
-        "UPDATE machines SET disks = ? WHERE name = ? AND identity = ? AND disks != ? AND wish IS NULL AND NOT protected"
-        " AND NOT ended",
-        (noted, name, identity, noted),
-    )
+    """Of a machine of which nobody ever said anything. Its agent may name fewer, or none, when one is away or it cannot start: so what was
+    captured once stays noted until somebody says what is wanted."""
+    row = db.execute(
+        "SELECT disks FROM machines WHERE name = ? AND identity = ? AND wish IS NULL AND NOT protected AND NOT ended",
+        (name, identity),
+    ).fetchone()
+    if row is None:
+        return
+    before = decoding.decode(row["disks"], type=list[str])
+    all_ = dict.fromkeys([*before, *(disk for disk in disks if len(disk) <= _LONGEST)])
+    noted = [*all_][:_MOST_NOTED]
+    if noted != before:
+        db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(noted), name))
 
 
 def act(

@@ -60,9 +60,9 @@ class Protecting:
             if agent is None and not body.offline:
                 _refuse_unknown(db, what, name, before, is_moved=is_moved)
             if not body.force:
-                # What is wanted already is no mistyped path, and may be away just now.
-                wanted = before.disks if before is not None and before.protected else ()
-                offer.check(what, [disk for disk in body.disks if disk not in wanted])
+                # What is wanted already, or was captured, is no mistyped path, and may be away just now.
+                protected = offer.protected(before)
+                offer.check(what, [disk for disk in body.disks if disk not in protected])
             if not body.fewer:
                 _check_fewer(what, offer.protected(before), body.disks)
             machine = inventory.act(

@@ -208,6 +208,21 @@ async def test_fewer_disks_than_before_have_to_be_said(operator: RestClient, web
     assert (await protect(operator, "sda")).protected, "of what was ended nothing is dropped"
 
 
+async def test_fewer_disks_have_to_be_said_also_of_an_agent_that_captures_one_of_two_just_now(
+    operator: RestClient, web1: ObedientAgent
+) -> None:
+    web1.captured = ("sda", "sdb")
+    await web1.report()
+    web1.captured, web1.available = ("sda",), []
+    await web1.report(state="resync")
+    with pytest.raises(FewerDisksError, match="/dev/sdb"):
+        await protect(operator, "sda")
+    await protect(operator, "sda", "sdb")
+    await web1.report()
+    assert web1.wish is not None
+    assert [disk.device for disk in web1.wish.disks] == ["/dev/sda", "/dev/sdb"], "it keeps what is wanted"
+
+
 async def test_fewer_disks_have_to_be_said_also_of_an_agent_that_captures_none_just_now(
     operator: RestClient, web1: ObedientAgent
 ) -> None:

@@ -478,3 +478,18 @@ def test_on_other_hardware_what_was_noted_of_disks_is_void_and_the_act_is_later_
     inventory.note_captured(db, "web2", "old", ["/dev/sda"])
     moved = inventory.begin_anew(db, "web2", "new", NOW, None, [])
     assert (moved.identity, moved.disks, moved.wish) == ("new", (), None)
+
+
+def test_a_report_that_captures_fewer_disks_forgets_none_and_is_nothing_beside_what_is_wanted(
+    db: sqlite3.Connection,
+) -> None:
+    inventory.ensure_machine(db, "web1", NOW)
+    for captured in (["/dev/sda", "/dev/sdb"], ["/dev/sdb"], [], ["/dev/sdc" * 1000]):
+        inventory.note_captured(db, "web1", "", captured)
+        assert inventory.machine(db, "web1").disks == ("/dev/sda", "/dev/sdb")
+    inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(WantedDisk("/dev/sdb"), WantedDisk("/dev/sdc")))
+    inventory.note_captured(db, "web1", "", ["/dev/sdb"])
+    assert inventory.machine(db, "web1").disks == ("/dev/sdb", "/dev/sdc")
+    inventory.ensure_machine(db, "web2", NOW)
+    inventory.note_captured(db, "web2", "", [f"/dev/{number}" for number in range(1000)])
+    assert len(inventory.machine(db, "web2").disks) == 256
