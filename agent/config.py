@@ -16,6 +16,10 @@ from shared.naming import check_server_url
 from shared.tls import TlsFiles
 
 
+class ProtectedDisk(WantedDisk, frozen=True, forbid_unknown_fields=True):
+    """As a file says it: there a key that is not known is a mistake, and no newer version's."""
+
+
 class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     machine: str
     """The machine's name in the installation, for which its certificate was made: 1 to 63 ASCII letters, digits, dots, hyphens,
@@ -24,7 +28,7 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Device paths of the protected disks, for example `/dev/disk/by-id/…`. What stands there at the first start is what is protected,
     wherever the kernel puts it later. 64 are captured at most; without any, here or in `[[disk]]`, nothing is protected until the config
     server names some."""
-    disk: list[WantedDisk] = []
+    disk: list[ProtectedDisk] = []
     """Protected disks that need more than a path; they may stand beside those of `disks`."""
     process_server: str = ""
     """Where the machine's writes are sent, as `HOST:PORT`; the port of a process server is 9443 unless it says another."""
@@ -65,7 +69,8 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     @property
     def protected(self) -> tuple[WantedDisk, ...]:
         """All disks, in the order of the configuration."""
-        return (*(WantedDisk(path) for path in self.disks), *self.disk)
+        named = (WantedDisk(disk.device, disk.id, disk.identity) for disk in self.disk)
+        return (*(WantedDisk(path) for path in self.disks), *named)
 
     @property
     def control_address(self) -> tuple[str, int]:

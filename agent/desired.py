@@ -42,7 +42,7 @@ from typing import Final
 
 import msgspec
 
-from agent.config import AgentConfig, check_disks, check_servers
+from agent.config import AgentConfig, ProtectedDisk, check_disks, check_servers
 from shared import crashpoints, decoding, durable, logging
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
@@ -269,6 +269,8 @@ def _in_words(machine: str, identity: str) -> str:
 
 def check(wish: Wish) -> None:
     """Raises ConfigError when no agent can do it. Whether its disks are there is another thing."""
+    if wish.verb is Verb.OTHER:
+        raise ConfigError("It has a verb that this version does not know", action="Upgrade the agent.")
     check_disks(wish.disks)
     check_servers(wish.process_servers)
 
@@ -278,7 +280,7 @@ def applied(config: AgentConfig, goal: Goal, disks: tuple[WantedDisk, ...], inte
     return msgspec.structs.replace(
         config,
         disks=[],
-        disk=[*disks],
+        disk=[ProtectedDisk(disk.device, disk.id, disk.identity) for disk in disks],
         process_server="",
         process_servers=[*goal.servers],
         point_interval_s=interval_s,

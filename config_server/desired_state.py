@@ -71,6 +71,9 @@ def answer(
     match judge(own, told, incarnations.history(db)):
         case Agree():
             return Answer(_desired(before, settings))
+        case Tell(Wish(verb=Verb.OTHER), _) | Adopt(Wish(verb=Verb.OTHER), _):
+            # A newer version's: whoever goes by it goes on. The next act is later than it.
+            return Answer(Desired(settings=settings))
         case Tell(wish, doubt):
             if told is not None and wish.mark.number <= told.mark.number:
                 wish = inventory.renumber(db, machine, wish, told.mark)
@@ -100,7 +103,10 @@ def begin_anew(
     if own is not None:
         verdict = judge(own, told, incarnations.history(db))
         later = verdict.wish if isinstance(verdict, Adopt) else own.wish
-        wish = msgspec.structs.replace(later, disks=told.disks if told is not None else ())
+        verb = later.verb
+        if verb is Verb.OTHER:
+            verb = Verb.PROTECT if machine.protected else Verb.STOP
+        wish = msgspec.structs.replace(later, verb=verb, disks=told.disks if told is not None else ())
         over.append(own.wish.mark)
     after = inventory.begin_anew(db, machine.name, identity, now_ns, wish, over)
     disks = [disk[:100] for disk in machine.disks[:_SHOWN]]
@@ -121,7 +127,10 @@ def begin_anew(
 
 
 def _desired(wish: Wish | None, settings: Settings | None) -> Desired:
-    """What is kept with a wish to stop is not told: an agent that cannot do it would not take it, and go on."""
+    """What is kept with a wish to stop is not told: an agent that cannot do it would not take it, and go on. Nor is what this version does
+    not know: it could not say it as it was said."""
+    if wish is not None and wish.verb is Verb.OTHER:
+        wish = None
     if wish is not None and wish.verb is Verb.STOP:
         wish = msgspec.structs.replace(wish, disks=(), process_servers=())
     return Desired(wish=wish, settings=settings)

@@ -17,7 +17,7 @@ from config_server.disks import Offer
 from config_server.presence import Seen, decode, problems_of
 from config_server.sides import Sides
 from shared import api, logging
-from shared.desired import Desired
+from shared.desired import Desired, Verb, Wish
 from shared.errors import DatabaseError
 from shared.messages import (
     AuditList,
@@ -59,6 +59,8 @@ class Reporting:
         self._saved_ns: dict[str, int] = {}
         self._entries_ns: dict[str, int] = {}
         """By machine: when what its agent said of wishes left entries last (monotonic)."""
+        self._others: dict[str, str] = {}
+        """By machine: the act that its agent goes by, where this version does not know what it means."""
         self._noted: set[int] = set()
         """Serial numbers of certificates that were shown to this process, and are in the database."""
 
@@ -150,6 +152,7 @@ class Reporting:
         """What the daemon is to do, if it is an agent; nothing is said where there is no opinion."""
         if not isinstance(seen.report, AgentReport):
             return None
+        self._note_other(seen.name, seen.report.wish)
         last_ns = self._entries_ns.get(seen.name)
         may_leave = last_ns is None or mono_ns - last_ns > desired_state.PAUSE_NS
         found = desired_state.answer(
@@ -164,6 +167,13 @@ class Reporting:
         if found.left_entries:
             self._entries_ns[seen.name] = mono_ns
         return None if found.desired == Desired() else found.desired
+
+    def _note_other(self, machine: str, wish: Wish | None) -> None:
+        """Once for each act that is a newer version's."""
+        act = wish.mark.act if wish is not None and wish.verb is Verb.OTHER else ""
+        if act and self._others.get(machine) != act:
+            _log.warning("an agent goes by what this version does not know", machine=machine, act=act)
+        self._others[machine] = act
 
     def _note_wish(self, seen: Seen, desired: Desired | None) -> bool:
         """Whether its agent has not been told that yet."""

@@ -96,7 +96,10 @@ def _doubt(own: Mark, told: Mark, ours: tuple[int, int], theirs: tuple[int, int]
 
 
 def covers(one: Wish, other: Wish) -> bool:
-    """Whether `one` protects all that `other` does. Which disks an agent's configuration has, is not known here."""
+    """Whether `one` protects all that `other` does. Which disks an agent's configuration has, is not known here, nor what a newer version's
+    verb means."""
+    if Verb.OTHER in (one.verb, other.verb):
+        return False
     if other.verb is Verb.STOP:
         return True
     if one.verb is Verb.STOP or bool(one.disks) != bool(other.disks):
@@ -134,6 +137,8 @@ def in_words(wish: Wish | None) -> str:
         return "its configuration alone"
     if wish.verb is Verb.STOP:
         return "stop"
+    if wish.verb is Verb.OTHER:
+        return "what this version does not know"
     disks = [disk.device[:100] for disk in wish.disks[:_SHOWN]] or ["the disks of its configuration"]
     more = len(wish.disks) - len(disks)
     words = f"protect {', '.join(disks)}{f' and {more} more' if more > 0 else ''}"

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from shared import api, identity, logging, tls
+from shared import api, identity, logging, newer, tls
 from shared.desired import Desired
 from shared.errors import (
     CertificateExpiredError,
@@ -75,6 +75,8 @@ class ControlClient:
         self._kept = True
         """Whether the config server remembers the results of the last report."""
         self._start, self._number = secrets.token_hex(8), 0
+        self._lost: list[newer.Lost] = []
+        """What was not understood of the last answer."""
         self._on_revoked = on_revoked
         self._on_desired = on_desired
         self._machine = machine
@@ -102,7 +104,10 @@ class ControlClient:
         }
         began_ns = time.monotonic_ns()
         try:
-            reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
+            lost: list[newer.Lost] = []
+            reply: StatusReply = await self._client.call_plain(
+                api.STATUS, body, {}, wait_s, lambda content: newer.reply(content, lost)
+            )
         except UnreachableError:
             # A server that refuses a certificate cuts the connection; the reason can be seen on this side.
             await asyncio.to_thread(identity.check_certificate, self._files)
@@ -110,12 +115,24 @@ class ControlClient:
         except CertificateExpiredError as exc:
             raise await asyncio.to_thread(identity.explained, self._files, exc) from exc
         self._round_trip_ns = max(0, time.monotonic_ns() - began_ns - reply.held_ns)
+        self._note_lost(lost)
         if reply.revoked is not None and self._on_revoked is not None:
             await self._on_revoked(reply.revoked)
         if reply.desired is not None:
             await self._tell(reply.desired)
         self._kept = reply.kept
         return reply.commands
+
+    def _note_lost(self, lost: list[newer.Lost]) -> None:
+        """It comes with each answer, and is said once."""
+        for part, cause in lost:
+            if (part, cause) not in self._lost:
+                _log.warning(
+                    "a part of the config server's answer is not understood, and is left: it may be newer",
+                    part=part,
+                    cause=cause,
+                )
+        self._lost = lost
 
     async def _tell(self, desired: Desired) -> None:
         """It comes again with the next answer. What else this one says (commands, whose results are kept) must not be lost for it."""

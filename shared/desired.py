@@ -34,9 +34,15 @@ _Word = Annotated[str, msgspec.Meta(max_length=64)]
 class Verb(enum.StrEnum):
     PROTECT = "protect"
     STOP = "stop"
+    OTHER = "other"
+    """What a newer version may want. Nobody here makes it, does it, or passes it on: who reads it goes on as before."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Verb | None:
+        return cls.OTHER if isinstance(value, str) else None
 
 
-class WantedDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WantedDisk(msgspec.Struct, frozen=True):
     """A disk that is to be protected: by its path alone, which is bound to what stands there at first, or with its id."""
 
     device: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
@@ -50,7 +56,7 @@ class WantedDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strongest that the disk has."""
 
 
-class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Mark(msgspec.Struct, frozen=True):
     """Of an act."""
 
     incarnation: _Word

@@ -2,8 +2,8 @@
 
 A daemon sends a JSON object every two seconds. The config server decodes it as one of the structs below, by
 the role in the daemon's certificate. Fields that are not known here are ignored, so that a newer daemon can
-talk to an older config server; a known field of the wrong type is refused with its path. Every field has a
-default: a daemon says what it knows.
+talk to an older config server; a known field of the wrong type is refused with its path (but what an agent goes by: `newer.wish`). Every
+field has a default: a daemon says what it knows.
 
 Times are Unix nanoseconds of the reporting host's clock (`…_ns`); sizes bytes (`…_b`); rates per second.
 

@@ -32,12 +32,22 @@ class ObedientAgent:
 
     async def report(self, wait_s: float = 0.0, **fields: Any) -> StatusReply:
         """The answer; what it says is done from then on."""
+        said = msgspec.structs.replace(self._said(), **fields)
+        return await self.report_plain(wait_s, **msgspec.to_builtins(said))
+
+    async def report_plain(self, wait_s: float = 0.0, **fields: Any) -> StatusReply:
+        """Fields as they are sent: also what no report of this version has."""
         self._number += 1
-        said = AgentReport(
+        body = {**msgspec.to_builtins(self._said()), **fields, "start": self._start, "number": self._number}
+        reply = await self._line.call_plain(api.STATUS, body, {}, wait_s)
+        if reply.desired is not None and self.obeys:
+            self.wish, self.settings = reply.desired.wish or self.wish, reply.desired.settings
+        return reply
+
+    def _said(self) -> AgentReport:
+        return AgentReport(
             machine=self._machine,
             state="ordered",
-            start=self._start,
-            number=self._number,
             wish=self.wish,
             available=self.available,
             disks=[
@@ -45,11 +55,6 @@ class ObedientAgent:
                 for name in self.captured
             ],
         )
-        body = msgspec.to_builtins(msgspec.structs.replace(said, **fields))
-        reply = await self._line.call_plain(api.STATUS, body, {}, wait_s)
-        if reply.desired is not None and self.obeys:
-            self.wish, self.settings = reply.desired.wish or self.wish, reply.desired.settings
-        return reply
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from config_server import backup, desired_state, restoring, service, wish_view
 from shared import api
@@ -303,6 +304,32 @@ async def test_each_act_is_in_the_audit_log_with_what_was_before(
     assert begun.detail["asked"] == {"disks": ["/dev/sda"]}
     assert begun.detail["after"]["wish"]["disks"] == [{"device": "/dev/sda", "id": "sda", "identity": None}]
     assert ended.detail["after"]["wish"]["verb"] == "stop"
+
+
+# ---- an agent of a newer version
+
+
+async def test_an_act_that_this_version_does_not_know_is_left_to_the_agent_until_an_operator_says_something(
+    operator: RestClient, web1: ObedientAgent
+) -> None:
+    await web1.report()
+    await protect(operator, "sda")
+    await web1.report()
+    assert web1.wish is not None
+    newer = msgspec.to_builtins(web1.wish) | {"verb": "pause", "until": "noon"}
+    newer["mark"] |= {"number": 5, "act": "9999-01-01T00:00:00Z-0"}
+    with capture_logs() as logs:
+        for _ in range(3):
+            reply = await web1.report_plain(wish=newer)
+            assert reply.desired is None
+    assert [line["act"] for line in logs if "does not know" in line["event"]] == [newer["mark"]["act"]]
+    view = await shown(operator)
+    assert (view.last_seen_s is None, view.wish and view.wish.disks) == (False, ["/dev/sda"])
+    await unprotect(operator)
+    reply = await web1.report_plain(wish=newer)
+    assert reply.desired is not None
+    assert reply.desired.wish is not None
+    assert (reply.desired.wish.verb, reply.desired.wish.mark.number) == (Verb.STOP, 6)
 
 
 # ---- an agent that does not do it

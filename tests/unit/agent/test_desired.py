@@ -113,7 +113,8 @@ async def test_it_is_in_the_file_before_it_holds(tmp_path: Path, monkeypatch: py
         b"\xff\xfe",
         b'{"v": 2, "wish": null}',
         b'{"v": 1}',
-        b'{"v": 1, "wish": {"mark": {"incarnation": "i", "number": 1, "act": "a"}, "verb": "pause"}}',
+        b'{"v": 1, "machine": "web1", "identity": "smbios:4c4c4544/1", "wish": {"mark": {"incarnation": "i", "number": 1, '
+        b'"act": "a"}, "verb": "pause"}}',
         b'{"v": 1, "machine": "web1", "identity": "smbios:4c4c4544/1", "wish": {"mark": {"incarnation": "i", "number": 1, '
         b'"act": "a"}, "verb": "protect", "disks": [{"device": "/dev/sdb", "identity": "none"}]}}',
         b"[" * 100_000,
@@ -183,6 +184,7 @@ async def test_what_half_a_write_may_have_left_is_written_over_when_the_wish_is_
 @pytest.mark.parametrize(
     "impossible",
     [
+        wish(5, Verb.OTHER, SDB),
         wish(5, Verb.PROTECT, SDB, SDB),
         wish(5, Verb.PROTECT, WantedDisk("/dev/sdb", identity="none")),
         wish(5, Verb.PROTECT, SDB, servers=("ps2",)),
@@ -197,7 +199,7 @@ async def test_a_wish_that_no_agent_can_do_is_refused_and_named_until_another_is
     await told(wishes, impossible, Settings(point_interval_s=60))
     assert (wishes.wish, codes(wishes)) == (wish(1), ["US622"])
     assert wishes.point_interval_s(config()) == 60.0
-    await told(wishes, replace(impossible, disks=(SDC,), process_servers=()))
+    await told(wishes, replace(impossible, verb=Verb.PROTECT, disks=(SDC,), process_servers=()))
     assert (wishes.wish and wishes.wish.disks, codes(wishes)) == ((SDC,), [])
 
 
