@@ -20,7 +20,7 @@ meanwhile knows what the file says. Hence whoever wants to change the file stops
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -190,33 +190,54 @@ def _unwritten(why: StateFileError) -> StateFileError:
 def all_known(
     wanted: Sequence[WantedDisk],
     remembered: Sequence[Bound],
-    at: Mapping[str, int],
-    names: Mapping[int, str],
+    at: Mapping[str, Standing],
     boot: str,
+    captured: Collection[tuple[int, int]] = (),
 ) -> list[Known]:
-    """The configured disks, as they are bound or new. `at`: what stands under each path; `names`: the kernel's, of what stands. Two lines
+    """The configured disks, as they are bound or new. `at`: what stands under each path; `captured`: device numbers and diskseqs. Two lines
     that name one id (a path alone, and that id with another path) are two disks to whoever decides: the first has it."""
     found: list[Known] = []
     named = {disk.id for disk in wanted if disk.id}
     taken = [*(bound.id for bound in remembered), *named]
+    by_path = {bound.device: bound.id for bound in remembered}
+    claimed = named | {by_path[disk.device] for disk in wanted if not disk.id and disk.device in by_path}
     for disk in wanted:
-        dev = at.get(disk.device)
-        one = known(disk, remembered, dev, boot)
+        there = at.get(disk.device)
+        one = known(disk, remembered, there, boot, claimed, captured)
         if one is None or (disk.id is None and one.id in named):
-            name = names[dev] if dev is not None else Path(disk.device).name
-            one = fresh(disk, name, taken, dev)
+            name = there.name if there is not None else Path(disk.device).name
+            one = fresh(disk, name, taken, there.dev if there is not None else None)
             taken.append(one.id)
         named.add(one.id)
         found.append(one)
     return found
 
 
-def known(wanted: WantedDisk, remembered: Sequence[Bound], at: int | None, boot: str = "") -> Known | None:
-    """The disk as it is bound: by the configuration, else by what is remembered of its id or path. None: it was never seen."""
+def known(
+    wanted: WantedDisk,
+    remembered: Sequence[Bound],
+    there: Standing | None,
+    boot: str = "",
+    claimed: Collection[str] = (),
+    captured: Collection[tuple[int, int]] = (),
+) -> Known | None:
+    """The disk as it is bound: by the configuration, else by what is remembered of its id or path, or of the disk that stands `there`,
+    under a path that is new. None: it was never seen. `claimed`: ids that other lines have."""
     if wanted.id is not None:
         before = next((bound for bound in remembered if bound.id == wanted.id), None)
     else:
         before = next((bound for bound in reversed(remembered) if bound.device == wanted.device), None)
+        if before is None and there is not None:
+            before = next(
+                (
+                    bound
+                    for bound in remembered
+                    if bound.id not in claimed
+                    and wanted.identity in (None, bound.identity)
+                    and _is_noted(there, bound, boot, captured)
+                ),
+                None,
+            )
     id_ = wanted.id or (before.id if before else None)
     text = wanted.identity or (before.identity if before else None)
     if id_ is None:
@@ -235,11 +256,21 @@ def known(wanted: WantedDisk, remembered: Sequence[Bound], at: int | None, boot:
         id=id_,
         path=wanted.device,
         identity=Identity.parse(text) if text else None,
-        at=at,
+        at=there.dev if there is not None else None,
         noted=noted,
         is_new=before is None,
         is_configured=wanted.identity is not None,
     )
+
+
+def _is_noted(disk: Standing, bound: Bound, boot: str, captured: Collection[tuple[int, int]]) -> bool:
+    """Whether the disk is the one that the line was noted for: by its diskseq, since another one may have its device number by now. What it
+    bears must not say another thing; where that can have changed, it is the same only while capture watches it."""
+    if not disk.diskseq or bound.seen != Seen(boot, disk.dev, disk.diskseq):
+        return False
+    kept = Identity.parse(bound.identity)
+    is_captured = (disk.dev, disk.diskseq) in captured
+    return _is_bound(disk, bound) or (is_captured and not is_ruled_out(disk, kept))
 
 
 def fresh(wanted: WantedDisk, kernel_name: str, taken: Sequence[str], at: int | None) -> Known:

@@ -141,8 +141,10 @@ def look_at(
     answers = _ask(found[dev] for dev in {*at.values(), *captured})
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
-    known = bindings.all_known(wanted, remembered, at, {dev: disk.name for dev, disk in found.items()}, boot)
-    standing = [_standing(disk, answers, said) for disk in found.values()]
+    by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
+    under = {path: by_dev[dev] for path, dev in at.items()}
+    known = bindings.all_known(wanted, remembered, under, boot, slots)
+    standing = [*by_dev.values()]
     if any(_needs_others(disk, standing, () if everybody else captured.values()) for disk in known):
         answers |= _ask(
             disk for disk in found.values() if str(disk.path) not in answers and _may_tell(disk, known)

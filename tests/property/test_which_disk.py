@@ -146,8 +146,8 @@ class Machine:
         boot = f"boot-{self.boot}"
         noted = {there[at].path: there[at] for at in self.captured.values() if at in there}
         remembered = bindings.with_notes(self.bound, noted, boot)
-        at = {path: self.place[disk] for path, disk in self.links.items() if disk != self.away}
-        known = bindings.all_known(self.lines, remembered, at, {one.dev: one.name for one in standing}, boot)
+        at = {path: self.standing(disk) for path, disk in self.links.items() if disk != self.away}
+        known = bindings.all_known(self.lines, remembered, at, boot, {*self.captured.values()})
         verdicts = decide(known, standing, pins)
         is_noted = {bound.id for bound in remembered if bound.seen and bound.seen.boot == boot}
         configured = {disk.id for disk in known}

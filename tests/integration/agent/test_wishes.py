@@ -123,6 +123,22 @@ async def test_a_wish_that_changes_neither_disks_nor_servers_is_only_noted(
         assert (report.start, state_of(r).epoch) == (start, eid(7)), "the session was ended"
 
 
+async def test_the_same_disk_by_another_path_goes_on_with_its_id_and_its_epoch(
+    r: Rig, ca: TestCa, says: Teller
+) -> None:
+    a, *_ = paths(r)
+    link = r.folder / "by-id"
+    link.symlink_to(a)
+    async with running(agent_of(r, ca, says.url, a)):
+        before = await says.hears(lambda report: devices(report) == [a], "it does not begin")
+        state_of(r).begin_epoch(eid(7))
+        pinned = identities(r)
+        says.wish(Verb.PROTECT, str(link))
+        report = await says.hears(lambda report: devices(report) == [str(link)], "it is not gone by")
+        assert [disk.name for disk in report.disks] == [disk.name for disk in before.disks]
+        assert (state_of(r).epoch, identities(r)) == (eid(7), pinned)
+
+
 async def test_a_disk_that_is_asked_for_and_not_there_is_named_and_the_others_go_on(
     r: Rig, ca: TestCa, says: Teller
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from agent.capture import bindings
-from agent.capture.binding import Identity, Standing
+from agent.capture.binding import Identity, Known, Standing
 from agent.capture.bindings import NAME, BindingsFile, Bound, Seen, after, all_known, known, with_notes
 from shared.desired import WantedDisk
 from shared.errors import BindingDamagedError, StateFileError
@@ -52,7 +52,7 @@ def test_what_an_older_agent_wrote_is_read_and_what_is_written_is_read_back(tmp_
 def test_a_note_counts_in_its_boot_for_the_disk_that_is_meant(
     wanted: WantedDisk, bound: Bound, noted: tuple[int, int] | None
 ) -> None:
-    disk = known(wanted, [bound], 16, "this")
+    disk = known(wanted, [bound], standing("gpt:1"), "this")
     assert disk is not None
     assert (disk.noted, disk.is_new, disk.is_configured) == (noted, False, wanted.identity is not None)
 
@@ -220,6 +220,53 @@ def test_what_could_not_be_written_is_what_is_known_until_it_or_something_newer_
 def test_a_second_line_for_one_id_is_a_new_disk_wherever_it_stands() -> None:
     lines = [WantedDisk("/dev/x"), WantedDisk("/dev/y", "sdb")]
     for wanted in (lines, lines[::-1]):
-        found = {disk.path: disk for disk in all_known(wanted, [BOUND], {"/dev/x": 16}, {16: "sdb"}, "this")}
+        found = {
+            disk.path: disk for disk in all_known(wanted, [BOUND], {"/dev/x": standing("gpt:1")}, "this")
+        }
         assert (found["/dev/y"].id, found["/dev/y"].is_new) == ("sdb", False)
         assert (found["/dev/x"].id, found["/dev/x"].is_new) == ("sdb-2", True)
+
+
+def known_at(device: str, there: Standing, line: Bound, *, captured: bool = False) -> Known:
+    """What is configured alone, by this path."""
+    pinned = {(there.dev, there.diskseq)} if captured else set()
+    [found] = all_known([WantedDisk(device)], [line], {device: there}, "this", pinned)
+    return found
+
+
+def test_the_same_disk_under_another_path_keeps_its_id() -> None:
+    found = known_at("/dev/disk/by-id/x", standing("gpt:1"), BOUND)
+    assert (found.id, found.path, found.is_new, found.noted) == ("sdb", "/dev/disk/by-id/x", False, (16, 5))
+    assert str(found.identity) == "gpt:1"
+
+
+def test_another_disk_that_has_its_device_number_by_now_is_a_new_one() -> None:
+    for there in (
+        replace(standing("gpt:1"), diskseq=6),  # unplugged, and a clone of it plugged in
+        replace(standing("gpt:1"), diskseq=0),  # nobody knows
+    ):
+        found = known_at("/dev/disk/by-id/x", there, BOUND)
+        assert (found.id, found.is_new) == ("sdb-2", True)
+    before = structs.replace(BOUND, seen=Seen("before", 16, 5))
+    assert known_at("/dev/disk/by-id/x", standing("gpt:1"), before).is_new, "diskseqs are counted anew"
+
+
+def test_what_a_disk_bears_under_another_path_may_say_that_it_is_another() -> None:
+    lun = structs.replace(BOUND, identity="wwid:1")
+    for captured in (False, True):
+        found = known_at("/dev/y", standing("wwid:2"), lun, captured=captured)
+        assert found.is_new, "it was mapped anew behind the same device"
+    assert known_at("/dev/y", standing("gpt:2"), BOUND).is_new, "nobody has watched who changed its table"
+    assert known_at("/dev/y", standing("gpt:2"), BOUND, captured=True).id == "sdb"
+
+
+def test_a_line_that_is_configured_still_is_taken_by_no_other_path() -> None:
+    there = standing("gpt:1")
+    paths = {"/dev/y": there, "/dev/x": there}
+    for wanted in (["/dev/y", "/dev/x"], ["/dev/x", "/dev/y"]):
+        found = {one.path: one for one in all_known([*map(WantedDisk, wanted)], [BOUND], paths, "this")}
+        assert (found["/dev/x"].id, found["/dev/y"].id) == ("sdb", "sdb-2")
+    asked = [WantedDisk("/dev/y"), WantedDisk("/dev/z", "sdb")]
+    assert [one.id for one in all_known(asked, [BOUND], paths, "this")] == ["sdb-2", "sdb"]
+    other = all_known([WantedDisk("/dev/y", identity="gpt:9")], [BOUND], paths, "this")
+    assert other[0].id == "sdb-2", "another disk is meant"
