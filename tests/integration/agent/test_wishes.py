@@ -236,8 +236,8 @@ async def test_protection_that_is_stopped_and_asked_for_again_in_one_process_beg
 async def test_with_a_damaged_file_what_is_captured_stays_so_until_the_config_server_says_something(
     r: Rig, ca: TestCa, says: Teller, content: bytes | None
 ) -> None:
-    a, b, c = paths(r)
-    config = agent_of(r, ca, says.url, c)
+    a, b, _ = paths(r)
+    config = agent_of(r, ca, says.url, b)
     file = config.state_dir / desired.NAME
     says.wish(Verb.PROTECT, a, b)
     async with running(config):
@@ -285,31 +285,31 @@ async def test_a_copy_of_the_folder_on_other_hardware_captures_what_its_configur
 async def test_what_is_captured_stays_so_also_when_no_file_says_which_disk_is_which(
     r: Rig, ca: TestCa, says: Teller
 ) -> None:
-    a, b, c = paths(r)
+    a, b, _ = paths(r)
     config = agent_of(r, ca, says.url, a, b)
     async with running(config):
         await says.hears(lambda report: report.disks, "it does not begin")
     state_of(r).begin_epoch(eid(7))
     (config.state_dir / "disks.json").unlink()
     (config.state_dir / desired.NAME).write_bytes(b"{")
-    async with running(agent_of(r, ca, says.url, c)):
+    async with running(agent_of(r, ca, says.url, b)):
         report = await says.hears(lambda report: report.disks, "it does not go on")
         assert (devices(report), state_of(r).epoch) == ([a, b], eid(7))
 
 
-async def test_a_damaged_file_where_nothing_is_captured_begins_nothing(
+async def test_a_damaged_file_where_nothing_is_captured_leaves_what_the_configuration_names(
     r: Rig, ca: TestCa, says: Teller
 ) -> None:
-    a, *_ = paths(r)
+    a, b, _ = paths(r)
     config = agent_of(r, ca, says.url, a)
     config.state_dir.mkdir()
     (config.state_dir / desired.NAME).write_bytes(b"{")
     async with running(config):
-        report = await says.hears(lambda report: report.available, "nothing is said")
-        assert (report.state, codes(report), report.disks) == ("unprotected", ["US620"], [])
-        assert not pins.exist(r.pin_dir)
-        says.wish(Verb.PROTECT)
-        await says.hears(lambda report: devices(report) == [a], "its word is not taken")
+        report = await says.hears(lambda report: report.disks, "nothing is protected")
+        assert (devices(report), "US620" in codes(report)) == ([a], True)
+        says.wish(Verb.PROTECT, b)
+        report = await says.hears(lambda report: devices(report) == [b], "its word is not taken")
+        assert "US620" not in codes(report)
 
 
 async def test_disks_that_are_in_nobodys_words_any_more_stay_captured(
