@@ -116,12 +116,6 @@ def check_disks(disks: Sequence[WantedDisk]) -> None:
         if twice:
             raise ConfigError(f"Two disks have the {name} {twice[0]}", action="Name each disk once.")
     for disk in disks:
-        if not disk.device.isprintable():
-            raise ConfigError(
-                f"The path of disk {disk.id or disk.device!r} is none",
-                cause=f"{disk.device!r} has characters that no path of a disk has",
-                action="Write it as `understudy machine disks` shows it.",
-            )
         try:
             if disk.identity is not None:
                 Identity.parse(disk.identity)

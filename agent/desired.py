@@ -271,6 +271,13 @@ def check(wish: Wish) -> None:
     """Raises ConfigError when no agent can do it. Whether its disks are there is another thing."""
     if wish.verb is Verb.OTHER:
         raise ConfigError("It has a verb that this version does not know", action="Upgrade the agent.")
+    for disk in wish.disks:
+        if not disk.device.isprintable():
+            raise ConfigError(
+                f"The path of disk {disk.id or disk.device!r} is none",
+                cause=f"{disk.device!r} has characters that no path of a disk has",
+                action="Write it as `understudy machine disks` shows it.",
+            )
     check_disks(wish.disks)
     check_servers(wish.process_servers)
 
