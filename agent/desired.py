@@ -30,7 +30,7 @@ where nothing is captured, none. Where nobody knows what is wanted, both count, 
 in so many words. A wish with a lower number than the one that holds is no act: whoever tells it does not know what this agent said in the
 same exchange.
 
-*Settings* are used at once, written or not: nothing can be lost by them.
+*Settings* are used at once, written or not: nothing can be lost by them. One that is told as null is the configuration's again.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ class WishFile:
         return Goal(disks=wish.disks or config.protected, servers=wish.process_servers or config.servers)
 
     def point_interval_s(self, config: AgentConfig) -> float:
-        return self.settings.point_interval_s if self.settings else config.point_interval_s
+        told = self.settings.point_interval_s if self.settings is not None else None
+        return config.point_interval_s if told is None else told
 
     @property
     def problems(self) -> list[Problem]:
@@ -184,7 +185,7 @@ class WishFile:
     async def take(self, told: Desired) -> None:
         """What an answer of the config server says. Returns at once; `until` tells when something follows from it. (The state_dir may lie
         on a disk that hangs: reports go on.)"""
-        if told.settings is not None and told.settings != self.settings:
+        if told.settings is not None and told.settings != (self.settings or Settings()):
             self.settings = told.settings
             self._news.set()
         wish = self._as_far_as_possible(told.wish)

@@ -128,6 +128,11 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     """
     ALTER TABLE machines ADD COLUMN identity TEXT NOT NULL DEFAULT '';
     """,
+    # Each policy had an interval, also where only a threshold was ever set; 300 is what nobody chose.
+    """
+    UPDATE policies SET body = json_remove(body, '$.point_interval_s') WHERE json_extract(body, '$.point_interval_s') = 300;
+    UPDATE machines SET policy = json_remove(policy, '$.point_interval_s') WHERE json_extract(policy, '$.point_interval_s') = 300;
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -58,7 +58,7 @@ def answer(
     known = inventory.find(db, machine)
     own = known.own if known is not None else None
     before = own.wish if own is not None else None
-    settings = policies.settings(known.assigned if known is not None else policies.default(db))
+    settings = policies.settings((known.assigned if known is not None else policies.default(db)).policy)
     if known is not None and identity != known.identity:
         if not known.identity:
             if is_the_machine:

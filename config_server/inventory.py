@@ -33,8 +33,6 @@ class Machine(msgspec.Struct, frozen=True):
     """Its protection was: whoever is silent then is not missed."""
     policy_name: str = ""
     """Empty: the policy is the machine's own."""
-    policy_was_set: bool = True
-    """False: nobody did, and an agent's configuration holds."""
     wish: Wish | None = None
     """None: no opinion. `protected`, `ended` and `disks` are what it says, else what was recorded before there were wishes."""
     wish_ns: int = 0
@@ -50,7 +48,7 @@ class Machine(msgspec.Struct, frozen=True):
 
     @property
     def assigned(self) -> Assigned:
-        return Assigned(self.policy, self.policy_name, self.policy_was_set)
+        return Assigned(self.policy, self.policy_name)
 
 
 class StoredReport(msgspec.Struct, frozen=True):
@@ -207,7 +205,6 @@ def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
         created_ns=row["created_ns"],
         ended=bool(row["ended"]),
         policy_name=assigned.name,
-        policy_was_set=assigned.was_set,
         wish=None if row["wish"] is None else decoding.decode(row["wish"], type=Wish),
         wish_ns=row["wish_ns"] or 0,
         wish_incarnation=row["wish_incarnation"] or "",

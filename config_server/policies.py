@@ -1,6 +1,7 @@
 """Replication policies: by name, one of them the default, and those that machines have had of their own since before policies had names.
 
-What nobody ever set is no opinion: then an agent's own configuration holds, and here the values that a `Policy` has by itself.
+What a policy does not say, an agent's own configuration does: a threshold alone sets no interval, and whoever has a machine follow the
+default policy again, which nobody ever set, takes back what another one said. So agents are told settings with every answer, also none.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ class Assigned(msgspec.Struct, frozen=True):
     policy: Policy
     name: str
     """Empty: it has one of its own, without a name."""
-    was_set: bool = True
-    """False: nobody ever set one that holds for it."""
 
 
 def find(db: sqlite3.Connection, name: str) -> Policy | None:
@@ -91,7 +90,12 @@ def views(db: sqlite3.Connection) -> list[PolicyView]:
 def view(db: sqlite3.Connection, name: str) -> PolicyView:
     """Raises PolicyNotFoundError."""
     policy = get(db, name)
-    return PolicyView(name=name, machines=users(db, name), **msgspec.structs.asdict(policy))
+    return PolicyView(
+        name=name,
+        machines=users(db, name),
+        point_interval_s=settings(policy).point_interval_s,
+        rpo_threshold_s=policy.rpo_threshold_s,
+    )
 
 
 def assign(db: sqlite3.Connection, machine: str, name: str) -> None:
@@ -112,8 +116,7 @@ def give_own(db: sqlite3.Connection, machine: str, policy: Policy) -> None:
 
 
 def default(db: sqlite3.Connection) -> Assigned:
-    found = find(db, DEFAULT)
-    return Assigned(found or Policy(), DEFAULT, was_set=found is not None)
+    return Assigned(get(db, DEFAULT), DEFAULT)
 
 
 def of_row(db: sqlite3.Connection, row: sqlite3.Row) -> Assigned:
@@ -121,10 +124,10 @@ def of_row(db: sqlite3.Connection, row: sqlite3.Row) -> Assigned:
     if row["policy"] is not None:
         return Assigned(decoding.decode(row["policy"], type=Policy), "")
     name = row["policy_name"] or DEFAULT
-    found = find(db, name)
-    return Assigned(found or Policy(), name, was_set=found is not None)
+    return Assigned(find(db, name) or Policy(), name)
 
 
-def settings(assigned: Assigned) -> Settings | None:
-    """For the agent; None: no opinion."""
-    return Settings(point_interval_s=assigned.policy.point_interval_s) if assigned.was_set else None
+def settings(policy: Policy) -> Settings:
+    """For the agent."""
+    interval_s = policy.point_interval_s
+    return Settings(point_interval_s=None if interval_s is msgspec.UNSET else interval_s)

@@ -12,7 +12,8 @@ Each act gives a machine another *wish*, with the mark of who made it:
 The agent keeps the wish that it goes by on its own disk, and says it with every report. So whoever is asked for the next one sees in the
 same exchange whether the agent knows of a later one than he does (`config_server.wishes`): then that is what holds.
 
-*Settings* are no acts: they are what the machine's policy says at the moment, and none of them can lose anything.
+*Settings* are no acts: they are what the machine's policy says at the moment, and none of them can lose anything. They are told whole: what
+the policy does not say (any more) is the agent's own configuration's again.
 """
 
 from __future__ import annotations
@@ -78,10 +79,12 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    point_interval_s: Interval
+    point_interval_s: Interval | None = None
+    """None: as the agent's own configuration says."""
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
     wish: Wish | None = None
     """None: no opinion."""
     settings: Settings | None = None
+    """None: no opinion."""

@@ -20,7 +20,8 @@ from shared.vocabulary import Consistency, HopState, PointState, Role, Severity
 PORT: Final = 443
 API_VERSION: Final = 3
 """Raised whenever a request gets a field or a value, which an older server refuses: `Health` says the server's. 2: `RestoreRequest` has
-`grant` and `request`. 3: `Protection` has `process_servers`, `policy_name`, `force`, `offline` and `fewer`; policies have names."""
+`grant` and `request`. 3: `Protection` has `process_servers`, `policy_name`, `force`, `offline` and `fewer`; policies have names, and need
+no interval."""
 MAX_BODY_B: Final = 4 << 20
 """Larger request bodies are refused."""
 
@@ -214,7 +215,8 @@ class CommandView(msgspec.Struct):
 class Policy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Replication policy. `rpo_threshold_s` only raises an event; it never changes replication."""
 
-    point_interval_s: Interval = 300.0
+    point_interval_s: Interval | msgspec.UnsetType = msgspec.UNSET
+    """Unset: each agent's own configuration says it."""
     rpo_threshold_s: Interval = 900.0
 
 
@@ -225,7 +227,8 @@ class PolicyView(msgspec.Struct, kw_only=True):
     """A policy, and the machines for which it holds."""
 
     name: str
-    point_interval_s: float
+    point_interval_s: float | None
+    """Null: each agent's own configuration says it."""
     rpo_threshold_s: float
     machines: list[str]
 

@@ -65,16 +65,26 @@ def policy_show(policy_name: str) -> None:
 @_default_argument
 @click.option("--point-interval", "point_interval_s", type=float, metavar="S", help="Seconds between points.")
 @click.option(
+    "--own-interval",
+    is_flag=True,
+    help="Points as often as each agent's own configuration says. So it is until an interval is given.",
+)
+@click.option(
     "--rpo-threshold", "rpo_threshold_s", type=float, metavar="S", help="An RPO above this raises an event."
 )
 @add_options(*COMMON)
-def policy_set(policy_name: str, **changes: float | None) -> None:
+def policy_set(policy_name: str, *, own_interval: bool, **changes: float | None) -> None:
     """Create or change a policy; what is not given stays, or is the default one's at first. Without a name the default one.
 
     \b
     Example: understudy policy set gold --point-interval 60 --rpo-threshold 300
     """
-    found = run(_set(policy_name, {name: value for name, value in changes.items() if value is not None}))
+    given: dict[str, float | msgspec.UnsetType] = {
+        n: value for n, value in changes.items() if value is not None
+    }
+    if own_interval and "point_interval_s" in given:
+        raise click.UsageError("--point-interval and --own-interval exclude each other.")
+    found = run(_set(policy_name, given | ({"point_interval_s": msgspec.UNSET} if own_interval else {})))
     emit(found, lambda: plain_fields(found))
 
 
@@ -107,10 +117,14 @@ def policy_delete(policy_name: str) -> None:
 
 def _table(found: list[PolicyView]) -> Table:
     rows = [
-        (each.name, f"{each.point_interval_s:g} s", f"{each.rpo_threshold_s:g} s", ", ".join(each.machines))
+        (each.name, _interval(each.point_interval_s), f"{each.rpo_threshold_s:g} s", ", ".join(each.machines))
         for each in found
     ]
     return grid(None, ("=policy", ">points every", ">RPO at most", "machines"), rows)
+
+
+def _interval(seconds: float | None) -> str:
+    return "as configured" if seconds is None else f"{seconds:g} s"
 
 
 async def _call(client: RestClient, route: Route[Any, _R], body: msgspec.Struct, path: dict[str, str]) -> _R:
@@ -140,7 +154,7 @@ async def _get(name: str) -> PolicyView | Policy:
             return await client.call(api.POLICY, Nothing())  # it has the default one alone
 
 
-async def _set(name: str, changes: dict[str, float]) -> PolicyView | Policy:
+async def _set(name: str, changes: dict[str, float | msgspec.UnsetType]) -> PolicyView | Policy:
     from shared import api
     from shared.messages import Nothing
 
@@ -165,7 +179,8 @@ async def _before(client: RestClient, name: str, otherwise: Policy) -> Policy:
         found = await _call(client, api.POLICY_GET, Nothing(), {"policy": name})
     except PolicyNotFoundError:
         return otherwise
-    return Policy(point_interval_s=found.point_interval_s, rpo_threshold_s=found.rpo_threshold_s)
+    interval_s = msgspec.UNSET if found.point_interval_s is None else found.point_interval_s
+    return Policy(point_interval_s=interval_s, rpo_threshold_s=found.rpo_threshold_s)
 
 
 async def _assign(policy_name: str, machine: str) -> MachineView:

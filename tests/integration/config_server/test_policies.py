@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from shared import api
+from shared.desired import Settings
 from shared.errors import PolicyNotFoundError, RequestError
 from shared.messages import Limit, Nothing, Policy, PolicyChoice, Protection
 from shared.rest import RestClient
@@ -17,7 +18,7 @@ from tests.obedient_agent import obedient_agent
 
 async def test_nobody_ever_set_a_policy_and_the_default_one_is_there(operator: RestClient) -> None:
     [found] = (await operator.call(api.POLICIES, Nothing())).policies
-    assert (found.name, found.point_interval_s, found.machines) == ("default", 300, [])
+    assert (found.name, found.point_interval_s, found.machines) == ("default", None, [])
     assert await operator.call(api.POLICY_GET, Nothing(), policy="default") == found
     with pytest.raises(PolicyNotFoundError, match="'gold'"):
         await operator.call(api.POLICY_GET, Nothing(), policy="gold")
@@ -54,6 +55,30 @@ async def test_agents_hear_of_the_policy_that_was_set_for_their_machine(
         assert (gone.name, gone.point_interval_s) == ("gold", 10)
         with pytest.raises(PolicyNotFoundError):
             await operator.call(api.POLICY_ASSIGN, PolicyChoice("gold"), machine="web1")
+
+
+async def test_what_a_policy_does_not_say_any_more_is_the_agents_own_again(
+    server: ConfigServer, operator: RestClient, files: TlsFiles
+) -> None:
+    async with obedient_agent(server, files) as web1:
+        await web1.report()
+        await operator.call(api.POLICY_PUT, Policy(point_interval_s=10), policy="gold")
+        await operator.call(api.POLICY_ASSIGN, PolicyChoice("gold"), machine="web1")
+        await web1.report()
+        assert web1.settings == Settings(point_interval_s=10)
+        await operator.call(api.POLICY_ASSIGN, PolicyChoice("default"), machine="web1")
+        await web1.report()
+        assert web1.settings == Settings(), "nobody ever set the default one"
+        shown = await operator.call(api.POLICY_SET, Policy(rpo_threshold_s=60))
+        assert shown == Policy(rpo_threshold_s=60)
+        await web1.report()
+        assert web1.settings == Settings(), "a threshold alone sets no interval"
+        await operator.call(api.POLICY_SET, Policy(point_interval_s=20))
+        await web1.report()
+        assert web1.settings == Settings(point_interval_s=20)
+        await operator.call(api.POLICY_SET, Policy())
+        await web1.report()
+        assert web1.settings == Settings()
 
 
 async def test_what_was_changed_is_in_the_audit_log_with_what_was_before(operator: RestClient) -> None:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from config_server import backup, desired_state, restoring, service, wish_view
 from shared import api
-from shared.desired import Mark, Verb, WantedDisk, Wish
+from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     DiskTooLargeError,
     FewerDisksError,
@@ -58,7 +58,7 @@ async def events(operator: RestClient, code: str | None = None) -> list[EventVie
 
 
 async def test_an_upgrade_orders_nothing(operator: RestClient, web1: ObedientAgent) -> None:
-    assert (await web1.report()).desired is None
+    assert (await web1.report()).desired == Desired(settings=Settings()), "its own configuration"
     assert (await shown(operator)).wish is None
 
 
@@ -321,7 +321,7 @@ async def test_an_act_that_this_version_does_not_know_is_left_to_the_agent_until
     with capture_logs() as logs:
         for _ in range(3):
             reply = await web1.report_plain(wish=newer)
-            assert reply.desired is None
+            assert reply.desired == Desired(settings=Settings())
     assert [line["act"] for line in logs if "does not know" in line["event"]] == [newer["mark"]["act"]]
     view = await shown(operator)
     assert (view.last_seen_s is None, view.wish and view.wish.disks) == (False, ["/dev/sda"])

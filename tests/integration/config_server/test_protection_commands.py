@@ -205,6 +205,16 @@ async def test_policies_are_made_assigned_and_deleted(line: Line, web1: Obedient
     assert protected["policy_name"] == "default"
     assert (await line.json("policy", "delete", "gold"))["name"] == "gold"
     assert (await line.run("policy", "show", "gold")).exit_code == 3
+    bare = await line.json("policy", "set", "--rpo-threshold", "60")
+    assert (bare["point_interval_s"], bare["rpo_threshold_s"]) == (None, 60)
+    await web1.report()
+    assert web1.settings.point_interval_s is None, "its own configuration holds"
+    assert "as configured" in (await line.run("policy", "list", "--output", "table")).stdout
+    both = await line.run("policy", "set", "--point-interval", "60", "--own-interval")
+    assert both.exit_code == 2
+    default = await line.json("policy", "set", "--point-interval", "60")
+    own = await line.json("policy", "set", "--own-interval")
+    assert (own["point_interval_s"], own["rpo_threshold_s"]) == (None, 60)
     default = await line.json("policy", "set", "--point-interval", "60")
     assert default == await line.json("policy", "show") | {"machines": default["machines"]}
 

@@ -236,6 +236,21 @@ async def test_a_disk_that_hangs_under_the_file_holds_up_no_answer(
     await wishes.close()
 
 
+async def test_settings_that_are_taken_back_are_the_configurations_and_none_told_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    wishes = loaded(tmp_path)
+    await told(wishes, None, Settings())
+    assert not (tmp_path / desired.NAME).exists(), "there is nothing to keep"
+    await told(wishes, None, Settings(point_interval_s=60))
+    await told(wishes)
+    assert wishes.point_interval_s(config()) == 60.0
+    await told(wishes, None, Settings())
+    assert wishes.point_interval_s(config()) == config().point_interval_s
+    again = loaded(tmp_path)
+    assert again.point_interval_s(config()) == config().point_interval_s
+
+
 async def test_whoever_waits_hears_of_another_wish_and_of_settings(tmp_path: Path) -> None:
     wishes = loaded(tmp_path)
     seen: list[tuple[Wish | None, float]] = []

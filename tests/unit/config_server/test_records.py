@@ -91,17 +91,19 @@ def test_an_upgrade_gives_no_machine_a_wish_keeps_policies_and_withdraws_command
         """INSERT INTO settings VALUES ('default-policy', '{"point_interval_s": 60.0, "rpo_threshold_s": 900.0}');"""
         "INSERT INTO machines VALUES ('web1', 1, '[\"/dev/sda\"]', '{\"point_interval_s\": 10.0}', 1, 0);"
         "INSERT INTO machines VALUES ('web2', 1, '[\"/dev/sda\"]', NULL, 1, 0);"
+        """INSERT INTO machines VALUES ('web3', 1, '[]', '{"point_interval_s": 300.0, "rpo_threshold_s": 60.0}', 1, 0);"""
     )
     old.close()
     db = database.connect(path)
     try:
         assert commands.pending(db, "agent:web1", 1) == []
         assert commands.expire(db, 10**18) == []
-        web1, web2 = inventory.machines(db)
+        web1, web2, web3 = inventory.machines(db)
         assert (web1.wish, web1.protected, web1.policy.point_interval_s, web1.policy_name) == (
             None, True, 10, "",
         )  # fmt: skip
         assert (web2.wish, web2.policy.point_interval_s, web2.policy_name) == (None, 60, policies.DEFAULT)
+        assert web3.policy == Policy(rpo_threshold_s=60), "nobody chose the interval that it had"
         [first] = incarnations.history(db)
         assert len(first) == 16
     finally:
@@ -418,8 +420,8 @@ def test_a_policy_holds_for_those_to_whom_it_is_assigned_and_the_default_one_for
     policies.put(db, "gold", Policy(point_interval_s=10))
     policies.assign(db, "web1", "gold")
     policies.give_own(db, "web2", Policy(point_interval_s=20))
-    assert [policies.settings(machine.assigned) for machine in inventory.machines(db)] == [
-        Settings(point_interval_s=10), Settings(point_interval_s=20), None,
+    assert [policies.settings(machine.policy) for machine in inventory.machines(db)] == [
+        Settings(point_interval_s=10), Settings(point_interval_s=20), Settings(),
     ]  # fmt: skip
     policies.put(db, "default", Policy(point_interval_s=30))
     policies.put(db, "gold", Policy(point_interval_s=11))
@@ -430,7 +432,10 @@ def test_a_policy_holds_for_those_to_whom_it_is_assigned_and_the_default_one_for
     ]  # fmt: skip
     with pytest.raises(RequestError, match="assigned to web1"):
         policies.delete(db, "gold")
+    policies.put(db, "default", Policy(rpo_threshold_s=60))
     policies.assign(db, "web1", "default")
+    told = policies.settings(inventory.machine(db, "web1").policy)
+    assert told == Settings(), "a threshold alone sets no interval"
     policies.delete(db, "gold")
     with pytest.raises(PolicyNotFoundError):
         policies.delete(db, "gold")
