@@ -94,7 +94,7 @@ def protect(
 
 @click.command()
 @name_argument
-@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal it is needed.")
 @_no_wait
 @add_options(*COMMON)
 def unprotect(name: str, *, yes: bool, no_wait: bool) -> None:
@@ -103,7 +103,13 @@ def unprotect(name: str, *, yes: bool, no_wait: bool) -> None:
     \b
     Example: understudy machine unprotect web1
     """
-    if not yes and sys.stdin.isatty():
+    if not yes:
+        if not sys.stdin.isatty():
+            raise RequestError(
+                f"The protection of '{name}' was not ended",
+                cause="whether it is to end could not be asked: there is no terminal",
+                action="Say it with --yes: its points stay, and there will be no new ones.",
+            )
         click.confirm(
             f"Stop replicating '{name}'? Its points stay, and there will be no new ones.",
             abort=True,

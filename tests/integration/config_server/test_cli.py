@@ -192,7 +192,7 @@ async def test_machines_are_listed_and_shown(site: Site, agent: ControlClient) -
     table = await site.run("machine", "show", "web1", "--output", "table")
     assert "loop1" in table.stdout
     assert table.exit_code == 0
-    ended = (await site.run("machine", "unprotect", "web1", "--no-wait", "--output", "json")).json
+    ended = (await site.run("machine", "unprotect", "web1", "--yes", "--no-wait", "--output", "json")).json
     assert (ended["state"], ended["protected"]) == ("unprotected", False)
     begun = await site.run("machine", "protect", "web1", "--no-wait", "--output", "json")
     assert (begun.json["protected"], begun.json["wish"]["disks"]) == (True, ["/dev/loop0"])

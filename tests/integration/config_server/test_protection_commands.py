@@ -91,7 +91,7 @@ async def test_protect_waits_until_the_agent_goes_by_it(
     assert done["wish"].keys() == {"verb", "disks", "process_servers", "since", "pending", "mark"}
     again = await line.json("machine", "protect", "web1", "--disk", "/dev/sda", "--yes")
     assert again["wish"]["process_servers"] == ["ps1:9443"], "as it is"
-    gone = await line.json("machine", "unprotect", "web1")
+    gone = await line.json("machine", "unprotect", "web1", "--yes")
     assert (gone["wish"]["verb"], gone["wish"]["disks"], gone["wish"]["pending"]) == ("stop", [], None)
     assert web1.wish.verb is Verb.STOP
     assert not [*web1.wish.disks, *web1.wish.process_servers], "nothing that it could refuse"
@@ -108,7 +108,7 @@ async def test_without_disks_those_are_meant_that_are_captured_else_all_that_are
     line: Line, web1: ObedientAgent
 ) -> None:
     assert (await line.json("machine", "protect", "web1"))["wish"]["disks"] == ["/dev/sda"]
-    await line.json("machine", "unprotect", "web1")
+    await line.json("machine", "unprotect", "web1", "--yes")
     web1.captured = ()
     web1.available.append(AvailableDisk(device="/dev/sdc", why_not="it is read-only"))
     await web1.report()
@@ -130,6 +130,21 @@ async def test_fewer_disks_than_before_are_refused_without_a_terminal_unless_tha
     assert (refused.exit_code, "US129" in refused.stderr) == (2, True)
     assert "/dev/sda" in refused.stderr
     assert (await line.json(*fewer, "--yes"))["wish"]["disks"] == ["/dev/sdb"]
+
+
+async def test_to_end_protection_without_a_terminal_has_to_be_said(line: Line, web1: ObedientAgent) -> None:
+    await line.json("machine", "protect", "web1")
+    refused = await line.run("machine", "unprotect", "web1")
+    assert (refused.exit_code, "--yes" in refused.stderr) == (2, True)
+    assert "there is no terminal" in refused.stderr
+    await web1.report()
+    asked = await line.run("machine", "unprotect", "web1", typed="n\n")
+    assert (asked.exit_code, "Stop replicating 'web1'?" in asked.stderr) == (130, True)
+    await web1.report()
+    assert web1.wish is not None
+    assert web1.wish.verb == "protect"
+    await line.run("machine", "unprotect", "web1", typed="y\n")
+    assert web1.wish.verb == "stop"
 
 
 async def test_who_names_no_disk_leaves_out_none_that_is_away(line: Line, web1: ObedientAgent) -> None:
