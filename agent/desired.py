@@ -48,6 +48,7 @@ from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     UNDECODABLE,
     ConfigError,
+    NoThreadError,
     UnderstudyError,
     WishDamagedError,
     WishForeignError,
@@ -244,7 +245,7 @@ class WishFile:
         crashpoints.reach("wish.before-write")
         try:
             await asyncio.to_thread(durable.replace_file, self.path, data)
-        except OSError as exc:
+        except (OSError, NoThreadError) as exc:
             error = WishUnwrittenError(
                 f"What the config server wants could not be written to {self.path}", cause=cause_of(exc)
             )

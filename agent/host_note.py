@@ -12,7 +12,7 @@ _log = logging.get()
 
 
 class HostNote:
-    """`keep` it now and then: what could not be written is tried again. Blocks for a moment."""
+    """`keep` it now and then, while it `is_due`: what could not be written is tried again."""
 
     def __init__(self, config: AgentConfig, capture: Capture) -> None:
         self.problem: HostNoteError | None = None
@@ -20,19 +20,27 @@ class HostNote:
         self._capture = capture
         self._written = False
 
+    @property
+    def is_due(self) -> bool:
+        return not self._written
+
     def keep(self) -> None:
+        """Blocks for a moment."""
         if self._written:
             return
         disks = [(disk.name, disk.diskseq) for disk in self._capture.disks]
         try:
             protected.note(self._config.machine, self._config.pin_dir, disks)
         except OSError as exc:
-            error = HostNoteError(
-                "The protected disks could not be noted for other programs of this host",
-                cause=f"{cause_of(exc)} ({exc.filename})" if exc.filename else str(exc),
-            )
-            if self.problem is None or self.problem.cause != error.cause:
-                _log.warning("protected disks not noted", **error.as_dict())
-            self.problem = error
+            self.failed(f"{cause_of(exc)} ({exc.filename})" if exc.filename else str(exc))
         else:
             self._written, self.problem = True, None
+
+    def failed(self, cause: str) -> None:
+        """It could not be kept, or not even be tried."""
+        error = HostNoteError(
+            "The protected disks could not be noted for other programs of this host", cause=cause
+        )
+        if self.problem is None or self.problem.cause != error.cause:
+            _log.warning("protected disks not noted", **error.as_dict())
+        self.problem = error

@@ -30,6 +30,7 @@ from typing import Final
 from agent.capture import pins
 from shared import durable
 from shared.errors import AgentRunningError
+from shared.threads import start
 
 NAME: Final = "agent.lock"
 _LOCKS: Final = Path("/proc/locks")
@@ -44,7 +45,8 @@ def beside(pin_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def held(state_dir: Path | None, what: str, pin_dir: Path | None = None) -> Iterator[None]:
-    """Both locks, or one of them. Raises AgentRunningError, which begins with `what`, when somebody else holds one."""
+    """Both locks, or one of them. Raises AgentRunningError, which begins with `what`, when somebody else holds one, and
+    NoThreadError."""
     taken: Future[None] = Future()
     over = threading.Event()
     with contextlib.ExitStack() as undo:
@@ -57,7 +59,7 @@ def held(state_dir: Path | None, what: str, pin_dir: Path | None = None) -> Iter
         holding = threading.Thread(target=_hold, args=arguments, name="lock", daemon=True)
         try:
             with durable.named("The agent's lock could not be made"):
-                holding.start()
+                start(holding)
                 taken.result()
             yield
         finally:

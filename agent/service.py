@@ -40,7 +40,14 @@ from agent.telling import tell_why
 from shared import crashpoints, durable, identity, logging, protected
 from shared.control_client import ControlClient
 from shared.desired import WantedDisk
-from shared.errors import DetachError, DeviceError, HostNoteError, NoUsableDiskError, UnderstudyError
+from shared.errors import (
+    DetachError,
+    DeviceError,
+    HostNoteError,
+    NoThreadError,
+    NoUsableDiskError,
+    UnderstudyError,
+)
 from shared.service import notify, watchdog_interval_s
 from shared.status import Problem
 from shared.threads import in_thread
@@ -389,8 +396,14 @@ async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
 
 
 async def _keep_note(agent: Agent) -> None:
+    """A thread is asked for only while there is something to write: there may be no room for one."""
+    note = agent.note
     while True:
-        await in_thread(agent.note.keep)
+        try:
+            if note.is_due:
+                await in_thread(note.keep)
+        except NoThreadError as exc:
+            note.failed(exc.cause)
         await asyncio.sleep(NOTE_S)
 
 

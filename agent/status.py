@@ -79,6 +79,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
         agent.revoked.trouble.error,
         agent.watch.trouble,
         agent.watch.file.trouble,
+        stream.trouble,
     ):
         if trouble is not None:
             problems.append(_warning(trouble))

@@ -11,13 +11,13 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from config_server.reserve import FILE, Reserve
 from shared import logging
 from shared.errors import ConfigError, DatabaseError
+from shared.threads import Threads
 
 _log = logging.get()
 _T = TypeVar("_T")
@@ -196,7 +196,7 @@ class Database:
     """An open database; all work is done in its one thread."""
 
     def __init__(
-        self, path: Path, executor: ThreadPoolExecutor, connection: sqlite3.Connection, reserve: Reserve
+        self, path: Path, executor: Threads, connection: sqlite3.Connection, reserve: Reserve
     ) -> None:
         self.trouble: DatabaseError | None = None
         """Why it cannot be used just now: from the first transaction that fails until one has written again."""
@@ -207,7 +207,7 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+        executor = Threads(max_workers=1, thread_name_prefix="database")
         reserve = Reserve(path.with_name(FILE))
 
         def begin() -> sqlite3.Connection:

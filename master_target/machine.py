@@ -37,7 +37,9 @@ from shared.errors import (
 )
 from shared.recovery.parallel import parallel
 from shared.status import Problem
+from shared.threads import no_room
 from shared.vault import Vault
+from shared.vocabulary import Severity
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -104,13 +106,17 @@ class Machine:
                 self._state = "failed, will try again"
                 _log.error("machine failed", machine=self.name, **exc.as_dict())
             except Exception as exc:  # noqa: BLE001 - a bug that one machine meets must not end the work on the others
-                self._failure = UnderstudyError(
+                full = no_room(exc)
+                self._failure = full or UnderstudyError(
                     f"The work on machine {self.name} was interrupted",
                     cause=repr(exc),
                     action="This is a bug; it is tried again by itself. Report it, with the master target's log.",
                 )
                 self._state = "failed, will try again"
-                _log.error("machine failed: this is a bug", machine=self.name, exc_info=exc)
+                if full is not None:
+                    _log.error("machine failed", machine=self.name, **full.as_dict(), exc_info=exc)
+                else:
+                    _log.error("machine failed: this is a bug", machine=self.name, exc_info=exc)
             if time.monotonic() - began > 2 * _LONGEST_PAUSE_S:
                 pause_s = _FIRST_PAUSE_S
             await wait_for(stop, pause_s * random.uniform(0.5, 1.0))
@@ -230,6 +236,11 @@ class _Work:
         report.errors += [
             Problem(**error.as_dict(), object=self._name) for error in (*self._log.damaged, *beside)
         ]
+        report.errors += [
+            Problem(**error.as_dict(), severity=Severity.WARNING, object=disk.target.name)
+            for disk in self._epochs.disks
+            if (error := disk.target.problem) is not None
+        ]
 
     # ---- follow ----
 
@@ -310,7 +321,10 @@ class _Work:
 
 
 def _heals(exc: Exception) -> bool:
-    """Whether a newer epoch, of which nothing before is needed, heals it: what log or disks hold, and what nobody expected."""
+    """Whether a newer epoch, of which nothing before is needed, heals it: what log or disks hold, and what nobody expected. But what this
+    host has no room for, be it in the midst of something, says nothing of either: it is tried again, for the epoch's points."""
+    if no_room(exc) is not None:
+        return False
     if isinstance(exc, UnderstudyError):
         return isinstance(exc, (IntegrityError, SeedDiskError)) and not isinstance(exc, WrongKeyError)
     return True

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from shared import durable
-from shared.errors import StateFileError, cause_of
+from shared.errors import NoThreadError, StateFileError, cause_of
 from shared.log import names
 from shared.single_writer import SingleWriter
 from shared.trouble import Trouble
@@ -60,7 +60,7 @@ class MachineFiles:
         path = self.path(machine)
         try:
             await asyncio.to_thread(_store, path, self._kept[machine])
-        except OSError as exc:
+        except (OSError, NoThreadError) as exc:
             self.trouble.report(self._error(f"{path} could not be written", cause=cause_of(exc)))
             return False
         return True

@@ -22,6 +22,7 @@ from shared.desired import Desired
 from shared.errors import (
     CertificateExpiredError,
     ConfigError,
+    NoThreadError,
     OthersFolderError,
     RenewalNotDueError,
     UnderstudyError,
@@ -31,6 +32,7 @@ from shared.errors import (
 from shared.messages import Command, RenewRequest, Revocations, StatusReply
 from shared.rest import RestClient
 from shared.status import Problem, Report
+from shared.threads import no_room
 from shared.vocabulary import Severity
 from shared.waiting import wait_for
 
@@ -172,7 +174,8 @@ class ControlClient:
                 except UnderstudyError as exc:
                     await wait_for(stop, link.failed(exc))
                 except Exception as exc:  # noqa: BLE001 - the work of this daemon must not end for its reports
-                    await wait_for(stop, link.failed_by_bug(exc))
+                    full = no_room(exc)
+                    await wait_for(stop, link.failed(full) if full else link.failed_by_bug(exc))
                 else:
                     if not news:
                         # The server holds its answer for the interval; should it not, this is no busy loop.
@@ -251,7 +254,8 @@ class ControlClient:
         except UnderstudyError as exc:
             self.problem = exc
             if isinstance(exc, CertificateExpiredError):
-                self.problem = await asyncio.to_thread(identity.explained, self._files, exc)
+                with contextlib.suppress(NoThreadError):  # then it is told as it is
+                    self.problem = await asyncio.to_thread(identity.explained, self._files, exc)
             told = self.problem
             if before is None or (before.code, before.what) != (told.code, told.what):
                 _log.warning("the certificate could not be renewed yet", **told.as_dict())
@@ -346,6 +350,8 @@ class _CommandDesk:
         except UnderstudyError as exc:
             return {"error": exc.as_dict()}
         except Exception as exc:  # noqa: BLE001 - reported as the result, with its traceback in the log
+            if (full := no_room(exc)) is not None:
+                return {"error": full.as_dict()}
             _log.error("command failed: this is a bug", id=command.id, kind=command.kind, exc_info=exc)
             error = UnderstudyError(f"The command '{command.kind}' failed", cause=repr(exc))
             return {"error": error.as_dict()}

@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Final, NamedTuple, ParamSpec, Self, TypeVar
 
 import msgspec
 
@@ -25,6 +25,7 @@ from shared.api import Route
 from shared.errors import (
     KeyCacheError,
     KeyUnavailableError,
+    NoThreadError,
     PeerError,
     UnderstudyError,
     UnreachableError,
@@ -44,6 +45,8 @@ from shared.waiting import wait_for
 
 _log = logging.get()
 _Q = TypeVar("_Q", bound=msgspec.Struct)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _ASK_S: Final = 10.0
 """Less than a session's patience for a log to open."""
@@ -142,7 +145,10 @@ class RemoteVault:
     # ---- the cache ----
 
     async def _load(self) -> None:
-        found, errors = await asyncio.to_thread(self._cache.load)
+        try:
+            found, errors = await _in_thread(self._cache.load)
+        except KeyCacheError as exc:
+            found, errors = [], [exc]
         for key in found:
             self._keys.setdefault(_Id(key.machine, key.key_id, key.wrapped), key.key)
         self._unreadable = errors[0] if errors else None
@@ -151,7 +157,7 @@ class RemoteVault:
     async def _found(self, id_: _Id) -> bool:
         """Whether the cache has it by now: another process of this daemon may have written it, or somebody mended the disk."""
         try:
-            found = await asyncio.to_thread(self._cache.find, *id_)
+            found = await _in_thread(self._cache.find, *id_)
         except KeyCacheError as exc:
             self._unreadable = exc
             self._tell()
@@ -175,7 +181,7 @@ class RemoteVault:
             # Before it is written: should the private key change meanwhile, it is put there again.
             self._unstored.discard(id_)
             try:
-                await asyncio.to_thread(self._cache.store, CachedKey(**id_._asdict(), key=self._keys[id_]))
+                await _in_thread(self._cache.store, CachedKey(**id_._asdict(), key=self._keys[id_]))
             except KeyCacheError as exc:
                 self._unstored.add(id_)
                 errors.append(exc)
@@ -201,6 +207,14 @@ class RemoteVault:
             _log.warning("key cache: trouble; work goes on", **self._told.as_dict())
         elif self._told is None and before is not None:
             _log.info("key cache: trouble is over")
+
+
+async def _in_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Work with the cache. That there is no thread for it is a trouble of the cache: raises KeyCacheError."""
+    try:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    except NoThreadError as exc:
+        raise KeyCacheError("The keys on this host could not be read or stored", cause=exc.cause) from exc
 
 
 def _unavailable(machine: str, exc: UnderstudyError) -> KeyUnavailableError:

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from shared import decoding, durable, logging
-from shared.errors import UNDECODABLE, RevokedListError, cause_of
+from shared.errors import UNDECODABLE, NoThreadError, RevokedListError, cause_of
 from shared.messages import Revocations
 from shared.single_writer import SingleWriter
 from shared.trouble import Trouble
@@ -111,17 +111,18 @@ class RevokedFile:
         if not self._is_read:
             try:
                 self._add(await asyncio.to_thread(self._read))
-            except OSError as exc:
+            except (OSError, NoThreadError) as exc:
                 self.trouble.report(self._failed("read", cause_of(exc)))
                 return False
         known = self._known
         data = msgspec.json.encode(_Kept(known.serials, known.names, known.before, known.since, self._ca))
         try:
             await asyncio.to_thread(durable.replace_file, self._path, data, mode=0o644)
-        except OSError as exc:
+            damaged = await asyncio.to_thread(self._damaged)
+        except (OSError, NoThreadError) as exc:
             self.trouble.report(self._failed("written", cause_of(exc)))
             return False
-        self.trouble.report(await asyncio.to_thread(self._damaged))
+        self.trouble.report(damaged)
         return True
 
     def _failed(self, verb: str, cause: str) -> RevokedListError:

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import tomllib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from shared import decoding, logging
 from shared.configuration.wrong import explain
 from shared.errors import UNDECODABLE, ConfigError, ListenError, UnderstudyError, UnhealthyError
 from shared.log_sink import Sink, fill_standard_descriptors
+from shared.threads import Threads, no_room
 
 _log = logging.get()
 _T = TypeVar("_T")
@@ -70,18 +71,35 @@ def run_daemon(
         Sink(sys.stderr).write(f"{name}: {exc}\n")
         return exc.exit_code
     logging.configure(name, level=config.log_level)
-    return asyncio.run(run_service(name, lambda stop: start(config, stop)))
+    return _run(run_service(name, lambda stop: start(config, stop)))
+
+
+def _run(service: Coroutine[Any, Any, int]) -> int:
+    """Its exit code, also where asyncio, which has its threads ended by one more, has no room for that: the interpreter waits for them."""
+    codes: list[int] = []
+
+    async def run() -> None:
+        codes.append(await service)
+
+    try:
+        asyncio.run(run())
+    except Exception as exc:
+        if not codes or (error := no_room(exc)) is None:
+            raise
+        _log.warning("threads are ended by none of their own", **error.as_dict())
+    return codes[0]
 
 
 async def run_service(name: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """Run `main` until it returns or fails; the process's exit code.
 
-    An UnderstudyError (also inside exception groups) becomes one log line and its exit code. Anything else is
-    a bug: it is logged with its traceback, exit code 1.
+    An UnderstudyError (also inside exception groups) becomes one log line and its exit code; so does what Python says where there is no
+    room for a thread, or no memory. Anything else is a bug: it is logged with its traceback, exit code 1.
     """
     stop = asyncio.Event()
-    task = asyncio.ensure_future(main(stop))
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(Threads(thread_name_prefix="asyncio"))
+    task = asyncio.ensure_future(main(stop))
 
     def on_signal(received: signal.Signals) -> None:
         if stop.is_set():
@@ -173,12 +191,16 @@ def _decode_extra(type_: type[Any], value: object) -> object:
 
 def _report(exc: BaseException) -> int:
     leaves = _leaves(exc)
+    known: list[UnderstudyError] = []
     for leaf in leaves:
         if isinstance(leaf, UnderstudyError):
+            known.append(leaf)
             _log.error("failed", **leaf.as_dict())
+        elif (error := no_room(leaf)) is not None:
+            known.append(error)
+            _log.error("failed", **error.as_dict(), exc_info=leaf)  # where, nothing else says
         else:
             _log.error("crashed: this is a bug", exc_info=leaf)
-    known = [leaf for leaf in leaves if isinstance(leaf, UnderstudyError)]
     return _exit_code(known[0]) if len(known) == len(leaves) else 1
 
 

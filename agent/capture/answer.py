@@ -37,7 +37,8 @@ from typing import Final
 
 from agent.capture import device_program
 from agent.capture.disks import UNKNOWN, Attributes, Disk
-from shared.errors import DeviceError, cause_of
+from shared import threads
+from shared.errors import DeviceError, NoThreadError, cause_of
 
 PROGRAM = device_program.__file__
 DEADLINE_S = 10.0
@@ -194,7 +195,7 @@ def why_unread(disk: Disk, sectors: Sequence[int]) -> str:
                     return ""
                 if time.monotonic() > end:
                     return f"it takes more than {DEADLINE_S:g} s to give what it refused"
-    except (OSError, HangsError, DeviceError) as exc:
+    except (OSError, HangsError, DeviceError, NoThreadError) as exc:
         return str(exc)
     return cause
 
@@ -242,12 +243,14 @@ class _Lines:
 
 
 def _run(*arguments: str, page: int | None = None) -> subprocess.Popen[bytes]:
-    """Raises HangsError when the program does not start in time, DeviceError when this host runs no more programs."""
+    """Raises HangsError when the program does not start in time, DeviceError and NoThreadError when this host runs no more programs."""
     with _handing_over:
         if _late:
             raise HangsError(_NOT_STARTED)
     start: Future[subprocess.Popen[bytes]] = Future()
-    threading.Thread(target=_start, args=(start, arguments, page), name="child-start", daemon=True).start()
+    threads.start(
+        threading.Thread(target=_start, args=(start, arguments, page), name="child-start", daemon=True)
+    )
     with contextlib.suppress(TimeoutError):
         start.exception(DEADLINE_S)
     with _handing_over:

@@ -18,8 +18,9 @@ from agent.capture.answer import NOTHING, Answer
 from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
 from agent.capture.layout import kernel_dev
 from shared import logging
-from shared.errors import DeviceError, UnderstudyError
+from shared.errors import DeviceError, NoThreadError, UnderstudyError
 from shared.status import MAX_TEXT, MAX_WORD, AvailableDisk
+from shared.threads import start
 
 _log = logging.get()
 
@@ -56,8 +57,8 @@ class Available:
         self._next = now + LOOK_S
         self._thread = threading.Thread(target=self._try_to_look, name="available-disks", daemon=True)
         try:
-            self._thread.start()
-        except RuntimeError as exc:
+            start(self._thread)
+        except NoThreadError as exc:
             self._thread = None
             self._fail(exc)
 

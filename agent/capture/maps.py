@@ -11,7 +11,6 @@ import errno
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from agent.capture.layout import GRANULE_SECTORS
 from agent.capture.ring import GONE, Ring, numbers
 from shared import logging
 from shared.errors import BpfError
+from shared.threads import Threads
 
 __all__ = ["GRANULE_SECTORS", "Capture", "Counters", "Incidents", "describe_loss", "detach"]
 
@@ -258,10 +258,10 @@ class Capture:
 
     def swap_dirty(self) -> None:
         """Makes the inactive bitmap of every disk the active one. On return, no program writes to the
-        former any more."""
+        former any more. Raises NoThreadError when there is no room for all threads: some may be swapped then."""
         self._incidents_at_swap = self.incidents()
         # Each waits for a grace period, which they can share.
-        with self._exchange, ThreadPoolExecutor(_SWAPS_AT_ONCE) as pool:
+        with self._exchange, Threads(_SWAPS_AT_ONCE) as pool:
             list(pool.map(self._swap, range(len(self._dirty))))
 
     def wait_for_programs(self) -> None:

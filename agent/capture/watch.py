@@ -31,6 +31,7 @@ from shared.errors import (
     StateFileError,
     UnderstudyError,
 )
+from shared.threads import start
 
 _log = logging.get()
 
@@ -106,12 +107,12 @@ class Watch:
         arguments = is_try, bool(self.left_out or looking), is_due
         self._thread = threading.Thread(target=self._search, args=arguments, name="disk-watch", daemon=True)
         try:
-            self._thread.start()
-        except RuntimeError as exc:
+            start(self._thread)
+        except NoThreadError as exc:
             self._thread = None
             before = self.trouble
             self.trouble = NoThreadError(
-                "Disks that are left out, or do not answer, cannot be looked for", cause=repr(exc)
+                "Disks that are left out, or do not answer, cannot be looked for", cause=exc.cause
             )
             if before is None or before.as_dict() != self.trouble.as_dict():
                 _log.warning("there is no room for a thread", **self.trouble.as_dict())

@@ -24,7 +24,8 @@ from typing import Final
 from agent.capture.disks import SYSFS, Disk, hider, multipath_holder, read_queue, still_stands
 from agent.capture.maps import Capture
 from shared import logging
-from shared.errors import AuditBlindError
+from shared.errors import AuditBlindError, NoThreadError, UnderstudyError
+from shared.threads import start
 
 _log = logging.get()
 
@@ -57,8 +58,8 @@ class Counting:
         if self._asker is None or not self._asker.is_of_use:
             asker = _Asker(self)
             try:
-                asker.start()
-            except RuntimeError as exc:  # this machine has no room for a thread
+                start(asker)
+            except NoThreadError as exc:
                 self.note([exc])
                 return
             self._asker = asker
@@ -85,7 +86,9 @@ class Counting:
         trouble = None
         if failed:
             what = "Whether the kernel counts what is written cannot be found out"
-            trouble = AuditBlindError(what, cause=repr(failed[0]), action=_UNKNOWN)
+            first = failed[0]
+            cause = first.cause if isinstance(first, UnderstudyError) else repr(first)
+            trouble = AuditBlindError(what, cause=cause, action=_UNKNOWN)
             if self.trouble is None or self.trouble.as_dict() != trouble.as_dict():
                 _log.error("the kernel's counting is not known", exc_info=failed[0])
         self.trouble = trouble

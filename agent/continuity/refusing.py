@@ -5,9 +5,24 @@ stays to do (US594), and with it the order of all disks: a leg of a volume that 
 is not given up as one that hangs (`hanging`), and the fitting of capture would find nothing to leave out.
 
 When that has lasted for as long as `Patience` says, in a stream that is not ordered and could be, one disk is given up: of those that lack
-room the one of which most is named. A new epoch begins without it, in which nothing is declared yet. For what the others refuse there was
-room beside it; so there is without it. It is done only while another disk is there that lacks nothing but room, and when it has refused
-something since the time was over: while no server takes what is read nobody reads, and what was said last is old.
+room still the one of which most sectors are named, be it less than of another for which there is room. A new epoch begins without it, in
+which nothing is declared yet. For what the others refuse there was room beside it; so there is without it. It is done only while another
+disk is there that lacks nothing but room, and when it has refused something since the time was over: while no server takes what is read
+nobody reads, and what was said last is old.
+
+**Room that there is by now.** A round names nothing more of a disk when one chunk did not fit, and does not look through the others: of
+each it knows one bad sector (`lane.Lack`). Meanwhile words may have become free. Whether what is really refused fits by now, nobody knows
+then. It is not more than all of those chunks: but whoever counted that would give up a disk with twenty bad sectors in twenty chunks, at
+the price of a resync. It is not less than what is known: but whoever hoped for that would wait for ever for a disk of which everything else
+does not fit, where words are freed now and then. What knows is the next round: it names what fits, to the sector. So
+
+- where what is known has no room, the disk is given up: what is refused has none, either;
+- where it has, and the wait is over, the disk is let off once, until a chunk was tried again and had no room. Tried, not only left: the
+  rest of a round that was full before asks for no room. If all that is bad fits, and nobody else takes the room, that does not happen, and
+  the round ends the lack. If it happens, what is bad did not fit, behind the wait: the disk is given up at the next look, however much was
+  freed since. That is a round later than it could be, but not never.
+
+A lack that is over is forgotten with that; the next one has a wait of its own, and is let off by itself.
 
 It is taken in again when it gives what it refused: a sample of that, spread over all of it, is read when disks that are left out are looked
 for (`capture.watch`), less and less often. Most of it must be given, not all: a leg that is back may have some sectors that are bad for
@@ -51,20 +66,22 @@ class OutOfRoom:
         self._patience = patience
         self._since: float | None = None
         """Monotonic: since when room lacks, and order for that."""
+        self._let_off: dict[int, float] = {}
+        """When a disk was, behind the wait, since there was room for what was known (monotonic)."""
 
     def give_up(self, gone: Collection[int]) -> dict[str, Refusing]:
         """By id, the disk without which the others are to go on from now on, if there is one."""
         troubled = {} if self._state[Word.ORDERED] else self._rounds.unread()
         lacking = {slot for slot, error in troubled.items() if isinstance(error, TooMuchUnreadableError)}
         now = time.monotonic()
+        self._let_off = {slot: at for slot, at in self._let_off.items() if slot in lacking}
         if not lacking:
             self._since = None
             return {}
         self._since = now if self._since is None else self._since
         unreadable = self._unreadable()
         named = unreadable.by_disk()
-        # Of whom there is room by now for all that was refused: the next round names it.
-        still = {slot for slot in lacking if not self._has_room(slot, unreadable)}
+        still = {slot for slot in lacking if self._lacks_still(slot, unreadable, now)}
         worst = max(still, key=lambda slot: named.get(slot, 0), default=None)
         if worst is None:
             return {}
@@ -73,8 +90,7 @@ class OutOfRoom:
         count = named.get(worst, 0)
         if worst in gone or not count or not (others and self._may_be_ordered):
             return {}
-        refused_at, _ = self._rounds.without_room(worst)
-        if refused_at - self._since <= self._patience.wait_s(disk.id, now):
+        if not self._has_waited(worst, now):
             return {}
         self._patience.give_up([disk.id], now)
         sample = unreadable.sample(worst, SAMPLE)
@@ -87,6 +103,17 @@ class OutOfRoom:
         )
         return {disk.id: Refusing(error, sample)}
 
-    def _has_room(self, slot: int, unreadable: Unreadable) -> bool:
-        _, without_room = self._rounds.without_room(slot)
-        return without_room is not None and unreadable.has_room(slot, without_room, [])
+    def _has_waited(self, slot: int, now: float) -> bool:
+        """Whether it refused something since the time was over."""
+        assert self._since is not None
+        wait_s = self._patience.wait_s(self._disks[slot].id, now)
+        return self._rounds.lack(slot).refused_at - self._since > wait_s
+
+    def _lacks_still(self, slot: int, unreadable: Unreadable, now: float) -> bool:
+        """Whether the next round is not to be hoped for. Notes who is let off until it."""
+        lack = self._rounds.lack(slot)
+        if lack.seen is None or not unreadable.has_room(slot, lack.seen, []):
+            return True
+        if not self._has_waited(slot, now):
+            return False
+        return lack.tried_at > self._let_off.setdefault(slot, now)

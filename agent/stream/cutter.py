@@ -40,7 +40,7 @@ from shared.batch import (
     StreamState,
     encode,
 )
-from shared.errors import TooMuchUnreadableError
+from shared.errors import TooMuchUnreadableError, UnderstudyError
 from shared.log.epoch_id import EpochId
 from shared.recovery.position import NOWHERE, Position
 
@@ -332,6 +332,11 @@ class Stream:
 
     async def drop_orphans_if_due(self) -> None:
         await self._records.drop_orphans_if_due(self._capture.wait_for_programs)
+
+    @property
+    def trouble(self) -> UnderstudyError | None:
+        """Why what is held back is so for longer than it would have to be."""
+        return self._records.trouble
 
     @property
     def _emitted_to(self) -> int:

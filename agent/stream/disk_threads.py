@@ -24,7 +24,8 @@ from typing import Any, Final, TypeVar
 from agent.capture.device_program import OtherDisk, check_is, open_disk
 from agent.capture.disks import Disk
 from shared import logging
-from shared.errors import DeviceError, cause_of
+from shared.errors import DeviceError, NoThreadError, cause_of
+from shared.threads import start
 
 _log = logging.get()
 
@@ -80,11 +81,11 @@ class DiskThreads:
             for _ in range(min(PARALLEL + self._hanging, MOST) - len(self._threads)):
                 thread = threading.Thread(target=self._work, name=f"disk {self._disk.path}", daemon=True)
                 try:
-                    thread.start()
-                except RuntimeError as exc:  # this machine has no room for it
+                    start(thread)
+                except NoThreadError as exc:
                     if not self._threads:
                         raise
-                    _log.warning("no more threads can be had to read a disk", cause=str(exc))
+                    _log.warning("no more threads can be had to read a disk", **exc.as_dict())
                     return
                 self._threads[thread] = math.inf
 

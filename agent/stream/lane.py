@@ -11,14 +11,14 @@ import math
 import mmap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.capture.disks import Disk
-from agent.capture.layout import GRANULE_SECTORS
+from agent.capture.layout import GRANULE_SECTORS, UNREADABLE_WORDS
 from agent.stream import clock
 from agent.stream.catchup import WORD_GRANULES, Chunk
 from agent.stream.disk_threads import MOST, PARALLEL, Call, DiskThreads
@@ -43,8 +43,9 @@ ANSWER_S: Final = 20.0
 """A disk that gave nothing for so long, though it was asked, is left to a later round."""
 KNOWN_S: Final = 600.0
 """How long bad sectors of a read that came too late are not asked for."""
-KEPT_SECTORS: Final = 1 << 15
-"""How much of what there was no room for is kept in mind: what is more will not fit soon."""
+KEPT_RUNS: Final = UNREADABLE_WORDS
+"""How many runs of what there was no room for are kept in mind. All but some are of a chunk each, and take a word each: so more than that
+has no room beside another disk's part."""
 _R = TypeVar("_R")
 
 
@@ -57,6 +58,19 @@ class ReadChunk:
     is_final: bool
     """No write from before capture was attached was in flight when the read began."""
     buffer: mmap.mmap
+
+
+@dataclass(slots=True)
+class Lack:
+    """Of room to name what a disk refuses. Times are monotonic; 0: never."""
+
+    tried_at: float = 0.0
+    """When what was refused of a chunk, to the sector, was last found to have no room…"""
+    refused_at: float = 0.0
+    """…and when anything was last refused in a round behind that, in which nothing is named any more."""
+    seen: Runs | None = field(default_factory=list)
+    """What that round was refused then, as far as is known: all of the chunks that were looked through, and one sector of each other, which
+    is left at its first one. So it takes no more room than what is really refused, and perhaps much less. None: more than is kept."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,10 +120,7 @@ class Lane:
         """Why chunks are left to later of which more was refused than may be declared."""
         self.too_much: TooMuchUnreadableError | None = None
         """Why chunks are left to later that might have been declared."""
-        self.refused_at = 0.0
-        """When it last refused what is not to be declared in this round, since there was no room for it (monotonic)…"""
-        self.without_room: Runs | None = []
-        """…the sectors of that round for which there was none. Of a chunk that was not looked through: all; None: more than is kept."""
+        self.lack = Lack()
 
     @property
     def trouble(self) -> DeviceError | None:
@@ -144,16 +155,14 @@ class Lane:
 
     def leave_refused(self, refused: TooMuchRefused) -> None:
         self.refusals.leave(refused.chunk.word, time.monotonic())
-        if self.refusals.is_full:
-            self._tell_refused([(refused.chunk.first_sector, refused.chunk.sectors)])
-        else:
-            self._tell_refused([(refused.sector, 1)])
+        self._tell_refused([(refused.sector, 1)])
 
     def take_back(self, read: ReadChunk, problem: TooMuchUnreadableError) -> None:
         """What was refused of a chunk that may go out is not declared after all."""
         self.too_much = problem
+        self.lack.tried_at = time.monotonic()
         if not self.refusals.is_full:
-            self.without_room = []
+            self.lack.seen = []
         self._lacks_room(read.unreadable)
         self.refusals.take_back(read.chunk.word, sum(count for _, count in read.unreadable))
 
@@ -172,11 +181,11 @@ class Lane:
         self.left_out = is_out
 
     def _lacks_room(self, runs: Runs) -> None:
-        self.refused_at = time.monotonic()
-        if self.without_room is not None:
-            self.without_room += runs
-            if sum(count for _, count in self.without_room) > KEPT_SECTORS:
-                self.without_room = None
+        self.lack.refused_at = time.monotonic()
+        if self.lack.seen is not None:
+            self.lack.seen += runs
+            if len(self.lack.seen) > KEPT_RUNS:
+                self.lack.seen = None
 
     def _tell_refused(self, runs: Runs) -> None:
         if self.refusals.is_full:

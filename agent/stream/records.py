@@ -22,7 +22,9 @@ import numpy.typing as npt
 
 from agent.capture.ring import Ring, Window
 from agent.stream.bios import Assembled, assemble, end_within, to_extents
+from shared import logging
 from shared.batch import Extents
+from shared.errors import NoThreadError
 from shared.threads import begun, ended
 
 MAX_RECORDS: Final = 1024
@@ -30,6 +32,8 @@ MAX_RECORDS: Final = 1024
 MAX_PIECES: Final = 2048
 """Records whose data one batch carries: 8 MiB, more than `MAX_RECORDS` when bios that began in earlier ones become whole. The kernel's
 programs capture no bio that has more."""
+_log = logging.get()
+
 HOLD_PATIENCE_S: Final = 1.0
 """How long an open bio may hold the ring before it is found out whether it is an orphan."""
 
@@ -57,6 +61,8 @@ class Records:
         """As in `rounds`: not a task."""
         self._held = (0, 0.0)
         """What `hold_from` was, and since when."""
+        self.trouble: NoThreadError | None = None
+        """Why it is not known whether what is held back can go on."""
 
     def take(self, end_of: Callable[[Window], int]) -> Taken:
         """Emits the next bios, up to a batch's worth. `end_of` says where the window of records has to end: at its end, or before."""
@@ -89,18 +95,26 @@ class Records:
         self._grace = before, after
 
     async def drop_orphans_if_due(self, wait_for_programs: Callable[[], None]) -> None:
-        """A round has a grace period, but may last for hours: so after some patience there is one of its own."""
+        """A round has a grace period, but may last for hours: so after some patience there is one of its own. Where there
+        is no room for its thread, it is tried again after as much patience (`trouble`)."""
         now = time.monotonic()
         if self.hold_from >= self.emitted_to or self.hold_from != self._held[0]:
-            self._held = self.hold_from, now
+            self._held, self.trouble = (self.hold_from, now), None
         elif now - self._held[1] >= HOLD_PATIENCE_S:
             before = self._ring.producer_seq
             if self._waiting is not None:  # for a session that ended meanwhile
                 await asyncio.wait([self._waiting])
-            self._waiting = begun(wait_for_programs)
+            self._held = self.hold_from, now
+            try:
+                self._waiting = begun(wait_for_programs)
+            except NoThreadError as exc:
+                if self.trouble is None:
+                    _log.warning("writes are held back for longer; it is tried again", **exc.as_dict())
+                self.trouble = exc
+                return
             await asyncio.shield(self._waiting)
             self.note_grace(before, self._ring.producer_seq)
-            self._held = self.hold_from, time.monotonic()
+            self._held, self.trouble = (self.hold_from, time.monotonic()), None
 
     async def close(self) -> None:
         """Waits for the thread that may still wait for a grace period, also when it is cancelled: it works on a descriptor that is closed

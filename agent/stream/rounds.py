@@ -18,10 +18,10 @@ import numpy.typing as npt
 from agent.capture.maps import Capture
 from agent.stream import clock
 from agent.stream.catchup import SLICE_WORDS, CatchUp
+from agent.stream.lane import Lack
 from agent.stream.records import Records
 from agent.stream.state import AgentState, Word
 from agent.stream.sync_reader import SyncReader
-from agent.stream.unreadable import Runs
 from shared.errors import DeviceError, NoThreadError
 from shared.threads import begun, ended
 
@@ -141,10 +141,9 @@ class Rounds:
         """Disks of which something could not be read, or not be named, when they were asked last, and why."""
         return self._reader.problems
 
-    def without_room(self, slot: int) -> tuple[float, Runs | None]:
-        """When a disk last refused what there was no room for (monotonic), and all of that in the round in which it did (None: very
-        much)."""
-        return self._reader.without_room(slot)
+    def lack(self, slot: int) -> Lack:
+        """What there was no room to name of a disk, when that was last found."""
+        return self._reader.lack(slot)
 
     def _pause(self, seconds: float) -> None:
         self._unordered_at = self._loss_seen_at = time.monotonic() + seconds
@@ -207,8 +206,8 @@ class Rounds:
         try:
             self._thread = begun(call)
             await asyncio.shield(self._thread)
-        except RuntimeError as exc:
-            raise NoThreadError("Catch-up of the protected disks could not go on", cause=repr(exc)) from exc
+        except NoThreadError as exc:
+            raise NoThreadError("Catch-up of the protected disks could not go on", cause=exc.cause) from exc
 
     async def _harvest(self) -> None:
         """Moves the inactive bitmaps into the to-do, part by part: first or, then clear, so that a kill between the two repeats but never

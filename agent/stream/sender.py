@@ -16,6 +16,7 @@ With which of several process servers a session is: `servers`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from shared.errors import (
     DeviceError,
     EpochRefusedError,
     NoProcessServerError,
+    NoThreadError,
     NotReadyError,
     OtherEpochError,
     PeerError,
@@ -157,8 +159,8 @@ class Sender:
                 await self._session_until(stop, address)
             except _NewEpochError:
                 _log.info("the session begins again, for a new epoch")
-            except PeerError as caught:
-                exc = await asyncio.to_thread(identity.explained, self._files, caught)
+            except (PeerError, NoThreadError) as caught:
+                exc = await self._explained(caught)
                 told = (
                     exc.code,
                     caught.cause,
@@ -174,13 +176,19 @@ class Sender:
             pause_s = min(RETRY_LIMIT_S, 0.125 * 2.0 ** min(failures, 7)) * random.uniform(0.5, 1.0)
             await self._rest(stop, max(pause_s, self._retry_after_s))
 
-    def _turn_elsewhere(self, error: PeerError) -> None:
-        """If it is time, after a session, or a try, that failed."""
+    def _turn_elsewhere(self, error: PeerError | NoThreadError) -> None:
+        """If it is time, after a session, or a try, that failed. That this host has no room for a thread is no fault of the server's."""
         now = time.monotonic()
         open_s = now - self._opened_at if self.connected else 0.0
-        if isinstance(error, CopyRefusedError) or not self._servers.ended(now, open_s=open_s):
+        if isinstance(error, CopyRefusedError | NoThreadError) or not self._servers.ended(now, open_s=open_s):
             return
         _log.warning("the stream turns to another process server", server=self.server)
+
+    async def _explained(self, caught: PeerError | NoThreadError) -> UnderstudyError:
+        with contextlib.suppress(NoThreadError):  # then it is told as it is
+            if isinstance(caught, PeerError):
+                return await asyncio.to_thread(identity.explained, self._files, caught)
+        return caught
 
     async def _rest(self, stop: asyncio.Event, seconds: float) -> None:
         """So long, unless it is stopped or hurried."""
@@ -345,7 +353,8 @@ class Sender:
                 await self._pause(LINGER_S)
 
     async def _cut(self, link: Link) -> CutBatch | None:
-        """The next batch when credit has room for it. A disk that cannot be read stops catch-up, not the stream."""
+        """The next batch when credit has room for it. A disk that cannot be read stops catch-up, not the stream; so does a host without
+        room for a thread."""
         if self._state[Word.EPOCH] == 0:
             raise _NewEpochError
         if not link.channel.wire.may_send(BATCH_B):
@@ -356,12 +365,12 @@ class Sender:
             if self._state[Word.EPOCH] == 0:  # the audit may have ended it meanwhile
                 raise _NewEpochError
             cut = self._stream.cut()
-        except DeviceError as exc:
+        except (DeviceError, NoThreadError) as exc:
             _log.error("catch-up stopped; it is tried again", **exc.as_dict())
             self.problem = exc
             self._stream.rounds.give_up(rounds.DEVICE_RETRY_S)
             return None
-        if cut is not None and cut.chunks and isinstance(self.problem, DeviceError):
+        if cut is not None and cut.chunks and isinstance(self.problem, DeviceError | NoThreadError):
             self.problem = None
         return cut
 

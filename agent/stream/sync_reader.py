@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from agent.capture.disks import Disk
 from agent.stream.catchup import CatchUp, Chunk, NoChunk, open_over
-from agent.stream.lane import Asked, Lane, ReadChunk, silent, slow, write_hangs
+from agent.stream.lane import Asked, Lack, Lane, ReadChunk, silent, slow, write_hangs
 from agent.stream.spans import TooMuchRefused, read_again, read_span
 from agent.stream.unreadable import Runs, Trial
 from shared import logging
@@ -84,10 +84,9 @@ class SyncReader:
         found = {lane.slot: lane.trouble for lane in self._lanes}
         return {slot: problem for slot, problem in found.items() if problem is not None}
 
-    def without_room(self, slot: int) -> tuple[float, Runs | None]:
-        """When this disk last refused what there was no room for (monotonic), and all of that in the round in which it did (None: very
-        much)."""
-        return self._lanes[slot].refused_at, self._lanes[slot].without_room
+    def lack(self, slot: int) -> Lack:
+        """What there was no room to name of this disk, when that was last found."""
+        return self._lanes[slot].lack
 
     @property
     def troubled(self) -> bool:

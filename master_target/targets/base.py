@@ -16,6 +16,7 @@ import msgspec
 
 from master_target.targets.state import DiskInterval, DiskState
 from shared.blob import BlobStore
+from shared.errors import UnderstudyError
 from shared.recovery.position import Position
 
 
@@ -42,6 +43,11 @@ class Target(Protocol):
 
     @property
     def state(self) -> DiskState: ...
+
+    @property
+    def problem(self) -> UnderstudyError | None:
+        """What was found wrong with it, and is not right again yet. The work goes on."""
+        ...
 
     async def begin(self, interval: DiskInterval) -> None:
         """Record that it is being applied. At the start of an epoch the disk also gets the size for `disk_b`."""

@@ -12,12 +12,19 @@ path, but writes to the one that it opened. So before each state it looks whethe
 if so, nobody else has it. If not, nothing is written; and what the state there says, which was of the image
 that went, goes as well, unless the lock is not ours any more: then it is another owner's. That holds also of an image
 that is out of its place for a moment: nobody can tell what will lie there next. What is left is
-somebody who removes lock and image while their owner stands still just between that look and the rename.
+somebody who removes lock and image while their owner stands still just between that look and the rename: the
+state then says of which file it is, as each does.
+
+A state is believed of the file that it is of, as that was left (image_state.py), and of no other: when the disk is
+opened, and by its owner before an interval begins, and before a snapshot. What is another file is begun anew, as
+where there is no state: the log from the epoch's first batch on is applied to it, whatever it holds (US608, until
+the disk is where it was). It is told in the document that begins it, so no kill keeps it secret. States of older
+versions do not say it: they are believed once, as those versions did, and say it from then on.
 
 The kernel has no stray requests: a write has happened when it returns, or never happens; and no method ends,
-not even when it is cancelled, while its thread is still at work. Order is made by fdatasync: `finish` syncs the
-data before the state that claims it, and the state is replaced as a whole (shared/durable.py). A power cut in
-mid-interval is as a crash.
+not even when it is cancelled, while its thread is still at work. Order is made by fsync: `finish` syncs the data,
+and the time of the last write, before the state that claims them, and the state is replaced as a whole
+(shared/durable.py). A power cut in mid-interval is as a crash.
 
 Snapshots are clones (FICLONE: xfs, btrfs) where the file system has them, else sparse copies. One that
 cannot be completed is removed at once: it may hold the last of the room. One without state document is one
@@ -33,19 +40,32 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from master_target.targets import image_state
 from master_target.targets.base import Snapshot
-from master_target.targets.state import DiskInterval, DiskState, decode
-from shared import decoding, durable
+from master_target.targets.image_state import ImageFile, ImageState
+from master_target.targets.state import DiskInterval, DiskState
+from shared import decoding, durable, logging
 from shared.crashpoints import reach
-from shared.errors import UNDECODABLE, ImageFileError, LeaseHeldError, LeaseLostError, SeedDiskError
+from shared.errors import (
+    UNDECODABLE,
+    ImageFileError,
+    ImageReplacedError,
+    LeaseHeldError,
+    LeaseLostError,
+    SeedDiskError,
+)
+from shared.recovery.position import NOWHERE
 from shared.recovery.seed import shown_position
 from shared.recovery.sparse import SparseFile
 from shared.threads import in_thread
+
+_log = logging.get()
 
 _FICLONE: Final = 0x40049409
 _COPY_B: Final = 4 * 1024 * 1024
@@ -56,7 +76,7 @@ class ImageTarget:
 
     kind: Final = "image"
 
-    def __init__(self, path: Path, lock: int, image: SparseFile, state: DiskState) -> None:
+    def __init__(self, path: Path, lock: int, image: SparseFile, state: ImageState) -> None:
         self.name = path.stem
         self._path = path
         self._lock = lock
@@ -101,20 +121,26 @@ class ImageTarget:
                 image = SparseFile(path, disk_b if size_b is None else size_b, create=size_b is None)
                 stack.callback(image.close)
                 _lock(image.fileno(), path)
-            known = state_path.exists()
-            state = decode(_read_state(state_path), path.name) if known else DiskState(disk_b=disk_b)
+            known = image_state.decode(_read_state(state_path), path.name) if state_path.exists() else None
+            state = _believed(path, known, disk_b, _file(image))
             target = cls(path, lock, image, state)
-            if not known:
-                target._record(state)
+            if state.file is None:
+                image.sync(times=True)
+                target._record(state.disk)
             target._open_files = stack.pop_all()
             return target
 
     @property
     def state(self) -> DiskState:
-        return self._state
+        return self._state.disk
+
+    @property
+    def problem(self) -> ImageReplacedError | None:
+        lost_at = self._state.lost_at
+        return None if lost_at == NOWHERE else ImageReplacedError.of(self._path, str(lost_at))
 
     async def begin(self, interval: DiskInterval) -> None:
-        await in_thread(self._record, self._state.begin(interval))
+        await in_thread(self._record, self.state.begin(interval))
         if interval.start.batch == 0:
             await in_thread(self._image.resize, interval.disk_b)
 
@@ -128,11 +154,11 @@ class ImageTarget:
         return await in_thread(self._image.read, offset_b, length_b)
 
     async def finish(self) -> None:
-        await in_thread(self._image.sync)
-        await in_thread(self._record, self._state.finish())
+        await in_thread(partial(self._image.sync, times=True))
+        await in_thread(self._record, self.state.finish())
 
     async def snapshot(self) -> str:
-        if not self._state.clean:
+        if not self.state.clean:
             raise SeedDiskError(
                 f"No snapshot of {self._path} was taken", cause="an interval is being applied to it"
             )
@@ -143,7 +169,8 @@ class ImageTarget:
         state_path = path.with_suffix(".state.json")
         if not (path.exists() and state_path.exists()):
             return False
-        return self._state.is_shown_by(await in_thread(_read_state, state_path))
+        said = await in_thread(_read_state, state_path)
+        return self.state.is_shown_by(said) and not image_state.decode(said, snapshot).differs(_file_at(path))
 
     async def snapshots(self) -> list[Snapshot]:
         return await in_thread(self._snapshots)
@@ -158,43 +185,53 @@ class ImageTarget:
 
     def _record(self, state: DiskState) -> None:
         self._check_ours()
-        _write_state(self._path.with_suffix(".state.json"), state)
-        self._state = state
+        is_back = state.clean and state.cursor >= self._state.lost_at
+        lost_at = NOWHERE if is_back else self._state.lost_at
+        said = ImageState(state, _file(self._image), lost_at)
+        _write_state(self._path.with_suffix(".state.json"), said)
+        self._state = said
 
     def _check_ours(self) -> None:
-        """Raises LeaseLostError when the image that lies there is not the one that was opened."""
+        """Raises LeaseLostError when what lies there is not the image that was opened, or not as it was left."""
         with _translated(self._path, "looked at"):
             if _is_at(self._image.fileno(), self._path):
-                return
-            if _is_at(self._lock, _lock_path(self._path)):
-                _forget(self._path.with_suffix(".state.json"))
+                difference = self._state.differs(_file(self._image))
+                if not difference:
+                    return
+            else:
+                difference = (
+                    "somebody removed it, or put another file in its place, while it was being written"
+                )
+                if _is_at(self._lock, _lock_path(self._path)):
+                    _forget(self._path.with_suffix(".state.json"))
         raise LeaseLostError(
             f"Disk image {self._path} is not ours any more",
-            cause="somebody removed it, or put another file in its place, while it was being written",
-            action="Nothing: it is opened anew, and built from the log if its state is gone.",
+            cause=difference,
+            action="Nothing: it is opened anew, and built from the log if its state is gone, or of another file.",
         )
 
     def _snapshot(self) -> str:
         self._check_ours()
-        name = f"{self._path.stem}@{self._state.cursor}-{secrets.token_hex(8)}.img"
+        name = f"{self._path.stem}@{self.state.cursor}-{secrets.token_hex(8)}.img"
         path = self._path.with_name(name)
         try:
-            self._copy_to(path)
+            copied = self._copy_to(path)
             reach("image.before-snapshot-state")
-            _write_state(path.with_suffix(".state.json"), self._state)
+            _write_state(path.with_suffix(".state.json"), ImageState(self.state, copied))
         except BaseException:
             with contextlib.suppress(OSError):
                 _remove_snapshot(path)
             raise
         return name
 
-    def _copy_to(self, path: Path) -> None:
+    def _copy_to(self, path: Path) -> ImageFile:
         with SparseFile(path, self._image.size_b) as copy:
             if not _clone(self._image, copy):
                 for start, length in self._image.data_ranges():
                     for at in range(start, start + length, _COPY_B):
                         copy.write(at, self._image.read(at, min(_COPY_B, start + length - at)))
-            copy.sync()
+            copy.sync(times=True)
+            return _file(copy)
 
     def _snapshots(self) -> list[Snapshot]:
         found = []
@@ -205,6 +242,35 @@ class ImageTarget:
                 disk = path.name.split("@", 1)[0]
                 found.append(Snapshot(disk, path.name, position, path.stat().st_mtime))
         return found
+
+
+def _believed(path: Path, known: ImageState | None, disk_b: int, found: ImageFile) -> ImageState:
+    """What is true of the image, which is `found`, when its document says `known`. One without `file` is to be written."""
+    if known is None:
+        return ImageState(DiskState(disk_b=disk_b), None)
+    difference = known.differs(found)
+    if difference:
+        lost_at = max(known.lost_at, known.disk.cursor)
+        error = ImageReplacedError.of(path, str(lost_at))
+        _log.warning("disk image is another file", difference=difference, **error.as_dict())
+        return ImageState(DiskState(disk_b=disk_b), None, lost_at)
+    if known.file is None:
+        _log.info("disk image taken as it is: its state does not say of which file it is", path=str(path))
+    return known
+
+
+def _file(image: SparseFile) -> ImageFile:
+    with _translated(image.path, "looked at"):
+        return ImageFile.of(image.fileno())
+
+
+def _file_at(path: Path) -> ImageFile:
+    with _translated(path, "looked at"):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return ImageFile.of(fd)
+        finally:
+            os.close(fd)
 
 
 def _lock_path(path: Path) -> Path:
@@ -259,7 +325,7 @@ def _read_state(path: Path) -> dict[str, str]:
         raise SeedDiskError(f"The state document {path} could not be read", cause=str(exc)) from exc
 
 
-def _write_state(path: Path, state: DiskState) -> None:
+def _write_state(path: Path, state: ImageState) -> None:
     with _translated(path, "written"):
         durable.replace_file(path, msgspec.json.encode(state.encode()))
 

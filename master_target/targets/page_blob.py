@@ -90,6 +90,10 @@ class PageBlobTarget:
     def state(self) -> DiskState:
         return self._state
 
+    @property
+    def problem(self) -> None:
+        return None
+
     async def begin(self, interval: DiskInterval) -> None:
         check_page_blob_target(self.name, interval.disk_b)
         await self._record(self._state.begin(interval))

@@ -36,6 +36,7 @@ from shared.errors import (
     UnderstudyError,
 )
 from shared.refusals import Refusals
+from shared.threads import no_room
 from shared.wire.frames import MAX_BATCH_B
 from shared.wire.messages import Ack, Hello, Welcome
 from shared.wire.protocol import (
@@ -400,8 +401,9 @@ class Session:
             self._flushing = False
 
     def _fail_for(self, what: str, error: BaseException) -> None:
-        if isinstance(error, UnderstudyError):
-            self.fail(error)
+        known = error if isinstance(error, UnderstudyError) else no_room(error)
+        if known is not None:
+            self.fail(known)
             return
         self._log.error("session failed: this is a bug", what=what, exc_info=error)
         self.fail(UnderstudyError(what, cause=repr(error)))

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from shared.errors import FencedError, UnderstudyError
+from shared.threads import no_room
 from shared.trouble import Trouble
 from shared.waiting import wait_for
 
@@ -70,6 +71,8 @@ class Chore:
                 done = False
             except UnderstudyError as exc:
                 done, trouble = False, exc
+            except MemoryError as exc:
+                done, trouble = False, no_room(exc)
             wait_s = self._look_s if trouble is None else self._pause()
             self.report(trouble)
             if not done:

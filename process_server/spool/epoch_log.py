@@ -30,12 +30,19 @@ from process_server.spool.writer import START, Compression, Point, SegmentLimits
 from shared import durable, logging
 from shared.batch import Batch, Buffer
 from shared.blob import BlobStore
-from shared.errors import SpoolError, SpoolLeftoversError, UnderstudyError, UploadsStoppedError, cause_of
+from shared.errors import (
+    NoThreadError,
+    SpoolError,
+    SpoolLeftoversError,
+    UnderstudyError,
+    UploadsStoppedError,
+    cause_of,
+)
 from shared.log.epoch_id import EpochId
 from shared.log.writer import MAX_BLOCKS, IndexWriter
 from shared.machine_storage import MachineStorage
 from shared.sealing import MachineKey
-from shared.threads import in_thread
+from shared.threads import in_thread, no_room
 from shared.trouble import Trouble
 from shared.vault import Vault, machine_key
 
@@ -110,6 +117,8 @@ class EpochLog:
         self._notes: Final = Trouble("spool state", self._announce, **fields)
         self._undeleted: list[SpooledSegment] = []
         """Files that are listed and could not be deleted yet."""
+        self._unasked: list[SpooledSegment] = []
+        """Those for which there was no thread to delete them."""
         self._deleting: Final = threading.Lock()
         self._deletion: Final = Trouble("deletion of spool files", self._announce, **fields)
         self._moved = asyncio.Event()
@@ -293,8 +302,8 @@ class EpochLog:
             await asyncio.sleep(self._check_s)
             await self._uploader.check()
             await self._remember()
-            if self._undeleted:
-                await in_thread(self._forget, [], executor=self._reading)
+            if self._undeleted or self._unasked:
+                await self._forget([])
             if self._look is not None:
                 await self._look(self)
 
@@ -302,12 +311,16 @@ class EpochLog:
         """What was listed; not in the listing loop, since it costs a sync and only makes later checks stricter."""
         mark = Watermark(self.taken.number, self.uploaded.number, self.id.claim, self.taken.claim)
         if mark != self._remembered:
-            failed = await in_thread(
-                partial(watermark.remember, self._folder, mark, durably=False), executor=self._reading
-            )
+            failed: UnderstudyError | None
+            try:
+                failed = await in_thread(
+                    partial(watermark.remember, self._folder, mark, durably=False), executor=self._reading
+                )
+            except NoThreadError as exc:
+                failed = exc
             self._note_remembered(mark, failed)
 
-    def _note_remembered(self, mark: Watermark, failed: SpoolError | None) -> None:
+    def _note_remembered(self, mark: Watermark, failed: UnderstudyError | None) -> None:
         self._remembered = mark if failed is None else None
         self._notes.report(failed)
 
@@ -351,8 +364,17 @@ class EpochLog:
         self._progress_at = time.monotonic()
         self._announce()
 
-    def _forget(self, listed: Sequence[SpooledSegment]) -> None:
-        """The segments are listed: their files have done their work. Runs in a thread. What cannot be deleted is tried again."""
+    async def _forget(self, listed: Sequence[SpooledSegment]) -> None:
+        """The segments are listed: their files have done their work. What cannot be deleted is tried again."""
+        todo, self._unasked = [*self._unasked, *listed], []
+        try:
+            await in_thread(self._delete, todo, executor=self._reading)
+        except NoThreadError as exc:
+            self._unasked = [*todo, *self._unasked]
+            self._deletion.report(exc)
+
+    def _delete(self, listed: Sequence[SpooledSegment]) -> None:
+        """Runs in a thread."""
         failed: SpoolLeftoversError | None = None
         with self._deleting:
             todo, self._undeleted = [*self._undeleted, *listed], []
@@ -382,11 +404,14 @@ def _listed_once(recovered: Recovered, *, damaged: bool) -> int:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> UnderstudyError:
-    """The error of our tree in the group; else what it is, as a SpoolError."""
+    """The error of our tree in the group; else what it is, as a SpoolError. A host without room for a thread or memory says nothing of the
+    spool."""
     for exc in group.exceptions:
         if isinstance(exc, BaseExceptionGroup):
             return _first(exc)
         if isinstance(exc, UnderstudyError):
             return exc
+        if (full := no_room(exc)) is not None:
+            return full
     _log.error("log stopped: this is a bug", exc_info=group)
     return SpoolError("The log had to stop", cause=repr(group.exceptions[0]))

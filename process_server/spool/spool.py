@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,7 @@ from shared import durable, logging
 from shared.errors import SpoolError, UsageError, cause_of
 from shared.log import names
 from shared.machine_storage import MachineStorage
+from shared.threads import Threads
 from shared.vault import Vault
 from shared.wire.messages import Hello
 
@@ -53,9 +53,9 @@ class Spool:
         self.machines: dict[str, MachineLog] = {}
         self._folder = folder
         self._lock_fd = -1
-        self._sealers = ThreadPoolExecutor(_SEALERS, thread_name_prefix="seal")
-        self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="spool")
-        self._reading = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="read")
+        self._sealers = Threads(_SEALERS, thread_name_prefix="seal")
+        self._disk = Threads(_DISK_THREADS, thread_name_prefix="spool")
+        self._reading = Threads(_READING_THREADS, thread_name_prefix="read")
         self._resources = Resources(
             storage,
             vault,

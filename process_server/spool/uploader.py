@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
@@ -49,11 +49,11 @@ class Uploader:
         ahead: int,
         threads: Executor,
         on_indexed: Callable[[SpooledSegment], None],
-        forget: Callable[[Sequence[SpooledSegment]], None],
+        forget: Callable[[Sequence[SpooledSegment]], Awaitable[None]],
     ) -> None:
         """`slots` bounds the quick tries of all machines at a time, `ahead` the uploads of this one.
 
-        Once segments are listed, `on_indexed` is called for each, and then, in a thread, `forget` for all.
+        Once segments are listed, `on_indexed` is called for each, and then `forget` for all.
         """
         self._store = store
         self._hasty = store.with_retry(Retry(deadline_s=0.0))
@@ -164,7 +164,7 @@ class Uploader:
                     size_b=entry.bytes,
                 )
             reach("upload.before-delete")
-            await in_thread(self._forget, [segment for segment, _ in done], executor=self._threads)
+            await self._forget([segment for segment, _ in done])
 
 
 async def _check_same(store: BlobStore, entry: IndexEntry) -> None:

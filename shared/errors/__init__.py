@@ -24,7 +24,7 @@ One module an area; all of them are one name space, and callers import from here
     devices        disks and capture
     peers          connections, the protocol, TLS
     storage        blob storage
-    files          files of this host
+    files          files and threads of this host
     spool          the process server's cache, and whose log it continues
     integrity      what lies in storage: segments, index, keys, seed disks, snapshots
 

@@ -10,8 +10,11 @@ bad UTF-8 and for numbers that are too long; what is nested too deeply exhausts 
 """
 
 
-def cause_of(exc: OSError) -> str:
-    """The system's words for what failed, without the number and the file's name: `what` has named the file."""
+def cause_of(exc: OSError | UnderstudyError) -> str:
+    """The system's words for what failed, without the number and the file's name: `what` has named the file. Of
+    an error of ours, its cause."""
+    if isinstance(exc, UnderstudyError):
+        return exc.cause
     return exc.strerror or str(exc)
 
 

@@ -30,15 +30,6 @@ class DeviceError(UnhealthyError):
     code = "US410"
 
 
-class NoThreadError(DeviceError):
-    """This machine has no room for one more thread."""
-
-    code = "US604"
-    default_action = (
-        "Give this host and the agent's service room for threads and memory. It is tried again by itself."
-    )
-
-
 class CaptureUnavailableError(DeviceError):
     """This machine, or this process, cannot capture with BPF."""
 

@@ -1,9 +1,19 @@
-"""Files of this host that a daemon or a command needs and cannot read or write."""
+"""What a daemon or a command needs of this host and cannot have: files to read or write, threads."""
 
 from __future__ import annotations
 
 from shared.errors.base import UnhealthyError
-from shared.errors.storage import StorageError
+from shared.errors.storage import StorageError, TransientError
+
+
+class NoThreadError(TransientError):
+    """This host has no room for one more thread, or no memory. Nothing was done, and it says nothing of what was to be done."""
+
+    code = "US604"
+    default_action = (
+        "Give this host and this service (TasksMax, MemoryMax) room for threads and memory. Servers and agents try again by "
+        "themselves; run a command again."
+    )
 
 
 class LogLostError(UnhealthyError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from shared.errors.base import UnhealthyError
 from shared.errors.storage import StorageError
@@ -116,6 +117,24 @@ class MissingUnknownError(IntegrityError):
             f"How much of the source is missing on the seed disks {', '.join(disks)} is not known",
             cause=f"{record} does not have what they name (or what older versions wrote beside it cannot be read): it was deleted or "
             "damaged, or is an older copy than they",
+        )
+
+
+class ImageReplacedError(IntegrityError):
+    """An image file is not the one that its state is of (master_target/targets/image_state.py). Not raised: a status."""
+
+    code = "US608"
+    default_action = (
+        "Nothing, if it was meant: the disk is built anew from the log, and its points get their snapshots when it is where it was. "
+        "Else see what did it (a backup that was restored, a copy, dd, truncate): none but the master target may write to its image files."
+    )
+
+    @classmethod
+    def of(cls, path: Path, at: str) -> ImageReplacedError:
+        return cls(
+            f"Disk image {path} is built anew from the log",
+            cause=f"it is not the file, as it was left, that its state was of, which stood at {at}: it was replaced, moved between file "
+            "systems, cut, or written to",
         )
 
 

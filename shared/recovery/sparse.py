@@ -96,10 +96,10 @@ class SparseFile:
             raise self._error("read", exc) from exc
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def sync(self) -> None:
-        """fdatasync: what was written survives a crash of this host."""
+    def sync(self, *, times: bool = False) -> None:
+        """fdatasync: what was written survives a crash of this host. With `times` (fsync) so does when it was."""
         try:
-            os.fdatasync(self._fd)
+            (os.fsync if times else os.fdatasync)(self._fd)
         except OSError as exc:
             raise self._error("synchronised", exc) from exc
 

@@ -60,6 +60,7 @@ def initial_replication() -> dict[str, Any]:
         with Path(device).open("r+b", buffering=0) as file:
             for _ in range(INITIAL_B >> 20):
                 file.write(os.urandom(1 << 20))
+            os.fsync(file.fileno())  # what the kernel writes back later would be captured, and sent twice
         with lab([device], point_interval=60) as site:
             site.wait_ordered(300)
             site.create_point()

@@ -138,9 +138,7 @@ class _Check:
 
         async def in_vault() -> Findings:
             await scratch.make_blob(_DATA)
-            scratch.adopt_blobs(
-                {found.name: found.last_modified.timestamp() async for found in scratch.vault.list(BLOBS)}
-            )
+            scratch.adopt_blobs({found.name: found.metadata async for found in scratch.vault.list(BLOBS)})
             return [
                 ok(
                     Aspect.VAULT_CONTAINER,

@@ -27,7 +27,7 @@ BLOBS: Final = "check/"
 OLDEST_S: Final = 3600.0
 """No check lasts so long."""
 _MADE: Final = "understudy_check"
-"""Metadata of a scratch container: when it was made, by storage's clock, in Unix seconds."""
+"""Metadata of what a check makes, which tells it from what is somebody's: when it was made, by storage's clock, in Unix seconds."""
 
 
 class Scratch:
@@ -43,6 +43,7 @@ class Scratch:
         self.store = BlobStore(self.core)
         self.blob = f"{BLOBS}{id_}"
         """Of the vault container."""
+        self._made = {_MADE: f"{now_s:.0f}"}
         self.left: dict[str, str] = {}
         """What was made, or may have been, and is not gone: its name for people → why it is still there."""
         self._ways: dict[str, Callable[[], Awaitable[object]]] = {}
@@ -50,7 +51,7 @@ class Scratch:
     async def make_container(self) -> None:
         name = self._note_container(self.store.container)
         with self._unless_refused(name):
-            await carried_out(self.store.ensure_container({_MADE: f"{self._now_s:.0f}"}))
+            await carried_out(self.store.ensure_container(self._made))
 
     async def make_blob(self, data: bytes) -> None:
         name = self._note_blob(self.blob)
@@ -58,7 +59,7 @@ class Scratch:
             self._unless_refused(name),
             contextlib.suppress(BlobExistsError),
         ):  # ours: a first answer was lost
-            await carried_out(self.vault.create(self.blob, data))
+            await carried_out(self.vault.create(self.blob, data, self._made))
 
     @contextlib.contextmanager
     def _unless_refused(self, name: str) -> Iterator[None]:
@@ -72,14 +73,13 @@ class Scratch:
     def adopt_containers(self, found: Mapping[str, Mapping[str, str]]) -> None:
         """Of the containers that storage lists (name → metadata), those of earlier checks are removed with ours."""
         for name, metadata in found.items():
-            made = metadata.get(_MADE, "")
-            if name.startswith(self.prefix) and made.isdecimal() and self._is_old(float(made)):
+            if name.startswith(self.prefix) and self._is_old_check(metadata):
                 self._note_container(name)
 
-    def adopt_blobs(self, found: Mapping[str, float]) -> None:
-        """The same of blobs of the vault container (name → when they were written)."""
-        for name, written_s in found.items():
-            if name.startswith(BLOBS) and self._is_old(written_s):
+    def adopt_blobs(self, found: Mapping[str, Mapping[str, str]]) -> None:
+        """The same of blobs of the vault container."""
+        for name, metadata in found.items():
+            if name.startswith(BLOBS) and self._is_old_check(metadata):
                 self._note_blob(name)
 
     async def remove(self) -> None:
@@ -115,8 +115,9 @@ class Scratch:
         self.left.pop(name, None)
         self._ways.pop(name, None)
 
-    def _is_old(self, made_s: float) -> bool:
-        return self._now_s - made_s > OLDEST_S
+    def _is_old_check(self, metadata: Mapping[str, str]) -> bool:
+        made = metadata.get(_MADE, "")
+        return made.isdecimal() and self._now_s - float(made) > OLDEST_S
 
 
 async def carried_out(work: Awaitable[T]) -> T:

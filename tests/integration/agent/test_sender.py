@@ -18,14 +18,22 @@ from agent.stream import sender as sender_module
 from agent.stream import servers
 from agent.stream.sender import Sender
 from agent.stream.state import Reason, Suspicion, Word
-from shared.errors import CertificateRevokedError, CopyRefusedError, NotAFrameError, RefusedError
+from shared.errors import (
+    CertificateRevokedError,
+    CopyRefusedError,
+    NotAFrameError,
+    NoThreadError,
+    RefusedError,
+)
 from shared.messages import Revocations
 from shared.recovery.position import Position
+from shared.threads import Threads
 from shared.wire import transport
 from shared.wire.messages import Ack, Fault, Hello
 from shared.wire.protocol import Connection
 from tests.epoch_ids import eid
 from tests.loopdisk import loop_disk
+from tests.no_threads import no_room
 from tests.process_server_site import free_port
 from tests.sender_site import DISK_B, Site, hang_up, next_hello, serving, welcome
 
@@ -45,6 +53,26 @@ async def site(device: str, tmp_path: Path) -> AsyncIterator[Site]:
     async with serving(device, tmp_path, pin_dir) as made:
         yield made
     detach(pin_dir)
+
+
+async def test_a_process_server_whose_name_no_thread_can_be_had_to_look_up_is_tried_again(
+    site: Site,
+) -> None:
+    asyncio.get_running_loop().set_default_executor(Threads())
+    await site.hellos.get()
+    real, nowhere = site.sender._servers, servers.ProcessServers([("process-server.invalid", 1)], 0.0)
+    site.sender._servers = nowhere
+    with no_room():
+        async with asyncio.timeout(20):
+            while not isinstance(site.sender.problem, NoThreadError):
+                site.sender.hurry()
+                await asyncio.sleep(0.01)
+    site.sender._servers = real
+    while not site.hellos.empty():
+        site.hellos.get_nowait()
+    site.sender.hurry()
+    async with asyncio.timeout(30):
+        await site.hellos.get()
 
 
 async def test_a_fault_right_behind_welcome_ends_the_session_and_nothing_else(site: Site) -> None:

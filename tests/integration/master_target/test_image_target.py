@@ -100,7 +100,7 @@ async def test_a_snapshot_that_cannot_be_completed_leaves_nothing_behind(
     await target.finish()
     with monkeypatch.context() as patch:
         if full_at == "copy":
-            patch.setattr(os, "fdatasync", no_room)
+            patch.setattr(os, "fsync", no_room)
         else:
             patch.setattr(durable, "replace_file", replaced)
         for _ in range(2):

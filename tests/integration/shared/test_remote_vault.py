@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from shared.errors import KeyCacheError, KeyUnavailableError, WrongKeyError
 from shared.key_cache import KeyCache
 from shared.messages import Limit, RevokeRequest
 from shared.remote_vault import RemoteVault, warnings
+from shared.threads import Threads
 from shared.tls import TlsFiles, read_chain
 from shared.vault import FileVault, WrappedKey
 from tests.config_parts import ConfigServer, config_for, running
+from tests.no_threads import no_room
 from tests.process_server_site import free_port
 from tests.small_fs import fill, small_fs
 
@@ -64,6 +67,25 @@ async def test_keys_outlive_the_config_server_and_restarts(daemon: Daemon) -> No
             assert await vault.unwrap(WrappedKey(made.key_id, made.wrapped), "web2") == made.key
             assert vault.problem is None
     assert await daemon.vault.unwrap(WrappedKey(made.key_id, made.wrapped), "web2") == made.key
+
+
+async def test_keys_that_no_thread_could_be_had_to_read_are_read_when_there_is_one(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.remote_vault._RETRY_S", 0.05)
+    one, key = await daemon.wrapped()
+    async with running(daemon.config), daemon.remote() as vault:
+        await vault.unwrap(one, "web1")
+    asyncio.get_running_loop().set_default_executor(Threads())  # without any that is idle
+    async with contextlib.AsyncExitStack() as stack:
+        with no_room():
+            vault = await stack.enter_async_context(daemon.remote())
+            assert vault.problem is not None
+            assert "new thread" in vault.problem.cause
+        async with asyncio.timeout(10):
+            while vault.problem is not None:  # noqa: ASYNC110 - a thread decides
+                await asyncio.sleep(0.01)
+        assert await vault.unwrap(one, "web1") == key
 
 
 async def test_a_key_is_asked_for_once_by_however_many_want_it(daemon: Daemon) -> None:

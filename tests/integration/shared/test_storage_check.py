@@ -560,10 +560,14 @@ async def test_what_killed_checks_left_is_removed_when_it_is_old(
     await old.ensure_container({"understudy_check": f"{now_s - 7200:.0f}"})
     await young.ensure_container({"understudy_check": f"{now_s - 60:.0f}"})
     await other.ensure_container()
+    await store.create("check/01", b"", {"understudy_check": f"{now_s - 7200:.0f}"})
+    await store.create("check/02", b"", {"understudy_check": f"{now_s - 60:.0f}"})
+    await store.create("check/ledger.csv", b"somebody's")
     found = await checked(blob_config)
     assert errors(found) == []
     left = [name async for name, _ in store.list_containers(f"{store.container}-check-")]
     assert left == [young.container, other.container]
+    assert [found.name async for found in store.list("check/")] == ["check/02", "check/ledger.csv"]
     await _remove_by_hand(store)
 
 

@@ -14,7 +14,9 @@ from agent.config import AgentConfig
 from agent.desired import Goal, WishFile, applied
 from shared import durable
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
+from shared.threads import Threads
 from shared.tls import TlsFiles
+from tests.no_threads import no_room
 
 HARDWARE = "smbios:4c4c4544/1"
 SDB, SDC = WantedDisk("/dev/sdb"), WantedDisk("/dev/sdc", "data", "wwid:naa.1")
@@ -158,6 +160,18 @@ async def test_a_wish_that_cannot_be_written_is_not_taken_and_is_tried_again(
         for _ in range(2):
             assert not await told(wishes, STOP)
         assert (wishes.wish, codes(wishes)) == (wish(1), ["US621"])
+    assert await told(wishes, STOP)
+    assert (wishes.wish, codes(wishes)) == (STOP, [])
+
+
+async def test_where_there_is_no_room_for_a_thread_a_wish_is_not_taken_and_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    wishes = loaded(tmp_path)
+    asyncio.get_running_loop().set_default_executor(Threads())  # without any that is idle
+    with no_room():
+        assert not await told(wishes, STOP)
+        assert (wishes.wish, codes(wishes)) == (None, ["US621"])
     assert await told(wishes, STOP)
     assert (wishes.wish, codes(wishes)) == (STOP, [])
 

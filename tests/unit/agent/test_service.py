@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,11 +19,14 @@ from agent import pipeline, service
 from agent.capture import pins
 from agent.config import AgentConfig
 from agent.desired import Goal
+from agent.host_note import HostNote
 from agent.pipeline import Agent
 from shared.batch import StreamState
 from shared.desired import WantedDisk
 from shared.errors import BpfError
+from shared.threads import Threads
 from shared.tls import TlsFiles
+from tests.no_threads import no_room
 
 
 @pytest.fixture
@@ -131,6 +134,32 @@ async def test_a_second_signal_lets_go_of_no_pins_while_a_thread_attaches_to_the
     with pytest.raises(asyncio.CancelledError):
         await agent
     assert (is_over, closed) == (False, [True])
+
+
+async def test_a_host_without_room_for_a_thread_keeps_no_agent_from_running_whatever_its_note_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "NOTE_S", 0.01)
+    written: list[str] = []
+    monkeypatch.setattr("shared.protected.note", lambda machine, *_: written.append(machine))
+    config: Any = SimpleNamespace(machine="m", pin_dir=tmp_path)
+    note = HostNote(config, cast("Any", SimpleNamespace(disks=[])))
+    with no_room():
+        keeping = asyncio.create_task(service._keep_note(cast("Any", SimpleNamespace(note=note))))
+        while note.problem is None:
+            assert not keeping.done()
+            await asyncio.sleep(0)
+        assert "new thread" in note.problem.cause
+    while note.is_due:  # noqa: ASYNC110 - a thread decides
+        await asyncio.sleep(0.01)
+    assert written == ["m"]
+    asyncio.get_running_loop().set_default_executor(Threads())  # without any that is idle
+    with no_room():
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+    assert not keeping.done()
+    assert note.problem is None, "a thread was asked for although there was nothing to do"
+    keeping.cancel()
 
 
 class Parts:

@@ -13,6 +13,8 @@ from config_server.ca import CertificateAuthority
 from shared import durable
 from shared.messages import Revocations
 from shared.revocation import RevokedFile, merged
+from shared.threads import Threads
+from tests.no_threads import no_room
 
 
 async def test_the_newest_list_stays_on_the_disk_although_an_older_write_was_slow_and_nobody_waits_for_it(
@@ -56,6 +58,23 @@ async def test_a_list_that_could_not_be_written_is_written_with_the_next_answer(
     await file.take(revoked)
     assert file.trouble.error is None
     assert msgspec.json.decode((folder / "revoked.json").read_bytes(), type=Revocations) == revoked
+
+
+async def test_a_list_for_which_there_was_no_thread_is_in_force_and_written_with_the_next_answer(
+    tmp_path: Path,
+) -> None:
+    asyncio.get_running_loop().set_default_executor(Threads())
+    seen: list[Revocations] = []
+    file = RevokedFile(tmp_path / "revoked.json", tmp_path / "ca.pem", seen.append)
+    revoked = Revocations(names=["agent:x"])
+    with no_room():
+        await file.take(revoked)
+    assert file.trouble.error is not None
+    assert "new thread" in file.trouble.error.cause
+    assert seen == [revoked]
+    await file.take(revoked)
+    assert file.trouble.error is None
+    assert msgspec.json.decode((tmp_path / "revoked.json").read_bytes(), type=Revocations) == revoked
 
 
 def ca_file(folder: Path) -> Path:

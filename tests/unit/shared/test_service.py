@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +25,7 @@ from shared.errors import (
     UnderstudyError,
     UsageError,
 )
+from tests.no_threads import SAID
 
 
 async def test_a_daemon_that_returns_exits_with_0() -> None:
@@ -77,6 +80,45 @@ async def test_anything_else_is_a_bug_with_a_traceback() -> None:
     with capture_logs() as logs:
         assert await service.run_service("x", main) == 1
     assert [line for line in logs if line.get("exc_info")]
+
+
+@pytest.mark.parametrize("said", SAID, ids=repr)
+async def test_a_host_without_room_is_no_bug_and_the_daemon_is_started_again(said: Exception) -> None:
+    async def main(_stop: asyncio.Event) -> None:
+        raise ExceptionGroup("of a part", [said])
+
+    with capture_logs() as logs:
+        assert await service.run_service("x", main) == 5
+    [line] = [line for line in logs if line["log_level"] == "error"]
+    assert (line["event"], line["code"], line["cause"]) == ("failed", "US604", repr(said))
+    assert line["exc_info"] is said, "nobody knows where it was"
+
+
+_FULL = """
+import asyncio, resource, sys
+from shared import logging, service
+
+async def main(stop):
+    used_b = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used_b + (6 << 20),) * 2)  # a thread's stack is 8 MiB
+    if sys.argv[1] == "ends":
+        return
+    works = {"work": lambda: asyncio.to_thread(print), "name": lambda: asyncio.open_connection("no.such.invalid", 1)}
+    await works[sys.argv[1]]()
+
+logging.configure("x")
+sys.exit(service._run(service.run_service("x", main)))
+"""
+
+
+@pytest.mark.parametrize(("does", "exit_code"), [("work", 5), ("name", 5), ("ends", 0)])
+def test_a_process_that_can_have_no_thread_says_so_and_ends_as_it_should(does: str, exit_code: int) -> None:
+    command = ["prlimit", f"--stack={8 << 20}", sys.executable, "-c", _FULL, does]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == exit_code, done.stderr
+    assert ('"code": "US604"' in done.stderr) == (exit_code == 5) or does == "ends"
+    assert "this is a bug" not in done.stderr
 
 
 async def test_sigterm_sets_the_stop_event_and_the_daemon_drains() -> None:

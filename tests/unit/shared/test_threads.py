@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from shared.threads import in_thread
+from shared.errors import NoThreadError
+from shared.threads import Threads, in_thread, start
+from shared.threads import no_room as no_room_in
+from tests.no_threads import SAID, no_room
 
 
 async def turns() -> None:
@@ -37,8 +40,10 @@ async def test_a_caller_that_is_cancelled_goes_on_only_when_the_thread_is_done(c
             await task
 
 
+@pytest.mark.parametrize("said", SAID, ids=repr)
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, Threads])
 async def test_what_no_thread_could_be_had_for_is_not_done_later_by_another(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: type[ThreadPoolExecutor], said: Exception
 ) -> None:
     busy, go_on, done = threading.Event(), threading.Event(), threading.Event()
 
@@ -46,19 +51,74 @@ async def test_what_no_thread_could_be_had_for_is_not_done_later_by_another(
         busy.set()
         go_on.wait()
 
-    def no_room(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with ThreadPoolExecutor(2) as executor:
+    with kind(2) as executor:
         other = asyncio.create_task(in_thread(be_busy, executor=executor))
         await asyncio.get_running_loop().run_in_executor(None, busy.wait)
-        with monkeypatch.context() as full:
-            full.setattr(threading.Thread, "start", no_room)
-            with pytest.raises(RuntimeError, match="new thread"):
+        with no_room(said):
+            with pytest.raises(NoThreadError) as caught:
                 await in_thread(done.set, executor=executor)
+            if isinstance(executor, Threads):
+                with pytest.raises(NoThreadError):
+                    executor.submit(done.set)
         go_on.set()
         await other
     assert not done.is_set(), "the one that was busy has done it, and nobody knows"
+    assert caught.value.cause == repr(said)
+
+
+async def test_threads_that_are_not_there_are_not_counted_on_when_there_is_room_again() -> None:
+    busy, go_on, hangs, answers = (threading.Event() for _ in range(4))
+
+    def be_busy() -> None:
+        busy.set()
+        go_on.wait()
+
+    def hang() -> None:
+        hangs.set()
+        answers.wait()
+
+    with Threads(4) as executor:
+        other = asyncio.create_task(in_thread(be_busy, executor=executor))
+        await asyncio.to_thread(busy.wait)
+        with no_room():
+            for _ in range(3):
+                with pytest.raises(NoThreadError):
+                    await in_thread(busy.wait, executor=executor)
+        go_on.set()
+        await other
+        await in_thread(busy.wait, executor=executor)  # by then all that was taken back has been come to
+        first = asyncio.create_task(in_thread(hang, executor=executor))
+        await asyncio.to_thread(hangs.wait)
+        second = asyncio.create_task(in_thread(lambda: "done", executor=executor))
+        done, _ = await asyncio.wait([second], timeout=10)
+        answers.set()
+        await first
+    assert done, "it waited behind what hangs"
+
+
+@pytest.mark.parametrize("said", SAID, ids=repr)
+async def test_what_the_work_itself_raises_stays_what_it_is(said: Exception) -> None:
+    def fail() -> None:
+        raise said
+
+    with Threads(1) as executor:
+        with pytest.raises(type(said)) as caught:
+            await in_thread(fail, executor=executor)
+        assert caught.value is said
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        await in_thread(fail, executor=executor)
+
+
+@pytest.mark.parametrize("said", SAID, ids=repr)
+def test_a_thread_of_ones_own_that_does_not_start_is_named_too(said: Exception) -> None:
+    with no_room(said), pytest.raises(NoThreadError, match="no room"):
+        start(threading.Thread())
+
+
+def test_only_a_host_that_is_full_is_taken_for_one() -> None:
+    assert [no_room_in(exc) is not None for exc in SAID] == [True, True]
+    assert no_room_in(RuntimeError("dictionary changed size during iteration")) is None
+    assert no_room_in(RecursionError("maximum recursion depth exceeded")) is None
 
 
 async def test_what_another_thread_has_begun_is_waited_for_although_none_could_be_had(

@@ -13,6 +13,7 @@ import pytest
 
 from agent.continuity.patience import FIRST_S, Patience
 from agent.continuity.refusing import SAMPLE, OutOfRoom
+from agent.stream.lane import Lack
 from agent.stream.state import AgentState, Word
 from agent.stream.unreadable import Runs, Unreadable
 from shared.errors import DeviceError, DiskHangsError, TooMuchUnreadableError
@@ -40,17 +41,20 @@ class Machine:
         self.unreadable.declare(count > 1, BAD, 0.0)
         self.unreadable.declare(0, [(7, 3)], 0.0)
         self.patience = Patience()
-        self.refused_at = 0.0
+        self.refused_at = self.tried_at = 0.0
         self.without_room: dict[int, Runs | None] = {slot: [(9000, 200)] for slot in range(count)}
         rounds: Any = SimpleNamespace(
-            unread=lambda: self.troubles, without_room=lambda slot: (self.refused_at, self.without_room[slot])
+            unread=lambda: self.troubles,
+            lack=lambda slot: Lack(self.tried_at, self.refused_at, self.without_room[slot]),
         )
         self.out_of_room = OutOfRoom(capture, self.state, rounds, lambda: self.unreadable, self.patience)
 
-    def looks(self, *gone: int, asks: bool = True) -> list[str]:
-        """Who is given up by a look, before which something was refused."""
+    def looks(self, *gone: int, asks: bool = True, tries: bool = True) -> list[str]:
+        """Who is given up by a look, before which something was refused, and with `tries` by a round that had not been full before."""
         if asks:
             self.refused_at = time.monotonic()
+        if asks and tries:
+            self.tried_at = self.refused_at
         self.found = self.out_of_room.give_up(gone)
         return [*self.found]
 
@@ -73,7 +77,7 @@ class Machine:
         (3, "ordered", False, {1: FULL}, (1,), []),  # that one is given up for being gone
     ],
 )  # fmt: skip
-def test_the_others_go_on_without_the_disk_that_takes_most_of_the_room_when_they_have_waited(
+def test_the_others_go_on_without_the_disk_of_which_most_is_named_when_they_have_waited(
     clock: Callable[[float], None],
     count: int,
     mode: str,
@@ -150,6 +154,34 @@ def test_where_there_is_room_by_now_the_next_round_names_it(clock: Callable[[flo
     assert machine.looks() == [], "a disk that is well again is given up for one bad sector"
     machine.without_room[1] = [(9000, 20), (20_000, 180)]
     assert machine.looks() == ["sdb"]
+
+
+def test_who_is_let_off_for_room_that_there_is_by_now_is_given_up_when_a_chunk_was_tried_again_and_had_none(
+    clock: Callable[[float], None],
+) -> None:
+    machine = Machine()
+    machine.without_room[1] = [(9000, 20)]
+    for _ in range(3):
+        assert machine.looks() == [], "before the wait is over nobody needs to be let off"
+        clock(FIRST_S / 3 + 1)
+    assert machine.looks() == []
+    for _ in range(3):
+        clock(1)
+        assert machine.looks(tries=False) == [], "the rest of a round that was full before"
+    clock(1)
+    assert machine.looks() == ["sdb"]
+
+
+def test_who_lacks_room_anew_is_let_off_anew(clock: Callable[[float], None]) -> None:
+    machine = Machine()
+    machine.without_room[1] = [(9000, 20)]
+    for _ in range(2):
+        machine.troubles = {1: FULL}
+        machine.looks()
+        clock(FIRST_S + 1)
+        assert machine.looks() == []
+        machine.troubles = {}
+        machine.looks()
 
 
 def test_of_what_is_more_than_is_kept_in_mind_nobody_hopes_that_it_has_room(

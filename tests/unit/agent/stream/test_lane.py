@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agent.stream.catchup import Chunk
-from agent.stream.lane import KEPT_SECTORS, Lane, ReadChunk
+from agent.stream.lane import KEPT_RUNS, Lack, Lane, ReadChunk
 from agent.stream.refusals import AT_ONCE, WORD_SECTORS
 from agent.stream.spans import TooMuchRefused
 from agent.stream.unreadable import Runs
@@ -34,22 +34,22 @@ def read(word: int, unreadable: Runs) -> ReadChunk:
     return ReadChunk(chunk(word), np.zeros(0, np.uint8), unreadable, True, mmap.mmap(-1, 4096))
 
 
-def test_all_that_a_round_had_no_room_for_is_kept_and_of_a_chunk_that_was_not_looked_through_all_of_it() -> (
-    None
-):
+def test_all_that_is_known_of_what_a_round_had_no_room_for_is_kept() -> None:
     disk = lane()
     disk.take_back(read(3, [(3 * WORD_SECTORS, 1)]), NO_ROOM)
-    assert disk.without_room == [(3 * WORD_SECTORS, 1)]
+    assert disk.lack.seen == [(3 * WORD_SECTORS, 1)]
     assert not disk.declares(read(5, [(5 * WORD_SECTORS + 7, 2)]))
     disk.leave_refused(TooMuchRefused(chunk(8), 8 * WORD_SECTORS + 100))
-    assert disk.without_room == [
+    assert disk.lack.seen == [
         (3 * WORD_SECTORS, 1),
         (5 * WORD_SECTORS + 7, 2),
-        (8 * WORD_SECTORS, WORD_SECTORS),
+        (8 * WORD_SECTORS + 100, 1),
     ]
-    for word in range(10, 10 + KEPT_SECTORS // WORD_SECTORS):
-        disk.leave_refused(TooMuchRefused(chunk(word), word * WORD_SECTORS))
-    assert disk.without_room is None
+    for _ in range(KEPT_RUNS - 3):
+        disk.leave_refused(TooMuchRefused(chunk(9), 9 * WORD_SECTORS))
+    assert disk.lack.seen is not None
+    disk.leave_refused(TooMuchRefused(chunk(9), 9 * WORD_SECTORS))
+    assert disk.lack.seen is None
 
 
 def test_each_round_that_lacks_room_tells_of_itself_alone() -> None:
@@ -57,14 +57,14 @@ def test_each_round_that_lacks_room_tells_of_itself_alone() -> None:
     for first in (10, 20):
         disk.begin_round()
         disk.take_back(read(0, [(first, 1)]), NO_ROOM)
-        assert disk.without_room == [(first, 1)]
+        assert disk.lack.seen == [(first, 1)]
         disk.end_round()
-        assert disk.without_room == [(first, 1)], "until another one lacks it, too"
+        assert disk.lack.seen == [(first, 1)], "until another one lacks it, too"
 
 
 def test_what_is_left_to_later_while_there_is_room_has_nothing_to_do_with_it() -> None:
     disk = lane()
     assert not disk.declares(read(2, [(2 * WORD_SECTORS, AT_ONCE + 1)]))
     disk.leave_refused(TooMuchRefused(chunk(4), 4 * WORD_SECTORS))
-    assert (disk.without_room, disk.refused_at) == ([], 0.0)
+    assert disk.lack == Lack()
     assert disk.refused is not None

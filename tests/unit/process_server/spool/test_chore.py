@@ -10,7 +10,7 @@ from process_server.spool import chore
 from process_server.spool.chore import Chore
 from shared.errors import FencedError, SpoolError, UnderstudyError
 
-Step = bool | UnderstudyError
+Step = bool | Exception
 DISK = SpoolError("The folder could not be read", cause="Input/output error")
 
 
@@ -25,7 +25,7 @@ class Script:
 
     async def _work(self) -> bool:
         step = self.left.pop(0)
-        if isinstance(step, UnderstudyError):
+        if isinstance(step, Exception):
             raise step
         return step
 
@@ -48,6 +48,15 @@ async def test_what_fails_is_tried_again_and_its_trouble_is_told_until_it_is_don
     script.chore.ask()
     await script.until_said(4)
     assert script.said == [DISK, DISK, None, None]
+    await script.chore.stop()
+
+
+async def test_a_host_without_memory_ends_no_chore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chore, "_FIRST_PAUSE_S", 0.001)
+    script = Script(MemoryError(), True)
+    script.chore.ask()
+    await script.until_said(2)
+    assert [error and error.code for error in script.said] == ["US604", None]
     await script.chore.stop()
 
 

@@ -1,0 +1,91 @@
+"""A host that for a moment has no room for one more thread: nothing is lost, distrusted, or ended for it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from process_server.machine_files import MachineFiles
+from shared.blob import BlobStore
+from shared.errors import NoThreadError, SideFileError
+from shared.threads import Threads
+from tests.logs import make_chain
+from tests.no_threads import all_busy, no_room
+from tests.spools import (
+    append_all,
+    hello_again,
+    make_spool,
+    opened,
+    read_log,
+    same_batches,
+    spool_files,
+    until,
+    uploaded,
+)
+
+
+async def test_a_log_that_could_not_write_says_so_is_not_distrusted_and_goes_on(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    chain = make_chain(6)
+    spool = make_spool(tmp_path / "spool", store)
+    async with opened(spool) as log:
+        await append_all(log, chain[:3])
+        with all_busy(spool._disk, 1), no_room(), pytest.raises(NoThreadError, match="no room"):
+            await append_all(log, chain[3:])
+        assert isinstance(log.failure, NoThreadError)
+        assert log._folder._distrusted == set()
+        assert (await log.begin(await hello_again(store, 1))).spooled == 3
+        await append_all(log, chain[3:])
+        await log.flush()
+    assert same_batches(await read_log(store, tmp_path / "spool"), chain)
+
+
+async def test_work_that_fails_for_want_of_memory_does_not_make_the_spool_distrusted(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(2)
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    async with opened(make_spool(tmp_path / "spool", store)) as log:
+        await append_all(log, chain[:1])
+        with monkeypatch.context() as patch, pytest.raises(NoThreadError):
+            patch.setattr("process_server.spool.file.SpoolFile.append", full)
+            await append_all(log, chain[1:])
+        assert log._folder._distrusted == set()
+        assert (await log.begin(await hello_again(store, 1))).spooled == 1
+
+
+async def test_files_that_are_listed_are_deleted_when_there_is_a_thread_for_it_and_the_log_goes_on(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spool"
+    spool = make_spool(folder, store, check_seconds=0.2)
+    async with opened(spool) as log:
+        current = log._current
+        assert current is not None
+        await append_all(log, make_chain(3))
+        with all_busy(spool._reading, 1), no_room():
+            await current._forget([])
+            await current._remember()
+        assert {error.code for error in current.cache_troubles} == {"US604"}
+        assert current.failure is None
+        await log.flush()
+        await until(log, lambda: uploaded(log) == 3 and not current.cache_troubles)
+    assert spool_files(folder) == []
+
+
+async def test_what_is_kept_beside_a_spool_is_stored_when_there_is_a_thread_for_it(tmp_path: Path) -> None:
+    asyncio.get_running_loop().set_default_executor(Threads())
+    files = MachineFiles(tmp_path, "side.json", "active sides", SideFileError)
+    with no_room():
+        await files.keep("m1", b"first")
+    assert files.trouble.error is not None
+    assert "new thread" in files.trouble.error.cause
+    await files.store_again()
+    assert files.trouble.error is None
+    assert files.path("m1").read_bytes() == b"first"
