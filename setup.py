@@ -1,9 +1,11 @@
-"""What pyproject.toml cannot say of a wheel: it holds the capture programs, compiled, so that no host needs a compiler."""
+"""What pyproject.toml cannot say of a wheel: it holds the capture programs, compiled, so that no host needs a compiler; and its version
+grows with each commit, since pip installs nothing over the same version."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +15,22 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOT: Final = Path(__file__).parent
+RELEASE: Final = "0.1.0"
 PROGRAMS: Final = "agent/capture/bpf/capture.bpf.o"
+
+
+def version() -> str:
+    """RELEASE.postN, N the number of commits; of a tree that was changed since, with the time; without git, RELEASE."""
+    if not (ROOT / ".git").exists():
+        return RELEASE
+    commits = _git("rev-list", "--count", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return f"{RELEASE}.post{commits}" + (f"+changed.{int(time.time())}" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-c", f"safe.directory={ROOT}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def compile_programs() -> None:
@@ -62,6 +79,7 @@ class ForAnyPython3(bdist_wheel):
 
 
 setup(
+    version=version(),
     distclass=ForOneArchitecture,
     cmdclass={"build_py": BuildWithPrograms, "bdist_wheel": ForAnyPython3},
 )

@@ -14,6 +14,7 @@
     lock         one agent, or one detach, at a time, for one capture; free when the agent is dead, whatever hangs
     preflight    could this disk be protected, and how well?
     pipeline     the parts of a running agent, put together
+    setup        `python -m agent setup`: this machine becomes part of an installation
     status       what the agent says of itself
     telling      what it says last, when it ends because it must
     idle         the agent while it protects nothing

@@ -1,4 +1,4 @@
-"""`python -m agent --config FILE` runs the daemon; `python -m agent preflight DEV` and `python -m agent detach --config FILE` are tools."""
+"""`python -m agent --config FILE` runs the daemon; `setup`, `preflight DEVICE` and `detach --config FILE` are tools."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from shared.errors import AgentRunningError, UnderstudyError
 from shared.service import load_config, run_daemon
 
 _TOOLS: Final = """tools:
+  python -m agent setup …                 enrol this machine, configure and start its agent (--help)
   python -m agent preflight DEVICE…       could these disks be protected, and how well? (no side effects)
   python -m agent detach --config FILE    remove every trace of capture from the kernel
 """
@@ -30,6 +31,10 @@ def main(argv: list[str]) -> int:
             from agent import preflight
 
             return preflight.main(argv[1:])
+        case ["setup"]:
+            from agent import setup
+
+            return setup.main(argv[1:])
         case ["detach"]:
             return detach(argv[1:])
         case _:

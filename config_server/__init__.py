@@ -30,6 +30,7 @@ is down. Only a machine that is new to a process server or master target waits f
     belonging  do CA, database, token belong together
     backup     the data folder as one file     restoring  ... and back     tools   the two, as commands
     restored   what ends in a database that is put back, and that it was
+    setup/     `understudy init`: an installation begins           first_operator  ... and who operates it
     service    wiring, and what happens every few seconds
     cli/       the `understudy` command: a client of the API, which imports nothing of the server
 

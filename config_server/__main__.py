@@ -1,4 +1,4 @@
-"""`python -m config_server --config FILE` runs the daemon; `backup` and `restore` are tools."""
+"""`python -m config_server --config FILE` runs the daemon; `setup`, `backup` and `restore` are tools."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from config_server.config import ConfigServerConfig
 from shared.service import run_daemon
 
 _TOOLS: Final = """tools:
+  python -m config_server setup …                             begin an installation (understudy init; --help)
   python -m config_server backup --config FILE --to FILE      the data folder as one file, while the server runs
   python -m config_server restore --config FILE --from FILE   and back, while it does not
                              (--new-operator-token: the backup's serves no more)
@@ -19,6 +20,10 @@ _TOOLS: Final = """tools:
 
 def main(argv: list[str]) -> int:
     match argv[:1]:
+        case ["setup"]:
+            from config_server.setup import command
+
+            return command.main(argv[1:])
         case ["backup" | "restore" as verb]:
             from config_server import tools
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sqlite3
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +25,7 @@ from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE, translated
 from shared import durable
 from shared.errors import ConfigError
+from shared.owner import as_owner
 
 _ELSEWHERE: Final = "Give the name of a file, new or an older backup, outside of the data folder."
 _JOURNAL_MODE: Final = slice(18, 20)
@@ -100,20 +100,3 @@ def check(parts: Mapping[str, bytes], what: str) -> None:
         raise ConfigError(what, cause=str(exc), action="Take another backup.") from exc
     except ConfigError as exc:
         raise ConfigError(what, cause=f"{exc.what}: {exc.cause}", action="Take another backup.") from exc
-
-
-@contextlib.contextmanager
-def as_owner(folder: Path) -> Iterator[None]:
-    """Root would leave files that the server's user cannot open."""
-    owner = folder.stat()
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        yield
-        return
-    group = os.getegid()
-    os.setegid(owner.st_gid)
-    os.seteuid(owner.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)

@@ -1,7 +1,7 @@
 """Events: what went wrong (open until it is over) and what happened.
 
 A problem is one event as long as its reporter, object, code and key stay the same, however often it is reported:
-it opens when it first appears, is updated when its words change, and is resolved when it is not reported any
+it opens when it first appears, is updated when its words or its severity change, and is resolved when it is not reported any
 more.
 """
 
@@ -36,11 +36,11 @@ def reconcile(
         if problem is None:
             db.execute("UPDATE events SET resolved_ns = ? WHERE id = ?", (now_ns, row["id"]))
             changed.append(row["id"])
-        elif (problem.what, problem.cause) != (row["what"], row["cause"]):
+        elif (problem.what, problem.cause, problem.severity) != (row["what"], row["cause"], row["severity"]):
             db.execute(
-                "UPDATE events SET what = ?, cause = ?, action = ?, last_ns = ?, count = count + 1"
+                "UPDATE events SET severity = ?, what = ?, cause = ?, action = ?, last_ns = ?, count = count + 1"
                 " WHERE id = ?",
-                (problem.what, problem.cause, problem.action, now_ns, row["id"]),
+                (problem.severity, problem.what, problem.cause, problem.action, now_ns, row["id"]),
             )
         elif abs(now_ns - row["last_ns"]) > _REFRESH_NS:  # a clock that was ahead stops nothing
             db.execute("UPDATE events SET last_ns = ? WHERE id = ?", (now_ns, row["id"]))

@@ -144,6 +144,10 @@ class Presence:
             if isinstance(seen.report, MasterTargetReport) and machine in seen.report.machines:
                 yield seen, seen.report.machines[machine]
 
+    def targets(self) -> list[Seen]:
+        """The master targets."""
+        return self._of(Role.MASTER_TARGET)
+
     def has_image_target(self) -> bool:
         """Whether a master target keeps its seed disks as images, which have no limit of size."""
         reports = (seen.report for seen in self._seen.values())

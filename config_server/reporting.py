@@ -14,8 +14,10 @@ from config_server.binding import Binder, Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name
 from config_server.disks import Offer
+from config_server.health import worst
 from config_server.presence import Seen, decode, problems_of
 from config_server.sides import Sides
+from config_server.view import problems_with
 from shared import api, logging
 from shared.desired import Desired, Verb, Wish
 from shared.errors import DatabaseError
@@ -243,6 +245,7 @@ def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
         role=seen.role,
         name=seen.name,
         state=seen.report.state,
+        health=worst(problems_with(seen, now_ns)),
         connected=not seen.is_silent(now_ns),
         seen_s=seen.age_s(now_ns),
         skew_s=seen.skew_ns / SECOND_NS,

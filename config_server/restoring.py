@@ -32,7 +32,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from config_server import audit, database, lock, restored, tokens
-from config_server.backup import as_owner, check
+from config_server.backup import check
 from config_server.belonging import (
     LOGS,
     OPERATOR,
@@ -52,6 +52,7 @@ from config_server.view import SELF
 from shared import durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ConfigError, DataFolderInUseError, StateFileError, cause_of
+from shared.owner import as_owner
 
 _MOST_B: Final = {name: 1 << 20 for name in PARTS} | {DATABASE_FILE: 1 << 31}
 """Of each part: it is read into memory, and SQLite takes no larger database from there."""

@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple, Protocol
 from aiohttp import web
 
 from config_server import (
-    audit,
     belonging,
     commands,
     events,
+    first_operator,
     inventory,
     jobs,
     keys,
@@ -43,7 +43,7 @@ from config_server.restoring import remove_new
 from config_server.revoking import Revoking
 from config_server.sides import Sides
 from config_server.storage import Storage
-from shared import api, durable, identity, logging, service
+from shared import api, durable, logging, service
 from shared.errors import (
     ConfigError,
     DatabaseError,
@@ -52,7 +52,7 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.messages import API_VERSION, EventView, Health, Nothing, PointView
+from shared.messages import API_VERSION, EventView, Nothing, PointView, ServerInfo
 from shared.status import Problem
 from shared.vault import FileVault
 from shared.vault_record import RecordedVault
@@ -185,8 +185,8 @@ def _application(
         listener.asked,
     )
 
-    async def health(_call: Call, _body: Nothing) -> Health:
-        return Health(name=config.name, version=VERSION, api=API_VERSION)
+    async def health(_call: Call, _body: Nothing) -> ServerInfo:
+        return ServerInfo(name=config.name, version=VERSION, api=API_VERSION)
 
     binder.on(api.HEALTH, health)
     for part in parts:
@@ -217,21 +217,7 @@ async def _recover(control: Control, folder: Path) -> None:
         except RequestError as exc:
             # Stored by another version of this program; the daemon's next report replaces it.
             _log.warning("a stored report was dropped", role=stored.role, name=stored.name, cause=exc.cause)
-    token_file = folder / TOKEN_FILE
-    if token_file.exists():
-        return
-    # No file: the first start, or an administrator deleted it to have a new token. The old one ends with it.
-    token = tokens.new_operator_token()
-    now_ns = control.now_ns()
-
-    def work(db: sqlite3.Connection) -> None:
-        tokens.set_operator(db, OPERATOR, token, now_ns)
-        audit.add(db, view.SELF, "operator.token", OPERATOR, {}, now_ns)
-
-    # First the database: a file whose token does not work would never be replaced.
-    await control.db.run(work)
-    identity.write(token_file, token.encode() + b"\n", mode=0o600)
-    _log.info("operator token written", file=str(token_file))
+    await first_operator.ensure(control.db, folder, control.now_ns())
 
 
 async def _recorded(file: FileVault, storage: Storage, control: Control) -> RecordedVault:

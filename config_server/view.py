@@ -23,6 +23,7 @@ import msgspec
 
 from config_server import wish_view
 from config_server.clock import SECOND_NS
+from config_server.health import worst
 from config_server.inventory import Machine
 from config_server.presence import Presence, Seen, problems_of
 from config_server.serving import ranked
@@ -39,7 +40,7 @@ from shared.errors import (
 )
 from shared.messages import DiskView, ErrorView, HopView, MachineView, PointView, RingView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
-from shared.vocabulary import CaptureMode, HopState, MachineState, Role, Severity
+from shared.vocabulary import CaptureMode, Health, HopState, MachineState, Role, Severity
 
 SKEW_LIMIT_S: Final = 5.0
 SELF: Final[str] = Role.CONFIG_SERVER
@@ -63,6 +64,8 @@ class Facts(msgspec.Struct, frozen=True):
     stream: tuple[Seen, StreamReport] | None
     """Of the process server that it is with (serving.py)."""
     apply: tuple[Seen, ApplyReport] | None
+    idle: tuple[Seen, ...] = ()
+    """Where no master target follows the machine: those that report. What ails them may be why."""
     last_point: PointView | None = None
     rpo: Rpo = Rpo()
     own: tuple[Problem, ...] = ()
@@ -96,6 +99,7 @@ def facts_of(
         agent,
         streams[-1] if streams else None,
         applies[-1] if applies else None,
+        () if applies else tuple(presence.targets()),
         last_point,
         others=tuple(streams[:-1]),
     )
@@ -104,9 +108,11 @@ def facts_of(
 def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
     seen, report = facts.agent if facts.agent else (None, AgentReport())
     state, cause = _state(machine, facts, now_ns)
+    errors = errors_of(machine, facts, now_ns)
     return MachineView(
         name=machine.name,
         state=state,
+        health=worst(errors),
         cause=cause,
         protected=machine.protected,
         mode=report.mode or _worst_mode(report),
@@ -135,7 +141,7 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         audit=report.audit,
         last_point=facts.last_point,
         hops=list(_hops(facts, now_ns)),
-        errors=errors_of(machine, facts, now_ns),
+        errors=errors,
         policy=machine.policy,
         policy_name=machine.policy_name,
         wish=wish_view.shown(machine, report),
@@ -149,7 +155,12 @@ def not_shown(machine: Machine, exc: Exception) -> MachineView:
     nothing = machine_view(msgspec.structs.replace(machine, protected=False), Facts(None, None, None), 0)
     shown = ErrorView(**error.as_dict(), severity=Severity.ERROR, object=machine.name, source=SELF)
     return msgspec.structs.replace(
-        nothing, state=MachineState.UNKNOWN, cause=error.cause, protected=machine.protected, errors=[shown]
+        nothing,
+        state=MachineState.UNKNOWN,
+        health=Health.CRITICAL,
+        cause=error.cause,
+        protected=machine.protected,
+        errors=[shown],
     )
 
 
@@ -173,6 +184,13 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
                 if problem.object in (machine.name, side[0].source)
                 or problem.object.startswith(f"{machine.name}/")
             ]
+    found += [
+        (seen.source, problem)
+        for seen in facts.idle
+        if machine.protected and not seen.is_silent(now_ns)
+        for problem in problems_of(seen)
+        if problem.object == seen.source
+    ]
     # Of a server that it is not with: what ails the machine there, say batches that still wait for upload.
     found += [
         (seen.source, problem)
@@ -208,16 +226,10 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             Severity.WARNING,
         )
     if facts.agent is not None:
-        seen = facts.agent[0]
-        if seen.is_missing(now_ns):
-            yield problem_of(silence(seen, now_ns), machine.name)
-        elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
-            yield problem_of(skewed(seen, machine.name), machine.name, Severity.WARNING)
+        yield from _seen_from_outside(facts.agent[0], machine.name, now_ns)
     for side in (facts.stream, facts.apply):
-        if side is not None and side[0].is_missing(now_ns):
-            yield problem_of(silence(side[0], now_ns), side[0].source)
-        elif side is not None and abs(side[0].skew_ns) > SKEW_LIMIT_S * SECOND_NS:
-            yield problem_of(skewed(side[0], side[0].source), side[0].source, Severity.WARNING)
+        if side is not None:
+            yield from _seen_from_outside(side[0], side[0].source, now_ns)
     if facts.disagree:
         yield problem_of(
             ServersDisagreeError(f"Process servers disagree about {machine.name}", cause=facts.disagree),
@@ -241,6 +253,22 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             machine.name,
             Severity.WARNING,
         )
+
+
+def problems_with(seen: Seen, now_ns: int) -> Iterator[Problem]:
+    """What is wrong with a daemon, or with what it does for any machine: its own words, and what it cannot say of itself. What one that is
+    silent said last is not believed."""
+    yield from _seen_from_outside(seen, seen.source, now_ns)
+    if not seen.is_silent(now_ns):
+        yield from problems_of(seen)
+
+
+def _seen_from_outside(seen: Seen, name: str, now_ns: int) -> Iterator[Problem]:
+    """What a daemon cannot say of itself, as a problem of `name`."""
+    if seen.is_missing(now_ns):
+        yield problem_of(silence(seen, now_ns), name)
+    elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
+        yield problem_of(skewed(seen, name), name, Severity.WARNING)
 
 
 def replicates(machine: Machine, facts: Facts, now_ns: int) -> bool:

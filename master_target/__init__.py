@@ -1,6 +1,7 @@
 """The master target: brings the log of each machine it claimed to that machine's seed disks, and cuts recovery points.
 
     config     the configuration file
+    setup      `python -m master_target setup`: this host becomes part of an installation
     claim      one master target per machine: a lease on the blob `master`; leases: keeps one for as long as the work lasts
     follow     polls the log index (`poll_s`, once a second), reads segments, cuts them into intervals; an interval ends at each mark
     tail       what of an epoch's index is remembered: from the cursor on

@@ -11,6 +11,7 @@
     config       the configuration file
     standing     where a machine's log stands, in the words of both
     machine_files  what lies beside a machine's spool for the next start; both rooms keep one
+    setup        `python -m process_server setup`: this host becomes part of an installation
     status       what the process server says of itself
     service      wiring
 

@@ -18,6 +18,7 @@ from process_server.config import ProcessServerConfig
 from process_server.machine_files import MachineFiles
 from process_server.reception.admission import Admission
 from process_server.reception.boots import BootFiles
+from process_server.reception.cache_level import CacheLevel
 from process_server.reception.credit import CacheSpace
 from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
@@ -90,7 +91,7 @@ async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
             revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), config.tls.ca, receiver.revoke)
             files = (sides.files, boots.files)
             troubles = (*(kind.trouble for kind in files), revoked.trouble)
-            board = StatusBoard(admission, spool, storage, vault, troubles)
+            board = StatusBoard(admission, spool, storage, CacheLevel(config.credit), vault, troubles)
             revoked.load()  # before anybody is admitted, and whether or not a config server will tell it again
             await receiver.start()
             beside: list[asyncio.Task[None]] = []

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from process_server.reception.admission import Admission
+from process_server.reception.cache_level import CacheLevel
 from process_server.reception.credit import MIB
 from process_server.reception.machine import Machine
 from process_server.spool.spool import MachineLog, Spool
@@ -64,6 +65,7 @@ class StatusBoard:
         admission: Admission,
         spool: Spool,
         storage: Trouble,
+        level: CacheLevel,
         vault: Vault | None = None,
         files: Sequence[Trouble] = (),
     ) -> None:
@@ -72,6 +74,7 @@ class StatusBoard:
         self._files = files
         self._admission = admission
         self._storage = storage
+        self._level = level
         self._spool = spool
         self._meters: dict[str, RateMeter] = {}
 
@@ -82,6 +85,7 @@ class StatusBoard:
             for name in names
         }
         cache = self._admission.cache
+        filling = self._level.look(cache)
         return DaemonReport(
             pid=os.getpid(),
             machines=dict(machines),
@@ -90,6 +94,7 @@ class StatusBoard:
             cache_used_b=sum(machine.pending_b for machine in machines.values()),
             errors=[
                 *_distinct(self._own_problems(), ""),
+                *([filling] if filling is not None else []),
                 *self._copies(),
                 *(remote_vault.warnings(self._vault) if self._vault is not None else ()),
             ],

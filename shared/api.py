@@ -34,7 +34,6 @@ from shared.messages import (
     GrantEnd,
     GrantList,
     GrantView,
-    Health,
     JobList,
     JobProgress,
     JobView,
@@ -56,6 +55,7 @@ from shared.messages import (
     RestoreGrant,
     RestoreRequest,
     RevokeRequest,
+    ServerInfo,
     SideView,
     StatusReply,
     Token,
@@ -88,7 +88,9 @@ class Route(Generic[Q, R]):
     """For DAEMON: the roles that may call it; empty means all."""
 
 
-HEALTH = Route("health", "GET", "/v1/health", Access.PUBLIC, Nothing, Health, "Is it up, and which version")
+HEALTH = Route(
+    "health", "GET", "/v1/health", Access.PUBLIC, Nothing, ServerInfo, "Is it up, and which version"
+)
 CA = Route("ca", "GET", "/v1/ca", Access.PUBLIC, Nothing, CaCertificate, "The CA's certificate")
 ENROL = Route(
     "enrol", "POST", "/v1/enrol", Access.PUBLIC, EnrolRequest, Certificate, "Token and CSR for a certificate"

@@ -127,7 +127,7 @@ async def look(host: str, port: int, *, web: bool) -> Evidence:
                 )
                 if web:
                     writer.write(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-                    found = found._replace(theirs_s=_date(await reader.readuntil(b"\r\n\r\n")))
+                    found = found._replace(theirs_s=date_in(await reader.readuntil(b"\r\n\r\n")))
             finally:
                 writer.transport.abort()
     except Exception:  # noqa: BLE001, S110 - whatever it is that answers there: the error that led here is told, with what was seen
@@ -157,7 +157,8 @@ async def told(
     )
 
 
-def _date(head: bytes) -> float | None:
+def date_in(head: bytes) -> float | None:
+    """By whose clock an answer (its head) was sent, Unix seconds; whole ones."""
     for line in head.decode("latin-1").split("\r\n"):
         name, _, value = line.partition(":")
         if name.strip().lower() == "date":

@@ -41,6 +41,8 @@ _log = logging.get()
 REPORT_INTERVAL_S: Final = 2.0
 _RETRY_LIMIT_S: Final = 3.0
 _RENEWAL_CHECK_S: Final = 60.0
+_RENEWAL_RETRY_S: Final = 15.0
+"""While something hinders it."""
 
 Status = Mapping[str, Any] | Report
 Results = dict[str, dict[str, Any]]
@@ -51,9 +53,9 @@ class ControlClient:
 
     A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` gets what is in
     the certificate's files when it was replaced: for what presents it (shared/tls.py: `present`). What hinders a renewal is in the reports,
-    as a warning. `on_revoked` gets the certificates that are not to be admitted, with every answer that tells them; `on_desired` what an
-    agent is to do, likewise: should it fail, the answer counts all the same. `machine`: of an agent, the identity and boot that it
-    reports, too.
+    as a warning; in the last ninth of the certificate's life it is critical. `on_revoked` gets the certificates that are not to be
+    admitted, with every answer that tells them; `on_desired` what an agent is to do, likewise: should it fail, the answer counts all the
+    same. `machine`: of an agent, the identity and boot that it reports, too.
     """
 
     def __init__(
@@ -84,6 +86,8 @@ class ControlClient:
         self._machine = machine
         self.problem: UnderstudyError | None = None
         """Why the certificate cannot be renewed; None while nothing is wrong with it."""
+        self._severity = Severity.WARNING
+        """Of that."""
 
     async def close(self) -> None:
         await self._client.close()
@@ -166,8 +170,9 @@ class ControlClient:
         try:
             while not stop.is_set():
                 if time.monotonic() >= renew_at:
-                    renew_at = time.monotonic() + _RENEWAL_CHECK_S
                     await self._renew_quietly()
+                    pause_s = _RENEWAL_CHECK_S if self.problem is None else _RENEWAL_RETRY_S
+                    renew_at = time.monotonic() + pause_s
                 began = time.monotonic()
                 try:
                     news = await self._exchange(desk, stop, status, interval_s, link)
@@ -194,10 +199,10 @@ class ControlClient:
         """One report, and the commands in its answer; whether there is something to say again at once."""
         sent = desk.results()
         body = {**_plain(status()), "results": sent, "running": desk.running}
-        for problem in (self.problem, logging.problem()):
+        for problem, severity in ((self.problem, self._severity), (logging.problem(), Severity.WARNING)):
             if problem is not None:
-                warning = Problem(**problem.as_dict(), severity=Severity.WARNING)
-                body["errors"] = [*body.get("errors", []), msgspec.to_builtins(warning)]
+                told = Problem(**problem.as_dict(), severity=severity)
+                body["errors"] = [*body.get("errors", []), msgspec.to_builtins(told)]
         # Cut short when a command finishes: its result is reported at once.
         commands = await desk.unless_finished(stop, self.report(body, wait_s=interval_s))
         if commands is None:
@@ -263,8 +268,16 @@ class ControlClient:
             self.problem = UnderstudyError("The certificate could not be renewed", cause=repr(exc))
             if before is None or before.as_dict() != self.problem.as_dict():
                 _log.error("the certificate could not be renewed: this is a bug", exc_info=exc)
-        if before is not None and self.problem is None:
+        if self.problem is not None:
+            self._severity = await asyncio.to_thread(self._how_bad)
+        elif before is not None:
             _log.info("the certificate is in order again")
+
+    def _how_bad(self) -> Severity:
+        try:
+            return Severity.CRITICAL if identity.ends_soon(self._files.cert) else Severity.WARNING
+        except ConfigError:
+            return Severity.WARNING  # that it cannot be read is the problem itself
 
 
 def _stamp(cert: Path) -> bytes:

@@ -41,6 +41,7 @@ from shared.crashpoints import reach
 from shared.errors import (
     IdentityFileError,
     OthersFolderError,
+    OthersRoleError,
     TokenMalformedError,
     UnderstudyError,
     UnknownAuthorityError,
@@ -49,6 +50,7 @@ from shared.errors import (
 )
 from shared.messages import EnrolRequest, Nothing
 from shared.tls import TlsFiles
+from shared.vocabulary import Role
 
 NEW_KEY: Final = "new-key.pem"
 """In a daemon's folder: a key that is not certified yet."""
@@ -97,22 +99,15 @@ def fingerprint(ca_der: bytes) -> bytes:
     return hashlib.sha256(ca_der).digest()[:_FINGERPRINT_B]
 
 
-async def enrol(url: str, token: str, folder: Path, *, replace: bool = False) -> TlsFiles:
-    """Make a key, have it certified, and write key, certificate and CA into `folder`. A key for which there is no certificate
-    yet is of an earlier try, and is used; bytes that are no key are replaced by one. `replace`: whosever folder that was.
-
-    The key never leaves the host. Raises UsageError for a URL that cannot be a config server's, TokenMalformedError,
-    UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
-    OthersFolderError, BadCertificateError, IdentityFileError, or another PeerError.
-    """
+async def authority(url: str, parts: TokenParts) -> x509.Certificate:
+    """The CA of the config server at `url`, which the token proves to be the right one: whatever answers there, nothing of it is trusted
+    before. Raises UsageError for a URL that cannot be a config server's, UnknownAuthorityError, or another PeerError."""
     if not naming.is_server_url(url):
         raise UsageError(
             f"'{url}' is no config server",
             cause="its URL must look like https://HOST or https://HOST:PORT",
             action="Give the address of the config server as --server.",
         )
-    parts = parse_token(token)
-    files = identity.files_in(folder)
     # Not yet verified: this asks only for the CA's certificate, which the fingerprint in the token then
     # proves.
     unverified = ssl.create_default_context()
@@ -120,19 +115,44 @@ async def enrol(url: str, token: str, folder: Path, *, replace: bool = False) ->
     unverified.verify_mode = ssl.CERT_NONE
     async with rest.RestClient(url, unverified, max_answer_b=_STRANGERS_B) as client:
         ca = await client.call(api.CA, Nothing())
-    trusted = _proved(ca.pem, parts, url)
+    return _proved(ca.pem, parts, url)
+
+
+def trusting(ca: x509.Certificate) -> ssl.SSLContext:
+    """For connecting to the config server of this CA, without a certificate of one's own."""
+    context = ssl.create_default_context(cadata=identity.pem_of(ca).decode())
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return tls.expecting(context, tls.CONFIG_SERVER)
+
+
+async def enrol(
+    url: str, token: str, folder: Path, *, replace: bool = False, role: Role | None = None
+) -> TlsFiles:
+    """Make a key, have it certified, and write key, certificate and CA into `folder`. A key for which there is no certificate
+    yet is of an earlier try, and is used; bytes that are no key are replaced by one. `replace`: whosever folder that was.
+    `role`: what the certificate must be for.
+
+    The key never leaves the host. Raises UsageError for a URL that cannot be a config server's, TokenMalformedError,
+    UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
+    OthersRoleError, OthersFolderError, BadCertificateError, IdentityFileError, or another PeerError.
+    """
+    parts = parse_token(token)
+    files = identity.files_in(folder)
+    trusted = await authority(url, parts)
     if not replace:
         identity.check_folder(files, trusted)
     key, made = _prepare(folder)
     asking = TlsFiles(cert=files.cert, key=key, ca=files.ca)
-    verified = ssl.create_default_context(cadata=identity.pem_of(trusted).decode())
-    verified.minimum_version = ssl.TLSVersion.TLSv1_3
-    tls.expecting(verified, tls.CONFIG_SERVER)
-    async with rest.RestClient(url, verified) as client:
+    async with rest.RestClient(url, trusting(trusted)) as client:
         answer = await client.call(
             api.ENROL, EnrolRequest(token=token.strip(), csr=identity.request_of(asking))
         )
     certificate = identity.checked(asking, answer, trusted)
+    if role is not None and not answer.name.startswith(f"{role}:"):
+        raise OthersRoleError(
+            f"Nothing was written to {folder}",
+            cause=f"the token, which is used up now, was for '{answer.name}', and this is the set-up of the {role}",
+        )
     if not replace:
         try:
             identity.check_folder(files, trusted, answer.name)
@@ -168,7 +188,8 @@ def _proved(pem: str, parts: TokenParts, url: str) -> x509.Certificate:
     return found
 
 
-def _read_token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """What stands in a token file. Raises TokenMalformedError."""
     try:
         return path.read_text("ascii")
     except OSError as exc:
@@ -231,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        files = asyncio.run(enrol(args.server, _read_token(args.token_file), args.dir, replace=args.replace))
+        files = asyncio.run(enrol(args.server, read_token(args.token_file), args.dir, replace=args.replace))
     except UnderstudyError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return exc.exit_code

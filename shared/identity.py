@@ -201,11 +201,13 @@ def write(path: Path, data: bytes, *, mode: int) -> None:
 def renewal_is_due(cert: Path, now_s: float | None = None) -> bool:
     """Whether less than a third of the certificate's life is left, or it has not begun: then it was issued by a clock that was ahead.
     Raises ConfigError when it cannot be read."""
-    certificate = _read(cert, f"Certificate {cert} could not be read")
-    begin = certificate.not_valid_before_utc.timestamp()
-    end = certificate.not_valid_after_utc.timestamp()
-    now_s = time.time() if now_s is None else now_s
-    return now_s < begin or now_s > end - (end - begin) / 3
+    return _has_left_less(cert, 1 / 3, now_s)
+
+
+def ends_soon(cert: Path, now_s: float | None = None) -> bool:
+    """Whether less than a ninth of its life is left: its renewal has failed for most of the time that there is for it. Raises ConfigError
+    when it cannot be read."""
+    return _has_left_less(cert, 1 / 9, now_s)
 
 
 def check_certificate(files: TlsFiles, now_s: float | None = None) -> None:
@@ -268,6 +270,14 @@ def not_due(files: TlsFiles, refused: RenewalNotDueError) -> HostClockError:
         action="Set it right (NTP: timedatectl, chronyc tracking); then it goes on by itself. The certificate that is there serves"
         " until then.",
     )
+
+
+def _has_left_less(cert: Path, part: float, now_s: float | None) -> bool:
+    certificate = _read(cert, f"Certificate {cert} could not be read")
+    begin = certificate.not_valid_before_utc.timestamp()
+    end = certificate.not_valid_after_utc.timestamp()
+    now_s = time.time() if now_s is None else now_s
+    return now_s < begin or now_s > end - (end - begin) * part
 
 
 def _key(pem: bytes) -> ec.EllipticCurvePrivateKey:

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from shared.desired import Desired, Interval, Mark, Verb
-from shared.vocabulary import Consistency, HopState, PointState, Role, Severity
+from shared.vocabulary import Consistency, Health, HopState, PointState, Role, Severity
 
 PORT: Final = 443
 API_VERSION: Final = 3
-"""Raised whenever a request gets a field or a value, which an older server refuses: `Health` says the server's. 2: `RestoreRequest` has
+"""Raised whenever a request gets a field or a value, which an older server refuses: `ServerInfo` says the server's. 2: `RestoreRequest` has
 `grant` and `request`. 3: `Protection` has `process_servers`, `policy_name`, `force`, `offline` and `fewer`; policies have names, and need
 no interval."""
 MAX_BODY_B: Final = 4 << 20
@@ -81,7 +81,7 @@ class Failure(msgspec.Struct):
     exit_code: int = 1
 
 
-class Health(msgspec.Struct, kw_only=True):
+class ServerInfo(msgspec.Struct, kw_only=True):
     name: str
     version: str
     api: int = 1
@@ -336,6 +336,8 @@ class MachineView(msgspec.Struct, kw_only=True):
     name: str
     state: str
     """A MachineState, or another that its agent reports."""
+    health: Health
+    """The worst of `errors`."""
     cause: str
     protected: bool
     mode: str
@@ -624,6 +626,8 @@ class DaemonView(msgspec.Struct, kw_only=True):
     role: Role
     name: str
     state: str
+    health: Health
+    """The worst of what it reports, and of its silence and its clock."""
     connected: bool
     seen_s: float | None
     skew_s: float

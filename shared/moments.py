@@ -22,3 +22,12 @@ def coarse(time_s: float | None = None) -> str:
     time_s = time.time() if time_s is None else time_s
     begin_s = time_s // _HOUR_S * _HOUR_S
     return f"a time in the hour from {shown(begin_s)}"
+
+
+def apart_s(before_s: float, after_s: float, theirs_s: float) -> float:
+    """How far a clock is ahead of another (negative: behind), at least: it showed `before_s` when the other was asked and `after_s` when
+    the answer had come, whose date (whole seconds) is `theirs_s`. 0: they may agree. Pure."""
+    least_s, most_s = before_s - theirs_s - 1.0, after_s - theirs_s
+    if least_s <= 0.0 <= most_s:
+        return 0.0
+    return least_s if least_s > 0.0 else most_s

@@ -55,7 +55,7 @@ class Threads(ThreadPoolExecutor):
     def __init__(self, max_workers: int | None = None, thread_name_prefix: str = "") -> None:
         super().__init__(max_workers, thread_name_prefix)
         self._uncounted = threading.Semaphore(0)
-        """Threads of Python 3.11 count themselves as idle after each work, also after one that was taken back and for which none was
+        """Threads of Python 3.11 count themselves as idle after each work, also after one for which none could be begun, and none was
         counted as busy. More would be counted on than there are, and work would wait behind what hangs. (Of a later Python, which counts
         better, one thread more than needed is begun at worst.)"""
 
@@ -92,31 +92,35 @@ def begun(work: Callable[[], T], executor: Executor | None = None) -> asyncio.Fu
 def _submitted(
     submit: Callable[[Callable[[], None]], object],
     work: Callable[[], T],
-    skipped: Callable[[], None] = lambda: None,
+    uncounted: Callable[[], None] = lambda: None,
 ) -> Future[T]:
-    """What `work` will give, once `submit` has taken it; `skipped` is called by the thread that comes to what was taken back."""
+    """What `work` will give, once `submit` has taken it. `uncounted` is called once for work that was queued without a thread, when one
+    has come to it: whether that was taken back, or begun before `submit` failed."""
     result: Future[T] = Future()
-    taken_back = False
+    queued = [work]
+    """Emptied when it is taken back: an executor keeps what it was given until a thread comes to it."""
+    has_no_thread = False
 
     def do() -> None:
         if not result.set_running_or_notify_cancel():
-            if taken_back:
-                skipped()
+            if has_no_thread:
+                uncounted()
             return
         try:
-            result.set_result(work())
+            result.set_result(queued[0]())
         except BaseException as exc:  # noqa: BLE001 - whoever waits for it is told
             result.set_exception(exc)
 
     try:
         submit(do)
     except BaseException as exc:
-        taken_back = True
+        has_no_thread = True
         if result.cancel():
+            queued.clear()
             if isinstance(exc, NoThreadError) or not isinstance(exc, Exception) or _is_over(exc):
                 raise
             raise _no_thread(exc) from exc
-        # Another thread has begun it already.
+        uncounted()  # another thread has begun it already
     return result
 
 

@@ -1,7 +1,16 @@
-"""The version of this installation. Said here alone: pyproject.toml reads it."""
+"""The version of this installation, as it was built (setup.py)."""
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-VERSION: Final = "0.1.0"
+
+def _installed() -> str:
+    try:
+        return version("understudy")
+    except PackageNotFoundError:
+        return "not installed"  # run from a tree
+
+
+VERSION: Final = _installed()

@@ -26,16 +26,29 @@ ENROLLED: Final = tuple(role for role in Role if role is not Role.CONFIG_SERVER)
 
 
 class Severity(enum.StrEnum):
-    """Of a problem, and of an event. A word that is not known here (a report of another version) is read as an error."""
+    """Of a problem, and of an event; the worst is last. A word that is not known here (a report of another version) is read as an error."""
 
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
     CRITICAL = "critical"
 
+    @property
+    def rank(self) -> int:
+        """Greater is worse."""
+        return list(type(self)).index(self)
+
     @classmethod
     def _missing_(cls, value: object) -> Severity | None:
         return cls.ERROR if isinstance(value, str) else None
+
+
+class Health(enum.StrEnum):
+    """Whether somebody has to do something about a machine or a daemon, best first."""
+
+    NORMAL = "normal"
+    WARNING = "warning"
+    CRITICAL = "critical"
 
 
 class CaptureMode(enum.StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +28,8 @@ def no_room(said: Exception = SAID[0]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def all_busy(executor: ThreadPoolExecutor, most: int) -> Iterator[None]:
-    """Until the block ends so many of its threads are busy: all that it has by now. It wants one more for whatever comes, and must be
-    allowed one."""
+def all_busy(executor: ThreadPoolExecutor) -> Iterator[None]:
+    """Until the block ends all the threads are busy that it has by now. It wants one more for whatever comes, and must be allowed one."""
     go_on = threading.Event()
 
     def be_busy(begun: threading.Event) -> None:
@@ -37,10 +37,13 @@ def all_busy(executor: ThreadPoolExecutor, most: int) -> Iterator[None]:
         go_on.wait()
 
     try:
-        for _ in range(most):
+        for busy in itertools.count(1):
             begun = threading.Event()
             executor.submit(be_busy, begun)
             assert begun.wait(30)
+            if busy >= len(executor._threads):
+                break
+        assert len(executor._threads) < executor._max_workers, "it may have no more"
         yield
     finally:
         go_on.set()

@@ -5,10 +5,10 @@ stays to do (US594), and with it the order of all disks: a leg of a volume that 
 is not given up as one that hangs (`hanging`), and the fitting of capture would find nothing to leave out.
 
 When that has lasted for as long as `Patience` says, in a stream that is not ordered and could be, one disk is given up: of those that lack
-room still the one of which most sectors are named, be it less than of another for which there is room. A new epoch begins without it, in
-which nothing is declared yet. For what the others refuse there was room beside it; so there is without it. It is done only while another
-disk is there that lacks nothing but room, and when it has refused something since the time was over: while no server takes what is read
-nobody reads, and what was said last is old.
+room the one of which most sectors are named. While it may have room by now (below), nobody is: what is known of it is the least that it
+needs, and another that goes in its stead would have gone in vain. A new epoch begins without it, in which nothing is declared yet. For what
+the others refuse there was room beside it; so there is without it. It is done only while another disk is there that lacks nothing but room,
+and when it has refused something since the time was over: while no server takes what is read nobody reads, and what was said last is old.
 
 **Room that there is by now.** A round names nothing more of a disk when one chunk did not fit, and does not look through the others: of
 each it knows one bad sector (`lane.Lack`). Meanwhile words may have become free. Whether what is really refused fits by now, nobody knows
@@ -22,7 +22,8 @@ does not fit, where words are freed now and then. What knows is the next round: 
   the round ends the lack. If it happens, what is bad did not fit, behind the wait: the disk is given up at the next look, however much was
   freed since. That is a round later than it could be, but not never.
 
-A lack that is over is forgotten with that; the next one has a wait of its own, and is let off by itself.
+A lack that is over is forgotten with that; the next one is let off by itself. The wait is one for all of them: it ends when nobody lacks
+room any more.
 
 It is taken in again when it gives what it refused: a sample of that, spread over all of it, is read when disks that are left out are looked
 for (`capture.watch`), less and less often. Most of it must be given, not all: a leg that is back may have some sectors that are bad for
@@ -82,9 +83,9 @@ class OutOfRoom:
         unreadable = self._unreadable()
         named = unreadable.by_disk()
         still = {slot for slot in lacking if self._lacks_still(slot, unreadable, now)}
-        worst = max(still, key=lambda slot: named.get(slot, 0), default=None)
-        if worst is None:
-            return {}
+        worst = max(lacking, key=lambda slot: named.get(slot, 0))
+        if worst not in still:
+            return {}  # what is known of it is the least that it needs: another must not go in its stead
         disk = self._disks[worst]
         others = set(range(len(self._disks))) - {worst, *gone, *(troubled.keys() - lacking)}
         count = named.get(worst, 0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from config_server.cli import protection_commands, rebinding, rescue
-from config_server.cli.machine_pages import list_table, machine_page, one_line, stored_table
+from config_server.cli.machine_pages import list_page, machine_page, one_line, stored_table
 from config_server.cli.names import fetch_all, name_argument
 from config_server.cli.options import COMMON, CONNECTION, OUTPUT, add_options, find_target, wants_json
 from config_server.cli.output import (
@@ -69,7 +69,7 @@ def list_(**storage: Any) -> None:
         emit(stored, lambda: stored_table(stored))
         return
     found = run(fetch_all())
-    emit(found, lambda: list_table(found))
+    emit(found, lambda: list_page(found))
 
 
 @machine.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from config_server.cli.output import fields, grid, line, percent, seconds, size, told
-from shared.vocabulary import HopState, MachineState, Severity
+from shared.vocabulary import Health, HopState, MachineState, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from config_server.cli.rescue import StoredMachine
-    from shared.messages import DiskCandidate, DiskCandidates, MachineView
+    from shared.messages import DiskCandidate, DiskCandidates, ErrorView, MachineView
 
 _STYLES: Final[dict[str, str]] = {
     MachineState.ORDERED: "green",
@@ -22,6 +22,11 @@ _STYLES: Final[dict[str, str]] = {
     HopState.OK: "green",
     HopState.ERROR: "red",
     HopState.UNKNOWN: "dim",
+}
+HEALTH_STYLES: Final[dict[str, str]] = {
+    Health.NORMAL: "green",
+    Health.WARNING: "yellow",
+    Health.CRITICAL: "red",
 }
 
 
@@ -36,7 +41,8 @@ def one_line(found: MachineView) -> str:
     if found.cause:
         parts.append(found.cause)
     if found.errors:
-        parts.append(f"{found.errors[0].code} {found.errors[0].what}")
+        worst = _worst(found.errors)
+        parts.append(f"{worst.code} {worst.what}")
     return " | ".join(parts)
 
 
@@ -44,11 +50,35 @@ def _styled(text: str, *more: str) -> Text:
     return line((text, _STYLES.get(text, "")), *more)
 
 
-def list_table(found: list[MachineView]) -> Table:
+def _worst(errors: list[ErrorView]) -> ErrorView:
+    return max(errors, key=lambda error: error.severity.rank)
+
+
+def list_page(found: list[MachineView]) -> RenderableType:
+    """A line for each machine, and below one for each that is not well: what is worst."""
+    from rich.console import Group
+
+    remarks: list[Text] = []
+    for machine in found:
+        if machine.errors:
+            worst = _worst(machine.errors)
+            words = f" {worst.code} {worst.what}" + (f": {worst.cause}" if worst.cause else "")
+            more = len(machine.errors) - 1
+            if more:
+                words += f" (and {more} more: understudy machine show {machine.name})"
+            remarks.append(
+                line(f"{machine.name}: ", (machine.health, HEALTH_STYLES.get(machine.health, "")), words)
+            )
+    table = _list_table(found)
+    return Group(table, "", *remarks) if remarks else table
+
+
+def _list_table(found: list[MachineView]) -> Table:
     rows = [
         (
             machine.name,
             _styled(machine.state),
+            line((machine.health, HEALTH_STYLES.get(machine.health, ""))),
             seconds(machine.rpo_s),
             machine.last_point.time[:19] if machine.last_point else "-",
             ", ".join(f"{disk.name} {size(disk.size_b)}" for disk in machine.disks),
@@ -56,7 +86,7 @@ def list_table(found: list[MachineView]) -> Table:
         )
         for machine in found
     ]
-    return grid(None, ("=machine", "=state", ">RPO", "=last point", "disks", ">errors"), rows)
+    return grid(None, ("=machine", "=state", "=health", ">RPO", "=last point", "disks", ">errors"), rows)
 
 
 def stored_table(found: list[StoredMachine]) -> Table:
@@ -113,6 +143,7 @@ def machine_page(found: MachineView) -> RenderableType:
     last = found.last_point
     facts: list[tuple[str, str | Text]] = [
         ("state", _styled(found.state, f"  {found.cause}" if found.cause else "")),
+        ("health", line((found.health, HEALTH_STYLES.get(found.health, "")))),
         ("wanted", _wish(found)),
         (
             "policy",

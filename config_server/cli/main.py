@@ -21,7 +21,7 @@ from shared.errors import UnderstudyError, UsageError
 from shared.version import VERSION
 
 _VERBS: Final = "understudy.verbs"
-"""Entry points of this group are commands of other packages, here `lab`: this package knows none of them."""
+"""Entry points of this group are commands of other packages, `lab` and `init`: this one knows none of them."""
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "machine": ("machine_commands:machine", "Protected machines: state, progress, health."),
     "point": ("point_commands:point", "Recovery points: list, create, verify."),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
+from config_server.cli.machine_pages import HEALTH_STYLES
 from config_server.cli.names import checked_name
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import compact, emit, grid, line, percent, plain_fields, run, seconds, told
+from shared import durable
+from shared.errors import UsageError
 from shared.vocabulary import ENROLLED, Severity
 
 if TYPE_CHECKING:
@@ -137,13 +141,14 @@ def daemon_list() -> None:
         found,
         lambda: grid(
             None,
-            ("=role", "name", "connected", "=state", ">seen", ">clock"),
+            ("=role", "name", "connected", "=state", "=health", ">seen", ">clock"),
             [
                 (
                     d.role,
                     d.name,
                     "yes" if d.connected else "no",
                     d.state,
+                    line((d.health, HEALTH_STYLES.get(d.health, ""))),
                     seconds(d.seen_s),
                     f"{d.skew_s:+.2f} s",
                 )
@@ -196,11 +201,35 @@ def token() -> None:
 @click.option(
     "--ttl", "ttl_s", default=3600, show_default=True, type=click.IntRange(1, 2_592_000), metavar="S"
 )
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it into a new file, and do not show it.",
+)
 @add_options(*COMMON)
-def token_create(role: str, name: str, hosts: tuple[str, ...], ttl_s: int) -> None:
-    """A one-time token with which ROLE NAME enrols: python -m shared.enrol --token-file FILE …"""
+def token_create(role: str, name: str, hosts: tuple[str, ...], ttl_s: int, to: Path | None) -> None:
+    """A one-time token with which ROLE NAME enrols: python -m ROLE setup --token-file FILE …"""
     from shared import api
     from shared.messages import TokenRequest
 
+    if to is not None:
+        _check_new(to)
     made = run(_call(api.TOKEN_CREATE, TokenRequest(role=role, name=name, hosts=list(hosts), ttl_s=ttl_s)))
+    if to is not None:
+        with durable.named(
+            f"The token was not written to {to}", action="Make another one: this one is lost."
+        ):
+            durable.create_file(to, made.token.encode() + b"\n", mode=0o600)
+        made = msgspec.structs.replace(made, token=f"in {to}")
     emit(made, lambda: plain_fields(made))
+
+
+def _check_new(file: Path) -> None:
+    """Before a token is made that would be lost. Raises UsageError."""
+    if file.exists() or not file.parent.is_dir():
+        raise UsageError(
+            f"No token was made for {file}",
+            cause="it is there already" if file.exists() else f"there is no folder {file.parent}",
+            action="Give the name of a file that is not there yet, in a folder that is.",
+        )

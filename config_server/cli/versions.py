@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from shared import api
 from shared.errors import NotFoundError, RequestError, ServerOutdatedError, UnderstudyError
-from shared.messages import API_VERSION, Health, Nothing
+from shared.messages import API_VERSION, Nothing, ServerInfo
 from shared.rest import RestClient
 
 _HEALTH_S: Final = 3.0
@@ -29,7 +29,7 @@ async def answered(client: RestClient, asked: Awaitable[_T], *, is_new: bool = F
         raise ServerOutdatedError(exc.what, cause=exc.cause) from exc
 
 
-async def health(client: RestClient) -> Health | None:
+async def health(client: RestClient) -> ServerInfo | None:
     """None when it does not answer soon."""
     try:
         async with asyncio.timeout(_HEALTH_S):

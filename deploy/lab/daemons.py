@@ -8,7 +8,6 @@ not show that it is ready (shared/service.py) is ended and started anew. So behi
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import select
@@ -28,6 +27,7 @@ from shared.crashpoints import reach
 from shared.errors import DaemonError, LabError
 from shared.log_sink import LIMIT
 from shared.service import READY_NAME
+from shared.setup.host import last_words
 
 READY_S: Final = 90.0
 STOP_S: Final = 40.0
@@ -187,13 +187,9 @@ def _start_failure(daemon: Daemon, log: Path, begin: int, ended: bool) -> Daemon
         lines = file.read().decode(errors="replace").splitlines()
     cause = f"it was not ready after {READY_S:.0f} s" if not ended else "it ended at once"
     action = f"See its log: {log}"
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):
-            said = json.loads(line)
-            if isinstance(said, dict) and said.get("what") and said.get("level") == "error":
-                cause = ": ".join(part for part in (said["what"], said.get("cause")) if part)
-                action = f"{said.get('action') or ''} Its log: {log}".strip()
-                return DaemonError(f"{daemon} did not start", cause=cause, action=action)
+    if (said := last_words(lines)) is not None:
+        cause, action = said
+        return DaemonError(f"{daemon} did not start", cause=cause, action=f"{action} Its log: {log}".strip())
     tail = "\n         ".join(line[:300] for line in lines[-8:])
     return DaemonError(
         f"{daemon} did not start", cause=f"{cause}; its last words:\n         {tail}", action=action

@@ -75,11 +75,6 @@ def send(pid: int, arguments: Sequence[str], number: signal.Signals, timeout_s: 
         os.close(fd)
 
 
-def command_of(pid: int) -> str:
-    """Its command line, for people; empty when it is gone."""
-    return _command_line(pid).replace(b"\0", b" ").decode(errors="replace").strip()
-
-
 def _joined(arguments: Sequence[str]) -> bytes:
     return b"".join(os.fsencode(argument) + b"\0" for argument in arguments)
 

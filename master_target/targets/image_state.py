@@ -2,16 +2,17 @@
 
 An image that somebody puts in the place of ours is a disk image, too: an older copy out of a backup, say. Believed where the document
 stands, it would be a point that is no prefix of anything (I6). So the document names the file that it was written for, and how that was
-left. A file is ours
+left. A file is ours that has the *size* of the disk and
 
-- while it has our *inode number*, in the *generation* of it: a file that gets the number of one that was deleted has another generation,
-  where the file system keeps them (ext4, xfs, btrfs; no others are known to);
-- and the *size* of the disk;
-- and, as long as no interval is begun, the *time of its last change*. No write of ours comes between a finished interval and the next
-  document, so any that does is somebody else's. It is durable with the data (fsync), or a power cut would take it back.
+- as long as no interval is begun, the *time of its last change*: no write of ours comes between a finished interval and the next document,
+  so any that does is somebody else's. It is durable with the data (fsync), or a power cut would take it back. A copy that keeps the time
+  of a file that nobody has changed since (`mv`, `cp -p`, `rsync -a`) has its contents, wherever it lies now. So its inode number does not
+  count: there are file systems that give another at each mount (FUSE), and `resize2fs` moves inodes;
+- in the middle of an interval, where the time may be that of any of our writes and tells nothing, our *inode number*, in the *generation*
+  of it: a file that gets the number of one that was deleted has another generation, where the file system keeps them (ext4, xfs, btrfs;
+  no others are known to).
 
-In the middle of an interval the time tells nothing: it may be that of any of our writes. And where the next interval begins at batch 0,
-nothing that lies on the disk is needed, and so the file may be any.
+Where the next interval begins at batch 0, nothing that lies on the disk is needed, and so the file may be any.
 
 What follows from that for `cp`, `mv`, `rsync`, `dd` and others: FORMAT.md.
 """
@@ -66,15 +67,16 @@ class ImageState(msgspec.Struct, frozen=True):
             return f"it has {found.size_b} bytes, and the disk {self.disk.disk_b}"
         if self.file is None:
             return ""
-        if (found.inode, found.generation) != (self.file.inode, self.file.generation):
+        if self.disk.clean:
+            if found.modified_ns != self.file.modified_ns:
+                return (
+                    f"it was changed last at {format_ns(found.modified_ns)}, and was left as it was at"
+                    f" {format_ns(self.file.modified_ns)}"
+                )
+        elif (found.inode, found.generation) != (self.file.inode, self.file.generation):
             return (
                 f"it is inode {found.inode} (generation {found.generation}), and the image was inode"
                 f" {self.file.inode} (generation {self.file.generation})"
-            )
-        if self.disk.clean and found.modified_ns != self.file.modified_ns:
-            return (
-                f"it was changed last at {format_ns(found.modified_ns)}, and was left as it was at"
-                f" {format_ns(self.file.modified_ns)}"
             )
         return ""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final, NamedTuple
@@ -405,13 +405,19 @@ def _listed_once(recovered: Recovered, *, damaged: bool) -> int:
 
 def _first(group: BaseExceptionGroup[BaseException]) -> UnderstudyError:
     """The error of our tree in the group; else what it is, as a SpoolError. A host without room for a thread or memory says nothing of the
-    spool."""
+    spool, so it counts only where nothing else failed."""
+    found = [*_leaves(group)]
+    full = [said for exc in found if (said := no_room(exc)) is not None]
+    ours = [exc for exc in found if isinstance(exc, UnderstudyError) and no_room(exc) is None]
+    if ours or full:
+        return [*ours, *full][0]
+    _log.error("log stopped: this is a bug", exc_info=group)
+    return SpoolError("The log had to stop", cause=repr(found[0]))
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for exc in group.exceptions:
         if isinstance(exc, BaseExceptionGroup):
-            return _first(exc)
-        if isinstance(exc, UnderstudyError):
-            return exc
-        if (full := no_room(exc)) is not None:
-            return full
-    _log.error("log stopped: this is a bug", exc_info=group)
-    return SpoolError("The log had to stop", cause=repr(group.exceptions[0]))
+            yield from _leaves(exc)
+        else:
+            yield exc

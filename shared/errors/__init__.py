@@ -25,6 +25,7 @@ One module an area; all of them are one name space, and callers import from here
     peers          connections, the protocol, TLS
     storage        blob storage
     files          files and threads of this host
+    setup          what keeps a host from becoming part of an installation
     spool          the process server's cache, and whose log it continues
     integrity      what lies in storage: segments, index, keys, seed disks, snapshots
 
@@ -39,5 +40,6 @@ from shared.errors.files import *
 from shared.errors.integrity import *
 from shared.errors.peers import *
 from shared.errors.requests import *
+from shared.errors.setup import *
 from shared.errors.spool import *
 from shared.errors.storage import *

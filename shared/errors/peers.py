@@ -241,6 +241,15 @@ class OthersFolderError(TlsError):
     )
 
 
+class OthersRoleError(TlsError):
+    """The token of one kind of daemon was used where another one is set up."""
+
+    code = "US625"
+    default_action = (
+        "Make a token for this daemon (understudy token create ROLE NAME), and run the command again with it."
+    )
+
+
 class CertificateRevokedError(TlsError):
     code = "US476"
     default_cause = "it was revoked"

@@ -112,6 +112,13 @@ class CacheQuotaError(StorageError):
     default_action = "Storage takes less than the machine writes: check the upload, or raise the quota."
 
 
+class CacheFillingError(StorageError):
+    """Little is left of the cache until all machines are throttled."""
+
+    code = "US607"
+    default_action = "Check the upload to storage (`understudy machine show` names what waits), or make room on the cache disk."
+
+
 class CacheLowError(StorageError):
     """The cache as a whole has no room above its floor; all machines are throttled."""
 

@@ -166,6 +166,12 @@ class Container:
         self.run("mkdir", "-p", place)
         self.run("tar", "--extract", f"--directory={place}", stdin=packed, within_s=300)
 
+    def write_random(self, disk: str, size_b: int) -> None:
+        """At the beginning of a disk, past the page cache."""
+        self.run(
+            "dd", "if=/dev/urandom", f"of={disk}", f"bs={size_b}", "count=1", "oflag=direct", "conv=notrunc"
+        )
+
     def get(self, place: str) -> bytes:
         """A file's content. Raises CommandFailedError."""
         done = self._run("cat", place)

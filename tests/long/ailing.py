@@ -186,7 +186,7 @@ def out_of_room() -> Result:
         sick.lose_leg()
         site.run("machine", "resync", "lab", "--yes")
         began = time.monotonic()
-        wait_until(lambda: "US594" in _codes(site), "that room lacks is not said", 1200, site.machine)
+        wait_until(lambda: "US594" in _codes(site), "that room lacks is not said", 2400, site.machine)
         full_s = time.monotonic() - began
         without = machine.protects(machine.well, machine.place, after=before + 1, within_s=600)
         alone_s = time.monotonic() - began

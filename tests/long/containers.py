@@ -112,16 +112,7 @@ def wait_ordered(installation: Installation) -> None:
 def check_point(installation: Installation, disk: str) -> None:
     """What a program of the machine writes is in the next point, and the point is the disk."""
     machine, server = installation.machine.container, installation.config_server.container
-    write = [
-        "dd",
-        "if=/dev/urandom",
-        f"of={disk}",
-        f"bs={WRITE_B}",
-        "count=1",
-        "oflag=direct",
-        "conv=notrunc",
-    ]
-    machine.run(*write)
+    machine.write_random(disk, WRITE_B)
     point = installation.read("point", "create", MACHINE, "--wait")["id"]
     installation.command("restore", MACHINE, "--point", point, "--to", "/root/restored")
     restored = server.read("sha256sum", f"/root/restored/{Path(disk).name}.raw").split()[0]

@@ -19,7 +19,9 @@ from tests.long.clocks import clocks
 from tests.long.containers import containers
 from tests.long.copies import copies
 from tests.long.environment import environment
+from tests.long.health import health
 from tests.long.identity import identity_of, identity_over_md
+from tests.long.install import install
 from tests.long.moved import moved
 from tests.long.outage import outage
 from tests.long.reboot import reboot
@@ -190,9 +192,11 @@ PARTS: Final[dict[str, Callable[[], Result]]] = {
     "ailing-disks": ailing,
     "clocks": clocks,
     "containers": containers,
+    "install": install,
     "copy": copies,
     "environment": environment,
     "every-case": every_case,
+    "health": health,
     "moved": moved,
     "out-of-room": out_of_room,
     "outage": outage,

@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from deploy import systemd
-from shared.version import VERSION
 from tests.capture_parts import MIB, needs_capture
 from tests.loopdisk import loop_disk
 
 ROOT = Path(__file__).parents[2]
+RELEASE = "0.1.0"
+"""The version of a tree that is no checkout."""
 PROGRAMS = "agent/capture/bpf/capture.bpf.o"
 PLATFORM = sysconfig.get_platform().replace("-", "_")
 OFFLINE = {
@@ -92,7 +93,7 @@ def python(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def document(wheel: Path, name: str) -> Message:
     with zipfile.ZipFile(wheel) as archive:
-        return email.message_from_bytes(archive.read(f"understudy-{VERSION}.dist-info/{name}"))
+        return email.message_from_bytes(archive.read(f"understudy-{RELEASE}.dist-info/{name}"))
 
 
 def test_the_wheel_holds_the_packages_the_programs_and_what_systemd_needs_and_nothing_else(
@@ -114,10 +115,10 @@ def test_the_wheel_holds_the_packages_the_programs_and_what_systemd_needs_and_no
 
 def test_the_wheel_is_for_every_python_3_of_one_architecture(wheel: Path) -> None:
     tag = f"py3-none-{PLATFORM}"
-    assert wheel.name == f"understudy-{VERSION}-{tag}.whl"
+    assert wheel.name == f"understudy-{RELEASE}-{tag}.whl"
     said = document(wheel, "WHEEL")
     assert (said.get_all("Tag"), said["Root-Is-Purelib"]) == ([tag], "false")
-    assert document(wheel, "METADATA")["Version"] == VERSION
+    assert document(wheel, "METADATA")["Version"] == RELEASE
 
 
 @needs_capture
@@ -140,6 +141,30 @@ def test_what_was_installed_knows_nothing_of_the_checkout(installed: Path) -> No
 def test_what_systemd_needs_comes_with_the_wheel(installed: Path) -> None:
     code = "from deploy import systemd; print(*systemd.host_files(), sep='\\n')"
     assert python(installed, "-c", code).stdout.split() == [str(path) for path in systemd.host_files()]
+
+
+def test_each_commit_makes_a_newer_version_and_a_changed_tree_one_of_its_own(tmp_path: Path) -> None:
+    """pip installs nothing over the same version: an upgrade would leave the old program, and say nothing."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    shutil.copy(ROOT / "setup.py", tree)
+
+    def version() -> str:
+        return run(sys.executable, "setup.py", "--version", cwd=tree, env=dict(os.environ)).split()[-1]
+
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false")
+        run("git", *who, *arguments, cwd=tree, env=dict(os.environ))
+
+    assert version() == RELEASE
+    git("init", "-q")
+    git("add", "setup.py")
+    git("commit", "-qm", "one")
+    assert version() == f"{RELEASE}.post1"
+    git("commit", "-qm", "two", "--allow-empty")
+    assert version() == f"{RELEASE}.post2"
+    (tree / "setup.py").write_text((tree / "setup.py").read_text() + "# changed\n")
+    assert re.fullmatch(rf"{re.escape(RELEASE)}\.post2\+changed\.\d+", version())
 
 
 @needs_capture

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from shared import moments
 from shared.blob.check.findings import Aspect, Finding, error, failed, ok, unknown, warning
 from shared.blob.config import BlobConfig
 from shared.errors import (
@@ -90,12 +91,10 @@ def clock(before_s: float, after_s: float, theirs_s: float | None) -> Finding:
     """
     if theirs_s is None:
         return unknown(Aspect.CLOCK, "storage's answer has no date")
-    least_s, most_s = before_s - theirs_s - 1.0, after_s - theirs_s
-    if least_s <= 0.0 <= most_s:
-        return ok(
-            Aspect.CLOCK, f"this host's clock agrees with storage's to within {max(-least_s, most_s):.0f} s"
-        )
-    apart_s = least_s if least_s > 0.0 else most_s
+    apart_s = moments.apart_s(before_s, after_s, theirs_s)
+    if apart_s == 0:
+        within_s = max(theirs_s + 1.0 - before_s, after_s - theirs_s)
+        return ok(Aspect.CLOCK, f"this host's clock agrees with storage's to within {within_s:.0f} s")
     direction = "ahead of" if apart_s > 0 else "behind"
     detail = f"this host's clock is {_span(abs(apart_s))} {direction} storage's"
     action = "Set it right (NTP: timedatectl, chronyc tracking)."

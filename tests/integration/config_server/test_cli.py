@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from config_server import service
-from shared import api
+from shared import api, enrol
 from shared.blob import BlobConfig, BlobStore
 from shared.control_client import ControlClient
 from shared.errors import PointNotFoundError
@@ -539,3 +539,16 @@ async def test_tokens_policies_events_daemons_and_audit(site: Site, agent: Contr
     assert (listed["role"], listed["connected"]) == ("agent", True)
     entries = (await site.run("audit", "list", "--limit", "1", "--output", "json")).json
     assert entries[0]["action"] == "policy.set"
+
+
+async def test_a_token_goes_to_a_file_that_nobody_else_reads_and_is_not_shown(
+    site: Site, tmp_path: Path
+) -> None:
+    file = tmp_path / "ps1.token"
+    words = ("token", "create", "process-server", "ps1", "--host", "127.0.0.1", "--to", str(file))
+    made = (await site.run(*words)).json
+    assert (made["token"], file.stat().st_mode & 0o777) == (f"in {file}", 0o600)
+    await enrol.enrol(site.server.url, file.read_text(), tmp_path / "ps1")
+    for place, why in ((file, "is there already"), (tmp_path / "no/file", "there is no folder")):
+        refused = await site.run(*words[:-1], str(place))
+        assert (refused.exit_code, why in refused.stderr) == (2, True)

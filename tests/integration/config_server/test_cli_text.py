@@ -120,7 +120,9 @@ def test_an_odd_value_works_or_ends_with_a_clear_error(
     param: click.Parameter,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # some name files that are written
     for name in [name for name in os.environ if name.startswith("UNDERSTUDY_")]:
         monkeypatch.delenv(name)
     leads = server if any("--server" in option.opts for option in command.params) else []

@@ -113,7 +113,7 @@ def renamed(files: Files) -> None:
 
 
 def moved_over(files: Files) -> None:
-    """Away to another file system, and back: its contents are right, and nothing tells."""
+    """Away to another file system, and back: another inode, and the time is kept."""
     run("mv", files.image, files.other / "moved.img")
     run("mv", files.other / "moved.img", files.image)
 
@@ -133,8 +133,8 @@ def cut(files: Files) -> None:
     run("truncate", "-s", "4096", files.image)
 
 
-OTHER_FILES = [other_file, renamed, moved_over, backup, empty, cut]
-"""Of another inode or size: told at any time."""
+OTHER_FILES = [other_file, renamed, empty, cut]
+"""Of another time, inode or size: told at any time."""
 
 
 def in_place(files: Files) -> None:
@@ -197,7 +197,40 @@ async def test_another_file_is_begun_anew_and_told(files: Files, deed: Deed, is_
     assert target.state.cursor == NOWHERE
     assert target.problem is not None
     assert target.problem.code == "US608"
-    assert ("1-1" if deed is backup else "1-3" if is_idle else "1-2") in target.problem.cause
+    assert ("1-3" if is_idle else "1-2") in target.problem.cause
+    await target.close()
+    await check_goes_on(files.folder)
+
+
+async def test_in_the_middle_of_an_interval_a_file_that_was_moved_from_elsewhere_is_another(
+    files: Files,
+) -> None:
+    """Its time tells nothing then."""
+    await files.stand_at(3, finish=False)
+    moved_over(files)
+    target = await opened(files.folder)
+    assert (target.state.cursor, target.problem is not None) == (NOWHERE, True)
+    await target.close()
+    await check_goes_on(files.folder)
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+async def test_image_and_state_of_a_disk_at_rest_out_of_a_backup_are_right_where_they_are(
+    files: Files, is_idle: bool
+) -> None:
+    await files.stand_at(3, finish=is_idle)
+    backup(files)
+    target = await opened(files.folder)
+    assert (target.state.cursor, target.problem) == (Position.of(1, 1), None)
+    await target.close()
+    await check_goes_on(files.folder)
+
+
+async def test_a_disk_at_rest_may_be_moved_to_another_file_system(files: Files) -> None:
+    await files.stand_at(3)
+    moved_over(files)
+    target = await opened(files.folder)
+    assert (target.state.cursor, target.problem) == (Position.of(1, 3), None)
     await target.close()
     await check_goes_on(files.folder)
 

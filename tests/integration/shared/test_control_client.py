@@ -121,6 +121,7 @@ async def serving(
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_client, "_RENEWAL_CHECK_S", 0.05)
+    monkeypatch.setattr(control_client, "_RENEWAL_RETRY_S", 0.05)
 
 
 async def until(true: Callable[[], object]) -> None:
@@ -169,12 +170,12 @@ async def server(tmp_path: Path) -> AsyncIterator[ConfigServer]:
         yield started
 
 
-async def due_in(server: ConfigServer, folder: Path) -> tls.TlsFiles:
+async def due_in(server: ConfigServer, folder: Path, left_s: float = 100) -> tls.TlsFiles:
     files = await server.enrolled("agent", "web1", folder)
     key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     soon = CertificateAuthority.open(server.config.data_dir).issue(
-        key.public_key(), Role.AGENT, "web1", [], dt.timedelta(seconds=100), dt.datetime.now(dt.UTC)
+        key.public_key(), Role.AGENT, "web1", [], dt.timedelta(seconds=left_s), dt.datetime.now(dt.UTC)
     )
     files.cert.write_text(pem_of(soon))
     return files
@@ -214,6 +215,23 @@ async def test_a_disk_that_takes_no_certificate_leaves_the_daemon_alive_with_the
                 remount(folder, "rw")
             await until(lambda: files.cert.read_bytes() != before)
             await until_problems(server, [])
+
+
+@pytest.mark.parametrize(
+    ("left_s", "severity", "health"), [(100, "warning", "warning"), (30, "critical", "critical")]
+)
+async def test_a_renewal_that_fails_is_critical_when_the_certificate_ends_soon(
+    server: ConfigServer, tmp_path: Path, left_s: float, severity: str, health: str
+) -> None:
+    with small_fs(tmp_path / "etc") as folder:
+        files = await due_in(server, folder, left_s)
+        remount(folder, "ro")
+        async with serving(ControlClient(server.url, files)):
+            await until_problems(server, ["US475"])
+            async with server.operator() as operator:
+                (view,) = (await operator.call(api.DAEMONS, Nothing())).daemons
+            assert [error["severity"] for error in view.report["errors"]] == [severity]
+            assert view.health == health
 
 
 async def test_a_daemon_whose_clock_makes_a_new_certificate_due_says_that_it_is_the_clock_until_it_is_right(

@@ -112,6 +112,18 @@ def test_renewal_is_due_when_a_third_of_the_life_is_left(tmp_path: Path, left_s:
     assert identity.renewal_is_due(path, NOW.timestamp() + 5700 - left_s) is due
 
 
+@pytest.mark.parametrize(("left_s", "soon"), [(668, False), (665, True), (-1, True)])
+def test_a_certificate_ends_soon_when_a_ninth_of_its_life_is_left(
+    tmp_path: Path, left_s: int, soon: bool
+) -> None:
+    ca = CertificateAuthority.open(tmp_path)
+    key = ec.generate_private_key(ec.SECP256R1())
+    issued = ca.issue(key.public_key(), Role.AGENT, "web1", [], dt.timedelta(seconds=5700), NOW)
+    path = tmp_path / "cert.pem"
+    path.write_text(pem_of(issued))
+    assert identity.ends_soon(path, NOW.timestamp() + 5700 - left_s) is soon
+
+
 def test_a_certificate_that_cannot_be_read_is_a_configuration_error(tmp_path: Path) -> None:
     path = tmp_path / "cert.pem"
     path.write_text("nonsense")

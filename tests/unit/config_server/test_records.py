@@ -36,7 +36,7 @@ from shared.errors import (
 )
 from shared.messages import CommandKind, EventKind, Failure, JobProgress, JobState, Policy
 from shared.status import Problem
-from shared.vocabulary import Role
+from shared.vocabulary import Role, Severity
 from tests.small_fs import fill, small_fs
 
 NOW = 1_700_000_000 * SECOND_NS
@@ -289,6 +289,17 @@ def test_a_problem_whose_words_change_stays_the_same_event(db: sqlite3.Connectio
     assert events.reconcile(db, "agent:web1", [problem(what="4 sectors")], NOW) == []
     (event,) = events.find(db, "", only_open=False, limit=10)
     assert (event.what, event.count) == ("4 sectors", 2)
+
+
+def test_a_problem_that_gets_worse_stays_the_same_event(db: sqlite3.Connection) -> None:
+    events.reconcile(
+        db, "process-server:ps1", [msgspec.structs.replace(problem(), severity=Severity.WARNING)], NOW
+    )
+    events.reconcile(
+        db, "process-server:ps1", [msgspec.structs.replace(problem(), severity=Severity.CRITICAL)], NOW
+    )
+    (event,) = events.find(db, "", only_open=False, limit=10)
+    assert (event.severity, event.count) == (Severity.CRITICAL, 2)
 
 
 def test_a_problem_with_another_key_is_another_event_and_the_newest(db: sqlite3.Connection) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from config_server import view
 from config_server.clock import SECOND_NS, rfc3339
+from config_server.health import worst
 from config_server.inventory import Machine
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
@@ -23,7 +24,7 @@ from shared.status import (
     Report,
     StreamReport,
 )
-from shared.vocabulary import PointState, Role
+from shared.vocabulary import Health, PointState, Role, Severity
 
 NOW = 1_700_000_000 * SECOND_NS
 
@@ -427,3 +428,44 @@ def test_a_report_with_unknown_fields_is_taken_and_one_of_the_wrong_type_is_not(
     with pytest.raises(RequestError, match="ring_b"):
         presence.learn(Role.AGENT, "web1", b'{"ring_b": "large"}', NOW, NOW)
     assert presence.all() == [seen]
+
+
+def test_health_is_the_worst_of_what_is_wrong_and_apart_from_the_state() -> None:
+    def world(*severities: Severity) -> World:
+        problems = [
+            Problem(code=f"US{i}", what="it broke", severity=severity)
+            for i, severity in enumerate(severities)
+        ]
+        return World().says("agent", "web1", AgentReport(state="initial-replication", errors=problems))
+
+    assert world().show().health is Health.NORMAL
+    assert world(Severity.INFO).show().health is Health.NORMAL
+    assert world(Severity.WARNING, Severity.INFO).show().health is Health.WARNING
+    assert world(Severity.WARNING, Severity.ERROR).show().health is Health.CRITICAL
+    silent = world().later(60)
+    assert (silent.show().state, silent.show().health) == ("disconnected", Health.CRITICAL)
+
+
+def test_health_of_a_daemon_is_that_of_its_words_its_clock_and_its_silence() -> None:
+    def health(world: World) -> Health:
+        (seen,) = world.presence.all()
+        return worst(view.problems_with(seen, world.now_ns))
+
+    part = StreamReport(errors=[Problem(code="US494", what="it waits")])
+    assert health(World().says("process-server", "ps1", ProcessServerReport())) is Health.NORMAL
+    busy = ProcessServerReport(machines={"web1": part})
+    assert health(World().says("process-server", "ps1", busy)) is Health.CRITICAL
+    assert health(World().says("process-server", "ps1", ProcessServerReport(), skew_s=60)) is Health.WARNING
+    assert health(World().says("process-server", "ps1", ProcessServerReport(), age_s=60)) is Health.CRITICAL
+
+
+def test_what_ails_a_master_target_that_finds_no_machines_is_shown_of_those_that_nobody_follows() -> None:
+    """With a wrong key of the account it finds none, and so reports of none."""
+    refused = Problem(code="US495", what="storage refuses")
+    world = World().says("agent", "web1", AgentReport(state="ordered"))
+    world.says("master-target", "mt1", MasterTargetReport(errors=[refused]))
+    shown = world.show()
+    assert [(error.code, error.source) for error in shown.errors] == [("US495", "master-target:mt1")]
+    assert shown.health is Health.CRITICAL
+    world.says("master-target", "mt2", MasterTargetReport(machines={"web1": ApplyReport()}))
+    assert world.show().errors == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -145,3 +147,63 @@ async def test_what_another_thread_has_begun_is_waited_for_although_none_could_b
         finally:
             go_on.set()
         assert await task == "done"
+
+
+async def test_nor_is_it_counted_when_another_thread_had_begun_the_work_before_that_was_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    busy, go_on, began, hangs, answers = (threading.Event() for _ in range(5))
+
+    def be_busy() -> None:
+        busy.set()
+        go_on.wait()
+
+    def fails_late(_: threading.Thread) -> None:
+        go_on.set()
+        began.wait()
+        raise RuntimeError("can't start new thread")
+
+    def hang() -> None:
+        hangs.set()
+        answers.wait()
+
+    with Threads(4) as executor:
+        first = executor.submit(be_busy)
+        busy.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fails_late)
+            executor.submit(began.set).result()
+        first.result()
+        executor.submit(int).result()  # by then it has been counted
+        executor.submit(hang)
+        hangs.wait()
+        try:
+            assert executor.submit(lambda: "done").result(10) == "done", "it waited behind what hangs"
+        finally:
+            answers.set()
+
+
+def test_what_was_taken_back_is_not_kept() -> None:
+    class Batch:
+        pass
+
+    busy, go_on = threading.Event(), threading.Event()
+
+    def be_busy() -> None:
+        busy.set()
+        go_on.wait()
+
+    with Threads(2) as executor:
+        executor.submit(be_busy)
+        busy.wait()
+        batch = Batch()
+        kept = weakref.ref(batch)
+        said = RuntimeError("can't start new thread")  # of this test: its traceback has the batch, too
+        with no_room(said), pytest.raises(NoThreadError):
+            executor.submit(id, batch)
+        del batch, said
+        gc.collect()
+        try:
+            assert kept() is None
+        finally:
+            go_on.set()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from process_server.machine_files import MachineFiles
+from process_server.spool.epoch_log import _first
 from shared.blob import BlobStore
-from shared.errors import NoThreadError, SideFileError
+from shared.errors import NoThreadError, SideFileError, SpoolError, SpoolLostError
 from shared.threads import Threads
 from tests.logs import make_chain
 from tests.no_threads import all_busy, no_room
@@ -33,7 +34,7 @@ async def test_a_log_that_could_not_write_says_so_is_not_distrusted_and_goes_on(
     spool = make_spool(tmp_path / "spool", store)
     async with opened(spool) as log:
         await append_all(log, chain[:3])
-        with all_busy(spool._disk, 1), no_room(), pytest.raises(NoThreadError, match="no room"):
+        with all_busy(spool._disk), no_room(), pytest.raises(NoThreadError, match="no room"):
             await append_all(log, chain[3:])
         assert isinstance(log.failure, NoThreadError)
         assert log._folder._distrusted == set()
@@ -69,7 +70,7 @@ async def test_files_that_are_listed_are_deleted_when_there_is_a_thread_for_it_a
         current = log._current
         assert current is not None
         await append_all(log, make_chain(3))
-        with all_busy(spool._reading, 1), no_room():
+        with all_busy(spool._reading), no_room():
             await current._forget([])
             await current._remember()
         assert {error.code for error in current.cache_troubles} == {"US604"}
@@ -89,3 +90,11 @@ async def test_what_is_kept_beside_a_spool_is_stored_when_there_is_a_thread_for_
     await files.store_again()
     assert files.trouble.error is None
     assert files.path("m1").read_bytes() == b"first"
+
+
+def test_what_the_spool_lost_is_not_hidden_by_a_host_that_is_full_too() -> None:
+    full, lost = MemoryError(), SpoolLostError("Batches are gone")
+    for group in ([full, lost], [lost, full], [ExceptionGroup("", [full]), lost]):
+        assert _first(ExceptionGroup("", group)) is lost
+    assert isinstance(_first(ExceptionGroup("", [full])), NoThreadError)
+    assert type(_first(ExceptionGroup("", [ZeroDivisionError()]))) is SpoolError

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from process_server.reception.cache_level import CacheLevel
 from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.reception.machine import Machine
 from process_server.spool import recovery
@@ -113,7 +114,7 @@ async def test_a_machine_that_moved_away_is_no_trouble_and_its_files_go_once_the
             machines={"m1": machine}, copies={}, cache=CacheSpace(total_b=1, free_b=1)
         )
         spool: Any = SimpleNamespace(machines={"m1": at_a})
-        board = StatusBoard(receiver, spool, Trouble("storage", lambda: None))
+        board = StatusBoard(receiver, spool, Trouble("storage", lambda: None), CacheLevel(CreditPolicy()))
         assert [p.code for p in board.report().machines["m1"].errors] == [SilentPeerError.code]
         async with machine_at_b(store, tmp_path) as at_b:
             await append_all(at_b, chain[3:4])

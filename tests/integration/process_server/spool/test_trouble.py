@@ -8,11 +8,13 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
-from process_server.reception.credit import CacheSpace
+from process_server.reception.cache_level import CacheLevel
+from process_server.reception.credit import CacheSpace, CreditPolicy
 from process_server.service import watch_storage
 from process_server.spool import epoch_log, machine_log
 from process_server.spool.spool import Spool
@@ -127,8 +129,9 @@ async def test_a_look_that_storage_does_not_answer_keeps_no_agent_waiting(
 
 
 def board_of(spool: Spool, storage: Trouble | None = None) -> StatusBoard:
-    receiver = SimpleNamespace(machines={}, copies={}, cache=CacheSpace(total_b=1, free_b=1))
-    return StatusBoard(receiver, spool, storage or Trouble("storage", lambda: None))  # type: ignore[arg-type]
+    receiver: Any = SimpleNamespace(machines={}, copies={}, cache=CacheSpace(total_b=1, free_b=1))
+    level = CacheLevel(CreditPolicy())
+    return StatusBoard(receiver, spool, storage or Trouble("storage", lambda: None), level)
 
 
 def with_wrong_key(config: BlobConfig, folder: Path) -> BlobConfig:

@@ -11,7 +11,7 @@ from config_server.cli import access
 from config_server.cli.rescue import is_of_the_user
 from shared import api
 from shared.errors import RequestError, ServerOutdatedError
-from shared.messages import API_VERSION, Health, RestoreRequest
+from shared.messages import API_VERSION, RestoreRequest, ServerInfo
 from shared.rest import RestClient
 
 OLDER = msgspec.defstruct(
@@ -26,7 +26,7 @@ def server(version: int) -> RestClient:
 
     async def call(route: object, request: RestoreRequest, *, machine: str = "") -> object:
         if route is api.HEALTH:
-            return Health(name="cs1", version="0", api=version)
+            return ServerInfo(name="cs1", version="0", api=version)
         try:
             return msgspec.json.decode(msgspec.json.encode(request), type=OLDER)
         except msgspec.ValidationError as exc:

@@ -72,7 +72,7 @@ def test_every_command_can_be_loaded_and_has_a_line_in_the_list() -> None:
         assert result.exit_code == 0, result.output
     listed = runner.invoke(cli, ["--help"], terminal_width=120).output.partition("Commands:")[2].splitlines()
     lines = [line.split(None, 1) for line in listed if line]
-    assert [name for name, _ in lines][:2] == ["lab", "machine"]
+    assert [name for name, _ in lines][:3] == ["init", "lab", "machine"]
     assert all(help_.endswith(".") for _, help_ in lines)
 
 
@@ -191,7 +191,7 @@ def _machine(text: str) -> MachineView:
 
 
 PAGES: dict[str, Callable[[str], RenderableType]] = {
-    "machine list": lambda text: machine_pages.list_table([_machine(text)]),
+    "machine list": lambda text: machine_pages.list_page([_machine(text)]),
     "machine show": lambda text: machine_pages.machine_page(_machine(text)),
     "event list": lambda text: record_commands._events_page([event(code=text, what=text, cause=text, object=text, severity=text)]),
     "job list": lambda text: record_commands._jobs_page(

@@ -1,0 +1,135 @@
+"""`understudy init`: options, and the order of the steps."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from config_server import belonging
+from config_server.ca import check_host
+from config_server.cli.profile import FILE, Profile
+from config_server.config import ConfigServerConfig
+from config_server.setup.parts import Authority, Operator, Vault
+from config_server.setup.recovery import NOTE, RecoveryKey, noted
+from config_server.setup.unused import Unused
+from deploy.systemd import host_files
+from shared.listening import shown
+from shared.messages import PORT
+from shared.setup.checks import Answering, PortFree, StorageFit
+from shared.setup.command import Answers, Show, parser, port, run
+from shared.setup.files import Configuration, known
+from shared.setup.host import CREDENTIAL, Host, Unit
+from shared.setup.steps import Step
+from shared.setup.storage import Storage, add_storage, storage_of
+from shared.vocabulary import Role
+
+_VAULT: Final = "vault.json"
+
+
+def main(argv: Sequence[str]) -> int:
+    made = parser(
+        "understudy init", "Begins an installation: sets up the config server on this host, and starts it."
+    )
+    made.add_argument(
+        "--host",
+        action="append",
+        metavar="NAME",
+        help="a DNS name or address under which others reach this server; may be given several times. The first stands in everybody's"
+        " configuration",
+    )
+    made.add_argument(
+        "--port", type=port, metavar="N", help=f"the port on which it is reached (default: {PORT})"
+    )
+    made.add_argument("--listen", metavar="ADDRESS", help="where it listens (default: all of IPv4)")
+    made.add_argument(
+        "--recovery-key",
+        type=Path,
+        metavar="FILE",
+        help="where the recovery key is to be put: a file that is not there yet, best on what leaves this host",
+    )
+    add_storage(made)
+    options = made.parse_args(argv)
+    return run(Role.CONFIG_SERVER, options, lambda show: _begin(options, show), lambda: _after(options))
+
+
+def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
+    host = Host.of(Role.CONFIG_SERVER, host_files(), options)
+    there = known(host.config, ConfigServerConfig)
+    answers = Answers(there)
+    hosts = options.host or there.get("hosts")
+    if not hosts:
+        question = "Names or addresses under which others reach this server (blanks between them)"
+        hosts = answers.value(
+            None, (), "--host", question, socket.getfqdn() if answers.asks else None
+        ).split()
+    recovery_key = options.recovery_key
+    if recovery_key is None and noted(host.folder / NOTE) is None:
+        question = "File to put the recovery key into (it must then leave this host)"
+        said = answers.value(None, (), "--recovery-key", question)
+        recovery_key = Path(said) if said else None
+    storage = storage_of(options, answers, host)
+    hosts = [check_host(each) for each in hosts]
+    listen = {"listen": options.listen or there.get("listen"), "port": options.port or there.get("port")}
+    if recovery_key is not None:
+        recovery_key = recovery_key.absolute()
+    return _steps(host, storage, hosts, listen, recovery_key, show)
+
+
+def _steps(
+    host: Host,
+    storage: Storage,
+    hosts: Sequence[str],
+    listen: dict[str, Any],
+    recovery_key: Path | None,
+    show: Show,
+) -> Iterator[Step]:
+    data_dir, vault_file = host.state_dir, host.folder / _VAULT
+    number = listen["port"] or PORT
+    url = f"https://{shown(hosts[0])}{'' if number == PORT else f':{number}'}"
+    yield StorageFit(storage.check, show)
+    yield Unused(storage.check, vault_file)
+    yield PortFree(listen["listen"] or "0.0.0.0", number, host.role, host.config)
+    yield from host.prepared()
+    yield from storage.files
+    yield Vault(vault_file, data_dir)
+    yield RecoveryKey(vault_file, recovery_key)
+    yield Authority(data_dir)
+    yield Operator(data_dir)
+    config = Configuration(
+        host.config,
+        ConfigServerConfig,
+        {"data_dir": data_dir, **listen, "hosts": hosts, "blob": storage.daemon, "vault_file": vault_file},
+    )
+    yield config
+    profile = {
+        "server": url,
+        "token_file": data_dir / belonging.TOKEN_FILE,
+        "ca_file": data_dir / "ca.pem",
+        "rescue": {"vault_file": vault_file, "blob": _as_root(storage, host)},
+    }
+    says = "for the command line: --profile FILE, or UNDERSTUDY_PROFILE"
+    yield Configuration(host.etc / FILE, Profile, profile, says, "profile")
+    unit = Unit(host, lambda: config.made)
+    yield unit
+    yield Answering(url, data_dir / "ca.pem", host.by_unit)
+
+
+def _as_root(storage: Storage, host: Host) -> dict[str, Any]:
+    """The command line runs without the unit's credentials."""
+    if host.by_unit and "account_key_file" in storage.daemon:
+        return {**storage.daemon, "account_key_file": str(CREDENTIAL)}
+    return storage.daemon
+
+
+def _after(options: argparse.Namespace) -> Sequence[str]:
+    if options.dry_run:
+        return ()
+    etc = options.etc.absolute()
+    return (
+        f"The operator's credentials: {options.state.absolute() / Role.CONFIG_SERVER / belonging.TOKEN_FILE}, used by",
+        f"  export UNDERSTUDY_PROFILE={etc / FILE}",
+        "Next, for each other host: understudy token create ROLE NAME, and there python -m ROLE setup.",
+    )

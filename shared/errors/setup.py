@@ -1,0 +1,34 @@
+"""What keeps a host from becoming part of an installation (`understudy init`, `python -m ROLE setup`)."""
+
+from __future__ import annotations
+
+from shared.errors.base import UnhealthyError
+
+
+class RecoveryFileThereError(UnhealthyError):
+    """The recovery key would take the place of a file."""
+
+    code = "US626"
+    default_action = "Give the name of a file that is not there. If what is there is this installation's, keep it safe first."
+
+
+class InstallationThereError(UnhealthyError):
+    """The storage account's vault container is another installation's, or this one's from before this host was lost."""
+
+    code = "US627"
+    default_action = (
+        "Give another container (--blob-container). Shall this host take the place of the config server that was: put its vault file back,"
+        " then its data folder (python -m config_server restore), and run the command again."
+    )
+
+
+class UnitError(UnhealthyError):
+    """The service manager did not do what it was asked for."""
+
+    code = "US628"
+
+
+class ProgramPlaceError(UnhealthyError):
+    """The units start another program than the one that sets them up."""
+
+    code = "US629"

@@ -1,0 +1,105 @@
+"""The daemon's certificate, as a step. How a host gets one, and why nobody in the middle can give it another: shared/enrol.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from shared import enrol, identity
+from shared.crashpoints import reach
+from shared.errors import CertificateExpiredError, ConfigError, OthersFolderError, UsageError
+from shared.owner import as_owner
+from shared.setup.checks import ConfigServer
+from shared.setup.steps import Done, Outcome
+from shared.tls import TlsFiles
+from shared.vocabulary import Role
+
+
+class Enrolment:
+    """Key, certificate and CA in `folder`, of whose owner they are. `name` is known once they are there."""
+
+    def __init__(
+        self, role: Role, folder: Path, server: ConfigServer, token: str, *, again: bool = False
+    ) -> None:
+        """`again`: for a new key, though there is a certificate: it was revoked, or may be stolen."""
+        self.files: Final[TlsFiles] = identity.files_in(folder)
+        self.name = ""
+        """Of the daemon, for which the token was made; "": not known yet (dry run)."""
+        self.made = False
+        """By this run."""
+        self._role: Final = role
+        self._folder: Final = folder
+        self._server: Final = server
+        self._token: Final = token
+        self._again: Final = again
+
+    async def look(self, dry_run: bool) -> Done:
+        try:
+            if not self._is_whole():
+                return self._missing("with a key that is made here")
+            identity.check_certificate(self.files)
+        except CertificateExpiredError as exc:
+            return self._missing(exc.cause)
+        self._take_name()
+        self._check_server()
+        if self._again:
+            return self._missing("with a new key, as was asked for")
+        ends = self._certificate().not_valid_after_utc
+        return self._done(
+            Outcome.KEPT, f"{self._role}:{self.name}, until {ends:%Y-%m-%d}; the daemon renews it"
+        )
+
+    async def do(self) -> Done:
+        with as_owner(self._folder):
+            await enrol.enrol(self._server.url, self._token, self._folder, role=self._role)
+        reach("setup.step")
+        self.made = True
+        self._take_name()
+        return self._done(Outcome.CREATED, f"{self._role}:{self.name}; its key never leaves this host")
+
+    def _is_whole(self) -> bool:
+        """Whether the three files are there and belong together: an enrolment that was killed leaves some, and enrolling again mends it."""
+        if not all(path.exists() for path in (self.files.cert, self.files.key, self.files.ca)):
+            return False
+        try:
+            return self._certificate().public_key() == identity.key_of(self.files).public_key()
+        except (ConfigError, ValueError):
+            return False
+
+    def _certificate(self) -> x509.Certificate:
+        return identity.only_certificate(self.files.cert.read_text("ascii"))
+
+    def _take_name(self) -> None:
+        role, _, name = identity.loaded_name(self.files).partition(":")
+        if role != self._role:
+            raise ConfigError(
+                f"The certificate {self.files.cert} is not one of a {self._role}",
+                cause=f"it is for '{role}:{name}'",
+                action=f"Give another folder (--etc), or move {self._folder} away if that daemon is not on this host any more.",
+            )
+        self.name = name
+
+    def _check_server(self) -> None:
+        """Raises OthersFolderError where a token leads to another installation than the one in which this host is."""
+        if self._server.ca is not None:
+            identity.check_folder(self.files, self._server.ca)
+            mine = identity.only_certificate(self.files.ca.read_text("ascii"))
+            if mine != self._server.ca:
+                raise OthersFolderError(
+                    f"Nothing was written to {self._folder}",
+                    cause=f"{self.files.ca} is another CA than that of {self._server.url}",
+                )
+
+    def _missing(self, why: str) -> Done:
+        if not self._token:
+            raise UsageError(
+                "This host cannot be enrolled",
+                cause=f"no token was given, and a new certificate is needed ({why})",
+                action=f"Make one on the config server (understudy token create {self._role} NAME), and give it: --token-file FILE.",
+            )
+        return self._done(Outcome.WOULD_CREATE, why)
+
+    def _done(self, outcome: Outcome, detail: str) -> Done:
+        return Done(step="certificate", outcome=outcome, what=str(self.files.cert), detail=detail)
