@@ -110,7 +110,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     pins.ensure_bpffs(config.pin_dir)
     with lock.held(config.state_dir, "The agent was not started", config.pin_dir):
         wishes = WishFile(config.state_dir, config.machine, identity_of(config.identity))
-        kept, available = _Kept(), Available()
+        kept, available = _Kept(), Available(config.state_dir)
         try:
             await in_thread(wishes.load)
             heard = wishes.wish

@@ -17,7 +17,7 @@ from agent.stream.state import Word
 from agent.stream.unreadable import Unreadable
 from shared.batch import SECTOR, StreamState
 from shared.errors import CopyRefusedError, OrderLostError, UnderstudyError, UnreadableSourceError
-from shared.status import AgentDisk, AgentReport, Problem
+from shared.status import MAX_WORD, AgentDisk, AgentReport, BoundDisk, Problem
 from shared.vocabulary import Severity
 
 STATE_NAMES: Final = {
@@ -55,7 +55,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     disks = [
         AgentDisk(
             name=disk.id,
-            device=str(disk.path),
+            device=_path(disk),
             sectors=disk.sectors,
             serial=disk.serial,
             mode=capture.mode,
@@ -119,6 +119,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
             captured_b_per_s=sum(c.seen_sectors for c in counters) * SECTOR, sent_b_per_s=sender.sent_b
         ),
         audit=agent.continuity.summary(),
+        bound=_bound(agent),
         process_server=sender.server,
         connected=sender.connected,
         sent=sender.sent,
@@ -127,6 +128,28 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
         uploaded_captured_ns=sender.uploaded_ordered_ns,
         errors=problems,
     )
+
+
+def _path(disk: Disk) -> str:
+    """As it was named, unless that is longer than a report takes: then nothing else of it would be heard either."""
+    path = str(disk.path)
+    return path if len(path) <= MAX_WORD else disk.device
+
+
+def _bound(agent: Agent) -> list[BoundDisk]:
+    """What is to be captured and is known, by its lines: captured, or left out."""
+    wanted = agent.config.protected
+    configured = {disk.id or disk.device: disk.identity for disk in wanted}
+    ids = {disk.id for disk in agent.capture.disks} | {left.id for left in agent.watch.left_out}
+    return [
+        BoundDisk(
+            id=line.id,
+            device=line.device,
+            identity=configured.get(line.id) or configured.get(line.device) or "",
+        )
+        for line in agent.watch.file.written
+        if line.id in ids
+    ]
 
 
 def with_wish(made: AgentReport, wishes: WishFile, available: Available) -> AgentReport:

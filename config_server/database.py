@@ -133,6 +133,11 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     UPDATE policies SET body = json_remove(body, '$.point_interval_s') WHERE json_extract(body, '$.point_interval_s') = 300;
     UPDATE machines SET policy = json_remove(policy, '$.point_interval_s') WHERE json_extract(policy, '$.point_interval_s') = 300;
     """,
+    # Disks are known by their ids, and each act says which are to go.
+    """
+    ALTER TABLE machines ADD COLUMN dropped TEXT NOT NULL DEFAULT '[]';
+    UPDATE machines SET disks = (SELECT json_group_array(json_object('device', value)) FROM json_each(disks) WHERE value != '');
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -5,6 +5,11 @@ An act that this database did not know is adopted, with an event and an entry in
 about its own machine, and costs nobody else anything: what is adopted, and what is in doubt, leaves entries, so there is not much of
 that of one machine.
 
+**What leaves is said.** An act says of the disks that were known when it was made which shall go; an agent may protect others: the act
+was made before it ever reported, or by a database that knew less. These stay, and are added to the act, with an event (US617). So nobody
+who acts by what a backup says drops a disk that he did not see. An act that is older than the restore, and of which the agent has not
+heard, drops nothing (wishes.py).
+
 **Disks are those of one hardware.** A machine that stands on other hardware since (`machine rebind`, or it was deleted and another bears
 its name) begins anew: whether it is to be protected stays, which disks these were does not, since the same paths are other disks there. It
 is told that without disks, so that it goes by its own configuration until an operator names them; one that comes back has a wish of its
@@ -15,18 +20,20 @@ away, or the machine was failed over), hears no opinion.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from config_server import audit, events, incarnations, inventory, policies
 from config_server.clock import SECOND_NS
+from config_server.disks import Offer
 from config_server.inventory import Machine
 from config_server.view import SELF
-from config_server.wishes import Adopt, Agree, Tell, in_words, judge
+from config_server.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named, without
 from shared.active_side import shown
-from shared.desired import Desired, Settings, Verb, Wish
-from shared.errors import OtherHardwareError, WishInDoubtError
+from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
+from shared.errors import DisksKeptError, OtherHardwareError, WishInDoubtError
 from shared.messages import EventKind
 from shared.status import Problem
 from shared.vocabulary import Severity
@@ -36,6 +43,7 @@ PAUSE_NS: Final = 60 * SECOND_NS
 to say: it goes by what it was told."""
 _SHOWN: Final = 8
 """So many disks are named in words."""
+NOTHING: Final = Offer.of(None)
 
 
 class Answer(NamedTuple):
@@ -49,12 +57,13 @@ def answer(
     told: Wish | None,
     now_ns: int,
     *,
+    offer: Offer = NOTHING,
     identity: str = "",
     is_the_machine: bool = False,
     may_leave_entries: bool = True,
 ) -> Answer:
-    """`told` is what the machine's agent says that it goes by, `identity` that of its hardware; `is_the_machine`: storage says so, too
-    (sides.py). In the transaction of its report."""
+    """`told` is what the machine's agent says that it goes by, `offer` what it says of its disks, `identity` that of its hardware;
+    `is_the_machine`: storage says so, too (sides.py). In the transaction of its report."""
     known = inventory.find(db, machine)
     own = known.own if known is not None else None
     before = own.wish if own is not None else None
@@ -70,11 +79,25 @@ def answer(
             return Answer(_desired(after.wish, settings), left_entries=True)
     match judge(own, told, incarnations.history(db)):
         case Agree():
+            if known is not None and known.dropped:
+                inventory.heard(db, machine)
             return Answer(_desired(before, settings))
         case Tell(Wish(verb=Verb.OTHER), _) | Adopt(Wish(verb=Verb.OTHER), _):
             # A newer version's: whoever goes by it goes on. The next act is later than it.
             return Answer(Desired(settings=settings))
         case Tell(wish, doubt):
+            assert known is not None
+            unsaid = _unsaid(known, told, offer, incarnations.history(db)[-1])
+            if unsaid and not may_leave_entries:
+                return Answer(Desired(settings=settings))
+            if unsaid and wish.verb is Verb.STOP:
+                inventory.withdraw(db, machine)
+                _note_unheard(db, machine, wish, unsaid, now_ns)
+                return Answer(Desired(settings=settings), left_entries=True)
+            if unsaid:
+                more = inventory.keep(db, machine, unsaid, told.mark if told is not None else None)
+                _note_kept(db, machine, wish, more, unsaid, now_ns)
+                return Answer(_desired(more, settings), left_entries=True)
             if told is not None and wish.mark.number <= told.mark.number:
                 wish = inventory.renumber(db, machine, wish, told.mark)
             desired = _desired(wish, settings)
@@ -94,6 +117,20 @@ def answer(
             return Answer(_desired(wish, settings), left_entries=True)
 
 
+def _unsaid(known: Machine, told: Wish | None, offer: Offer, incarnation: str) -> tuple[WantedDisk, ...]:
+    """What the agent protects, and would not any more by what this database has, although nobody said of it that it shall go."""
+    wish = known.wish
+    if wish is None:
+        return ()
+    if (
+        wish.verb is Verb.STOP
+    ):  # which is said of all, but perhaps taken back behind the backup; over what was told before, judge decides
+        return offer.goes_by if told is None and known.wish_incarnation != incarnation else ()
+    if not wish.disks:
+        return ()  # it stands on other hardware since: nobody has named disks of this one
+    return without(offer.goes_by, offer.settled(known.disks), known.dropped)
+
+
 def begin_anew(
     db: sqlite3.Connection, machine: Machine, identity: str, told: Wish | None, now_ns: int
 ) -> Machine:
@@ -109,7 +146,7 @@ def begin_anew(
         wish = msgspec.structs.replace(later, verb=verb, disks=told.disks if told is not None else ())
         over.append(own.wish.mark)
     after = inventory.begin_anew(db, machine.name, identity, now_ns, wish, over)
-    disks = [disk[:100] for disk in machine.disks[:_SHOWN]]
+    disks = [named(disk) for disk in machine.disks[:_SHOWN]]
     had = f"{', '.join(disks) or 'the disks of its configuration'}, on {shown(machine.identity)}"
     now = f"{in_words(after.wish)}, on {shown(identity)}"
     detail = {
@@ -139,6 +176,36 @@ def _desired(wish: Wish | None, settings: Settings | None) -> Desired:
 def _plain(wish: Wish | None) -> Any:
     """Short, for the audit log: it may be anything that an agent says."""
     return None if wish is None else {"wish": in_words(wish), "mark": msgspec.to_builtins(wish.mark)}
+
+
+def _note_kept(
+    db: sqlite3.Connection, machine: str, before: Wish, after: Wish, kept: Sequence[WantedDisk], now_ns: int
+) -> None:
+    names = ", ".join(named(disk) for disk in kept[:_SHOWN])
+    detail = {"before": _plain(before), "after": _plain(after), "kept": names}
+    audit.add(db, SELF, "machine.wish.kept", machine, detail, now_ns)
+    error = DisksKeptError(
+        f"{machine} goes on protecting disks that the last act did not name: {names}",
+        cause=f"when it was made ({in_words(before)}) this database did not know that its agent protects them, so nobody said that they"
+        " shall go",
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
+
+
+def _note_unheard(
+    db: sqlite3.Connection, machine: str, wish: Wish, protects: Sequence[WantedDisk], now_ns: int
+) -> None:
+    names = ", ".join(named(disk) for disk in protects[:_SHOWN])
+    audit.add(
+        db, SELF, "machine.wish.withdrawn", machine, {"before": _plain(wish), "protects": names}, now_ns
+    )
+    error = WishInDoubtError(
+        f"Whether {machine} is to stop is not known: it goes on protecting {names}",
+        cause=UNHEARD,
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
+    events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
 
 
 def _note_adoption(

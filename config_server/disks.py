@@ -1,22 +1,36 @@
-"""Which disks of a machine are protected, and which could be, as its agent says. Pure."""
+"""Which disks of a machine are protected, which could be, and which an operator means: by what its agent says, and what is known of the
+machine. Pure.
+
+A disk that its agent ever captured has a stable id. A path is a label, and evidence only when an operator says it: it means the disk that
+stands there then, as the agent says; where none is told of, the one that was named so. From then on the disk is meant by its id, or, while
+it has none, by that path and what the disk bore there.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Self
 
+import msgspec
+
 from config_server.inventory import Machine
+from config_server.wishes import same, with_ids
 from shared.batch import SECTOR
-from shared.desired import WantedDisk, Wish
+from shared.desired import Verb, WantedDisk
 from shared.errors import RequestError
 from shared.limits import check_page_blob_target
 from shared.messages import DiskCandidate
-from shared.status import AgentDisk, AgentReport, AvailableDisk
+from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._!-]{0,127}\Z")
 """As shared/log/names.py has it: what an agent reports is any word."""
 _NAMED: Final = 20
+_LASTING: Final = ("wwid:", "serial:", "dm:", "md:")
+"""Kinds of identities that a disk keeps whatever is written to it (agent/capture/binding.py)."""
+_LINKS: Final = "/dev/disk/"
+"""Below it are paths that lead to the same disk, or port, after each boot."""
 
 
 class Offer(NamedTuple):
@@ -24,22 +38,122 @@ class Offer(NamedTuple):
 
     captured: dict[str, AgentDisk]
     available: dict[str, AvailableDisk]
+    bound: tuple[WantedDisk, ...]
+    """What it is to capture and knows, as it says."""
+    goes_by: tuple[WantedDisk, ...]
+    """What it protects, by its wish or its configuration, whether that is there or not."""
     is_known: bool
     """Whether it ever said anything."""
 
     @classmethod
     def of(cls, report: AgentReport | None) -> Self:
         if report is None:
-            return cls({}, {}, is_known=False)
+            return cls({}, {}, (), (), is_known=False)
         captured = {disk.device or f"/dev/{disk.name}": disk for disk in report.disks}
-        return cls(captured, {disk.device: disk for disk in report.available}, is_known=True)
+        available = {disk.device: disk for disk in report.available}
+        bound = tuple(filter(None, map(_bound, report.bound)))
+        if not bound:  # an agent before 2026-11-27
+            bound = tuple(
+                WantedDisk(device, disk.name if _ID.match(disk.name) else None)
+                for device, disk in captured.items()
+                if disk.mode
+            )
+        return cls(captured, available, bound, _goes_by(report, bound), is_known=True)
 
-    def check(self, what: str, disks: Sequence[str]) -> None:
-        """Raises RequestError for disks that the agent neither captures nor offers. One that has never reported names none."""
+    def meant(self, what: str, words: Sequence[str], known: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
+        """The disks that an operator names by these paths and ids. `known`: the disks of the machine, away or not. Raises RequestError for
+        two names of one disk, and for an id that is nobody's."""
+        labels = {disk.device: disk for disk in known}
+        if {*words} == {*labels} and not any(self._is_new(word, labels) for word in words):
+            return tuple(known)  # the same words again: whoever has which name today, nothing is to change
+        found = [self._meant(what, word, known, labels) for word in words]
+        ids = Counter(disk.id for disk in found if disk.id)
+        if twice := [id_ for id_, times in ids.items() if times > 1]:
+            raise RequestError(what, cause=f"it names disk {twice[0]} twice, by two names", action=_LOOK)
+        places = {disk.id or disk.device: place for place, disk in enumerate(known)}
+        # In their order, so that who names the same disks changes nothing.
+        return tuple(
+            sorted(
+                self._labelled(what, words, found),
+                key=lambda disk: places.get(disk.id or disk.device, len(known)),
+            )
+        )
+
+    def _meant(
+        self, what: str, word: str, known: Sequence[WantedDisk], labels: dict[str, WantedDisk]
+    ) -> WantedDisk:
+        by_id = {disk.id: disk for disk in known if disk.id}
+        if not word.startswith("/"):
+            if word in by_id:
+                return by_id[word]
+            if place := self._place(word):
+                return WantedDisk(place, word)
+            cause = f"{word} is the id of none of its disks; one that was never protected is named by its path, /dev/NAME"
+            raise RequestError(what, cause=cause, action=_LOOK)
+        if id_ := self._id(word):
+            before = by_id.get(id_, WantedDisk(word, id_))
+            is_kept = before.device.startswith(_LINKS) and not word.startswith(_LINKS)
+            return before if is_kept else msgspec.structs.replace(before, device=word)
+        if not self._is_new(word, labels):
+            return labels.get(word, WantedDisk(word))
+        new, former = WantedDisk(word, identity=self._proof(word)), labels.get(word)
+        if former is not None and former.id and new.identity is None:
+            raise RequestError(
+                what,
+                cause=f"disk {former.id} was named {word}, another disk stands there now, and it bears nothing lasting by which its agent"
+                " could tell the two apart",
+                action=f"To keep {former.id}, name it by that. To take the new one, name it by another path, a link of"
+                " /dev/disk/by-path say, with --force (`force` in the API).",
+            )
+        return new
+
+    def _labelled(
+        self, what: str, words: Sequence[str], found: Sequence[WantedDisk]
+    ) -> tuple[WantedDisk, ...]:
+        """No two have one path. Who was named by his id gives way: he is said by where he stands."""
+        given = Counter(disk.device for disk in found)
+        done = []
+        for word, disk in zip(words, found, strict=True):
+            if given[disk.device] > 1 and disk.device != word:
+                place = self._place(disk.id)
+                if not place or given[place]:
+                    cause = f"{disk.device} is what disk {disk.id} is called, which is away, and would be another's name, too"
+                    action = "Name the other one by another path, a link of /dev/disk/by-id say, with --force (`force` in the API)."
+                    raise RequestError(what, cause=cause, action=action)
+                disk = msgspec.structs.replace(disk, device=place)
+            done.append(disk)
+        return tuple(done)
+
+    def _is_new(self, device: str, labels: dict[str, WantedDisk]) -> bool:
+        """Whether a disk stands there that could be protected, and never was."""
+        there = self.available.get(device)
+        if there is None or there.why_not or self._id(device):
+            return False
+        return bool(there.identity) or device not in labels
+
+    def _proof(self, device: str) -> str | None:
+        """What the disk bears, and no other, for as long as it lasts: so it is the one that is meant also where names change before its
+        agent hears of it."""
+        identity = self.available[device].identity
+        borne = [disk for disk in self.available.values() if disk.identity == identity]
+        return identity if identity.startswith(_LASTING) and len(borne) == 1 else None
+
+    def settled(self, disks: Iterable[WantedDisk]) -> tuple[WantedDisk, ...]:
+        """Those that were named by a path alone, by the id of what stands there."""
+        found: list[WantedDisk] = []
+        for disk in disks:
+            id_ = self._id(disk.device) if disk.id is None else ""
+            found.append(msgspec.structs.replace(disk, id=id_) if id_ else disk)
+        return tuple(found)
+
+    def check(self, what: str, disks: Sequence[WantedDisk], known: Sequence[WantedDisk]) -> None:
+        """Raises RequestError for disks that the agent neither captures nor offers, and that are not `known`: these are no mistyped paths,
+        and may be away just now. One that has never reported names none."""
         if not self.is_known:
             return
-        for device in disks:
-            if device in self.captured:
+        for disk in disks:
+            device = self._place(disk.id) or disk.device
+            if device in self.captured or any(same(disk, one) for one in known):
                 continue
             found = self.available.get(device)
             if found is not None and not found.why_not:
@@ -59,65 +173,86 @@ class Offer(NamedTuple):
         shown = ", ".join(names[:_NAMED])
         return f"as its agent names them: {shown}" + (" and others" if len(names) > _NAMED else "")
 
-    def check_sizes(self, disks: Sequence[str]) -> None:
+    def check_sizes(self, disks: Sequence[WantedDisk]) -> None:
         """Raises DiskTooLargeError for a disk that no page blob can hold."""
-        for device in disks:
+        for disk in disks:
+            device = self._place(disk.id) or disk.device
             found = self.captured.get(device) or self.available.get(device)
             if found is not None:
                 check_page_blob_target(device.removeprefix("/dev/"), found.sectors * SECTOR)
 
-    def wanted(self, disks: Sequence[str], before: Wish | None = None) -> tuple[WantedDisk, ...]:
-        """As a wish names them. One that is captured keeps its stable id, whatever its path is called elsewhere; another is what the wish
-        before meant by its path, unless that is captured elsewhere now."""
-        captured = {self._id(device) for device in self.captured}
-        kept = {
-            disk.device: disk
-            for disk in (before.disks if before is not None else ())
-            if disk.id is None or disk.id not in captured
-        }
-        return tuple(
-            WantedDisk(device, id_) if (id_ := self._id(device)) else kept.get(device, WantedDisk(device))
-            for device in disks
-        )
-
     def _id(self, device: str) -> str:
-        disk = self.captured.get(device)
-        return disk.name if disk is not None and _ID.match(disk.name) else ""
+        for found in (self.captured.get(device), self.available.get(device)):
+            id_ = "" if found is None else found.name if isinstance(found, AgentDisk) else found.id
+            if _ID.match(id_):
+                return id_
+        return ""
 
-    def protected(self, machine: Machine | None) -> list[str]:
-        """What is captured, or is to be; nothing once protection was ended. Where nobody said what is to be, what was captured at any time:
-        a disk may be away just now, and an agent that cannot start names none."""
-        if machine is not None and machine.ended:
-            return []
-        return list(dict.fromkeys([*self.taken(), *(machine.disks if machine is not None else ())]))
-
-    def taken(self) -> list[str]:
-        return [name for name in self.captured if self._is_taken(name)]
+    def _place(self, id_: str | None) -> str:
+        """Where the disk stands, as its agent says; empty where it does not."""
+        return next((d for d in (*self.available, *self.captured) if id_ and self._id(d) == id_), "")
 
     def _is_taken(self, device: str) -> bool:
-        return bool(self.captured[device].mode)
+        return device in self.captured and bool(self.captured[device].mode)
 
     def candidates(self, machine: Machine) -> list[DiskCandidate]:
-        wanted = set(machine.disks) if machine.protected else set()
-        names = dict.fromkeys([*self.captured, *self.available, *sorted(wanted)])
-        return [self._candidate(name, is_wanted=name in wanted) for name in names]
+        """Those that its agent names, and those that are wanted and that it does not."""
+        named: dict[str, str] = {}
+        """By id, or path where it has none: the path."""
+        for device in (*self.captured, *self.available):
+            named.setdefault(self._id(device) or device, device)
+        wanted = {disk.id or disk.device: disk.device for disk in machine.disks} if not machine.ended else {}
+        found = [
+            # What is captured of a machine of which nobody ever said anything, its agent's configuration wants.
+            self._candidate(
+                device, is_wanted=key in wanted and (machine.protected or not self._is_taken(device))
+            )
+            for key, device in named.items()
+        ]
+        away = "its agent does not name it" if self.is_known else "its agent has never reported"
+        return found + [
+            DiskCandidate(
+                device=device,
+                size_b=0,
+                identity="",
+                id="" if key == device else key,
+                captured=False,
+                wanted=True,
+                why_not=away,
+            )
+            for key, device in sorted(wanted.items())
+            if key not in named
+        ]
 
     def _candidate(self, device: str, *, is_wanted: bool) -> DiskCandidate:
-        captured, available = self.captured.get(device), self.available.get(device)
-        why_not = available.why_not if available is not None else ""
-        if captured is None and available is None and self.is_known:
-            why_not = "its agent does not name it"
-        elif not self.is_known:
-            why_not = "its agent has never reported"
+        captured = self.captured.get(device)
+        available = self.available.get(device) or self.available.get(self._place(self._id(device)))
+        is_taken = self._is_taken(device)
         return DiskCandidate(
             device=device,
             size_b=(captured or available or AvailableDisk(device=device)).sectors * SECTOR,
             identity=available.identity if available is not None else "",
             id=self._id(device),
-            captured=captured is not None and self._is_taken(device),
+            captured=is_taken,
             wanted=is_wanted,
-            why_not="" if captured is not None and self._is_taken(device) else why_not,
+            why_not=available.why_not if available is not None and not is_taken else "",
         )
+
+
+def _bound(disk: BoundDisk) -> WantedDisk | None:
+    """None for what is none: an agent says anything."""
+    if not _ID.match(disk.id) or not disk.device or not disk.device.isprintable():
+        return None
+    return WantedDisk(disk.device, disk.id, disk.identity or None)
+
+
+def _goes_by(report: AgentReport, bound: tuple[WantedDisk, ...]) -> tuple[WantedDisk, ...]:
+    wish = report.wish
+    if wish is not None and wish.verb is not Verb.PROTECT:
+        return ()
+    if wish is None or not wish.disks:
+        return bound
+    return with_ids(wish.disks, bound)
 
 
 _LOOK: Final = (

@@ -18,15 +18,15 @@ from shared.messages import Policy
 from shared.vocabulary import Role
 
 _MOST_NOTED: Final = 256
-_LONGEST: Final = 4096
-"""As many and as long as an operator may name: what agents say is anything."""
+"""As many as an operator may name: what agents say is anything."""
 
 
 class Machine(msgspec.Struct, frozen=True):
     name: str
     protected: bool
-    disks: tuple[str, ...]
-    """Device paths on the machine that shall be protected; where nobody ever said that, all that its agent has captured there."""
+    disks: tuple[WantedDisk, ...]
+    """Those that shall be protected, there or away, with their ids as far as its agent has told; where nobody ever named any, all that it
+    has captured. Of one that was stopped, those before."""
     policy: Policy
     created_ns: int
     ended: bool = False
@@ -41,6 +41,8 @@ class Machine(msgspec.Struct, frozen=True):
     """In which it came here (wishes.py)."""
     identity: str = ""
     """Of the hardware whose disks these are; empty where it is not known (its agent never reported, or has none)."""
+    dropped: tuple[WantedDisk, ...] = ()
+    """Those that operators have said shall go, until its agent goes by that."""
 
     @property
     def own(self) -> Own | None:
@@ -95,7 +97,7 @@ def begin_anew(
     """It is other hardware: what was noted of disks was the former one's. `wish` is what is wanted from now on, as an act later than those
     of `over`; None: no opinion, as before."""
     note_identity(db, name, identity)
-    db.execute("UPDATE machines SET disks = '[]' WHERE name = ?", (name,))
+    db.execute("UPDATE machines SET disks = '[]', dropped = '[]' WHERE name = ?", (name,))
     if wish is not None:
         current = incarnations.history(db)[-1]
         wish = msgspec.structs.replace(wish, mark=wishes.next_mark(current, over, now_ns))
@@ -103,20 +105,34 @@ def begin_anew(
     return machine(db, name)
 
 
-def note_captured(db: sqlite3.Connection, name: str, identity: str, disks: list[str]) -> None:
-    """Of a machine of which nobody ever said anything. Its agent may name fewer, or none, when one is away or it cannot start: so what was
-    captured once stays noted until somebody says what is wanted."""
-    row = db.execute(
-        "SELECT disks FROM machines WHERE name = ? AND identity = ? AND wish IS NULL AND NOT protected AND NOT ended",
-        (name, identity),
-    ).fetchone()
-    if row is None:
+def note_bound(
+    db: sqlite3.Connection, name: str, identity: str, disks: Sequence[WantedDisk], told: Wish | None
+) -> None:
+    """What its agent is to capture, as it says, and what it goes by. Where nobody ever named disks that is what is protected; the agent may
+    name fewer, or none, when it cannot start: so what it named once stays noted until somebody says what is wanted. Where somebody did, it
+    says which ids these have."""
+    known = find(db, name)
+    if known is None or known.ended or known.identity not in ("", identity):
         return
-    before = decoding.decode(row["disks"], type=list[str])
-    all_ = dict.fromkeys([*before, *(disk for disk in disks if len(disk) <= _LONGEST)])
-    noted = [*all_][:_MOST_NOTED]
-    if noted != before:
+    wish = known.wish
+    if wish is None or not wish.disks:
+        noted = _merged(known.disks, disks)
+    elif told is not None and told.mark == wish.mark:
+        noted = wishes.with_ids(known.disks, disks)
+    else:
+        return
+    if noted != known.disks:
         db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(noted), name))
+
+
+def _merged(before: Sequence[WantedDisk], disks: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
+    said, merged = [*disks], []
+    for disk in before:
+        now = next((one for one in said if wishes.same(disk, one)), None)
+        if now is not None:
+            said.remove(now)
+        merged.append(now or disk)
+    return tuple([*merged, *said][:_MOST_NOTED])
 
 
 def act(
@@ -132,14 +148,18 @@ def act(
 ) -> Machine:
     """An operator's act: from now on this is wanted of the machine, also where it is what was wanted before. `known`: a mark of which its
     agent spoke, if it did; `identity`: of the hardware whose disks are meant, where that is known. One to stop keeps what was to be
-    protected, and by whom, for the day when it is to be protected again."""
+    protected, and by whom, for the day when it is to be protected again. Of the disks that were known, those that it leaves out are
+    dropped; of others nothing is said."""
     ensure_machine(db, name, now_ns)
-    before = machine(db, name).wish
+    known_before = machine(db, name)
+    before = known_before.wish
     current = incarnations.history(db)[-1]
     marks = [mark for mark in (before.mark if before is not None else None, known) if mark is not None]
     mark = wishes.next_mark(current, marks, now_ns)
     wish = Wish(mark=mark, verb=verb, disks=disks, process_servers=process_servers)
     _put_wish(db, name, _keeping(before, wish), now_ns, current)
+    gone = () if known_before.ended else wishes.without(known_before.disks, known_before.dropped)
+    _drop(db, name, wishes.without((*known_before.dropped, *gone), disks))
     if identity:
         note_identity(db, name, identity)
     return machine(db, name)
@@ -150,6 +170,40 @@ def adopt(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int) -> None:
     ensure_machine(db, name, now_ns)
     wish = _keeping(machine(db, name).wish, wish)
     _put_wish(db, name, wish, now_ns, incarnations.history(db)[-1])
+    _drop(db, name, ())
+
+
+def withdraw(db: sqlite3.Connection, name: str) -> None:
+    """Nobody knows whether its act still counts: no opinion, until somebody says what is wanted."""
+    db.execute(
+        "UPDATE machines SET wish = NULL, wish_ns = NULL, wish_incarnation = NULL, protected = 0, ended = 0 WHERE name = ?",
+        (name,),
+    )
+
+
+def keep(db: sqlite3.Connection, name: str, disks: Sequence[WantedDisk], over: Mark | None) -> Wish:
+    """The same act, with disks that its agent protects and of which nothing was said, and with a higher number than before: its agent may
+    have been told already."""
+    known = machine(db, name)
+    assert known.wish is not None
+    all_ = (*known.disks, *disks)[:_MOST_NOTED]
+    db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(all_), name))
+    wish = msgspec.structs.replace(known.wish, disks=all_)
+    return renumber(db, name, wish, over or wish.mark)
+
+
+def heard(db: sqlite3.Connection, name: str) -> None:
+    """Its agent goes by what it was told."""
+    _drop(db, name, ())
+
+
+def forget_dropped(db: sqlite3.Connection) -> None:
+    """Of all machines: the database is older than what their agents know, so what was said of their disks may not be the last word."""
+    db.execute("UPDATE machines SET dropped = '[]'")
+
+
+def _drop(db: sqlite3.Connection, name: str, disks: Sequence[WantedDisk]) -> None:
+    db.execute("UPDATE machines SET dropped = ? WHERE name = ?", (_json(disks), name))
 
 
 def renumber(db: sqlite3.Connection, name: str, wish: Wish, over: Mark) -> Wish:
@@ -177,8 +231,7 @@ def _put_wish(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int, incarn
         (_json(wish), now_ns, incarnation, protected, not protected, name),
     )
     if protected:  # of one that is stopped it stays known which they were
-        disks = [disk.device for disk in wish.disks]
-        db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(disks), name))
+        db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(wish.disks), name))
 
 
 def save_report(db: sqlite3.Connection, stored: StoredReport) -> None:
@@ -200,7 +253,7 @@ def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
     return Machine(
         name=row["name"],
         protected=bool(row["protected"]),
-        disks=decoding.decode(row["disks"], type=tuple[str, ...]),
+        disks=decoding.decode(row["disks"], type=tuple[WantedDisk, ...]),
         policy=assigned.policy,
         created_ns=row["created_ns"],
         ended=bool(row["ended"]),
@@ -209,6 +262,7 @@ def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
         wish_ns=row["wish_ns"] or 0,
         wish_incarnation=row["wish_incarnation"] or "",
         identity=row["identity"],
+        dropped=decoding.decode(row["dropped"], type=tuple[WantedDisk, ...]),
     )
 
 

@@ -7,6 +7,7 @@ machine of which nothing is known each want a word of their own in the request, 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import msgspec
@@ -18,13 +19,14 @@ from config_server.disks import Offer
 from config_server.inventory import Machine
 from config_server.presence import Seen
 from config_server.sides import Sides
+from config_server.wishes import named, without
 from shared import api
 from shared.active_side import UNKNOWN
-from shared.desired import Verb
+from shared.desired import Verb, WantedDisk
 from shared.errors import FewerDisksError, MachineNotFoundError, RequestError
 from shared.messages import DiskCandidates, MachineView, Nothing, Protection
 from shared.naming import is_address
-from shared.status import AgentReport
+from shared.status import MAX_WORD, AgentReport
 from shared.vocabulary import Role
 
 _Agent = tuple[Seen, AgentReport] | None
@@ -45,12 +47,12 @@ class Protecting:
         name = check_name(call.path["machine"], "machine")
         what = f"The protection of '{name}' was refused"
         _check_words(what, body)
+        await self._sides.ask(name)
         now_ns = self._control.now_ns()
         agent = self._agent(name)
         is_moved = agent is None and self._control.presence.agent(name) is not None
         offer = Offer.of(agent[1] if agent is not None else None)
-        if not self._control.presence.has_image_target():
-            offer.check_sizes(body.disks)
+        has_image_target = self._control.presence.has_image_target()
         said = agent[1].wish if agent is not None else None
 
         def work(db: sqlite3.Connection) -> Machine:
@@ -59,18 +61,20 @@ class Protecting:
                 before = self._as_bound(db, before, now_ns)
             if agent is None and not body.offline:
                 _refuse_unknown(db, what, name, before, is_moved=is_moved)
+            known = before.disks if before is not None else ()
+            disks = offer.meant(what, body.disks, known)
+            if not has_image_target:
+                offer.check_sizes(disks)
             if not body.force:
-                # What is wanted already, or was captured, is no mistyped path, and may be away just now.
-                protected = offer.protected(before)
-                offer.check(what, [disk for disk in body.disks if disk not in protected])
-            if not body.fewer:
-                _check_fewer(what, offer.protected(before), body.disks)
+                offer.check(what, disks, known)
+            if not body.fewer and before is not None and not before.ended:
+                _check_fewer(what, known, disks)
             machine = inventory.act(
                 db,
                 name,
                 Verb.PROTECT,
                 now_ns,
-                disks=offer.wanted(body.disks, before.wish if before is not None else None),
+                disks=disks,
                 process_servers=tuple(body.process_servers),
                 known=said.mark if said is not None else None,
                 identity=self._identity(name, agent),
@@ -94,6 +98,7 @@ class Protecting:
 
     async def unprotect(self, call: Call, _body: Nothing) -> MachineView:
         name = (await machines.known(self._control, call.path["machine"])).name
+        await self._sides.ask(name)
         now_ns = self._control.now_ns()
         agent = self._agent(name)
         said = agent[1].wish if agent is not None else None
@@ -118,6 +123,7 @@ class Protecting:
 
     async def disks(self, call: Call, _body: Nothing) -> DiskCandidates:
         machine = await machines.known(self._control, call.path["machine"])
+        await self._sides.ask(machine.name)
         agent = self._agent(machine.name)
         if self._is_moved(machine):
             machine = msgspec.structs.replace(machine, disks=())
@@ -149,11 +155,21 @@ class Protecting:
 
 
 def _check_words(what: str, body: Protection) -> None:
-    if len(set(body.disks)) != len(body.disks) or any(not disk.startswith("/dev/") for disk in body.disks):
-        raise RequestError(what, cause="it needs the paths of its disks, /dev/NAME, each once")
+    if len(set(body.disks)) != len(body.disks) or any(
+        "/" in disk and not disk.startswith("/dev/") for disk in body.disks
+    ):
+        raise RequestError(
+            what,
+            cause="it needs its disks, each once: by path, /dev/NAME, or by stable id where they have one",
+        )
     for disk in body.disks:
         if not disk.isprintable():
             raise RequestError(what, cause=f"the path {disk[:100]!r} has a character that cannot be printed")
+        if len(disk) > MAX_WORD:  # as its agent reports it
+            cause = (
+                f"the path {disk[:100]}… has {len(disk)} characters, and no more than {MAX_WORD} are possible"
+            )
+            raise RequestError(what, cause=cause, action="Name the disk by a shorter path.")
     for address in body.process_servers:
         if not is_address(address):
             raise RequestError(
@@ -184,10 +200,10 @@ def _refuse_unknown(
     )
 
 
-def _check_fewer(what: str, protected: list[str], disks: list[str]) -> None:
-    gone = [disk for disk in protected if disk not in disks]
-    if gone:
-        raise FewerDisksError(what, cause=f"it leaves out what is protected now: {', '.join(gone)}")
+def _check_fewer(what: str, protected: Sequence[WantedDisk], disks: Sequence[WantedDisk]) -> None:
+    if gone := without(protected, disks):
+        names = ", ".join(map(named, gone))
+        raise FewerDisksError(what, cause=f"it leaves out what is protected now: {names}")
 
 
 def _plain(machine: Machine | None) -> Any:
@@ -196,7 +212,7 @@ def _plain(machine: Machine | None) -> Any:
         return None
     return {
         "protected": machine.protected,
-        "disks": machine.disks,
+        "disks": [disk.device for disk in machine.disks],
         "wish": msgspec.to_builtins(machine.wish),
         "policy": machine.policy_name or msgspec.to_builtins(machine.policy),
     }

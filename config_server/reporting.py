@@ -115,8 +115,8 @@ class Reporting:
                 )
                 self._saved_ns[call.who] = began_ns
             answer = told(db)  # first: whose disks these are
-            if isinstance(seen.report, AgentReport) and (captured := Offer.of(seen.report).taken()):
-                inventory.note_captured(db, call.name, seen.report.identity, captured)
+            if isinstance(seen.report, AgentReport) and (bound := Offer.of(seen.report).bound):
+                inventory.note_bound(db, call.name, seen.report.identity, bound, seen.report.wish)
             return finished, changed, answer
 
         kept = taken  # what it says of commands is said again
@@ -162,6 +162,7 @@ class Reporting:
             seen.name,
             seen.report.wish,
             now_ns,
+            offer=Offer.of(seen.report),
             identity=seen.report.identity,
             is_the_machine=self._sides.is_the_machine(seen.name, seen.report.identity),
             may_leave_entries=may_leave,

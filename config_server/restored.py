@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 from typing import Final, NamedTuple
 
-from config_server import audit, commands, events, incarnations, tokens
+from config_server import audit, commands, events, incarnations, inventory, tokens
 from config_server.clock import rfc3339
 from config_server.view import SELF
 from shared.messages import EventKind
@@ -61,6 +61,7 @@ def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
         detail = {"command": id_, "kind": kind, "cause": "the database was restored"}
         audit.add(db, SELF, "command.withdrawn", target, detail, now_ns)
     restored = Restored(newest_ns or 0, len(void), len(withdrawn))
+    inventory.forget_dropped(db)
     detail = {"newest": rfc3339(restored.newest_ns), "incarnation": incarnations.begin(db)}
     audit.add(db, SELF, "database.restored", SELF, detail, now_ns)
     events.note(db, EventKind.RESTORED, SELF, _happened(restored), now_ns)

@@ -83,6 +83,12 @@ class Sides:
             self._heard[machine] = _Heard(boot, now_s)
             self._copies.admitted(machine, identity, boot)
 
+    async def ask(self, machine: str) -> None:
+        """Before somebody speaks of the machine's disks: this process may have heard of no hardware yet. Storage that is away does not
+        hinder him."""
+        if self._known.get(machine) is None:
+            await self._side(machine, active_side.UNKNOWN, self.clock())
+
     def bound(self, machine: str) -> str:
         """The identity of the hardware that is the machine, as storage said last; empty while it has not said one."""
         side = self._known.get(machine)

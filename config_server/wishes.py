@@ -11,8 +11,13 @@ the two is the later:
     clocks    an act's word begins with the time at which it was made, and that never goes back in one database
 
 Where they agree, or only history speaks, the later one holds: it is told, or adopted from the agent. Two acts of one number, or clocks that
-contradict history, say that a database was set back and nobody noticed (or that a clock was wrong): then nobody knows, and what protects
-more holds, with an event that names both. The agent's, where neither protects all that the other does: so in doubt nothing is dropped.
+contradict history, say that a database was set back and nobody noticed (or that a clock was wrong): then nobody knows. Nor does anybody
+of an act from before a database was put back of which the agent has not heard: it may have been taken back behind the backup. There what
+protects more holds, with an event that names both. The agent's, where neither protects all that the other does: so in doubt nothing is
+dropped.
+
+An act drops the disks that were known when it was made, and that it leaves out (`inventory.act`). What an agent protects beside these,
+nobody said anything of: it stays (desired_state.py).
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from config_server.clock import SECOND_NS, rfc3339
 from shared.desired import Mark, Verb, WantedDisk, Wish
@@ -33,6 +40,9 @@ _END_NS: Final = 253_402_300_799 * SECOND_NS
 """The last second of the year 9999."""
 _SHOWN: Final = 8
 """So many disks are named in words."""
+
+
+UNHEARD: Final = "the act was made before this database was put back, its agent has not heard of it, and what was said behind the backup is lost"
 
 
 class Own(NamedTuple):
@@ -73,7 +83,16 @@ def judge(own: Own | None, told: Wish | None, incarnations: Sequence[str]) -> Ve
     theirs = _place(told.mark, incarnations, incarnations[-1])
     if doubt := _doubt(own.wish.mark, told.mark, ours, theirs):
         return Tell(own.wish, doubt) if covers(own.wish, told) else Adopt(told, doubt)
-    return Adopt(told) if theirs > ours else Tell(own.wish)
+    if theirs > ours:
+        return Adopt(told)
+    if _is_unheard(own, incarnations) and not covers(own.wish, told):
+        return Adopt(told, UNHEARD)
+    return Tell(own.wish)
+
+
+def _is_unheard(own: Own, incarnations: Sequence[str]) -> bool:
+    """Of an act that the agent does not go by: whether it comes from before the database was put back."""
+    return own.incarnation != incarnations[-1]
 
 
 def _place(mark: Mark, incarnations: Sequence[str], current: str) -> tuple[int, int]:
@@ -104,13 +123,39 @@ def covers(one: Wish, other: Wish) -> bool:
         return True
     if one.verb is Verb.STOP or bool(one.disks) != bool(other.disks):
         return False
-    return all(any(_same(disk, wanted) for disk in one.disks) for wanted in other.disks)
+    return not without(other.disks, one.disks)
 
 
-def _same(one: WantedDisk, other: WantedDisk) -> bool:
+def same(one: WantedDisk, other: WantedDisk) -> bool:
+    """Whether two words mean one disk. A path alone means whatever is called so; with what a disk bears, that one."""
     if one.id is not None and other.id is not None:
         return one.id == other.id
-    return one.device == other.device
+    if one.device != other.device:
+        return False
+    bare = [disk for disk in (one, other) if disk.id is None]
+    return one.identity == other.identity or any(disk.identity is None for disk in bare)
+
+
+def without(disks: Iterable[WantedDisk], *others: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
+    """Those that are none of the others."""
+    return tuple(disk for disk in disks if not any(same(disk, one) for some in others for one in some))
+
+
+def with_ids(disks: Sequence[WantedDisk], bound: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
+    """Disks that were named by a path, with the ids under which their agent bound them by that path."""
+    labels = {disk.device: disk for disk in bound}
+    found: list[WantedDisk] = []
+    for disk in disks:
+        known = labels.get(disk.device) if disk.id is None else None
+        is_it = known is not None and disk.identity in (None, known.identity)
+        found.append(replace(disk, id=known.id) if known is not None and is_it else disk)
+    return tuple(found)
+
+
+def named(disk: WantedDisk) -> str:
+    """For people: agents' words are what agents say."""
+    device, id_ = disk.device[:100], disk.id or ""
+    return f"{device} (disk {id_})" if id_ not in ("", device.rpartition("/")[2]) else device
 
 
 def next_mark(incarnation: str, before: Iterable[Mark], now_ns: int) -> Mark:
@@ -139,7 +184,7 @@ def in_words(wish: Wish | None) -> str:
         return "stop"
     if wish.verb is Verb.OTHER:
         return "what this version does not know"
-    disks = [disk.device[:100] for disk in wish.disks[:_SHOWN]] or ["the disks of its configuration"]
+    disks = [named(disk) for disk in wish.disks[:_SHOWN]] or ["the disks of its configuration"]
     more = len(wish.disks) - len(disks)
     words = f"protect {', '.join(disks)}{f' and {more} more' if more > 0 else ''}"
     return f"{words}, by {', '.join(wish.process_servers[:_SHOWN])}" if wish.process_servers else words

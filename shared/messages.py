@@ -421,7 +421,8 @@ class Protection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     disks: Annotated[
         list[Annotated[str, msgspec.Meta(max_length=4096)]], msgspec.Meta(min_length=1, max_length=256)
     ]
-    """Device paths on the machine."""
+    """Device paths on the machine, or stable ids of disks that its agent knows. A path means the disk that stands there now, by what the
+    agent said last; where none does, the one that was named so."""
     process_servers: Annotated[
         list[Annotated[str, msgspec.Meta(max_length=255)]], msgspec.Meta(max_length=16)
     ] = []
@@ -445,7 +446,7 @@ class DiskCandidate(msgspec.Struct, kw_only=True):
     identity: str
     """As `python -m agent preflight` prints it; empty where it is not known."""
     id: str
-    """The stable id of one that is captured; else empty."""
+    """The stable id of one that was captured at any time; else empty."""
     captured: bool
     """By the agent, now."""
     wanted: bool

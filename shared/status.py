@@ -96,6 +96,18 @@ class AvailableDisk(msgspec.Struct, kw_only=True):
     """As `python -m agent preflight` prints it."""
     why_not: Text = ""
     """Why it cannot be protected; empty: it can."""
+    id: Word = ""
+    """The stable id of the disk that it is, by what its agent has noted; empty: it never was a protected one."""
+
+
+class BoundDisk(msgspec.Struct, kw_only=True):
+    """A disk that its agent is to capture and knows, whether it is there now or not."""
+
+    id: Word
+    device: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    """Under which path it was named; another disk may stand there by now."""
+    identity: Word = ""
+    """What it is configured to bear, in its configuration or a wish; empty: the agent found out by itself what it is known by."""
 
 
 class AgentReport(Report, kw_only=True):
@@ -122,6 +134,8 @@ class AgentReport(Report, kw_only=True):
     audit: dict[str, Any] = {}
     wish: Wish | None = None
     """What it goes by; None: by its configuration alone."""
+    bound: Annotated[list[BoundDisk], _entries] = []
+    """By which ids it knows what it is to capture."""
     available: Annotated[list[AvailableDisk], _entries] = []
     """Whole disks of the host that could be protected, or why not."""
     process_server: Word = ""

@@ -3,22 +3,26 @@
 Looked at now and then in a thread, by what may hang with a disk and be left behind (`answer`); nobody waits for it. Nothing is written. A
 disk is asked once who it is, and again only while it does not answer: one that sleeps is not woken every minute. (Whether its writes can
 be seen is found when it is to be protected: that takes programs in the kernel, `preflight`.)
+
+Each is told with its stable id, if it ever was a protected one: whoever names it by the path where it stands today means that disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from agent.capture import answer, identify, suitable
+from agent.capture import answer, bindings, identify, suitable
 from agent.capture.answer import NOTHING, Answer
+from agent.capture.bindings import Bound, Which
 from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
 from agent.capture.layout import kernel_dev
 from shared import logging
-from shared.errors import DeviceError, NoThreadError, UnderstudyError
+from shared.errors import BindingDamagedError, DeviceError, NoThreadError, StateFileError, UnderstudyError
 from shared.status import MAX_TEXT, MAX_WORD, AvailableDisk
 from shared.threads import start
 
@@ -29,21 +33,22 @@ _SILENT: Final = Answer(cause="what sysfs says of it did not come: that waits fo
 
 
 class Available:
-    def __init__(self) -> None:
-        self.captured: frozenset[tuple[int, int]] = frozenset()
-        """By device number and diskseq, those that are captured now: less is asked of them (`suitable.check`)."""
+    def __init__(self, state_dir: Path) -> None:
+        self.captured: dict[Which, str] = {}
+        """The ids of those that are captured now: less is asked of them (`suitable.check`)."""
         self.found: list[AvailableDisk] = []
         """As of the last look that came to its end."""
         self.trouble: UnderstudyError | None = None
         """Why that was not the last one."""
-        self._told: dict[tuple[int, int], Answer] = {}
-        """By device number and diskseq."""
+        self._told: dict[Which, Answer] = {}
         self._next = 0.0
         self._thread: threading.Thread | None = None
+        self._state_dir = state_dir
+        self._noted: list[Bound] = []
 
     def are_captured(self, disks: Iterable[Disk]) -> None:
         """These, and no others."""
-        self.captured = frozenset(map(_which, disks))
+        self.captured = {_which(disk): disk.id for disk in disks}
 
     def look_soon(self) -> None:
         """Somebody asks for other disks."""
@@ -90,14 +95,28 @@ class Available:
         disks = identify.all_disks(sysfs=sysfs, attributes_of=attributes_of)
         silent = {disk.name for disk in disks if attributes_of(Path(disk.name.replace("/", "!"))) is UNKNOWN}
         self._ask([disk for disk in disks if disk.name not in silent])
+        told = {_which(disk): self._told.get(_which(disk), NOTHING) for disk in disks}
+        told |= {_which(disk): _SILENT for disk in disks if disk.name in silent}
+        borne = {_which(disk): identify.identities(disk, told[_which(disk)]) for disk in disks}
+        captured = self.captured
+        found = bindings.ids([line for line in self._lines() if line.id not in captured.values()], borne)
+        ids = found | captured
         return [
             _judged(
                 disk,
-                _SILENT if disk.name in silent else self._told.get(_which(disk), NOTHING),
-                is_captured=_which(disk) in self.captured,
+                told[_which(disk)],
+                str(borne[_which(disk)][0]),
+                ids.get(_which(disk), ""),
+                is_captured=_which(disk) in captured,
             )
             for disk in disks
         ]
+
+    def _lines(self) -> list[Bound]:
+        """What is noted of protected disks; as it was read last where it cannot be read."""
+        with contextlib.suppress(BindingDamagedError, StateFileError):  # whoever needs it says so
+            self._noted = bindings.read(self._state_dir) or []
+        return self._noted
 
     def _ask(self, disks: list[Disk]) -> None:
         """Those of which it is not known."""
@@ -108,21 +127,21 @@ class Available:
             self._told[_which(asked[device])] = told
 
 
-def _which(disk: Disk) -> tuple[int, int]:
+def _which(disk: Disk) -> Which:
     return kernel_dev(disk.major, disk.minor), disk.diskseq
 
 
-def _judged(disk: Disk, told: Answer, *, is_captured: bool) -> AvailableDisk:
+def _judged(disk: Disk, told: Answer, identity: str, id_: str, *, is_captured: bool) -> AvailableDisk:
     why_not = told.cause
     try:
         suitable.check(disk, is_captured=is_captured)
     except UnderstudyError as exc:
         why_not = exc.cause
-    identity = str(identify.identities(disk, told)[0])
     return AvailableDisk(
         device=disk.device,
         sectors=disk.sectors,
         # A loop device's holds a path: half of it would be another's.
         identity=identity if len(identity) <= MAX_WORD else "",
         why_not=why_not[:MAX_TEXT],
+        id=id_,
     )

@@ -20,6 +20,7 @@ meanwhile knows what the file says. Hence whoever wants to change the file stops
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,8 @@ from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError, caus
 from shared.log.names import DiskName
 
 NAME: Final = "disks.json"
+Which = tuple[int, int]
+"""A disk, by its device number and diskseq."""
 CLOSE_S: Final = 5.0
 """How long an end waits for a thread that writes the file."""
 
@@ -226,7 +229,7 @@ def known(
     if wanted.id is not None:
         before = next((bound for bound in remembered if bound.id == wanted.id), None)
     else:
-        before = next((bound for bound in reversed(remembered) if bound.device == wanted.device), None)
+        before = _line_of(wanted, remembered, there, boot)
         if before is None and there is not None:
             before = next(
                 (
@@ -261,6 +264,29 @@ def known(
         is_new=before is None,
         is_configured=wanted.identity is not None,
     )
+
+
+def _line_of(
+    wanted: WantedDisk, remembered: Sequence[Bound], there: Standing | None, boot: str
+) -> Bound | None:
+    """The newest line of the path, unless another disk is meant by it now."""
+    lines = [bound for bound in reversed(remembered) if bound.device == wanted.device]
+    meant = next((bound for bound in lines if bound.identity == wanted.identity), None)
+    return meant or next((bound for bound in lines if not _is_another(wanted, bound, there, boot)), None)
+
+
+def _is_another(wanted: WantedDisk, bound: Bound, there: Standing | None, boot: str) -> bool:
+    """Whether the identity that is asked for is not that of the line's disk: both are of one lasting kind, or what stands there bears the
+    one and not the other. (It may be that disk, of which something else is said: then it bears both, or was noted in this boot.)"""
+    if wanted.identity is None:
+        return False
+    asked, kept = Identity.parse(wanted.identity), Identity.parse(bound.identity)
+    if asked.kind is kept.kind and not asked.is_weak:
+        return not same(kept, asked)
+    if there is None or not any(same(asked, found) for found in there.identities):
+        return False
+    is_it = bound.seen is not None and bound.seen == Seen(boot, there.dev, there.diskseq)
+    return not is_it and not there.may_hide(kept.kind) and not _is_bound(there, bound)
 
 
 def _is_noted(disk: Standing, bound: Bound, boot: str, captured: Collection[tuple[int, int]]) -> bool:
@@ -333,3 +359,15 @@ def after(remembered: Sequence[Bound], chosen: Sequence[Bound]) -> list[Bound]:
         msgspec.structs.replace(one, seen=None) if seen.get(one.seen, one.id) != one.id else one
         for one in bound.values()
     ]
+
+
+def ids(remembered: Sequence[Bound], borne: Mapping[Which, Sequence[Identity]]) -> dict[Which, str]:
+    """Which of the host's disks are those of the lines, as far as what they bear says so: one disk, and one line, for each."""
+    found: dict[Which, str] = {}
+    lines = [(bound.id, Identity.parse(bound.identity)) for bound in remembered]
+    for which, identities in borne.items():
+        mine = {id_ for id_, kept in lines if any(same(kept, one) for one in identities)}
+        if len(mine) == 1:
+            found[which] = mine.pop()
+    times = Counter(found.values())
+    return {which: id_ for which, id_ in found.items() if times[id_] == 1}

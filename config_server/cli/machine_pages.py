@@ -101,6 +101,7 @@ def candidates_table(found: DiskCandidates) -> Table:
     rows = [
         (
             disk.device,
+            disk.id or "-",
             size(disk.size_b) if disk.size_b else "-",
             _protection(disk),
             disk.identity or "-",
@@ -115,7 +116,7 @@ def candidates_table(found: DiskCandidates) -> Table:
     )
     return grid(
         f"Disks of {found.machine}, {said}",
-        ("=disk", ">size", "=protected", "identity", "why it cannot be"),
+        ("=disk", "=id", ">size", "=protected", "identity", "why it cannot be"),
         rows,
     )
 

@@ -42,8 +42,9 @@ _no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until its a
     "--disk",
     "disks",
     multiple=True,
-    metavar="PATH",
-    help="One for each that shall be protected. Default: those that are wanted or captured, else all that its agent offers.",
+    metavar="PATH|ID",
+    help="One for each that shall be protected: by the path where it stands now, or by its stable id. Default: those that are wanted or"
+    " captured, else all that its agent offers.",
 )
 @click.option(
     "--process-server",
@@ -190,7 +191,8 @@ async def _chosen(client: RestClient, name: str, *, yes: bool) -> list[str]:
         seen = await client.call(api.MACHINE, Nothing(), machine=name)
         protected, offered = [disk.device for disk in seen.disks], []
     else:
-        protected = [disk.device for disk in found.disks if disk.captured or disk.wanted]
+        # By id where they have one: paths may lead to others since.
+        protected = [disk.id or disk.device for disk in found.disks if disk.captured or disk.wanted]
         offered = [disk.device for disk in found.disks if not disk.why_not]
     if protected:
         return protected

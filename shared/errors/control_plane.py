@@ -71,6 +71,23 @@ class OtherHardwareError(UnhealthyError):
     )
 
 
+class NothingCapturedError(UnhealthyError):
+    """A machine is to be protected, its agent goes by that, and captures nothing."""
+
+    code = "US616"
+    default_action = "Name its disks: understudy machine disks NAME, machine protect NAME --disk PATH."
+
+
+class DisksKeptError(UnhealthyError):
+    """An act left out disks of which nobody had said that they shall go. It happened, and is over."""
+
+    code = "US617"
+    default_action = (
+        "Nothing, if they are to stay. Else name those that shall (--disk PATH for each), now that all are known: understudy machine"
+        " protect NAME."
+    )
+
+
 class WishRefusedError(UnhealthyError):
     """The config server wants of an agent what no agent can do."""
 

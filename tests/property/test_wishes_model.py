@@ -1,5 +1,6 @@
 """Operators act, databases are backed up, put back, set back unnoticed and lost, agents are away for any time: never does an agent stop, or
-drop a disk, for an act that is older than the one that it goes by; and in the end all agree.
+drop a disk, for an act that is older than the one that it goes by, nor a disk of which nobody has said that it shall go; and in the end all
+agree.
 
 The tables are the real ones (SQLite), and so is what judges and answers. Each rule is taken away in turn, and is missed.
 """
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 
 from config_server import database, desired_state, incarnations, inventory, restored, wishes
 from config_server.clock import SECOND_NS
+from config_server.disks import Offer
 from config_server.wishes import Adopt, Tell
 from shared.desired import Mark, Verb, WantedDisk, Wish
+from shared.status import AgentReport
 
 START_NS: Final = 1_800_000_000 * SECOND_NS
 MACHINES: Final = ("web1", "web2")
@@ -49,6 +52,8 @@ class Site:
         self.db = database.connect(":memory:")
         self.copies = [self.copied()]
         self.agents: dict[str, Wish] = {}
+        self.said: set[tuple[str, str]] = set()
+        """Machines and disks of which an operator has said that they shall go, and its agent has not heard of that."""
         self.order: dict[str, int] = {}
         """Of each act: the how many-eth it really was."""
         self.now_ns = START_NS
@@ -78,6 +83,7 @@ class Site:
             case "restore":
                 self.put(older)
                 restored.prepare(self.db, self.now_ns)
+                self.said.clear()  # it may have been taken back behind the backup
             case "set back":
                 self.copies.append(self.copied())  # the other one may come back, too
                 self.put(older)
@@ -95,6 +101,12 @@ class Site:
     def act(self, machine: str, disks: tuple[str, ...]) -> None:
         wanted = tuple(WantedDisk(f"/dev/{disk}") for disk in disks)
         verb = Verb.PROTECT if disks else Verb.STOP
+        before = inventory.find(self.db, machine)
+        seen = {disk.device for disk in before.disks} if before is not None and not before.ended else set()
+        if verb is Verb.STOP:
+            seen = {f"/dev/{disk}" for disk in DISKS[-1]}
+        self.said |= {(machine, disk) for disk in seen}
+        self.said -= {(machine, disk.device) for disk in wanted}
         made = inventory.act(self.db, machine, verb, self.now_ns, disks=wanted).wish
         assert made is not None
         self.acts += 1
@@ -103,7 +115,8 @@ class Site:
     def report(self, machine: str) -> None:
         before = self.agents.get(machine)
         own = inventory.find(self.db, machine)
-        said = desired_state.answer(self.db, machine, before, self.now_ns).desired.wish
+        offer = Offer.of(AgentReport(wish=before))
+        said = desired_state.answer(self.db, machine, before, self.now_ns, offer=offer).desired.wish
         after = said or before
         if after is None:
             return
@@ -112,6 +125,13 @@ class Site:
         self.agents[machine] = after
         if before is None:
             return
+        if own is not None and own.wish is not None and own.wish.mark == before.mark:
+            self.said = {(other, disk) for other, disk in self.said if other != machine}
+        left = {(machine, disk.device) for disk in self.disks_of(before) - self.disks_of(after)}
+        if left - self.said:
+            raise Violated(
+                f"{machine} went from {before} to {after}, and nobody said that {left - self.said} shall go"
+            )
         if not COVERS(after, before) and self.of(after) < self.of(before):
             raise Violated(f"{machine} went from {before} to the older {after}")
         if self.is_noticed and self.of(after) < self.of(before):
@@ -120,6 +140,10 @@ class Site:
             is_later = self.of(before) <= self.begun < self.of(own.wish)
             if is_later and after.mark.act != own.wish.mark.act:
                 raise Violated(f"{machine} goes by {after} from before the restore, and not by {own.wish}")
+
+    @staticmethod
+    def disks_of(wish: Wish) -> frozenset[WantedDisk]:
+        return frozenset(wish.disks if wish.verb is Verb.PROTECT else ())
 
     def of(self, wish: Wish) -> int:
         return self.order[wish.mark.act]
@@ -233,7 +257,7 @@ RESTORED: Final = [("act", 9), ("report", 1), ("begin anew", 5), ("act", 1)]
 COMES_BACK: Final = [("act", 1), ("set back", 5), ("act", 5), ("back up", 0), ("report", 5), ("set back", 1)]
 """One of two databases, and then the other one again."""
 NEITHER_COVERS: Final = [
-    ("act", 3), ("set back", 2), ("set back", 4), ("set back", 1), ("set back", 8), ("begin anew", 2), ("act", 5),
+    ("act", 1), ("set back", 2), ("set back", 4), ("set back", 1), ("set back", 8), ("begin anew", 2), ("act", 5),
     ("report", 3), ("set back", 3),
 ]  # fmt: skip
 TOLD_IN_DOUBT: Final = [
@@ -245,6 +269,26 @@ SET_BACK: Final = [
 ]  # fmt: skip
 LOST: Final = [("act", 8), ("back up", 0), ("back up", 3), ("act", 8), ("report", 0), ("restore", 9)]
 """An act behind the backup, of which the agent knows."""
+
+
+UNSAID: Final = [("act", 4), ("report", 0), ("restore", 0), ("act", 2), ("report", 0)]
+TAKEN_BACK: Final = [("act", 6), ("report", 0), ("act", 0), ("back up", 0), ("restore", 0), ("report", 0)]
+"""Perhaps: behind the backup."""
+SAID_BEFORE: Final = [
+    ("act", 6), ("report", 0), ("act", 2), ("back up", 0), ("restore", 0), ("act", 2), ("report", 0),
+]  # fmt: skip
+SAID_LONG_AGO: Final = [
+    ("act", 6), ("report", 0), ("act", 2), ("report", 0), ("report", 0), ("back up", 0), ("begin anew", 0), ("report", 0),
+    ("act", 6), ("report", 0), ("set back", 0), ("act", 2), ("report", 0),
+]  # fmt: skip
+
+
+def nothing(_real: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *_: ()
+
+
+def never(_real: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *_: False
 
 
 def told_as_it_was(_real: Callable[..., Any]) -> Callable[..., Any]:
@@ -265,6 +309,10 @@ def told_as_it_was(_real: Callable[..., Any]) -> Callable[..., Any]:
         (incarnations, "begin", no_new_incarnation, STRANGER),
         (wishes, "next_mark", numbers_from_one, LOST),
         (inventory, "renumber", told_as_it_was, [("act", 9), *RESTORED]),
+        (desired_state, "_unsaid", nothing, UNSAID),
+        (wishes, "_is_unheard", never, TAKEN_BACK),
+        (inventory, "forget_dropped", nothing, SAID_BEFORE),
+        (inventory, "heard", nothing, SAID_LONG_AGO),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -155,6 +155,32 @@ async def test_who_acts_before_the_new_hardware_has_reported_speaks_of_it(
     assert len(await moves(operator)) == 1
 
 
+async def test_who_acts_before_the_new_hardware_has_reported_speaks_of_it_behind_a_restart_too(
+    tmp_path: Path, machine_storage: MachineStorage, blob_config: BlobConfig
+) -> None:
+    await active_side.find_or_begin(await machine_storage.find_or_create("web1"), "web1", "old")
+    config = config_for(tmp_path, blob=blob_config)
+    async with running(config) as server, server.operator() as operator:
+        files = await server.enrolled("agent", "web1", tmp_path / "agent")
+        async with obedient_agent(server, files) as agent:
+            await agent.report(**OLD)
+            await protect(operator, "sda", "sdb")
+            await agent.report(**OLD)
+        await rebind(operator, "new")
+    async with running(config) as server, server.operator() as operator:
+        found = await operator.call(api.DISKS, Nothing(), machine="web1")
+        assert (found.disks, found.seen_s) == ([], None)
+        with pytest.raises(RequestError, match="bound to other hardware"):
+            await protect(operator, "vda")
+        await protect(operator, "vda", "vdb", offline=True)
+        async with obedient_agent(server, files) as agent:
+            agent.captured = ()
+            await agent.report(**NEW)
+            assert agent.wish is not None
+            assert [disk.device for disk in agent.wish.disks] == ["/dev/vda", "/dev/vdb"]
+        assert len(await moves(operator)) == 1
+
+
 async def test_a_machine_that_was_deleted_passes_no_disk_on_to_another_of_its_name(
     operator: RestClient, former: ObedientAgent, other: ObedientAgent, machine_storage: MachineStorage
 ) -> None:

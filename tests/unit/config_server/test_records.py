@@ -18,6 +18,7 @@ from config_server import (
     inventory,
     jobs,
     policies,
+    restored,
     revocation,
     tokens,
 )
@@ -462,12 +463,12 @@ def test_an_act_is_of_the_database_as_it_is_now_and_later_than_all_that_was_know
     disks, servers = (WantedDisk("/dev/sda", id="data"),), ("ps1:9443",)
     first = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=disks, process_servers=servers)
     assert first.wish is not None
-    assert (first.protected, first.disks, first.ended) == (True, ("/dev/sda",), False)
+    assert (first.protected, first.disks, first.ended) == (True, disks, False)
     began = incarnations.begin(db)
     ended = inventory.act(db, "web1", Verb.STOP, NOW, known=Mark("other", 7, "x"))
     assert ended.wish is not None
     assert (ended.wish.mark.incarnation, ended.wish.mark.number) == (began, 8)
-    assert (ended.protected, ended.disks, ended.ended) == (False, ("/dev/sda",), True)
+    assert (ended.protected, ended.disks, ended.ended) == (False, disks, True)
     assert (ended.wish.disks, ended.wish.process_servers) == (disks, servers), "for the day after"
     elsewhere = Wish(mark=Mark("other", 9, "y"), verb=Verb.STOP)
     inventory.adopt(db, "web1", elsewhere, NOW)
@@ -489,23 +490,53 @@ def test_on_other_hardware_what_was_noted_of_disks_is_void_and_the_act_is_later_
     assert moved.wish.mark.number == 8
     inventory.ensure_machine(db, "web2", NOW)
     inventory.note_identity(db, "web2", "old")
-    inventory.note_captured(db, "web2", "new", ["/dev/sdz"])
+    inventory.note_bound(db, "web2", "new", [WantedDisk("/dev/sdz")], None)
     assert inventory.machine(db, "web2").disks == ()
-    inventory.note_captured(db, "web2", "old", ["/dev/sda"])
+    inventory.note_bound(db, "web2", "old", [WantedDisk("/dev/sda")], None)
     moved = inventory.begin_anew(db, "web2", "new", NOW, None, [])
     assert (moved.identity, moved.disks, moved.wish) == ("new", (), None)
 
 
-def test_a_report_that_captures_fewer_disks_forgets_none_and_is_nothing_beside_what_is_wanted(
+def test_a_report_that_names_fewer_disks_forgets_none_and_is_nothing_beside_what_is_wanted(
     db: sqlite3.Connection,
 ) -> None:
+    def noted(name: str, *disks: WantedDisk, told: Wish | None = None) -> tuple[WantedDisk, ...]:
+        inventory.note_bound(db, name, "", disks, told)
+        return inventory.machine(db, name).disks
+
+    a, b, c = (WantedDisk(f"/dev/sd{letter}", f"sd{letter}") for letter in "abc")
     inventory.ensure_machine(db, "web1", NOW)
-    for captured in (["/dev/sda", "/dev/sdb"], ["/dev/sdb"], [], ["/dev/sdc" * 1000]):
-        inventory.note_captured(db, "web1", "", captured)
-        assert inventory.machine(db, "web1").disks == ("/dev/sda", "/dev/sdb")
-    inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(WantedDisk("/dev/sdb"), WantedDisk("/dev/sdc")))
-    inventory.note_captured(db, "web1", "", ["/dev/sdb"])
-    assert inventory.machine(db, "web1").disks == ("/dev/sdb", "/dev/sdc")
+    for captured in ([a, b], [b], []):
+        assert noted("web1", *captured) == (a, b)
+    moved = WantedDisk("/dev/sdz", "sdb")
+    assert noted("web1", moved) == (a, moved), "it is called otherwise"
+    act = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(b, WantedDisk("/dev/sdc"))).wish
+    assert noted("web1", a, c) == (b, WantedDisk("/dev/sdc")), "its agent does not go by that yet"
+    assert noted("web1", a, b, c, told=act) == (b, c), "and which id it has"
     inventory.ensure_machine(db, "web2", NOW)
-    inventory.note_captured(db, "web2", "", [f"/dev/{number}" for number in range(1000)])
-    assert len(inventory.machine(db, "web2").disks) == 256
+    assert len(noted("web2", *(WantedDisk(f"/dev/{number}") for number in range(1000)))) == 256
+    db.execute(
+        "UPDATE machines SET disks = '[{\"device\": \"/dev/sda\"}]', protected = 1 WHERE name = 'web2'"
+    )
+    assert noted("web2", b, a) == (a, b), "recorded before there were wishes"
+
+
+def test_an_act_drops_what_was_known_until_its_agent_has_heard_of_it(db: sqlite3.Connection) -> None:
+    a, b, c = (WantedDisk(f"/dev/sd{letter}", f"sd{letter}") for letter in "abc")
+
+    def dropped(verb: Verb, *disks: WantedDisk) -> tuple[WantedDisk, ...]:
+        return inventory.act(db, "web1", verb, NOW, disks=disks).dropped
+
+    assert dropped(Verb.PROTECT, a, b, c) == ()
+    assert dropped(Verb.PROTECT, a, b) == (c,)
+    assert dropped(Verb.PROTECT, a) == (c, b), "the first was not heard"
+    assert dropped(Verb.PROTECT, a, c) == (b,)
+    assert {*dropped(Verb.STOP)} == {a, b, c}
+    assert {*dropped(Verb.PROTECT, a)} == {b, c}
+    inventory.heard(db, "web1")
+    assert dropped(Verb.STOP) == (a,)
+    inventory.heard(db, "web1")
+    assert dropped(Verb.PROTECT, b) == (), "of what was ended nothing is dropped"
+    assert dropped(Verb.PROTECT, c) == (b,)
+    restored.prepare(db, NOW)
+    assert inventory.machine(db, "web1").dropped == ()

@@ -7,6 +7,7 @@ import pytest
 
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.wishes import (
+    UNHEARD,
     Adopt,
     Agree,
     Own,
@@ -18,6 +19,9 @@ from config_server.wishes import (
     judge,
     made_ns,
     next_mark,
+    same,
+    with_ids,
+    without,
 )
 from shared.desired import Mark, Verb, WantedDisk, Wish
 
@@ -54,8 +58,8 @@ def test_who_knows_nothing_is_told_and_who_knows_less_learns() -> None:
     ("earlier", "later"),
     [
         (("third", 1), ("third", 2)),
-        (("first", 9), ("second", 2)),
-        (("second", 9), ("never had", 2)),
+        (("first", 9), ("third", 2)),
+        (("second", 9), ("third", 2)),
         (("never had", 9), ("third", 2)),
         (("never had", 2), ("never had", 3)),
     ],
@@ -66,6 +70,18 @@ def test_the_later_act_holds_whatever_it_says(earlier: tuple[str, int], later: t
         in_ = {"never had": "third"}
         assert judged(old, new, in_.get(earlier[0], "")) == Adopt(new)
         assert judged(new, old, in_.get(later[0], "")) == Tell(new)
+
+
+@pytest.mark.parametrize("told", [wish("first", 1, "sda", "sdb"), wish("second", 1, "sda", "sdb")])
+def test_what_was_said_before_a_restore_and_not_heard_stops_nobody_and_drops_nothing(told: Wish) -> None:
+    for unheard in (stop("second", 2), wish("second", 2, "sda"), wish("second", 2, "sda", "sdc")):
+        assert judged(unheard, told) == Adopt(told, UNHEARD)
+        assert judged(unheard, None) == Tell(unheard), "what protects beside it is asked for elsewhere"
+        assert judged(msgspec.structs.replace(unheard, mark=Mark("third", 2, "x")), told) == Tell(
+            msgspec.structs.replace(unheard, mark=Mark("third", 2, "x"))
+        )
+    more = wish("second", 2, "sda", "sdb", "sdc")
+    assert judged(more, told) == Tell(more)
 
 
 def test_what_was_adopted_before_a_restore_comes_before_the_acts_that_followed_it_here() -> None:
@@ -112,8 +128,28 @@ def test_what_covers_what() -> None:
     assert covers(stop("x", 1), stop("x", 1))
     renamed = wish("x", 1)
     renamed = msgspec.structs.replace(renamed, disks=(WantedDisk("/dev/sdc", id="data"),))
-    same = msgspec.structs.replace(renamed, disks=(WantedDisk("/dev/sdd", id="data"),))
-    assert covers(renamed, same)
+    again = msgspec.structs.replace(renamed, disks=(WantedDisk("/dev/sdd", id="data"),))
+    assert covers(renamed, again)
+
+
+def test_a_path_alone_means_whatever_is_called_so_and_with_what_a_disk_bears_that_one() -> None:
+    bare, data = WantedDisk("/dev/sdb"), WantedDisk("/dev/sdb", "data")
+    assert same(bare, data)
+    assert same(data, WantedDisk("/dev/sdc", "data"))
+    assert not same(data, WantedDisk("/dev/sdb", "other"))
+    assert not same(bare, WantedDisk("/dev/sdc"))
+    new = WantedDisk("/dev/sdb", identity="wwid:B")
+    assert not same(new, data)
+    assert same(new, bare)
+    assert same(new, WantedDisk("/dev/sdb", "sdb-2", "wwid:B"))
+    assert without((bare, data, new), (WantedDisk("/dev/sdz", "data"),)) == (bare, new)
+
+
+def test_who_was_named_by_a_path_gets_the_id_under_which_his_agent_bound_that_path() -> None:
+    bound = (WantedDisk("/dev/sdb", "data"), WantedDisk("/dev/sdc", "sdc-2", "wwid:C"))
+    asked = (WantedDisk("/dev/sdb"), WantedDisk("/dev/sdc", identity="wwid:C"), WantedDisk("/dev/sdd"))
+    assert [disk.id for disk in with_ids(asked, bound)] == ["data", "sdc-2", None]
+    assert with_ids((WantedDisk("/dev/sdc", identity="wwid:D"),), bound)[0].id is None
 
 
 def test_each_act_has_a_higher_number_and_a_later_time_than_all_that_was_known_of_the_machine() -> None:

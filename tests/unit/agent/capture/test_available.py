@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from agent.capture import answer, identify
+from agent.capture import answer, bindings, identify
 from agent.capture.answer import Answer
 from agent.capture.available import Available
+from agent.capture.bindings import Bound
 from agent.capture.disks import UNKNOWN, Attributes, Disk, Queue
 from shared.errors import DeviceError
 from shared.status import AgentReport
@@ -51,8 +53,9 @@ def why_not(made: Available) -> dict[str, str]:
 
 def test_a_disk_that_answered_is_not_asked_again_and_one_that_did_not_is(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    host, made = Host(monkeypatch), Available()
+    host, made = Host(monkeypatch), Available(tmp_path)
     host.replies["/dev/sdb"] = Answer(cause="it did not answer", hangs=True)
     assert why_not(made) == {"/dev/sda": "", "/dev/sdb": "it did not answer"}
     del host.replies["/dev/sdb"]
@@ -66,22 +69,27 @@ def test_a_disk_that_answered_is_not_asked_again_and_one_that_did_not_is(
 
 def test_what_cannot_be_protected_says_why_and_what_is_captured_may_be_read_only(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    host, made = Host(monkeypatch, read_only=True), Available()
+    host, made = Host(monkeypatch, read_only=True), Available(tmp_path)
     assert why_not(made) == {"/dev/sda": "", "/dev/sdb": "it is read-only"}
     made.are_captured(host.disks)
     assert why_not(made) == {"/dev/sda": "", "/dev/sdb": ""}
 
 
-def test_a_disk_of_which_sysfs_says_nothing_is_named_and_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_of_which_sysfs_says_nothing_is_named_and_not_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     host = Host(monkeypatch)
     host.said["sdb"] = UNKNOWN
-    assert "sysfs" in why_not(Available())["/dev/sdb"]
+    assert "sysfs" in why_not(Available(tmp_path))["/dev/sdb"]
     assert host.asked == [["/dev/sda"]]
 
 
-def test_a_look_that_hangs_holds_up_nobody_and_no_second_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    host, made = Host(monkeypatch), Available()
+def test_a_look_that_hangs_holds_up_nobody_and_no_second_one_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host, made = Host(monkeypatch), Available(tmp_path)
     begun, goes_on = threading.Event(), threading.Event()
 
     def hang(names: object) -> dict[str, Attributes]:
@@ -102,8 +110,10 @@ def test_a_look_that_hangs_holds_up_nobody_and_no_second_one_begins(monkeypatch:
     assert [found.device for found in made.found] == ["/dev/sda", "/dev/sdb"]
 
 
-def test_looks_come_once_a_minute_and_when_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    host, made = Host(monkeypatch), Available()
+def test_looks_come_once_a_minute_and_when_somebody_asks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host, made = Host(monkeypatch), Available(tmp_path)
 
     def looks() -> int:
         made.look_if_due()
@@ -116,8 +126,10 @@ def test_looks_come_once_a_minute_and_when_somebody_asks(monkeypatch: pytest.Mon
     assert looks() == 2
 
 
-def test_a_look_that_fails_is_said_and_what_was_found_before_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    host, made = Host(monkeypatch), Available()
+def test_a_look_that_fails_is_said_and_what_was_found_before_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host, made = Host(monkeypatch), Available(tmp_path)
     before = made.found = made.look()
     for failure in (DeviceError("x", cause="no room for processes"), RuntimeError("a bug")):
 
@@ -133,11 +145,40 @@ def test_a_look_that_fails_is_said_and_what_was_found_before_stays(monkeypatch: 
     assert (made.trouble, len(host.asked)) == (None, 2)
 
 
-def test_words_that_are_too_long_for_a_report_cost_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_that_are_too_long_for_a_report_cost_no_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A loop device is known by its file's path."""
-    host, made = Host(monkeypatch), Available()
+    host, made = Host(monkeypatch), Available(tmp_path)
     host.replies["/dev/sda"] = Answer(cause="c" * 20_000)
     monkeypatch.setattr(identify, "identities", lambda disk, told: ["loop:" + "p" * 300])
     found = made.look()
     assert [each.identity for each in found] == ["", ""]
     msgspec.json.decode(msgspec.json.encode(AgentReport(available=found)), type=AgentReport)
+
+
+def test_a_disk_that_was_protected_once_is_told_with_its_id_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host, made = Host(monkeypatch), Available(tmp_path)
+    host.disks = [disk(name, names={"wwid": f"naa.{name}"}) for name in ("sda", "sdb", "sdc")]
+    host.said = dict.fromkeys(("sda", "sdb", "sdc"), Attributes(QUEUE, {}))
+
+    def ids() -> dict[str, str]:
+        return {found.device: found.id for found in made.look()}
+
+    assert ids() == {"/dev/sda": "", "/dev/sdb": "", "/dev/sdc": ""}
+    lines = [
+        Bound("data", "/dev/sda", "wwid:naa.sdb"),
+        Bound("logs", "/dev/sdb", "wwid:naa.gone"),
+        Bound("one", "/dev/x", "wwid:naa.sdc"),
+        Bound("two", "/dev/y", "wwid:naa.sdc"),
+    ]
+    bindings.write(tmp_path, lines)
+    assert ids() == {"/dev/sda": "", "/dev/sdb": "data", "/dev/sdc": ""}, "which of two it is, nobody knows"
+    made.are_captured([replace(host.disks[2], id="one")])
+    assert ids()["/dev/sdc"] == "one"
+    (tmp_path / bindings.NAME).write_bytes(b"{")
+    assert ids()["/dev/sdb"] == "data", "as it was known before"
+    host.disks[0] = disk("sda", names={"wwid": "naa.sdb"})
+    assert ids() == {"/dev/sda": "", "/dev/sdb": "", "/dev/sdc": "one"}, "a clone"

@@ -270,3 +270,31 @@ def test_a_line_that_is_configured_still_is_taken_by_no_other_path() -> None:
     assert [one.id for one in all_known(asked, [BOUND], paths, "this")] == ["sdb-2", "sdb"]
     other = all_known([WantedDisk("/dev/y", identity="gpt:9")], [BOUND], paths, "this")
     assert other[0].id == "sdb-2", "another disk is meant"
+
+
+def test_another_disk_that_is_meant_by_a_path_is_not_that_of_the_line_which_had_it() -> None:
+    """An operator named the path where he saw it: the disk before was replaced, or has another name since."""
+    former = Bound("sdb", "/dev/x", "wwid:A", "/dev/sdb", Seen("before", 16, 4))
+    wanted = WantedDisk("/dev/x", identity="wwid:B")
+
+    def found(lines: list[Bound], *borne: str) -> Known:
+        paths = {"/dev/x": standing(*borne)} if borne else {}
+        [one] = all_known([wanted], lines, paths, "this")
+        return one
+
+    for borne in (("wwid:B",), ("wwid:C",), ()):
+        assert (found([former], *borne).id != "sdb", found([former], *borne).is_new) == (True, True)
+    mine = Bound("sdb-2", "/dev/x", "wwid:B", "/dev/sdb", Seen("before", 16, 5))
+    for lines in ([former, mine], [mine, former]):
+        assert (found(lines, "wwid:B").id, found(lines).id) == ("sdb-2", "sdb-2")
+        [alone] = all_known([WantedDisk("/dev/x", "sdb")], lines, {"/dev/x": standing("wwid:B")}, "this")
+        assert str(alone.identity) == "wwid:A"
+    by_table = structs.replace(former, identity="gpt:1")
+    assert found([by_table], "wwid:B", "gpt:2").is_new, (
+        "it bears what is asked for, and not what the line's bore"
+    )
+    # The same disk, of which something stronger is said: it bears both, or was noted, or nothing says that it is another.
+    assert found([by_table], "wwid:B", "gpt:1").id == "sdb"
+    assert found([structs.replace(by_table, seen=SEEN)], "wwid:B", "gpt:2").id == "sdb"
+    assert found([by_table]).id == "sdb"
+    assert found([by_table], "wwid:C").id == "sdb"
