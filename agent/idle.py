@@ -27,6 +27,7 @@ from shared.vocabulary import MachineState
 STOPPED: Final = "the config server told the agent to stop: nothing is captured"
 NOTHING_NAMED: Final = "neither the config server nor the agent's configuration names a disk"
 FAILED: Final = "failed"
+STARTING: Final = "starting"
 
 
 class Idle(msgspec.Struct, frozen=True):
@@ -66,7 +67,7 @@ async def serve(
             machine=config.machine,
             identity=identity_of(config.identity),
             boot=boot,
-            state=idle.state,
+            state=_state(idle, wishes, held),
             cause=idle.cause[:MAX_TEXT],
             connected=False,
             errors=[*idle.errors, *([Problem(**trouble.as_dict())] if trouble is not None else [])],
@@ -85,6 +86,11 @@ async def serve(
                 task.cancel()
     finally:
         await control.close()
+
+
+def _state(idle: Idle, wishes: WishFile, held: Held) -> str:
+    """When something else is wanted this is over in a moment, and is no answer to that."""
+    return idle.state if wishes.held == held else STARTING
 
 
 async def _end(

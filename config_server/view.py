@@ -217,6 +217,8 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
     """What no daemon can report of itself: silence, RPO over the threshold, clocks that differ."""
     if (untaken := wish_view.untaken(machine, facts.agent, facts.untaken, now_ns)) is not None:
         yield problem_of(untaken, machine.name, Severity.WARNING)
+    if (nothing := wish_view.captures_nothing(machine, facts.agent, now_ns)) is not None:
+        yield problem_of(nothing, machine.name, Severity.CRITICAL)
     if not machine.protected:
         if not replicates(machine, facts, now_ns) or wish_view.is_stopping(machine, facts.agent, now_ns):
             return

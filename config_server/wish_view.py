@@ -7,9 +7,10 @@ from config_server.inventory import Machine
 from config_server.presence import Seen
 from config_server.wishes import UNTAKEN_S, in_words
 from shared.desired import Verb, Wish
-from shared.errors import WishUntakenError
+from shared.errors import NothingCapturedError, WishUntakenError
 from shared.messages import WishView
 from shared.status import AgentReport
+from shared.vocabulary import MachineState
 
 Agent = tuple[Seen, AgentReport] | None
 
@@ -37,6 +38,19 @@ def is_stopping(machine: Machine, agent: Agent, now_ns: int) -> bool:
     """Its agent reports, so it is told, and a problem of its own when it does not do so."""
     is_heard = agent is not None and not agent[0].is_silent(now_ns)
     return is_heard and machine.wish is not None and machine.wish.verb is Verb.STOP
+
+
+def captures_nothing(machine: Machine, agent: Agent, now_ns: int) -> NothingCapturedError | None:
+    """What is said of an agent that goes by what is wanted and protects nothing all the same; where it failed to, it says so itself."""
+    if agent is None or agent[0].is_silent(now_ns) or not machine.protected:
+        return None
+    report = agent[1]
+    is_news = machine.wish is not None and not _goes_by(report, machine.wish)
+    if is_news or report.state != MachineState.UNPROTECTED or any(disk.mode for disk in report.disks):
+        return None
+    return NothingCapturedError(
+        f"{machine.name} is to be protected, and nothing of it is captured", cause=report.cause
+    )
 
 
 def untaken(

@@ -42,7 +42,7 @@ _SHOWN: Final = 8
 """So many disks are named in words."""
 
 
-UNHEARD: Final = "the act was made before this database was put back, its agent has not heard of it, and what was said behind the backup is lost"
+UNHEARD: Final = "the act is from before this database was put back, its agent has not heard of it, and what was said since is lost"
 
 
 class Own(NamedTuple):

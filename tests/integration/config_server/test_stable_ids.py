@@ -305,7 +305,7 @@ async def test_what_was_said_before_a_backup_and_not_heard_stops_nobody_and_drop
             await web1.report()
         assert web1.wish == goes_by
         [event] = await events(operator, WishInDoubtError.code)
-        assert "before this database was put back" in event.cause
+        assert "from before this database was put back" in event.cause
         await operator.call(api.UNPROTECT, Nothing(), machine="web1")
         await web1.report()
         assert web1.wish.verb is Verb.STOP, "now it is said"

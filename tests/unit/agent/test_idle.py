@@ -45,7 +45,9 @@ async def test_a_wish_that_came_while_the_one_before_was_done_is_not_slept_on(tm
     held = wishes.held
     mark = Mark(incarnation="i", number=1, act="a")
     await wishes.take(Desired(wish=Wish(mark=mark, verb=Verb.STOP)))
+    assert idle._state(Idle("nothing is named"), wishes, held) == "unprotected"
     assert await wishes.written()
+    assert idle._state(Idle("nothing is named"), wishes, held) == "starting", "no answer to what was told"
     over = asyncio.Event()
     async with asyncio.timeout(10):
         await idle._end(over, asyncio.Event(), wishes, held, None)

@@ -30,7 +30,7 @@ NOW = 1_700_000_000 * SECOND_NS
 
 
 def machine(**changes: object) -> Machine:
-    base = Machine("web1", protected=True, disks=("/dev/sda",), policy=Policy(), created_ns=0)
+    base = Machine("web1", protected=True, disks=(WantedDisk("/dev/sda"),), policy=Policy(), created_ns=0)
     return msgspec.structs.replace(base, **changes)
 
 
@@ -82,6 +82,28 @@ def test_a_machine_that_replicates_unprotected_is_named_and_missed_unless_its_pr
     served = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True)})
     assert codes(World().says("process-server", "ps1", served), ended) == ["US601"]
     assert codes(World().says("agent", "web1", AgentReport(state="starting")), unknown) == []
+
+
+def test_a_machine_that_is_to_be_protected_and_of_which_nothing_is_captured_is_not_well() -> None:
+    wish = Wish(mark=Mark("x", 2, "act"), verb=Verb.PROTECT)
+    wanted = machine(wish=wish, wish_ns=NOW, wish_incarnation="x")
+
+    def shown(report: AgentReport, of: Machine = wanted) -> list[tuple[str, str]]:
+        view = World().says("agent", "web1", report).show(of)
+        assert (view.health is Health.CRITICAL) == bool(view.errors)
+        return [(error.code, error.cause) for error in view.errors]
+
+    idle = AgentReport(state="unprotected", cause="nobody names a disk", wish=wish)
+    nothing = [("US616", "nobody names a disk")]
+    assert shown(idle) == nothing
+    assert shown(idle, machine()) == nothing, "recorded before there were wishes"
+    assert shown(msgspec.structs.replace(idle, wish=None)) == [], "it has not heard of it yet"
+    assert shown(msgspec.structs.replace(idle, state="starting")) == []
+    captured = [AgentDisk(name="sda", mode="ordered")]
+    assert shown(msgspec.structs.replace(idle, disks=captured)) == []
+    assert shown(idle, machine(protected=False)) == []
+    late = World().says("agent", "web1", idle, age_s=60).show(wanted)
+    assert [error.code for error in late.errors] == ["US471"], "what it said last is not believed"
 
 
 def test_a_wish_is_pending_until_the_agent_says_that_it_goes_by_it_and_a_warning_once_that_lasts() -> None:
