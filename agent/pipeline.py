@@ -17,7 +17,7 @@ from agent.machine_identity import boot_of, identity_of
 from agent.stream.catchup import CatchUp
 from agent.stream.cutter import Stream
 from agent.stream.sender import Sender, disk_infos
-from agent.stream.servers import ProcessServers
+from agent.stream.servers import Address, ProcessServers
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
 from shared import logging
@@ -40,7 +40,10 @@ MARK_DEADLINE_S: Final = 110.0
 class Agent:
     """The parts of a running agent."""
 
-    def __init__(self, config: AgentConfig, capture: Capture, watch: Watch) -> None:
+    def __init__(
+        self, config: AgentConfig, capture: Capture, watch: Watch, former: Address | None = None
+    ) -> None:
+        """`former`: the process server with which this process was before."""
         self.config = config
         self.capture = capture
         self.watch = watch
@@ -60,7 +63,7 @@ class Agent:
             self.stream,
             self.state,
             self._hello,
-            ProcessServers(config.addresses, time.monotonic()),
+            ProcessServers(config.addresses, time.monotonic(), former),
             config.tls,
             self.continuity.end_epoch,
             config.control_address,

@@ -27,7 +27,7 @@ from agent.capture.look import Refusing, as_captured, read_pins
 from agent.capture.maps import Capture
 from agent.capture.protection import protect
 from agent.capture.watch import RETRY_S, Watch
-from agent.config import AgentConfig
+from agent.config import AgentConfig, address_of
 from agent.continuity.patience import Patience, Trials
 from agent.desired import Goal, WishFile, applied
 from agent.idle import FAILED, NOTHING_NAMED, STOPPED, Idle
@@ -35,6 +35,7 @@ from agent.idle import serve as serve_idle
 from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
 from agent.status import STATE_NAMES, Rates, report, with_wish
+from agent.stream.servers import Address
 from agent.stream.state import AgentState, Reason, Suspicion, Word, move
 from agent.telling import tell_why
 from shared import crashpoints, durable, identity, logging, protected
@@ -52,6 +53,7 @@ from shared.service import notify, watchdog_interval_s
 from shared.status import Problem
 from shared.threads import in_thread
 from shared.vocabulary import Role, Severity
+from shared.waiting import first_of
 
 _log = logging.get()
 
@@ -85,16 +87,18 @@ class _Kept:
     """Disks that are left out although they answer."""
     idle: Idle | None = None
     """Why nothing was protected when that was looked at last."""
+    server: Address | None = None
+    """The process server with which the last session was."""
 
     def take(self, agent: Agent) -> None:
         """What a session that ended leaves behind."""
-        self.found = agent.watch.found
+        self.found, self.server = agent.watch.found, agent.sender.address
         refusing = {**self.refusing, **agent.continuity.refusing}
         self.refusing = {id_: refused for id_, refused in refusing.items() if id_ not in self.found}
 
     def forget(self) -> None:
         """Capture is detached: what comes after is another, and of this one nothing counts. Which disk is which stays known."""
-        self.attached_boot_ns, self.former = 0, None
+        self.attached_boot_ns, self.former, self.server = 0, None, None
         self.trials, self.found, self.refusing = Trials(), frozenset(), {}
 
     def count_failures(self, watch: Watch) -> None:
@@ -284,6 +288,13 @@ async def _follow(wanted: _Wanted, agent: Agent, over: asyncio.Event) -> None:
         return wanted.wishes.goal(wanted.config) != wanted.goal
 
     await wanted.wishes.until(is_another)
+    goal = wanted.wishes.goal(wanted.config)
+    addresses = [address_of(server) for server in goal.servers]
+    if not goal.is_stopped and agent.sender.address not in addresses:
+        # The others never had the stream. Whoever wants it to stop meanwhile is not kept waiting.
+        await first_of(
+            agent.sender.leave(), wanted.wishes.until(lambda: wanted.wishes.goal(wanted.config).is_stopped)
+        )
     _log.info("something else is wanted: the session ends")
     over.set()
 
@@ -375,7 +386,7 @@ async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
     kept.attached_boot_ns, kept.former, kept.file = capture.attached_boot_ns, capture.state, watch.file
     kept.count_failures(watch)
     try:
-        agent = Agent(config, capture, watch)
+        agent = Agent(config, capture, watch, kept.server)
         _log.info(
             "capture attached" if capture.fresh else "capture continued",
             machine=config.machine,

@@ -116,6 +116,11 @@ class Sender:
         self._link: Link | None = None
 
     @property
+    def address(self) -> Address | None:
+        """Of `server`."""
+        return self._servers.current
+
+    @property
     def server(self) -> str:
         """`host:port` of the one that has the session, or with which one is tried; empty: nobody was named."""
         address = self._servers.current
@@ -143,6 +148,11 @@ class Sender:
     def hurry(self) -> None:
         """What it was refused for may be over: the next try begins now."""
         self._hurried.set()
+
+    async def leave(self) -> None:
+        """Returns when another server, which never had the stream, could go on with it, as far as waiting helps."""
+        if self.connected and self._state[Word.EPOCH]:
+            await self._nothing_is_freed_too_early()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Returns soon after `stop` is set. A session that ends is begun again, with backoff."""

@@ -18,11 +18,11 @@ import pytest
 from agent import pipeline, service
 from agent.capture import pins
 from agent.config import AgentConfig
-from agent.desired import Goal
+from agent.desired import Goal, WishFile
 from agent.host_note import HostNote
 from agent.pipeline import Agent
 from shared.batch import StreamState
-from shared.desired import WantedDisk
+from shared.desired import Desired, Mark, Verb, WantedDisk, Wish
 from shared.errors import BpfError
 from shared.threads import Threads
 from shared.tls import TlsFiles
@@ -227,3 +227,36 @@ def test_where_nobody_knows_what_is_wanted_what_is_captured_and_what_is_configur
     assert disks(True, sdb, sdc) == ["/dev/sdb", "/dev/sdc", "/dev/sda"]
     assert disks(False, sdb, sdc) == ["/dev/sdb", "/dev/sdc"]
     assert disks(False) == []
+
+
+@pytest.mark.parametrize("named", ["again", "no more", "no more, then it is to stop"])
+async def test_a_process_server_that_is_named_no_more_is_left_when_others_can_go_on_with_the_stream(
+    tmp_path: Path, named: str
+) -> None:
+    files = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
+    config = AgentConfig(
+        machine="m", disks=["/dev/x"], process_server="ps1:9443", control_url="https://cs", tls=files,
+        state_dir=tmp_path, pin_dir=tmp_path / "pins",
+    )  # fmt: skip
+    wishes, uploaded, over = WishFile(tmp_path, "m", ""), asyncio.Event(), asyncio.Event()
+    sender = SimpleNamespace(address=("ps1", 9443), leave=uploaded.wait)
+    agent = cast(Any, SimpleNamespace(sender=sender, point_every=lambda seconds: None))
+    wanted = service._Wanted(wishes.goal(config), wishes, config, cast(Any, None))
+    following = asyncio.create_task(service._follow(wanted, agent, over))
+
+    async def told(number: int, verb: Verb, *servers: str) -> None:
+        mark = Mark(incarnation="i", number=number, act="a")
+        await wishes.take(Desired(wish=Wish(mark=mark, verb=verb, process_servers=servers)))
+        assert await wishes.written()
+
+    await told(1, Verb.PROTECT, "ps2:9443", *(["ps1:9443"] if named == "again" else []))
+    if named != "again":
+        await asyncio.wait({following}, timeout=0.1)
+        assert not over.is_set()
+    if named == "no more":
+        uploaded.set()
+    elif named != "again":
+        await told(2, Verb.STOP)
+    async with asyncio.timeout(10):
+        await following
+    assert over.is_set()

@@ -82,3 +82,14 @@ def test_waits_are_drawn_anew_so_that_a_site_does_not_move_at_once(monkeypatch: 
         waits.add(chosen.ask_first_in_s(2 * PATIENCE_S))
     assert len(waits) > 10
     assert BACK_S <= min(waits) <= max(waits) <= 2 * BACK_S
+
+
+def test_whoever_had_the_session_before_has_the_next_and_the_first_is_asked_at_once() -> None:
+    chosen = ProcessServers([A, B, C], 1000.0, former=B)
+    assert (chosen.current, chosen.is_elsewhere, chosen.ask_first_in_s(1000.0)) == (B, True, 0.0)
+    chosen.first_is_away(1001.0)
+    assert chosen.ask_first_in_s(1001.0) == BACK_S
+    for former in (None, A, ("named no more", 1)):
+        chosen = ProcessServers([A, B, C], 1000.0, former=former)
+        assert (chosen.current, chosen.is_elsewhere) == (A, False)
+    assert ProcessServers([], 0.0, former=A).current is None
