@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.capture.binding import Identity
-from shared import logging
+from shared import logging, naming
 from shared.desired import Interval, WantedDisk
 from shared.errors import ConfigError
 from shared.naming import check_server_url
@@ -90,13 +90,13 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 def address_of(server: str) -> tuple[str, int]:
     """Raises ConfigError."""
-    host, _, port = server.rpartition(":")
-    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port[:9]) < 1 << 16:
+    found = naming.address_of(server)
+    if found is None:
         raise ConfigError(
             f"process_server = {server!r} is not an address",
             action='Write it as "host:port", for example "ps1.example.com:9443".',
         )
-    return host.strip("[]"), int(port)
+    return found
 
 
 def check_servers(servers: Sequence[str]) -> None:

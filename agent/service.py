@@ -166,7 +166,7 @@ async def _go_by(
                 await _serve(agent, stop, _Wanted(goal, wishes, config, available))
                 kept.take(agent)
             return
-        except (NoUsableDiskError, ValueError, OSError) as exc:
+        except (NoUsableDiskError, ValueError, OSError, RuntimeError) as exc:
             # What a file says is corrected on this machine, and who did that starts the agent; a wish is corrected from afar, and heard.
             if wishes.wish is None:
                 raise

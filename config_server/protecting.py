@@ -25,7 +25,7 @@ from shared.active_side import UNKNOWN
 from shared.desired import Verb, WantedDisk
 from shared.errors import FewerDisksError, MachineNotFoundError, RequestError
 from shared.messages import DiskCandidates, MachineView, Nothing, Protection
-from shared.naming import is_address
+from shared.naming import address_of, is_address
 from shared.status import MAX_WORD, AgentReport
 from shared.vocabulary import Role
 
@@ -177,7 +177,7 @@ def _check_words(what: str, body: Protection) -> None:
                 cause=f"{address[:100]!r} is no process server's address",
                 action="Give it as HOST:PORT, for example ps1.example.com:9443.",
             )
-    if len(set(body.process_servers)) != len(body.process_servers):
+    if len(set(map(address_of, body.process_servers))) != len(body.process_servers):
         raise RequestError(what, cause="it names a process server twice")
     if body.policy is not None and body.policy_name:
         raise RequestError(what, cause="it has a policy, and the name of another")

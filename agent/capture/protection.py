@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from agent.capture import attach, bindings, pins
+from agent.capture import attach, bindings, disks, pins
 from agent.capture.binding import Action, Verdict
 from agent.capture.bindings import BindingsFile, Bound, Seen
 from agent.capture.disks import Disk
@@ -79,7 +79,7 @@ def protect(
                 "a captured disk cannot be read; it stays captured", id=verdict.known.id, cause=cause
             )
         disk = replace(look.found[verdict.standing.dev], id=verdict.known.id)
-        if Path(verdict.known.path).resolve() == disk.path.resolve():
+        if disks.leads_to(verdict.known.path, disk):
             disk = replace(disk, path=Path(verdict.known.path))
         chosen.append((verdict, disk))
     if not chosen:

@@ -253,6 +253,8 @@ async def test_fewer_disks_have_to_be_said_also_of_an_agent_that_captures_none_j
         ({"disks": ["/dev/sd\x1b[2J"], "force": True}, "cannot be printed"),
         ({"disks": ["/dev/sda"], "process_servers": ["ps1"]}, "HOST:PORT"),
         ({"disks": ["/dev/sda"], "process_servers": ["ps1:1", "ps1:1"]}, "twice"),
+        ({"disks": ["/dev/sda"], "process_servers": ["ps1:1", "ps1:01"]}, "twice"),
+        ({"disks": ["/dev/sda"], "process_servers": ["[::1]:1", "[::1]:01"]}, "twice"),
         ({"disks": ["/dev/sda"], "policy": {}, "policy_name": "gold"}, "name of another"),
         ({"disks": ["/dev/sda"], "policy_name": "gold"}, "gold"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.naming import is_address, is_host, is_server_url
+from shared.naming import address_of, is_address, is_host, is_server_url
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,14 @@ def test_an_address_is_host_and_port(address: str) -> None:
         "a b:1",
         "ps1:²",
         "[]:1",
+        "[ps1]:9443",
     ],
 )
 def test_what_is_no_address(address: str) -> None:
     assert not is_address(address)
+
+
+def test_one_address_that_is_written_in_two_ways_is_one() -> None:
+    assert address_of("ps1:9443") == address_of("ps1:09443") == ("ps1", 9443)
+    assert address_of("[::1]:9443") == address_of("[::1]:09443") == ("::1", 9443)
+    assert (address_of("ps1"), address_of(":1"), address_of("ps1:0")) == (None, None, None)
