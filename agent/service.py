@@ -125,7 +125,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
                 await _go_by(wishes, config, kept, available, stop)
         except (UnderstudyError, ExceptionGroup) as exc:  # a group: of a part that ran beside others
             for error in _known(exc):
-                await tell_why(config, error, boot_of(kept.attached_boot_ns), wishes)
+                await tell_why(config, error, boot_of(kept.attached_boot_ns), wishes, available)
             raise
         finally:
             await wishes.close()

@@ -16,6 +16,8 @@ from shared.desired import Settings
 from shared.errors import PolicyNotFoundError, RequestError
 from shared.messages import Policy, PolicyView
 
+UNCHOSEN_S: Final = 300.0
+"""The interval of earlier versions' policies where nobody set one."""
 DEFAULT: Final = "default"
 """Of machines that have no other. It is always there, and need not have been set."""
 

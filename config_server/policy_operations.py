@@ -32,6 +32,11 @@ class PolicyOperations:
         return await self._control.db.run(lambda db: policies.get(db, policies.DEFAULT))
 
     async def put_default(self, call: Call, body: Policy) -> Policy:
+        """By the command line of an earlier version, which knows no policy without an interval: it sends the one that nobody chose beside
+        each threshold."""
+        before = await self._control.db.run(lambda db: policies.get(db, policies.DEFAULT))
+        if before.point_interval_s is msgspec.UNSET and body.point_interval_s == policies.UNCHOSEN_S:
+            body = msgspec.structs.replace(body, point_interval_s=msgspec.UNSET)
         await self._put(call, policies.DEFAULT, body)
         return body
 

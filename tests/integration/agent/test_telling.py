@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent import telling
+from agent.capture.available import Available
 from agent.config import AgentConfig
 from agent.desired import WishFile
 from agent.machine_identity import boot_of
@@ -18,7 +19,7 @@ from shared.desired import Verb
 from shared.errors import UnsuitableDiskError
 from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
-from shared.status import AgentReport
+from shared.status import AgentReport, AvailableDisk
 from shared.tls import TlsFiles
 from tests.config_parts import config_for, daemon, running
 from tests.pki import TestCa
@@ -51,7 +52,11 @@ async def test_the_cause_arrives_also_right_after_another_boot_reported(
         async with daemon(server, files) as before:
             await before.report(AgentReport(machine="web1", identity="original", boot="1", state="ordered"))
         await telling.tell_why(
-            config(server.url, files, tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1", "")
+            config(server.url, files, tmp_path),
+            WHY,
+            boot_of(0),
+            WishFile(tmp_path, "web1", ""),
+            Available(tmp_path),
         )
         shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
         assert (shown.state, await codes(operator)) == ("failed", ["US415"])
@@ -62,13 +67,21 @@ async def test_certificates_that_are_not_there_hide_no_cause(tmp_path: Path) -> 
     nowhere = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
     with capture_logs() as logs:
         await telling.tell_why(
-            config("https://cs", nowhere, tmp_path), WHY, boot_of(0), WishFile(tmp_path, "web1", "")
+            config("https://cs", nowhere, tmp_path),
+            WHY,
+            boot_of(0),
+            WishFile(tmp_path, "web1", ""),
+            Available(tmp_path),
         )
     assert [line["event"] for line in logs] == ["the config server could not be told why"]
 
 
-async def test_an_agent_that_must_end_hears_what_is_wanted_of_it(tmp_path: Path) -> None:
-    ca = TestCa(tmp_path)
+async def test_an_agent_that_must_end_says_which_disks_there_are_and_hears_what_is_wanted_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca, available = TestCa(tmp_path), Available(tmp_path)
+    found = [AvailableDisk(device="/dev/sdb", sectors=8)]
+    monkeypatch.setattr(available, "look", lambda: found)
     async with teller(ca) as says:
         wish = says.wish(Verb.STOP)
         await telling.tell_why(
@@ -76,8 +89,9 @@ async def test_an_agent_that_must_end_hears_what_is_wanted_of_it(tmp_path: Path)
             WHY,
             boot_of(0),
             WishFile(tmp_path, "web1", ""),
+            available,
         )
-        assert (says.last.state, says.last.wish) == ("failed", None)
+        assert (says.last.state, says.last.wish, says.last.available) == ("failed", None, found)
     next_start = WishFile(tmp_path, "web1", "")
     next_start.load()
     assert next_start.wish == wish

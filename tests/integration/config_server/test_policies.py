@@ -81,6 +81,14 @@ async def test_what_a_policy_does_not_say_any_more_is_the_agents_own_again(
         assert web1.settings == Settings()
 
 
+async def test_a_threshold_that_is_set_by_an_earlier_version_sets_no_interval(operator: RestClient) -> None:
+    """It reads a policy without one as its default, and writes that beside what is changed."""
+    asked = Policy(point_interval_s=300, rpo_threshold_s=600)
+    assert await operator.call(api.POLICY_SET, asked) == Policy(rpo_threshold_s=600)
+    assert await operator.call(api.POLICY_SET, Policy(point_interval_s=60)) == Policy(point_interval_s=60)
+    assert await operator.call(api.POLICY_SET, asked) == asked, "another one was chosen before"
+
+
 async def test_what_was_changed_is_in_the_audit_log_with_what_was_before(operator: RestClient) -> None:
     await operator.call(api.POLICY_PUT, Policy(point_interval_s=10), policy="gold")
     await operator.call(api.POLICY_PUT, Policy(point_interval_s=20), policy="gold")

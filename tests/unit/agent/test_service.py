@@ -45,7 +45,7 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     told = []
     failure = BpfError("A BPF program could not be opened", number=2)
 
-    async def tell(config: object, error: Exception, boot: str, wishes: object) -> None:
+    async def tell(config: object, error: Exception, boot: str, wishes: object, available: object) -> None:
         told.append(error)
 
     @contextlib.asynccontextmanager
