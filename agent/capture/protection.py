@@ -92,8 +92,9 @@ def protect(
     chosen = [(v, disk) for v, disk in chosen if v.known.id not in {left.id for left in unbound}]
     is_fresh = False
     if pinned:
-        slots = [pin.slot for pin in pinned]
-        unseen = bring_about(chosen, slots, pin_dir, ring_b, before_change, object_path)
+        ids = {line.seen: line.id for line in look.remembered if line.seen}
+        whose = {pin.slot: ids.get(Seen(look.boot, pin.dev, pin.diskseq), "") for pin in pinned}
+        unseen = bring_about(chosen, whose, pin_dir, ring_b, before_change, object_path)
         calibrate_again(chosen, look, pin_dir, object_path)
     else:
         is_unfinished = pins.former(pin_dir).exists()

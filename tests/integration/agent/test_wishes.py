@@ -149,6 +149,23 @@ async def test_a_disk_that_is_asked_for_and_not_there_is_named_and_the_others_go
         assert devices(report) == [a]
 
 
+@pytest.mark.parametrize("stays", [True, False])
+async def test_disks_that_are_exchanged_in_one_act_are_no_damage(
+    r: Rig, ca: TestCa, says: Teller, stays: bool
+) -> None:
+    """Until then all that was written to the one that goes was seen."""
+    a, b, c = paths(r)
+    kept = [a] if stays else []
+    says.wish(Verb.PROTECT, *kept, b)
+    async with running(agent_of(r, ca, says.url)):
+        await says.hears(lambda report: devices(report) == [*kept, b], "it does not begin")
+        state_of(r).begin_epoch(eid(7))
+        says.wish(Verb.PROTECT, *kept, c)
+        await says.hears(lambda report: devices(report) == [*kept, c], "it does not exchange them")
+        state = state_of(r)
+        assert (state[Word.EPOCH], state.reason, state.suspicion) == (0, Reason.DISK_JOINED, None)
+
+
 async def test_when_none_that_is_asked_for_is_there_the_agent_stays_to_hear_of_others(
     r: Rig, ca: TestCa, says: Teller
 ) -> None:
