@@ -11,7 +11,8 @@ The wish is kept in `desired.json` in the agent's state_dir, so that it holds wh
 `wish` is null when none was ever told; the fields of each are those of `shared.desired`. The file is replaced as a whole. It counts
 for the machine and the hardware alone that it names: a copy of this folder, or a disk that was put into another machine, would have it
 capture what stands under a stranger's paths. One of another is set aside (`desired.json.foreign`), said (US585), and never gone by: what is
-wanted of this one its configuration says, and the config server, which has a machine on other hardware begin anew.
+wanted of this one its configuration says, and the config server, which has a machine on other hardware begin anew. Where capture is
+pinned, and the hardware alone is called otherwise, somebody has set `identity` in agent.toml since: it counts, and is written anew.
 
 | the file | what holds |
 |---|---|
@@ -36,6 +37,7 @@ same exchange.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -116,13 +118,16 @@ class WishFile:
         self._refused: Final = Trouble("what the config server wants", lambda: None)
         self._unwritten: Final = Trouble("the file of what the config server wants", lambda: None)
 
-    def load(self) -> None:
-        """Blocks. What cannot be read is said, and no reason not to start."""
+    def load(self, *, goes_on: bool = False) -> None:
+        """Blocks. What cannot be read is said, and no reason not to start. `goes_on`: capture is pinned in the kernel of this host, which
+        no copy of the folder brings along; so if the file is this machine's, it was written here, and has learnt what tells it from others
+        since."""
         try:
             document = decoding.decode(self.path.read_bytes(), type=_Document)
             if document.v != _VERSION:
                 raise ValueError(f"its format is {document.v}")
-            if (document.machine, document.identity) != self._whose:
+            is_ours = (document.machine, document.identity) == self._whose
+            if not is_ours and not (goes_on and document.machine == self._whose[0]):
                 self._set_aside(document)
                 return
             if document.wish is not None:
@@ -135,6 +140,11 @@ class WishFile:
             self._damaged(str(exc))
         else:
             self.wish, self.settings = self._written = self._told = document.wish, document.settings
+            if not is_ours:
+                self._written = None
+                with contextlib.suppress(OSError):  # it is tried again with the next answer
+                    durable.replace_file(self.path, self._document())
+                    self._written = self._told
 
     def _damaged(self, cause: str) -> None:
         self.damage = WishDamagedError(
@@ -236,12 +246,13 @@ class WishFile:
         self._refused.report(None)
         return told
 
+    def _document(self) -> bytes:
+        """Of what was told last."""
+        document = _Document(_VERSION, *self._told, *self._whose)
+        return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
     async def _write(self) -> bool:
-        told = self._told
-        data = (
-            msgspec.json.format(msgspec.json.encode(_Document(_VERSION, *told, *self._whose)), indent=2)
-            + b"\n"
-        )
+        told, data = self._told, self._document()
         crashpoints.reach("wish.before-write")
         try:
             await asyncio.to_thread(durable.replace_file, self.path, data)

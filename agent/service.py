@@ -116,7 +116,7 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
         wishes = WishFile(config.state_dir, config.machine, identity_of(config.identity))
         kept, available = _Kept(), Available(config.state_dir)
         try:
-            await in_thread(wishes.load)
+            await in_thread(lambda: wishes.load(goes_on=pins.exist(config.pin_dir)))
             heard = wishes.wish
             while not stop.is_set():
                 if wishes.wish != heard:

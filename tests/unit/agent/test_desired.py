@@ -322,6 +322,22 @@ async def test_the_wish_of_another_machine_or_of_other_hardware_is_set_aside_and
     assert again.wish == wish(3, Verb.PROTECT, SDB)
 
 
+async def test_an_identity_that_was_set_since_makes_no_file_another_machines_while_capture_goes_on(
+    tmp_path: Path,
+) -> None:
+    await told(loaded(tmp_path), wish(3, Verb.PROTECT, SDB))
+    other = WishFile(tmp_path, "web2", HARDWARE)
+    other.load(goes_on=True)
+    assert (other.wish, [problem.code for problem in other.problems]) == (None, ["US585"])
+    (tmp_path / "desired.json.foreign").rename(tmp_path / desired.NAME)
+    named = WishFile(tmp_path, "web1", "ct1")
+    named.load(goes_on=True)
+    assert (named.wish, named.problems) == (wish(3, Verb.PROTECT, SDB), [])
+    behind_a_reboot = WishFile(tmp_path, "web1", "ct1")
+    behind_a_reboot.load()
+    assert behind_a_reboot.wish == named.wish
+
+
 async def test_a_file_of_another_that_cannot_be_set_aside_is_not_gone_by_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
