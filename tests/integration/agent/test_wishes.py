@@ -149,6 +149,54 @@ async def test_a_disk_that_is_asked_for_and_not_there_is_named_and_the_others_go
         assert devices(report) == [a]
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
+async def test_a_disk_that_is_called_otherwise_keeps_its_id_and_who_has_its_name_is_a_disk_of_its_own(
+    r: Rig, ca: TestCa, says: Teller, is_stopped: bool
+) -> None:
+    """`name` is a name as the kernel gives it, which leads to A, and after a boot to B."""
+    a, b, _ = paths(r)
+    name = r.folder / "sdb"
+    name.symlink_to(a)
+    says.wish(Verb.PROTECT, str(name))
+    async with running(agent_of(r, ca, says.url)):
+        first = await says.hears(lambda report: devices(report) == [str(name)], "it does not begin")
+        if is_stopped:
+            says.wish(Verb.STOP)
+            await says.hears(lambda report: report.state == "unprotected", "it does not stop")
+    [mine] = [disk.name for disk in first.disks]
+    name.unlink()
+    name.symlink_to(b)
+    async with running(agent_of(r, ca, says.url)):
+        report = await says.hears(lambda report: report.available, "it does not tell which disks there are")
+        told = {disk.device: disk for disk in report.available}
+        assert (told[a].id, told[b].id) == (mine, "")
+        if not is_stopped:
+            report = await says.hears(lambda report: report.disks, "it does not go on")
+            assert [(disk.name, disk.device) for disk in report.disks] == [(mine, a)]
+            assert [(disk.id, disk.device) for disk in report.bound] == [(mine, str(name))]
+        # An operator, who sees B there.
+        says.wish(Verb.PROTECT, WantedDisk(str(name), identity=told[b].identity))
+        report = await says.hears(lambda report: devices(report) == [str(name)], "B is not taken in")
+        [other] = [disk.name for disk in report.disks]
+        assert other != mine
+        assert [(disk.id, disk.identity) for disk in report.bound] == [(other, told[b].identity)]
+        says.wish(Verb.PROTECT, WantedDisk(a, mine), WantedDisk(str(name), other))
+        report = await says.hears(lambda report: len(report.disks) == 2, "A is not taken in again")
+        assert {(disk.name, disk.device) for disk in report.disks} == {(mine, a), (other, str(name))}
+
+
+async def test_a_path_that_is_longer_than_a_report_takes_costs_no_report(
+    r: Rig, ca: TestCa, says: Teller
+) -> None:
+    a, b, _ = paths(r)
+    link = r.folder / ("x" * 250)
+    link.symlink_to(b)
+    async with running(agent_of(r, ca, says.url, a)):
+        says.wish(Verb.PROTECT, a, str(link))
+        report = await says.hears(lambda report: len(report.disks) == 2, "it is not taken in, or not heard")
+        assert devices(report) == [a, b]
+
+
 @pytest.mark.parametrize("stays", [True, False])
 async def test_disks_that_are_exchanged_in_one_act_are_no_damage(
     r: Rig, ca: TestCa, says: Teller, stays: bool
