@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Self
 import msgspec
 
 from config_server.inventory import Machine
-from config_server.wishes import same, with_ids
+from config_server.wishes import named, same, with_ids
 from shared.batch import SECTOR
 from shared.desired import Verb, WantedDisk
 from shared.errors import RequestError
@@ -142,9 +142,18 @@ class Offer(NamedTuple):
         """Those that were named by a path alone, by the id of what stands there."""
         found: list[WantedDisk] = []
         for disk in disks:
-            id_ = self._id(disk.device) if disk.id is None else ""
+            id_ = self._id(disk.device) if disk.id is None and disk.identity is None else ""
             found.append(msgspec.structs.replace(disk, id=id_) if id_ else disk)
         return tuple(found)
+
+    def shown(self, disk: WantedDisk) -> str:
+        """In words, so that nobody takes another for it."""
+        place = self._place(disk.id)
+        if place not in ("", disk.device):
+            return f"disk {disk.id}, which stands at {place} now"
+        if disk.id and not place and (self._id(disk.device) or self._is_new(disk.device, {})):
+            return f"disk {disk.id}, which was {disk.device} and is away"
+        return named(disk)
 
     def check(self, what: str, disks: Sequence[WantedDisk], known: Sequence[WantedDisk]) -> None:
         """Raises RequestError for disks that the agent neither captures nor offers, and that are not `known`: these are no mistyped paths,

@@ -19,7 +19,7 @@ from config_server.disks import Offer
 from config_server.inventory import Machine
 from config_server.presence import Seen
 from config_server.sides import Sides
-from config_server.wishes import named, without
+from config_server.wishes import without
 from shared import api
 from shared.active_side import UNKNOWN
 from shared.desired import Verb, WantedDisk
@@ -68,7 +68,7 @@ class Protecting:
             if not body.force:
                 offer.check(what, disks, known)
             if not body.fewer and before is not None and not before.ended:
-                _check_fewer(what, known, disks)
+                _check_fewer(what, offer, known, disks)
             machine = inventory.act(
                 db,
                 name,
@@ -200,9 +200,11 @@ def _refuse_unknown(
     )
 
 
-def _check_fewer(what: str, protected: Sequence[WantedDisk], disks: Sequence[WantedDisk]) -> None:
+def _check_fewer(
+    what: str, offer: Offer, protected: Sequence[WantedDisk], disks: Sequence[WantedDisk]
+) -> None:
     if gone := without(protected, disks):
-        names = ", ".join(map(named, gone))
+        names = ", ".join(map(offer.shown, gone))
         raise FewerDisksError(what, cause=f"it leaves out what is protected now: {names}")
 
 

@@ -137,6 +137,21 @@ def test_a_stranger_under_the_name_of_a_protected_disk_is_a_disk_of_its_own() ->
     assert meant(STRANGER, "/dev/sdb", "/dev/sda", known=(A,)) == both
 
 
+def test_what_would_leave_is_said_so_that_nobody_takes_another_for_it() -> None:
+    assert STRANGER.shown(A) == "disk sda, which stands at /dev/sdb now"
+    assert RENAMED.shown(B) == "disk sdb, which was /dev/sdb and is away"
+    assert RENAMED.shown(A) == "/dev/sda"
+    assert RENAMED.shown(WantedDisk("/dev/sda", "data")) == "disk data, which was /dev/sda and is away"
+    assert RENAMED.shown(WantedDisk("/dev/sdx", "data")) == "/dev/sdx (disk data)"
+    replaced = Offer.of(AgentReport(available=[AvailableDisk(device="/dev/sda", identity="wwid:X")]))
+    assert replaced.shown(A) == "disk sda, which was /dev/sda and is away"
+
+
+def test_who_was_named_by_what_stood_there_is_not_who_stands_there_now() -> None:
+    asked = (WantedDisk("/dev/sda"), WantedDisk("/dev/sdb", identity="wwid:NEW"))
+    assert [disk.id for disk in RENAMED.settled(asked)] == ["sda", None]
+
+
 def test_a_stranger_of_which_nothing_lasts_is_not_taken_for_the_disk_whose_name_it_has() -> None:
     for identity in ("gpt:1", "by-path:pci-1", "name:sda, 8 sectors"):
         offer = Offer.of(AgentReport(available=[AvailableDisk(device="/dev/sda", identity=identity)]))
