@@ -107,9 +107,10 @@ def check_servers(servers: Sequence[str]) -> None:
 
 
 def check_disks(disks: Sequence[WantedDisk]) -> None:
-    """Raises ConfigError when these cannot be asked for together, or an identity is none. Nothing is looked at."""
+    """Raises ConfigError when these cannot be asked for together, or an identity is none. Nothing is looked at. A disk with an id may be
+    called as another is: that was its path once, and the other stands there now."""
     for name, values in (
-        ("device", [disk.device for disk in disks]),
+        ("device", [disk.device for disk in disks if disk.id is None]),
         ("id", [disk.id for disk in disks if disk.id is not None]),
     ):
         twice = sorted({value for value in values if values.count(value) > 1})

@@ -138,18 +138,16 @@ def _path(disk: Disk) -> str:
 
 def _bound(agent: Agent) -> list[BoundDisk]:
     """What is to be captured and is known, by its lines: captured, or left out."""
-    wanted = agent.config.protected
-    configured = {disk.id or disk.device: disk.identity for disk in wanted}
+    by_id = {disk.id: disk for disk in agent.config.protected if disk.id}
+    by_path = {disk.device: disk for disk in agent.config.protected if not disk.id}
     ids = {disk.id for disk in agent.capture.disks} | {left.id for left in agent.watch.left_out}
-    return [
-        BoundDisk(
-            id=line.id,
-            device=line.device,
-            identity=configured.get(line.id) or configured.get(line.device) or "",
-        )
-        for line in agent.watch.file.written
-        if line.id in ids
-    ]
+    found = []
+    for line in agent.watch.file.written:
+        if line.id in ids:
+            wanted = by_id.get(line.id) or by_path.get(line.device)
+            identity = (wanted.identity if wanted is not None else None) or ""
+            found.append(BoundDisk(id=line.id, device=line.device, identity=identity))
+    return found
 
 
 def with_wish(made: AgentReport, wishes: WishFile, available: Available) -> AgentReport:

@@ -122,9 +122,8 @@ def _unsaid(known: Machine, told: Wish | None, offer: Offer, incarnation: str) -
     wish = known.wish
     if wish is None:
         return ()
-    if (
-        wish.verb is Verb.STOP
-    ):  # which is said of all, but perhaps taken back behind the backup; over what was told before, judge decides
+    if wish.verb is Verb.STOP:
+        # Which is said of all, but perhaps taken back behind the backup. (Over what was told before, `judge` decides.)
         return offer.goes_by if told is None and known.wish_incarnation != incarnation else ()
     if not wish.disks:
         return ()  # it stands on other hardware since: nobody has named disks of this one

@@ -72,12 +72,7 @@ class Offer(NamedTuple):
             raise RequestError(what, cause=f"it names disk {twice[0]} twice, by two names", action=_LOOK)
         places = {disk.id or disk.device: place for place, disk in enumerate(known)}
         # In their order, so that who names the same disks changes nothing.
-        return tuple(
-            sorted(
-                self._labelled(what, words, found),
-                key=lambda disk: places.get(disk.id or disk.device, len(known)),
-            )
-        )
+        return tuple(sorted(found, key=lambda disk: places.get(disk.id or disk.device, len(known))))
 
     def _meant(
         self, what: str, word: str, known: Sequence[WantedDisk], labels: dict[str, WantedDisk]
@@ -106,23 +101,6 @@ class Offer(NamedTuple):
                 " /dev/disk/by-path say, with --force (`force` in the API).",
             )
         return new
-
-    def _labelled(
-        self, what: str, words: Sequence[str], found: Sequence[WantedDisk]
-    ) -> tuple[WantedDisk, ...]:
-        """No two have one path. Who was named by his id gives way: he is said by where he stands."""
-        given = Counter(disk.device for disk in found)
-        done = []
-        for word, disk in zip(words, found, strict=True):
-            if given[disk.device] > 1 and disk.device != word:
-                place = self._place(disk.id)
-                if not place or given[place]:
-                    cause = f"{disk.device} is what disk {disk.id} is called, which is away, and would be another's name, too"
-                    action = "Name the other one by another path, a link of /dev/disk/by-id say, with --force (`force` in the API)."
-                    raise RequestError(what, cause=cause, action=action)
-                disk = msgspec.structs.replace(disk, device=place)
-            done.append(disk)
-        return tuple(done)
 
     def _is_new(self, device: str, labels: dict[str, WantedDisk]) -> bool:
         """Whether a disk stands there that could be protected, and never was."""

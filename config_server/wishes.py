@@ -143,12 +143,10 @@ def without(disks: Iterable[WantedDisk], *others: Sequence[WantedDisk]) -> tuple
 
 def with_ids(disks: Sequence[WantedDisk], bound: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
     """Disks that were named by a path, with the ids under which their agent bound them by that path."""
-    labels = {disk.device: disk for disk in bound}
     found: list[WantedDisk] = []
     for disk in disks:
-        known = labels.get(disk.device) if disk.id is None else None
-        is_it = known is not None and disk.identity in (None, known.identity)
-        found.append(replace(disk, id=known.id) if known is not None and is_it else disk)
+        known = next((one for one in bound if disk.id is None and same(disk, one)), disk)
+        found.append(replace(disk, id=known.id))
     return tuple(found)
 
 

@@ -180,7 +180,9 @@ async def test_a_disk_that_is_called_otherwise_keeps_its_id_and_who_has_its_name
         [other] = [disk.name for disk in report.disks]
         assert other != mine
         assert [(disk.id, disk.identity) for disk in report.bound] == [(other, told[b].identity)]
-        says.wish(Verb.PROTECT, WantedDisk(a, mine), WantedDisk(str(name), other))
+        # Both, the one by its id alone, which was called so once.
+        both = WantedDisk(str(name), mine), WantedDisk(str(name), identity=told[b].identity)
+        says.wish(Verb.PROTECT, *both)
         report = await says.hears(lambda report: len(report.disks) == 2, "A is not taken in again")
         assert {(disk.name, disk.device) for disk in report.disks} == {(mine, a), (other, str(name))}
 

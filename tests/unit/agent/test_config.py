@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import AgentConfig
+from agent.config import AgentConfig, check_disks
+from shared.desired import WantedDisk
 from shared.errors import ConfigError
 from shared.service import load_config
 
@@ -103,3 +104,11 @@ def test_a_number_out_of_range_is_named(tmp_path: Path, line: str, why: str) -> 
     file.write_text(base.format(disks=f'{line}\ndisks = ["/dev/sdb"]'))
     with pytest.raises(ConfigError, match=why):
         load_config(file, AgentConfig)
+
+
+def test_a_disk_with_an_id_may_be_called_as_another_is() -> None:
+    """That was its path once."""
+    former = WantedDisk("/dev/sdb", "data")
+    check_disks([former, WantedDisk("/dev/sdb", identity="wwid:B"), WantedDisk("/dev/sdb", "sdb-2")])
+    with pytest.raises(ConfigError, match="device /dev/sdb"):
+        check_disks([former, WantedDisk("/dev/sdb", identity="wwid:B"), WantedDisk("/dev/sdb")])

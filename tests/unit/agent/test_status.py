@@ -34,6 +34,7 @@ def test_a_path_that_is_longer_than_a_report_takes_costs_no_report() -> None:
 
 def test_a_disk_that_is_left_out_is_told_by_its_id_too_and_what_it_is_configured_to_bear() -> None:
     lines = [Bound(id_, f"/dev/{id_}", "gpt:1") for id_ in ("sda", "data", "former")]
+    lines[1] = Bound("data", "/dev/sda", "gpt:2")  # it was called so once
     wanted = (
         WantedDisk("/dev/sda", identity="wwid:A"),
         WantedDisk("/dev/sdb", "data"),
@@ -48,4 +49,4 @@ def test_a_disk_that_is_left_out_is_told_by_its_id_too_and_what_it_is_configured
         ),
     )
     found = [(disk.id, disk.device, disk.identity) for disk in status._bound(agent)]
-    assert found == [("sda", "/dev/sda", "wwid:A"), ("data", "/dev/data", "")]
+    assert found == [("sda", "/dev/sda", "wwid:A"), ("data", "/dev/sda", "")]

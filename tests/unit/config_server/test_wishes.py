@@ -150,6 +150,8 @@ def test_who_was_named_by_a_path_gets_the_id_under_which_his_agent_bound_that_pa
     asked = (WantedDisk("/dev/sdb"), WantedDisk("/dev/sdc", identity="wwid:C"), WantedDisk("/dev/sdd"))
     assert [disk.id for disk in with_ids(asked, bound)] == ["data", "sdc-2", None]
     assert with_ids((WantedDisk("/dev/sdc", identity="wwid:D"),), bound)[0].id is None
+    two = (WantedDisk("/dev/sdc", "sdc", "wwid:A"), *bound)
+    assert with_ids((asked[1],), two)[0].id == "sdc-2", "another has had that path"
 
 
 def test_each_act_has_a_higher_number_and_a_later_time_than_all_that_was_known_of_the_machine() -> None:
