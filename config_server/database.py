@@ -136,7 +136,8 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     # Disks are known by their ids, and each act says which are to go.
     """
     ALTER TABLE machines ADD COLUMN dropped TEXT NOT NULL DEFAULT '[]';
-    UPDATE machines SET disks = (SELECT json_group_array(json_object('device', value)) FROM json_each(disks) WHERE value != '');
+    UPDATE machines SET disks =
+        (SELECT json_group_array(json_object('device', value)) FROM json_each(disks) WHERE length(value) BETWEEN 1 AND 4096);
     """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""

@@ -90,7 +90,7 @@ def test_an_upgrade_gives_no_machine_a_wish_keeps_policies_and_withdraws_command
         f"PRAGMA user_version = {steps};"
         "INSERT INTO commands VALUES ('c1', 'agent:web1', 'unprotect', '{}', 1, 'pending', '{}', NULL);"
         """INSERT INTO settings VALUES ('default-policy', '{"point_interval_s": 60.0, "rpo_threshold_s": 900.0}');"""
-        "INSERT INTO machines VALUES ('web1', 1, '[\"/dev/sda\"]', '{\"point_interval_s\": 10.0}', 1, 0);"
+        "INSERT INTO machines VALUES ('web1', 1, '[\"/dev/sda\", \"\"]', '{\"point_interval_s\": 10.0}', 1, 0);"
         "INSERT INTO machines VALUES ('web2', 1, '[\"/dev/sda\"]', NULL, 1, 0);"
         """INSERT INTO machines VALUES ('web3', 1, '[]', '{"point_interval_s": 300.0, "rpo_threshold_s": 60.0}', 1, 0);"""
     )
@@ -103,6 +103,7 @@ def test_an_upgrade_gives_no_machine_a_wish_keeps_policies_and_withdraws_command
         assert (web1.wish, web1.protected, web1.policy.point_interval_s, web1.policy_name) == (
             None, True, 10, "",
         )  # fmt: skip
+        assert (web1.disks, web1.dropped, web3.disks) == ((WantedDisk("/dev/sda"),), (), ())
         assert (web2.wish, web2.policy.point_interval_s, web2.policy_name) == (None, 60, policies.DEFAULT)
         assert web3.policy == Policy(rpo_threshold_s=60), "nobody chose the interval that it had"
         [first] = incarnations.history(db)
