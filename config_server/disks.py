@@ -8,15 +8,15 @@ it has none, by that path and what the disk bore there.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Self
 
 import msgspec
 
 from config_server.inventory import Machine
-from config_server.wishes import named, same, with_ids
+from config_server.wishes import named, same, with_ids, without
 from shared.batch import SECTOR
 from shared.desired import Verb, WantedDisk
 from shared.errors import RequestError
@@ -64,12 +64,18 @@ class Offer(NamedTuple):
         """The disks that an operator names by these paths and ids. `known`: the disks of the machine, away or not. Raises RequestError for
         two names of one disk, and for an id that is nobody's."""
         labels = {disk.device: disk for disk in known}
-        if {*words} == {*labels} and not any(self._is_new(word, labels) for word in words):
+        is_said_again = len(words) == len(known) and {*words} == {*labels}
+        if is_said_again and not any(self._is_anothers(word, known) for word in words):
             return tuple(known)  # the same words again: whoever has which name today, nothing is to change
         found = [self._meant(what, word, known, labels) for word in words]
-        ids = Counter(disk.id for disk in found if disk.id)
-        if twice := [id_ for id_, times in ids.items() if times > 1]:
-            raise RequestError(what, cause=f"it names disk {twice[0]} twice, by two names", action=_LOOK)
+        for (word, disk), (again, other) in itertools.combinations(zip(words, found, strict=True), 2):
+            if same(disk, other):
+                raise RequestError(
+                    what, cause=f"it names one disk twice, by two names: {word}, {again}", action=_LOOK
+                )
+            if disk.device == other.device and disk.id is None and other.id is None:
+                cause = f"{disk.device} is what another disk was called, which its agent has not found yet"
+                raise RequestError(what, cause=cause, action=f"Leave {word} or {again} out until it has.")
         places = {disk.id or disk.device: place for place, disk in enumerate(known)}
         # In their order, so that who names the same disks changes nothing.
         return tuple(sorted(found, key=lambda disk: places.get(disk.id or disk.device, len(known))))
@@ -79,10 +85,17 @@ class Offer(NamedTuple):
     ) -> WantedDisk:
         by_id = {disk.id: disk for disk in known if disk.id}
         if not word.startswith("/"):
+            borne = [disk for disk in self.available.values() if disk.identity == word]
+            for disk in known:  # one whose id is not known yet
+                if disk.id is None and disk.identity == word:
+                    return msgspec.structs.replace(disk, device=borne[0].device) if len(borne) == 1 else disk
+            word = borne[0].id or word if len(borne) == 1 else word
             if word in by_id:
                 return by_id[word]
             if place := self._place(word):
                 return WantedDisk(place, word)
+            if len(borne) == 1:
+                return WantedDisk(borne[0].device, identity=self._proof(borne[0].device))
             cause = f"{word} is the id of none of its disks; one that was never protected is named by its path, /dev/NAME"
             raise RequestError(what, cause=cause, action=_LOOK)
         if id_ := self._id(word):
@@ -101,6 +114,13 @@ class Offer(NamedTuple):
                 " /dev/disk/by-path say, with --force (`force` in the API).",
             )
         return new
+
+    def _is_anothers(self, device: str, known: Sequence[WantedDisk]) -> bool:
+        """Whether a disk stands there that could be protected, and is none of those that are known."""
+        there, id_ = self.available.get(device), self._id(device)
+        if not id_ and (there is None or there.why_not):
+            return False
+        return bool(without([self._as_wanted(device, id_)], known))
 
     def _is_new(self, device: str, labels: dict[str, WantedDisk]) -> bool:
         """Whether a disk stands there that could be protected, and never was."""
@@ -184,46 +204,57 @@ class Offer(NamedTuple):
 
     def candidates(self, machine: Machine) -> list[DiskCandidate]:
         """Those that its agent names, and those that are wanted and that it does not."""
-        named: dict[str, str] = {}
-        """By id, or path where it has none: the path."""
+        named: dict[str, WantedDisk] = {}
+        """By id, or path where it has none."""
         for device in (*self.captured, *self.available):
-            named.setdefault(self._id(device) or device, device)
-        wanted = {disk.id or disk.device: disk.device for disk in machine.disks} if not machine.ended else {}
-        found = [
-            # What is captured of a machine of which nobody ever said anything, its agent's configuration wants.
-            self._candidate(
-                device, is_wanted=key in wanted and (machine.protected or not self._is_taken(device))
-            )
-            for key, device in named.items()
-        ]
-        away = "its agent does not name it" if self.is_known else "its agent has never reported"
+            id_ = self._id(device)
+            named.setdefault(id_ or device, self._as_wanted(device, id_))
+        wanted = machine.disks if not machine.ended else ()
+        places = [(disk, _place_of(disk, named)) for disk in wanted]
+        is_wanted = {place for _, place in places}
+        found = [self._candidate(disk, is_wanted=key in is_wanted) for key, disk in named.items()]
+        why_away = "its agent does not name it" if self.is_known else "its agent has never reported"
         return found + [
             DiskCandidate(
-                device=device,
+                device=disk.device,
                 size_b=0,
-                identity="",
-                id="" if key == device else key,
+                identity=disk.identity or "",
+                id=disk.id or "",
                 captured=False,
                 wanted=True,
-                why_not=away,
+                why_not=why_away,
+                name=disk.id or disk.identity or disk.device,
             )
-            for key, device in sorted(wanted.items())
-            if key not in named
+            for disk, place in places
+            if not place
         ]
 
-    def _candidate(self, device: str, *, is_wanted: bool) -> DiskCandidate:
-        captured = self.captured.get(device)
-        available = self.available.get(device) or self.available.get(self._place(self._id(device)))
-        is_taken = self._is_taken(device)
+    def _as_wanted(self, device: str, id_: str) -> WantedDisk:
+        there = self.available.get(device) or self.available.get(self._place(id_))
+        return WantedDisk(device, id_ or None, (there.identity or None) if there is not None else None)
+
+    def _candidate(self, disk: WantedDisk, *, is_wanted: bool) -> DiskCandidate:
+        device = disk.device
+        captured, is_taken = self.captured.get(device), self._is_taken(device)
+        available = self.available.get(device) or self.available.get(self._place(disk.id))
+        proof = self._proof(available.device) if available is not None else None
         return DiskCandidate(
             device=device,
             size_b=(captured or available or AvailableDisk(device=device)).sectors * SECTOR,
-            identity=available.identity if available is not None else "",
-            id=self._id(device),
+            identity=disk.identity or "",
+            id=disk.id or "",
             captured=is_taken,
             wanted=is_wanted,
             why_not=available.why_not if available is not None and not is_taken else "",
+            name=disk.id or proof or device,
         )
+
+
+def _place_of(disk: WantedDisk, named: Mapping[str, WantedDisk]) -> str:
+    """Which of those that an agent names it is; one that has its path alone only if no other has its id. Empty: none."""
+    if disk.id is not None and disk.id in named:
+        return disk.id
+    return next((key for key, there in named.items() if same(disk, there)), "")
 
 
 def _bound(disk: BoundDisk) -> WantedDisk | None:

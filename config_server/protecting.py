@@ -131,6 +131,7 @@ class Protecting:
             machine=machine.name,
             seen_s=agent[0].age_s(self._control.mono_ns()) if agent is not None else None,
             disks=Offer.of(agent[1] if agent is not None else None).candidates(machine),
+            by_configuration=not machine.protected and not machine.ended,
         )
 
     def _agent(self, name: str) -> _Agent:
@@ -156,7 +157,7 @@ class Protecting:
 
 def _check_words(what: str, body: Protection) -> None:
     if len(set(body.disks)) != len(body.disks) or any(
-        "/" in disk and not disk.startswith("/dev/") for disk in body.disks
+        disk.startswith("/") and not disk.startswith("/dev/") for disk in body.disks
     ):
         raise RequestError(
             what,

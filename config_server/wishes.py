@@ -127,13 +127,13 @@ def covers(one: Wish, other: Wish) -> bool:
 
 
 def same(one: WantedDisk, other: WantedDisk) -> bool:
-    """Whether two words mean one disk. A path alone means whatever is called so; with what a disk bears, that one."""
+    """Whether two words mean one disk: by its id, else by what it bears. A path alone means whatever is called so."""
     if one.id is not None and other.id is not None:
         return one.id == other.id
-    if one.device != other.device:
-        return False
-    bare = [disk for disk in (one, other) if disk.id is None]
-    return one.identity == other.identity or any(disk.identity is None for disk in bare)
+    if one.identity is not None and other.identity is not None:
+        return one.identity == other.identity
+    is_bare = any(disk.id is None and disk.identity is None for disk in (one, other))
+    return is_bare and one.device == other.device
 
 
 def without(disks: Iterable[WantedDisk], *others: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:

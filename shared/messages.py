@@ -421,8 +421,8 @@ class Protection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     disks: Annotated[
         list[Annotated[str, msgspec.Meta(max_length=4096)]], msgspec.Meta(min_length=1, max_length=256)
     ]
-    """Device paths on the machine, or stable ids of disks that its agent knows. A path means the disk that stands there now, by what the
-    agent said last; where none does, the one that was named so."""
+    """Device paths on the machine, or other names of its disks (`DiskCandidate.name`). A path means the disk that stands there now, by
+    what the agent said last; where none does, the one that was named so."""
     process_servers: Annotated[
         list[Annotated[str, msgspec.Meta(max_length=255)]], msgspec.Meta(max_length=16)
     ] = []
@@ -450,9 +450,11 @@ class DiskCandidate(msgspec.Struct, kw_only=True):
     captured: bool
     """By the agent, now."""
     wanted: bool
-    """It is to be protected."""
+    """It is to be protected, by what an operator said last, or, where nobody has said anything, by its agent's configuration."""
     why_not: str
     """Why it cannot be; empty: it can."""
+    name: str
+    """What means it in a request, wherever it stands: its id, else what it alone bears; its path where it has neither."""
 
 
 class DiskCandidates(msgspec.Struct, kw_only=True):
@@ -460,6 +462,8 @@ class DiskCandidates(msgspec.Struct, kw_only=True):
     seen_s: float | None
     """Age of what its agent said; null: it never reported."""
     disks: list[DiskCandidate]
+    by_configuration: bool = False
+    """Nobody has said what is wanted."""
 
 
 class PointRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

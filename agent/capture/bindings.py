@@ -202,8 +202,8 @@ def all_known(
     found: list[Known] = []
     named = {disk.id for disk in wanted if disk.id}
     taken = [*(bound.id for bound in remembered), *named]
-    by_path = {bound.device: bound.id for bound in remembered}
-    claimed = named | {by_path[disk.device] for disk in wanted if not disk.id and disk.device in by_path}
+    lines = [_line_of(disk, remembered, at.get(disk.device), boot) for disk in wanted if not disk.id]
+    claimed = named | {line.id for line in lines if line is not None}
     for disk in wanted:
         there = at.get(disk.device)
         one = known(disk, remembered, there, boot, claimed, captured)
@@ -229,7 +229,7 @@ def known(
     if wanted.id is not None:
         before = next((bound for bound in remembered if bound.id == wanted.id), None)
     else:
-        before = _line_of(wanted, remembered, there, boot)
+        before = _line_of(wanted, remembered, there, boot) or _line_bearing(wanted, remembered, claimed)
         if before is None and there is not None:
             before = next(
                 (
@@ -273,6 +273,15 @@ def _line_of(
     lines = [bound for bound in reversed(remembered) if bound.device == wanted.device]
     meant = next((bound for bound in lines if bound.identity == wanted.identity), None)
     return meant or next((bound for bound in lines if not _is_another(wanted, bound, there, boot)), None)
+
+
+def _line_bearing(wanted: WantedDisk, remembered: Sequence[Bound], claimed: Collection[str]) -> Bound | None:
+    """The line of the disk that is meant by what lasts, however it is called now."""
+    asked = Identity.parse(wanted.identity) if wanted.identity else None
+    if asked is None or asked.is_weak:
+        return None
+    lines = [bound for bound in remembered if same(Identity.parse(bound.identity), asked)]
+    return lines[0] if len(lines) == 1 and lines[0].id not in claimed else None
 
 
 def _is_another(wanted: WantedDisk, bound: Bound, there: Standing | None, boot: str) -> bool:

@@ -103,7 +103,7 @@ def candidates_table(found: DiskCandidates) -> Table:
             disk.device,
             disk.id or "-",
             size(disk.size_b) if disk.size_b else "-",
-            _protection(disk),
+            _protection(disk, by_configuration=found.by_configuration),
             disk.identity or "-",
             disk.why_not,
         )
@@ -121,9 +121,11 @@ def candidates_table(found: DiskCandidates) -> Table:
     )
 
 
-def _protection(disk: DiskCandidate) -> str:
+def _protection(disk: DiskCandidate, *, by_configuration: bool) -> str:
+    if by_configuration and disk.wanted:
+        return "by its agent's configuration"
     if disk.captured:
-        return "yes" if disk.wanted else "by its agent's configuration"
+        return "yes" if disk.wanted else "yet"
     return "wanted" if disk.wanted else "no"
 
 

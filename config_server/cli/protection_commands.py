@@ -43,8 +43,8 @@ _no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until its a
     "disks",
     multiple=True,
     metavar="PATH|ID",
-    help="One for each that shall be protected: by the path where it stands now, or by its stable id. Default: those that are wanted or"
-    " captured, else all that its agent offers.",
+    help="One for each that shall be protected: by the path where it stands now, or by its stable id. Default: those that are wanted,"
+    " else all that its agent offers.",
 )
 @click.option(
     "--process-server",
@@ -191,8 +191,8 @@ async def _chosen(client: RestClient, name: str, *, yes: bool) -> list[str]:
         seen = await client.call(api.MACHINE, Nothing(), machine=name)
         protected, offered = [disk.device for disk in seen.disks], []
     else:
-        # By id where they have one: paths may lead to others since.
-        protected = [disk.id or disk.device for disk in found.disks if disk.captured or disk.wanted]
+        # Not by path: that may lead to another since. What is captured yet, and was said to go, is not meant.
+        protected = [disk.name for disk in found.disks if disk.wanted]
         offered = [disk.device for disk in found.disks if not disk.why_not]
     if protected:
         return protected

@@ -246,6 +246,7 @@ async def test_fewer_disks_have_to_be_said_also_of_an_agent_that_captures_none_j
         ({"disks": []}, "disks"),
         ({"disks": ["sdq"]}, "/dev/NAME"),
         ({"disks": ["a/b"]}, "/dev/NAME"),
+        ({"disks": ["/a/b"]}, "/dev/NAME"),
         ({"disks": ["/dev/sda", "sda"]}, "by two names"),
         ({"disks": ["/dev/" + "x" * 251], "force": True, "offline": True}, "no more than 255"),
         ({"disks": ["/dev/sda", "/dev/sda"]}, "each once"),

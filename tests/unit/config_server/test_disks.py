@@ -98,7 +98,7 @@ def test_a_path_means_what_stands_there_now_and_an_id_its_disk_wherever_it_is() 
     assert meant(RENAMED, "/dev/sda", "/dev/sdb", known=known) == (A, WantedDisk("/dev/sdb", "sdc"))
     assert meant(RENAMED, "sda", "sdb", "sdc", known=known) == known
     assert meant(RENAMED, "sdb", "/dev/sda", known=known) == (A, B), "in their order"
-    with pytest.raises(RequestError, match="names disk sdc twice"):
+    with pytest.raises(RequestError, match="twice, by two names: /dev/sdb, /dev/sdc"):
         meant(RENAMED, "/dev/sdb", "/dev/sdc", known=known)
     with pytest.raises(RequestError, match="id of none of its disks"):
         meant(RENAMED, "sdq", known=known)

@@ -298,3 +298,21 @@ def test_another_disk_that_is_meant_by_a_path_is_not_that_of_the_line_which_had_
     assert found([structs.replace(by_table, seen=SEEN)], "wwid:B", "gpt:2").id == "sdb"
     assert found([by_table]).id == "sdb"
     assert found([by_table], "wwid:C").id == "sdb"
+
+
+def test_a_disk_that_is_meant_by_what_lasts_keeps_its_id_whatever_it_is_called() -> None:
+    line = Bound("sdb", "/dev/x", "wwid:A", "/dev/sdb", Seen("before", 16, 4))
+
+    def found(*wanted: WantedDisk, lines: tuple[Bound, ...] = (line,)) -> list[str]:
+        return [one.id for one in all_known(wanted, lines, {}, "this")]
+
+    assert found(WantedDisk("/dev/y", identity="wwid:A")) == ["sdb"]
+    assert found(WantedDisk("/dev/y", identity="wwid:B")) == ["y"]
+    assert found(WantedDisk("/dev/y", identity="wwid:A"), WantedDisk("/dev/z", "sdb"))[0] != "sdb"
+    by_table = structs.replace(line, identity="gpt:1")
+    assert found(WantedDisk("/dev/y", identity="gpt:1"), lines=(by_table,)) == ["y"], "a clone bears it, too"
+    twin = structs.replace(line, id="sdc")
+    assert found(WantedDisk("/dev/y", identity="wwid:A"), lines=(line, twin)) == ["y"]
+    other = Bound("sdc", "/dev/y", "wwid:B", "/dev/sdc", Seen("before", 32, 6))
+    swapped = WantedDisk("/dev/y", identity="wwid:A"), WantedDisk("/dev/x", identity="wwid:B")
+    assert found(*swapped, lines=(line, other)) == ["sdb", "sdc"]
