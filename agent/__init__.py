@@ -8,6 +8,7 @@
     continuity/  runs the audit; what follows if a write went past capture                   its map: continuity/__init__.py
     traces       what of the agent's own lies on the disks that it captures
     config       agent.toml
+    desired      what the config server wants, and what follows of it and the configuration; its file: desired.json
     machine_identity  what tells this machine from its copies
     host_note    tells other programs of this host which disks are protected
     lock         one agent, or one detach, at a time, for one capture; free when the agent is dead, whatever hangs
@@ -15,9 +16,11 @@
     pipeline     the parts of a running agent, put together
     setup        `python -m agent setup`: this machine becomes part of an installation
     status       what the agent says of itself
-    service      the daemon
+    telling      what it says last, when it ends because it must
+    idle         the agent while it protects nothing
+    service      the daemon: one session after the other, each fitted to what is wanted and to the disks that are there
 
-Imports go downwards only: service → status → pipeline → continuity → stream → capture.
+Imports go downwards only: service → idle → status → pipeline → continuity → stream → capture.
 
 Memory: the ring, plus 24 MiB per protected TiB for the bitmaps, plus up to 264 MiB per TiB while a round runs over a disk that is
 written everywhere (the set of sectors that a round must not read), plus 24 MiB for buffers and 4 MiB per disk that is read.

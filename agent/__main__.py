@@ -81,9 +81,7 @@ def detach(argv: list[str]) -> int:
     except UnderstudyError as exc:
         print(f"agent: {exc}", file=sys.stderr)
         return exc.exit_code
-    print(
-        f"Capture of {', '.join(disk.device for disk in config.protected)} is detached; no trace of it is left in the kernel."
-    )
+    print("Capture is detached; no trace of it is left in the kernel.")
     return 0
 
 

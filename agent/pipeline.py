@@ -17,6 +17,7 @@ from agent.machine_identity import boot_of, identity_of
 from agent.stream.catchup import CatchUp
 from agent.stream.cutter import Stream
 from agent.stream.sender import Sender, disk_infos
+from agent.stream.servers import Address, ProcessServers
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
 from shared import logging
@@ -25,6 +26,7 @@ from shared.errors import DeadlineError, UsageError
 from shared.messages import Command
 from shared.recovery.position import Position
 from shared.revocation import REVOKED_FILE, RevokedFile
+from shared.waiting import wait_for
 from shared.wire.messages import Hello
 
 _log = logging.get()
@@ -38,7 +40,10 @@ MARK_DEADLINE_S: Final = 110.0
 class Agent:
     """The parts of a running agent."""
 
-    def __init__(self, config: AgentConfig, capture: Capture, watch: Watch) -> None:
+    def __init__(
+        self, config: AgentConfig, capture: Capture, watch: Watch, former: Address | None = None
+    ) -> None:
+        """`former`: the process server with which this process was before."""
         self.config = config
         self.capture = capture
         self.watch = watch
@@ -58,7 +63,7 @@ class Agent:
             self.stream,
             self.state,
             self._hello,
-            config.address,
+            ProcessServers(config.addresses, time.monotonic(), former),
             config.tls,
             self.continuity.end_epoch,
             config.control_address,
@@ -68,6 +73,8 @@ class Agent:
         self.identity = identity_of(config.identity)
         self.boot = boot_of(capture.attached_boot_ns)
         self._id = secrets.token_hex(8)
+        self._point_interval_s = config.point_interval_s
+        self._other_interval = asyncio.Event()
 
     def _hello(self) -> Hello:
         epoch, claim = self.state.epoch
@@ -134,10 +141,21 @@ class Agent:
         epoch = self.state[Word.EPOCH]
         return epoch > position.epoch or (epoch == position.epoch and self.sender.spooled >= position.batch)
 
+    def point_every(self, seconds: float) -> None:
+        """From now on; what has passed since the last point counts."""
+        if seconds != self._point_interval_s:
+            self._point_interval_s = seconds
+            self._other_interval.set()
+
     async def place_points(self) -> None:
         """A crash-consistent mark every point interval, while the stream is ordered: no order, no point."""
+        placed = time.monotonic()
         while True:
-            await asyncio.sleep(self.config.point_interval_s)
+            self._other_interval.clear()
+            await wait_for(self._other_interval, placed + self._point_interval_s - time.monotonic())
+            if time.monotonic() < placed + self._point_interval_s:
+                continue
+            placed = time.monotonic()
             if self.stream.state == StreamState.ORDERED:
                 self.stream.mark(Mark(secrets.token_hex(8)))
             else:

@@ -1,4 +1,8 @@
-"""The agent as a daemon: attaches capture, runs its parts until told to stop, and talks to the config server and the service manager."""
+"""The agent as a daemon: attaches capture, runs its parts until told to stop, and talks to the config server and the service manager.
+
+What it is to protect say its configuration and the config server (`desired`). A wish that changes that ends the session, and the next one
+is fitted to it; one that stops protection detaches capture, and the agent waits (`idle`) for the next.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +14,46 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from agent import lock, traces
 from agent.capture import pins
 from agent.capture.attach import check_machine, enlarge_state, state_words
+from agent.capture.available import Available
 from agent.capture.bindings import BindingsFile
 from agent.capture.fitting import Change
-from agent.capture.look import Refusing, read_pins
+from agent.capture.look import Refusing, as_captured, read_pins
 from agent.capture.maps import Capture
 from agent.capture.protection import protect
-from agent.capture.watch import Watch
-from agent.config import AgentConfig
+from agent.capture.watch import RETRY_S, Watch
+from agent.config import AgentConfig, address_of
 from agent.continuity.patience import Patience, Trials
+from agent.desired import Goal, WishFile, applied
+from agent.idle import FAILED, NOTHING_NAMED, STOPPED, Idle
+from agent.idle import serve as serve_idle
 from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
-from agent.status import STATE_NAMES, Rates, report
+from agent.status import STATE_NAMES, Rates, report, with_wish
+from agent.stream.servers import Address
 from agent.stream.state import AgentState, Reason, Suspicion, Word, move
-from shared import identity, logging
+from agent.telling import tell_why
+from shared import crashpoints, durable, identity, logging, protected
 from shared.control_client import ControlClient
-from shared.errors import CopyRefusedError, NoThreadError, UnderstudyError
+from shared.desired import WantedDisk
+from shared.errors import (
+    DetachError,
+    DeviceError,
+    HostNoteError,
+    NoThreadError,
+    NoUsableDiskError,
+    UnderstudyError,
+)
 from shared.service import notify, watchdog_interval_s
-from shared.status import AgentReport, Problem
+from shared.status import Problem
 from shared.threads import in_thread
 from shared.vocabulary import Role, Severity
+from shared.waiting import first_of
 
 _log = logging.get()
 
@@ -51,9 +69,6 @@ _SUSPECT: Final = frozenset({Change.RETURNED, Change.REMOVED})
 """After these, points since all disks were last seen captured are suspect."""
 NOTE_S: Final = 10.0
 """How often the note for other programs of this host is tried again."""
-_TELL_S: Final = 10.0
-"""Longer than a boot that is gone is taken for the machine (config_server/sides.py)."""
-_TELL_AGAIN_S: Final = 1.0
 
 
 @dataclass
@@ -70,12 +85,21 @@ class _Kept:
     """For whose sake the last session ended."""
     refusing: Mapping[str, Refusing] = field(default_factory=dict)
     """Disks that are left out although they answer."""
+    idle: Idle | None = None
+    """Why nothing was protected when that was looked at last."""
+    server: Address | None = None
+    """The process server with which the last session was."""
 
     def take(self, agent: Agent) -> None:
         """What a session that ended leaves behind."""
-        self.found = agent.watch.found
+        self.found, self.server = agent.watch.found, agent.sender.address
         refusing = {**self.refusing, **agent.continuity.refusing}
         self.refusing = {id_: refused for id_, refused in refusing.items() if id_ not in self.found}
+
+    def forget(self) -> None:
+        """Capture is detached: what comes after is another, and of this one nothing counts. Which disk is which stays known."""
+        self.attached_boot_ns, self.former, self.server = 0, None, None
+        self.trials, self.found, self.refusing = Trials(), frozenset(), {}
 
     def count_failures(self, watch: Watch) -> None:
         """What was found, and is left out all the same, is not found again at once; nor is what could not be fitted now."""
@@ -84,28 +108,130 @@ class _Kept:
 
 
 async def run(config: AgentConfig, stop: asyncio.Event) -> None:
-    """The daemon. SIGTERM ends it and leaves capture attached: only `detach` removes that."""
+    """The daemon. SIGTERM ends it and leaves capture attached: only `detach` and a wish remove that."""
     check_machine()
     identity.check_name(config.tls, f"{Role.AGENT}:{config.machine}")
     pins.ensure_bpffs(config.pin_dir)
     with lock.held(config.state_dir, "The agent was not started", config.pin_dir):
-        kept = _Kept()
+        wishes = WishFile(config.state_dir, config.machine, identity_of(config.identity))
+        kept, available = _Kept(), Available(config.state_dir)
         try:
+            await in_thread(lambda: wishes.load(goes_on=pins.exist(config.pin_dir)))
+            heard = wishes.wish
             while not stop.is_set():
-                async with _running(config, kept) as agent:
-                    await _serve(agent, stop)
-                    kept.take(agent)
+                if wishes.wish != heard:
+                    heard = wishes.wish
+                    available.look_soon()
+                await _go_by(wishes, config, kept, available, stop)
         except (UnderstudyError, ExceptionGroup) as exc:  # a group: of a part that ran beside others
             for error in _known(exc):
-                await _tell_why(config, error, boot_of(kept.attached_boot_ns))
+                await tell_why(config, error, boot_of(kept.attached_boot_ns), wishes, available)
             raise
         finally:
+            await wishes.close()
             if kept.file is not None:
                 kept.file.close()  # before the lock is let go of
 
 
-async def _serve(agent: Agent, stop: asyncio.Event) -> None:
-    """Returns soon after `stop` is set, or when capture does not fit the disks any more and has to begin anew."""
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be brought about just now, and who says when it is something else."""
+
+    goal: Goal
+    wishes: WishFile
+    config: AgentConfig
+    """As it is without a wish."""
+    available: Available
+
+
+async def _go_by(
+    wishes: WishFile, config: AgentConfig, kept: _Kept, available: Available, stop: asyncio.Event
+) -> None:
+    """One session, or one time of waiting, by what is wanted now. Returns soon after `stop` is set, when something else is wanted, or when
+    capture does not fit the disks any more and has to begin anew."""
+    held, goal = wishes.held, wishes.goal(config)
+    until_s = None
+    if goal.is_stopped:
+        trouble = await in_thread(_end_capture, config, kept)
+        available.are_captured(())
+        idle = Idle(STOPPED, errors=tuple(Problem(**error.as_dict()) for error in trouble))
+        # What somebody else holds open has no pins any more: another try would find nothing to do, and nothing to say.
+        until_s = RETRY_S if any(not isinstance(error, DetachError) for error in trouble) else None
+    elif disks := await in_thread(_disks, goal, config, kept, wishes.damage is not None):
+        fitted = applied(config, goal, disks, wishes.point_interval_s(config))
+        try:
+            async with _running(fitted, kept) as agent:
+                kept.idle = None
+                available.are_captured(agent.capture.disks)
+                await _serve(agent, stop, _Wanted(goal, wishes, config, available))
+                kept.take(agent)
+            return
+        except (NoUsableDiskError, ValueError, OSError, RuntimeError) as exc:
+            # What a file says is corrected on this machine, and who did that starts the agent; a wish is corrected from afar, and heard.
+            if wishes.wish is None:
+                raise
+            error = exc if isinstance(exc, NoUsableDiskError) else _not_fitted(exc)
+            if error is not exc:
+                _log.error("capture could not be fitted to what is wanted: this is a bug", exc_info=exc)
+            idle = Idle(str(error), FAILED, (Problem(**error.as_dict(), severity=Severity.CRITICAL),))
+            until_s = RETRY_S
+    else:
+        idle = Idle(str(wishes.damage) if wishes.damage else NOTHING_NAMED)
+    if idle != kept.idle:
+        _log.info("nothing is protected", state=idle.state, cause=idle.cause)
+        kept.idle = idle
+    boot = boot_of(kept.attached_boot_ns)
+    await serve_idle(config, boot, idle, wishes, held, available, stop, until_s=until_s)
+
+
+def _disks(goal: Goal, config: AgentConfig, kept: _Kept, is_unknown: bool) -> tuple[WantedDisk, ...]:
+    """Those that are wanted; where nobody names any, those that are captured; where it `is_unknown` what is wanted, also those of the
+    configuration."""
+    if goal.disks:
+        return goal.disks
+    found: tuple[WantedDisk, ...] = ()
+    if pins.exist(config.pin_dir):
+        file = kept.file or BindingsFile(config.state_dir)
+        found = as_captured(config.pin_dir, file.read() or [])
+    if is_unknown:
+        devices, ids = {disk.device for disk in found}, {disk.id for disk in found} - {None}
+        found += tuple(disk for disk in config.protected if disk.device not in devices and disk.id not in ids)
+    return found
+
+
+def _not_fitted(exc: Exception) -> NoUsableDiskError:
+    """An operator must be heard whatever happens to what was wanted last."""
+    return NoUsableDiskError(
+        "Capture could not be fitted to what the config server wants",
+        cause=repr(exc),
+        action="Name other disks: understudy machine protect. It is tried again by itself; the agent's log says more.",
+    )
+
+
+def _end_capture(config: AgentConfig, kept: _Kept) -> list[UnderstudyError]:
+    """Leaves nothing in the kernel, whatever was begun before; returns what could not be done. To be called until there is nothing. A later
+    wish to protect begins as a first one: what happens meanwhile is not known, and everything is copied."""
+    kept.forget()
+    failed: list[UnderstudyError] = []
+    crashpoints.reach("wish.before-detach")
+    try:
+        with durable.named(
+            "Capture could not be detached", DeviceError, action="It is tried again by itself."
+        ):
+            pins.detach(config.pin_dir)
+        crashpoints.reach("wish.after-detach")
+        with durable.named("The note of the protected disks could not be removed", HostNoteError):
+            protected.forget(config.pin_dir)
+        crashpoints.reach("wish.after-forget")
+    except UnderstudyError as exc:
+        _log.error("protection could not be ended wholly", **exc.as_dict())
+        failed.append(exc)
+    return failed
+
+
+async def _serve(agent: Agent, stop: asyncio.Event, wanted: _Wanted) -> None:
+    """Returns soon after `stop` is set, when something else is wanted, or when capture does not fit the disks any more and has to begin
+    anew."""
     config = agent.config
     rates = Rates()
     agent.revoked.load()
@@ -114,6 +240,7 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
         config.tls,
         on_renewed=agent.sender.present,
         on_revoked=agent.revoked.take,
+        on_desired=wanted.wishes.take,
         machine=(agent.identity, agent.boot),
     )
     over = asyncio.Event()
@@ -125,13 +252,18 @@ async def _serve(agent: Agent, stop: asyncio.Event) -> None:
                 group.create_task(agent.place_points(), name="points"),
                 group.create_task(_watchdog(agent), name="watchdog"),
                 group.create_task(_keep_note(agent), name="note"),
+                group.create_task(_follow(wanted, agent, over), name="wish"),
                 *(
                     group.create_task(_set_with(over, event), name="end")
                     for event in (stop, agent.continuity.resized)
                 ),
             ]
             group.create_task(
-                control.serve(lambda: msgspec.to_builtins(report(agent, rates)), agent.handle, over),
+                control.serve(
+                    lambda: with_wish(report(agent, rates), wanted.wishes, wanted.available),
+                    agent.handle,
+                    over,
+                ),
                 name="control",
             )
             await agent.sender.run(over)
@@ -148,36 +280,23 @@ def _known(exc: Exception) -> list[UnderstudyError]:
     return [exc] if isinstance(exc, UnderstudyError) else []
 
 
-async def _tell_why(config: AgentConfig, error: UnderstudyError, boot: str) -> None:
-    """An agent that cannot start is not there to be asked: the machine shall show why all the same. It says who it is, or it is taken
-    for a copy; while the one that ended a moment ago is still taken for the machine, it says it again."""
-    problem = Problem(**error.as_dict(), severity=Severity.CRITICAL)
-    last = AgentReport(
-        machine=config.machine,
-        identity=identity_of(config.identity),
-        boot=boot,
-        state="failed",
-        cause=str(error),
-        errors=[problem],
-    )
-    try:
-        control = ControlClient(config.control_url, config.tls)
-        try:
-            async with asyncio.timeout(_TELL_S):
-                while not await _taken(control, last):  # noqa: ASYNC110 - another process decides
-                    await asyncio.sleep(_TELL_AGAIN_S)
-        finally:
-            await control.close()
-    except (UnderstudyError, TimeoutError) as exc:
-        _log.warning("the config server could not be told why", cause=str(exc) or "no answer in time")
+async def _follow(wanted: _Wanted, agent: Agent, over: asyncio.Event) -> None:
+    """Settings take effect within the session; when another goal holds it is over."""
 
+    def is_another() -> bool:
+        agent.point_every(wanted.wishes.point_interval_s(wanted.config))
+        return wanted.wishes.goal(wanted.config) != wanted.goal
 
-async def _taken(control: ControlClient, last: AgentReport) -> bool:
-    try:
-        await control.report(msgspec.to_builtins(last))
-    except CopyRefusedError:
-        return False
-    return True
+    await wanted.wishes.until(is_another)
+    goal = wanted.wishes.goal(wanted.config)
+    addresses = [address_of(server) for server in goal.servers]
+    if not goal.is_stopped and agent.sender.address not in addresses:
+        # The others never had the stream. Whoever wants it to stop meanwhile is not kept waiting.
+        await first_of(
+            agent.sender.leave(), wanted.wishes.until(lambda: wanted.wishes.goal(wanted.config).is_stopped)
+        )
+    _log.info("something else is wanted: the session ends")
+    over.set()
 
 
 async def _set_with(over: asyncio.Event, cause: asyncio.Event) -> None:
@@ -267,7 +386,7 @@ async def _running(config: AgentConfig, kept: _Kept) -> AsyncIterator[Agent]:
     kept.attached_boot_ns, kept.former, kept.file = capture.attached_boot_ns, capture.state, watch.file
     kept.count_failures(watch)
     try:
-        agent = Agent(config, capture, watch)
+        agent = Agent(config, capture, watch, kept.server)
         _log.info(
             "capture attached" if capture.fresh else "capture continued",
             machine=config.machine,

@@ -6,14 +6,18 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
+from agent.capture.available import Available
 from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
+from agent.desired import WishFile
 from agent.pipeline import Agent
 from agent.stream.state import Word
 from agent.stream.unreadable import Unreadable
 from shared.batch import SECTOR, StreamState
 from shared.errors import CopyRefusedError, OrderLostError, UnderstudyError, UnreadableSourceError
-from shared.status import AgentDisk, AgentReport, Problem
+from shared.status import MAX_WORD, AgentDisk, AgentReport, BoundDisk, Problem
 from shared.vocabulary import Severity
 
 STATE_NAMES: Final = {
@@ -51,7 +55,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
     disks = [
         AgentDisk(
             name=disk.id,
-            device=str(disk.path),
+            device=_path(disk),
             sectors=disk.sectors,
             serial=disk.serial,
             mode=capture.mode,
@@ -115,7 +119,8 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
             captured_b_per_s=sum(c.seen_sectors for c in counters) * SECTOR, sent_b_per_s=sender.sent_b
         ),
         audit=agent.continuity.summary(),
-        process_server=agent.config.process_server,
+        bound=_bound(agent),
+        process_server=sender.server,
         connected=sender.connected,
         sent=sender.sent,
         spooled=sender.spooled,
@@ -128,6 +133,35 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
 def without_session(error: UnderstudyError, *, may_restart: bool) -> Problem:
     """A process server that is restarted or upgraded is no error."""
     return Problem(**error.as_dict(), severity=Severity.WARNING if may_restart else Severity.ERROR)
+
+
+def _path(disk: Disk) -> str:
+    """As it was named, unless that is longer than a report takes: then nothing else of it would be heard either."""
+    path = str(disk.path)
+    return path if len(path) <= MAX_WORD else disk.device
+
+
+def _bound(agent: Agent) -> list[BoundDisk]:
+    """What is to be captured and is known, by its lines: captured, or left out."""
+    by_id = {disk.id: disk for disk in agent.config.protected if disk.id}
+    by_path = {disk.device: disk for disk in agent.config.protected if not disk.id}
+    ids = {disk.id for disk in agent.capture.disks} | {left.id for left in agent.watch.left_out}
+    found = []
+    for line in agent.watch.file.written:
+        if line.id in ids:
+            wanted = by_id.get(line.id) or by_path.get(line.device)
+            identity = (wanted.identity if wanted is not None else None) or ""
+            found.append(BoundDisk(id=line.id, device=line.device, identity=identity))
+    return found
+
+
+def with_wish(made: AgentReport, wishes: WishFile, available: Available) -> AgentReport:
+    """The report with what the agent goes by, and which disks the host has."""
+    available.look_if_due()
+    trouble = [_warning(available.trouble)] if available.trouble is not None else []
+    return msgspec.structs.replace(
+        made, wish=wishes.wish, available=available.found, errors=[*made.errors, *wishes.problems, *trouble]
+    )
 
 
 def unreadable_sectors(disks: Sequence[Disk], unreadable: Unreadable) -> list[Problem]:

@@ -10,15 +10,18 @@ is down. Only a machine that is new to a process server or master target waits f
 
     config     the configuration file            ca          certificates                     clock    times as people read them
     database   SQLite in a thread, schema        reserve     room for revocations on a full disk
-    tokens, revocation, inventory, commands, events, jobs, audit: the database's tables
+    tokens, revocation, inventory, policies, commands, events, jobs, audit: the database's tables
     listener   TLS connections                   renewals    when a certificate may be renewed (pure)
     binding    routes → HTTP, authentication, errors
     identity   tokens, certificates              reporting   status, commands, events, daemons, audit
     operations machines, points, restores        presence    the latest reports; twins   two daemons under one name (pure)
-    keys       machines' data keys, for daemons
     facts      what is known of a machine (pure)  wrong      what is wrong with it (pure)    health   how bad that is
     conditions what is not done, and nobody complains of, as sights shows; lasting: ... for how long (all pure)
-    view       a machine as people see it (pure)  storage    what is read from blob storage
+    protecting which machines and disks          policy_operations  replication policies          machines  what they share
+    keys       machines' data keys, for daemons      disks       which could be protected, and why not (pure)
+    wishes     which of two acts for a machine is the later (pure)      incarnations  of this database
+    desired_state  what an agent is told, and what is adopted from it
+    view, wish_view  a machine as people see it, and what is wanted of it (pure)          storage     what is read from blob storage
     own_certificate  of this server              lock        of its data folder
     rpo        how old the newest state in storage is (pure)
     sides      copies of machines, refused       serving     which of several process servers a machine is with

@@ -26,8 +26,6 @@ LIFE_S: Final = {
     CommandKind.FLUSH: 300,
     CommandKind.RESYNC: 3600,
     CommandKind.CHECK_SIDE: 86_400,
-    CommandKind.PROTECT: 7 * 86_400,
-    CommandKind.UNPROTECT: 7 * 86_400,
 }
 _KEPT_NS: Final = 7 * 86_400 * SECOND_NS
 

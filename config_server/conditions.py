@@ -12,7 +12,8 @@ The agent is heard, process server and master target do their part; the machine'
     initial-replication,   normal   critical after 15 min in which storage got nothing of what is to be copied, or after 24 h in which
     catching-up, resync             it got no more than in epochs before (the best of them does not count), or than four times all (US615)
     bitmap                 warning, by the agent's own word; critical as above while something is to be copied
-    any other word         normal   critical after 5 min (US609). An agent that says of itself what ails it is as bad as it says
+    any other word         normal   critical after 5 min (US609). An agent that says of itself what ails it is as bad as it says; of one
+                                    that captures nothing it is said at once (US616), and of one that does not what it is told (US610)
     unprotected            normal; a warning if it replicates all the same (US601), and then all of this counts
     not-connected          normal   critical after 15 min (US609)
     disconnected           critical (US471); normal for 15 s after a start of this server, or a gap of its own
@@ -124,8 +125,7 @@ def _disks_error(look: Look) -> UnhealthyError:
     return NotReplicatedError(
         f"Not all disks of {look.name} are replicated",
         cause=f"its agent does not capture {', '.join(sights.left_out(look)[:3])}, which shall be protected",
-        action="Name it in the agent's configuration (`disks`), and restart the agent; or protect the machine with the disks that are"
-        " captured.",
+        action=f"understudy machine disks {look.name} says why. Or protect the machine without it: understudy machine protect.",
     )
 
 

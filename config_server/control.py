@@ -20,6 +20,8 @@ from config_server.presence import Presence
 from config_server.rpo import StorageProgress
 from config_server.serving import Serving
 from config_server.storage import Storage
+from config_server.twins import SILENT_S
+from config_server.wishes import Untaken
 from shared import logging
 from shared.errors import CertificateRevokedError, RequestError, UnderstudyError
 from shared.messages import PointView, Revocations
@@ -40,12 +42,16 @@ class Control:
     """As the database has them."""
     presence: Presence = field(default_factory=Presence)
     bell: Bell = field(default_factory=Bell)
-    """Rung with ROLE:NAME when there is a command for it, with a command's id when its result is there."""
+    """Rung with ROLE:NAME when there is a command for it, or it shall do something else from now on; with a command's id when its result is
+    there."""
 
     progress: StorageProgress = field(default_factory=StorageProgress)
     lasting: Lasting = field(default_factory=Lasting)
     job_heard_ns: dict[str, int] = field(default_factory=dict)
     """Running jobs → when their workers were heard (monotonic)."""
+
+    untaken: Untaken = field(default_factory=lambda: Untaken(SILENT_S))
+    """Agents that were told of a wish and do not go by it yet."""
 
     serving: Serving = field(init=False)
     troubles: dict[str, UnderstudyError] = field(default_factory=dict)
@@ -100,6 +106,7 @@ class Control:
             own=tuple(self.own_problems()),
             disagree=self.serving.look(name, order, found.agent, mono_ns),
             lasting=self.lasting.look(machine, found, mono_ns),
+            untaken=self.untaken.of(name),
         )
 
 

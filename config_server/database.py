@@ -112,6 +112,33 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     """
     ALTER TABLE revocations ADD COLUMN mark TEXT NOT NULL DEFAULT '';
     """,
+    # A machine's wish begins with the next act of an operator: an upgrade orders nothing.
+    """
+    ALTER TABLE machines ADD COLUMN wish TEXT;
+    ALTER TABLE machines ADD COLUMN wish_ns INTEGER;
+    ALTER TABLE machines ADD COLUMN wish_incarnation TEXT;
+    ALTER TABLE machines ADD COLUMN policy_name TEXT;
+    CREATE TABLE policies (name TEXT PRIMARY KEY, body TEXT NOT NULL);
+    INSERT INTO policies SELECT 'default', value FROM settings WHERE name = 'default-policy';
+    DELETE FROM settings WHERE name = 'default-policy';
+    INSERT INTO settings VALUES ('incarnations', json_array(lower(hex(randomblob(8)))));
+    DELETE FROM commands WHERE kind IN ('protect', 'unprotect');
+    """,
+    # Empty: it is not known, and whoever is the machine when he reports next has it.
+    """
+    ALTER TABLE machines ADD COLUMN identity TEXT NOT NULL DEFAULT '';
+    """,
+    # Each policy had an interval, also where only a threshold was ever set; 300 is what nobody chose.
+    """
+    UPDATE policies SET body = json_remove(body, '$.point_interval_s') WHERE json_extract(body, '$.point_interval_s') = 300;
+    UPDATE machines SET policy = json_remove(policy, '$.point_interval_s') WHERE json_extract(policy, '$.point_interval_s') = 300;
+    """,
+    # Disks are known by their ids, and each act says which are to go.
+    """
+    ALTER TABLE machines ADD COLUMN dropped TEXT NOT NULL DEFAULT '[]';
+    UPDATE machines SET disks =
+        (SELECT json_group_array(json_object('device', value)) FROM json_each(disks) WHERE length(value) BETWEEN 1 AND 4096);
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -58,6 +58,14 @@ def note(db: sqlite3.Connection, kind: EventKind, source: str, happened: Problem
     _trim_source(db, source)
 
 
+def is_noted(db: sqlite3.Connection, source: str, code: str, key: str) -> bool:
+    """Whether such an event is known, over or not."""
+    found = db.execute(
+        "SELECT 1 FROM events WHERE source = ? AND code = ? AND key = ?", (source, code, key)
+    ).fetchone()
+    return found is not None
+
+
 def trim(db: sqlite3.Connection, now_ns: int) -> None:
     """What is over, old, and not among the newest: a clock that is years ahead must not wipe out the history."""
     db.execute(

@@ -51,6 +51,8 @@ class Facts(msgspec.Struct, frozen=True):
     """Of other master targets."""
     lasting: frozenset[str] = frozenset()
     """Names of the conditions that have lasted for too long (lasting.py)."""
+    untaken: tuple[str, int] | None = None
+    """The act that its agent was told of and does not go by, and since when."""
 
 
 def facts_of(

@@ -1,29 +1,56 @@
-"""Machines, their disks and policies, and the last report of every daemon."""
+"""Machines: what is wanted of them, and their policies; and the last report of every daemon."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+from config_server import incarnations, policies, wishes
+from config_server.policies import Assigned
+from config_server.wishes import Own
 from shared import decoding
+from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError
 from shared.messages import Policy
 from shared.vocabulary import Role
 
-_DEFAULT_POLICY: Final = "default-policy"
+_MOST_NOTED: Final = 256
+"""As many as an operator may name: what agents say is anything."""
 
 
 class Machine(msgspec.Struct, frozen=True):
     name: str
     protected: bool
-    disks: tuple[str, ...]
-    """Device paths on the machine that shall be protected."""
+    disks: tuple[WantedDisk, ...]
+    """Those that shall be protected, there or away, with their ids as far as its agent has told; where nobody ever named any, all that it
+    has captured. Of one that was stopped, those before."""
     policy: Policy
     created_ns: int
     ended: bool = False
     """Its protection was: whoever is silent then is not missed."""
+    policy_name: str = ""
+    """Empty: the policy is the machine's own."""
+    wish: Wish | None = None
+    """None: no opinion. `protected`, `ended` and `disks` are what it says, else what was recorded before there were wishes."""
+    wish_ns: int = 0
+    """When it was made, or adopted."""
+    wish_incarnation: str = ""
+    """In which it came here (wishes.py)."""
+    identity: str = ""
+    """Of the hardware whose disks these are; empty where it is not known (its agent never reported, or has none)."""
+    dropped: tuple[WantedDisk, ...] = ()
+    """Those that operators have said shall go, until its agent goes by that."""
+
+    @property
+    def own(self) -> Own | None:
+        return None if self.wish is None else Own(self.wish, self.wish_incarnation)
+
+    @property
+    def assigned(self) -> Assigned:
+        return Assigned(self.policy, self.policy_name)
 
 
 class StoredReport(msgspec.Struct, frozen=True):
@@ -34,26 +61,21 @@ class StoredReport(msgspec.Struct, frozen=True):
     """JSON as the daemon sent it."""
 
 
-def default_policy(db: sqlite3.Connection) -> Policy:
-    row = db.execute("SELECT value FROM settings WHERE name = ?", (_DEFAULT_POLICY,)).fetchone()
-    return decoding.decode(row["value"], type=Policy) if row else Policy()
-
-
-def set_default_policy(db: sqlite3.Connection, policy: Policy) -> None:
-    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_DEFAULT_POLICY, _json(policy)))
-
-
 def machines(db: sqlite3.Connection) -> list[Machine]:
-    default = default_policy(db)
-    return [_machine(row, default) for row in db.execute("SELECT * FROM machines ORDER BY name")]
+    return [_machine(db, row) for row in db.execute("SELECT * FROM machines ORDER BY name").fetchall()]
 
 
 def machine(db: sqlite3.Connection, name: str) -> Machine:
     """Raises MachineNotFoundError."""
-    row = db.execute("SELECT * FROM machines WHERE name = ?", (name,)).fetchone()
-    if row is None:
+    found = find(db, name)
+    if found is None:
         raise MachineNotFoundError(f"Machine '{name}' was not found")
-    return _machine(row, default_policy(db))
+    return found
+
+
+def find(db: sqlite3.Connection, name: str) -> Machine | None:
+    row = db.execute("SELECT * FROM machines WHERE name = ?", (name,)).fetchone()
+    return None if row is None else _machine(db, row)
 
 
 def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
@@ -64,22 +86,152 @@ def ensure_machine(db: sqlite3.Connection, name: str, now_ns: int) -> None:
     )
 
 
-def protect(
-    db: sqlite3.Connection, name: str, disks: list[str], policy: Policy | None, now_ns: int
+def note_identity(db: sqlite3.Connection, name: str, identity: str) -> None:
+    """It was not known whose disks these are, and they are this one's."""
+    db.execute("UPDATE machines SET identity = ? WHERE name = ?", (identity, name))
+
+
+def begin_anew(
+    db: sqlite3.Connection, name: str, identity: str, now_ns: int, wish: Wish | None, over: Sequence[Mark]
 ) -> Machine:
-    """Record that `disks` of `name` shall be protected; a `policy` of None means the default one."""
+    """It is other hardware: what was noted of disks was the former one's. `wish` is what is wanted from now on, as an act later than those
+    of `over`; None: no opinion, as before."""
+    note_identity(db, name, identity)
+    db.execute("UPDATE machines SET disks = '[]', dropped = '[]' WHERE name = ?", (name,))
+    if wish is not None:
+        current = incarnations.history(db)[-1]
+        wish = msgspec.structs.replace(wish, mark=wishes.next_mark(current, over, now_ns))
+        _put_wish(db, name, wish, now_ns, current)
+    return machine(db, name)
+
+
+def note_bound(
+    db: sqlite3.Connection, name: str, identity: str, disks: Sequence[WantedDisk], told: Wish | None
+) -> None:
+    """What its agent is to capture, as it says, and what it goes by. Where nobody ever named disks that is what is protected; the agent may
+    name fewer, or none, when it cannot start: so what it named once stays noted until somebody says what is wanted. Where somebody did, it
+    says which ids these have."""
+    known = find(db, name)
+    if known is None or known.ended or known.identity not in ("", identity):
+        return
+    wish = known.wish
+    if wish is None or not wish.disks:
+        noted = _merged(known.disks, disks)
+    elif told is not None and told.mark == wish.mark:
+        noted = wishes.with_ids(known.disks, disks)
+    else:
+        return
+    if noted != known.disks:
+        db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(noted), name))
+
+
+def _merged(before: Sequence[WantedDisk], disks: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
+    said, merged = [*disks], []
+    for disk in before:
+        now = next((one for one in said if wishes.same(disk, one)), None)
+        if now is not None:
+            said.remove(now)
+        merged.append(now or disk)
+    return tuple([*merged, *said][:_MOST_NOTED])
+
+
+def act(
+    db: sqlite3.Connection,
+    name: str,
+    verb: Verb,
+    now_ns: int,
+    *,
+    disks: tuple[WantedDisk, ...] = (),
+    process_servers: tuple[str, ...] = (),
+    known: Mark | None = None,
+    identity: str = "",
+) -> Machine:
+    """An operator's act: from now on this is wanted of the machine, also where it is what was wanted before. `known`: a mark of which its
+    agent spoke, if it did; `identity`: of the hardware whose disks are meant, where that is known. One to stop keeps what was to be
+    protected, and by whom, for the day when it is to be protected again. Of the disks that were known, those that it leaves out are
+    dropped; of others nothing is said."""
     ensure_machine(db, name, now_ns)
+    known_before = machine(db, name)
+    before = known_before.wish
+    current = incarnations.history(db)[-1]
+    marks = [mark for mark in (before.mark if before is not None else None, known) if mark is not None]
+    mark = wishes.next_mark(current, marks, now_ns)
+    wish = Wish(mark=mark, verb=verb, disks=disks, process_servers=process_servers)
+    _put_wish(db, name, _keeping(before, wish), now_ns, current)
+    gone = () if known_before.ended else wishes.without(known_before.disks, known_before.dropped)
+    _drop(db, name, wishes.without((*known_before.dropped, *gone), disks))
+    if identity:
+        note_identity(db, name, identity)
+    return machine(db, name)
+
+
+def adopt(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int) -> None:
+    """What its agent goes by is what is wanted of the machine."""
+    ensure_machine(db, name, now_ns)
+    wish = _keeping(machine(db, name).wish, wish)
+    _put_wish(db, name, wish, now_ns, incarnations.history(db)[-1])
+    _drop(db, name, ())
+
+
+def withdraw(db: sqlite3.Connection, name: str) -> None:
+    """Nobody knows whether its act still counts: no opinion, until somebody says what is wanted."""
     db.execute(
-        "UPDATE machines SET protected = 1, ended = 0, disks = ?, policy = ? WHERE name = ?",
-        (_json(disks), None if policy is None else _json(policy), name),
+        "UPDATE machines SET wish = NULL, wish_ns = NULL, wish_incarnation = NULL, protected = 0, ended = 0 WHERE name = ?",
+        (name,),
     )
-    return machine(db, name)
 
 
-def unprotect(db: sqlite3.Connection, name: str) -> Machine:
-    machine(db, name)
-    db.execute("UPDATE machines SET protected = 0, ended = 1 WHERE name = ?", (name,))
-    return machine(db, name)
+def keep(db: sqlite3.Connection, name: str, disks: Sequence[WantedDisk], over: Mark | None) -> Wish:
+    """The same act, with disks that its agent protects and of which nothing was said, and with a higher number than before: its agent may
+    have been told already."""
+    known = machine(db, name)
+    assert known.wish is not None
+    all_ = (*known.disks, *disks)[:_MOST_NOTED]
+    db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(all_), name))
+    wish = msgspec.structs.replace(known.wish, disks=all_)
+    return renumber(db, name, wish, over or wish.mark)
+
+
+def heard(db: sqlite3.Connection, name: str) -> None:
+    """Its agent goes by what it was told."""
+    _drop(db, name, ())
+
+
+def forget_dropped(db: sqlite3.Connection) -> None:
+    """Of all machines: the database is older than what their agents know, so what was said of their disks may not be the last word."""
+    db.execute("UPDATE machines SET dropped = '[]'")
+
+
+def _drop(db: sqlite3.Connection, name: str, disks: Sequence[WantedDisk]) -> None:
+    db.execute("UPDATE machines SET dropped = ? WHERE name = ?", (_json(disks), name))
+
+
+def renumber(db: sqlite3.Connection, name: str, wish: Wish, over: Mark) -> Wish:
+    """The same act, with a number above `over`, which its agent goes by and this database did not know when the act was made: an agent
+    takes no lower number for news."""
+    current = incarnations.history(db)[-1]
+    number = wishes.next_number((wish.mark, over))
+    again = msgspec.structs.replace(wish, mark=Mark(current, number, wish.mark.act))
+    db.execute(
+        "UPDATE machines SET wish = ?, wish_incarnation = ? WHERE name = ?", (_json(again), current, name)
+    )
+    return again
+
+
+def _keeping(before: Wish | None, wish: Wish) -> Wish:
+    if wish.verb is not Verb.STOP or before is None:
+        return wish
+    return msgspec.structs.replace(wish, disks=before.disks, process_servers=before.process_servers)
+
+
+def _put_wish(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int, incarnation: str) -> None:
+    protected = wish.verb is Verb.PROTECT
+    db.execute(
+        "UPDATE machines SET wish = ?, wish_ns = ?, wish_incarnation = ?, protected = ?, ended = ? WHERE name = ?",
+        (_json(wish), now_ns, incarnation, protected, not protected, name),
+    )
+    if protected:  # of one that is stopped it stays known which they were
+        db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(wish.disks), name))
 
 
 def save_report(db: sqlite3.Connection, stored: StoredReport) -> None:
@@ -96,14 +248,21 @@ def reports(db: sqlite3.Connection) -> list[StoredReport]:
     ]
 
 
-def _machine(row: sqlite3.Row, default: Policy) -> Machine:
+def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
+    assigned = policies.of_row(db, row)
     return Machine(
         name=row["name"],
         protected=bool(row["protected"]),
-        disks=decoding.decode(row["disks"], type=tuple[str, ...]),
-        policy=default if row["policy"] is None else decoding.decode(row["policy"], type=Policy),
+        disks=decoding.decode(row["disks"], type=tuple[WantedDisk, ...]),
+        policy=assigned.policy,
         created_ns=row["created_ns"],
         ended=bool(row["ended"]),
+        policy_name=assigned.name,
+        wish=None if row["wish"] is None else decoding.decode(row["wish"], type=Wish),
+        wish_ns=row["wish_ns"] or 0,
+        wish_incarnation=row["wish_incarnation"] or "",
+        identity=row["identity"],
+        dropped=decoding.decode(row["dropped"], type=tuple[WantedDisk, ...]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Handlers of machines and what is done with them: protection, policy, points, flush, restore jobs."""
+"""Handlers of machines and what is done with them: points, flush, restore jobs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import Any, Final
 
 import msgspec
 
-from config_server import audit, commands, events, inventory, jobs, view
+from config_server import audit, commands, events, inventory, jobs, machines, view
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
-from config_server.facts import Facts, facts_of
 from config_server.granting import Granting
 from config_server.inventory import Machine
 from config_server.keys import grant_of
 from shared import api, logging
-from shared.batch import SECTOR
 from shared.errors import DisconnectedError, NotFoundError, RequestError, UsageError
-from shared.limits import check_page_blob_target
 from shared.messages import (
     CommandKind,
     CommandState,
@@ -36,8 +33,6 @@ from shared.messages import (
     Nothing,
     PointList,
     PointRequest,
-    Policy,
-    Protection,
     RestoreGrant,
     RestoreRequest,
 )
@@ -60,12 +55,8 @@ class Operations:
         self._granting = granting
 
     def bind(self, binder: Binder) -> None:
-        binder.on(api.POLICY, self.policy)
-        binder.on(api.POLICY_SET, self.set_policy)
         binder.on(api.MACHINES, self.machines)
         binder.on(api.MACHINE, self.machine)
-        binder.on(api.PROTECT, self.protect)
-        binder.on(api.UNPROTECT, self.unprotect)
         binder.on(api.RESYNC, self.resync)
         binder.on(api.POINTS, self.points)
         binder.on(api.POINT_CREATE, self.create_point)
@@ -75,20 +66,7 @@ class Operations:
         binder.on(api.JOB, self.job)
         binder.on(api.JOB_UPDATE, self.update_job)
 
-    # ---- policy and protection
-
-    async def policy(self, _call: Call, _body: Nothing) -> Policy:
-        return await self._control.db.run(inventory.default_policy)
-
-    async def set_policy(self, call: Call, body: Policy) -> Policy:
-        now_ns = self._control.now_ns()
-
-        def work(db: sqlite3.Connection) -> None:
-            inventory.set_default_policy(db, body)
-            audit.add(db, call.who, "policy.set", "default", msgspec.to_builtins(body), now_ns)
-
-        await self._control.db.run(work)
-        return body
+    # ---- machines
 
     async def machines(self, _call: Call, _body: Nothing) -> MachineList:
         found = await self._control.db.run(inventory.machines)
@@ -98,71 +76,17 @@ class Operations:
     async def _listed(self, machine: Machine) -> MachineView:
         """What cannot be shown of one machine hides no other."""
         try:
-            return await self._view(machine)
+            return await machines.shown(self._control, machine)
         except Exception as exc:  # noqa: BLE001 - whatever its daemons reported
             _log.error("a machine could not be shown: this is a bug", machine=machine.name, exc_info=exc)
             return view.not_shown(machine, exc)
 
     async def machine(self, call: Call, _body: Nothing) -> MachineView:
-        return await self._view(await self._known(call))
-
-    async def protect(self, call: Call, body: Protection) -> MachineView:
-        """Record what shall be protected; a connected agent that protects other disks is told."""
-        name = check_name(call.path["machine"], "machine")
-        if len(set(body.disks)) != len(body.disks) or any(
-            not disk.startswith("/dev/") for disk in body.disks
-        ):
-            raise RequestError(
-                f"The protection of '{name}' was refused",
-                cause="it needs the paths of its disks, /dev/NAME, each once",
-            )
-        now_ns = self._control.now_ns()
-        facts = facts_of(self._control.presence, name, self._control.mono_ns())
-        target = f"agent:{name}"
-        reported = None
-        if facts.agent is not None and not facts.agent[0].is_silent(self._control.mono_ns()):
-            reported = {disk.device or f"/dev/{disk.name}" for disk in facts.agent[1].disks}
-
-        self._check_sizes(facts, body)
-
-        def work(db: sqlite3.Connection) -> Machine:
-            machine = inventory.protect(db, name, body.disks, body.policy, now_ns)
-            audit.add(db, call.who, "machine.protect", name, msgspec.to_builtins(body), now_ns)
-            if reported is not None and reported != set(body.disks):
-                commands.add(db, new_id(), target, CommandKind.PROTECT, {"disks": body.disks}, now_ns)
-            return machine
-
-        machine = await self._control.db.run(work)
-        self._control.bell.ring(target)
-        return await self._view(machine)
-
-    def _check_sizes(self, facts: Facts, body: Protection) -> None:
-        """Raises DiskTooLargeError for a disk that no master target here can hold."""
-        if facts.agent is None or self._control.presence.has_image_target():
-            return
-        for disk in facts.agent[1].disks:
-            if (disk.device or f"/dev/{disk.name}") in body.disks:
-                check_page_blob_target(disk.name, disk.sectors * SECTOR)
-
-    async def unprotect(self, call: Call, _body: Nothing) -> MachineView:
-        known = await self._known(call)
-        target = f"agent:{known.name}"
-        now_ns = self._control.now_ns()
-
-        def work(db: sqlite3.Connection) -> Machine:
-            machine = inventory.unprotect(db, known.name)
-            audit.add(db, call.who, "machine.unprotect", known.name, {}, now_ns)
-            if self._control.presence.agent(known.name) is not None:
-                commands.add(db, new_id(), target, CommandKind.UNPROTECT, {}, now_ns)
-            return machine
-
-        machine = await self._control.db.run(work)
-        self._control.bell.ring(target)
-        return await self._view(machine)
+        return await machines.shown(self._control, await machines.known(self._control, call.path["machine"]))
 
     async def resync(self, call: Call, _body: Nothing) -> CommandView:
         """Have the agent begin a new epoch: everything is read again, earlier points stay."""
-        machine = await self._known(call)
+        machine = await machines.known(self._control, call.path["machine"])
         target = self._present_agent(machine, f"A resync of '{machine.name}' cannot be started")
         id_, now_ns = new_id(), self._control.now_ns()
 
@@ -189,12 +113,14 @@ class Operations:
     # ---- points
 
     async def points(self, call: Call, _body: Nothing) -> PointList:
-        return await self._control.storage.points((await self._known(call)).name)
+        return await self._control.storage.points(
+            (await machines.known(self._control, call.path["machine"])).name
+        )
 
     async def create_point(self, call: Call, body: PointRequest) -> CommandView:
         """Have the agent place a mark. The command's result says at which position it stands: that is the
         point."""
-        machine = await self._known(call)
+        machine = await machines.known(self._control, call.path["machine"])
         if body.consistency not in _CONSISTENCIES:
             raise RequestError(
                 f"A point with consistency '{body.consistency}' cannot be made",
@@ -216,7 +142,7 @@ class Operations:
     async def flush(self, call: Call, body: FlushRequest) -> FlushReply:
         """Ask the process servers that hold the machine's stream to upload what they have, and wait for
         them."""
-        machine = await self._known(call)
+        machine = await machines.known(self._control, call.path["machine"])
         now_ns = self._control.now_ns()
         asked: dict[str, str] = {}
         missing: list[str] = []
@@ -253,7 +179,7 @@ class Operations:
 
     async def restore(self, call: Call, body: RestoreRequest) -> RestoreGrant:
         """Give access to the machine's points. Every grant is in the audit log, whether or not it is used."""
-        machine = await self._known(call)
+        machine = await machines.known(self._control, call.path["machine"])
         store, key = await self._control.storage.access(machine.name)
         storage = await self._granting.give(
             call, machine.name, store, host=body.host, again=body.grant, request=body.request
@@ -289,20 +215,6 @@ class Operations:
             return after
 
         return await self._control.db.run(work)
-
-    # ---- common
-
-    async def _known(self, call: Call) -> Machine:
-        name = call.path["machine"]
-        # An agent that has just reported for the first time is known before its machine is stored.
-        if self._control.presence.agent(name) is not None:
-            await self._control.db.run(lambda db: inventory.ensure_machine(db, name, self._control.now_ns()))
-        return await self._control.db.run(lambda db: inventory.machine(db, name))
-
-    async def _view(self, machine: Machine) -> MachineView:
-        last_point = await self._control.storage.last_point(machine.name)
-        facts = self._control.facts(machine, last_point)
-        return view.machine_view(machine, facts, self._control.mono_ns())
 
 
 def note_ended(db: sqlite3.Connection, job: JobView, who: str, now_ns: int) -> None:

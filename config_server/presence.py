@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from config_server import twins
 from config_server.clock import SECOND_NS
 from config_server.twins import SILENT_S, Starts
-from shared import decoding
+from shared import decoding, newer
 from shared.errors import UNDECODABLE, ManyProblemsError, RequestError
 from shared.status import (
     AgentReport,
@@ -224,11 +224,25 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def _read(role: Role, raw: bytes) -> Report:
+    """What an agent goes by may be more than this version knows: then it is some act, and all else counts."""
+    try:
+        return decoding.decode(raw, type=_TYPES[role])
+    except UNDECODABLE:
+        if role != Role.AGENT:
+            raise
+        plain = decoding.decode(raw, type=dict[str, Any])
+        if plain.get("wish") is None:
+            raise
+        wish = newer.wish(plain.pop("wish"))
+        return msgspec.structs.replace(decoding.convert(plain, AgentReport), wish=wish)
+
+
 def decode(role: Role, raw: bytes) -> Report:
     """Raises RequestError for what cannot be taken, or could not be given again: then one daemon's report would spoil the answers
     about all."""
     try:
-        report = decoding.decode(raw, type=_TYPES[role])
+        report = _read(role, raw)
         answer: object = report
         for _ in range(_ANSWER_DEPTH):
             answer = [answer]

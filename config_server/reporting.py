@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from config_server import audit, commands, events, inventory, revocation
+from config_server import audit, commands, desired_state, events, inventory, revocation
 from config_server.binding import Binder, Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name
+from config_server.disks import Offer
 from config_server.health import worst
 from config_server.presence import Seen, decode, problems_of
 from config_server.sides import Sides
 from config_server.wrong import problems_with
 from shared import api, logging
+from shared.desired import Desired, Verb, Wish
 from shared.errors import DatabaseError
 from shared.messages import (
     AuditList,
@@ -45,11 +47,22 @@ _SAVE_NS: Final = 15 * SECOND_NS
 """How often a report is stored while its state stays: it only has to tell, after a restart, who there is."""
 
 
+class _Told(NamedTuple):
+    """What is said to a daemon."""
+
+    commands: list[Command]
+    desired: Desired | None
+
+
 class Reporting:
     def __init__(self, control: Control, sides: Sides) -> None:
         self._control = control
         self._sides = sides
         self._saved_ns: dict[str, int] = {}
+        self._entries_ns: dict[str, int] = {}
+        """By machine: when what its agent said of wishes left entries last (monotonic)."""
+        self._others: dict[str, str] = {}
+        """By machine: the act that its agent goes by, where this version does not know what it means."""
         self._noted: set[int] = set()
         """Serial numbers of certificates that were shown to this process, and are in the database."""
 
@@ -61,10 +74,11 @@ class Reporting:
         binder.on(api.AUDIT, self.audit)
 
     async def status(self, call: Call, _body: msgspec.Struct) -> StatusReply:
-        """Take a daemon's report and hand out its commands; with `Prefer: wait` only when there is one, or
-        at the end."""
+        """Take a daemon's report, hand out its commands, and tell an agent what it is to do; with `Prefer: wait` only when there is
+        something new to say, or at the end."""
         role = Role(call.role)  # one of the route's
-        now_ns, began_ns = self._control.now_ns(), self._control.mono_ns()
+        received_ns = now_ns = self._control.now_ns()
+        began_ns = self._control.mono_ns()
         if role == Role.AGENT:
             said = decode(role, call.body)
             assert isinstance(said, AgentReport)
@@ -79,9 +93,13 @@ class Reporting:
         taken = seen is not before
         rung = self._control.bell.listen(call.who)
 
-        def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], list[Command]]:
+        def told(db: sqlite3.Connection) -> _Told:
+            return _Told(commands.pending(db, call.who, now_ns), self._desired(db, seen, now_ns, began_ns))
+
+        def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], _Told]:
             if not taken:
-                return [], [], []  # who was held up hears no answer any more, and commands are not for a twin
+                # Who was held up hears no answer any more; commands and wishes are not for a twin.
+                return [], [], _Told([], None)
             if call.serial not in self._noted:
                 # A database from a backup may not know it, and it shall be seen, and revoked with what is renewed from it.
                 revocation.note_presented(db, call.role, call.name, call.der)
@@ -96,32 +114,75 @@ class Reporting:
                     db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
                 )
                 self._saved_ns[call.who] = began_ns
-            return finished, changed, commands.pending(db, call.who, now_ns)
+            answer = told(db)  # first: whose disks these are
+            if isinstance(seen.report, AgentReport) and (bound := Offer.of(seen.report).bound):
+                inventory.note_bound(db, call.name, seen.report.identity, bound, seen.report.wish)
+            return finished, changed, answer
 
         kept = taken  # what it says of commands is said again
         try:
-            finished, changed, waiting = await self._control.db.run(work)
+            finished, changed, answer = await self._control.db.run(work)
             if taken:
                 self._noted.add(call.serial)
         except DatabaseError:
             # It says so itself. The answer tells who was revoked, which must not wait for room on a disk.
-            finished, changed, waiting, kept = [], [], [], False
+            finished, changed, answer, kept = [], [], _Told([], None), False
         for id_ in finished:
             self._control.bell.ring(id_)
         log_changes(changed)
-        if call.wait_s > 0 and {command.id for command in waiting} <= set(seen.report.running):
+        is_news = taken and self._note_wish(seen, answer.desired)
+        if call.wait_s > 0 and not is_news and {c.id for c in answer.commands} <= set(seen.report.running):
             await wait_for(rung, call.wait_s)
-            with contextlib.suppress(DatabaseError):  # it says so itself
-                waiting = (
-                    []
-                    if not taken
-                    else await self._control.db.run(
-                        lambda db: commands.pending(db, call.who, self._control.now_ns())
-                    )
-                )
+            answer = _Told([], None)
+            if taken:
+                with contextlib.suppress(DatabaseError):  # it says so itself
+                    now_ns = self._control.now_ns()
+                    answer = await self._control.db.run(told)
+                self._note_wish(seen, answer.desired)
         revoked = self._control.revoked if role in (Role.PROCESS_SERVER, Role.AGENT) else None
         held_ns = self._control.mono_ns() - began_ns
-        return StatusReply(commands=waiting, received_ns=now_ns, held_ns=held_ns, revoked=revoked, kept=kept)
+        return StatusReply(
+            commands=answer.commands,
+            received_ns=received_ns,
+            held_ns=held_ns,
+            revoked=revoked,
+            desired=answer.desired,
+            kept=kept,
+        )
+
+    def _desired(self, db: sqlite3.Connection, seen: Seen, now_ns: int, mono_ns: int) -> Desired | None:
+        """What the daemon is to do, if it is an agent; nothing is said where there is no opinion."""
+        if not isinstance(seen.report, AgentReport):
+            return None
+        self._note_other(seen.name, seen.report.wish)
+        last_ns = self._entries_ns.get(seen.name)
+        may_leave = last_ns is None or mono_ns - last_ns > desired_state.PAUSE_NS
+        found = desired_state.answer(
+            db,
+            seen.name,
+            seen.report.wish,
+            now_ns,
+            offer=Offer.of(seen.report),
+            identity=seen.report.identity,
+            is_the_machine=self._sides.is_the_machine(seen.name, seen.report.identity),
+            may_leave_entries=may_leave,
+        )
+        if found.left_entries:
+            self._entries_ns[seen.name] = mono_ns
+        return None if found.desired == Desired() else found.desired
+
+    def _note_other(self, machine: str, wish: Wish | None) -> None:
+        """Once for each act that is a newer version's."""
+        act = wish.mark.act if wish is not None and wish.verb is Verb.OTHER else ""
+        if act and self._others.get(machine) != act:
+            _log.warning("an agent goes by what this version does not know", machine=machine, act=act)
+        self._others[machine] = act
+
+    def _note_wish(self, seen: Seen, desired: Desired | None) -> bool:
+        """Whether its agent has not been told that yet."""
+        if not isinstance(seen.report, AgentReport) or desired is None:
+            return False
+        return self._control.untaken.note(seen.name, desired.wish, seen.report.wish, self._control.mono_ns())
 
     async def command(self, call: Call, _body: Nothing) -> CommandView:
         """A command; with `Prefer: wait` when its result is there, or at the end of the wait."""

@@ -77,6 +77,12 @@ def note_certificate(db: sqlite3.Connection, issued: Issued) -> None:
     )
 
 
+def is_known(db: sqlite3.Connection, role: Role, name: str) -> bool:
+    """Whether a certificate of it was ever issued, or shown, here."""
+    found = db.execute("SELECT 1 FROM certificates WHERE role = ? AND name = ?", (role, name))
+    return found.fetchone() is not None
+
+
 def living(db: sqlite3.Connection, now_ns: int) -> list[Issued]:
     """What was issued and has not expired, in that order."""
     rows = db.execute(

@@ -39,6 +39,8 @@ from config_server.keys import Keys
 from config_server.listener import Listener
 from config_server.operations import Operations, note_ended
 from config_server.own_certificate import OwnCertificate
+from config_server.policy_operations import PolicyOperations
+from config_server.protecting import Protecting
 from config_server.reporting import Reporting, log_changes
 from config_server.restoring import remove_new
 from config_server.revoking import Revoking
@@ -141,6 +143,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             revoking,
             Reporting(control, sides),
             Operations(control, granting),
+            Protecting(control, sides),
+            PolicyOperations(control),
             granting,
             Keys(control, vault),
             sides,

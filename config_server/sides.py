@@ -57,6 +57,8 @@ class Sides:
         self._control = control
         self._known = Known()
         self._asked_s: dict[str, float] = {}
+        self._nobody: set[str] = set()
+        """Of them storage says that no machine of this name was ever replicated."""
         self._heard: dict[str, _Heard] = {}
         self._copies = Copies()
 
@@ -80,6 +82,23 @@ class Sides:
         if boot is not None:
             self._heard[machine] = _Heard(boot, now_s)
             self._copies.admitted(machine, identity, boot)
+
+    async def ask(self, machine: str) -> None:
+        """Before somebody speaks of the machine's disks: this process may have heard of no hardware yet. Storage that is away does not
+        hinder him."""
+        if self._known.get(machine) is None:
+            await self._side(machine, active_side.UNKNOWN, self.clock())
+
+    def bound(self, machine: str) -> str:
+        """The identity of the hardware that is the machine, as storage said last; empty while it has not said one."""
+        side = self._known.get(machine)
+        return active_side.UNKNOWN if side is None else side.identity
+
+    def is_the_machine(self, machine: str, identity: str) -> bool:
+        """Whether storage says so of one that was admitted; where no machine of this name was ever replicated, anybody is."""
+        if self._known.get(machine) is None:
+            return machine in self._nobody
+        return identity != active_side.UNKNOWN and identity == self.bound(machine)
 
     def problems(self) -> list[Problem]:
         return self._copies.problems(self.clock())
@@ -184,10 +203,13 @@ class Sides:
                 async with asyncio.timeout(_ASK_S):
                     found = await active_side.find_of(self._control.storage.machines(), machine)
             except MachineNotFoundError:
-                return side  # no machine of this name was ever replicated
+                self._nobody.add(machine)
+                return side
             except (StorageError, IntegrityError, ConfigError, TimeoutError) as exc:
                 _log.warning("active side not asked for", machine=machine, cause=str(exc))
             else:
+                if found is None:
+                    self._nobody.add(machine)
                 side = self._known.learn(found, asked) if found is not None else self._known.get(machine)
         return side
 

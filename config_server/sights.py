@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from config_server.facts import NOT_FOLLOWING, Facts, reported_ns
 from config_server.presence import Seen
 from shared.batch import SECTOR
+from shared.desired import WantedDisk
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 from shared.vocabulary import MachineState, Severity
 
@@ -52,8 +53,8 @@ At = tuple[float, ...]
 class Look:
     """A machine as its daemons report it now. What is silent says nothing."""
 
-    def __init__(self, name: str, facts: Facts, now_ns: int, wanted: tuple[str, ...] = ()) -> None:
-        """`wanted`: paths of the disks that shall be protected."""
+    def __init__(self, name: str, facts: Facts, now_ns: int, wanted: tuple[WantedDisk, ...] = ()) -> None:
+        """`wanted`: the disks that shall be protected."""
         self.name = name
         self.wanted = wanted
         self.facts = facts
@@ -99,7 +100,9 @@ def not_at_work(look: Look, _shown: bool) -> At | Sight:
         return Sight.UNKNOWN
     if look.at_work:
         return Sight.NO
-    return Sight.EXCUSED if look.is_blamed(look.facts.agent) else ()
+    # Of one that captures nothing it is said at once (wish_view.py).
+    is_said = look.agent.state == MachineState.UNPROTECTED or look.is_blamed(look.facts.agent)
+    return Sight.EXCUSED if is_said else ()
 
 
 def disks_left_out(look: Look, _shown: bool) -> At | Sight:
@@ -111,13 +114,18 @@ def disks_left_out(look: Look, _shown: bool) -> At | Sight:
 
 
 def left_out(look: Look) -> list[str]:
-    """Paths of wanted disks that the agent does not have. It calls a disk by its id, and by the path that it has in this boot: another
-    path says nothing while there are as many disks as are wanted."""
+    """Paths of wanted disks that the agent does not have. One without an id it may call by the path that it has in this boot: another path
+    says nothing while there are as many disks as are wanted."""
     disks = look.agent.disks if look.agent is not None else []
     if not 0 < len(disks) < len(look.wanted):
         return []
-    known = {path for disk in disks for path in (disk.device, f"/dev/{disk.name}")}
-    return [path for path in look.wanted if path not in known]
+    ids = {disk.name for disk in disks}
+    paths = {path for disk in disks for path in (disk.device, f"/dev/{disk.name}")}
+    return [
+        disk.device
+        for disk in look.wanted
+        if (disk.device not in paths if disk.id is None else disk.id not in ids)
+    ]
 
 
 def without_session(look: Look, _shown: bool) -> At | Sight:

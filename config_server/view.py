@@ -2,7 +2,7 @@
 
 State, the first that applies:
     unprotected      nobody asked for protection, as far as this database knows: it may be from a backup, so a machine that replicates
-                     all the same is named, and missed like any other
+                     all the same is named, and missed like any other; or it was ended
     not-connected    its agent has never reported
     disconnected     its agent has not reported for SILENT_S, or not since the config server started; capture
                      may well go on, nobody can tell
@@ -21,6 +21,7 @@ from functools import partial
 
 import msgspec
 
+from config_server import wish_view
 from config_server.conditions import lasting_of
 from config_server.facts import NOT_FOLLOWING, SELF, Facts, replicates
 from config_server.health import worst
@@ -73,6 +74,8 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         hops=list(_hops(machine.name, facts, now_ns)),
         errors=errors,
         policy=machine.policy,
+        policy_name=machine.policy_name,
+        wish=wish_view.shown(machine, report),
     )
 
 
@@ -93,6 +96,8 @@ def not_shown(machine: Machine, exc: Exception) -> MachineView:
 
 
 def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
+    if not machine.protected and machine.wish is not None:
+        return MachineState.UNPROTECTED, _ended(machine, facts, now_ns)
     if not machine.protected:
         but = "it replicates all the same: " if replicates(machine, facts, now_ns) else ""
         return MachineState.UNPROTECTED, f"{but}nobody asked for its protection, or it was ended"
@@ -107,6 +112,14 @@ def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
             )
         return MachineState.DISCONNECTED, silence(seen, now_ns).cause
     return report.state, report.cause
+
+
+def _ended(machine: Machine, facts: Facts, now_ns: int) -> str:
+    if not replicates(machine, facts, now_ns):
+        return "its protection was ended"
+    if wish_view.is_stopping(machine, facts.agent, now_ns):
+        return "its protection was ended; its agent has not stopped yet"
+    return "its protection was ended, and it replicates all the same"
 
 
 def _worst_mode(report: AgentReport) -> str:

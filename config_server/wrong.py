@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from config_server import wish_view
 from config_server.clock import SECOND_NS
 from config_server.conditions import lasting_of
 from config_server.facts import SELF, Facts, replicates
@@ -74,8 +75,12 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
 
 def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Problem]:
     """What no daemon can report of itself: silence, work that is not done, RPO over the threshold, clocks that differ."""
+    if (untaken := wish_view.untaken(machine, facts.agent, facts.untaken, now_ns)) is not None:
+        yield problem_of(untaken, machine.name, Severity.WARNING)
+    if (nothing := wish_view.captures_nothing(machine, facts.agent, now_ns)) is not None:
+        yield problem_of(nothing, machine.name, Severity.CRITICAL)
     if not machine.protected:
-        if not replicates(machine, facts, now_ns):
+        if not replicates(machine, facts, now_ns) or wish_view.is_stopping(machine, facts.agent, now_ns):
             return
         yield problem_of(
             UnprotectedReplicationError(f"{machine.name} replicates, and is not protected here"),

@@ -25,6 +25,7 @@ from shared.messages import (
     CommandView,
     CopyList,
     DaemonList,
+    DiskCandidates,
     EnrolRequest,
     EventList,
     EventQuery,
@@ -45,6 +46,9 @@ from shared.messages import (
     PointList,
     PointRequest,
     Policy,
+    PolicyChoice,
+    PolicyList,
+    PolicyView,
     Protection,
     RebindRequest,
     RenewRequest,
@@ -129,6 +133,45 @@ POLICY = Route("policy", "GET", "/v1/policy", Access.OPERATOR, Nothing, Policy, 
 POLICY_SET = Route(
     "policy_set", "PUT", "/v1/policy", Access.OPERATOR, Policy, Policy, "Change the default policy"
 )
+POLICIES = Route(
+    "policies",
+    "GET",
+    "/v1/policies",
+    Access.OPERATOR,
+    Nothing,
+    PolicyList,
+    "All policies, the default one first",
+)
+POLICY_GET = Route(
+    "policy_get", "GET", "/v1/policies/{policy}", Access.OPERATOR, Nothing, PolicyView, "One policy"
+)
+POLICY_PUT = Route(
+    "policy_put",
+    "PUT",
+    "/v1/policies/{policy}",
+    Access.OPERATOR,
+    Policy,
+    PolicyView,
+    "Create or change a policy",
+)
+POLICY_DELETE = Route(
+    "policy_delete",
+    "DELETE",
+    "/v1/policies/{policy}",
+    Access.OPERATOR,
+    Nothing,
+    PolicyView,
+    "Delete a policy that is assigned to no machine",
+)
+POLICY_ASSIGN = Route(
+    "policy_assign",
+    "PUT",
+    "/v1/machines/{machine}/policy",
+    Access.OPERATOR,
+    PolicyChoice,
+    MachineView,
+    "Have a policy hold for a machine",
+)
 MACHINES = Route("machines", "GET", "/v1/machines", Access.OPERATOR, Nothing, MachineList, "All machines")
 MACHINE = Route(
     "machine", "GET", "/v1/machines/{machine}", Access.OPERATOR, Nothing, MachineView, "One machine"
@@ -150,6 +193,15 @@ UNPROTECT = Route(
     Nothing,
     MachineView,
     "Stop protecting a machine",
+)
+DISKS = Route(
+    "disks",
+    "GET",
+    "/v1/machines/{machine}/disks",
+    Access.OPERATOR,
+    Nothing,
+    DiskCandidates,
+    "Which disks of a machine could be protected",
 )
 REBIND = Route(
     "rebind",
@@ -282,7 +334,7 @@ AUDIT = Route(
 
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, CERTIFICATES, CERTIFICATE_REVOKE, POLICY, POLICY_SET,
-    MACHINES, MACHINE, PROTECT, UNPROTECT, COPIES, REBIND, RESYNC,
+    POLICIES, POLICY_GET, POLICY_PUT, POLICY_DELETE, POLICY_ASSIGN, MACHINES, MACHINE, PROTECT, UNPROTECT, DISKS, COPIES, REBIND, RESYNC,
     POINTS, POINT_CREATE, FLUSH, RESTORE, RESTORE_KEY, GRANTS, GRANT_RENEW, GRANT_END, KEY_UNWRAP, KEY_CREATE,
     COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
 )  # fmt: skip

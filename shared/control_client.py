@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import msgspec
 
-from shared import api, identity, logging, tls
+from shared import api, identity, logging, newer, tls
+from shared.desired import Desired
 from shared.errors import (
     CertificateExpiredError,
     ConfigError,
@@ -53,7 +54,8 @@ class ControlClient:
     A daemon either calls `report` itself, or lets `serve` do everything. `on_renewed` gets what is in
     the certificate's files when it was replaced: for what presents it (shared/tls.py: `present`). What hinders a renewal is in the reports,
     as a warning; in the last ninth of the certificate's life it is critical. `on_revoked` gets the certificates that are not to be
-    admitted, with every answer that tells them. `machine`: of an agent, the identity and boot that it reports, too.
+    admitted, with every answer that tells them; `on_desired` what an agent is to do, likewise: should it fail, the answer counts all the
+    same. `machine`: of an agent, the identity and boot that it reports, too.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ControlClient:
         *,
         on_renewed: Callable[[tls.Chain], None] | None = None,
         on_revoked: Callable[[Revocations], Awaitable[None]] | None = None,
+        on_desired: Callable[[Desired], Awaitable[None]] | None = None,
         machine: tuple[str, str] = ("", ""),
     ) -> None:
         self._files = files
@@ -76,7 +79,10 @@ class ControlClient:
         self._kept = True
         """Whether the config server remembers the results of the last report."""
         self._start, self._number = secrets.token_hex(8), 0
+        self._lost: list[newer.Lost] = []
+        """What was not understood of the last answer."""
         self._on_revoked = on_revoked
+        self._on_desired = on_desired
         self._machine = machine
         self.problem: UnderstudyError | None = None
         """Why the certificate cannot be renewed; None while nothing is wrong with it."""
@@ -104,7 +110,10 @@ class ControlClient:
         }
         began_ns = time.monotonic_ns()
         try:
-            reply: StatusReply = await self._client.call_plain(api.STATUS, body, {}, wait_s)
+            lost: list[newer.Lost] = []
+            reply: StatusReply = await self._client.call_plain(
+                api.STATUS, body, {}, wait_s, lambda content: newer.reply(content, lost)
+            )
         except UnreachableError:
             # A server that refuses a certificate cuts the connection; the reason can be seen on this side.
             await asyncio.to_thread(identity.check_certificate, self._files)
@@ -112,10 +121,33 @@ class ControlClient:
         except CertificateExpiredError as exc:
             raise await asyncio.to_thread(identity.explained, self._files, exc) from exc
         self._round_trip_ns = max(0, time.monotonic_ns() - began_ns - reply.held_ns)
+        self._note_lost(lost)
         if reply.revoked is not None and self._on_revoked is not None:
             await self._on_revoked(reply.revoked)
+        if reply.desired is not None:
+            await self._tell(reply.desired)
         self._kept = reply.kept
         return reply.commands
+
+    def _note_lost(self, lost: list[newer.Lost]) -> None:
+        """It comes with each answer, and is said once."""
+        for part, cause in lost:
+            if (part, cause) not in self._lost:
+                _log.warning(
+                    "a part of the config server's answer is not understood, and is left: it may be newer",
+                    part=part,
+                    cause=cause,
+                )
+        self._lost = lost
+
+    async def _tell(self, desired: Desired) -> None:
+        """It comes again with the next answer. What else this one says (commands, whose results are kept) must not be lost for it."""
+        if self._on_desired is None:
+            return
+        try:
+            await self._on_desired(desired)
+        except Exception as exc:  # noqa: BLE001 - the daemon lives on, see the head of this module
+            _log.error("what is desired could not be taken: this is a bug", exc_info=exc)
 
     async def serve(
         self,

@@ -42,6 +42,16 @@ ATTACH_POINTS: Final = (
 )
 """The points of an agent that attaches capture afresh, in its order; a crash test visits each."""
 
+WISH_POINTS: Final = (
+    "wish.before-write",
+    "wish.after-write",
+    "wish.before-detach",
+    "attach.in-detach",
+    "wish.after-detach",
+    "wish.after-forget",
+)
+"""The points of an agent that does what the config server wants, in its order (the last four: to stop); a crash test visits each."""
+
 CONTROL_POINTS: Final = (
     "grant.in-row",
     "grant.given",

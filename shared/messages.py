@@ -14,18 +14,18 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from shared.desired import Desired, Interval, Mark, Verb
 from shared.vocabulary import Consistency, Health, HopState, PointState, Role, Severity
 
 PORT: Final = 443
-API_VERSION: Final = 2
+API_VERSION: Final = 3
 """Raised whenever a request gets a field or a value, which an older server refuses: `ServerInfo` says the server's. 2: `RestoreRequest` has
-`grant` and `request`."""
+`grant` and `request`. 3: `Protection` has `process_servers`, `policy_name`, `force`, `offline` and `fewer`; policies have names, and need
+no interval."""
 MAX_BODY_B: Final = 4 << 20
 """Larger request bodies are refused."""
 
 
-Interval = Annotated[float, msgspec.Meta(ge=1, le=10 * 366 * 86_400)]
-"""Seconds, up to ten years."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 """How many entries of a list, the newest first."""
 
@@ -33,8 +33,6 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 class CommandKind(enum.StrEnum):
     MARK = "mark"
     FLUSH = "flush"
-    PROTECT = "protect"
-    UNPROTECT = "unprotect"
     RESYNC = "resync"
     CHECK_SIDE = "check-side"
 
@@ -66,7 +64,7 @@ class EventKind(enum.StrEnum):
     REVOCATION = "revocation"
     """Storage knew revocations that the database did not."""
     RESTORED = "restored"
-    """The database was put back from a backup."""
+    """The database was put back from a backup; or a machine's agent knew of another act of an operator than the database did."""
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -172,6 +170,8 @@ class StatusReply(msgspec.Struct):
     revoked: Revocations | None = None
     """For both ends of the stream: process servers, who admit agents, and agents, who trust process servers. None: nothing is said,
     and what was known holds."""
+    desired: Desired | None = None
+    """For agents: what they are to do. None: no opinion."""
     kept: bool = True
     """Whether what the report said is remembered: else its results are to be sent again."""
 
@@ -215,8 +215,32 @@ class CommandView(msgspec.Struct):
 class Policy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Replication policy. `rpo_threshold_s` only raises an event; it never changes replication."""
 
-    point_interval_s: Interval = 300.0
+    point_interval_s: Interval | msgspec.UnsetType = msgspec.UNSET
+    """Unset: each agent's own configuration says it."""
     rpo_threshold_s: Interval = 900.0
+
+
+POLICY_NAME_LENGTH: Final = 63
+
+
+class PolicyView(msgspec.Struct, kw_only=True):
+    """A policy, and the machines for which it holds."""
+
+    name: str
+    point_interval_s: float | None
+    """Null: each agent's own configuration says it."""
+    rpo_threshold_s: float
+    machines: list[str]
+
+
+class PolicyList(msgspec.Struct):
+    policies: list[PolicyView]
+
+
+class PolicyChoice(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a machine. The name of a policy."""
+
+    name: Annotated[str, msgspec.Meta(max_length=POLICY_NAME_LENGTH)]
 
 
 class ErrorView(msgspec.Struct, omit_defaults=True):
@@ -293,6 +317,21 @@ class PointList(msgspec.Struct):
     gaps: list[GapView] = []
 
 
+class WishView(msgspec.Struct, kw_only=True):
+    """What an operator wants of a machine."""
+
+    verb: Verb
+    disks: list[str]
+    """Paths of all that are to be protected; empty: those of the agent's configuration, or none where it is to stop."""
+    process_servers: list[str]
+    """Empty: that of the agent's configuration. Where it is to stop: those before, for when it is protected again."""
+    since: str
+    """When it was said, or taken over from the agent."""
+    pending: str | None
+    """Since when the agent is to do so and does not say that it does; null when it does."""
+    mark: Mark
+
+
 class MachineView(msgspec.Struct, kw_only=True):
     name: str
     state: str
@@ -318,6 +357,10 @@ class MachineView(msgspec.Struct, kw_only=True):
     hops: list[HopView]
     errors: list[ErrorView]
     policy: Policy
+    policy_name: str = ""
+    """Empty: it has one of its own, without a name."""
+    wish: WishView | None = None
+    """Null: no opinion, its agent goes by its own configuration."""
 
 
 class MachineList(msgspec.Struct):
@@ -372,10 +415,55 @@ class SideView(msgspec.Struct, kw_only=True):
     """Those that do not report: they look by themselves within a minute, if they run."""
 
 
-class Protection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    disks: Annotated[list[str], msgspec.Meta(min_length=1, max_length=256)]
-    """Device paths on the machine."""
+class Protection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Has a machine's agent protect these disks, and no others."""
+
+    disks: Annotated[
+        list[Annotated[str, msgspec.Meta(max_length=4096)]], msgspec.Meta(min_length=1, max_length=256)
+    ]
+    """Device paths on the machine, or other names of its disks (`DiskCandidate.name`). A path means the disk that stands there now, by
+    what the agent said last; where none does, the one that was named so."""
+    process_servers: Annotated[
+        list[Annotated[str, msgspec.Meta(max_length=255)]], msgspec.Meta(max_length=16)
+    ] = []
+    """`host:port`, the one to be preferred first; empty: that of the agent's configuration."""
     policy: Policy | None = None
+    """One of the machine's own. Without it and `policy_name` the machine keeps the policy that it has."""
+    policy_name: Annotated[str, msgspec.Meta(max_length=POLICY_NAME_LENGTH)] = ""
+    force: bool = False
+    """Take disks that its agent neither captures nor offers."""
+    offline: bool = False
+    """Record it although the machine's agent has never reported."""
+    fewer: bool = False
+    """Leave out disks that are protected now."""
+
+
+class DiskCandidate(msgspec.Struct, kw_only=True):
+    """A disk of a machine that is protected, or could be, or why it cannot."""
+
+    device: str
+    size_b: int
+    identity: str
+    """As `python -m agent preflight` prints it; empty where it is not known."""
+    id: str
+    """The stable id of one that was captured at any time; else empty."""
+    captured: bool
+    """By the agent, now."""
+    wanted: bool
+    """It is to be protected, by what an operator said last, or, where nobody has said anything, by its agent's configuration."""
+    why_not: str
+    """Why it cannot be; empty: it can."""
+    name: str
+    """What means it in a request, wherever it stands: its id, else what it alone bears; its path where it has neither."""
+
+
+class DiskCandidates(msgspec.Struct, kw_only=True):
+    machine: str
+    seen_s: float | None
+    """Age of what its agent said; null: it never reported."""
+    disks: list[DiskCandidate]
+    by_configuration: bool = False
+    """Nobody has said what is wanted."""
 
 
 class PointRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -42,6 +42,23 @@ def is_host(text: str) -> bool:
     return True
 
 
+def is_address(text: str) -> bool:
+    """Whether it is `host:port`; an IPv6 address stands in brackets."""
+    host, _, _ = text.rpartition(":")
+    if host.startswith("[") != host.endswith("]") or (":" in host) != host.startswith("["):
+        return False
+    parts = address_of(text)
+    return parts is not None and is_host(parts[0])
+
+
+def address_of(text: str) -> tuple[str, int] | None:
+    """Of `host:port`; two that are equal are one address, however they are written. None where there is no port, or no host."""
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port[:9]) < 1 << 16:
+        return None
+    return host.strip("[]"), int(port)
+
+
 def is_server_url(url: str) -> bool:
     """Whether `url` can be a config server's: https, and a host that can be one."""
     try:

@@ -2,8 +2,8 @@
 
 A daemon sends a JSON object every two seconds. The config server decodes it as one of the structs below, by
 the role in the daemon's certificate. Fields that are not known here are ignored, so that a newer daemon can
-talk to an older config server; a known field of the wrong type is refused with its path. Every field has a
-default: a daemon says what it knows.
+talk to an older config server; a known field of the wrong type is refused with its path (but what an agent goes by: `newer.wish`). Every
+field has a default: a daemon says what it knows.
 
 Times are Unix nanoseconds of the reporting host's clock (`…_ns`); sizes bytes (`…_b`); rates per second.
 
@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from shared.desired import Wish
 from shared.vocabulary import Severity
 
 MAX_ENTRIES: Final = 10_000
@@ -26,8 +27,11 @@ Whole = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Sectors = Annotated[int, msgspec.Meta(ge=0, le=(1 << 54) - 1)]
 """Of 512 bytes: as bytes they fit into 64 bits, too."""
 Real = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]
-Word = Annotated[str, msgspec.Meta(max_length=255)]
-Text = Annotated[str, msgspec.Meta(max_length=10_000)]
+MAX_WORD: Final = 255
+MAX_TEXT: Final = 10_000
+"""Characters. A report with more is refused as a whole: whoever makes one of what others said cuts it."""
+Word = Annotated[str, msgspec.Meta(max_length=MAX_WORD)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 _entries: Final = msgspec.Meta(max_length=MAX_ENTRIES)
 
 
@@ -83,6 +87,29 @@ class AgentDisk(msgspec.Struct, kw_only=True):
     todo_b: Whole | None = None
 
 
+class AvailableDisk(msgspec.Struct, kw_only=True):
+    """A whole disk of the host, protected or not."""
+
+    device: Word
+    sectors: Sectors = 0
+    identity: Word = ""
+    """As `python -m agent preflight` prints it."""
+    why_not: Text = ""
+    """Why it cannot be protected; empty: it can."""
+    id: Word = ""
+    """The stable id of the disk that it is, by what its agent has noted; empty: it never was a protected one."""
+
+
+class BoundDisk(msgspec.Struct, kw_only=True):
+    """A disk that its agent is to capture and knows, whether it is there now or not."""
+
+    id: Word
+    device: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    """Under which path it was named; another disk may stand there by now."""
+    identity: Word = ""
+    """What it is configured to bear, in its configuration or a wish; empty: the agent found out by itself what it is known by."""
+
+
 class AgentReport(Report, kw_only=True):
     """`state` is the stream's: initial-replication | ordered | bitmap | catching-up | resync | starting |
     stopped…"""
@@ -105,6 +132,12 @@ class AgentReport(Report, kw_only=True):
     ring_b: Whole = 0
     rates: Annotated[dict[Word, Real], _entries] = {}
     audit: dict[str, Any] = {}
+    wish: Wish | None = None
+    """What it goes by; None: by its configuration alone."""
+    bound: Annotated[list[BoundDisk], _entries] = []
+    """By which ids it knows what it is to capture."""
+    available: Annotated[list[AvailableDisk], _entries] = []
+    """Whole disks of the host that could be protected, or why not."""
     process_server: Word = ""
     connected: bool | None = None
     """Whether there is a session with the process server."""

@@ -26,10 +26,12 @@ class Done:
 
 
 async def understudy(*arguments: str, **env: str) -> Done:
-    return await ended(await begun(*arguments, **env))
+    return await ended(await begun(*arguments, stdin=asyncio.subprocess.DEVNULL, **env))
 
 
-async def begun(*arguments: str, **env: str) -> asyncio.subprocess.Process:
+async def begun(
+    *arguments: str, stdin: int = asyncio.subprocess.DEVNULL, **env: str
+) -> asyncio.subprocess.Process:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("UNDERSTUDY_")}
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -37,7 +39,7 @@ async def begun(*arguments: str, **env: str) -> asyncio.subprocess.Process:
         "from config_server.cli.main import main; main()",
         *arguments,
         env={**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env},
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -10,6 +10,7 @@ Files that a daemon treats alike, and errors that it does, are not multiplied: e
 What is not here, and why:
 - agent, disks.json: written only when a disk is seen for the first time, in this boot or elsewhere
   (tests/integration/agent/test_protection.py).
+- agent, desired.json: written only when the config server wants something else (tests/integration/agent/test_wishes.py).
 - agent, stream state and bitmaps: pinned kernel memory, no file. Of the BPF file system nothing fails but the making (start).
 - process server, aside files and their notes: written when spool files are damaged (process_server/spool/test_recovery.py).
 - master target with page blobs: has no file of its own but certificate, key cache and log; its state is in storage (storage-faults).
@@ -174,6 +175,7 @@ def _starts() -> Iterator[Case]:
     yield Start("process-server", "key cache", "*/.keys/*", Fail.FORBIDDEN, "")
     yield Start("agent", "lock", "*/agent.lock", Fail.READS, "US478")
     yield Start("agent", "disks.json", "*/agent/disks.json", Fail.FORBIDDEN, "US478")
+    yield Start("agent", "desired.json", "*/agent/desired.json", Fail.FORBIDDEN, "")
 
 
 CASES: Final[tuple[Case, ...]] = (*_running(), *_starts())

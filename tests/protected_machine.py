@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from agent.capture.bindings import BindingsFile, Wanted
+from agent.capture.bindings import BindingsFile
 from agent.capture.disks import find_disk
 from agent.capture.fitting import Change
 from agent.capture.look import LeftOut
@@ -18,6 +18,7 @@ from agent.capture.maps import Capture, detach
 from agent.capture.protection import protect
 from agent.capture.watch import Watch
 from agent.config import AgentConfig
+from shared.desired import WantedDisk
 from shared.errors import SharedIdentityError
 from shared.tls import TlsFiles
 from tests.capture_parts import MIB, Rig, rig, run, until
@@ -32,7 +33,7 @@ class Machine:
         self.undo = undo
         self.state_dir = r.folder / "state"
         self.state_dir.mkdir()
-        self.wanted = [Wanted(str(disk.path)) for disk in r.disks]
+        self.wanted = [WantedDisk(str(disk.path)) for disk in r.disks]
         self.changes: list[Change] = []
         self.shared: dict[str, SharedIdentityError] = {}
         self._file: BindingsFile | None = None

@@ -13,6 +13,7 @@ from config_server.inventory import Machine
 from config_server.lasting import Lasting
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
+from shared.desired import WantedDisk
 from shared.messages import MachineView, PointView, Policy
 from shared.status import Report
 from shared.vocabulary import Role
@@ -23,7 +24,7 @@ _LOOKS: Final = 120
 
 
 def machine(**changes: object) -> Machine:
-    base = Machine("web1", protected=True, disks=("/dev/sda",), policy=Policy(), created_ns=0)
+    base = Machine("web1", protected=True, disks=(WantedDisk("/dev/sda"),), policy=Policy(), created_ns=0)
     return msgspec.structs.replace(base, **changes)
 
 

@@ -8,6 +8,7 @@ protection          the door for the service: every configured disk that is ther
 look                the decision: what stands, what is captured, why a disk cannot be                     blocks for seconds
 fitting             the bringing about: what is pinned becomes the chosen disks; a new epoch is wanted before
 watch               disks that are left out, looked for while the agent runs
+available           all disks of the host, for people who choose           looked at in a thread
 binding, bindings   which disk is which: pure; the file that remembers it
 identify            what identifies the disks of this machine
 answer              whether a disk answers, and what it says: everything that may hang, in a program that is left behind (device_program)

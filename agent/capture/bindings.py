@@ -20,35 +20,25 @@ meanwhile knows what the file says. Hence whoever wants to change the file stops
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
 
 from agent.capture.binding import Identity, Known, Standing, Verdict, is_ruled_out, new_id, same
 from shared import decoding, durable
+from shared.desired import WantedDisk
 from shared.errors import UNDECODABLE, BindingDamagedError, StateFileError, cause_of
 from shared.log.names import DiskName
 
 NAME: Final = "disks.json"
+Which = tuple[int, int]
+"""A disk, by its device number and diskseq."""
 CLOSE_S: Final = 5.0
 """How long an end waits for a thread that writes the file."""
-
-
-class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A protected disk as configured (`[[disk]]`), or by its path alone."""
-
-    device: Annotated[str, msgspec.Meta(min_length=1)]
-    """The disk's path. A link of `/dev/disk/by-id` leads to the same disk after each boot; one of `/dev/disk/by-path` to whatever is
-    plugged into that port."""
-    id: DiskName | None = None
-    """The disk's name in the installation, and in storage: up to 128 ASCII letters, digits, and `.` `_` `!` `-`. Unless it is set, the
-    agent takes the kernel's name at the first start and keeps it. Another id is another disk: it is copied anew."""
-    identity: str | None = None
-    """What the disk bears that no other does, as `python -m agent preflight DEVICE` prints it. Unless it is set, the agent takes the
-    strongest that the disk has."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -204,36 +194,57 @@ def _unwritten(why: StateFileError) -> StateFileError:
 
 
 def all_known(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[WantedDisk],
     remembered: Sequence[Bound],
-    at: Mapping[str, int],
-    names: Mapping[int, str],
+    at: Mapping[str, Standing],
     boot: str,
+    captured: Collection[tuple[int, int]] = (),
 ) -> list[Known]:
-    """The configured disks, as they are bound or new. `at`: what stands under each path; `names`: the kernel's, of what stands. Two lines
+    """The configured disks, as they are bound or new. `at`: what stands under each path; `captured`: device numbers and diskseqs. Two lines
     that name one id (a path alone, and that id with another path) are two disks to whoever decides: the first has it."""
     found: list[Known] = []
     named = {disk.id for disk in wanted if disk.id}
     taken = [*(bound.id for bound in remembered), *named]
     shared = frozenset(Identity.parse(text) for bound in remembered for text in bound.shared)
+    lines = [_line_of(disk, remembered, at.get(disk.device), boot) for disk in wanted if not disk.id]
+    claimed = named | {line.id for line in lines if line is not None}
     for disk in wanted:
-        dev = at.get(disk.device)
-        one = known(disk, remembered, dev, boot)
+        there = at.get(disk.device)
+        one = known(disk, remembered, there, boot, claimed, captured)
         if one is None or (disk.id is None and one.id in named):
-            name = names[dev] if dev is not None else Path(disk.device).name
-            one = fresh(disk, name, taken, dev)
+            name = there.name if there is not None else Path(disk.device).name
+            one = fresh(disk, name, taken, there.dev if there is not None else None)
             taken.append(one.id)
         named.add(one.id)
         found.append(replace(one, seen_shared=shared))
     return found
 
 
-def known(wanted: Wanted, remembered: Sequence[Bound], at: int | None, boot: str = "") -> Known | None:
-    """The disk as it is bound: by the configuration, else by what is remembered of its id or path. None: it was never seen."""
+def known(
+    wanted: WantedDisk,
+    remembered: Sequence[Bound],
+    there: Standing | None,
+    boot: str = "",
+    claimed: Collection[str] = (),
+    captured: Collection[tuple[int, int]] = (),
+) -> Known | None:
+    """The disk as it is bound: by the configuration, else by what is remembered of its id or path, or of the disk that stands `there`,
+    under a path that is new. None: it was never seen. `claimed`: ids that other lines have."""
     if wanted.id is not None:
         before = next((bound for bound in remembered if bound.id == wanted.id), None)
     else:
-        before = next((bound for bound in reversed(remembered) if bound.device == wanted.device), None)
+        before = _line_of(wanted, remembered, there, boot) or _line_bearing(wanted, remembered, claimed)
+        if before is None and there is not None:
+            before = next(
+                (
+                    bound
+                    for bound in remembered
+                    if bound.id not in claimed
+                    and wanted.identity in (None, bound.identity)
+                    and _is_noted(there, bound, boot, captured)
+                ),
+                None,
+            )
     id_ = wanted.id or (before.id if before else None)
     text = wanted.identity or (before.identity if before else None)
     if id_ is None:
@@ -252,14 +263,56 @@ def known(wanted: Wanted, remembered: Sequence[Bound], at: int | None, boot: str
         id=id_,
         path=wanted.device,
         identity=Identity.parse(text) if text else None,
-        at=at,
+        at=there.dev if there is not None else None,
         noted=noted,
         is_new=before is None,
         is_configured=wanted.identity is not None,
     )
 
 
-def fresh(wanted: Wanted, kernel_name: str, taken: Sequence[str], at: int | None) -> Known:
+def _line_of(
+    wanted: WantedDisk, remembered: Sequence[Bound], there: Standing | None, boot: str
+) -> Bound | None:
+    """The newest line of the path, unless another disk is meant by it now."""
+    lines = [bound for bound in reversed(remembered) if bound.device == wanted.device]
+    meant = next((bound for bound in lines if bound.identity == wanted.identity), None)
+    return meant or next((bound for bound in lines if not _is_another(wanted, bound, there, boot)), None)
+
+
+def _line_bearing(wanted: WantedDisk, remembered: Sequence[Bound], claimed: Collection[str]) -> Bound | None:
+    """The line of the disk that is meant by what lasts, however it is called now."""
+    asked = Identity.parse(wanted.identity) if wanted.identity else None
+    if asked is None or asked.is_weak:
+        return None
+    lines = [bound for bound in remembered if same(Identity.parse(bound.identity), asked)]
+    return lines[0] if len(lines) == 1 and lines[0].id not in claimed else None
+
+
+def _is_another(wanted: WantedDisk, bound: Bound, there: Standing | None, boot: str) -> bool:
+    """Whether the identity that is asked for is not that of the line's disk: both are of one lasting kind, or what stands there bears the
+    one and not the other. (It may be that disk, of which something else is said: then it bears both, or was noted in this boot.)"""
+    if wanted.identity is None:
+        return False
+    asked, kept = Identity.parse(wanted.identity), Identity.parse(bound.identity)
+    if asked.kind is kept.kind and not asked.is_weak:
+        return not same(kept, asked)
+    if there is None or not any(same(asked, found) for found in there.identities):
+        return False
+    is_it = bound.seen is not None and bound.seen == Seen(boot, there.dev, there.diskseq)
+    return not is_it and not there.may_hide(kept.kind) and not _is_bound(there, bound)
+
+
+def _is_noted(disk: Standing, bound: Bound, boot: str, captured: Collection[tuple[int, int]]) -> bool:
+    """Whether the disk is the one that the line was noted for: by its diskseq, since another one may have its device number by now. What it
+    bears must not say another thing; where that can have changed, it is the same only while capture watches it."""
+    if not disk.diskseq or bound.seen != Seen(boot, disk.dev, disk.diskseq):
+        return False
+    kept = Identity.parse(bound.identity)
+    is_captured = (disk.dev, disk.diskseq) in captured
+    return _is_bound(disk, bound) or (is_captured and not is_ruled_out(disk, kept))
+
+
+def fresh(wanted: WantedDisk, kernel_name: str, taken: Sequence[str], at: int | None) -> Known:
     """A disk that was never seen gets its id."""
     identity = Identity.parse(wanted.identity) if wanted.identity else None
     return Known(
@@ -328,3 +381,15 @@ def after(remembered: Sequence[Bound], chosen: Sequence[Bound]) -> list[Bound]:
         msgspec.structs.replace(one, seen=None) if seen.get(one.seen, one.id) != one.id else one
         for one in bound.values()
     ]
+
+
+def ids(remembered: Sequence[Bound], borne: Mapping[Which, Sequence[Identity]]) -> dict[Which, str]:
+    """Which of the host's disks are those of the lines, as far as what they bear says so: one disk, and one line, for each."""
+    found: dict[Which, str] = {}
+    lines = [(bound.id, Identity.parse(bound.identity)) for bound in remembered]
+    for which, identities in borne.items():
+        mine = {id_ for id_, kept in lines if any(same(kept, one) for one in identities)}
+        if len(mine) == 1:
+            found[which] = mine.pop()
+    times = Counter(found.values())
+    return {which: id_ for which, id_ in found.items() if times[id_] == 1}

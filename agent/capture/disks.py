@@ -167,6 +167,11 @@ def find_disk(path: Path, *, sysfs: Path = SYSFS, attributes_of: AttributesOf = 
     return describe(path, folder, major, minor, attributes_of, sysfs=sysfs)
 
 
+def leads_to(path: str, disk: Disk) -> bool:
+    """Whether a path, which an operator may have named, is the disk's now. Of one that leads nowhere, or in a circle, nothing is raised."""
+    return os.path.realpath(path) == os.path.realpath(disk.path)
+
+
 def describe(
     path: Path,
     folder: Path,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,19 +46,21 @@ BeforeChange = Callable[[npt.NDArray[np.uint64], Change], None]
 
 def bring_about(
     chosen: Sequence[tuple[Verdict, Disk]],
-    pinned: Sequence[int],
+    pinned: Mapping[int, str],
     pin_dir: Path,
     ring_b: int,
     before_change: BeforeChange,
     object_path: Path,
 ) -> list[LeftOut]:
     """Makes what is pinned the chosen disks: those that go on are not touched. Returns those whose writes the programs do not see.
+    `pinned`: by slot, the id of whose disk it is; empty where that is not known.
 
     When more join than slots are left, everything is attached afresh, which costs those that go on what they have: only for disks that
     were tried out before, and they keep their places whether they answer or not."""
     new = [(verdict, disk) for verdict, disk in chosen if verdict.action is Action.ATTACH]
     staying = {verdict.slot for verdict, _ in chosen if verdict.slot is not None}
     stale = [slot for slot in pinned if slot not in staying]
+    gone = [pinned[slot] for slot in stale]
     members.tidy(pin_dir)
     if not new and not stale:
         return []
@@ -71,7 +73,7 @@ def bring_about(
             [(verdict, disk) for verdict, disk in some if disk.id not in failed] for some in (new, chosen)
         )
     if not staying or len(new) > members.free_slots(pin_dir):
-        change = _change([verdict for verdict, _ in new], stale)
+        change = _change([verdict for verdict, _ in new], gone)
         return unseen + attach_all(chosen, pin_dir, ring_b, before_change, change, object_path)
     ready: dict[int, tuple[Verdict, Disk]] = {}
     for verdict, disk in new:
@@ -81,7 +83,7 @@ def bring_about(
             unseen.append(_unseen(verdict, exc))
     if not ready and not stale:
         return unseen
-    before_change(attach.state_words(pin_dir), _change([verdict for verdict, _ in ready.values()], stale))
+    before_change(attach.state_words(pin_dir), _change([verdict for verdict, _ in ready.values()], gone))
     # First those that go: one that was resized, or whose number another got, is one and the other.
     members.leave(pin_dir, stale)
     members.enter(pin_dir, {slot: disk for slot, (_, disk) in ready.items()})
@@ -189,9 +191,12 @@ def calibrate_again(
         _log.warning("capture goes on without order", **exc.as_dict())
 
 
-def _change(new: Sequence[Verdict], stale: Sequence[int]) -> Change:
+def _change(new: Sequence[Verdict], gone: Sequence[str]) -> Change:
+    """`gone`: ids of those that are not captured any more as they were. One of them that is new is back; one of which nothing is known may
+    be. Others were exchanged for it, and all that was written to them until now was seen."""
     if new and all("resized" in verdict.reason for verdict in new):
         return Change.RESIZED
-    if new:
-        return Change.RETURNED if stale else Change.JOINED
-    return Change.LEFT
+    if not new:
+        return Change.LEFT
+    is_back = "" in gone or any(verdict.known.id in gone for verdict in new)
+    return Change.RETURNED if is_back else Change.JOINED

@@ -6,6 +6,7 @@ device. Nothing here asks a device, nor reads an attribute whose driver may: it 
 
 from __future__ import annotations
 
+import os
 import struct
 import uuid
 from pathlib import Path
@@ -84,4 +85,6 @@ def partition_table(head: bytes, block_b: int) -> list[Identity]:
 
 
 def _port(disk: Disk, by_path: Path) -> str:
-    return next((link.name for link in entries(by_path) if link.resolve().name == disk.name), "")
+    return next(
+        (link.name for link in entries(by_path) if Path(os.path.realpath(link)).name == disk.name), ""
+    )

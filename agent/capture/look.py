@@ -14,10 +14,11 @@ from typing import Final
 from agent.capture import answer, attach, bindings, disks, identify, layout, pins, suitable
 from agent.capture.answer import Answer
 from agent.capture.binding import TOLD, WEAK, Action, Known, Pinned, Standing, Verdict, decide, same
-from agent.capture.bindings import Bound, Wanted
+from agent.capture.bindings import Bound
 from agent.capture.disks import SYSFS, UNKNOWN, Attributes, Disk
 from agent.capture.suitable import MAX_BLOCK_B
 from agent.machine_identity import this_boot
+from shared.desired import WantedDisk
 from shared.errors import (
     CapturedTwiceError,
     CaptureRemovedError,
@@ -89,8 +90,27 @@ def read_pins(pin_dir: Path) -> tuple[list[Pinned], CaptureRemovedError | None]:
         return [], exc
 
 
+def as_captured(pin_dir: Path, remembered: Sequence[Bound]) -> tuple[WantedDisk, ...]:
+    """What is captured, in words that ask for just that: by the lines that are noted for it, else by the kernel's names."""
+    pinned, _ = read_pins(pin_dir)
+    boot = this_boot()
+    noted = {
+        (bound.seen.dev, bound.seen.diskseq): bound
+        for bound in remembered
+        if bound.seen and bound.seen.boot == boot
+    }
+    found = []
+    for pin in pinned:
+        bound = noted.get((pin.dev, pin.diskseq))
+        if bound is not None:
+            found.append(WantedDisk(bound.device, bound.id))
+        elif (folder := SYSFS / f"dev/block/{pin.dev >> 20}:{pin.dev & 0xFFFFF}").exists():
+            found.append(WantedDisk(f"/dev/{folder.resolve().name.replace('!', '/')}"))
+    return tuple(found)
+
+
 def look_at(
-    wanted: Sequence[Wanted], remembered: list[Bound], pin_dir: Path, *, everybody: bool = False
+    wanted: Sequence[WantedDisk], remembered: list[Bound], pin_dir: Path, *, everybody: bool = False
 ) -> Look:
     """`everybody`: other disks are asked, too, whether they bear what only a disk tells and a captured one is known by."""
     pinned, _ = read_pins(pin_dir)
@@ -121,8 +141,10 @@ def look_at(
     answers = _ask(found[dev] for dev in {*at.values(), *captured})
     watched = {found[dev].device: _standing(found[dev], answers, said) for dev in captured}
     remembered = bindings.with_notes(remembered, watched, boot)
-    known = bindings.all_known(wanted, remembered, at, {dev: disk.name for dev, disk in found.items()}, boot)
-    standing = [_standing(disk, answers, said) for disk in found.values()]
+    by_dev = {dev: _standing(disk, answers, said) for dev, disk in found.items()}
+    under = {path: by_dev[dev] for path, dev in at.items()}
+    known = bindings.all_known(wanted, remembered, under, boot, slots)
+    standing = [*by_dev.values()]
     if any(_needs_others(disk, standing, () if everybody else captured.values()) for disk in known):
         answers |= _ask(
             disk for disk in found.values() if str(disk.path) not in answers and _may_tell(disk, known)

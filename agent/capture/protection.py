@@ -15,14 +15,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from agent.capture import attach, bindings, pins
+from agent.capture import attach, bindings, disks, pins
 from agent.capture.binding import Action, Verdict
-from agent.capture.bindings import BindingsFile, Bound, Wanted
+from agent.capture.bindings import BindingsFile, Bound, Seen
 from agent.capture.disks import Disk
 from agent.capture.fitting import BeforeChange, Change, attach_all, bring_about, calibrate_again
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, read_pins, silence, why_not
 from agent.capture.maps import Capture
 from shared import logging
+from shared.desired import WantedDisk
 from shared.errors import NoUsableDiskError, SharedIdentityError, StateFileError
 
 _log = logging.get()
@@ -38,7 +39,7 @@ class Protected(NamedTuple):
 
 
 def protect(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[WantedDisk],
     file: BindingsFile,
     pin_dir: Path,
     ring_b: int,
@@ -78,7 +79,7 @@ def protect(
                 "a captured disk cannot be read; it stays captured", id=verdict.known.id, cause=cause
             )
         disk = replace(look.found[verdict.standing.dev], id=verdict.known.id)
-        if Path(verdict.known.path).resolve() == disk.path.resolve():
+        if disks.leads_to(verdict.known.path, disk):
             disk = replace(disk, path=Path(verdict.known.path))
         chosen.append((verdict, disk))
     if not chosen:
@@ -91,8 +92,9 @@ def protect(
     chosen = [(v, disk) for v, disk in chosen if v.known.id not in {left.id for left in unbound}]
     is_fresh = False
     if pinned:
-        slots = [pin.slot for pin in pinned]
-        unseen = bring_about(chosen, slots, pin_dir, ring_b, before_change, object_path)
+        ids = {line.seen: line.id for line in look.remembered if line.seen}
+        whose = {pin.slot: ids.get(Seen(look.boot, pin.dev, pin.diskseq), "") for pin in pinned}
+        unseen = bring_about(chosen, whose, pin_dir, ring_b, before_change, object_path)
         calibrate_again(chosen, look, pin_dir, object_path)
     else:
         is_unfinished = pins.former(pin_dir).exists()

@@ -19,9 +19,10 @@ from typing import Final
 
 from agent.capture import answer, attach
 from agent.capture.binding import Action, Verdict
-from agent.capture.bindings import BindingsFile, Wanted
+from agent.capture.bindings import BindingsFile
 from agent.capture.look import LeftOut, Look, Refusing, bound_by_shared, look_at, silence, why_not
 from shared import logging
+from shared.desired import WantedDisk
 from shared.errors import (
     BpfError,
     DeviceError,
@@ -53,7 +54,7 @@ class Watch:
 
     def __init__(
         self,
-        wanted: Sequence[Wanted],
+        wanted: Sequence[WantedDisk],
         file: BindingsFile,
         pin_dir: Path,
         left_out: Sequence[LeftOut],

@@ -17,6 +17,7 @@ uploading    the newest captured time that is in storage         pure
 cutter       cuts batches; where the stream stands               never blocks
 retention    what was sent: what may be freed, where to resume   never blocks
 link         one connection, as awaitables                       blocks on the peer
+servers      which process server the next session is with       pure
 sender       sessions with the process server                    blocks on credit and the link
 clock        boot clock and wall clock
 state        what survives a kill, in a pinned map

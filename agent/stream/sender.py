@@ -9,6 +9,8 @@ last batch is not ours (digest, and the place in the ring where it ends), cannot
 So nothing that a process server says moves emission, or frees the ring, beyond a batch that this agent cut (I5): WELCOME names one that is
 ours; an ACK's `spooled` is at most the last that was sent in this session or welcomed (shared/wire/protocol.py), and what it frees is what
 this end noted for that batch.
+
+With which of several process servers a session is: `servers`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Final
 from agent.stream import rounds
 from agent.stream.cutter import CutBatch, Stream
 from agent.stream.link import Link
+from agent.stream.servers import STEADY_S, Address, ProcessServers
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.uploading import Uploading
 from shared import identity, logging, tls
@@ -30,8 +33,10 @@ from shared.batch import HEADER_SIZE, StreamState
 from shared.errors import (
     CertificateRevokedError,
     ContinuityError,
+    CopyRefusedError,
     DeviceError,
     EpochRefusedError,
+    NoProcessServerError,
     NoThreadError,
     NotReadyError,
     OtherEpochError,
@@ -55,12 +60,12 @@ LINGER_S: Final = 0.1
 """So long small batches wait for company."""
 LINGER_BELOW_B: Final = 256 * 1024
 IDLE_S: Final = 0.02
+UPLOAD_LOOK_S: Final = 0.5
+UPLOAD_LOOKS: Final = 40
 RETRY_LIMIT_S: Final = 10.0
 RETRY_AFTER_LIMIT_S: Final = 60.0
 RESTARTS_S: Final = 60.0
 """So long a process server may be away that is restarted, or upgraded."""
-STEADY_S: Final = 30.0
-"""A session that was open for so long was a good one: the next is not waited for longer on account of earlier failures."""
 
 
 _REASONS: Final = {
@@ -80,14 +85,14 @@ class _NewEpochError(Exception):
 
 
 class Sender:
-    """Keeps a session with one process server alive until told to stop."""
+    """Keeps a session with a process server alive until told to stop."""
 
     def __init__(
         self,
         stream: Stream,
         state: AgentState,
         hello: Callable[[], Hello],
-        address: tuple[str, int],
+        servers: ProcessServers,
         files: tls.TlsFiles,
         end_epoch: Callable[[Reason], None],
         clock_at: tuple[str, int] | None = None,
@@ -95,7 +100,7 @@ class Sender:
         self._stream = stream
         self._state = state
         self._hello = hello
-        self._address = address
+        self._servers = servers
         self._clock_at = clock_at
         self._context = tls.client_context(files, tls.PROCESS_SERVER)
         self._files = files
@@ -130,6 +135,17 @@ class Sender:
         return isinstance(self.problem, _AWAY) and since is not None and time.monotonic() - since < RESTARTS_S
 
     @property
+    def address(self) -> Address | None:
+        """Of `server`."""
+        return self._servers.current
+
+    @property
+    def server(self) -> str:
+        """`host:port` of the one that has the session, or with which one is tried; empty: nobody was named."""
+        address = self._servers.current
+        return f"{address[0]}:{address[1]}" if address else ""
+
+    @property
     def uploaded_ordered_ns(self) -> int:
         """`captured_ns` of the newest batch that is ordered and uploaded; 0: none of this epoch is known."""
         return self._uploading.captured_ns
@@ -152,14 +168,24 @@ class Sender:
         """What it was refused for may be over: the next try begins now."""
         self._hurried.set()
 
+    async def leave(self) -> None:
+        """Returns when another server, which never had the stream, could go on with it, as far as waiting helps."""
+        if self.connected and self._state[Word.EPOCH]:
+            await self._nothing_is_freed_too_early()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Returns soon after `stop` is set. A session that ends is begun again, with backoff."""
         failures = 0
         while not stop.is_set():
             began = time.monotonic()
             self._retry_after_s = 0.0
+            address = self._servers.current
+            if address is None:
+                self.problem = NoProcessServerError("The stream goes nowhere")
+                await stop.wait()
+                return
             try:
-                await self._session_until(stop)
+                await self._session_until(stop, address)
             except _NewEpochError:
                 _log.info("the session begins again, for a new epoch")
             except (PeerError, NoThreadError) as caught:
@@ -172,6 +198,7 @@ class Sender:
                     _log.warning("no session with the process server; it is tried again", **exc.as_dict())
                 if self._told != told or not isinstance(self.problem, RefusedError):
                     self.problem, self._told = exc, told
+                self._turn_elsewhere(caught)
             finally:
                 now = time.monotonic()
                 if self._away_since is None or (self.connected and now - self._opened_at > STEADY_S):
@@ -180,6 +207,14 @@ class Sender:
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             pause_s = min(RETRY_LIMIT_S, 0.125 * 2.0 ** min(failures, 7)) * random.uniform(0.5, 1.0)
             await self._rest(stop, max(pause_s, self._retry_after_s))
+
+    def _turn_elsewhere(self, error: PeerError | NoThreadError) -> None:
+        """If it is time, after a session, or a try, that failed. That this host has no room for a thread is no fault of the server's."""
+        now = time.monotonic()
+        open_s = now - self._opened_at if self.connected else 0.0
+        if isinstance(error, CopyRefusedError | NoThreadError) or not self._servers.ended(now, open_s=open_s):
+            return
+        _log.warning("the stream turns to another process server", server=self.server)
 
     async def _explained(self, caught: PeerError | NoThreadError) -> UnderstudyError:
         with contextlib.suppress(NoThreadError):  # then it is told as it is
@@ -199,21 +234,62 @@ class Sender:
 
     # -- one session ---------------------------------------------------------------------------------------
 
-    async def _session_until(self, stop: asyncio.Event) -> None:
-        """A session in whatever state ends with `stop`: a process server may take its time before WELCOME."""
-        session = asyncio.create_task(self._session(), name="session")
+    async def _session_until(self, stop: asyncio.Event, address: Address) -> None:
+        """A session in whatever state ends with `stop`: a process server may take its time before WELCOME. So it does when the one that is
+        preferred to this one answers."""
+        session = asyncio.create_task(self._session(address), name="session")
         stopping = asyncio.create_task(stop.wait(), name="stop")
+        back = asyncio.create_task(self._first_is_back(), name="first")
         try:
-            await asyncio.wait({session, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({session, stopping, back}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
+            back.cancel()
             session.cancel()
-            (result,) = await asyncio.gather(session, return_exceptions=True)
-        if isinstance(result, Exception):
-            raise result
+            result, is_back = await asyncio.gather(session, back, return_exceptions=True)
+        for failed in (result, is_back):
+            if isinstance(failed, Exception):
+                raise failed
+        if is_back is None:
+            self._servers.go_back(time.monotonic())
+            _log.info("the stream goes back to the process server that is preferred", server=self.server)
 
-    async def _session(self) -> None:
-        link = Link(self._address, self._clock_at)
+    async def _first_is_back(self) -> None:
+        """Returns when another server is preferred to the current one, and answers again. No session begins by that (`servers`)."""
+        first = self._servers.first
+        if not self._servers.is_elsewhere or first is None:
+            await asyncio.Event().wait()
+            return
+        while True:
+            await asyncio.sleep(self._servers.ask_first_in_s(time.monotonic()))
+            if await self._answers(first) and await self._nothing_is_freed_too_early():
+                return
+            self._servers.first_is_away(time.monotonic())
+
+    async def _nothing_is_freed_too_early(self) -> bool:
+        """Whether all that the ring does not hold any more is in storage: else the first server, which never had it, cannot go on with the
+        epoch (`why_not`). Behind a ring that is half full what was freed may lie at the current one alone for a moment: so it is asked to
+        upload, and waited for."""
+        for _ in range(UPLOAD_LOOKS):
+            if self._state[Word.FREED] <= self.uploaded:
+                return True
+            self.flush()
+            await asyncio.sleep(UPLOAD_LOOK_S)
+        return False
+
+    async def _answers(self, address: Address) -> bool:
+        link = Link(address, self._clock_at)
+        try:
+            await link.connect(self._context)
+            return self._refusal(link) is None
+        except PeerError as exc:
+            _log.debug("the process server that is preferred does not answer", **exc.as_dict())
+            return False
+        finally:
+            await link.close()
+
+    async def _session(self, address: Address) -> None:
+        link = Link(address, self._clock_at)
         await link.connect(self._context)
         self._link = link
         try:

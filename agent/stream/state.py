@@ -133,7 +133,7 @@ _REASONS: Final = {
     Reason.MANUAL: "requested by an operator",
     Reason.DISK_RESIZED: "a protected disk was resized",
     Reason.DIGEST_FORGOTTEN: "the process server's last batch is too old to be compared with what this agent sent",
-    Reason.DISK_LEFT: "a protected disk is away: the machine goes on without it",
+    Reason.DISK_LEFT: "a disk is away, or is to be protected no more: the machine goes on without it",
     Reason.DISK_JOINED: "a protected disk was taken in",
     Reason.DISK_RETURNED: "a protected disk was taken away and came back: what was written to it meanwhile is unknown",
     Reason.CAPTURE_REMOVED: "somebody removed a part of what captures: what was written since then is unknown",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from config_server.cli import versions
 from config_server.cli.options import Target
 from config_server.cli.output import say
 from config_server.cli.profile import Rescue
@@ -30,7 +31,6 @@ from shared.errors import (
     GrantEndedError,
     KeyUnavailableError,
     PeerError,
-    RequestError,
     ServerOutdatedError,
     UnderstudyError,
     UnreachableError,
@@ -39,7 +39,6 @@ from shared.errors import (
 from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.messages import (
-    API_VERSION,
     Failure,
     FlushReply,
     FlushRequest,
@@ -51,7 +50,6 @@ from shared.messages import (
     Nothing,
     RestoreGrant,
     RestoreRequest,
-    ServerInfo,
     StorageGrant,
 )
 from shared.sealing import MachineKey
@@ -63,7 +61,6 @@ if TYPE_CHECKING:
 
 _TAKEN_S: Final = 10.0
 """When a new grant is made longer, whose first life is short; what is done sooner gives it back without having been."""
-_HEALTH_S: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -228,29 +225,13 @@ async def _asked(client: RestClient, machine: str, request: RestoreRequest) -> R
     except ServerOutdatedError:
         return await _restored(client, machine, msgspec.structs.replace(request, request=""))
     except UnreachableError:
-        if await _health(client) is None:
+        if await versions.health(client) is None:
             raise
         return await _restored(client, machine, request)
 
 
 async def _restored(client: RestClient, machine: str, request: RestoreRequest) -> RestoreGrant:
-    """Raises what the server answers; ServerOutdatedError where it is older than the request: that is no mistake of the user's."""
-    try:
-        return await client.call(api.RESTORE, request, machine=machine)
-    except RequestError as exc:
-        server = await _health(client)
-        if server is None or server.api >= API_VERSION:
-            raise
-        raise ServerOutdatedError(exc.what, cause=exc.cause) from exc
-
-
-async def _health(client: RestClient) -> ServerInfo | None:
-    """None when it does not answer soon."""
-    try:
-        async with asyncio.timeout(_HEALTH_S):
-            return await client.call(api.HEALTH, Nothing())
-    except (UnderstudyError, TimeoutError):
-        return None
+    return await versions.answered(client, client.call(api.RESTORE, request, machine=machine))
 
 
 async def _give_back(client: RestClient, machine: str, grant: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from config_server.cli.machine_commands import name_argument
+from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import emit, grid, run
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from config_server.cli import rebinding, rescue
+from config_server.cli import protection_commands, rebinding, rescue
 from config_server.cli.machine_pages import list_page, machine_page, one_line, stored_table
+from config_server.cli.names import fetch_all, name_argument
 from config_server.cli.options import COMMON, CONNECTION, OUTPUT, add_options, find_target, wants_json
 from config_server.cli.output import (
     Progress,
@@ -26,8 +27,7 @@ from config_server.cli.output import (
     say,
     to_json,
 )
-from shared.errors import DeadlineError, PeerError, RequestError, UnderstudyError
-from shared.naming import SAYS, is_name
+from shared.errors import DeadlineError, PeerError, UnderstudyError
 from shared.vocabulary import MachineState
 
 if TYPE_CHECKING:
@@ -47,31 +47,15 @@ _POLL_S: Final = 0.5
 _LOOKED_S: Final = 30.0
 
 
-def checked_name(ctx: click.Context, _param: click.Parameter, name: str) -> str:
-    """As a callback of a parameter that names a machine or a daemon."""
-    if not ctx.resilient_parsing and not is_name(name):
-        raise click.BadParameter(f"{name!r}: {SAYS}")
-    return name
-
-
-def complete_machine(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of machines for tab completion; nothing when the config server cannot be asked."""
-    from shared.errors import UnderstudyError
-
-    try:
-        with ctx.scope(cleanup=False):  # nobody has entered it: where the config server is, stands in it
-            return [machine.name for machine in run(_list()) if machine.name.startswith(incomplete)]
-    except UnderstudyError:
-        return []
-
-
-name_argument = click.argument("name", callback=checked_name, shell_complete=complete_machine)
-
-
 @click.group()
 @add_options(*COMMON)
 def machine() -> None:
     """Protected machines: state, progress, health."""
+
+
+machine.add_command(protection_commands.protect)
+machine.add_command(protection_commands.unprotect)
+machine.add_command(protection_commands.disks_)
 
 
 @machine.command("list")
@@ -84,7 +68,7 @@ def list_(**storage: Any) -> None:
         stored = run(rescue.machines(config))
         emit(stored, lambda: stored_table(stored))
         return
-    found = run(_list())
+    found = run(fetch_all())
     emit(found, lambda: list_page(found))
 
 
@@ -129,34 +113,6 @@ def wait(name: str, state: str, timeout_s: float) -> None:
 
 @machine.command()
 @name_argument
-@click.option(
-    "--disk",
-    "disks",
-    multiple=True,
-    metavar="PATH",
-    help="One for each. Default: those that its agent captures.",
-)
-@add_options(*COMMON)
-def protect(name: str, disks: tuple[str, ...]) -> None:
-    """Say that a machine shall be protected: from then on it is missed when it does not replicate."""
-    found = run(_protect(name, disks))
-    emit(found, lambda: machine_page(found))
-
-
-@machine.command()
-@name_argument
-@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
-@add_options(*COMMON)
-def unprotect(name: str, yes: bool) -> None:
-    """Say that a machine shall not be protected any more: it is not missed. Its points stay. Stop its agent, too."""
-    if not yes and sys.stdin.isatty():
-        click.confirm(f"End the protection of '{name}'?", abort=True)
-    found = run(_unprotect(name))
-    emit(found, lambda: machine_page(found))
-
-
-@machine.command()
-@name_argument
 @click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nothing is asked.")
 @add_options(*COMMON)
 def resync(name: str, yes: bool) -> None:
@@ -184,6 +140,8 @@ def rebind(name: str, identity: str, yes: bool) -> None:
     side = run(_rebind(name, identity, ask=not yes and sys.stdin.isatty()))
     if side.repeated:
         rebinding.tell_repeated(side.machine, side.identity)
+    else:
+        rebinding.tell_of_disks(side.machine)
     emit(
         side,
         lambda: grid(
@@ -261,45 +219,12 @@ def _waits(machine: str, holders: Sequence[str]) -> str:
     return f"{machine}: waiting for {', '.join(holders)} to act on it"
 
 
-async def _protect(name: str, disks: Sequence[str]) -> MachineView:
-    from shared import api
-    from shared.messages import Nothing, Protection
-
-    async with find_target().connect() as client:
-        if not disks:
-            seen = await client.call(api.MACHINE, Nothing(), machine=name)
-            disks = [disk.device for disk in seen.disks]
-        if not disks:
-            raise RequestError(
-                f"'{name}' was not protected",
-                cause="its agent names no disks, and none was given",
-                action="Start its agent, or name them: --disk /dev/NAME.",
-            )
-        return await client.call(api.PROTECT, Protection(disks=list(disks)), machine=name)
-
-
-async def _unprotect(name: str) -> MachineView:
-    from shared import api
-    from shared.messages import Nothing
-
-    async with find_target().connect() as client:
-        return await client.call(api.UNPROTECT, Nothing(), machine=name)
-
-
 async def _resync(name: str) -> CommandView:
     from shared import api
     from shared.messages import Nothing
 
     async with find_target().connect() as client:
         return await client.call(api.RESYNC, Nothing(), machine=name)
-
-
-async def _list() -> list[MachineView]:
-    from shared import api
-    from shared.messages import Nothing
-
-    async with find_target().connect() as client:
-        return (await client.call(api.MACHINES, Nothing())).machines
 
 
 async def _get(name: str) -> MachineView:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from config_server.cli.rescue import StoredMachine
-    from shared.messages import ErrorView, MachineView
+    from shared.messages import DiskCandidate, DiskCandidates, ErrorView, MachineView
 
 _STYLES: Final[dict[str, str]] = {
     MachineState.ORDERED: "green",
@@ -97,6 +97,48 @@ def stored_table(found: list[StoredMachine]) -> Table:
     return grid(None, ("=machine", ">points", "=last point", "remark"), rows)
 
 
+def candidates_table(found: DiskCandidates) -> Table:
+    rows = [
+        (
+            disk.device,
+            disk.id or "-",
+            size(disk.size_b) if disk.size_b else "-",
+            _protection(disk, by_configuration=found.by_configuration),
+            disk.identity or "-",
+            disk.why_not,
+        )
+        for disk in found.disks
+    ]
+    said = (
+        f"as its agent said {seconds(found.seen_s)} ago"
+        if found.seen_s is not None
+        else "its agent never reported"
+    )
+    return grid(
+        f"Disks of {found.machine}, {said}",
+        ("=disk", "=id", ">size", "=protected", "identity", "why it cannot be"),
+        rows,
+    )
+
+
+def _protection(disk: DiskCandidate, *, by_configuration: bool) -> str:
+    if by_configuration and disk.wanted:
+        return "by its agent's configuration"
+    if disk.captured:
+        return "yes" if disk.wanted else "yet"
+    return "wanted" if disk.wanted else "no"
+
+
+def _wish(found: MachineView) -> str | Text:
+    wish = found.wish
+    if wish is None:
+        return "what its agent's configuration says"
+    words = f"{wish.verb} {', '.join(wish.disks)}".rstrip()
+    if wish.process_servers and wish.verb != "stop":
+        words += f" by {', '.join(wish.process_servers)}"
+    return line(words, (f"  pending since {wish.pending[:19]}", "yellow") if wish.pending else "")
+
+
 def machine_page(found: MachineView) -> RenderableType:
     """Everything about a machine, for a terminal."""
     from rich.console import Group
@@ -105,6 +147,11 @@ def machine_page(found: MachineView) -> RenderableType:
     facts: list[tuple[str, str | Text]] = [
         ("state", _styled(found.state, f"  {found.cause}" if found.cause else "")),
         ("health", line((found.health, HEALTH_STYLES.get(found.health, "")))),
+        ("wanted", _wish(found)),
+        (
+            "policy",
+            f"{found.policy_name or '(its own)'}: RPO at most {seconds(found.policy.rpo_threshold_s)}",
+        ),
         ("mode", found.mode + (f"  {found.mode_cause}" if found.mode_cause else "")),
         ("RPO", seconds(found.rpo_s)),
         ("last point", f"{last.time}  {last.id}  {last.state}" if last else "-"),

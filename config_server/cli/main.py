@@ -30,10 +30,13 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "job": ("record_commands:job", "Restores that run or ran."),
     "daemon": ("record_commands:daemon", "Agents and servers that report."),
     "audit": ("record_commands:audit", "Who changed what."),
-    "policy": ("record_commands:policy", "The default replication policy."),
+    "policy": ("policy_commands:policy", "Replication policies: list, set, assign."),
     "certificate": ("certificate_commands:certificate", "Certificates of daemons: list, revoke."),
     "grant": ("grant_commands:grant", "Who may read a machine's storage: list, revoke."),
-    "storage": ("storage_commands:storage", "The storage account: whether it is fit, and why not."),
+    "storage": (
+        "storage_commands:storage",
+        "The storage account: is it fit for an installation, and why not.",
+    ),
     "token": ("record_commands:token", "Enrolment tokens for new hosts."),
     "completion": ("completion_command:completion", "Tab completion for a shell."),
 }

@@ -214,6 +214,15 @@ def told(head: Text, cause: str, action: str) -> RenderableType:
     return Group(head, Padding(lines, (0, 0, 0, 2), expand=False)) if lines.row_count else head
 
 
+def plain_fields(found: msgspec.Struct) -> Any:
+    plain: dict[str, Any] = msgspec.to_builtins(found)
+    return fields(None, [(name, compact(value)) for name, value in plain.items()])
+
+
+def compact(value: object) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
 class Progress:
     """One line of progress on stderr: rewritten on a terminal, else repeated every few seconds when it
     changed."""

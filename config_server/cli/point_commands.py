@@ -13,7 +13,8 @@ import click
 import msgspec
 
 from config_server.cli import rescue
-from config_server.cli.machine_commands import fetch, name_argument
+from config_server.cli.machine_commands import fetch
+from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
 from config_server.cli.output import Progress, emit, grid, run, say, size
 from shared.errors import (

@@ -53,6 +53,13 @@ def tell_repeated(machine: str, identity: str) -> None:
     say(f"'{machine}' was bound to {identity} before; nothing changed.")
 
 
+def tell_of_disks(machine: str) -> None:
+    say(
+        f"The disks that were named of '{machine}' were those of the other hardware. See `understudy machine disks {machine}`, and name"
+        " them anew: understudy machine protect."
+    )
+
+
 def table(found: CopyList) -> Table:
     title = f"Machine '{found.machine}' is {shown(found.identity)}. Refused lately:"
     return grid(title, ("identity", "address", ">last", ">first", "why"), _rows(found.copies))

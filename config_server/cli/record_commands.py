@@ -1,4 +1,4 @@
-"""`understudy event|job|daemon|audit|policy|token …`: what the config server has on record."""
+"""`understudy event|job|daemon|audit|token …`: what the config server has on record."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from config_server.cli.machine_commands import checked_name
 from config_server.cli.machine_pages import HEALTH_STYLES
+from config_server.cli.names import checked_name
 from config_server.cli.options import COMMON, add_options, find_target
-from config_server.cli.output import emit, fields, grid, line, percent, run, seconds, told
+from config_server.cli.output import compact, emit, grid, line, percent, plain_fields, run, seconds, told
 from shared import durable
 from shared.errors import UsageError
 from shared.vocabulary import ENROLLED, Severity
@@ -120,7 +120,7 @@ def job_show(id_: str) -> None:
     from shared.messages import Nothing
 
     found = run(_call(api.JOB, Nothing(), id=id_))
-    emit(found, lambda: _fields(found))
+    emit(found, lambda: plain_fields(found))
 
 
 @click.group()
@@ -184,46 +184,8 @@ def _audit_page(found: list[AuditView]) -> RenderableType:
     for entry in found:
         parts.append(f"{entry.time[:19]} {entry.who} {entry.action} {entry.object}".rstrip())
         if entry.detail:
-            parts.append(Padding(line((_compact(entry.detail), "dim")), (0, 0, 0, 2), expand=False))
+            parts.append(Padding(line((compact(entry.detail), "dim")), (0, 0, 0, 2), expand=False))
     return Group(*parts)
-
-
-@click.group()
-@add_options(*COMMON)
-def policy() -> None:
-    """The default replication policy."""
-
-
-@policy.command("show")
-@add_options(*COMMON)
-def policy_show() -> None:
-    """The policy of machines that have none of their own."""
-    from shared import api
-    from shared.messages import Nothing
-
-    found = run(_call(api.POLICY, Nothing()))
-    emit(found, lambda: _fields(found))
-
-
-@policy.command("set")
-@click.option("--point-interval", "point_interval_s", type=float, metavar="S", help="Seconds between points.")
-@click.option(
-    "--rpo-threshold", "rpo_threshold_s", type=float, metavar="S", help="An RPO above this raises an event."
-)
-@add_options(*COMMON)
-def policy_set(**changes: float | None) -> None:
-    """Change the default policy; what is not given stays."""
-    found = run(_policy_set({name: value for name, value in changes.items() if value is not None}))
-    emit(found, lambda: _fields(found))
-
-
-async def _policy_set(changes: dict[str, float]) -> msgspec.Struct:
-    from shared import api
-    from shared.messages import Nothing
-
-    async with find_target().connect() as client:
-        before = await client.call(api.POLICY, Nothing())
-        return await client.call(api.POLICY_SET, msgspec.structs.replace(before, **changes))
 
 
 @click.group()
@@ -260,7 +222,7 @@ def token_create(role: str, name: str, hosts: tuple[str, ...], ttl_s: int, to: P
         ):
             durable.create_file(to, made.token.encode() + b"\n", mode=0o600)
         made = msgspec.structs.replace(made, token=f"in {to}")
-    emit(made, lambda: _fields(made))
+    emit(made, lambda: plain_fields(made))
 
 
 def _check_new(file: Path) -> None:
@@ -271,12 +233,3 @@ def _check_new(file: Path) -> None:
             cause="it is there already" if file.exists() else f"there is no folder {file.parent}",
             action="Give the name of a file that is not there yet, in a folder that is.",
         )
-
-
-def _fields(found: msgspec.Struct) -> Any:
-    plain: dict[str, Any] = msgspec.to_builtins(found)
-    return fields(None, [(name, _compact(value)) for name, value in plain.items()])
-
-
-def _compact(value: object) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from config_server.cli import rescue
-from config_server.cli.machine_commands import name_argument
+from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, Target, add_options
 from config_server.cli.output import Progress, emit, fields, grid, run, say, seconds, size
 from shared import protected

@@ -261,7 +261,9 @@ async def _enrol_all(lab: Lab, show: Show) -> None:
                 lab, daemon, show
             )  # should it run with an old certificate: it is started again with the rest
         policy = Policy(point_interval_s=lab.settings.point_interval_s)
-        body = Protection(disks=list(lab.settings.disks), policy=policy)
+        # The lab says which disks are its machine's; its agent may have been down when that was said last.
+        disks = list(lab.settings.disks)
+        body = Protection(disks=disks, policy=policy, force=True, offline=True, fewer=True)
         await client.call(api.PROTECT, body, machine=MACHINE)
 
 

@@ -73,9 +73,70 @@ class UnprotectedReplicationError(UnhealthyError):
     code = "US601"
     default_cause = "nobody asked for its protection, or it was ended, or was asked for after the backup that this database is from"
     default_action = (
-        "Protect it, so that its own policy holds (understudy machine protect NAME), or stop its agent; if that is gone for good:"
-        " understudy machine unprotect NAME."
+        "Protect it, so that its own policy holds (understudy machine protect NAME), or have its agent stop: understudy machine"
+        " unprotect NAME."
     )
+
+
+class WishUntakenError(UnhealthyError):
+    """An agent reports, and does not do what it is told."""
+
+    code = "US610"
+    default_action = (
+        "See what the agent says of it (understudy event list --object NAME --open) and its log. It is told again with each of its"
+        " reports."
+    )
+
+
+class WishInDoubtError(UnhealthyError):
+    """This database was set back, or another one was in use, and nobody noticed; or a clock was wrong."""
+
+    code = "US611"
+    default_action = (
+        "Say what is wanted of the machine: understudy machine protect NAME, or unprotect. That holds from then on."
+        " If the config server's host was put back to a snapshot: restore backups with `python -m config_server restore` instead."
+    )
+
+
+class OtherHardwareError(UnhealthyError):
+    """A machine was bound to other hardware, or deleted, and another bears its name. It happened, and is over."""
+
+    code = "US612"
+    default_action = (
+        "See that the right disks are protected (understudy machine disks NAME), and name them: understudy machine protect NAME --disk"
+        " PATH."
+    )
+
+
+class NothingCapturedError(UnhealthyError):
+    """A machine is to be protected, its agent goes by that, and captures nothing."""
+
+    code = "US616"
+    default_action = "Name its disks: understudy machine disks NAME, machine protect NAME --disk PATH."
+
+
+class DisksKeptError(UnhealthyError):
+    """An act left out disks of which nobody had said that they shall go. It happened, and is over."""
+
+    code = "US617"
+    default_action = (
+        "Nothing, if they are to stay. Else name those that shall (--disk PATH for each), now that all are known: understudy machine"
+        " protect NAME."
+    )
+
+
+class WishRefusedError(UnhealthyError):
+    """The config server wants of an agent what no agent can do."""
+
+    code = "US622"
+    default_action = "Ask for it as it can be; until then the agent goes on as before."
+
+
+class NothingProtectedError(UnhealthyError):
+    """An agent that protects nothing was asked for what needs a stream."""
+
+    code = "US624"
+    default_action = "Protect the machine (understudy machine protect NAME), then ask again."
 
 
 class AskerGoneError(UnhealthyError):

@@ -222,8 +222,8 @@ class OtherDiskError(DeviceError):
 
     code = "US405"
     default_action = (
-        "Attach the right disk. If this one takes its place, protect it as a new disk: give it an id of its own, or remove the "
-        "old one's line from disks.json in the agent's state_dir."
+        "Attach the right disk. If this one takes its place, protect it as a new disk: understudy machine protect NAME with its path, or"
+        " give it an id of its own in agent.toml."
     )
 
 

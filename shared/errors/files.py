@@ -76,6 +76,35 @@ class RevokedListError(StateFileError):
     )
 
 
+class WishDamagedError(StateFileError):
+    """What the config server wanted of this agent is not known any more. That is neither "nothing" nor "stop"."""
+
+    code = "US620"
+    default_action = (
+        "Say it again on the config server: what it says next is written anew. Or make the file readable, or delete it (then the"
+        " configuration alone counts), and restart the agent. Until then what is captured stays captured."
+    )
+
+
+class WishForeignError(StateFileError):
+    """The folder of the agent was copied, or its disk was put into another machine: what was wanted of that one is not wanted of this."""
+
+    code = "US585"
+    default_action = (
+        "If this is the machine from now on (understudy machine rebind), say which of its disks are to be protected: understudy machine"
+        " protect NAME. Else nothing: the file is never gone by, and may be deleted."
+    )
+
+
+class WishUnwrittenError(StateFileError):
+    """What the config server wants cannot be kept, so it is not done: a restart would undo it."""
+
+    code = "US621"
+    default_action = (
+        "Make room in the agent's state_dir, or make it writable; it is tried again every few seconds."
+    )
+
+
 class SideFileError(StateFileError):
     """Which copy of a machine is its active side is known, but not on the disk."""
 

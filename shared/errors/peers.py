@@ -9,6 +9,14 @@ class PeerError(UnhealthyError):
     code = "US420"
 
 
+class NoProcessServerError(PeerError):
+    """Nobody says where the stream is to go. Capture goes on."""
+
+    code = "US623"
+    default_cause = "neither the config server nor the agent's configuration names one"
+    default_action = "Name one: for this machine on the config server, or as `process_server` in agent.toml."
+
+
 class AcceptError(PeerError):
     """Somebody came, and his connection could not be taken."""
 

@@ -51,6 +51,16 @@ class RequestError(UsageError):
     default_action = "Correct the request; the API is described in shared/api.py."
 
 
+class FewerDisksError(RequestError):
+    """Disks that are protected now would not be any more, and that was not said."""
+
+    code = "US129"
+    default_action = (
+        "Name all that shall stay protected (--disk PATH for each), or say that these shall go: --yes (`fewer` in the API)."
+        " Their points stay."
+    )
+
+
 class RenewalNotDueError(RequestError):
     """Most of the certificate's life is left."""
 
@@ -113,6 +123,12 @@ class CommandNotFoundError(NotFoundError):
 class LabNotFoundError(NotFoundError):
     code = "US204"
     default_action = "Give the folder of a lab (--dir or --lab), or start one: understudy lab up."
+
+
+class PolicyNotFoundError(NotFoundError):
+    code = "US205"
+    default_cause = "no policy of this name is known"
+    default_action = "`understudy policy list` shows those that are; `understudy policy set NAME` makes one."
 
 
 class PointNotFoundError(NotFoundError):

@@ -39,7 +39,7 @@ async def _run(work: Work) -> None:
     if work.crash_at and work.call is Call.NOTHING:
         crashpoints.arm(work.crash_at)
     async with running(work.config) as server, server.operator() as client:
-        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
         if work.call in (Call.RENEW, Call.END):
             await client.call(api.RESTORE, RestoreRequest(dry_run=True), machine="web1")
         if work.crash_at:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from agent.capture import bindings
 from agent.capture.binding import Action, Identity, Kind, Pinned, Standing, decide
-from agent.capture.bindings import Bound, Wanted
+from agent.capture.bindings import Bound
+from shared.desired import WantedDisk
 
 DISKS: Final = 3
 SECTORS: Final = 2048
@@ -56,7 +57,7 @@ class Machine:
     def __post_init__(self) -> None:
         """An older agent captured the protected ones, and bound them by the strongest that they have."""
         self.label = [*range(DISKS)]
-        self.lines = [Wanted(self.path(disk)) for disk in range(self.protected)]
+        self.lines = [WantedDisk(self.path(disk)) for disk in range(self.protected)]
         self.links: dict[str, int] = {self.path(disk): disk for disk in range(self.protected)}
         self.bound = [
             Bound(f"id{disk}", self.path(disk), str(self.standing(disk).identities[0]), f"/dev/sd{disk}")
@@ -104,7 +105,7 @@ class Machine:
                     strongest = str(self.standing(other).identities[0])
                     self.lines.insert(
                         one,
-                        Wanted(
+                        WantedDisk(
                             REDUNDANT,
                             identity=strongest
                             if one == 1 and not is_known and self.kinds[other] != SERIAL
@@ -151,8 +152,8 @@ class Machine:
         boot = f"boot-{self.boot}"
         noted = {there[at].path: there[at] for at in self.captured.values() if at in there}
         remembered = bindings.with_notes(self.bound, noted, boot)
-        at = {path: self.place[disk] for path, disk in self.links.items() if disk != self.away}
-        known = bindings.all_known(self.lines, remembered, at, {one.dev: one.name for one in standing}, boot)
+        at = {path: self.standing(disk) for path, disk in self.links.items() if disk != self.away}
+        known = bindings.all_known(self.lines, remembered, at, boot, {*self.captured.values()})
         verdicts = decide(known, standing, pins)
         is_noted = {bound.id for bound in remembered if bound.seen and bound.seen.boot == boot}
         configured = {disk.id for disk in known}

@@ -15,7 +15,7 @@ import pytest
 
 from agent.capture import answer, audit, bindings
 from agent.capture.answer import Answer, HangsError
-from agent.capture.bindings import BindingsFile, Wanted
+from agent.capture.bindings import BindingsFile
 from agent.capture.disks import UNKNOWN, find_disk, size_of
 from agent.capture.fitting import Change
 from agent.capture.look import LeftOut, Refusing
@@ -26,6 +26,7 @@ from agent.continuity import hanging
 from agent.continuity.auditor import Continuity
 from agent.stream.state import AgentState, Word
 from agent.stream.unreadable import Unreadable
+from shared.desired import WantedDisk
 from shared.errors import TooMuchUnreadableError
 from tests.capture_parts import MIB, Rig, needs_capture, rig, until, use_up_slots
 from tests.epoch_ids import eid
@@ -43,7 +44,7 @@ class Machine:
     def __init__(self, r: Rig, sick: SickDisk, undo: ExitStack) -> None:
         self.rig, self.sick, self.undo = r, sick, undo
         self.well = str(r.disks[0].path)
-        self.wanted = [Wanted(self.well), Wanted(sick.device)]
+        self.wanted = [WantedDisk(self.well), WantedDisk(sick.device)]
         self.changes: list[Change] = []
 
     def protect(
@@ -160,7 +161,7 @@ def test_one_that_hangs_takes_no_time_from_others_that_are_asked_with_it(machine
 
 
 def test_a_disk_of_the_host_that_hangs_and_is_not_protected_holds_up_nobody(machine: Machine) -> None:
-    machine.wanted = [Wanted(machine.well), Wanted("/dev/loop-of-another-number", identity=ELSEWHERE)]
+    machine.wanted = [WantedDisk(machine.well), WantedDisk("/dev/loop-of-another-number", identity=ELSEWHERE)]
     machine.sick.hang()  # it is asked, for it may be the one that is not under its path
     captured, (left,) = machine.protect()
     assert captured == [machine.well]

@@ -14,12 +14,12 @@ from msgspec import structs
 from agent.capture import answer, attach, bindings, disks, identify, layout, look, pins, suitable
 from agent.capture.answer import Answer, ask
 from agent.capture.binding import Identity, Kind
-from agent.capture.bindings import Wanted
 from agent.capture.disks import Disk
 from agent.capture.fitting import Change
 from agent.capture.look import captured_twice, standing_now
 from agent.capture.maps import detach
 from agent.capture.watch import CLONES_S
+from shared.desired import WantedDisk
 from shared.errors import (
     BindingDamagedError,
     NoUsableDiskError,
@@ -102,7 +102,7 @@ def test_another_file_under_the_known_path_is_refused_by_name_and_the_other_disk
 
 def test_a_missing_disk_leaves_the_other_protected_from_the_start(machine: Machine) -> None:
     r = machine.rig
-    machine.wanted = [Wanted("/dev/no-such-disk"), *machine.wanted[1:]]
+    machine.wanted = [WantedDisk("/dev/no-such-disk"), *machine.wanted[1:]]
     capture, (left,) = machine.protect()
     assert (left.id, left.error.code) == ("no-such-disk", "US404")
     assert [disk.id for disk in capture.disks] == [r.disks[1].name]
@@ -150,7 +150,7 @@ def test_a_disk_that_goes_away_while_capture_is_attached_costs_itself(
 
 
 def test_without_any_disk_nothing_is_attached_and_each_cause_is_named(machine: Machine) -> None:
-    machine.wanted = [Wanted("/dev/no-such-a"), Wanted("/dev/no-such-b")]
+    machine.wanted = [WantedDisk("/dev/no-such-a"), WantedDisk("/dev/no-such-b")]
     with pytest.raises(NoUsableDiskError, match=r"no-such-a: nothing stands.*no-such-b: nothing stands"):
         machine.protect()
     assert not machine.rig.pin_dir.exists()
@@ -373,7 +373,7 @@ def test_a_look_that_fails_is_said_and_the_next_one_finds_the_disk(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = machine.wanted
-    machine.wanted = [Wanted("/dev/no-such-disk"), *both[1:]]
+    machine.wanted = [WantedDisk("/dev/no-such-disk"), *both[1:]]
     _, (left,) = machine.protect()
     machine.wanted = both
     watch = machine.watch([left])
@@ -394,7 +394,7 @@ def test_ids_and_identities_of_the_configuration_bind(machine: Machine) -> None:
     identity = str(standing_now(r.device).identities[0])
     assert identity.startswith("loop:")
     # the path is wrong: what counts is the identity
-    machine.wanted = [Wanted("/dev/no-such-disk", "data", identity)]
+    machine.wanted = [WantedDisk("/dev/no-such-disk", "data", identity)]
     capture, _ = machine.protect()
     assert machine.ids(capture) == {"data": r.disks[0].name}
 
@@ -448,7 +448,7 @@ def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
     identified_by_its_table(r.device, monkeypatch)
     link, clone = r.folder / "by-id", r.folder / "clone"
     link.symlink_to(r.device)
-    machine.wanted = [Wanted(str(link)), machine.wanted[1]]
+    machine.wanted = [WantedDisk(str(link)), machine.wanted[1]]
     first, _ = machine.protect()
     clone.write_bytes(r.backing[0].read_bytes())
     with attached(clone) as twin:
@@ -468,7 +468,7 @@ def test_of_twins_the_captured_one_goes_on_and_after_a_reboot_none_is_guessed(
         assert ([disk.name for disk in capture.disks], left.error.code) == ([r.disks[1].name], "US405")
         assert twin in left.error.cause
         assert r.device in left.error.cause
-        machine.wanted = [Wanted(r.device, left.id), machine.wanted[1]]
+        machine.wanted = [WantedDisk(r.device, left.id), machine.wanted[1]]
         _, (left,) = machine.protect()
         assert left.error.code == "US405", "the kernel's name is another's after the next reboot"
     whole, none = machine.protect()
@@ -545,12 +545,12 @@ def test_links_that_are_exchanged_and_a_line_more_for_a_captured_disk_change_not
     links = [r.folder / "by-id-0", r.folder / "by-id-1"]
     for link, disk in zip(links, r.disks, strict=True):
         link.symlink_to(disk.path)
-    machine.wanted = [Wanted(str(link)) for link in links]
+    machine.wanted = [WantedDisk(str(link)) for link in links]
     first, _ = machine.protect()
     for link, disk in zip(links, reversed(r.disks), strict=True):
         link.unlink()
         link.symlink_to(disk.path)
-    machine.wanted.append(Wanted(r.device))
+    machine.wanted.append(WantedDisk(r.device))
     before = bindings.read(machine.state_dir) or []
     assert all(bound.seen for bound in before)
     again, (left,) = machine.protect()

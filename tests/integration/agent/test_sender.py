@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from agent.capture.disks import find_disk
-from agent.capture.maps import Capture, detach
-from agent.capture.ring import Ring
-from agent.stream.catchup import CatchUp
-from agent.stream.cutter import Stream
-from agent.stream.sender import Sender, disk_infos
-from agent.stream.state import AgentState, Reason, Suspicion, Word
-from agent.stream.sync_reader import SyncReader
-from shared import tls
+from agent.capture.maps import detach
+from agent.stream import sender as sender_module
+from agent.stream import servers
+from agent.stream.sender import Sender
+from agent.stream.state import Reason, Suspicion, Word
 from shared.errors import (
     CertificateRevokedError,
     CopyRefusedError,
@@ -32,65 +29,13 @@ from shared.messages import Revocations
 from shared.recovery.position import Position
 from shared.threads import Threads
 from shared.wire import transport
-from shared.wire.messages import Ack, Fault, Hello, Welcome
-from shared.wire.protocol import BatchReceived, Connection, Faulted, HelloReceived, Side
+from shared.wire.messages import Ack, Fault, Hello
+from shared.wire.protocol import Connection
 from tests.epoch_ids import eid
 from tests.loopdisk import loop_disk
 from tests.no_threads import no_room
-from tests.pki import TestCa
-
-DISK_B = 16 << 20
-
-Script = Callable[[Connection, Hello, asyncio.StreamWriter], Awaitable[None]]
-
-
-class Site:
-    """A sender, its state, and what each of its sessions said first."""
-
-    sender: Sender
-
-    def __init__(self, state: AgentState, ring: Ring) -> None:
-        self.state = state
-        self.ring = ring
-        self.hellos: asyncio.Queue[Hello] = asyncio.Queue()
-        self.script: Script = hang_up
-        self.batches: asyncio.Queue[BatchReceived] = asyncio.Queue()
-        self.hang_up: Callable[[], None]
-        self.on_fault: Callable[[Fault], None] = lambda fault: None
-        self.sender: Sender
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        wire = Connection(Side.SERVER)
-        self.hang_up = writer.close
-        try:
-            while data := await reader.read(65536):
-                for event in wire.receive_data(data):
-                    if isinstance(event, HelloReceived):
-                        self.hellos.put_nowait(event.hello)
-                        await self.script(wire, event.hello, writer)
-                    elif isinstance(event, BatchReceived):
-                        self.batches.put_nowait(event)
-                    elif isinstance(event, Faulted):
-                        self.on_fault(event.fault)
-        finally:
-            writer.close()
-
-
-async def hang_up(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
-    writer.close()
-
-
-def welcome(epoch: int, credit_b: int = 1 << 20) -> Welcome:
-    return Welcome(
-        epoch=epoch,
-        claim=eid(epoch).claim,
-        spooled=0,
-        spooled_seq=0,
-        spooled_digest=bytes(16),
-        uploaded=0,
-        uploaded_seq=0,
-        credit_b=credit_b,
-    )
+from tests.process_server_site import free_port
+from tests.sender_site import DISK_B, Site, hang_up, next_hello, serving, welcome
 
 
 @pytest.fixture
@@ -110,68 +55,19 @@ async def site(device: str, tmp_path: Path) -> AsyncIterator[Site]:
     detach(pin_dir)
 
 
-@asynccontextmanager
-async def serving(device: str, folder: Path, pin_dir: Path) -> AsyncIterator[Site]:
-    ca = TestCa(folder)
-    disk = find_disk(Path(device))
-    capture = Capture.attach(pin_dir, [disk], 1 << 20)
-    catchup = CatchUp([disk.sectors], [capture.todo(0)])
-    reader = SyncReader([disk], catchup)
-    state = AgentState(capture.state)
-    stream = Stream(capture, state, catchup, reader)
-    await stream.rounds.recover()
-    site = Site(state, capture.ring)
-    context = tls.server_context(ca.issue("process-server:ps"))
-    server = await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=context)
-
-    def hello() -> Hello:
-        epoch = state[Word.EPOCH]
-        return Hello(
-            machine="m",
-            epoch=epoch,
-            claim=state.epoch.claim,
-            seen=state[Word.SEEN_EPOCH],
-            suspect_after=state.suspicion.after if state.suspicion else None,
-            disks=disk_infos([(disk.name, disk.serial, disk.sectors)]),
-            last_sent=state[Word.LAST_CUT] if epoch else 0,
-        )
-
-    sender = Sender(
-        stream, state, hello, server.sockets[0].getsockname(), ca.issue("agent:m"), state.want_epoch
-    )
-    site.sender = sender
-    stop = asyncio.Event()
-    running = asyncio.create_task(sender.run(stop))
-    try:
-        yield site
-        stop.set()
-        async with asyncio.timeout(10):
-            await running
-    finally:
-        running.cancel()
-        server.close()
-        await server.wait_closed()
-        await stream.close()
-        capture.close()
-
-
-async def next_hello(site: Site) -> Hello:
-    async with asyncio.timeout(10):
-        return await site.hellos.get()
-
-
 async def test_a_process_server_whose_name_no_thread_can_be_had_to_look_up_is_tried_again(
     site: Site,
 ) -> None:
     asyncio.get_running_loop().set_default_executor(Threads())
     await site.hellos.get()
-    address, site.sender._address = site.sender._address, ("process-server.invalid", 1)
+    real, nowhere = site.sender._servers, servers.ProcessServers([("process-server.invalid", 1)], 0.0)
+    site.sender._servers = nowhere
     with no_room():
         async with asyncio.timeout(20):
             while not isinstance(site.sender.problem, NoThreadError):
                 site.sender.hurry()
                 await asyncio.sleep(0.01)
-    site.sender._address = address
+    site.sender._servers = real
     while not site.hellos.empty():
         site.hellos.get_nowait()
     site.sender.hurry()
@@ -327,3 +223,66 @@ async def test_a_process_server_that_stands_elsewhere_moves_nothing_of_the_ring(
     assert (after.epoch, after.seen) == ((3, 3) if lie == "claim" else (0, 3))
     assert site.ring.consumer_seq == freed
     assert site.ring.read_seq <= site.ring.producer_seq
+
+
+async def test_a_process_server_that_is_away_is_turned_from_and_gone_back_to_when_it_answers(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(servers, "BACK_S", 0.5)
+    pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+    address = "127.0.0.1", free_port()
+
+    async def take(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(welcome(hello.epoch or 1)))
+
+    async with serving(device, tmp_path, pin_dir, [address]) as second:
+        second.script = take
+        await next_hello(second)
+        assert second.sender.server != "{}:{}".format(*address)
+        first = Site(second.state, second.ring)
+        first.script, first.sessions = take, second.sessions
+        async with await asyncio.start_server(first.serve, *address, ssl=second.context):
+            assert (await next_hello(first)).epoch == 1, "the epoch went on at the second"
+            assert second.sender.server == "{}:{}".format(*address)
+    detach(pin_dir)
+    assert (first.most, second.most) == (1, 1), "two sessions at once"
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_it_goes_back_only_when_all_that_the_ring_does_not_hold_is_in_storage(
+    monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    """The first one never had it, and could not go on with the epoch."""
+    monkeypatch.setattr(sender_module, "UPLOAD_LOOK_S", 0.0)
+    flushes: list[int] = []
+
+    def flush() -> None:
+        flushes.append(sending.uploaded)
+        sending.uploaded += comes
+
+    sending: Any = SimpleNamespace(_state={Word.FREED: 5}, uploaded=3, flush=flush)
+    assert await Sender._nothing_is_freed_too_early(sending) is comes
+    assert flushes == ([3, 4] if comes else [3] * sender_module.UPLOAD_LOOKS)
+
+
+async def test_whoever_is_refused_as_a_copy_turns_to_no_other_process_server(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "PATIENCE_S", 0.0)
+    pin_dir = Path("/sys/fs/bpf/understudy-test") / secrets.token_hex(4)
+    address = "127.0.0.1", free_port()
+
+    async def refuse(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_fault(Fault(code=CopyRefusedError.code, what="a copy")))
+        writer.close()
+
+    async with serving(device, tmp_path, pin_dir, others=[address]) as first:
+        first.script = refuse
+        second = Site(first.state, first.ring)
+        async with await asyncio.start_server(second.serve, *address, ssl=first.context):
+            for _ in range(5):
+                await next_hello(first)
+                first.sender.hurry()
+    detach(pin_dir)
+    assert second.hellos.empty()

@@ -50,7 +50,7 @@ async def test_what_was_revoked_before_a_backup_of_a_server_that_runs_is_revoked
     file = write_config(tmp_path, config)
     async with running(config) as server, server.operator() as operator:
         thief = await server.enrolled("agent", "web1", tmp_path / "web1")
-        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web2")
+        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web2")
         await operator.call(api.CERTIFICATE_REVOKE, RevokeRequest(certificate="agent:web1"))
         code, said = await tool("backup", "--config", str(file), "--to", str(target))
         assert (code, str(target) in said, target.stat().st_mode & 0o777) == (0, True, 0o600)
@@ -71,7 +71,7 @@ async def test_a_restore_beside_the_log_of_a_server_that_was_killed_takes_nothin
     config, target = config_for(tmp_path), tmp_path / "backup.tar"
     async with running(config) as server, server.operator() as operator:
         backup.backup(config, target)
-        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="after")
+        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="after")
         shutil.copytree(config.data_dir, tmp_path / "killed")
     shutil.rmtree(config.data_dir)
     (tmp_path / "killed").rename(config.data_dir)

@@ -65,7 +65,9 @@ async def site(tmp_path: Path, store: BlobStore, blob_config: BlobConfig) -> Asy
     await machine.publish()
     config = config_for(tmp_path, blob=blob_config, vault_file=tmp_path / "vault.json")
     async with running(config) as server, server.operator() as operator:
-        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0", "/dev/loop1"]), machine="web1")
+        await operator.call(
+            api.PROTECT, Protection(disks=["/dev/loop0", "/dev/loop1"], offline=True), machine="web1"
+        )
         yield Site(server, machine)
 
 
@@ -190,9 +192,10 @@ async def test_machines_are_listed_and_shown(site: Site, agent: ControlClient) -
     table = await site.run("machine", "show", "web1", "--output", "table")
     assert "loop1" in table.stdout
     assert table.exit_code == 0
-    ended = (await site.run("machine", "unprotect", "web1", "--output", "json")).json
+    ended = (await site.run("machine", "unprotect", "web1", "--yes", "--no-wait", "--output", "json")).json
     assert (ended["state"], ended["protected"]) == ("unprotected", False)
-    assert (await site.run("machine", "protect", "web1", "--output", "json")).json["protected"] is True
+    begun = await site.run("machine", "protect", "web1", "--no-wait", "--output", "json")
+    assert (begun.json["protected"], begun.json["wish"]["disks"]) == (True, ["/dev/loop0"])
     unknown = await site.run("machine", "show", "nobody")
     assert (unknown.exit_code, "'nobody'" in unknown.stderr) == (3, True)
 

@@ -40,6 +40,7 @@ FITTING = {
     "role": "agent",
     "shell": "bash",
     "daemon": "agent",
+    "policy_name": "gold",
 }
 """Arguments that a command cannot do without, by their name."""
 ALWAYS = {

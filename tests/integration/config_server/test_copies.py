@@ -65,7 +65,7 @@ def said(identity: str = "original", boot: str = "1", state: str = "ordered") ->
 async def test_the_status_of_a_copy_is_refused_and_that_of_the_machine_stays(
     operator: RestClient, agent: ControlClient, copy: ControlClient
 ) -> None:
-    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
     await agent.report(said())
     with pytest.raises(CopyRefusedError, match="clone"):
         await copy.report(said(identity="clone", boot="2", state="initial-replication"))
@@ -76,7 +76,7 @@ async def test_what_a_report_said_that_was_not_taken_is_said_again(
     operator: RestClient, agent: ControlClient
 ) -> None:
     """Of a machine that was put back to a snapshot with memory."""
-    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
     for _ in range(3):
         await agent.report(said())
     assert agent._kept
@@ -127,7 +127,7 @@ async def test_an_owner_that_no_server_bears_switches_no_check_off(
 async def test_a_copy_that_only_polls_gets_no_command(
     operator: RestClient, agent: ControlClient, copy: ControlClient
 ) -> None:
-    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
     await agent.report(said())
     await operator.call(api.POINT_CREATE, PointRequest(id="p1"), machine="web1")
     with pytest.raises(CopyRefusedError):
@@ -215,7 +215,7 @@ async def test_a_server_that_has_the_machine_no_more_keeps_it_out_of_status_no_l
 async def test_rebind_makes_the_one_refused_copy_the_machine_once_however_often_it_is_said(
     operator: RestClient, agent: ControlClient, copy: ControlClient, machine_storage: MachineStorage
 ) -> None:
-    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
     await agent.report(said())
     with pytest.raises(RequestError, match="not bound anew"):
         await operator.call(api.REBIND, RebindRequest(), machine="web1")

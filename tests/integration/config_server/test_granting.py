@@ -81,7 +81,7 @@ async def server(
 @pytest.fixture
 async def operator(server: ConfigServer) -> AsyncIterator[RestClient]:
     async with server.operator() as client:
-        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
         yield client
 
 
@@ -274,7 +274,7 @@ async def test_what_expired_makes_room(container: BlobStore, blob_config: BlobCo
         tmp_path, blob=blob_config, vault_file=tmp_path / "vault.json", grant_hours=0.5 / 3600
     )
     async with running(config) as server, server.operator() as client:
-        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+        await client.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
         others = {f"backup-{number}" for number in range(4)}
         await put_by_others(container, *others)
         for _ in range(2):
@@ -328,7 +328,7 @@ async def test_after_a_restored_database_what_is_on_no_record_ends_by_itself(
     """A grant that was given since the backup, and one that was made longer since; a policy of somebody else stays."""
     config = config_for(tmp_path, blob=blob_config, vault_file=tmp_path / "vault.json")
     async with running(config) as server, server.operator() as operator:
-        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+        await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
         known = await given(operator)
     shutil.copytree(config.data_dir, tmp_path / "backup")
     short = (await container.policies.list())[0].until
@@ -408,7 +408,7 @@ async def test_the_same_request_gets_the_same_grant_however_often_it_is_made(
     answers = await asyncio.gather(*(operator.call(api.RESTORE, asked, machine="web1") for _ in range(7)))
     assert len({answer.storage.sas for answer in answers}) == 1
     assert len(await policies(container)) == 1
-    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web2")
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web2")
     other = await machine_storage.find_or_create("web2")
     await machine_key(other, FileVault(tmp_path / "vault.json"), "web2", create=True)
     with pytest.raises(RequestError, match="id of the request"):

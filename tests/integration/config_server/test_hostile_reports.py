@@ -60,7 +60,7 @@ async def test_numbers_at_the_edge_are_judged_stored_and_shown(tmp_path: Path, e
     disks = f'"disks": [{{"name": "sda", "sectors": {(1 << 54) - 1}}}], "audit": {{"x": {HUGE}}}'
     async with running(config_for(tmp_path)) as server, server.operator() as operator:
         files = await server.enrolled("agent", "web1", tmp_path / "agent")
-        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
+        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine="web1")
         async with daemon(server, files) as agent:
             await send(agent, f"{{{fields}, {disks}}}")
         await shown(operator, edge)
@@ -88,7 +88,7 @@ async def test_a_machine_that_cannot_be_judged_is_an_event_and_the_others_are_ju
         return judge(machine, *rest)
 
     for name in ("web0", "web1", "web2"):
-        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine=name)
+        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine=name)
     await agent.report({"state": "ordered"})
     monkeypatch.setattr(wrong, "derived_problems", fail)
     with capture_logs() as logs:

@@ -64,7 +64,7 @@ def agent_report(state: str = "ordered", **fields: Any) -> AgentReport:
 
 
 async def protect(operator: RestClient) -> None:
-    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+    await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
 
 
 async def test_a_protected_machine_waits_for_its_agent_then_shows_what_it_reports(
@@ -376,7 +376,7 @@ async def test_a_list_of_machines_waits_for_storage_once_and_not_for_each(
         await all_asked.wait()
 
     for name in names:
-        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine=name)
+        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine=name)
     monkeypatch.setattr(Storage, "last_point", last_point)
     listed = (await operator.call(api.MACHINES, Nothing())).machines
     assert [machine.name for machine in listed] == names

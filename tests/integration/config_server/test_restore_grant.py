@@ -56,7 +56,7 @@ async def server(
         blob = proxy.config(blob_config.container)
         config = config_for(tmp_path, blob=blob, vault_file=machine.vault.path)
         async with running(config) as started, started.operator() as client:
-            await client.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+            await client.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
             yield started
 
 
@@ -162,7 +162,7 @@ async def test_a_restore_goes_on_without_a_config_server_to_the_end_of_its_grant
         blob = proxy.config(blob_config.container)
         config = config_for(tmp_path, blob=blob, vault_file=machine.vault.path)
         async with running(config) as server, server.operator() as client:
-            await client.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="web1")
+            await client.call(api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="web1")
             proxy.add(Answer(503, "ServerBusy"), method="GET", blob="logs/*.seg", nth=6, times=None)
             restoring = asyncio.create_task(_restore(target(server), "web1", "latest", to))
             await held_up(proxy)

@@ -22,7 +22,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import audit, backup, belonging, commands, database, events, restored, restoring, tokens
+from config_server import (
+    audit,
+    backup,
+    belonging,
+    commands,
+    database,
+    events,
+    incarnations,
+    restored,
+    restoring,
+    tokens,
+)
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.tokens import Grant
@@ -470,6 +481,7 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
             tokens.add(db, enrol.token_hash(secret), grant, now_ns, now_ns + 10**15)
         tokens.redeem(db, enrol.token_hash(b"used"), now_ns)
         commands.add(db, "c1", "agent:web1", CommandKind.RESYNC, {}, now_ns)
+        was = incarnations.history(db)
         backup.backup(config, target)
         # Since then:
         tokens.redeem(db, enrol.token_hash(b"unused"), now_ns)
@@ -488,6 +500,7 @@ def test_what_a_backup_held_ready_is_void_in_the_restored_database_and_an_event_
         [event] = events.find(db, "", False, 10)
         assert "1970-01-01T00:00:01" in event.what
         assert restored.mark(db)
+        assert incarnations.history(db)[:-1] == was, "what is said from now on is later"
         assert tokens.operator_of(db, before) == "admin"
     restoring.restore(config, target, new_operator_token=True)
     after = (config.data_dir / "operator.token").read_text().strip()

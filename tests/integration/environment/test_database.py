@@ -18,7 +18,7 @@ from shared.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, daemon, running
 from tests.failing_disks import FAILING
 
-BODY = Protection(disks=["/dev/sda"])
+BODY = Protection(disks=["/dev/sda"], offline=True)
 
 
 async def protect(server: ConfigServer, machine: str) -> None:
@@ -32,7 +32,7 @@ async def http_status(server: ConfigServer, machine: str) -> int:
         aiohttp.ClientSession() as session,
         session.put(
             server.url + api.PROTECT.path.format(machine=machine),
-            json={"disks": ["/dev/sda"]},
+            json={"disks": ["/dev/sda"], "offline": True},
             headers=headers,
             ssl=server.anonymous_context(),
         ) as answer,

@@ -29,7 +29,9 @@ async def test_status_is_reported_and_a_flush_uploads_at_once(
             await agent.send(chain.next())
             assert (await agent.acked(1)).uploaded == 0
             async with control.operator() as operator:
-                await operator.call(api.PROTECT, Protection(disks=["/dev/loop0"]), machine="lab")
+                await operator.call(
+                    api.PROTECT, Protection(disks=["/dev/loop0"], offline=True), machine="lab"
+                )
                 async with asyncio.timeout(20):
                     flushed: list[str] = []
                     while not flushed:  # the first reports may come before the session was opened

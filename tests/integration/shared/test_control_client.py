@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,6 +22,7 @@ from structlog.testing import capture_logs
 from config_server.ca import CertificateAuthority, pem_of
 from shared import api, control_client, enrol, identity, tls
 from shared.control_client import ControlClient
+from shared.desired import Desired, Mark, Settings, Verb, Wish
 from shared.errors import OthersFolderError
 from shared.messages import Certificate, Command, Nothing, StatusReply
 from shared.status import AgentReport
@@ -401,3 +403,59 @@ async def test_nothing_that_the_control_plane_or_a_report_does_ends_the_daemon(
         async with server.operator() as operator, asyncio.timeout(20):
             while (await operator.call(api.DAEMONS, Nothing())).daemons[0].state != "ordered":  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_a_daemon_that_cannot_take_what_is_desired_goes_on_with_all_else_that_the_answer_says(
+    tmp_path: Path,
+) -> None:
+    ca = Ca(tmp_path / "ca")
+    (tmp_path / "agent").mkdir()
+    told: list[Desired] = []
+    results: list[dict[str, Any]] = []
+    wish = Wish(mark=Mark(incarnation="i", number=1, act="a"), verb=Verb.STOP)
+
+    def status(report: dict[str, Any]) -> StatusReply:
+        results.append(report["results"])
+        commands = [] if any(results) else [Command(id="c1", kind="mark", args={})]
+        return StatusReply(commands=commands, desired=Desired(wish=wish))
+
+    async def refuse(desired: Desired) -> None:
+        told.append(desired)
+        raise RuntimeError("a bug")
+
+    async with answering(ca.server_context(), {"status": status}) as url:
+        client = ControlClient(url, ca.due(tmp_path / "agent"), on_desired=refuse)
+        with capture_logs() as logs:
+            async with serving(client):
+                await until(lambda: any(results))
+    assert told[0] == Desired(wish=wish)
+    assert any(line["event"].startswith("what is desired could not be taken") for line in logs)
+
+
+async def test_a_part_of_an_answer_that_is_not_understood_costs_that_part_and_is_said_once(
+    tmp_path: Path,
+) -> None:
+    ca = Ca(tmp_path / "ca")
+    (tmp_path / "agent").mkdir()
+    told: list[Desired] = []
+    results: list[dict[str, Any]] = []
+
+    def status(report: dict[str, Any]) -> web.Response:
+        results.append(report["results"])
+        wish = {"mark": {"incarnation": "i", "number": 1, "act": "a"}, "verb": "stop", "disks": "none"}
+        commands = [] if any(results) else [{"id": "c1", "kind": "mark"}]
+        return web.json_response(
+            {"commands": commands, "desired": {"wish": wish, "settings": {"point_interval_s": 60}}}
+        )
+
+    async def take(desired: Desired) -> None:
+        told.append(desired)
+
+    async with answering(ca.server_context(), {"status": status}) as url:
+        client = ControlClient(url, ca.due(tmp_path / "agent"), on_desired=take)
+        with capture_logs() as logs:
+            async with serving(client):
+                await until(lambda: any(results) and len(told) > 2)
+    assert told[-1] == Desired(settings=Settings(point_interval_s=60))
+    said = [line for line in logs if "not understood" in line["event"]]
+    assert [(line["log_level"], line["part"]) for line in said] == [("warning", "desired.wish")]

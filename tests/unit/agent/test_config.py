@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import AgentConfig
+from agent.config import AgentConfig, check_disks
+from shared.desired import WantedDisk
 from shared.errors import ConfigError
 from shared.service import load_config
 
@@ -48,7 +49,6 @@ def test_a_table_carries_id_and_identity(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("disks", "why"),
     [
-        ("disks = []", "No disks are configured"),
         ('disks = ["/dev/sdb", "/dev/sdb"]', "Two disks have the device /dev/sdb"),
         ('[[disk]]\nid = "a"\ndevice = "/dev/b"\n[[disk]]\nid = "a"\ndevice = "/dev/c"\n', "Two disks have the id a"),
         ('[[disk]]\nid = "a/b"\ndevice = "/dev/b"\n', r"matching regex .*at `disk.0.\.id`"),
@@ -60,6 +60,19 @@ def test_a_table_carries_id_and_identity(tmp_path: Path) -> None:
 def test_what_is_wrong_of_the_disks_is_named(tmp_path: Path, disks: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load(tmp_path, disks)
+
+
+def test_no_disk_and_no_process_server_need_to_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(BASE.replace('process_server = "ps:9443"', "").format(disks=""))
+    config = load_config(file, AgentConfig)
+    assert (config.protected, config.addresses) == ((), ())
+
+
+def test_the_process_server_that_is_preferred_stands_first(tmp_path: Path) -> None:
+    config = load(tmp_path, 'disks = ["/dev/sdb"]\nprocess_servers = ["ps2:9443", "[fd00::1]:9444"]')
+    assert config.servers == ("ps:9443", "ps2:9443", "[fd00::1]:9444")
+    assert config.addresses == (("ps", 9443), ("ps2", 9443), ("fd00::1", 9444))
 
 
 @pytest.mark.parametrize("url", ["http://cs", "https://a..b", "", "https://", "https://x:0"])
@@ -81,6 +94,8 @@ def test_a_control_url_that_can_be_none_is_named(tmp_path: Path, url: str) -> No
         ('process_server = "ps:0"', "is not an address"),
         ('process_server = "ps:\u0665"', "is not an address"),
         ('process_server = "ps"', "is not an address"),
+        ('process_servers = ["ps1"]', "'ps1' is not an address"),
+        ('process_servers = ["ps1:9443", "ps1:9443"]', "A process server is named twice"),
     ],
 )
 def test_a_number_out_of_range_is_named(tmp_path: Path, line: str, why: str) -> None:
@@ -89,3 +104,11 @@ def test_a_number_out_of_range_is_named(tmp_path: Path, line: str, why: str) -> 
     file.write_text(base.format(disks=f'{line}\ndisks = ["/dev/sdb"]'))
     with pytest.raises(ConfigError, match=why):
         load_config(file, AgentConfig)
+
+
+def test_a_disk_with_an_id_may_be_called_as_another_is() -> None:
+    """That was its path once."""
+    former = WantedDisk("/dev/sdb", "data")
+    check_disks([former, WantedDisk("/dev/sdb", identity="wwid:B"), WantedDisk("/dev/sdb", "sdb-2")])
+    with pytest.raises(ConfigError, match="device /dev/sdb"):
+        check_disks([former, WantedDisk("/dev/sdb", identity="wwid:B"), WantedDisk("/dev/sdb")])

@@ -17,11 +17,15 @@ import pytest
 
 from agent import pipeline, service
 from agent.capture import pins
+from agent.config import AgentConfig
+from agent.desired import Goal, WishFile
 from agent.host_note import HostNote
 from agent.pipeline import Agent
 from shared.batch import StreamState
+from shared.desired import Desired, Mark, Verb, WantedDisk, Wish
 from shared.errors import BpfError
 from shared.threads import Threads
+from shared.tls import TlsFiles
 from tests.no_threads import no_room
 
 
@@ -41,16 +45,16 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     told = []
     failure = BpfError("A BPF program could not be opened", number=2)
 
-    async def tell(config: object, error: Exception, boot: str) -> None:
+    async def tell(config: object, error: Exception, boot: str, wishes: object, available: object) -> None:
         told.append(error)
 
     @contextlib.asynccontextmanager
     async def running(*_: object) -> AsyncIterator[Any]:
         if not beside_others:
             raise failure
-        yield SimpleNamespace(capture=SimpleNamespace(state=None))
+        yield SimpleNamespace(capture=SimpleNamespace(state=None, disks=()))
 
-    async def serve(agent: object, stop: object) -> None:
+    async def serve(agent: object, stop: object, wanted: object) -> None:
         async def part() -> None:
             raise failure
 
@@ -60,12 +64,14 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     monkeypatch.setattr(service, "check_machine", lambda: None)
     monkeypatch.setattr("shared.identity.check_name", lambda files, name: None)
     monkeypatch.setattr(pins, "ensure_bpffs", lambda pin_dir: None)
-    monkeypatch.setattr(service, "_tell_why", tell)
+    monkeypatch.setattr(service, "tell_why", tell)
     monkeypatch.setattr(service, "_running", running)
     monkeypatch.setattr(service, "_serve", serve)
-    config: Any = SimpleNamespace(
-        machine="m", tls=None, state_dir=tmp_path / "state", pin_dir=tmp_path / "pins"
-    )
+    files = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
+    config = AgentConfig(
+        machine="m", disks=["/dev/x"], process_server="ps:9443", control_url="https://cs", tls=files,
+        state_dir=tmp_path / "state", pin_dir=tmp_path / "pins",
+    )  # fmt: skip
     with pytest.raises(ExceptionGroup if beside_others else BpfError):
         await service.run(config, asyncio.Event())
     assert told == [failure]
@@ -87,7 +93,7 @@ async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the
 
     control = SimpleNamespace(serve=wait, close=close)
     monkeypatch.setattr(service, "ControlClient", lambda *_, **__: control)
-    for beside in ("_watchdog", "_keep_note"):
+    for beside in ("_watchdog", "_keep_note", "_follow"):
         monkeypatch.setattr(service, beside, wait)
     agent: Any = SimpleNamespace(
         config=SimpleNamespace(control_url="", tls=None), identity="", boot="", place_points=wait, handle=None,
@@ -95,7 +101,8 @@ async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the
         continuity=SimpleNamespace(run=wait, resized=asyncio.Event()),
     )  # fmt: skip
     with pytest.raises(ExceptionGroup) as caught:
-        await service._serve(agent, asyncio.Event())
+        wanted: Any = SimpleNamespace(wishes=SimpleNamespace(take=None), available=None)
+        await service._serve(agent, asyncio.Event(), wanted)
     assert (caught.value.exceptions, closed.is_set()) == ((failure,), True)
 
 
@@ -198,3 +205,58 @@ async def test_an_agent_in_which_something_stands_still_is_not_told_to_be_alive(
     else:
         parts.agent.sender.busy_since = long_ago
     assert "WATCHDOG" not in await told(manager, parts.agent)
+
+
+def test_where_nobody_knows_what_is_wanted_what_is_captured_and_what_is_configured_is_protected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = Path("/nowhere")
+    config = AgentConfig(
+        machine="m", disks=["/dev/sda", "/dev/sdb"], process_server="ps:9443", control_url="https://cs",
+        tls=TlsFiles(cert=nowhere, key=nowhere, ca=nowhere), state_dir=tmp_path, pin_dir=nowhere,
+    )  # fmt: skip
+
+    def disks(is_unknown: bool, *captured: WantedDisk) -> list[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(pins, "exist", lambda _: bool(captured))
+            patch.setattr(service, "as_captured", lambda *_: captured)
+            return [disk.device for disk in service._disks(Goal(), config, service._Kept(), is_unknown)]
+
+    sdb, sdc = WantedDisk("/dev/sdb", "sdb"), WantedDisk("/dev/sdc", "sdc")
+    assert disks(True) == ["/dev/sda", "/dev/sdb"], "after a reboot nothing is captured"
+    assert disks(True, sdb, sdc) == ["/dev/sdb", "/dev/sdc", "/dev/sda"]
+    assert disks(False, sdb, sdc) == ["/dev/sdb", "/dev/sdc"]
+    assert disks(False) == []
+
+
+@pytest.mark.parametrize("named", ["again", "no more", "no more, then it is to stop"])
+async def test_a_process_server_that_is_named_no_more_is_left_when_others_can_go_on_with_the_stream(
+    tmp_path: Path, named: str
+) -> None:
+    files = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
+    config = AgentConfig(
+        machine="m", disks=["/dev/x"], process_server="ps1:9443", control_url="https://cs", tls=files,
+        state_dir=tmp_path, pin_dir=tmp_path / "pins",
+    )  # fmt: skip
+    wishes, uploaded, over = WishFile(tmp_path, "m", ""), asyncio.Event(), asyncio.Event()
+    sender = SimpleNamespace(address=("ps1", 9443), leave=uploaded.wait)
+    agent = cast(Any, SimpleNamespace(sender=sender, point_every=lambda seconds: None))
+    wanted = service._Wanted(wishes.goal(config), wishes, config, cast(Any, None))
+    following = asyncio.create_task(service._follow(wanted, agent, over))
+
+    async def told(number: int, verb: Verb, *servers: str) -> None:
+        mark = Mark(incarnation="i", number=number, act="a")
+        await wishes.take(Desired(wish=Wish(mark=mark, verb=verb, process_servers=servers)))
+        assert await wishes.written()
+
+    await told(1, Verb.PROTECT, "ps2:9443", *(["ps1:9443"] if named == "again" else []))
+    if named != "again":
+        await asyncio.wait({following}, timeout=0.1)
+        assert not over.is_set()
+    if named == "no more":
+        uploaded.set()
+    elif named != "again":
+        await told(2, Verb.STOP)
+    async with asyncio.timeout(10):
+        await following
+    assert over.is_set()

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent import status
+from agent.capture.bindings import Bound
 from agent.stream.unreadable import Unreadable
+from shared.desired import WantedDisk
 from shared.errors import UnreachableError
 from shared.vocabulary import Severity
 
@@ -31,3 +33,29 @@ def test_a_process_server_that_may_be_restarting_is_a_warning() -> None:
     said = [status.without_session(error, may_restart=restarts) for restarts in (True, False)]
     assert [problem.severity for problem in said] == [Severity.WARNING, Severity.ERROR]
     assert {problem.code for problem in said} == {UnreachableError.code}
+
+
+def test_a_path_that_is_longer_than_a_report_takes_costs_no_report() -> None:
+    for path, said in (("/dev/" + "x" * 250, "/dev/" + "x" * 250), ("/dev/" + "x" * 251, "/dev/sdb")):
+        disk: Any = SimpleNamespace(path=path, device="/dev/sdb")
+        assert status._path(disk) == said
+
+
+def test_a_disk_that_is_left_out_is_told_by_its_id_too_and_what_it_is_configured_to_bear() -> None:
+    lines = [Bound(id_, f"/dev/{id_}", "gpt:1") for id_ in ("sda", "data", "former")]
+    lines[1] = Bound("data", "/dev/sda", "gpt:2")  # it was called so once
+    wanted = (
+        WantedDisk("/dev/sda", identity="wwid:A"),
+        WantedDisk("/dev/sdb", "data"),
+        WantedDisk("/dev/sdc"),
+    )
+    agent: Any = SimpleNamespace(
+        config=SimpleNamespace(protected=wanted),
+        capture=SimpleNamespace(disks=[SimpleNamespace(id="sda")]),
+        watch=SimpleNamespace(
+            file=SimpleNamespace(written=lines),
+            left_out=[SimpleNamespace(id="data"), SimpleNamespace(id="never bound")],
+        ),
+    )
+    found = [(disk.id, disk.device, disk.identity) for disk in status._bound(agent)]
+    assert found == [("sda", "/dev/sda", "wwid:A"), ("data", "/dev/sda", "")]

@@ -12,6 +12,7 @@ import pytest
 from config_server.clock import SECOND_NS
 from config_server.conditions import CONDITIONS, MISSED_S, STANDS_S
 from config_server.inventory import Machine
+from shared.desired import WantedDisk
 from shared.messages import MachineView
 from shared.status import (
     AgentDisk,
@@ -281,7 +282,7 @@ WORDS: Final[dict[str, Case]] = {
         says(agent, state="bitmap", uploaded=500, uploaded_captured_ns=0),
         says(stream, spooled=500, uploaded=500, ordered_captured_ns=0),
     ),
-    "a disk that has another path in this boot": Case(known=machine(disks=("/dev/sdb",))),
+    "a disk that has another path in this boot": Case(known=machine(disks=(WantedDisk("/dev/sdb"),))),
     "a master target of another version": Case(apply=says(apply, state="news")),
 }
 
@@ -411,7 +412,7 @@ def test_a_disk_that_shall_be_protected_and_is_not_captured_is_a_problem() -> No
         disks = [AgentDisk(name=name, mode="ordered", todo_b=0) for name in names]
         return Case(says(agent, disks=disks))
 
-    world = World(machine(disks=("/dev/sda", "/dev/sdb")))
+    world = World(machine(disks=(WantedDisk("/dev/sda"), WantedDisk("/dev/sdb"))))
     says_why = Case(says(agent, errors=BROKEN))
     assert codes(says_why.last(world, LONG_S)) == ["US400"]
     assert codes(captures("sda").last(world, MISSED_S - 1)) == []

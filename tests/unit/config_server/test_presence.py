@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from config_server.clock import SECOND_NS
-from config_server.presence import Presence
+from config_server.presence import Presence, decode
+from shared.desired import Mark, Verb
 from shared.errors import RequestError
+from shared.status import AgentReport
 from shared.vocabulary import Role
 
 
@@ -39,3 +41,30 @@ def test_a_machine_that_was_put_back_to_a_snapshot_with_memory_is_heard_within_a
 def test_a_report_that_is_counted_from_no_beginning_is_refused(number: int) -> None:
     with pytest.raises(RequestError, match="counted from 1"):
         learned(Presence(), report(number), 0)
+
+
+def test_what_a_newer_agent_goes_by_costs_what_is_not_understood_of_it_and_not_its_report() -> None:
+    mark = {"incarnation": "i", "number": 7, "act": "a", "x": 1}
+    disk = {"device": "/dev/sda", "part": 2}
+    for wish, verb in (
+        ({"verb": "protect", "disks": [disk]}, Verb.PROTECT),
+        ({"verb": "pause", "disks": [disk]}, Verb.OTHER),
+        ({"verb": "protect", "disks": [disk] * 300}, Verb.OTHER),
+        ({"verb": 5}, Verb.OTHER),
+    ):
+        raw = msgspec.json.encode({"state": "napping", "wish": {"mark": mark, **wish}, "epoch": 3})
+        report = decode(Role.AGENT, raw)
+        assert isinstance(report, AgentReport)
+        assert (report.state, report.epoch) == ("napping", 3)
+        assert report.wish is not None
+        assert (report.wish.mark, report.wish.verb) == (Mark("i", 7, "a"), verb)
+
+
+@pytest.mark.parametrize(
+    "more", [{"wish": 5}, {"wish": {"verb": "stop"}}, {"wish": {"verb": 5, "mark": {}}}, {"epoch": "one"}]
+)
+def test_what_is_no_report_is_refused(more: dict[str, object]) -> None:
+    mark = {"incarnation": "i", "number": 7, "act": "a"}
+    raw = msgspec.json.encode({"wish": {"mark": mark, "verb": 5}, **more})
+    with pytest.raises(RequestError):
+        decode(Role.AGENT, raw)

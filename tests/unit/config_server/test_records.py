@@ -9,13 +9,26 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import audit, commands, database, events, inventory, jobs, revocation, tokens
+from config_server import (
+    audit,
+    commands,
+    database,
+    events,
+    incarnations,
+    inventory,
+    jobs,
+    policies,
+    restored,
+    revocation,
+    tokens,
+)
 from config_server.clock import SECOND_NS
+from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,
     ConfigError,
     JobNotFoundError,
-    MachineNotFoundError,
+    PolicyNotFoundError,
     RequestError,
     StorageError,
     TokenExpiredError,
@@ -63,6 +76,40 @@ def test_a_database_of_the_first_version_is_brought_up_to_date_with_its_events(t
     events.reconcile(connection, "agent:web1", [problem(), problem("US411")], NOW)
     assert [event.count for event in events.find(connection, "", only_open=True, limit=10)] == [1, 1]
     connection.close()
+
+
+def test_an_upgrade_gives_no_machine_a_wish_keeps_policies_and_withdraws_commands_that_are_gone(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "state.db"
+    steps = next(n for n, step in enumerate(database.MIGRATIONS) if "'incarnations'" in step)
+    old = sqlite3.connect(path, isolation_level=None)
+    for step in database.MIGRATIONS[:steps]:
+        old.executescript(step)
+    old.executescript(
+        f"PRAGMA user_version = {steps};"
+        "INSERT INTO commands VALUES ('c1', 'agent:web1', 'unprotect', '{}', 1, 'pending', '{}', NULL);"
+        """INSERT INTO settings VALUES ('default-policy', '{"point_interval_s": 60.0, "rpo_threshold_s": 900.0}');"""
+        "INSERT INTO machines VALUES ('web1', 1, '[\"/dev/sda\", \"\"]', '{\"point_interval_s\": 10.0}', 1, 0);"
+        "INSERT INTO machines VALUES ('web2', 1, '[\"/dev/sda\"]', NULL, 1, 0);"
+        """INSERT INTO machines VALUES ('web3', 1, '[]', '{"point_interval_s": 300.0, "rpo_threshold_s": 60.0}', 1, 0);"""
+    )
+    old.close()
+    db = database.connect(path)
+    try:
+        assert commands.pending(db, "agent:web1", 1) == []
+        assert commands.expire(db, 10**18) == []
+        web1, web2, web3 = inventory.machines(db)
+        assert (web1.wish, web1.protected, web1.policy.point_interval_s, web1.policy_name) == (
+            None, True, 10, "",
+        )  # fmt: skip
+        assert (web1.disks, web1.dropped, web3.disks) == ((WantedDisk("/dev/sda"),), (), ())
+        assert (web2.wish, web2.policy.point_interval_s, web2.policy_name) == (None, 60, policies.DEFAULT)
+        assert web3.policy == Policy(rpo_threshold_s=60), "nobody chose the interval that it had"
+        [first] = incarnations.history(db)
+        assert len(first) == 16
+    finally:
+        db.close()
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -369,20 +416,128 @@ def test_a_job_whose_worker_is_silent_is_given_up(db: sqlite3.Connection) -> Non
     assert "continues" in failed.error.action
 
 
-def test_a_machine_keeps_its_own_policy_and_others_follow_the_default(db: sqlite3.Connection) -> None:
-    inventory.protect(db, "web1", ["/dev/sda"], Policy(point_interval_s=60), NOW)
-    inventory.protect(db, "web2", ["/dev/sda"], None, NOW)
-    inventory.set_default_policy(db, Policy(point_interval_s=900))
-    assert inventory.machine(db, "web1").policy.point_interval_s == 60
-    assert inventory.machine(db, "web2").policy.point_interval_s == 900
-    ended = inventory.unprotect(db, "web1")
-    assert (ended.protected, ended.ended) == (False, True)
-    assert not inventory.protect(db, "web1", ["/dev/sda"], None, NOW).ended
-    with pytest.raises(MachineNotFoundError):
-        inventory.unprotect(db, "web3")
-
-
 def test_the_audit_log_is_newest_first(db: sqlite3.Connection) -> None:
     for number in range(3):
         audit.add(db, "operator:admin", f"a{number}", "x", {"n": number}, NOW + number)
     assert [entry.action for entry in audit.newest(db, 2)] == ["a2", "a1"]
+
+
+# ---- policies
+
+
+def test_a_policy_holds_for_those_to_whom_it_is_assigned_and_the_default_one_for_the_others(
+    db: sqlite3.Connection,
+) -> None:
+    for name in ("web1", "web2", "web3"):
+        inventory.ensure_machine(db, name, NOW)
+    policies.put(db, "gold", Policy(point_interval_s=10))
+    policies.assign(db, "web1", "gold")
+    policies.give_own(db, "web2", Policy(point_interval_s=20))
+    assert [policies.settings(machine.policy) for machine in inventory.machines(db)] == [
+        Settings(point_interval_s=10), Settings(point_interval_s=20), Settings(),
+    ]  # fmt: skip
+    policies.put(db, "default", Policy(point_interval_s=30))
+    policies.put(db, "gold", Policy(point_interval_s=11))
+    found = {machine.name: machine.policy.point_interval_s for machine in inventory.machines(db)}
+    assert found == {"web1": 11, "web2": 20, "web3": 30}
+    assert [(view.name, view.machines) for view in policies.views(db)] == [
+        ("default", ["web3"]), ("gold", ["web1"]),
+    ]  # fmt: skip
+    with pytest.raises(RequestError, match="assigned to web1"):
+        policies.delete(db, "gold")
+    policies.put(db, "default", Policy(rpo_threshold_s=60))
+    policies.assign(db, "web1", "default")
+    told = policies.settings(inventory.machine(db, "web1").policy)
+    assert told == Settings(), "a threshold alone sets no interval"
+    policies.delete(db, "gold")
+    with pytest.raises(PolicyNotFoundError):
+        policies.delete(db, "gold")
+    with pytest.raises(PolicyNotFoundError):
+        policies.assign(db, "web1", "gold")
+    with pytest.raises(RequestError, match="all machines"):
+        policies.delete(db, "default")
+
+
+def test_an_act_is_of_the_database_as_it_is_now_and_later_than_all_that_was_known(
+    db: sqlite3.Connection,
+) -> None:
+    disks, servers = (WantedDisk("/dev/sda", id="data"),), ("ps1:9443",)
+    first = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=disks, process_servers=servers)
+    assert first.wish is not None
+    assert (first.protected, first.disks, first.ended) == (True, disks, False)
+    began = incarnations.begin(db)
+    ended = inventory.act(db, "web1", Verb.STOP, NOW, known=Mark("other", 7, "x"))
+    assert ended.wish is not None
+    assert (ended.wish.mark.incarnation, ended.wish.mark.number) == (began, 8)
+    assert (ended.protected, ended.disks, ended.ended) == (False, disks, True)
+    assert (ended.wish.disks, ended.wish.process_servers) == (disks, servers), "for the day after"
+    elsewhere = Wish(mark=Mark("other", 9, "y"), verb=Verb.STOP)
+    inventory.adopt(db, "web1", elsewhere, NOW)
+    adopted = inventory.machine(db, "web1").wish
+    assert adopted == msgspec.structs.replace(elsewhere, disks=disks, process_servers=servers)
+    inventory.adopt(db, "web1", first.wish, NOW)
+    assert inventory.machine(db, "web1").own == (first.wish, began)
+
+
+def test_on_other_hardware_what_was_noted_of_disks_is_void_and_the_act_is_later_than_all_that_was_known(
+    db: sqlite3.Connection,
+) -> None:
+    first = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(WantedDisk("/dev/sda"),), identity="old")
+    assert first.wish is not None
+    bare = msgspec.structs.replace(first.wish, disks=())
+    moved = inventory.begin_anew(db, "web1", "new", NOW, bare, [first.wish.mark, Mark("other", 7, "x")])
+    assert moved.wish is not None
+    assert (moved.identity, moved.disks, moved.wish.disks, moved.protected) == ("new", (), (), True)
+    assert moved.wish.mark.number == 8
+    inventory.ensure_machine(db, "web2", NOW)
+    inventory.note_identity(db, "web2", "old")
+    inventory.note_bound(db, "web2", "new", [WantedDisk("/dev/sdz")], None)
+    assert inventory.machine(db, "web2").disks == ()
+    inventory.note_bound(db, "web2", "old", [WantedDisk("/dev/sda")], None)
+    moved = inventory.begin_anew(db, "web2", "new", NOW, None, [])
+    assert (moved.identity, moved.disks, moved.wish) == ("new", (), None)
+
+
+def test_a_report_that_names_fewer_disks_forgets_none_and_is_nothing_beside_what_is_wanted(
+    db: sqlite3.Connection,
+) -> None:
+    def noted(name: str, *disks: WantedDisk, told: Wish | None = None) -> tuple[WantedDisk, ...]:
+        inventory.note_bound(db, name, "", disks, told)
+        return inventory.machine(db, name).disks
+
+    a, b, c = (WantedDisk(f"/dev/sd{letter}", f"sd{letter}") for letter in "abc")
+    inventory.ensure_machine(db, "web1", NOW)
+    for captured in ([a, b], [b], []):
+        assert noted("web1", *captured) == (a, b)
+    moved = WantedDisk("/dev/sdz", "sdb")
+    assert noted("web1", moved) == (a, moved), "it is called otherwise"
+    act = inventory.act(db, "web1", Verb.PROTECT, NOW, disks=(b, WantedDisk("/dev/sdc"))).wish
+    assert noted("web1", a, c) == (b, WantedDisk("/dev/sdc")), "its agent does not go by that yet"
+    assert noted("web1", a, b, c, told=act) == (b, c), "and which id it has"
+    inventory.ensure_machine(db, "web2", NOW)
+    assert len(noted("web2", *(WantedDisk(f"/dev/{number}") for number in range(1000)))) == 256
+    db.execute(
+        "UPDATE machines SET disks = '[{\"device\": \"/dev/sda\"}]', protected = 1 WHERE name = 'web2'"
+    )
+    assert noted("web2", b, a) == (a, b), "recorded before there were wishes"
+
+
+def test_an_act_drops_what_was_known_until_its_agent_has_heard_of_it(db: sqlite3.Connection) -> None:
+    a, b, c = (WantedDisk(f"/dev/sd{letter}", f"sd{letter}") for letter in "abc")
+
+    def dropped(verb: Verb, *disks: WantedDisk) -> tuple[WantedDisk, ...]:
+        return inventory.act(db, "web1", verb, NOW, disks=disks).dropped
+
+    assert dropped(Verb.PROTECT, a, b, c) == ()
+    assert dropped(Verb.PROTECT, a, b) == (c,)
+    assert dropped(Verb.PROTECT, a) == (c, b), "the first was not heard"
+    assert dropped(Verb.PROTECT, a, c) == (b,)
+    assert {*dropped(Verb.STOP)} == {a, b, c}
+    assert {*dropped(Verb.PROTECT, a)} == {b, c}
+    inventory.heard(db, "web1")
+    assert dropped(Verb.STOP) == (a,)
+    inventory.heard(db, "web1")
+    assert dropped(Verb.PROTECT, b) == (), "of what was ended nothing is dropped"
+    assert dropped(Verb.PROTECT, c) == (b,)
+    restored.prepare(db, NOW)
+    assert inventory.machine(db, "web1").dropped == ()

@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import service
+from config_server import service, view
 from config_server.clock import SECOND_NS, rfc3339
+from config_server.facts import facts_of
 from config_server.health import worst
 from config_server.inventory import Machine
 from config_server.presence import Presence
 from config_server.wrong import problems_with
+from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import RequestError
 from shared.messages import MachineView, PointView, Policy
 from shared.status import (
@@ -53,6 +55,71 @@ def test_a_machine_that_replicates_unprotected_is_named_and_missed_unless_its_pr
     served = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True)})
     assert codes(World().says("process-server", "ps1", served), ended) == ["US601"]
     assert codes(World().says("agent", "web1", AgentReport(state="starting")), unknown) == []
+
+
+def test_a_machine_that_is_to_be_protected_and_of_which_nothing_is_captured_is_not_well() -> None:
+    wish = Wish(mark=Mark("x", 2, "act"), verb=Verb.PROTECT)
+    wanted = machine(wish=wish, wish_ns=NOW, wish_incarnation="x")
+
+    def shown(report: AgentReport, of: Machine = wanted) -> list[tuple[str, str]]:
+        view = World().says("agent", "web1", report).show(of)
+        assert (view.health is Health.CRITICAL) == bool(view.errors)
+        return [(error.code, error.cause) for error in view.errors]
+
+    idle = AgentReport(state="unprotected", cause="nobody names a disk", wish=wish)
+    nothing = [("US616", "nobody names a disk")]
+    assert shown(idle) == nothing
+    assert shown(idle, machine()) == nothing, "recorded before there were wishes"
+    assert shown(msgspec.structs.replace(idle, wish=None)) == [], "it has not heard of it yet"
+    assert shown(msgspec.structs.replace(idle, state="starting")) == []
+    captured = [AgentDisk(name="sda", mode="ordered")]
+    assert shown(msgspec.structs.replace(idle, disks=captured)) == []
+    assert shown(idle, machine(protected=False)) == []
+    late = World().says("agent", "web1", idle, age_s=60).show(wanted)
+    assert [error.code for error in late.errors] == ["US471"], "what it said last is not believed"
+
+
+def test_a_wish_is_pending_until_the_agent_says_that_it_goes_by_it_and_a_warning_once_that_lasts() -> None:
+    wish = Wish(mark=Mark("x", 2, "act"), verb=Verb.PROTECT, disks=(WantedDisk("/dev/sda"),))
+    wanted = machine(wish=wish, wish_ns=NOW, wish_incarnation="x")
+
+    def shown(report: AgentReport, told_s: float, act: str = "act", age_s: float = 0.0) -> MachineView:
+        world = World().says("agent", "web1", report, age_s)
+        facts = facts_of(world.presence, "web1", NOW)
+        untaken = (act, NOW - int(told_s * SECOND_NS))
+        return view.machine_view(wanted, msgspec.structs.replace(facts, untaken=untaken), NOW)
+
+    before = AgentReport(state="ordered", version="0.1")
+    assert [e.code for e in shown(before, 29).errors] == []
+    late = shown(before, 31)
+    assert [(e.code, e.severity) for e in late.errors] == [("US610", "warning")]
+    assert "protect /dev/sda" in late.errors[0].cause
+    assert "its version is 0.1" in late.errors[0].cause
+    assert late.wish is not None
+    assert late.wish.pending == late.wish.since == rfc3339(NOW)
+    assert shown(before, 31, act="an earlier one").errors == []
+    assert [e.code for e in shown(before, 31, age_s=20).errors] == ["US471"], "it is told when it comes"
+    failing = AgentReport(state="ordered", wish=wish, errors=[Problem(code="US405", what="no such disk")])
+    failing.wish = Wish(mark=Mark("x", 1, "before"), verb=Verb.STOP)
+    assert "it goes by stop" in shown(failing, 31).errors[0].cause
+    assert "it reports US405 no such disk" in shown(failing, 31).errors[0].cause
+    taken = shown(AgentReport(state="ordered", wish=wish), 0)
+    assert taken.wish is not None
+    assert taken.wish.pending is None
+
+
+def test_a_machine_that_is_to_stop_is_no_warning_while_its_agent_can_be_told() -> None:
+    wish = Wish(mark=Mark("x", 2, "act"), verb=Verb.STOP)
+    ended = machine(protected=False, ended=True, wish=wish, wish_ns=NOW)
+    captures = AgentReport(state="ordered", epoch=1, disks=[AgentDisk(name="sda", mode="ordered")])
+    stopping = World().says("agent", "web1", captures).show(ended)
+    assert (stopping.state, stopping.errors) == ("unprotected", [])
+    assert "has not stopped yet" in stopping.cause
+    served = ProcessServerReport(machines={"web1": StreamReport(epoch=1, connected=True)})
+    unheard = World().says("process-server", "ps1", served).show(ended)
+    assert [error.code for error in unheard.errors] == ["US601"]
+    assert "replicates all the same" in unheard.cause
+    assert World().show(ended).cause == "its protection was ended"
 
 
 def test_a_machine_whose_agent_never_reported_is_not_connected() -> None:

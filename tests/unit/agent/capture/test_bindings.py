@@ -11,18 +11,9 @@ import pytest
 from msgspec import structs
 
 from agent.capture import bindings
-from agent.capture.binding import Identity, Standing
-from agent.capture.bindings import (
-    NAME,
-    BindingsFile,
-    Bound,
-    Seen,
-    Wanted,
-    after,
-    all_known,
-    known,
-    with_notes,
-)
+from agent.capture.binding import Identity, Known, Standing
+from agent.capture.bindings import NAME, BindingsFile, Bound, Seen, after, all_known, known, with_notes
+from shared.desired import WantedDisk
 from shared.errors import BindingDamagedError, StateFileError
 
 SEEN = Seen("this", 16, 5)
@@ -50,18 +41,18 @@ def test_what_an_older_agent_wrote_is_read_and_what_is_written_is_read_back(tmp_
 @pytest.mark.parametrize(
     ("wanted", "bound", "noted"),
     [
-        (Wanted("/dev/x"), BOUND, (16, 5)),
-        (Wanted("/dev/y", "sdb"), BOUND, (16, 5)),
-        (Wanted("/dev/x", "sdb", "gpt:1"), BOUND, (16, 5)),
-        (Wanted("/dev/x", "sdb", "gpt:2"), BOUND, None),  # another disk is meant
-        (Wanted("/dev/x"), structs.replace(BOUND, seen=Seen("before", 16, 5)), None),
-        (Wanted("/dev/x"), structs.replace(BOUND, seen=Seen("this", 16, 0)), None),  # before Linux 5.15
+        (WantedDisk("/dev/x"), BOUND, (16, 5)),
+        (WantedDisk("/dev/y", "sdb"), BOUND, (16, 5)),
+        (WantedDisk("/dev/x", "sdb", "gpt:1"), BOUND, (16, 5)),
+        (WantedDisk("/dev/x", "sdb", "gpt:2"), BOUND, None),  # another disk is meant
+        (WantedDisk("/dev/x"), structs.replace(BOUND, seen=Seen("before", 16, 5)), None),
+        (WantedDisk("/dev/x"), structs.replace(BOUND, seen=Seen("this", 16, 0)), None),  # before Linux 5.15
     ],
 )
 def test_a_note_counts_in_its_boot_for_the_disk_that_is_meant(
-    wanted: Wanted, bound: Bound, noted: tuple[int, int] | None
+    wanted: WantedDisk, bound: Bound, noted: tuple[int, int] | None
 ) -> None:
-    disk = known(wanted, [bound], 16, "this")
+    disk = known(wanted, [bound], standing("gpt:1"), "this")
     assert disk is not None
     assert (disk.noted, disk.is_new, disk.is_configured) == (noted, False, wanted.identity is not None)
 
@@ -227,8 +218,101 @@ def test_what_could_not_be_written_is_what_is_known_until_it_or_something_newer_
 
 
 def test_a_second_line_for_one_id_is_a_new_disk_wherever_it_stands() -> None:
-    lines = [Wanted("/dev/x"), Wanted("/dev/y", "sdb")]
+    lines = [WantedDisk("/dev/x"), WantedDisk("/dev/y", "sdb")]
     for wanted in (lines, lines[::-1]):
-        found = {disk.path: disk for disk in all_known(wanted, [BOUND], {"/dev/x": 16}, {16: "sdb"}, "this")}
+        found = {
+            disk.path: disk for disk in all_known(wanted, [BOUND], {"/dev/x": standing("gpt:1")}, "this")
+        }
         assert (found["/dev/y"].id, found["/dev/y"].is_new) == ("sdb", False)
         assert (found["/dev/x"].id, found["/dev/x"].is_new) == ("sdb-2", True)
+
+
+def known_at(device: str, there: Standing, line: Bound, *, captured: bool = False) -> Known:
+    """What is configured alone, by this path."""
+    pinned = {(there.dev, there.diskseq)} if captured else set()
+    [found] = all_known([WantedDisk(device)], [line], {device: there}, "this", pinned)
+    return found
+
+
+def test_the_same_disk_under_another_path_keeps_its_id() -> None:
+    found = known_at("/dev/disk/by-id/x", standing("gpt:1"), BOUND)
+    assert (found.id, found.path, found.is_new, found.noted) == ("sdb", "/dev/disk/by-id/x", False, (16, 5))
+    assert str(found.identity) == "gpt:1"
+
+
+def test_another_disk_that_has_its_device_number_by_now_is_a_new_one() -> None:
+    for there in (
+        replace(standing("gpt:1"), diskseq=6),  # unplugged, and a clone of it plugged in
+        replace(standing("gpt:1"), diskseq=0),  # nobody knows
+    ):
+        found = known_at("/dev/disk/by-id/x", there, BOUND)
+        assert (found.id, found.is_new) == ("sdb-2", True)
+    before = structs.replace(BOUND, seen=Seen("before", 16, 5))
+    assert known_at("/dev/disk/by-id/x", standing("gpt:1"), before).is_new, "diskseqs are counted anew"
+
+
+def test_what_a_disk_bears_under_another_path_may_say_that_it_is_another() -> None:
+    lun = structs.replace(BOUND, identity="wwid:1")
+    for captured in (False, True):
+        found = known_at("/dev/y", standing("wwid:2"), lun, captured=captured)
+        assert found.is_new, "it was mapped anew behind the same device"
+    assert known_at("/dev/y", standing("gpt:2"), BOUND).is_new, "nobody has watched who changed its table"
+    assert known_at("/dev/y", standing("gpt:2"), BOUND, captured=True).id == "sdb"
+
+
+def test_a_line_that_is_configured_still_is_taken_by_no_other_path() -> None:
+    there = standing("gpt:1")
+    paths = {"/dev/y": there, "/dev/x": there}
+    for wanted in (["/dev/y", "/dev/x"], ["/dev/x", "/dev/y"]):
+        found = {one.path: one for one in all_known([*map(WantedDisk, wanted)], [BOUND], paths, "this")}
+        assert (found["/dev/x"].id, found["/dev/y"].id) == ("sdb", "sdb-2")
+    asked = [WantedDisk("/dev/y"), WantedDisk("/dev/z", "sdb")]
+    assert [one.id for one in all_known(asked, [BOUND], paths, "this")] == ["sdb-2", "sdb"]
+    other = all_known([WantedDisk("/dev/y", identity="gpt:9")], [BOUND], paths, "this")
+    assert other[0].id == "sdb-2", "another disk is meant"
+
+
+def test_another_disk_that_is_meant_by_a_path_is_not_that_of_the_line_which_had_it() -> None:
+    """An operator named the path where he saw it: the disk before was replaced, or has another name since."""
+    former = Bound("sdb", "/dev/x", "wwid:A", "/dev/sdb", Seen("before", 16, 4))
+    wanted = WantedDisk("/dev/x", identity="wwid:B")
+
+    def found(lines: list[Bound], *borne: str) -> Known:
+        paths = {"/dev/x": standing(*borne)} if borne else {}
+        [one] = all_known([wanted], lines, paths, "this")
+        return one
+
+    for borne in (("wwid:B",), ("wwid:C",), ()):
+        assert (found([former], *borne).id != "sdb", found([former], *borne).is_new) == (True, True)
+    mine = Bound("sdb-2", "/dev/x", "wwid:B", "/dev/sdb", Seen("before", 16, 5))
+    for lines in ([former, mine], [mine, former]):
+        assert (found(lines, "wwid:B").id, found(lines).id) == ("sdb-2", "sdb-2")
+        [alone] = all_known([WantedDisk("/dev/x", "sdb")], lines, {"/dev/x": standing("wwid:B")}, "this")
+        assert str(alone.identity) == "wwid:A"
+    by_table = structs.replace(former, identity="gpt:1")
+    assert found([by_table], "wwid:B", "gpt:2").is_new, (
+        "it bears what is asked for, and not what the line's bore"
+    )
+    # The same disk, of which something stronger is said: it bears both, or was noted, or nothing says that it is another.
+    assert found([by_table], "wwid:B", "gpt:1").id == "sdb"
+    assert found([structs.replace(by_table, seen=SEEN)], "wwid:B", "gpt:2").id == "sdb"
+    assert found([by_table]).id == "sdb"
+    assert found([by_table], "wwid:C").id == "sdb"
+
+
+def test_a_disk_that_is_meant_by_what_lasts_keeps_its_id_whatever_it_is_called() -> None:
+    line = Bound("sdb", "/dev/x", "wwid:A", "/dev/sdb", Seen("before", 16, 4))
+
+    def found(*wanted: WantedDisk, lines: tuple[Bound, ...] = (line,)) -> list[str]:
+        return [one.id for one in all_known(wanted, lines, {}, "this")]
+
+    assert found(WantedDisk("/dev/y", identity="wwid:A")) == ["sdb"]
+    assert found(WantedDisk("/dev/y", identity="wwid:B")) == ["y"]
+    assert found(WantedDisk("/dev/y", identity="wwid:A"), WantedDisk("/dev/z", "sdb"))[0] != "sdb"
+    by_table = structs.replace(line, identity="gpt:1")
+    assert found(WantedDisk("/dev/y", identity="gpt:1"), lines=(by_table,)) == ["y"], "a clone bears it, too"
+    twin = structs.replace(line, id="sdc")
+    assert found(WantedDisk("/dev/y", identity="wwid:A"), lines=(line, twin)) == ["y"]
+    other = Bound("sdc", "/dev/y", "wwid:B", "/dev/sdc", Seen("before", 32, 6))
+    swapped = WantedDisk("/dev/y", identity="wwid:A"), WantedDisk("/dev/x", identity="wwid:B")
+    assert found(*swapped, lines=(line, other)) == ["sdb", "sdc"]

@@ -8,6 +8,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -250,3 +252,15 @@ def test_attributes_of_a_disk_that_had_the_name_before_are_not_those_of_this_one
     (folder / "diskseq").write_text("8\n")
     after = describe(disk.path, folder, 8, 0, lambda folder: before)
     assert (after.serial, after.names, after.zoned, after.diskseq) == ("", {}, False, 8)
+
+
+def test_a_path_that_leads_in_a_circle_is_no_disks_and_costs_nothing(tmp_path: Path) -> None:
+    circle, link, target = tmp_path / "circle", tmp_path / "link", tmp_path / "sdb"
+    circle.symlink_to(circle)
+    target.touch()
+    link.symlink_to(target)
+    disk: Any = SimpleNamespace(path=target)
+    assert [disks.leads_to(str(path), disk) for path in (circle, link, target, tmp_path / "gone")] == [
+        False, True, True, False,
+    ]  # fmt: skip
+    assert not disks.leads_to(str(target), cast(Any, SimpleNamespace(path=circle)))

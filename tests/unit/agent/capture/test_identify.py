@@ -62,6 +62,7 @@ def test_the_port_of_a_disk_is_known_by_its_link(tmp_path: Path) -> None:
     (tmp_path / "sdq").touch()
     links = tmp_path / "by-path"
     links.mkdir()
+    (links / "pci-0000:00:04.0").symlink_to(links / "pci-0000:00:04.0")  # in a circle
     (links / "pci-0000:00:05.0").symlink_to(tmp_path / "sdq")
     (links / "pci-0000:00:05.0-part1").symlink_to(tmp_path / "sdq1")
     assert str(identities(disk, by_path=links)[0]) == "by-path:pci-0000:00:05.0"

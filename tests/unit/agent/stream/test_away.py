@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from agent.stream import sender as module
 from agent.stream.sender import Sender
+from agent.stream.servers import ProcessServers
 from shared.errors import CertificateRevokedError, UnreachableError
 from tests.pki import TestCa
 
@@ -19,7 +21,8 @@ async def test_a_process_server_that_is_away_is_no_error_before_an_upgrade_takes
 ) -> None:
     nothing: Any = None
     files = TestCa(tmp_path).issue("agent:web1")
-    sender = Sender(nothing, nothing, lambda: nothing, ("127.0.0.1", 1), files, lambda _reason: None)
+    servers = ProcessServers([("127.0.0.1", 1)], time.monotonic())
+    sender = Sender(nothing, nothing, lambda: nothing, servers, files, lambda _reason: None)
     assert not sender.may_restart
     stop = asyncio.Event()
     running = asyncio.create_task(sender.run(stop))

@@ -56,7 +56,7 @@ def test_every_daemon_understands_its_file(lab: Lab, daemon: Daemon, type_: type
     assert stat.S_IMODE(lab.config_file(daemon).stat().st_mode) == 0o600
     if daemon is Daemon.AGENT:
         assert config.disks == ["/dev/loop0", "/dev/loop1"]
-        assert config.address == ("127.0.0.1", 24003)
+        assert config.addresses == (("127.0.0.1", 24003),)
     else:
         assert config.blob.url == "https://127.0.0.1:24010/understudylab"
 

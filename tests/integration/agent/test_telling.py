@@ -7,18 +7,23 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agent import service
+from agent import telling
+from agent.capture.available import Available
 from agent.config import AgentConfig
+from agent.desired import WishFile
 from agent.machine_identity import boot_of
 from config_server import sides
 from shared import active_side, api
 from shared.blob import BlobConfig, BlobStore
+from shared.desired import Verb
 from shared.errors import UnsuitableDiskError
 from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
-from shared.status import AgentReport
+from shared.status import AgentReport, AvailableDisk
 from shared.tls import TlsFiles
 from tests.config_parts import config_for, daemon, running
+from tests.pki import TestCa
+from tests.wishing import teller
 
 WHY = UnsuitableDiskError("Disk /dev/sda was not attached", cause="it is a tape")
 
@@ -39,14 +44,20 @@ async def test_the_cause_arrives_also_right_after_another_boot_reported(
     tmp_path: Path, store: BlobStore, blob_config: BlobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sides, "RECENT_S", 0.3)
-    monkeypatch.setattr(service, "_TELL_AGAIN_S", 0.05)
+    monkeypatch.setattr(telling, "_TELL_AGAIN_S", 0.05)
     await active_side.find_or_begin(store, "web1", "original")
     async with running(config_for(tmp_path, blob=blob_config)) as server, server.operator() as operator:
         files = await server.enrolled("agent", "web1", tmp_path / "agent")
-        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
+        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine="web1")
         async with daemon(server, files) as before:
             await before.report(AgentReport(machine="web1", identity="original", boot="1", state="ordered"))
-        await service._tell_why(config(server.url, files, tmp_path), WHY, boot_of(0))
+        await telling.tell_why(
+            config(server.url, files, tmp_path),
+            WHY,
+            boot_of(0),
+            WishFile(tmp_path, "web1", ""),
+            Available(tmp_path),
+        )
         shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
         assert (shown.state, await codes(operator)) == ("failed", ["US415"])
         assert "it is a tape" in shown.cause
@@ -55,5 +66,32 @@ async def test_the_cause_arrives_also_right_after_another_boot_reported(
 async def test_certificates_that_are_not_there_hide_no_cause(tmp_path: Path) -> None:
     nowhere = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
     with capture_logs() as logs:
-        await service._tell_why(config("https://cs", nowhere, tmp_path), WHY, boot_of(0))
+        await telling.tell_why(
+            config("https://cs", nowhere, tmp_path),
+            WHY,
+            boot_of(0),
+            WishFile(tmp_path, "web1", ""),
+            Available(tmp_path),
+        )
     assert [line["event"] for line in logs] == ["the config server could not be told why"]
+
+
+async def test_an_agent_that_must_end_says_which_disks_there_are_and_hears_what_is_wanted_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca, available = TestCa(tmp_path), Available(tmp_path)
+    found = [AvailableDisk(device="/dev/sdb", sectors=8)]
+    monkeypatch.setattr(available, "look", lambda: found)
+    async with teller(ca) as says:
+        wish = says.wish(Verb.STOP)
+        await telling.tell_why(
+            config(says.url, ca.issue("agent:web1"), tmp_path),
+            WHY,
+            boot_of(0),
+            WishFile(tmp_path, "web1", ""),
+            available,
+        )
+        assert (says.last.state, says.last.wish, says.last.available) == ("failed", None, found)
+    next_start = WishFile(tmp_path, "web1", "")
+    next_start.load()
+    assert next_start.wish == wish

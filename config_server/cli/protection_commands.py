@@ -1,0 +1,271 @@
+"""`understudy machine protect|unprotect|disks`: what is wanted of a machine, and what could be."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from config_server.cli import versions
+from config_server.cli.machine_pages import candidates_table, machine_page
+from config_server.cli.names import name_argument
+from config_server.cli.options import COMMON, add_options, find_target
+from config_server.cli.output import Progress, console, emit, plain, run, say
+from shared.errors import (
+    FewerDisksError,
+    MachineNotFoundError,
+    RequestError,
+    ServerOutdatedError,
+    UnderstudyError,
+)
+
+if TYPE_CHECKING:
+    from shared.messages import DiskCandidates, MachineView, Protection
+    from shared.rest import RestClient
+
+_TAKEN_S: Final = 30.0
+"""So long is waited for an agent that reports."""
+_SILENT_S: Final = 15.0
+"""One that has not reported for so long is not waited for."""
+_LOOK_S: Final = 0.5
+
+_no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until its agent says that it does so.")
+
+
+@click.command()
+@name_argument
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="PATH|ID",
+    help="One for each that shall be protected: by the path where it stands now, or by its stable id. Default: those that are wanted,"
+    " else all that its agent offers.",
+)
+@click.option(
+    "--process-server",
+    "process_servers",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="One for each, the one to be preferred first. Default: as it is, at first that of the agent's configuration.",
+)
+@click.option("--policy", default="", metavar="NAME", help="Assign it, too. Default: the policy that it has.")
+@click.option("--offline", is_flag=True, help="Record it although the machine's agent has never reported.")
+@click.option("--force", is_flag=True, help="Take disks, too, that its agent does not name.")
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="Do not ask. Without a terminal it is needed where something would be asked: fewer disks than before, or all that there are.",
+)
+@_no_wait
+@add_options(*COMMON)
+def protect(
+    name: str,
+    disks: tuple[str, ...],
+    process_servers: tuple[str, ...],
+    policy: str,
+    *,
+    offline: bool,
+    force: bool,
+    yes: bool,
+    no_wait: bool,
+) -> None:
+    """Have a machine protected, all disks that are named and no others. Its agent is told at once, or when it comes.
+
+    \b
+    Example: understudy machine protect web1 --disk /dev/sda --disk /dev/sdb --policy gold
+    """
+    from shared.messages import Protection
+
+    wanted = Protection(
+        disks=list(disks),
+        process_servers=list(process_servers),
+        policy_name=policy,
+        offline=offline,
+        force=force,
+        fewer=yes and bool(disks),  # who names none means to leave out none
+    )
+    found = run(_protect(name, wanted, yes=yes, wait=not no_wait))
+    emit(found, lambda: machine_page(found))
+
+
+@click.command()
+@name_argument
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal it is needed.")
+@_no_wait
+@add_options(*COMMON)
+def unprotect(name: str, *, yes: bool, no_wait: bool) -> None:
+    """Have a machine's agent stop: nothing of it is captured or sent any more, and it is not missed. Its points stay.
+
+    \b
+    Example: understudy machine unprotect web1
+    """
+    if not yes:
+        if not sys.stdin.isatty():
+            raise RequestError(
+                f"The protection of '{name}' was not ended",
+                cause="whether it is to end could not be asked: there is no terminal",
+                action="Say it with --yes: its points stay, and there will be no new ones.",
+            )
+        click.confirm(
+            f"Stop replicating '{name}'? Its points stay, and there will be no new ones.",
+            abort=True,
+            err=True,
+        )
+    found = run(_unprotect(name, wait=not no_wait))
+    emit(found, lambda: machine_page(found))
+
+
+@click.command("disks")
+@name_argument
+@add_options(*COMMON)
+def disks_(name: str) -> None:
+    """A machine's disks: which are protected, which could be, and why others cannot.
+
+    \b
+    Example: understudy machine disks web1
+    """
+    found = run(_disks(name))
+    emit(found, lambda: candidates_table(found))
+
+
+async def _protect(name: str, wanted: Protection, *, yes: bool, wait: bool) -> MachineView:
+    from msgspec.structs import replace
+
+    async with find_target().connect() as client:
+        if not wanted.disks:
+            wanted = replace(wanted, disks=await _chosen(client, name, yes=yes))
+        if not wanted.process_servers:
+            wanted = replace(wanted, process_servers=await _servers(client, name))
+        try:
+            found = await _asked(client, name, wanted)
+        except FewerDisksError as exc:
+            if not sys.stdin.isatty():
+                raise
+            say(f"{exc.cause[:1].upper()}{exc.cause[1:]}.")
+            click.confirm(
+                "End the protection of these? Their points stay, and there will be no new ones.",
+                abort=True,
+                err=True,
+            )
+            found = await _asked(client, name, replace(wanted, fewer=True))
+        return await _taken(client, found) if wait else found
+
+
+async def _servers(client: RestClient, name: str) -> list[str]:
+    """Those that the machine is to use already; none where nothing is known of it, which the server tells better."""
+    from shared import api
+    from shared.messages import Nothing
+
+    try:
+        seen = await client.call(api.MACHINE, Nothing(), machine=name)
+    except MachineNotFoundError:
+        return []
+    return seen.wish.process_servers if seen.wish is not None else []
+
+
+async def _asked(client: RestClient, name: str, wanted: Protection) -> MachineView:
+    from shared import api
+
+    return await versions.answered(client, client.call(api.PROTECT, wanted, machine=name))
+
+
+async def _chosen(client: RestClient, name: str, *, yes: bool) -> list[str]:
+    """The disks that are meant where none is named. Raises RequestError."""
+    from shared import api
+    from shared.messages import Nothing
+
+    try:
+        found = await versions.answered(client, client.call(api.DISKS, Nothing(), machine=name), is_new=True)
+    except MachineNotFoundError as exc:
+        raise MachineNotFoundError(
+            f"'{name}' was not protected",
+            cause=exc.cause,
+            action=f"Enrol its agent first (understudy token create agent {name}), or record it before that: --disk PATH … --offline.",
+        ) from exc
+    except ServerOutdatedError:
+        seen = await client.call(api.MACHINE, Nothing(), machine=name)
+        protected, offered = [disk.device for disk in seen.disks], []
+    else:
+        # Not by path: that may lead to another since. What is captured yet, and was said to go, is not meant.
+        protected = [disk.name for disk in found.disks if disk.wanted]
+        offered = [disk.device for disk in found.disks if not disk.why_not]
+    if protected:
+        return protected
+    if not offered:
+        raise RequestError(
+            f"'{name}' was not protected",
+            cause="its agent names no disk that could be, and none was given",
+            action=f"See `understudy machine disks {name}`, or name them: --disk /dev/NAME.",
+        )
+    if not yes:
+        console(stderr=True).print(candidates_table(found))
+        if not sys.stdin.isatty():
+            raise RequestError(
+                f"'{name}' was not protected",
+                cause=f"none of its disks is protected yet, and none was named: it would be all, {', '.join(offered)}",
+                action="Name those that shall be (--disk PATH for each), or take all with --yes.",
+            )
+        click.confirm(plain(f"Protect {', '.join(offered)} of '{name}'?"), abort=True, err=True)
+    return offered
+
+
+async def _unprotect(name: str, *, wait: bool) -> MachineView:
+    from shared import api
+    from shared.messages import Nothing
+
+    async with find_target().connect() as client:
+        found = await client.call(api.UNPROTECT, Nothing(), machine=name)
+        return await _taken(client, found) if wait else found
+
+
+async def _disks(name: str) -> DiskCandidates:
+    from shared import api
+    from shared.messages import Nothing
+
+    async with find_target().connect() as client:
+        asked = client.call(api.DISKS, Nothing(), machine=name)
+        return await versions.answered(client, asked, is_new=True)
+
+
+async def _taken(client: RestClient, said: MachineView) -> MachineView:
+    with Progress() as progress:
+        return await taken(client, said, progress.show)
+
+
+async def taken(client: RestClient, said: MachineView, show: Callable[[str], None]) -> MachineView:
+    """The machine when its agent says that it does what was `said`. What takes longer goes on without us: it is recorded, and told with
+    each answer."""
+    from shared import api
+    from shared.messages import Nothing
+
+    found, deadline = said, time.monotonic() + _TAKEN_S
+    while _is_pending(said, found):
+        if found.last_seen_s is None or found.last_seen_s > _SILENT_S:
+            say(f"The agent of {said.name} does not report; it is told when it does.")
+            return found
+        if time.monotonic() >= deadline:
+            say(
+                f"The agent of {said.name} has not done so yet; it is told with each of its reports."
+                f" See `understudy machine show {said.name}`."
+            )
+            return found
+        show(f"{said.name}: waiting for its agent to do so")
+        await asyncio.sleep(_LOOK_S)
+        try:
+            found = await client.call(api.MACHINE, Nothing(), machine=said.name)
+        except UnderstudyError as exc:
+            say(f"It is recorded, and not known whether the agent of {said.name} does so: {exc}")
+            return found
+    return found
+
+
+def _is_pending(said: MachineView, found: MachineView) -> bool:
+    """Not where somebody else has said something since: then that is what is waited for by him. An older server shows no wishes."""
+    if said.wish is None or found.wish is None or found.wish.mark.act != said.wish.mark.act:
+        return False
+    return found.wish.pending is not None

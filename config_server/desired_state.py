@@ -1,0 +1,238 @@
+"""What an agent is told to do, with the answer to its report: what is wanted of its machine, once what the agent says of it was judged
+(wishes.py).
+
+An act that this database did not know is adopted, with an event and an entry in the audit log that name it. It is the agent's word
+about its own machine, and costs nobody else anything: what is adopted, and what is in doubt, leaves entries, so there is not much of
+that of one machine.
+
+**What leaves is said.** An act says of the disks that were known when it was made which shall go; an agent may protect others: the act
+was made before it ever reported, or by a database that knew less. These stay, and are added to the act, with an event (US617). So nobody
+who acts by what a backup says drops a disk that he did not see. An act that is older than the restore, and of which the agent has not
+heard, drops nothing (wishes.py).
+
+**Disks are those of one hardware.** A machine that stands on other hardware since (`machine rebind`, or it was deleted and another bears
+its name) begins anew: whether it is to be protected stays, which disks these were does not, since the same paths are other disks there. It
+is told that without disks, so that it goes by its own configuration until an operator names them; one that comes back has a wish of its
+own, with its disks. An agent with another identity than the one that is known, of which storage does not say that it is the machine (it is
+away, or the machine was failed over), hears no opinion.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from config_server import audit, events, incarnations, inventory, policies
+from config_server.clock import SECOND_NS
+from config_server.disks import Offer
+from config_server.facts import SELF
+from config_server.inventory import Machine
+from config_server.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named, without
+from shared.active_side import shown
+from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
+from shared.errors import DisksKeptError, OtherHardwareError, WishInDoubtError
+from shared.messages import EventKind
+from shared.status import Problem
+from shared.vocabulary import Severity
+
+PAUSE_NS: Final = 60 * SECOND_NS
+"""For so long nothing more is adopted from an agent that has left entries, and it hears no opinion then. An honest one has nothing more
+to say: it goes by what it was told."""
+_SHOWN: Final = 8
+"""So many disks are named in words."""
+NOTHING: Final = Offer.of(None)
+
+
+class Answer(NamedTuple):
+    desired: Desired
+    left_entries: bool = False
+
+
+def answer(
+    db: sqlite3.Connection,
+    machine: str,
+    told: Wish | None,
+    now_ns: int,
+    *,
+    offer: Offer = NOTHING,
+    identity: str = "",
+    is_the_machine: bool = False,
+    may_leave_entries: bool = True,
+) -> Answer:
+    """`told` is what the machine's agent says that it goes by, `offer` what it says of its disks, `identity` that of its hardware;
+    `is_the_machine`: storage says so, too (sides.py). In the transaction of its report."""
+    known = inventory.find(db, machine)
+    own = known.own if known is not None else None
+    before = own.wish if own is not None else None
+    settings = policies.settings((known.assigned if known is not None else policies.default(db)).policy)
+    if known is not None and identity != known.identity:
+        if not known.identity:
+            if is_the_machine:
+                inventory.note_identity(db, machine, identity)
+        elif not is_the_machine or not may_leave_entries:
+            return Answer(Desired())
+        else:
+            after = begin_anew(db, known, identity, told, now_ns)
+            return Answer(_desired(after.wish, settings), left_entries=True)
+    match judge(own, told, incarnations.history(db)):
+        case Agree():
+            if known is not None and known.dropped:
+                inventory.heard(db, machine)
+            return Answer(_desired(before, settings))
+        case Tell(Wish(verb=Verb.OTHER), _) | Adopt(Wish(verb=Verb.OTHER), _):
+            # A newer version's: whoever goes by it goes on. The next act is later than it.
+            return Answer(Desired(settings=settings))
+        case Tell(wish, doubt):
+            assert known is not None
+            unsaid = _unsaid(known, told, offer, incarnations.history(db)[-1])
+            if unsaid and not may_leave_entries:
+                return Answer(Desired(settings=settings))
+            if unsaid and wish.verb is Verb.STOP:
+                inventory.withdraw(db, machine)
+                _note_unheard(db, machine, wish, unsaid, now_ns)
+                return Answer(Desired(settings=settings), left_entries=True)
+            if unsaid:
+                more = inventory.keep(db, machine, unsaid, told.mark if told is not None else None)
+                _note_kept(db, machine, wish, more, unsaid, now_ns)
+                return Answer(_desired(more, settings), left_entries=True)
+            if told is not None and wish.mark.number <= told.mark.number:
+                wish = inventory.renumber(db, machine, wish, told.mark)
+            desired = _desired(wish, settings)
+            if not doubt or told is None or not may_leave_entries:
+                return Answer(desired)
+            return Answer(desired, _note_doubt(db, machine, wish, told, wish, doubt, now_ns))
+        case Adopt(wish, doubt):
+            if not may_leave_entries:
+                return Answer(Desired(settings=settings))
+            inventory.adopt(db, machine, wish, now_ns)
+            detail = {"before": _plain(before), "after": _plain(wish), "doubt": doubt}
+            audit.add(db, SELF, "machine.wish.adopted", machine, detail, now_ns)
+            if doubt and before is not None:
+                _note_doubt(db, machine, before, wish, wish, doubt, now_ns)
+            else:
+                _note_adoption(db, machine, before, wish, now_ns)
+            return Answer(_desired(wish, settings), left_entries=True)
+
+
+def _unsaid(known: Machine, told: Wish | None, offer: Offer, incarnation: str) -> tuple[WantedDisk, ...]:
+    """What the agent protects, and would not any more by what this database has, although nobody said of it that it shall go."""
+    wish = known.wish
+    if wish is None:
+        return ()
+    if wish.verb is Verb.STOP:
+        # Which is said of all, but perhaps taken back behind the backup. (Over what was told before, `judge` decides.)
+        return offer.goes_by if told is None and known.wish_incarnation != incarnation else ()
+    if not wish.disks:
+        return ()  # it stands on other hardware since: nobody has named disks of this one
+    return without(offer.goes_by, offer.settled(known.disks), known.dropped)
+
+
+def begin_anew(
+    db: sqlite3.Connection, machine: Machine, identity: str, told: Wish | None, now_ns: int
+) -> Machine:
+    """The machine stands on other hardware since, which has this `identity`. `told`: what its agent goes by, if it was asked; disks of that
+    are its own. In the transaction of the caller."""
+    own, wish, over = machine.own, told, [told.mark] if told is not None else []
+    if own is not None:
+        verdict = judge(own, told, incarnations.history(db))
+        later = verdict.wish if isinstance(verdict, Adopt) else own.wish
+        verb = later.verb
+        if verb is Verb.OTHER:
+            verb = Verb.PROTECT if machine.protected else Verb.STOP
+        wish = msgspec.structs.replace(later, verb=verb, disks=told.disks if told is not None else ())
+        over.append(own.wish.mark)
+    after = inventory.begin_anew(db, machine.name, identity, now_ns, wish, over)
+    disks = [named(disk) for disk in machine.disks[:_SHOWN]]
+    had = f"{', '.join(disks) or 'the disks of its configuration'}, on {shown(machine.identity)}"
+    now = f"{in_words(after.wish)}, on {shown(identity)}"
+    detail = {
+        "before": {"identity": machine.identity, "disks": disks, "wish": _plain(machine.wish)},
+        "after": {"identity": identity, "wish": _plain(after.wish)},
+    }
+    audit.add(db, SELF, "machine.wish.anew", machine.name, detail, now_ns)
+    error = OtherHardwareError(
+        f"{machine.name} stands on other hardware: which disks were wanted counts no more",
+        cause=f"it was to be {had}; now it is: {now}",
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine.name)
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
+    return after
+
+
+def _desired(wish: Wish | None, settings: Settings | None) -> Desired:
+    """What is kept with a wish to stop is not told: an agent that cannot do it would not take it, and go on. Nor is what this version does
+    not know: it could not say it as it was said."""
+    if wish is not None and wish.verb is Verb.OTHER:
+        wish = None
+    if wish is not None and wish.verb is Verb.STOP:
+        wish = msgspec.structs.replace(wish, disks=(), process_servers=())
+    return Desired(wish=wish, settings=settings)
+
+
+def _plain(wish: Wish | None) -> Any:
+    """Short, for the audit log: it may be anything that an agent says."""
+    return None if wish is None else {"wish": in_words(wish), "mark": msgspec.to_builtins(wish.mark)}
+
+
+def _note_kept(
+    db: sqlite3.Connection, machine: str, before: Wish, after: Wish, kept: Sequence[WantedDisk], now_ns: int
+) -> None:
+    names = ", ".join(named(disk) for disk in kept[:_SHOWN])
+    detail = {"before": _plain(before), "after": _plain(after), "kept": names}
+    audit.add(db, SELF, "machine.wish.kept", machine, detail, now_ns)
+    error = DisksKeptError(
+        f"{machine} goes on protecting disks that the last act did not name: {names}",
+        cause=f"when it was made ({in_words(before)}) this database did not know that its agent protects them, so nobody said that they"
+        " shall go",
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
+
+
+def _note_unheard(
+    db: sqlite3.Connection, machine: str, wish: Wish, protects: Sequence[WantedDisk], now_ns: int
+) -> None:
+    names = ", ".join(named(disk) for disk in protects[:_SHOWN])
+    audit.add(
+        db, SELF, "machine.wish.withdrawn", machine, {"before": _plain(wish), "protects": names}, now_ns
+    )
+    error = WishInDoubtError(
+        f"Whether {machine} is to stop is not known: it goes on protecting {names}",
+        cause=UNHEARD,
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
+    events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
+
+
+def _note_adoption(
+    db: sqlite3.Connection, machine: str, before: Wish | None, wish: Wish, now_ns: int
+) -> None:
+    had = f"it had: {in_words(before)}" if before is not None else "it had no opinion"
+    happened = Problem(
+        code="",
+        what=f"The agent of {machine} knows of a later act than this database, and that holds: {in_words(wish)}",
+        cause=f"this database is from a backup or was set back, or the act was another config server's; {had}",
+        action=f"Nothing, if that is what you want. Else say it anew: understudy machine protect {machine}, or unprotect.",
+        severity=Severity.WARNING,
+        object=machine,
+    )
+    events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
+
+
+def _note_doubt(
+    db: sqlite3.Connection, machine: str, own: Wish, told: Wish, holds: Wish, doubt: str, now_ns: int
+) -> bool:
+    """Once for each two acts: while the agent has not taken what it is told, it says the same again."""
+    key = f"{own.mark.act} {told.mark.act}"
+    if events.is_noted(db, SELF, WishInDoubtError.code, key):
+        return False
+    error = WishInDoubtError(
+        f"Of two acts for {machine} it is not known which is the later; what protects more holds: {in_words(holds)}",
+        cause=f"{doubt}. This database has: {in_words(own)}. The agent goes by: {in_words(told)}",
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine, key=key)
+    events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
+    return True

@@ -1,0 +1,212 @@
+"""Which of two wishes for a machine is the later: the one that this database has, or the one that its agent goes by. Pure.
+
+An agent keeps its wish on its own disk, and this database may know less than it does: it was put back from a backup, which is noticed
+(a new incarnation), or with its whole host to a snapshot, which nobody notices; or it is a new one, or that of a server that was thought
+to be lost. So the server does not simply tell what it has. Both have a mark (shared/desired.py), and there are two witnesses to which of
+the two is the later:
+
+    history   an act of a later incarnation of this database; of one incarnation the higher number. One that this database never had
+              was made in the time that its backup lacks, or by another database: later than its past incarnations, earlier than the
+              current one
+    clocks    an act's word begins with the time at which it was made, and that never goes back in one database
+
+Where they agree, or only history speaks, the later one holds: it is told, or adopted from the agent. Two acts of one number, or clocks that
+contradict history, say that a database was set back and nobody noticed (or that a clock was wrong): then nobody knows. Nor does anybody
+of an act from before a database was put back of which the agent has not heard: it may have been taken back behind the backup. There what
+protects more holds, with an event that names both. The agent's, where neither protects all that the other does: so in doubt nothing is
+dropped.
+
+An act drops the disks that were known when it was made, and that it leaves out (`inventory.act`). What an agent protects beside these,
+nobody said anything of: it stays (desired_state.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from config_server.clock import SECOND_NS, rfc3339
+from shared.desired import Mark, Verb, WantedDisk, Wish
+from shared.recovery.position import parse_rfc3339
+
+UNTAKEN_S: Final = 30.0
+"""A reporting agent that does not go by its wish for so long is a problem."""
+_MOST: Final = 1 << 53
+"""As shared/desired.py bounds numbers."""
+_END_NS: Final = 253_402_300_799 * SECOND_NS
+"""The last second of the year 9999."""
+_SHOWN: Final = 8
+"""So many disks are named in words."""
+
+
+UNHEARD: Final = "the act is from before this database was put back, its agent has not heard of it, and what was said since is lost"
+
+
+class Own(NamedTuple):
+    """What this database has of a machine."""
+
+    wish: Wish
+    incarnation: str
+    """In which it came here. Of an act that was made here it is that of its mark; of one that was adopted, when that was."""
+
+
+class Agree(NamedTuple):
+    """The agent goes by what this database has, or neither knows anything."""
+
+
+class Tell(NamedTuple):
+    wish: Wish
+    doubt: str = ""
+    """Why it is not certain that it is the later; empty: it is."""
+
+
+class Adopt(NamedTuple):
+    wish: Wish
+    doubt: str = ""
+
+
+Verdict = Agree | Tell | Adopt
+
+
+def judge(own: Own | None, told: Wish | None, incarnations: Sequence[str]) -> Verdict:
+    """`told` is what the agent says that it goes by; `incarnations` of this database, the current one last."""
+    if told is None:
+        return Agree() if own is None else Tell(own.wish)
+    if own is None:
+        return Adopt(told)  # this database knows less
+    if own.wish.mark == told.mark:
+        return Agree()
+    ours = _place(own.wish.mark, incarnations, own.incarnation)
+    theirs = _place(told.mark, incarnations, incarnations[-1])
+    if doubt := _doubt(own.wish.mark, told.mark, ours, theirs):
+        return Tell(own.wish, doubt) if covers(own.wish, told) else Adopt(told, doubt)
+    if theirs > ours:
+        return Adopt(told)
+    if _is_unheard(own, incarnations) and not covers(own.wish, told):
+        return Adopt(told, UNHEARD)
+    return Tell(own.wish)
+
+
+def _is_unheard(own: Own, incarnations: Sequence[str]) -> bool:
+    """Of an act that the agent does not go by: whether it comes from before the database was put back."""
+    return own.incarnation != incarnations[-1]
+
+
+def _place(mark: Mark, incarnations: Sequence[str], current: str) -> tuple[int, int]:
+    """`current`: the incarnation before which one comes that this database never had."""
+    if mark.incarnation in incarnations:
+        return 2 * incarnations.index(mark.incarnation), mark.number
+    return 2 * incarnations.index(current) - 1, mark.number
+
+
+def _doubt(own: Mark, told: Mark, ours: tuple[int, int], theirs: tuple[int, int]) -> str:
+    if ours == theirs:
+        return f"two acts bear the number {own.number}"
+    own_ns, told_ns = made_ns(own), made_ns(told)
+    if own_ns is None or told_ns is None or own_ns == told_ns or (own_ns > told_ns) == (ours > theirs):
+        return ""
+    return (
+        f"by the history of this database {'its own' if ours > theirs else 'the one of the agent'} is the later,"
+        f" by the clocks the other: {rfc3339(own_ns)} here, {rfc3339(told_ns)} there"
+    )
+
+
+def covers(one: Wish, other: Wish) -> bool:
+    """Whether `one` protects all that `other` does. Which disks an agent's configuration has, is not known here, nor what a newer version's
+    verb means."""
+    if Verb.OTHER in (one.verb, other.verb):
+        return False
+    if other.verb is Verb.STOP:
+        return True
+    if one.verb is Verb.STOP or bool(one.disks) != bool(other.disks):
+        return False
+    return not without(other.disks, one.disks)
+
+
+def same(one: WantedDisk, other: WantedDisk) -> bool:
+    """Whether two words mean one disk: by its id, else by what it bears. A path alone means whatever is called so."""
+    if one.id is not None and other.id is not None:
+        return one.id == other.id
+    if one.identity is not None and other.identity is not None:
+        return one.identity == other.identity
+    is_bare = any(disk.id is None and disk.identity is None for disk in (one, other))
+    return is_bare and one.device == other.device
+
+
+def without(disks: Iterable[WantedDisk], *others: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
+    """Those that are none of the others."""
+    return tuple(disk for disk in disks if not any(same(disk, one) for some in others for one in some))
+
+
+def with_ids(disks: Sequence[WantedDisk], bound: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
+    """Disks that were named by a path, with the ids under which their agent bound them by that path."""
+    found: list[WantedDisk] = []
+    for disk in disks:
+        known = next((one for one in bound if disk.id is None and same(disk, one)), disk)
+        found.append(replace(disk, id=known.id))
+    return tuple(found)
+
+
+def named(disk: WantedDisk) -> str:
+    """For people: agents' words are what agents say."""
+    device, id_ = disk.device[:100], disk.id or ""
+    return f"{device} (disk {id_})" if id_ not in ("", device.rpartition("/")[2]) else device
+
+
+def next_mark(incarnation: str, before: Iterable[Mark], now_ns: int) -> Mark:
+    """Of another act, made now in this incarnation of the database; `before` are the marks that are known of the machine."""
+    known = list(before)
+    # Later than what was known when it was made, whatever the clock did since.
+    at_ns = min(_END_NS, max(now_ns, 1 + max((made_ns(mark) or 0 for mark in known), default=0)))
+    return Mark(incarnation, next_number(known), f"{rfc3339(at_ns)}-{secrets.token_hex(8)}")
+
+
+def next_number(known: Iterable[Mark]) -> int:
+    return min(_MOST, 1 + max((mark.number for mark in known), default=0))
+
+
+def made_ns(mark: Mark) -> int | None:
+    """When the act was made, as its word says; None for a word that says nothing, or a time that cannot be written."""
+    found = parse_rfc3339(mark.act.rpartition("-")[0])
+    return found if found is not None and 0 <= found <= _END_NS else None
+
+
+def in_words(wish: Wish | None) -> str:
+    """For people, at most a line: agents' wishes are what agents say."""
+    if wish is None:
+        return "its configuration alone"
+    if wish.verb is Verb.STOP:
+        return "stop"
+    if wish.verb is Verb.OTHER:
+        return "what this version does not know"
+    disks = [named(disk) for disk in wish.disks[:_SHOWN]] or ["the disks of its configuration"]
+    more = len(wish.disks) - len(disks)
+    words = f"protect {', '.join(disks)}{f' and {more} more' if more > 0 else ''}"
+    return f"{words}, by {', '.join(wish.process_servers[:_SHOWN])}" if wish.process_servers else words
+
+
+class Untaken:
+    """Since when reporting agents do not go by what they are told. Times are monotonic; a daemon that was silent meanwhile begins anew."""
+
+    def __init__(self, silent_s: float) -> None:
+        self._silent_ns = int(silent_s * SECOND_NS)
+        self._told: dict[str, tuple[str, int, int]] = {}
+        """By machine: which act, since when, and when last."""
+
+    def note(self, machine: str, told: Wish | None, goes_by: Wish | None, now_ns: int) -> bool:
+        """The agent has said what it goes by, and is told `told`. Whether it has not been told that before."""
+        if told is None or (goes_by is not None and goes_by.mark == told.mark):
+            self._told.pop(machine, None)
+            return False
+        act, since_ns, last_ns = self._told.get(machine, ("", now_ns, now_ns))
+        is_news = act != told.mark.act or now_ns - last_ns > self._silent_ns
+        self._told[machine] = told.mark.act, now_ns if is_news else since_ns, now_ns
+        return is_news
+
+    def of(self, machine: str) -> tuple[str, int] | None:
+        """The act that its agent does not go by, and since when."""
+        found = self._told.get(machine)
+        return None if found is None else found[:2]
