@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from config_server import inventory, view
+import sqlite3
+
+from config_server import inventory, revocation, view
 from config_server.control import Control
 from config_server.inventory import Machine
+from shared.errors import NeverReportedError
 from shared.messages import MachineView
+from shared.vocabulary import Role
 
 
 async def known(control: Control, name: str) -> Machine:
-    """Raises MachineNotFoundError."""
+    """Raises MachineNotFoundError; NeverReportedError where its agent was enrolled."""
     # An agent that has just reported for the first time is known before its machine is stored.
     if control.presence.agent(name) is not None:
         await control.db.run(lambda db: inventory.ensure_machine(db, name, control.now_ns()))
-    return await control.db.run(lambda db: inventory.machine(db, name))
+    return await control.db.run(lambda db: _stored(db, name))
+
+
+def _stored(db: sqlite3.Connection, name: str) -> Machine:
+    found = inventory.find(db, name)
+    if found is None and revocation.is_known(db, Role.AGENT, name):
+        raise NeverReportedError(f"Nothing is known of machine '{name}' yet")
+    return found or inventory.machine(db, name)
 
 
 async def shown(control: Control, machine: Machine) -> MachineView:

@@ -23,7 +23,7 @@ from config_server.wishes import without
 from shared import api
 from shared.active_side import UNKNOWN
 from shared.desired import Verb, WantedDisk
-from shared.errors import FewerDisksError, MachineNotFoundError, RequestError
+from shared.errors import FewerDisksError, MachineNotFoundError, NeverReportedError, RequestError
 from shared.messages import DiskCandidates, MachineView, Nothing, Protection
 from shared.naming import address_of, is_address
 from shared.status import MAX_WORD, AgentReport
@@ -193,7 +193,7 @@ def _refuse_unknown(
         cause = "its agent has not reported since the machine was bound to other hardware"
         raise RequestError(what, cause=cause, action=f"Start its agent there, {offline}.")
     if known is not None or revocation.is_known(db, Role.AGENT, name):
-        raise RequestError(what, cause="its agent has never reported", action=f"Start its agent, {offline}.")
+        raise NeverReportedError(what, action=f"Start its agent, {offline}.")
     raise MachineNotFoundError(
         what,
         cause=f"no machine '{name}' is known: its agent was never enrolled here",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
@@ -18,6 +18,7 @@ from config_server.cli.output import Progress, console, emit, plain, run, say
 from shared.errors import (
     FewerDisksError,
     MachineNotFoundError,
+    NeverReportedError,
     RequestError,
     ServerOutdatedError,
     UnderstudyError,
@@ -32,6 +33,9 @@ _TAKEN_S: Final = 30.0
 _SILENT_S: Final = 15.0
 """One that has not reported for so long is not waited for."""
 _LOOK_S: Final = 0.5
+_COMES_S: Final = 15.0
+"""So long is waited for the first report of an agent: who has just set it up names the machine at once."""
+_T = TypeVar("_T")
 
 _no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until its agent says that it does so.")
 
@@ -142,7 +146,7 @@ async def _protect(name: str, wanted: Protection, *, yes: bool, wait: bool) -> M
         if not wanted.process_servers:
             wanted = replace(wanted, process_servers=await _servers(client, name))
         try:
-            found = await _asked(client, name, wanted)
+            found = await _once_it_reports(name, lambda: _asked(client, name, wanted))
         except FewerDisksError as exc:
             if not sys.stdin.isatty():
                 raise
@@ -154,6 +158,20 @@ async def _protect(name: str, wanted: Protection, *, yes: bool, wait: bool) -> M
             )
             found = await _asked(client, name, replace(wanted, fewer=True))
         return await _taken(client, found) if wait else found
+
+
+async def _once_it_reports(name: str, ask: Callable[[], Awaitable[_T]]) -> _T:
+    """The answer. Raises what is answered; NeverReportedError after a while."""
+    deadline = time.monotonic() + _COMES_S
+    with Progress() as progress:
+        while True:
+            try:
+                return await ask()
+            except NeverReportedError:
+                if time.monotonic() >= deadline:
+                    raise
+            progress.show(f"{name}: waiting for the first report of its agent")
+            await asyncio.sleep(_LOOK_S)
 
 
 async def _servers(client: RestClient, name: str) -> list[str]:
@@ -175,12 +193,17 @@ async def _asked(client: RestClient, name: str, wanted: Protection) -> MachineVi
 
 
 async def _chosen(client: RestClient, name: str, *, yes: bool) -> list[str]:
-    """The disks that are meant where none is named. Raises RequestError."""
+    """The disks that are meant where none is named. Raises RequestError, MachineNotFoundError."""
     from shared import api
     from shared.messages import Nothing
 
     try:
-        found = await versions.answered(client, client.call(api.DISKS, Nothing(), machine=name), is_new=True)
+        found = await _once_it_reports(name, lambda: _disks_of(client, name))
+    except NeverReportedError as exc:
+        raise NeverReportedError(
+            f"'{name}' was not protected",
+            action="Start its agent, or record it before its agent ever comes: --disk PATH … --offline.",
+        ) from exc
     except MachineNotFoundError as exc:
         raise MachineNotFoundError(
             f"'{name}' was not protected",
@@ -224,12 +247,17 @@ async def _unprotect(name: str, *, wait: bool) -> MachineView:
 
 
 async def _disks(name: str) -> DiskCandidates:
+
+    async with find_target().connect() as client:
+        return await _disks_of(client, name)
+
+
+async def _disks_of(client: RestClient, name: str) -> DiskCandidates:
     from shared import api
     from shared.messages import Nothing
 
-    async with find_target().connect() as client:
-        asked = client.call(api.DISKS, Nothing(), machine=name)
-        return await versions.answered(client, asked, is_new=True)
+    asked = client.call(api.DISKS, Nothing(), machine=name)
+    return await versions.answered(client, asked, is_new=True)
 
 
 async def _taken(client: RestClient, said: MachineView) -> MachineView:

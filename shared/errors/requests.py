@@ -112,6 +112,12 @@ class MachineNotFoundError(NotFoundError):
     default_action = "`understudy machine list` shows those that are."
 
 
+class NeverReportedError(MachineNotFoundError):
+    code = "US619"
+    default_cause = "its agent has never reported"
+    default_action = "Start its agent; its log (journalctl -u understudy-agent) says what hinders it."
+
+
 class JobNotFoundError(NotFoundError):
     code = "US202"
 

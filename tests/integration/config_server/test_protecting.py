@@ -18,6 +18,7 @@ from shared.errors import (
     DiskTooLargeError,
     FewerDisksError,
     MachineNotFoundError,
+    NeverReportedError,
     RequestError,
     WishInDoubtError,
     WishUntakenError,
@@ -162,14 +163,14 @@ async def test_a_machine_of_which_nothing_is_known_is_refused_with_what_to_do(op
     assert "--offline" in refused.value.action
     recorded = await protect(operator, "sda", offline=True)
     assert recorded.state == "not-connected"
-    with pytest.raises(RequestError, match="never reported"):
+    with pytest.raises(NeverReportedError):
         await protect(operator, "sda")
 
 
 async def test_what_was_recorded_before_its_agent_came_is_told_when_it_comes(
     operator: RestClient, web1: ObedientAgent
 ) -> None:
-    with pytest.raises(RequestError, match="never reported") as refused:
+    with pytest.raises(NeverReportedError) as refused:
         await protect(operator, "sda")
     assert "Start its agent" in refused.value.action
     await protect(operator, "sda", offline=True)

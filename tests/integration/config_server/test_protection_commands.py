@@ -36,15 +36,16 @@ class Line:
         """`typed` is what somebody types at a terminal; without it there is none."""
         if self._agent is None:
             return await understudy(*arguments, *self._options)
-        process = (
-            await begun(*arguments, *self._options) if not typed else await self._typed(arguments, typed)
-        )
+        process = await self.begun(*arguments) if not typed else await self._typed(arguments, typed)
         done = asyncio.create_task(ended(process))
         while not done.done():
             reporting = asyncio.create_task(self._agent.report(wait_s=0.2))
             await asyncio.wait({done, reporting}, return_when=asyncio.FIRST_COMPLETED)
             await reporting
         return await done
+
+    async def begun(self, *arguments: str) -> asyncio.subprocess.Process:
+        return await begun(*arguments, *self._options)
 
     async def _typed(self, arguments: Sequence[str], typed: str) -> asyncio.subprocess.Process:
         keyboard, terminal = os.openpty()
@@ -111,6 +112,21 @@ async def test_protect_waits_until_the_agent_goes_by_it(
     back = await line.json("machine", "protect", "web1", "--disk", "/dev/sda")
     assert back["wish"]["process_servers"] == ["ps1:9443"], "as it was"
     assert web1.wish.disks == (WantedDisk("/dev/sda", id="sda"),)
+
+
+@pytest.mark.parametrize("disks", [(), ("--disk", "/dev/sda")])
+async def test_protect_waits_for_the_first_report_of_an_agent_that_was_just_set_up(
+    server: ConfigServer, files: TlsFiles, disks: tuple[str, ...]
+) -> None:
+    async with obedient_agent(server, files) as agent:
+        line = Line(server, None)
+        process = await line.begun("machine", "protect", "web1", *disks, "--output", "json")
+        assert process.stderr is not None
+        assert b"first report" in await process.stderr.readline()
+        done = asyncio.create_task(ended(process))
+        while not done.done():
+            await agent.report(wait_s=0.2)
+    assert (await done).json["wish"]["disks"] == ["/dev/sda"]
 
 
 async def test_without_disks_those_are_meant_that_are_captured_else_all_that_are_offered_if_that_is_said(
