@@ -36,6 +36,8 @@ _REMOVING: Final = "Removing it"
 """Titles of the page; all that is said elsewhere installs."""
 _EVERY_HOST: Final = "every-host"
 RATE_MB: Final = 1
+_INTERVAL_S: Final = 60.0
+"""Of the page's policy."""
 
 
 def install() -> Result:
@@ -64,6 +66,7 @@ def install() -> Result:
             if container.read("systemctl", "is-enabled", f"understudy-{role}") != "enabled":
                 raise AssertionError(f"{role} does not come back after a boot")
         ordered_s = time.monotonic() - began
+        check_policy(installation)
         upgraded = upgrade_under_load(installation, disk)
         rebooted_s = {host.container.name: reboot(installation, host) for host in installation.hosts}
         check_point(installation, disk)
@@ -153,6 +156,20 @@ def check_nothing_is_changed_by_another_run(container: Container, command: str) 
     report: Any = json.loads(shell(container, f"{again} --output json"))
     if report["changed"] or report["error"]:
         raise AssertionError(f"a second run was none: {report}")
+
+
+def check_policy(installation: Installation) -> None:
+    """What the page assigns is told to the agent: it makes points by itself."""
+    shown = installation.read("machine", "show", MACHINE)
+    if (shown["policy_name"], shown["wish"]["pending"]) != ("gold", None):
+        raise AssertionError(f"the policy is not the agent's: {shown}")
+    before, deadline = len(installation.read("point", "list", MACHINE)), time.monotonic() + 3 * _INTERVAL_S
+    while len(installation.read("point", "list", MACHINE)) <= before:
+        if time.monotonic() > deadline:
+            raise AssertionError(
+                f"no point in {3 * _INTERVAL_S:.0f} s, of which one every {_INTERVAL_S:.0f} s is wanted"
+            )
+        time.sleep(1.0)
 
 
 def restore_with_the_recovery_key(installation: Installation, disk: str) -> None:
