@@ -38,7 +38,7 @@ from agent.status import STATE_NAMES, Rates, report, with_wish
 from agent.stream.servers import Address
 from agent.stream.state import AgentState, Reason, Suspicion, Word, move
 from agent.telling import tell_why
-from shared import crashpoints, durable, identity, logging, protected
+from shared import crashpoints, durable, identity, logging, mounts, protected
 from shared.control_client import ControlClient
 from shared.desired import WantedDisk
 from shared.errors import (
@@ -116,6 +116,8 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
         wishes = WishFile(config.state_dir, config.machine, identity_of(config.identity))
         kept, available = _Kept(), Available(config.state_dir)
         try:
+            note = config.tls.cert.with_name(mounts.NOTE)
+            await in_thread(lambda: mounts.check(config.state_dir, note, "The agent was not started"))
             await in_thread(lambda: wishes.load(goes_on=pins.exist(config.pin_dir)))
             heard = wishes.wish
             while not stop.is_set():

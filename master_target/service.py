@@ -17,7 +17,7 @@ from master_target.machine import Machine, Settings
 from master_target.targets.base import OpenTarget, Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
-from shared import identity, logging, memory, remote_vault
+from shared import identity, logging, memory, mounts, remote_vault
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import IntegrityError, MachineNotFoundError, StorageError, UnderstudyError, UsageError
@@ -43,6 +43,9 @@ async def run(config: MasterTargetConfig, stop: asyncio.Event) -> None:
     memory.give_back_large_buffers()
     if config.tls is not None:
         identity.check_name(config.tls, f"{Role.MASTER_TARGET}:{config.name}")
+        if config.image_dir is not None:
+            note = config.tls.cert.with_name(mounts.NOTE)
+            mounts.check(config.image_dir, note, "The master target was not started")
     async with (
         remote_vault.opened(config.vault_file, config.control_url, config.tls, config.state_dir) as vault,
         MachineStorage.connect(config.blob) as storage,

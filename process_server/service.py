@@ -24,7 +24,7 @@ from process_server.reception.receiver import Receiver
 from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
-from shared import identity, logging, memory, protected, remote_vault, tls
+from shared import identity, logging, memory, mounts, protected, remote_vault, tls
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import (
@@ -63,6 +63,7 @@ STOP_FLUSH_S: Final = 5.0
 async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
     """The daemon, from start to drained. Raises UnderstudyError when it cannot start."""
     memory.give_back_large_buffers()
+    mounts.check(config.spool_dir, config.tls.cert.with_name(mounts.NOTE), "The process server was not started")
     protected.check_place(config.spool_dir, "The process server was not started")
     context = tls.server_context(config.tls)
     identity.check_name(config.tls, f"{Role.PROCESS_SERVER}:{config.name}")

@@ -56,6 +56,12 @@ class DatabaseError(StateFileError):
     )
 
 
+class NotMountedError(UnhealthyError):
+    """A folder of a daemon's lies on another file system than before; mounted again, it is as it was."""
+
+    code = "US595"
+
+
 class HostNoteError(StateFileError):
     """Other programs of this host are not told which disks are protected; protection goes on."""
 
