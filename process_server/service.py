@@ -63,7 +63,9 @@ STOP_FLUSH_S: Final = 5.0
 async def run(config: ProcessServerConfig, stop: asyncio.Event) -> None:
     """The daemon, from start to drained. Raises UnderstudyError when it cannot start."""
     memory.give_back_large_buffers()
-    mounts.check(config.spool_dir, config.tls.cert.with_name(mounts.NOTE), "The process server was not started")
+    mounts.check(
+        config.spool_dir, config.tls.cert.with_name(mounts.NOTE), "The process server was not started"
+    )
     protected.check_place(config.spool_dir, "The process server was not started")
     context = tls.server_context(config.tls)
     identity.check_name(config.tls, f"{Role.PROCESS_SERVER}:{config.name}")

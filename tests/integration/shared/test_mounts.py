@@ -132,7 +132,13 @@ async def begin(daemon: str, ca: TestCa, folder: Path, note_beside: Path, blob: 
         files = ca.issue("process-server:ps1")
         await process_server_service.run(
             ProcessServerConfig(
-                name="ps1", tls=files, spool_dir=folder, blob=blob, vault_file=vault, listen="127.0.0.1", port=0
+                name="ps1",
+                tls=files,
+                spool_dir=folder,
+                blob=blob,
+                vault_file=vault,
+                listen="127.0.0.1",
+                port=0,
             ),
             stop,
         )
