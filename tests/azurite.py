@@ -32,6 +32,7 @@ from shared.machine_storage import MachineStorage
 
 _ROOT: Final = Path(__file__).parent.parent
 _MAIN: Final = _ROOT / "build/azurite/node_modules/azurite/dist/src/blob/main.js"
+_WITHOUT_GC: Final = Path(__file__).with_name("azurite_gc.js")
 _START_S: Final = 30.0
 
 
@@ -95,7 +96,15 @@ class Azurite:
         )
 
     def start(self) -> None:
-        command = ["node", str(_MAIN), "--silent", "--skipApiVersionCheck", "--disableProductStyleUrl"]
+        command = [
+            "node",
+            "--require",
+            str(_WITHOUT_GC),
+            str(_MAIN),
+            "--silent",
+            "--skipApiVersionCheck",
+            "--disableProductStyleUrl",
+        ]
         listen = "0.0.0.0" if self._inside else "127.0.0.1"
         command += ["--disableTelemetry", "--blobHost", listen, "--blobPort", str(self.port)]
         if self.scheme == "https":
