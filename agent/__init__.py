@@ -18,9 +18,10 @@
     status       what the agent says of itself
     telling      what it says last, when it ends because it must
     idle         the agent while it protects nothing
+    attachment   capture attached to what is wanted, and the pipeline over it
     service      the daemon: one session after the other, each fitted to what is wanted and to the disks that are there
 
-Imports go downwards only: service → idle → status → pipeline → continuity → stream → capture.
+Imports go downwards only: service → attachment → idle → status → pipeline → continuity → stream → capture.
 
 Memory: the ring, plus 24 MiB per protected TiB for the bitmaps, plus up to 264 MiB per TiB while a round runs over a disk that is
 written everywhere (the set of sectors that a round must not read), plus 24 MiB for buffers and 4 MiB per disk that is read.

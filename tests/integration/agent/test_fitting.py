@@ -11,7 +11,7 @@ import time
 import msgspec
 import pytest
 
-from agent import service
+from agent import attachment
 from agent.capture import answer, attach, layout, libbpf, pins
 from agent.capture.answer import Answer
 from agent.capture.calibrate import Calibration
@@ -38,7 +38,7 @@ EVERYTHING = Suspicion(Position.of(0, 0), 1)
 
 def captured_once(config: AgentConfig) -> Capture:
     """A capture that an agent left behind in an epoch, with all disks seen; closed, its pinned state can be read."""
-    capture, _ = service._attach(config)
+    capture, _ = attachment.attach(config)
     state = AgentState(capture.state)
     state.begin_epoch(eid(7))
     state.were_all_there(THERE.after, THERE.since_ns)
@@ -94,7 +94,7 @@ def test_what_is_pinned_and_not_whole_is_attached_afresh_in_a_new_epoch(
     for name in removed:
         (r.pin_dir / name).unlink()
     r.write(0, b"u" * 4096)
-    again, watch = service._attach(config)
+    again, watch = attachment.attach(config)
     state = AgentState(again.state)
     assert (state[Word.EPOCH], state.reason) == (0, Reason.CAPTURE_REMOVED)
     assert state.suspicion == (EVERYTHING if "state" in removed else THERE)
@@ -111,7 +111,7 @@ def test_a_capture_that_vanished_under_the_agent_leaves_its_points_suspect(machi
     config = agent_config(machine)
     capture = captured_once(config)
     detach(machine.rig.pin_dir)
-    again, _ = service._attach(config, capture.state)
+    again, _ = attachment.attach(config, capture.state)
     found = AgentState(again.state)
     again.close()
     assert (found.reason, found.suspicion) == (Reason.CAPTURE_REMOVED, THERE)
@@ -123,7 +123,7 @@ def test_a_capture_with_the_short_memory_of_an_older_agent_gets_a_full_one(
     config = msgspec.structs.replace(agent_config(machine), ring_mib=32)
     with monkeypatch.context() as patch:
         patch.setattr(layout, "state_words", lambda ring_b: layout.LEAST_STATE_WORDS)
-        capture, _ = service._attach(config)
+        capture, _ = attachment.attach(config)
     state = AgentState(capture.state)
     state.begin_epoch(eid(7))
     state.cut(9, b"d" * 16, 90)
@@ -133,11 +133,11 @@ def test_a_capture_with_the_short_memory_of_an_older_agent_gets_a_full_one(
         raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(service, "move", die)
+        patch.setattr(attachment, "move", die)
         with pytest.raises(InterruptedError):
-            service._attach(config)
+            attachment.attach(config)
     assert len(attach.state_words(config.pin_dir)) == layout.LEAST_STATE_WORDS
-    again, _ = service._attach(config)
+    again, _ = attachment.attach(config)
     state = AgentState(again.state)
     again.close()
     assert len(again.state) == 96 + (32 << 20) // layout.RECORD_SIZE
@@ -147,9 +147,9 @@ def test_a_capture_with_the_short_memory_of_an_older_agent_gets_a_full_one(
 
 ATTACH_AND_DIE = """
 import msgspec, sys
-from agent import service
+from agent import attachment
 from agent.config import AgentConfig
-service._attach(msgspec.json.decode(sys.argv[1], type=AgentConfig, dec_hook=lambda kind, value: kind(value)))
+attachment.attach(msgspec.json.decode(sys.argv[1], type=AgentConfig, dec_hook=lambda kind, value: kind(value)))
 """
 
 
@@ -171,7 +171,7 @@ def lose_a_part(machine: Machine, config: AgentConfig, *removed: str) -> AgentSt
 
 def wanted_after(config: AgentConfig) -> tuple[int, Reason, Suspicion | None]:
     """The epoch that goes on, why the next is wanted, and which points are suspect, as the next agent has it."""
-    capture, _ = service._attach(config)
+    capture, _ = attachment.attach(config)
     state = AgentState(capture.state)
     capture.close()
     return state[Word.EPOCH], state.reason, state.suspicion
@@ -211,7 +211,7 @@ def test_an_attachment_that_fails_twice_leaves_why_the_next_epoch_begins_to_the_
         patch.setattr(attach, "calibrate", fail)
         for _ in range(2):
             with pytest.raises(BpfError, match="out of memory"):
-                service._attach(config)
+                attachment.attach(config)
     assert wanted_after(config) == (0, Reason.DISK_RETURNED, THERE)
 
 
@@ -238,7 +238,7 @@ def test_a_link_that_another_tool_holds_open_costs_no_suspicion(
     held = libbpf.get(machine.rig.pin_dir / "link-us_rq_complete")
     try:
         with pytest.raises(DetachError, match="still attached"):
-            service._attach(config)
+            attachment.attach(config)
     finally:
         os.close(held)
     assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, THERE)
@@ -257,7 +257,7 @@ def test_suspicion_outlives_a_failed_attachment_where_every_pin_was_removed_and_
     with monkeypatch.context() as patch:
         patch.setattr(attach, "calibrate", fail)
         with pytest.raises(BpfError, match="out of memory"):
-            service._attach(config, former._words)
+            attachment.attach(config, former._words)
     assert wanted_after(config) == (0, Reason.CAPTURE_REMOVED, THERE)
 
 
@@ -322,7 +322,7 @@ def test_the_agent_wants_a_new_epoch_and_says_which_points_are_suspect(machine: 
     AgentState(capture.state)[Word.SETTLED] = 1
     for disk, file in zip(r.disks[: 2 if both else 1], r.backing, strict=False):
         reattach(str(disk.path), file)
-    again, watch = service._attach(config)
+    again, watch = attachment.attach(config)
     state = AgentState(again.state)
     again.close()
     assert again.fresh is False
@@ -339,7 +339,7 @@ def test_a_disk_that_was_given_up_before_a_restart_is_left_out_at_once_unless_it
     disk, device = machine.rig.disks[1].name, str(machine.rig.disks[1].path)
 
     def start() -> tuple[list[str], Patience]:
-        capture, _ = service._attach(config)
+        capture, _ = attachment.attach(config)
         capture.close()
         return [disk.id for disk in capture.disks], Patience(AgentState(capture.state).patience_words)
 

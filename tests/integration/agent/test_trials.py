@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import service
+from agent import attachment
 from agent.capture import attach, calibrate
 from agent.capture.disks import Disk
 from agent.capture.fitting import Change
@@ -88,7 +88,7 @@ def test_a_disk_that_is_found_well_and_fails_in_the_fitting_ends_the_session_les
         raise BpfError("no memory") if as_trial else OSError(errno.ENODEV, "No such device")
 
     monkeypatch.setattr("agent.capture.members.prepare", fail)
-    kept = service._Kept()
+    kept = attachment.Kept()
     if not as_trial:
         kept.found = frozenset({r.disks[0].name})
     for wait_s in (FIRST_S, 2 * FIRST_S):

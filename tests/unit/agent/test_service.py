@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from agent import pipeline, service
+from agent import attachment, pipeline, service
 from agent.capture import pins
 from agent.config import AgentConfig
 from agent.desired import Goal, WishFile
@@ -65,7 +65,7 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     monkeypatch.setattr("shared.identity.check_name", lambda files, name: None)
     monkeypatch.setattr(pins, "ensure_bpffs", lambda pin_dir: None)
     monkeypatch.setattr(service, "tell_why", tell)
-    monkeypatch.setattr(service, "_running", running)
+    monkeypatch.setattr(service, "running", running)
     monkeypatch.setattr(service, "_serve", serve)
     files = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
     config = AgentConfig(
@@ -118,10 +118,10 @@ async def test_a_second_signal_lets_go_of_no_pins_while_a_thread_attaches_to_the
         return SimpleNamespace(close=lambda: closed.append(True)), None
 
     async def start() -> None:
-        async with service._running(config, service._Kept()):
+        async with attachment.running(config, attachment.Kept()):
             pass
 
-    monkeypatch.setattr(service, "_attach", attach)
+    monkeypatch.setattr(attachment, "attach", attach)
     config: Any = None
     agent = asyncio.create_task(start())
     await asyncio.to_thread(begun.wait)
@@ -220,7 +220,7 @@ def test_where_nobody_knows_what_is_wanted_what_is_captured_and_what_is_configur
         with monkeypatch.context() as patch:
             patch.setattr(pins, "exist", lambda _: bool(captured))
             patch.setattr(service, "as_captured", lambda *_: captured)
-            return [disk.device for disk in service._disks(Goal(), config, service._Kept(), is_unknown)]
+            return [disk.device for disk in service._disks(Goal(), config, attachment.Kept(), is_unknown)]
 
     sdb, sdc = WantedDisk("/dev/sdb", "sdb"), WantedDisk("/dev/sdc", "sdc")
     assert disks(True) == ["/dev/sda", "/dev/sdb"], "after a reboot nothing is captured"
