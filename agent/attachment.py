@@ -51,6 +51,10 @@ _SUSPECT: Final = frozenset({Change.RETURNED, Change.REMOVED})
 class Kept:
     """What this process knows from one fitting of capture to the next."""
 
+    boot: str = ""
+    """As it was reported last, ..."""
+    boot_before: str = ""
+    """... and the one before that."""
     attached_boot_ns: int = 0
     former: npt.NDArray[np.uint64] | None = None
     """The state of the capture."""
@@ -71,6 +75,11 @@ class Kept:
         self.found, self.server = agent.watch.found, agent.sender.address
         refusing = {**self.refusing, **agent.continuity.refusing}
         self.refusing = {id_: refused for id_, refused in refusing.items() if id_ not in self.found}
+
+    def goes_by(self, boot: str) -> None:
+        """What is reported from now on."""
+        if boot != self.boot:
+            self.boot_before, self.boot = self.boot, boot
 
     def forget(self) -> None:
         """Capture is detached: what comes after is another, and of this one nothing counts. Which disk is which stays known."""

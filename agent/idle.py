@@ -40,7 +40,7 @@ class Idle(msgspec.Struct, frozen=True):
 
 async def serve(
     config: AgentConfig,
-    boot: str,
+    boots: tuple[str, str],
     idle: Idle,
     wishes: WishFile,
     held: Held,
@@ -49,7 +49,7 @@ async def serve(
     *,
     until_s: float | None = None,
 ) -> None:
-    """Returns soon after `stop` is set, when another wish holds than `held`, or after `until_s`."""
+    """`boots`: the one that is reported, and the one before. Returns soon after `stop` is set, when another wish holds than `held`, or after `until_s`."""
     over = asyncio.Event()
     revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), config.tls.ca, lambda _: None)
     revoked.load()
@@ -58,7 +58,7 @@ async def serve(
         config.tls,
         on_revoked=revoked.take,
         on_desired=wishes.take,
-        machine=(identity_of(config.identity), boot),
+        machine=(identity_of(config.identity), boots[0]),
     )
 
     def report() -> AgentReport:
@@ -66,7 +66,8 @@ async def serve(
         made = AgentReport(
             machine=config.machine,
             identity=identity_of(config.identity),
-            boot=boot,
+            boot=boots[0],
+            former=boots[1],
             state=_state(idle, wishes, held),
             cause=idle.cause[:MAX_TEXT],
             connected=False,

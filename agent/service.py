@@ -106,8 +106,9 @@ async def _go_by(
         try:
             async with running(fitted, kept) as agent:
                 kept.idle = None
+                kept.goes_by(agent.boot)
                 available.are_captured(agent.capture.disks)
-                await _serve(agent, stop, _Wanted(goal, wishes, config, available))
+                await _serve(agent, stop, _Wanted(goal, wishes, config, available), kept.boot_before)
                 kept.take(agent)
             return
         except (NoUsableDiskError, ValueError, OSError, RuntimeError) as exc:
@@ -124,8 +125,9 @@ async def _go_by(
     if idle != kept.idle:
         _log.info("nothing is protected", state=idle.state, cause=idle.cause)
         kept.idle = idle
-    boot = boot_of(kept.attached_boot_ns)
-    await serve_idle(config, boot, idle, wishes, held, available, stop, until_s=until_s)
+    kept.goes_by(boot_of(kept.attached_boot_ns))
+    boots = kept.boot, kept.boot_before
+    await serve_idle(config, boots, idle, wishes, held, available, stop, until_s=until_s)
 
 
 def _disks(goal: Goal, config: AgentConfig, kept: Kept, is_unknown: bool) -> tuple[WantedDisk, ...]:
@@ -173,7 +175,7 @@ def _end_capture(config: AgentConfig, kept: Kept) -> list[UnderstudyError]:
     return failed
 
 
-async def _serve(agent: Agent, stop: asyncio.Event, wanted: _Wanted) -> None:
+async def _serve(agent: Agent, stop: asyncio.Event, wanted: _Wanted, boot_before: str = "") -> None:
     """Returns soon after `stop` is set, when something else is wanted, or when capture does not fit the disks any more and has to begin
     anew."""
     config = agent.config
@@ -204,7 +206,7 @@ async def _serve(agent: Agent, stop: asyncio.Event, wanted: _Wanted) -> None:
             ]
             group.create_task(
                 control.serve(
-                    lambda: with_wish(report(agent, rates), wanted.wishes, wanted.available),
+                    lambda: with_wish(report(agent, rates, boot_before), wanted.wishes, wanted.available),
                     agent.handle,
                     over,
                 ),

@@ -47,7 +47,7 @@ class Rates:
         return self._rates
 
 
-def report(agent: Agent, rates: Rates) -> AgentReport:
+def report(agent: Agent, rates: Rates, boot_before: str = "") -> AgentReport:
     capture, stream, sender, state = agent.capture, agent.stream, agent.sender, agent.state
     passive = isinstance(sender.problem, CopyRefusedError)
     name = "passive" if passive else STATE_NAMES[stream.state]
@@ -105,6 +105,7 @@ def report(agent: Agent, rates: Rates) -> AgentReport:
         machine=agent.config.machine,
         identity=agent.identity,
         boot=agent.boot,
+        former=boot_before,
         state=name,
         cause=stream.cause,
         mode=capture.mode,

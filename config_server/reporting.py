@@ -82,7 +82,8 @@ class Reporting:
         if role == Role.AGENT:
             said = decode(role, call.body)
             assert isinstance(said, AgentReport)
-            await self._sides.admit(check_name(call.name, role), said.identity, said.boot, call.remote)
+            name = check_name(call.name, role)
+            await self._sides.admit(name, said.identity, said.boot, call.remote, said.former)
             self._control.refuse_revoked(
                 call.serial, call.who, call.begins_s
             )  # storage may have taken its time

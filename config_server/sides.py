@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
 from config_server import audit, commands
@@ -66,16 +66,19 @@ class Sides:
         binder.on(api.REBIND, self.rebind)
         binder.on(api.COPIES, self.copies)
 
-    async def admit(self, machine: str, identity: str, boot: str | None, address: str) -> None:
+    async def admit(
+        self, machine: str, identity: str, boot: str | None, address: str, former: str = ""
+    ) -> None:
         """Raises CopyRefusedError: nothing that the caller says is of this machine. `boot` None: whichever of its boots it is, as for
-        a renewal, which a wrong word about boots must not hinder until the certificate is over."""
+        a renewal, which a wrong word about boots must not hinder until the certificate is over. `former`: the boot that it says it had before
+        in the same process, which no copy knows."""
         now_s = self.clock()
         try:
             side = await self._side(machine, identity, now_s)
             if side is not None and side.identity != active_side.UNKNOWN:
                 side.check(identity)
             if boot is not None:
-                await self._check_boot(machine, boot, now_s)
+                await self._check_boot(machine, {boot, former or boot}, now_s)
         except CopyRefusedError as exc:
             self._copies.refused(machine, identity, boot, address, exc, now_s)
             raise
@@ -213,8 +216,8 @@ class Sides:
                 side = self._known.learn(found, asked) if found is not None else self._known.get(machine)
         return side
 
-    async def _check_boot(self, machine: str, boot: str, now_s: float) -> None:
-        """Of sessions with several servers (one may not know yet that its own is over) the caller's own counts. That of a server which is
+    async def _check_boot(self, machine: str, boots: Set[str], now_s: float) -> None:
+        """`boots`: all that are the caller's. Of sessions with several servers (one may not know yet that its own is over) the caller's own counts. That of a server which is
         not the machine's by storage keeps nobody out, nor does any while storage knows no term of the machine: it is over, or was made up.
         An owner of whom nobody has heard here is no server's word against another's: its name may be written wrong in a configuration.
         """
@@ -225,7 +228,7 @@ class Sides:
             for seen, stream in streams
             if stream.connected and stream.boot and not seen.is_silent(now_ns)
         ]
-        if boot in (theirs for _seen, theirs in sessions):
+        if any(theirs in boots for _seen, theirs in sessions):
             return
         if sessions:
             owner = await self._control.serving.asked(machine, signature(streams))
@@ -236,7 +239,7 @@ class Sides:
             if theirs:
                 raise _same_identity(machine, f"it has a session with {theirs[0].source}")
         heard = self._heard.get(machine)
-        if heard is not None and heard.boot != boot and now_s - heard.at_s < RECENT_S:
+        if heard is not None and heard.boot not in boots and now_s - heard.at_s < RECENT_S:
             raise _same_identity(machine, "it reported a moment ago")
 
 

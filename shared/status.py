@@ -119,6 +119,8 @@ class AgentReport(Report, kw_only=True):
     """What tells the machine from its copies; empty where there is nothing."""
     boot: Word = ""
     """Names the attachment of capture that it continues; a copy has another."""
+    former: Word = ""
+    """The one before it, where this process attached capture anew, or detached it: so it is no copy that has another now."""
     cause: Text = ""
     """Why `state` is not `ordered`, for people."""
     mode: Word = ""

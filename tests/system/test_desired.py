@@ -129,10 +129,11 @@ def test_the_stream_turns_to_the_second_process_server_when_the_first_has_ended(
 
 def test_protection_is_stopped_and_begins_again_and_points_before_stay(site: Site) -> None:
     epoch = site.says.report["epoch"]
-    last = site.place_point()
+    last, boot = site.place_point(), site.says.report["boot"]
     site.says.wish(Verb.STOP)
     site.says.reports([], "unprotected")
     assert not pins.exist(site.pin_dir)
+    assert site.says.report["former"] == boot, "else it is taken for a copy of itself"
     site.lab.stop("agent")
     site.lab.start("agent")
     site.says.reports([], "unprotected")

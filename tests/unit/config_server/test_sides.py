@@ -40,9 +40,9 @@ class Site:
         seen = SimpleNamespace(source="process-server:ps1", name="ps1", is_silent=lambda _ns: False)
         return [(seen, SimpleNamespace(connected=self.now_s < self.over_s, boot="first", epoch=1))]
 
-    async def admitted(self, boot: str) -> bool:
+    async def admitted(self, boot: str, former: str = "") -> bool:
         try:
-            await self.sides.admit("web", "hw", boot, "10.0.0.5")
+            await self.sides.admit("web", "hw", boot, "10.0.0.5", former)
         except CopyRefusedError:
             return False
         return True
@@ -62,6 +62,16 @@ async def test_a_machine_that_lost_its_power_is_no_copy(site: Site) -> None:
         site.now_s += TO_RETRY_S
     assert site.now_s >= site.over_s
     assert site.sides.problems() == []
+
+
+@pytest.mark.parametrize("over_s", [0.0, 1e9], ids=["it reported", "it has a session"])
+async def test_who_says_which_boot_it_had_in_the_same_process_is_no_copy(site: Site, over_s: float) -> None:
+    site.over_s = over_s
+    site.owner = "ps1"
+    assert await site.admitted("first")
+    for former in ("", "another"):
+        assert not await site.admitted("second", former)
+    assert await site.admitted("second", "first")
 
 
 async def test_only_a_session_with_the_machine_s_server_by_storage_keeps_another_boot_out(site: Site) -> None:
