@@ -317,8 +317,9 @@ def _by_identity(
             f"another disk stands under {known.path}: it is {here.identities[0]}, not {known.identity}",
         )
     if bearing:
-        names = ", ".join(f"{disk.path} (the protected disk {owner[disk.dev]})" for disk in bearing)
-        return _missing(known, f"only {names} bears its identity ({known.identity})")
+        owned = sorted(f"{disk.path} (the protected disk {owner[disk.dev]})" for disk in bearing)
+        bear = "bears" if len(owned) == 1 else "bear"
+        return _missing(known, f"only {', '.join(owned)} {bear} its identity ({known.identity})")
     return _missing(known, f"no disk of this machine bears its identity ({known.identity})")
 
 

@@ -329,6 +329,20 @@ def test_a_loop_disk_is_its_backing_file(kept: str, found: str, is_same: bool) -
     assert not same(Identity(Kind.SERIAL, kept), Identity(Kind.LOOP, kept))
 
 
+def test_others_that_bear_the_same_are_named_in_one_order_however_they_are_listed() -> None:
+    there = [disk("sda", dev=0), disk("sdf", dev=80)]
+    known = [
+        Known(id="first", path="/dev/sda", at=0),
+        Known(id="second", path="/dev/sdf", at=80),
+        Known(id="lost", path="/dev/sdb", identity=WWID, is_new=True),
+    ]
+    verdict = decide(known, there)[-1]
+    assert verdict.reason.startswith(
+        "only /dev/sda (the protected disk first), /dev/sdf (the protected disk second) bear its"
+    )
+    assert decide(known, there[::-1])[-1] == verdict
+
+
 def test_an_identity_is_read_back_as_it_was_written() -> None:
     for identity in (WWID, GPT, Identity(Kind.LOOP, "0:27:845 /dev/shm/disk a: b")):
         assert Identity.parse(str(identity)) == identity
