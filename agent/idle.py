@@ -49,7 +49,8 @@ async def serve(
     *,
     until_s: float | None = None,
 ) -> None:
-    """`boots`: the one that is reported, and the one before. Returns soon after `stop` is set, when another wish holds than `held`, or after `until_s`."""
+    """Returns soon after `stop` is set, when another wish holds than `held`, or after `until_s`. `boots`: the one that is reported, and
+    the one before."""
     over = asyncio.Event()
     revoked = RevokedFile(config.tls.cert.with_name(REVOKED_FILE), config.tls.ca, lambda _: None)
     revoked.load()

@@ -70,8 +70,8 @@ class Sides:
         self, machine: str, identity: str, boot: str | None, address: str, former: str = ""
     ) -> None:
         """Raises CopyRefusedError: nothing that the caller says is of this machine. `boot` None: whichever of its boots it is, as for
-        a renewal, which a wrong word about boots must not hinder until the certificate is over. `former`: the boot that it says it had before
-        in the same process, which no copy knows."""
+        a renewal, which a wrong word about boots must not hinder until the certificate is over. `former`: the boot that it says it had
+        before in the same process, which no copy knows."""
         now_s = self.clock()
         try:
             side = await self._side(machine, identity, now_s)
@@ -217,7 +217,9 @@ class Sides:
         return side
 
     async def _check_boot(self, machine: str, boots: Set[str], now_s: float) -> None:
-        """`boots`: all that are the caller's. Of sessions with several servers (one may not know yet that its own is over) the caller's own counts. That of a server which is
+        """`boots`: all that are the caller's.
+
+        Of sessions with several servers (one may not know yet that its own is over) the caller's own counts. That of a server which is
         not the machine's by storage keeps nobody out, nor does any while storage knows no term of the machine: it is over, or was made up.
         An owner of whom nobody has heard here is no server's word against another's: its name may be written wrong in a configuration.
         """
