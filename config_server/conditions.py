@@ -13,7 +13,7 @@ The agent is heard, process server and master target do their part; the machine'
     catching-up, resync             it got no more than in epochs before (the best of them does not count), or than four times all (US615)
     bitmap                 warning, by the agent's own word; critical as above while something is to be copied
     any other word         normal   critical after 5 min (US609). An agent that says of itself what ails it is as bad as it says; of one
-                                    that captures nothing it is said at once (US616), and of one that does not what it is told (US610)
+                                    that goes by what is wanted and captures nothing it is said at once (US616)
     unprotected            normal; a warning if it replicates all the same (US601), and then all of this counts
     not-connected          normal   critical after 15 min (US609)
     disconnected           critical (US471); normal for 15 s after a start of this server, or a gap of its own
@@ -66,6 +66,9 @@ STANDS_S: Final = 900.0
 """... work of which nothing gets done: Site Recovery counts the progress of a copy over 15 minutes, too; ..."""
 IN_VAIN_S: Final = 86_400.0
 """... and work that goes on, and comes to nothing."""
+
+
+NOT_AT_WORK: Final = "not-at-work"
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +157,7 @@ CONDITIONS: Final = (
         ),
     ),
     Condition(
-        name="not-at-work", hop="capture", after_s=MISSED_S, at=sights.not_at_work, error=_said_not_to_work
+        name=NOT_AT_WORK, hop="capture", after_s=MISSED_S, at=sights.not_at_work, error=_said_not_to_work
     ),
     Condition(
         name="disks-left-out",

@@ -100,9 +100,7 @@ def not_at_work(look: Look, _shown: bool) -> At | Sight:
         return Sight.UNKNOWN
     if look.at_work:
         return Sight.NO
-    # Of one that captures nothing it is said at once (wish_view.py).
-    is_said = look.agent.state == MachineState.UNPROTECTED or look.is_blamed(look.facts.agent)
-    return Sight.EXCUSED if is_said else ()
+    return Sight.EXCUSED if look.is_blamed(look.facts.agent) else ()
 
 
 def disks_left_out(look: Look, _shown: bool) -> At | Sight:

@@ -10,7 +10,7 @@ from typing import Final
 
 from config_server import wish_view
 from config_server.clock import SECOND_NS
-from config_server.conditions import lasting_of
+from config_server.conditions import NOT_AT_WORK, lasting_of
 from config_server.facts import SELF, Facts, replicates
 from config_server.inventory import Machine
 from config_server.presence import Seen, problems_of
@@ -99,7 +99,9 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             Severity.WARNING,
         )
     look = Look(machine.name, facts, now_ns, machine.disks)
-    yield from (condition.problem(look) for condition in lasting_of(facts))
+    for condition in lasting_of(facts):
+        if nothing is None or condition.name != NOT_AT_WORK:  # once is enough
+            yield condition.problem(look)
     if facts.rpo.unknown:
         yield problem_of(
             RpoUnknownError(f"The RPO of {machine.name} cannot be measured", cause=facts.rpo.unknown),

@@ -113,7 +113,7 @@ class MachineNotFoundError(NotFoundError):
 
 
 class NeverReportedError(MachineNotFoundError):
-    code = "US619"
+    code = "US206"
     default_cause = "its agent has never reported"
     default_action = "Start its agent; its log (journalctl -u understudy-agent) says what hinders it."
 

@@ -52,9 +52,9 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     async def running(*_: object) -> AsyncIterator[Any]:
         if not beside_others:
             raise failure
-        yield SimpleNamespace(capture=SimpleNamespace(state=None, disks=()))
+        yield SimpleNamespace(boot="", capture=SimpleNamespace(state=None, disks=()))
 
-    async def serve(agent: object, stop: object, wanted: object) -> None:
+    async def serve(*_: object) -> None:
         async def part() -> None:
             raise failure
 
