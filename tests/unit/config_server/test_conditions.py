@@ -174,7 +174,8 @@ STATES: Final[dict[MachineState, list[Case]]] = {
         Case(says(agent, disks=[]), nothing, nothing, known=UNPROTECTED),
         Case(at_once="US601", known=UNPROTECTED),
         Case(apply=idle, at_once="US601", condition="not-followed", code="US613", known=UNPROTECTED),
-        Case(says(agent, state="unprotected"), at_once="US616"),
+        word("unprotected"),  # though it captures: nobody knows what that means
+        Case(says(agent, state="unprotected", disks=[]), at_once="US616"),
     ],
     MachineState.UNKNOWN: [word("unknown")],
 }
