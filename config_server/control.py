@@ -54,7 +54,7 @@ class Control:
     """Agents that were told of a wish and do not go by it yet."""
 
     hindered: dict[str, UnhealthyError] = field(default_factory=dict)
-    """By machine that is to be deleted: why it is not."""
+    """By deletion of a machine: why it is not done."""
 
     serving: Serving = field(init=False)
     troubles: dict[str, UnderstudyError] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Control:
             disagree=self.serving.look(name, order, found.agent, mono_ns),
             lasting=self.lasting.look(machine, found, mono_ns),
             untaken=self.untaken.of(name),
-            hindered=self.hindered.get(name),
+            hindered=self.hindered.get(machine.deletion.id) if machine.deletion is not None else None,
         )
 
 

@@ -101,7 +101,7 @@ class Deleting:
         machine = await machines.known(self._control, call.path["machine"])
         container, found = await self._meant(machine.name)
         points = await self._points(machine.name)
-        shown = deletion_view.shown(machine, self._control.hindered.get(machine.name))
+        shown = deletion_view.shown(machine, self._hindered(machine))
         view = shown or DeletionView(machine=machine.name, container="", identity="", points=0)
         view.container, view.identity = container, found.identity
         view.points, view.unknown = len(points.found), points.unknown
@@ -150,8 +150,7 @@ class Deleting:
             _note(db, name, f"{name} is to be deleted on {day}, as {call.who} asked", now_ns, keep=True)
 
         machine = await self._protecting.stop(call, name, also)
-        self._control.hindered.pop(name, None)
-        return await self._shown(machine)
+        return await machines.shown(self._control, machine)
 
     async def keep(self, call: Call, _body: Nothing) -> Kept:
         """Raises MachineNotFoundError, BeingDeletedError."""
@@ -169,9 +168,8 @@ class Deleting:
             return inventory.machine(db, name), machine.deletion
 
         machine, deletion = await self._control.db.run(work)
-        self._control.hindered.pop(name, None)
         return Kept(
-            machine=await self._shown(machine),
+            machine=await machines.shown(self._control, machine),
             taken_back=deletion is not None,
             revoked=deletion is not None and deletion.is_closed,
         )
@@ -184,29 +182,28 @@ class Deleting:
         found = await self._control.db.run(deletions.all_)
         hindered: dict[str, UnhealthyError] = {}
         failed: list[Exception] = []
-        for machine in found:
+        for machine, deletion in found:
             try:
-                wrong = await self._go_on(machine)
+                wrong = await self._go_on(machine, deletion)
             except DatabaseError:
                 raise
             except UnderstudyError as exc:
                 wrong = _storage(machine.name, exc)
             except Exception as exc:  # noqa: BLE001 - raised at the end
                 failed.append(exc)
-                wrong = self._control.hindered.get(machine.name)
+                wrong = self._control.hindered.get(deletion.id)
             if wrong is not None:
-                hindered[machine.name] = wrong
-                self._log_new(machine.name, wrong)
+                hindered[deletion.id] = wrong
+                self._log_new(machine.name, self._control.hindered.get(deletion.id), wrong)
         self._control.hindered = hindered
-        standing = {machine.deletion.id for machine in found if machine.deletion is not None}
+        standing = {deletion.id for _, deletion in found}
         self._counted_ns = {id_: at_ns for id_, at_ns in self._counted_ns.items() if id_ in standing}
         if failed:
             raise failed[0]
 
-    async def _go_on(self, machine: Machine) -> UnhealthyError | None:
+    async def _go_on(self, machine: Machine, deletion: Deletion) -> UnhealthyError | None:
         """What hinders it."""
-        name, deletion = machine.name, machine.deletion
-        assert deletion is not None
+        name = machine.name
         incarnation = await self._control.db.run(lambda db: incarnations.history(db)[-1])
         if (wrong := rules.of_acts(name, deletion, machine.wish, incarnation)) is not None:
             self._counted_ns.pop(deletion.id, None)
@@ -221,16 +218,15 @@ class Deleting:
         agent, now_ns = daemons.agent(name), self._control.mono_ns()
         servers = [seen for seen in daemons.all() if seen.role is Role.PROCESS_SERVER]
         if rules.is_too_early([*servers, *([agent[0]] if agent is not None else [])], now_ns):
-            return self._control.hindered.get(name)
+            return self._control.hindered.get(deletion.id)
         if wrong := rules.of_daemons(name, counted, agent, daemons.streams(name), now_ns):
             return wrong
         found = await removal.look(self._control.storage.machines(), name, counted.container)
         if wrong := rules.of_storage(name, counted, found):
             return wrong
+        if wrong := rules.of_enrolment(name, counted, self._control.revoked):
+            return wrong
         if counted.stage is Stage.CLOSED:
-            refused = f"{Role.AGENT}:{name}" in self._control.revoked.names
-            if wrong := rules.of_enrolment(name, is_refused=refused):
-                return wrong
             return await self._remove(name, counted, found)
         return await self._close(name, counted, found)
 
@@ -246,16 +242,17 @@ class Deleting:
 
     async def _close(self, name: str, deletion: Deletion, found: Found) -> UnhealthyError | None:
         """Nobody takes the machine up any more."""
+        subject, revoked = f"{Role.AGENT}:{name}", self._control.revoked
         if deletion.stage is Stage.WAITING:
-            using = await self._advance(name, deletion, Stage.CLOSING, found)
+            said_ns = revoked.since.get(subject, 0)
+            using = await self._advance(name, deletion, Stage.CLOSING, found, said_ns)
             if using is None or using:
                 return rules.of_running(name, using or ())
         reach("deletion.closing")
-        reason = f"the machine is deleted, as {deletion.who} asked"
-        await self._revoking.refuse(f"{Role.AGENT}:{name}", reason, SELF)
+        if subject not in revoked.names:
+            await self._revoking.refuse(subject, f"the machine is deleted, as {deletion.who} asked", SELF)
         reach("deletion.revoked")
-        closing = _at(deletion, Stage.CLOSING)
-        await self._advance(name, closing, Stage.CLOSED, found)
+        await self._advance(name, replace(deletion, stage=Stage.CLOSING), Stage.CLOSED)
         return None
 
     async def _remove(self, name: str, deletion: Deletion, found: Found) -> UnhealthyError | None:
@@ -263,7 +260,7 @@ class Deleting:
         if using is None or using:
             return rules.of_running(name, using or ())
         reach("deletion.removing")
-        removing = _at(deletion, Stage.REMOVING)
+        removing = replace(deletion, stage=Stage.REMOVING)
         if found.changed is not None:
             try:
                 await removal.remove_container(
@@ -272,7 +269,7 @@ class Deleting:
             except (TransientError, ContainerMissingError):
                 raise  # it may have done it, or do it yet: the next look tells
             except StorageError:
-                await self._advance(name, removing, Stage.CLOSED, found)
+                await self._advance(name, removing, Stage.CLOSED)
                 raise
         await self._unregister(name, removing)
         return None
@@ -281,7 +278,7 @@ class Deleting:
         """Storage was asked to delete its container, and nobody knows whether it did. One that is there is judged anew."""
         storage = self._control.storage.machines()
         if deletion.container and not await removal.is_gone(storage, deletion.container):
-            await self._advance(name, deletion, Stage.CLOSED, None)
+            await self._advance(name, deletion, Stage.CLOSED)
             return
         await self._unregister(name, deletion)
 
@@ -318,12 +315,12 @@ class Deleting:
         _log.warning("machine deleted", machine=name, container=deletion.container, asked_by=deletion.who)
 
     async def _advance(
-        self, name: str, seen: Deletion, to: Stage, found: Found | None
+        self, name: str, seen: Deletion, to: Stage, found: Found | None = None, said_ns: int | None = None
     ) -> Sequence[str] | None:
         """See deletions.advance."""
         date = found.date if found is not None else None
         now_ns = self._control.now_ns() if date is None else int(date.timestamp()) * SECOND_NS
-        return await self._control.db.run(lambda db: deletions.advance(db, name, seen, to, now_ns))
+        return await self._control.db.run(lambda db: deletions.advance(db, name, seen, to, now_ns, said_ns))
 
     # ---- small things
 
@@ -339,20 +336,13 @@ class Deleting:
         except UnderstudyError as exc:
             return _Points((), f"{exc.what}: {exc.cause}")
 
-    async def _shown(self, machine: Machine) -> MachineView:
-        shown = await machines.shown(self._control, machine)
-        if shown.deletion is not None:
-            shown.deletion.stays = deletion_view.what_stays(self._control.presence, machine.name)
-        return shown
+    def _hindered(self, machine: Machine) -> UnhealthyError | None:
+        return None if machine.deletion is None else self._control.hindered.get(machine.deletion.id)
 
-    def _log_new(self, name: str, wrong: UnhealthyError) -> None:
-        before = self._control.hindered.get(name)
+    @staticmethod
+    def _log_new(name: str, before: UnhealthyError | None, wrong: UnhealthyError) -> None:
         if before is None or (before.code, before.cause) != (wrong.code, wrong.cause):
             _log.warning("machine not deleted", machine=name, **wrong.as_dict())
-
-
-def _at(deletion: Deletion, stage: Stage) -> Deletion:
-    return replace(deletion, stage=stage)
 
 
 def _storage(name: str, exc: UnderstudyError) -> DeletionStorageError:

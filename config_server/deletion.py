@@ -32,7 +32,9 @@ from shared.errors import (
     DeletionUnconfirmedError,
     UnhealthyError,
 )
+from shared.messages import Revocations
 from shared.status import AgentReport, StreamReport
+from shared.vocabulary import Role
 
 QUIET_S: Final = 900.0
 """A log that was written so lately is that of a machine which replicates: it lists something every minute, over a slow line every ten."""
@@ -76,6 +78,8 @@ class Deletion(msgspec.Struct, frozen=True, kw_only=True):
     points: int = 0
     """How many were lost with it, for the record."""
     stage: Stage = Stage.WAITING
+    said_ns: int = 0
+    """When something had been said last of the name of its agent (revoked, readmitted), before it was revoked for this."""
 
     @property
     def is_due(self) -> bool:
@@ -184,13 +188,13 @@ def of_storage(name: str, deletion: Deletion, found: Found) -> UnhealthyError | 
     return None
 
 
-def of_enrolment(name: str, *, is_refused: bool) -> UnhealthyError | None:
-    """What hinders one whose agent was revoked: it is admitted again."""
-    return (
-        None
-        if is_refused
-        else _another(name, "its agent was enrolled anew since its certificates were revoked")
-    )
+def of_enrolment(name: str, deletion: Deletion, revoked: Revocations) -> UnhealthyError | None:
+    """What hinders one whose agent was revoked, or was being revoked when this server was killed: it was admitted again since."""
+    subject = f"{Role.AGENT}:{name}"
+    is_untouched = deletion.stage is Stage.CLOSING and revoked.since.get(subject, 0) == deletion.said_ns
+    if not deletion.is_closed or is_untouched or subject in revoked.names:
+        return None
+    return _another(name, "its agent was enrolled anew since its certificates were revoked")
 
 
 def hindered(name: str, cause: str) -> DeletionHinderedError:

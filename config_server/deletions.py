@@ -17,9 +17,10 @@ from shared.errors import BeingDeletedError
 from shared.vocabulary import Role
 
 
-def all_(db: sqlite3.Connection) -> list[Machine]:
+def all_(db: sqlite3.Connection) -> list[tuple[Machine, Deletion]]:
     """The machines that are to be deleted."""
-    return [machine for machine in inventory.machines(db) if machine.deletion is not None]
+    found = inventory.machines(db)
+    return [(machine, machine.deletion) for machine in found if machine.deletion is not None]
 
 
 def put(db: sqlite3.Connection, name: str, deletion: Deletion | None) -> None:
@@ -47,14 +48,18 @@ def count(db: sqlite3.Connection, name: str, id_: str, passed_ns: int, now_ns: i
     return deletion
 
 
-def advance(db: sqlite3.Connection, name: str, seen: Deletion, to: Stage, now_ns: int) -> list[str] | None:
-    """From the stage in which it was `seen` to the next one, unless it is in use: then what uses it. None: it is not as it was seen."""
+def advance(
+    db: sqlite3.Connection, name: str, seen: Deletion, to: Stage, now_ns: int, said_ns: int | None = None
+) -> list[str] | None:
+    """From the stage in which it was `seen` to another one, with `said_ns` where that is given; unless the machine is in use: then by
+    what. None: the deletion is not as it was seen."""
     machine = current(db, name, seen.id)
     if machine is None or machine.deletion is None or machine.deletion.stage is not seen.stage:
         return None
     if to is not Stage.CLOSED and (found := running(db, name, now_ns)):
         return found
-    put(db, name, msgspec.structs.replace(machine.deletion, stage=to))
+    said_ns = machine.deletion.said_ns if said_ns is None else said_ns
+    put(db, name, msgspec.structs.replace(machine.deletion, stage=to, said_ns=said_ns))
     return []
 
 

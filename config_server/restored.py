@@ -1,11 +1,12 @@
 """What is done to the database of a backup before it is put in place: it is older than what the world knows.
 
 An enrolment token that it calls unused may have been used since, and lie in a file or a log: whoever finds it would get a certificate of
-his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for
-each. A machine that was to be deleted may be kept since: a deletion of another incarnation waits for a person (deletion.py). What it wants
-of machines may be older than what their agents go by: a new incarnation begins, by which the two are told apart (wishes.py). One event says from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what is
-done while it is there is later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). The rest is made
-again by those who know it: revocations and readmissions from storage, grants (granting.py), reports and sides.
+his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for each.
+A machine that was to be deleted may be kept since: a deletion of another incarnation waits for a person (deletion.py). What it wants of
+machines may be older than what their agents go by: a new incarnation begins, by which the two are told apart (wishes.py). One event says
+from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what is done while it is there is
+later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). The rest is made again by those who know it:
+revocations and readmissions from storage, grants (granting.py), reports and sides.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
     detail = {
         "newest": rfc3339(restored.newest_ns),
         "incarnation": incarnations.begin(db),
-        "deletions": " ".join(machine.name for machine in waiting),
+        "deletions": " ".join(machine.name for machine, _ in waiting),
     }
     audit.add(db, SELF, "database.restored", SELF, detail, now_ns)
     events.note(db, EventKind.RESTORED, SELF, _happened(restored), now_ns)

@@ -349,7 +349,7 @@ class DeletionView(msgspec.Struct, kw_only=True):
     unknown: str = ""
     """Why the points could not be listed; `points` is 0 then."""
     stays: list[str] = []
-    """What is not deleted with it, a line each."""
+    """What is not deleted with it, a line each, where that is asked for."""
     due: str | None = None
     """Not before then, as things are; null where nobody has asked for it, or somebody has to say it again."""
     after_s: float = 0.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from config_server.cli import versions
-from config_server.cli.machine_pages import lost_page, machine_page
+from config_server.cli.machine_pages import lost_page, machine_page, minute
 from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import console, emit, plain, run, say
@@ -24,23 +24,16 @@ _LEAST_S: Final = 3600.0
 _MOST_S: Final = 10 * 366 * 86_400.0
 
 
-class Duration(click.ParamType):
-    """Seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([mhdw])", str(value).strip())
-        if found is None:
-            self.fail(
-                f"{value!r} is no duration: a number with m, h, d or w, for example 36h or 14d.", param, ctx
-            )
-        seconds = float(found[1]) * _UNITS_S[found[2]]
-        if not _LEAST_S <= seconds <= _MOST_S:
-            self.fail(f"{value!r} is not between an hour and ten years.", param, ctx)
-        return seconds
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([mhdw])", value.strip())
+    if found is None:
+        raise click.BadParameter(
+            f"{value!r} is no duration: a number with m, h, d or w, for example 36h or 14d."
+        )
+    seconds = float(found[1]) * _UNITS_S[found[2]]
+    if not _LEAST_S <= seconds <= _MOST_S:
+        raise click.BadParameter(f"{value!r} is not between an hour and ten years.")
+    return seconds
 
 
 @click.command()
@@ -48,7 +41,7 @@ class Duration(click.ParamType):
 @click.option(
     "--after",
     "after_s",
-    type=Duration(),
+    callback=_seconds,
     default="14d",
     show_default=True,
     metavar="DURATION",
@@ -63,16 +56,14 @@ def delete(name: str, after_s: float, *, yes: bool, no_wait: bool) -> None:
     \b
     Example: understudy machine delete web1 --after 14d
     """
-    found = run(_delete(name, after_s, yes=yes, wait=not no_wait))
-    if found.deletion is not None:
-        due = (
-            f"on {found.deletion.due[:16].replace('T', ' ')} UTC" if found.deletion.due else "when it is due"
-        )
+    found, stays = run(_delete(name, after_s, yes=yes, wait=not no_wait))
+    if found.deletion is not None and found.deletion.due is not None:
         say(
-            f"'{name}' is deleted {due}, not earlier. Until then its points stay. To take it back: understudy machine keep {name}."
+            f"'{name}' is deleted on {minute(found.deletion.due)}, not earlier. Until then its points stay. To take it back: understudy"
+            f" machine keep {name}."
         )
-        for line in found.deletion.stays:
-            say(f"Not deleted with it, {line}.")
+    for line in stays:
+        say(f"Not deleted with it, {line}.")
     emit(found, lambda: machine_page(found))
 
 
@@ -99,7 +90,8 @@ def keep(name: str) -> None:
     emit(kept.machine, lambda: machine_page(kept.machine))
 
 
-async def _delete(name: str, after_s: float, *, yes: bool, wait: bool) -> MachineView:
+async def _delete(name: str, after_s: float, *, yes: bool, wait: bool) -> tuple[MachineView, list[str]]:
+    """The machine, and what is not deleted with it."""
     from shared import api
     from shared.messages import DeletionRequest, Nothing
 
@@ -118,7 +110,9 @@ async def _delete(name: str, after_s: float, *, yes: bool, wait: bool) -> Machin
             click.confirm(plain(question), abort=True, err=True)
         body = DeletionRequest(after_s=after_s, container=lost.container)
         found = await client.call(api.DELETE, body, machine=name)
-        return await wait_until_taken(client, found) if wait else found
+        if wait:
+            found = await wait_until_taken(client, found)
+        return found, lost.stays
 
 
 async def _keep(name: str) -> Kept:

@@ -81,12 +81,12 @@ def _deletion_line(deletion: DeletionView) -> Text:
         return line(
             f"{name}: ", ("to be deleted, if somebody says it again", "yellow"), f": {deletion.waits}"
         )
-    due = f"to be deleted on {_minute(deletion.due)}"
+    due = f"to be deleted on {minute(deletion.due)}"
     waits = f", and waits: {deletion.waits}" if deletion.waits else ""
     return line(f"{name}: ", (due, "yellow"), f"{waits} (to take it back: understudy machine keep {name})")
 
 
-def _minute(time: str) -> str:
+def minute(time: str) -> str:
     return f"{time[:16].replace('T', ' ')} UTC"
 
 
@@ -107,7 +107,7 @@ def lost_page(found: DeletionView) -> RenderableType:
         facts.append(
             (
                 "already",
-                f"to be deleted on {_minute(found.due)}, as {found.who} asked; said again, the delay begins anew",
+                f"to be deleted on {minute(found.due)}, as {found.who} asked; said again, the delay begins anew",
             )
         )
     return fields(f"All that storage has of {found.machine}", facts)
@@ -182,9 +182,7 @@ def _wish(found: MachineView) -> str | Text:
 def _deletion(deletion: DeletionView | None) -> list[tuple[str, str | Text]]:
     if deletion is None:
         return []
-    words = (
-        f"on {_minute(deletion.due)}" if deletion.due is not None else "waits for somebody to say it again"
-    )
+    words = f"on {minute(deletion.due)}" if deletion.due is not None else "waits for somebody to say it again"
     return [("deletion", line((words, "yellow"), f"  as {deletion.who} asked; {deletion.points} points"))]
 
 

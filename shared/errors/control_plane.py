@@ -169,9 +169,7 @@ class DeletionOfAnotherError(UnhealthyError):
     """A machine that is due to be deleted is not any more the one of which that was said."""
 
     code = "US633"
-    default_action = (
-        "Is what bears the name now to go, say it again: understudy machine delete NAME; else: understudy machine keep NAME."
-    )
+    default_action = "Is what bears the name now to go, say it again: understudy machine delete NAME; else: understudy machine keep NAME."
 
 
 class ToBeDeletedError(UnhealthyError):

@@ -127,41 +127,44 @@ async def test_no_machine_stops_no_token_works_twice_and_due_deletions_wait(
     for name in (KEPT, DUE):  # all of it, as if the server of the backup had run on
         pass_delay(config.data_dir, name)
     left = {*containers.values()} - {containers[GONE]}
-    async with running(config) as server, server.operator() as operator:
-        async with agents_of(server, files, agents) as agents:
-            for name in (STOPPED, KEPT, DUE, NEW):
-                await report(agents[name])
-            # No machine stops being protected.
-            assert {name: verb_of(agents[name]) for name in agents if name != GONE} == {
-                STOPPED: Verb.PROTECT, KEPT: Verb.PROTECT, DUE: Verb.STOP, NEW: Verb.STOP,
-            }  # fmt: skip
-            assert [(await shown(operator, name)).protected for name in (STOPPED, KEPT)] == [True, True]
-            # No token works twice, nor one that may have been used.
-            for token in (used, unused):
-                with pytest.raises(TokenUnknownError):
-                    await enrol.enrol(server.url, token, tmp_path / "thief")
-            async with daemon(server, files[GONE]) as client:
-                with pytest.raises(CertificateRevokedError):
-                    await client.report({"state": "ordered"})
+    async with (
+        running(config) as server,
+        server.operator() as operator,
+        agents_of(server, files, agents) as agents,
+    ):
+        for name in (STOPPED, KEPT, DUE, NEW):
+            await report(agents[name])
+        # No machine stops being protected.
+        assert {name: verb_of(agents[name]) for name in agents if name != GONE} == {
+            STOPPED: Verb.PROTECT, KEPT: Verb.PROTECT, DUE: Verb.STOP, NEW: Verb.STOP,
+        }  # fmt: skip
+        assert [(await shown(operator, name)).protected for name in (STOPPED, KEPT)] == [True, True]
+        # No token works twice, nor one that may have been used.
+        for token in (used, unused):
+            with pytest.raises(TokenUnknownError):
+                await enrol.enrol(server.url, token, tmp_path / "thief")
+        async with daemon(server, files[GONE]) as client:
+            with pytest.raises(CertificateRevokedError):
+                await client.report({"state": "ordered"})
 
-            # Due deletions wait, with an event for each, ...
-            async def all_wait() -> bool:
-                return [await waits(operator, name) for name in (KEPT, GONE, DUE)] == [["US631"]] * 3
+        # Due deletions wait, with an event for each, ...
+        async def all_wait() -> bool:
+            return [await waits(operator, name) for name in (KEPT, GONE, DUE)] == [["US631"]] * 3
 
-            await until(all_wait)
-            open_ = (await operator.call(api.EVENTS, EventQuery(open=True))).events
-            assert {event.object for event in open_ if event.code == "US631"} == {KEPT, GONE, DUE}
-            assert (await shown(operator, NEW)).deletion is None, "of which the backup knows nothing"
-            assert (await in_storage(machine_storage))[0] == left
+        await until(all_wait)
+        open_ = (await operator.call(api.EVENTS, EventQuery(open=True))).events
+        assert {event.object for event in open_ if event.code == "US631"} == {KEPT, GONE, DUE}
+        assert (await shown(operator, NEW)).deletion is None, "of which the backup knows nothing"
+        assert (await in_storage(machine_storage))[0] == left
 
-            # ... until a person says it again.
-            await operator.call(api.KEEP, Nothing(), machine=KEPT)
-            for name in (DUE, GONE):
-                await delete(operator, name)
-                pass_delay(config.data_dir, name)
-            await report(agents[DUE])
-            await until(lambda: is_gone(operator, DUE))
-            assert (await in_storage(machine_storage))[0] == left - {containers[DUE]}
-            with contextlib.suppress(UnderstudyError):
-                await report(agents[KEPT])
-            assert (await shown(operator, KEPT)).protected
+        # ... until a person says it again.
+        await operator.call(api.KEEP, Nothing(), machine=KEPT)
+        for name in (DUE, GONE):
+            await delete(operator, name)
+            pass_delay(config.data_dir, name)
+        await report(agents[DUE])
+        await until(lambda: is_gone(operator, DUE))
+        assert (await in_storage(machine_storage))[0] == left - {containers[DUE]}
+        with contextlib.suppress(UnderstudyError):
+            await report(agents[KEPT])
+        assert (await shown(operator, KEPT)).protected
