@@ -59,3 +59,17 @@ def what_stays(presence: Presence, name: str) -> list[str]:
         if isinstance(seen.report, MasterTargetReport) and seen.report.target == "image":
             found.append(f"on {seen.source}: the machine's disk images")
     return found
+
+
+def plain(deletion: Deletion) -> dict[str, object]:
+    """What the audit log says of it."""
+    return {
+        "deletion": deletion.id,
+        "container": deletion.container,
+        "identity": deletion.identity,
+        "points": deletion.points,
+        "who": deletion.who,
+        "asked": rfc3339(deletion.asked_ns),
+        "after_s": deletion.after_ns / SECOND_NS,
+        "stage": deletion.stage,
+    }

@@ -10,11 +10,14 @@ import sqlite3
 
 import msgspec
 
-from config_server import incarnations, inventory
+from config_server import events, incarnations, inventory
 from config_server.deletion import Deletion, Stage, of_acts
+from config_server.facts import SELF
 from config_server.inventory import Machine
 from shared.errors import BeingDeletedError
-from shared.vocabulary import Role
+from shared.messages import EventKind
+from shared.status import Problem
+from shared.vocabulary import Role, Severity
 
 
 def all_(db: sqlite3.Connection) -> list[tuple[Machine, Deletion]]:
@@ -99,6 +102,12 @@ def being_deleted(name: str, what: str) -> BeingDeletedError:
     return BeingDeletedError(
         what, cause=f"'{name}' is being deleted: storage was asked to delete its container"
     )
+
+
+def note(db: sqlite3.Connection, name: str, what: str, action: str, now_ns: int) -> None:
+    """As an event."""
+    happened = Problem(code="", what=what, action=action, severity=Severity.WARNING, object=name)
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
 def follow(db: sqlite3.Connection, before: Machine, after: Machine) -> None:

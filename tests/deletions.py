@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import database, deletion, deletions, inventory, service
+from config_server import database, deletion, deletion_sweep, deletions, inventory, service
 from config_server.deletion import Deletion
 from shared import api
 from shared.errors import MachineNotFoundError, StorageError
@@ -24,6 +24,7 @@ HOUR_S = 3600.0
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look follows the other, and a log that was written a moment ago is nobody's."""
     monkeypatch.setattr(service, "PASS_S", 0.05)
+    monkeypatch.setattr(deletion_sweep, "LOOK_S", 0.0)
     monkeypatch.setattr(deletion, "QUIET_S", 0.0)
 
 

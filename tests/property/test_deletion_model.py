@@ -28,6 +28,7 @@ from config_server import (
     database,
     deleting,
     deletion,
+    deletion_sweep,
     deletions,
     desired_state,
     grants,
@@ -39,6 +40,7 @@ from config_server.clock import SECOND_NS
 from config_server.control import Control
 from config_server.deleting import Deleting
 from config_server.deletion import Found
+from config_server.deletion_sweep import DeletionSweep
 from config_server.disks import Offer
 from config_server.grants import Grant
 from config_server.protecting import Protecting
@@ -154,7 +156,8 @@ class World:
                 )
         self.control = control
         self.protecting = Protecting(control, _Sides(self))  # type: ignore[arg-type]
-        self.deleting = Deleting(control, _Sides(self), _Revoking(self), self.protecting)  # type: ignore[arg-type]
+        self.deleting = Deleting(control, self.protecting)
+        self.looks = DeletionSweep(control, _Sides(self), _Revoking(self))  # type: ignore[arg-type]
 
     def call(self, work: Callable[[Any], Any]) -> None:
         """What an operator asks; of refusals he is told. (One transaction: a kill does it or does not, as anywhere.)"""
@@ -174,7 +177,7 @@ class World:
 
     def sweep(self) -> None:
         try:
-            asyncio.run(self.deleting.sweep())
+            asyncio.run(self.looks.sweep())
         except Killed:
             self.start()
 
@@ -506,9 +509,10 @@ def _at(second: int) -> dt.datetime:
 
 def lived(steps: list[Step]) -> World:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deleting, "PASS_S", PASS_S)
+        patch.setattr(deletion_sweep, "PASS_S", PASS_S)
         world = World()
-        patch.setattr(deleting, "removal", _Removal(world))
+        for user in (deleting, deletion_sweep):
+            patch.setattr(user, "removal", _Removal(world))
         for what, number in steps:
             # Looked up when it is needed: a restart makes another.
             world.do(what, number)
@@ -617,7 +621,11 @@ BROUGHT: Final = [
     ("where", "mutant", "story"),
     [
         ([(incarnations, "begin")], no_new_incarnation, RESTORED),
-        ([(Deleting, "_count")], by_the_clock, [*AWAY, ("delete", 0), ("set the clock", 9), ("pass", 2)]),
+        (
+            [(DeletionSweep, "_count")],
+            by_the_clock,
+            [*AWAY, ("delete", 0), ("set the clock", 9), ("pass", 2)],
+        ),
         ([(deletion, "of_acts"), (deletions, "of_acts")], nothing, RESTORED),
         ([(deletion, "of_acts"), (deletions, "of_acts")], any_act, BROUGHT),
         ([(deletion, "of_storage")], no_grants, READ),

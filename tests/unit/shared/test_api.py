@@ -23,6 +23,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "token_create": {"role": "agent", "name": "a"},
     "certificate_revoke": {"certificate": "agent:a"},
     "protect": {"disks": ["/dev/a"]},
+    "delete": {"after_s": 3600},
     "policy_assign": {"name": "p"},
     "key_unwrap": {"key_id": "k", "wrapped": ""},
     "restore_key": {"key_id": "k", "wrapped": ""},
