@@ -131,7 +131,7 @@ class World:
     kill_in: int | None = None
     is_storage_away: bool = False
     is_cut_off: bool = False
-    """Nobody's reports arrive."""
+    """Nobody's reports arrive, and nobody learns who was revoked."""
     made: int = 0
     deleted: int = 0
 
@@ -196,7 +196,7 @@ class World:
 
     @property
     def replicates(self) -> bool:
-        return self.agent.is_there and self.agent.captures and not self.is_refused
+        return self.agent.is_there and self.agent.captures and (not self.is_refused or self.is_cut_off)
 
     @property
     def is_refused(self) -> bool:
