@@ -215,8 +215,9 @@ class DeletionSweep:
                 deletions.remove(db, name)
             return True
 
-        if await self._control.db.run(work) and not named:
+        if not named:  # first: a machine whose agent has reported is stored by whoever asks for it
             self._control.presence.forget(Role.AGENT, name)
+        if await self._control.db.run(work) and not named:
             self._control.storage.forget(name)
             self._sides.forget(name)
         _log.warning("machine deleted", machine=name, container=deletion.container, asked_by=deletion.who)

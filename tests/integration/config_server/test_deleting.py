@@ -154,6 +154,19 @@ async def test_of_storage_that_is_away_nobody_is_told_that_it_is_to_be_deleted(
     assert (await shown(operator)).protected
 
 
+async def test_a_stop_that_is_said_again_changes_nothing_of_it(
+    server: ConfigServer, operator: RestClient, web1: ObedientAgent
+) -> None:
+    asked = (await delete(operator)).deletion
+    again = await operator.call(api.UNPROTECT, Nothing(), machine="web1")
+    assert again.deletion is not None
+    assert asked is not None
+    assert (again.state, again.deletion.asked) == ("to-be-deleted", asked.asked)
+    await stops(web1)
+    pass_delay(folder(server))
+    await until(lambda: is_gone(operator))
+
+
 # ---- done
 
 

@@ -12,6 +12,7 @@ from config_server.deletion import Deletion, Found, Stage
 from config_server.deletion_view import when
 from shared.desired import Mark, Verb, Wish
 from shared.errors import DeletionUnconfirmedError, UnhealthyError
+from shared.messages import Revocations
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from shared.vocabulary import Health, Role
 from tests.reports import NOW, World, machine
@@ -83,6 +84,25 @@ def test_it_counts_with_the_act_that_was_made_with_it_and_in_its_incarnation(
     wish: Wish | None, incarnation: str, expected: str
 ) -> None:
     assert code(deletion.of_acts("web1", ASKED, wish, incarnation)) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "names", "since", "expected"),
+    [
+        (Stage.WAITING, [], 0, ""),
+        (Stage.CLOSING, [], 0, ""),  # killed before it was revoked
+        (Stage.CLOSING, ["agent:web1"], 7, ""),
+        (Stage.CLOSING, [], 7, "US633"),  # revoked, killed, enrolled anew
+        (Stage.CLOSED, ["agent:web1"], 7, ""),
+        (Stage.CLOSED, [], 7, "US633"),
+        (Stage.CLOSED, ["agent:web2"], 7, "US633"),
+    ],
+)
+def test_who_was_enrolled_anew_since_he_was_revoked_for_it_is_another_one(
+    stage: Stage, names: list[str], since: int, expected: str
+) -> None:
+    revoked = Revocations(names=names, since={"agent:web1": since} if since else {})
+    assert code(deletion.of_enrolment("web1", replace(ASKED, stage=stage), revoked)) == expected
 
 
 def test_who_is_there_hinders_it_and_who_is_silent_does_not() -> None:
