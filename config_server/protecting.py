@@ -23,7 +23,13 @@ from config_server.wishes import without
 from shared import api
 from shared.active_side import UNKNOWN
 from shared.desired import Verb, WantedDisk
-from shared.errors import FewerDisksError, MachineNotFoundError, NeverReportedError, RequestError, ToBeDeletedError
+from shared.errors import (
+    FewerDisksError,
+    MachineNotFoundError,
+    NeverReportedError,
+    RequestError,
+    ToBeDeletedError,
+)
 from shared.messages import DiskCandidates, MachineView, Nothing, Protection
 from shared.naming import address_of, is_address
 from shared.status import MAX_WORD, AgentReport

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from shared.messages import Nothing
 from shared.rest import RestClient
 from shared.status import AvailableDisk
 from shared.tls import TlsFiles
-from tests.cli import understudy
+from tests.cli import ended, understudy
 from tests.command_line import Line
 from tests.config_parts import ConfigServer
 from tests.obedient_agent import ObedientAgent, obedient_agent
