@@ -31,11 +31,14 @@ is down. Only a machine that is new to a process server or master target waits f
     granting   who may read a machine's container  grants     their table
     belonging  do CA, database, token belong together      ca_note     ... and is the CA the one that this installation had
     backup     the data folder as one file     restoring  ... and back     tools   the two, as commands
+    deletion   when a machine may be deleted (pure)                     deletions   ... in the database
+    deleting   what operators say of it    deletion_sweep  ... and what is done by itself     removal     ... in storage
+    deletion_view  ... as people see it (pure)
     restored   what ends in a database that is put back, and that it was
     setup/     `understudy init`: an installation begins           first_operator  ... and who operates it
     service    wiring, and what happens every few seconds
     cli/       the `understudy` command: a client of the API, which imports nothing of the server
 
 It blocks only in the database's thread (SQLite, fsync), in files of the CA at start, and on blob storage: for
-points, grants, revocations, records of vault keys, and whose a machine is.
+points, grants, revocations, records of vault keys, deletions, and whose a machine is.
 """

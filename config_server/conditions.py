@@ -14,6 +14,7 @@ The agent is heard, process server and master target do their part; the machine'
     bitmap                 warning, by the agent's own word; critical as above while something is to be copied
     any other word         normal   critical after 5 min (US609). An agent that says of itself what ails it is as bad as it says; of one
                                     that goes by what is wanted and captures nothing it is said at once (US616)
+    to-be-deleted          normal; a warning while that waits for something (US630 to US633)
     unprotected            normal; a warning if it replicates all the same (US601), and then all of this counts
     not-connected          normal   critical after 15 min (US609)
     disconnected           critical (US471); normal for 15 s after a start of this server, or a gap of its own

@@ -23,7 +23,7 @@ from config_server.storage import Storage
 from config_server.twins import SILENT_S
 from config_server.wishes import Untaken
 from shared import logging
-from shared.errors import CertificateRevokedError, RequestError, UnderstudyError
+from shared.errors import CertificateRevokedError, RequestError, UnderstudyError, UnhealthyError
 from shared.messages import PointView, Revocations
 from shared.naming import SAYS, is_name
 from shared.status import Problem
@@ -52,6 +52,9 @@ class Control:
 
     untaken: Untaken = field(default_factory=lambda: Untaken(SILENT_S))
     """Agents that were told of a wish and do not go by it yet."""
+
+    hindered: dict[str, UnhealthyError] = field(default_factory=dict)
+    """By deletion of a machine: why it is not done."""
 
     serving: Serving = field(init=False)
     troubles: dict[str, UnderstudyError] = field(default_factory=dict)
@@ -107,6 +110,7 @@ class Control:
             disagree=self.serving.look(name, order, found.agent, mono_ns),
             lasting=self.lasting.look(machine, found, mono_ns),
             untaken=self.untaken.of(name),
+            hindered=self.hindered.get(machine.deletion.id) if machine.deletion is not None else None,
         )
 
 

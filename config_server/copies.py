@@ -65,6 +65,9 @@ class Copies:
         """`identity` is the machine from now on; whether it was refused lately."""
         return self._refused.get(machine, {}).pop(identity, None) is not None
 
+    def forget(self, machine: str) -> None:
+        self._refused.pop(machine, None)
+
     def lately(self, machine: str, now_s: float) -> list[Refused]:
         """The one that spoke last first."""
         known = self._refused.get(machine, {})

@@ -139,6 +139,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     UPDATE machines SET disks =
         (SELECT json_group_array(json_object('device', value)) FROM json_each(disks) WHERE length(value) BETWEEN 1 AND 4096);
     """,
+    # Which of them somebody wants deleted.
+    """
+    ALTER TABLE machines ADD COLUMN deletion TEXT;
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

@@ -9,6 +9,7 @@ import msgspec
 from config_server.inventory import Machine
 from config_server.presence import Presence, Seen
 from config_server.serving import ranked
+from shared.errors import UnhealthyError
 from shared.messages import PointView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 from shared.vocabulary import ApplyState, Role
@@ -53,6 +54,8 @@ class Facts(msgspec.Struct, frozen=True):
     """Names of the conditions that have lasted for too long (lasting.py)."""
     untaken: tuple[str, int] | None = None
     """The act that its agent was told of and does not go by, and since when."""
+    hindered: UnhealthyError | None = None
+    """Why it is not deleted although somebody wants that (deletion.py)."""
 
 
 def facts_of(

@@ -31,7 +31,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from config_server import audit, grants, inventory
+from config_server import audit, deletions, grants, inventory
 from config_server.binding import Binder, Call
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, new_id
@@ -251,12 +251,16 @@ class Granting:
         return grant
 
     async def _give(self, call: Call, store: BlobStore, grant: Grant, over: Sequence[str]) -> None:
+        def add(db: sqlite3.Connection) -> None:
+            deletions.check_readable(db, grant.machine)
+            grants.add(db, grant)
+
         await self._note(
             call,
             "grant.give",
             grant,
             {"host": grant.host, "expires": rfc3339(grant.expires_ns)},
-            lambda db: grants.add(db, grant),
+            add,
         )
         reach("grant.in-row")
         try:

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from config_server import incarnations, policies, wishes
+from config_server.deletion import Deletion
 from config_server.policies import Assigned
 from config_server.wishes import Own
 from shared import decoding
@@ -43,6 +44,8 @@ class Machine(msgspec.Struct, frozen=True):
     """Of the hardware whose disks these are; empty where it is not known (its agent never reported, or has none)."""
     dropped: tuple[WantedDisk, ...] = ()
     """Those that operators have said shall go, until its agent goes by that."""
+    deletion: Deletion | None = None
+    """Somebody wants it deleted (deletions.py)."""
 
     @property
     def own(self) -> Own | None:
@@ -263,6 +266,7 @@ def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
         wish_incarnation=row["wish_incarnation"] or "",
         identity=row["identity"],
         dropped=decoding.decode(row["dropped"], type=tuple[WantedDisk, ...]),
+        deletion=None if row["deletion"] is None else decoding.decode(row["deletion"], type=Deletion),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from config_server import audit, commands, events, inventory, jobs, machines, view
+from config_server import audit, commands, deletions, events, inventory, jobs, machines, view
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
 from config_server.granting import Granting
@@ -189,6 +189,7 @@ class Operations:
         args: dict[str, Any] = msgspec.to_builtins(body)
 
         def work(db: sqlite3.Connection) -> None:
+            deletions.check_readable(db, machine.name)
             audit.add(db, call.who, "restore.grant", machine.name, {"job": id_, **args}, now_ns)
             if not body.dry_run:
                 jobs.create(db, id_, "restore", machine.name, args, now_ns)

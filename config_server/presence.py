@@ -120,6 +120,11 @@ class Presence:
             if not seen.is_missing(since_ns):
                 self._seen[key] = msgspec.structs.replace(seen, excused_ns=now_ns)
 
+    def forget(self, role: Role, name: str) -> None:
+        """It takes part no more."""
+        self._seen.pop((role, name), None)
+        self._starts.pop((role, name), None)
+
     def twins(self, now_ns: int) -> list[Problem]:
         """Daemons of which there are two."""
         found = (((role, name), starts.twins(now_ns)) for (role, name), starts in self._starts.items())

@@ -7,12 +7,12 @@ machine of which nothing is known each want a word of their own in the request, 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import msgspec
 
-from config_server import audit, desired_state, inventory, machines, policies, revocation
+from config_server import audit, deletions, desired_state, inventory, machines, policies, revocation
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name
 from config_server.disks import Offer
@@ -23,7 +23,13 @@ from config_server.wishes import without
 from shared import api
 from shared.active_side import UNKNOWN
 from shared.desired import Verb, WantedDisk
-from shared.errors import FewerDisksError, MachineNotFoundError, NeverReportedError, RequestError
+from shared.errors import (
+    FewerDisksError,
+    MachineNotFoundError,
+    NeverReportedError,
+    RequestError,
+    ToBeDeletedError,
+)
 from shared.messages import DiskCandidates, MachineView, Nothing, Protection
 from shared.naming import address_of, is_address
 from shared.status import MAX_WORD, AgentReport
@@ -43,7 +49,7 @@ class Protecting:
         binder.on(api.DISKS, self.disks)
 
     async def protect(self, call: Call, body: Protection) -> MachineView:
-        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, DiskTooLargeError."""
+        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, DiskTooLargeError, ToBeDeletedError."""
         name = check_name(call.path["machine"], "machine")
         what = f"The protection of '{name}' was refused"
         _check_words(what, body)
@@ -58,6 +64,7 @@ class Protecting:
         def work(db: sqlite3.Connection) -> Machine:
             before = inventory.find(db, name)
             if before is not None:
+                _refuse_to_be_deleted(what, before)
                 before = self._as_bound(db, before, now_ns)
             if agent is None and not body.offline:
                 _refuse_unknown(db, what, name, before, is_moved=is_moved)
@@ -98,6 +105,14 @@ class Protecting:
 
     async def unprotect(self, call: Call, _body: Nothing) -> MachineView:
         name = (await machines.known(self._control, call.path["machine"])).name
+        machine = await self.stop(call, name, deletions.follow)
+        return await machines.shown(self._control, machine)
+
+    async def stop(
+        self, call: Call, name: str, also: Callable[[sqlite3.Connection, Machine, Machine], None]
+    ) -> Machine:
+        """Its agent is told to stop. `also` is done in the same transaction, with the machine before and after. Raises
+        MachineNotFoundError, and what `also` raises."""
         await self._sides.ask(name)
         now_ns = self._control.now_ns()
         agent = self._agent(name)
@@ -115,11 +130,12 @@ class Protecting:
             )
             detail = {"before": _plain(before), "after": _plain(machine)}
             audit.add(db, call.who, "machine.unprotect", name, detail, now_ns)
-            return machine
+            also(db, before, machine)
+            return inventory.machine(db, name)
 
         machine = await self._control.db.run(work)
         self._control.bell.ring(f"agent:{name}")
-        return await machines.shown(self._control, machine)
+        return machine
 
     async def disks(self, call: Call, _body: Nothing) -> DiskCandidates:
         machine = await machines.known(self._control, call.path["machine"])
@@ -199,6 +215,16 @@ def _refuse_unknown(
         cause=f"no machine '{name}' is known: its agent was never enrolled here",
         action=f"See that the name is right, enrol it first (understudy token create agent {name}), {offline}.",
     )
+
+
+def _refuse_to_be_deleted(what: str, machine: Machine) -> None:
+    """Not taken back by the way: a script that protects its machines every hour would do so unasked."""
+    if machine.deletion is not None:
+        raise ToBeDeletedError(
+            what,
+            cause="it is to be deleted",
+            action=f"Take that back first: understudy machine keep {machine.name}.",
+        )
 
 
 def _check_fewer(

@@ -1,11 +1,12 @@
 """What is done to the database of a backup before it is put in place: it is older than what the world knows.
 
 An enrolment token that it calls unused may have been used since, and lie in a file or a log: whoever finds it would get a certificate of
-his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for
-each. What it wants of machines may be older than what their agents go by: a new incarnation begins, by which the two are told apart
-(wishes.py). One event says from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what is
-done while it is there is later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). The rest is made
-again by those who know it: revocations and readmissions from storage, grants (granting.py), reports and sides.
+his own. A command that it calls pending may have been done, and would be done again. So both end, with an entry in the audit log for each.
+A machine that was to be deleted may be kept since: a deletion of another incarnation waits for a person (deletion.py). What it wants of
+machines may be older than what their agents go by: a new incarnation begins, by which the two are told apart (wishes.py). One event says
+from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what is done while it is there is
+later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). The rest is made again by those who know it:
+revocations and readmissions from storage, grants (granting.py), reports and sides.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import secrets
 import sqlite3
 from typing import Final, NamedTuple
 
-from config_server import audit, commands, events, incarnations, inventory, tokens
+from config_server import audit, commands, deletions, events, incarnations, inventory, tokens
 from config_server.clock import rfc3339
 from config_server.facts import SELF
 from shared.messages import EventKind
@@ -48,6 +49,8 @@ class Restored(NamedTuple):
     """Void now."""
     commands: int
     """Withdrawn now."""
+    deletions: int
+    """Of machines: they wait until somebody says them again (deletion.py)."""
 
 
 def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
@@ -60,9 +63,14 @@ def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
     for id_, target, kind in withdrawn:
         detail = {"command": id_, "kind": kind, "cause": "the database was restored"}
         audit.add(db, SELF, "command.withdrawn", target, detail, now_ns)
-    restored = Restored(newest_ns or 0, len(void), len(withdrawn))
+    waiting = deletions.all_(db)
+    restored = Restored(newest_ns or 0, len(void), len(withdrawn), len(waiting))
     inventory.forget_dropped(db)
-    detail = {"newest": rfc3339(restored.newest_ns), "incarnation": incarnations.begin(db)}
+    detail = {
+        "newest": rfc3339(restored.newest_ns),
+        "incarnation": incarnations.begin(db),
+        "deletions": " ".join(machine.name for machine, _ in waiting),
+    }
     audit.add(db, SELF, "database.restored", SELF, detail, now_ns)
     events.note(db, EventKind.RESTORED, SELF, _happened(restored), now_ns)
     [last] = db.execute("SELECT coalesce(max(rowid), 0) FROM certificates").fetchone()
@@ -90,7 +98,8 @@ def _happened(restored: Restored) -> Problem:
         what=f"This config server's database is from a backup: its newest entry is of {rfc3339(restored.newest_ns)}",
         cause="what was done since is missing: policies that were set, certificates that were issued, and the audit log. Protection that"
         " was asked for or ended comes back from the agents, with an event for each. Revocations come back from storage, if it has them."
-        f" Of what it had, {restored.tokens} unused enrolment tokens are void, and {restored.commands} pending commands withdrawn",
+        f" Of what it had, {restored.tokens} unused enrolment tokens are void, {restored.commands} pending commands withdrawn, and"
+        f" {restored.deletions} machines that were to be deleted wait for somebody to say it again",
         action="Compare: understudy machine list, event list --open (it names machines that replicate and are not protected here),"
         " certificate list. Make new tokens for whoever was to enrol.",
         severity=Severity.WARNING,

@@ -78,8 +78,12 @@ def note_certificate(db: sqlite3.Connection, issued: Issued) -> None:
 
 
 def is_known(db: sqlite3.Connection, role: Role, name: str) -> bool:
-    """Whether a certificate of it was ever issued, or shown, here."""
-    found = db.execute("SELECT 1 FROM certificates WHERE role = ? AND name = ?", (role, name))
+    """Whether a certificate of it was ever issued, or shown, here, and it may come: its name does not stand revoked."""
+    found = db.execute(
+        "SELECT 1 FROM certificates WHERE role = ? AND name = ?"
+        " AND NOT EXISTS (SELECT 1 FROM revocations WHERE subject = ? AND before_s IS NULL)",
+        (role, name, f"{role}:{name}"),
+    )
     return found.fetchone() is not None
 
 

@@ -95,10 +95,13 @@ class Revoking:
 
     async def revoke(self, call: Call, body: RevokeRequest) -> CertificateList:
         """Raises RequestError, RevocationUnrecordedError."""
-        subject = revocation.subject_of(body.certificate)
+        return await self.refuse(revocation.subject_of(body.certificate), body.reason, call.who)
+
+    async def refuse(self, subject: str, reason: str, who: str) -> CertificateList:
+        """In force when it returns. Raises RevocationUnrecordedError."""
         last_ns = self._control.revoked.since.get(subject, 0)
         revoked_ns = max(self._control.now_ns(), last_ns + 1)  # the clock was ahead when it was readmitted
-        record = Record(subject=subject, reason=body.reason, who=call.who, revoked_ns=revoked_ns)
+        record = Record(subject=subject, reason=reason, who=who, revoked_ns=revoked_ns)
         failed: DatabaseError | None = None
         try:
             covered = await self._control.db.run(lambda db: _revoke(db, record), vital=True)
@@ -106,7 +109,7 @@ class Revoking:
             failed, covered = exc, await self._keep(record)
         reach("revocation.in-row")
         await self.take()
-        _log.warning("certificate revoked", certificate=subject, who=call.who, reason=body.reason)
+        _log.warning("certificate revoked", certificate=subject, who=who, reason=reason)
         # Held answers go out: the revoked daemon's is a refusal, the process servers' carry the list.
         for name in {view.name for view in covered} | {
             seen.source for seen in self._control.presence.all() if seen.role == Role.PROCESS_SERVER

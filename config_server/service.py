@@ -31,6 +31,8 @@ from config_server.clock import SECOND_NS
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
+from config_server.deleting import Deleting
+from config_server.deletion_sweep import PASS_S, DeletionSweep
 from config_server.facts import SELF, facts_of, replicates, reported_ns
 from config_server.granting import SWEEP_S, Granting
 from config_server.identity import Identity
@@ -138,12 +140,14 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             await known.recover()
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, own.context)
+        protecting = Protecting(control, sides)
         handlers: tuple[_Bound, ...] = (
             known,
             revoking,
             Reporting(control, sides),
             Operations(control, granting),
-            Protecting(control, sides),
+            protecting,
+            Deleting(control, protecting),
             PolicyOperations(control),
             granting,
             Keys(control, vault),
@@ -169,6 +173,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 _Part("serving", _ask_whose(control, stop)),
                 _Part("revocations", _make_up_for_revocations(control, revoking)),
                 _Part("grants", _sweep_grants(control, granting, stop)),
+                _Part("deletions", _sweep_deletions(control, DeletionSweep(control, sides, revoking), stop)),
             )
             async with asyncio.TaskGroup() as tasks:
                 begun = [(part, tasks.create_task(part.work, name=part.name)) for part in parts]
@@ -309,6 +314,13 @@ async def _sweep_grants(control: Control, granting: Granting, stop: asyncio.Even
     while not stop.is_set():
         await _part(control, _GRANTS, sweep())
         await wait_for(stop, _AGAIN_S if away or _GRANTS in control.troubles else SWEEP_S)
+
+
+async def _sweep_deletions(control: Control, deletions: DeletionSweep, stop: asyncio.Event) -> None:
+    """It waits for storage, so it is apart."""
+    while not stop.is_set():
+        await _part(control, "deletions", deletions.sweep())
+        await wait_for(stop, PASS_S)
 
 
 async def _part(control: Control, what: str, work: Awaitable[None]) -> None:

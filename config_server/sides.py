@@ -103,6 +103,14 @@ class Sides:
             return machine in self._nobody
         return identity != active_side.UNKNOWN and identity == self.bound(machine)
 
+    def forget(self, machine: str) -> None:
+        """It was deleted."""
+        self._known.forget(machine)
+        self._copies.forget(machine)
+        self._heard.pop(machine, None)
+        self._asked_s.pop(machine, None)
+        self._nobody.discard(machine)
+
     def problems(self) -> list[Problem]:
         return self._copies.problems(self.clock())
 

@@ -1,7 +1,7 @@
 """What the config server reads from blob storage: points for display, and the keys that a restore is granted.
 
 It never writes there but which machine is the active side (`machine rebind`), the policies of grants (granting.py), who was revoked
-(revoking.py), and once which vault keys this installation has (shared/vault_record.py).
+(revoking.py), and once which vault keys this installation has (shared/vault_record.py); and it deletes machines there (removal.py).
 Storage that is away makes these calls fail, and nothing else: state and health come from reports.
 """
 
@@ -79,6 +79,10 @@ class Storage:
             _, known = self._known.get(machine, (0.0, None))
         restorable = [point for point in known.points if not point.lost] if known is not None else []
         return restorable[-1] if restorable else None
+
+    def forget(self, machine: str) -> None:
+        """It was deleted."""
+        self._known.pop(machine, None)
 
     def _read(self, machine: str) -> asyncio.Task[PointList]:
         """The reading that goes on, or a new one: however many ask, storage is asked once."""

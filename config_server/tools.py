@@ -73,5 +73,6 @@ def _told(config: ConfigServerConfig, source: Path, done: Done) -> str:
     return (
         f"{config.data_dir} is restored from {source}{kept}.\nIts newest entry is of {rfc3339(done.restored.newest_ns)}; what was done"
         f" since is missing. Void now: {done.restored.tokens} unused enrolment tokens, {done.restored.commands} pending commands."
+        f" To be said again: {done.restored.deletions} deletions of machines."
         f" Start the config server; `understudy event list` says what to look at.{owner}"
     )

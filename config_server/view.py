@@ -1,6 +1,7 @@
 """What the reports mean for a machine: its state, RPO and hops, as people see them. Pure.
 
 State, the first that applies:
+    to-be-deleted    somebody wants it deleted, and nobody wanted anything else since
     unprotected      nobody asked for protection, as far as this database knows: it may be from a backup, so a machine that replicates
                      all the same is named, and missed like any other; or it was ended
     not-connected    its agent has never reported
@@ -21,7 +22,7 @@ from functools import partial
 
 import msgspec
 
-from config_server import wish_view
+from config_server import deletion_view, wish_view
 from config_server.conditions import lasting_of
 from config_server.facts import NOT_FOLLOWING, SELF, Facts, replicates
 from config_server.health import worst
@@ -76,6 +77,7 @@ def machine_view(machine: Machine, facts: Facts, now_ns: int) -> MachineView:
         policy=machine.policy,
         policy_name=machine.policy_name,
         wish=wish_view.shown(machine, report),
+        deletion=deletion_view.shown(machine, facts.hindered),
     )
 
 
@@ -96,6 +98,10 @@ def not_shown(machine: Machine, exc: Exception) -> MachineView:
 
 
 def _state(machine: Machine, facts: Facts, now_ns: int) -> tuple[str, str]:
+    if not machine.protected and machine.deletion is not None:
+        return MachineState.TO_BE_DELETED, (
+            f"{deletion_view.when(machine.deletion, facts.hindered)}; {_ended(machine, facts, now_ns)}"
+        )
     if not machine.protected and machine.wish is not None:
         return MachineState.UNPROTECTED, _ended(machine, facts, now_ns)
     if not machine.protected:

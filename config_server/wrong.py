@@ -75,6 +75,8 @@ def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
 
 def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Problem]:
     """What no daemon can report of itself: silence, work that is not done, RPO over the threshold, clocks that differ."""
+    if facts.hindered is not None:
+        yield problem_of(facts.hindered, machine.name, Severity.WARNING)
     if (untaken := wish_view.untaken(machine, facts.agent, facts.untaken, now_ns)) is not None:
         yield problem_of(untaken, machine.name, Severity.WARNING)
     if (nothing := wish_view.captures_nothing(machine, facts.agent, now_ns)) is not None:

@@ -87,6 +87,10 @@ class Known:
         learnt = self._learnt.get(machine)
         return None if learnt is None else learnt.side
 
+    def forget(self, machine: str) -> None:
+        """It was deleted: whoever has the name next is another one."""
+        self._learnt.pop(machine, None)
+
     def asking(self) -> int:
         """Call it before a request to storage is made; `learn` wants to know."""
         return next(self._moments)

@@ -25,6 +25,8 @@ from shared.messages import (
     CommandView,
     CopyList,
     DaemonList,
+    DeletionRequest,
+    DeletionView,
     DiskCandidates,
     EnrolRequest,
     EventList,
@@ -37,6 +39,7 @@ from shared.messages import (
     JobList,
     JobProgress,
     JobView,
+    Kept,
     KeyRequest,
     Limit,
     MachineKeyGrant,
@@ -194,6 +197,33 @@ UNPROTECT = Route(
     MachineView,
     "Stop protecting a machine",
 )
+DELETION = Route(
+    "deletion",
+    "GET",
+    "/v1/machines/{machine}/deletion",
+    Access.OPERATOR,
+    Nothing,
+    DeletionView,
+    "What is lost when a machine is deleted, and when it is",
+)
+DELETE = Route(
+    "delete",
+    "PUT",
+    "/v1/machines/{machine}/deletion",
+    Access.OPERATOR,
+    DeletionRequest,
+    MachineView,
+    "Stop a machine, and delete it after a delay",
+)
+KEEP = Route(
+    "keep",
+    "DELETE",
+    "/v1/machines/{machine}/deletion",
+    Access.OPERATOR,
+    Nothing,
+    Kept,
+    "Take a machine's deletion back",
+)
 DISKS = Route(
     "disks",
     "GET",
@@ -334,7 +364,8 @@ AUDIT = Route(
 
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     HEALTH, CA, ENROL, RENEW, STATUS, TOKEN_CREATE, CERTIFICATES, CERTIFICATE_REVOKE, POLICY, POLICY_SET,
-    POLICIES, POLICY_GET, POLICY_PUT, POLICY_DELETE, POLICY_ASSIGN, MACHINES, MACHINE, PROTECT, UNPROTECT, DISKS, COPIES, REBIND, RESYNC,
-    POINTS, POINT_CREATE, FLUSH, RESTORE, RESTORE_KEY, GRANTS, GRANT_RENEW, GRANT_END, KEY_UNWRAP, KEY_CREATE,
-    COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS, AUDIT,
+    POLICIES, POLICY_GET, POLICY_PUT, POLICY_DELETE, POLICY_ASSIGN, MACHINES, MACHINE, PROTECT, UNPROTECT,
+    DELETION, DELETE, KEEP, DISKS, COPIES, REBIND, RESYNC, POINTS, POINT_CREATE, FLUSH, RESTORE, RESTORE_KEY,
+    GRANTS, GRANT_RENEW, GRANT_END, KEY_UNWRAP, KEY_CREATE, COMMAND, JOBS, JOB, JOB_UPDATE, EVENTS, DAEMONS,
+    AUDIT,
 )  # fmt: skip

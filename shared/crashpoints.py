@@ -66,6 +66,16 @@ CONTROL_POINTS: Final = (
 """The points of a config server between its database and storage; a crash test visits each."""
 
 
+DELETION_POINTS: Final = (
+    "deletion.closing",
+    "deletion.revoked",
+    "deletion.removing",
+    "deletion.container-gone",
+    "deletion.entry-gone",
+)
+"""The points of a config server that deletes a machine, in its order; a crash test visits each."""
+
+
 def arm(at: str) -> None:
     """Die at `name` or `name:count`."""
     name, _, count = at.partition(":")

@@ -28,6 +28,7 @@ goes over to it by itself. Every request of the old one fails, once; who asks `f
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import secrets
 import time
@@ -131,6 +132,27 @@ class MachineStorage(Retried):
             await self.check(machine, container)
             self._known[machine] = container
         return self.at(machine, container)
+
+    async def named(self, machine: str) -> str | None:
+        """The container that the registry names, asked now; where it has no entry, the one whose metadata name the machine. None where
+        neither is. Nothing is remembered, and it need not be there. Raises StorageError, IntegrityError.
+        """
+        entry = await self._registered(machine) or await self._described(machine)
+        return None if entry is None else self._container(entry.id)
+
+    async def unregister(self, machine: str, container: str) -> None:
+        """Behind the deletion of the machine's container: takes its entry out of the registry, unless that names another one by now. Raises
+        StorageError, IntegrityError; PreconditionError where somebody changes it at that moment.
+        """
+        if self._known.get(machine) == container:
+            del self._known[machine]
+        self._entries.pop(machine, None)
+        with contextlib.suppress(BlobNotFoundError, ContainerMissingError):
+            etag = (await self.vault.properties(_name(machine))).etag
+            entry = await self._entry(machine)
+            if entry is not None and self._container(entry.id) == container:
+                await self.vault.delete(_name(machine), if_match=etag)
+                _log.info("machine taken out of the registry", machine=machine, container=container)
 
     async def machines(
         self, *, thorough: bool = False, unreadable: list[IntegrityError] | None = None

@@ -18,10 +18,10 @@ from shared.desired import Desired, Interval, Mark, Verb
 from shared.vocabulary import Consistency, Health, HopState, PointState, Role, Severity
 
 PORT: Final = 443
-API_VERSION: Final = 3
+API_VERSION: Final = 4
 """Raised whenever a request gets a field or a value, which an older server refuses: `ServerInfo` says the server's. 2: `RestoreRequest` has
 `grant` and `request`. 3: `Protection` has `process_servers`, `policy_name`, `force`, `offline` and `fewer`; policies have names, and need
-no interval."""
+no interval. 4: machines can be deleted."""
 MAX_BODY_B: Final = 4 << 20
 """Larger request bodies are refused."""
 
@@ -332,6 +332,44 @@ class WishView(msgspec.Struct, kw_only=True):
     mark: Mark
 
 
+class DeletionView(msgspec.Struct, kw_only=True):
+    """What is lost when a machine is deleted; and when that is, where somebody wants it."""
+
+    machine: str
+    container: str
+    """In which all of it lies; empty where storage holds nothing of it."""
+    identity: str
+    """Of its hardware, as storage has it."""
+    points: int
+    """How many there are, or were when it was asked for."""
+    first: str | None = None
+    """Time of the oldest, ..."""
+    last: str | None = None
+    """... and of the newest; null where there is none, or is not looked up."""
+    unknown: str = ""
+    """Why the points could not be listed; `points` is 0 then."""
+    stays: list[str] = []
+    """What is not deleted with it, a line each, where that is asked for."""
+    due: str | None = None
+    """Not before then, as things are; null where nobody has asked for it, or somebody has to say it again."""
+    after_s: float = 0.0
+    """The delay, of which each second counts in which the config server runs."""
+    asked: str | None = None
+    who: str = ""
+    stage: str = ""
+    """waiting | closing | closed | removing: how far it has come (config_server/deletion.py)."""
+    waits: str = ""
+    """Why it is not done although it is due, or does not become due."""
+
+
+class DeletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Has a machine deleted, after a delay. Its agent stops at once."""
+
+    after_s: Annotated[float, msgspec.Meta(ge=3600, le=10 * 366 * 86_400)]
+    container: Annotated[str, msgspec.Meta(max_length=63)] | None = None
+    """Which container is meant (`DeletionView.container`, empty for none); null: whichever is the machine's."""
+
+
 class MachineView(msgspec.Struct, kw_only=True):
     name: str
     state: str
@@ -361,6 +399,18 @@ class MachineView(msgspec.Struct, kw_only=True):
     """Empty: it has one of its own, without a name."""
     wish: WishView | None = None
     """Null: no opinion, its agent goes by its own configuration."""
+    deletion: DeletionView | None = None
+    """Null: nobody wants it deleted."""
+
+
+class Kept(msgspec.Struct, kw_only=True):
+    """A machine whose deletion was taken back."""
+
+    machine: MachineView
+    taken_back: bool
+    """False: nobody wanted it deleted."""
+    revoked: bool = False
+    """Its agent's certificates were revoked for the deletion: it has to be enrolled anew."""
 
 
 class MachineList(msgspec.Struct):

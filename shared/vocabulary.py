@@ -73,6 +73,8 @@ class MachineState(enum.StrEnum):
     """Its agent has never reported."""
     UNPROTECTED = "unprotected"
     """Nobody asked for protection."""
+    TO_BE_DELETED = "to-be-deleted"
+    """Its protection was ended, and when its delay is over all that storage has of it goes."""
     UNKNOWN = "unknown"
     """It could not be judged."""
 

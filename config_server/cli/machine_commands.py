@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from config_server.cli import protection_commands, rebinding, rescue
+from config_server.cli import deletion_commands, protection_commands, rebinding, rescue
 from config_server.cli.machine_pages import list_page, machine_page, one_line, stored_table
 from config_server.cli.names import fetch_all, name_argument
 from config_server.cli.options import COMMON, CONNECTION, OUTPUT, add_options, find_target, wants_json
@@ -56,6 +56,8 @@ def machine() -> None:
 machine.add_command(protection_commands.protect)
 machine.add_command(protection_commands.unprotect)
 machine.add_command(protection_commands.disks_)
+machine.add_command(deletion_commands.delete)
+machine.add_command(deletion_commands.keep)
 
 
 @machine.command("list")

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from config_server.cli.rescue import StoredMachine
-    from shared.messages import DiskCandidate, DiskCandidates, ErrorView, MachineView
+    from shared.messages import DeletionView, DiskCandidate, DiskCandidates, ErrorView, MachineView
 
 _STYLES: Final[dict[str, str]] = {
     MachineState.ORDERED: "green",
     MachineState.DISCONNECTED: "red",
+    MachineState.TO_BE_DELETED: "yellow",
     MachineState.UNKNOWN: "dim",
     HopState.OK: "green",
     HopState.ERROR: "red",
@@ -70,7 +71,46 @@ def list_page(found: list[MachineView]) -> RenderableType:
                 line(f"{machine.name}: ", (machine.health, HEALTH_STYLES.get(machine.health, "")), words)
             )
     table = _list_table(found)
+    remarks += [_deletion_line(machine.deletion) for machine in found if machine.deletion is not None]
     return Group(table, "", *remarks) if remarks else table
+
+
+def _deletion_line(deletion: DeletionView) -> Text:
+    name = deletion.machine
+    if deletion.due is None:
+        return line(
+            f"{name}: ", ("to be deleted, if somebody says it again", "yellow"), f": {deletion.waits}"
+        )
+    due = f"to be deleted on {minute(deletion.due)}"
+    waits = f", and waits: {deletion.waits}" if deletion.waits else ""
+    return line(f"{name}: ", (due, "yellow"), f"{waits} (to take it back: understudy machine keep {name})")
+
+
+def minute(time: str) -> str:
+    return f"{time[:16].replace('T', ' ')} UTC"
+
+
+def lost_page(found: DeletionView) -> RenderableType:
+    """What is lost when a machine is deleted, and what is not."""
+    points = str(found.points)
+    if found.unknown:
+        points = f"not known: {found.unknown}"
+    elif found.first is not None and found.last is not None:
+        points += f", from {found.first[:19]} to {found.last[:19]} UTC"
+    facts: list[tuple[str, str | Text]] = [
+        ("points", points),
+        ("container", found.container or "- (storage holds nothing of it)"),
+        ("hardware", found.identity or "-"),
+        *(("stays", stays) for stays in found.stays),
+    ]
+    if found.due is not None:
+        facts.append(
+            (
+                "already",
+                f"to be deleted on {minute(found.due)}, as {found.who} asked; said again, the delay begins anew",
+            )
+        )
+    return fields(f"All that storage has of {found.machine}", facts)
 
 
 def _list_table(found: list[MachineView]) -> Table:
@@ -139,6 +179,13 @@ def _wish(found: MachineView) -> str | Text:
     return line(words, (f"  pending since {wish.pending[:19]}", "yellow") if wish.pending else "")
 
 
+def _deletion(deletion: DeletionView | None) -> list[tuple[str, str | Text]]:
+    if deletion is None:
+        return []
+    words = f"on {minute(deletion.due)}" if deletion.due is not None else "waits for somebody to say it again"
+    return [("deletion", line((words, "yellow"), f"  as {deletion.who} asked; {deletion.points} points"))]
+
+
 def machine_page(found: MachineView) -> RenderableType:
     """Everything about a machine, for a terminal."""
     from rich.console import Group
@@ -148,6 +195,7 @@ def machine_page(found: MachineView) -> RenderableType:
         ("state", _styled(found.state, f"  {found.cause}" if found.cause else "")),
         ("health", line((found.health, HEALTH_STYLES.get(found.health, "")))),
         ("wanted", _wish(found)),
+        *_deletion(found.deletion),
         (
             "policy",
             f"{found.policy_name or '(its own)'}: RPO at most {seconds(found.policy.rpo_threshold_s)}",

@@ -37,7 +37,7 @@ _COMES_S: Final = 15.0
 """So long is waited for the first report of an agent: who has just set it up names the machine at once."""
 _T = TypeVar("_T")
 
-_no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until its agent says that it does so.")
+no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until its agent says that it does so.")
 
 
 @click.command()
@@ -65,7 +65,7 @@ _no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until its a
     is_flag=True,
     help="Do not ask. Without a terminal it is needed where something would be asked: fewer disks than before, or all that there are.",
 )
-@_no_wait
+@no_wait
 @add_options(*COMMON)
 def protect(
     name: str,
@@ -100,7 +100,7 @@ def protect(
 @click.command()
 @name_argument
 @click.option("--yes", is_flag=True, help="Do not ask. Without a terminal it is needed.")
-@_no_wait
+@no_wait
 @add_options(*COMMON)
 def unprotect(name: str, *, yes: bool, no_wait: bool) -> None:
     """Have a machine's agent stop: nothing of it is captured or sent any more, and it is not missed. Its points stay.
@@ -157,7 +157,7 @@ async def _protect(name: str, wanted: Protection, *, yes: bool, wait: bool) -> M
                 err=True,
             )
             found = await _asked(client, name, replace(wanted, fewer=True))
-        return await _taken(client, found) if wait else found
+        return await wait_until_taken(client, found) if wait else found
 
 
 async def _once_it_reports(name: str, ask: Callable[[], Awaitable[_T]]) -> _T:
@@ -243,7 +243,7 @@ async def _unprotect(name: str, *, wait: bool) -> MachineView:
 
     async with find_target().connect() as client:
         found = await client.call(api.UNPROTECT, Nothing(), machine=name)
-        return await _taken(client, found) if wait else found
+        return await wait_until_taken(client, found) if wait else found
 
 
 async def _disks(name: str) -> DiskCandidates:
@@ -260,7 +260,7 @@ async def _disks_of(client: RestClient, name: str) -> DiskCandidates:
     return await versions.answered(client, asked, is_new=True)
 
 
-async def _taken(client: RestClient, said: MachineView) -> MachineView:
+async def wait_until_taken(client: RestClient, said: MachineView) -> MachineView:
     with Progress() as progress:
         return await taken(client, said, progress.show)
 

@@ -45,6 +45,12 @@ class Content(NamedTuple):
     metadata: Mapping[str, str]
 
 
+class ContainerInfo(NamedTuple):
+    metadata: dict[str, str]
+    changed: dt.datetime
+    """When it was made, or its metadata or policies were changed last: whole seconds of storage's clock. What is in it does not count."""
+
+
 class BlobStore(Retried):
     """The container, as its callers see it: whole blobs, block blobs and append blobs here; page blobs in
     `pages`, leases in `leases`, access policies in `policies`, over the same connections.
@@ -98,10 +104,22 @@ class BlobStore(Retried):
             return
 
     async def container_metadata(self) -> dict[str, str]:
+        return (await self.container_info()).metadata
+
+    async def container_info(self) -> ContainerInfo:
         found = await self._core.call(
             f"look up container {self.container}", self._core.container.get_container_properties
         )
-        return dict(found.metadata or {})
+        return ContainerInfo(dict(found.metadata or {}), found.last_modified)
+
+    async def delete_container(self, unmodified_since: dt.datetime) -> None:
+        """Deletes the container and all that is in it: the one that was `changed` last at that time (ContainerInfo). PreconditionError for
+        one that was changed, or made anew, since; ContainerMissingError where there is none. For half a minute and more its name
+        cannot be used again."""
+        await self._core.call(
+            f"delete container {self.container}",
+            lambda: self._core.container.delete_container(if_unmodified_since=unmodified_since),
+        )
 
     async def date(self) -> dt.datetime:
         """What time it is by storage's clock, to the second: the same for all that look."""

@@ -139,6 +139,56 @@ class NothingProtectedError(UnhealthyError):
     default_action = "Protect the machine (understudy machine protect NAME), then ask again."
 
 
+class DeletionHinderedError(UnhealthyError):
+    """A machine that is due to be deleted is in use: it replicates, or somebody reads it."""
+
+    code = "US630"
+    default_action = "It is deleted when that is over. To take it back: understudy machine keep NAME."
+
+
+class DeletionUnconfirmedError(UnhealthyError):
+    """A machine was to be deleted, and something else was said of it since, or may have been."""
+
+    code = "US631"
+    default_action = (
+        "Say it again: understudy machine delete NAME; or that it stays: understudy machine keep NAME."
+    )
+
+
+class DeletionStorageError(UnhealthyError):
+    """A machine that is due to be deleted, and storage that is away, or refuses to."""
+
+    code = "US632"
+    default_action = (
+        "See that this server reaches storage, and may delete containers there (no legal hold, no lease, no immutability): it is tried"
+        " again every minute. To take it back: understudy machine keep NAME."
+    )
+
+
+class DeletionOfAnotherError(UnhealthyError):
+    """A machine that is due to be deleted is not any more the one of which that was said."""
+
+    code = "US633"
+    default_action = "Is what bears the name now to go, say it again: understudy machine delete NAME; else: understudy machine keep NAME."
+
+
+class ToBeDeletedError(UnhealthyError):
+    """What was asked for is of no use to a machine that is to be deleted."""
+
+    code = "US634"
+    default_action = "Take the deletion back first: understudy machine keep NAME."
+
+
+class BeingDeletedError(UnhealthyError):
+    """It is too late to take a deletion back."""
+
+    code = "US635"
+    default_action = (
+        "Wait until it is done (understudy event list). If storage keeps deleted containers (container soft delete), it brings this one"
+        " back for so many days."
+    )
+
+
 class AskerGoneError(UnhealthyError):
     """What was asked for is of use to nobody: whoever asked has gone. Seen in logs only."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from shared.errors import (
     ContainerMissingError,
     IntegrityError,
     MachineNotFoundError,
+    PreconditionError,
     StorageForgotError,
     UsageError,
 )
@@ -218,3 +220,36 @@ async def test_a_list_and_a_look_say_the_same_also_after_an_entry_was_changed(
     )
     assert (await other.machines())["web1"] == (await anew(machine_storage).find("web1")).container
     assert (await other.machines())["web1"].endswith("0" * 16)
+
+
+async def test_a_container_goes_only_as_it_was_looked_at(machine_storage: MachineStorage) -> None:
+    store = await machine_storage.find_or_create("web1")
+    await store.create("side.json", b"1")
+    before = await store.container_info()
+    assert before.metadata["machine"] == "web1"
+    until = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    await store.policies.put("understudy-1", until)  # in a later second of storage's
+    with pytest.raises(PreconditionError):
+        await store.delete_container(before.changed)
+    assert [blob.name async for blob in store.list("")] == ["side.json"]
+    plain = machine_storage.vault.in_container(store.container)
+    await plain.delete_container((await plain.container_info()).changed)
+    assert await containers(machine_storage) == []
+    with pytest.raises(ContainerMissingError):
+        await plain.delete_container(before.changed)
+
+
+async def test_a_machine_leaves_the_registry_unless_that_names_another_container(
+    machine_storage: MachineStorage,
+) -> None:
+    store = await machine_storage.find_or_create("web1")
+    assert await anew(machine_storage).named("web1") == store.container
+    await delete_container(store)
+    assert await machine_storage.named("web1") == store.container, "it need not be there"
+    await machine_storage.unregister("web1", f"{machine_storage.vault.container}-00000000000000aa")
+    assert await machine_storage.named("web1") == store.container
+    await machine_storage.unregister("web1", store.container)
+    assert await machine_storage.named("web1") is None
+    await machine_storage.unregister("web1", store.container)
+    again = await machine_storage.find_or_create("web1")
+    assert again.container != store.container

@@ -11,6 +11,7 @@ import pytest
 
 from config_server.clock import SECOND_NS
 from config_server.conditions import CONDITIONS, MISSED_S, STANDS_S
+from config_server.deletion import Deletion
 from config_server.inventory import Machine
 from shared.desired import WantedDisk
 from shared.messages import MachineView
@@ -144,6 +145,12 @@ def copying(state: str, at_once: str = "") -> Case:
 
 
 UNPROTECTED = machine(protected=False)
+TO_BE_DELETED = machine(
+    protected=False,
+    deletion=Deletion(
+        id="1", incarnation="x", who="operator:admin", asked_ns=NOW, after_ns=10**15, counted_ns=NOW, act="a", container="", identity="",
+    ),
+)  # fmt: skip
 ORDER_LOST = Problem("US400", "order is lost", severity=Severity.WARNING)
 
 STATES: Final[dict[MachineState, list[Case]]] = {
@@ -176,6 +183,11 @@ STATES: Final[dict[MachineState, list[Case]]] = {
         Case(apply=idle, at_once="US601", condition="not-followed", code="US613", known=UNPROTECTED),
         word("unprotected"),  # though it captures: nobody knows what that means
         Case(says(agent, state="unprotected", disks=[]), at_once="US616"),
+    ],
+    MachineState.TO_BE_DELETED: [
+        Case(nothing, nothing, nothing, known=TO_BE_DELETED),
+        Case(says(agent, disks=[]), nothing, nothing, known=TO_BE_DELETED),
+        word("to-be-deleted"),
     ],
     MachineState.UNKNOWN: [word("unknown")],
 }

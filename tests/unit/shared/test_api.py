@@ -23,6 +23,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "token_create": {"role": "agent", "name": "a"},
     "certificate_revoke": {"certificate": "agent:a"},
     "protect": {"disks": ["/dev/a"]},
+    "delete": {"after_s": 3600},
     "policy_assign": {"name": "p"},
     "key_unwrap": {"key_id": "k", "wrapped": ""},
     "restore_key": {"key_id": "k", "wrapped": ""},
@@ -64,7 +65,7 @@ def test_the_api_has_a_new_version_when_a_request_has_a_new_field() -> None:
         for field in msgspec.structs.fields(route.request)
     )
     digest = hashlib.sha256(" ".join(fields).encode()).hexdigest()
-    assert (API_VERSION, digest[:16]) == (3, "4a1de4b44061110f")
+    assert (API_VERSION, digest[:16]) == (4, "cf7fdad48dcba0d8")
 
 
 def test_every_number_in_a_request_has_both_bounds() -> None:

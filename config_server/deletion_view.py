@@ -1,0 +1,75 @@
+"""A machine that is to be deleted, as people see it: when, why not yet, and what stays. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from config_server.clock import SECOND_NS, rfc3339
+from config_server.deletion import Deletion, Stage
+from config_server.inventory import Machine
+from config_server.presence import Presence
+from shared.errors import DeletionUnconfirmedError, UnhealthyError
+from shared.messages import DeletionView
+from shared.status import MasterTargetReport
+
+_MINUTE: Final = 16
+"""So much of a time says it to the minute."""
+
+
+def shown(machine: Machine, hindered: UnhealthyError | None) -> DeletionView | None:
+    deletion = machine.deletion
+    if deletion is None:
+        return None
+    return DeletionView(
+        machine=machine.name,
+        container=deletion.container,
+        identity=deletion.identity,
+        points=deletion.points,
+        due=None if isinstance(hindered, DeletionUnconfirmedError) else rfc3339(deletion.due_ns),
+        after_s=deletion.after_ns / SECOND_NS,
+        asked=rfc3339(deletion.asked_ns),
+        who=deletion.who,
+        stage=deletion.stage,
+        waits=hindered.cause if hindered is not None else "",
+    )
+
+
+def when(deletion: Deletion, hindered: UnhealthyError | None) -> str:
+    if deletion.stage is Stage.REMOVING:
+        return "it is being deleted"
+    if isinstance(hindered, DeletionUnconfirmedError):
+        return f"it was to be deleted, and waits for somebody to say it again: {hindered.cause}"
+    if deletion.is_due:
+        why = f", and waits: {hindered.cause}" if hindered is not None else ""
+        return f"it is due to be deleted{why}"
+    return f"it is to be deleted on {day(deletion)} (as {deletion.who} asked)"
+
+
+def day(deletion: Deletion) -> str:
+    return f"{rfc3339(deletion.due_ns)[:_MINUTE].replace('T', ' ')} UTC"
+
+
+def what_stays(presence: Presence, name: str) -> list[str]:
+    """What is not in storage, a line each. Whoever has the machine knows where it is; the others are those that report."""
+    found = [
+        "on the machine: the agent and its folder (docs/install.md, Removing it)",
+        *(f"on {seen.source}: the machine's folder in its spool" for seen, _ in presence.streams(name)),
+    ]
+    for seen, _ in presence.applies(name):
+        if isinstance(seen.report, MasterTargetReport) and seen.report.target == "image":
+            found.append(f"on {seen.source}: the machine's disk images")
+    return found
+
+
+def plain(deletion: Deletion) -> dict[str, object]:
+    """What the audit log says of it."""
+    return {
+        "deletion": deletion.id,
+        "container": deletion.container,
+        "identity": deletion.identity,
+        "points": deletion.points,
+        "who": deletion.who,
+        "asked": rfc3339(deletion.asked_ns),
+        "after_s": deletion.after_ns / SECOND_NS,
+        "stage": deletion.stage,
+    }

@@ -1,0 +1,87 @@
+"""What is done in storage to delete a machine, and what is looked at before. Everything may be done again, wherever it was cut off.
+
+One container goes, by the name that was its machine's when the deletion was asked for, and with it all that is the machine's: log,
+points, seed disks with their snapshots, the key. Nothing is deleted by a prefix. It goes on the condition that it was not changed since
+it was looked at: one that was made anew under the name, or whose policies somebody changed, stays. Then its entry goes out of the
+registry, if that names it still. (The other way round the entry would be made again from the container's metadata.)
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from config_server.deletion import Found
+from shared import active_side
+from shared.blob import BlobStore, Retry
+from shared.crashpoints import reach
+from shared.errors import ContainerMissingError, UsageError
+from shared.log import names
+from shared.log.epochs import newest_epoch
+from shared.machine_storage import MachineStorage
+
+_ONCE = Retry(deadline_s=0.0, attempt_s=30.0)
+"""One request, so that its answer is that of the only one."""
+
+
+async def look(storage: MachineStorage, machine: str, container: str) -> Found:
+    """`container`: which the deletion is of; empty: none. Raises StorageError, IntegrityError."""
+    named = await storage.named(machine) or ""
+    vault = storage.vault.container
+    if container:
+        store = storage.vault.in_container(container)
+        try:
+            return await _look_into(store, named, vault)
+        except ContainerMissingError:
+            if await _is_listed(storage, container):  # it is disabled, or is being made or deleted
+                raise
+    return Found(named=named, vault=vault)
+
+
+async def _look_into(store: BlobStore, named: str, vault: str) -> Found:
+    info = await store.container_info()
+    side = await active_side.find(store)
+    policies = await store.policies.look()
+    granted = [
+        policy.id
+        for policy in policies.policies
+        if policy.id.startswith("understudy-") and (policy.until is None or policy.until > policies.date)
+    ]
+    return Found(
+        named=named,
+        vault=vault,
+        metadata=info.metadata,
+        changed=info.changed,
+        identity=side.identity if side is not None else active_side.UNKNOWN,
+        date=policies.date,
+        written=await _written(store),
+        granted=granted[0] if granted else "",
+    )
+
+
+async def remove_container(storage: MachineStorage, container: str, changed: dt.datetime) -> None:
+    """Deletes it, if it was not changed since then. Any error but TransientError says that storage has not done it.
+
+    Raises StorageError; ContainerMissingError when it is gone.
+    """
+    if not container.startswith(f"{storage.vault.container}-"):
+        raise UsageError(f"Container {container} was not deleted", cause="it is no machine's")
+    await storage.vault.with_retry(_ONCE).in_container(container).delete_container(changed)
+    reach("deletion.container-gone")
+
+
+async def is_gone(storage: MachineStorage, container: str) -> bool:
+    """By the account's list: what does not answer is not gone."""
+    return not await _is_listed(storage, container)
+
+
+async def _is_listed(storage: MachineStorage, container: str) -> bool:
+    return any([name == container async for name, _ in storage.vault.list_containers(container)])
+
+
+async def _written(store: BlobStore) -> dt.datetime | None:
+    """When the newest epoch was allocated, or its index was written last."""
+    epoch = await newest_epoch(store)
+    if not epoch:
+        return None
+    own = (names.epoch_document(epoch), f"{names.epoch_folder(epoch)}index-")
+    return max([blob.last_modified for prefix in own async for blob in store.list(prefix)], default=None)

@@ -1,0 +1,86 @@
+"""Machines that are to be deleted, of a real config server: their delay passes at once, and looks follow each other soon."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from config_server import database, deletion, deletion_sweep, deletions, inventory, service
+from config_server.deletion import Deletion
+from shared import api
+from shared.errors import MachineNotFoundError, StorageError
+from shared.machine_storage import REGISTRY, MachineStorage
+from shared.messages import DeletionRequest, MachineView, Nothing
+from shared.rest import RestClient
+
+HOUR_S = 3600.0
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look follows the other, and a log that was written a moment ago is nobody's."""
+    monkeypatch.setattr(service, "PASS_S", 0.05)
+    monkeypatch.setattr(deletion_sweep, "LOOK_S", 0.0)
+    monkeypatch.setattr(deletion, "QUIET_S", 0.0)
+
+
+@contextlib.contextmanager
+def opened(data_dir: Path) -> Iterator[sqlite3.Connection]:
+    """The database, beside a server that runs."""
+    db = database.connect(data_dir / "state.db")
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield db
+        db.execute("COMMIT")
+    finally:
+        db.close()
+
+
+def pass_delay(data_dir: Path, machine: str = "web1", **changes: object) -> None:
+    """As if this server had run for so long."""
+    with opened(data_dir) as db:
+        found = deletion_of(db, machine)
+        deletions.put(db, machine, msgspec.structs.replace(found, passed_ns=found.after_ns, **changes))
+
+
+def deletion_of(db: sqlite3.Connection, machine: str = "web1") -> Deletion:
+    found = inventory.machine(db, machine).deletion
+    assert found is not None
+    return found
+
+
+async def delete(operator: RestClient, machine: str = "web1", container: str | None = None) -> MachineView:
+    body = DeletionRequest(after_s=HOUR_S, container=container)
+    return await operator.call(api.DELETE, body, machine=machine)
+
+
+async def shown(operator: RestClient, machine: str = "web1") -> MachineView:
+    return await operator.call(api.MACHINE, Nothing(), machine=machine)
+
+
+async def is_gone(operator: RestClient, machine: str = "web1") -> bool:
+    try:
+        await shown(operator, machine)
+    except MachineNotFoundError:
+        return True
+    return False
+
+
+async def waits(operator: RestClient, machine: str = "web1") -> list[str]:
+    """The codes of why it is not deleted."""
+    codes = ("US630", "US631", "US632", "US633")
+    return [error.code for error in (await shown(operator, machine)).errors if error.code in codes]
+
+
+async def in_storage(storage: MachineStorage) -> tuple[set[str], set[str]]:
+    """The containers of machines, and the entries of the registry."""
+    prefix = f"{storage.vault.container}-"
+    containers = {name async for name, _ in storage.vault.list_containers(prefix)}
+    try:
+        return containers, {blob.name async for blob in storage.vault.list(REGISTRY)}
+    except StorageError:
+        return containers, set()
