@@ -80,14 +80,21 @@ class Answers:
         self._missing: list[str] = []
 
     def value(
-        self, given: str | None, keys: Sequence[str], flag: str, question: str, default: str | None = None
+        self,
+        given: str | None,
+        keys: Sequence[str],
+        flag: str,
+        question: str,
+        default: str | None = None,
+        *,
+        asks: bool = True,
     ) -> str:
-        """`keys`: where it stands in the configuration. Without a default it must be said."""
+        """`keys`: where it stands in the configuration. Without a default it must be said; with one, `asks` tells whether to ask."""
         if given is not None:
             return given
         if (found := self.known(*keys)) is not None:
             return str(found)
-        if self.asks:
+        if self.asks and (asks or default is None):
             return self._ask(question, default)
         if default is None:
             self._missing.append(flag)

@@ -83,8 +83,15 @@ def storage_of(options: argparse.Namespace, answers: Answers, host: Host) -> Sto
         "--blob-url",
         "URL of the storage account (https://ACCOUNT.blob.core.windows.net)",
     )
+    # Who gives the account as an option gives a whole command, and pastes it with the lines that follow: a question would eat the next.
+    asks = options.blob_url is None
     container = answers.value(
-        options.blob_container, ("blob", "container"), "--blob-container", "Its vault container", "understudy"
+        options.blob_container,
+        ("blob", "container"),
+        "--blob-container",
+        "Its vault container",
+        "understudy",
+        asks=asks,
     )
     key = answers.value(
         _text(options.blob_key_file),
@@ -92,6 +99,7 @@ def storage_of(options: argparse.Namespace, answers: Answers, host: Host) -> Sto
         "--blob-key-file",
         "File with the account's key (none: this host has an identity in Azure)",
         "",
+        asks=asks,
     )
     ca = _text(options.blob_ca_file) or answers.known("blob", "ca_file")
     answers.check()

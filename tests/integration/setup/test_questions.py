@@ -93,3 +93,17 @@ async def test_a_token_that_is_typed_in_is_not_shown(tmp_path: Path, blob_config
     assert code == 0, shown
     assert "master-target:mt1" in shown
     assert token not in shown
+
+
+def test_a_whole_command_asks_nothing_so_that_the_next_line_of_what_was_pasted_is_no_answer(
+    tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    code, shown = at_a_terminal(
+        [("", "rm process-server.token\n\x04")],  # and an end, for what is asked after it
+        *("config_server", "setup", "--dry-run", "--listen", "127.0.0.1", "--host", "127.0.0.1"),
+        *("--blob-url", blob_config.url, "--blob-key-file", str(blob_config.account_key_file)),
+        *("--blob-ca-file", str(blob_config.ca_file), "--recovery-key", str(tmp_path / "recovery.key")),
+        *places(tmp_path),
+    )
+    assert code == 0, shown
+    assert "container understudy" in shown
