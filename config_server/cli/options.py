@@ -173,7 +173,8 @@ def find_target() -> Target:
         raise UsageError(
             "No config server is known",
             cause="neither a profile nor a server was given",
-            action=f"Give --profile FILE, --lab DIR or --server URL, or set {_PROFILE}, {_LAB} or {_SERVER}.",
+            action=f"Give --profile FILE, --lab DIR or --server URL, or set {_PROFILE}, {_LAB} or {_SERVER}. `understudy init` wrote "
+            "/etc/understudy/profile.toml on the config server.",
         )
     from shared.naming import is_server_url
 

@@ -221,7 +221,8 @@ class StorageFit(Check):
                 raise StorageUnfitError(
                     f"The storage account {report.account} cannot be used as it is",
                     cause=f"{finding.name}: {finding.detail}",
-                    action=f"{finding.action} All that was found: understudy storage check --blob-url {report.url}".strip(),
+                    action=f"{finding.action} All that was found: understudy storage check --blob-url {report.url}, with the "
+                    "--blob- options of this command.".strip(),
                 )
         warnings = [finding for finding in report.findings if finding.state is State.WARNING]
         return Done(

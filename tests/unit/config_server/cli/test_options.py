@@ -64,5 +64,6 @@ def test_what_is_no_profile_is_named(folder: Path) -> None:
     (folder / "two.toml").write_text("server = 1")
     with pytest.raises(ConfigError, match=r"two\.toml is not valid"):
         found("--profile", str(folder / "two.toml"))
-    with pytest.raises(UsageError, match="No config server is known"):
+    with pytest.raises(UsageError, match="No config server is known") as raised:
         found()
+    assert "/etc/understudy/profile.toml" in raised.value.action
