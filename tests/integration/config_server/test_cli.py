@@ -194,7 +194,9 @@ async def test_machines_are_listed_and_shown(site: Site, agent: ControlClient) -
     assert table.exit_code == 0
     ended = (await site.run("machine", "unprotect", "web1", "--yes", "--no-wait", "--output", "json")).json
     assert (ended["state"], ended["protected"]) == ("unprotected", False)
-    begun = await site.run("machine", "protect", "web1", "--no-wait", "--output", "json")
+    begun = await site.run(
+        "machine", "protect", "web1", "--disk", "/dev/loop0", "--no-wait", "--output", "json"
+    )
     assert (begun.json["protected"], begun.json["wish"]["disks"]) == (True, ["/dev/loop0"])
     unknown = await site.run("machine", "show", "nobody")
     assert (unknown.exit_code, "'nobody'" in unknown.stderr) == (3, True)

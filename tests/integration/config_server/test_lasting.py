@@ -31,7 +31,7 @@ def sweeps_come_soon_and_nothing_is_put_up_with(monkeypatch: pytest.MonkeyPatch)
 async def test_a_protected_machine_whose_agent_never_came_is_an_event_until_it_comes(
     operator: RestClient, agent: ControlClient
 ) -> None:
-    await operator.call(api.PROTECT, Protection(disks=["/dev/sda"]), machine="web1")
+    await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine="web1")
     (event,) = await _until(operator, ["US609"])
     assert (event.object, event.source) == ("web1", "config-server")
     (machine,) = (await operator.call(api.MACHINES, Nothing())).machines
