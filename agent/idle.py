@@ -21,7 +21,7 @@ from shared.errors import NothingProtectedError
 from shared.messages import Command, CommandKind
 from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.service import notify, watchdog_interval_s
-from shared.status import MAX_TEXT, AgentReport, Problem
+from shared.status import MAX_TEXT, AgentReport, BoundDisk, Problem
 from shared.vocabulary import MachineState
 
 STOPPED: Final = "the config server told the agent to stop: nothing is captured"
@@ -36,6 +36,8 @@ class Idle(msgspec.Struct, frozen=True):
     cause: str
     state: str = MachineState.UNPROTECTED
     errors: tuple[Problem, ...] = ()
+    bound: tuple[BoundDisk, ...] = ()
+    """What is to be protected all the same."""
 
 
 async def serve(
@@ -72,6 +74,7 @@ async def serve(
             state=_state(idle, wishes, held),
             cause=idle.cause[:MAX_TEXT],
             connected=False,
+            bound=[*idle.bound],
             errors=[*idle.errors, *([Problem(**trouble.as_dict())] if trouble is not None else [])],
         )
         return with_wish(made, wishes, available)

@@ -7,6 +7,7 @@ is fitted to it; one that stops protection detaches capture, and the agent waits
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +16,7 @@ from agent.attachment import Kept, running
 from agent.capture import pins
 from agent.capture.attach import check_machine
 from agent.capture.available import Available
-from agent.capture.bindings import BindingsFile
+from agent.capture.bindings import BindingsFile, Bound
 from agent.capture.look import as_captured
 from agent.capture.watch import RETRY_S
 from agent.config import AgentConfig, address_of
@@ -24,21 +25,23 @@ from agent.idle import FAILED, NOTHING_NAMED, STOPPED, Idle
 from agent.idle import serve as serve_idle
 from agent.machine_identity import boot_of, identity_of
 from agent.pipeline import Agent
-from agent.status import STATE_NAMES, Rates, report, with_wish
+from agent.status import STATE_NAMES, Rates, report, to_protect, with_wish
 from agent.telling import tell_why
 from shared import crashpoints, durable, identity, logging, mounts, protected
 from shared.control_client import ControlClient
 from shared.desired import WantedDisk
 from shared.errors import (
+    BindingDamagedError,
     DetachError,
     DeviceError,
     HostNoteError,
     NoThreadError,
     NoUsableDiskError,
+    StateFileError,
     UnderstudyError,
 )
 from shared.service import notify, watchdog_interval_s
-from shared.status import Problem
+from shared.status import BoundDisk, Problem
 from shared.threads import in_thread
 from shared.vocabulary import Role, Severity
 from shared.waiting import first_of
@@ -57,10 +60,12 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
     with lock.held(config.state_dir, "The agent was not started", config.pin_dir):
         wishes = WishFile(config.state_dir, config.machine, identity_of(config.identity))
         kept, available = Kept(), Available(config.state_dir)
+        is_read = False
         try:
             note = config.tls.cert.with_name(mounts.NOTE)
             await in_thread(lambda: mounts.check(config.state_dir, note, "The agent was not started"))
             await in_thread(lambda: wishes.load(goes_on=pins.exist(config.pin_dir)))
+            is_read = True
             heard = wishes.wish
             while not stop.is_set():
                 if wishes.wish != heard:
@@ -68,8 +73,9 @@ async def run(config: AgentConfig, stop: asyncio.Event) -> None:
                     available.look_soon()
                 await _go_by(wishes, config, kept, available, stop)
         except (UnderstudyError, ExceptionGroup) as exc:  # a group: of a part that ran beside others
+            bound = await _to_protect(wishes, config, kept) if is_read else None
             for error in _known(exc):
-                await tell_why(config, error, boot_of(kept.attached_boot_ns), wishes, available)
+                await tell_why(config, error, boot_of(kept.attached_boot_ns), wishes, available, bound)
             raise
         finally:
             await wishes.close()
@@ -118,7 +124,9 @@ async def _go_by(
             error = exc if isinstance(exc, NoUsableDiskError) else _not_fitted(exc)
             if error is not exc:
                 _log.error("capture could not be fitted to what is wanted: this is a bug", exc_info=exc)
-            idle = Idle(str(error), FAILED, (Problem(**error.as_dict(), severity=Severity.CRITICAL),))
+            problem = Problem(**error.as_dict(), severity=Severity.CRITICAL)
+            lines = await in_thread(_lines, config, kept)
+            idle = Idle(str(error), FAILED, (problem,), tuple(to_protect(disks, lines)))
             until_s = RETRY_S
     else:
         idle = Idle(str(wishes.damage) if wishes.damage else NOTHING_NAMED)
@@ -143,6 +151,29 @@ def _disks(goal: Goal, config: AgentConfig, kept: Kept, is_unknown: bool) -> tup
         devices, ids = {disk.device for disk in found}, {disk.id for disk in found} - {None}
         found += tuple(disk for disk in config.protected if disk.device not in devices and disk.id not in ids)
     return found
+
+
+async def _to_protect(wishes: WishFile, config: AgentConfig, kept: Kept) -> list[BoundDisk] | None:
+    """What an agent that ends is to protect; None: it cannot be found out."""
+    goal = wishes.goal(config)
+
+    def found() -> list[BoundDisk]:
+        if goal.is_stopped:
+            return []
+        return to_protect(_disks(goal, config, kept, wishes.damage is not None), _lines(config, kept))
+
+    try:
+        return await in_thread(found)
+    except (UnderstudyError, OSError) as exc:
+        _log.warning("which disks are to be protected is not known: no wish is heard", cause=str(exc))
+        return None
+
+
+def _lines(config: AgentConfig, kept: Kept) -> list[Bound]:
+    """As far as they can be read: whoever cannot go on without them says so."""
+    with contextlib.suppress(BindingDamagedError, StateFileError):
+        return (kept.file or BindingsFile(config.state_dir)).read() or []
+    return []
 
 
 def _not_fitted(exc: Exception) -> NoUsableDiskError:

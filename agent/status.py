@@ -8,7 +8,9 @@ from typing import Final
 
 import msgspec
 
+from agent.capture import bindings
 from agent.capture.available import Available
+from agent.capture.bindings import Bound
 from agent.capture.disks import Disk
 from agent.capture.layout import GRANULE_SECTORS
 from agent.desired import WishFile
@@ -16,6 +18,7 @@ from agent.pipeline import Agent
 from agent.stream.state import Word
 from agent.stream.unreadable import Unreadable
 from shared.batch import SECTOR, StreamState
+from shared.desired import WantedDisk
 from shared.errors import CopyRefusedError, OrderLostError, UnderstudyError, UnreadableSourceError
 from shared.status import MAX_WORD, AgentDisk, AgentReport, BoundDisk, Problem
 from shared.vocabulary import Severity
@@ -143,7 +146,7 @@ def _path(disk: Disk) -> str:
 
 
 def _bound(agent: Agent) -> list[BoundDisk]:
-    """What is to be captured and is known, by its lines: captured, or left out."""
+    """What is to be captured: by its lines what is captured, or left out; one that was never there by its path."""
     by_id = {disk.id: disk for disk in agent.config.protected if disk.id}
     by_path = {disk.device: disk for disk in agent.config.protected if not disk.id}
     ids = {disk.id for disk in agent.capture.disks} | {left.id for left in agent.watch.left_out}
@@ -153,6 +156,25 @@ def _bound(agent: Agent) -> list[BoundDisk]:
             wanted = by_id.get(line.id) or by_path.get(line.device)
             identity = (wanted.identity if wanted is not None else None) or ""
             found.append(BoundDisk(id=line.id, device=line.device, identity=identity))
+    lines = {line.id for line in agent.watch.file.written}
+    for left in agent.watch.left_out:
+        new = by_id.get(left.id) or by_path.get(left.device)
+        if left.id not in lines and new is not None:
+            found.append(BoundDisk(id=new.id or "", device=new.device, identity=new.identity or ""))
+    return found
+
+
+def to_protect(wanted: Sequence[WantedDisk], lines: Sequence[Bound]) -> list[BoundDisk]:
+    """The same of an agent that captures nothing, and has not looked what stands where."""
+    named = {disk.id for disk in wanted if disk.id}
+    found = []
+    for disk in wanted:
+        line = bindings.line_of(disk, lines, named)
+        if line is None:
+            found.append(BoundDisk(id=disk.id or "", device=disk.device, identity=disk.identity or ""))
+        else:
+            named.add(line.id)
+            found.append(BoundDisk(id=line.id, device=line.device, identity=disk.identity or ""))
     return found
 
 

@@ -15,7 +15,7 @@ from agent.machine_identity import identity_of
 from shared import logging
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, UnderstudyError
-from shared.status import MAX_TEXT, AgentReport, AvailableDisk, Problem
+from shared.status import MAX_TEXT, AgentReport, AvailableDisk, BoundDisk, Problem
 from shared.vocabulary import Severity
 
 _log = logging.get()
@@ -28,11 +28,18 @@ _LOOK_S: Final = 5.0
 
 
 async def tell_why(
-    config: AgentConfig, error: UnderstudyError, boot: str, wishes: WishFile, available: Available
+    config: AgentConfig,
+    error: UnderstudyError,
+    boot: str,
+    wishes: WishFile,
+    available: Available,
+    bound: list[BoundDisk] | None,
 ) -> None:
     """An agent that cannot start is not there to be asked: the machine shall show why all the same. It says who it is, or it is taken
     for a copy; while the one that ended a moment ago is still taken for the machine, it says it again. And it hears what is wanted
-    of it: that may be what helps. So it says which disks there are: an operator may name others of them."""
+    of it: that may be what helps. So it says which disks there are: an operator may name others of them. And it says which it is to
+    protect (`bound`): who is told what is wanted by somebody who does not know that would drop some. Where that is not known (None),
+    nor perhaps what it went by, it hears nothing."""
     problem = Problem(**error.as_dict(), severity=Severity.CRITICAL)
     last = AgentReport(
         machine=config.machine,
@@ -42,10 +49,12 @@ async def tell_why(
         cause=str(error)[:MAX_TEXT],
         errors=[problem, *wishes.problems],
         wish=wishes.wish,
+        bound=bound or [],
         available=await _disks(available),
     )
     try:
-        control = ControlClient(config.control_url, config.tls, on_desired=wishes.take)
+        hears = wishes.take if bound is not None else None
+        control = ControlClient(config.control_url, config.tls, on_desired=hears)
         try:
             async with asyncio.timeout(_TELL_S):
                 while not await _taken(control, last):  # noqa: ASYNC110 - another process decides

@@ -39,7 +39,7 @@ class Offer(NamedTuple):
     captured: dict[str, AgentDisk]
     available: dict[str, AvailableDisk]
     bound: tuple[WantedDisk, ...]
-    """What it is to capture and knows, as it says."""
+    """What it is to capture, as it says."""
     goes_by: tuple[WantedDisk, ...]
     """What it protects, by its wish or its configuration, whether that is there or not."""
     is_known: bool
@@ -258,10 +258,10 @@ def _place_of(disk: WantedDisk, named: Mapping[str, WantedDisk]) -> str:
 
 
 def _bound(disk: BoundDisk) -> WantedDisk | None:
-    """None for what is none: an agent says anything."""
-    if not _ID.match(disk.id) or not disk.device or not disk.device.isprintable():
+    """None for what is none: an agent says anything. One that was never there has no id yet."""
+    if (disk.id and not _ID.match(disk.id)) or not disk.device or not disk.device.isprintable():
         return None
-    return WantedDisk(disk.device, disk.id, disk.identity or None)
+    return WantedDisk(disk.device, disk.id or None, disk.identity or None)
 
 
 def _goes_by(report: AgentReport, bound: tuple[WantedDisk, ...]) -> tuple[WantedDisk, ...]:

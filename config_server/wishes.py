@@ -142,10 +142,12 @@ def without(disks: Iterable[WantedDisk], *others: Sequence[WantedDisk]) -> tuple
 
 
 def with_ids(disks: Sequence[WantedDisk], bound: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
-    """Disks that were named by a path, with the ids under which their agent bound them by that path."""
+    """Disks that were named by a path, with the ids under which their agent bound them by that path. Of one that it has not bound yet,
+    another that was called so is none."""
     found: list[WantedDisk] = []
     for disk in disks:
-        known = next((one for one in bound if disk.id is None and same(disk, one)), disk)
+        mine = [one for one in bound if disk.id is None and same(disk, one)]
+        known = next((one for one in mine if one.id is None), mine[0] if mine else disk)
         found.append(replace(disk, id=known.id))
     return tuple(found)
 

@@ -101,9 +101,10 @@ class AvailableDisk(msgspec.Struct, kw_only=True):
 
 
 class BoundDisk(msgspec.Struct, kw_only=True):
-    """A disk that its agent is to capture and knows, whether it is there now or not."""
+    """A disk that its agent is to capture, whether it is there now or not."""
 
     id: Word
+    """Empty: it was never there, so it has none yet, and is known by its path alone."""
     device: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     """Under which path it was named; another disk may stand there by now."""
     identity: Word = ""
@@ -137,7 +138,7 @@ class AgentReport(Report, kw_only=True):
     wish: Wish | None = None
     """What it goes by; None: by its configuration alone."""
     bound: Annotated[list[BoundDisk], _entries] = []
-    """By which ids it knows what it is to capture."""
+    """All that it is to capture, and by which ids it knows that."""
     available: Annotated[list[AvailableDisk], _entries] = []
     """Whole disks of the host that could be protected, or why not."""
     process_server: Word = ""

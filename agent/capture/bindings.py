@@ -270,6 +270,14 @@ def known(
     )
 
 
+def line_of(wanted: WantedDisk, remembered: Sequence[Bound], claimed: Collection[str]) -> Bound | None:
+    """What is remembered of the disk, where nobody has looked what stands under its path. `claimed`: ids that others have."""
+    if wanted.id is not None:
+        return next((bound for bound in remembered if bound.id == wanted.id), None)
+    found = _line_of(wanted, remembered, None, "") or _line_bearing(wanted, remembered, claimed)
+    return found if found is not None and found.id not in claimed else None
+
+
 def _line_of(
     wanted: WantedDisk, remembered: Sequence[Bound], there: Standing | None, boot: str
 ) -> Bound | None:

@@ -19,7 +19,7 @@ from shared.desired import Verb
 from shared.errors import UnsuitableDiskError
 from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
-from shared.status import AgentReport, AvailableDisk
+from shared.status import AgentReport, AvailableDisk, BoundDisk
 from shared.tls import TlsFiles
 from tests.config_parts import config_for, daemon, running
 from tests.pki import TestCa
@@ -57,6 +57,7 @@ async def test_the_cause_arrives_also_right_after_another_boot_reported(
             boot_of(0),
             WishFile(tmp_path, "web1", ""),
             Available(tmp_path),
+            [],
         )
         shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
         assert (shown.state, await codes(operator)) == ("failed", ["US415"])
@@ -72,6 +73,7 @@ async def test_certificates_that_are_not_there_hide_no_cause(tmp_path: Path) -> 
             boot_of(0),
             WishFile(tmp_path, "web1", ""),
             Available(tmp_path),
+            [],
         )
     assert [line["event"] for line in logs] == ["the config server could not be told why"]
 
@@ -79,7 +81,7 @@ async def test_certificates_that_are_not_there_hide_no_cause(tmp_path: Path) -> 
 async def test_an_agent_that_must_end_says_which_disks_there_are_and_hears_what_is_wanted_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ca, available = TestCa(tmp_path), Available(tmp_path)
+    ca, available, bound = TestCa(tmp_path), Available(tmp_path), BoundDisk(id="sda", device="/dev/sda")
     found = [AvailableDisk(device="/dev/sdb", sectors=8)]
     monkeypatch.setattr(available, "look", lambda: found)
     async with teller(ca) as says:
@@ -90,8 +92,24 @@ async def test_an_agent_that_must_end_says_which_disks_there_are_and_hears_what_
             boot_of(0),
             WishFile(tmp_path, "web1", ""),
             available,
+            [bound],
         )
         assert (says.last.state, says.last.wish, says.last.available) == ("failed", None, found)
+        assert says.last.bound == [bound]
     next_start = WishFile(tmp_path, "web1", "")
     next_start.load()
     assert next_start.wish == wish
+
+
+async def test_an_agent_that_does_not_know_what_it_is_to_protect_hears_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state_dir is not mounted, say: what it went by lies there, and what it is told would be written below."""
+    ca, available = TestCa(tmp_path), Available(tmp_path)
+    monkeypatch.setattr(available, "look", lambda: [AvailableDisk(device="/dev/sdb", sectors=8)])
+    async with teller(ca) as says:
+        says.wish(Verb.STOP)
+        files = ca.issue("agent:web1")
+        wishes = WishFile(tmp_path, "web1", "")
+        await telling.tell_why(config(says.url, files, tmp_path), WHY, boot_of(0), wishes, available, None)
+        assert (says.last.state, wishes.wish, wishes.path.exists()) == ("failed", None, False)

@@ -409,3 +409,19 @@ async def test_a_stop_that_cannot_be_written_is_not_done_until_it_can(
             ballast.unlink()
             report = await says.hears(lambda report: report.state == "unprotected", "it is not tried again")
             assert (codes(report), pins.exist(r.pin_dir)) == ([], False)
+
+
+async def test_a_disk_that_was_never_there_is_said_to_be_one_that_is_to_be_captured(
+    r: Rig, ca: TestCa, says: Teller
+) -> None:
+    """Or whoever names what the machine protects, to assign a policy say, drops it."""
+    [disk, *_], late = paths(r), r.folder / "late"
+    async with running(agent_of(r, ca, says.url, disk, str(late))):
+        report = await says.hears(lambda report: devices(report) == [disk], "begin")
+        assert [(bound.id != "", bound.device) for bound in report.bound] == [
+            (True, disk),
+            (False, str(late)),
+        ]
+        gone = says.wish(Verb.PROTECT, str(late))
+        report = await says.hears(lambda report: report.wish == gone and report.state == "failed", "taken")
+        assert [(bound.id, bound.device) for bound in report.bound] == [("", str(late))]

@@ -16,14 +16,17 @@ from typing import Any, cast
 import pytest
 
 from agent import attachment, pipeline, service
-from agent.capture import pins
+from agent.capture import bindings, pins
+from agent.capture.bindings import Bound
 from agent.config import AgentConfig
 from agent.desired import Goal, WishFile
 from agent.host_note import HostNote
 from agent.pipeline import Agent
+from shared import mounts
 from shared.batch import StreamState
 from shared.desired import Desired, Mark, Verb, WantedDisk, Wish
-from shared.errors import BpfError
+from shared.errors import BpfError, NotMountedError, NoUsableDiskError
+from shared.status import BoundDisk
 from shared.threads import Threads
 from shared.tls import TlsFiles
 from tests.no_threads import no_room
@@ -45,7 +48,7 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     told = []
     failure = BpfError("A BPF program could not be opened", number=2)
 
-    async def tell(config: object, error: Exception, boot: str, wishes: object, available: object) -> None:
+    async def tell(_config: object, error: Exception, *_: object) -> None:
         told.append(error)
 
     @contextlib.asynccontextmanager
@@ -75,6 +78,45 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     with pytest.raises(ExceptionGroup if beside_others else BpfError):
         await service.run(config, asyncio.Event())
     assert told == [failure]
+
+
+@pytest.mark.parametrize("is_mounted", [True, False])
+async def test_last_words_say_what_is_to_be_protected_unless_nobody_has_read_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mounted: bool
+) -> None:
+    """None of its disks is there yet, at a boot say: what it is told by somebody who knows fewer would drop the others."""
+    told = []
+
+    async def tell(*arguments: object) -> None:
+        told.append(arguments[-1])
+
+    def check(*_: object) -> None:
+        if not is_mounted:
+            raise NotMountedError("The agent was not started")
+
+    @contextlib.asynccontextmanager
+    async def running(*_: object) -> AsyncIterator[Any]:
+        raise NoUsableDiskError("None of the protected disks can be captured")
+        yield
+
+    monkeypatch.setattr(service, "check_machine", lambda: None)
+    monkeypatch.setattr("shared.identity.check_name", lambda files, name: None)
+    monkeypatch.setattr(pins, "ensure_bpffs", lambda pin_dir: None)
+    monkeypatch.setattr(mounts, "check", check)
+    monkeypatch.setattr(service, "tell_why", tell)
+    monkeypatch.setattr(service, "running", running)
+    files = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
+    state = tmp_path / "state"
+    state.mkdir()
+    bindings.write(state, [Bound("sda", "/dev/sda", "wwid:A"), Bound("former", "/dev/sdz", "wwid:Z")])
+    config = AgentConfig(
+        machine="m", disks=["/dev/sda", "/dev/late"], process_server="ps:9443", control_url="https://cs", tls=files,
+        state_dir=state, pin_dir=tmp_path / "pins",
+    )  # fmt: skip
+    with pytest.raises(NoUsableDiskError if is_mounted else NotMountedError):
+        await service.run(config, asyncio.Event())
+    bound = [BoundDisk(id="sda", device="/dev/sda"), BoundDisk(id="", device="/dev/late")]
+    assert told == [bound if is_mounted else None]
 
 
 async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the_agent_fails(

@@ -54,8 +54,34 @@ def test_a_disk_that_is_left_out_is_told_by_its_id_too_and_what_it_is_configured
         capture=SimpleNamespace(disks=[SimpleNamespace(id="sda")]),
         watch=SimpleNamespace(
             file=SimpleNamespace(written=lines),
-            left_out=[SimpleNamespace(id="data"), SimpleNamespace(id="never bound")],
+            left_out=[
+                SimpleNamespace(id="data", device="/dev/sdb"),
+                SimpleNamespace(id="never-bound", device="/dev/sdc"),
+            ],
         ),
     )
     found = [(disk.id, disk.device, disk.identity) for disk in status._bound(agent)]
-    assert found == [("sda", "/dev/sda", "wwid:A"), ("data", "/dev/sda", "")]
+    assert found == [("sda", "/dev/sda", "wwid:A"), ("data", "/dev/sda", ""), ("", "/dev/sdc", "")]
+
+
+def test_an_agent_that_captures_nothing_says_all_the_same_what_it_is_to_protect() -> None:
+    lines = [
+        Bound("sda", "/dev/sda", "wwid:A"),
+        Bound("sda-2", "/dev/sda", "wwid:B"),
+        Bound("c", "/dev/sdc", "wwid:C"),
+    ]
+    wanted = (
+        WantedDisk("/dev/sda"),  # the newest line of that path
+        WantedDisk("/dev/sdd", "given"),
+        WantedDisk("/dev/disk/by-id/c", identity="wwid:C"),
+        WantedDisk("/dev/late"),
+    )
+    found = [(disk.id, disk.device, disk.identity) for disk in status.to_protect(wanted, lines)]
+    assert found == [
+        ("sda-2", "/dev/sda", ""),
+        ("given", "/dev/sdd", ""),
+        ("c", "/dev/sdc", "wwid:C"),
+        ("", "/dev/late", ""),
+    ]
+    twice = status.to_protect((WantedDisk("/dev/sda"), WantedDisk("/dev/sdx", "sda-2")), lines)
+    assert [(disk.id, disk.device) for disk in twice] == [("", "/dev/sda"), ("sda-2", "/dev/sda")]

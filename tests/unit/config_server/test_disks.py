@@ -227,3 +227,16 @@ def test_candidates_are_wanted_by_their_ids_wherever_they_stand() -> None:
     )
     [one] = Offer.of(report).candidates(machine(disks=(A,)))
     assert (one.device, one.identity, one.id) == ("/dev/disk/by-id/wwn-A", "wwid:A", "sda")
+
+
+def test_a_disk_that_was_never_there_is_protected_all_the_same_and_wanted_where_nobody_names_any() -> None:
+    """Else whoever assigns a policy would drop it, and its alarm, without a word."""
+    report = AgentReport(
+        bound=[BoundDisk(id="sda", device="/dev/sda"), BoundDisk(id="", device="/dev/late")],
+        available=[AvailableDisk(device="/dev/sda", sectors=8, identity="wwid:A", id="sda")],
+    )
+    offer = Offer.of(report)
+    assert offer.goes_by == (WantedDisk("/dev/sda", "sda"), WantedDisk("/dev/late"))
+    known = machine(protected=False, disks=offer.bound)
+    names = [disk.name for disk in offer.candidates(known) if disk.wanted]
+    assert offer.meant("No", names, known.disks) == known.disks
