@@ -75,7 +75,7 @@ def answer(
         elif not is_the_machine or not may_leave_entries:
             return Answer(Desired())
         else:
-            after = begin_anew(db, known, identity, told, now_ns)
+            after = begin_anew(db, known, identity, told, now_ns, protects=offer.goes_by)
             return Answer(_desired(after.wish, settings), left_entries=True)
     match judge(own, told, incarnations.history(db)):
         case Agree():
@@ -123,21 +123,36 @@ def _unsaid(known: Machine, told: Wish | None, offer: Offer, incarnation: str) -
     if wish is None:
         return ()
     if wish.verb is Verb.STOP:
-        # Which is said of all, but perhaps taken back behind the backup. (Over what was told before, `judge` decides.)
-        return offer.goes_by if told is None and known.wish_incarnation != incarnation else ()
+        return offer.goes_by if _is_in_doubt(known, told, incarnation) else ()
     if not wish.disks:
         return ()  # it stands on other hardware since: nobody has named disks of this one
     return without(offer.goes_by, offer.settled(known.disks), known.dropped)
 
 
+def _is_in_doubt(known: Machine, told: Wish | None, incarnation: str) -> bool:
+    """Of a stop: it is said of all disks, but perhaps taken back behind the backup. (Over what was told before, `judge` decides.)"""
+    is_stop = known.wish is not None and known.wish.verb is Verb.STOP
+    return is_stop and told is None and known.wish_incarnation != incarnation
+
+
 def begin_anew(
-    db: sqlite3.Connection, machine: Machine, identity: str, told: Wish | None, now_ns: int
+    db: sqlite3.Connection,
+    machine: Machine,
+    identity: str,
+    told: Wish | None,
+    now_ns: int,
+    *,
+    protects: Sequence[WantedDisk] = (),
 ) -> Machine:
     """The machine stands on other hardware since, which has this `identity`. `told`: what its agent goes by, if it was asked; disks of that
-    are its own. In the transaction of the caller."""
+    are its own. `protects`: what it says that it protects. In the transaction of the caller."""
     own, wish, over = machine.own, told, [told.mark] if told is not None else []
-    if own is not None:
-        verdict = judge(own, told, incarnations.history(db))
+    history = incarnations.history(db)
+    if own is not None and protects and _is_in_doubt(machine, told, history[-1]):
+        inventory.withdraw(db, machine.name)
+        _note_unheard(db, machine.name, own.wish, protects, now_ns)
+    elif own is not None:
+        verdict = judge(own, told, history)
         later = verdict.wish if isinstance(verdict, Adopt) else own.wish
         verb = later.verb
         if verb is Verb.OTHER:
