@@ -143,6 +143,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     """
     ALTER TABLE machines ADD COLUMN deletion TEXT;
     """,
+    # Acts say so, too, where they name other process servers than before.
+    """
+    ALTER TABLE machines ADD COLUMN moved INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """Schema steps. A database's `user_version` says how many it has; steps are only ever added."""
 

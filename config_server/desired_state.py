@@ -7,8 +7,9 @@ that of one machine.
 
 **What leaves is said.** An act says of the disks that were known when it was made which shall go; an agent may protect others: the act
 was made before it ever reported, or by a database that knew less. These stay, and are added to the act, with an event (US617). So nobody
-who acts by what a backup says drops a disk that he did not see. An act that is older than the restore, and of which the agent has not
-heard, drops nothing (wishes.py).
+who acts by what a backup says drops a disk that he did not see. So it is with process servers: an act that names those that this database
+knew says nothing of others, to which the agent was moved behind the backup, and it stays with these (US636). An act that is older than the
+restore, and of which the agent has not heard, drops nothing (wishes.py).
 
 **Disks are those of one hardware.** A machine that stands on other hardware since (`machine rebind`, or it was deleted and another bears
 its name) begins anew: whether it is to be protected stays, which disks these were does not, since the same paths are other disks there. It
@@ -33,7 +34,7 @@ from config_server.inventory import Machine
 from config_server.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named, without
 from shared.active_side import shown
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
-from shared.errors import DisksKeptError, OtherHardwareError, WishInDoubtError
+from shared.errors import DisksKeptError, OtherHardwareError, ServersKeptError, WishInDoubtError
 from shared.messages import EventKind
 from shared.status import Problem
 from shared.vocabulary import Severity
@@ -79,7 +80,7 @@ def answer(
             return Answer(_desired(after.wish, settings), left_entries=True)
     match judge(own, told, incarnations.history(db)):
         case Agree():
-            if known is not None and known.dropped:
+            if known is not None and (known.dropped or known.moved):
                 inventory.heard(db, machine)
             return Answer(_desired(before, settings))
         case Tell(Wish(verb=Verb.OTHER), _) | Adopt(Wish(verb=Verb.OTHER), _):
@@ -88,15 +89,21 @@ def answer(
         case Tell(wish, doubt):
             assert known is not None
             unsaid = _unsaid(known, told, offer, incarnations.history(db)[-1])
-            if unsaid and not may_leave_entries:
+            stays = _unsaid_servers(known, told, incarnations.history(db)[-1])
+            if (unsaid or stays is not None) and not may_leave_entries:
                 return Answer(Desired(settings=settings))
             if unsaid and wish.verb is Verb.STOP:
                 inventory.withdraw(db, machine)
                 _note_unheard(db, machine, wish, unsaid, now_ns)
                 return Answer(Desired(settings=settings), left_entries=True)
-            if unsaid:
-                more = inventory.keep(db, machine, unsaid, told.mark if told is not None else None)
-                _note_kept(db, machine, wish, more, unsaid, now_ns)
+            if unsaid or stays is not None:
+                over = told.mark if told is not None else None
+                servers = wish.process_servers if stays is None else stays
+                more = inventory.keep(db, machine, unsaid, servers, over)
+                if unsaid:
+                    _note_kept(db, machine, wish, more, unsaid, now_ns)
+                if stays is not None:
+                    _note_stays(db, machine, wish, more, now_ns)
                 return Answer(_desired(more, settings), left_entries=True)
             if told is not None and wish.mark.number <= told.mark.number:
                 wish = inventory.renumber(db, machine, wish, told.mark)
@@ -127,6 +134,16 @@ def _unsaid(known: Machine, told: Wish | None, offer: Offer, incarnation: str) -
     if not wish.disks:
         return ()  # it stands on other hardware since: nobody has named disks of this one
     return without(offer.goes_by, offer.settled(known.disks), known.dropped)
+
+
+def _unsaid_servers(known: Machine, told: Wish | None, incarnation: str) -> tuple[str, ...] | None:
+    """The process servers that the agent goes by, where this database does not know that, and nobody said that they shall go."""
+    wish = known.wish
+    if wish is None or wish.verb is not Verb.PROTECT or known.moved:
+        return None
+    if told is None or told.verb is not Verb.PROTECT or told.mark.incarnation == incarnation:
+        return None
+    return told.process_servers if told.process_servers != wish.process_servers else None
 
 
 def _is_in_doubt(known: Machine, told: Wish | None, incarnation: str) -> bool:
@@ -202,6 +219,24 @@ def _note_kept(
         f"{machine} goes on protecting disks that the last act did not name: {names}",
         cause=f"when it was made ({in_words(before)}) this database did not know that its agent protects them, so nobody said that they"
         " shall go",
+    )
+    happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
+
+
+def _note_stays(db: sqlite3.Connection, machine: str, before: Wish, after: Wish, now_ns: int) -> None:
+    audit.add(
+        db,
+        SELF,
+        "machine.wish.stays",
+        machine,
+        {"before": _plain(before), "after": _plain(after)},
+        now_ns,
+    )
+    servers = ", ".join(after.process_servers[:_SHOWN]) or "those of its configuration"
+    error = ServersKeptError(
+        f"{machine} stays with the process servers that its agent goes by: {servers}",
+        cause=f"this database did not know these when the last act was made ({in_words(before)}), so nobody said that they shall go",
     )
     happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
     events.note(db, EventKind.STATE, SELF, happened, now_ns)

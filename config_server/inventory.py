@@ -46,6 +46,8 @@ class Machine(msgspec.Struct, frozen=True):
     """Those that operators have said shall go, until its agent goes by that."""
     deletion: Deletion | None = None
     """Somebody wants it deleted (deletions.py)."""
+    moved: bool = False
+    """Whether operators have named other process servers than before, until its agent goes by that."""
 
     @property
     def own(self) -> Own | None:
@@ -100,7 +102,7 @@ def begin_anew(
     """It is other hardware: what was noted of disks was the former one's. `wish` is what is wanted from now on, as an act later than those
     of `over`; None: no opinion, as before."""
     note_identity(db, name, identity)
-    db.execute("UPDATE machines SET disks = '[]', dropped = '[]' WHERE name = ?", (name,))
+    db.execute("UPDATE machines SET disks = '[]', dropped = '[]', moved = 0 WHERE name = ?", (name,))
     if wish is not None:
         current = incarnations.history(db)[-1]
         wish = msgspec.structs.replace(wish, mark=wishes.next_mark(current, over, now_ns))
@@ -152,7 +154,7 @@ def act(
     """An operator's act: from now on this is wanted of the machine, also where it is what was wanted before. `known`: a mark of which its
     agent spoke, if it did; `identity`: of the hardware whose disks are meant, where that is known. One to stop keeps what was to be
     protected, and by whom, for the day when it is to be protected again. Of the disks that were known, those that it leaves out are
-    dropped; of others nothing is said."""
+    dropped; of others nothing is said. One that names the same process servers as before says nothing of these."""
     ensure_machine(db, name, now_ns)
     known_before = machine(db, name)
     before = known_before.wish
@@ -163,6 +165,9 @@ def act(
     _put_wish(db, name, _keeping(before, wish), now_ns, current)
     gone = () if known_before.ended else wishes.without(known_before.disks, known_before.dropped)
     _drop(db, name, wishes.without((*known_before.dropped, *gone), disks))
+    servers_before = before.process_servers if before is not None else ()
+    if verb is Verb.PROTECT and process_servers != servers_before:
+        db.execute("UPDATE machines SET moved = 1 WHERE name = ?", (name,))
     if identity:
         note_identity(db, name, identity)
     return machine(db, name)
@@ -173,7 +178,7 @@ def adopt(db: sqlite3.Connection, name: str, wish: Wish, now_ns: int) -> None:
     ensure_machine(db, name, now_ns)
     wish = _keeping(machine(db, name).wish, wish)
     _put_wish(db, name, wish, now_ns, incarnations.history(db)[-1])
-    _drop(db, name, ())
+    heard(db, name)
 
 
 def withdraw(db: sqlite3.Connection, name: str) -> None:
@@ -184,25 +189,32 @@ def withdraw(db: sqlite3.Connection, name: str) -> None:
     )
 
 
-def keep(db: sqlite3.Connection, name: str, disks: Sequence[WantedDisk], over: Mark | None) -> Wish:
-    """The same act, with disks that its agent protects and of which nothing was said, and with a higher number than before: its agent may
-    have been told already."""
+def keep(
+    db: sqlite3.Connection,
+    name: str,
+    disks: Sequence[WantedDisk],
+    servers: tuple[str, ...],
+    over: Mark | None,
+) -> Wish:
+    """The same act, with disks that its agent protects and of which nothing was said, by these process servers, and with a higher number
+    than before: its agent may have been told already."""
     known = machine(db, name)
     assert known.wish is not None
     all_ = (*known.disks, *disks)[:_MOST_NOTED]
     db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(all_), name))
-    wish = msgspec.structs.replace(known.wish, disks=all_)
+    wish = msgspec.structs.replace(known.wish, disks=all_, process_servers=servers)
     return renumber(db, name, wish, over or wish.mark)
 
 
 def heard(db: sqlite3.Connection, name: str) -> None:
     """Its agent goes by what it was told."""
-    _drop(db, name, ())
+    db.execute("UPDATE machines SET dropped = '[]', moved = 0 WHERE name = ?", (name,))
 
 
-def forget_dropped(db: sqlite3.Connection) -> None:
-    """Of all machines: the database is older than what their agents know, so what was said of their disks may not be the last word."""
-    db.execute("UPDATE machines SET dropped = '[]'")
+def forget_unheard(db: sqlite3.Connection) -> None:
+    """Of all machines: the database is older than what their agents know, so what was said of their disks and process servers may not be
+    the last word."""
+    db.execute("UPDATE machines SET dropped = '[]', moved = 0")
 
 
 def _drop(db: sqlite3.Connection, name: str, disks: Sequence[WantedDisk]) -> None:
@@ -267,6 +279,7 @@ def _machine(db: sqlite3.Connection, row: sqlite3.Row) -> Machine:
         identity=row["identity"],
         dropped=decoding.decode(row["dropped"], type=tuple[WantedDisk, ...]),
         deletion=None if row["deletion"] is None else decoding.decode(row["deletion"], type=Deletion),
+        moved=bool(row["moved"]),
     )
 
 

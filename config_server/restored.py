@@ -65,7 +65,7 @@ def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
         audit.add(db, SELF, "command.withdrawn", target, detail, now_ns)
     waiting = deletions.all_(db)
     restored = Restored(newest_ns or 0, len(void), len(withdrawn), len(waiting))
-    inventory.forget_dropped(db)
+    inventory.forget_unheard(db)
     detail = {
         "newest": rfc3339(restored.newest_ns),
         "incarnation": incarnations.begin(db),

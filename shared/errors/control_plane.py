@@ -125,6 +125,16 @@ class DisksKeptError(UnhealthyError):
     )
 
 
+class ServersKeptError(UnhealthyError):
+    """An act named process servers that a backup knew, and its agent goes by others. It happened, and is over."""
+
+    code = "US636"
+    default_action = (
+        "Nothing, if they are right. Else name those that are to be gone by, now that these are known: understudy machine protect NAME"
+        " --process-server HOST:PORT."
+    )
+
+
 class WishRefusedError(UnhealthyError):
     """The config server wants of an agent what no agent can do."""
 

@@ -145,7 +145,7 @@ def test_hardware_that_is_the_machine_again_has_the_disks_that_it_had(
 
 
 def never_moved(_real: Callable[..., Any]) -> Callable[..., Any]:
-    def begin_anew(db: sqlite3.Connection, machine: Machine, *_: Any) -> Machine:
+    def begin_anew(db: sqlite3.Connection, machine: Machine, *_: Any, **_more: Any) -> Machine:
         return machine
 
     return begin_anew

@@ -311,7 +311,7 @@ def told_as_it_was(_real: Callable[..., Any]) -> Callable[..., Any]:
         (inventory, "renumber", told_as_it_was, [("act", 9), *RESTORED]),
         (desired_state, "_unsaid", nothing, UNSAID),
         (wishes, "_is_unheard", never, TAKEN_BACK),
-        (inventory, "forget_dropped", nothing, SAID_BEFORE),
+        (inventory, "forget_unheard", nothing, SAID_BEFORE),
         (inventory, "heard", nothing, SAID_LONG_AGO),
     ],
     ids=lambda value: getattr(value, "__name__", None),

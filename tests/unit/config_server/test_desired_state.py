@@ -74,3 +74,28 @@ def test_a_stop_from_before_a_restore_does_not_stop_a_machine_on_other_hardware(
         assert heard is not None
         assert (heard.verb, codes(db)) == (Verb.STOP, ["US612"])
     assert told(db, report) == heard, "and so it stays"
+
+
+@pytest.mark.parametrize("said", ["the same", "another", "another, then the same"])
+def test_who_acts_by_what_a_backup_says_moves_no_machine_back_to_a_former_process_server(said: str) -> None:
+    """It was moved to ps2 behind the backup, and whoever assigns a policy names the process servers that are known."""
+    db = database.connect(":memory:")
+    act(db, Verb.PROTECT, 0, SDA, servers="ps1:9443")
+    backup = copied(db)
+    moved = act(db, Verb.PROTECT, 1, SDA, servers="ps2:9443")
+    db = put_back(backup, 2)
+    if said.startswith("another"):
+        act(db, Verb.PROTECT, 3, SDA, servers="ps3:9443")
+    if said.endswith("the same"):
+        [known] = inventory.machines(db)
+        assert known.wish is not None
+        act(db, Verb.PROTECT, 4, SDA, servers=" ".join(known.wish.process_servers))
+    heard = told(db, AgentReport(wish=moved, bound=BOUND))
+    assert heard is not None
+    assert heard.mark.number > moved.mark.number, "it is an act, and the agent goes by it"
+    assert (heard.process_servers, codes(db)) == (
+        (("ps2:9443",), ["US636"]) if said == "the same" else (("ps3:9443",), [])
+    )
+    assert told(db, AgentReport(wish=heard, bound=BOUND)) == heard
+    after = act(db, Verb.PROTECT, 200, SDA, servers="ps1:9443")
+    assert told(db, AgentReport(wish=heard, bound=BOUND), 201) == after, "now it is said"
