@@ -201,16 +201,18 @@ def all_known(
     captured: Collection[tuple[int, int]] = (),
 ) -> list[Known]:
     """The configured disks, as they are bound or new. `at`: what stands under each path; `captured`: device numbers and diskseqs. Two lines
-    that name one id (a path alone, and that id with another path) are two disks to whoever decides: the first has it."""
+    that name one id (a path alone, and that id with another path) are two disks: the one that says the id has it, and the other is what
+    stands under that path."""
     found: list[Known] = []
-    named = {disk.id for disk in wanted if disk.id}
+    said = frozenset(disk.id for disk in wanted if disk.id)
+    named = {*said}
     taken = [*(bound.id for bound in remembered), *named]
     shared = frozenset(Identity.parse(text) for bound in remembered for text in bound.shared)
     lines = [_line_of(disk, remembered, at.get(disk.device), boot) for disk in wanted if not disk.id]
     claimed = named | {line.id for line in lines if line is not None}
     for disk in wanted:
         there = at.get(disk.device)
-        one = known(disk, remembered, there, boot, claimed, captured)
+        one = known(disk, remembered, there, boot, claimed, captured, said=said)
         if one is None or (disk.id is None and one.id in named):
             name = there.name if there is not None else Path(disk.device).name
             one = fresh(disk, name, taken, there.dev if there is not None else None)
@@ -227,13 +229,19 @@ def known(
     boot: str = "",
     claimed: Collection[str] = (),
     captured: Collection[tuple[int, int]] = (),
+    *,
+    said: Collection[str] = (),
 ) -> Known | None:
     """The disk as it is bound: by the configuration, else by what is remembered of its id or path, or of the disk that stands `there`,
-    under a path that is new. None: it was never seen. `claimed`: ids that other lines have."""
+    under a path that is new: by its note, or by what lasts. None: it was never seen. `claimed`: ids that other lines have; `said`: those
+    that are said in so many words."""
     if wanted.id is not None:
         before = next((bound for bound in remembered if bound.id == wanted.id), None)
     else:
-        before = _line_of(wanted, remembered, there, boot) or _line_bearing(wanted, remembered, claimed)
+        before = _line_of(wanted, remembered, there, boot)
+        if before is not None and before.id in said:
+            before = None  # it was called so once
+        before = before or _line_bearing(wanted, remembered, claimed)
         if before is None and there is not None:
             before = next(
                 (
@@ -244,7 +252,7 @@ def known(
                     and _is_noted(there, bound, boot, captured)
                 ),
                 None,
-            )
+            ) or _line_borne(wanted, there, remembered, claimed)
     id_ = wanted.id or (before.id if before else None)
     text = wanted.identity or (before.identity if before else None)
     if id_ is None:
@@ -294,6 +302,24 @@ def _line_bearing(wanted: WantedDisk, remembered: Sequence[Bound], claimed: Coll
         return None
     lines = [bound for bound in remembered if same(Identity.parse(bound.identity), asked)]
     return lines[0] if len(lines) == 1 and lines[0].id not in claimed else None
+
+
+def _line_borne(
+    wanted: WantedDisk, there: Standing, remembered: Sequence[Bound], claimed: Collection[str]
+) -> Bound | None:
+    """The line of the disk that stands under a path that is new, as by a link after a reboot: by what lasts, and one line alone is bound
+    by. What was ever shared says nothing."""
+    shared = {text for bound in remembered for text in bound.shared}
+    lines = [
+        bound
+        for bound in remembered
+        if bound.identity not in shared
+        and not Identity.parse(bound.identity).is_weak
+        and _is_bound(there, bound)
+    ]
+    if len(lines) != 1 or lines[0].id in claimed or wanted.identity not in (None, lines[0].identity):
+        return None
+    return lines[0]
 
 
 def _is_another(wanted: WantedDisk, bound: Bound, there: Standing | None, boot: str) -> bool:

@@ -316,3 +316,28 @@ def test_a_disk_that_is_meant_by_what_lasts_keeps_its_id_whatever_it_is_called()
     other = Bound("sdc", "/dev/y", "wwid:B", "/dev/sdc", Seen("before", 32, 6))
     swapped = WantedDisk("/dev/y", identity="wwid:A"), WantedDisk("/dev/x", identity="wwid:B")
     assert found(*swapped, lines=(line, other)) == ["sdb", "sdc"]
+
+
+def test_a_disk_under_a_path_that_is_new_keeps_its_id_behind_a_reboot_by_what_lasts() -> None:
+    """Stopped, the host rebooted, and protected again by a link."""
+    before = Bound("sdb", "/dev/sdb", "wwid:A", "/dev/sdb", Seen("before", 16, 4))
+    there, link = standing("wwid:A", "gpt:1"), "/dev/disk/by-id/wwn-A"
+
+    def found(*lines: Bound, beside: tuple[WantedDisk, ...] = ()) -> str:
+        return all_known([WantedDisk(link), *beside], lines, {link: there}, "this")[0].id
+
+    assert found(before) == "sdb"
+    assert found(before, structs.replace(before, id="twin")) == "sdb-2", "nobody knows which"
+    assert found(structs.replace(before, shared=("wwid:A",))) == "sdb-2", "another disk has borne it"
+    assert found(structs.replace(before, identity="gpt:1")) == "sdb-2", "a clone bears it, too"
+    assert found(before, beside=(WantedDisk("/dev/z", "sdb"),)) == "sdb-2", "it is said of another"
+
+
+def test_a_path_means_what_stands_there_where_the_disk_that_was_called_so_is_said_by_its_id() -> None:
+    """The names of two disks were changed by a boot; one was named by its path, and the other, which was called so, stays."""
+    one = Bound("sda", "/dev/sda", "wwid:A", "/dev/sdb", Seen("this", 32, 6))
+    other = Bound("sdb", "/dev/sdb", "wwid:B", "/dev/sda", SEEN)
+    wanted = (WantedDisk("/dev/sda"), WantedDisk("/dev/sda", "sda"))
+    for lines in ([one, other], [other, one]):
+        found = all_known(wanted, lines, {"/dev/sda": standing("wwid:B")}, "this", {(16, 5), (32, 6)})
+        assert [known.id for known in found] == ["sdb", "sda"]
