@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.capture.binding import Identity
+from agent.capture.bindings import NotedDisk
 from shared import logging, naming
 from shared.desired import Interval, WantedDisk
 from shared.errors import ConfigError
@@ -69,7 +70,10 @@ class AgentConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     @property
     def protected(self) -> tuple[WantedDisk, ...]:
         """All disks, in the order of the configuration."""
-        named = (WantedDisk(disk.device, disk.id, disk.identity) for disk in self.disk)
+        named = (
+            disk if isinstance(disk, NotedDisk) else WantedDisk(disk.device, disk.id, disk.identity)
+            for disk in self.disk
+        )
         return (*(WantedDisk(path) for path in self.disks), *named)
 
     @property

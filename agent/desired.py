@@ -44,6 +44,7 @@ from typing import Final
 
 import msgspec
 
+from agent.capture.bindings import NotedDisk
 from agent.config import AgentConfig, ProtectedDisk, check_disks, check_servers
 from shared import crashpoints, decoding, durable, logging
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
@@ -296,11 +297,18 @@ def check(wish: Wish) -> None:
 
 
 def applied(config: AgentConfig, goal: Goal, disks: tuple[WantedDisk, ...], interval_s: float) -> AgentConfig:
-    """The configuration as a goal makes it. `disks`: the goal's, or those that are captured."""
+    """The configuration as a goal makes it. `disks`: the goal's, or those that are captured. An id that the configuration does not say was
+    given by an agent."""
+    own = {disk.id for disk in config.disk}
     return msgspec.structs.replace(
         config,
         disks=[],
-        disk=[ProtectedDisk(disk.device, disk.id, disk.identity) for disk in disks],
+        disk=[
+            (ProtectedDisk if disk.id in {None, *own} or disk.identity else NotedDisk)(
+                disk.device, disk.id, disk.identity
+            )
+            for disk in disks
+        ],
         process_server="",
         process_servers=[*goal.servers],
         point_interval_s=interval_s,

@@ -136,6 +136,8 @@ class Known:
     """It was never attached, even if its identity is configured."""
     is_configured: bool = False
     """Its identity stands in the configuration: it is bound by that one, whatever it bears."""
+    is_lost: bool = False
+    """It was attached, and what was noted of it is lost: its path is called so, and may be another disk by now."""
     seen_shared: frozenset[Identity] = frozenset()
     """What protected disks of this machine, this one or others, were ever seen to bear while another disk bore it, too."""
 
@@ -294,6 +296,9 @@ def _by_identity(
     if known.identity is None:
         if here is None:
             return _missing(known, f"nothing stands under {known.path}, and which disk it was is not known")
+        if known.is_lost:
+            why = f"it was protected before, and what was noted of it is lost: whether {here.path} is that disk cannot be told"
+            return _refused(known, why)
         return _take(known, here, slots, "it is protected from now on")
     bearing = [disk for disk in standing if _bears(disk, known.identity)]
     free = [disk for disk in bearing if disk.dev not in owner]

@@ -58,6 +58,10 @@ class Bound(msgspec.Struct, frozen=True, omit_defaults=True):
     shared: tuple[str, ...] = ()
 
 
+class NotedDisk(WantedDisk, frozen=True):
+    """A disk whose id an agent gave it once: it is known by its line, and where that is lost its path does not say which disk it is."""
+
+
 class _Document(msgspec.Struct):
     v: int
     disks: list[Bound]
@@ -275,6 +279,7 @@ def known(
         noted=noted,
         is_new=before is None,
         is_configured=wanted.identity is not None,
+        is_lost=before is None and isinstance(wanted, NotedDisk),
     )
 
 

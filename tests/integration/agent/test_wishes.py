@@ -425,3 +425,17 @@ async def test_a_disk_that_was_never_there_is_said_to_be_one_that_is_to_be_captu
         gone = says.wish(Verb.PROTECT, str(late))
         report = await says.hears(lambda report: report.wish == gone and report.state == "failed", "taken")
         assert [(bound.id, bound.device) for bound in report.bound] == [("", str(late))]
+
+
+async def test_an_id_of_which_the_agent_knows_nothing_any_more_is_not_given_to_what_has_its_path(
+    r: Rig, ca: TestCa, says: Teller
+) -> None:
+    """Its state_dir was lost. An operator who names the path says which disk is meant."""
+    [disk, *_] = paths(r)
+    async with running(agent_of(r, ca, says.url)):
+        wish = says.wish(Verb.PROTECT, WantedDisk(disk, "loop-of-old"))
+        report = await says.hears(lambda report: report.wish == wish and report.state == "failed", "refused")
+        assert "loop-of-old" in report.cause
+        assert not pins.exist(r.pin_dir)
+        says.wish(Verb.PROTECT, disk)
+        await says.hears(lambda report: devices(report) == [disk], "named anew")

@@ -10,7 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent import desired
-from agent.config import AgentConfig
+from agent.capture.bindings import NotedDisk
+from agent.config import AgentConfig, ProtectedDisk
 from agent.desired import Goal, WishFile, applied
 from shared import durable
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
@@ -362,3 +363,11 @@ async def test_a_path_that_no_disk_has_is_refused_and_the_next_wish_is_heard(
     assert (wishes.wish, codes(wishes)) == (None, ["US622"])
     await told(wishes, wish(2, Verb.PROTECT, SDB))
     assert (wishes.goal(config()).disks, codes(wishes)) == ((SDB,), [])
+
+
+def test_an_id_that_the_configuration_does_not_say_is_one_that_an_agent_gave() -> None:
+    own = replace(config(), disk=[ProtectedDisk("/dev/sda", "root")])
+    disks = (WantedDisk("/dev/sda", "root"), WantedDisk("/dev/sdb", "sdb"), WantedDisk("/dev/sdc"))
+    made = applied(own, Goal(disks=disks), disks, 60.0)
+    assert [isinstance(disk, NotedDisk) for disk in made.protected] == [False, True, False]
+    assert [(disk.device, disk.id) for disk in made.protected] == [(d.device, d.id) for d in disks]

@@ -11,8 +11,18 @@ import pytest
 from msgspec import structs
 
 from agent.capture import bindings
-from agent.capture.binding import Identity, Known, Standing
-from agent.capture.bindings import NAME, BindingsFile, Bound, Seen, after, all_known, known, with_notes
+from agent.capture.binding import Action, Identity, Known, Standing, decide
+from agent.capture.bindings import (
+    NAME,
+    BindingsFile,
+    Bound,
+    NotedDisk,
+    Seen,
+    after,
+    all_known,
+    known,
+    with_notes,
+)
 from shared.desired import WantedDisk
 from shared.errors import BindingDamagedError, StateFileError
 
@@ -341,3 +351,17 @@ def test_a_path_means_what_stands_there_where_the_disk_that_was_called_so_is_sai
     for lines in ([one, other], [other, one]):
         found = all_known(wanted, lines, {"/dev/sda": standing("wwid:B")}, "this", {(16, 5), (32, 6)})
         assert [known.id for known in found] == ["sdb", "sda"]
+
+
+def test_an_id_that_an_agent_gave_and_of_which_nothing_is_noted_any_more_is_no_disk_by_its_path() -> None:
+    """The state_dir was lost, and a boot changed names since: what is called so may be a stranger."""
+    there = standing("wwid:C")
+
+    def action(wanted: WantedDisk, *lines: Bound) -> Action:
+        [verdict] = decide(all_known([wanted], lines, {"/dev/sdb": there}, "this"), [there])
+        return verdict.action
+
+    assert action(NotedDisk("/dev/sdb", "sdb")) is Action.REFUSED
+    assert action(WantedDisk("/dev/sdb", "sdb")) is Action.ATTACH, "who configures it gives it that id"
+    assert action(NotedDisk("/dev/sdb", "sdb", "wwid:C")) is Action.ATTACH, "what it bears proves it"
+    assert action(NotedDisk("/dev/sdb", "sdb"), structs.replace(BOUND, identity="wwid:C")) is Action.ATTACH
