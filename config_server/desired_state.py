@@ -31,7 +31,7 @@ from config_server.clock import SECOND_NS
 from config_server.disks import Offer
 from config_server.facts import SELF
 from config_server.inventory import Machine
-from config_server.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named, without
+from config_server.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
 from shared.active_side import shown
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
 from shared.errors import DisksKeptError, OtherHardwareError, ServersKeptError, WishInDoubtError
@@ -89,6 +89,8 @@ def answer(
         case Tell(wish, doubt):
             assert known is not None
             unsaid = _unsaid(known, told, offer, incarnations.history(db)[-1])
+            if unsaid and wish.verb is Verb.PROTECT and offer.may_be_among(unsaid, wish.disks):
+                return Answer(Desired(settings=settings))  # its next report says more
             stays = _unsaid_servers(known, told, incarnations.history(db)[-1])
             if (unsaid or stays is not None) and not may_leave_entries:
                 return Answer(Desired(settings=settings))
@@ -133,7 +135,7 @@ def _unsaid(known: Machine, told: Wish | None, offer: Offer, incarnation: str) -
         return offer.goes_by if _is_in_doubt(known, told, incarnation) else ()
     if not wish.disks:
         return ()  # it stands on other hardware since: nobody has named disks of this one
-    return without(offer.goes_by, offer.settled(known.disks), known.dropped)
+    return offer.unsaid(known.disks, known.dropped)
 
 
 def _unsaid_servers(known: Machine, told: Wish | None, incarnation: str) -> tuple[str, ...] | None:

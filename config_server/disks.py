@@ -31,6 +31,8 @@ _LASTING: Final = ("wwid:", "serial:", "dm:", "md:")
 """Kinds of identities that a disk keeps whatever is written to it (agent/capture/binding.py)."""
 _LINKS: Final = "/dev/disk/"
 """Below it are paths that lead to the same disk, or port, after each boot."""
+_MAPPER: Final = "/dev/mapper/"
+"""Below it are names of volumes, which lead to the kernel's."""
 
 
 class Offer(NamedTuple):
@@ -42,13 +44,15 @@ class Offer(NamedTuple):
     """What it is to capture, as it says."""
     goes_by: tuple[WantedDisk, ...]
     """What it protects, by its wish or its configuration, whether that is there or not."""
+    links: dict[str, str]
+    """Other names of what is available: to which path they lead."""
     is_known: bool
     """Whether it ever said anything."""
 
     @classmethod
     def of(cls, report: AgentReport | None) -> Self:
         if report is None:
-            return cls({}, {}, (), (), is_known=False)
+            return cls({}, {}, (), (), {}, is_known=False)
         captured = {disk.device or f"/dev/{disk.name}": disk for disk in report.disks}
         available = {disk.device: disk for disk in report.available}
         bound = tuple(filter(None, map(_bound, report.bound)))
@@ -58,7 +62,8 @@ class Offer(NamedTuple):
                 for device, disk in captured.items()
                 if disk.mode
             )
-        return cls(captured, available, bound, _goes_by(report, bound), is_known=True)
+        links = {link: disk.device for disk in report.available for link in disk.links}
+        return cls(captured, available, bound, _goes_by(report, bound), links, is_known=True)
 
     def meant(self, what: str, words: Sequence[str], known: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
         """The disks that an operator names by these paths and ids. `known`: the disks of the machine, away or not. Raises RequestError for
@@ -117,22 +122,26 @@ class Offer(NamedTuple):
 
     def _is_anothers(self, device: str, known: Sequence[WantedDisk]) -> bool:
         """Whether a disk stands there that could be protected, and is none of those that are known."""
-        there, id_ = self.available.get(device), self._id(device)
+        there, id_ = self._there_at(device), self._id(device)
         if not id_ and (there is None or there.why_not):
             return False
         return bool(without([self._as_wanted(device, id_)], known))
 
     def _is_new(self, device: str, labels: dict[str, WantedDisk]) -> bool:
         """Whether a disk stands there that could be protected, and never was."""
-        there = self.available.get(device)
+        there = self._there_at(device)
         if there is None or there.why_not or self._id(device):
             return False
         return bool(there.identity) or device not in labels
 
+    def _there_at(self, path: str) -> AvailableDisk | None:
+        return self.available.get(self.links.get(path, path))
+
     def _proof(self, device: str) -> str | None:
         """What the disk bears, and no other, for as long as it lasts: so it is the one that is meant also where names change before its
         agent hears of it."""
-        identity = self.available[device].identity
+        there = self._there_at(device)
+        identity = there.identity if there is not None else ""
         borne = [disk for disk in self.available.values() if disk.identity == identity]
         return identity if identity.startswith(_LASTING) and len(borne) == 1 else None
 
@@ -143,6 +152,22 @@ class Offer(NamedTuple):
             id_ = self._id(disk.device) if disk.id is None and disk.identity is None else ""
             found.append(msgspec.structs.replace(disk, id=id_) if id_ else disk)
         return tuple(found)
+
+    def unsaid(self, known: Sequence[WantedDisk], dropped: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
+        """What the agent protects beside the disks that are known, and those that shall go."""
+        goes_by = [
+            self.settled([disk])[0] if disk.device in self.links and without([disk], known) else disk
+            for disk in self.goes_by
+        ]
+        return without(goes_by, self.settled(known), dropped)
+
+    def may_be_among(self, unsaid: Sequence[WantedDisk], named: Sequence[WantedDisk]) -> bool:
+        """Whether what seems to be unsaid may be named by another path: its agent has not looked yet which disks there are, and what leads
+        to them."""
+        by_path = [disk for disk in named if disk.id is None and disk.identity is None]
+        left = without(by_path, self.goes_by)
+        is_link = [disk.device.startswith((_LINKS, _MAPPER)) for disk in (*left, *unsaid)]
+        return not self.available and bool(left) and any(is_link)
 
     def shown(self, disk: WantedDisk) -> str:
         """In words, so that nobody takes another for it."""
@@ -162,7 +187,7 @@ class Offer(NamedTuple):
             device = self._place(disk.id) or disk.device
             if device in self.captured or any(same(disk, one) for one in known):
                 continue
-            found = self.available.get(device)
+            found = self._there_at(device)
             if found is not None and not found.why_not:
                 continue
             if found is not None:
@@ -184,12 +209,12 @@ class Offer(NamedTuple):
         """Raises DiskTooLargeError for a disk that no page blob can hold."""
         for disk in disks:
             device = self._place(disk.id) or disk.device
-            found = self.captured.get(device) or self.available.get(device)
+            found = self.captured.get(device) or self._there_at(device)
             if found is not None:
                 check_page_blob_target(device.removeprefix("/dev/"), found.sectors * SECTOR)
 
     def _id(self, device: str) -> str:
-        for found in (self.captured.get(device), self.available.get(device)):
+        for found in (self.captured.get(device), self._there_at(device)):
             id_ = "" if found is None else found.name if isinstance(found, AgentDisk) else found.id
             if _ID.match(id_):
                 return id_
@@ -230,7 +255,7 @@ class Offer(NamedTuple):
         ]
 
     def _as_wanted(self, device: str, id_: str) -> WantedDisk:
-        there = self.available.get(device) or self.available.get(self._place(id_))
+        there = self._there_at(device) or self.available.get(self._place(id_))
         return WantedDisk(device, id_ or None, (there.identity or None) if there is not None else None)
 
     def _candidate(self, disk: WantedDisk, *, is_wanted: bool) -> DiskCandidate:
@@ -274,6 +299,6 @@ def _goes_by(report: AgentReport, bound: tuple[WantedDisk, ...]) -> tuple[Wanted
 
 
 _LOOK: Final = (
-    "See `understudy machine disks NAME`. A link (/dev/disk/by-id/…) or a disk that is not there yet is taken with --force (`force` in"
-    " the API)."
+    "See `understudy machine disks NAME`. A path that its agent does not name, or a disk that is not there yet, is taken with --force"
+    " (`force` in the API)."
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -111,17 +111,25 @@ def begin_anew(
 
 
 def note_bound(
-    db: sqlite3.Connection, name: str, identity: str, disks: Sequence[WantedDisk], told: Wish | None
+    db: sqlite3.Connection,
+    name: str,
+    identity: str,
+    disks: Sequence[WantedDisk],
+    told: Wish | None,
+    *,
+    settle: Callable[[Sequence[WantedDisk]], Sequence[WantedDisk]] = tuple,
+    is_whole: bool = False,
 ) -> None:
-    """What its agent is to capture, as it says, and what it goes by. Where nobody ever named disks that is what is protected; the agent may
-    name fewer, or none, when it cannot start: so what it named once stays noted until somebody says what is wanted. Where somebody did, it
-    says which ids these have."""
+    """What its agent is to capture, as it says, and what it goes by. Where nobody ever named disks that is what is protected; an agent may
+    name fewer, or none, when it cannot start: so what it named once stays noted until somebody says what is wanted, or it names all that
+    it is to capture (`is_whole`). Where somebody did, it says which ids these have. `settle`: names those that were recorded by a path
+    alone by the ids of what stands there."""
     known = find(db, name)
     if known is None or known.ended or known.identity not in ("", identity):
         return
     wish = known.wish
     if wish is None or not wish.disks:
-        noted = _merged(known.disks, disks)
+        noted = _merged(settle(known.disks), disks, is_whole=is_whole)
     elif told is not None and told.mark == wish.mark:
         noted = wishes.with_ids(known.disks, disks)
     else:
@@ -130,12 +138,17 @@ def note_bound(
         db.execute("UPDATE machines SET disks = ? WHERE name = ?", (_json(noted), name))
 
 
-def _merged(before: Sequence[WantedDisk], disks: Sequence[WantedDisk]) -> tuple[WantedDisk, ...]:
-    said, merged = [*disks], []
+def _merged(
+    before: Sequence[WantedDisk], disks: Sequence[WantedDisk], *, is_whole: bool
+) -> tuple[WantedDisk, ...]:
+    said: list[WantedDisk] = [*disks]
+    merged: list[WantedDisk] = []
     for disk in before:
         now = next((one for one in said if wishes.same(disk, one)), None)
         if now is not None:
             said.remove(now)
+        elif (is_whole and disk.id) or any(wishes.same(disk, one) for one in merged):
+            continue  # taken out of its configuration, or named twice
         merged.append(now or disk)
     return tuple([*merged, *said][:_MOST_NOTED])
 

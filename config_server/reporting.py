@@ -17,6 +17,7 @@ from config_server.disks import Offer
 from config_server.health import worst
 from config_server.presence import Seen, decode, problems_of
 from config_server.sides import Sides
+from config_server.wishes import without
 from config_server.wrong import problems_with
 from shared import api, logging
 from shared.desired import Desired, Verb, Wish
@@ -116,8 +117,8 @@ class Reporting:
                 )
                 self._saved_ns[call.who] = began_ns
             answer = told(db)  # first: whose disks these are
-            if isinstance(seen.report, AgentReport) and (bound := Offer.of(seen.report).bound):
-                inventory.note_bound(db, call.name, seen.report.identity, bound, seen.report.wish)
+            if isinstance(seen.report, AgentReport):
+                _note_bound(db, call.name, seen.report)
             return finished, changed, answer
 
         kept = taken  # what it says of commands is said again
@@ -257,3 +258,18 @@ def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
 
 def _without_results(seen: Seen) -> bytes:
     return msgspec.json.encode(msgspec.structs.replace(seen.report, results={}))
+
+
+def _note_bound(db: sqlite3.Connection, name: str, report: AgentReport) -> None:
+    offer, known = Offer.of(report), inventory.find(db, name)
+    before = known.disks if known is not None else ()
+    if offer.bound and not offer.may_be_among(without(offer.bound, before), before):
+        inventory.note_bound(
+            db,
+            name,
+            report.identity,
+            offer.bound,
+            report.wish,
+            settle=offer.settled,
+            is_whole=bool(report.bound),
+        )

@@ -29,6 +29,8 @@ from shared.threads import start
 _log = logging.get()
 
 LOOK_S: Final = 60.0
+_MOST_LINKS: Final = 16
+"""So many are told of a disk."""
 _SILENT: Final = Answer(cause="what sysfs says of it did not come: that waits for the disk")
 
 
@@ -101,12 +103,14 @@ class Available:
         captured = self.captured
         found = bindings.ids([line for line in self._lines() if line.id not in captured.values()], borne)
         ids = found | captured
+        links = identify.links()
         return [
             _judged(
                 disk,
                 told[_which(disk)],
                 str(borne[_which(disk)][0]),
                 ids.get(_which(disk), ""),
+                links.get(disk.device, []),
                 is_captured=_which(disk) in captured,
             )
             for disk in disks
@@ -131,7 +135,9 @@ def _which(disk: Disk) -> Which:
     return kernel_dev(disk.major, disk.minor), disk.diskseq
 
 
-def _judged(disk: Disk, told: Answer, identity: str, id_: str, *, is_captured: bool) -> AvailableDisk:
+def _judged(
+    disk: Disk, told: Answer, identity: str, id_: str, links: list[str], *, is_captured: bool
+) -> AvailableDisk:
     why_not = told.cause
     try:
         suitable.check(disk, is_captured=is_captured)
@@ -144,4 +150,5 @@ def _judged(disk: Disk, told: Answer, identity: str, id_: str, *, is_captured: b
         identity=identity if len(identity) <= MAX_WORD else "",
         why_not=why_not[:MAX_TEXT],
         id=id_,
+        links=[link for link in links if len(link) <= MAX_WORD][:_MOST_LINKS],
     )

@@ -20,6 +20,8 @@ from agent.capture.layout import kernel_dev
 from shared.errors import UnderstudyError
 
 BY_PATH: Final = Path("/dev/disk/by-path")
+LINKS: Final = (Path("/dev/disk/by-id"), BY_PATH, Path("/dev/mapper"))
+"""Folders with links by which people name whole disks."""
 _NAMES: Final = (
     (Kind.WWID, ("wwid", "device/wwid")),
     (Kind.SERIAL, ("serial", "device/serial", "device/vpd_pg80")),
@@ -27,6 +29,18 @@ _NAMES: Final = (
     (Kind.MD, ("md/uuid",)),
 )
 _MBR_SIGNATURE_AT: Final = 0x1B8
+
+
+def links() -> dict[str, list[str]]:
+    """By path of the device, the links that lead to it."""
+    found: dict[str, list[str]] = {}
+    for folder in LINKS:
+        try:
+            for link in sorted(folder.iterdir()):
+                found.setdefault(os.path.realpath(link), []).append(str(link))
+        except OSError:  # a host without any
+            continue
+    return found
 
 
 def all_disks(*, sysfs: Path = SYSFS, attributes_of: AttributesOf = read_attributes) -> list[Disk]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
+import msgspec
 import pytest
 
 from config_server import database, desired_state, inventory, restored
 from config_server.clock import SECOND_NS
 from config_server.disks import Offer
 from shared.desired import Verb, WantedDisk, Wish
-from shared.status import AgentReport, BoundDisk
+from shared.status import AgentReport, AvailableDisk, BoundDisk
 
 NAME: Final = "web1"
 START_NS: Final = 1_800_000_000 * SECOND_NS
@@ -99,3 +100,21 @@ def test_who_acts_by_what_a_backup_says_moves_no_machine_back_to_a_former_proces
     assert told(db, AgentReport(wish=heard, bound=BOUND)) == heard
     after = act(db, Verb.PROTECT, 200, SDA, servers="ps1:9443")
     assert told(db, AgentReport(wish=heard, bound=BOUND), 201) == after, "now it is said"
+
+
+def test_who_was_named_by_a_link_before_it_ever_reported_is_told_when_it_has_looked_where_that_leads() -> (
+    None
+):
+    """Its configuration has the disk by another name; taken for another disk it would be refused, for ever."""
+    db = database.connect(":memory:")
+    link = "/dev/disk/by-id/wwn-A"
+    wish = act(db, Verb.PROTECT, 0, WantedDisk(link))
+    report = AgentReport(bound=BOUND)
+    assert told(db, report) is None, "it has not looked yet"
+    there = AvailableDisk(device="/dev/sda", identity="wwid:A", id="sda", links=[link])
+    report = msgspec.structs.replace(report, available=[there])
+    assert (told(db, report), codes(db)) == (wish, [])
+    report = msgspec.structs.replace(report, bound=[*BOUND, BoundDisk(id="sdb", device="/dev/sdb")])
+    heard = told(db, report)
+    assert heard is not None
+    assert ([disk.id for disk in heard.disks], codes(db)) == ([None, "sdb"], ["US617"])

@@ -240,3 +240,45 @@ def test_a_disk_that_was_never_there_is_protected_all_the_same_and_wanted_where_
     known = machine(protected=False, disks=offer.bound)
     names = [disk.name for disk in offer.candidates(known) if disk.wanted]
     assert offer.meant("No", names, known.disks) == known.disks
+
+
+LINK = "/dev/disk/by-id/wwn-A"
+LINKED = AgentReport(
+    bound=[BoundDisk(id="sda", device="/dev/sda")],
+    available=[
+        AvailableDisk(device="/dev/sda", sectors=8, identity="wwid:A", id="sda", links=[LINK]),
+        AvailableDisk(device="/dev/sdb", sectors=8, identity="wwid:B", links=["/dev/disk/by-id/wwn-B"]),
+    ],
+)
+
+
+def test_a_link_means_the_disk_to_which_it_leads() -> None:
+    offer, known = Offer.of(LINKED), (WantedDisk("/dev/sda", "sda"),)
+    disks = offer.meant("No", [LINK, "/dev/disk/by-id/wwn-B"], known)
+    offer.check("No", disks, known)
+    assert disks == (WantedDisk(LINK, "sda"), WantedDisk("/dev/disk/by-id/wwn-B", identity="wwid:B"))
+    assert without(known, disks) == (), "nothing is left out"
+    with pytest.raises(RequestError, match="names one disk twice"):
+        offer.meant("No", [LINK, "/dev/sda"], known)
+
+
+def test_a_disk_that_was_named_by_its_link_is_not_one_of_which_nobody_spoke() -> None:
+    by_link, by_name = WantedDisk(LINK), WantedDisk("/dev/sda")
+    assert Offer.of(LINKED).unsaid([by_link], ()) == ()
+    other_way = msgspec.structs.replace(LINKED, bound=[BoundDisk(id="", device=LINK)])
+    assert Offer.of(other_way).unsaid([WantedDisk("/dev/sda", "sda")], ()) == ()
+    assert Offer.of(other_way).unsaid([by_name], ()) == ()
+    unknown = msgspec.structs.replace(LINKED, available=[])
+    assert Offer.of(unknown).unsaid([by_link], ()) == (WantedDisk("/dev/sda", "sda"),), "nobody can tell"
+
+
+def test_one_path_speaks_of_one_disk_also_where_another_was_called_so() -> None:
+    """Names were changed by a boot: what stands there is meant, and of the other nobody spoke."""
+    swapped = AgentReport(
+        bound=[BoundDisk(id="sda", device="/dev/sda"), BoundDisk(id="sdb", device="/dev/sdb")],
+        available=[
+            AvailableDisk(device="/dev/sda", sectors=8, identity="wwid:B", id="sdb"),
+            AvailableDisk(device="/dev/sdb", sectors=8, identity="wwid:A", id="sda"),
+        ],
+    )
+    assert Offer.of(swapped).unsaid([WantedDisk("/dev/sda")], ()) == (WantedDisk("/dev/sda", "sda"),)

@@ -23,6 +23,7 @@ from config_server import (
     tokens,
 )
 from config_server.clock import SECOND_NS
+from config_server.disks import Offer
 from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,
@@ -36,7 +37,7 @@ from shared.errors import (
     TokenUsedError,
 )
 from shared.messages import CommandKind, EventKind, Failure, JobProgress, JobState, Policy
-from shared.status import Problem
+from shared.status import AgentReport, AvailableDisk, BoundDisk, Problem
 from shared.vocabulary import Role, Severity
 from tests.small_fs import fill, small_fs
 
@@ -520,6 +521,34 @@ def test_a_report_that_names_fewer_disks_forgets_none_and_is_nothing_beside_what
         "UPDATE machines SET disks = '[{\"device\": \"/dev/sda\"}]', protected = 1 WHERE name = 'web2'"
     )
     assert noted("web2", b, a) == (a, b), "recorded before there were wishes"
+
+
+@pytest.mark.parametrize(("recorded", "configured"), [("by link", "sda"), ("sda", "by link")])
+def test_a_disk_that_was_recorded_by_another_name_than_its_agent_has_for_it_is_one_disk(
+    db: sqlite3.Connection, recorded: str, configured: str
+) -> None:
+    """Before there were wishes. The agent has not looked yet when it reports first."""
+    paths = {"by link": "/dev/disk/by-id/wwn-A", "sda": "/dev/sda"}
+    inventory.ensure_machine(db, "web1", NOW)
+    row = f'[{{"device": "{paths[recorded]}"}}]'
+    db.execute("UPDATE machines SET disks = ?, protected = 1", (row,))
+    there = AvailableDisk(device="/dev/sda", identity="wwid:A", id="sda", links=[paths["by link"]])
+    report = AgentReport(bound=[BoundDisk(id="sda", device=paths[configured])])
+    for available in ([], [there]):
+        offer = Offer.of(msgspec.structs.replace(report, available=available))
+        inventory.note_bound(db, "web1", "", offer.bound, None, settle=offer.settled, is_whole=True)
+    assert inventory.machine(db, "web1").disks == (WantedDisk(paths[configured], "sda"),)
+
+
+def test_what_was_taken_out_of_a_configuration_is_not_what_shall_be_protected(db: sqlite3.Connection) -> None:
+    a, b = (WantedDisk(f"/dev/sd{letter}", f"sd{letter}") for letter in "ab")
+    inventory.ensure_machine(db, "web1", NOW)
+    for said, noted in (([a, b], (a, b)), ([b], (b,))):
+        inventory.note_bound(db, "web1", "", said, None, is_whole=True)
+        assert inventory.machine(db, "web1").disks == noted
+    db.execute('UPDATE machines SET disks = \'[{"device": "/dev/sdz"}]\', protected = 1')
+    inventory.note_bound(db, "web1", "", [b], None, is_whole=True)
+    assert inventory.machine(db, "web1").disks == (WantedDisk("/dev/sdz"), b), "an operator named it"
 
 
 def test_an_act_drops_what_was_known_until_its_agent_has_heard_of_it(db: sqlite3.Connection) -> None:

@@ -182,3 +182,16 @@ def test_a_disk_that_was_protected_once_is_told_with_its_id_wherever_it_stands(
     assert ids()["/dev/sdb"] == "data", "as it was known before"
     host.disks[0] = disk("sda", names={"wwid": "naa.sdb"})
     assert ids() == {"/dev/sda": "", "/dev/sdb": "", "/dev/sdc": "one"}, "a clone"
+
+
+def test_a_disk_is_told_with_the_links_that_lead_to_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Host(monkeypatch)
+    folder = tmp_path / "by-id"
+    folder.mkdir()
+    for link, leads_to in (("wwn-A", "/dev/sda"), ("wwn-A-part1", "/dev/sda1"), ("scsi-A", "/dev/sda")):
+        (folder / link).symlink_to(leads_to)
+    monkeypatch.setattr(identify, "LINKS", (folder, tmp_path / "nothing"))
+    found = {disk.device: disk.links for disk in Available(tmp_path).look()}
+    assert found == {"/dev/sda": [str(folder / "scsi-A"), str(folder / "wwn-A")], "/dev/sdb": []}
