@@ -105,7 +105,8 @@ class Presence:
         """Take in a report, when it came (time of day, and monotonic), and from where; what counts from then on. One that was held up on
         its way, or is of another daemon under the same name (twins.py), changes nothing, and the one before it is returned. Raises
         RequestError, with the path of the field, when it is not what the role reports."""
-        seen = Seen(role, name, received_ns, heard_ns, decode(role, raw), recovered_ns)
+        report = _with_disks(decode(role, raw), self._seen.get((role, name)))
+        seen = Seen(role, name, received_ns, heard_ns, report, recovered_ns)
         start, number = seen.report.start, seen.report.number
         if start:
             starts = self._starts.setdefault((role, name), Starts())
@@ -168,6 +169,18 @@ class Presence:
 
     def names(self, role: Role) -> Iterable[str]:
         return [name for known, name in sorted(self._seen) if known == role]
+
+
+def _with_disks(report: Report, before: Seen | None) -> Report:
+    """An agent that was started just now has not looked yet which disks there are: what was said last counts, as with one that runs,
+    since no name changes within a boot but of a disk that is plugged. Else a path would mean what it was called for once."""
+    if not isinstance(report, AgentReport) or before is None or not isinstance(before.report, AgentReport):
+        return report
+    former, boot = before.report, report.boot.partition("/")[0]
+    is_same = boot and (boot, report.identity) == (former.boot.partition("/")[0], former.identity)
+    if report.available or not is_same:
+        return report
+    return msgspec.structs.replace(report, available=former.available)
 
 
 def problems_of(seen: Seen) -> list[Problem]:

@@ -6,10 +6,11 @@ import msgspec
 import pytest
 
 from config_server.clock import SECOND_NS
+from config_server.disks import Offer
 from config_server.presence import Presence, decode
-from shared.desired import Mark, Verb
+from shared.desired import Mark, Verb, WantedDisk
 from shared.errors import RequestError
-from shared.status import AgentReport
+from shared.status import AgentReport, AvailableDisk
 from shared.vocabulary import Role
 
 
@@ -68,3 +69,25 @@ def test_what_is_no_report_is_refused(more: dict[str, object]) -> None:
     raw = msgspec.json.encode({"wish": {"mark": mark, "verb": 5}, **more})
     with pytest.raises(RequestError):
         decode(Role.AGENT, raw)
+
+
+def test_an_agent_that_was_started_just_now_has_the_disks_that_it_saw_in_this_boot() -> None:
+    """It looks in a moment; until then a path would mean what was called so once, and not what the operator saw there."""
+    presence = Presence()
+    known = (WantedDisk("/dev/sda", "sda"),)
+
+    def meant(boot: str, *available: AvailableDisk, identity: str = "one") -> list[str | None]:
+        raw = msgspec.json.encode(AgentReport(boot=boot, identity=identity, available=list(available)))
+        report = presence.learn(Role.AGENT, "web1", raw, 0, 100).report
+        assert isinstance(report, AgentReport)
+        return [disk.id for disk in Offer.of(report).meant("No", ["/dev/sda"], known)]
+
+    stranger = AvailableDisk(device="/dev/sda", sectors=8, identity="wwid:B")
+    assert meant("b1/1", stranger, AvailableDisk(device="/dev/sdb", identity="wwid:A", id="sda")) == [None]
+    assert meant("b1/1") == [None]
+    assert meant("b1/2") == [None], "it attached capture anew"
+    assert meant("b2/1") == ["sda"], "names were changed by a boot"
+    meant("b2/1", stranger)
+    assert meant("b2/1", identity="other") == ["sda"], "another host's"
+    meant("", stranger)
+    assert meant("") == ["sda"], "nobody knows of which boot it is"
