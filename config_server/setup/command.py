@@ -110,7 +110,7 @@ def _steps(
     yield from storage.files
     yield Vault(vault_file, data_dir)
     yield recovery
-    yield Authority(data_dir)
+    yield Authority(data_dir, begins_anew)
     yield Operator(data_dir)
     yield AuthorityNote(data_dir, vault_file, begins_anew)
     config = Configuration(
