@@ -29,7 +29,8 @@ from shared.blob import BlobConfig, BlobStore
 from shared.errors import ConfigError
 from shared.machine_storage import MachineStorage
 from shared.service import load_config
-from shared.vault import FileVault
+from shared.vault import FileVault, add, machine_key
+from shared.vault_record import RecordedVault
 from tests.cli import ROOT, Done, begun, ended, understudy
 from tests.config_parts import running
 from tests.dispositions import inherited
@@ -228,6 +229,33 @@ async def test_a_container_with_an_installation_gets_no_second_vault(
     assert (done.exit_code, "US627" in done.stderr) == (5, True)
     assert "machines/web1.json" in done.stderr
     assert made(tmp_path) == {}
+
+
+@pytest.mark.parametrize("known_by", ["record", "machine"])
+async def test_a_vault_of_this_host_gets_no_container_of_another_installation(
+    tmp_path: Path,
+    arguments: list[str],
+    machine_storage: MachineStorage,
+    blob_config: BlobConfig,
+    known_by: str,
+) -> None:
+    """Begun with one container; then, with the configuration moved away as is advised, again with another."""
+    theirs = FileVault.create(tmp_path / "theirs.json")
+    if known_by == "record":
+        await RecordedVault(theirs, lambda: machine_storage).check()
+    else:  # of an earlier version
+        await machine_key(await machine_storage.find_or_create("web1"), theirs, "web1", create=True)
+    at = arguments.index("--blob-container") + 1
+    first = [*arguments[:at], f"{blob_config.container}-first", *arguments[at + 1 :]]
+    assert (await init(first)).exit_code == 0
+    (tmp_path / "etc/config-server.toml").unlink()
+    before = made(tmp_path)
+    done = await init(arguments)
+    assert (done.exit_code, "US627" in done.stderr, theirs.current in done.stderr) == (5, True, True)
+    assert made(tmp_path) == before
+    vault = tmp_path / "etc/config-server/vault.json"
+    add(vault, theirs.path)  # it is a newer one of that installation
+    assert (await init(arguments, "--recovery-key", str(tmp_path / "other.key"))).exit_code == 0
 
 
 @pytest.mark.parametrize("lost", ["etc/config-server/vault.json", "state/config-server/ca.pem"])
