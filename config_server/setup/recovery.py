@@ -49,13 +49,16 @@ class Handed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecoveryKey:
-    """`wanted`: where it shall be; None: nobody said. `folders`: what is lost or saved together with the vault."""
+    """`wanted`: where it shall be; None: nobody said. `folders`: what is lost or saved together with the vault. `note`: where it is noted;
+    None: beside the vault, which may have been moved from there since."""
 
-    def __init__(self, vault_file: Path, wanted: Path | None, folders: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, vault_file: Path, wanted: Path | None, folders: Sequence[Path] = (), note: Path | None = None
+    ) -> None:
         self._vault: Final = vault_file
         self._wanted: Final = wanted
         self._folders: Final = folders
-        self._note: Final = vault_file.parent / NOTE
+        self._note: Final = note or vault_file.parent / NOTE
 
     def check(self) -> None:
         """Before anything is made. Raises UsageError, RecoveryFileThereError, ConfigError where it cannot be put."""

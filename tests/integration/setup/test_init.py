@@ -266,6 +266,30 @@ async def test_what_was_lost_is_not_made_anew(tmp_path: Path, arguments: list[st
     assert (done.exit_code, "is gone" in done.stderr, (tmp_path / lost).exists()) == (2, True, False)
 
 
+async def test_a_vault_that_was_moved_is_found_where_the_configuration_says(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    assert (await init(arguments)).exit_code == 0
+    (tmp_path / "recovery.key").unlink()  # it was taken away
+    config, old, new = (
+        tmp_path / "etc/config-server.toml",
+        load(tmp_path).vault_file,
+        tmp_path / "safe/vault.json",
+    )
+    assert old is not None
+    new.parent.mkdir(0o700)
+    old.rename(new)
+    for file in (config, tmp_path / "etc/profile.toml"):
+        file.write_text(file.read_text().replace(str(old), str(new)))
+    async with daemon(config):  # it notes its CA beside the vault
+        for given in (arguments, places(tmp_path)):
+            report = (await init(given, "--output", "json")).json
+            told = outcomes(report["steps"])
+            assert (report["error"], report["changed"]) == (None, False)
+            assert {told[step] for step in ("vault", "recovery-key", "configuration", "profile")} == {"kept"}
+    assert not old.exists()
+
+
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "a CA without a database"])
 @pytest.mark.parametrize("told_by", ["note", "profile", "storage"])
 async def test_a_data_folder_that_is_gone_is_not_made_anew(
