@@ -43,7 +43,7 @@ class Agent:
     def __init__(
         self, config: AgentConfig, capture: Capture, watch: Watch, former: Address | None = None
     ) -> None:
-        """`former`: the process server with which this process was before."""
+        """`former`: the process server with which this process was before. Else it is the one with which the agent was that ran before."""
         self.config = config
         self.capture = capture
         self.watch = watch
@@ -63,7 +63,9 @@ class Agent:
             self.stream,
             self.state,
             self._hello,
-            ProcessServers(config.addresses, time.monotonic(), former),
+            ProcessServers(
+                config.addresses, time.monotonic(), former or self.state.last_server(config.addresses)
+            ),
             config.tls,
             self.continuity.end_epoch,
             config.control_address,

@@ -265,13 +265,14 @@ async def _follow(wanted: _Wanted, agent: Agent, over: asyncio.Event) -> None:
         return wanted.wishes.goal(wanted.config) != wanted.goal
 
     await wanted.wishes.until(is_another)
-    goal = wanted.wishes.goal(wanted.config)
-    addresses = [address_of(server) for server in goal.servers]
-    if not goal.is_stopped and agent.sender.address not in addresses:
-        # The others never had the stream. Whoever wants it to stop meanwhile is not kept waiting.
-        await first_of(
-            agent.sender.leave(), wanted.wishes.until(lambda: wanted.wishes.goal(wanted.config).is_stopped)
-        )
+
+    def may_go_at_once() -> bool:
+        goal = wanted.wishes.goal(wanted.config)
+        return goal.is_stopped or agent.sender.address in [address_of(server) for server in goal.servers]
+
+    # The others never had the stream. Whoever wants it to stop meanwhile, or to go on as it did, is not kept waiting.
+    if not may_go_at_once():
+        await first_of(agent.sender.leave(), wanted.wishes.until(may_go_at_once))
     _log.info("something else is wanted: the session ends")
     over.set()
 

@@ -64,8 +64,8 @@ def check_there(folder: Path, vault_file: Path | None) -> None:
         cause=f"the installation is not new ({note} names its CA): a new CA would lock out every daemon, and an empty database would admit"
         " who was revoked",
         action=f"If it lies on a file system of its own: mount that, and start again. If it is lost, restore a backup: {RESTORE}. Without"
-        f" a backup: understudy init --new-ca (or delete {note}, and start); then every daemon has to be enrolled anew, and what is"
-        " replicated stays in storage.",
+        f" a backup: understudy init --new-ca (or delete {note}, and ca.pem where that was left, and start); then every daemon has to be"
+        " enrolled anew, and what is replicated stays in storage.",
     )
 
 

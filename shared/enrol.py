@@ -49,6 +49,7 @@ from shared.errors import (
     cause_of,
 )
 from shared.messages import EnrolRequest, Nothing
+from shared.setup.access import Access
 from shared.tls import TlsFiles
 from shared.vocabulary import Role
 
@@ -129,8 +130,8 @@ async def enrol(
     url: str, token: str, folder: Path, *, replace: bool = False, role: Role | None = None
 ) -> TlsFiles:
     """Make a key, have it certified, and write key, certificate and CA into `folder`. A key for which there is no certificate
-    yet is of an earlier try, and is used; bytes that are no key are replaced by one. `replace`: whosever folder that was.
-    `role`: what the certificate must be for.
+    yet is of an earlier try, and is used; bytes that are no key are replaced by one, and so is a key that others can use. `replace`:
+    whosever folder that was. `role`: what the certificate must be for.
 
     The key never leaves the host. Raises UsageError for a URL that cannot be a config server's, TokenMalformedError,
     UnknownAuthorityError when the server's CA is not the token's, the EnrolmentError that the server answered with,
@@ -211,7 +212,7 @@ def _prepare(folder: Path) -> tuple[Path, bool]:
         key = folder / NEW_KEY if files.cert.exists() and files.key.exists() else files.key
         # What is in both places was certified: only its removal failed.
         waits = key.exists() and (key == files.key or key.read_bytes() != files.key.read_bytes())
-        if waits and identity.is_key(key.read_bytes()):
+        if waits and identity.is_key(key.read_bytes()) and not Access.in_folder(key).wrong():
             return key, False
     except OSError as exc:
         raise IdentityFileError(f"The folder {folder} cannot be used", cause=cause_of(exc)) from exc

@@ -86,6 +86,11 @@ def _read(path: Path) -> _VaultFile:
             action=f"chmod 600 {path}, and consider its keys known to others. Where that changes nothing (the file system of a stick):"
             " copy it to a place that keeps modes (install -m 600), and give the copy.",
         )
+    return _content(data, path)
+
+
+def _content(data: bytes, path: Path) -> _VaultFile:
+    """Of a vault file with these bytes. UsageError when they are none."""
     try:
         content = decoding.decode(data, type=_VaultFile)
         if any(len(key.key) != sealing.KEY_B for key in content.keys):
@@ -118,6 +123,11 @@ def add(path: Path, other: Path) -> list[str]:
         mode = stat.S_IMODE(path.stat().st_mode)
         durable.replace_file(path, content, mode=mode, keep_owner=True)
     return [key.id for key in new]
+
+
+def ids_in(data: bytes, path: Path) -> list[str]:
+    """Of the keys in a vault file with these bytes; `path` is where they are from. UsageError when they are none."""
+    return [key.id for key in _content(data, path).keys]
 
 
 def leftovers(path: Path) -> list[Path]:

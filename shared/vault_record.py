@@ -76,6 +76,11 @@ def misfits(ours: Records, recorded: Records) -> list[str]:
     ]
 
 
+def is_another_s(ours: Records, recorded: Records) -> bool:
+    """Whether a vault with the keys `ours` has none of the `recorded`: it is not an older or newer one of theirs. Pure."""
+    return bool(recorded) and len(misfits(ours, recorded)) == len(recorded)
+
+
 def admits(ours: Records, current: str, recorded: Records) -> bool:
     """Whether new keys may be wrapped under the key `current`. Pure."""
     return recorded.get(current) == ours[current]
@@ -171,9 +176,7 @@ class RecordedVault:
         ours = self.file.fingerprints
         while True:
             last, recorded = await _recorded(machines)
-            known: dict[str, str] = dict(recorded)
-            if not recorded:
-                known |= dict.fromkeys(await _named_by_machines(machines), "")
+            known = await _known(machines, recorded)
             missing = sorted(ours.keys() - recorded.keys())
             if not missing or misfits(ours, known):
                 return known
@@ -192,6 +195,17 @@ class RecordedVault:
 def guarded(vault: Vault, machines: MachineStorage) -> Vault:
     """The vault of a daemon that makes new keys: a file that it has itself is compared with storage, as the config server does with its."""
     return RecordedVault(vault, lambda: machines) if isinstance(vault, FileVault) else vault
+
+
+async def known_keys(machines: MachineStorage) -> Records:
+    """The vault keys that storage knows: those recorded or, where none is, those that the machines' documents name. Raises StorageError,
+    IntegrityError."""
+    _, recorded = await _recorded(machines)
+    return await _known(machines, recorded)
+
+
+async def _known(machines: MachineStorage, recorded: Records) -> Records:
+    return recorded or dict.fromkeys(await _named_by_machines(machines), "")
 
 
 async def _recorded(machines: MachineStorage) -> tuple[int, dict[str, str]]:

@@ -62,6 +62,8 @@ LINGER_BELOW_B: Final = 256 * 1024
 IDLE_S: Final = 0.02
 UPLOAD_LOOK_S: Final = 0.5
 UPLOAD_LOOKS: Final = 40
+LEAVE_S: Final = 600.0
+"""So long the upload is waited for of one that is named no more."""
 RETRY_LIMIT_S: Final = 10.0
 RETRY_AFTER_LIMIT_S: Final = 60.0
 RESTARTS_S: Final = 60.0
@@ -169,9 +171,19 @@ class Sender:
         self._hurried.set()
 
     async def leave(self) -> None:
-        """Returns when another server, which never had the stream, could go on with it, as far as waiting helps."""
-        if self.connected and self._state[Word.EPOCH]:
-            await self._nothing_is_freed_too_early()
+        """Returns when another server, which never had the stream, could go on with it, as far as waiting helps: one that is away may be
+        restarted, and one that is there may take its time to upload, while it goes on with the stream."""
+        began = time.monotonic()
+        while is_freed_too_early(self._state, self.uploaded):
+            waited_s = time.monotonic() - began
+            is_first_try = self._away_since is None and waited_s < RESTARTS_S
+            if waited_s >= LEAVE_S or not (self.connected or self.may_restart or is_first_try):
+                _log.warning(
+                    "the process server is left before all that it has is uploaded", server=self.server
+                )
+                return
+            self.flush()
+            await asyncio.sleep(UPLOAD_LOOK_S)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Returns soon after `stop` is set. A session that ends is begun again, with backoff."""
@@ -209,7 +221,10 @@ class Sender:
             await self._rest(stop, max(pause_s, self._retry_after_s))
 
     def _turn_elsewhere(self, error: PeerError | NoThreadError) -> None:
-        """If it is time, after a session, or a try, that failed. That this host has no room for a thread is no fault of the server's."""
+        """If it is time, after a session, or a try, that failed. That this host has no room for a thread is no fault of the server's. Where
+        another could not go on with the epoch, one that may be restarted is waited for."""
+        if self.may_restart and is_freed_too_early(self._state, self.uploaded):
+            return
         now = time.monotonic()
         open_s = now - self._opened_at if self.connected else 0.0
         if isinstance(error, CopyRefusedError | NoThreadError) or not self._servers.ended(now, open_s=open_s):
@@ -271,7 +286,7 @@ class Sender:
         epoch (`why_not`). Behind a ring that is half full what was freed may lie at the current one alone for a moment: so it is asked to
         upload, and waited for."""
         for _ in range(UPLOAD_LOOKS):
-            if self._state[Word.FREED] <= self.uploaded:
+            if not is_freed_too_early(self._state, self.uploaded):
                 return True
             self.flush()
             await asyncio.sleep(UPLOAD_LOOK_S)
@@ -303,6 +318,7 @@ class Sender:
                 )
             hello = self._hello()
             await self._take_up(hello, await link.greet(hello))
+            self._state.goes_on_with(address)
             await self._stream_over(link)
         except PeerError as exc:
             self._end_epoch_if_over(link, exc)
@@ -445,6 +461,12 @@ class Sender:
                 self._want_epoch(_REASONS.get(link.fault.code, Reason.STORAGE_FORGOT))
         elif isinstance(error, ContinuityError):
             self._want_epoch(Reason.PROCESS_SERVER_AHEAD)
+
+
+def is_freed_too_early(state: AgentState, uploaded: int) -> bool:
+    """Whether the ring does not hold something any more that is not known to be in storage: a server that never had it could not go on with
+    the epoch (`why_not`)."""
+    return state[Word.EPOCH] != 0 and state[Word.FREED] > uploaded
 
 
 def why_not(state: AgentState, welcome: Welcome) -> Reason | None:

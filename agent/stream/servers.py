@@ -11,9 +11,11 @@ connection and made another, to the next. Whose the log is then, and what become
 there (process_server/spool/ownership.py). What that one had acknowledged and not listed is in the ring still, or was freed because the
 ring was half full; then the histories do not fit, and a new epoch begins with its reason (`sender.why_not`).
 
-**What is wanted may change** while the stream is with another than the first, or with one that is named no more. So the next session
-of this process is with whom the last one was, where he is named still: the way to the first is the one above. Who is named no more is
-asked to upload, and waited for, before he is left (`sender.leave`).
+**What is wanted may change** while the stream is with another than the first, or with one that is named no more; and the agent may be
+restarted. So the next session is with whom the last one was, where he is named still (`AgentState.last_server`): the way to the first is
+the one above. Who is named no more is asked to upload, and waited for, before he is left (`sender.leave`); so long as he may be restarted,
+too. And where the next one could not go on
+with the epoch, it is not tried before that.
 
 **Who is refused as a copy of the machine stays.** Whether it is one is found by the server that has the machine's session; another one,
 which has not, might take the copy for the machine.
@@ -42,7 +44,7 @@ _JITTER: Final = 1.2
 class ProcessServers:
     def __init__(self, addresses: Sequence[Address], now: float, former: Address | None = None) -> None:
         """`addresses`: the one to be preferred first; none: nobody was named. `now`: monotonic, as everywhere here. `former`: with whom
-        this process was before; if he is still one of them he is stayed with, until the first has been asked, at once."""
+        the stream was before; if he is still one of them he is stayed with, until the first has been asked, at once."""
         self._addresses: Final = tuple(addresses)
         self._at = self._addresses.index(former) if former in self._addresses else 0
         self._patience_s = self._back_s = 0.0

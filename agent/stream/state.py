@@ -25,19 +25,20 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.stream.servers import Address
 from shared.batch import DIGEST_SIZE
 from shared.log.epoch_id import NO_EPOCH, EpochId
 from shared.recovery.position import Position
 
 _LAYOUT: Final = 3
 _OLDER_DECLARED_AT: Final = 26
-"""To 31: in them an older agent keeps what it declared unreadable, its epoch's claim first."""
+"""To 30: in them an older agent keeps what it declared unreadable, its epoch's claim first."""
 _PATIENCE_AT: Final = 32
 _DIGESTS_AT: Final = 96
 _DIGESTS_AT_ONCE: Final = 64
@@ -92,6 +93,9 @@ class Word(enum.IntEnum):
     """Captured disks that were seen gone and not seen back yet, a bit a number: what they hold when they are back is unknown."""
     IDS = 25
     """Digest of the disks' ids by their numbers, which are fixed for an epoch; 0: not noted."""
+    SERVER = 31
+    """Digest of the address of the process server that took up the last session; 0: not known. An older agent writes here what is the
+    digest of none, and reads it only with its claim before it."""
 
 
 class Reason(enum.IntEnum):
@@ -195,7 +199,7 @@ class AgentState:
         return bool(self._words[_OLDER_DECLARED_AT])
 
     def forget_older_declared(self) -> None:
-        self._words[_OLDER_DECLARED_AT:_PATIENCE_AT] = 0
+        self._words[_OLDER_DECLARED_AT : Word.SERVER] = 0
 
     # -- epoch -------------------------------------------------------------------------------------------
 
@@ -255,10 +259,22 @@ class AgentState:
     def has_disks(self, ids: Sequence[str]) -> None:
         """The disks by these ids, in the order of their numbers, are captured. An epoch names its disks, and blobs are named after them:
         under other ids its batches would go to other replicas."""
-        digest = int.from_bytes(hashlib.sha256("\n".join(ids).encode()).digest()[:8], "little") | 1
+        digest = _digest("\n".join(ids))
         if self[Word.EPOCH] and self[Word.IDS] not in (0, digest):
             self.want_epoch(Reason.DISK_RENAMED)
         self[Word.IDS] = digest
+
+    def goes_on_with(self, server: Address) -> None:
+        """It has taken up a session: what the ring does not hold any more may lie there alone."""
+        self[Word.SERVER] = _digest(f"{server[0]}:{server[1]}")
+
+    def last_server(self, servers: Iterable[Address]) -> Address | None:
+        """Which of these has taken up the last session of the epoch, be it with an agent that ran before; None: that is not known, or it
+        does not matter, since a new epoch is wanted."""
+        if not self[Word.EPOCH]:
+            return None
+        noted = self[Word.SERVER]
+        return next((server for server in servers if noted == _digest(f"{server[0]}:{server[1]}")), None)
 
     # -- order -------------------------------------------------------------------------------------------
 
@@ -308,6 +324,11 @@ class AgentState:
     def least_freed(self) -> int:
         """Up to where batches must be freed at the next chance, so that cutting need not stop for want of memory."""
         return self[Word.LAST_CUT] - self._remembered * 7 // 8
+
+
+def _digest(text: str) -> int:
+    """In one word; never 0."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") | 1
 
 
 _BATCH_BITS: Final = 40

@@ -81,13 +81,15 @@ def _begin(options: argparse.Namespace, show: Show) -> Iterable[Step]:
     storage = storage_of(options, answers, host)
     hosts = [check_host(each) for each in hosts]
     listen = {"listen": options.listen or there.get("listen"), "port": options.port or there.get("port")}
+    vault_file = Path(there.get("vault_file", host.folder / _VAULT))  # an administrator may have moved it
     recovery = RecoveryKey(
-        host.folder / _VAULT,
+        vault_file,
         None if recovery_key is None else recovery_key.absolute(),
-        (host.etc, host.folder, host.state, host.state_dir),
+        (host.etc, host.folder, host.state, host.state_dir, vault_file.parent),
+        host.folder / NOTE,
     )
     recovery.check()
-    return _steps(host, storage, hosts, listen, recovery, options.new_ca, show)
+    return _steps(host, storage, hosts, listen, vault_file, recovery, options.new_ca, show)
 
 
 def _steps(
@@ -95,11 +97,12 @@ def _steps(
     storage: Storage,
     hosts: Sequence[str],
     listen: dict[str, Any],
+    vault_file: Path,
     recovery: RecoveryKey,
     begins_anew: bool,
     show: Show,
 ) -> Iterator[Step]:
-    data_dir, vault_file = host.state_dir, host.folder / _VAULT
+    data_dir = host.state_dir
     number = listen["port"] or PORT
     url = f"https://{shown(hosts[0])}{'' if number == PORT else f':{number}'}"
     yield StorageFit(storage.check, show)
@@ -110,7 +113,7 @@ def _steps(
     yield from storage.files
     yield Vault(vault_file, data_dir)
     yield recovery
-    yield Authority(data_dir)
+    yield Authority(data_dir, begins_anew)
     yield Operator(data_dir)
     yield AuthorityNote(data_dir, vault_file, begins_anew)
     config = Configuration(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from config_server import belonging, ca_note, first_operator, lock
 from config_server.ca import CertificateAuthority
@@ -81,25 +82,34 @@ class Vault:
         )
 
 
+_LEFT: Final = "the one that was left there is of the database that is lost"
+
+
 def _left(copies: Sequence[Path]) -> str:
     return f"a run that was killed left {', '.join(map(str, copies))} beside it" if copies else ""
 
 
 @dataclass(frozen=True)
 class Authority:
-    """The CA, which every other daemon pins when it enrols."""
+    """The CA, which every other daemon pins when it enrols. `begins_anew`: one that lies there without a database is of an installation
+    whose database is lost: an empty one beside it would admit whom that CA has certified, also who was revoked. So another is made."""
 
     data_dir: Path
+    begins_anew: bool = False
 
     async def look(self, dry_run: bool) -> Done:
-        if not (self.data_dir / "ca.pem").exists() and not (self.data_dir / DATABASE_FILE).exists():
-            return self._done(Outcome.WOULD_CREATE, "a new key")
+        if not (self.data_dir / DATABASE_FILE).exists():
+            if not self._is_there():
+                return self._done(Outcome.WOULD_CREATE, "a new key")
+            if self.begins_anew:
+                return self._done(Outcome.WOULD_CREATE, f"a new key, as was asked for: {_LEFT}")
         said = self._said(CertificateAuthority.open(self.data_dir))
         wrong = self._key().wrong()
         return self._done(Outcome.WOULD_MEND, f"ca.key: {wrong}") if wrong else self._done(Outcome.KEPT, said)
 
     async def do(self) -> Done:
-        if (self.data_dir / "ca.pem").exists():
+        is_left = self.begins_anew and self._is_there() and not (self.data_dir / DATABASE_FILE).exists()
+        if self._is_there() and not is_left:
             return self._done(
                 Outcome.MENDED,
                 f"ca.key: {self._key().close()}",
@@ -107,8 +117,16 @@ class Authority:
                 " run the command with --new-ca, and enrol every daemon anew.",
             )
         with as_owner(self.data_dir), lock.held(self.data_dir):
+            if is_left:
+                with durable.named(f"{self.data_dir / 'ca.pem'} could not be removed"):
+                    durable.remove_file(self.data_dir / "ca.pem")  # a key without a certificate is none
+                reach("setup.step")
             made = CertificateAuthority.open(self.data_dir)
-        return self._done(Outcome.CREATED, self._said(made))
+        said = self._said(made)
+        return self._done(Outcome.CREATED, f"{said}; {_LEFT}, and is gone" if is_left else said)
+
+    def _is_there(self) -> bool:
+        return (self.data_dir / "ca.pem").exists()
 
     def _key(self) -> Access:
         with durable.named(f"The data folder {self.data_dir} could not be used"):

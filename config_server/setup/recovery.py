@@ -28,7 +28,7 @@ from shared.errors import UNDECODABLE, ConfigError, RecoveryFileThereError, Usag
 from shared.owner import as_owner
 from shared.setup.access import too_open
 from shared.setup.steps import Done, Outcome
-from shared.vault import FileVault
+from shared.vault import FileVault, ids_in
 
 NOTE: Final = "recovery.json"
 _AWAY: Final = (
@@ -49,13 +49,16 @@ class Handed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecoveryKey:
-    """`wanted`: where it shall be; None: nobody said. `folders`: what is lost or saved together with the vault."""
+    """`wanted`: where it shall be; None: nobody said. `folders`: what is lost or saved together with the vault. `note`: where it is noted;
+    None: beside the vault, which may have been moved from there since."""
 
-    def __init__(self, vault_file: Path, wanted: Path | None, folders: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, vault_file: Path, wanted: Path | None, folders: Sequence[Path] = (), note: Path | None = None
+    ) -> None:
         self._vault: Final = vault_file
         self._wanted: Final = wanted
         self._folders: Final = folders
-        self._note: Final = vault_file.parent / NOTE
+        self._note: Final = note or vault_file.parent / NOTE
 
     def check(self) -> None:
         """Before anything is made. Raises UsageError, RecoveryFileThereError, ConfigError where it cannot be put."""
@@ -83,6 +86,7 @@ class RecoveryKey:
             return self._without_leftovers(handed)
         assert self._wanted is not None
         place, data = self._wanted, self._vault.read_bytes()
+        keys = tuple(ids_in(data, self._vault))  # of these bytes: the vault may get more meanwhile
         with durable.named(f"The recovery key {place} could not be written", action=_MORE):
             for copy in durable.leftovers(place, data):
                 durable.remove_file(copy)
@@ -92,7 +96,7 @@ class RecoveryKey:
                 durable.complete_file(place, data)  # it, or its beginning, is there, as the look has seen
             reach("setup.step")
             readable = _closed(place)
-        note = Handed(file=str(place), keys=tuple(FileVault(self._vault).fingerprints))
+        note = Handed(file=str(place), keys=keys)
         with durable.named(f"The note {self._note} could not be written"), as_owner(self._note.parent):
             durable.replace_file(self._note, msgspec.json.encode(note), mode=0o600)
         return self._done(Outcome.CREATED, readable)

@@ -1,4 +1,5 @@
-"""Whether the storage account has an installation already: a new vault beside it would be one that opens nothing of what is there."""
+"""Whether the storage account has an installation already: a new vault beside it would be one that opens nothing of what is there. So would
+a vault that is on this host already, and was made for another container."""
 
 from __future__ import annotations
 
@@ -8,16 +9,17 @@ from pathlib import Path
 from shared import vault_record
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import ContainerMissingError, InstallationThereError
-from shared.machine_storage import REGISTRY
+from shared.machine_storage import REGISTRY, MachineStorage
 from shared.setup.checks import Check
 from shared.setup.steps import Done, Outcome
+from shared.vault import FileVault
 
 _PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
 class Unused(Check):
-    """`vault_file`: where it is, the installation is this one."""
+    """`vault_file`: where it is, and has a key that storage knows, the installation is this one."""
 
     config: BlobConfig
     vault_file: Path
@@ -25,6 +27,7 @@ class Unused(Check):
     async def look(self, dry_run: bool) -> Done:
         what = f"container {self.config.container}"
         if self.vault_file.exists():
+            await self._check_ours()
             return Done(step="container", outcome=Outcome.KEPT, what=what, detail="it is this installation's")
         if found := await installation_in(self.config):
             raise InstallationThereError(
@@ -35,6 +38,18 @@ class Unused(Check):
         return Done(
             step="container", outcome=Outcome.CHECKED, what=what, detail="no installation uses it yet"
         )
+
+    async def _check_ours(self) -> None:
+        """A vault that lacks a key, and has others, is an older one of this installation: the server tells (US560)."""
+        ours = FileVault(self.vault_file).fingerprints
+        async with MachineStorage.connect(self.config) as machines:
+            known = await vault_record.known_keys(machines.with_retry(Retry(deadline_s=_PATIENCE_S)))
+        if vault_record.is_another_s(ours, known):
+            raise InstallationThereError(
+                "Nothing was set up",
+                cause=f"container {self.config.container} of {self.config.account} has an installation under vault key"
+                f" {', '.join(sorted(known))}, which {self.vault_file} does not have: it is another one's",
+            )
 
 
 async def installation_in(config: BlobConfig) -> str:

@@ -39,6 +39,7 @@ _USERS: Final = {
     Role.AGENT: "root",
 }
 _ROOTS_LOCKS: Final = Path("/run/understudy-setup")
+_RUNTIME: Final = Path("/run/user")
 _START_S: Final = 180.0
 _UMASK: Final = 0o022
 """Of what systemd's tools make."""
@@ -139,14 +140,7 @@ def alone(*folders: Path) -> Iterator[None]:
 def _locks() -> Path:
     """The folder of the locks. Raises OSError, UsageError."""
     uid = os.geteuid()
-    mine = Path(f"/run/user/{uid}")
-    place = (
-        _ROOTS_LOCKS
-        if uid == 0
-        else mine / "understudy-setup"
-        if mine.is_dir()
-        else Path(f"/tmp/understudy-setup-{uid}")
-    )
+    place = _ROOTS_LOCKS if uid == 0 else _users_locks(uid)
     with contextlib.suppress(FileExistsError):
         place.mkdir(0o700)
     found = place.lstat()
@@ -154,9 +148,28 @@ def _locks() -> Path:
         raise UsageError(
             "Nothing was set up",
             cause=f"{place}, in which the locks of this user's set-ups lie, is not a folder of his alone",
-            action="See who made it; remove it, and run the command again.",
+            action=f"See who made it (ls -ld {place}), remove it, and run the command again. If it is another user's, root can; or has a"
+            f" folder made that is this user's alone: install -d -m 700 -o {uid} {_RUNTIME / str(uid)}.",
         )
     return place
+
+
+def _users_locks(uid: int) -> Path:
+    """Below a folder in which nobody else can take the name; where this user has none, below /tmp. By what all his set-ups find the same,
+    whatever their environment. Raises OSError."""
+    for mine, name in ((_RUNTIME / str(uid), "understudy-setup"), (_home(uid), ".understudy-setup")):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            found = mine.stat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o022:
+                return mine / name
+    return Path(f"/tmp/understudy-setup-{uid}")
+
+
+def _home(uid: int) -> Path:
+    try:
+        return Path(pwd.getpwuid(uid).pw_dir)
+    except KeyError:
+        return Path("/nonexistent")
 
 
 def _lock(held: contextlib.ExitStack, place: Path, folder: Path) -> None:

@@ -24,6 +24,7 @@ from shared.errors import (
     NotAFrameError,
     NoThreadError,
     RefusedError,
+    UnreachableError,
 )
 from shared.messages import Revocations
 from shared.recovery.position import Position
@@ -261,9 +262,77 @@ async def test_it_goes_back_only_when_all_that_the_ring_does_not_hold_is_in_stor
         flushes.append(sending.uploaded)
         sending.uploaded += comes
 
-    sending: Any = SimpleNamespace(_state={Word.FREED: 5}, uploaded=3, flush=flush)
+    sending: Any = SimpleNamespace(_state={Word.EPOCH: 1, Word.FREED: 5}, uploaded=3, flush=flush)
     assert await Sender._nothing_is_freed_too_early(sending) is comes
     assert flushes == ([3, 4] if comes else [3] * sender_module.UPLOAD_LOOKS)
+
+
+@pytest.mark.parametrize(
+    ("who", "waits"),
+    [
+        ("is there, and takes its time", True),
+        ("was just now restarted", True),
+        ("has not been tried yet", True),
+        ("is there, and never uploads", False),
+        ("is away for longer than a restart takes", False),
+        ("refuses this agent", False),
+    ],
+)
+async def test_one_that_is_named_no_more_is_left_when_all_is_in_storage_or_waiting_helps_no_more(
+    monkeypatch: pytest.MonkeyPatch, who: str, waits: bool
+) -> None:
+    monkeypatch.setattr(sender_module, "UPLOAD_LOOK_S", 0.0)
+    if who == "is there, and never uploads":
+        monkeypatch.setattr(sender_module, "LEAVE_S", 0.0)
+    flushes: list[int] = []
+
+    def flush() -> None:
+        flushes.append(sending.uploaded)
+        if len(flushes) == 100:  # as long as it may take
+            sending.uploaded = 5
+
+    sending: Any = SimpleNamespace(
+        _state={Word.EPOCH: 1, Word.FREED: 5}, uploaded=3, flush=flush, server="ps1:9443", connected="is there" in who,
+        may_restart=who == "was just now restarted", _away_since=None if "tried" in who else 0.0,
+    )  # fmt: skip
+    async with asyncio.timeout(10):
+        await Sender.leave(sending)
+    assert flushes == ([3] * 100 if waits else [])
+
+
+@pytest.mark.parametrize("lies_there_alone", [True, False])
+async def test_one_that_may_be_restarted_is_waited_for_where_another_could_not_go_on_with_the_epoch(
+    monkeypatch: pytest.MonkeyPatch, lies_there_alone: bool
+) -> None:
+    monkeypatch.setattr(servers, "PATIENCE_S", 0.0)
+    turning: Any = SimpleNamespace(
+        _state={Word.EPOCH: 1, Word.FREED: 5}, uploaded=3 if lies_there_alone else 5, may_restart=True, connected=False,
+        _servers=servers.ProcessServers([("a", 1), ("b", 1)], 0.0), server="", _opened_at=0.0,
+    )  # fmt: skip
+    for turning.may_restart in (True, False):
+        Sender._turn_elsewhere(turning, UnreachableError("away"))
+        stays = lies_there_alone and turning.may_restart
+        assert turning._servers.is_elsewhere is not stays
+        if not stays:
+            break
+
+
+async def test_an_agent_that_ran_before_has_left_word_with_which_process_server(site: Site) -> None:
+    async def take(wire: Connection, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(wire.send_welcome(welcome(hello.epoch or 1, 1 << 26)))
+
+    here = site.sender.address
+    assert here is not None
+    site.script = take
+    await next_hello(site)
+    async with asyncio.timeout(10):
+        await site.batches.get()
+    assert site.state.last_server([("another", 9443), here]) == here
+    assert site.state.last_server([("another", 9443)]) is None
+    site.state.forget_older_declared()
+    assert site.state.last_server([here]) == here
+    site.state.want_epoch(Reason.MANUAL)
+    assert site.state.last_server([here]) is None, "whoever is preferred can have the new epoch"
 
 
 async def test_whoever_is_refused_as_a_copy_turns_to_no_other_process_server(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agent import desired, idle, service
+from agent import attachment, desired, idle, service
 from agent.capture import attach, libbpf, pins
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Word
@@ -106,6 +106,26 @@ async def test_a_disk_joins_and_leaves_by_a_wish_and_nothing_that_is_pinned_for_
         assert (state_of(r)[Word.EPOCH], state_of(r).reason) == (0, Reason.DISK_LEFT)
         assert before == identities(r)
         assert state_of(r).suspicion is None
+
+
+async def test_an_agent_that_is_restarted_goes_on_with_whom_the_stream_was_and_a_new_epoch_with_the_first(
+    ca: TestCa, r: Rig
+) -> None:
+    """What the ring does not hold any more may lie at that process server alone."""
+    first, second, third = servers = [f"127.0.0.1:{port}" for port in (1, 2, 3)]
+    config = agent_of(r, ca, "https://127.0.0.1:1", *paths(r), process_server="", process_servers=servers)
+    config.state_dir.mkdir()
+    async with attachment.running(config, attachment.Kept()) as agent:
+        assert agent.sender.server == first
+        agent.state.begin_epoch(eid(1))
+        agent.state.goes_on_with(("127.0.0.1", 2))
+    async with attachment.running(config, attachment.Kept()) as agent:
+        assert agent.sender.server == second
+    async with attachment.running(config, attachment.Kept(server=("127.0.0.1", 3))) as agent:
+        assert agent.sender.server == third, "this process knows better"
+        agent.state.want_epoch(Reason.MANUAL)
+    async with attachment.running(config, attachment.Kept()) as agent:
+        assert agent.sender.server == first
 
 
 async def test_a_wish_that_changes_neither_disks_nor_servers_is_only_noted(

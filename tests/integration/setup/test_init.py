@@ -29,7 +29,8 @@ from shared.blob import BlobConfig, BlobStore
 from shared.errors import ConfigError
 from shared.machine_storage import MachineStorage
 from shared.service import load_config
-from shared.vault import FileVault
+from shared.vault import FileVault, add, machine_key
+from shared.vault_record import RecordedVault
 from tests.cli import ROOT, Done, begun, ended, understudy
 from tests.config_parts import running
 from tests.dispositions import inherited
@@ -230,12 +231,63 @@ async def test_a_container_with_an_installation_gets_no_second_vault(
     assert made(tmp_path) == {}
 
 
+@pytest.mark.parametrize("known_by", ["record", "machine"])
+async def test_a_vault_of_this_host_gets_no_container_of_another_installation(
+    tmp_path: Path,
+    arguments: list[str],
+    machine_storage: MachineStorage,
+    blob_config: BlobConfig,
+    known_by: str,
+) -> None:
+    """Begun with one container; then, with the configuration moved away as is advised, again with another."""
+    theirs = FileVault.create(tmp_path / "theirs.json")
+    if known_by == "record":
+        await RecordedVault(theirs, lambda: machine_storage).check()
+    else:  # of an earlier version
+        await machine_key(await machine_storage.find_or_create("web1"), theirs, "web1", create=True)
+    at = arguments.index("--blob-container") + 1
+    first = [*arguments[:at], f"{blob_config.container}-first", *arguments[at + 1 :]]
+    assert (await init(first)).exit_code == 0
+    (tmp_path / "etc/config-server.toml").unlink()
+    before = made(tmp_path)
+    done = await init(arguments)
+    assert (done.exit_code, "US627" in done.stderr, theirs.current in done.stderr) == (5, True, True)
+    assert made(tmp_path) == before
+    vault = tmp_path / "etc/config-server/vault.json"
+    add(vault, theirs.path)  # it is a newer one of that installation
+    assert (await init(arguments, "--recovery-key", str(tmp_path / "other.key"))).exit_code == 0
+
+
 @pytest.mark.parametrize("lost", ["etc/config-server/vault.json", "state/config-server/ca.pem"])
 async def test_what_was_lost_is_not_made_anew(tmp_path: Path, arguments: list[str], lost: str) -> None:
     assert (await init(arguments)).exit_code == 0
     (tmp_path / lost).unlink()
     done = await init(arguments)
     assert (done.exit_code, "is gone" in done.stderr, (tmp_path / lost).exists()) == (2, True, False)
+
+
+async def test_a_vault_that_was_moved_is_found_where_the_configuration_says(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    assert (await init(arguments)).exit_code == 0
+    (tmp_path / "recovery.key").unlink()  # it was taken away
+    config, old, new = (
+        tmp_path / "etc/config-server.toml",
+        load(tmp_path).vault_file,
+        tmp_path / "safe/vault.json",
+    )
+    assert old is not None
+    new.parent.mkdir(0o700)
+    old.rename(new)
+    for file in (config, tmp_path / "etc/profile.toml"):
+        file.write_text(file.read_text().replace(str(old), str(new)))
+    async with daemon(config):  # it notes its CA beside the vault
+        for given in (arguments, places(tmp_path)):
+            report = (await init(given, "--output", "json")).json
+            told = outcomes(report["steps"])
+            assert (report["error"], report["changed"]) == (None, False)
+            assert {told[step] for step in ("vault", "recovery-key", "configuration", "profile")} == {"kept"}
+    assert not old.exists()
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "a CA without a database"])
@@ -267,7 +319,9 @@ async def test_a_data_folder_that_is_gone_is_not_made_anew(
     assert made(tmp_path) == before
     done = await init(arguments, "--new-ca")
     assert (done.exit_code, "a new one is begun, as was asked for" in done.stdout) == (0, True), done.stderr
-    assert ((data / "ca.pem").read_bytes() == ca) == (left == "a CA without a database")
+    # One that was left is no exception: beside an empty database it would admit who was revoked.
+    assert (data / "ca.pem").read_bytes() != ca
+    assert ("and is gone" in done.stdout) == (left == "a CA without a database")
     async with daemon(tmp_path / "etc/config-server.toml"):
         again = (await init(arguments, "--new-ca", "--output", "json")).json
     assert (again["changed"], outcomes(again["steps"])["data-folder"]) == (False, "kept")

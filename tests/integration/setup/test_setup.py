@@ -17,6 +17,7 @@ from master_target.config import MasterTargetConfig
 from process_server.config import ProcessServerConfig
 from shared import identity
 from shared.blob import BlobConfig
+from shared.enrol import NEW_KEY
 from shared.service import load_config
 from shared.setup.host import alone
 from tests.cli import Done
@@ -229,6 +230,31 @@ async def test_a_host_that_was_revoked_enrols_again_for_a_new_key_under_its_name
 async def test_what_is_no_port_is_refused(port: str, tmp_path: Path) -> None:
     done = await set_up("process-server", f"--port={port}", *places(tmp_path))
     assert (done.exit_code, "is no port: it must be 1 to 65535" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("way", ["without its certificate", "waiting for one"])
+async def test_a_key_that_others_could_read_is_never_certified(
+    server: ConfigServer, tmp_path: Path, blob_config: BlobConfig, way: str
+) -> None:
+    given = await arguments(server, tmp_path, "master-target", blob_config)
+    assert (await set_up("master-target", *given)).exit_code == 0
+    folder = tmp_path / "etc/master-target"
+    files = identity.files_in(folder)
+    if way == "waiting for one":
+        given.append("--enrol-again")
+        (folder / NEW_KEY).write_bytes(identity.new_key_pem())
+        known_to_others = folder / NEW_KEY
+    else:
+        files.cert.unlink()
+        known_to_others = files.key
+    known_to_others.chmod(0o644)
+    before = known_to_others.read_bytes()
+    given[given.index("--token-file") + 1] = str(await token_file(server, tmp_path, "master-target", "one"))
+    assert (await set_up("master-target", *given)).exit_code == 0
+    assert (files.key.read_bytes() != before, files.key.stat().st_mode & 0o777) == (True, 0o600)
+    assert not (folder / NEW_KEY).exists()
+    async with daemon(server, files) as client:
+        await client.report({"state": "ordered"})
 
 
 async def test_a_key_that_others_could_read_is_closed_and_told(

@@ -271,7 +271,7 @@ def test_where_nobody_knows_what_is_wanted_what_is_captured_and_what_is_configur
     assert disks(False) == []
 
 
-@pytest.mark.parametrize("named", ["again", "no more", "no more, then it is to stop"])
+@pytest.mark.parametrize("named", ["again", "no more", "no more, then it is to stop", "no more, then again"])
 async def test_a_process_server_that_is_named_no_more_is_left_when_others_can_go_on_with_the_stream(
     tmp_path: Path, named: str
 ) -> None:
@@ -297,6 +297,8 @@ async def test_a_process_server_that_is_named_no_more_is_left_when_others_can_go
         assert not over.is_set()
     if named == "no more":
         uploaded.set()
+    elif named == "no more, then again":
+        await told(2, Verb.PROTECT, "ps1:9443", "ps2:9443")
     elif named != "again":
         await told(2, Verb.STOP)
     async with asyncio.timeout(10):

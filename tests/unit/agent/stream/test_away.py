@@ -12,6 +12,7 @@ import pytest
 from agent.stream import sender as module
 from agent.stream.sender import Sender
 from agent.stream.servers import ProcessServers
+from agent.stream.state import Word
 from shared.errors import CertificateRevokedError, UnreachableError
 from tests.pki import TestCa
 
@@ -22,7 +23,8 @@ async def test_a_process_server_that_is_away_is_no_error_before_an_upgrade_takes
     nothing: Any = None
     files = TestCa(tmp_path).issue("agent:web1")
     servers = ProcessServers([("127.0.0.1", 1)], time.monotonic())
-    sender = Sender(nothing, nothing, lambda: nothing, servers, files, lambda _reason: None)
+    state: Any = {Word.EPOCH: 0}
+    sender = Sender(nothing, state, lambda: nothing, servers, files, lambda _reason: None)
     assert not sender.may_restart
     stop = asyncio.Event()
     running = asyncio.create_task(sender.run(stop))

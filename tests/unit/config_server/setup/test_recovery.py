@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from config_server.setup.recovery import NOTE, RecoveryKey
-from shared import vault
+from config_server.setup.recovery import NOTE, RecoveryKey, noted
+from shared import durable, vault
 from shared.errors import ConfigError, RecoveryFileThereError, StateFileError, UsageError
 from shared.setup.steps import Done, Outcome, carry_out
 from shared.vault import FileVault
@@ -61,6 +61,25 @@ async def test_when_the_vault_has_got_a_key_since_another_place_is_asked_for(
     assert (await put(vault_file, tmp_path / "second")).outcome is Outcome.CREATED
     assert FileVault(tmp_path / "second").fingerprints == FileVault(vault_file).fingerprints
     assert (await put(vault_file, tmp_path / "second")).outcome is Outcome.WARNING
+
+
+async def test_a_key_that_the_vault_gets_while_it_is_copied_is_not_noted(
+    vault_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FileVault.create(tmp_path / "other.json")
+    create_file = durable.create_file
+
+    def create_and_add(path: Path, data: bytes, *, mode: int) -> None:
+        create_file(path, data, mode=mode)
+        vault.add(vault_file, tmp_path / "other.json")
+
+    monkeypatch.setattr(durable, "create_file", create_and_add)
+    assert (await put(vault_file, tmp_path / "first")).outcome is Outcome.CREATED
+    handed = noted(tmp_path / NOTE)
+    assert handed is not None
+    assert handed.keys == tuple(FileVault(tmp_path / "first").fingerprints)
+    with pytest.raises(UsageError, match=r"the vault has got keys that .*first lacks"):
+        await put(vault_file, None)
 
 
 async def test_one_that_was_written_and_not_noted_is_taken_for_it_and_no_other_file_is(

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import shlex
 from pathlib import Path, PurePosixPath
 
@@ -150,6 +151,37 @@ def test_locks_lie_in_a_folder_of_this_user_s_alone(tmp_path: Path, monkeypatch:
     place.chmod(0o777)
     with pytest.raises(UsageError, match="not a folder of his alone"), alone(tmp_path / "etc"):
         pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
+def test_nobody_can_take_the_place_of_another_user_s_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He has no folder below /run/user: it is in /tmp that anybody could."""
+    uid, other = 61234, 61235
+    taken = Path(f"/tmp/understudy-setup-{uid}")
+    taken.mkdir(0o700)
+    try:
+        os.chown(taken, other, other)
+        home = tmp_path / "home"
+        home.mkdir(0o700)
+        os.chown(home, uid, uid)
+        user = pwd.struct_passwd(("somebody", "x", uid, uid, "", str(home), "/bin/sh"))
+        monkeypatch.setattr(pwd, "getpwuid", {uid: user}.__getitem__)
+        monkeypatch.setattr(os, "geteuid", lambda: uid)
+        (home / ".understudy-setup").mkdir(0o700)
+        os.chown(home / ".understudy-setup", uid, uid)
+        with (
+            alone(tmp_path / "etc"),
+            pytest.raises(UsageError, match="another set-up"),
+            alone(tmp_path / "etc"),
+        ):
+            pass
+        home.chmod(0o777)  # then others could take that, too
+        with pytest.raises(UsageError, match="root can; or has a folder made"), alone(tmp_path / "etc"):
+            pass
+    finally:
+        taken.rmdir()
 
 
 def test_the_start_by_hand_can_be_pasted_whatever_the_folders_are_called(tmp_path: Path) -> None:
