@@ -16,7 +16,7 @@ from process_server.reception.machine import Machine
 from process_server.spool.spool import MachineLog, Spool
 from process_server.standing import Standing
 from shared import remote_vault
-from shared.errors import NotOpenError, UnderstudyError, UploadsStoppedError
+from shared.errors import NotOpenError, SetAsideError, UnderstudyError, UploadsStoppedError
 from shared.status import Problem, ProcessServerReport, StreamReport
 from shared.trouble import Trouble
 from shared.vault import Vault
@@ -93,7 +93,7 @@ class StatusBoard:
             cache_free_b=cache.free_b,
             cache_used_b=sum(machine.pending_b for machine in machines.values()),
             errors=[
-                *_distinct(self._own_problems(), ""),
+                *distinct(self._own_problems(), ""),
                 *([filling] if filling is not None else []),
                 *self._copies(),
                 *(remote_vault.warnings(self._vault) if self._vault is not None else ()),
@@ -165,7 +165,7 @@ class StatusBoard:
             )
         report.pending_b = log.pending_b if log is not None else 0
         report.rates = {"received_b_s": self._meters.setdefault(name, RateMeter()).look(received_b)}
-        report.errors = _distinct(problems, name)
+        report.errors = distinct(problems, name)
         return report
 
 
@@ -176,7 +176,12 @@ def _position(log: MachineLog | None) -> Standing | None:
         return None
 
 
-def _distinct(errors: list[UnderstudyError], machine: str) -> list[Problem]:
+def distinct(errors: list[UnderstudyError], machine: str) -> list[Problem]:
     """One problem per kind: a log's failure is also why its session ended."""
-    found = {error.code: Problem(**error.as_dict(), object=machine) for error in errors}
-    return list(found.values())
+    found = {error.code: error for error in errors}
+    return [Problem(**error.as_dict(), severity=_severity(error), object=machine) for error in found.values()]
+
+
+def _severity(error: UnderstudyError) -> Severity:
+    """What was set aside is in storage from another server, or its epoch is over, which is told by itself: nobody's protection suffers."""
+    return Severity.WARNING if isinstance(error, SetAsideError) else Severity.ERROR
