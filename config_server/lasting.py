@@ -39,7 +39,7 @@ class Lasting:
         if not machine.protected and not replicates(machine, facts, now_ns):
             self._held.pop(machine.name, None)
             return frozenset()
-        look = Look(machine.name, facts, now_ns, machine.disks)
+        look = Look.of(machine, facts, now_ns)
         held = self._held.setdefault(machine.name, {})
         found = set()
         for condition in CONDITIONS:

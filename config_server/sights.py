@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from config_server.facts import NOT_FOLLOWING, Facts, reported_ns
+from config_server.inventory import Machine
 from config_server.presence import Seen
 from shared.batch import SECTOR
 from shared.desired import WantedDisk
@@ -62,6 +63,11 @@ class Look:
         self.agent: AgentReport | None = self._heard(facts.agent)
         self.stream: StreamReport | None = self._heard(facts.stream)
         self.apply: ApplyReport | None = self._heard(facts.apply)
+
+    @classmethod
+    def of(cls, machine: Machine, facts: Facts, now_ns: int) -> Self:
+        """Of a machine that nobody asked to protect only its agent knows which disks these are to be."""
+        return cls(machine.name, facts, now_ns, machine.disks if machine.protected else ())
 
     @property
     def at_work(self) -> bool:

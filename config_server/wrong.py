@@ -100,7 +100,7 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             machine.name,
             Severity.WARNING,
         )
-    look = Look(machine.name, facts, now_ns, machine.disks)
+    look = Look.of(machine, facts, now_ns)
     for condition in lasting_of(facts):
         if nothing is None or condition.name != NOT_AT_WORK:  # once is enough
             yield condition.problem(look)

@@ -435,6 +435,14 @@ def test_a_disk_that_shall_be_protected_and_is_not_captured_is_a_problem() -> No
     assert codes(captures("sda", "sdb").last(world, 0)) == []
 
 
+def test_disks_of_a_machine_that_nobody_asked_to_protect_are_its_agents_affair() -> None:
+    """Those that it has captured once are noted; it was taken out of the agent's configuration."""
+    world = World(
+        machine(protected=False, disks=(WantedDisk("/dev/sda", "sda"), WantedDisk("/dev/sdb", "sdb")))
+    )
+    assert codes(Case().last(world, LONG_S)) == ["US601"]
+
+
 def test_in_order_it_goes_on_while_anything_new_comes_to_storage() -> None:
     said = (says(agent, uploaded_captured_ns=NOW), says(stream, ordered_captured_ns=NOW))
     case, world = Case(*said), World()
