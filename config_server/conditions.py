@@ -13,7 +13,8 @@ The agent is heard, process server and master target do their part; the machine'
     catching-up, resync             it got no more than in epochs before (the best of them does not count), or than four times all (US615)
     bitmap                 warning, by the agent's own word; critical as above while something is to be copied
     any other word         normal   critical after 5 min (US609). An agent that says of itself what ails it is as bad as it says; of one
-                                    that goes by what is wanted and captures nothing it is said at once (US616)
+                                    that goes by what is wanted and captures nothing it is said at once (US616). Where one does not do
+                                    what it is told (US610), or is not told (US644), that is as bad as what follows from it
     to-be-deleted          normal; a warning while that waits for something (US630 to US633)
     unprotected            normal; a warning if it replicates all the same (US601), and then all of this counts
     not-connected          normal   critical after 15 min (US609)
@@ -70,6 +71,7 @@ IN_VAIN_S: Final = 86_400.0
 
 
 NOT_AT_WORK: Final = "not-at-work"
+DISKS_LEFT_OUT: Final = "disks-left-out"
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +163,7 @@ CONDITIONS: Final = (
         name=NOT_AT_WORK, hop="capture", after_s=MISSED_S, at=sights.not_at_work, error=_said_not_to_work
     ),
     Condition(
-        name="disks-left-out",
+        name=DISKS_LEFT_OUT,
         hop="capture",
         after_s=MISSED_S,
         at=sights.disks_left_out,

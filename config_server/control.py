@@ -51,7 +51,7 @@ class Control:
     """Running jobs → when their workers were heard (monotonic)."""
 
     untaken: Untaken = field(default_factory=lambda: Untaken(SILENT_S))
-    """Agents that were told of a wish and do not go by it yet."""
+    """Agents that were told of a wish and do not go by it yet, or are told nothing of it."""
 
     hindered: dict[str, UnhealthyError] = field(default_factory=dict)
     """By deletion of a machine: why it is not done."""
@@ -111,6 +111,7 @@ class Control:
             lasting=self.lasting.look(machine, found, mono_ns),
             untaken=self.untaken.of(name),
             hindered=self.hindered.get(machine.deletion.id) if machine.deletion is not None else None,
+            withheld_ns=self.untaken.withheld_ns(name),
         )
 
 

@@ -50,6 +50,8 @@ NOTHING: Final = Offer.of(None)
 class Answer(NamedTuple):
     desired: Desired
     left_entries: bool = False
+    is_withheld: bool = False
+    """Nobody knows that this hardware is the machine: it hears no opinion, whatever is wanted."""
 
 
 def answer(
@@ -74,7 +76,7 @@ def answer(
             if is_the_machine:
                 inventory.note_identity(db, machine, identity)
         elif not is_the_machine or not may_leave_entries:
-            return Answer(Desired())
+            return Answer(Desired(), is_withheld=not is_the_machine)
         else:
             after = begin_anew(db, known, identity, told, now_ns, protects=offer.goes_by)
             return Answer(_desired(after.wish, settings), left_entries=True)

@@ -56,6 +56,8 @@ class Facts(msgspec.Struct, frozen=True):
     """The act that its agent was told of and does not go by, and since when."""
     hindered: UnhealthyError | None = None
     """Why it is not deleted although somebody wants that (deletion.py)."""
+    withheld_ns: int | None = None
+    """Since when its agent reports and is told no opinion; None: it is told."""
 
 
 def facts_of(

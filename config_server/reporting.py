@@ -52,7 +52,9 @@ class _Told(NamedTuple):
     """What is said to a daemon."""
 
     commands: list[Command]
-    desired: Desired | None
+    desired: Desired | None = None
+    is_withheld: bool = False
+    """There is an opinion, perhaps, that it does not hear (desired_state.py)."""
 
 
 class Reporting:
@@ -96,12 +98,17 @@ class Reporting:
         rung = self._control.bell.listen(call.who)
 
         def told(db: sqlite3.Connection) -> _Told:
-            return _Told(commands.pending(db, call.who, now_ns), self._desired(db, seen, now_ns, began_ns))
+            asked = commands.pending(db, call.who, now_ns)
+            answer = self._answer(db, seen, now_ns, began_ns)
+            if answer is None:
+                return _Told(asked)
+            said = None if answer.desired == Desired() else answer.desired
+            return _Told(asked, said, answer.is_withheld)
 
         def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], _Told]:
             if not taken:
                 # Who was held up hears no answer any more; commands and wishes are not for a twin.
-                return [], [], _Told([], None)
+                return [], [], _Told([])
             if call.serial not in self._noted:
                 # A database from a backup may not know it, and it shall be seen, and revoked with what is renewed from it.
                 revocation.note_presented(db, call.role, call.name, call.der)
@@ -128,19 +135,19 @@ class Reporting:
                 self._noted.add(call.serial)
         except DatabaseError:
             # It says so itself. The answer tells who was revoked, which must not wait for room on a disk.
-            finished, changed, answer, kept = [], [], _Told([], None), False
+            finished, changed, answer, kept = [], [], _Told([]), False
         for id_ in finished:
             self._control.bell.ring(id_)
         log_changes(changed)
-        is_news = taken and self._note_wish(seen, answer.desired)
+        is_news = taken and self._note_wish(seen, answer)
         if call.wait_s > 0 and not is_news and {c.id for c in answer.commands} <= set(seen.report.running):
             await wait_for(rung, call.wait_s)
-            answer = _Told([], None)
+            answer = _Told([])
             if taken:
                 with contextlib.suppress(DatabaseError):  # it says so itself
                     now_ns = self._control.now_ns()
                     answer = await self._control.db.run(told)
-                self._note_wish(seen, answer.desired)
+                self._note_wish(seen, answer)
         revoked = self._control.revoked if role in (Role.PROCESS_SERVER, Role.AGENT) else None
         held_ns = self._control.mono_ns() - began_ns
         return StatusReply(
@@ -152,8 +159,10 @@ class Reporting:
             kept=kept,
         )
 
-    def _desired(self, db: sqlite3.Connection, seen: Seen, now_ns: int, mono_ns: int) -> Desired | None:
-        """What the daemon is to do, if it is an agent; nothing is said where there is no opinion."""
+    def _answer(
+        self, db: sqlite3.Connection, seen: Seen, now_ns: int, mono_ns: int
+    ) -> desired_state.Answer | None:
+        """What the daemon is to do, if it is an agent."""
         if not isinstance(seen.report, AgentReport):
             return None
         self._note_other(seen.name, seen.report.wish)
@@ -171,7 +180,7 @@ class Reporting:
         )
         if found.left_entries:
             self._entries_ns[seen.name] = mono_ns
-        return None if found.desired == Desired() else found.desired
+        return found
 
     def _note_other(self, machine: str, wish: Wish | None) -> None:
         """Once for each act that is a newer version's."""
@@ -180,11 +189,16 @@ class Reporting:
             _log.warning("an agent goes by what this version does not know", machine=machine, act=act)
         self._others[machine] = act
 
-    def _note_wish(self, seen: Seen, desired: Desired | None) -> bool:
+    def _note_wish(self, seen: Seen, told: _Told) -> bool:
         """Whether its agent has not been told that yet."""
-        if not isinstance(seen.report, AgentReport) or desired is None:
+        if not isinstance(seen.report, AgentReport):
             return False
-        return self._control.untaken.note(seen.name, desired.wish, seen.report.wish, self._control.mono_ns())
+        untaken, now_ns = self._control.untaken, self._control.mono_ns()
+        if told.is_withheld or told.desired is not None:
+            untaken.withhold(seen.name, is_withheld=told.is_withheld, now_ns=now_ns)
+        if told.desired is None:
+            return False
+        return untaken.note(seen.name, told.desired.wish, seen.report.wish, now_ns)
 
     async def command(self, call: Call, _body: Nothing) -> CommandView:
         """A command; with `Prefer: wait` when its result is there, or at the end of the wait."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from config_server.clock import SECOND_NS, rfc3339
+from config_server.facts import Facts
 from config_server.inventory import Machine
 from config_server.presence import Seen
 from config_server.wishes import UNTAKEN_S, in_words
+from shared import active_side
 from shared.desired import Verb, Wish
-from shared.errors import NothingCapturedError, WishUntakenError
+from shared.errors import NothingCapturedError, UnhealthyError, WishUntakenError, WishWithheldError
 from shared.messages import WishView
 from shared.status import AgentReport
 from shared.vocabulary import MachineState
@@ -53,20 +55,33 @@ def captures_nothing(machine: Machine, agent: Agent, now_ns: int) -> NothingCapt
     )
 
 
-def untaken(
-    machine: Machine, agent: Agent, told: tuple[str, int] | None, now_ns: int
-) -> WishUntakenError | None:
-    """What is said of an agent that has been told for long, and reports, and does not do it."""
-    wish = machine.wish
+def not_done(machine: Machine, facts: Facts, now_ns: int) -> UnhealthyError | None:
+    """What is said of an agent that has long reported, and does not go by what is wanted: it does not do it, or nobody tells it."""
+    wish, agent = machine.wish, facts.agent
     if wish is None or agent is None or agent[0].is_silent(now_ns):
         return None
-    act, since_ns = told or ("", now_ns)
-    if act != wish.mark.act or now_ns - since_ns <= UNTAKEN_S * SECOND_NS:
-        return None
-    report = agent[1]
+    act, since_ns = facts.untaken or ("", now_ns)
+    if act == wish.mark.act and now_ns - since_ns > UNTAKEN_S * SECOND_NS:
+        return _untaken(machine.name, agent[1], wish)
+    since_ns = now_ns if facts.withheld_ns is None else facts.withheld_ns
+    if now_ns - since_ns > UNTAKEN_S * SECOND_NS and not _goes_by(agent[1], wish):
+        return _withheld(machine, agent[1], wish)
+    return None
+
+
+def _untaken(name: str, report: AgentReport, wish: Wish) -> UnhealthyError:
     cause = f"it goes by {in_words(report.wish)}, and is told: {in_words(wish)}"
     if report.wish is None and not report.available:
         cause += f"; it may be older than wishes (its version is {report.version or 'not known'}): upgrade it"
     elif report.errors:
         cause += f"; it reports {report.errors[0].code} {report.errors[0].what}"[:300]
-    return WishUntakenError(f"The agent of {machine.name} does not do what it is told", cause=cause)
+    return WishUntakenError(f"The agent of {name} does not do what it is told", cause=cause)
+
+
+def _withheld(machine: Machine, report: AgentReport, wish: Wish) -> UnhealthyError:
+    here, known = active_side.shown(report.identity), active_side.shown(machine.identity)
+    return WishWithheldError(
+        f"The agent of {machine.name} is not told what is wanted of it",
+        cause=f"it reports from {here}, what is wanted was said of {known}, and storage has not said that the machine is the former now."
+        f" It goes by {in_words(report.wish)}; wanted is: {in_words(wish)}",
+    )

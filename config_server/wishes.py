@@ -33,7 +33,7 @@ from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.recovery.position import parse_rfc3339
 
 UNTAKEN_S: Final = 30.0
-"""A reporting agent that does not go by its wish for so long is a problem."""
+"""A reporting agent that does not go by its wish for so long, or is not told of it, is a problem."""
 _MOST: Final = 1 << 53
 """As shared/desired.py bounds numbers."""
 _END_NS: Final = 253_402_300_799 * SECOND_NS
@@ -197,6 +197,8 @@ class Untaken:
         self._silent_ns = int(silent_s * SECOND_NS)
         self._told: dict[str, tuple[str, int, int]] = {}
         """By machine: which act, since when, and when last."""
+        self._withheld: dict[str, tuple[int, int]] = {}
+        """By machine: since when it is told no opinion, and when last."""
 
     def note(self, machine: str, told: Wish | None, goes_by: Wish | None, now_ns: int) -> bool:
         """The agent has said what it goes by, and is told `told`. Whether it has not been told that before."""
@@ -207,6 +209,20 @@ class Untaken:
         is_news = act != told.mark.act or now_ns - last_ns > self._silent_ns
         self._told[machine] = told.mark.act, now_ns if is_news else since_ns, now_ns
         return is_news
+
+    def withhold(self, machine: str, *, is_withheld: bool, now_ns: int) -> None:
+        """The agent has reported, and is told no opinion, whatever is wanted; or it is told."""
+        if not is_withheld:
+            self._withheld.pop(machine, None)
+            return
+        self._told.pop(machine, None)
+        since_ns, last_ns = self._withheld.get(machine, (now_ns, now_ns))
+        self._withheld[machine] = now_ns if now_ns - last_ns > self._silent_ns else since_ns, now_ns
+
+    def withheld_ns(self, machine: str) -> int | None:
+        """Since when its agent is told no opinion; None: it is told."""
+        found = self._withheld.get(machine)
+        return None if found is None else found[0]
 
     def of(self, machine: str) -> tuple[str, int] | None:
         """The act that its agent does not go by, and since when."""

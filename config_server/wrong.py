@@ -10,7 +10,7 @@ from typing import Final
 
 from config_server import wish_view
 from config_server.clock import SECOND_NS
-from config_server.conditions import NOT_AT_WORK, lasting_of
+from config_server.conditions import DISKS_LEFT_OUT, NOT_AT_WORK, lasting_of
 from config_server.facts import SELF, Facts, replicates
 from config_server.inventory import Machine
 from config_server.presence import Seen, problems_of
@@ -29,6 +29,8 @@ from shared.status import Problem
 from shared.vocabulary import Severity
 
 SKEW_LIMIT_S: Final = 5.0
+_FOLLOW: Final = frozenset({NOT_AT_WORK, DISKS_LEFT_OUT})
+"""Conditions that follow from it when an agent does not do what is wanted, whatever hinders it."""
 
 
 def errors_of(machine: Machine, facts: Facts, now_ns: int) -> list[ErrorView]:
@@ -77,8 +79,10 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
     """What no daemon can report of itself: silence, work that is not done, RPO over the threshold, clocks that differ."""
     if facts.hindered is not None:
         yield problem_of(facts.hindered, machine.name, Severity.WARNING)
-    if (untaken := wish_view.untaken(machine, facts.agent, facts.untaken, now_ns)) is not None:
-        yield problem_of(untaken, machine.name, Severity.WARNING)
+    not_done = wish_view.not_done(machine, facts, now_ns)
+    if not_done is not None:
+        is_bad = machine.protected and not facts.lasting.isdisjoint(_FOLLOW)
+        yield problem_of(not_done, machine.name, Severity.ERROR if is_bad else Severity.WARNING)
     if (nothing := wish_view.captures_nothing(machine, facts.agent, now_ns)) is not None:
         yield problem_of(nothing, machine.name, Severity.CRITICAL)
     if not machine.protected:
@@ -102,7 +106,7 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
         )
     look = Look.of(machine, facts, now_ns)
     for condition in lasting_of(facts):
-        if nothing is None or condition.name != NOT_AT_WORK:  # once is enough
+        if (not_done is None and nothing is None) or condition.name not in _FOLLOW:  # once is enough
             yield condition.problem(look)
     if facts.rpo.unknown:
         yield problem_of(

@@ -36,6 +36,8 @@ class World:
         self.machine = known or machine()
         self.now_ns = NOW
         self.owner = ""
+        self.untaken: tuple[str, int] | None = None
+        self.withheld_ns: int | None = None
 
     def later(self, seconds: float) -> World:
         """The config server looks meanwhile, as it does; of very long times not to the end."""
@@ -73,7 +75,8 @@ class World:
         return view.machine_view(known, facts, self.now_ns)
 
     def _facts(self, last_point: PointView | None = None) -> Facts:
-        return facts_of(self.presence, "web1", self.now_ns, last_point, self.owner)
+        facts = facts_of(self.presence, "web1", self.now_ns, last_point, self.owner)
+        return msgspec.structs.replace(facts, untaken=self.untaken, withheld_ns=self.withheld_ns)
 
     def _look(self) -> None:
         self.lasting.look(self.machine, self._facts(), self.now_ns)

@@ -98,6 +98,16 @@ class WishInDoubtError(UnhealthyError):
     )
 
 
+class WishWithheldError(UnhealthyError):
+    """An agent reports from hardware of which nobody knows that it is the machine: it hears no opinion."""
+
+    code = "US644"
+    default_action = (
+        "See that the config server reaches storage, which says who the machine is (understudy machine copies NAME). If it stands on this"
+        " hardware from now on: understudy machine rebind NAME."
+    )
+
+
 class OtherHardwareError(UnhealthyError):
     """A machine was bound to other hardware, or deleted, and another bears its name. It happened, and is over."""
 

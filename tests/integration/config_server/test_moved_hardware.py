@@ -8,11 +8,17 @@ from typing import Any, Final
 
 import pytest
 
-from config_server import desired_state, sides
+from config_server import desired_state, sides, wish_view
 from shared import active_side, api
 from shared.blob import BlobConfig
 from shared.desired import Mark, Verb, WantedDisk, Wish
-from shared.errors import CopyRefusedError, FewerDisksError, OtherHardwareError, RequestError
+from shared.errors import (
+    CopyRefusedError,
+    FewerDisksError,
+    OtherHardwareError,
+    RequestError,
+    WishWithheldError,
+)
 from shared.log import names
 from shared.machine_storage import MachineStorage
 from shared.messages import EventQuery, EventView, Limit, MachineView, Nothing, RebindRequest
@@ -231,7 +237,16 @@ async def test_another_identity_hears_nothing_while_storage_does_not_say_that_it
     monkeypatch.setattr(active_side.Known, "learn", lambda *_: None)
     assert (await other.report(**NEW)).desired is None
     assert await moves(operator) == []
-    monkeypatch.undo()
     view = await shown(operator)
+    assert WishWithheldError.code not in [error.code for error in view.errors], "it may be told in a moment"
+    monkeypatch.undo()
+    monkeypatch.setattr(wish_view, "UNTAKEN_S", -1.0)
+    view = await shown(operator)
+    [said] = [error for error in view.errors if error.code == WishWithheldError.code]
+    assert "from new" in said.cause
+    assert "said of old" in said.cause
     assert view.wish is not None
     assert view.wish.disks == ["/dev/sda", "/dev/sdb"]
+    await rebind(operator, "new")
+    await other.report(**NEW)
+    assert WishWithheldError.code not in [error.code for error in (await shown(operator)).errors]

@@ -13,7 +13,8 @@ from config_server.clock import SECOND_NS
 from config_server.conditions import CONDITIONS, MISSED_S, STANDS_S
 from config_server.deletion import Deletion
 from config_server.inventory import Machine
-from shared.desired import WantedDisk
+from config_server.wishes import UNTAKEN_S
+from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.messages import MachineView
 from shared.status import (
     AgentDisk,
@@ -441,6 +442,50 @@ def test_disks_of_a_machine_that_nobody_asked_to_protect_are_its_agents_affair()
         machine(protected=False, disks=(WantedDisk("/dev/sda", "sda"), WantedDisk("/dev/sdb", "sdb")))
     )
     assert codes(Case().last(world, LONG_S)) == ["US601"]
+
+
+def mark(number: int) -> Mark:
+    return Mark("x", number, f"act-{number}")
+
+
+def wanted(*disks: str, stop: bool = False) -> Machine:
+    verb = Verb.STOP if stop else Verb.PROTECT
+    wish = Wish(mark=mark(2), verb=verb, disks=tuple(WantedDisk(f"/dev/{disk}", disk) for disk in disks))
+    return machine(protected=not stop, ended=stop, disks=wish.disks, wish=wish, identity="old")
+
+
+@pytest.mark.parametrize("code", ["US610", "US644"])
+@pytest.mark.parametrize(
+    "before", [None, Wish(mark=mark(1), verb=Verb.STOP)], ids=["goes by nothing", "goes by stop"]
+)
+@pytest.mark.parametrize(
+    ("known", "captured", "state", "is_critical"),
+    [
+        (wanted("sda"), [], "unprotected", True),
+        (wanted(), [], "unprotected", True),
+        (wanted("sda"), [], "starting", True),
+        (wanted("sda", "sdb"), ["sda"], "ordered", True),
+        (wanted("sda"), ["sda"], "ordered", False),
+        (wanted("sda", stop=True), ["sda"], "ordered", False),
+    ],
+)
+def test_an_agent_that_does_not_go_by_what_is_wanted_is_as_bad_as_what_follows_and_it_is_said_once(
+    code: str, before: Wish | None, known: Machine, captured: list[str], state: str, *, is_critical: bool
+) -> None:
+    """It does not do what it is told; or is told nothing, since nobody knows whether its hardware is the machine."""
+    world = World(known)
+    if code == "US610":
+        world.untaken = ("act-2", NOW)
+    else:
+        world.withheld_ns = NOW
+    disks = [AgentDisk(name=name, mode="ordered", todo_b=0) for name in captured]
+    case = Case(says(agent, state=state, wish=before, identity="new", disks=disks))
+    assert codes(case.last(world, UNTAKEN_S)) == []
+    shown = case.last(world, 1)
+    assert (codes(shown), shown.health) == ([code], Health.WARNING)
+    shown = case.last(world, MISSED_S)
+    assert (codes(shown), shown.health) == ([code], Health.CRITICAL if is_critical else Health.WARNING)
+    assert (code == "US610") or ("from new" in shown.errors[0].cause and "of old" in shown.errors[0].cause)
 
 
 def test_in_order_it_goes_on_while_anything_new_comes_to_storage() -> None:

@@ -200,3 +200,15 @@ def test_an_agent_has_time_from_when_it_was_told_and_again_behind_its_silence() 
     assert not untaken.note("web1", told, told, 28 * SECOND_NS)
     assert untaken.of("web1") is None
     assert not untaken.note("web1", None, None, 29 * SECOND_NS)
+
+
+def test_an_agent_that_is_told_no_opinion_is_known_since_when_and_is_not_said_to_be_told() -> None:
+    untaken = Untaken(15.0)
+    untaken.note("web1", wish("x", 2, "sda"), None, 0)
+    for second in (1, 10):
+        untaken.withhold("web1", is_withheld=True, now_ns=second * SECOND_NS)
+    assert (untaken.of("web1"), untaken.withheld_ns("web1")) == (None, SECOND_NS)
+    untaken.withhold("web1", is_withheld=True, now_ns=26 * SECOND_NS)
+    assert untaken.withheld_ns("web1") == 26 * SECOND_NS, "it was silent"
+    untaken.withhold("web1", is_withheld=False, now_ns=27 * SECOND_NS)
+    assert untaken.withheld_ns("web1") is None
