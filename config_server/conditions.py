@@ -37,7 +37,8 @@ master target that says it does not follow the machine is as if it had not repor
 
 What somebody gives a cause for is not said once more: while an agent or server names an error of the machine or of itself, or is missed,
 the time of what may follow from that stands still. Health is critical then anyway. But it is never set back by that, and what was a
-problem by then stays one.
+problem by then stays one. An error of a disk that is not captured, say since it is away, is no cause of what stands with the others; and
+of work that stands a cause is believed for four hours (EXCUSED_S), since an error that lasts for days may have nothing to do with it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ import msgspec
 
 from config_server import sights
 from config_server.facts import Facts
-from config_server.sights import At, Look, Sight
+from config_server.sights import At, Excused, Look, Sight
 from shared.errors import (
     ApplyBehindError,
     NoProgressError,
@@ -70,6 +71,9 @@ IN_VAIN_S: Final = 86_400.0
 """... and work that goes on, and comes to nothing."""
 
 
+EXCUSED_S: Final = 4 * 3600.0
+"""So long, in all, an error is believed to be why work stands. Most outages of storage are over by then."""
+
 NOT_AT_WORK: Final = "not-at-work"
 DISKS_LEFT_OUT: Final = "disks-left-out"
 
@@ -80,7 +84,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """Of the data path (view.py), whose daemon does not do its part."""
     after_s: float
     """So long it may last."""
-    at: Callable[[Look, bool], At | Sight]
+    at: Callable[[Look, bool], At | Excused | Sight]
     """Of a look, and whether it is a problem by now."""
     moved: Callable[[At, At], tuple[bool, At]] = lambda _before, now: (False, now)
     """Whether the work went on between two looks: then it begins anew; and what the next look is compared with."""
@@ -130,7 +134,7 @@ def _no_progress(what: str, cause: str) -> Callable[[Look], UnhealthyError]:
 def _disks_error(look: Look) -> UnhealthyError:
     return NotReplicatedError(
         f"Not all disks of {look.name} are replicated",
-        cause=f"its agent does not capture {', '.join(sights.left_out(look)[:3])}, which shall be protected",
+        cause=f"its agent does not capture {', '.join(disk.device for disk in sights.left_out(look)[:3])}, which shall be protected",
         action=f"understudy machine disks {look.name} says why. Or protect the machine without it: understudy machine protect.",
     )
 

@@ -5,7 +5,8 @@ seconds, and what passed while it did not look, or nobody was heard, is not know
 time, and so does a gap of its own; and whoever falls silent now and then does not begin anew each time.
 
 Only what is over, or work that went on, sets the time back. While somebody gives a cause it stands still, and what was a problem by then
-stays one: an error that comes and goes makes of work that stands neither no problem, nor one that comes and goes with it.
+stays one: an error that comes and goes makes of work that stands neither no problem, nor one that comes and goes with it. A cause that
+only may be one is believed for so long, and no longer (conditions.py).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Final
 import msgspec
 
 from config_server.clock import SECOND_NS
-from config_server.conditions import CONDITIONS
+from config_server.conditions import CONDITIONS, EXCUSED_S
 from config_server.facts import Facts, replicates
 from config_server.inventory import Machine
-from config_server.sights import At, Look, Sight
+from config_server.sights import At, Excused, Look, Sight
 
 _AT_ONCE_NS: Final = 60 * SECOND_NS
 
@@ -27,6 +28,8 @@ class _Held(msgspec.Struct):
     at: At
     held_ns: int
     looked_ns: int
+    excused_ns: int = 0
+    """So long somebody gave a cause that may be one."""
 
 
 class Lasting:
@@ -56,13 +59,19 @@ class Lasting:
                     continue
                 before.looked_ns = now_ns
             elif before is None:
-                held[condition.name] = _Held(at, 0, now_ns)
+                held[condition.name] = _Held(at.at if isinstance(at, Excused) else at, 0, now_ns)
                 continue
             else:
-                moved, before.at = condition.moved(before.at, at)
                 passed_ns = min(max(0, now_ns - before.looked_ns), _AT_ONCE_NS)
-                before.held_ns = 0 if moved else before.held_ns + passed_ns
                 before.looked_ns = now_ns
+                is_excused = isinstance(at, Excused) and before.excused_ns < EXCUSED_S * SECOND_NS
+                moved, before.at = condition.moved(before.at, at.at if isinstance(at, Excused) else at)
+                if moved:
+                    before.held_ns = before.excused_ns = 0
+                elif is_excused:
+                    before.excused_ns += passed_ns
+                else:
+                    before.held_ns += passed_ns
             if before.held_ns >= after_ns:
                 found.add(condition.name)
         return frozenset(found)

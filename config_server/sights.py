@@ -7,8 +7,10 @@ whether the condition is a problem by now.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Final, Self, TypeVar
+
+import msgspec
 
 from config_server.facts import NOT_FOLLOWING, Facts, reported_ns
 from config_server.inventory import Machine
@@ -35,6 +37,10 @@ _AT_WORK: Final[frozenset[str]] = frozenset(
 _COPYING: Final[frozenset[str]] = frozenset({MachineState.INITIAL_REPLICATION, MachineState.RESYNC})
 
 
+At = tuple[float, ...]
+"""It is so, and this is how far the work is that should go on."""
+
+
 class Sight(enum.Enum):
     """What a look found of a condition, unless it found it."""
 
@@ -43,12 +49,18 @@ class Sight(enum.Enum):
     UNKNOWN = enum.auto()
     """Nobody is heard who would know."""
     EXCUSED = enum.auto()
-    """Somebody gives a cause from which it may follow."""
+    """What it follows from is said by itself, for as long as that lasts."""
 
 
+class Excused(msgspec.Struct, frozen=True):
+    """It is so, and somebody says that something is wrong from which it may follow; or may not."""
+
+    at: At
+
+
+Part = AgentReport | StreamReport | ApplyReport
 _Part = TypeVar("_Part", AgentReport, StreamReport, ApplyReport)
-At = tuple[float, ...]
-"""It is so, and this is how far the work is that should go on."""
+Side = tuple[Seen, Part]
 
 
 class Look:
@@ -73,21 +85,30 @@ class Look:
     def at_work(self) -> bool:
         return self.agent is not None and self.agent.state in _AT_WORK
 
-    def is_blamed(self, *sides: tuple[Seen, AgentReport | StreamReport | ApplyReport] | None) -> bool:
-        """Whether one of them is missed, or says itself what is wrong with it or the machine."""
+    def is_missed(self, *sides: Side | None) -> bool:
+        return any(side is not None and side[0].is_missing(self._now_ns) for side in sides)
+
+    def has_errors(self, *sides: Side | None, disks: Set[str] | None = None) -> bool:
+        """Whether one of them says that something is wrong with it or the machine. `disks`: of an agent's only what touches these, or no
+        disk alone; None: anything."""
         return any(
-            side is not None
-            and (
-                side[0].is_missing(self._now_ns)
-                or any(problem.severity.rank >= Severity.ERROR.rank for problem in self._words(*side))
-            )
+            problem.severity.rank >= Severity.ERROR.rank
+            and (disks is None or side is not self.facts.agent or problem.object in {"", self.name, *disks})
             for side in sides
+            if side is not None
+            for problem in self._words(*side)
         )
+
+    def excused(self, at: At, *sides: Side | None, disks: Set[str] = frozenset()) -> At | Excused | Sight:
+        """What is found where something is so that may follow from what is wrong with these."""
+        if self.is_missed(*sides):
+            return Sight.EXCUSED
+        return Excused(at) if self.has_errors(*sides, disks=disks) else at
 
     def _heard(self, side: tuple[Seen, _Part] | None) -> _Part | None:
         return side[1] if side is not None and not side[0].is_silent(self._now_ns) else None
 
-    def _words(self, seen: Seen, part: AgentReport | StreamReport | ApplyReport) -> Iterator[Problem]:
+    def _words(self, seen: Seen, part: Part) -> Iterator[Problem]:
         if seen.is_silent(self._now_ns):
             return
         yield from part.errors
@@ -106,19 +127,23 @@ def not_at_work(look: Look, _shown: bool) -> At | Sight:
         return Sight.UNKNOWN
     if look.at_work:
         return Sight.NO
-    return Sight.EXCUSED if look.is_blamed(look.facts.agent) else ()
+    return Sight.EXCUSED if look.has_errors(look.facts.agent) else ()
 
 
-def disks_left_out(look: Look, _shown: bool) -> At | Sight:
+def disks_left_out(look: Look, _shown: bool) -> At | Excused | Sight:
     if look.agent is None or not look.at_work:
         return Sight.UNKNOWN
-    if not left_out(look):
+    disks = left_out(look)
+    if not disks:
         return Sight.NO
-    return Sight.EXCUSED if look.is_blamed(look.facts.agent) else ()
+    said = {error.object for error in look.agent.errors if error.severity.rank >= Severity.ERROR.rank}
+    if all({disk.id, disk.device, disk.device.removeprefix("/dev/")} & said for disk in disks):
+        return Sight.EXCUSED
+    return look.excused((), look.facts.agent)
 
 
-def left_out(look: Look) -> list[str]:
-    """Paths of wanted disks that the agent does not have. One without an id it may call by the path that it has in this boot: another path
+def left_out(look: Look) -> list[WantedDisk]:
+    """Those wanted disks that the agent does not have. One without an id it may call by the path that it has in this boot: another path
     says nothing while there are as many disks as are wanted."""
     disks = look.agent.disks if look.agent is not None else []
     if not 0 < len(disks) < len(look.wanted):
@@ -126,9 +151,7 @@ def left_out(look: Look) -> list[str]:
     ids = {disk.name for disk in disks}
     paths = {path for disk in disks for path in (disk.device, f"/dev/{disk.name}")}
     return [
-        disk.device
-        for disk in look.wanted
-        if (disk.device not in paths if disk.id is None else disk.id not in ids)
+        disk for disk in look.wanted if (disk.device not in paths if disk.id is None else disk.id not in ids)
     ]
 
 
@@ -137,7 +160,7 @@ def without_session(look: Look, _shown: bool) -> At | Sight:
         return Sight.UNKNOWN
     if not look.at_work or look.agent.connected is not False:
         return Sight.NO
-    return Sight.EXCUSED if look.is_blamed(look.facts.agent, look.facts.stream) else ()
+    return Sight.EXCUSED if _says_why(look, look.facts.agent, look.facts.stream) else ()
 
 
 def without_server(look: Look, _shown: bool) -> At | Sight:
@@ -147,7 +170,7 @@ def without_server(look: Look, _shown: bool) -> At | Sight:
         return Sight.NO
     if look.stream is not None and look.stream.connected and look.stream.epoch == look.agent.epoch:
         return Sight.NO
-    if look.is_blamed(look.facts.agent, look.facts.stream):
+    if _says_why(look, look.facts.agent, look.facts.stream):
         return Sight.EXCUSED
     return Sight.UNKNOWN if look.facts.stream is not None and look.stream is None else ()
 
@@ -162,7 +185,12 @@ def not_followed(look: Look, _shown: bool) -> At | Sight:
     in_storage = in_storage or (facts.agent is not None and facts.agent[1].uploaded > 0)
     if not in_storage and facts.last_point is None:
         return Sight.NO  # it has no log yet that anybody could follow
-    return Sight.EXCUSED if look.is_blamed(facts.apply) else ()
+    return Sight.EXCUSED if _says_why(look, facts.apply) else ()
+
+
+def _says_why(look: Look, *sides: Side | None) -> bool:
+    """Whether one of them is missed, or says what is wrong, and not with a disk alone."""
+    return look.is_missed(*sides) or look.has_errors(*sides, disks=frozenset())
 
 
 def apply_behind(look: Look, shown: bool) -> At | Sight:
@@ -173,7 +201,7 @@ def apply_behind(look: Look, shown: bool) -> At | Sight:
     return () if is_behind(look.apply, _BEHIND_YET_S if shown else BEHIND_S) else Sight.NO
 
 
-def copying(look: Look, _shown: bool) -> At | Sight:
+def copying(look: Look, _shown: bool) -> At | Excused | Sight:
     """Epoch, bytes that remain to be copied; and the newest state in storage (its time, and its batch) of a machine in order."""
     agent = look.agent
     if agent is None or not look.at_work:
@@ -181,14 +209,15 @@ def copying(look: Look, _shown: bool) -> At | Sight:
     left_b = _remaining_b(agent)
     if agent.state == MachineState.BITMAP and not left_b:
         return Sight.NO  # all that it wrote is in storage, though not in order
-    if agent.connected is False or look.is_blamed(look.facts.agent, look.facts.stream):
+    if agent.connected is False:
         return Sight.EXCUSED
-    if agent.state != MachineState.ORDERED:
-        return agent.epoch, left_b, 0, 0
-    newest_ns = reported_ns(look.facts)
-    restorable = newest_ns or look.facts.last_point is not None
-    # The time stands where the machine's clock stands (rpo.py says so); batches are counted all the same.
-    return agent.epoch, left_b, newest_ns, agent.uploaded if restorable else 0
+    at: At = agent.epoch, left_b, 0, 0
+    if agent.state == MachineState.ORDERED:
+        newest_ns = reported_ns(look.facts)
+        restorable = newest_ns or look.facts.last_point is not None
+        # The time stands where the machine's clock stands (rpo.py says so); batches are counted all the same.
+        at = agent.epoch, left_b, newest_ns, agent.uploaded if restorable else 0
+    return look.excused(at, look.facts.agent, look.facts.stream, disks={disk.name for disk in agent.disks})
 
 
 def went_on(before: At, now: At) -> tuple[bool, At]:
@@ -245,27 +274,25 @@ def _remaining_b(agent: AgentReport) -> float:
     )
 
 
-def upload_stands(look: Look, _shown: bool) -> At | Sight:
+def upload_stands(look: Look, _shown: bool) -> At | Excused | Sight:
     stream = look.stream
     if stream is None:
         return Sight.UNKNOWN
     if stream.spooled <= stream.uploaded:
         return Sight.NO
-    if look.is_blamed(look.facts.stream):
-        return Sight.EXCUSED
-    return stream.epoch, stream.uploaded
+    return look.excused((stream.epoch, stream.uploaded), look.facts.stream)
 
 
-def apply_stands(look: Look, _shown: bool) -> At | Sight:
+def apply_stands(look: Look, _shown: bool) -> At | Excused | Sight:
     stream, apply = look.stream, look.apply
     if stream is None or apply is None:
         return Sight.UNKNOWN
     done = apply.epoch == stream.epoch and apply.applied >= stream.uploaded
     if not stream.uploaded or done:
         return Sight.NO
-    if apply.state in NOT_FOLLOWING or look.is_blamed(look.facts.apply):
+    if apply.state in NOT_FOLLOWING:
         return Sight.EXCUSED
-    return apply.epoch, apply.applied
+    return look.excused((apply.epoch, apply.applied), look.facts.apply)
 
 
 def is_behind(apply: ApplyReport, limit_s: float = BEHIND_S) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from config_server.clock import SECOND_NS
-from config_server.conditions import CONDITIONS, MISSED_S, STANDS_S
+from config_server.conditions import CONDITIONS, EXCUSED_S, MISSED_S, STANDS_S
 from config_server.deletion import Deletion
 from config_server.inventory import Machine
 from config_server.wishes import UNTAKEN_S
@@ -243,6 +243,7 @@ APPLY_STATES: Final[dict[ApplyState, Case]] = {
 } | {ApplyState.FOLLOWING: Case()}
 
 BROKEN: Final = [Problem("US400", "it broke")]
+AWAY: Final = [Problem("US404", "a disk is away", severity=Severity.CRITICAL, object="sdb")]
 WORDS: Final[dict[str, Case]] = {
     "stopped": word("stopped"),
     "paused": word("paused"),
@@ -281,6 +282,40 @@ WORDS: Final[dict[str, Case]] = {
         at_once="US400",
         condition="copy-stands",
         code="US615",
+    ),
+    "a copy that stands while another disk is away": Case(
+        says(
+            agent,
+            state="initial-replication",
+            errors=AWAY,
+            disks=[AgentDisk(name="sda", mode="ordered", todo_b=1 << 30)],
+        ),
+        at_once="US404",
+        condition="copy-stands",
+        code="US615",
+    ),
+    "a copy that stands while its own disk does not answer": Case(
+        says(
+            agent,
+            state="initial-replication",
+            errors=AWAY,
+            disks=[AgentDisk(name="sdb", mode="ordered", todo_b=1 << 30)],
+        ),
+        at_once="US404",
+    ),
+    "no session while a disk is away": Case(
+        says(agent, connected=False, errors=AWAY),
+        says(stream, connected=False),
+        at_once="US404",
+        condition="without-session",
+        code="US609",
+    ),
+    "no server while a disk is away": Case(
+        says(agent, connected=None, errors=AWAY),
+        nothing,
+        at_once="US404",
+        condition="without-server",
+        code="US609",
     ),
     "progress, and no more": Case(
         says(agent, state="initial-replication", disks=[AgentDisk(name="sda", mode="ordered", progress=0.5)]),
@@ -421,6 +456,33 @@ def test_what_stood_because_of_an_error_gets_time_when_that_is_over() -> None:
     assert codes(case.last(world, 2)) == ["US615"]
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(
+            says(
+                agent, state="resync", errors=BROKEN, disks=[AgentDisk(name="sda", mode="ordered", todo_b=1)]
+            )
+        ),
+        Case(copies("resync", stands=True), says(stream, own=BROKEN)),
+        Case(stream=says(stream, uploaded=400, errors=BROKEN)),
+        Case(apply=says(apply, applied=400, errors=BROKEN)),
+    ],
+    ids=["copy", "copy, of the server's", "upload", "apply"],
+)
+def test_an_error_is_believed_for_hours_to_be_why_work_stands_and_not_for_ever(case: Case) -> None:
+    world = World()
+    assert codes(case.last(world, EXCUSED_S + STANDS_S - 30)) == ["US400"]
+    assert codes(case.last(world, 60)) == ["US400", "US615"]
+
+
+def test_an_error_of_long_standing_is_believed_to_be_why_while_work_goes_on_now_and_then() -> None:
+    world = World()
+    for hour in range(12):
+        case = Case(stream=says(stream, uploaded=400 + hour, errors=BROKEN))
+        assert codes(case.last(world, 3600)) == ["US400"]
+
+
 def test_a_disk_that_shall_be_protected_and_is_not_captured_is_a_problem() -> None:
     def captures(*names: str) -> Case:
         disks = [AgentDisk(name=name, mode="ordered", todo_b=0) for name in names]
@@ -434,6 +496,10 @@ def test_a_disk_that_shall_be_protected_and_is_not_captured_is_a_problem() -> No
     assert (shown.health, codes(shown)) == (Health.CRITICAL, ["US609"])
     assert "/dev/sdb" in shown.errors[0].cause
     assert codes(captures("sda", "sdb").last(world, 0)) == []
+    world = World(machine(disks=tuple(WantedDisk(f"/dev/{disk}", disk) for disk in ("sda", "sdb", "sdc"))))
+    both = [AgentDisk(name=name, mode="ordered", todo_b=0) for name in ("sda", "sdc")]
+    assert codes(Case(says(agent, errors=AWAY, disks=both)).last(world, 2 * EXCUSED_S)) == ["US404"]
+    assert codes(Case(says(agent, errors=AWAY)).last(world, MISSED_S)) == ["US404", "US609"], "sdc, too"
 
 
 def test_disks_of_a_machine_that_nobody_asked_to_protect_are_its_agents_affair() -> None:
