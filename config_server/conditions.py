@@ -25,10 +25,10 @@ and where it is with its daemons as it should be, of each hop's daemon it has
 
                     no report                      one that is silent   one of another epoch
     agent           as not-connected               US471, critical      as the process server's
-    process server  US609 after 5 min: critical,   US471, critical      US609 after 5 min, as where there is none
-                    a warning if the agent says
+    process server  US609 after 5 min: critical,   US471, a warning;    US609 after 5 min, as where there is none
+                    a warning if the agent says    critical after 60 s
                     that it has a session
-    master target   US613 after 5 min, critical    US471, critical      US615 after 15 min, critical: it does not move
+    master target   US613 after 5 min, critical    as a process server  US615 after 15 min, critical: it does not move
 
 A report that is fresh and fits is `normal` if work goes on: critical after 15 min in which nothing was uploaded though batches wait, or
 nothing applied though it is uploaded (US615); a warning if apply was half an hour behind or more for 5 min (US614). A session that the

@@ -30,6 +30,8 @@ from shared.vocabulary import Role, Severity
 
 MAX_PROBLEMS: Final = {Role.AGENT: 100, Role.PROCESS_SERVER: 1000, Role.MASTER_TARGET: 1000}
 """Of one report; servers have hundreds of machines."""
+UPGRADE_S: Final = 60.0
+"""So long a server may be away when it is restarted: as its agents have it (agent/status.py)."""
 _WORDS_LENGTH: Final = 2000
 _OBJECT_LENGTH: Final = 255
 _CODE_LENGTH: Final = 16
@@ -82,7 +84,15 @@ class Seen(msgspec.Struct, frozen=True):
     def is_missing(self, now_ns: int) -> bool:
         """Silent for so long that it is a problem. After a restart of the config server, and a gap of its own, everybody gets time
         to report."""
-        return now_ns - max(self.heard_ns, self.recovered_ns, self.excused_ns) > SILENT_S * SECOND_NS
+        return self._missed_ns(now_ns) > SILENT_S * SECOND_NS
+
+    def is_lost(self, now_ns: int) -> bool:
+        """Missing for longer than an upgrade takes. Of an agent its silence is enough: nobody else tells what its machine does."""
+        limit_s = SILENT_S if self.role == Role.AGENT else UPGRADE_S
+        return self._missed_ns(now_ns) > limit_s * SECOND_NS
+
+    def _missed_ns(self, now_ns: int) -> int:
+        return now_ns - max(self.heard_ns, self.recovered_ns, self.excused_ns)
 
 
 class Presence:

@@ -190,8 +190,8 @@ def _hop(
     if seen is not None:
         fine = ok and not seen.is_silent(now_ns) and name not in ill
         state = HopState.OK if fine else HopState.WAITING
-    missing = seen is not None and seen.is_missing(now_ns)
-    if missing or ill.get(name, Severity.INFO).rank >= Severity.ERROR.rank:
+    lost = seen is not None and seen.is_lost(now_ns)
+    if lost or ill.get(name, Severity.INFO).rank >= Severity.ERROR.rank:
         state = HopState.ERROR
     return HopView(
         name=name,

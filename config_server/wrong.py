@@ -138,7 +138,9 @@ def problems_with(seen: Seen, now_ns: int) -> Iterator[Problem]:
 def _seen_from_outside(seen: Seen, name: str, now_ns: int) -> Iterator[Problem]:
     """What a daemon cannot say of itself, as a problem of `name`."""
     if seen.is_missing(now_ns):
-        yield problem_of(silence(seen, now_ns), name)
+        yield problem_of(
+            silence(seen, now_ns), name, Severity.ERROR if seen.is_lost(now_ns) else Severity.WARNING
+        )
     elif abs(seen.skew_ns) > SKEW_LIMIT_S * SECOND_NS:
         yield problem_of(skewed(seen, name), name, Severity.WARNING)
 

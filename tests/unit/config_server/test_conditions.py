@@ -437,6 +437,35 @@ def test_a_restart_of_a_master_target_is_nothing() -> None:
         assert codes(Case(apply=says(apply, state=ApplyState.STARTING)).last(world, 20)) == []
 
 
+@pytest.mark.parametrize("away_s", [8, 20, 40, 58])
+@pytest.mark.parametrize("role", ["process server", "master target"])
+def test_an_upgrade_of_a_server_is_at_most_a_warning(role: str, away_s: int) -> None:
+    """Its agents say so, too (agent/status.py)."""
+    world, seen = World(), set()
+    Case().last(world, 20)
+    warned = [Problem("US467", "it was not reached", severity=Severity.WARNING)]
+    away = {
+        "process server": Case(says(agent, connected=False, errors=warned), nothing),
+        "master target": Case(apply=nothing),
+    }[role]
+    for _ in range(away_s // 2):
+        seen.add(away.last(world, 2).health)
+    assert seen <= {Health.NORMAL, Health.WARNING}
+    assert codes(Case().last(world, 0)) == []
+
+
+@pytest.mark.parametrize("case", [Case(stream=nothing), Case(apply=nothing)], ids=DAEMONS[1:])
+def test_a_server_that_does_not_come_back_is_critical_after_a_minute(case: Case) -> None:
+    world = World()
+    Case().last(world, 0)
+    shown = case.last(world, 60)
+    assert (codes(shown), shown.health) == (["US471"], Health.WARNING)
+    assert "error" not in {hop.state for hop in shown.hops}
+    shown = case.last(world, 1)
+    assert (codes(shown), shown.health) == (["US471"], Health.CRITICAL)
+    assert "error" in {hop.state for hop in shown.hops}
+
+
 def test_whoever_is_silent_now_and_then_does_not_begin_anew_each_time() -> None:
     world, case = World(), WORDS["stopped"]
     silent = 0

@@ -397,7 +397,7 @@ def test_a_master_target_that_fell_silent_does_not_stand_for_the_one_that_works(
 def test_a_silent_process_server_is_an_error_of_the_machine_and_its_old_words_are_not() -> None:
     world = World().says("agent", "web1", AgentReport(state="ordered"))
     stream = StreamReport(errors=[Problem(code="US430", what="old")])
-    world.says("process-server", "ps1", ProcessServerReport(machines={"web1": stream}), age_s=20)
+    world.says("process-server", "ps1", ProcessServerReport(machines={"web1": stream}), age_s=70)
     shown = world.show()
     assert [(error.code, error.object) for error in shown.errors] == [("US471", "process-server:ps1")]
     assert {hop.name: hop.state for hop in shown.hops}["upload"] == "error"
@@ -451,7 +451,7 @@ def test_health_of_a_daemon_is_that_of_its_words_its_clock_and_its_silence() -> 
     busy = ProcessServerReport(machines={"web1": part})
     assert health(World().says("process-server", "ps1", busy)) is Health.CRITICAL
     assert health(World().says("process-server", "ps1", ProcessServerReport(), skew_s=60)) is Health.WARNING
-    assert health(World().says("process-server", "ps1", ProcessServerReport(), age_s=60)) is Health.CRITICAL
+    assert health(World().says("process-server", "ps1", ProcessServerReport(), age_s=70)) is Health.CRITICAL
 
 
 def test_what_ails_a_master_target_that_finds_no_machines_is_shown_of_those_that_nobody_follows() -> None:
