@@ -17,6 +17,7 @@ is down. Only a machine that is new to a process server or master target waits f
     operations machines, points, restores        presence    the latest reports; twins   two daemons under one name (pure)
     facts      what is known of a machine (pure)  wrong      what is wrong with it (pure)    health   how bad that is
     conditions what is not done, and nobody complains of, as sights shows; lasting: ... for how long (all pure)
+    lasting_record  ... and before this process
     protecting which machines and disks          policy_operations  replication policies          machines  what they share
     keys       machines' data keys, for daemons      disks       which could be protected, and why not (pure)
     wishes     which of two acts for a machine is the later (pure)      incarnations  of this database

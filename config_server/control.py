@@ -47,6 +47,8 @@ class Control:
 
     progress: StorageProgress = field(default_factory=StorageProgress)
     lasting: Lasting = field(default_factory=Lasting)
+    lasting_saved_ns: int = 0
+    """When it was written down last (monotonic)."""
     job_heard_ns: dict[str, int] = field(default_factory=dict)
     """Running jobs → when their workers were heard (monotonic)."""
 

@@ -1,8 +1,9 @@
 """How long what nobody complains of has lasted (conditions.py), by this server's monotonic clock. No I/O; it remembers what it saw.
 
 Time counts between two looks that found the same, whoever was silent in between, and at most 60 s of it: the server looks every few
-seconds, and what passed while it did not look, or nobody was heard, is not known to be bad. So a start of this server gives everybody
-time, and so does a gap of its own; and whoever falls silent now and then does not begin anew each time.
+seconds, and what passed while it did not look, or nobody was heard, is not known to be bad. So a gap of this server's own adds nothing;
+and whoever falls silent now and then does not begin anew each time. Nor does anybody when this server does: what was found is kept
+(lasting_record.py), and compared with the first that is heard.
 
 Only what is over, or work that went on, sets the time back. While somebody gives a cause it stands still, and what was a problem by then
 stays one: an error that comes and goes makes of work that stands neither no problem, nor one that comes and goes with it. A cause that
@@ -22,6 +23,7 @@ from config_server.inventory import Machine
 from config_server.sights import At, Excused, Look, Sight
 
 _AT_ONCE_NS: Final = 60 * SECOND_NS
+_NAMES: Final = frozenset(condition.name for condition in CONDITIONS)
 
 
 class _Held(msgspec.Struct):
@@ -32,9 +34,39 @@ class _Held(msgspec.Struct):
     """So long somebody gave a cause that may be one."""
 
 
+class Lasted(msgspec.Struct, frozen=True):
+    """What is kept of a condition over a restart."""
+
+    at: tuple[int | float, ...]
+    held_ns: int
+    excused_ns: int
+
+
+Kept = dict[str, dict[str, Lasted]]
+"""By machine, and name of the condition."""
+
+
 class Lasting:
     def __init__(self) -> None:
         self._held: dict[str, dict[str, _Held]] = {}
+
+    def kept(self) -> Kept:
+        """What has lasted for a minute: most of what is so at one look is over at the next."""
+        found: Kept = {}
+        for machine, conditions in self._held.items():
+            for name, held in conditions.items():
+                if max(held.held_ns, held.excused_ns) >= _AT_ONCE_NS:
+                    found.setdefault(machine, {})[name] = Lasted(held.at, held.held_ns, held.excused_ns)
+        return found
+
+    def recover(self, kept: Kept, now_ns: int) -> None:
+        """Begin where another process ended."""
+        for machine, marks in kept.items():
+            self._held[machine] = {
+                name: _Held(mark.at, mark.held_ns, now_ns, mark.excused_ns)
+                for name, mark in marks.items()
+                if name in _NAMES
+            }
 
     def look(self, machine: Machine, facts: Facts, now_ns: int) -> frozenset[str]:
         """The names of those conditions that are problems of the machine now. None of one that nobody wants protected: its time begins

@@ -21,6 +21,7 @@ from config_server import (
     inventory,
     jobs,
     keys,
+    lasting_record,
     lock,
     tokens,
     wrong,
@@ -72,6 +73,8 @@ _THOUGHT_OF: Final = (UnderstudyError, OSError)
 OPERATOR: Final = belonging.OPERATOR
 TOKEN_FILE: Final = belonging.TOKEN_FILE
 _SWEEP_S: Final = 5.0
+_LASTING_NS: Final = 60 * SECOND_NS
+"""How often it is written down what is not well and how long it has lasted: so much of it a restart may forget."""
 _BEAT_S: Final = 1.0
 _GAP_S: Final = SILENT_S / 2
 """A shorter one makes nobody look silent who reports every two seconds."""
@@ -233,6 +236,9 @@ async def _recover(control: Control, folder: Path) -> None:
         except RequestError as exc:
             # Stored by another version of this program; the daemon's next report replaces it.
             _log.warning("a stored report was dropped", role=stored.role, name=stored.name, cause=exc.cause)
+    known = {machine.name for machine in await control.db.run(inventory.machines)}
+    kept = await control.db.run(lasting_record.load)
+    control.lasting.recover({name: kept[name] for name in kept if name in known}, control.mono_ns())
     await first_operator.ensure(control.db, folder, control.now_ns())
 
 
@@ -355,7 +361,11 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
     for machine in known:
         problems += _judged(control, machine, last_points.get(machine.name), mono_ns)
 
+    kept = control.lasting.kept() if mono_ns - control.lasting_saved_ns > _LASTING_NS else None
+
     def work(db: sqlite3.Connection) -> tuple[list[EventView], list[str]]:
+        if kept is not None:
+            lasting_record.save(db, kept)
         changed = events.reconcile(db, SELF, problems, now_ns)
         for job in jobs.fail_silent(db, control.job_heard_ns, mono_ns, now_ns):
             note_ended(db, job, SELF, now_ns)
@@ -363,6 +373,8 @@ async def _sweep_once(control: Control, sides: Sides) -> None:
         return changed, commands.expire(db, now_ns)
 
     changed, expired = await control.db.run(work)
+    if kept is not None:
+        control.lasting_saved_ns = mono_ns
     log_changes(changed)
     for id_ in expired:
         control.bell.ring(id_)

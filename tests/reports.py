@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from config_server import view
+from config_server import lasting_record, view
 from config_server.clock import SECOND_NS
 from config_server.facts import Facts, facts_of
 from config_server.inventory import Machine
@@ -60,7 +60,9 @@ class World:
     def restart(self) -> World:
         """Of the config server: what it knows is what it had stored."""
         before, self.presence = self.presence, Presence()
+        kept = lasting_record.decode(lasting_record.encode(self.lasting.kept()))
         self.progress, self.lasting = StorageProgress(), Lasting()
+        self.lasting.recover(kept, self.now_ns)
         for seen in before.all():
             raw = msgspec.json.encode(seen.report)
             self.presence.learn(seen.role, seen.name, raw, seen.received_ns, seen.heard_ns, self.now_ns)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from config_server import lasting, service
+from config_server.clock import SECOND_NS
 from config_server.conditions import CONDITIONS
 from shared import api
 from shared.control_client import ControlClient
 from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
 from shared.vocabulary import Health
+from tests.config_parts import config_for, running
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +47,24 @@ async def test_a_protected_machine_whose_agent_never_came_is_an_event_until_it_c
     assert still.severity == "warning"
     await operator.call(api.UNPROTECT, Nothing(), machine="web1")
     await _until(operator, [])
+
+
+async def test_what_lasts_is_kept_over_a_start_of_the_config_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_LASTING_NS", -1)
+    never_came = msgspec.structs.replace(CONDITIONS[0], after_s=0.2)
+    monkeypatch.setattr(lasting, "CONDITIONS", (never_came,))
+    monkeypatch.setattr(lasting, "_AT_ONCE_NS", SECOND_NS // 10)
+    config = config_for(tmp_path)
+    async with running(config) as server, server.operator() as operator:
+        await operator.call(api.PROTECT, Protection(disks=["/dev/sda"], offline=True), machine="web1")
+        [event] = await _until(operator, ["US609"])
+    monkeypatch.setattr(lasting, "_AT_ONCE_NS", 0)  # no time passes any more
+    async with running(config) as server, server.operator() as operator:
+        [still] = await _until(operator, ["US609"])
+        (machine,) = (await operator.call(api.MACHINES, Nothing())).machines
+    assert (still.id, machine.health) == (event.id, Health.CRITICAL)
 
 
 async def _until(operator: RestClient, codes: list[str], cause: str = "") -> list[Any]:

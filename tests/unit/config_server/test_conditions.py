@@ -9,10 +9,12 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
+from config_server import lasting_record
 from config_server.clock import SECOND_NS
 from config_server.conditions import CONDITIONS, EXCUSED_S, MISSED_S, STANDS_S
 from config_server.deletion import Deletion
 from config_server.inventory import Machine
+from config_server.lasting import Lasted, Lasting
 from config_server.wishes import UNTAKEN_S
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.messages import MachineView
@@ -395,16 +397,60 @@ def test_the_table_has_every_state_every_report_of_every_daemon_and_every_condit
     assert all(HOPS.values())
 
 
-def test_a_start_of_the_config_server_gives_everybody_time() -> None:
+def test_what_was_a_problem_is_one_after_a_start_of_the_config_server_as_soon_as_it_is_heard() -> None:
     world, case = World(), WORDS["stopped"]
     assert codes(case.last(world, MISSED_S)) == ["US609"]
     world.restart()
     assert codes(world.show()) == []
-    assert codes(case.last(world, MISSED_S - 1)) == []
-    assert codes(case.last(world, 2)) == ["US609"]
+    assert codes(case.last(world, 0)) == ["US609"]
+    assert codes(Case().last(world.restart(), 0)) == [], "it was mended meanwhile"
     never = World().later(LONG_S)
     assert codes(never.show()) == ["US609"]
-    assert codes(never.restart().show()) == []
+    assert codes(never.restart().show()) == ["US609"]
+
+
+def test_time_in_which_the_config_server_was_not_there_does_not_count() -> None:
+    world, case = World(), WORDS["stopped"]
+    assert codes(case.last(world, MISSED_S - 10)) == []
+    world.now_ns += 86_400 * SECOND_NS
+    world.restart()
+    assert codes(case.last(world, 9)) == []
+    assert codes(case.last(world, 2)) == ["US609"]
+
+
+def test_a_start_of_the_config_server_a_day_hides_no_copy_that_comes_to_nothing() -> None:
+    """Lost every 14 h, of the 20 h that it takes."""
+    world, seen = World(), []
+    for minute in range(5 * 24 * 60):
+        if minute % (23 * 60) == 23 * 60 - 1:
+            world.restart()
+        epoch, into = divmod(minute / 60, 14)
+        replication(int(TERABYTE_B * (1 - into / 20)), int(epoch) + 1, minute).say(world)
+        seen.append("US615" in codes(world.show()))
+        world.later(60)
+    assert not any(seen[: 2 * 24 * 60])
+    assert all(seen[3 * 24 * 60 :])
+
+
+def test_what_was_kept_by_another_version_costs_time_only(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = lasting_record.encode(
+        {"web1": {"copy-stands": Lasted((1, 2.5), 3, 4), "no more": Lasted((), 1, 0)}}
+    )
+    assert lasting_record.decode(kept)["web1"]["copy-stands"].at == (1, 2.5)
+    assert lasting_record.decode(kept.replace('"format":1', '"format":2')) == {}
+    assert lasting_record.decode("{}") == {}
+    assert "not known" in capsys.readouterr().out
+    lasting = Lasting()
+    lasting.recover(lasting_record.decode(kept), NOW)
+    assert list(lasting.kept()) == []
+
+
+def test_what_an_agent_says_that_is_no_size_spoils_nothing_of_what_is_kept() -> None:
+    endless = [AgentDisk(name=name, mode="ordered", todo_b=(1 << 63) - 1) for name in ("sda", "sdb", "sdc")]
+    world, case = World(), Case(says(agent, state="resync", disks=endless))
+    case.last(world, MISSED_S)
+    json = lasting_record.encode(world.lasting.kept())
+    assert lasting_record.encode(lasting_record.decode(json)) == json
 
 
 def test_what_the_config_server_did_not_see_does_not_count() -> None:

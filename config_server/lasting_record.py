@@ -1,0 +1,46 @@
+"""How long what nobody complains of has lasted, over a restart of this server: a setting of its database, written each minute."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+import msgspec
+
+from config_server.lasting import Kept
+from shared import decoding, logging
+from shared.errors import UNDECODABLE
+
+_log = logging.get()
+
+_SETTING: Final = "lasting"
+_FORMAT: Final = 1
+"""Another one when a condition's words about its work (sights.py) mean something else: then everybody begins anew."""
+
+
+class _Record(msgspec.Struct, frozen=True):
+    format: int
+    machines: Kept
+
+
+def encode(kept: Kept) -> str:
+    return msgspec.json.encode(_Record(_FORMAT, kept)).decode()
+
+
+def decode(text: str) -> Kept:
+    """Nothing, of another version's: that costs time only."""
+    try:
+        record = decoding.decode(text.encode(), type=_Record)
+    except UNDECODABLE as exc:
+        _log.warning("it is not known how long what was not well has lasted", cause=str(exc))
+        return {}
+    return record.machines if record.format == _FORMAT else {}
+
+
+def save(db: sqlite3.Connection, kept: Kept) -> None:
+    db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_SETTING, encode(kept)))
+
+
+def load(db: sqlite3.Connection) -> Kept:
+    row = db.execute("SELECT value FROM settings WHERE name = ?", (_SETTING,)).fetchone()
+    return {} if row is None else decode(row["value"])
