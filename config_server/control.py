@@ -14,8 +14,8 @@ from config_server.ca import CertificateAuthority
 from config_server.commands import Bell
 from config_server.database import Database
 from config_server.facts import SELF, Facts, facts_of
-from config_server.inventory import Machine
 from config_server.lasting import Lasting
+from config_server.machine import Machine
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
 from config_server.serving import Serving

@@ -13,7 +13,7 @@ from config_server.binding import Binder, Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, new_id
 from config_server.deletion import Deletion, Found, of_storage
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.protecting import Protecting
 from shared import api
 from shared.errors import DeletionOfAnotherError, RequestError, UnderstudyError, UnhealthyError

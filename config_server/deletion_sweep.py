@@ -28,7 +28,7 @@ from config_server.clock import SECOND_NS
 from config_server.control import Control
 from config_server.deletion import Deletion, Found, Stage
 from config_server.facts import SELF
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.sides import Sides
 from shared import logging
 from shared.crashpoints import reach

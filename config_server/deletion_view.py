@@ -6,7 +6,7 @@ from typing import Final
 
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.deletion import Deletion, Stage
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.presence import Presence
 from shared.errors import DeletionUnconfirmedError, UnhealthyError
 from shared.messages import DeletionView

@@ -30,7 +30,7 @@ from config_server import audit, events, incarnations, inventory, policies
 from config_server.clock import SECOND_NS
 from config_server.disks import Offer
 from config_server.facts import SELF
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
 from shared.active_side import shown
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish

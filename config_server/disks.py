@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.wishes import named, same, with_ids, without
 from shared.batch import SECTOR
 from shared.desired import Verb, WantedDisk

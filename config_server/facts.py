@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.presence import Presence, Seen
 from config_server.serving import ranked
 from shared.errors import UnhealthyError

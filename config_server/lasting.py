@@ -19,7 +19,7 @@ import msgspec
 from config_server.clock import SECOND_NS
 from config_server.conditions import CONDITIONS, EXCUSED_S
 from config_server.facts import Facts, replicates
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.sights import At, Excused, Look, Sight
 
 _AT_ONCE_NS: Final = 60 * SECOND_NS

@@ -6,7 +6,7 @@ import sqlite3
 
 from config_server import inventory, revocation, view
 from config_server.control import Control
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from shared.errors import NeverReportedError
 from shared.messages import MachineView
 from shared.vocabulary import Role

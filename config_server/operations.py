@@ -12,8 +12,8 @@ from config_server import audit, commands, deletions, events, inventory, jobs, m
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name, new_id
 from config_server.granting import Granting
-from config_server.inventory import Machine
 from config_server.keys import grant_of
+from config_server.machine import Machine
 from shared import api, logging
 from shared.errors import DisconnectedError, NotFoundError, RequestError, UsageError
 from shared.messages import (

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from config_server.machine import Assigned
 from shared import decoding
 from shared.desired import Settings
 from shared.errors import PolicyNotFoundError, RequestError
@@ -20,14 +21,6 @@ UNCHOSEN_S: Final = 300.0
 """The interval of earlier versions' policies where nobody set one."""
 DEFAULT: Final = "default"
 """Of machines that have no other. It is always there, and need not have been set."""
-
-
-class Assigned(msgspec.Struct, frozen=True):
-    """What holds for a machine."""
-
-    policy: Policy
-    name: str
-    """Empty: it has one of its own, without a name."""
 
 
 def find(db: sqlite3.Connection, name: str) -> Policy | None:

@@ -10,7 +10,7 @@ import msgspec
 from config_server import audit, inventory, machines, policies
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from shared import api
 from shared.messages import MachineView, Nothing, Policy, PolicyChoice, PolicyList, PolicyView
 

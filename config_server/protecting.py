@@ -16,7 +16,7 @@ from config_server import audit, deletions, desired_state, inventory, machines, 
 from config_server.binding import Binder, Call
 from config_server.control import Control, check_name
 from config_server.disks import Offer
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.presence import Seen
 from config_server.sides import Sides
 from config_server.wishes import without

@@ -37,9 +37,9 @@ from config_server.deletion_sweep import PASS_S, DeletionSweep
 from config_server.facts import SELF, facts_of, replicates, reported_ns
 from config_server.granting import SWEEP_S, Granting
 from config_server.identity import Identity
-from config_server.inventory import Machine
 from config_server.keys import Keys
 from config_server.listener import Listener
+from config_server.machine import Machine
 from config_server.operations import Operations, note_ended
 from config_server.own_certificate import OwnCertificate
 from config_server.policy_operations import PolicyOperations

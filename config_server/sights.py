@@ -13,7 +13,7 @@ from typing import Final, Self, TypeVar
 import msgspec
 
 from config_server.facts import NOT_FOLLOWING, Facts, reported_ns
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.presence import Seen
 from shared.batch import SECTOR
 from shared.desired import WantedDisk

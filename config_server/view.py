@@ -26,7 +26,7 @@ from config_server import deletion_view, wish_view
 from config_server.conditions import lasting_of
 from config_server.facts import NOT_FOLLOWING, SELF, Facts, replicates
 from config_server.health import worst
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.presence import Seen
 from config_server.sights import Look, is_behind
 from config_server.wrong import errors_of, silence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.facts import Facts
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.presence import Seen
 from config_server.wishes import UNTAKEN_S, in_words
 from shared import active_side

@@ -12,7 +12,7 @@ from config_server import wish_view
 from config_server.clock import SECOND_NS
 from config_server.conditions import DISKS_LEFT_OUT, NOT_AT_WORK, lasting_of
 from config_server.facts import SELF, Facts, replicates
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.presence import Seen, problems_of
 from config_server.sights import Look
 from shared.errors import (

@@ -9,8 +9,8 @@ import msgspec
 from config_server import lasting_record, view
 from config_server.clock import SECOND_NS
 from config_server.facts import Facts, facts_of
-from config_server.inventory import Machine
 from config_server.lasting import Lasting
+from config_server.machine import Machine
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
 from shared.desired import WantedDisk

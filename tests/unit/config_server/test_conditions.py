@@ -13,8 +13,8 @@ from config_server import lasting_record
 from config_server.clock import SECOND_NS
 from config_server.conditions import CONDITIONS, EXCUSED_S, MISSED_S, STANDS_S
 from config_server.deletion import Deletion
-from config_server.inventory import Machine
 from config_server.lasting import Lasted, Lasting
+from config_server.machine import Machine
 from config_server.wishes import UNTAKEN_S
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.messages import MachineView

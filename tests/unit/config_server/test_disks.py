@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from config_server.disks import Offer
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.wishes import without
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import DiskTooLargeError, RequestError

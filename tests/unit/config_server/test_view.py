@@ -13,7 +13,7 @@ from config_server import service, view
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.facts import facts_of
 from config_server.health import worst
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.presence import Presence
 from config_server.wrong import problems_with
 from shared.desired import Mark, Verb, WantedDisk, Wish

@@ -24,7 +24,7 @@ from config_server.cli import (
 )
 from config_server.cli.main import cli, show_error
 from config_server.facts import facts_of
-from config_server.inventory import Machine
+from config_server.machine import Machine
 from config_server.presence import Presence
 from shared.errors import NotFoundError, UnhealthyError
 from shared.messages import (
