@@ -8,7 +8,6 @@ key; all names come from the enrolment token or, on renewal, from the certificat
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import ipaddress
 import secrets
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from config_server.certificates import BACKDATED
 from config_server.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import identity
 from shared.errors import ConfigError, RequestError
@@ -30,8 +30,6 @@ from shared.vocabulary import Role
 _COMMON_NAME: Final = 64
 """X.509's limit."""
 _CA_LIFE: Final = dt.timedelta(days=3650)
-BACKDATED: Final = dt.timedelta(minutes=5)
-"""Certificates begin a little in the past: hosts' clocks differ."""
 
 
 class CertificateAuthority:
@@ -141,12 +139,6 @@ class CertificateAuthority:
 
 def pem_of(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def fingerprint_of(key: ec.EllipticCurvePublicKey) -> str:
-    """Names a key."""
-    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(der).hexdigest()
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from cryptography import x509
 
-from config_server.ca import BACKDATED
+from config_server.certificates import BACKDATED
 from config_server.clock import SECOND_NS
 from shared.errors import RenewalNotDueError
 

@@ -16,13 +16,12 @@ refused. What they can do is delete; then the config server writes again what it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from config_server.ca import BACKDATED, CertificateAuthority
-from config_server.clock import SECOND_NS
+from config_server.ca import CertificateAuthority
+from config_server.revocations import FOLDER, Record
 from shared import decoding
 from shared.blob import BlobStore
 from shared.errors import (
@@ -32,57 +31,9 @@ from shared.errors import (
     PreconditionError,
 )
 
-FOLDER: Final = "revoked/"
 MOST_B: Final = 1 << 16
 """Far more than a record has. Whoever has the account's key may put anything there."""
 _SIGNED: Final = b"understudy revocation\0"
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    v: int = 1
-    subject: str
-    """A serial number (hexadecimal), or ROLE:NAME."""
-    reason: str = ""
-    who: str = ""
-    """Who revoked it; empty where only the database's row was left to tell."""
-    revoked_ns: int
-    """When; of a readmission, when that was."""
-    begins_s: int | None = None
-    """Of a readmission: certificates of the name that begin (Unix seconds) then or later are good again."""
-    mark: str = ""
-    """Of a database that was put back, and not compared with storage yet, when it said this (restored.py)."""
-
-    @property
-    def is_name(self) -> bool:
-        return ":" in self.subject
-
-    @property
-    def folder(self) -> str:
-        """Of a name: where all its records lie."""
-        return f"{FOLDER}{self.subject.replace(':', '/', 1)}"
-
-    @property
-    def blob(self) -> str:
-        last = f"/{self.revoked_ns}" if self.is_name else ""
-        if self.begins_s is not None:
-            last += "-readmitted"
-        return f"{self.folder}{last}.json"
-
-    @property
-    def before_s(self) -> int:
-        """Of a name: certificates that begin (Unix seconds) before then are refused. Whatever was issued until it was revoked does."""
-        return self.revoked_ns // SECOND_NS + 1 - int(BACKDATED.total_seconds())
-
-
-def newest(blobs: Iterable[str]) -> dict[str, int]:
-    """Of each name's folder the time of its last record, by what the blobs are called."""
-    found: dict[str, int] = {}
-    for blob in blobs:
-        folder, _, last = blob.rpartition("/")
-        at_ns = last.removesuffix(".json").removesuffix("-readmitted")
-        if at_ns.isdecimal():
-            found[folder] = max(found.get(folder, 0), int(at_ns[:30]))
-    return found
 
 
 class _Signed(msgspec.Struct, frozen=True):

@@ -28,7 +28,8 @@ from config_server.binding import Binder, Call
 from config_server.clock import rfc3339
 from config_server.control import Control
 from config_server.facts import SELF
-from config_server.revocation_record import MOST_B, Record, decode, newest, put, record_blobs
+from config_server.revocation_record import MOST_B, decode, put, record_blobs
+from config_server.revocations import Record, newest
 from config_server.taking_in import Unwritten, as_written
 from shared import api, logging
 from shared.blob import BlobStore, Retry

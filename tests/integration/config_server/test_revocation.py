@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from config_server import ca, renewals
+from config_server import renewals
+from config_server.certificates import BACKDATED
 from config_server.control import Control
 from shared import api, enrol, identity, tls
 from shared.errors import (
@@ -142,7 +143,7 @@ async def test_certificates_from_before_a_readmission_stay_refused_also_those_th
     restored(config.data_dir)
     async with running(config) as server:
         await server.revoke("agent:web1")
-        while dt.datetime.now(dt.UTC) - ca.BACKDATED < begins + dt.timedelta(seconds=1):  # noqa: ASYNC110
+        while dt.datetime.now(dt.UTC) - BACKDATED < begins + dt.timedelta(seconds=1):  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # certificates count in seconds
         again = await server.enrolled("agent", "web1", tmp_path / "again")
         await admitted(server, again)

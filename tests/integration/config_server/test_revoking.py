@@ -18,7 +18,8 @@ from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
-from config_server.revocation_record import Record, encode
+from config_server.revocation_record import encode
+from config_server.revocations import Record
 from config_server.revoking import Revoking
 from config_server.storage import Storage
 from shared import api, enrol, identity
