@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
+from config_server.call import Call
 from shared import decoding, logging, tls
 from shared.api import ROUTES, Access, Route
 from shared.connections import unmapped
@@ -53,38 +53,6 @@ _HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError] | tuple[type[UnderstudyErr
     (UnhealthyError, 503),
     (UnderstudyError, 500),
 )
-
-
-@dataclass(frozen=True)
-class Call:
-    """Who calls, and what stands in the path."""
-
-    who: str
-    """`operator:NAME`, ROLE:NAME of a daemon, or "" on a public route."""
-    path: dict[str, str]
-    body: bytes
-    wait_s: float
-    """How long the caller lets the answer be held (Prefer: wait=N)."""
-    serial: int = 0
-    """Of the caller's certificate; 0 when it showed none."""
-    begins_s: int = 0
-    """When that begins (Unix)."""
-    der: bytes = b""
-    """That certificate; empty when it showed none."""
-    hosts: tuple[str, ...] = ()
-    """DNS names and addresses in the caller's certificate."""
-    remote: str = ""
-    """The address that the connection came from."""
-    is_there: Callable[[], bool] = lambda: True
-    """Whether the caller's connection is open still, as far as can be known here: nobody else will read the answer."""
-
-    @property
-    def role(self) -> str:
-        return self.who.partition(":")[0]
-
-    @property
-    def name(self) -> str:
-        return self.who.partition(":")[2]
 
 
 class Asked(Protocol):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from config_server import audit, deletion_view, deletions, incarnations, inventory, machines, removal
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
+from config_server.call import Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, new_id
 from config_server.deletion import Deletion, Found, of_storage

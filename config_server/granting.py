@@ -32,7 +32,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from config_server import audit, deletions, grants, inventory
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
+from config_server.call import Call
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, new_id
 from config_server.facts import SELF

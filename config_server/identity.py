@@ -10,8 +10,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server import audit, events, revocation, tokens
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
 from config_server.ca import check_host, check_subject, pem_of
+from config_server.call import Call
 from config_server.certificates import fingerprint_of
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name

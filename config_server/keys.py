@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 
 from config_server import audit
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
+from config_server.call import Call
 from config_server.control import Control, check_name
 from shared import api, decoding
 from shared.errors import ConfigError

@@ -9,7 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from config_server import audit, commands, deletions, events, inventory, jobs, machines, view
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
+from config_server.call import Call
 from config_server.control import Control, check_name, new_id
 from config_server.granting import Granting
 from config_server.keys import grant_of

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import msgspec
 
 from config_server import audit, inventory, machines, policies
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
+from config_server.call import Call
 from config_server.control import Control, check_name
 from config_server.machine import Machine
 from shared import api

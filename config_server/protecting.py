@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from config_server import audit, deletions, desired_state, inventory, machines, policies, revocation
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
+from config_server.call import Call
 from config_server.control import Control, check_name
 from config_server.disks import Offer
 from config_server.machine import Machine

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from config_server import audit, commands, desired_state, events, inventory, revocation
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
+from config_server.call import Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name
 from config_server.disks import Offer

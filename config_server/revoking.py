@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from config_server import audit, events, restored, revocation, taking_in
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
+from config_server.call import Call
 from config_server.clock import rfc3339
 from config_server.control import Control
 from config_server.facts import SELF

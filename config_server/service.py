@@ -26,8 +26,9 @@ from config_server import (
     tokens,
     wrong,
 )
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
 from config_server.ca import CertificateAuthority
+from config_server.call import Call
 from config_server.clock import SECOND_NS
 from config_server.config import ConfigServerConfig
 from config_server.control import Control

@@ -17,7 +17,8 @@ from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
 from config_server import audit, commands
-from config_server.binding import Binder, Call
+from config_server.binding import Binder
+from config_server.call import Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name, new_id
 from config_server.copies import Copies, meant
