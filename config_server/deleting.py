@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from config_server import audit, deletion_view, deletions, incarnations, inventory, machines, removal
-from config_server.binding import Binder
 from config_server.call import Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, new_id
 from config_server.deletion import Deletion, Found, of_storage
 from config_server.machine import Machine
 from config_server.protecting import Protecting
-from shared import api
 from shared.errors import DeletionOfAnotherError, RequestError, UnderstudyError, UnhealthyError
 from shared.messages import DeletionRequest, DeletionView, Kept, MachineView, Nothing, PointView
 
@@ -30,11 +28,6 @@ class Deleting:
     def __init__(self, control: Control, protecting: Protecting) -> None:
         self._control = control
         self._protecting = protecting
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.DELETION, self.look)
-        binder.on(api.DELETE, self.delete)
-        binder.on(api.KEEP, self.keep)
 
     async def look(self, call: Call, _body: Nothing) -> DeletionView:
         """What is lost. Raises MachineNotFoundError, StorageError, IntegrityError."""

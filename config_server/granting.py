@@ -32,13 +32,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from config_server import audit, deletions, grants, inventory
-from config_server.binding import Binder
 from config_server.call import Call
 from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, new_id
 from config_server.facts import SELF
 from config_server.grants import Grant
-from shared import api, logging
+from shared import logging
 from shared.blob import BlobStore
 from shared.blob.policies import MOST, Look, Policy, token
 from shared.crashpoints import reach
@@ -76,11 +75,6 @@ class Granting:
         """How much storage's clock is ahead of this host's."""
         self._noted: set[tuple[str, str, str]] = set()
         """Action, container, policy: what is on record as being ended, and is not yet. A try that fails is not noted again."""
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.GRANTS, self.list)
-        binder.on(api.GRANT_RENEW, self.renew)
-        binder.on(api.GRANT_END, self.end)
 
     async def give(
         self, call: Call, machine: str, store: BlobStore, *, host: str, again: str, request: str = ""

@@ -10,7 +10,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server import audit, events, revocation, tokens
-from config_server.binding import Binder
 from config_server.ca import check_host, check_subject, pem_of
 from config_server.call import Call
 from config_server.certificates import fingerprint_of
@@ -20,7 +19,7 @@ from config_server.facts import SELF
 from config_server.renewals import Renewals
 from config_server.revoking import Revoking
 from config_server.sides import Sides
-from shared import api, enrol, identity, logging
+from shared import enrol, identity, logging
 from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
 from shared.messages import (
     CaCertificate,
@@ -55,13 +54,6 @@ class Identity:
         self._refused: dict[tuple[str, str], tuple[int, int]] = {}
         """Code and ROLE:NAME → when a refusal was noted (monotonic), and how many followed since."""
         self._renewals = Renewals()
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.CA, self.ca)
-        binder.on(api.ENROL, self.enrol)
-        binder.on(api.RENEW, self.renew)
-        binder.on(api.TOKEN_CREATE, self.create_token)
-        binder.on(api.CERTIFICATES, self.certificates)
 
     async def recover(self) -> None:
         """What was issued before the last start is renewed no sooner for it."""

@@ -16,10 +16,9 @@ from typing import Final
 import msgspec
 
 from config_server import audit
-from config_server.binding import Binder
 from config_server.call import Call
 from config_server.control import Control, check_name
-from shared import api, decoding
+from shared import decoding
 from shared.errors import ConfigError
 from shared.messages import KeyRequest, MachineKeyGrant, Nothing
 from shared.sealing import MachineKey
@@ -31,11 +30,6 @@ class Keys:
     def __init__(self, control: Control, vault: RecordedVault | None) -> None:
         self._control: Final = control
         self._vault: Final = vault
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.KEY_UNWRAP, self.unwrap)
-        binder.on(api.KEY_CREATE, self.create)
-        binder.on(api.RESTORE_KEY, self.unwrap)
 
     async def unwrap(self, call: Call, body: KeyRequest) -> MachineKeyGrant:
         machine = check_name(call.path["machine"], "machine")

@@ -9,13 +9,12 @@ from typing import Any, Final
 import msgspec
 
 from config_server import audit, commands, deletions, events, inventory, jobs, machines, view
-from config_server.binding import Binder
 from config_server.call import Call
 from config_server.control import Control, check_name, new_id
 from config_server.granting import Granting
 from config_server.keys import grant_of
 from config_server.machine import Machine
-from shared import api, logging
+from shared import logging
 from shared.errors import DisconnectedError, NotFoundError, RequestError, UsageError
 from shared.messages import (
     CommandKind,
@@ -54,18 +53,6 @@ class Operations:
     def __init__(self, control: Control, granting: Granting) -> None:
         self._control = control
         self._granting = granting
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.MACHINES, self.machines)
-        binder.on(api.MACHINE, self.machine)
-        binder.on(api.RESYNC, self.resync)
-        binder.on(api.POINTS, self.points)
-        binder.on(api.POINT_CREATE, self.create_point)
-        binder.on(api.FLUSH, self.flush)
-        binder.on(api.RESTORE, self.restore)
-        binder.on(api.JOBS, self.jobs)
-        binder.on(api.JOB, self.job)
-        binder.on(api.JOB_UPDATE, self.update_job)
 
     # ---- machines
 

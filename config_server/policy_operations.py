@@ -8,26 +8,15 @@ from collections.abc import Iterable
 import msgspec
 
 from config_server import audit, inventory, machines, policies
-from config_server.binding import Binder
 from config_server.call import Call
 from config_server.control import Control, check_name
 from config_server.machine import Machine
-from shared import api
 from shared.messages import MachineView, Nothing, Policy, PolicyChoice, PolicyList, PolicyView
 
 
 class PolicyOperations:
     def __init__(self, control: Control) -> None:
         self._control = control
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.POLICY, self.default)
-        binder.on(api.POLICY_SET, self.put_default)
-        binder.on(api.POLICIES, self.all)
-        binder.on(api.POLICY_GET, self.get)
-        binder.on(api.POLICY_PUT, self.put)
-        binder.on(api.POLICY_DELETE, self.delete)
-        binder.on(api.POLICY_ASSIGN, self.assign)
 
     async def default(self, _call: Call, _body: Nothing) -> Policy:
         return await self._control.db.run(lambda db: policies.get(db, policies.DEFAULT))

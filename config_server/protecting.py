@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import msgspec
 
 from config_server import audit, deletions, desired_state, inventory, machines, policies, revocation
-from config_server.binding import Binder
 from config_server.call import Call
 from config_server.control import Control, check_name
 from config_server.disks import Offer
@@ -21,7 +20,6 @@ from config_server.machine import Machine
 from config_server.presence import Seen
 from config_server.sides import Sides
 from config_server.wishes import without
-from shared import api
 from shared.active_side import UNKNOWN
 from shared.desired import Verb, WantedDisk
 from shared.errors import (
@@ -43,11 +41,6 @@ class Protecting:
     def __init__(self, control: Control, sides: Sides) -> None:
         self._control = control
         self._sides = sides
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.PROTECT, self.protect)
-        binder.on(api.UNPROTECT, self.unprotect)
-        binder.on(api.DISKS, self.disks)
 
     async def protect(self, call: Call, body: Protection) -> MachineView:
         """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, DiskTooLargeError, ToBeDeletedError."""

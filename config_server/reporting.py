@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from config_server import audit, commands, desired_state, events, inventory, revocation
-from config_server.binding import Binder
 from config_server.call import Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name
@@ -20,7 +19,7 @@ from config_server.presence import Seen, decode, problems_of
 from config_server.sides import Sides
 from config_server.wishes import without
 from config_server.wrong import problems_with
-from shared import api, logging
+from shared import logging
 from shared.desired import Desired, Verb, Wish
 from shared.errors import DatabaseError
 from shared.messages import (
@@ -69,13 +68,6 @@ class Reporting:
         """By machine: the act that its agent goes by, where this version does not know what it means."""
         self._noted: set[int] = set()
         """Serial numbers of certificates that were shown to this process, and are in the database."""
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.STATUS, self.status)
-        binder.on(api.COMMAND, self.command)
-        binder.on(api.EVENTS, self.events)
-        binder.on(api.DAEMONS, self.daemons)
-        binder.on(api.AUDIT, self.audit)
 
     async def status(self, call: Call, _body: msgspec.Struct) -> StatusReply:
         """Take a daemon's report, hand out its commands, and tell an agent what it is to do; with `Prefer: wait` only when there is

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from config_server import audit, events, restored, revocation, taking_in
-from config_server.binding import Binder
 from config_server.call import Call
 from config_server.clock import rfc3339
 from config_server.control import Control
@@ -32,7 +31,7 @@ from config_server.facts import SELF
 from config_server.revocation_record import MOST_B, decode, put, record_blobs
 from config_server.revocations import Record, newest
 from config_server.taking_in import Unwritten, as_written
-from shared import api, logging
+from shared import logging
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
 from shared.errors import (
@@ -91,9 +90,6 @@ class Revoking:
         """They were, but for blobs that could not be read."""
         self.problem: RevocationUnstoredError | None = None
         """What storage lacks."""
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.CERTIFICATE_REVOKE, self.revoke)
 
     async def revoke(self, call: Call, body: RevokeRequest) -> CertificateList:
         """Raises RequestError, RevocationUnrecordedError."""

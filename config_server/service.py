@@ -8,7 +8,7 @@ import datetime as dt
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
@@ -23,12 +23,12 @@ from config_server import (
     keys,
     lasting_record,
     lock,
+    routes,
     tokens,
     wrong,
 )
 from config_server.binding import Binder
 from config_server.ca import CertificateAuthority
-from config_server.call import Call
 from config_server.clock import SECOND_NS
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
@@ -48,10 +48,11 @@ from config_server.protecting import Protecting
 from config_server.reporting import Reporting, log_changes
 from config_server.restoring import remove_new
 from config_server.revoking import Revoking
+from config_server.routes import Handlers
 from config_server.sides import Sides
 from config_server.storage import Storage
 from config_server.twins import SILENT_S
-from shared import api, durable, logging, service
+from shared import durable, logging, service
 from shared.errors import (
     ConfigError,
     DatabaseError,
@@ -60,11 +61,10 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.messages import API_VERSION, EventView, Nothing, PointView, ServerInfo
+from shared.messages import EventView, PointView
 from shared.status import Problem
 from shared.vault import FileVault
 from shared.vault_record import RecordedVault
-from shared.version import VERSION
 from shared.waiting import wait_for
 
 _log = logging.get()
@@ -89,12 +89,6 @@ _GRANTS: Final = "grants"
 _SHUTDOWN_S: Final = 3.0
 _LINGERING_S: Final = 1.0
 """So long a refused request's body is read on, so that its sender can read the answer."""
-
-
-class _Bound(Protocol):
-    """Handlers of routes."""
-
-    def bind(self, binder: Binder) -> None: ...
 
 
 class _Part(NamedTuple):
@@ -145,17 +139,17 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
-        handlers: tuple[_Bound, ...] = (
-            known,
-            revoking,
-            Reporting(control, sides),
-            Operations(control, granting),
-            protecting,
-            Deleting(control, protecting),
-            PolicyOperations(control),
-            granting,
-            Keys(control, vault),
-            sides,
+        handlers = Handlers(
+            identity=known,
+            revoking=revoking,
+            reporting=Reporting(control, sides),
+            operations=Operations(control, granting),
+            protecting=protecting,
+            deleting=Deleting(control, protecting),
+            policies=PolicyOperations(control),
+            granting=granting,
+            keys=Keys(control, vault),
+            sides=sides,
         )
         runner = web.AppRunner(
             _application(control, handlers, config, listener),
@@ -197,20 +191,14 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
 
 
 def _application(
-    control: Control, parts: Sequence[_Bound], config: ConfigServerConfig, listener: Listener
+    control: Control, handlers: Handlers, config: ConfigServerConfig, listener: Listener
 ) -> web.Application:
     binder = Binder(
         lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
         lambda *certificate: control.revoked.covers(*certificate),
         listener.asked,
     )
-
-    async def health(_call: Call, _body: Nothing) -> ServerInfo:
-        return ServerInfo(name=config.name, version=VERSION, api=API_VERSION)
-
-    binder.on(api.HEALTH, health)
-    for part in parts:
-        part.bind(binder)
+    routes.bind(binder, config.name, handlers)
     return binder.application()
 
 

@@ -17,13 +17,12 @@ from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
 from config_server import audit, commands
-from config_server.binding import Binder
 from config_server.call import Call
 from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name, new_id
 from config_server.copies import Copies, meant
 from config_server.serving import signature
-from shared import active_side, api, logging
+from shared import active_side, logging
 from shared.active_side import ActiveSide, Known
 from shared.blob import BlobStore
 from shared.errors import (
@@ -62,10 +61,6 @@ class Sides:
         """Of them storage says that no machine of this name was ever replicated."""
         self._heard: dict[str, _Heard] = {}
         self._copies = Copies()
-
-    def bind(self, binder: Binder) -> None:
-        binder.on(api.REBIND, self.rebind)
-        binder.on(api.COPIES, self.copies)
 
     async def admit(
         self, machine: str, identity: str, boot: str | None, address: str, former: str = ""
