@@ -16,9 +16,9 @@ from config_server.database import Database
 from config_server.facts import SELF, Facts, facts_of
 from config_server.lasting import Lasting
 from config_server.machine import Machine
+from config_server.owners import Serving
 from config_server.presence import Presence
 from config_server.rpo import StorageProgress
-from config_server.serving import Serving
 from config_server.storage import Storage
 from config_server.twins import SILENT_S
 from config_server.wishes import Untaken

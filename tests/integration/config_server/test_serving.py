@@ -7,7 +7,7 @@ from itertools import count
 
 import msgspec
 
-from config_server.serving import Serving
+from config_server.owners import Serving
 from config_server.storage import Storage
 from shared.blob import BlobConfig
 from shared.log import names
