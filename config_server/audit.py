@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from config_server.clock import rfc3339
+from config_server.rules.clock import rfc3339
 from shared import decoding
 from shared.messages import AuditView
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from config_server.clock import SECOND_NS, rfc3339
+from config_server.rules.clock import SECOND_NS, rfc3339
 from shared import decoding
 from shared.errors import CommandExpiredError, CommandNotFoundError, RequestError
 from shared.messages import Command, CommandKind, CommandState, CommandView

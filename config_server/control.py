@@ -13,15 +13,15 @@ import msgspec
 from config_server.ca import CertificateAuthority
 from config_server.commands import Bell
 from config_server.database import Database
-from config_server.facts import SELF, Facts, facts_of
-from config_server.lasting import Lasting
-from config_server.machine import Machine
 from config_server.owners import Serving
-from config_server.presence import Presence
-from config_server.rpo import StorageProgress
+from config_server.rules.facts import SELF, Facts, facts_of
+from config_server.rules.lasting import Lasting
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Presence
+from config_server.rules.rpo import StorageProgress
+from config_server.rules.twins import SILENT_S
+from config_server.rules.wishes import Untaken
 from config_server.storage import Storage
-from config_server.twins import SILENT_S
-from config_server.wishes import Untaken
 from shared import logging
 from shared.errors import CertificateRevokedError, RequestError, UnderstudyError, UnhealthyError
 from shared.messages import PointView, Revocations

@@ -8,13 +8,14 @@ import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from config_server import audit, deletion_view, deletions, incarnations, inventory, machines, removal
+from config_server import audit, deletions, incarnations, inventory, machines, removal
 from config_server.call import Call
-from config_server.clock import SECOND_NS
 from config_server.control import Control, new_id
-from config_server.deletion import Deletion, Found, of_storage
-from config_server.machine import Machine
 from config_server.protecting import Protecting
+from config_server.rules import deletion_view
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.deletion import Deletion, Found, of_storage
+from config_server.rules.machine import Machine
 from shared.errors import DeletionOfAnotherError, RequestError, UnderstudyError, UnhealthyError
 from shared.messages import DeletionRequest, DeletionView, Kept, MachineView, Nothing, PointView
 

@@ -22,13 +22,14 @@ from typing import Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from config_server import audit, deletion_view, deletions, incarnations, inventory, removal
-from config_server import deletion as rules
-from config_server.clock import SECOND_NS
+from config_server import audit, deletions, incarnations, inventory, removal
 from config_server.control import Control
-from config_server.deletion import Deletion, Found, Stage
-from config_server.facts import SELF
-from config_server.machine import Machine
+from config_server.rules import deletion as rules
+from config_server.rules import deletion_view
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.deletion import Deletion, Found, Stage
+from config_server.rules.facts import SELF
+from config_server.rules.machine import Machine
 from config_server.sides import Sides
 from shared import logging
 from shared.crashpoints import reach

@@ -11,9 +11,9 @@ import sqlite3
 import msgspec
 
 from config_server import events, incarnations, inventory
-from config_server.deletion import Deletion, Stage, of_acts
-from config_server.facts import SELF
-from config_server.machine import Machine
+from config_server.rules.deletion import Deletion, Stage, of_acts
+from config_server.rules.facts import SELF
+from config_server.rules.machine import Machine
 from shared.errors import BeingDeletedError
 from shared.messages import EventKind
 from shared.status import Problem

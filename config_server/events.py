@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
-from config_server.clock import SECOND_NS, rfc3339
+from config_server.rules.clock import SECOND_NS, rfc3339
 from shared.messages import EventKind, EventView
 from shared.status import Problem
 from shared.vocabulary import Severity

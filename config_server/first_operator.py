@@ -8,7 +8,7 @@ from pathlib import Path
 from config_server import audit, tokens
 from config_server.belonging import OPERATOR, TOKEN_FILE
 from config_server.database import Database
-from config_server.facts import SELF
+from config_server.rules.facts import SELF
 from shared import identity, logging
 
 _log = logging.get()

@@ -8,7 +8,7 @@ import sqlite3
 
 import msgspec
 
-from config_server.clock import SECOND_NS, rfc3339
+from config_server.rules.clock import SECOND_NS, rfc3339
 from shared import decoding
 from shared.errors import NotFoundError
 from shared.messages import GrantState, GrantView

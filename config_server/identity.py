@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from config_server import audit, events, revocation, tokens
 from config_server.ca import check_host, check_subject, pem_of
 from config_server.call import Call
-from config_server.certificates import fingerprint_of
-from config_server.clock import SECOND_NS, rfc3339
 from config_server.control import Control, check_name
-from config_server.facts import SELF
-from config_server.renewals import Renewals
 from config_server.revoking import Revoking
+from config_server.rules.certificates import fingerprint_of
+from config_server.rules.clock import SECOND_NS, rfc3339
+from config_server.rules.facts import SELF
+from config_server.rules.renewals import Renewals
 from config_server.sides import Sides
 from shared import enrol, identity, logging
 from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError

@@ -8,9 +8,10 @@ from typing import Final
 
 import msgspec
 
-from config_server import incarnations, policies, wishes
-from config_server.deletion import Deletion
-from config_server.machine import Machine
+from config_server import incarnations, policies
+from config_server.rules import wishes
+from config_server.rules.deletion import Deletion
+from config_server.rules.machine import Machine
 from shared import decoding
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError

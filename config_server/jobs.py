@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from config_server.clock import SECOND_NS, rfc3339
+from config_server.rules.clock import SECOND_NS, rfc3339
 from shared import decoding
 from shared.errors import JobGivenUpError, JobNotFoundError
 from shared.messages import Failure, JobProgress, JobState, JobView

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from config_server.lasting import Kept
+from config_server.rules.lasting import Kept
 from shared import decoding, logging
 from shared.errors import UNDECODABLE
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from config_server.clock import SECOND_NS
-from config_server.serving import Agent, Signature, Stream, in_words, is_clear, rivals, signature
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.serving import Agent, Signature, Stream, in_words, is_clear, rivals, signature
 from config_server.storage import Storage
 from shared import logging
 from shared.errors import MachineNotFoundError, UnderstudyError

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from config_server.machine import Assigned
+from config_server.rules.machine import Assigned
 from shared import decoding
 from shared.desired import Settings
 from shared.errors import PolicyNotFoundError, RequestError

@@ -10,7 +10,7 @@ import msgspec
 from config_server import audit, inventory, machines, policies
 from config_server.call import Call
 from config_server.control import Control, check_name
-from config_server.machine import Machine
+from config_server.rules.machine import Machine
 from shared.messages import MachineView, Nothing, Policy, PolicyChoice, PolicyList, PolicyView
 
 

@@ -15,11 +15,11 @@ import msgspec
 from config_server import audit, deletions, desired_state, inventory, machines, policies, revocation
 from config_server.call import Call
 from config_server.control import Control, check_name
-from config_server.disks import Offer
-from config_server.machine import Machine
-from config_server.presence import Seen
+from config_server.rules.disks import Offer
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Seen
+from config_server.rules.wishes import without
 from config_server.sides import Sides
-from config_server.wishes import without
 from shared.active_side import UNKNOWN
 from shared.desired import Verb, WantedDisk
 from shared.errors import (

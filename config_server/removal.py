@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from config_server.deletion import Found
+from config_server.rules.deletion import Found
 from shared import active_side
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach

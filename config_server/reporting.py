@@ -11,14 +11,14 @@ import msgspec
 
 from config_server import audit, commands, desired_state, events, inventory, revocation
 from config_server.call import Call
-from config_server.clock import SECOND_NS
 from config_server.control import Control, check_name
-from config_server.disks import Offer
-from config_server.health import worst
-from config_server.presence import Seen, decode, problems_of
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.disks import Offer
+from config_server.rules.health import worst
+from config_server.rules.presence import Seen, decode, problems_of
+from config_server.rules.wishes import without
+from config_server.rules.wrong import problems_with
 from config_server.sides import Sides
-from config_server.wishes import without
-from config_server.wrong import problems_with
 from shared import logging
 from shared.desired import Desired, Verb, Wish
 from shared.errors import DatabaseError

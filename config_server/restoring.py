@@ -48,8 +48,8 @@ from config_server.belonging import (
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.database import DATABASE_FILE
-from config_server.facts import SELF
 from config_server.restored import Restored
+from config_server.rules.facts import SELF
 from shared import durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ConfigError, DataFolderInUseError, StateFileError, cause_of

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from config_server.ca import CertificateAuthority
-from config_server.revocations import FOLDER, Record
+from config_server.rules.revocations import FOLDER, Record
 from shared import decoding
 from shared.blob import BlobStore
 from shared.errors import (

@@ -25,22 +25,18 @@ from config_server import (
     lock,
     routes,
     tokens,
-    wrong,
 )
 from config_server.binding import Binder
 from config_server.ca import CertificateAuthority
-from config_server.clock import SECOND_NS
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
 from config_server.deleting import Deleting
 from config_server.deletion_sweep import PASS_S, DeletionSweep
-from config_server.facts import SELF, facts_of, replicates, reported_ns
 from config_server.granting import SWEEP_S, Granting
 from config_server.identity import Identity
 from config_server.keys import Keys
 from config_server.listener import Listener
-from config_server.machine import Machine
 from config_server.operations import Operations, note_ended
 from config_server.own_certificate import OwnCertificate
 from config_server.policy_operations import PolicyOperations
@@ -49,9 +45,13 @@ from config_server.reporting import Reporting, log_changes
 from config_server.restoring import remove_new
 from config_server.revoking import Revoking
 from config_server.routes import Handlers
+from config_server.rules import wrong
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
+from config_server.rules.machine import Machine
+from config_server.rules.twins import SILENT_S
 from config_server.sides import Sides
 from config_server.storage import Storage
-from config_server.twins import SILENT_S
 from shared import durable, logging, service
 from shared.errors import (
     ConfigError,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from config_server.backup import backup
 from config_server.belonging import TOKEN_FILE
-from config_server.clock import rfc3339
 from config_server.config import ConfigServerConfig
 from config_server.restoring import Done, restore
+from config_server.rules.clock import rfc3339
 from shared.errors import UnderstudyError
 from shared.service import load_config
 

@@ -10,7 +10,7 @@ Each act gives a machine another *wish*, with the mark of who made it:
     act           random, so that two acts with one number can be told apart
 
 The agent keeps the wish that it goes by on its own disk, and says it with every report. So whoever is asked for the next one sees in the
-same exchange whether the agent knows of a later one than he does (`config_server.wishes`): then that is what holds.
+same exchange whether the agent knows of a later one than he does (`config_server.rules.wishes`): then that is what holds.
 
 *Settings* are no acts: they are what the machine's policy says at the moment, and none of them can lose anything. They are told whole: what
 the policy does not say (any more) is the agent's own configuration's again.

@@ -357,7 +357,7 @@ class DeletionView(msgspec.Struct, kw_only=True):
     asked: str | None = None
     who: str = ""
     stage: str = ""
-    """waiting | closing | closed | removing: how far it has come (config_server/deletion.py)."""
+    """waiting | closing | closed | removing: how far it has come (config_server/rules/deletion.py)."""
     waits: str = ""
     """Why it is not done although it is due, or does not become due."""
 
@@ -384,7 +384,7 @@ class MachineView(msgspec.Struct, kw_only=True):
     epochs: int | None
     rounds: int | None
     rpo_s: float | None
-    """Age of the newest ordered state that blob storage holds (config_server/rpo.py); null while there is none."""
+    """Age of the newest ordered state that blob storage holds (config_server/rules/rpo.py); null while there is none."""
     last_seen_s: float | None
     process_server: str
     disks: list[DiskView]

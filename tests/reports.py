@@ -6,13 +6,14 @@ from typing import Final
 
 import msgspec
 
-from config_server import lasting_record, view
-from config_server.clock import SECOND_NS
-from config_server.facts import Facts, facts_of
-from config_server.lasting import Lasting
-from config_server.machine import Machine
-from config_server.presence import Presence
-from config_server.rpo import StorageProgress
+from config_server import lasting_record
+from config_server.rules import view
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.facts import Facts, facts_of
+from config_server.rules.lasting import Lasting
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Presence
+from config_server.rules.rpo import StorageProgress
 from shared.desired import WantedDisk
 from shared.messages import MachineView, PointView, Policy
 from shared.status import Report

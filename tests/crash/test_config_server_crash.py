@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from config_server.clock import SECOND_NS
 from config_server.config import ConfigServerConfig
+from config_server.rules.clock import SECOND_NS
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.crashpoints import CONTROL_POINTS

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from config_server.conditions import MISSED_S
+from config_server.rules.conditions import MISSED_S
 from deploy.lab.state import Lab as LabState
 from deploy.lab.vocabulary import Daemon
 from tests.environment_cases import expect, restart, restart_with_a_due_certificate
@@ -174,7 +174,7 @@ class Breakage:
     has_event: bool = True
     """Not where events themselves cannot be stored."""
     within_s: float = SEEN_S
-    """What no daemon says of itself has to last (config_server/conditions.py)."""
+    """What no daemon says of itself has to last (config_server/rules/conditions.py)."""
 
 
 def _of(

@@ -27,7 +27,6 @@ from msgspec.structs import replace
 from config_server import (
     database,
     deleting,
-    deletion,
     deletion_sweep,
     deletions,
     desired_state,
@@ -36,14 +35,15 @@ from config_server import (
     inventory,
     restored,
 )
-from config_server.clock import SECOND_NS
 from config_server.control import Control
 from config_server.deleting import Deleting
-from config_server.deletion import Found
 from config_server.deletion_sweep import DeletionSweep
-from config_server.disks import Offer
 from config_server.grants import Grant
 from config_server.protecting import Protecting
+from config_server.rules import deletion
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.deletion import Found
+from config_server.rules.disks import Offer
 from shared.desired import Verb, Wish
 from shared.errors import (
     BeingDeletedError,

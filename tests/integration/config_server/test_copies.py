@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import copies, presence, sides
+from config_server import sides
 from config_server.cli import machine_commands
+from config_server.rules import copies, presence
 from shared import active_side, api
 from shared.blob import BlobConfig
 from shared.control_client import ControlClient

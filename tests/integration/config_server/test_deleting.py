@@ -15,7 +15,7 @@ import pytest
 
 from config_server import deletions, granting, jobs
 from config_server.control import Control
-from config_server.deletion import Stage
+from config_server.rules.deletion import Stage
 from shared import active_side, api
 from shared.blob import BlobConfig
 from shared.desired import Verb
@@ -322,13 +322,13 @@ async def test_it_waits_for_a_job_and_for_a_grant_that_only_storage_knows(
 async def test_it_waits_while_somebody_writes_its_log_of_whom_nobody_reports(
     server: ConfigServer, operator: RestClient, web1: ObedientAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("config_server.deletion.QUIET_S", 900.0)
+    monkeypatch.setattr("config_server.rules.deletion.QUIET_S", 900.0)
     await delete(operator)
     await stops(web1)
     pass_delay(folder(server))
     await is_waiting(operator, "US630")
     assert "written into its log" in (await shown(operator)).cause
-    monkeypatch.setattr("config_server.deletion.QUIET_S", 0.0)
+    monkeypatch.setattr("config_server.rules.deletion.QUIET_S", 0.0)
     await until(lambda: is_gone(operator))
 
 

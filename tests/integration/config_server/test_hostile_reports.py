@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from config_server import service, wrong
-from config_server.presence import MAX_PROBLEMS
+from config_server import service
+from config_server.rules import wrong
+from config_server.rules.presence import MAX_PROBLEMS
 from shared import api
 from shared.control_client import ControlClient
 from shared.errors import RequestError

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import lasting, service
-from config_server.clock import SECOND_NS
-from config_server.conditions import CONDITIONS
+from config_server import service
+from config_server.rules import lasting
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.conditions import CONDITIONS
 from shared import api
 from shared.control_client import ControlClient
 from shared.messages import EventQuery, Nothing, Protection

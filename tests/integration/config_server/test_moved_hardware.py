@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import pytest
 
-from config_server import desired_state, sides, wish_view
+from config_server import desired_state, sides
+from config_server.rules import wish_view
 from shared import active_side, api
 from shared.blob import BlobConfig
 from shared.desired import Mark, Verb, WantedDisk, Wish

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from config_server import backup, desired_state, restoring, service, wish_view
+from config_server import backup, desired_state, restoring, service
+from config_server.rules import wish_view
 from shared import api
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (

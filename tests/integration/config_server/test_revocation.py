@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from config_server import renewals
-from config_server.certificates import BACKDATED
 from config_server.control import Control
+from config_server.rules import renewals
+from config_server.rules.certificates import BACKDATED
 from shared import api, enrol, identity, tls
 from shared.errors import (
     CertificateRevokedError,

@@ -19,8 +19,8 @@ from config_server.config import ConfigServerConfig
 from config_server.control import Control
 from config_server.database import DATABASE_FILE, Database
 from config_server.revocation_record import encode
-from config_server.revocations import Record
 from config_server.revoking import Revoking
+from config_server.rules.revocations import Record
 from config_server.storage import Storage
 from shared import api, enrol, identity
 from shared.blob import BlobConfig, BlobStore

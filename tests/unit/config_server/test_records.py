@@ -22,8 +22,8 @@ from config_server import (
     revocation,
     tokens,
 )
-from config_server.clock import SECOND_NS
-from config_server.disks import Offer
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.disks import Offer
 from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,

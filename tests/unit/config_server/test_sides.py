@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from config_server.copies import LASTING_S, SHOWN_S
+from config_server.rules.copies import LASTING_S, SHOWN_S
 from config_server.sides import Sides
 from shared.active_side import ActiveSide
 from shared.errors import CopyRefusedError

@@ -14,7 +14,6 @@ import pytest
 from click.testing import CliRunner
 from rich.console import RenderableType
 
-from config_server import view
 from config_server.cli import (
     certificate_commands,
     machine_pages,
@@ -23,9 +22,10 @@ from config_server.cli import (
     restore_command,
 )
 from config_server.cli.main import cli, show_error
-from config_server.facts import facts_of
-from config_server.machine import Machine
-from config_server.presence import Presence
+from config_server.rules import view
+from config_server.rules.facts import facts_of
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Presence
 from shared.errors import NotFoundError, UnhealthyError
 from shared.messages import (
     AuditView,

@@ -20,9 +20,9 @@ from typing import Final
 
 import msgspec
 
-from config_server.clock import SECOND_NS
-from config_server.facts import Facts, Rpo
-from config_server.presence import Seen
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.facts import Facts, Rpo
+from config_server.rules.presence import Seen
 from shared.recovery.position import parse_rfc3339
 
 _SET_NS: Final = 5 * SECOND_NS

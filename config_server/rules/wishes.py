@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from config_server.clock import SECOND_NS, rfc3339
+from config_server.rules.clock import SECOND_NS, rfc3339
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.recovery.position import parse_rfc3339
 

@@ -16,11 +16,11 @@ from typing import Final
 
 import msgspec
 
-from config_server.clock import SECOND_NS
-from config_server.conditions import CONDITIONS, EXCUSED_S
-from config_server.facts import Facts, replicates
-from config_server.machine import Machine
-from config_server.sights import At, Excused, Look, Sight
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.conditions import CONDITIONS, EXCUSED_S
+from config_server.rules.facts import Facts, replicates
+from config_server.rules.machine import Machine
+from config_server.rules.sights import At, Excused, Look, Sight
 
 _AT_ONCE_NS: Final = 60 * SECOND_NS
 _NAMES: Final = frozenset(condition.name for condition in CONDITIONS)

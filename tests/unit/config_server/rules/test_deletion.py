@@ -7,9 +7,9 @@ import datetime as dt
 import pytest
 from msgspec.structs import replace
 
-from config_server import deletion
-from config_server.deletion import Deletion, Found, Stage
-from config_server.deletion_view import when
+from config_server.rules import deletion
+from config_server.rules.deletion import Deletion, Found, Stage
+from config_server.rules.deletion_view import when
 from shared.desired import Mark, Verb, Wish
 from shared.errors import DeletionUnconfirmedError, UnhealthyError
 from shared.messages import Revocations

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from config_server import twins
-from config_server.clock import SECOND_NS
-from config_server.twins import SILENT_S, Starts
+from config_server.rules import twins
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.twins import SILENT_S, Starts
 from shared import decoding, newer
 from shared.errors import UNDECODABLE, ManyProblemsError, RequestError
 from shared.status import (

@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import service, view
-from config_server.clock import SECOND_NS, rfc3339
-from config_server.facts import facts_of
-from config_server.health import worst
-from config_server.machine import Machine
-from config_server.presence import Presence
-from config_server.wrong import problems_with
+from config_server import service
+from config_server.rules import view
+from config_server.rules.clock import SECOND_NS, rfc3339
+from config_server.rules.facts import facts_of
+from config_server.rules.health import worst
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Presence
+from config_server.rules.wrong import problems_with
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import RequestError
 from shared.messages import MachineView, PointView, Policy

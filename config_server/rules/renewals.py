@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from cryptography import x509
 
-from config_server.certificates import BACKDATED
-from config_server.clock import SECOND_NS
+from config_server.rules.certificates import BACKDATED
+from config_server.rules.clock import SECOND_NS
 from shared.errors import RenewalNotDueError
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from config_server.clock import SECOND_NS
+from config_server.rules.clock import SECOND_NS
 from shared.errors import TwinDaemonError
 from shared.status import Problem
 

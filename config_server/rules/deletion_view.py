@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from config_server.clock import SECOND_NS, rfc3339
-from config_server.deletion import Deletion, Stage
-from config_server.machine import Machine
-from config_server.presence import Presence
+from config_server.rules.clock import SECOND_NS, rfc3339
+from config_server.rules.deletion import Deletion, Stage
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Presence
 from shared.errors import DeletionUnconfirmedError, UnhealthyError
 from shared.messages import DeletionView
 from shared.status import MasterTargetReport

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config_server import twins
-from config_server.clock import SECOND_NS
-from config_server.twins import SILENT_S, Starts
+from config_server.rules import twins
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.twins import SILENT_S, Starts
 
 
 class Daemon:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from config_server.presence import Seen
+from config_server.rules.presence import Seen
 from shared.status import AgentReport, StreamReport
 
 Agent = tuple[Seen, AgentReport] | None

@@ -48,9 +48,9 @@ from typing import Final
 
 import msgspec
 
-from config_server import sights
-from config_server.facts import Facts
-from config_server.sights import At, Excused, Look, Sight
+from config_server.rules import sights
+from config_server.rules.facts import Facts
+from config_server.rules.sights import At, Excused, Look, Sight
 from shared.errors import (
     ApplyBehindError,
     NoProgressError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from config_server.cli import rebinding
-from config_server.copies import MOST, SHOWN_S, Copies, meant
+from config_server.rules.copies import MOST, SHOWN_S, Copies, meant
 from shared.active_side import ActiveSide
 from shared.errors import CopyRefusedError, RequestError
 from shared.messages import CopyList, CopyView

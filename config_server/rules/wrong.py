@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from config_server import wish_view
-from config_server.clock import SECOND_NS
-from config_server.conditions import DISKS_LEFT_OUT, NOT_AT_WORK, lasting_of
-from config_server.facts import SELF, Facts, replicates
-from config_server.machine import Machine
-from config_server.presence import Seen, problems_of
-from config_server.sights import Look
+from config_server.rules import wish_view
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.conditions import DISKS_LEFT_OUT, NOT_AT_WORK, lasting_of
+from config_server.rules.facts import SELF, Facts, replicates
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Seen, problems_of
+from config_server.rules.sights import Look
 from shared.errors import (
     ClockSkewError,
     DisconnectedError,

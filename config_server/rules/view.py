@@ -22,14 +22,14 @@ from functools import partial
 
 import msgspec
 
-from config_server import deletion_view, wish_view
-from config_server.conditions import lasting_of
-from config_server.facts import NOT_FOLLOWING, SELF, Facts, replicates
-from config_server.health import worst
-from config_server.machine import Machine
-from config_server.presence import Seen
-from config_server.sights import Look, is_behind
-from config_server.wrong import errors_of, silence
+from config_server.rules import deletion_view, wish_view
+from config_server.rules.conditions import lasting_of
+from config_server.rules.facts import NOT_FOLLOWING, SELF, Facts, replicates
+from config_server.rules.health import worst
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Seen
+from config_server.rules.sights import Look, is_behind
+from config_server.rules.wrong import errors_of, silence
 from shared.batch import SECTOR
 from shared.errors import LookFailedError
 from shared.messages import DiskView, ErrorView, HopView, MachineView, RingView

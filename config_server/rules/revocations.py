@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from config_server.certificates import BACKDATED
-from config_server.clock import SECOND_NS
+from config_server.rules.certificates import BACKDATED
+from config_server.rules.clock import SECOND_NS
 
 FOLDER: Final = "revoked/"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from config_server.disks import Offer
-from config_server.machine import Machine
-from config_server.wishes import without
+from config_server.rules.disks import Offer
+from config_server.rules.machine import Machine
+from config_server.rules.wishes import without
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import DiskTooLargeError, RequestError
 from shared.messages import Policy

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 
-from config_server.machine import Machine
-from config_server.wishes import named, same, with_ids, without
+from config_server.rules.machine import Machine
+from config_server.rules.wishes import named, same, with_ids, without
 from shared.batch import SECTOR
 from shared.desired import Verb, WantedDisk
 from shared.errors import RequestError

@@ -1,4 +1,4 @@
-"""The table of config_server/conditions.py: which health is right for each state of a machine, each report of its daemons, and each word of
+"""The table of rules/conditions.py: which health is right for each state of a machine, each report of its daemons, and each word of
 them; at once, and when it has lasted."""
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from config_server import lasting_record
-from config_server.clock import SECOND_NS
-from config_server.conditions import CONDITIONS, EXCUSED_S, MISSED_S, STANDS_S
-from config_server.deletion import Deletion
-from config_server.lasting import Lasted, Lasting
-from config_server.machine import Machine
-from config_server.wishes import UNTAKEN_S
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.conditions import CONDITIONS, EXCUSED_S, MISSED_S, STANDS_S
+from config_server.rules.deletion import Deletion
+from config_server.rules.lasting import Lasted, Lasting
+from config_server.rules.machine import Machine
+from config_server.rules.wishes import UNTAKEN_S
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.messages import MachineView
 from shared.status import (

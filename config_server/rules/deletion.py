@@ -22,8 +22,8 @@ from typing import Final
 
 import msgspec
 
-from config_server.presence import Seen
-from config_server.wishes import in_words
+from config_server.rules.presence import Seen
+from config_server.rules.wishes import in_words
 from shared.active_side import shown
 from shared.desired import Verb, Wish
 from shared.errors import (

@@ -10,8 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from config_server.ca import CertificateAuthority
-from config_server.clock import SECOND_NS
-from config_server.renewals import Renewals
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.renewals import Renewals
 from shared.errors import RenewalNotDueError
 from shared.vocabulary import Role
 

@@ -12,9 +12,9 @@ from typing import Final, Self, TypeVar
 
 import msgspec
 
-from config_server.facts import NOT_FOLLOWING, Facts, reported_ns
-from config_server.machine import Machine
-from config_server.presence import Seen
+from config_server.rules.facts import NOT_FOLLOWING, Facts, reported_ns
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Seen
 from shared.batch import SECTOR
 from shared.desired import WantedDisk
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport

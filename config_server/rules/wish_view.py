@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from config_server.clock import SECOND_NS, rfc3339
-from config_server.facts import Facts
-from config_server.machine import Machine
-from config_server.presence import Seen
-from config_server.wishes import UNTAKEN_S, in_words
+from config_server.rules.clock import SECOND_NS, rfc3339
+from config_server.rules.facts import Facts
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Seen
+from config_server.rules.wishes import UNTAKEN_S, in_words
 from shared import active_side
 from shared.desired import Verb, Wish
 from shared.errors import NothingCapturedError, UnhealthyError, WishUntakenError, WishWithheldError

@@ -6,9 +6,9 @@ from typing import Final
 
 import msgspec
 
-from config_server.machine import Machine
-from config_server.presence import Presence, Seen
-from config_server.serving import ranked
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Presence, Seen
+from config_server.rules.serving import ranked
 from shared.errors import UnhealthyError
 from shared.messages import PointView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport

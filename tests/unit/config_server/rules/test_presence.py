@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from config_server.clock import SECOND_NS
-from config_server.disks import Offer
-from config_server.presence import Presence, decode
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.disks import Offer
+from config_server.rules.presence import Presence, decode
 from shared.desired import Mark, Verb, WantedDisk
 from shared.errors import RequestError
 from shared.status import AgentReport, AvailableDisk

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from config_server.deletion import Deletion
-from config_server.wishes import Own
+from config_server.rules.deletion import Deletion
+from config_server.rules.wishes import Own
 from shared.desired import WantedDisk, Wish
 from shared.messages import Policy
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from config_server.clock import SECOND_NS, rfc3339
-from config_server.wishes import (
+from config_server.rules.clock import SECOND_NS, rfc3339
+from config_server.rules.wishes import (
     UNHEARD,
     Adopt,
     Agree,
