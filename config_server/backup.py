@@ -18,11 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from config_server import database, lock
+from config_server import lock
 from config_server.belonging import PARTS, TOKEN_FILE, check_folder, check_parts
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
-from config_server.database import DATABASE_FILE, translated
+from config_server.store import database
+from config_server.store.database import DATABASE_FILE, translated
 from shared import durable
 from shared.errors import ConfigError
 from shared.owner import as_owner

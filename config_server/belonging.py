@@ -13,9 +13,9 @@ import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from config_server import tokens
 from config_server.ca import CertificateAuthority
-from config_server.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
+from config_server.store import tokens
+from config_server.store.database import DATABASE_FILE, RESTORE, WITHOUT_BACKUP
 from shared import decoding
 from shared.errors import UNDECODABLE, ConfigError
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from config_server.ca import CertificateAuthority
-from config_server.commands import Bell
-from config_server.database import Database
 from config_server.owners import Serving
 from config_server.rules.facts import SELF, Facts, facts_of
 from config_server.rules.lasting import Lasting
@@ -22,6 +20,8 @@ from config_server.rules.rpo import StorageProgress
 from config_server.rules.twins import SILENT_S
 from config_server.rules.wishes import Untaken
 from config_server.storage import Storage
+from config_server.store.commands import Bell
+from config_server.store.database import Database
 from shared import logging
 from shared.errors import CertificateRevokedError, RequestError, UnderstudyError, UnhealthyError
 from shared.messages import PointView, Revocations

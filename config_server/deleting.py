@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from config_server import audit, deletions, incarnations, inventory, machines, removal
+from config_server import machines, removal
 from config_server.call import Call
 from config_server.control import Control, new_id
 from config_server.protecting import Protecting
@@ -16,6 +16,7 @@ from config_server.rules import deletion_view
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Deletion, Found, of_storage
 from config_server.rules.machine import Machine
+from config_server.store import audit, deletions, incarnations, inventory
 from shared.errors import DeletionOfAnotherError, RequestError, UnderstudyError, UnhealthyError
 from shared.messages import DeletionRequest, DeletionView, Kept, MachineView, Nothing, PointView
 

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from config_server import audit, deletions, incarnations, inventory, removal
+from config_server import removal
 from config_server.control import Control
 from config_server.rules import deletion as rules
 from config_server.rules import deletion_view
@@ -31,6 +31,7 @@ from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.sides import Sides
+from config_server.store import audit, deletions, incarnations, inventory
 from shared import logging
 from shared.crashpoints import reach
 from shared.errors import (

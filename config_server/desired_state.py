@@ -26,12 +26,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from config_server import audit, events, incarnations, inventory, policies
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
+from config_server.store import audit, events, incarnations, inventory, policies
 from shared.active_side import shown
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
 from shared.errors import DisksKeptError, OtherHardwareError, ServersKeptError, WishInDoubtError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from config_server import audit, tokens
 from config_server.belonging import OPERATOR, TOKEN_FILE
-from config_server.database import Database
 from config_server.rules.facts import SELF
+from config_server.store import audit, tokens
+from config_server.store.database import Database
 from shared import identity, logging
 
 _log = logging.get()

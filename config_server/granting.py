@@ -31,12 +31,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from config_server import audit, deletions, grants, inventory
 from config_server.call import Call
 from config_server.control import Control, new_id
-from config_server.grants import Grant
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import SELF
+from config_server.store import audit, deletions, grants, inventory
+from config_server.store.grants import Grant
 from shared import logging
 from shared.blob import BlobStore
 from shared.blob.policies import MOST, Look, Policy, token

@@ -9,7 +9,6 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from config_server import audit, events, revocation, tokens
 from config_server.ca import check_host, check_subject, pem_of
 from config_server.call import Call
 from config_server.control import Control, check_name
@@ -19,6 +18,7 @@ from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import SELF
 from config_server.rules.renewals import Renewals
 from config_server.sides import Sides
+from config_server.store import audit, events, revocation, tokens
 from shared import enrol, identity, logging
 from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
 from shared.messages import (

@@ -15,9 +15,9 @@ from typing import Final
 
 import msgspec
 
-from config_server import audit
 from config_server.call import Call
 from config_server.control import Control, check_name
+from config_server.store import audit
 from shared import decoding
 from shared.errors import ConfigError
 from shared.messages import KeyRequest, MachineKeyGrant, Nothing

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 
-from config_server import inventory, revocation
 from config_server.control import Control
 from config_server.rules import view
 from config_server.rules.machine import Machine
+from config_server.store import inventory, revocation
 from shared.errors import NeverReportedError
 from shared.messages import MachineView
 from shared.vocabulary import Role

@@ -8,13 +8,14 @@ from typing import Any, Final
 
 import msgspec
 
-from config_server import audit, commands, deletions, events, inventory, jobs, machines
+from config_server import machines
 from config_server.call import Call
 from config_server.control import Control, check_name, new_id
 from config_server.granting import Granting
 from config_server.keys import grant_of
 from config_server.rules import view
 from config_server.rules.machine import Machine
+from config_server.store import audit, commands, deletions, events, inventory, jobs
 from shared import logging
 from shared.errors import DisconnectedError, NotFoundError, RequestError, UsageError
 from shared.messages import (

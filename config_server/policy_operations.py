@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-from config_server import audit, inventory, machines, policies
+from config_server import machines
 from config_server.call import Call
 from config_server.control import Control, check_name
 from config_server.rules.machine import Machine
+from config_server.store import audit, inventory, policies
 from shared.messages import MachineView, Nothing, Policy, PolicyChoice, PolicyList, PolicyView
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from config_server import audit, deletions, desired_state, inventory, machines, policies, revocation
+from config_server import desired_state, machines
 from config_server.call import Call
 from config_server.control import Control, check_name
 from config_server.rules.disks import Offer
@@ -20,6 +20,7 @@ from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from config_server.rules.wishes import without
 from config_server.sides import Sides
+from config_server.store import audit, deletions, inventory, policies, revocation
 from shared.active_side import UNKNOWN
 from shared.desired import Verb, WantedDisk
 from shared.errors import (

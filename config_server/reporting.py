@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from config_server import audit, commands, desired_state, events, inventory, revocation
+from config_server import desired_state
 from config_server.call import Call
 from config_server.control import Control, check_name
 from config_server.rules.clock import SECOND_NS
@@ -19,6 +19,7 @@ from config_server.rules.presence import Seen, decode, problems_of
 from config_server.rules.wishes import without
 from config_server.rules.wrong import problems_with
 from config_server.sides import Sides
+from config_server.store import audit, commands, events, inventory, revocation
 from shared import logging
 from shared.desired import Desired, Verb, Wish
 from shared.errors import DatabaseError

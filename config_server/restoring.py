@@ -31,7 +31,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from config_server import audit, ca_note, database, lock, restored, tokens
+from config_server import ca_note, lock
 from config_server.backup import check
 from config_server.belonging import (
     LOGS,
@@ -47,9 +47,10 @@ from config_server.belonging import (
 )
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
-from config_server.database import DATABASE_FILE
-from config_server.restored import Restored
 from config_server.rules.facts import SELF
+from config_server.store import audit, database, restored, tokens
+from config_server.store.database import DATABASE_FILE
+from config_server.store.restored import Restored
 from shared import durable
 from shared.crashpoints import reach
 from shared.errors import UNDECODABLE, ConfigError, DataFolderInUseError, StateFileError, cause_of

@@ -23,14 +23,14 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from config_server import audit, events, restored, revocation, taking_in
 from config_server.call import Call
 from config_server.control import Control
 from config_server.revocation_record import MOST_B, decode, put, record_blobs
 from config_server.rules.clock import rfc3339
 from config_server.rules.facts import SELF
 from config_server.rules.revocations import Record, newest
-from config_server.taking_in import Unwritten, as_written
+from config_server.store import audit, events, restored, revocation, taking_in
+from config_server.store.taking_in import Unwritten, as_written
 from shared import logging
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach

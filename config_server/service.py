@@ -12,25 +12,11 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
-from config_server import (
-    belonging,
-    ca_note,
-    commands,
-    events,
-    first_operator,
-    inventory,
-    jobs,
-    keys,
-    lasting_record,
-    lock,
-    routes,
-    tokens,
-)
+from config_server import belonging, ca_note, first_operator, keys, lock, routes
 from config_server.binding import Binder
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
-from config_server.database import DATABASE_FILE, Database
 from config_server.deleting import Deleting
 from config_server.deletion_sweep import PASS_S, DeletionSweep
 from config_server.granting import SWEEP_S, Granting
@@ -52,6 +38,8 @@ from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
 from config_server.sides import Sides
 from config_server.storage import Storage
+from config_server.store import commands, events, inventory, jobs, lasting_record, tokens
+from config_server.store.database import DATABASE_FILE, Database
 from shared import durable, logging, service
 from shared.errors import (
     ConfigError,

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
-from config_server import audit, commands
 from config_server.call import Call
 from config_server.control import Control, check_name, new_id
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.copies import Copies, meant
 from config_server.rules.serving import signature
+from config_server.store import audit, commands
 from shared import active_side, logging
 from shared.active_side import ActiveSide, Known
 from shared.blob import BlobStore

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import database, deletion_sweep, deletions, inventory, service
+from config_server import deletion_sweep, service
 from config_server.rules import deletion
 from config_server.rules.deletion import Deletion
+from config_server.store import database, deletions, inventory
 from shared import api
 from shared.errors import MachineNotFoundError, StorageError
 from shared.machine_storage import REGISTRY, MachineStorage

@@ -6,7 +6,6 @@ from typing import Final
 
 import msgspec
 
-from config_server import lasting_record
 from config_server.rules import view
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import Facts, facts_of
@@ -14,6 +13,7 @@ from config_server.rules.lasting import Lasting
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence
 from config_server.rules.rpo import StorageProgress
+from config_server.store import lasting_record
 from shared.desired import WantedDisk
 from shared.messages import MachineView, PointView, Policy
 from shared.status import Report

@@ -20,8 +20,8 @@ from config_server import belonging, ca_note
 from config_server.ca import CertificateAuthority
 from config_server.cli.profile import Profile
 from config_server.config import ConfigServerConfig
-from config_server.database import DATABASE_FILE
 from config_server.setup.unused import installation_in
+from config_server.store.database import DATABASE_FILE
 from shared import durable
 from shared.blob import BlobConfig
 from shared.errors import ConfigError

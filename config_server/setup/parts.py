@@ -11,7 +11,7 @@ from typing import Final
 
 from config_server import belonging, ca_note, first_operator, lock
 from config_server.ca import CertificateAuthority
-from config_server.database import DATABASE_FILE, RESTORE, Database
+from config_server.store.database import DATABASE_FILE, RESTORE, Database
 from shared import durable
 from shared.crashpoints import reach
 from shared.enrol import fingerprint

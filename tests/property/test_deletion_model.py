@@ -24,26 +24,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from config_server import (
-    database,
-    deleting,
-    deletion_sweep,
-    deletions,
-    desired_state,
-    grants,
-    incarnations,
-    inventory,
-    restored,
-)
+from config_server import deleting, deletion_sweep, desired_state
 from config_server.control import Control
 from config_server.deleting import Deleting
 from config_server.deletion_sweep import DeletionSweep
-from config_server.grants import Grant
 from config_server.protecting import Protecting
 from config_server.rules import deletion
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Found
 from config_server.rules.disks import Offer
+from config_server.store import database, deletions, grants, incarnations, inventory, restored
+from config_server.store.grants import Grant
 from shared.desired import Verb, Wish
 from shared.errors import (
     BeingDeletedError,

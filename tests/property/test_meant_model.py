@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from agent.capture import binding, bindings
 from agent.capture.binding import Identity, Standing
 from agent.capture.bindings import Bound, Seen
-from config_server import database, desired_state, inventory
+from config_server import desired_state
 from config_server.rules import wishes
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
+from config_server.store import database, inventory
 from shared.desired import Verb, WantedDisk, Wish
 from shared.errors import RequestError
 from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk

@@ -9,11 +9,11 @@ from typing import Final
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from config_server import database, restored, revocation, taking_in
-from config_server.revocation import Issued
 from config_server.rules.certificates import BACKDATED
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.revocations import Record
+from config_server.store import database, restored, revocation, taking_in
+from config_server.store.revocation import Issued
 from shared.messages import Revocations
 from shared.revocation import merged
 from shared.vocabulary import Role

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from config_server import database, desired_state, incarnations, inventory, restored
+from config_server import desired_state
 from config_server.rules import wishes
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.rules.wishes import Adopt, Tell
+from config_server.store import database, incarnations, inventory, restored
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.status import AgentReport
 

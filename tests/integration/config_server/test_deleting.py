@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import deletions, granting, jobs
+from config_server import granting
 from config_server.control import Control
 from config_server.rules.deletion import Stage
+from config_server.store import deletions, jobs
 from shared import active_side, api
 from shared.blob import BlobConfig
 from shared.desired import Verb

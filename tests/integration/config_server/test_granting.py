@@ -17,14 +17,14 @@ from azure.storage.blob import AccessPolicy
 from azure.storage.blob._generated.models import AccessPolicy as Written
 from azure.storage.blob._generated.models import SignedIdentifier
 
-from config_server import grants
 from config_server.cli import access
 from config_server.cli.options import Target
 from config_server.cli.rescue import is_of_the_user
 from config_server.control import Control
-from config_server.database import Database
 from config_server.granting import FIRST_LIFE_S, Granting
 from config_server.storage import Storage
+from config_server.store import grants
+from config_server.store.database import Database
 from shared import api
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.policies import Policies

@@ -22,21 +22,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import (
-    audit,
-    backup,
-    belonging,
-    commands,
-    database,
-    events,
-    incarnations,
-    restored,
-    restoring,
-    tokens,
-)
+from config_server import backup, belonging, restoring
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
-from config_server.tokens import Grant
+from config_server.store import audit, commands, database, events, incarnations, restored, tokens
+from config_server.store.tokens import Grant
 from shared import durable, enrol
 from shared.errors import ConfigError, DataFolderInUseError, StateFileError, TokenUnknownError
 from shared.messages import CommandKind, CommandState

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from config_server import database, restored, revocation, revoking
+from config_server import revoking
 from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
 from config_server.control import Control
-from config_server.database import DATABASE_FILE, Database
 from config_server.revocation_record import encode
 from config_server.revoking import Revoking
 from config_server.rules.revocations import Record
 from config_server.storage import Storage
+from config_server.store import database, restored, revocation
+from config_server.store.database import DATABASE_FILE, Database
 from shared import api, enrol, identity
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import (

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from config_server import service
-from config_server.reserve import SIZE_B
+from config_server.store.reserve import SIZE_B
 from shared import api, tls
 from shared.errors import CertificateRevokedError, DatabaseError, StorageError, UnderstudyError
 from shared.messages import Failure, Nothing, Protection

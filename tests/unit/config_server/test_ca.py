@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from config_server import database
 from config_server.ca import CertificateAuthority, check_host, hosts_of, pem_of
+from config_server.store import database
 from shared import enrol, identity
 from shared.errors import CertificateExpiredError, ConfigError, HostClockError, RequestError, UnderstudyError
 from shared.tls import TlsFiles

@@ -8,9 +8,10 @@ from typing import Final
 import msgspec
 import pytest
 
-from config_server import database, desired_state, inventory, restored
+from config_server import desired_state
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
+from config_server.store import database, inventory, restored
 from shared.desired import Verb, WantedDisk, Wish
 from shared.status import AgentReport, AvailableDisk, BoundDisk
 

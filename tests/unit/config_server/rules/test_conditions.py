@@ -9,13 +9,13 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from config_server import lasting_record
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.conditions import CONDITIONS, EXCUSED_S, MISSED_S, STANDS_S
 from config_server.rules.deletion import Deletion
 from config_server.rules.lasting import Lasted, Lasting
 from config_server.rules.machine import Machine
 from config_server.rules.wishes import UNTAKEN_S
+from config_server.store import lasting_record
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.messages import MachineView
 from shared.status import (

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from config_server.database import DATABASE_FILE
 from config_server.restoring import remove_new
 from config_server.setup.parts import Vault
+from config_server.store.database import DATABASE_FILE
 from shared import durable
 from shared.setup.steps import Done, Outcome, carry_out
 from shared.vault import FileVault, add

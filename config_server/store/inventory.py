@@ -8,10 +8,10 @@ from typing import Final
 
 import msgspec
 
-from config_server import incarnations, policies
 from config_server.rules import wishes
 from config_server.rules.deletion import Deletion
 from config_server.rules.machine import Machine
+from config_server.store import incarnations, policies
 from shared import decoding
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import MachineNotFoundError

@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import (
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.disks import Offer
+from config_server.store import (
     audit,
     commands,
     database,
@@ -22,8 +24,6 @@ from config_server import (
     revocation,
     tokens,
 )
-from config_server.rules.clock import SECOND_NS
-from config_server.rules.disks import Offer
 from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,

@@ -31,10 +31,10 @@ from typing import Final, NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from config_server.restored import mark as mark_of
 from config_server.rules.certificates import BACKDATED, fingerprint_of
 from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.revocations import Record
+from config_server.store.restored import mark as mark_of
 from shared import decoding
 from shared.errors import CertificateRevokedError, RequestError
 from shared.messages import CertificateView, Revocations

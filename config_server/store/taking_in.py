@@ -11,12 +11,12 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from config_server.restored import Mark
-from config_server.restored import mark as mark_of
-from config_server.revocation import LAST_NS, mark_of_restore, refuse_known, revoke
 from config_server.rules.certificates import BACKDATED
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.revocations import Record
+from config_server.store.restored import Mark
+from config_server.store.restored import mark as mark_of
+from config_server.store.revocation import LAST_NS, mark_of_restore, refuse_known, revoke
 from shared.messages import Revocations
 from shared.revocation import merged
 

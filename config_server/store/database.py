@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from config_server.reserve import FILE, Reserve
+from config_server.store.reserve import FILE, Reserve
 from shared import logging
 from shared.errors import ConfigError, DatabaseError
 from shared.threads import Threads

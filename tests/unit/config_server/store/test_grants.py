@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from config_server import database, grants
-from config_server.grants import Grant
 from config_server.rules.clock import SECOND_NS
+from config_server.store import database, grants
+from config_server.store.grants import Grant
 from shared.errors import NotFoundError
 from shared.messages import GrantState, StorageGrant
 

@@ -10,10 +10,10 @@ import sqlite3
 
 import msgspec
 
-from config_server import events, incarnations, inventory
 from config_server.rules.deletion import Deletion, Stage, of_acts
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
+from config_server.store import events, incarnations, inventory
 from shared.errors import BeingDeletedError
 from shared.messages import EventKind
 from shared.status import Problem
