@@ -21,7 +21,7 @@ from shared.vocabulary import Severity
 _log = logging.get()
 
 _TELL_S: Final = 10.0
-"""Longer than a boot that is gone is taken for the machine (config_server/sides.py)."""
+"""Longer than a boot that is gone is taken for the machine (config_server/operations/sides.py)."""
 _TELL_AGAIN_S: Final = 1.0
 _LOOK_S: Final = 5.0
 """So long is waited for disks that do not say who they are."""

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 
             return command.main(argv[1:])
         case ["backup" | "restore" as verb]:
-            from config_server import tools
+            from config_server.data_folder import tools
 
             return tools.main(verb, argv[1:])
         case _:

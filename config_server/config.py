@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from config_server.ca import check_host, check_subject
+from config_server.identity.ca import check_host, check_subject
 from shared import logging
 from shared.blob import BlobConfig
 from shared.errors import ConfigError, RequestError

@@ -12,34 +12,37 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
-from config_server import belonging, ca_note, first_operator, keys, lock, routes
-from config_server.binding import Binder
-from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
-from config_server.control import Control
-from config_server.deleting import Deleting
-from config_server.deletion_sweep import PASS_S, DeletionSweep
-from config_server.granting import SWEEP_S, Granting
-from config_server.identity import Identity
-from config_server.keys import Keys
-from config_server.listener import Listener
-from config_server.operations import Operations, note_ended
-from config_server.own_certificate import OwnCertificate
-from config_server.policy_operations import PolicyOperations
-from config_server.protecting import Protecting
-from config_server.reporting import Reporting, log_changes
-from config_server.restoring import remove_new
-from config_server.revoking import Revoking
-from config_server.routes import Handlers
+from config_server.data_folder import belonging, first_operator, lock
+from config_server.data_folder.restoring import remove_new
+from config_server.identity import ca_note
+from config_server.identity.ca import CertificateAuthority
+from config_server.identity.own_certificate import OwnCertificate
+from config_server.operations import keys
+from config_server.operations.control import Control
+from config_server.operations.deleting import Deleting
+from config_server.operations.deletion_sweep import PASS_S, DeletionSweep
+from config_server.operations.enrolment import Identity
+from config_server.operations.granting import SWEEP_S, Granting
+from config_server.operations.keys import Keys
+from config_server.operations.policies import PolicyOperations
+from config_server.operations.protecting import Protecting
+from config_server.operations.replication import Operations, note_ended
+from config_server.operations.reporting import Reporting, log_changes
+from config_server.operations.revoking import Revoking
+from config_server.operations.sides import Sides
 from config_server.rules import wrong
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import SELF, facts_of, replicates, reported_ns
 from config_server.rules.machine import Machine
 from config_server.rules.twins import SILENT_S
-from config_server.sides import Sides
-from config_server.storage import Storage
+from config_server.storage.account import Storage
 from config_server.store import commands, events, inventory, jobs, lasting_record, tokens
 from config_server.store.database import DATABASE_FILE, Database
+from config_server.web import routes
+from config_server.web.binding import Binder
+from config_server.web.listener import Listener
+from config_server.web.routes import Handlers
 from shared import durable, logging, service
 from shared.errors import (
     ConfigError,

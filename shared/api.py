@@ -1,6 +1,6 @@
 """The config server's REST API, declared once: which operation is where, and who may call it.
 
-The server binds a handler to each route (config_server/binding.py) and the client calls the same objects
+The server binds a handler to each route (config_server/web/binding.py) and the client calls the same objects
 (shared/rest.py), so a path, a body and a permission exist in one place only. Bodies are the structs of
 shared/messages.py as JSON. A failed call answers with a `Failure`; its HTTP status follows from the class of
 the error (shared/errors/).

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import deletion_sweep, service
+from config_server import service
+from config_server.operations import deletion_sweep
 from config_server.rules import deletion
 from config_server.rules.deletion import Deletion
 from config_server.store import database, deletions, inventory

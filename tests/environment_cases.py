@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from config_server.ca import CertificateAuthority, hosts_of
+from config_server.identity.ca import CertificateAuthority, hosts_of
 from deploy.lab.state import Lab as LabState
 from shared import enrol, identity
 from shared.vocabulary import Role

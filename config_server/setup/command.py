@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from config_server import belonging
-from config_server.ca import check_host
 from config_server.cli.profile import FILE, Profile
 from config_server.config import ConfigServerConfig
+from config_server.data_folder import belonging
+from config_server.identity.ca import check_host
 from config_server.setup.lost import DataThere
 from config_server.setup.parts import Authority, AuthorityNote, Operator, Vault
 from config_server.setup.recovery import NOTE, RecoveryKey, noted

@@ -16,10 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from config_server import belonging, ca_note
-from config_server.ca import CertificateAuthority
 from config_server.cli.profile import Profile
 from config_server.config import ConfigServerConfig
+from config_server.data_folder import belonging
+from config_server.identity import ca_note
+from config_server.identity.ca import CertificateAuthority
 from config_server.setup.unused import installation_in
 from config_server.store.database import DATABASE_FILE
 from shared import durable

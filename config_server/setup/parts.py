@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from config_server import belonging, ca_note, first_operator, lock
-from config_server.ca import CertificateAuthority
+from config_server.data_folder import belonging, first_operator, lock
+from config_server.identity import ca_note
+from config_server.identity.ca import CertificateAuthority
 from config_server.store.database import DATABASE_FILE, RESTORE, Database
 from shared import durable
 from shared.crashpoints import reach

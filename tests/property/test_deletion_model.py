@@ -24,11 +24,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from config_server import deleting, deletion_sweep, desired_state
-from config_server.control import Control
-from config_server.deleting import Deleting
-from config_server.deletion_sweep import DeletionSweep
-from config_server.protecting import Protecting
+from config_server.operations import deleting, deletion_sweep, desired_state
+from config_server.operations.control import Control
+from config_server.operations.deleting import Deleting
+from config_server.operations.deletion_sweep import DeletionSweep
+from config_server.operations.protecting import Protecting
 from config_server.rules import deletion
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.deletion import Found
@@ -426,7 +426,7 @@ class _Revoking:
 
 
 class _Storage:
-    """What config_server/storage.py, shared/machine_storage.py and removal.py give."""
+    """What config_server/storage/account.py, shared/machine_storage.py and removal.py give."""
 
     vault = SimpleNamespace(container=VAULT)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config_server import desired_state
+from config_server.operations import desired_state
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.machine import Machine
 from config_server.store import database, inventory, restored

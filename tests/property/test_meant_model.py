@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from agent.capture import binding, bindings
 from agent.capture.binding import Identity, Standing
 from agent.capture.bindings import Bound, Seen
-from config_server import desired_state
+from config_server.operations import desired_state
 from config_server.rules import wishes
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from config_server import desired_state
+from config_server.operations import desired_state
 from config_server.rules import wishes
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer

@@ -12,7 +12,7 @@ from agent.capture.available import Available
 from agent.config import AgentConfig
 from agent.desired import WishFile
 from agent.machine_identity import boot_of
-from config_server import sides
+from config_server.operations import sides
 from shared import active_side, api
 from shared.blob import BlobConfig, BlobStore
 from shared.desired import Verb

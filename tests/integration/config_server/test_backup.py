@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from config_server import backup, belonging, restoring
 from config_server.config import ConfigServerConfig
+from config_server.data_folder import backup, belonging, restoring
 from shared import api, durable
 from shared.errors import CertificateRevokedError, ConfigError, DataFolderInUseError, StateFileError
 from shared.messages import Limit, Nothing, Protection, RevokeRequest

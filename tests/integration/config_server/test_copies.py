@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import sides
 from config_server.cli import machine_commands
+from config_server.operations import sides
 from config_server.rules import copies, presence
 from shared import active_side, api
 from shared.blob import BlobConfig

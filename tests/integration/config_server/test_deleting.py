@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import granting
-from config_server.control import Control
+from config_server.operations import granting
+from config_server.operations.control import Control
 from config_server.rules.deletion import Stage
 from config_server.store import deletions, jobs
 from shared import active_side, api

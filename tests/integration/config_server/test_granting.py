@@ -20,9 +20,9 @@ from azure.storage.blob._generated.models import SignedIdentifier
 from config_server.cli import access
 from config_server.cli.options import Target
 from config_server.cli.rescue import is_of_the_user
-from config_server.control import Control
-from config_server.granting import FIRST_LIFE_S, Granting
-from config_server.storage import Storage
+from config_server.operations.control import Control
+from config_server.operations.granting import FIRST_LIFE_S, Granting
+from config_server.storage.account import Storage
 from config_server.store import grants
 from config_server.store.database import Database
 from shared import api

@@ -12,8 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from config_server import identity
-from config_server.ca import CertificateAuthority, hosts_of, pem_of
+from config_server.identity.ca import CertificateAuthority, hosts_of, pem_of
+from config_server.operations import enrolment
 from shared import api, enrol, tls
 from shared import identity as identity_files
 from shared.control_client import ControlClient
@@ -106,7 +106,7 @@ async def test_refused_enrolments_are_on_record_and_a_flood_of_them_is_one_entry
     ]
     assert "127.0.0.1" in events[0].cause
     # Those that followed are counted in the next entry.
-    monkeypatch.setattr(identity, "_REFUSALS_NS", 0)
+    monkeypatch.setattr(enrolment, "_REFUSALS_NS", 0)
     await refused(used)
     async with server.operator() as client:
         (newest,) = (await client.call(api.AUDIT, Limit(limit=1))).entries

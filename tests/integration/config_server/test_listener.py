@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from config_server import binding, listener
+from config_server.web import binding, listener
 from shared import api, door
 from shared.connections import UNPROVED_PER_KNOWN
 from shared.errors import AccessError

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from config_server import desired_state, sides
+from config_server.operations import desired_state, sides
 from config_server.rules import wish_view
 from shared import active_side, api
 from shared.blob import BlobConfig

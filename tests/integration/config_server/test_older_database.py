@@ -11,8 +11,8 @@ from typing import Final
 
 import pytest
 
-from config_server import tools
 from config_server.config import ConfigServerConfig
+from config_server.data_folder import tools
 from shared import api, enrol
 from shared.blob import BlobConfig
 from shared.desired import Verb

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from config_server import service
-from config_server.storage import Storage
+from config_server.storage.account import Storage
 from shared import api
 from shared.control_client import ControlClient
 from shared.errors import (

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from config_server import own_certificate
-from config_server.ca import CertificateAuthority, hosts_of
 from config_server.config import ConfigServerConfig
+from config_server.identity import own_certificate
+from config_server.identity.ca import CertificateAuthority, hosts_of
 from shared import identity
 from shared.errors import ConfigError, HostClockError, IdentityFileError
 from shared.vocabulary import Role

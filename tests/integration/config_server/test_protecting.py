@@ -11,7 +11,9 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from config_server import backup, desired_state, restoring, service
+from config_server import service
+from config_server.data_folder import backup, restoring
+from config_server.operations import desired_state
 from config_server.rules import wish_view
 from shared import api
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish

@@ -22,9 +22,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import backup, belonging, restoring
-from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
+from config_server.data_folder import backup, belonging, restoring
+from config_server.identity.ca import CertificateAuthority
 from config_server.store import audit, commands, database, events, incarnations, restored, tokens
 from config_server.store.tokens import Grant
 from shared import durable, enrol

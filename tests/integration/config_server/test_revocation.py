@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from config_server.control import Control
+from config_server.operations.control import Control
 from config_server.rules import renewals
 from config_server.rules.certificates import BACKDATED
 from shared import api, enrol, identity, tls

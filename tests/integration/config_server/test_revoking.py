@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from config_server import revoking
-from config_server.ca import CertificateAuthority
 from config_server.config import ConfigServerConfig
-from config_server.control import Control
-from config_server.revocation_record import encode
-from config_server.revoking import Revoking
+from config_server.identity.ca import CertificateAuthority
+from config_server.identity.revocation_record import encode
+from config_server.operations import revoking
+from config_server.operations.control import Control
+from config_server.operations.revoking import Revoking
 from config_server.rules.revocations import Record
-from config_server.storage import Storage
+from config_server.storage.account import Storage
 from config_server.store import database, restored, revocation
 from config_server.store.database import DATABASE_FILE, Database
 from shared import api, enrol, identity

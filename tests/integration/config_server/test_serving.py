@@ -7,8 +7,8 @@ from itertools import count
 
 import msgspec
 
-from config_server.owners import Serving
-from config_server.storage import Storage
+from config_server.storage.account import Storage
+from config_server.storage.owners import Serving
 from shared.blob import BlobConfig
 from shared.log import names
 from shared.log.terms import TermDocument

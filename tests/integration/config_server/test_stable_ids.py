@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import backup, restoring
 from config_server.cli.protection_commands import _chosen
+from config_server.data_folder import backup, restoring
 from shared import api
 from shared.desired import Verb, WantedDisk, Wish
 from shared.errors import DisksKeptError, FewerDisksError, RequestError, WishInDoubtError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from config_server import backup
+from config_server.data_folder import backup
 from shared import api
 from shared.errors import ConfigError, DataFolderInUseError
 from shared.messages import Nothing

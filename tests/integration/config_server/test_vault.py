@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server import service, storage
+from config_server import service
+from config_server.storage import account
 from shared import api, tls
 from shared.blob import BlobConfig, Retry
 from shared.errors import VaultMisfitError, VaultUnrecordedError, WrongKeyError
@@ -30,7 +31,7 @@ async def test_a_wrong_vault_file_is_an_event_and_wraps_nothing_until_the_right_
     tmp_path: Path, blob_config: BlobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_SWEEP_S", 0.02)
-    monkeypatch.setattr(storage, "_DEADLINE", Retry(deadline_s=0.1))
+    monkeypatch.setattr(account, "_DEADLINE", Retry(deadline_s=0.1))
     ours, other = (FileVault.create(tmp_path / name) for name in ("ours", "other"))
     right = config_for(tmp_path, blob=blob_config, vault_file=ours.path)
     async with running(right) as server:

@@ -21,10 +21,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from config_server import tools
-from config_server.belonging import RESTORING
 from config_server.cli import profile
 from config_server.config import ConfigServerConfig
+from config_server.data_folder import tools
+from config_server.data_folder.belonging import RESTORING
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import ConfigError
 from shared.machine_storage import MachineStorage

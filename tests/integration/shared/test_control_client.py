@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
-from config_server.ca import CertificateAuthority, pem_of
+from config_server.identity.ca import CertificateAuthority, pem_of
 from shared import api, control_client, enrol, identity, tls
 from shared.control_client import ControlClient
 from shared.desired import Desired, Mark, Settings, Verb, Wish

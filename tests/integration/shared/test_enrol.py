@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from config_server.ca import CertificateAuthority
+from config_server.identity.ca import CertificateAuthority
 from shared import enrol, tls
 from shared.errors import PeerError, UnknownAuthorityError
 from shared.messages import CaCertificate, Certificate

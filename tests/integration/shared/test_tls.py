@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from config_server.ca import CertificateAuthority
-from config_server.own_certificate import OwnCertificate
+from config_server.identity.ca import CertificateAuthority
+from config_server.identity.own_certificate import OwnCertificate
 from shared import tls
 from shared.control_client import ControlClient
 from shared.errors import (

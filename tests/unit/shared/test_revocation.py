@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config_server.ca import CertificateAuthority
+from config_server.identity.ca import CertificateAuthority
 from shared import durable
 from shared.messages import Revocations
 from shared.revocation import RevokedFile, merged

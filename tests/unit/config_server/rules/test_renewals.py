@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from config_server.ca import CertificateAuthority
+from config_server.identity.ca import CertificateAuthority
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.renewals import Renewals
 from shared.errors import RenewalNotDueError

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from config_server.owners import LASTING_S, Serving
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.facts import Facts, facts_of
 from config_server.rules.presence import Presence
-from config_server.storage import Storage
+from config_server.storage.account import Storage
+from config_server.storage.owners import LASTING_S, Serving
 from shared.errors import StorageError
 from shared.status import AgentReport, ProcessServerReport, Report, StreamReport
 from shared.vocabulary import Role

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from config_server.restoring import remove_new
+from config_server.data_folder.restoring import remove_new
 from config_server.setup.parts import Vault
 from config_server.store.database import DATABASE_FILE
 from shared import durable

@@ -1,0 +1,78 @@
+"""`python -m config_server backup` and `restore`: what people call on the host itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from config_server.config import ConfigServerConfig
+from config_server.data_folder.backup import backup
+from config_server.data_folder.belonging import TOKEN_FILE
+from config_server.data_folder.restoring import Done, restore
+from config_server.rules.clock import rfc3339
+from shared.errors import UnderstudyError
+from shared.service import load_config
+
+
+def main(verb: str, argv: list[str]) -> int:
+    way, says = ("to", "file to write") if verb == "backup" else ("from", "file that `backup` wrote")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m config_server {verb}", description="The data folder as one file."
+    )
+    parser.add_argument("--config", type=Path, required=True, help="config-server.toml")
+    parser.add_argument(f"--{way}", dest="file", type=Path, required=True, metavar="FILE", help=says)
+    if verb == "restore":
+        parser.add_argument(
+            "--new-operator-token",
+            action="store_true",
+            help="the backup's serves no more, where it may have leaked",
+        )
+    options = parser.parse_args(argv)
+    try:
+        config = load_config(options.config, ConfigServerConfig)
+        if verb == "backup":
+            size_b = backup(config, options.file)
+            print(
+                f"{config.data_dir} is backed up in {options.file} ({size_b} bytes). It holds private keys."
+            )
+        else:
+            print(
+                _told(
+                    config,
+                    options.file,
+                    restore(config, options.file, new_operator_token=options.new_operator_token),
+                )
+            )
+            token = config.data_dir / TOKEN_FILE
+            if options.new_operator_token:
+                print(f"The operator token is a new one: {token}.")
+            else:
+                print(
+                    f"The operator token is the backup's: {token}. Was it changed since because somebody had seen it: delete that file"
+                    " before the start, and there is a new one (or restore with --new-operator-token)."
+                )
+    except UnderstudyError as exc:
+        print(f"config-server: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+def _told(config: ConfigServerConfig, source: Path, done: Done) -> str:
+    aside, lost, since = done.kept
+    kept = f"; what was there is in {aside}" if aside is not None else ""
+    if lost:
+        kept += f", but for {', '.join(lost)}: somebody removed that since"
+    if since:
+        kept += f"; what came into the folder since, or is of a backup that was half restored, is in {', '.join(map(str, since))}"
+    owner = (
+        "\nThe folder is new, and root's: the config server's user must own it and what is in it (systemd's StateDirectory= sees to that)."
+        if done.is_roots
+        else ""
+    )
+    return (
+        f"{config.data_dir} is restored from {source}{kept}.\nIts newest entry is of {rfc3339(done.restored.newest_ns)}; what was done"
+        f" since is missing. Void now: {done.restored.tokens} unused enrolment tokens, {done.restored.commands} pending commands."
+        f" To be said again: {done.restored.deletions} deletions of machines."
+        f" Start the config server; `understudy event list` says what to look at.{owner}"
+    )

@@ -1,0 +1,242 @@
+"""Handlers of protection: what is wanted of a machine's agent. It is told with the answer to its next report (desired_state.py).
+
+Whatever loses nothing is taken: more disks, another process server. Fewer disks than before, disks that the agent does not know, and a
+machine of which nothing is known each want a word of their own in the request, since a mistyped path or name looks the same.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import msgspec
+
+from config_server.operations import desired_state, machines
+from config_server.operations.call import Call
+from config_server.operations.control import Control, check_name
+from config_server.operations.sides import Sides
+from config_server.rules.disks import Offer
+from config_server.rules.machine import Machine
+from config_server.rules.presence import Seen
+from config_server.rules.wishes import without
+from config_server.store import audit, deletions, inventory, policies, revocation
+from shared.active_side import UNKNOWN
+from shared.desired import Verb, WantedDisk
+from shared.errors import (
+    FewerDisksError,
+    MachineNotFoundError,
+    NeverReportedError,
+    RequestError,
+    ToBeDeletedError,
+)
+from shared.messages import DiskCandidates, MachineView, Nothing, Protection
+from shared.naming import address_of, is_address
+from shared.status import MAX_WORD, AgentReport
+from shared.vocabulary import Role
+
+_Agent = tuple[Seen, AgentReport] | None
+
+
+class Protecting:
+    def __init__(self, control: Control, sides: Sides) -> None:
+        self._control = control
+        self._sides = sides
+
+    async def protect(self, call: Call, body: Protection) -> MachineView:
+        """Raises RequestError, MachineNotFoundError, PolicyNotFoundError, FewerDisksError, DiskTooLargeError, ToBeDeletedError."""
+        name = check_name(call.path["machine"], "machine")
+        what = f"The protection of '{name}' was refused"
+        _check_words(what, body)
+        await self._sides.ask(name)
+        now_ns = self._control.now_ns()
+        agent = self._agent(name)
+        is_moved = agent is None and self._control.presence.agent(name) is not None
+        offer = Offer.of(agent[1] if agent is not None else None)
+        has_image_target = self._control.presence.has_image_target()
+        said = agent[1].wish if agent is not None else None
+
+        def work(db: sqlite3.Connection) -> Machine:
+            before = inventory.find(db, name)
+            if before is not None:
+                _refuse_to_be_deleted(what, before)
+                before = self._as_bound(db, before, now_ns)
+            if agent is None and not body.offline:
+                _refuse_unknown(db, what, name, before, is_moved=is_moved)
+            known = before.disks if before is not None else ()
+            disks = offer.meant(what, body.disks, known)
+            if not has_image_target:
+                offer.check_sizes(disks)
+            if not body.force:
+                offer.check(what, disks, known)
+            if not body.fewer and before is not None and not before.ended:
+                _check_fewer(what, offer, known, disks)
+            machine = inventory.act(
+                db,
+                name,
+                Verb.PROTECT,
+                now_ns,
+                disks=disks,
+                process_servers=tuple(body.process_servers),
+                known=said.mark if said is not None else None,
+                identity=self._identity(name, agent),
+            )
+            if body.policy_name:
+                policies.assign(db, name, body.policy_name)
+            elif body.policy is not None:
+                policies.give_own(db, name, body.policy)
+            machine = inventory.machine(db, name)
+            detail = {
+                "before": _plain(before),
+                "after": _plain(machine),
+                "asked": msgspec.to_builtins(body),
+            }
+            audit.add(db, call.who, "machine.protect", name, detail, now_ns)
+            return machine
+
+        machine = await self._control.db.run(work)
+        self._control.bell.ring(f"agent:{name}")
+        return await machines.shown(self._control, machine)
+
+    async def unprotect(self, call: Call, _body: Nothing) -> MachineView:
+        name = (await machines.known(self._control, call.path["machine"])).name
+        machine = await self.stop(call, name, deletions.follow)
+        return await machines.shown(self._control, machine)
+
+    async def stop(
+        self, call: Call, name: str, also: Callable[[sqlite3.Connection, Machine, Machine], None]
+    ) -> Machine:
+        """Its agent is told to stop. `also` is done in the same transaction, with the machine before and after. Raises
+        MachineNotFoundError, and what `also` raises."""
+        await self._sides.ask(name)
+        now_ns = self._control.now_ns()
+        agent = self._agent(name)
+        said = agent[1].wish if agent is not None else None
+
+        def work(db: sqlite3.Connection) -> Machine:
+            before = self._as_bound(db, inventory.machine(db, name), now_ns)
+            machine = inventory.act(
+                db,
+                name,
+                Verb.STOP,
+                now_ns,
+                known=said.mark if said is not None else None,
+                identity=self._identity(name, agent),
+            )
+            detail = {"before": _plain(before), "after": _plain(machine)}
+            audit.add(db, call.who, "machine.unprotect", name, detail, now_ns)
+            also(db, before, machine)
+            return inventory.machine(db, name)
+
+        machine = await self._control.db.run(work)
+        self._control.bell.ring(f"agent:{name}")
+        return machine
+
+    async def disks(self, call: Call, _body: Nothing) -> DiskCandidates:
+        machine = await machines.known(self._control, call.path["machine"])
+        await self._sides.ask(machine.name)
+        agent = self._agent(machine.name)
+        if self._is_moved(machine):
+            machine = msgspec.structs.replace(machine, disks=())
+        return DiskCandidates(
+            machine=machine.name,
+            seen_s=agent[0].age_s(self._control.mono_ns()) if agent is not None else None,
+            disks=Offer.of(agent[1] if agent is not None else None).candidates(machine),
+            by_configuration=not machine.protected and not machine.ended,
+        )
+
+    def _agent(self, name: str) -> _Agent:
+        """What its agent said last, on the hardware that the machine is bound to: disks of another one's report are others."""
+        found = self._control.presence.agent(name)
+        bound = self._sides.bound(name)
+        return found if found is None or bound in (UNKNOWN, found[1].identity) else None
+
+    def _identity(self, name: str, agent: _Agent) -> str:
+        """Whose disks an operator speaks of."""
+        return self._sides.bound(name) or (agent[1].identity if agent is not None else UNKNOWN)
+
+    def _as_bound(self, db: sqlite3.Connection, machine: Machine, now_ns: int) -> Machine:
+        """The machine; of one that was bound to other hardware, and has not reported since, none of the former disks."""
+        if not self._is_moved(machine):
+            return machine
+        return desired_state.begin_anew(db, machine, self._sides.bound(machine.name), None, now_ns)
+
+    def _is_moved(self, machine: Machine) -> bool:
+        bound = self._sides.bound(machine.name)
+        return UNKNOWN not in (bound, machine.identity) and bound != machine.identity
+
+
+def _check_words(what: str, body: Protection) -> None:
+    if len(set(body.disks)) != len(body.disks) or any(
+        disk.startswith("/") and not disk.startswith("/dev/") for disk in body.disks
+    ):
+        raise RequestError(
+            what,
+            cause="it needs its disks, each once: by path, /dev/NAME, or by stable id where they have one",
+        )
+    for disk in body.disks:
+        if not disk.isprintable():
+            raise RequestError(what, cause=f"the path {disk[:100]!r} has a character that cannot be printed")
+        if len(disk) > MAX_WORD:  # as its agent reports it
+            cause = (
+                f"the path {disk[:100]}… has {len(disk)} characters, and no more than {MAX_WORD} are possible"
+            )
+            raise RequestError(what, cause=cause, action="Name the disk by a shorter path.")
+    for address in body.process_servers:
+        if not is_address(address):
+            raise RequestError(
+                what,
+                cause=f"{address[:100]!r} is no process server's address",
+                action="Give it as HOST:PORT, for example ps1.example.com:9443.",
+            )
+    if len(set(map(address_of, body.process_servers))) != len(body.process_servers):
+        raise RequestError(what, cause="it names a process server twice")
+    if body.policy is not None and body.policy_name:
+        raise RequestError(what, cause="it has a policy, and the name of another")
+
+
+def _refuse_unknown(
+    db: sqlite3.Connection, what: str, name: str, known: Machine | None, *, is_moved: bool
+) -> NoReturn:
+    """Of a machine whose agent never came."""
+    offline = "or record it before its agent ever comes: --offline (`offline` in the API)"
+    if is_moved:
+        cause = "its agent has not reported since the machine was bound to other hardware"
+        raise RequestError(what, cause=cause, action=f"Start its agent there, {offline}.")
+    if known is not None or revocation.is_known(db, Role.AGENT, name):
+        raise NeverReportedError(what, action=f"Start its agent, {offline}.")
+    raise MachineNotFoundError(
+        what,
+        cause=f"no machine '{name}' is known: its agent was never enrolled here",
+        action=f"See that the name is right, enrol it first (understudy token create agent {name}), {offline}.",
+    )
+
+
+def _refuse_to_be_deleted(what: str, machine: Machine) -> None:
+    """Not taken back by the way: a script that protects its machines every hour would do so unasked."""
+    if machine.deletion is not None:
+        raise ToBeDeletedError(
+            what,
+            cause="it is to be deleted",
+            action=f"Take that back first: understudy machine keep {machine.name}.",
+        )
+
+
+def _check_fewer(
+    what: str, offer: Offer, protected: Sequence[WantedDisk], disks: Sequence[WantedDisk]
+) -> None:
+    if gone := without(protected, disks):
+        names = ", ".join(map(offer.shown, gone))
+        raise FewerDisksError(what, cause=f"it leaves out what is protected now: {names}")
+
+
+def _plain(machine: Machine | None) -> Any:
+    """What of it an act may change, for the audit log."""
+    if machine is None:
+        return None
+    return {
+        "protected": machine.protected,
+        "disks": [disk.device for disk in machine.disks],
+        "wish": msgspec.to_builtins(machine.wish),
+        "policy": machine.policy_name or msgspec.to_builtins(machine.policy),
+    }

@@ -1,0 +1,283 @@
+"""Handlers of what daemons report, and of what operators read of it: status, commands, events, daemons,
+audit."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from config_server.operations import desired_state
+from config_server.operations.call import Call
+from config_server.operations.control import Control, check_name
+from config_server.operations.sides import Sides
+from config_server.rules.clock import SECOND_NS
+from config_server.rules.disks import Offer
+from config_server.rules.health import worst
+from config_server.rules.presence import Seen, decode, problems_of
+from config_server.rules.wishes import without
+from config_server.rules.wrong import problems_with
+from config_server.store import audit, commands, events, inventory, revocation
+from shared import logging
+from shared.desired import Desired, Verb, Wish
+from shared.errors import DatabaseError
+from shared.messages import (
+    AuditList,
+    Command,
+    CommandState,
+    CommandView,
+    DaemonList,
+    DaemonView,
+    EventKind,
+    EventList,
+    EventQuery,
+    EventView,
+    Limit,
+    Nothing,
+    StatusReply,
+)
+from shared.status import AgentReport, Problem
+from shared.vocabulary import Role, Severity
+from shared.waiting import wait_for
+
+_log = logging.get()
+_LOGGED: Final = 20
+"""Events of one report."""
+_SAVE_NS: Final = 15 * SECOND_NS
+"""How often a report is stored while its state stays: it only has to tell, after a restart, who there is."""
+
+
+class _Told(NamedTuple):
+    """What is said to a daemon."""
+
+    commands: list[Command]
+    desired: Desired | None = None
+    is_withheld: bool = False
+    """There is an opinion, perhaps, that it does not hear (desired_state.py)."""
+
+
+class Reporting:
+    def __init__(self, control: Control, sides: Sides) -> None:
+        self._control = control
+        self._sides = sides
+        self._saved_ns: dict[str, int] = {}
+        self._entries_ns: dict[str, int] = {}
+        """By machine: when what its agent said of wishes left entries last (monotonic)."""
+        self._others: dict[str, str] = {}
+        """By machine: the act that its agent goes by, where this version does not know what it means."""
+        self._noted: set[int] = set()
+        """Serial numbers of certificates that were shown to this process, and are in the database."""
+
+    async def status(self, call: Call, _body: msgspec.Struct) -> StatusReply:
+        """Take a daemon's report, hand out its commands, and tell an agent what it is to do; with `Prefer: wait` only when there is
+        something new to say, or at the end."""
+        role = Role(call.role)  # one of the route's
+        received_ns = now_ns = self._control.now_ns()
+        began_ns = self._control.mono_ns()
+        if role == Role.AGENT:
+            said = decode(role, call.body)
+            assert isinstance(said, AgentReport)
+            name = check_name(call.name, role)
+            await self._sides.admit(name, said.identity, said.boot, call.remote, said.former)
+            self._control.refuse_revoked(
+                call.serial, call.who, call.begins_s
+            )  # storage may have taken its time
+        before = self._control.presence.of(role, call.name)
+        seen = self._control.presence.learn(
+            role, check_name(call.name, role), call.body, now_ns, began_ns, address=call.remote
+        )
+        taken = seen is not before
+        rung = self._control.bell.listen(call.who)
+
+        def told(db: sqlite3.Connection) -> _Told:
+            asked = commands.pending(db, call.who, now_ns)
+            answer = self._answer(db, seen, now_ns, began_ns)
+            if answer is None:
+                return _Told(asked)
+            said = None if answer.desired == Desired() else answer.desired
+            return _Told(asked, said, answer.is_withheld)
+
+        def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], _Told]:
+            if not taken:
+                # Who was held up hears no answer any more; commands and wishes are not for a twin.
+                return [], [], _Told([])
+            if call.serial not in self._noted:
+                # A database from a backup may not know it, and it shall be seen, and revoked with what is renewed from it.
+                revocation.note_presented(db, call.role, call.name, call.der)
+            finished = commands.finish(db, call.who, seen.report.results, now_ns)
+            changed = events.reconcile(db, call.who, problems_of(seen), now_ns)
+            self._note_state(db, before, seen, now_ns)
+            news = before is None or before.report.state != seen.report.state
+            if news or (began_ns - self._saved_ns.get(call.who, 0) > _SAVE_NS):
+                if role == Role.AGENT:
+                    inventory.ensure_machine(db, call.name, now_ns)
+                inventory.save_report(
+                    db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
+                )
+                self._saved_ns[call.who] = began_ns
+            answer = told(db)  # first: whose disks these are
+            if isinstance(seen.report, AgentReport):
+                _note_bound(db, call.name, seen.report)
+            return finished, changed, answer
+
+        kept = taken  # what it says of commands is said again
+        try:
+            finished, changed, answer = await self._control.db.run(work)
+            if taken:
+                self._noted.add(call.serial)
+        except DatabaseError:
+            # It says so itself. The answer tells who was revoked, which must not wait for room on a disk.
+            finished, changed, answer, kept = [], [], _Told([]), False
+        for id_ in finished:
+            self._control.bell.ring(id_)
+        log_changes(changed)
+        is_news = taken and self._note_wish(seen, answer)
+        if call.wait_s > 0 and not is_news and {c.id for c in answer.commands} <= set(seen.report.running):
+            await wait_for(rung, call.wait_s)
+            answer = _Told([])
+            if taken:
+                with contextlib.suppress(DatabaseError):  # it says so itself
+                    now_ns = self._control.now_ns()
+                    answer = await self._control.db.run(told)
+                self._note_wish(seen, answer)
+        revoked = self._control.revoked if role in (Role.PROCESS_SERVER, Role.AGENT) else None
+        held_ns = self._control.mono_ns() - began_ns
+        return StatusReply(
+            commands=answer.commands,
+            received_ns=received_ns,
+            held_ns=held_ns,
+            revoked=revoked,
+            desired=answer.desired,
+            kept=kept,
+        )
+
+    def _answer(
+        self, db: sqlite3.Connection, seen: Seen, now_ns: int, mono_ns: int
+    ) -> desired_state.Answer | None:
+        """What the daemon is to do, if it is an agent."""
+        if not isinstance(seen.report, AgentReport):
+            return None
+        self._note_other(seen.name, seen.report.wish)
+        last_ns = self._entries_ns.get(seen.name)
+        may_leave = last_ns is None or mono_ns - last_ns > desired_state.PAUSE_NS
+        found = desired_state.answer(
+            db,
+            seen.name,
+            seen.report.wish,
+            now_ns,
+            offer=Offer.of(seen.report),
+            identity=seen.report.identity,
+            is_the_machine=self._sides.is_the_machine(seen.name, seen.report.identity),
+            may_leave_entries=may_leave,
+        )
+        if found.left_entries:
+            self._entries_ns[seen.name] = mono_ns
+        return found
+
+    def _note_other(self, machine: str, wish: Wish | None) -> None:
+        """Once for each act that is a newer version's."""
+        act = wish.mark.act if wish is not None and wish.verb is Verb.OTHER else ""
+        if act and self._others.get(machine) != act:
+            _log.warning("an agent goes by what this version does not know", machine=machine, act=act)
+        self._others[machine] = act
+
+    def _note_wish(self, seen: Seen, told: _Told) -> bool:
+        """Whether its agent has not been told that yet."""
+        if not isinstance(seen.report, AgentReport):
+            return False
+        untaken, now_ns = self._control.untaken, self._control.mono_ns()
+        if told.is_withheld or told.desired is not None:
+            untaken.withhold(seen.name, is_withheld=told.is_withheld, now_ns=now_ns)
+        if told.desired is None:
+            return False
+        return untaken.note(seen.name, told.desired.wish, seen.report.wish, now_ns)
+
+    async def command(self, call: Call, _body: Nothing) -> CommandView:
+        """A command; with `Prefer: wait` when its result is there, or at the end of the wait."""
+        id_ = call.path["id"]
+        rung = self._control.bell.listen(id_)
+        view = await self._control.db.run(lambda db: commands.get(db, id_))
+        if view.state is CommandState.PENDING and call.wait_s > 0:
+            await wait_for(rung, call.wait_s)
+            view = await self._control.db.run(lambda db: commands.get(db, id_))
+        return view
+
+    async def events(self, _call: Call, body: EventQuery) -> EventList:
+        found = await self._control.db.run(lambda db: events.find(db, body.object, body.open, body.limit))
+        return EventList(events=found)
+
+    async def daemons(self, _call: Call, _body: Nothing) -> DaemonList:
+        now_ns = self._control.mono_ns()
+        return DaemonList(daemons=[_daemon_view(seen, now_ns) for seen in self._control.presence.all()])
+
+    async def audit(self, _call: Call, body: Limit) -> AuditList:
+        found = await self._control.db.run(lambda db: audit.newest(db, body.limit))
+        return AuditList(entries=found)
+
+    def _note_state(self, db: sqlite3.Connection, before: Seen | None, seen: Seen, now_ns: int) -> None:
+        if not isinstance(seen.report, AgentReport):
+            return
+        old = before.report.state if before is not None else "not-connected"
+        if seen.report.state == old:
+            return
+        happened = Problem(
+            code="",
+            what=f"{seen.name} went from {old} to {seen.report.state}",
+            cause=seen.report.cause,
+            severity=Severity.INFO,
+            object=seen.name,
+        )
+        events.note(db, EventKind.STATE, seen.source, happened, now_ns)
+        _log.info("machine state", machine=seen.name, old=old, new=seen.report.state, cause=seen.report.cause)
+
+
+def log_changes(changed: list[EventView]) -> None:
+    """A line for each, and one for what is more than a few."""
+    for event in changed[:_LOGGED]:
+        _log.info(
+            "event opened" if event.resolved is None else "event resolved",
+            id=event.id,
+            object=event.object,
+            code=event.code,
+            what=event.what,
+            cause=event.cause,
+            source=event.source,
+        )
+    if more := changed[_LOGGED:]:
+        opened = sum(event.resolved is None for event in more)
+        _log.info("more events", source=more[0].source, opened=opened, resolved=len(more) - opened)
+
+
+def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
+    report: dict[str, Any] = msgspec.to_builtins(seen.report)
+    return DaemonView(
+        role=seen.role,
+        name=seen.name,
+        state=seen.report.state,
+        health=worst(problems_with(seen, now_ns)),
+        connected=not seen.is_silent(now_ns),
+        seen_s=seen.age_s(now_ns),
+        skew_s=seen.skew_ns / SECOND_NS,
+        report=report,
+    )
+
+
+def _without_results(seen: Seen) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(seen.report, results={}))
+
+
+def _note_bound(db: sqlite3.Connection, name: str, report: AgentReport) -> None:
+    offer, known = Offer.of(report), inventory.find(db, name)
+    before = known.disks if known is not None else ()
+    if offer.bound and not offer.may_be_among(without(offer.bound, before), before):
+        inventory.note_bound(
+            db,
+            name,
+            report.identity,
+            offer.bound,
+            report.wish,
+            settle=offer.settled,
+            is_whole=bool(report.bound),
+        )

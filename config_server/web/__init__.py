@@ -1,0 +1,1 @@
+"""HTTPS: the port, who calls, which operation answers which route."""

@@ -1,0 +1,253 @@
+"""Binds handlers to the routes of shared/api.py: authentication, decoding, errors. Decides nothing else.
+
+A daemon is who its certificate says (TLS has verified it against the CA); an operator is who sends a token
+whose hash is stored. What a handler raises becomes an HTTP status and a `Failure` body; only an error that
+is not an UnderstudyError is a bug, and is logged with its traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, TypeVar
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from config_server.operations.call import Call
+from shared import decoding, logging, tls
+from shared.api import ROUTES, Access, Route
+from shared.connections import unmapped
+from shared.errors import (
+    UNDECODABLE,
+    AccessError,
+    CertificateRevokedError,
+    DeadlineError,
+    NotFoundError,
+    RequestError,
+    UnderstudyError,
+    UnhealthyError,
+    UsageError,
+    WrongRoleError,
+)
+from shared.messages import MAX_BODY_B, Failure, Nothing
+from shared.refusals import Refusals
+
+_log = logging.get()
+_Q = TypeVar("_Q", bound=msgspec.Struct)
+_R = TypeVar("_R", bound=msgspec.Struct)
+_Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_MAX_WAIT_S: Final = 30.0
+_BODY_S: Final = 15.0
+_STRANGERS_BODY_B: Final = 64 << 10
+"""Of a caller who has not said who he is; a request for a certificate has one kilobyte."""
+_HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError] | tuple[type[UnderstudyError], ...], int], ...]] = (
+    (AccessError, 401),
+    ((WrongRoleError, CertificateRevokedError), 403),
+    (UsageError, 400),
+    (NotFoundError, 404),
+    (DeadlineError, 504),
+    (UnhealthyError, 503),
+    (UnderstudyError, 500),
+)
+
+
+class Asked(Protocol):
+    def __call__(self, request: web.Request, *, proved: bool) -> None: ...
+
+
+class Binder:
+    """Collects one handler per route, then makes the application."""
+
+    def __init__(
+        self,
+        operator_of: Callable[[str], Awaitable[str | None]],
+        is_revoked: Callable[[int, str, int], bool],
+        asked: Asked,
+    ) -> None:
+        """`is_revoked`: whether the certificate with this serial number, ROLE:NAME and begin is. `asked` is told of each request that
+        has come whole."""
+        self._operator_of = operator_of
+        self._is_revoked = is_revoked
+        self._asked = asked
+        self._refusals = Refusals()
+        self._endpoints: dict[str, _Endpoint] = {}
+
+    def on(self, route: Route[_Q, _R], handler: Callable[[Call, _Q], Awaitable[_R]]) -> None:
+        """`handler` does `route`. Its types are the route's."""
+
+        async def endpoint(request: web.Request) -> web.StreamResponse:
+            try:
+                call, body = await self._receive(request, route)
+                answer = await handler(call, body)
+                # Once more: an answer that was held may have outlived the right to it.
+                self._refuse_revoked(request, route)
+                return _answer(200, answer)
+            except UnderstudyError as exc:
+                return self._refuse(request, route, exc)
+            except asyncio.CancelledError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - the outermost frame of a request
+                _log.error("request failed: this is a bug", route=route.name, exc_info=exc)
+                bug = UnderstudyError(
+                    f"The operation '{route.name}' failed",
+                    cause="an error inside the config server",
+                    action="See its log, and report it.",
+                )
+                return self._refuse(request, route, bug)
+
+        self._endpoints[route.name] = endpoint
+
+    def application(self) -> web.Application:
+        """Raises LookupError when a route has no handler: that is a bug in this program."""
+        app = web.Application()
+        for route in ROUTES:
+            app.router.add_route(route.method, route.path, self._endpoints[route.name])
+        app.router.add_route("*", "/{rest:.*}", _unknown)
+        return app
+
+    async def _receive(self, request: web.Request, route: Route[_Q, _R]) -> tuple[Call, _Q]:
+        # First who, then what: nothing of a stranger's body is looked at.
+        who = await self._authenticate(request, route)
+        raw = await _body(request, route)
+        self._asked(request, proved=route.access is not Access.PUBLIC)
+        # Again: its body may have taken its time, and the caller may be revoked since.
+        self._refuse_revoked(request, route)
+        ssl_object = _ssl_object(request)
+        call = Call(
+            who,
+            _path(request, route),
+            raw,
+            _wait_s(request),
+            tls.peer_serial(ssl_object),
+            tls.peer_begins_s(ssl_object),
+            (ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None) or b"",
+            _peer_hosts(request),
+            unmapped(request.remote or ""),
+            lambda: request.transport is not None and not request.transport.is_closing(),
+        )
+        return call, _decode(request, route, raw)
+
+    async def _authenticate(self, request: web.Request, route: Route[Any, Any]) -> str:
+        if route.access is Access.PUBLIC:
+            return ""
+        if route.access is Access.DAEMON:
+            roles = [f"{role}:*" for role in route.roles]
+            name = tls.peer_name(_ssl_object(request))
+            if not name:
+                raise AccessError(
+                    f"The call '{route.name}' was refused",
+                    cause="it came without a certificate",
+                    action="Enrol this host: understudy token create, then python -m shared.enrol.",
+                )
+            self._refuse_revoked(request, route)
+            return tls.require_name(name, *roles) if roles else name
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise AccessError(
+                f"The call '{route.name}' was refused", cause="it needs the operator token, and none was sent"
+            )
+        operator = await self._operator_of(token.strip())
+        if operator is None:
+            raise AccessError(
+                f"The call '{route.name}' was refused",
+                cause="the operator token is not valid on this config server",
+            )
+        return f"operator:{operator}"
+
+    def _refuse_revoked(self, request: web.Request, route: Route[Any, Any]) -> None:
+        ssl_object = _ssl_object(request)
+        name = tls.peer_name(ssl_object)
+        certificate = tls.peer_serial(ssl_object), name, tls.peer_begins_s(ssl_object)
+        if route.access is Access.DAEMON and self._is_revoked(*certificate):
+            raise CertificateRevokedError(f"The certificate of {name} was refused")
+
+    def _refuse(self, request: web.Request, route: Route[Any, Any], exc: UnderstudyError) -> web.Response:
+        status = next(status for cls, status in _HTTP_STATUS if isinstance(exc, cls))
+        if isinstance(exc, (AccessError, WrongRoleError, CertificateRevokedError)):
+            remote = unmapped(request.remote or "")
+            self._refusals.note(
+                f"{remote} {exc.code}", "access refused", route=route.name, remote=remote, **exc.as_dict()
+            )
+        return _answer(status, Failure(**exc.as_dict(), exit_code=exc.exit_code))
+
+
+def _ssl_object(request: web.Request) -> ssl.SSLObject | None:
+    return request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+
+
+def _peer_hosts(request: web.Request) -> tuple[str, ...]:
+    ssl_object = _ssl_object(request)
+    certificate = ssl_object.getpeercert() if ssl_object is not None else None
+    # getpeercert() is a loosely typed structure: (("DNS", "ps1.example.com"), ("IP Address", "192.0.2.1"), …)
+    names: Any = (certificate or {}).get("subjectAltName", ())
+    return tuple(str(value) for kind, value in names if kind in ("DNS", "IP Address"))
+
+
+def _path(request: web.Request, route: Route[Any, Any]) -> dict[str, str]:
+    """What stands in the path's places. Raises RequestError for bytes that are no text: nothing has such a name."""
+    path = dict(request.match_info)
+    try:
+        "".join(path.values()).encode()
+    except UnicodeEncodeError as exc:
+        raise RequestError(f"The call '{route.name}' was refused", cause="its path is not UTF-8") from exc
+    return path
+
+
+async def _body(request: web.Request, route: Route[Any, Any]) -> bytes:
+    """Raises RequestError for a body that is too large, does not come, or not in time: who sends so slowly holds memory and a place that
+    others want."""
+    what = f"The call '{route.name}' was refused"
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise RequestError(what, cause="its body is compressed, and bodies are taken as they are")
+    limit_b = _STRANGERS_BODY_B if route.access is Access.PUBLIC else MAX_BODY_B
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            while len(body) <= limit_b and (request.content_length or 0) <= limit_b:
+                piece = await request.content.readany()
+                if not piece:
+                    return bytes(body)
+                body += piece
+    except TimeoutError as exc:
+        raise RequestError(what, cause=f"its body had not come within {_BODY_S:.0f} s") from exc
+    except (OSError, aiohttp.ClientError, web.RequestPayloadError) as exc:
+        raise RequestError(what, cause="its sender went away before its body had come") from exc
+    raise RequestError(what, cause=f"its body is too large: {limit_b} bytes are taken")
+
+
+def _decode(request: web.Request, route: Route[_Q, _R], raw: bytes) -> _Q:
+    try:
+        if route.request is msgspec.Struct:
+            return route.request()  # the handler decodes Call.body: its type depends on the caller
+        if route.method == "GET":
+            return decoding.convert(dict(request.query), route.request, strict=False)
+        if not raw and route.request is Nothing:
+            return route.request()
+        return decoding.decode(raw, type=route.request)
+    except UNDECODABLE as exc:
+        raise RequestError(f"The call '{route.name}' was not understood", cause=str(exc)) from exc
+
+
+def _wait_s(request: web.Request) -> float:
+    preference = request.headers.get("Prefer", "")
+    try:
+        wanted = float(preference.removeprefix("wait=")) if preference.startswith("wait=") else 0.0
+    except ValueError:
+        return 0.0
+    return min(_MAX_WAIT_S, max(0.0, wanted))
+
+
+def _answer(status: int, body: msgspec.Struct) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")
+
+
+async def _unknown(request: web.Request) -> web.StreamResponse:
+    exc = NotFoundError(
+        f"There is no {request.method} {request.path[:200]!a} on the config server",
+        action="The API is described in shared/api.py; the client may be of another version.",
+    )
+    return _answer(404, Failure(**exc.as_dict(), exit_code=exc.exit_code))

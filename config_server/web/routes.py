@@ -1,0 +1,85 @@
+"""Which operation answers which route. Types are checked against the routes' own; a route that is left out stops the start."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from config_server.operations.call import Call
+from config_server.operations.deleting import Deleting
+from config_server.operations.enrolment import Identity
+from config_server.operations.granting import Granting
+from config_server.operations.keys import Keys
+from config_server.operations.policies import PolicyOperations
+from config_server.operations.protecting import Protecting
+from config_server.operations.replication import Operations
+from config_server.operations.reporting import Reporting
+from config_server.operations.revoking import Revoking
+from config_server.operations.sides import Sides
+from config_server.web.binding import Binder
+from shared import api
+from shared.messages import API_VERSION, Nothing, ServerInfo
+from shared.version import VERSION
+
+
+class Handlers(NamedTuple):
+    identity: Identity
+    revoking: Revoking
+    reporting: Reporting
+    operations: Operations
+    protecting: Protecting
+    deleting: Deleting
+    policies: PolicyOperations
+    granting: Granting
+    keys: Keys
+    sides: Sides
+
+
+def bind(binder: Binder, name: str, handlers: Handlers) -> None:
+    """`name` is the server's."""
+
+    async def health(_call: Call, _body: Nothing) -> ServerInfo:
+        return ServerInfo(name=name, version=VERSION, api=API_VERSION)
+
+    binder.on(api.HEALTH, health)
+    binder.on(api.CA, handlers.identity.ca)
+    binder.on(api.ENROL, handlers.identity.enrol)
+    binder.on(api.RENEW, handlers.identity.renew)
+    binder.on(api.TOKEN_CREATE, handlers.identity.create_token)
+    binder.on(api.CERTIFICATES, handlers.identity.certificates)
+    binder.on(api.CERTIFICATE_REVOKE, handlers.revoking.revoke)
+    binder.on(api.STATUS, handlers.reporting.status)
+    binder.on(api.COMMAND, handlers.reporting.command)
+    binder.on(api.EVENTS, handlers.reporting.events)
+    binder.on(api.DAEMONS, handlers.reporting.daemons)
+    binder.on(api.AUDIT, handlers.reporting.audit)
+    binder.on(api.MACHINES, handlers.operations.machines)
+    binder.on(api.MACHINE, handlers.operations.machine)
+    binder.on(api.RESYNC, handlers.operations.resync)
+    binder.on(api.POINTS, handlers.operations.points)
+    binder.on(api.POINT_CREATE, handlers.operations.create_point)
+    binder.on(api.FLUSH, handlers.operations.flush)
+    binder.on(api.RESTORE, handlers.operations.restore)
+    binder.on(api.JOBS, handlers.operations.jobs)
+    binder.on(api.JOB, handlers.operations.job)
+    binder.on(api.JOB_UPDATE, handlers.operations.update_job)
+    binder.on(api.PROTECT, handlers.protecting.protect)
+    binder.on(api.UNPROTECT, handlers.protecting.unprotect)
+    binder.on(api.DISKS, handlers.protecting.disks)
+    binder.on(api.DELETION, handlers.deleting.look)
+    binder.on(api.DELETE, handlers.deleting.delete)
+    binder.on(api.KEEP, handlers.deleting.keep)
+    binder.on(api.POLICY, handlers.policies.default)
+    binder.on(api.POLICY_SET, handlers.policies.put_default)
+    binder.on(api.POLICIES, handlers.policies.all)
+    binder.on(api.POLICY_GET, handlers.policies.get)
+    binder.on(api.POLICY_PUT, handlers.policies.put)
+    binder.on(api.POLICY_DELETE, handlers.policies.delete)
+    binder.on(api.POLICY_ASSIGN, handlers.policies.assign)
+    binder.on(api.GRANTS, handlers.granting.list)
+    binder.on(api.GRANT_RENEW, handlers.granting.renew)
+    binder.on(api.GRANT_END, handlers.granting.end)
+    binder.on(api.KEY_UNWRAP, handlers.keys.unwrap)
+    binder.on(api.KEY_CREATE, handlers.keys.create)
+    binder.on(api.RESTORE_KEY, handlers.keys.unwrap)
+    binder.on(api.REBIND, handlers.sides.rebind)
+    binder.on(api.COPIES, handlers.sides.copies)
