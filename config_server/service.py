@@ -25,10 +25,12 @@ from config_server.operations.deletion_sweep import PASS_S, DeletionSweep
 from config_server.operations.enrolment import Identity
 from config_server.operations.granting import SWEEP_S, Granting
 from config_server.operations.keys import Keys
+from config_server.operations.machines import Machines
+from config_server.operations.points import Points
 from config_server.operations.policies import PolicyOperations
 from config_server.operations.protecting import Protecting
-from config_server.operations.replication import Operations, note_ended
 from config_server.operations.reporting import Reporting, log_changes
+from config_server.operations.restores import Restores, note_ended
 from config_server.operations.revoking import Revoking
 from config_server.operations.sides import Sides
 from config_server.rules import wrong
@@ -134,7 +136,9 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
             identity=known,
             revoking=revoking,
             reporting=Reporting(control, sides),
-            operations=Operations(control, granting),
+            machines=Machines(control),
+            points=Points(control),
+            restores=Restores(control, granting),
             protecting=protecting,
             deleting=Deleting(control, protecting),
             policies=PolicyOperations(control),

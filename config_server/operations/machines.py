@@ -1,16 +1,21 @@
-"""What handlers of machines share: which one a call means, and how it is shown."""
+"""Machines as people see them, and what operations on one share: which a call means, how it is shown, whether its agent is there."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 
+from config_server.operations.call import Call
 from config_server.operations.control import Control
 from config_server.rules import view
 from config_server.rules.machine import Machine
 from config_server.store import inventory, revocation
-from shared.errors import NeverReportedError
-from shared.messages import MachineView
+from shared import logging
+from shared.errors import DisconnectedError, NeverReportedError, RequestError
+from shared.messages import MachineList, MachineView, Nothing
 from shared.vocabulary import Role
+
+_log = logging.get()
 
 
 async def known(control: Control, name: str) -> Machine:
@@ -32,3 +37,34 @@ async def shown(control: Control, machine: Machine) -> MachineView:
     last_point = await control.storage.last_point(machine.name)
     facts = control.facts(machine, last_point)
     return view.machine_view(machine, facts, control.mono_ns())
+
+
+def present_agent(control: Control, machine: Machine, what: str) -> str:
+    """Where commands for the machine go. Raises RequestError, DisconnectedError."""
+    if not machine.protected:
+        raise RequestError(what, cause="it is not protected")
+    found = control.presence.agent(machine.name)
+    if found is None or found[0].is_silent(control.mono_ns()):
+        raise DisconnectedError(what, cause="its agent does not report")
+    return found[0].source
+
+
+class Machines:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    async def all(self, _call: Call, _body: Nothing) -> MachineList:
+        found = await self._control.db.run(inventory.machines)
+        # Side by side: storage that hangs is waited for once, and not once for each.
+        return MachineList(machines=await asyncio.gather(*(self._listed(machine) for machine in found)))
+
+    async def _listed(self, machine: Machine) -> MachineView:
+        """What cannot be shown of one machine hides no other."""
+        try:
+            return await shown(self._control, machine)
+        except Exception as exc:  # noqa: BLE001 - whatever its daemons reported
+            _log.error("a machine could not be shown: this is a bug", machine=machine.name, exc_info=exc)
+            return view.not_shown(machine, exc)
+
+    async def one(self, call: Call, _body: Nothing) -> MachineView:
+        return await shown(self._control, await known(self._control, call.path["machine"]))

@@ -9,10 +9,12 @@ from config_server.operations.deleting import Deleting
 from config_server.operations.enrolment import Identity
 from config_server.operations.granting import Granting
 from config_server.operations.keys import Keys
+from config_server.operations.machines import Machines
+from config_server.operations.points import Points
 from config_server.operations.policies import PolicyOperations
 from config_server.operations.protecting import Protecting
-from config_server.operations.replication import Operations
 from config_server.operations.reporting import Reporting
+from config_server.operations.restores import Restores
 from config_server.operations.revoking import Revoking
 from config_server.operations.sides import Sides
 from config_server.web.binding import Binder
@@ -25,7 +27,9 @@ class Handlers(NamedTuple):
     identity: Identity
     revoking: Revoking
     reporting: Reporting
-    operations: Operations
+    machines: Machines
+    points: Points
+    restores: Restores
     protecting: Protecting
     deleting: Deleting
     policies: PolicyOperations
@@ -52,16 +56,16 @@ def bind(binder: Binder, name: str, handlers: Handlers) -> None:
     binder.on(api.EVENTS, handlers.reporting.events)
     binder.on(api.DAEMONS, handlers.reporting.daemons)
     binder.on(api.AUDIT, handlers.reporting.audit)
-    binder.on(api.MACHINES, handlers.operations.machines)
-    binder.on(api.MACHINE, handlers.operations.machine)
-    binder.on(api.RESYNC, handlers.operations.resync)
-    binder.on(api.POINTS, handlers.operations.points)
-    binder.on(api.POINT_CREATE, handlers.operations.create_point)
-    binder.on(api.FLUSH, handlers.operations.flush)
-    binder.on(api.RESTORE, handlers.operations.restore)
-    binder.on(api.JOBS, handlers.operations.jobs)
-    binder.on(api.JOB, handlers.operations.job)
-    binder.on(api.JOB_UPDATE, handlers.operations.update_job)
+    binder.on(api.MACHINES, handlers.machines.all)
+    binder.on(api.MACHINE, handlers.machines.one)
+    binder.on(api.RESYNC, handlers.points.resync)
+    binder.on(api.POINTS, handlers.points.all)
+    binder.on(api.POINT_CREATE, handlers.points.create)
+    binder.on(api.FLUSH, handlers.points.flush)
+    binder.on(api.RESTORE, handlers.restores.begin)
+    binder.on(api.JOBS, handlers.restores.jobs)
+    binder.on(api.JOB, handlers.restores.job)
+    binder.on(api.JOB_UPDATE, handlers.restores.update_job)
     binder.on(api.PROTECT, handlers.protecting.protect)
     binder.on(api.UNPROTECT, handlers.protecting.unprotect)
     binder.on(api.DISKS, handlers.protecting.disks)

@@ -1,0 +1,113 @@
+"""Recovery points: which there are, a mark for a new one, what is to be in storage first; and all disks anew."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+from config_server.operations import machines
+from config_server.operations.call import Call
+from config_server.operations.control import Control, check_name, new_id
+from config_server.store import audit, commands
+from shared.errors import RequestError
+from shared.messages import (
+    CommandKind,
+    CommandState,
+    CommandView,
+    FlushReply,
+    FlushRequest,
+    Nothing,
+    PointList,
+    PointRequest,
+)
+from shared.vocabulary import Consistency
+from shared.waiting import wait_for
+
+_CONSISTENCIES = (Consistency.CRASH,)
+
+
+class Points:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    async def all(self, call: Call, _body: Nothing) -> PointList:
+        return await self._control.storage.points(
+            (await machines.known(self._control, call.path["machine"])).name
+        )
+
+    async def create(self, call: Call, body: PointRequest) -> CommandView:
+        """Have the agent place a mark. The command's result says at which position it stands: that is the
+        point."""
+        machine = await machines.known(self._control, call.path["machine"])
+        if body.consistency not in _CONSISTENCIES:
+            raise RequestError(
+                f"A point with consistency '{body.consistency}' cannot be made",
+                cause="only 'crash' is there yet",
+            )
+        target = machines.present_agent(self._control, machine, f"A point of '{machine.name}' cannot be made")
+        now_ns = self._control.now_ns()
+        id_ = check_name(body.id, "point request") if body.id else new_id()
+        args = {"id": id_, "consistency": body.consistency}
+
+        def work(db: sqlite3.Connection) -> CommandView:
+            audit.add(db, call.who, "point.create", machine.name, args, now_ns)
+            return commands.add(db, id_, target, CommandKind.MARK, args, now_ns)
+
+        queued = await self._control.db.run(work)
+        self._control.bell.ring(target)
+        return queued
+
+    async def flush(self, call: Call, body: FlushRequest) -> FlushReply:
+        """Ask the process servers that hold the machine's stream to upload what they have, and wait for
+        them."""
+        machine = await machines.known(self._control, call.path["machine"])
+        now_ns = self._control.now_ns()
+        asked: dict[str, str] = {}
+        missing: list[str] = []
+        for seen, _stream in self._control.presence.streams(machine.name):
+            if seen.is_silent(self._control.mono_ns()):
+                missing.append(seen.name)
+                continue
+            id_ = asked[seen.name] = new_id()
+            args = {"machine": machine.name}
+            await self._control.db.run(
+                lambda db, seen=seen, id_=id_, args=args: commands.add(  # type: ignore[misc]
+                    db, id_, seen.source, CommandKind.FLUSH, args, now_ns
+                )
+            )
+            self._control.bell.ring(seen.source)
+        done = await asyncio.gather(*(self._finished(id_, body.wait_s) for id_ in asked.values()))
+        flushed = [name for name, ok in zip(asked, done, strict=True) if ok]
+        return FlushReply(flushed=flushed, missing=missing + [name for name in asked if name not in flushed])
+
+    async def _finished(self, id_: str, wait_s: float) -> bool:
+        """Whether the command's result came in time and is no failure."""
+        rung = self._control.bell.listen(id_)
+        if (await self._control.db.run(lambda db: commands.get(db, id_))).state is CommandState.PENDING:
+            await wait_for(rung, wait_s)
+        now_ns = self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> CommandState:
+            commands.withdraw(db, id_, now_ns)
+            return commands.get(db, id_).state
+
+        return await self._control.db.run(work) is CommandState.DONE
+
+    async def resync(self, call: Call, _body: Nothing) -> CommandView:
+        """Have the agent begin a new epoch: everything is read again, earlier points stay."""
+        machine = await machines.known(self._control, call.path["machine"])
+        target = machines.present_agent(
+            self._control, machine, f"A resync of '{machine.name}' cannot be started"
+        )
+        id_, now_ns = new_id(), self._control.now_ns()
+
+        def work(db: sqlite3.Connection) -> CommandView:
+            commands.expire(db, now_ns)
+            if (same := commands.waiting(db, target, CommandKind.RESYNC)) is not None:
+                return same  # once is enough: each reads all disks
+            audit.add(db, call.who, "machine.resync", machine.name, {"command": id_}, now_ns)
+            return commands.add(db, id_, target, CommandKind.RESYNC, {}, now_ns)
+
+        queued = await self._control.db.run(work)
+        self._control.bell.ring(target)
+        return queued

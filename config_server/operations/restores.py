@@ -1,0 +1,98 @@
+"""Restores: access for somebody who runs one, and how it goes, which he says."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final
+
+import msgspec
+
+from config_server.operations import machines
+from config_server.operations.call import Call
+from config_server.operations.control import Control, new_id
+from config_server.operations.granting import Granting
+from config_server.operations.keys import grant_of
+from config_server.store import audit, deletions, events, jobs
+from shared.errors import NotFoundError, UsageError
+from shared.messages import (
+    EventKind,
+    JobList,
+    JobProgress,
+    JobState,
+    JobView,
+    Limit,
+    Nothing,
+    RestoreGrant,
+    RestoreRequest,
+)
+from shared.status import Problem
+from shared.vocabulary import Severity
+
+_ENDED: Final = {
+    JobState.DONE: "is done",
+    JobState.FAILED: "has failed",
+    JobState.CANCELLED: "was cancelled",
+}
+
+
+class Restores:
+    def __init__(self, control: Control, granting: Granting) -> None:
+        self._control = control
+        self._granting = granting
+
+    async def begin(self, call: Call, body: RestoreRequest) -> RestoreGrant:
+        """Give access to the machine's points. Every grant is in the audit log, whether or not it is used."""
+        machine = await machines.known(self._control, call.path["machine"])
+        store, key = await self._control.storage.access(machine.name)
+        storage = await self._granting.give(
+            call, machine.name, store, host=body.host, again=body.grant, request=body.request
+        )
+        now_ns = self._control.now_ns()
+        id_ = new_id()
+        args: dict[str, Any] = msgspec.to_builtins(body)
+
+        def work(db: sqlite3.Connection) -> None:
+            deletions.check_readable(db, machine.name)
+            audit.add(db, call.who, "restore.grant", machine.name, {"job": id_, **args}, now_ns)
+            if not body.dry_run:
+                jobs.create(db, id_, "restore", machine.name, args, now_ns)
+
+        await self._control.db.run(work)
+        return RestoreGrant(job="" if body.dry_run else id_, storage=storage, key=grant_of(key))
+
+    async def jobs(self, _call: Call, body: Limit) -> JobList:
+        return JobList(jobs=await self._control.db.run(lambda db: jobs.newest(db, body.limit)))
+
+    async def job(self, call: Call, _body: Nothing) -> JobView:
+        return await self._control.db.run(lambda db: jobs.get(db, call.path["id"]))
+
+    async def update_job(self, call: Call, body: JobProgress) -> JobView:
+        now_ns = self._control.now_ns()
+        self._control.job_heard_ns[call.path["id"]] = self._control.mono_ns()
+
+        def work(db: sqlite3.Connection) -> JobView:
+            before = jobs.get(db, call.path["id"])
+            after = jobs.update(db, before.id, body, now_ns)
+            ended = after.state is not JobState.RUNNING
+            if ended and (before.state, before.error) != (after.state, after.error):
+                note_ended(db, after, call.who, now_ns)
+            return after
+
+        return await self._control.db.run(work)
+
+
+def note_ended(db: sqlite3.Connection, job: JobView, who: str, now_ns: int) -> None:
+    """An event of how the job ended. A mistake in the request (a wrong folder or point) is none of the machine's: who made it was told,
+    and the job says it."""
+    error = job.error
+    if error is not None and error.exit_code in (UsageError.exit_code, NotFoundError.exit_code):
+        return
+    happened = Problem(
+        code=error.code if error else "",
+        what=f"The {job.kind} of {job.machine} to {job.args.get('to', '')} {_ENDED[job.state]}",
+        cause=error.cause if error else "",
+        action=error.action if error else "",
+        severity=Severity.ERROR if error else Severity.INFO,
+        object=job.machine,
+    )
+    events.note(db, EventKind.JOB, who, happened, now_ns)
