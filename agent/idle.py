@@ -16,9 +16,9 @@ from agent.config import AgentConfig
 from agent.desired import Held, WishFile
 from agent.machine_identity import identity_of
 from agent.status import with_wish
+from shared.api.commands import Command, CommandKind
 from shared.control_client import ControlClient
 from shared.errors import NothingProtectedError
-from shared.messages import Command, CommandKind
 from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.service import notify, watchdog_interval_s
 from shared.status import MAX_TEXT, AgentReport, BoundDisk, Problem

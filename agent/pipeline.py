@@ -21,9 +21,9 @@ from agent.stream.servers import Address, ProcessServers
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.sync_reader import SyncReader
 from shared import logging
+from shared.api.commands import Command
 from shared.batch import Mark, StreamState
 from shared.errors import DeadlineError, UsageError
-from shared.messages import Command
 from shared.recovery.position import Position
 from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.waiting import wait_for

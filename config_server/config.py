@@ -9,9 +9,9 @@ import msgspec
 
 from config_server.identity.ca import check_host, check_subject
 from shared import logging
+from shared.api.route import PORT
 from shared.blob import BlobConfig
 from shared.errors import ConfigError, RequestError
-from shared.messages import PORT
 from shared.naming import SAYS, is_name
 from shared.vocabulary import Role
 

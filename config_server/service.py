@@ -46,6 +46,8 @@ from config_server.web.binding import Binder
 from config_server.web.listener import Listener
 from config_server.web.routes import Handlers
 from shared import durable, logging, service
+from shared.api.events import EventView
+from shared.api.points import PointView
 from shared.errors import (
     ConfigError,
     DatabaseError,
@@ -54,7 +56,6 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.messages import EventView, PointView
 from shared.status import Problem
 from shared.vault import FileVault
 from shared.vault_record import RecordedVault

@@ -18,11 +18,11 @@ from master_target.targets.base import OpenTarget, Target
 from master_target.targets.image_file import ImageTarget
 from master_target.targets.page_blob import PageBlobTarget
 from shared import identity, logging, memory, mounts, remote_vault
+from shared.api.commands import Command
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import IntegrityError, MachineNotFoundError, StorageError, UnderstudyError, UsageError
 from shared.machine_storage import MachineStorage
-from shared.messages import Command
 from shared.recovery.parallel import parallel
 from shared.service import notify, watchdog_interval_s
 from shared.status import MasterTargetReport, Problem

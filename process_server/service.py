@@ -25,6 +25,7 @@ from process_server.spool.sides import Sides
 from process_server.spool.spool import LogSettings, SegmentLimits, Spool
 from process_server.status import StatusBoard
 from shared import identity, logging, memory, mounts, protected, remote_vault, tls
+from shared.api.commands import Command, CommandKind
 from shared.blob import BlobStore
 from shared.control_client import ControlClient
 from shared.errors import (
@@ -36,7 +37,6 @@ from shared.errors import (
     cause_of,
 )
 from shared.machine_storage import MachineStorage
-from shared.messages import Command, CommandKind
 from shared.revocation import REVOKED_FILE, RevokedFile
 from shared.service import notify, watchdog_interval_s
 from shared.trouble import Trouble

@@ -18,6 +18,9 @@ from typing import Any, Final
 import msgspec
 
 from shared import api, identity, logging, newer, tls
+from shared.api.certificates import RenewRequest, Revocations
+from shared.api.commands import Command
+from shared.api.daemons import StatusReply
 from shared.desired import Desired
 from shared.errors import (
     CertificateExpiredError,
@@ -29,7 +32,6 @@ from shared.errors import (
     UnreachableError,
     cause_of,
 )
-from shared.messages import Command, RenewRequest, Revocations, StatusReply
 from shared.rest import RestClient
 from shared.status import Problem, Report
 from shared.threads import no_room

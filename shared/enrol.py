@@ -37,6 +37,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from shared import api, durable, identity, naming, rest, tls
+from shared.api.certificates import EnrolRequest
+from shared.api.route import Nothing
 from shared.crashpoints import reach
 from shared.errors import (
     IdentityFileError,
@@ -48,7 +50,6 @@ from shared.errors import (
     UsageError,
     cause_of,
 )
-from shared.messages import EnrolRequest, Nothing
 from shared.setup.access import Access
 from shared.tls import TlsFiles
 from shared.vocabulary import Role

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from shared import durable
+from shared.api.certificates import Certificate
 from shared.errors import (
     BadCertificateError,
     CertificateExpiredError,
@@ -31,7 +32,6 @@ from shared.errors import (
     UnknownAuthorityError,
     cause_of,
 )
-from shared.messages import Certificate
 from shared.moments import coarse, shown
 from shared.tls import TlsFiles
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from shared import decoding
+from shared.api.commands import Command
+from shared.api.daemons import StatusReply
 from shared.desired import Desired, Mark, Settings, Verb, Wish
 from shared.errors import UNDECODABLE
-from shared.messages import Command, StatusReply
 
 
 class Lost(NamedTuple):

@@ -22,6 +22,8 @@ import msgspec
 
 from shared import api, logging, tls
 from shared.api import Route
+from shared.api.keys import KeyRequest, MachineKeyGrant
+from shared.api.route import Nothing
 from shared.errors import (
     KeyCacheError,
     KeyUnavailableError,
@@ -32,7 +34,6 @@ from shared.errors import (
     WrongKeyError,
 )
 from shared.key_cache import FOLDER, CachedKey, KeyCache
-from shared.messages import KeyRequest, MachineKeyGrant, Nothing
 from shared.rest import RestClient
 from shared.sealing import MachineKey
 from shared.single_writer import SingleWriter

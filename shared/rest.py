@@ -1,4 +1,4 @@
-"""The client of the config server's REST API: typed calls over the routes of shared/api.py, whose request's and answer's types come
+"""The client of the config server's REST API: typed calls over the routes of shared/api/, whose request's and answer's types come
 from the route.
 
 Every failure is an UnderstudyError: the server's own errors arrive as the class that was raised there, with
@@ -18,9 +18,9 @@ import aiohttp
 import msgspec
 
 from shared import api, clock_evidence, decoding, tls
+from shared.api.route import Failure, Nothing
 from shared.connector import TlsConnector
 from shared.errors import UNDECODABLE, PeerError, UnderstudyError, UnreachableError
-from shared.messages import Failure, Nothing
 
 _Q = TypeVar("_Q", bound=msgspec.Struct)
 _R = TypeVar("_R", bound=msgspec.Struct)

@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from shared import decoding, durable, logging
+from shared.api.certificates import Revocations
 from shared.errors import UNDECODABLE, NoThreadError, RevokedListError, cause_of
-from shared.messages import Revocations
 from shared.single_writer import SingleWriter
 from shared.trouble import Trouble
 

@@ -14,8 +14,8 @@ import msgspec
 from config_server import service
 from config_server.config import ConfigServerConfig
 from shared import api, enrol, identity, tls
+from shared.api.certificates import CertificateList, RevokeRequest, Token, TokenRequest
 from shared.control_client import ControlClient
-from shared.messages import CertificateList, RevokeRequest, Token, TokenRequest
 from shared.rest import RestClient
 
 

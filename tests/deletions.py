@@ -16,9 +16,11 @@ from config_server.rules import deletion
 from config_server.rules.deletion import Deletion
 from config_server.store import database, deletions, inventory
 from shared import api
+from shared.api.deletion import DeletionRequest
+from shared.api.machines import MachineView
+from shared.api.route import Nothing
 from shared.errors import MachineNotFoundError, StorageError
 from shared.machine_storage import REGISTRY, MachineStorage
-from shared.messages import DeletionRequest, MachineView, Nothing
 from shared.rest import RestClient
 
 HOUR_S = 3600.0

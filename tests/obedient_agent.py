@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from shared import api, tls
+from shared.api.daemons import StatusReply
 from shared.desired import Settings, Wish
-from shared.messages import StatusReply
 from shared.rest import RestClient
 from shared.status import AgentDisk, AgentReport, AvailableDisk
 from tests.config_parts import ConfigServer

@@ -14,8 +14,10 @@ from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence
 from config_server.rules.rpo import StorageProgress
 from config_server.store import lasting_record
+from shared.api.machines import MachineView
+from shared.api.points import PointView
+from shared.api.policies import Policy
 from shared.desired import WantedDisk
-from shared.messages import MachineView, PointView, Policy
 from shared.status import Report
 from shared.vocabulary import Role
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from agent.config import AgentConfig
 from shared import decoding, tls
+from shared.api.commands import Command
+from shared.api.daemons import StatusReply
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
-from shared.messages import Command, StatusReply
 from shared.status import AgentReport
 from tests.capture_parts import Rig
 from tests.impostor import answering

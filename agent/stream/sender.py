@@ -29,6 +29,7 @@ from agent.stream.servers import STEADY_S, Address, ProcessServers
 from agent.stream.state import AgentState, Reason, Word
 from agent.stream.uploading import Uploading
 from shared import identity, logging, tls
+from shared.api.certificates import Revocations
 from shared.batch import HEADER_SIZE, StreamState
 from shared.errors import (
     CertificateRevokedError,
@@ -48,7 +49,6 @@ from shared.errors import (
     UnderstudyError,
     UnreachableError,
 )
-from shared.messages import Revocations
 from shared.waiting import wait_for
 from shared.wire.messages import Ack, DiskInfo, Hello, Welcome
 

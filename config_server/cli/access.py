@@ -25,6 +25,11 @@ from config_server.cli.output import say
 from config_server.cli.profile import Rescue
 from config_server.cli.rescue import HINT, is_of_the_user
 from shared import api
+from shared.api.jobs import JobProgress, JobState
+from shared.api.keys import KeyRequest, MachineKeyGrant
+from shared.api.points import FlushReply, FlushRequest
+from shared.api.restores import GrantEnd, RestoreGrant, RestoreRequest, StorageGrant
+from shared.api.route import Failure, Nothing
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.policies import COUNTS_EVERYWHERE_S
 from shared.errors import (
@@ -38,20 +43,6 @@ from shared.errors import (
 )
 from shared.log import names
 from shared.machine_storage import MachineStorage
-from shared.messages import (
-    Failure,
-    FlushReply,
-    FlushRequest,
-    GrantEnd,
-    JobProgress,
-    JobState,
-    KeyRequest,
-    MachineKeyGrant,
-    Nothing,
-    RestoreGrant,
-    RestoreRequest,
-    StorageGrant,
-)
 from shared.sealing import MachineKey
 from shared.vault import FileVault, Vault, WrappedKey, key_document
 

@@ -13,7 +13,7 @@ from config_server.cli.output import emit, grid, run, say
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from shared.messages import CertificateView
+    from shared.api.certificates import CertificateView
 
 
 @click.group()
@@ -50,7 +50,7 @@ def certificate_revoke(certificate_: str, reason: str, yes: bool) -> None:
 
 async def _list(limit: int) -> list[CertificateView]:
     from shared import api
-    from shared.messages import Limit
+    from shared.api.route import Limit
 
     async with find_target().connect() as client:
         return (await client.call(api.CERTIFICATES, Limit(limit=limit))).certificates
@@ -58,7 +58,7 @@ async def _list(limit: int) -> list[CertificateView]:
 
 async def _revoke(certificate_: str, reason: str) -> list[CertificateView]:
     from shared import api
-    from shared.messages import RevokeRequest
+    from shared.api.certificates import RevokeRequest
 
     body = RevokeRequest(certificate=certificate_, reason=reason)
     async with find_target().connect() as client:

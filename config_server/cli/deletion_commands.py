@@ -17,7 +17,8 @@ from config_server.cli.protection_commands import no_wait, wait_until_taken
 from shared.errors import RequestError
 
 if TYPE_CHECKING:
-    from shared.messages import Kept, MachineView
+    from shared.api.deletion import Kept
+    from shared.api.machines import MachineView
 
 _UNITS_S: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _LEAST_S: Final = 3600.0
@@ -93,7 +94,8 @@ def keep(name: str) -> None:
 async def _delete(name: str, after_s: float, *, yes: bool, wait: bool) -> tuple[MachineView, list[str]]:
     """The machine, and what is not deleted with it."""
     from shared import api
-    from shared.messages import DeletionRequest, Nothing
+    from shared.api.deletion import DeletionRequest
+    from shared.api.route import Nothing
 
     async with find_target().connect() as client:
         asked = client.call(api.DELETION, Nothing(), machine=name)
@@ -117,7 +119,7 @@ async def _delete(name: str, after_s: float, *, yes: bool, wait: bool) -> tuple[
 
 async def _keep(name: str) -> Kept:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     async with find_target().connect() as client:
         return await versions.answered(client, client.call(api.KEEP, Nothing(), machine=name), is_new=True)

@@ -14,7 +14,7 @@ from config_server.cli.output import emit, grid, run
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from shared.messages import GrantView
+    from shared.api.restores import GrantView
 
 
 @click.group()
@@ -48,7 +48,7 @@ def grant_revoke(name: str, id_: str, yes: bool) -> None:
 
 async def _list(name: str, limit: int) -> list[GrantView]:
     from shared import api
-    from shared.messages import Limit
+    from shared.api.route import Limit
 
     async with find_target().connect() as client:
         return (await client.call(api.GRANTS, Limit(limit=limit), machine=name)).grants
@@ -56,7 +56,7 @@ async def _list(name: str, limit: int) -> list[GrantView]:
 
 async def _revoke(name: str, id_: str) -> GrantView:
     from shared import api
-    from shared.messages import GrantEnd
+    from shared.api.restores import GrantEnd
 
     async with find_target().connect() as client:
         return await client.call(api.GRANT_END, GrantEnd(), machine=name, id=id_)

@@ -31,7 +31,9 @@ from shared.errors import DeadlineError, PeerError, UnderstudyError
 from shared.vocabulary import MachineState
 
 if TYPE_CHECKING:
-    from shared.messages import CommandView, CopyList, MachineView, SideView
+    from shared.api.commands import CommandView
+    from shared.api.copies import CopyList, SideView
+    from shared.api.machines import MachineView
     from shared.rest import RestClient
 
 STATES: Final = (
@@ -170,7 +172,7 @@ async def _copies(name: str) -> CopyList:
 
 async def _rebind(name: str, identity: str, *, ask: bool) -> SideView:
     from shared import api
-    from shared.messages import RebindRequest
+    from shared.api.copies import RebindRequest
 
     async with find_target().connect() as client:
         if ask or not identity:
@@ -189,7 +191,8 @@ async def looked(client: RestClient, side: SideView, show: Callable[[str], None]
     takes longer goes on without us: the machine is bound already.
     """
     from shared import api
-    from shared.messages import CommandState, Nothing
+    from shared.api.commands import CommandState
+    from shared.api.route import Nothing
 
     waiting = list(side.asked)
     deadline = time.monotonic() + _LOOKED_S
@@ -223,7 +226,7 @@ def _waits(machine: str, holders: Sequence[str]) -> str:
 
 async def _resync(name: str) -> CommandView:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     async with find_target().connect() as client:
         return await client.call(api.RESYNC, Nothing(), machine=name)
@@ -236,7 +239,7 @@ async def _get(name: str) -> MachineView:
 
 async def fetch(client: RestClient, name: str) -> MachineView:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     return await client.call(api.MACHINE, Nothing(), machine=name)
 

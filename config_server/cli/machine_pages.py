@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from config_server.cli.rescue import StoredMachine
-    from shared.messages import DeletionView, DiskCandidate, DiskCandidates, ErrorView, MachineView
+    from shared.api.machines import DeletionView, ErrorView, MachineView
+    from shared.api.protection import DiskCandidate, DiskCandidates
 
 _STYLES: Final[dict[str, str]] = {
     MachineState.ORDERED: "green",

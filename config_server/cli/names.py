@@ -11,7 +11,7 @@ from config_server.cli.output import run
 from shared.naming import SAYS, is_name
 
 if TYPE_CHECKING:
-    from shared.messages import MachineView
+    from shared.api.machines import MachineView
 
 
 def checked_name(ctx: click.Context, _param: click.Parameter, name: str) -> str:
@@ -37,7 +37,7 @@ name_argument = click.argument("name", callback=checked_name, shell_complete=com
 
 async def fetch_all() -> list[MachineView]:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     async with find_target().connect() as client:
         return (await client.call(api.MACHINES, Nothing())).machines

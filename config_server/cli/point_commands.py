@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
     from config_server.cli.access import Access
     from config_server.cli.profile import Rescue
+    from shared.api.commands import CommandView
+    from shared.api.points import PointList, PointView
     from shared.blob import BlobConfig
-    from shared.messages import CommandView, PointList, PointView
     from shared.rest import RestClient
 
 _T = TypeVar("_T")
@@ -117,7 +118,7 @@ def verify(name: str, points: tuple[str, ...], every: bool, **storage: Any) -> N
 
 async def _list(target: Target, name: str) -> PointList:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     async with target.connect() as client:
         try:
@@ -145,7 +146,7 @@ async def _ask(name: str) -> CommandView:
 
 async def _request(client: RestClient, name: str, id_: str) -> CommandView:
     from shared import api
-    from shared.messages import PointRequest
+    from shared.api.points import PointRequest
 
     return await client.call(api.POINT_CREATE, PointRequest(id=id_), machine=name)
 
@@ -157,7 +158,8 @@ async def _create(name: str, timeout_s: float) -> PointView:
     same one.
     """
     from shared import api
-    from shared.messages import CommandState, Failure, Nothing
+    from shared.api.commands import CommandState
+    from shared.api.route import Failure, Nothing
     from shared.rest import error_of
 
     began = time.monotonic()
@@ -233,7 +235,7 @@ async def _verify(
     target: Target | Rescue, name: str, references: tuple[str, ...], every: bool
 ) -> list[dict[str, Any]]:
     from config_server.cli.access import opened
-    from shared.messages import RestoreRequest
+    from shared.api.restores import RestoreRequest
 
     async with opened(
         target, name, RestoreRequest(point="verify", host=socket.gethostname(), dry_run=True)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shared.api import Route
-    from shared.messages import MachineView, Policy, PolicyView
+    from shared.api.machines import MachineView
+    from shared.api.policies import Policy, PolicyView
     from shared.rest import RestClient
 
 _DEFAULT: Final = "default"
@@ -135,7 +136,7 @@ async def _call(client: RestClient, route: Route[Any, _R], body: msgspec.Struct,
 
 async def _list() -> list[PolicyView]:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     async with find_target().connect() as client:
         return (await _call(client, api.POLICIES, Nothing(), {})).policies
@@ -143,7 +144,7 @@ async def _list() -> list[PolicyView]:
 
 async def _get(name: str) -> PolicyView | Policy:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     async with find_target().connect() as client:
         try:
@@ -156,7 +157,7 @@ async def _get(name: str) -> PolicyView | Policy:
 
 async def _set(name: str, changes: dict[str, float | msgspec.UnsetType]) -> PolicyView | Policy:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     async with find_target().connect() as client:
         before = await client.call(api.POLICY, Nothing())
@@ -173,7 +174,8 @@ async def _set(name: str, changes: dict[str, float | msgspec.UnsetType]) -> Poli
 
 async def _before(client: RestClient, name: str, otherwise: Policy) -> Policy:
     from shared import api
-    from shared.messages import Nothing, Policy
+    from shared.api.policies import Policy
+    from shared.api.route import Nothing
 
     try:
         found = await _call(client, api.POLICY_GET, Nothing(), {"policy": name})
@@ -185,7 +187,7 @@ async def _before(client: RestClient, name: str, otherwise: Policy) -> Policy:
 
 async def _assign(policy_name: str, machine: str) -> MachineView:
     from shared import api
-    from shared.messages import PolicyChoice
+    from shared.api.machines import PolicyChoice
 
     async with find_target().connect() as client:
         return await _call(client, api.POLICY_ASSIGN, PolicyChoice(policy_name), {"machine": machine})
@@ -193,7 +195,7 @@ async def _assign(policy_name: str, machine: str) -> MachineView:
 
 async def _delete(name: str) -> PolicyView:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     async with find_target().connect() as client:
         return await _call(client, api.POLICY_DELETE, Nothing(), {"policy": name})

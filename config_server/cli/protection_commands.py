@@ -25,7 +25,8 @@ from shared.errors import (
 )
 
 if TYPE_CHECKING:
-    from shared.messages import DiskCandidates, MachineView, Protection
+    from shared.api.machines import MachineView
+    from shared.api.protection import DiskCandidates, Protection
     from shared.rest import RestClient
 
 _TAKEN_S: Final = 30.0
@@ -83,7 +84,7 @@ def protect(
     \b
     Example: understudy machine protect web1 --disk /dev/sda --disk /dev/sdb --policy gold
     """
-    from shared.messages import Protection
+    from shared.api.protection import Protection
 
     wanted = Protection(
         disks=list(disks),
@@ -177,7 +178,7 @@ async def _once_it_reports(name: str, ask: Callable[[], Awaitable[_T]]) -> _T:
 async def _servers(client: RestClient, name: str) -> list[str]:
     """Those that the machine is to use already; none where nothing is known of it, which the server tells better."""
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     try:
         seen = await client.call(api.MACHINE, Nothing(), machine=name)
@@ -195,7 +196,7 @@ async def _asked(client: RestClient, name: str, wanted: Protection) -> MachineVi
 async def _chosen(client: RestClient, name: str, *, yes: bool) -> list[str]:
     """The disks that are meant where none is named. Raises RequestError, MachineNotFoundError."""
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     try:
         found = await _once_it_reports(name, lambda: _disks_of(client, name))
@@ -239,7 +240,7 @@ async def _chosen(client: RestClient, name: str, *, yes: bool) -> list[str]:
 
 async def _unprotect(name: str, *, wait: bool) -> MachineView:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     async with find_target().connect() as client:
         found = await client.call(api.UNPROTECT, Nothing(), machine=name)
@@ -254,7 +255,7 @@ async def _disks(name: str) -> DiskCandidates:
 
 async def _disks_of(client: RestClient, name: str) -> DiskCandidates:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     asked = client.call(api.DISKS, Nothing(), machine=name)
     return await versions.answered(client, asked, is_new=True)
@@ -269,7 +270,7 @@ async def taken(client: RestClient, said: MachineView, show: Callable[[str], Non
     """The machine when its agent says that it does what was `said`. What takes longer goes on without us: it is recorded, and told with
     each answer."""
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     found, deadline = said, time.monotonic() + _TAKEN_S
     while _is_pending(said, found):

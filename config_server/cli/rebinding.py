@@ -12,13 +12,13 @@ from shared.errors import NotFoundError, RequestError, ServerOutdatedError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from shared.messages import CopyList, CopyView
+    from shared.api.copies import CopyList, CopyView
     from shared.rest import RestClient
 
 
 async def fetch(client: RestClient, name: str) -> CopyList:
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     try:
         return await client.call(api.COPIES, Nothing(), machine=name)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from shared.api import Route
-    from shared.messages import AuditView, EventView, JobView
+    from shared.api.audit import AuditView
+    from shared.api.events import EventView
+    from shared.api.jobs import JobView
 
 _STYLES: Final = {Severity.CRITICAL: "red", Severity.ERROR: "red", Severity.WARNING: "yellow"}
 limit_option = click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
@@ -45,7 +47,7 @@ def event() -> None:
 def event_list(object_: str, only_open: bool, limit: int) -> None:
     """Events, newest first."""
     from shared import api
-    from shared.messages import EventQuery
+    from shared.api.events import EventQuery
 
     found = run(_call(api.EVENTS, EventQuery(object=object_, open=only_open, limit=limit))).events
     emit(found, lambda: _events_page(found))
@@ -54,7 +56,7 @@ def event_list(object_: str, only_open: bool, limit: int) -> None:
 def _events_page(found: list[EventView]) -> RenderableType:
     from rich.console import Group
 
-    from shared.messages import EventKind
+    from shared.api.events import EventKind
 
     parts = []
     for event_ in found:
@@ -88,7 +90,7 @@ def job() -> None:
 def job_list(limit: int) -> None:
     """Jobs, newest first."""
     from shared import api
-    from shared.messages import Limit
+    from shared.api.route import Limit
 
     found = run(_call(api.JOBS, Limit(limit=limit))).jobs
     emit(found, lambda: _jobs_page(found))
@@ -117,7 +119,7 @@ def _jobs_page(found: list[JobView]) -> RenderableType:
 def job_show(id_: str) -> None:
     """One job."""
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     found = run(_call(api.JOB, Nothing(), id=id_))
     emit(found, lambda: plain_fields(found))
@@ -134,7 +136,7 @@ def daemon() -> None:
 def daemon_list() -> None:
     """All daemons that ever reported."""
     from shared import api
-    from shared.messages import Nothing
+    from shared.api.route import Nothing
 
     found = run(_call(api.DAEMONS, Nothing())).daemons
     emit(
@@ -170,7 +172,7 @@ def audit() -> None:
 def audit_list(limit: int) -> None:
     """The audit log, newest first."""
     from shared import api
-    from shared.messages import Limit
+    from shared.api.route import Limit
 
     found = run(_call(api.AUDIT, Limit(limit=limit))).entries
     emit(found, lambda: _audit_page(found))
@@ -211,7 +213,7 @@ def token() -> None:
 def token_create(role: str, name: str, hosts: tuple[str, ...], ttl_s: int, to: Path | None) -> None:
     """A one-time token with which ROLE NAME enrols: python -m ROLE setup --token-file FILE …"""
     from shared import api
-    from shared.messages import TokenRequest
+    from shared.api.certificates import TokenRequest
 
     if to is not None:
         _check_new(to)

@@ -13,8 +13,8 @@ import msgspec
 from click.core import ParameterSource
 
 from config_server.cli.options import Target, find_target
+from shared.api.points import PointView
 from shared.errors import AccessError, ConfigError, NotFoundError, UnderstudyError, UsageError
-from shared.messages import PointView
 from shared.vocabulary import MachineState
 
 if TYPE_CHECKING:

@@ -83,7 +83,7 @@ def restore(name: str, reference: str, to_dir: Path, dry_run: bool, **storage: A
 
 async def _plan_only(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Plan:
     from config_server.cli.access import opened
-    from shared.messages import RestoreRequest
+    from shared.api.restores import RestoreRequest
 
     request = RestoreRequest(point=reference, to=str(to_dir), host=socket.gethostname(), dry_run=True)
     async with opened(find, name, request) as access:
@@ -92,7 +92,8 @@ async def _plan_only(find: Target | Rescue, name: str, reference: str, to_dir: P
 
 async def _restore(find: Target | Rescue, name: str, reference: str, to_dir: Path) -> Manifest:
     from config_server.cli.access import opened
-    from shared.messages import JobState, RestoreRequest
+    from shared.api.jobs import JobState
+    from shared.api.restores import RestoreRequest
     from shared.recovery.folder import check_folder
     from shared.recovery.position import parse_rfc3339
 
@@ -207,7 +208,7 @@ class _Meter:
 
 
 async def _materialise(access: Access, plan: Plan, to_dir: Path) -> Manifest:
-    from shared.messages import JobState
+    from shared.api.jobs import JobState
     from shared.recovery.materialise import materialise
 
     meter = _Meter()

@@ -7,8 +7,9 @@ from collections.abc import Awaitable
 from typing import Final, TypeVar
 
 from shared import api
+from shared.api.route import API_VERSION, Nothing
+from shared.api.server import ServerInfo
 from shared.errors import NotFoundError, RequestError, ServerOutdatedError, UnderstudyError
-from shared.messages import API_VERSION, Nothing, ServerInfo
 from shared.rest import RestClient
 
 _HEALTH_S: Final = 3.0

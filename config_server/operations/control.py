@@ -23,8 +23,9 @@ from config_server.storage.owners import Serving
 from config_server.store.commands import Bell
 from config_server.store.database import Database
 from shared import logging
+from shared.api.certificates import Revocations
+from shared.api.points import PointView
 from shared.errors import CertificateRevokedError, RequestError, UnderstudyError, UnhealthyError
-from shared.messages import PointView, Revocations
 from shared.naming import SAYS, is_name
 from shared.status import Problem
 from shared.vocabulary import Severity

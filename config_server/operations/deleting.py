@@ -18,8 +18,11 @@ from config_server.rules.deletion import Deletion, Found, of_storage
 from config_server.rules.machine import Machine
 from config_server.storage import removal
 from config_server.store import audit, deletions, incarnations, inventory
+from shared.api.deletion import DeletionRequest, Kept
+from shared.api.machines import DeletionView, MachineView
+from shared.api.points import PointView
+from shared.api.route import Nothing
 from shared.errors import DeletionOfAnotherError, RequestError, UnderstudyError, UnhealthyError
-from shared.messages import DeletionRequest, DeletionView, Kept, MachineView, Nothing, PointView
 
 
 class _Points(NamedTuple):

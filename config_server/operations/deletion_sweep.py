@@ -33,6 +33,7 @@ from config_server.rules.machine import Machine
 from config_server.storage import removal
 from config_server.store import audit, deletions, incarnations, inventory
 from shared import logging
+from shared.api.certificates import CertificateList
 from shared.crashpoints import reach
 from shared.errors import (
     ContainerMissingError,
@@ -43,7 +44,6 @@ from shared.errors import (
     UnderstudyError,
     UnhealthyError,
 )
-from shared.messages import CertificateList
 from shared.vocabulary import Role
 
 _log = logging.get()

@@ -33,9 +33,9 @@ from config_server.rules.machine import Machine
 from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
 from config_server.store import audit, events, incarnations, inventory, policies
 from shared.active_side import shown
+from shared.api.events import EventKind
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
 from shared.errors import DisksKeptError, OtherHardwareError, ServersKeptError, WishInDoubtError
-from shared.messages import EventKind
 from shared.status import Problem
 from shared.vocabulary import Severity
 

@@ -20,19 +20,18 @@ from config_server.rules.facts import SELF
 from config_server.rules.renewals import Renewals
 from config_server.store import audit, events, revocation, tokens
 from shared import enrol, identity, logging
-from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
-from shared.messages import (
+from shared.api.certificates import (
     CaCertificate,
     Certificate,
     CertificateList,
     EnrolRequest,
-    EventKind,
-    Limit,
-    Nothing,
     RenewRequest,
     Token,
     TokenRequest,
 )
+from shared.api.events import EventKind
+from shared.api.route import Limit, Nothing
+from shared.errors import CertificateRevokedError, EnrolmentError, KeyRevokedError, RequestError
 from shared.status import Problem
 from shared.vocabulary import ENROLLED, Role, Severity
 

@@ -38,6 +38,8 @@ from config_server.rules.facts import SELF
 from config_server.store import audit, deletions, grants, inventory
 from config_server.store.grants import Grant
 from shared import logging
+from shared.api.restores import GrantEnd, GrantList, GrantView, StorageGrant
+from shared.api.route import Limit, Nothing
 from shared.blob import BlobStore
 from shared.blob.policies import MOST, Look, Policy, token
 from shared.crashpoints import reach
@@ -51,7 +53,6 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.messages import GrantEnd, GrantList, GrantView, Limit, Nothing, StorageGrant
 
 _log = logging.get()
 

@@ -19,8 +19,9 @@ from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
 from config_server.store import audit
 from shared import decoding
+from shared.api.keys import KeyRequest, MachineKeyGrant
+from shared.api.route import Nothing
 from shared.errors import ConfigError
-from shared.messages import KeyRequest, MachineKeyGrant, Nothing
 from shared.sealing import MachineKey
 from shared.vault import WrappedKey
 from shared.vault_record import RecordedVault, Records

@@ -11,8 +11,9 @@ from config_server.rules import view
 from config_server.rules.machine import Machine
 from config_server.store import inventory, revocation
 from shared import logging
+from shared.api.machines import MachineList, MachineView
+from shared.api.route import Nothing
 from shared.errors import DisconnectedError, NeverReportedError, RequestError
-from shared.messages import MachineList, MachineView, Nothing
 from shared.vocabulary import Role
 
 _log = logging.get()

@@ -9,17 +9,10 @@ from config_server.operations import machines
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name, new_id
 from config_server.store import audit, commands
+from shared.api.commands import CommandKind, CommandState, CommandView
+from shared.api.points import FlushReply, FlushRequest, PointList, PointRequest
+from shared.api.route import Nothing
 from shared.errors import RequestError
-from shared.messages import (
-    CommandKind,
-    CommandState,
-    CommandView,
-    FlushReply,
-    FlushRequest,
-    Nothing,
-    PointList,
-    PointRequest,
-)
 from shared.vocabulary import Consistency
 from shared.waiting import wait_for
 

@@ -12,7 +12,9 @@ from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
 from config_server.rules.machine import Machine
 from config_server.store import audit, inventory, policies
-from shared.messages import MachineView, Nothing, Policy, PolicyChoice, PolicyList, PolicyView
+from shared.api.machines import MachineView, PolicyChoice
+from shared.api.policies import Policy, PolicyList, PolicyView
+from shared.api.route import Nothing
 
 
 class PolicyOperations:

@@ -22,6 +22,9 @@ from config_server.rules.presence import Seen
 from config_server.rules.wishes import without
 from config_server.store import audit, deletions, inventory, policies, revocation
 from shared.active_side import UNKNOWN
+from shared.api.machines import MachineView
+from shared.api.protection import DiskCandidates, Protection
+from shared.api.route import Nothing
 from shared.desired import Verb, WantedDisk
 from shared.errors import (
     FewerDisksError,
@@ -30,7 +33,6 @@ from shared.errors import (
     RequestError,
     ToBeDeletedError,
 )
-from shared.messages import DiskCandidates, MachineView, Nothing, Protection
 from shared.naming import address_of, is_address
 from shared.status import MAX_WORD, AgentReport
 from shared.vocabulary import Role

@@ -21,23 +21,13 @@ from config_server.rules.wishes import without
 from config_server.rules.wrong import problems_with
 from config_server.store import audit, commands, events, inventory, revocation
 from shared import logging
+from shared.api.audit import AuditList
+from shared.api.commands import Command, CommandState, CommandView
+from shared.api.daemons import DaemonList, DaemonView, StatusReply
+from shared.api.events import EventKind, EventList, EventQuery, EventView
+from shared.api.route import Limit, Nothing
 from shared.desired import Desired, Verb, Wish
 from shared.errors import DatabaseError
-from shared.messages import (
-    AuditList,
-    Command,
-    CommandState,
-    CommandView,
-    DaemonList,
-    DaemonView,
-    EventKind,
-    EventList,
-    EventQuery,
-    EventView,
-    Limit,
-    Nothing,
-    StatusReply,
-)
 from shared.status import AgentReport, Problem
 from shared.vocabulary import Role, Severity
 from shared.waiting import wait_for

@@ -13,18 +13,11 @@ from config_server.operations.control import Control, new_id
 from config_server.operations.granting import Granting
 from config_server.operations.keys import grant_of
 from config_server.store import audit, deletions, events, jobs
+from shared.api.events import EventKind
+from shared.api.jobs import JobList, JobProgress, JobState, JobView
+from shared.api.restores import RestoreGrant, RestoreRequest
+from shared.api.route import Limit, Nothing
 from shared.errors import NotFoundError, UsageError
-from shared.messages import (
-    EventKind,
-    JobList,
-    JobProgress,
-    JobState,
-    JobView,
-    Limit,
-    Nothing,
-    RestoreGrant,
-    RestoreRequest,
-)
 from shared.status import Problem
 from shared.vocabulary import Severity
 

@@ -32,6 +32,8 @@ from config_server.rules.revocations import Record, newest
 from config_server.store import audit, events, restored, revocation, taking_in
 from config_server.store.taking_in import Unwritten, as_written
 from shared import logging
+from shared.api.certificates import CertificateList, CertificateView, Revocations, RevokeRequest
+from shared.api.events import EventKind
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
 from shared.errors import (
@@ -45,7 +47,6 @@ from shared.errors import (
     TransientError,
     UnderstudyError,
 )
-from shared.messages import CertificateList, CertificateView, EventKind, Revocations, RevokeRequest
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
 from shared.waiting import wait_for

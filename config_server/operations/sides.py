@@ -24,6 +24,10 @@ from config_server.rules.serving import signature
 from config_server.store import audit, commands
 from shared import active_side, logging
 from shared.active_side import ActiveSide, Known
+from shared.api.commands import CommandKind
+from shared.api.copies import CopyList, CopyView, RebindRequest, SideView
+from shared.api.machines import ErrorView
+from shared.api.route import Nothing
 from shared.blob import BlobStore
 from shared.errors import (
     ConfigError,
@@ -33,7 +37,6 @@ from shared.errors import (
     RequestError,
     StorageError,
 )
-from shared.messages import CommandKind, CopyList, CopyView, ErrorView, Nothing, RebindRequest, SideView
 from shared.status import Problem
 from shared.vocabulary import Role
 

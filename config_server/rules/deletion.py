@@ -25,6 +25,7 @@ import msgspec
 from config_server.rules.presence import Seen
 from config_server.rules.wishes import in_words
 from shared.active_side import shown
+from shared.api.certificates import Revocations
 from shared.desired import Verb, Wish
 from shared.errors import (
     DeletionHinderedError,
@@ -32,7 +33,6 @@ from shared.errors import (
     DeletionUnconfirmedError,
     UnhealthyError,
 )
-from shared.messages import Revocations
 from shared.status import AgentReport, StreamReport
 from shared.vocabulary import Role
 

@@ -8,8 +8,8 @@ from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.deletion import Deletion, Stage
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence
+from shared.api.machines import DeletionView
 from shared.errors import DeletionUnconfirmedError, UnhealthyError
-from shared.messages import DeletionView
 from shared.status import MasterTargetReport
 
 _MINUTE: Final = 16

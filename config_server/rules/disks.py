@@ -17,11 +17,11 @@ import msgspec
 
 from config_server.rules.machine import Machine
 from config_server.rules.wishes import named, same, with_ids, without
+from shared.api.protection import DiskCandidate
 from shared.batch import SECTOR
 from shared.desired import Verb, WantedDisk
 from shared.errors import RequestError
 from shared.limits import check_page_blob_target
-from shared.messages import DiskCandidate
 from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._!-]{0,127}\Z")

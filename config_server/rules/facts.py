@@ -9,8 +9,8 @@ import msgspec
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence, Seen
 from config_server.rules.serving import ranked
+from shared.api.points import PointView
 from shared.errors import UnhealthyError
-from shared.messages import PointView
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 from shared.vocabulary import ApplyState, Role
 

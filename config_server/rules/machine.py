@@ -6,8 +6,8 @@ import msgspec
 
 from config_server.rules.deletion import Deletion
 from config_server.rules.wishes import Own
+from shared.api.policies import Policy
 from shared.desired import WantedDisk, Wish
-from shared.messages import Policy
 
 
 class Assigned(msgspec.Struct, frozen=True):

@@ -30,9 +30,9 @@ from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from config_server.rules.sights import Look, is_behind
 from config_server.rules.wrong import errors_of, silence
+from shared.api.machines import DiskView, ErrorView, HopView, MachineView, RingView
 from shared.batch import SECTOR
 from shared.errors import LookFailedError
-from shared.messages import DiskView, ErrorView, HopView, MachineView, RingView
 from shared.status import AgentReport, ApplyReport, StreamReport
 from shared.vocabulary import CaptureMode, Health, HopState, MachineState, Severity
 

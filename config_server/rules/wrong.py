@@ -15,6 +15,7 @@ from config_server.rules.facts import SELF, Facts, replicates
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen, problems_of
 from config_server.rules.sights import Look
+from shared.api.machines import ErrorView
 from shared.errors import (
     ClockSkewError,
     DisconnectedError,
@@ -24,7 +25,6 @@ from shared.errors import (
     UnhealthyError,
     UnprotectedReplicationError,
 )
-from shared.messages import ErrorView
 from shared.status import Problem
 from shared.vocabulary import Severity
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from shared.api.points import PointList, PointView
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.blob.config import read_key
 from shared.errors import (
@@ -26,7 +27,6 @@ from shared.errors import (
 )
 from shared.log import names
 from shared.machine_storage import MachineStorage
-from shared.messages import PointList, PointView
 from shared.recovery import listing
 from shared.sealing import MachineKey
 from shared.vault import Vault, machine_key

@@ -9,7 +9,7 @@ import msgspec
 
 from config_server.rules.clock import rfc3339
 from shared import decoding
-from shared.messages import AuditView
+from shared.api.audit import AuditView
 
 
 def add(

@@ -18,8 +18,8 @@ import msgspec
 
 from config_server.rules.clock import SECOND_NS, rfc3339
 from shared import decoding
+from shared.api.commands import Command, CommandKind, CommandState, CommandView
 from shared.errors import CommandExpiredError, CommandNotFoundError, RequestError
-from shared.messages import Command, CommandKind, CommandState, CommandView
 
 LIFE_S: Final = {
     CommandKind.MARK: 300,

@@ -14,8 +14,8 @@ from config_server.rules.deletion import Deletion, Stage, of_acts
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.store import events, incarnations, inventory
+from shared.api.events import EventKind
 from shared.errors import BeingDeletedError
-from shared.messages import EventKind
 from shared.status import Problem
 from shared.vocabulary import Role, Severity
 

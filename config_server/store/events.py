@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from config_server.rules.clock import SECOND_NS, rfc3339
-from shared.messages import EventKind, EventView
+from shared.api.events import EventKind, EventView
 from shared.status import Problem
 from shared.vocabulary import Severity
 

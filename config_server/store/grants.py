@@ -10,8 +10,8 @@ import msgspec
 
 from config_server.rules.clock import SECOND_NS, rfc3339
 from shared import decoding
+from shared.api.restores import GrantState, GrantView
 from shared.errors import NotFoundError
-from shared.messages import GrantState, GrantView
 
 _KEPT_NS = 90 * 86_400 * SECOND_NS
 """Older ones are in the audit log only."""

@@ -9,8 +9,9 @@ import msgspec
 
 from config_server.rules.clock import SECOND_NS, rfc3339
 from shared import decoding
+from shared.api.jobs import JobProgress, JobState, JobView
+from shared.api.route import Failure
 from shared.errors import JobGivenUpError, JobNotFoundError
-from shared.messages import Failure, JobProgress, JobState, JobView
 
 _SILENT_NS: Final = 120 * SECOND_NS
 """A running job whose worker says nothing for so long has lost it."""

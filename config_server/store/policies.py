@@ -13,9 +13,9 @@ import msgspec
 
 from config_server.rules.machine import Assigned
 from shared import decoding
+from shared.api.policies import Policy, PolicyView
 from shared.desired import Settings
 from shared.errors import PolicyNotFoundError, RequestError
-from shared.messages import Policy, PolicyView
 
 UNCHOSEN_S: Final = 300.0
 """The interval of earlier versions' policies where nobody set one."""

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from config_server.rules.clock import rfc3339
 from config_server.rules.facts import SELF
 from config_server.store import audit, commands, deletions, events, incarnations, inventory, tokens
-from shared.messages import EventKind
+from shared.api.events import EventKind
 from shared.status import Problem
 from shared.vocabulary import Severity
 

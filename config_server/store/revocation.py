@@ -36,8 +36,8 @@ from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.revocations import Record
 from config_server.store.restored import mark as mark_of
 from shared import decoding
+from shared.api.certificates import CertificateView, Revocations
 from shared.errors import CertificateRevokedError, RequestError
-from shared.messages import CertificateView, Revocations
 from shared.naming import SAYS, is_name
 from shared.vocabulary import ENROLLED, Role
 

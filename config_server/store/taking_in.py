@@ -17,7 +17,7 @@ from config_server.rules.revocations import Record
 from config_server.store.restored import Mark
 from config_server.store.restored import mark as mark_of
 from config_server.store.revocation import LAST_NS, mark_of_restore, refuse_known, revoke
-from shared.messages import Revocations
+from shared.api.certificates import Revocations
 from shared.revocation import merged
 
 _BEGINS_S: Final = f"(issued_ns / {SECOND_NS} - {int(BACKDATED.total_seconds())})"

@@ -1,4 +1,4 @@
-"""Binds handlers to the routes of shared/api.py: authentication, decoding, errors. Decides nothing else.
+"""Binds handlers to the routes of shared/api/: authentication, decoding, errors. Decides nothing else.
 
 A daemon is who its certificate says (TLS has verified it against the CA); an operator is who sends a token
 whose hash is stored. What a handler raises becomes an HTTP status and a `Failure` body; only an error that
@@ -19,6 +19,7 @@ from aiohttp import web
 from config_server.operations.call import Call
 from shared import decoding, logging, tls
 from shared.api import ROUTES, Access, Route
+from shared.api.route import MAX_BODY_B, Failure, Nothing
 from shared.connections import unmapped
 from shared.errors import (
     UNDECODABLE,
@@ -32,7 +33,6 @@ from shared.errors import (
     UsageError,
     WrongRoleError,
 )
-from shared.messages import MAX_BODY_B, Failure, Nothing
 from shared.refusals import Refusals
 
 _log = logging.get()
@@ -248,6 +248,6 @@ def _answer(status: int, body: msgspec.Struct) -> web.Response:
 async def _unknown(request: web.Request) -> web.StreamResponse:
     exc = NotFoundError(
         f"There is no {request.method} {request.path[:200]!a} on the config server",
-        action="The API is described in shared/api.py; the client may be of another version.",
+        action="The API is described in shared/api/; the client may be of another version.",
     )
     return _answer(404, Failure(**exc.as_dict(), exit_code=exc.exit_code))

@@ -19,7 +19,8 @@ from config_server.operations.revoking import Revoking
 from config_server.operations.sides import Sides
 from config_server.web.binding import Binder
 from shared import api
-from shared.messages import API_VERSION, Nothing, ServerInfo
+from shared.api.route import API_VERSION, Nothing
+from shared.api.server import ServerInfo
 from shared.version import VERSION
 
 

@@ -24,6 +24,10 @@ from deploy.lab.daemons import Show, environment, pid_of, start, stop
 from deploy.lab.state import HOST, MACHINE, Lab, Settings, is_rest, locked
 from deploy.lab.vocabulary import Daemon
 from shared import api, decoding, durable, enrol, identity
+from shared.api.certificates import TokenRequest
+from shared.api.policies import Policy
+from shared.api.protection import Protection
+from shared.api.route import Failure
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
 from shared.errors import (
@@ -36,7 +40,6 @@ from shared.errors import (
     UnknownAuthorityError,
     UsageError,
 )
-from shared.messages import Failure, Policy, Protection, TokenRequest
 from shared.rest import RestClient, error_of
 from shared.storage_stack import disks_below, whole_disk
 from shared.vocabulary import CaptureMode, Role

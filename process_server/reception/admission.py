@@ -42,6 +42,7 @@ from process_server.reception.machine import Copy, Machine
 from process_server.reception.pace import Pace
 from process_server.reception.session import Session, StreamLog
 from shared import logging, tls
+from shared.api.certificates import Revocations
 from shared.connections import origin
 from shared.errors import (
     CertificateRevokedError,
@@ -51,7 +52,6 @@ from shared.errors import (
     TooManyHellosError,
     UnderstudyError,
 )
-from shared.messages import Revocations
 from shared.refusals import Refusals
 from shared.wire.messages import Hello, kernel_of
 

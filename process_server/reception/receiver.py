@@ -16,9 +16,9 @@ from process_server.reception import admission
 from process_server.reception.admission import Admission, certificate_refused
 from process_server.reception.session import Session
 from shared import logging
+from shared.api.certificates import Revocations
 from shared.door import Door, Peer, Visit
 from shared.errors import StoppingError
-from shared.messages import Revocations
 
 _log = logging.get()
 

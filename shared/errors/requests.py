@@ -48,7 +48,7 @@ class RequestError(UsageError):
     """A request to the config server's API that it does not understand."""
 
     code = "US125"
-    default_action = "Correct the request; the API is described in shared/api.py."
+    default_action = "Correct the request; the API is described in shared/api/."
 
 
 class FewerDisksError(RequestError):

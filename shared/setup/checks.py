@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from shared import api, enrol, identity, listening, tls
+from shared.api.route import Nothing
 from shared.clock_evidence import AGREE_S, date_in
 from shared.errors import (
     ConfigError,
@@ -25,7 +26,6 @@ from shared.errors import (
     UsageError,
     cause_of,
 )
-from shared.messages import Nothing
 from shared.moments import apart_s
 from shared.ports import listener_of
 from shared.rest import RestClient

@@ -9,7 +9,10 @@ import msgspec
 
 from config_server.config import ConfigServerConfig
 from shared import api, crashpoints
-from shared.messages import GrantEnd, Limit, Nothing, Protection, RestoreRequest, RevokeRequest
+from shared.api.certificates import RevokeRequest
+from shared.api.protection import Protection
+from shared.api.restores import GrantEnd, RestoreRequest
+from shared.api.route import Limit, Nothing
 from tests.config_parts import running
 
 REQUEST = "0123456789abcdef" * 2

@@ -15,10 +15,12 @@ import pytest
 from config_server.config import ConfigServerConfig
 from config_server.rules.clock import SECOND_NS
 from shared import api
+from shared.api.certificates import RevokeRequest
+from shared.api.restores import GrantEnd, RestoreRequest
+from shared.api.route import Limit, Nothing
 from shared.blob import BlobConfig, BlobStore
 from shared.crashpoints import CONTROL_POINTS
 from shared.machine_storage import MachineStorage
-from shared.messages import GrantEnd, Limit, Nothing, RestoreRequest, RevokeRequest
 from shared.vault import FileVault, machine_key
 from tests.config_parts import config_for, running, until
 from tests.crash.config_child import REQUEST, Call, Work, run

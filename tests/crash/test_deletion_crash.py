@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from shared import api
+from shared.api.protection import Protection
+from shared.api.route import Limit
 from shared.blob import BlobConfig
 from shared.crashpoints import DELETION_POINTS
 from shared.machine_storage import MachineStorage
-from shared.messages import Limit, Protection
 from tests.config_parts import config_for, running, until
 from tests.crash.deletion_child import Work, run
 from tests.deletions import delete, hurry, in_storage, is_gone, pass_delay

@@ -15,8 +15,8 @@ import pytest
 
 from config_server.config import ConfigServerConfig
 from shared import api, identity
+from shared.api.route import Nothing
 from shared.blob import BlobConfig
-from shared.messages import Nothing
 from shared.service import load_config
 from shared.vault import FileVault
 from tests.cli import ROOT

@@ -35,6 +35,11 @@ from config_server.rules.deletion import Found
 from config_server.rules.disks import Offer
 from config_server.store import database, deletions, grants, incarnations, inventory, restored
 from config_server.store.grants import Grant
+from shared.api.certificates import CertificateList, Revocations
+from shared.api.deletion import DeletionRequest
+from shared.api.points import PointList
+from shared.api.protection import Protection
+from shared.api.route import Nothing
 from shared.desired import Verb, Wish
 from shared.errors import (
     BeingDeletedError,
@@ -44,7 +49,6 @@ from shared.errors import (
     ToBeDeletedError,
     TransientError,
 )
-from shared.messages import CertificateList, DeletionRequest, Nothing, PointList, Protection, Revocations
 from shared.status import AgentDisk, AgentReport, AvailableDisk, ProcessServerReport, StreamReport
 from shared.vocabulary import Role
 

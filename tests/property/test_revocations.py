@@ -14,7 +14,7 @@ from config_server.rules.clock import SECOND_NS
 from config_server.rules.revocations import Record
 from config_server.store import database, restored, revocation, taking_in
 from config_server.store.revocation import Issued
-from shared.messages import Revocations
+from shared.api.certificates import Revocations
 from shared.revocation import merged
 from shared.vocabulary import Role
 

@@ -18,6 +18,7 @@ from agent.stream import sender as sender_module
 from agent.stream import servers
 from agent.stream.sender import Sender
 from agent.stream.state import Reason, Suspicion, Word
+from shared.api.certificates import Revocations
 from shared.errors import (
     CertificateRevokedError,
     CopyRefusedError,
@@ -26,7 +27,6 @@ from shared.errors import (
     RefusedError,
     UnreachableError,
 )
-from shared.messages import Revocations
 from shared.recovery.position import Position
 from shared.threads import Threads
 from shared.wire import transport

@@ -14,10 +14,12 @@ from agent.desired import WishFile
 from agent.machine_identity import boot_of
 from config_server.operations import sides
 from shared import active_side, api
+from shared.api.events import EventQuery
+from shared.api.protection import Protection
+from shared.api.route import Nothing
 from shared.blob import BlobConfig, BlobStore
 from shared.desired import Verb
 from shared.errors import UnsuitableDiskError
-from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
 from shared.status import AgentReport, AvailableDisk, BoundDisk
 from shared.tls import TlsFiles

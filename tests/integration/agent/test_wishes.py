@@ -17,9 +17,9 @@ from agent.capture import attach, libbpf, pins
 from agent.config import AgentConfig
 from agent.stream.state import AgentState, Reason, Word
 from shared import protected
+from shared.api.commands import Command
 from shared.control_client import ControlClient
 from shared.desired import Verb, WantedDisk
-from shared.messages import Command
 from tests.capture_parts import MIB, Rig, needs_capture, rig
 from tests.epoch_ids import eid
 from tests.pki import TestCa

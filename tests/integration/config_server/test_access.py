@@ -15,6 +15,9 @@ from config_server.cli.options import Target
 from config_server.cli.profile import Rescue
 from config_server.cli.rescue import HINT
 from shared import tls
+from shared.api.keys import MachineKeyGrant
+from shared.api.restores import RestoreGrant, RestoreRequest, StorageGrant
+from shared.api.route import Failure
 from shared.blob import BlobConfig
 from shared.errors import (
     AccessError,
@@ -25,7 +28,6 @@ from shared.errors import (
     UnderstudyError,
 )
 from shared.machine_storage import MachineStorage
-from shared.messages import Failure, MachineKeyGrant, RestoreGrant, RestoreRequest, StorageGrant
 from tests.impostor import answering
 from tests.machine_log import ModelMachine
 from tests.pki import TestCa

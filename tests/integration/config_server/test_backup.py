@@ -17,8 +17,10 @@ import pytest
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import backup, belonging, restoring
 from shared import api, durable
+from shared.api.certificates import RevokeRequest
+from shared.api.protection import Protection
+from shared.api.route import Limit, Nothing
 from shared.errors import CertificateRevokedError, ConfigError, DataFolderInUseError, StateFileError
-from shared.messages import Limit, Nothing, Protection, RevokeRequest
 from shared.status import AgentReport
 from tests.config_parts import config_for, daemon, running
 

@@ -16,11 +16,13 @@ import pytest
 
 from config_server import service
 from shared import api, enrol
+from shared.api.events import EventQuery
+from shared.api.protection import Protection
+from shared.api.route import Limit
 from shared.blob import BlobConfig, BlobStore
 from shared.control_client import ControlClient
 from shared.errors import PointNotFoundError
 from shared.machine_storage import MachineStorage
-from shared.messages import EventQuery, Limit, Protection
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from shared.vault import FileVault
 from tests.cli import Done, begun, ended, understudy

@@ -13,21 +13,19 @@ from config_server.cli import machine_commands
 from config_server.operations import sides
 from config_server.rules import copies, presence
 from shared import active_side, api
+from shared.api.certificates import RenewRequest
+from shared.api.commands import CommandKind
+from shared.api.copies import RebindRequest
+from shared.api.events import EventQuery
+from shared.api.points import PointRequest
+from shared.api.protection import Protection
+from shared.api.route import Nothing
 from shared.blob import BlobConfig
 from shared.control_client import ControlClient
 from shared.errors import CopyRefusedError, RenewalNotDueError, RequestError
 from shared.log import names
 from shared.log.terms import TermDocument
 from shared.machine_storage import MachineStorage
-from shared.messages import (
-    CommandKind,
-    EventQuery,
-    Nothing,
-    PointRequest,
-    Protection,
-    RebindRequest,
-    RenewRequest,
-)
 from shared.rest import RestClient
 from shared.status import AgentReport, ProcessServerReport, StreamReport
 from shared.tls import TlsFiles

@@ -18,6 +18,10 @@ from config_server.operations.control import Control
 from config_server.rules.deletion import Stage
 from config_server.store import deletions, jobs
 from shared import active_side, api
+from shared.api.events import EventQuery
+from shared.api.protection import Protection
+from shared.api.restores import GrantEnd, RestoreRequest
+from shared.api.route import Limit, Nothing
 from shared.blob import BlobConfig
 from shared.desired import Verb
 from shared.errors import (
@@ -28,7 +32,6 @@ from shared.errors import (
     TransientError,
 )
 from shared.machine_storage import REGISTRY, MachineStorage
-from shared.messages import EventQuery, GrantEnd, Limit, Nothing, Protection, RestoreRequest
 from shared.rest import RestClient
 from shared.status import ProcessServerReport, StreamReport
 from shared.tls import TlsFiles

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from shared import api
+from shared.api.protection import Protection
 from shared.blob import BlobConfig
 from shared.desired import Verb
 from shared.machine_storage import MachineStorage
-from shared.messages import Protection
 from shared.rest import RestClient
 from shared.tls import TlsFiles
 from tests.command_line import Line

@@ -26,6 +26,9 @@ from config_server.storage.account import Storage
 from config_server.store import grants
 from config_server.store.database import Database
 from shared import api
+from shared.api.protection import Protection
+from shared.api.restores import GrantEnd, GrantView, RestoreRequest, StorageGrant
+from shared.api.route import Limit, Nothing
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.policies import Policies
 from shared.errors import (
@@ -41,15 +44,6 @@ from shared.errors import (
     WrongKeyError,
 )
 from shared.machine_storage import MachineStorage
-from shared.messages import (
-    GrantEnd,
-    GrantView,
-    Limit,
-    Nothing,
-    Protection,
-    RestoreRequest,
-    StorageGrant,
-)
 from shared.rest import RestClient
 from shared.vault import FileVault, WrappedKey, machine_key
 from tests.config_parts import ConfigServer, config_for, running, until

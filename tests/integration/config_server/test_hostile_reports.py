@@ -12,9 +12,11 @@ from config_server import service
 from config_server.rules import wrong
 from config_server.rules.presence import MAX_PROBLEMS
 from shared import api
+from shared.api.events import EventQuery
+from shared.api.protection import Protection
+from shared.api.route import Nothing
 from shared.control_client import ControlClient
 from shared.errors import RequestError
-from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
 from shared.vocabulary import Role
 from tests.config_parts import config_for, daemon, running

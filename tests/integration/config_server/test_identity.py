@@ -16,6 +16,10 @@ from config_server.identity.ca import CertificateAuthority, hosts_of, pem_of
 from config_server.operations import enrolment
 from shared import api, enrol, tls
 from shared import identity as identity_files
+from shared.api.audit import AuditList
+from shared.api.certificates import EnrolRequest, RenewRequest, RevokeRequest, TokenRequest
+from shared.api.events import EventQuery
+from shared.api.route import Limit, Nothing
 from shared.control_client import ControlClient
 from shared.errors import (
     AccessError,
@@ -31,16 +35,6 @@ from shared.errors import (
     UnknownAuthorityError,
     UnreachableError,
     WrongRoleError,
-)
-from shared.messages import (
-    AuditList,
-    EnrolRequest,
-    EventQuery,
-    Limit,
-    Nothing,
-    RenewRequest,
-    RevokeRequest,
-    TokenRequest,
 )
 from shared.rest import RestClient
 from shared.vocabulary import Role

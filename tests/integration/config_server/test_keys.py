@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from shared import api, tls
+from shared.api.audit import AuditView
+from shared.api.certificates import RevokeRequest
+from shared.api.keys import KeyRequest, MachineKeyGrant
+from shared.api.route import Limit, Nothing
 from shared.errors import (
     AccessError,
     CertificateRevokedError,
@@ -19,7 +23,6 @@ from shared.errors import (
     WrongKeyError,
     WrongRoleError,
 )
-from shared.messages import AuditView, KeyRequest, Limit, MachineKeyGrant, Nothing, RevokeRequest
 from shared.rest import RestClient
 from shared.vault import FileVault
 from tests.config_parts import ConfigServer, config_for, running

@@ -14,8 +14,10 @@ from config_server.rules import lasting
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.conditions import CONDITIONS
 from shared import api
+from shared.api.events import EventQuery
+from shared.api.protection import Protection
+from shared.api.route import Nothing
 from shared.control_client import ControlClient
-from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
 from shared.vocabulary import Health
 from tests.config_parts import config_for, running

@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 
 from config_server.web import binding, listener
 from shared import api, door
+from shared.api.route import Nothing
 from shared.connections import UNPROVED_PER_KNOWN
 from shared.errors import AccessError
-from shared.messages import Nothing
 from shared.rest import RestClient
 from tests.config_parts import ConfigServer, config_for, running
 

@@ -11,6 +11,10 @@ import pytest
 from config_server.operations import desired_state, sides
 from config_server.rules import wish_view
 from shared import active_side, api
+from shared.api.copies import RebindRequest
+from shared.api.events import EventQuery, EventView
+from shared.api.machines import MachineView
+from shared.api.route import Limit, Nothing
 from shared.blob import BlobConfig
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import (
@@ -22,7 +26,6 @@ from shared.errors import (
 )
 from shared.log import names
 from shared.machine_storage import MachineStorage
-from shared.messages import EventQuery, EventView, Limit, MachineView, Nothing, RebindRequest
 from shared.rest import RestClient
 from shared.status import AvailableDisk
 from shared.tls import TlsFiles

@@ -14,11 +14,13 @@ import pytest
 from config_server.config import ConfigServerConfig
 from config_server.data_folder import tools
 from shared import api, enrol
+from shared.api.events import EventQuery
+from shared.api.protection import Protection
+from shared.api.route import Nothing
 from shared.blob import BlobConfig
 from shared.desired import Verb
 from shared.errors import CertificateRevokedError, TokenUnknownError, UnderstudyError
 from shared.machine_storage import MachineStorage
-from shared.messages import EventQuery, Nothing, Protection
 from shared.rest import RestClient
 from shared.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, daemon, running, until

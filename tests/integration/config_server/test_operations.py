@@ -16,6 +16,12 @@ import pytest
 from config_server import service
 from config_server.storage.account import Storage
 from shared import api
+from shared.api.commands import Command, CommandView
+from shared.api.events import EventQuery
+from shared.api.points import FlushRequest, PointRequest
+from shared.api.policies import Policy
+from shared.api.protection import Protection
+from shared.api.route import Limit, Nothing
 from shared.control_client import ControlClient
 from shared.errors import (
     ConfigError,
@@ -27,17 +33,6 @@ from shared.errors import (
     RequestError,
     TwinDaemonError,
     UnhealthyError,
-)
-from shared.messages import (
-    Command,
-    CommandView,
-    EventQuery,
-    FlushRequest,
-    Limit,
-    Nothing,
-    PointRequest,
-    Policy,
-    Protection,
 )
 from shared.rest import RestClient
 from shared.status import (

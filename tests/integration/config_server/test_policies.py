@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from shared import api
+from shared.api.machines import PolicyChoice
+from shared.api.policies import Policy
+from shared.api.protection import Protection
+from shared.api.route import Limit, Nothing
 from shared.desired import Settings
 from shared.errors import PolicyNotFoundError, RequestError
-from shared.messages import Limit, Nothing, Policy, PolicyChoice, Protection
 from shared.rest import RestClient
 from shared.tls import TlsFiles
 from tests.config_parts import ConfigServer

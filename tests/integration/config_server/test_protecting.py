@@ -16,6 +16,12 @@ from config_server.data_folder import backup, restoring
 from config_server.operations import desired_state
 from config_server.rules import wish_view
 from shared import api
+from shared.api.audit import AuditView
+from shared.api.events import EventQuery, EventView
+from shared.api.machines import MachineView
+from shared.api.policies import Policy
+from shared.api.protection import Protection
+from shared.api.route import Limit, Nothing
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     DiskTooLargeError,
@@ -26,7 +32,6 @@ from shared.errors import (
     WishInDoubtError,
     WishUntakenError,
 )
-from shared.messages import AuditView, EventQuery, EventView, Limit, MachineView, Nothing, Policy, Protection
 from shared.rest import RestClient
 from shared.status import AvailableDisk
 from shared.tls import TlsFiles

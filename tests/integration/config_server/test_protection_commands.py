@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from shared import api
+from shared.api.route import Nothing
 from shared.desired import Verb, WantedDisk
-from shared.messages import Nothing
 from shared.rest import RestClient
 from shared.status import AvailableDisk
 from shared.tls import TlsFiles

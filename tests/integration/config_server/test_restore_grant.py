@@ -14,12 +14,15 @@ from config_server.cli import access
 from config_server.cli.options import Target
 from config_server.cli.restore_command import _restore
 from shared import api
+from shared.api.jobs import JobState
+from shared.api.protection import Protection
+from shared.api.restores import GrantEnd, GrantState, GrantView
+from shared.api.route import Limit
 from shared.blob import BlobConfig, BlobStore
 from shared.blob.config import read_key
 from shared.blob.policies import token
 from shared.errors import GrantEndedError
 from shared.machine_storage import MachineStorage
-from shared.messages import GrantEnd, GrantState, GrantView, JobState, Limit, Protection
 from shared.recovery.folder import JOURNAL
 from shared.rest import RestClient
 from tests.azurite import Azurite

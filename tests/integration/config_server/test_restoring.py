@@ -28,8 +28,8 @@ from config_server.identity.ca import CertificateAuthority
 from config_server.store import audit, commands, database, events, incarnations, restored, tokens
 from config_server.store.tokens import Grant
 from shared import durable, enrol
+from shared.api.commands import CommandKind, CommandState
 from shared.errors import ConfigError, DataFolderInUseError, StateFileError, TokenUnknownError
-from shared.messages import CommandKind, CommandState
 from shared.vocabulary import Role
 from tests.config_parts import config_for
 

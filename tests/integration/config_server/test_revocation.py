@@ -16,6 +16,9 @@ from config_server.operations.control import Control
 from config_server.rules import renewals
 from config_server.rules.certificates import BACKDATED
 from shared import api, enrol, identity, tls
+from shared.api.certificates import RenewRequest
+from shared.api.daemons import StatusReply
+from shared.api.route import Limit, Nothing
 from shared.errors import (
     CertificateRevokedError,
     KeyRevokedError,
@@ -23,7 +26,6 @@ from shared.errors import (
     TokenUnknownError,
     WrongRoleError,
 )
-from shared.messages import Limit, Nothing, RenewRequest, StatusReply
 from shared.rest import RestClient
 from tests.config_parts import ConfigServer, config_for, daemon, running, serial
 from tests.impostor import answering

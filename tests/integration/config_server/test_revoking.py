@@ -24,6 +24,10 @@ from config_server.storage.account import Storage
 from config_server.store import database, restored, revocation
 from config_server.store.database import DATABASE_FILE, Database
 from shared import api, enrol, identity
+from shared.api.audit import AuditView
+from shared.api.certificates import RenewRequest
+from shared.api.events import EventQuery, EventView
+from shared.api.route import Limit
 from shared.blob import BlobConfig, BlobStore
 from shared.errors import (
     CertificateRevokedError,
@@ -32,13 +36,6 @@ from shared.errors import (
     RenewalPutOffError,
     RevocationUnrecordedError,
     TokenUnknownError,
-)
-from shared.messages import (
-    AuditView,
-    EventQuery,
-    EventView,
-    Limit,
-    RenewRequest,
 )
 from shared.tls import TlsFiles
 from tests.azurite import Azurite

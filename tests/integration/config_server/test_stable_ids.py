@@ -14,9 +14,12 @@ import pytest
 from config_server.cli.protection_commands import _chosen
 from config_server.data_folder import backup, restoring
 from shared import api
+from shared.api.events import EventQuery, EventView
+from shared.api.machines import MachineView
+from shared.api.protection import Protection
+from shared.api.route import Nothing
 from shared.desired import Verb, WantedDisk, Wish
 from shared.errors import DisksKeptError, FewerDisksError, RequestError, WishInDoubtError
-from shared.messages import EventQuery, EventView, MachineView, Nothing, Protection
 from shared.rest import RestClient
 from shared.status import AgentDisk, AvailableDisk, BoundDisk
 from shared.tls import TlsFiles

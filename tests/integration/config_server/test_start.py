@@ -10,8 +10,8 @@ import pytest
 
 from config_server.data_folder import backup
 from shared import api
+from shared.api.route import Nothing
 from shared.errors import ConfigError, DataFolderInUseError
-from shared.messages import Nothing
 from tests.config_parts import config_for, running
 
 

@@ -11,9 +11,11 @@ import pytest
 from config_server import service
 from config_server.storage import account
 from shared import api, tls
+from shared.api.events import EventQuery
+from shared.api.keys import KeyRequest
+from shared.api.route import Nothing
 from shared.blob import BlobConfig, Retry
 from shared.errors import VaultMisfitError, VaultUnrecordedError, WrongKeyError
-from shared.messages import EventQuery, KeyRequest, Nothing
 from shared.rest import RestClient
 from shared.vault import FileVault
 from tests.config_parts import ConfigServer, config_for, running

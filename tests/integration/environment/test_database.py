@@ -11,8 +11,9 @@ import pytest
 from config_server import service
 from config_server.store.reserve import SIZE_B
 from shared import api, tls
+from shared.api.protection import Protection
+from shared.api.route import Failure, Nothing
 from shared.errors import CertificateRevokedError, DatabaseError, StorageError, UnderstudyError
-from shared.messages import Failure, Nothing, Protection
 from shared.rest import RestClient, error_of
 from shared.tls import TlsFiles
 from tests.config_parts import ConfigServer, config_for, daemon, running

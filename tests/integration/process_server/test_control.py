@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 
 from shared import api, tls
+from shared.api.points import FlushRequest
+from shared.api.protection import Protection
 from shared.blob import BlobConfig
-from shared.messages import FlushRequest, Protection
 from tests.config_parts import config_for, running
 from tests.process_server_site import Site
 from tests.wire_parts import Agent, Chain, hello

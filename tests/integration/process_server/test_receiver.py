@@ -18,6 +18,7 @@ from process_server.reception.machine import Machine
 from process_server.reception.pace import Pace
 from process_server.reception.receiver import Receiver
 from shared import tls
+from shared.api.certificates import Revocations
 from shared.batch import Buffer, StreamState
 from shared.errors import (
     CacheQuotaError,
@@ -30,7 +31,6 @@ from shared.errors import (
     TooManyHellosError,
     WrongRoleError,
 )
-from shared.messages import Revocations
 from shared.wire import frames
 from shared.wire import transport as channels
 from shared.wire.frames import FrameType

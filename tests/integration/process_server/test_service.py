@@ -15,6 +15,7 @@ import pytest
 from process_server.config import ProcessServerConfig
 from process_server.service import flush, run
 from shared import tls
+from shared.api.certificates import Revocations
 from shared.blob import BlobConfig
 from shared.errors import (
     CertificateRevokedError,
@@ -24,7 +25,6 @@ from shared.errors import (
     UnderstudyError,
     UsageError,
 )
-from shared.messages import Revocations
 from shared.revocation import REVOKED_FILE
 from shared.service import load_config
 from tests.azurite import Azurite

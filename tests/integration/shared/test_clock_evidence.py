@@ -16,6 +16,7 @@ from aiohttp import web
 
 from agent.stream.link import Link
 from shared import api, clock_evidence, tls
+from shared.api.route import Nothing
 from shared.blob import BlobConfig, BlobStore, Retry
 from shared.errors import (
     CertificateExpiredError,
@@ -27,7 +28,6 @@ from shared.errors import (
     UnknownAuthorityError,
     WrongHostError,
 )
-from shared.messages import Nothing
 from shared.rest import RestClient
 from tests.pki import TestCa
 

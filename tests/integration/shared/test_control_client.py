@@ -21,10 +21,13 @@ from structlog.testing import capture_logs
 
 from config_server.identity.ca import CertificateAuthority, pem_of
 from shared import api, control_client, enrol, identity, tls
+from shared.api.certificates import Certificate
+from shared.api.commands import Command
+from shared.api.daemons import StatusReply
+from shared.api.route import Nothing
 from shared.control_client import ControlClient
 from shared.desired import Desired, Mark, Settings, Verb, Wish
 from shared.errors import OthersFolderError
-from shared.messages import Certificate, Command, Nothing, StatusReply
 from shared.status import AgentReport
 from shared.vocabulary import Role
 from tests.config_parts import ConfigServer, config_for, daemon, running

@@ -11,8 +11,8 @@ from aiohttp import web
 
 from config_server.identity.ca import CertificateAuthority
 from shared import enrol, tls
+from shared.api.certificates import CaCertificate, Certificate
 from shared.errors import PeerError, UnknownAuthorityError
-from shared.messages import CaCertificate, Certificate
 from tests.impostor import answering
 from tests.pki import TestCa
 

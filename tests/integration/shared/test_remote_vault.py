@@ -10,9 +10,10 @@ import pytest
 
 from config_server.config import ConfigServerConfig
 from shared import api
+from shared.api.certificates import RevokeRequest
+from shared.api.route import Limit
 from shared.errors import KeyCacheError, KeyUnavailableError, WrongKeyError
 from shared.key_cache import KeyCache
-from shared.messages import Limit, RevokeRequest
 from shared.remote_vault import RemoteVault, warnings
 from shared.threads import Threads
 from shared.tls import TlsFiles, read_chain

@@ -11,9 +11,9 @@ import pytest
 from agent import idle
 from agent.desired import WishFile
 from agent.idle import Idle
+from shared.api.commands import Command
 from shared.desired import Desired, Mark, Verb, Wish
 from shared.errors import NothingProtectedError
-from shared.messages import Command
 
 
 async def test_the_service_manager_hears_that_it_is_alive_and_why_it_does_nothing(

@@ -12,9 +12,9 @@ import pytest
 from agent.capture.layout import MAX_DISKS
 from agent.config import AgentConfig
 from deploy import systemd
-from process_server.config import PORT
+from process_server.config import PORT as STREAM_PORT
 from process_server.reception.credit import CreditPolicy
-from shared import messages
+from shared.api.route import PORT
 from shared.setup import host
 
 DOCS: Final = Path(__file__).resolve().parents[3] / "docs"
@@ -60,8 +60,8 @@ def test_capture_is_detached_before_the_program_goes() -> None:
 
 def test_ports_and_limits_on_the_page_are_those_of_the_code() -> None:
     takes = PARTS["What it takes"]
-    assert f"| agents | process server | {PORT} " in takes
-    assert f"| config server | {messages.PORT} " in takes
+    assert f"| agents | process server | {STREAM_PORT} " in takes
+    assert f"| config server | {PORT} " in takes
     assert f"less than {CreditPolicy().free_floor * 100:.0f} %" in takes
     assert f"up to {MAX_DISKS} disks" in takes
     (ring,) = (field for field in msgspec.structs.fields(AgentConfig) if field.name == "ring_mib")

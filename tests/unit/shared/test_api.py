@@ -13,7 +13,7 @@ import pytest
 
 from shared import errors
 from shared.api import ROUTES, Access
-from shared.messages import API_VERSION, Failure, Nothing
+from shared.api.route import API_VERSION, Failure, Nothing
 from shared.rest import error_of
 from shared.status import AgentReport, MasterTargetReport, ProcessServerReport
 

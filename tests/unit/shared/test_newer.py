@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from shared import newer
+from shared.api.commands import Command
+from shared.api.daemons import StatusReply
 from shared.desired import Desired, Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import UNDECODABLE
-from shared.messages import Command, StatusReply
 from shared.newer import Lost
 
 MARK: dict[str, Any] = {"incarnation": "i", "number": 7, "act": "a"}

@@ -11,7 +11,7 @@ import pytest
 
 from config_server.identity.ca import CertificateAuthority
 from shared import durable
-from shared.messages import Revocations
+from shared.api.certificates import Revocations
 from shared.revocation import RevokedFile, merged
 from shared.threads import Threads
 from tests.no_threads import no_room

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from shared.messages import ErrorView
+from shared.api.machines import ErrorView
 from shared.status import AgentReport, Problem
 from shared.vocabulary import Severity
 

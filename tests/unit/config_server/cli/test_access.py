@@ -10,8 +10,10 @@ import pytest
 from config_server.cli import access
 from config_server.cli.rescue import is_of_the_user
 from shared import api
+from shared.api.restores import RestoreRequest
+from shared.api.route import API_VERSION
+from shared.api.server import ServerInfo
 from shared.errors import RequestError, ServerOutdatedError
-from shared.messages import API_VERSION, RestoreRequest, ServerInfo
 from shared.rest import RestClient
 
 OLDER = msgspec.defstruct(

@@ -26,17 +26,14 @@ from config_server.rules import view
 from config_server.rules.facts import facts_of
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence
+from shared.api.audit import AuditView
+from shared.api.certificates import CertificateView
+from shared.api.events import EventView
+from shared.api.jobs import JobState, JobView
+from shared.api.machines import MachineView
+from shared.api.policies import Policy
+from shared.api.route import Failure
 from shared.errors import NotFoundError, UnhealthyError
-from shared.messages import (
-    AuditView,
-    CertificateView,
-    EventView,
-    Failure,
-    JobState,
-    JobView,
-    MachineView,
-    Policy,
-)
 from shared.recovery.folder import Manifest, ManifestDisk
 from shared.status import AgentDisk, AgentReport, Problem
 from shared.vocabulary import Role

@@ -16,8 +16,8 @@ from config_server.rules.lasting import Lasted, Lasting
 from config_server.rules.machine import Machine
 from config_server.rules.wishes import UNTAKEN_S
 from config_server.store import lasting_record
+from shared.api.machines import MachineView
 from shared.desired import Mark, Verb, WantedDisk, Wish
-from shared.messages import MachineView
 from shared.status import (
     AgentDisk,
     AgentReport,

@@ -7,8 +7,8 @@ import pytest
 from config_server.cli import rebinding
 from config_server.rules.copies import MOST, SHOWN_S, Copies, meant
 from shared.active_side import ActiveSide
+from shared.api.copies import CopyList, CopyView
 from shared.errors import CopyRefusedError, RequestError
-from shared.messages import CopyList, CopyView
 
 
 class Site:

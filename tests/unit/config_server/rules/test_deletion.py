@@ -10,9 +10,9 @@ from msgspec.structs import replace
 from config_server.rules import deletion
 from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.deletion_view import when
+from shared.api.certificates import Revocations
 from shared.desired import Mark, Verb, Wish
 from shared.errors import DeletionUnconfirmedError, UnhealthyError
-from shared.messages import Revocations
 from shared.status import AgentDisk, AgentReport, ProcessServerReport, StreamReport
 from shared.vocabulary import Health, Role
 from tests.reports import NOW, World, machine

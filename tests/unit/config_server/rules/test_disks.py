@@ -8,9 +8,9 @@ import pytest
 from config_server.rules.disks import Offer
 from config_server.rules.machine import Machine
 from config_server.rules.wishes import without
+from shared.api.policies import Policy
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import DiskTooLargeError, RequestError
-from shared.messages import Policy
 from shared.status import AgentDisk, AgentReport, AvailableDisk, BoundDisk
 
 REPORT = AgentReport(

@@ -17,9 +17,11 @@ from config_server.rules.health import worst
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence
 from config_server.rules.wrong import problems_with
+from shared.api.machines import MachineView
+from shared.api.points import PointView
+from shared.api.policies import Policy
 from shared.desired import Mark, Verb, WantedDisk, Wish
 from shared.errors import RequestError
-from shared.messages import MachineView, PointView, Policy
 from shared.status import (
     AgentDisk,
     AgentReport,

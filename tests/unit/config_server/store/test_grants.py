@@ -11,8 +11,8 @@ import pytest
 from config_server.rules.clock import SECOND_NS
 from config_server.store import database, grants
 from config_server.store.grants import Grant
+from shared.api.restores import GrantState, StorageGrant
 from shared.errors import NotFoundError
-from shared.messages import GrantState, StorageGrant
 
 NOW = 1_700_000_000 * SECOND_NS
 GRANT = Grant(

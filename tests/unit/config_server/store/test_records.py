@@ -24,6 +24,11 @@ from config_server.store import (
     revocation,
     tokens,
 )
+from shared.api.commands import CommandKind
+from shared.api.events import EventKind
+from shared.api.jobs import JobProgress, JobState
+from shared.api.policies import Policy
+from shared.api.route import Failure
 from shared.desired import Mark, Settings, Verb, WantedDisk, Wish
 from shared.errors import (
     CommandExpiredError,
@@ -36,7 +41,6 @@ from shared.errors import (
     TokenUnknownError,
     TokenUsedError,
 )
-from shared.messages import CommandKind, EventKind, Failure, JobProgress, JobState, Policy
 from shared.status import AgentReport, AvailableDisk, BoundDisk, Problem
 from shared.vocabulary import Role, Severity
 from tests.small_fs import fill, small_fs

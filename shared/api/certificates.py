@@ -1,0 +1,130 @@
+"""Who is who: enrolment tokens, certificates, their renewal and revocation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from shared.api.route import Access, Limit, Nothing, Route
+from shared.vocabulary import Role
+
+
+class CaCertificate(msgspec.Struct):
+    """The CA's certificate (PEM) and its SHA-256 fingerprint, which every enrolment token carries."""
+
+    pem: str
+    fingerprint: str
+
+
+class TokenRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Asks for a one-time token with which ROLE:NAME can enrol; `hosts` are the DNS names and addresses that
+    a server's certificate will be valid for."""
+
+    role: str
+    """A Role; the answer to another says which there are."""
+    name: str
+    hosts: Annotated[list[str], msgspec.Meta(max_length=100)] = []
+    ttl_s: Annotated[int, msgspec.Meta(ge=1, le=30 * 86_400)] = 3600
+
+
+class Token(msgspec.Struct):
+    token: str
+    role: Role
+    name: str
+    expires: str
+
+
+class EnrolRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """`csr` is a PEM certificate request; only its public key is used: names come from the token."""
+
+    token: str
+    csr: str
+
+
+class RenewRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    csr: str
+    identity: str = ""
+    boot: str = ""
+    """Of an agent: see AgentReport."""
+
+
+class Certificate(msgspec.Struct):
+    certificate: str
+    ca: str
+    name: str
+    """The common name, ROLE:NAME."""
+    not_after: str
+
+
+class Revocations(msgspec.Struct, frozen=True):
+    """Certificates that are refused although the CA signed them: by serial number (hex), and all of a ROLE:NAME."""
+
+    serials: list[str] = []
+    names: list[str] = []
+    before: dict[str, int] = {}
+    """Of a ROLE:NAME that was readmitted: those that begin (notBefore, Unix seconds) before then are refused."""
+    since: dict[str, int] = {}
+    """Of each ROLE:NAME in `names` and `before`: when that was said of it (Unix nanoseconds), always later than what was said before.
+    So a readmission can be told from one before the last revocation, which a config server from a backup still tells."""
+
+    def covers(self, serial: int, name: str, begins_s: int) -> bool:
+        return (
+            name in self.names or begins_s < self.before.get(name, begins_s) or f"{serial:x}" in self.serials
+        )
+
+
+class CertificateView(msgspec.Struct, kw_only=True):
+    serial: str
+    """Hexadecimal."""
+    name: str
+    """ROLE:NAME."""
+    issued: str
+    expires: str
+    revoked: str | None
+    """When; None when it is not."""
+    reason: str = ""
+
+
+class CertificateList(msgspec.Struct):
+    certificates: list[CertificateView]
+    warning: str = ""
+    """What was done, and is not as safe as it should be yet."""
+
+
+class RevokeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Refuse from now on: a certificate (its serial number) and all others of its key, or whatever ROLE:NAME has and gets until it
+    enrols with a new token."""
+
+    certificate: str
+    reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+
+
+CA = Route("ca", "GET", "/v1/ca", Access.PUBLIC, Nothing, CaCertificate, "The CA's certificate")
+ENROL = Route(
+    "enrol", "POST", "/v1/enrol", Access.PUBLIC, EnrolRequest, Certificate, "Token and CSR for a certificate"
+)
+RENEW = Route(
+    "renew", "POST", "/v1/certificates/renew", Access.DAEMON, RenewRequest, Certificate, "A new certificate"
+)
+TOKEN_CREATE = Route(
+    "token_create", "POST", "/v1/tokens", Access.OPERATOR, TokenRequest, Token, "Create an enrolment token"
+)
+CERTIFICATES = Route(
+    "certificates",
+    "GET",
+    "/v1/certificates",
+    Access.OPERATOR,
+    Limit,
+    CertificateList,
+    "Certificates, newest first",
+)
+CERTIFICATE_REVOKE = Route(
+    "certificate_revoke",
+    "POST",
+    "/v1/certificates/revoke",
+    Access.OPERATOR,
+    RevokeRequest,
+    CertificateList,
+    "Refuse a certificate, or all of a daemon",
+)

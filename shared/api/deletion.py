@@ -1,0 +1,57 @@
+"""Deleting a machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from shared.api.machines import DeletionView, MachineView
+from shared.api.route import Access, Nothing, Route
+
+
+class DeletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Has a machine deleted, after a delay. Its agent stops at once."""
+
+    after_s: Annotated[float, msgspec.Meta(ge=3600, le=10 * 366 * 86_400)]
+    container: Annotated[str, msgspec.Meta(max_length=63)] | None = None
+    """Which container is meant (`DeletionView.container`, empty for none); null: whichever is the machine's."""
+
+
+class Kept(msgspec.Struct, kw_only=True):
+    """A machine whose deletion was taken back."""
+
+    machine: MachineView
+    taken_back: bool
+    """False: nobody wanted it deleted."""
+    revoked: bool = False
+    """Its agent's certificates were revoked for the deletion: it has to be enrolled anew."""
+
+
+DELETION = Route(
+    "deletion",
+    "GET",
+    "/v1/machines/{machine}/deletion",
+    Access.OPERATOR,
+    Nothing,
+    DeletionView,
+    "What is lost when a machine is deleted, and when it is",
+)
+DELETE = Route(
+    "delete",
+    "PUT",
+    "/v1/machines/{machine}/deletion",
+    Access.OPERATOR,
+    DeletionRequest,
+    MachineView,
+    "Stop a machine, and delete it after a delay",
+)
+KEEP = Route(
+    "keep",
+    "DELETE",
+    "/v1/machines/{machine}/deletion",
+    Access.OPERATOR,
+    Nothing,
+    Kept,
+    "Take a machine's deletion back",
+)

@@ -1,0 +1,59 @@
+"""Machines' data keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from shared.api.route import Access, Nothing, Route
+from shared.vocabulary import Role
+
+
+class KeyRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Names a machine's data key as the header of a segment or the machine's document does; `wrapped` is base64."""
+
+    key_id: Annotated[str, msgspec.Meta(max_length=256)]
+    wrapped: Annotated[bytes, msgspec.Meta(max_length=4096)]
+
+
+class MachineKeyGrant(msgspec.Struct, kw_only=True):
+    """A machine's data key, unwrapped; `wrapped` and `key` are base64."""
+
+    key_id: str
+    wrapped: str
+    key: str
+
+    def __repr__(self) -> str:
+        return f"MachineKeyGrant(key_id={self.key_id!r})"
+
+
+RESTORE_KEY = Route(
+    "restore_key",
+    "POST",
+    "/v1/machines/{machine}/restores/keys",
+    Access.OPERATOR,
+    KeyRequest,
+    MachineKeyGrant,
+    "A key that a segment of the machine names, to restore it",
+)
+KEY_UNWRAP = Route(
+    "key_unwrap",
+    "POST",
+    "/v1/machines/{machine}/keys/unwrap",
+    Access.DAEMON,
+    KeyRequest,
+    MachineKeyGrant,
+    "A machine's data key, for its wrapped form",
+    (Role.PROCESS_SERVER, Role.MASTER_TARGET),
+)
+KEY_CREATE = Route(
+    "key_create",
+    "POST",
+    "/v1/machines/{machine}/keys",
+    Access.DAEMON,
+    Nothing,
+    MachineKeyGrant,
+    "A new data key for a machine",
+    (Role.PROCESS_SERVER,),
+)
