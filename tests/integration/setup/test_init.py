@@ -26,7 +26,9 @@ from config_server.belonging import RESTORING
 from config_server.cli import profile
 from config_server.config import ConfigServerConfig
 from shared.blob import BlobConfig, BlobStore
+from shared import enrol
 from shared.errors import ConfigError
+from shared.control_client import ControlClient
 from shared.machine_storage import MachineStorage
 from shared.service import load_config
 from shared.vault import FileVault, add, machine_key
@@ -209,6 +211,26 @@ async def test_a_file_in_the_recovery_key_s_place_is_never_written_over(
 
 
 async def test_storage_is_checked_before_anything_is_made(tmp_path: Path, arguments: list[str]) -> None:
+async def test_the_end_says_which_hosts_are_left(tmp_path: Path, arguments: list[str]) -> None:
+    """Also at an upgrade, which is the same command in an installation that is whole."""
+    first = await init(arguments)
+    assert "Next, for each host that is not part of it yet: understudy token create ROLE NAME" in first.stdout
+    file = tmp_path / "etc/profile.toml"
+    url = profile.load(file).server
+    roles = ("process-server", "master-target", "agent")
+    async with daemon(tmp_path / "etc/config-server.toml"):
+        for role, lacks in zip(roles, ("No master-target and no agent has", "No agent has", ""), strict=True):
+            words = ("token", "create", role, "one", "--host", "127.0.0.1")
+            token = (await understudy(*words, UNDERSTUDY_PROFILE=str(file))).json["token"]
+            client = ControlClient(url, await enrol.enrol(url, token, tmp_path / role))
+            await client.report({"state": "ordered"})
+            await client.close()
+            last = (await init(arguments)).stdout.splitlines()[-1]
+            assert (lacks in last) if lacks else last.startswith("Nothing is left to do here."), last
+        json_ = await init(arguments, "--output", "json")
+    assert "Nothing is left" not in json_.stdout + json_.stderr
+
+
     other = tmp_path / "other.key"
     other.write_text(base64.b64encode(secrets.token_bytes(32)).decode())
     other.chmod(0o600)
