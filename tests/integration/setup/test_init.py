@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -25,10 +26,10 @@ from config_server import tools
 from config_server.belonging import RESTORING
 from config_server.cli import profile
 from config_server.config import ConfigServerConfig
-from shared.blob import BlobConfig, BlobStore
 from shared import enrol
-from shared.errors import ConfigError
+from shared.blob import BlobConfig, BlobStore
 from shared.control_client import ControlClient
+from shared.errors import ConfigError
 from shared.machine_storage import MachineStorage
 from shared.service import load_config
 from shared.vault import FileVault, add, machine_key
@@ -210,7 +211,6 @@ async def test_a_file_in_the_recovery_key_s_place_is_never_written_over(
     assert (done.exit_code, "US626" in done.stderr, key.read_text()) == (5, True, "somebody's")
 
 
-async def test_storage_is_checked_before_anything_is_made(tmp_path: Path, arguments: list[str]) -> None:
 async def test_the_end_says_which_hosts_are_left(tmp_path: Path, arguments: list[str]) -> None:
     """Also at an upgrade, which is the same command in an installation that is whole."""
     first = await init(arguments)
@@ -231,6 +231,7 @@ async def test_the_end_says_which_hosts_are_left(tmp_path: Path, arguments: list
     assert "Nothing is left" not in json_.stdout + json_.stderr
 
 
+async def test_storage_is_checked_before_anything_is_made(tmp_path: Path, arguments: list[str]) -> None:
     other = tmp_path / "other.key"
     other.write_text(base64.b64encode(secrets.token_bytes(32)).decode())
     other.chmod(0o600)
@@ -241,6 +242,20 @@ async def test_the_end_says_which_hosts_are_left(tmp_path: Path, arguments: list
     assert (report["error"]["code"], report["steps"]) == ("US618", [])
     assert "credentials" in report["error"]["cause"]
     assert made(tmp_path) == {}
+    _, _, command = report["error"]["action"].partition("All that was found: ")
+    again = await understudy(*shlex.split(command)[1:], "--output", "json")
+    assert again.exit_code == 5, "the advised command asks the same account by the same key and CA"
+    found = {one["name"]: (one["state"], one["code"]) for one in json.loads(again.stdout)["findings"]}
+    assert (found["tls"], found["credentials"]) == (("ok", ""), ("error", "US495"))
+
+
+async def test_storage_with_a_ca_of_its_own_is_told_by_the_option_that_names_it(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    at = arguments.index("--blob-ca-file")
+    done = await init([*arguments[:at], *arguments[at + 2 :]])
+    assert (done.exit_code, "US618" in done.stderr, made(tmp_path)) == (5, True, {})
+    assert "Give the CA that signed it (--blob-ca-file FILE; in a configuration ca_file)" in done.stderr
 
 
 async def test_a_container_with_an_installation_gets_no_second_vault(
