@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from config_server.cli.machine_pages import HEALTH_STYLES
-from config_server.cli.names import checked_name
+from config_server.cli.names import checked_name, optional_name_argument
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import compact, emit, grid, line, percent, plain_fields, run, seconds, told
 from shared import durable
@@ -38,16 +38,24 @@ def event() -> None:
 
 
 @event.command("list")
+@optional_name_argument
 @click.option("--object", "object_", default="", help="Only of this machine, disk (MACHINE/DISK) or daemon.")
 @click.option("--open", "only_open", is_flag=True, help="Only what is still wrong.")
 @limit_option
 @add_options(*COMMON)
-def event_list(object_: str, only_open: bool, limit: int) -> None:
-    """Events, newest first."""
+def event_list(name: str, object_: str, only_open: bool, limit: int) -> None:
+    """Events, newest first: of all, or of the machine NAME and its disks.
+
+    \b
+    Example: understudy event list web1 --open
+    """
     from shared import api
     from shared.messages import EventQuery
 
-    found = run(_call(api.EVENTS, EventQuery(object=object_, open=only_open, limit=limit))).events
+    if name and object_:
+        raise click.UsageError("NAME and --object exclude each other.")
+    about = name or object_
+    found = run(_call(api.EVENTS, EventQuery(object=about, open=only_open, limit=limit))).events
     emit(found, lambda: _events_page(found))
 
 

@@ -226,3 +226,4 @@ async def test_policies_are_made_assigned_and_deleted(line: Line, web1: Obedient
 )
 async def test_help_has_an_example(command: str) -> None:
     assert f"Example: understudy {command}" in (await understudy(*command.split(), "--help")).stdout
+        "event list",
