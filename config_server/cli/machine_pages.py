@@ -178,6 +178,8 @@ def _wish(found: MachineView) -> str | Text:
         words += f" by {', '.join(wish.process_servers)}"
     return line(words, (f"  pending since {wish.pending[:19]}", "yellow") if wish.pending else "")
 
+    if disk.until:
+        return f"until {minute(disk.until)}"
 
 def _deletion(deletion: DeletionView | None) -> list[tuple[str, str | Text]]:
     if deletion is None:
