@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import click
 
 from config_server.cli import versions
-from config_server.cli.machine_pages import candidates_table, machine_page, minute
+from config_server.cli.machine_pages import candidates_page, candidates_table, machine_page, minute
 from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import Progress, console, emit, plain, run, say
@@ -134,7 +134,7 @@ def disks_(name: str) -> None:
     Example: understudy machine disks web1
     """
     found = run(_disks(name))
-    emit(found, lambda: candidates_table(found))
+    emit(found, lambda: candidates_page(found))
 
 
 async def _protect(name: str, wanted: Protection, *, yes: bool, wait: bool) -> MachineView:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from shared.messages import AuditView, EventView, JobView
 
 _STYLES: Final = {Severity.CRITICAL: "red", Severity.ERROR: "red", Severity.WARNING: "yellow"}
+_NO_JOBS: Final = "No restore was made yet. To try one: understudy restore MACHINE --to FOLDER"
+_NO_DAEMONS: Final = "No daemon has reported yet. Next, for each host: understudy token create ROLE NAME, and there python -m ROLE setup."
 limit_option = click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 
 
@@ -56,7 +58,14 @@ def event_list(name: str, object_: str, only_open: bool, limit: int) -> None:
         raise click.UsageError("NAME and --object exclude each other.")
     about = name or object_
     found = run(_call(api.EVENTS, EventQuery(object=about, open=only_open, limit=limit))).events
-    emit(found, lambda: _events_page(found))
+    emit(found, lambda: _events_page(found), empty=_no_events(about, only_open=only_open))
+
+
+def _no_events(about: str, *, only_open: bool) -> str:
+    kind = "open problem" if only_open else "event"
+    if about:
+        return f"No {kind} of {about}. Of all: understudy event list"
+    return f"No {kind}. How machines do: understudy machine list"
 
 
 def _events_page(found: list[EventView]) -> RenderableType:
@@ -99,7 +108,7 @@ def job_list(limit: int) -> None:
     from shared.messages import Limit
 
     found = run(_call(api.JOBS, Limit(limit=limit))).jobs
-    emit(found, lambda: _jobs_page(found))
+    emit(found, lambda: _jobs_page(found), empty=_NO_JOBS)
 
 
 def _jobs_page(found: list[JobView]) -> RenderableType:
@@ -163,6 +172,7 @@ def daemon_list() -> None:
                 for d in found
             ],
         ),
+        empty=_NO_DAEMONS,
     )
 
 
