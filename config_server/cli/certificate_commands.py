@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shared.api.certificates import CertificateView
+
+_NONE: Final = "No certificate was issued yet. Next, for each host: understudy token create ROLE NAME, and there python -m ROLE setup."
 
 
 @click.group()
@@ -28,7 +30,7 @@ def certificate() -> None:
 def certificate_list(limit: int) -> None:
     """Certificates that were issued, newest first."""
     found = run(_list(limit))
-    emit(found, lambda: _table(found))
+    emit(found, lambda: _table(found), empty=_NONE)
 
 
 @certificate.command("revoke")

@@ -45,6 +45,10 @@ STATES: Final = (
     MachineState.DISCONNECTED,
 )
 """What can be waited for."""
+_NONE: Final = "No machine is known yet. Next, for each: understudy token create agent NAME, and there python -m agent setup."
+_NONE_STORED: Final = (
+    "Storage has no machine. See that --blob-url and --blob-container are those of the installation."
+)
 _POLL_S: Final = 0.5
 _LOOKED_S: Final = 30.0
 
@@ -70,10 +74,10 @@ def list_(**storage: Any) -> None:
     config = rescue.storage_of(**storage)
     if config is not None:
         stored = run(rescue.machines(config))
-        emit(stored, lambda: stored_table(stored))
+        emit(stored, lambda: stored_table(stored), empty=_NONE_STORED)
         return
     found = run(fetch_all())
-    emit(found, lambda: list_page(found))
+    emit(found, lambda: list_page(found), empty=_NONE)
 
 
 @machine.command()
@@ -162,7 +166,7 @@ def rebind(name: str, identity: str, yes: bool) -> None:
 def copies(name: str) -> None:
     """Who was refused as a copy of a machine lately: its identity, its address, when."""
     found = run(_copies(name))
-    emit(found, lambda: rebinding.table(found))
+    emit(found, lambda: rebinding.page(found))
 
 
 async def _copies(name: str) -> CopyList:

@@ -138,6 +138,18 @@ def stored_table(found: list[StoredMachine]) -> Table:
     return grid(None, ("=machine", ">points", "=last point", "remark"), rows)
 
 
+def candidates_page(found: DiskCandidates) -> RenderableType:
+    if found.disks:
+        return candidates_table(found)
+    if found.seen_s is None:
+        return line(
+            f"The agent of {found.machine} has never reported. Next, on that host: start it, and see its log."
+        )
+    return line(
+        f"The agent of {found.machine} has named no disk yet. It looks once a minute: ask again, then see its log."
+    )
+
+
 def candidates_table(found: DiskCandidates) -> Table:
     rows = [
         (
@@ -167,6 +179,8 @@ def _protection(disk: DiskCandidate, *, by_configuration: bool) -> str:
         return "by its agent's configuration"
     if disk.captured:
         return "yes" if disk.wanted else "yet"
+    if disk.until:
+        return f"until {minute(disk.until)}"
     return "wanted" if disk.wanted else "no"
 
 

@@ -120,11 +120,14 @@ def printing() -> Iterator[None]:
         raise OutputError("The result could not be printed", cause=cause_of(exc)) from exc
 
 
-def emit(value: Any, table: Callable[[], RenderableType]) -> None:
-    """Print `value` as JSON or as what `table` makes, as the user chose."""
+def emit(value: Any, table: Callable[[], RenderableType], *, empty: str = "") -> None:
+    """Print `value` as JSON or as what `table` makes, as the user chose. `empty`: what is said in place of a table without rows, and what
+    to do next."""
     with printing():
         if wants_json():
             click.echo(to_json(value))
+        elif empty and not value:
+            console().print(line(empty))
         else:
             console().print(table())
 

@@ -16,7 +16,7 @@ from config_server.cli import rescue
 from config_server.cli.machine_commands import fetch
 from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
-from config_server.cli.output import Progress, emit, grid, run, say, size
+from config_server.cli.output import Progress, emit, grid, line, run, say, size
 from shared.errors import (
     DeadlineError,
     DisconnectedError,
@@ -29,6 +29,7 @@ from shared.errors import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from config_server.cli.access import Access
@@ -58,7 +59,7 @@ def list_(name: str, **storage: Any) -> None:
     """The points of a machine, oldest first; the table also shows periods without any. With --blob-url from storage alone."""
     config = rescue.storage_of(**storage)
     found = run(_list_stored(config, name) if config is not None else _list(find_target(), name))
-    emit(found.points, lambda: _table(found))
+    emit(found.points, lambda: _page(found, is_stored=config is not None))
 
 
 @point.command()
@@ -278,15 +279,19 @@ async def _verify_with(
     return done
 
 
-def _table(found: PointList) -> Table:
-    table = _table_of(found.points)
-    if found.gaps:
-        table.caption = "\n".join(
-            f"no points between {gap.since_time or 'the beginning'} and {gap.until_time or 'now'}: "
-            f"{gap.cause}"
-            for gap in found.gaps
-        )
-    return table
+def _page(found: PointList, *, is_stored: bool) -> RenderableType:
+    """`is_stored`: no server was asked."""
+    gaps = "\n".join(
+        f"no points between {gap.since_time or 'the beginning'} and {gap.until_time or 'now'}: {gap.cause}"
+        for gap in found.gaps
+    )
+    if found.points:
+        table = _table_of(found.points)
+        table.caption = gaps or None
+        return table
+    own = f"understudy machine show {found.machine}"
+    where = "understudy machine list, with the same options" if is_stored else own
+    return line(f"{found.machine} has no points. What there is of it: {where}", f"\n{gaps}" if gaps else "")
 
 
 def _table_of(points: list[PointView]) -> Table:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from config_server.cli.output import console, grid, say, seconds
+from config_server.cli.output import console, grid, line, say, seconds
 from shared.active_side import shown
 from shared.errors import NotFoundError, RequestError, ServerOutdatedError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from shared.api.copies import CopyList, CopyView
@@ -57,6 +58,14 @@ def tell_of_disks(machine: str) -> None:
     say(
         f"The disks that were named of '{machine}' were those of the other hardware. See `understudy machine disks {machine}`, and name"
         " them anew: understudy machine protect."
+    )
+
+
+def page(found: CopyList) -> RenderableType:
+    if found.copies:
+        return table(found)
+    return line(
+        f"Machine '{found.machine}' is {shown(found.identity)}, and no copy of it was refused lately: nothing is to be done."
     )
 
 

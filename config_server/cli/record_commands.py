@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from config_server.cli.machine_pages import HEALTH_STYLES
-from config_server.cli.names import checked_name
+from config_server.cli.names import checked_name, optional_name_argument
 from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import compact, emit, grid, line, percent, plain_fields, run, seconds, told
 from shared import durable
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from shared.api.jobs import JobView
 
 _STYLES: Final = {Severity.CRITICAL: "red", Severity.ERROR: "red", Severity.WARNING: "yellow"}
+_NO_JOBS: Final = "No restore was made yet. To try one: understudy restore MACHINE --to FOLDER"
+_NO_DAEMONS: Final = "No daemon has reported yet. Next, for each host: understudy token create ROLE NAME, and there python -m ROLE setup."
 limit_option = click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 
 
@@ -40,17 +42,32 @@ def event() -> None:
 
 
 @event.command("list")
+@optional_name_argument
 @click.option("--object", "object_", default="", help="Only of this machine, disk (MACHINE/DISK) or daemon.")
 @click.option("--open", "only_open", is_flag=True, help="Only what is still wrong.")
 @limit_option
 @add_options(*COMMON)
-def event_list(object_: str, only_open: bool, limit: int) -> None:
-    """Events, newest first."""
+def event_list(name: str, object_: str, only_open: bool, limit: int) -> None:
+    """Events, newest first: of all, or of the machine NAME and its disks.
+
+    \b
+    Example: understudy event list web1 --open
+    """
     from shared import api
     from shared.api.events import EventQuery
 
-    found = run(_call(api.EVENTS, EventQuery(object=object_, open=only_open, limit=limit))).events
-    emit(found, lambda: _events_page(found))
+    if name and object_:
+        raise click.UsageError("NAME and --object exclude each other.")
+    about = name or object_
+    found = run(_call(api.EVENTS, EventQuery(object=about, open=only_open, limit=limit))).events
+    emit(found, lambda: _events_page(found), empty=_no_events(about, only_open=only_open))
+
+
+def _no_events(about: str, *, only_open: bool) -> str:
+    kind = "open problem" if only_open else "event"
+    if about:
+        return f"No {kind} of {about}. Of all: understudy event list"
+    return f"No {kind}. How machines do: understudy machine list"
 
 
 def _events_page(found: list[EventView]) -> RenderableType:
@@ -93,7 +110,7 @@ def job_list(limit: int) -> None:
     from shared.api.route import Limit
 
     found = run(_call(api.JOBS, Limit(limit=limit))).jobs
-    emit(found, lambda: _jobs_page(found))
+    emit(found, lambda: _jobs_page(found), empty=_NO_JOBS)
 
 
 def _jobs_page(found: list[JobView]) -> RenderableType:
@@ -157,6 +174,7 @@ def daemon_list() -> None:
                 for d in found
             ],
         ),
+        empty=_NO_DAEMONS,
     )
 
 

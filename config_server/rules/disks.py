@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 
+from config_server.rules.clock import rfc3339
 from config_server.rules.machine import Machine
 from config_server.rules.wishes import named, same, with_ids, without
 from shared.api.protection import DiskCandidate
@@ -228,16 +229,21 @@ class Offer(NamedTuple):
         return device in self.captured and bool(self.captured[device].mode)
 
     def candidates(self, machine: Machine) -> list[DiskCandidate]:
-        """Those that its agent names, and those that are wanted and that it does not."""
+        """Those that its agent names, and those that are wanted, or were until protection ended, and that it does not."""
         named: dict[str, WantedDisk] = {}
         """By id, or path where it has none."""
         for device in (*self.captured, *self.available):
             id_ = self._id(device)
             named.setdefault(id_ or device, self._as_wanted(device, id_))
-        wanted = machine.disks if not machine.ended else ()
-        places = [(disk, _place_of(disk, named)) for disk in wanted]
-        is_wanted = {place for _, place in places}
-        found = [self._candidate(disk, is_wanted=key in is_wanted) for key, disk in named.items()]
+        is_wanted, until = not machine.ended, _ended(machine)
+        places = [(disk, _place_of(disk, named)) for disk in (machine.disks if is_wanted or until else ())]
+        known = {place: disk for disk, place in places}
+        found = [
+            self._candidate(disk, known[key], is_wanted=is_wanted, until=until)
+            if key in known
+            else self._candidate(disk)
+            for key, disk in named.items()
+        ]
         why_away = "its agent does not name it" if self.is_known else "its agent has never reported"
         return found + [
             DiskCandidate(
@@ -246,9 +252,10 @@ class Offer(NamedTuple):
                 identity=disk.identity or "",
                 id=disk.id or "",
                 captured=False,
-                wanted=True,
+                wanted=is_wanted,
                 why_not=why_away,
                 name=disk.id or disk.identity or disk.device,
+                until=until,
             )
             for disk, place in places
             if not place
@@ -258,7 +265,15 @@ class Offer(NamedTuple):
         there = self._there_at(device) or self.available.get(self._place(id_))
         return WantedDisk(device, id_ or None, (there.identity or None) if there is not None else None)
 
-    def _candidate(self, disk: WantedDisk, *, is_wanted: bool) -> DiskCandidate:
+    def _candidate(
+        self,
+        disk: WantedDisk,
+        known: WantedDisk | None = None,
+        *,
+        is_wanted: bool = False,
+        until: str = "",
+    ) -> DiskCandidate:
+        """`known`: which of the machine's disks it is, if it is one."""
         device = disk.device
         captured, is_taken = self.captured.get(device), self._is_taken(device)
         available = self.available.get(device) or self.available.get(self._place(disk.id))
@@ -271,8 +286,15 @@ class Offer(NamedTuple):
             captured=is_taken,
             wanted=is_wanted,
             why_not=available.why_not if available is not None and not is_taken else "",
-            name=disk.id or proof or device,
+            name=disk.id or (known.id if known is not None else None) or proof or device,
+            until=until,
         )
+
+
+def _ended(machine: Machine) -> str:
+    """When its protection ended; empty where it has not, or nobody knows."""
+    is_stopped = machine.ended and machine.wish is not None
+    return rfc3339(machine.wish_ns) if is_stopped else ""
 
 
 def _place_of(disk: WantedDisk, named: Mapping[str, WantedDisk]) -> str:

@@ -51,6 +51,8 @@ class DiskCandidate(msgspec.Struct, kw_only=True):
     """Why it cannot be; empty: it can."""
     name: str
     """What means it in a request, wherever it stands: its id, else what it alone bears; its path where it has neither."""
+    until: str = ""
+    """When its protection ended with that of the machine, which has not been protected since; else empty."""
 
 
 class DiskCandidates(msgspec.Struct, kw_only=True):

@@ -165,7 +165,8 @@ async def test_completion_scripts_and_completions_of_commands() -> None:
     assert "machine" in done.stdout
 
 
-async def test_names_of_machines_are_completed(site: Site) -> None:
+@pytest.mark.parametrize("command", ["machine show", "event list"])
+async def test_names_of_machines_are_completed(site: Site, command: str) -> None:
     folder = site.server.config.data_dir
     env = {
         "_UNDERSTUDY_COMPLETE": "bash_complete",
@@ -173,10 +174,10 @@ async def test_names_of_machines_are_completed(site: Site) -> None:
         "UNDERSTUDY_CA_FILE": str(folder / "ca.pem"),
     }
     by_environment = await understudy(
-        **env, UNDERSTUDY_SERVER=site.server.url, COMP_WORDS="understudy machine show w", COMP_CWORD="3"
+        **env, UNDERSTUDY_SERVER=site.server.url, COMP_WORDS=f"understudy {command} w", COMP_CWORD="3"
     )
     by_option = await understudy(
-        **env, COMP_WORDS=f"understudy --server {site.server.url} machine show w", COMP_CWORD="5"
+        **env, COMP_WORDS=f"understudy --server {site.server.url} {command} w", COMP_CWORD="5"
     )
     for done in (by_environment, by_option):
         assert (done.stdout.split(), done.stderr) == (["plain,web1"], "")
@@ -539,6 +540,12 @@ async def test_tokens_policies_events_daemons_and_audit(site: Site, agent: Contr
     await agent.report({"machine": "web1", "state": "bitmap", "errors": [problem]})
     events = (await site.run("event", "list", "--object", "web1", "--open", "--output", "json")).json
     assert [event["object"] for event in events if event["code"] == "US410"] == ["web1/loop0"]
+    assert (await site.run("event", "list", "web1", "--open", "--output", "json")).json == events
+    assert (await site.run("event", "list", "web", "--output", "json")).json == []
+    twice = await site.run("event", "list", "web1", "--object", "web1/loop0")
+    assert (twice.exit_code, "NAME and --object exclude each other" in twice.stderr) == (2, True)
+    wrong = await site.run("event", "list", "web 1")
+    assert (wrong.exit_code, "'web 1'" in wrong.stderr) == (2, True)
     (listed,) = (await site.run("daemon", "list", "--output", "json")).json
     assert (listed["role"], listed["connected"]) == ("agent", True)
     entries = (await site.run("audit", "list", "--limit", "1", "--output", "json")).json

@@ -84,12 +84,47 @@ async def test_protect_waits_for_the_first_report_of_an_agent_that_was_just_set_
     assert (await done).json["wish"]["disks"] == ["/dev/sda"]
 
 
-async def test_without_disks_those_are_meant_that_are_captured_else_all_that_are_offered_if_that_is_said(
-    line: Line, web1: ObedientAgent
-) -> None:
+async def test_without_disks_those_are_meant_that_are_captured(line: Line) -> None:
     assert (await line.json("machine", "protect", "web1"))["wish"]["disks"] == ["/dev/sda"]
+
+
+async def test_after_an_end_those_are_meant_that_were_protected_until_then(
+    line: Line, web1: ObedientAgent, operator: RestClient
+) -> None:
+    await line.json("machine", "protect", "web1", "--disk", "/dev/sda")
     await line.json("machine", "unprotect", "web1", "--yes")
     web1.captured = ()
+    web1.available[0].id = "sda"
+    await web1.report()
+    stopped = await operator.call(api.MACHINE, Nothing(), machine="web1")
+    assert stopped.wish is not None
+    until = f"until {stopped.wish.since[:16].replace('T', ' ')} UTC"
+    table = (await line.run("machine", "disks", "web1", "--output", "table")).stdout
+    assert (table.count("until"), until in table) == (1, True), table
+    back = await line.run("machine", "protect", "web1", "--output", "json")
+    assert back.json["wish"]["disks"] == ["/dev/sda"]
+    assert f"taken are those that were protected {until}: /dev/sda." in back.stderr
+    assert web1.wish is not None
+    assert web1.wish.disks == (WantedDisk("/dev/sda", id="sda"),)
+
+
+async def test_after_an_end_a_disk_that_is_away_is_not_left_out_without_a_word(
+    line: Line, web1: ObedientAgent
+) -> None:
+    await line.json("machine", "protect", "web1", "--disk", "/dev/sda", "--disk", "/dev/sdb")
+    await line.json("machine", "unprotect", "web1", "--yes")
+    web1.captured = ()
+    del web1.available[1]
+    await web1.report()
+    back = await line.run("machine", "protect", "web1", "--output", "json")
+    assert back.json["wish"]["disks"] == ["/dev/sda", "/dev/sdb"]
+    assert "/dev/sdb (its agent does not name it)." in back.stderr
+
+
+@pytest.mark.parametrize("captured", [()])
+async def test_without_disks_all_that_are_offered_are_meant_if_that_is_said(
+    line: Line, web1: ObedientAgent
+) -> None:
     web1.available.append(AvailableDisk(device="/dev/sdc", why_not="it is read-only"))
     await web1.report()
     asked = await line.run("machine", "protect", "web1")
@@ -221,6 +256,7 @@ async def test_policies_are_made_assigned_and_deleted(line: Line, web1: Obedient
         "machine disks",
         "machine delete",
         "machine keep",
+        "event list",
         *(f"policy {verb}" for verb in ("list", "show", "set", "assign", "delete")),
     ],
 )

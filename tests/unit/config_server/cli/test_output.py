@@ -18,6 +18,8 @@ from config_server.cli import (
     certificate_commands,
     machine_pages,
     output,
+    point_commands,
+    rebinding,
     record_commands,
     restore_command,
 )
@@ -28,10 +30,13 @@ from config_server.rules.machine import Machine
 from config_server.rules.presence import Presence
 from shared.api.audit import AuditView
 from shared.api.certificates import CertificateView
+from shared.api.copies import CopyList
 from shared.api.events import EventView
 from shared.api.jobs import JobState, JobView
 from shared.api.machines import MachineView
+from shared.api.points import GapView, PointList
 from shared.api.policies import Policy
+from shared.api.protection import DiskCandidates
 from shared.api.route import Failure
 from shared.errors import NotFoundError, UnhealthyError
 from shared.recovery.folder import Manifest, ManifestDisk
@@ -159,6 +164,29 @@ def test_what_must_stay_in_one_piece_and_has_no_room_shows_that_it_is_cut() -> N
     for column in shown[2].split():
         assert column.endswith("…") or column in (TIME, "0123456789abcdef")
     assert "…" in shown[2]
+
+
+@pytest.mark.parametrize(
+    ("is_stored", "says"), [(False, "understudy machine show web1"), (True, "with the same options")]
+)
+def test_a_machine_without_points_says_so_and_why_there_are_none(is_stored: bool, says: str) -> None:
+    gap = GapView(None, None, None, None, cause="it is being copied")
+    lone, *rest = lines_of(point_commands._page(PointList("web1", []), is_stored=is_stored), width=120)
+    assert (says in lone, rest) == (True, [])
+    shown = lines_of(point_commands._page(PointList("web1", [], [gap]), is_stored=is_stored), width=120)
+    assert shown == [lone, "no points between the beginning and now: it is being copied"]
+
+
+@pytest.mark.parametrize(("seen_s", "says"), [(None, "has never reported"), (2.0, "ask again")])
+def test_an_agent_that_names_no_disk_is_said_to(seen_s: float | None, says: str) -> None:
+    found = DiskCandidates(machine="web1", seen_s=seen_s, disks=[])
+    assert says in " ".join(lines_of(machine_pages.candidates_page(found)))
+
+
+def test_a_machine_of_which_no_copy_was_refused_says_so() -> None:
+    found = CopyList(machine="web1", identity="smbios:1", generation=1, copies=[], meant="")
+    [said] = lines_of(rebinding.page(found), width=120)
+    assert said == "Machine 'web1' is smbios:1, and no copy of it was refused lately: nothing is to be done."
 
 
 def test_an_audit_entry_shows_who_did_what_in_one_line_and_the_detail_below() -> None:
