@@ -19,6 +19,7 @@ from config_server.identity import ca_note
 from config_server.identity.ca import CertificateAuthority
 from config_server.identity.own_certificate import OwnCertificate
 from config_server.operations import keys
+from config_server.operations.call import Operator
 from config_server.operations.control import Control
 from config_server.operations.deleting import Deleting
 from config_server.operations.deletion_sweep import PASS_S, DeletionSweep
@@ -47,6 +48,7 @@ from config_server.web.listener import Listener
 from config_server.web.routes import Handlers
 from shared import durable, logging, service
 from shared.api.events import EventView
+from shared.api.permissions import ALL
 from shared.api.points import PointView
 from shared.errors import (
     ConfigError,
@@ -189,8 +191,13 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
 def _application(
     control: Control, handlers: Handlers, config: ConfigServerConfig, listener: Listener
 ) -> web.Application:
+
+    async def operator_of(token: str) -> Operator | None:
+        name = await control.db.run(lambda db: tokens.operator_of(db, token))
+        return None if name is None else Operator(name, ALL)
+
     binder = Binder(
-        lambda token: control.db.run(lambda db: tokens.operator_of(db, token)),
+        operator_of,
         lambda *certificate: control.revoked.covers(*certificate),
         listener.asked,
     )

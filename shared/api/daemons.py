@@ -8,6 +8,7 @@ import msgspec
 
 from shared.api.certificates import Revocations
 from shared.api.commands import Command
+from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
 from shared.desired import Desired
 from shared.vocabulary import Health, Role
@@ -54,5 +55,12 @@ STATUS = Route(
     (Role.AGENT, Role.PROCESS_SERVER, Role.MASTER_TARGET),
 )
 DAEMONS = Route(
-    "daemons", "GET", "/v1/daemons", Access.OPERATOR, Nothing, DaemonList, "Daemons that reported"
+    "daemons",
+    "GET",
+    "/v1/daemons",
+    Access.OPERATOR,
+    Nothing,
+    DaemonList,
+    "Daemons that reported",
+    needs=Permission.DAEMON_READ,
 )

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.machines import DeletionView, MachineView
+from shared.api.permissions import Permission
 from shared.api.route import Access, Nothing, Route
 
 
@@ -36,6 +37,7 @@ DELETION = Route(
     Nothing,
     DeletionView,
     "What is lost when a machine is deleted, and when it is",
+    needs=Permission.MACHINE_READ,
 )
 DELETE = Route(
     "delete",
@@ -45,6 +47,7 @@ DELETE = Route(
     DeletionRequest,
     MachineView,
     "Stop a machine, and delete it after a delay",
+    needs=Permission.MACHINE_DELETE,
 )
 KEEP = Route(
     "keep",
@@ -54,4 +57,5 @@ KEEP = Route(
     Nothing,
     Kept,
     "Take a machine's deletion back",
+    needs=Permission.MACHINE_DELETE,
 )

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from shared.api.permissions import Permission
 from shared.api.points import PointView
 from shared.api.policies import POLICY_NAME_LENGTH, Policy
 from shared.api.route import Access, Nothing, Route
@@ -147,8 +148,25 @@ POLICY_ASSIGN = Route(
     PolicyChoice,
     MachineView,
     "Have a policy hold for a machine",
+    needs=Permission.MACHINE_PROTECT,
 )
-MACHINES = Route("machines", "GET", "/v1/machines", Access.OPERATOR, Nothing, MachineList, "All machines")
+MACHINES = Route(
+    "machines",
+    "GET",
+    "/v1/machines",
+    Access.OPERATOR,
+    Nothing,
+    MachineList,
+    "All machines",
+    needs=Permission.MACHINE_READ,
+)
 MACHINE = Route(
-    "machine", "GET", "/v1/machines/{machine}", Access.OPERATOR, Nothing, MachineView, "One machine"
+    "machine",
+    "GET",
+    "/v1/machines/{machine}",
+    Access.OPERATOR,
+    Nothing,
+    MachineView,
+    "One machine",
+    needs=Permission.MACHINE_READ,
 )

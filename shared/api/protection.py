@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.machines import MachineView
+from shared.api.permissions import Permission
 from shared.api.policies import POLICY_NAME_LENGTH, Policy
 from shared.api.route import Access, Nothing, Route
 
@@ -72,6 +73,7 @@ PROTECT = Route(
     Protection,
     MachineView,
     "Protect disks of a machine",
+    needs=Permission.MACHINE_PROTECT,
 )
 UNPROTECT = Route(
     "unprotect",
@@ -81,6 +83,7 @@ UNPROTECT = Route(
     Nothing,
     MachineView,
     "Stop protecting a machine",
+    needs=Permission.MACHINE_PROTECT,
 )
 DISKS = Route(
     "disks",
@@ -90,4 +93,5 @@ DISKS = Route(
     Nothing,
     DiskCandidates,
     "Which disks of a machine could be protected",
+    needs=Permission.MACHINE_READ,
 )

@@ -79,6 +79,13 @@ class AccessError(UsageError):
     default_action = "Use the operator token of this config server (option --token-file)."
 
 
+class ForbiddenError(UsageError):
+    """Who asks is known, and is not allowed this."""
+
+    code = "US132"
+    default_action = "Ask somebody who is, or to be allowed it."
+
+
 class LabError(UsageError):
     code = "US130"
 
