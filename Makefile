@@ -28,6 +28,7 @@ lint:
 docs: setup
 	$(PY) -m deploy.configurations docs/configuration.md
 	$(PY) -m shared.api.openapi docs/openapi.json
+	$(PY) -m shared.api.page docs/api.md
 
 wheel: setup
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build .

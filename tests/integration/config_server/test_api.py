@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from config_server.operations.call import Call, Operator
 from config_server.web.binding import Binder
 from shared import api
+from shared.api import page
 from shared.api.permissions import ALL, Permission
 from shared.api.route import Access, Nothing, Route
 from shared.errors import ForbiddenError
@@ -28,7 +31,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "restore_key": {"key_id": "k", "wrapped": ""},
 }
 """What requests must have."""
-COMMITTED = Path(__file__).resolve().parents[3] / "docs/openapi.json"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 @pytest.fixture
@@ -42,7 +45,22 @@ async def test_the_description_is_served_to_anybody_and_is_the_committed_one(
 ) -> None:
     async with session.get(f"{server.url}/v1/openapi.json", ssl=server.anonymous_context()) as answer:
         assert answer.status == 200
-        assert await answer.json() == json.loads(COMMITTED.read_text())
+        assert await answer.json() == json.loads((DOCS / "openapi.json").read_text())
+
+
+def test_the_page_is_what_the_code_says() -> None:
+    is_right = (DOCS / "api.md").read_text(encoding="utf-8") == page.text(api.ROUTES)
+    assert is_right, "docs/api.md is not what the code says any more: run `make docs`, and commit it"
+
+
+async def test_the_call_on_the_page_is_answered(server: ConfigServer, tmp_path: Path) -> None:
+    [command] = re.findall(r"```sh\n(.*)\n```", (DOCS / "api.md").read_text(encoding="utf-8"))
+    (tmp_path / "ca.pem").write_bytes((server.config.data_dir / "ca.pem").read_bytes())
+    (tmp_path / "operator.token").write_text(server.operator_token)
+    command = command.replace("https://config.example.com", server.url)
+    ran = await asyncio.create_subprocess_shell(command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
+    out, _ = await ran.communicate()
+    assert (ran.returncode, json.loads(out)) == (0, {"machines": []})
 
 
 @pytest.mark.parametrize(
