@@ -33,6 +33,7 @@ from shared.errors import (
     UnderstudyError,
     UnhealthyError,
     UsageError,
+    WrongKeyError,
     WrongRoleError,
 )
 from shared.refusals import Refusals
@@ -50,7 +51,7 @@ _HTTP_STATUS: Final[tuple[tuple[type[UnderstudyError] | tuple[type[UnderstudyErr
     (AccessError, 401),
     ((ForbiddenError, WrongRoleError, CertificateRevokedError), 403),
     (UsageError, 400),
-    (NotFoundError, 404),
+    ((NotFoundError, WrongKeyError), 404),
     (DeadlineError, 504),
     (UnhealthyError, 503),
     (UnderstudyError, 500),
@@ -105,12 +106,11 @@ class Binder:
 
     def application(self) -> web.Application:
         """Raises LookupError when a route has no handler: that is a bug in this program."""
-        app = web.Application()
+        app = web.Application(middlewares=[_explained])
         for route in ROUTES:
             app.router.add_route(route.method, route.path, self._endpoints[route.name])
         described = msgspec.json.encode(openapi.document(ROUTES))
         app.router.add_get(openapi.PATH, functools.partial(_describe, described))
-        app.router.add_route("*", "/{rest:.*}", _unknown)
         return app
 
     async def _receive(self, request: web.Request, route: Route[_Q, _R]) -> tuple[Call, _Q]:
@@ -271,9 +271,23 @@ async def _describe(described: bytes, _request: web.Request) -> web.StreamRespon
     return web.Response(body=described, content_type="application/json")
 
 
-async def _unknown(request: web.Request) -> web.StreamResponse:
-    exc = NotFoundError(
+@web.middleware
+async def _explained(request: web.Request, handler: _Endpoint) -> web.StreamResponse:
+    """aiohttp's own refusals, in our words."""
+    try:
+        return await handler(request)
+    except web.HTTPMethodNotAllowed as exc:
+        allowed = ", ".join(sorted(exc.allowed_methods))
+        answer = _failed(exc.status, _nothing_there(request, f"at this path there is {allowed}"))
+        answer.headers["Allow"] = allowed
+        return answer
+    except web.HTTPNotFound as exc:
+        return _failed(exc.status, _nothing_there(request))
+
+
+def _nothing_there(request: web.Request, cause: str = "") -> NotFoundError:
+    return NotFoundError(
         f"There is no {request.method} {request.path[:200]!a} on the config server",
-        action="The API is described in shared/api/; the client may be of another version.",
+        cause=cause,
+        action="The API is described in docs/api.md, and by the server at /v1/openapi.json; the client may be of another version.",
     )
-    return _failed(404, exc)

@@ -45,7 +45,7 @@ failed, `cause` is why, `action` is what to do, and `exit_code` how the command 
 | 400 | the request is wrong, or cannot be done as things are |
 | 401 | no token, or one that this server does not know |
 | 403 | the operator is not allowed this, or the certificate is revoked or of another role |
-| 404 | nothing of that name |
+| 404 | nothing of that name, or no such key in the vault |
 | 500 | an error in the server: its log says more |
 | 503 | something that it needs does not work: storage, the database, a daemon |
 | 504 | it was not done in time |

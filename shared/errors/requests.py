@@ -48,7 +48,9 @@ class RequestError(UsageError):
     """A request to the config server's API that it does not understand."""
 
     code = "US125"
-    default_action = "Correct the request; the API is described in shared/api/."
+    default_action = (
+        "Correct the request; the API is described in docs/api.md, and by the server at /v1/openapi.json."
+    )
 
 
 class FewerDisksError(RequestError):
