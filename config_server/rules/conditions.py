@@ -32,8 +32,9 @@ and where it is with its daemons as it should be, of each hop's daemon it has
 
 A report that is fresh and fits is `normal` if work goes on: critical after 15 min in which nothing was uploaded though batches wait, or
 nothing applied though it is uploaded (US615); a warning if apply was half an hour behind or more for 5 min (US614). A session that the
-agent says it has not is critical after 5 min (US609), and so is an agent that captures fewer disks than shall be protected (US609). A
-master target that says it does not follow the machine is as if it had not reported of it.
+agent says it has not is critical after 5 min (US609), and so is an agent that does not capture a disk that shall be
+protected, however many others it captures (US609). A master target that says it does not follow the machine is as if it had not
+reported of it.
 
 What somebody gives a cause for is not said once more: while an agent or server names an error of the machine or of itself, or is missed,
 the time of what may follow from that stands still. Health is critical then anyway. But it is never set back by that, and what was a

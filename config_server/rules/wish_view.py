@@ -6,6 +6,7 @@ from config_server.rules.clock import SECOND_NS, rfc3339
 from config_server.rules.facts import Facts
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
+from config_server.rules.sights import goes_by
 from config_server.rules.wishes import UNTAKEN_S, in_words
 from shared import active_side
 from shared.api.machines import WishView
@@ -27,13 +28,9 @@ def shown(machine: Machine, report: AgentReport) -> WishView | None:
         disks=[] if wish.verb is Verb.STOP else [disk.device for disk in wish.disks],
         process_servers=list(wish.process_servers),
         since=since,
-        pending=None if _goes_by(report, wish) else since,
+        pending=None if goes_by(report, wish) else since,
         mark=wish.mark,
     )
-
-
-def _goes_by(report: AgentReport, wish: Wish) -> bool:
-    return report.wish is not None and report.wish.mark == wish.mark
 
 
 def is_stopping(machine: Machine, agent: Agent, now_ns: int) -> bool:
@@ -47,7 +44,7 @@ def captures_nothing(machine: Machine, agent: Agent, now_ns: int) -> NothingCapt
     if agent is None or agent[0].is_silent(now_ns) or not machine.protected:
         return None
     report = agent[1]
-    is_news = machine.wish is not None and not _goes_by(report, machine.wish)
+    is_news = machine.wish is not None and not goes_by(report, machine.wish)
     if is_news or report.state != MachineState.UNPROTECTED or any(disk.mode for disk in report.disks):
         return None
     return NothingCapturedError(
@@ -64,7 +61,7 @@ def not_done(machine: Machine, facts: Facts, now_ns: int) -> UnhealthyError | No
     if act == wish.mark.act and now_ns - since_ns > UNTAKEN_S * SECOND_NS:
         return _untaken(machine.name, agent[1], wish)
     since_ns = now_ns if facts.withheld_ns is None else facts.withheld_ns
-    if now_ns - since_ns > UNTAKEN_S * SECOND_NS and not _goes_by(agent[1], wish):
+    if now_ns - since_ns > UNTAKEN_S * SECOND_NS and not goes_by(agent[1], wish):
         return _withheld(machine, agent[1], wish)
     return None
 

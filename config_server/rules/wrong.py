@@ -104,7 +104,7 @@ def derived_problems(machine: Machine, facts: Facts, now_ns: int) -> Iterator[Pr
             machine.name,
             Severity.WARNING,
         )
-    look = Look.of(machine, facts, now_ns)
+    look = Look(machine, facts, now_ns)
     for condition in lasting_of(facts):
         if (not_done is None and nothing is None) or condition.name not in _FOLLOW:  # once is enough
             yield condition.problem(look)

@@ -22,6 +22,7 @@ from shared.status import (
     AgentDisk,
     AgentReport,
     ApplyReport,
+    AvailableDisk,
     MasterTargetReport,
     Problem,
     ProcessServerReport,
@@ -606,6 +607,8 @@ def wanted(*disks: str, stop: bool = False) -> Machine:
         (wanted(), [], "unprotected", True),
         (wanted("sda"), [], "starting", True),
         (wanted("sda", "sdb"), ["sda"], "ordered", True),
+        (wanted("sda", "sdb"), ["sda", "sdc"], "ordered", True),
+        (wanted("sda", "sdb"), ["sda", "sdc", "sdd"], "ordered", True),
         (wanted("sda"), ["sda"], "ordered", False),
         (wanted("sda", stop=True), ["sda"], "ordered", False),
     ],
@@ -627,6 +630,63 @@ def test_an_agent_that_does_not_go_by_what_is_wanted_is_as_bad_as_what_follows_a
     shown = case.last(world, MISSED_S)
     assert (codes(shown), shown.health) == ([code], Health.CRITICAL if is_critical else Health.WARNING)
     assert (code == "US610") or ("from new" in shown.errors[0].cause and "of old" in shown.errors[0].cause)
+
+
+def captures(*disks: str, **changes: Any) -> Case:
+    """By their ids."""
+    return Case(
+        says(agent, disks=[AgentDisk(name=disk, mode="ordered", todo_b=0) for disk in disks], **changes)
+    )
+
+
+@pytest.mark.parametrize("captured", [["sda", "sdc"], ["sdc", "sdd"], ["sda", "sdc", "sdd"]])
+def test_a_disk_that_is_left_out_is_missed_however_many_others_are_captured(captured: list[str]) -> None:
+    world = World(machine(disks=wanted("sda", "sdb").disks))
+    assert codes(captures(*captured).last(world, MISSED_S - 1)) == []
+    shown = captures(*captured).last(world, 2)
+    assert (codes(shown), shown.health) == (["US609"], Health.CRITICAL)
+    assert "/dev/sdb" in shown.errors[0].cause
+    assert "/dev/sdc" not in shown.errors[0].cause
+
+
+def test_an_agent_at_work_that_names_no_disk_leaves_all_of_them_out() -> None:
+    world = World()
+    assert codes(captures().last(world, MISSED_S - 1)) == []
+    assert codes(captures().last(world, 2)) == ["US609"]
+
+
+@pytest.mark.parametrize(
+    ("disk", "there", "is_known"),
+    [
+        (WantedDisk("/dev/disk/by-id/wwn-2"), [], False),
+        (WantedDisk("/dev/sdb", identity="wwid:2"), [], False),
+        (WantedDisk("/dev/disk/by-id/wwn-2"), [AvailableDisk(device="/dev/sdd", id="sdc")], False),
+        (
+            WantedDisk("/dev/disk/by-id/wwn-2"),
+            [AvailableDisk(device="/dev/sdd", id="sdc", links=["/dev/disk/by-id/wwn-2"])],
+            True,
+        ),
+        (
+            WantedDisk("/dev/sdb", identity="wwid:2"),
+            [AvailableDisk(device="/dev/sdd", id="sdc", identity="wwid:2")],
+            True,
+        ),
+    ],
+    ids=["a link", "an identity", "another link", "its link", "its identity"],
+)
+def test_a_disk_without_an_id_yet_is_missed_under_another_path_only_while_nobody_knows_whether_it_is_meant(
+    disk: WantedDisk, there: list[AvailableDisk], *, is_known: bool
+) -> None:
+    """An agent that goes by what is wanted knows it, and whoever is told nothing may not have looked what its host has."""
+    disks = (WantedDisk("/dev/sda", "sda"), disk)
+    wish = Wish(mark=mark(2), verb=Verb.PROTECT, disks=disks)
+    for known in (machine(disks=disks), machine(disks=disks, wish=wish)):
+        said = {"wish": known.wish, "available": there}
+        assert codes(captures("sda", "sdc", **said).last(World(known), MISSED_S + 1)) == []
+        assert codes(captures("sdc", **said).last(World(known), MISSED_S + 1)) == ["US609"], "sda"
+        assert codes(captures("sda", **said).last(World(known), MISSED_S + 1)) == ["US609"]
+    shown = captures("sda", "sdc", available=there).last(World(known), MISSED_S + 1)
+    assert codes(shown) == ([] if is_known else ["US609"])
 
 
 def test_in_order_it_goes_on_while_anything_new_comes_to_storage() -> None:
