@@ -17,7 +17,7 @@ from config_server.rules.facts import NOT_FOLLOWING, Facts, reported_ns
 from config_server.rules.machine import Machine
 from config_server.rules.presence import Seen
 from shared.batch import SECTOR
-from shared.desired import WantedDisk, Wish
+from shared.desired import Verb, WantedDisk, Wish
 from shared.status import AgentReport, ApplyReport, Problem, StreamReport
 from shared.vocabulary import MachineState, Severity
 
@@ -160,8 +160,35 @@ def left_out(look: Look) -> list[WantedDisk]:
     return left
 
 
+def unwanted(look: Look) -> list[str]:
+    """Ids of what an agent captures that goes by what is wanted, and that is not wanted. Nobody knows of a disk that is meant by a path
+    alone, or by the agent's configuration."""
+    wish = look.wish
+    if look.agent is None or wish is None or not goes_by(look.agent, wish):
+        return []
+    if any(disk.id is None for disk in look.wanted) or (wish.verb is not Verb.STOP and not wish.disks):
+        return []
+    ids = {disk.id for disk in look.wanted}
+    return [disk.name for disk in look.agent.disks if disk.mode and disk.name not in ids]
+
+
 def goes_by(report: AgentReport, wish: Wish) -> bool:
     return report.wish is not None and report.wish.mark == wish.mark
+
+
+def undone(look: Look, _shown: bool) -> At | Sight:
+    """Which act its agent does not go by, or only says so. What a newer version wants is nobody's affair here."""
+    wish = look.wish
+    if wish is None:
+        return Sight.NO
+    if look.agent is None:
+        return Sight.UNKNOWN
+    told = look.agent.wish
+    if Verb.OTHER in (wish.verb, told.verb if told is not None else None):
+        return Sight.NO
+    has_session = look.stream is not None and look.stream.connected
+    goes_on = bool(unwanted(look)) or (wish.verb is Verb.STOP and has_session)
+    return Sight.NO if goes_by(look.agent, wish) and not goes_on else (wish.mark.number,)
 
 
 def without_session(look: Look, _shown: bool) -> At | Sight:
