@@ -41,6 +41,11 @@ def save(db: sqlite3.Connection, kept: Kept) -> None:
     db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_SETTING, encode(kept)))
 
 
+def forget(db: sqlite3.Connection) -> None:
+    """The database is from a backup: what lasted then says nothing of today."""
+    db.execute("DELETE FROM settings WHERE name = ?", (_SETTING,))
+
+
 def load(db: sqlite3.Connection) -> Kept:
     row = db.execute("SELECT value FROM settings WHERE name = ?", (_SETTING,)).fetchone()
     return {} if row is None else decode(row["value"])

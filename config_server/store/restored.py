@@ -5,8 +5,9 @@ his own. A command that it calls pending may have been done, and would be done a
 A machine that was to be deleted may be kept since: a deletion of another incarnation waits for a person (deletion.py). What it wants of
 machines may be older than what their agents go by: a new incarnation begins, by which the two are told apart (wishes.py). One event says
 from when the database is, and a mark stays until revocations were compared with storage (revoking.py): what is done while it is there is
-later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). The rest is made again by those who know it:
-revocations and readmissions from storage, grants (granting.py), reports and sides.
+later than all that the backup lacks, whatever the clocks of the two hosts say (taking_in.py). For how long something was not well then
+says nothing of now. The rest is made again by those who know it: revocations and readmissions from storage, grants (granting.py), reports
+and sides.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from typing import Final, NamedTuple
 
 from config_server.rules.clock import rfc3339
 from config_server.rules.facts import SELF
-from config_server.store import audit, commands, deletions, events, incarnations, inventory, tokens
+from config_server.store import (
+    audit,
+    commands,
+    deletions,
+    events,
+    incarnations,
+    inventory,
+    lasting_record,
+    tokens,
+)
 from shared.api.events import EventKind
 from shared.status import Problem
 from shared.vocabulary import Severity
@@ -66,6 +76,7 @@ def prepare(db: sqlite3.Connection, now_ns: int) -> Restored:
     waiting = deletions.all_(db)
     restored = Restored(newest_ns or 0, len(void), len(withdrawn), len(waiting))
     inventory.forget_unheard(db)
+    lasting_record.forget(db)
     detail = {
         "newest": rfc3339(restored.newest_ns),
         "incarnation": incarnations.begin(db),

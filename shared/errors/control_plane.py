@@ -99,7 +99,7 @@ class WishInDoubtError(UnhealthyError):
 
 
 class WishWithheldError(UnhealthyError):
-    """An agent reports from hardware of which nobody knows that it is the machine: it hears no opinion."""
+    """An agent reports, and hears no opinion: nobody knows that its hardware is the machine, or which of its disks are meant."""
 
     code = "US644"
     default_action = (
