@@ -165,6 +165,40 @@ async def test_a_server_s_set_up_killed_once_is_completed_with_the_same_token(
         identity.check_name(identity.files_in(tmp_path / "etc/master-target"), "master-target:one")
 
 
+async def test_a_host_that_enrols_again_killed_at_each_step_goes_on_with_the_same_command(
+    tmp_path: Path, blob_config: BlobConfig
+) -> None:
+    """Killed behind the certificate, its token is used, and for the key that is there."""
+    async with running(config_for(tmp_path)) as server:
+        token, files = tmp_path / "token", identity.files_in(tmp_path / "etc/master-target")
+        arguments = ["--config-server", server.url, "--token-file", str(token), *storage(blob_config)]
+        arguments += places(tmp_path)
+        token.write_text((await server.token("master-target", "one")).token)
+        assert (await set_up("master-target", *arguments)).exit_code == 0
+        told = set()
+        for step in range(6, _MOST):
+            token.write_text((await server.token("master-target", "one")).token)
+            before = files.key.read_bytes()
+            if not await killed("master-target", [*arguments, "--enrol-again"], step):
+                break
+            has_another = files.key.read_bytes() != before
+            done = await set_up("master-target", *arguments, "--enrol-again", "--output", "json")
+            assert done.exit_code == 0, f"killed at {step}: {done.stderr}"
+            assert files.key.read_bytes() != before
+            assert sorted(path.name for path in files.key.parent.iterdir()) == [
+                "ca.pem",
+                "cert.pem",
+                "key.pem",
+            ]
+            key = identity.only_certificate(files.cert.read_text()).public_key()
+            assert key == identity.key_of(files).public_key()
+            told.add((has_another, outcomes(done.json["steps"])["certificate"]))
+        assert told == {(False, "created"), (True, "warning")}
+        await server.revoke("master-target:one")  # whoever stole the key could ask for it, too
+        done = await set_up("master-target", *arguments, "--enrol-again")
+        assert (done.exit_code, "The enrolment was refused" in done.stderr) == (2, True), done.stderr
+
+
 async def test_killed_between_certificate_and_key_the_same_token_mends_it(
     tmp_path: Path, blob_config: BlobConfig
 ) -> None:
