@@ -126,6 +126,29 @@ async def test_init_killed_over_a_configuration_that_was_written_by_hand_is_comp
     await check_config_server(tmp_path)
 
 
+@pytest.mark.parametrize("step", some(range(8, 26), short=(15, 16, 17)))
+@pytest.mark.parametrize("left", ["nothing", "a CA without a database"])
+async def test_a_new_ca_killed_once_is_completed_as_the_next_run_says(
+    tmp_path: Path, blob_config: BlobConfig, left: str, step: int
+) -> None:
+    """Until its CA is noted a run that was not asked for a new one refuses it, and says how it is asked for."""
+    arguments = init_arguments(tmp_path, blob_config)
+    assert (await set_up("config-server", *arguments)).exit_code == 0
+    data = tmp_path / "state/config-server"
+    before = (data / "ca.pem").read_bytes()
+    for path in data.iterdir():
+        if left == "nothing" or not path.name.startswith("ca."):
+            path.unlink()
+    await killed("config-server", [*arguments, "--new-ca"], step)
+    done = await set_up("config-server", *arguments)
+    if done.exit_code != 0:
+        assert "--new-ca" in done.stderr
+        done = await set_up("config-server", *arguments, "--new-ca")
+    assert done.exit_code == 0, done.stderr
+    assert (data / "ca.pem").read_bytes() != before
+    await check_config_server(tmp_path)
+
+
 @pytest.mark.parametrize("role", some(("master-target", "process-server"), short=("master-target",)))
 async def test_a_server_s_set_up_killed_at_each_step_in_turn_is_completed_with_one_token(
     tmp_path: Path, blob_config: BlobConfig, role: str
