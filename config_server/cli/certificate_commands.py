@@ -75,4 +75,4 @@ def _table(found: list[CertificateView]) -> Table:
         (c.serial, c.name, c.issued[:19], c.expires[:19], c.revoked[:19] if c.revoked else "", c.reason)
         for c in found
     ]
-    return grid(None, ("serial", "name", "=issued", "=expires", "=revoked", "reason"), rows)
+    return grid(None, ("=serial", "name", "=issued", "=expires", "=revoked", "reason"), rows)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from config_server.cli.grids import Grid
+
 _T = TypeVar("_T")
 _PLAIN_INTERVAL_S: Final = 5.0
 _CONTROLS: Final = {
@@ -159,13 +161,14 @@ def console(
     return made
 
 
-def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Grid:
     """A table. Columns whose name begins with ">" are right-aligned, numbers; they and those with "=" (times, ids) stay
-    in one piece, or end in "…" on a screen that is too narrow even so. Others are folded where there is no room, never cut."""
+    in one piece. Others are folded where there is no room. Nothing is cut: where folding does not do, it is no table (grids.py)."""
     from rich import box
-    from rich.table import Table
 
-    table = Table(
+    from config_server.cli.grids import Grid
+
+    table = Grid(
         title=title,
         title_justify="left",
         caption_justify="left",
@@ -175,12 +178,11 @@ def grid(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str 
         show_edge=False,
     )
     for column in columns:
-        whole = column.startswith((">", "="))
         table.add_column(
             column.lstrip(">="),
             justify="right" if column.startswith(">") else "left",
-            no_wrap=whole,
-            overflow="ellipsis" if whole else "fold",
+            no_wrap=column.startswith((">", "=")),
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*row)

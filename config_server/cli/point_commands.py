@@ -310,4 +310,4 @@ def _table_of(points: list[PointView]) -> Table:
             ranges = tuple((disk, first, sectors) for disk, first, sectors in point_.unreadable)
             remarks.append(str(Unreadable(ranges, point_.unreadable_covers)))
         rows.append((point_.id, point_.time, point_.consistency, point_.state, "; ".join(remarks)))
-    return grid(None, ("=point", "=time", "=consistency", "=state", "remarks"), rows)
+    return grid(None, ("=point", "=time", "consistency", "state", "remarks"), rows)

@@ -119,7 +119,7 @@ def _jobs_page(found: list[JobView]) -> RenderableType:
 
     rows = [(j.id, j.kind, j.machine, j.state, percent(j.progress), j.created[:19]) for j in found]
     parts: list[RenderableType] = [
-        grid(None, ("=job", "=kind", "machine", "=state", ">progress", "=begun"), rows)
+        grid(None, ("=job", "kind", "machine", "state", ">progress", "=begun"), rows)
     ]
     for job_ in found:
         if (error := job_.error) is not None:
@@ -160,7 +160,7 @@ def daemon_list() -> None:
         found,
         lambda: grid(
             None,
-            ("=role", "name", "connected", "=state", "=health", ">seen", ">clock"),
+            ("role", "name", "connected", "state", "health", ">seen", ">clock"),
             [
                 (
                     d.role,
