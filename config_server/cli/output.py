@@ -89,6 +89,18 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         raise click.exceptions.Exit(128 + ended_by[0]) from None
 
 
+@contextlib.contextmanager
+def going_on(text: str) -> Iterator[None]:
+    """Around waiting for what was asked for already, and is done without us: whoever ends the command (Ctrl-C, SIGTERM) is told that."""
+    import asyncio
+
+    try:
+        yield
+    except asyncio.CancelledError:
+        say(text)
+        raise
+
+
 def say(text: str, *, nl: bool = True, head: str = "") -> None:
     """On stderr; `head` goes before it as it is. What cannot be said there (it is full, nobody reads) changes nothing of what a command
     does."""

@@ -54,6 +54,10 @@ def tell_repeated(machine: str, identity: str) -> None:
     say(f"'{machine}' was bound to {identity} before; nothing changed.")
 
 
+def bound(machine: str, identity: str) -> str:
+    return f"'{machine}' is bound to {identity}: only the waiting for its process servers ends here."
+
+
 def tell_of_disks(machine: str) -> None:
     say(
         f"The disks that were named of '{machine}' were those of the other hardware. See `understudy machine disks {machine}`, and name"
