@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 
 import click
 import msgspec
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _PLAIN_INTERVAL_S: Final = 5.0
+_CLEAR: Final = "\r\x1b[K"
+"""The line of a terminal."""
 _CONTROLS: Final = {
     number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0)) if chr(number) not in "\n\t"
 } | {
@@ -102,8 +104,9 @@ def going_on(text: str) -> Iterator[None]:
 
 
 def say(text: str, *, nl: bool = True, head: str = "") -> None:
-    """On stderr; `head` goes before it as it is. What cannot be said there (it is full, nobody reads) changes nothing of what a command
-    does."""
+    """On stderr, in place of a line of progress that stands there; `head` goes before it as it is. What cannot be said there (it is full,
+    nobody reads) changes nothing of what a command does."""
+    head, Progress.stands = (_CLEAR if Progress.stands else "") + head, False
     with contextlib.suppress(OSError):
         click.echo(head + plain(text), nl=nl, err=True)
 
@@ -244,6 +247,9 @@ class Progress:
     """One line of progress on stderr: rewritten on a terminal, else repeated every few seconds when it
     changed."""
 
+    stands: ClassVar[bool] = False
+    """There is one on the terminal's last line."""
+
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._shown = ""
@@ -255,16 +261,17 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._terminal and self._shown:
-            say("", nl=False, head="\r\x1b[K")
+        if Progress.stands:
+            say("", nl=False)
 
     def show(self, text: str, *, force: bool = False) -> None:
         """`force` shows it even if the last line is fresh: for what happens once."""
-        if text == self._shown:
+        if text == self._shown and (Progress.stands or not self._terminal):
             return
         now = time.monotonic()
         if self._terminal:
-            say(plain(text)[: _columns() - 1], nl=False, head="\r\x1b[K")
+            say(plain(text)[: _columns() - 1], nl=False)
+            Progress.stands = True
         elif force or now - self._shown_at >= _PLAIN_INTERVAL_S:
             say(text)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,3 +304,16 @@ def test_what_goes_to_stderr_and_json_control_nothing_either(capsys: pytest.Capt
     as_json = output.to_json({"cause": EVIL})
     assert not re.search("[\x1b\x07\x9b\u202e]", as_json)
     assert msgspec.json.decode(as_json) == {"cause": EVIL}
+
+
+def test_what_is_said_takes_the_place_of_a_line_of_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with output.Progress() as progress:
+        progress.show("web1: waiting")
+        output.say("It takes long.")
+        progress.show("web1: waiting")
+    output.say("Done.")
+    clear = "\r\x1b[K"
+    assert capsys.readouterr().err == f"web1: waiting{clear}It takes long.\nweb1: waiting{clear}Done.\n"
