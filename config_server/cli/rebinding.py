@@ -75,7 +75,7 @@ def page(found: CopyList) -> RenderableType:
 
 def table(found: CopyList) -> Table:
     title = f"Machine '{found.machine}' is {shown(found.identity)}. Refused lately:"
-    return grid(title, ("identity", "address", ">last", ">first", "why"), _rows(found.copies))
+    return grid(title, ("=identity", "address", ">last", ">first", "why"), _rows(found.copies))
 
 
 def _rows(copies: Sequence[CopyView]) -> list[tuple[str, ...]]:
