@@ -68,4 +68,4 @@ async def _revoke(name: str, id_: str) -> GrantView:
 
 def _table(found: list[GrantView]) -> Table:
     rows = [(g.id, g.who, g.host, g.state, g.given[:19], g.expires[:19], (g.ended or "")[:19]) for g in found]
-    return grid(None, ("=grant", "who", "on", "=state", "=given", "=expires", "=ended"), rows)
+    return grid(None, ("=grant", "who", "on", "state", "=given", "=expires", "=ended"), rows)

@@ -123,11 +123,10 @@ def _list_table(found: list[MachineView]) -> Table:
             seconds(machine.rpo_s),
             machine.last_point.time[:19] if machine.last_point else "-",
             ", ".join(f"{disk.name} {size(disk.size_b)}" for disk in machine.disks),
-            str(len(machine.errors) or ""),
         )
         for machine in found
     ]
-    return grid(None, ("=machine", "=state", "=health", ">RPO", "=last point", "disks", ">errors"), rows)
+    return grid(None, ("machine", "state", "health", ">RPO", "=last point", "disks"), rows)
 
 
 def stored_table(found: list[StoredMachine]) -> Table:
@@ -135,7 +134,7 @@ def stored_table(found: list[StoredMachine]) -> Table:
         (each.name, str(each.points), each.last_point.time[:19] if each.last_point else "-", each.cause)
         for each in found
     ]
-    return grid(None, ("=machine", ">points", "=last point", "remark"), rows)
+    return grid(None, ("machine", ">points", "=last point", "remark"), rows)
 
 
 def candidates_page(found: DiskCandidates) -> RenderableType:
@@ -169,7 +168,7 @@ def candidates_table(found: DiskCandidates) -> Table:
     )
     return grid(
         f"Disks of {found.machine}, {said}",
-        ("=disk", "=id", ">size", "=protected", "identity", "why it cannot be"),
+        ("disk", "id", ">size", "protected", "identity", "why it cannot be"),
         rows,
     )
 

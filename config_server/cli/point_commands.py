@@ -16,7 +16,7 @@ from config_server.cli import rescue
 from config_server.cli.machine_commands import fetch
 from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, Target, add_options, find_target
-from config_server.cli.output import Progress, emit, grid, line, run, say, size
+from config_server.cli.output import Progress, emit, going_on, grid, line, run, say, size
 from shared.errors import (
     DeadlineError,
     DisconnectedError,
@@ -167,7 +167,7 @@ async def _create(name: str, timeout_s: float) -> PointView:
     deadline = began + timeout_s
     id_ = secrets.token_hex(8)
     async with find_target().connect() as client:
-        with Progress() as progress:
+        with going_on(_asked_for(name)), Progress() as progress:
             patient = _Patience(progress)
             await patient.call(lambda: _request(client, name, id_), min(deadline, began + _FIRST_S))
             while True:
@@ -199,6 +199,10 @@ async def _create(name: str, timeout_s: float) -> PointView:
                     )
                 progress.show(f"{name}: point {position} is on its way to blob storage")
                 await asyncio.sleep(_POLL_S)
+
+
+def _asked_for(name: str) -> str:
+    return f"The point may have been asked for already, and then is made without this command: understudy point list {name}."
 
 
 class _Patience:
@@ -310,4 +314,4 @@ def _table_of(points: list[PointView]) -> Table:
             ranges = tuple((disk, first, sectors) for disk, first, sectors in point_.unreadable)
             remarks.append(str(Unreadable(ranges, point_.unreadable_covers)))
         rows.append((point_.id, point_.time, point_.consistency, point_.state, "; ".join(remarks)))
-    return grid(None, ("=point", "=time", "=consistency", "=state", "remarks"), rows)
+    return grid(None, ("=point", "=time", "consistency", "state", "remarks"), rows)

@@ -14,7 +14,7 @@ from config_server.cli import versions
 from config_server.cli.machine_pages import candidates_page, candidates_table, machine_page, minute
 from config_server.cli.names import name_argument
 from config_server.cli.options import COMMON, add_options, find_target
-from config_server.cli.output import Progress, console, emit, plain, run, say
+from config_server.cli.output import Progress, console, emit, going_on, plain, run, say
 from shared.errors import (
     FewerDisksError,
     MachineNotFoundError,
@@ -272,7 +272,8 @@ async def _disks_of(client: RestClient, name: str) -> DiskCandidates:
 
 
 async def wait_until_taken(client: RestClient, said: MachineView) -> MachineView:
-    with Progress() as progress:
+    recorded = f"It is recorded, and the agent of {said.name} is told with each of its reports: only the waiting for it ends here."
+    with going_on(recorded), Progress() as progress:
         return await taken(client, said, progress.show)
 
 

@@ -54,6 +54,10 @@ def tell_repeated(machine: str, identity: str) -> None:
     say(f"'{machine}' was bound to {identity} before; nothing changed.")
 
 
+def bound(machine: str, identity: str) -> str:
+    return f"'{machine}' is bound to {identity}: only the waiting for its process servers ends here."
+
+
 def tell_of_disks(machine: str) -> None:
     say(
         f"The disks that were named of '{machine}' were those of the other hardware. See `understudy machine disks {machine}`, and name"
@@ -71,7 +75,7 @@ def page(found: CopyList) -> RenderableType:
 
 def table(found: CopyList) -> Table:
     title = f"Machine '{found.machine}' is {shown(found.identity)}. Refused lately:"
-    return grid(title, ("identity", "address", ">last", ">first", "why"), _rows(found.copies))
+    return grid(title, ("=identity", "address", ">last", ">first", "why"), _rows(found.copies))
 
 
 def _rows(copies: Sequence[CopyView]) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from config_server.cli.options import COMMON, add_options, find_target
 from config_server.cli.output import compact, emit, grid, line, percent, plain_fields, run, seconds, told
 from shared import durable
 from shared.errors import UsageError
-from shared.vocabulary import ENROLLED, Severity
+from shared.vocabulary import ENROLLED, Role, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shared.api.audit import AuditView
     from shared.api.events import EventView
     from shared.api.jobs import JobView
+    from shared.rest import RestClient
 
 _STYLES: Final = {Severity.CRITICAL: "red", Severity.ERROR: "red", Severity.WARNING: "yellow"}
 _NO_JOBS: Final = "No restore was made yet. To try one: understudy restore MACHINE --to FOLDER"
@@ -53,14 +54,37 @@ def event_list(name: str, object_: str, only_open: bool, limit: int) -> None:
     \b
     Example: understudy event list web1 --open
     """
-    from shared import api
-    from shared.api.events import EventQuery
-
     if name and object_:
         raise click.UsageError("NAME and --object exclude each other.")
     about = name or object_
-    found = run(_call(api.EVENTS, EventQuery(object=about, open=only_open, limit=limit))).events
+    found = run(_events(about, only_open=only_open, limit=limit))
     emit(found, lambda: _events_page(found), empty=_no_events(about, only_open=only_open))
+
+
+async def _events(about: str, *, only_open: bool, limit: int) -> list[EventView]:
+    from shared import api
+    from shared.api.events import EventQuery
+
+    async with find_target().connect() as client:
+        query = EventQuery(object=about, open=only_open, limit=limit)
+        found = (await client.call(api.EVENTS, query)).events
+        if about and not found:
+            await _check_known(client, about.partition("/")[0])
+        return found
+
+
+async def _check_known(client: RestClient, name: str) -> None:
+    """A name that nobody bears has no events either, and is not one that is well. Raises MachineNotFoundError."""
+    from shared import api
+    from shared.api.route import Nothing
+
+    daemons = (await client.call(api.DAEMONS, Nothing())).daemons
+    if name not in {
+        Role.CONFIG_SERVER,
+        *(seen.name for seen in daemons),
+        *(f"{seen.role}:{seen.name}" for seen in daemons),
+    }:
+        await client.call(api.MACHINE, Nothing(), machine=name)
 
 
 def _no_events(about: str, *, only_open: bool) -> str:
@@ -119,7 +143,7 @@ def _jobs_page(found: list[JobView]) -> RenderableType:
 
     rows = [(j.id, j.kind, j.machine, j.state, percent(j.progress), j.created[:19]) for j in found]
     parts: list[RenderableType] = [
-        grid(None, ("=job", "=kind", "machine", "=state", ">progress", "=begun"), rows)
+        grid(None, ("=job", "kind", "machine", "state", ">progress", "=begun"), rows)
     ]
     for job_ in found:
         if (error := job_.error) is not None:
@@ -160,7 +184,7 @@ def daemon_list() -> None:
         found,
         lambda: grid(
             None,
-            ("=role", "name", "connected", "=state", "=health", ">seen", ">clock"),
+            ("role", "name", "connected", "state", "health", ">seen", ">clock"),
             [
                 (
                     d.role,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -16,6 +17,7 @@ from shared.tls import TlsFiles
 from tests.cli import ended, understudy
 from tests.command_line import Line
 from tests.config_parts import ConfigServer
+from tests.dispositions import inherited
 from tests.obedient_agent import ObedientAgent, obedient_agent
 
 
@@ -187,6 +189,28 @@ async def test_at_a_terminal_fewer_disks_and_all_that_there_are_are_asked_for(
     assert refused.exit_code == 130
     assert "It leaves out what is protected now: /dev/sdb." in refused.stderr
     assert (await line.run(*fewer, typed="y\n")).json["wish"]["disks"] == ["/dev/sda"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["unprotect web1 --yes", "protect web1 --disk /dev/sda"])
+async def test_who_ends_the_waiting_is_told_that_what_he_asked_for_goes_on(
+    line: Line, web1: ObedientAgent, operator: RestClient, command: str, number: signal.Signals
+) -> None:
+    web1.obeys = False
+    with inherited(signal.SIG_DFL, number):
+        process = await line.begun("machine", *command.split())
+    assert process.stderr is not None
+    reading = asyncio.create_task(process.stderr.readline())
+    while not reading.done():
+        await web1.report(wait_s=0.2)
+    assert b"waiting for its agent" in await reading
+    process.send_signal(number)
+    done = await ended(process)
+    assert (done.exit_code, done.stdout) == (128 + number, "")
+    assert "It is recorded, and the agent of web1 is told" in done.stderr
+    assert "Aborted" not in done.stderr
+    shown = await operator.call(api.MACHINE, Nothing(), machine="web1")
+    assert shown.wish is not None, "it is recorded"
 
 
 async def test_of_an_agent_that_does_not_report_it_is_said_that_it_is_told_when_it_does(
