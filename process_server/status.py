@@ -17,7 +17,7 @@ from process_server.spool.spool import MachineLog, Spool
 from process_server.standing import Standing
 from shared import remote_vault
 from shared.errors import NotOpenError, SetAsideError, UnderstudyError, UploadsStoppedError
-from shared.status import Problem, ProcessServerReport, StreamReport
+from shared.status import MAX_CONTAINERS, Problem, ProcessServerReport, StreamReport
 from shared.trouble import Trouble
 from shared.vault import Vault
 from shared.vocabulary import Severity
@@ -164,6 +164,7 @@ class StatusBoard:
                 position.uploaded,
             )
         report.pending_b = log.pending_b if log is not None else 0
+        report.containers = sorted(log.containers - {""})[:MAX_CONTAINERS] if log is not None else []
         report.rates = {"received_b_s": self._meters.setdefault(name, RateMeter()).look(received_b)}
         report.errors = distinct(problems, name)
         return report
