@@ -144,15 +144,27 @@ class MachineStorage(Retried):
         """Behind the deletion of the machine's container: takes its entry out of the registry, unless that names another one by now. Raises
         StorageError, IntegrityError; PreconditionError where somebody changes it at that moment.
         """
-        if self._known.get(machine) == container:
-            del self._known[machine]
-        self._entries.pop(machine, None)
+        self.forget(machine, container)
         with contextlib.suppress(BlobNotFoundError, ContainerMissingError):
             etag = (await self.vault.properties(_name(machine))).etag
             entry = await self._entry(machine)
             if entry is not None and self._container(entry.id) == container:
                 await self.vault.delete(_name(machine), if_match=etag)
                 _log.info("machine taken out of the registry", machine=machine, container=container)
+
+    def forget(self, machine: str, container: str) -> None:
+        """Nothing is remembered of it: whoever asks next is told what storage says then."""
+        if self._known.get(machine) == container:
+            del self._known[machine]
+        self._entries.pop(machine, None)
+
+    async def has(self, machine: str, container: str) -> bool:
+        """Whether the container is there, by the account's own list, or the registry names it, so that somebody may bring it back. (One
+        that is disabled, or just being deleted, answers as if it were not there.) Raises StorageError, IntegrityError."""
+        entry = await self._registered(machine)
+        if entry is not None and self._container(entry.id) == container:
+            return True
+        return any([name == container async for name, _ in self.vault.list_containers(container)])
 
     async def machines(
         self, *, thorough: bool = False, unreadable: list[IntegrityError] | None = None

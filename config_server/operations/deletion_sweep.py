@@ -31,7 +31,7 @@ from config_server.rules.deletion import Deletion, Found, Stage
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.storage import removal
-from config_server.store import audit, deletions, incarnations, inventory
+from config_server.store import audit, deleted, deletions, incarnations, inventory
 from shared import logging
 from shared.api.certificates import CertificateList
 from shared.crashpoints import reach
@@ -211,6 +211,8 @@ class DeletionSweep:
             what = f"{name} was deleted, as {deletion.who} asked{others}"
             rest = f"What was not deleted: {'; '.join(stays)}. The name can be used again: enrol it with a new token."
             deletions.note(db, name, what, rest, now_ns)
+            if deletion.container:
+                deleted.note(db, deletion.container, name, now_ns)
             if named:
                 deletions.put(db, name, None)
             else:

@@ -12,6 +12,7 @@ import msgspec
 from config_server.operations import desired_state
 from config_server.operations.call import Call
 from config_server.operations.control import Control, check_name
+from config_server.operations.deleted import Deleted
 from config_server.operations.sides import Sides
 from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
@@ -52,6 +53,7 @@ class Reporting:
     def __init__(self, control: Control, sides: Sides) -> None:
         self._control = control
         self._sides = sides
+        self._deleted = Deleted(control)
         self._saved_ns: dict[str, int] = {}
         self._entries_ns: dict[str, int] = {}
         """By machine: when what its agent said of wishes left entries last (monotonic)."""
@@ -133,6 +135,7 @@ class Reporting:
                     answer = await self._control.db.run(told)
                 self._note_wish(seen, answer)
         revoked = self._control.revoked if role in (Role.PROCESS_SERVER, Role.AGENT) else None
+        deleted = await self._deleted.of(seen.report)
         held_ns = self._control.mono_ns() - began_ns
         return StatusReply(
             commands=answer.commands,
@@ -141,6 +144,7 @@ class Reporting:
             revoked=revoked,
             desired=answer.desired,
             kept=kept,
+            deleted=deleted,
         )
 
     def _answer(

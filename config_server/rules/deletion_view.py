@@ -53,7 +53,10 @@ def what_stays(presence: Presence, name: str) -> list[str]:
     """What is not in storage, a line each. Whoever has the machine knows where it is; the others are those that report."""
     found = [
         "on the machine: the agent and its folder (docs/install.md, Removing it)",
-        *(f"on {seen.source}: the machine's folder in its spool" for seen, _ in presence.streams(name)),
+        *(
+            f"on {seen.source}: the machine's folder in its spool, until it hears of this"
+            for seen, _ in presence.streams(name)
+        ),
     ]
     for seen, _ in presence.applies(name):
         if isinstance(seen.report, MasterTargetReport) and seen.report.target == "image":

@@ -282,7 +282,9 @@ async def test_it_waits_for_a_session_that_a_process_server_has(
         assert "process-server:ps1 has a session" in (await shown(operator)).cause
         await ps1.report(ProcessServerReport(machines={"web1": StreamReport(epoch=1)}))
         lost = await operator.call(api.DELETION, Nothing(), machine="web1")
-        assert "on process-server:ps1: the machine's folder in its spool" in lost.stays
+        assert (
+            "on process-server:ps1: the machine's folder in its spool, until it hears of this" in lost.stays
+        )
         await until(lambda: is_gone(operator))
 
 
