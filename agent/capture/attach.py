@@ -50,6 +50,7 @@ PINNED_MAPS: Final = {
 """Maps of the object that are pinned: map name by pin name."""
 STATE: Final = "state"
 UNREADABLE: Final = "unreadable"
+SERVER: Final = "server"
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 COMPLETIONS: Final = ("us_rq_complete", "us_bio_complete")
@@ -370,9 +371,10 @@ def enlarge_state(pin_dir: Path, move: Move) -> None:
 
 
 def complete(folder: Path) -> None:
-    """Makes what an older agent did not pin. Whoever reads it sees that it tells of no epoch."""
-    if not (folder / UNREADABLE).exists():
-        _make_array(UNREADABLE, layout.UNREADABLE_WORDS, libbpf.F_MMAPABLE, folder / UNREADABLE)
+    """Makes what an older agent did not pin. Whoever reads it sees that it tells of nothing."""
+    for name, words in ((UNREADABLE, layout.UNREADABLE_WORDS), (SERVER, layout.SERVER_WORDS)):
+        if not (folder / name).exists():
+            _make_array(name, words, libbpf.F_MMAPABLE, folder / name)
 
 
 def _make_array(name: str, words: int, flags: int, path: Path) -> None:

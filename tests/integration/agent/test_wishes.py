@@ -128,6 +128,37 @@ async def test_an_agent_that_is_restarted_goes_on_with_whom_the_stream_was_and_a
         assert agent.sender.server == first
 
 
+async def test_who_is_named_no_more_keeps_the_stream_over_restarts_while_the_epoch_needs_it(
+    ca: TestCa, r: Rig
+) -> None:
+    """Whether a wish or agent.toml names another: both are the configuration of the next session."""
+    first, second = (f"127.0.0.1:{port}" for port in (1, 2))
+    a, b, _ = paths(r)
+
+    def config(server: str, *disks: str) -> AgentConfig:
+        return agent_of(r, ca, "https://127.0.0.1:1", *disks, process_server=server)
+
+    async def server_of(config: AgentConfig) -> str:
+        async with attachment.running(config, attachment.Kept()) as agent:
+            return agent.sender.server
+
+    config(first).state_dir.mkdir()
+    async with attachment.running(config(first, a), attachment.Kept()) as agent:
+        agent.state.begin_epoch(eid(1))
+        agent.state.goes_on_with(("127.0.0.1", 1))
+        agent.state[Word.FREED] = 5
+        agent.state.uploaded(3)
+    for _ in range(2):
+        assert await server_of(config(second, a)) == first
+    assert await server_of(config(second, a, b)) == second, "the epoch is over: nothing is waited for"
+    state_of(r).begin_epoch(eid(2))
+    assert await server_of(config(second, a, b)) == second, "nothing was freed"
+    state_of(r)[Word.FREED] = 5
+    assert await server_of(config(second, a, b)) == first
+    state_of(r).uploaded(5)
+    assert await server_of(config(second, a, b)) == second
+
+
 async def test_a_wish_that_changes_neither_disks_nor_servers_is_only_noted(
     r: Rig, ca: TestCa, says: Teller
 ) -> None:
