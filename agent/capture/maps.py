@@ -35,6 +35,7 @@ from agent.capture.attach import (
     key_bytes,
     mapped,
     needed,
+    note_ids,
     words_of,
 )
 from agent.capture.disks import Disk
@@ -180,6 +181,7 @@ class Capture:
         """The capture of exactly these disks that is pinned, with the programs of `object_path`. Raises PinnedElsewhereError."""
         found = by_slot(pin_dir, wanted)
         complete(pin_dir)
+        note_ids(pin_dir, found)
         if not members.is_current(pin_dir, object_path):
             try:
                 members.upgrade(pin_dir, object_path)

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent import attachment, desired, idle, service
-from agent.capture import attach, libbpf, pins
-from agent.config import AgentConfig
+from agent.capture import attach, bindings, libbpf, pins
+from agent.config import AgentConfig, ProtectedDisk
 from agent.stream.state import AgentState, Reason, Word
 from shared import protected
 from shared.api.commands import Command
@@ -413,6 +414,43 @@ async def test_what_is_captured_stays_so_also_when_no_file_says_which_disk_is_wh
     async with running(agent_of(r, ca, says.url, b)):
         report = await says.hears(lambda report: report.disks, "it does not go on")
         assert (devices(report), state_of(r).epoch) == ([a, b], eid(7))
+
+
+async def test_disks_that_are_wanted_by_their_ids_go_on_when_the_file_of_these_is_lost(
+    r: Rig, ca: TestCa, says: Teller
+) -> None:
+    """What capture is pinned to is proof, wherever it stands and whatever it is called."""
+    a, b, c = paths(r)
+    config = agent_of(r, ca, says.url)
+    says.wish(Verb.PROTECT, a, c)
+    async with running(config):
+        report = await says.hears(lambda report: devices(report) == [a, c], "it does not begin")
+        first, second = (disk.name for disk in report.disks)
+        wish = says.wish(Verb.PROTECT, WantedDisk(b, first), WantedDisk(c, second))  # it was called so once
+        await says.hears(
+            lambda report: report.wish == wish and devices(report) == [a, c], "it is not gone by"
+        )
+    state_of(r).begin_epoch(eid(7))
+    file = config.state_dir / "disks.json"
+    before = bindings.read(config.state_dir)
+    file.unlink()
+    async with running(config):
+        report = await says.hears(lambda report: report.disks, "it does not go on")
+        assert [(disk.name, disk.device) for disk in report.disks] == [(first, a), (second, c)]
+        assert state_of(r).epoch == eid(7)
+    assert [(line.id, line.last) for line in bindings.read(config.state_dir) or []] == [
+        (line.id, line.last) for line in before or []
+    ]
+    file.unlink()
+    pins.detach(r.pin_dir)
+    async with running(config):
+        report = await says.hears(lambda report: report.state == "failed", "they are taken by their paths")
+        assert codes(report) == ["US418"]
+        assert "a [[disk]] of this id with its device" in report.errors[0].action
+    named = [ProtectedDisk(a, first), ProtectedDisk(b, second)]
+    async with running(msgspec.structs.replace(config, disk=named)):
+        report = await says.hears(lambda report: report.disks, "what agent.toml says is not believed")
+        assert [(disk.name, disk.device) for disk in report.disks] == [(first, a), (second, b)]
 
 
 async def test_a_damaged_file_where_nothing_is_captured_leaves_what_the_configuration_names(
