@@ -314,14 +314,16 @@ def check(wish: Wish) -> None:
 
 
 def applied(config: AgentConfig, goal: Goal, disks: tuple[WantedDisk, ...], interval_s: float) -> AgentConfig:
-    """The configuration as a goal makes it. `disks`: the goal's, or those that are captured. An id that the configuration does not say was
-    given by an agent."""
-    own = {disk.id for disk in config.disk}
+    """The configuration as a goal makes it. `disks`: the goal's, or those that are captured. Which disk an id of the configuration is, that
+    says, unless the goal says more than a path; an id that it does not say was given by an agent."""
+    own = {disk.id: disk for disk in config.disk if disk.id}
     return msgspec.structs.replace(
         config,
         disks=[],
         disk=[
-            (ProtectedDisk if disk.id in {None, *own} or disk.identity else NotedDisk)(
+            own[disk.id]
+            if disk.id in own and not disk.identity
+            else (ProtectedDisk if disk.id is None or disk.identity else NotedDisk)(
                 disk.device, disk.id, disk.identity
             )
             for disk in disks

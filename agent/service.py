@@ -19,7 +19,7 @@ from agent.capture.available import Available
 from agent.capture.bindings import BindingsFile, Bound
 from agent.capture.look import as_captured
 from agent.capture.watch import RETRY_S
-from agent.config import AgentConfig, address_of
+from agent.config import AgentConfig
 from agent.desired import Goal, WishFile, applied
 from agent.idle import FAILED, NOTHING_NAMED, STOPPED, Idle
 from agent.idle import serve as serve_idle
@@ -44,7 +44,6 @@ from shared.service import notify, watchdog_interval_s
 from shared.status import BoundDisk, Problem
 from shared.threads import in_thread
 from shared.vocabulary import Role, Severity
-from shared.waiting import first_of
 
 _log = logging.get()
 
@@ -258,21 +257,14 @@ def _known(exc: Exception) -> list[UnderstudyError]:
 
 
 async def _follow(wanted: _Wanted, agent: Agent, over: asyncio.Event) -> None:
-    """Settings take effect within the session; when another goal holds it is over."""
+    """Settings take effect within the session; when another goal holds it is over. (Who has the stream may have it in the next one, too:
+    `servers`.)"""
 
     def is_another() -> bool:
         agent.point_every(wanted.wishes.point_interval_s(wanted.config))
         return wanted.wishes.goal(wanted.config) != wanted.goal
 
     await wanted.wishes.until(is_another)
-
-    def may_go_at_once() -> bool:
-        goal = wanted.wishes.goal(wanted.config)
-        return goal.is_stopped or agent.sender.address in [address_of(server) for server in goal.servers]
-
-    # The others never had the stream. Whoever wants it to stop meanwhile, or to go on as it did, is not kept waiting.
-    if not may_go_at_once():
-        await first_of(agent.sender.leave(), wanted.wishes.until(may_go_at_once))
     _log.info("something else is wanted: the session ends")
     over.set()
 

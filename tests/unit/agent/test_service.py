@@ -271,36 +271,22 @@ def test_where_nobody_knows_what_is_wanted_what_is_captured_and_what_is_configur
     assert disks(False) == []
 
 
-@pytest.mark.parametrize("named", ["again", "no more", "no more, then it is to stop", "no more, then again"])
-async def test_a_process_server_that_is_named_no_more_is_left_when_others_can_go_on_with_the_stream(
-    tmp_path: Path, named: str
-) -> None:
+@pytest.mark.parametrize("verb", [Verb.PROTECT, Verb.STOP])
+async def test_a_session_is_over_as_soon_as_something_else_is_wanted(tmp_path: Path, verb: Verb) -> None:
+    """Who has the stream may have it in the next one, too: nobody waits for him here."""
     files = TlsFiles(cert=tmp_path / "c", key=tmp_path / "k", ca=tmp_path / "a")
     config = AgentConfig(
         machine="m", disks=["/dev/x"], process_server="ps1:9443", control_url="https://cs", tls=files,
         state_dir=tmp_path, pin_dir=tmp_path / "pins",
     )  # fmt: skip
-    wishes, uploaded, over = WishFile(tmp_path, "m", ""), asyncio.Event(), asyncio.Event()
-    sender = SimpleNamespace(address=("ps1", 9443), leave=uploaded.wait)
-    agent = cast(Any, SimpleNamespace(sender=sender, point_every=lambda seconds: None))
+    wishes, over = WishFile(tmp_path, "m", ""), asyncio.Event()
+    agent = cast(Any, SimpleNamespace(point_every=lambda seconds: None))
     wanted = service._Wanted(wishes.goal(config), wishes, config, cast(Any, None))
     following = asyncio.create_task(service._follow(wanted, agent, over))
-
-    async def told(number: int, verb: Verb, *servers: str) -> None:
-        mark = Mark(incarnation="i", number=number, act="a")
-        await wishes.take(Desired(wish=Wish(mark=mark, verb=verb, process_servers=servers)))
-        assert await wishes.written()
-
-    await told(1, Verb.PROTECT, "ps2:9443", *(["ps1:9443"] if named == "again" else []))
-    if named != "again":
-        await asyncio.wait({following}, timeout=0.1)
-        assert not over.is_set()
-    if named == "no more":
-        uploaded.set()
-    elif named == "no more, then again":
-        await told(2, Verb.PROTECT, "ps1:9443", "ps2:9443")
-    elif named != "again":
-        await told(2, Verb.STOP)
+    mark = Mark(incarnation="i", number=1, act="a")
+    servers = ("ps2:9443",) if verb is Verb.PROTECT else ()
+    await wishes.take(Desired(wish=Wish(mark=mark, verb=verb, process_servers=servers)))
+    assert await wishes.written()
     async with asyncio.timeout(10):
         await following
     assert over.is_set()
