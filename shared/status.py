@@ -99,7 +99,7 @@ class AvailableDisk(msgspec.Struct, kw_only=True):
     id: Word = ""
     """The stable id of the disk that it is, by what its agent has noted; empty: it never was a protected one."""
     links: Annotated[list[Word], _entries] = []
-    """Other paths that lead to it, below /dev/disk and /dev/mapper."""
+    """Other paths that lead to it."""
 
 
 class BoundDisk(msgspec.Struct, kw_only=True):
