@@ -80,11 +80,13 @@ async def test_why_an_agent_ends_is_told_also_when_a_part_of_a_running_one_faile
     assert told == [failure]
 
 
-@pytest.mark.parametrize("is_mounted", [True, False])
+@pytest.mark.parametrize("state_dir", ["whole", "not mounted", "damaged"])
 async def test_last_words_say_what_is_to_be_protected_unless_nobody_has_read_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mounted: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state_dir: str
 ) -> None:
-    """None of its disks is there yet, at a boot say: what it is told by somebody who knows fewer would drop the others."""
+    """None of its disks is there yet, at a boot say: what it is told by somebody who knows fewer would drop the others. Without its notes
+    it knows paths alone, and they would be taken for other disks than those that bear the ids."""
+    is_mounted = state_dir != "not mounted"
     told = []
 
     async def tell(*arguments: object) -> None:
@@ -109,6 +111,8 @@ async def test_last_words_say_what_is_to_be_protected_unless_nobody_has_read_tha
     state = tmp_path / "state"
     state.mkdir()
     bindings.write(state, [Bound("sda", "/dev/sda", "wwid:A"), Bound("former", "/dev/sdz", "wwid:Z")])
+    if state_dir == "damaged":
+        (state / bindings.NAME).write_bytes(b"{")
     config = AgentConfig(
         machine="m", disks=["/dev/sda", "/dev/late"], process_server="ps:9443", control_url="https://cs", tls=files,
         state_dir=state, pin_dir=tmp_path / "pins",
@@ -116,7 +120,7 @@ async def test_last_words_say_what_is_to_be_protected_unless_nobody_has_read_tha
     with pytest.raises(NoUsableDiskError if is_mounted else NotMountedError):
         await service.run(config, asyncio.Event())
     bound = [BoundDisk(id="sda", device="/dev/sda"), BoundDisk(id="", device="/dev/late")]
-    assert told == [bound if is_mounted else None]
+    assert told == [bound if state_dir == "whole" else None]
 
 
 async def test_the_client_of_the_config_server_is_closed_also_when_a_part_of_the_agent_fails(
