@@ -30,6 +30,7 @@ from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
+from config_server.rules.settling import settled
 from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
 from config_server.store import audit, events, incarnations, inventory, policies
 from shared.active_side import shown
@@ -52,6 +53,8 @@ class Answer(NamedTuple):
     left_entries: bool = False
     is_withheld: bool = False
     """Nobody knows that this hardware is the machine: it hears no opinion, whatever is wanted."""
+    waits: Wish | None = None
+    """What is wanted, and not told: its agent has not said enough for anybody to know what that would drop."""
 
 
 def answer(
@@ -68,8 +71,7 @@ def answer(
     """`told` is what the machine's agent says that it goes by, `offer` what it says of its disks, `identity` that of its hardware;
     `is_the_machine`: storage says so, too (sides.py). In the transaction of its report."""
     known = inventory.find(db, machine)
-    own = known.own if known is not None else None
-    before = own.wish if own is not None else None
+    before = known.wish if known is not None else None
     settings = policies.settings((known.assigned if known is not None else policies.default(db)).policy)
     if known is not None and identity != known.identity:
         if not known.identity:
@@ -77,9 +79,14 @@ def answer(
                 inventory.note_identity(db, machine, identity)
         elif not is_the_machine or not may_leave_entries:
             return Answer(Desired(), is_withheld=not is_the_machine)
+        elif offer.goes_by is None:
+            return Answer(Desired(settings=settings), waits=before)
         else:
             after = begin_anew(db, known, identity, told, now_ns, protects=offer.goes_by)
             return Answer(_desired(after.wish, settings), left_entries=True)
+    known = settle(db, known, offer, told) if known is not None else None
+    own = known.own if known is not None else None
+    before = own.wish if own is not None else None
     match judge(own, told, incarnations.history(db)):
         case Agree():
             if known is not None and (known.dropped or known.moved):
@@ -91,8 +98,9 @@ def answer(
         case Tell(wish, doubt):
             assert known is not None
             unsaid = _unsaid(known, told, offer, incarnations.history(db)[-1])
-            if unsaid and wish.verb is Verb.PROTECT and offer.may_be_among(unsaid, wish.disks):
-                return Answer(Desired(settings=settings))  # its next report says more
+            is_unsettled = wish.verb is Verb.PROTECT and offer.is_unsettled(wish.disks)
+            if unsaid is None or is_unsettled:
+                return Answer(Desired(settings=settings), waits=wish)
             stays = _unsaid_servers(known, told, incarnations.history(db)[-1])
             if (unsaid or stays is not None) and not may_leave_entries:
                 return Answer(Desired(settings=settings))
@@ -128,8 +136,16 @@ def answer(
             return Answer(_desired(wish, settings), left_entries=True)
 
 
-def _unsaid(known: Machine, told: Wish | None, offer: Offer, incarnation: str) -> tuple[WantedDisk, ...]:
-    """What the agent protects, and would not any more by what this database has, although nobody said of it that it shall go."""
+def settle(db: sqlite3.Connection, known: Machine, offer: Offer, told: Wish | None) -> Machine:
+    """The machine, its disks by their ids as far as its agent has told these. Before anything is judged by them."""
+    return inventory.settle(db, known, settled(known, offer, told)) if offer.is_known else known
+
+
+def _unsaid(
+    known: Machine, told: Wish | None, offer: Offer, incarnation: str
+) -> tuple[WantedDisk, ...] | None:
+    """What the agent protects, and would not any more by what this database has, although nobody said of it that it shall go; None: that
+    cannot be known, since it does not say what it protects."""
     wish = known.wish
     if wish is None:
         return ()

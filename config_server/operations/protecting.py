@@ -63,6 +63,8 @@ class Protecting:
             if before is not None:
                 _refuse_to_be_deleted(what, before)
                 before = self._as_bound(db, before, now_ns)
+                if agent is not None and before.identity in (UNKNOWN, agent[1].identity):
+                    before = desired_state.settle(db, before, offer, said)
             if agent is None and not body.offline:
                 _refuse_unknown(db, what, name, before, is_moved=is_moved)
             known = before.disks if before is not None else ()

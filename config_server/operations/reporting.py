@@ -18,7 +18,6 @@ from config_server.rules.clock import SECOND_NS
 from config_server.rules.disks import Offer
 from config_server.rules.health import worst
 from config_server.rules.presence import Seen, decode, problems_of
-from config_server.rules.wishes import without
 from config_server.rules.wrong import problems_with
 from config_server.store import audit, commands, events, inventory, revocation
 from shared import logging
@@ -47,6 +46,7 @@ class _Told(NamedTuple):
     desired: Desired | None = None
     is_withheld: bool = False
     """There is an opinion, perhaps, that it does not hear (desired_state.py)."""
+    waits: Wish | None = None
 
 
 class Reporting:
@@ -89,7 +89,7 @@ class Reporting:
             if answer is None:
                 return _Told(asked)
             said = None if answer.desired == Desired() else answer.desired
-            return _Told(asked, said, answer.is_withheld)
+            return _Told(asked, said, answer.is_withheld, answer.waits)
 
         def work(db: sqlite3.Connection) -> tuple[list[str], list[EventView], _Told]:
             if not taken:
@@ -109,9 +109,7 @@ class Reporting:
                     db, inventory.StoredReport(role, call.name, now_ns, _without_results(seen))
                 )
                 self._saved_ns[call.who] = began_ns
-            answer = told(db)  # first: whose disks these are
-            if isinstance(seen.report, AgentReport):
-                _note_bound(db, call.name, seen.report)
+            answer = told(db)
             return finished, changed, answer
 
         kept = taken  # what it says of commands is said again
@@ -184,7 +182,9 @@ class Reporting:
         untaken, now_ns = self._control.untaken, self._control.mono_ns()
         if told.is_withheld or told.desired is not None:
             untaken.withhold(seen.name, is_withheld=told.is_withheld, now_ns=now_ns)
-        if told.desired is None:
+        if told.waits is not None:
+            untaken.note(seen.name, told.waits, seen.report.wish, now_ns)
+        if told.waits is not None or told.desired is None:
             return False
         return untaken.note(seen.name, told.desired.wish, seen.report.wish, now_ns)
 
@@ -260,18 +260,3 @@ def _daemon_view(seen: Seen, now_ns: int) -> DaemonView:
 
 def _without_results(seen: Seen) -> bytes:
     return msgspec.json.encode(msgspec.structs.replace(seen.report, results={}))
-
-
-def _note_bound(db: sqlite3.Connection, name: str, report: AgentReport) -> None:
-    offer, known = Offer.of(report), inventory.find(db, name)
-    before = known.disks if known is not None else ()
-    if offer.bound and not offer.may_be_among(without(offer.bound, before), before):
-        inventory.note_bound(
-            db,
-            name,
-            report.identity,
-            offer.bound,
-            report.wish,
-            settle=offer.settled,
-            is_whole=bool(report.bound),
-        )

@@ -103,6 +103,8 @@ def undone(look: Look) -> UnhealthyError:
 
 def _untaken(name: str, report: AgentReport, wish: Wish) -> UnhealthyError:
     cause = f"it goes by {in_words(report.wish)}, and is told: {in_words(wish)}"
+    if not report.available:
+        cause += ", once it has said which disks there are"
     if report.wish is None and not report.available:
         cause += f"; it may be older than wishes (its version is {report.version or 'not known'}): upgrade it"
     elif report.errors:

@@ -23,12 +23,13 @@ from config_server.rules.disks import Offer
 from config_server.rules.wishes import Adopt, Tell
 from config_server.store import database, incarnations, inventory, restored
 from shared.desired import Mark, Verb, WantedDisk, Wish
-from shared.status import AgentReport
+from shared.status import AgentReport, AvailableDisk
 
 START_NS: Final = 1_800_000_000 * SECOND_NS
 MACHINES: Final = ("web1", "web2")
 DISKS: Final = ((), ("sda",), ("sdb",), ("sda", "sdb"), ("sda", "sdb", "sdc"))
 """What is asked for; nothing: that it stops."""
+AVAILABLE: Final = [AvailableDisk(device=f"/dev/{disk}", sectors=8) for disk in DISKS[-1]]
 
 COVERS: Final = wishes.covers
 """What counts here, whatever a mutant makes of it."""
@@ -117,7 +118,7 @@ class Site:
     def report(self, machine: str) -> None:
         before = self.agents.get(machine)
         own = inventory.find(self.db, machine)
-        offer = Offer.of(AgentReport(wish=before))
+        offer = Offer.of(AgentReport(wish=before, available=AVAILABLE))
         said = desired_state.answer(self.db, machine, before, self.now_ns, offer=offer).desired.wish
         after = said or before
         if after is None:
