@@ -53,10 +53,11 @@ class Site:
 
     def __init__(self) -> None:
         self.db = database.connect(":memory:")
-        self.copies = [self.copied()]
-        self.agents: dict[str, Wish] = {}
         self.said: set[tuple[str, str]] = set()
         """Machines and disks of which an operator has said that they shall go, and its agent has not heard of that."""
+        self.copies: list[tuple[sqlite3.Connection, set[tuple[str, str]]]] = [(self.copied(), set())]
+        """With what was said of disks by the acts that each has."""
+        self.agents: dict[str, Wish] = {}
         self.order: dict[str, int] = {}
         """Of each act: the how many-eth it really was."""
         self.now_ns = START_NS
@@ -75,21 +76,22 @@ class Site:
 
     def do(self, what: str, number: int) -> None:
         self.now_ns += SECOND_NS
-        machine, older = MACHINES[number % 2], self.copies[-1 - number % len(self.copies)]
+        machine, (older, said) = MACHINES[number % 2], self.copies[-1 - number % len(self.copies)]
         match what:
             case "act":
                 self.act(machine, DISKS[number // 2])
             case "report":
                 self.report(machine)
             case "back up":
-                self.copies.append(self.copied())
+                self.copies.append((self.copied(), {*self.said}))
             case "restore":
                 self.put(older)
                 restored.prepare(self.db, self.now_ns)
                 self.said.clear()  # it may have been taken back behind the backup
             case "set back":
-                self.copies.append(self.copied())  # the other one may come back, too
+                self.copies.append((self.copied(), {*self.said}))  # the other one may come back, too
                 self.put(older)
+                self.said |= said
                 self.is_certain = self.is_noticed = False
             case "begin anew":
                 self.put(database.connect(":memory:"))
