@@ -11,6 +11,10 @@ who acts by what a backup says drops a disk that he did not see. So it is with p
 knew says nothing of others, to which the agent was moved behind the backup, and it stays with these (US636). An act that is older than the
 restore, and of which the agent has not heard, drops nothing (wishes.py).
 
+So nothing is told that could drop some of it to an agent that does not say what it protects (one that fails, and is older, or could not
+read that), and nothing begins anew by its word; nor is a path told before the agent has looked which disks there are: what is told is what
+was judged (settling.py). When that lasts it is a problem of its own (US610).
+
 **Disks are those of one hardware.** A machine that stands on other hardware since (`machine rebind`, or it was deleted and another bears
 its name) begins anew: whether it is to be protected stays, which disks these were does not, since the same paths are other disks there. It
 is told that without disks, so that it goes by its own configuration until an operator names them; one that comes back has a wish of its
