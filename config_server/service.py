@@ -135,6 +135,7 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
         vault = None if file is None else await _recorded(file, storage, control)
         listener = Listener.open(config.listen, config.port, own.context)
         protecting = Protecting(control, sides)
+        deletions = DeletionSweep(control, sides, revoking)
         handlers = Handlers(
             identity=known,
             revoking=revoking,
@@ -169,7 +170,8 @@ async def _run(config: ConfigServerConfig, stop: asyncio.Event, ready: Callable[
                 _Part("serving", _ask_whose(control, stop)),
                 _Part("revocations", _make_up_for_revocations(control, revoking)),
                 _Part("grants", _sweep_grants(control, granting, stop)),
-                _Part("deletions", _sweep_deletions(control, DeletionSweep(control, sides, revoking), stop)),
+                _Part("deletions", _sweep_deletions(control, deletions, stop)),
+                _Part("delays of deletions", _count_deletions(control, deletions, stop)),
             )
             async with asyncio.TaskGroup() as tasks:
                 begun = [(part, tasks.create_task(part.work, name=part.name)) for part in parts]
@@ -318,6 +320,12 @@ async def _sweep_deletions(control: Control, deletions: DeletionSweep, stop: asy
     """It waits for storage, so it is apart."""
     while not stop.is_set():
         await _part(control, "deletions", deletions.sweep())
+        await wait_for(stop, PASS_S)
+
+
+async def _count_deletions(control: Control, deletions: DeletionSweep, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        await _part(control, "delays of deletions", deletions.count())
         await wait_for(stop, PASS_S)
 
 

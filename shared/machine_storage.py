@@ -140,17 +140,20 @@ class MachineStorage(Retried):
         entry = await self._registered(machine) or await self._described(machine)
         return None if entry is None else self._container(entry.id)
 
-    async def unregister(self, machine: str, container: str) -> None:
-        """Behind the deletion of the machine's container: takes its entry out of the registry, unless that names another one by now. Raises
-        StorageError, IntegrityError; PreconditionError where somebody changes it at that moment.
+    async def unregister(self, machine: str, container: str) -> str:
+        """Behind the deletion of the machine's container: takes its entry out of the registry, unless that names another one by now, which
+        is returned. Raises StorageError, IntegrityError; PreconditionError where somebody changes it at that moment.
         """
         self.forget(machine, container)
         with contextlib.suppress(BlobNotFoundError, ContainerMissingError):
             etag = (await self.vault.properties(_name(machine))).etag
             entry = await self._entry(machine)
-            if entry is not None and self._container(entry.id) == container:
-                await self.vault.delete(_name(machine), if_match=etag)
-                _log.info("machine taken out of the registry", machine=machine, container=container)
+            named = "" if entry is None else self._container(entry.id)
+            if named != container:
+                return named
+            await self.vault.delete(_name(machine), if_match=etag)
+            _log.info("machine taken out of the registry", machine=machine, container=container)
+        return ""
 
     def forget(self, machine: str, container: str) -> None:
         """Nothing is remembered of it: whoever asks next is told what storage says then."""

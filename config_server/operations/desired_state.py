@@ -20,6 +20,9 @@ its name) begins anew: whether it is to be protected stays, which disks these we
 is told that without disks, so that it goes by its own configuration until an operator names them; one that comes back has a wish of its
 own, with its disks. An agent with another identity than the one that is known, of which storage does not say that it is the machine (it is
 away, or the machine was failed over), hears no opinion.
+
+**Who was deleted begins anew, too.** An agent that is enrolled again under the name goes on by the stop that was said with the deletion.
+Nobody has said it of the machine that begins: it is told to protect, by its own configuration, with an event.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from config_server.rules.facts import SELF
 from config_server.rules.machine import Machine
 from config_server.rules.settling import settled
 from config_server.rules.wishes import UNHEARD, Adopt, Agree, Tell, in_words, judge, named
-from config_server.store import audit, events, incarnations, inventory, policies
+from config_server.store import audit, deletions, events, incarnations, inventory, policies
 from shared.active_side import shown
 from shared.api.events import EventKind
 from shared.desired import Desired, Settings, Verb, WantedDisk, Wish
@@ -91,6 +94,14 @@ def answer(
     known = settle(db, known, offer, told) if known is not None else None
     own = known.own if known is not None else None
     before = own.wish if own is not None else None
+    if own is None and told is not None and deletions.was_done(db, machine, told.mark.act):
+        if not may_leave_entries:
+            return Answer(Desired(settings=settings))
+        inventory.ensure_machine(db, machine, now_ns)
+        begun = Wish(mark=told.mark, verb=Verb.PROTECT)
+        after = inventory.begin_anew(db, machine, identity, now_ns, begun, [told.mark])
+        _note_begun(db, machine, told, after, now_ns)
+        return Answer(_desired(after.wish, settings), left_entries=True)
     match judge(own, told, incarnations.history(db)):
         case Agree():
             if known is not None and (known.dropped or known.moved):
@@ -279,6 +290,20 @@ def _note_unheard(
     )
     happened = Problem(**error.as_dict(), severity=Severity.WARNING, object=machine)
     events.note(db, EventKind.RESTORED, SELF, happened, now_ns)
+
+
+def _note_begun(db: sqlite3.Connection, machine: str, told: Wish, after: Machine, now_ns: int) -> None:
+    detail = {"before": _plain(told), "after": _plain(after.wish)}
+    audit.add(db, SELF, "machine.wish.anew", machine, detail, now_ns)
+    happened = Problem(
+        code="",
+        what=f"The agent of {machine} was to stop, since the machine was deleted; it was enrolled again, and protects by its configuration",
+        cause="that it should stop was said of the machine that was deleted",
+        action=f"Say what is wanted: understudy machine protect {machine}, or unprotect.",
+        severity=Severity.WARNING,
+        object=machine,
+    )
+    events.note(db, EventKind.STATE, SELF, happened, now_ns)
 
 
 def _note_adoption(

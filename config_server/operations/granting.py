@@ -248,7 +248,7 @@ class Granting:
 
     async def _give(self, call: Call, store: BlobStore, grant: Grant, over: Sequence[str]) -> None:
         def add(db: sqlite3.Connection) -> None:
-            deletions.check_readable(db, grant.machine)
+            deletions.check_readable(db, grant.machine, self._control.storage.place)
             grants.add(db, grant)
 
         await self._note(

@@ -258,6 +258,18 @@ def check(db: sqlite3.Connection, serial: int, name: str, begins_s: int) -> None
         raise CertificateRevokedError(f"The certificate of {name} was refused")
 
 
+def is_refused(db: sqlite3.Connection, role: str, name: str) -> bool:
+    """Whether ROLE:NAME is by every certificate of it that is known here: it has to be enrolled anew."""
+    revoked, subject = current(db), f"{role}:{name}"
+    found = db.execute("SELECT serial, issued_ns FROM certificates WHERE role = ? AND name = ?", (role, name))
+    begins = [
+        (int(row["serial"], 16), row["issued_ns"] // SECOND_NS - int(BACKDATED.total_seconds()))
+        for row in found
+    ]
+    is_said = subject in revoked.since or bool(begins)
+    return is_said and all(revoked.covers(serial, subject, begins_s) for serial, begins_s in begins)
+
+
 def is_key_revoked(db: sqlite3.Connection, key: str) -> bool:
     """Whether a certificate of this key, as far as it is known here, is refused: then no other of it may be issued."""
     found = db.execute(

@@ -26,7 +26,9 @@ class Kept(msgspec.Struct, kw_only=True):
     taken_back: bool
     """False: nobody wanted it deleted."""
     revoked: bool = False
-    """Its agent's certificates were revoked for the deletion: it has to be enrolled anew."""
+    """Its agent's certificates are revoked, for the deletion or before: it has to be enrolled anew."""
+    gone: bool = False
+    """Storage has its container no more: the deletion was done, or somebody else did it. There was nothing left to keep."""
 
 
 DELETION = Route(

@@ -93,6 +93,8 @@ class DeletionView(msgspec.Struct, kw_only=True):
     """What is not deleted with it, a line each, where that is asked for."""
     due: str | None = None
     """Not before then, as things are; null where nobody has asked for it, or somebody has to say it again."""
+    is_due: bool = False
+    """That was before now, as this server counts the delay."""
     after_s: float = 0.0
     """The delay, of which each second counts in which the config server runs."""
     asked: str | None = None

@@ -180,8 +180,8 @@ class DeletionStorageError(UnhealthyError):
 
     code = "US632"
     default_action = (
-        "See that this server reaches storage, and may delete containers there (no legal hold, no lease, no immutability): it is tried"
-        " again every minute. To take it back: understudy machine keep NAME."
+        "See that this server reaches storage, and may delete and change containers there (no legal hold, no lease, no immutability): it is"
+        " tried again every minute; what storage refuses, within ten."
     )
 
 
