@@ -81,6 +81,12 @@ def keep(name: str) -> None:
     again = f"To protect it again: understudy machine protect {name}."
     if not kept.taken_back:
         say(f"'{name}' was not to be deleted; nothing changed.")
+    elif kept.gone:
+        say(
+            f"'{name}' is not to be deleted any more, but storage has its container no more: nothing of it was left to keep. If the account"
+            f" keeps deleted containers (container soft delete), bring it back there. Else delete '{name}' again, which takes it out of the"
+            f" list{'; its agent is revoked, and is enrolled anew with a new token' if kept.revoked else ''}."
+        )
     elif kept.revoked:
         say(
             f"'{name}' is not deleted, and is not protected. Its agent's certificates were revoked already: enrol it anew (understudy token"

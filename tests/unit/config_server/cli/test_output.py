@@ -34,7 +34,7 @@ from shared.api.certificates import CertificateView
 from shared.api.copies import CopyList, CopyView
 from shared.api.events import EventView
 from shared.api.jobs import JobState, JobView
-from shared.api.machines import MachineView
+from shared.api.machines import DeletionView, MachineView
 from shared.api.points import GapView, PointList
 from shared.api.policies import Policy
 from shared.api.protection import DiskCandidate, DiskCandidates
@@ -258,6 +258,45 @@ def test_an_audit_entry_shows_who_did_what_in_one_line_and_the_detail_below() ->
         who,
         f'  {{"serial":"{"7" * 40}"}}',
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "is_kept"),
+    [
+        ({}, "to be deleted on 2026-11-24 14:16 UTC (", True),
+        ({"is_due": True, "waits": "it is read"}, "due to be deleted since 2026-11-24 14:16 UTC, and waits: it is read (", True),
+        ({"is_due": True, "stage": "closed"}, "due to be deleted since 2026-11-24 14:16 UTC; its agent is revoked (", True),
+        ({"is_due": True, "stage": "removing"}, "is being deleted, and cannot be taken back", False),
+        ({"due": None, "waits": "so"}, "to be deleted, if somebody says it again: so", False),
+    ],
+)  # fmt: skip
+def test_of_a_deletion_it_is_said_how_far_it_is_and_how_it_is_taken_back_while_it_can_be(
+    changes: dict[str, Any], says: str, is_kept: bool
+) -> None:
+    fields = {
+        "machine": "web1",
+        "container": "v-1",
+        "identity": "",
+        "points": 3,
+        "due": TIME,
+        "stage": "waiting",
+    }
+    deletion = DeletionView(**{**fields, **changes})
+    found = msgspec.structs.replace(_machine("ordered"), deletion=deletion)
+    [*_, remark] = lines_of(machine_pages.list_page([found]), width=200)
+    assert remark.startswith(f"web1: {says}")
+    assert ("machine keep web1" in remark) is is_kept
+    page = lines_of(machine_pages.machine_page(found), width=200)
+    [line] = [line for line in page if line.strip().startswith("deletion")]
+    assert says.split(" (")[0].split(", and waits")[0].split(": so")[0] in line
+    assert "3 points" in line
+
+
+def test_points_that_were_not_listed_are_not_shown_as_none() -> None:
+    deletion = DeletionView(machine="web1", container="", identity="", points=0, due=TIME, unknown="away")
+    found = msgspec.structs.replace(_machine("ordered"), deletion=deletion)
+    page = lines_of(machine_pages.machine_page(found), width=200)
+    assert [line for line in page if "points not known: away" in line]
 
 
 EVIL = "[/x] [link=http://evil/]sda[/link] :bomb: \x1b]0;pwned\x07\x1b[2J\x9b2J \u202eexe"
