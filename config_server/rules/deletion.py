@@ -145,7 +145,9 @@ def of_place(name: str, deletion: Deletion, place: str) -> UnhealthyError | None
     """What hinders it: it was asked of another storage account. What this one lacks, nobody has deleted."""
     if deletion.place in ("", place):
         return None
-    return _another(name, f"it was said of {deletion.place}, and this config server's storage is {place} now")
+    return _another(
+        name, f"it was said of {deletion.place}, and this config server's storage is {place or 'none'} now"
+    )
 
 
 def is_too_early(daemons: Iterable[Seen], now_ns: int) -> bool:
