@@ -20,7 +20,7 @@ from config_server.rules.deletion import NOTED, Found
 from shared import active_side
 from shared.blob import BlobStore, Retry
 from shared.crashpoints import reach
-from shared.errors import ContainerMissingError, UsageError
+from shared.errors import ContainerMissingError, StorageRefusedError, UsageError
 from shared.log import names
 from shared.log.epochs import newest_epoch
 from shared.machine_storage import MachineStorage
@@ -46,22 +46,33 @@ async def look(storage: MachineStorage, machine: str, container: str) -> Found:
 async def _look_into(store: BlobStore, named: str, vault: str) -> Found:
     info = await store.container_info()
     side = await active_side.find(store)
-    policies = await store.policies.look()
-    granted = [
-        policy.id
-        for policy in policies.policies
-        if policy.id.startswith("understudy-") and (policy.until is None or policy.until > policies.date)
-    ]
+    granted, date = await _granted(store)
     return Found(
         named=named,
         vault=vault,
         metadata=info.metadata,
         changed=info.changed,
         identity=side.identity if side is not None else active_side.UNKNOWN,
-        date=policies.date,
+        date=date,
         written=await _written(store),
-        granted=granted[0] if granted else "",
+        granted=granted,
     )
+
+
+async def _granted(store: BlobStore) -> tuple[str, dt.datetime]:
+    """A policy under which somebody may read the container now, empty for none; and storage's time."""
+    try:
+        policies = await store.policies.look()
+    except StorageRefusedError:
+        # The container was just read, so this is an identity whose role does not cover policies (getAcl, which *Storage Blob Data
+        # Contributor* lacks). Where there is no account key nobody signs grants; those of a key from before live for hours at most.
+        return "", dt.datetime.now(dt.UTC)
+    granted = [
+        policy.id
+        for policy in policies.policies
+        if policy.id.startswith("understudy-") and (policy.until is None or policy.until > policies.date)
+    ]
+    return granted[0] if granted else "", policies.date
 
 
 async def remove_container(storage: MachineStorage, container: str, changed: dt.datetime) -> None:

@@ -244,6 +244,25 @@ async def test_what_storage_said_is_gone_needs_no_list_of_containers(
     assert f"{REGISTRY}web1.json" not in entries
 
 
+async def test_an_identity_that_may_not_read_policies_deletes_all_the_same(
+    server: ConfigServer,
+    operator: RestClient,
+    web1: ObedientAgent,
+    machine: ModelMachine,
+    machine_storage: MachineStorage,
+    proxy: FaultProxy,
+) -> None:
+    """*Storage Blob Data Contributor* has no getAcl; Azure answers 403."""
+    rule = proxy.add(Answer(403, "AuthorizationPermissionMismatch"), comp="acl", times=None)
+    await delete(operator)
+    await stops(web1)
+    pass_delay(folder(server))
+    await until(lambda: is_gone(operator))
+    containers, _ = await in_storage(machine_storage)
+    assert machine.store.container not in containers
+    assert rule.struck > 0
+
+
 async def test_what_storage_refuses_is_asked_again_after_ten_minutes_and_not_with_each_look(
     server: ConfigServer,
     operator: RestClient,
